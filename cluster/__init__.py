@@ -1,0 +1,1 @@
+"""Where raydit runs: Ray sessions, job submission, storage, and the doctor."""

@@ -1,0 +1,1 @@
+"""The diffusion transformer: models, objectives, samplers, checkpoints and the training loop, in plain torch."""

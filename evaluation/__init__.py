@@ -1,0 +1,1 @@
+"""How images are scored: feature extractors, mergeable statistics, metrics, references, protocol, report."""

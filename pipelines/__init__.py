@@ -1,0 +1,1 @@
+"""The jobs: encode, train and evaluate on Ray, tracked in MLflow, behind one command line."""
