@@ -1,0 +1,234 @@
+"""The parts of a diffusion transformer.
+
+Shapes: N images, T tokens of width D, S conditioning tokens.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dit.config import TIMESTEP_FREQUENCIES
+
+NORM_EPS = 1e-6
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal embedding of timesteps (N,) -> (N, dim) float32: the cosine half first, then the sine half.
+
+    Diffusion models pass integers 0..999 of the full process, flow models times in [0, 1].
+    Source: Vaswani et al. 2017, section 3.5 (https://arxiv.org/abs/1706.03762), halves swapped as in DiT.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def position_embedding(dim: int, rows: int, columns: int) -> Tensor:
+    """Fixed 2-D sine-cosine embedding of a grid in row-major order: (rows * columns, dim) float64.
+
+    The first half encodes the column (width coordinate), the second the row; each is sine, then cosine.
+    Source: Chen et al. 2021, MoCo v3 (https://arxiv.org/abs/2104.02057).
+    """
+    quarter = dim // 4
+    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    row, column = torch.meshgrid(
+        torch.arange(rows, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij"
+    )
+    angles = [coordinate.reshape(-1, 1) * frequencies for coordinate in (column, row)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shift and scale tokens x (N, T, D) by per-image vectors (N, D), as x * (1 + scale) + shift."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def unpatchify(tokens: Tensor, patch_size: int, grid_size: tuple[int, int]) -> Tensor:
+    """Lay patches (N, rows * columns, patch * patch * C) back: (N, C, rows * patch, columns * patch).
+
+    Inside a token the channel varies fastest: (patch row, patch column, channel).
+    """
+    rows, columns = grid_size
+    patches = tokens.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, (rows, columns))
+    return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class PatchEmbed(nn.Module):
+    """Latents (N, C, H, W) -> tokens (N, T, D): one linear map shared by all patches."""
+
+    def __init__(self, in_channels: int, hidden_size: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class TimestepEmbedder(nn.Module):
+    """Timesteps (N,) -> vectors (N, D): sinusoidal embedding, then linear, SiLU, linear."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(TIMESTEP_FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(timestep_embedding(t, TIMESTEP_FREQUENCIES).to(next(self.parameters()).dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """Labels (N,) -> vectors (N, D)."""
+
+    def __init__(self, num_labels: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_labels, hidden_size)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.embedding_table(y)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on tokens (N, T, D)."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (N, T, 3D) -> (3, N, heads, T, D / heads)
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens (N, T, D) to conditioning tokens (N, S, D)."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(hidden_size, hidden_size)
+        self.kv = nn.Linear(hidden_size, 2 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(c).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU (tanh approximation) between, on the last dimension."""
+
+    def __init__(self, hidden_size: int, mlp_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, mlp_size)
+        self.fc2 = nn.Linear(mlp_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def plain_norm(hidden_size: int) -> nn.LayerNorm:
+    """Layer norm without weights, for blocks whose conditioning supplies shift and scale."""
+    return nn.LayerNorm(hidden_size, elementwise_affine=False, eps=NORM_EPS)
+
+
+def modulation(hidden_size: int, num_vectors: int) -> nn.Sequential:
+    """Condition (N, D) -> num_vectors shifts, scales or gates, concatenated (N, num_vectors * D)."""
+    return nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, num_vectors * hidden_size))
+
+
+class AdaLNZeroBlock(nn.Module):
+    """Transformer block; the condition (N, D) shifts and scales its norms and gates its branches.
+
+    Gates start at zero, so the block starts as the identity. Source: Peebles & Xie 2022, section 3.2.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_size: int) -> None:
+        super().__init__()
+        self.norm1 = plain_norm(hidden_size)
+        self.attn = Attention(hidden_size, num_heads)
+        self.norm2 = plain_norm(hidden_size)
+        self.mlp = Mlp(hidden_size, mlp_size)
+        self.adaLN_modulation = modulation(hidden_size, 6)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        vectors = self.adaLN_modulation(c).chunk(6, dim=1)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = vectors
+        x = x + gate_msa[:, None] * self.attn(modulate(self.norm1(x), shift_msa, scale_msa))
+        return x + gate_mlp[:, None] * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+
+
+class AdaLNBlock(nn.Module):
+    """Transformer block; the condition (N, D) shifts and scales its norms, nothing is gated."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_size: int) -> None:
+        super().__init__()
+        self.norm1 = plain_norm(hidden_size)
+        self.attn = Attention(hidden_size, num_heads)
+        self.norm2 = plain_norm(hidden_size)
+        self.mlp = Mlp(hidden_size, mlp_size)
+        self.adaLN_modulation = modulation(hidden_size, 4)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift_msa, scale_msa, shift_mlp, scale_mlp = self.adaLN_modulation(c).chunk(4, dim=1)
+        x = x + self.attn(modulate(self.norm1(x), shift_msa, scale_msa))
+        return x + self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+
+
+class CrossAttentionBlock(nn.Module):
+    """Transformer block with attention to the conditioning tokens (N, S, D) after self-attention."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_size: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, eps=NORM_EPS)
+        self.attn = Attention(hidden_size, num_heads)
+        self.norm_cross = nn.LayerNorm(hidden_size, eps=NORM_EPS)
+        self.cross_attn = CrossAttention(hidden_size, num_heads)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=NORM_EPS)
+        self.mlp = Mlp(hidden_size, mlp_size)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        x = x + self.cross_attn(self.norm_cross(x), c)
+        return x + self.mlp(self.norm2(x))
+
+
+class InContextBlock(nn.Module):
+    """Standard transformer block on image and conditioning tokens in one sequence (N, S + T, D)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_size: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, eps=NORM_EPS)
+        self.attn = Attention(hidden_size, num_heads)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=NORM_EPS)
+        self.mlp = Mlp(hidden_size, mlp_size)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """c is not read: the condition is already among the tokens; all blocks are called alike."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class FinalLayer(nn.Module):
+    """Tokens (N, T, D) -> patches (N, T, out_size), by way of a norm that c (N, D) modulates or not."""
+
+    def __init__(self, hidden_size: int, out_size: int, modulated: bool) -> None:
+        super().__init__()
+        self.norm_final = plain_norm(hidden_size) if modulated else nn.LayerNorm(hidden_size, eps=NORM_EPS)
+        self.linear = nn.Linear(hidden_size, out_size)
+        self.adaLN_modulation = modulation(hidden_size, 2) if modulated else None
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        x = self.norm_final(x)
+        if self.adaLN_modulation is not None:
+            x = modulate(x, *self.adaLN_modulation(c).chunk(2, dim=1))
+        return self.linear(x)

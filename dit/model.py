@@ -1,0 +1,151 @@
+"""The diffusion transformer. Source: Peebles & Xie 2022 (https://arxiv.org/abs/2212.09748)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dit.config import MODEL_NAMES, DiTConfig, forward_macs, named_config
+from dit.layers import (
+    AdaLNBlock,
+    AdaLNZeroBlock,
+    CrossAttentionBlock,
+    FinalLayer,
+    InContextBlock,
+    LabelEmbedder,
+    PatchEmbed,
+    TimestepEmbedder,
+    position_embedding,
+    unpatchify,
+)
+
+__all__ = ["MODEL_NAMES", "DiT", "DiTConfig", "create_model", "forward_macs"]
+
+BLOCKS = {
+    "adaln_zero": AdaLNZeroBlock,
+    "adaln": AdaLNBlock,
+    "cross_attention": CrossAttentionBlock,
+    "in_context": InContextBlock,
+}
+
+
+def create_model(name: str, **overrides: Any) -> "DiT":
+    """Build one of MODEL_NAMES, freshly initialised; overrides are fields of DiTConfig."""
+    return DiT(named_config(name, **overrides))
+
+
+class DiT(nn.Module):
+    """Diffusion transformer on latents, conditioned on timestep and class.
+
+    Parameters of the adaLN-Zero model carry the names of the official checkpoints. Labels are not
+    dropped in here: training batches already carry the null class at the dropped places, as a function
+    of (seed, step, position), so that a run gives the same labels whatever its number of workers.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, rows_columns = config.hidden_size, config.grid_size
+        modulated = config.conditioning in ("adaln_zero", "adaln")
+        self.x_embedder = PatchEmbed(config.in_channels, width, config.patch_size)
+        self.t_embedder = TimestepEmbedder(width)
+        self.num_labels = config.num_classes + (config.null_class is not None)
+        self.y_embedder = LabelEmbedder(self.num_labels, width) if config.num_classes else None
+        # A parameter, though never trained, because official checkpoints and parameter counts include it.
+        self.pos_embed = nn.Parameter(
+            position_embedding(width, *rows_columns).float()[None], requires_grad=False
+        )
+        block = BLOCKS[config.conditioning]
+        self.blocks = nn.ModuleList(
+            block(width, config.num_heads, config.mlp_size) for _ in range(config.depth)
+        )
+        self.final_layer = FinalLayer(width, config.patch_size**2 * config.out_channels, modulated)
+        self.initialize_weights()
+
+    @property
+    def null_class(self) -> int | None:
+        """Label that stands for "no label", or None when the model has none."""
+        return self.config.null_class
+
+    def initialize_weights(self) -> None:
+        """Xavier-uniform linear layers, normal embeddings, zero modulations and a zero final layer.
+
+        The generic rule comes first, the exceptions after it.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        patch = self.x_embedder.proj
+        nn.init.xavier_uniform_(patch.weight.view(patch.out_channels, -1))
+        assert patch.bias is not None, "the patch projection has a bias"
+        nn.init.zeros_(patch.bias)
+        for layer in self.t_embedder.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+        if self.y_embedder is not None:
+            nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        modulations = [getattr(m, "adaLN_modulation", None) for m in (*self.blocks, self.final_layer)]
+        zeros = [self.final_layer.linear, *(m[1] for m in modulations if m is not None)]
+        for layer in zeros:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Predict noise, velocity or clean latents (and the variance's channels) from noised latents.
+
+        x: (N, C, H, W) noised latents. t: (N,) timesteps, integers 0..999 of the full process for
+        diffusion, times in [0, 1] for flow. y: (N,) int64 classes, null_class for "no label"; not read
+        by an unconditional model. Returns (N, 2C, H, W) when learn_sigma, else (N, C, H, W).
+        Raises ValueError when shapes, or classes on the CPU, do not fit the model.
+        """
+        self._check_inputs(x, t, y)
+        tokens = self.x_embedder(x) + self.pos_embed  # (N, T, D)
+        conditions = [self.t_embedder(t)]  # each (N, D)
+        if self.y_embedder is not None:
+            conditions.append(self.y_embedder(y))
+        if self.config.conditioning in ("adaln_zero", "adaln"):
+            c = torch.stack(conditions).sum(0)  # (N, D)
+        else:
+            c = torch.stack(conditions, dim=1)  # (N, S, D)
+        if self.config.conditioning == "in_context":
+            tokens = torch.cat([c, tokens], dim=1)  # (N, S + T, D)
+        for block in self.blocks:
+            if self.config.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, c, use_reentrant=False)
+            else:
+                tokens = block(tokens, c)
+        tokens = tokens[:, -self.config.num_tokens :]
+        patches = self.final_layer(tokens, c)  # (N, T, patch * patch * out_channels)
+        return unpatchify(patches, self.config.patch_size, self.config.grid_size)
+
+    def _check_inputs(self, x: Tensor, t: Tensor, y: Tensor | None) -> None:
+        channels, (height, width) = self.config.in_channels, self.config.latent_size
+        if tuple(x.shape[1:]) != (channels, height, width):
+            raise ValueError(
+                f"latents have shape {tuple(x.shape)}, but this model expects "
+                f"(N, {channels}, {height}, {width}): set the model's input_size and in_channels to the "
+                "latents', or encode at another size"
+            )
+        if tuple(t.shape) != (x.shape[0],):
+            raise ValueError(
+                f"timesteps have shape {tuple(t.shape)}, but {x.shape[0]} latents need ({x.shape[0]},): "
+                "give one timestep per image"
+            )
+        if self.y_embedder is None:
+            return
+        if y is None or tuple(y.shape) != (x.shape[0],):
+            found = "missing" if y is None else f"of shape {tuple(y.shape)}"
+            raise ValueError(
+                f"labels are {found}, but {x.shape[0]} latents need ({x.shape[0]},): "
+                "give one class per image, null_class for none"
+            )
+        # On a GPU this look at the values would make the host wait; there, the embedding itself asserts.
+        if y.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(y.min()), int(y.max())
+            if low < 0 or high >= self.num_labels:
+                raise ValueError(
+                    f"labels run from {low} to {high}, but this model knows 0 to {self.num_labels - 1}: "
+                    "check num_classes against the latent data set's class names"
+                )

@@ -1,0 +1,278 @@
+"""Samplers: from noise to latents with a trained model; and guidance, which wraps the model.
+
+Every sampler has the signature (model, noise, labels, *, process, steps, step_noise=None, callback=None):
+model(x, t, labels) is a DiT or anything called like it, noise (N, C, H, W) the start, labels (N,) or None,
+process the diffusion or flow that the model was trained with, steps the number of sampling steps.
+step_noise(i, x) gives the noise of step i in the shape of x, where the sampler needs any: a caller that
+derives it from a sample's own seed gets the same sample in every batch. callback(i, x) sees step i's result.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from dit.config import SAMPLER_PROCESSES
+from dit.diffusion import GaussianDiffusion, x0_and_eps
+from dit.flow import FlowMatching
+
+Model = Callable[..., Tensor]
+StepNoise = Callable[[int, Tensor], Tensor]
+StepCallback = Callable[[int, Tensor], None]
+
+
+@torch.no_grad()
+def sample_ddpm(
+    model: Model,
+    noise: Tensor,
+    labels: Tensor | None,
+    *,
+    process: GaussianDiffusion,
+    steps: int,
+    step_noise: StepNoise | None = None,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Ancestral sampling of a diffusion, on evenly spaced timesteps; the last step adds no noise.
+
+    Source: Ho et al. 2020, algorithm 2 (https://arxiv.org/abs/2006.11239); spacing: iDDPM, section 4.
+    """
+    _check_fit("ddpm", process, steps)
+    spaced = process.spaced(steps)
+    x = noise.float()
+    for i, t in _descending(spaced, x):
+        step = spaced.reverse_step(spaced.predict(model, x, t, labels), x, t)
+        last = i == steps - 1
+        x = step.mean if last else step.mean + torch.exp(0.5 * step.log_variance) * _draw(step_noise, i, x)
+        if callback is not None:
+            callback(i, x)
+    return x
+
+
+@torch.no_grad()
+def sample_ddim(
+    model: Model,
+    noise: Tensor,
+    labels: Tensor | None,
+    *,
+    process: GaussianDiffusion,
+    steps: int,
+    step_noise: StepNoise | None = None,
+    callback: StepCallback | None = None,
+    eta: float = 0.0,
+) -> Tensor:
+    """DDIM sampling of a diffusion; eta 0 is deterministic, eta 1 has the posterior's variance.
+
+    A learned variance is not read. Timesteps are evenly spaced; for the constant stride that "ddimN" means
+    elsewhere, give process.spaced(N, constant_stride=True) and N steps.
+    Source: Song et al. 2020, eq. 12 and 16 (https://arxiv.org/abs/2010.02502).
+    """
+    _check_fit("ddim", process, steps)
+    spaced = process.spaced(steps)
+    x = noise.float()
+    for i, t in _descending(spaced, x):
+        prediction = spaced.predict(model, x, t, labels)[:, : x.shape[1]]
+        x0, eps = spaced.to_x0_and_eps(prediction, x, t)
+        abar = float(spaced.alphas_cumprod[steps - 1 - i])
+        abar_prev = float(spaced.alphas_cumprod_prev[steps - 1 - i])
+        sigma = eta * math.sqrt((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev))
+        x = math.sqrt(abar_prev) * x0 + math.sqrt(1 - abar_prev - sigma**2) * eps
+        if sigma > 0:
+            x = x + sigma * _draw(step_noise, i, x)
+        if callback is not None:
+            callback(i, x)
+    return x
+
+
+@torch.no_grad()
+def sample_dpmpp_2m(
+    model: Model,
+    noise: Tensor,
+    labels: Tensor | None,
+    *,
+    process: GaussianDiffusion,
+    steps: int,
+    step_noise: StepNoise | None = None,
+    callback: StepCallback | None = None,
+    karras: bool = True,
+) -> Tensor:
+    """DPM-Solver++ (2M) on a diffusion: second order, one model evaluation per step; step_noise is not read.
+
+    karras: noise levels of Karras et al. 2022, eq. 5 (https://arxiv.org/abs/2206.00364), else evenly spaced
+    timesteps. The first step, and the last, to noise level 0, are of first order, as in diffusers'
+    DPMSolverMultistepScheduler. Source: Lu et al. 2022, algorithm 2 (https://arxiv.org/abs/2211.01095).
+    """
+    _check_fit("dpmpp_2m", process, steps)
+    ratios, indices = _dpm_noise_levels(process, steps, karras)
+    x, previous = noise.float(), None
+    for i, index in enumerate(indices):
+        t = torch.full((len(x),), index, device=x.device)
+        prediction = process.predict(model, x, t, labels)[:, : x.shape[1]]
+        alpha, sigma = _alpha_sigma(ratios[i])
+        x0, _ = x0_and_eps(process.prediction, prediction, x, alpha, sigma)
+        if i == steps - 1:
+            x = x0
+        else:
+            alpha_next, sigma_next = _alpha_sigma(ratios[i + 1])
+            h = math.log(ratios[i] / ratios[i + 1])  # step in half the log signal-to-noise ratio
+            direction = x0
+            if previous is not None:
+                r = math.log(ratios[i - 1] / ratios[i]) / h
+                direction = x0 + (x0 - previous) / (2 * r)
+            x = sigma_next / sigma * x - alpha_next * math.expm1(-h) * direction
+        previous = x0
+        if callback is not None:
+            callback(i, x)
+    return x
+
+
+@torch.no_grad()
+def sample_euler(
+    model: Model,
+    noise: Tensor,
+    labels: Tensor | None,
+    *,
+    process: FlowMatching,
+    steps: int,
+    step_noise: StepNoise | None = None,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Euler's method on a flow, in equal steps from t = 0 (noise) to t = 1 (data); step_noise is not read."""
+    _check_fit("euler", process, steps)
+    x = noise.float()
+    for i in range(steps):
+        x = x + process.predict(model, x, _time(x, i / steps), labels) / steps
+        if callback is not None:
+            callback(i, x)
+    return x
+
+
+@torch.no_grad()
+def sample_heun(
+    model: Model,
+    noise: Tensor,
+    labels: Tensor | None,
+    *,
+    process: FlowMatching,
+    steps: int,
+    step_noise: StepNoise | None = None,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Heun's method on a flow: second order, two model evaluations per step; step_noise is not read."""
+    _check_fit("heun", process, steps)
+    x = noise.float()
+    for i in range(steps):
+        velocity = process.predict(model, x, _time(x, i / steps), labels)
+        ahead = process.predict(model, x + velocity / steps, _time(x, (i + 1) / steps), labels)
+        x = x + (velocity + ahead) / (2 * steps)
+        if callback is not None:
+            callback(i, x)
+    return x
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ddpm": sample_ddpm,
+    "ddim": sample_ddim,
+    "dpmpp_2m": sample_dpmpp_2m,
+    "euler": sample_euler,
+    "heun": sample_heun,
+}
+"""Every sampler by its name in recipes; SAMPLER_PROCESSES says which process each is for."""
+
+
+def guided(
+    model: Model,
+    cfg_scale: float,
+    channels: int | None = None,
+    interval: tuple[float, float] | None = None,
+) -> Model:
+    """Classifier-free guidance: a model that answers uncond + cfg_scale * (cond - uncond), at twice the cost.
+
+    cfg_scale 1.0 means no guidance, and returns the model itself. channels: guide only the first so many of
+    the latent channels (3 in DiT's published numbers), None for all; other channels, and a learned sigma's,
+    stay the conditional ones. interval: guide only where low <= t <= high, in the model's own t (diffusion:
+    0 clean to 999 noise; flow: 0 noise to 1 data). Sources: Ho & Salimans 2022
+    (https://arxiv.org/abs/2207.12598), Kynkäänniemi et al. 2024 (https://arxiv.org/abs/2404.07724).
+    """
+    if cfg_scale == 1.0:
+        return model
+    null_class = getattr(model, "null_class", None)
+    if null_class is None:
+        raise ValueError(
+            f"cfg_scale is {cfg_scale}, but this model has no null class to guide away from: "
+            "use cfg_scale 1.0, or train with classes and class_dropout_prob above 0"
+        )
+    if channels is not None and channels < 1:
+        raise ValueError(f"cfg channels is {channels}, but it must be 1 or more: leave it out to guide all")
+
+    def guided_model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        inside = torch.ones_like(t, dtype=torch.bool)
+        if interval is not None:
+            inside = (t >= interval[0]) & (t <= interval[1])
+            if not inside.any():
+                return model(x, t, y)
+        both = torch.cat([y, torch.full_like(y, null_class)])
+        cond, uncond = model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        count = x.shape[1] if channels is None else min(channels, x.shape[1])
+        cond, uncond, rest = cond[:, :count], uncond[:, :count], cond[:, count:]
+        scale = torch.where(inside, cfg_scale, 1.0).to(cond.dtype).view(-1, 1, 1, 1)
+        return torch.cat([uncond + scale * (cond - uncond), rest], dim=1)
+
+    return guided_model
+
+
+def _check_fit(sampler: str, process: GaussianDiffusion | FlowMatching, steps: int) -> None:
+    kind = SAMPLER_PROCESSES[sampler]
+    if process.kind != kind:
+        fitting = [name for name, k in SAMPLER_PROCESSES.items() if k == process.kind]
+        raise ValueError(
+            f"sampler {sampler!r} is for {kind} models, but this model was trained with {process.kind}: "
+            f"use {' or '.join(fitting)}"
+        )
+    if steps < 1:
+        raise ValueError(f"{steps} sampling steps were asked for, but it takes at least 1: choose more")
+
+
+def _draw(step_noise: StepNoise | None, i: int, x: Tensor) -> Tensor:
+    return torch.randn_like(x) if step_noise is None else step_noise(i, x)
+
+
+def _descending(process: GaussianDiffusion, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Sampling step i and its timestep for every image (N,), from the noisiest down."""
+    for i in range(process.num_timesteps):
+        yield i, torch.full((len(x),), process.num_timesteps - 1 - i, device=x.device)
+
+
+def _time(x: Tensor, t: float) -> Tensor:
+    return torch.full((len(x),), t, device=x.device)
+
+
+def _dpm_noise_levels(process: GaussianDiffusion, steps: int, karras: bool) -> tuple[list[float], list[int]]:
+    """Noise-to-signal ratios sigma / alpha of each step, descending, and the nearest timestep's index."""
+    table = ((1 - process.alphas_cumprod) / process.alphas_cumprod).sqrt()
+    last = process.num_timesteps - 1
+    if not 1 <= steps <= last:
+        raise ValueError(
+            f"{steps} sampling steps were asked for, but dpmpp_2m takes 1 to {last}: choose fewer"
+        )
+    if not karras:
+        indices = torch.linspace(0, last, steps + 1, dtype=torch.float64).round().long().flip(0)[:-1]
+        return table[indices].tolist(), indices.tolist()
+    rho = 7  # Karras et al. 2022, section 3.1
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    high, low = table[-1] ** (1 / rho), table[0] ** (1 / rho)
+    ratios = (high + ramp * (low - high)) ** rho
+    return ratios.tolist(), [_nearest_index(table.log(), math.log(ratio)) for ratio in ratios.tolist()]
+
+
+def _nearest_index(log_table: Tensor, log_ratio: float) -> int:
+    """Index into an ascending table at which, interpolated linearly, it takes the given value; rounded."""
+    low = int((log_table <= log_ratio).sum().clamp(1, len(log_table) - 1)) - 1
+    fraction = (log_ratio - float(log_table[low])) / float(log_table[low + 1] - log_table[low])
+    return round(low + min(max(fraction, 0.0), 1.0))
+
+
+def _alpha_sigma(ratio: float) -> tuple[float, float]:
+    """Signal and noise coefficients, alpha² + sigma² = 1, from their ratio sigma / alpha."""
+    alpha = 1 / math.sqrt(1 + ratio**2)
+    return alpha, ratio * alpha
