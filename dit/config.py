@@ -6,6 +6,10 @@ from typing import Any, Literal, get_args
 
 Conditioning = Literal["adaln_zero", "adaln", "cross_attention", "in_context"]
 ProcessKind = Literal["diffusion", "flow"]
+Schedule = Literal["linear", "cosine", "scaled_linear"]
+Prediction = Literal["eps", "x0", "v"]
+Variance = Literal["learned_range", "fixed_small", "fixed_large"]
+TimeDensity = Literal["uniform", "logit_normal"]
 
 TIMESTEP_FREQUENCIES = 256
 """Width of the sinusoidal timestep embedding before its two linear layers."""

@@ -4,16 +4,12 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from dit.config import ProcessKind
-
-Schedule = Literal["linear", "cosine", "scaled_linear"]
-Prediction = Literal["eps", "x0", "v"]
-Variance = Literal["learned_range", "fixed_small", "fixed_large"]
+from dit.config import Prediction, ProcessKind, Schedule, Variance
 
 
 class ReverseStep(NamedTuple):
@@ -124,8 +120,8 @@ class GaussianDiffusion:
             t.device.type == "cpu" and not bool(((t >= 0) & (t < self.num_timesteps)).all())
         ):
             raise ValueError(
-                f"timesteps are {t.dtype} up to {t.max().item()}, but the process needs integers in "
-                f"[0, {self.num_timesteps}): draw them with sample_timesteps"
+                f"timesteps are {t.dtype} from {t.min().item()} to {t.max().item()}, but the process needs "
+                f"integers in [0, {self.num_timesteps}): draw them with sample_timesteps"
             )
         alpha, sigma = self._alpha_sigma(t, latents)
         return alpha * latents.float() + sigma * noise.float()

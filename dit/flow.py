@@ -1,12 +1,12 @@
 """Flow matching on the straight path between noise and data."""
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
-from dit.config import ProcessKind
+from dit.config import ProcessKind, TimeDensity
 
 
 class FlowMatching:
@@ -19,15 +19,13 @@ class FlowMatching:
 
     kind: ClassVar[ProcessKind] = "flow"
 
-    def __init__(self, time: Literal["uniform", "logit_normal"] = "uniform") -> None:
+    def __init__(self, time: TimeDensity = "uniform") -> None:
         """time: density of the training times; logit_normal (mean 0, deviation 1) favours the middle.
 
         Source of logit_normal: Esser et al. 2024, section 3.1 (https://arxiv.org/abs/2403.03206).
         """
-        if time not in ("uniform", "logit_normal"):
-            raise ValueError(
-                f'time is {time!r}, but it must be "uniform" or "logit_normal": choose one of them'
-            )
+        if time not in get_args(TimeDensity):
+            raise ValueError(f"time is {time!r}, but it must be uniform or logit_normal: choose one of them")
         self.time = time
 
     def sample_timesteps(self, uniform: Tensor) -> Tensor:

@@ -204,6 +204,8 @@ def guided(
         )
     if channels is not None and channels < 1:
         raise ValueError(f"cfg channels is {channels}, but it must be 1 or more: leave it out to guide all")
+    if interval is not None and interval[0] > interval[1]:
+        raise ValueError(f"cfg interval is {interval}, but it must be (low, high): swap the two")
 
     def guided_model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         inside = torch.ones_like(t, dtype=torch.bool)
@@ -212,10 +214,11 @@ def guided(
             if not inside.any():
                 return model(x, t, y)
         both = torch.cat([y, torch.full_like(y, null_class)])
-        cond, uncond = model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        # float32: the difference of two close half-precision numbers has few digits left to scale up.
+        cond, uncond = model(torch.cat([x, x]), torch.cat([t, t]), both).float().chunk(2)
         count = x.shape[1] if channels is None else min(channels, x.shape[1])
         cond, uncond, rest = cond[:, :count], uncond[:, :count], cond[:, count:]
-        scale = torch.where(inside, cfg_scale, 1.0).to(cond.dtype).view(-1, 1, 1, 1)
+        scale = torch.where(inside, cfg_scale, 1.0).view(-1, 1, 1, 1)
         return torch.cat([uncond + scale * (cond - uncond), rest], dim=1)
 
     return guided_model
@@ -252,9 +255,7 @@ def _dpm_noise_levels(process: GaussianDiffusion, steps: int, karras: bool) -> t
     table = ((1 - process.alphas_cumprod) / process.alphas_cumprod).sqrt()
     last = process.num_timesteps - 1
     if not 1 <= steps <= last:
-        raise ValueError(
-            f"{steps} sampling steps were asked for, but dpmpp_2m takes 1 to {last}: choose fewer"
-        )
+        raise ValueError(f"{steps} sampling steps were asked for, but dpmpp_2m takes 1 to {last}: use fewer")
     if not karras:
         indices = torch.linspace(0, last, steps + 1, dtype=torch.float64).round().long().flip(0)[:-1]
         return table[indices].tolist(), indices.tolist()
