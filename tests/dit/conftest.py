@@ -1,0 +1,73 @@
+"""Golden numbers and small models for the tests of the mathematics."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dit.model import DiT, DiTConfig
+
+TESTS = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("RAYDIT_SHARED", TESTS.parents[1] / "shared"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors run faster on one thread, and other work shares the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random inputs are the same in every run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Any]:
+    """golden("embeddings.safetensors") or golden("configs.json"): outputs of reference implementations.
+
+    Small files lie in tests/golden; tests that need a large one are skipped where it is not at hand.
+    """
+
+    def load(name: str) -> Any:
+        for folder in (TESTS / "golden", SHARED / "golden"):
+            path = folder / name
+            if path.exists():
+                return json.loads(path.read_text()) if path.suffix == ".json" else load_file(path)
+        pytest.skip(f"{name} is in neither tests/golden nor {SHARED / 'golden'}; set RAYDIT_SHARED")
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def dit_a(golden: Callable[[str], Any]) -> DiT:
+    """The reference's small model with the reference's weights."""
+    model = DiT(DiTConfig(**golden("configs.json")["dit_a"]))
+    model.load_state_dict(golden("dit_a.state_dict.safetensors"))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Callable[..., DiT]:
+    """small_model(**fields): a DiT of width 32 with random weights, none of them zero."""
+
+    def build(**fields: Any) -> DiT:
+        defaults = {"input_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 4, "num_classes": 10}
+        model = DiT(DiTConfig(**{**defaults, **fields}))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+        return model.eval()
+
+    return build

@@ -1,0 +1,86 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dit.config import MODEL_NAMES, SAMPLER_PROCESSES, DiTConfig, forward_macs, named_config
+
+
+def test_config_is_read_without_torch():
+    code = "import sys, dit.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_defaults_are_dit_xl_2():
+    assert DiTConfig() == named_config("DiT-XL/2")
+
+
+def test_names_are_the_papers_twelve():
+    assert MODEL_NAMES[0] == "DiT-S/2" and MODEL_NAMES[-1] == "DiT-XL/8" and len(MODEL_NAMES) == 12
+
+
+def test_named_config_takes_overrides():
+    config = named_config("DiT-B/4", num_classes=10, input_size=(16, 24))
+    assert (config.depth, config.hidden_size, config.num_heads, config.patch_size) == (12, 768, 12, 4)
+    assert (config.num_classes, config.grid_size, config.num_tokens) == (10, (4, 6), 24)
+
+
+def test_config_survives_json():
+    config = named_config("DiT-S/2", input_size=(16, 8), conditioning="in_context")
+    assert DiTConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_null_class_is_there_only_with_classes_and_dropout():
+    assert DiTConfig(num_classes=10).null_class == 10
+    assert DiTConfig(num_classes=10, class_dropout_prob=0).null_class is None
+    assert DiTConfig(num_classes=0).null_class is None
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_macs_of_the_twelve_models_equal_the_references(name, golden):
+    expected = golden("dit_param_counts.json")[name]["forward_gmac_per_image"]
+    assert forward_macs(named_config(name)) / 1e9 == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "paper"),
+    [("in_context", 119.37), ("cross_attention", 137.62), ("adaln", 118.56), ("adaln_zero", 118.64)],
+)
+def test_macs_of_the_four_conditionings_are_the_papers(conditioning, paper):
+    macs = forward_macs(named_config("DiT-XL/2", conditioning=conditioning))
+    assert macs / 1e9 == pytest.approx(paper, abs=0.02)
+
+
+def test_every_sampler_has_a_process():
+    from dit.samplers import SAMPLERS
+
+    assert SAMPLERS.keys() == SAMPLER_PROCESSES.keys()
+
+
+@pytest.mark.parametrize(
+    ("fields", "found", "expected", "advice"),
+    [
+        ({"patch_size": 3}, "32x32", "patch_size 3 must divide", "choose another patch_size"),
+        ({"input_size": (32, 30), "patch_size": 4}, "32x30", "must divide both sides", "choose another"),
+        ({"num_heads": 7}, "hidden_size is 1152", "multiple of num_heads 7", "change hidden_size"),
+        ({"hidden_size": 18, "num_heads": 3}, "hidden_size is 18", "and of 4", "change hidden_size"),
+        ({"depth": 0}, "depth is 0", "must be above 0", "give a positive number"),
+        ({"mlp_ratio": -1.0}, "mlp_ratio is -1.0", "must be above 0", "give a positive number"),
+        ({"num_classes": -1}, "num_classes is -1", "0 or more", "use 0 for no labels"),
+        ({"class_dropout_prob": 1.5}, "is 1.5", "[0, 1)", "use 0.1"),
+        ({"conditioning": "adaln-zero"}, "'adaln-zero'", "one of adaln_zero", "did you mean 'adaln_zero'?"),
+    ],
+)
+def test_errors_tell_found_expected_and_what_to_do(fields, found, expected, advice):
+    with pytest.raises(ValueError) as error:
+        DiTConfig(**fields)
+    assert all(part in str(error.value) for part in (found, expected, advice)), str(error.value)
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'DiT-XL/2'"):
+        named_config("DiT-XL-2")
+    with pytest.raises(ValueError, match="choose one of them"):
+        named_config("resnet")

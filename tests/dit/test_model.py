@@ -1,0 +1,237 @@
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dit.layers import position_embedding, timestep_embedding, unpatchify
+from dit.model import MODEL_NAMES, DiT, DiTConfig, create_model
+
+CONDITIONINGS = ("adaln_zero", "adaln", "cross_attention", "in_context")
+
+
+def inputs(config, count=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, config.in_channels, *config.latent_size, generator=generator)
+    t = torch.randint(0, 1000, (count,), generator=generator)
+    y = torch.randint(0, max(config.num_classes, 1), (count,), generator=generator)
+    return x, t, y
+
+
+def test_forward_equals_the_reference(dit_a, golden):
+    io = golden("dit_a.io.safetensors")
+    seen = {}
+    parts = ["x_embedder", "t_embedder", "y_embedder", "final_layer", "blocks.0", "blocks.1"]
+    hooks = [
+        dit_a.get_submodule(part).register_forward_hook(
+            lambda _, __, out, part=part: seen.update({part: out})
+        )
+        for part in parts
+    ]
+    with torch.no_grad():
+        out = dit_a(io["x"], io["t"], io["y"])
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(out, io["out"], atol=1e-5, rtol=0)
+    for part in parts:
+        expected = io[part.replace("blocks.", "block") + "_out"]
+        torch.testing.assert_close(seen[part], expected, atol=1e-5, rtol=0)
+
+
+def test_embeddings_equal_the_reference(golden):
+    expected = golden("embeddings.safetensors")
+    torch.testing.assert_close(position_embedding(64, 4, 4), expected["pos_grid4_dim64"], atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        timestep_embedding(expected["t"], 256), expected["t_emb_256"], atol=1e-6, rtol=0
+    )
+
+
+def test_position_embedding_of_a_rectangle_encodes_column_then_row():
+    table = position_embedding(16, 3, 5).view(3, 5, 16)
+    torch.testing.assert_close(table[0, :, :8], table[2, :, :8])
+    torch.testing.assert_close(table[:, 0, 8:], table[:, 4, 8:])
+    torch.testing.assert_close(table[:, :, 0], torch.arange(5.0, dtype=torch.float64).sin().expand(3, 5))
+
+
+def test_keys_and_shapes_are_the_official_ones(golden):
+    with torch.device("meta"):
+        model = create_model("DiT-XL/2")
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert shapes == golden("dit_xl2_keys.json")
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_parameter_counts_are_the_official_ones(name, golden):
+    expected = golden("dit_param_counts.json")[name]
+    with torch.device("meta"):
+        model = create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == expected["total_with_pos_embed"]
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected["trainable"]
+    assert len(model.state_dict()) == expected["n_state_dict_keys"]
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "paper"),
+    [("in_context", 449), ("cross_attention", 598), ("adaln", 600), ("adaln_zero", 675)],
+)
+def test_parameter_counts_of_the_four_conditionings_are_the_papers(conditioning, paper):
+    with torch.device("meta"):
+        model = create_model("DiT-XL/2", conditioning=conditioning)
+    assert sum(p.numel() for p in model.parameters()) // 10**6 == paper
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_fresh_model_outputs_zero(conditioning):
+    config = DiTConfig(
+        input_size=8, hidden_size=32, depth=2, num_heads=4, num_classes=5, conditioning=conditioning
+    )
+    assert torch.equal(DiT(config)(*inputs(config)), torch.zeros(2, 8, 8, 8))
+
+
+def test_fresh_adaln_zero_blocks_are_the_identity():
+    model = DiT(DiTConfig(input_size=8, hidden_size=32, depth=2, num_heads=4))
+    tokens, c = torch.randn(2, 16, 32), torch.randn(2, 32)
+    for block in model.blocks:
+        assert torch.equal(block(tokens, c), tokens)
+
+
+def test_initialisation_follows_the_paper():
+    torch.manual_seed(0)
+    model = DiT(DiTConfig(input_size=8, hidden_size=128, depth=1, num_heads=4))
+    state = model.state_dict()
+    for name in ("blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight", "x_embedder.proj.weight"):
+        rows, columns = state[name].flatten(1).shape
+        bound = (6 / (rows + columns)) ** 0.5
+        assert bound * 0.98 < state[name].abs().max() <= bound
+    for name in ("y_embedder.embedding_table.weight", "t_embedder.mlp.0.weight", "t_embedder.mlp.2.weight"):
+        assert state[name].std() == pytest.approx(0.02, rel=0.05)
+    zeros = [n for n in state if "adaLN_modulation" in n or "final_layer.linear" in n or n.endswith("bias")]
+    assert all(not state[name].any() for name in zeros)
+
+
+def test_label_table_has_a_null_row_only_with_dropout():
+    rows = {
+        dropout: DiT(
+            DiTConfig(input_size=8, hidden_size=32, depth=1, num_heads=4, class_dropout_prob=dropout)
+        ).y_embedder.embedding_table.weight.shape[0]
+        for dropout in (0.0, 0.1)
+    }
+    assert rows == {0.0: 1000, 0.1: 1001}
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_timestep_label_and_latents_all_reach_the_output(conditioning, small_model):
+    model = small_model(conditioning=conditioning)
+    x, t, y = inputs(model.config)
+    out = model(x, t, y)
+    for other in ((x + 1, t, y), (x, (t + 100) % 1000, y), (x, t, torch.full_like(y, model.null_class))):
+        assert (model(*other) - out).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    patch=st.sampled_from([1, 2, 4]),
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 4),
+    channels=st.integers(1, 4),
+    heads=st.sampled_from([1, 2, 4]),
+    num_classes=st.integers(0, 3),
+    learn_sigma=st.booleans(),
+    conditioning=st.sampled_from(CONDITIONINGS),
+    count=st.integers(1, 3),
+)
+def test_output_has_the_latents_shape_for_every_configuration(
+    patch, rows, columns, channels, heads, num_classes, learn_sigma, conditioning, count
+):
+    config = DiTConfig(
+        input_size=(rows * patch, columns * patch),
+        patch_size=patch,
+        in_channels=channels,
+        hidden_size=16,
+        depth=1,
+        num_heads=heads,
+        num_classes=num_classes,
+        learn_sigma=learn_sigma,
+        conditioning=conditioning,
+    )
+    out = DiT(config)(*inputs(config, count))
+    assert out.shape == (count, config.out_channels, *config.latent_size)
+    assert config.out_channels == channels * (2 if learn_sigma else 1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+def test_unpatchify_inverts_patchify(count, channels, patch, rows, columns):
+    images = torch.randn(count, channels, rows * patch, columns * patch)
+    patches = torch.nn.functional.unfold(images, patch, stride=patch)  # (N, C * p * p, T), channel slowest
+    tokens = patches.view(count, channels, patch * patch, -1).permute(0, 3, 2, 1).flatten(2)
+    assert torch.equal(unpatchify(tokens, patch, (rows, columns)), images)
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_an_image_does_not_see_its_batch(conditioning, small_model):
+    model = small_model(conditioning=conditioning)
+    x, t, y = inputs(model.config, count=4)
+    torch.testing.assert_close(model(x, t, y)[2:3], model(x[2:3], t[2:3], y[2:3]), atol=1e-5, rtol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_gradient(small_model):
+    model = small_model()
+    again = small_model(gradient_checkpointing=True)
+    for each in (model, again):
+        each(*inputs(model.config)).square().mean().backward()
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_compiles_into_one_graph(conditioning, small_model):
+    model = small_model(conditioning=conditioning)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs(model.config)), model(*inputs(model.config)))
+
+
+def test_runs_in_bfloat16(small_model):
+    model = small_model()
+    x, t, y = inputs(model.config)
+    expected = model(x, t, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = model(x, t, y)
+    in_bfloat16 = small_model().bfloat16()(x.bfloat16(), t, y)
+    for out in (under_autocast, in_bfloat16):
+        assert (out.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_unconditional_model_takes_no_labels(small_model):
+    model = small_model(num_classes=0)
+    x, t, _ = inputs(model.config)
+    assert torch.equal(model(x, t), model(x, t, torch.tensor([5, 7])))
+    assert model.null_class is None
+
+
+@pytest.mark.parametrize(
+    ("change", "found", "expected", "advice"),
+    [
+        ({"x": torch.zeros(2, 4, 16, 16)}, "(2, 4, 16, 16)", "expects (N, 4, 8, 8)", "input_size"),
+        ({"x": torch.zeros(2, 3, 8, 8)}, "(2, 3, 8, 8)", "expects (N, 4, 8, 8)", "in_channels"),
+        ({"t": torch.tensor(3)}, "shape ()", "need (2,)", "one timestep per image"),
+        ({"y": None}, "missing", "need (2,)", "null_class"),
+        ({"y": torch.zeros(3, dtype=torch.long)}, "(3,)", "need (2,)", "one class per image"),
+        ({"y": torch.tensor([0, 11])}, "0 to 11", "knows 0 to 10", "check num_classes"),
+        ({"y": torch.tensor([-1, 1])}, "-1 to 1", "knows 0 to 10", "check num_classes"),
+    ],
+)
+def test_errors_tell_found_expected_and_what_to_do(change, found, expected, advice, small_model):
+    model = small_model()
+    x, t, y = inputs(model.config)
+    with pytest.raises(ValueError) as error:
+        model(**{"x": x, "t": t, "y": y, **change})
+    assert all(part in str(error.value) for part in (found, expected, advice)), str(error.value)
+
+
+def test_model_rebuilt_from_its_config_takes_its_weights(small_model):
+    model = small_model(conditioning="cross_attention")
+    again = DiT(DiTConfig(**dataclasses.asdict(model.config)))
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(*inputs(model.config)), model(*inputs(model.config)))
