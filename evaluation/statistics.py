@@ -1,4 +1,4 @@
-"""Sums that stream and merge: shards are reduced where they are, and any order of merging gives one result."""
+"""Sums that stream and merge: shards are reduced where they are, and merge in any order to one result."""
 
 from collections.abc import Mapping
 from typing import Self
@@ -24,11 +24,10 @@ class FeatureStatistics:
         """Add features (N, dim). Raises ValueError if the shape differs or a value is not finite."""
         features = np.asarray(features, dtype=np.float64)
         _check_rows(features, len(self.mean), "features")
-        if len(features) == 0:
-            return
-        mean = features.mean(axis=0)
-        deviations = features - mean
-        self._add(len(features), mean, deviations.T @ deviations)
+        if len(features):
+            mean = features.mean(axis=0)
+            deviations = features - mean
+            self._add(len(features), mean, deviations.T @ deviations)
 
     def merge(self, other: Self) -> Self:
         """Add everything that `other` has seen, and return self. `other` is left as it is."""
@@ -37,11 +36,12 @@ class FeatureStatistics:
                 f"Found statistics of {len(other.mean)} features, expected {len(self.mean)}. "
                 "Merge only parts that were made with one extractor."
             )
-        if other.n:
-            self._add(other.n, other.mean, other._m2)
+        self._add(other.n, other.mean, other._m2)
         return self
 
     def _add(self, n: int, mean: Array, m2: Array) -> None:
+        if n == 0:
+            return
         total = self.n + n
         delta = mean - self.mean
         self._m2 += m2 + np.outer(delta, delta) * (self.n * n / total)
@@ -79,7 +79,8 @@ class InceptionScoreSums:
     def __init__(self, num_samples: int, num_logits: int, splits: int = 10, seed: int = 2020):
         if num_samples < splits:
             raise ValueError(
-                f"Found {num_samples} samples for {splits} splits; each needs at least one. Add samples, or lower splits."
+                f"Found {num_samples} samples, expected at least one for each of {splits} splits. "
+                "Add samples, or lower splits."
             )
         order = np.random.RandomState(seed).permutation(num_samples)
         bounds = [i * num_samples // splits for i in range(splits + 1)]
@@ -107,8 +108,8 @@ class InceptionScoreSums:
         """Add everything that `other` has seen, and return self."""
         if not np.array_equal(other._split_of, self._split_of) or other._sum_p.shape != self._sum_p.shape:
             raise ValueError(
-                f"Found sums over {len(other._split_of)} samples and {other._sum_p.shape[1]} logits, expected "
-                f"{len(self._split_of)} and {self._sum_p.shape[1]} with the same splits and seed. "
+                f"Found sums over {len(other._split_of)} samples and {other._sum_p.shape[1]} logits, "
+                f"expected {len(self._split_of)} and {self._sum_p.shape[1]} with the same splits and seed. "
                 "Make every part with the same arguments."
             )
         self._count += other._count

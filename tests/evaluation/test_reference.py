@@ -1,0 +1,91 @@
+"""Reference files: ours and ADM's."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from evaluation.extractors import extractor_sha256
+from evaluation.reference import ReferenceStatistics, load_images
+
+
+def reference(**changes):
+    rng = np.random.RandomState(0)
+    values = {
+        "n": 20,
+        "mu": rng.randn(4),
+        "sigma": np.eye(4),
+        "features": rng.randn(20, 4).astype(np.float32),
+        "extractor": "efficientnet-lite0",
+        "extractor_sha256": "ab",
+        "size": 32,
+        "crop": "adm",
+        "source": "data/digits",
+    }
+    return ReferenceStatistics(**{**values, **changes})
+
+
+def assert_equal(a, b):
+    for field in dataclasses.fields(ReferenceStatistics):
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"features": None, "size": None}, {"mu_s": np.ones(3), "sigma_s": np.eye(3)}]
+)
+def test_a_reference_survives_storage(tmp_path, changes):
+    original = reference(**changes)
+    original.save(tmp_path / "new" / "reference.npz")
+    loaded = ReferenceStatistics.load(tmp_path / "new" / "reference.npz")
+    assert_equal(loaded, original)
+    assert loaded.digest == original.digest
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["reference.npz"]
+
+
+def test_digest_is_of_content_not_of_origin():
+    assert reference(source="elsewhere").digest == reference().digest
+    changed = [{"n": 21}, {"mu": np.zeros(4)}, {"features": None}, {"size": 64}, {"extractor_sha256": "cd"}]
+    assert len({reference(**change).digest for change in changed} | {reference().digest}) == 6
+
+
+def test_adm_files_are_read_as_they_are(tmp_path):
+    images = np.random.RandomState(0).randint(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    arrays = {"mu": np.ones(4), "sigma": np.eye(4), "mu_s": np.ones(3), "sigma_s": np.eye(3)}
+    np.savez(tmp_path / "adm.npz", arr_0=images, **arrays)
+    loaded = ReferenceStatistics.load(tmp_path / "adm.npz")
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(getattr(loaded, name), array)
+    assert (loaded.n, loaded.extractor, loaded.features) == (0, "inception", None)
+    loaded.check_compatible("inception", extractor_sha256("inception"), size=256, crop="adm")
+    np.testing.assert_array_equal(load_images(tmp_path / "adm.npz"), images)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [("extractor", "inception"), ("extractor_sha256", "cd"), ("size", 64), ("crop", "resize")],
+)
+def test_an_incompatible_reference_is_refused_by_name(key, wrong):
+    run = {"extractor": "efficientnet-lite0", "extractor_sha256": "ab", "size": 32, "crop": "adm"}
+    reference().check_compatible(**run)
+    with pytest.raises(ValueError, match=rf"data/digits\) with {key} .* expects {wrong!r}.*reference build"):
+        reference().check_compatible(**{**run, key: wrong})
+
+
+def test_wrong_files_say_what_they_hold(tmp_path):
+    np.savez(tmp_path / "other.npz", weights=np.ones(3))
+    with pytest.raises(ValueError, match="Found weights in .*expected mu and sigma.*reference build"):
+        ReferenceStatistics.load(tmp_path / "other.npz")
+    with pytest.raises(ValueError, match="Found weights in .*expected arr_0 of uint8"):
+        load_images(tmp_path / "other.npz")
+    np.savez(tmp_path / "float.npz", arr_0=np.ones((2, 8, 8, 3)))
+    with pytest.raises(ValueError, match=r"arr_0 of float64 \(2, 8, 8, 3\).*expected arr_0 of uint8"):
+        load_images(tmp_path / "float.npz")
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"mean of shape \(4,\) with a covariance of \(3, 3\), expected"):
+        reference(sigma=np.eye(3))
+    with pytest.raises(ValueError, match=r"mean of shape \(\) with a covariance of \(3, 3\), expected"):
+        reference(sigma_s=np.eye(3))
+    with pytest.raises(ValueError, match=r"features of shape \(20, 5\), expected \(M, 4\)"):
+        reference(features=np.zeros((20, 5)))

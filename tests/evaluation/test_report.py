@@ -1,0 +1,57 @@
+"""Reports survive storage and read well."""
+
+import pytest
+
+from evaluation.protocol import EvaluationProtocol
+from evaluation.report import EvaluationReport
+
+REPORT = EvaluationReport(
+    protocol=EvaluationProtocol(
+        decoder="sha256:aa",
+        extractor="efficientnet-lite0",
+        extractor_sha256="bb",
+        reference_digest="cc",
+        cfg_interval=(0.1, 0.8),
+    ),
+    checkpoint="outputs/digits/checkpoints/step_0002000",
+    checkpoint_digest="dd",
+    metrics={"fd_efficientnet_lite0_1k": 12.3456789, "is_efficientnet_lite0_1k": 2.5},
+    errors={"is_efficientnet_lite0_1k": 0.0625},
+    floor={"fd_efficientnet_lite0_297": 4.5, "is_efficientnet_lite0_297": 2.75},
+    warnings=["few images"],
+    timings={"sample": 30.5},
+    artifacts={"grid": "grid.png"},
+)
+
+
+def test_a_report_survives_storage(tmp_path):
+    path = REPORT.save(tmp_path / "step_0002000")
+    assert EvaluationReport.load(path) == EvaluationReport.load(path.parent) == REPORT
+    assert [file.name for file in path.parent.iterdir()] == ["report.json"]
+
+
+def test_a_report_names_its_protocol():
+    assert f'"protocol_id": "{REPORT.protocol_id}"' in REPORT.to_json()
+    assert REPORT.protocol_id == REPORT.protocol.protocol_id
+
+
+def test_an_edited_protocol_is_noticed():
+    edited = REPORT.to_json().replace('"cfg_scale": 1.0', '"cfg_scale": 1.5')
+    with pytest.raises(ValueError, match=f"expected the recorded {REPORT.protocol_id}.*edited.*again"):
+        EvaluationReport.from_json(edited)
+
+
+def test_table_sets_the_floor_beside_the_metrics():
+    assert REPORT.table() == (
+        "metric                 generated (N = 1k)  real floor (N = 297)\n"
+        "fd_efficientnet_lite0  12.3457             4.5\n"
+        "is_efficientnet_lite0  2.5 +- 0.0625       2.75\n"
+        "Frechet distance falls as N grows: compare the two columns only where N is equal.\n"
+    )
+
+
+def test_table_without_a_floor_has_two_columns():
+    report = EvaluationReport(
+        protocol=REPORT.protocol, checkpoint="c", checkpoint_digest="d", metrics={"fid_50k": 2.27}
+    )
+    assert report.table() == "metric  generated (N = 50k)\nfid     2.27\n"
