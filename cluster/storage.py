@@ -1,0 +1,342 @@
+"""Paths that are a folder on disk or a URI (s3://, gs://, file://), read and written alike.
+
+Nothing half-written is ever seen under its final name: on disk a file or folder gets a temporary name first
+and is renamed; in an object store one put is atomic, and a folder is finished when its last file is there.
+Credentials and endpoints come from the environment of pyarrow.fs (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
+GOOGLE_APPLICATION_CREDENTIALS, ...).
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+
+TEMPORARY_PREFIX = ".tmp-"
+STALE_AFTER_SECONDS = 24 * 3600
+
+
+class StorageFull(OSError):
+    """The disk or quota has no room left for what was being written."""
+
+
+def is_local(path: str) -> bool:
+    """Whether the path lies on a disk of this machine (a plain path or file://)."""
+    return "://" not in path or path.startswith("file://")
+
+
+def join(base: str, *parts: str) -> str:
+    """Join a folder and names below it; the query of a URI (?endpoint_override=...) stays at the end."""
+    below = [part.strip("/") for part in parts]
+    if is_local(base):
+        return os.path.join(base, *below)
+    stem, question_mark, query = base.partition("?")
+    return "/".join([stem.rstrip("/"), *below]) + question_mark + query
+
+
+def safe_name(name: str) -> str:
+    """Return a file name or relative path that came from outside, if it stays inside its folder."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or re.search(r"[\\:\x00-\x1f]", name):
+        raise ValueError(
+            f"found the file name {name!r}, expected a relative path that stays inside its folder; "
+            "do not use the file that lists it, unless you trust and repair it"
+        )
+    return name
+
+
+def local_path(path: str) -> str:
+    """The absolute path on disk of a local path or file:// URI."""
+    assert is_local(path), f"{path} is not on a local disk"
+    return _resolve(path)[1]
+
+
+def _resolve(path: str) -> tuple[FileSystem, str]:
+    """The file system of a path, and the path inside it."""
+    if "://" not in path:
+        return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    try:
+        return FileSystem.from_uri(path)
+    except ValueError as error:  # pyarrow's ArrowInvalid
+        raise ValueError(
+            f"found the path {path!r}, expected a local path or a URI that pyarrow.fs opens "
+            f"(s3://BUCKET/KEY, gs://BUCKET/KEY, file:///FOLDER); pyarrow says: {error}"
+        ) from error
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there."""
+    filesystem, inner = _resolve(path)
+    return filesystem.get_file_info(inner).type != FileType.NotFound
+
+
+def read_bytes(path: str) -> bytes:
+    filesystem, inner = _resolve(path)
+    with filesystem.open_input_stream(inner) as stream:
+        return stream.read()
+
+
+def read_json(path: str) -> Any:
+    """Parse a JSON file; a broken one is named in the ValueError."""
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore the file or write it anew") from error
+
+
+def list_names(folder: str) -> list[str]:
+    """Sorted names of the files and folders directly inside a folder, without temporary ones."""
+    filesystem, inner = _resolve(folder)
+    names = (info.base_name for info in filesystem.get_file_info(FileSelector(inner)))
+    return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
+
+
+def file_size(path: str) -> int:
+    """Size of a file in bytes."""
+    filesystem, inner = _resolve(path)
+    info = filesystem.get_file_info(inner)
+    if info.type != FileType.File:
+        raise FileNotFoundError(f"{path} is not a file")
+    return info.size
+
+
+def sha256_file(path: str) -> str:
+    """Hexadecimal sha256 of a file's bytes, read in pieces."""
+    filesystem, inner = _resolve(path)
+    with filesystem.open_input_file(inner) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def free_bytes(path: str) -> int | None:
+    """Bytes that can still be written at a path that need not exist yet; None for an object store."""
+    if not is_local(path):
+        return None
+    folder = Path(local_path(path))
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def fetch_folder(path: str) -> str:
+    """A local folder with the content of `path`: itself when local, else a copy that the workers share.
+
+    The copy is named after the URI and its listing (names, sizes, times), so a folder that was rewritten
+    at the same address is fetched anew.
+    """
+    if is_local(path):
+        return local_path(path)
+    filesystem, inner = _resolve(path)
+    infos = filesystem.get_file_info(FileSelector(inner, recursive=True))
+    files = sorted((info.path, info.size, info.mtime_ns) for info in infos if info.type == FileType.File)
+    name = hashlib.sha256(repr((path, files)).encode()).hexdigest()[:16]
+    cache = os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "raydit", "fetched"
+    )
+    fetched = os.path.join(cache, name)
+    if not os.path.isdir(fetched):
+        os.makedirs(cache, exist_ok=True)
+        remove_stale_temporaries(cache)
+        num_bytes = sum(size for _, size, _ in files)
+        with _temporary_in(cache, num_bytes) as temporary:
+            copy_files(inner, temporary, filesystem, LocalFileSystem())
+            _rename_unless_there(temporary, fetched)
+    return fetched
+
+
+def write_atomically(path: str, data: bytes) -> None:
+    """Write a file so that a reader finds the old content or the new, never a part of it.
+
+    Raises StorageFull, and removes what was half-written, when the disk has no room.
+    """
+    if not is_local(path):
+        filesystem, inner = _resolve(path)
+        with filesystem.open_output_stream(inner) as stream:
+            stream.write(data)
+        return
+    target = local_path(path)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with _temporary_in(os.path.dirname(target), len(data)) as temporary:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    _sync(os.path.dirname(target))
+
+
+def write_json_atomically(path: str, value: Any) -> None:
+    """Write a value as indented JSON; NaN and infinity, which JSON does not know, are refused."""
+    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def publish_folder(local_folder: str, destination: str, *, last: str) -> None:
+    """Move a finished local folder to its destination, where it appears whole or not at all.
+
+    On disk it is renamed. In an object store the file named `last` is put last: without it the folder does
+    not count. Raises FileExistsError if a finished folder is there already (see move_folder).
+    """
+    assert os.path.isfile(os.path.join(local_folder, last)), f"{local_folder} has no {last}"
+    if exists(destination if is_local(destination) else join(destination, last)):
+        raise FileExistsError(
+            f"{destination} is there already; move it aside or choose another name before publishing there"
+        )
+    if is_local(destination):
+        _publish_on_disk(local_folder, local_path(destination))
+    else:
+        _upload(local_folder, destination, last)
+    shutil.rmtree(local_folder, ignore_errors=True)
+
+
+def _publish_on_disk(local_folder: str, target: str) -> None:
+    parent = os.path.dirname(target)
+    os.makedirs(parent, exist_ok=True)
+    _sync_files(local_folder)
+    try:
+        os.rename(local_folder, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        sizes = (os.path.getsize(os.path.join(local_folder, name)) for name in _files_below(local_folder))
+        with _temporary_in(parent, sum(sizes)) as temporary:
+            _copy_files(local_folder, temporary)
+            _sync_files(temporary)
+            os.rename(temporary, target)
+    _sync(parent)
+
+
+def _copy_files(source: str, target: str) -> None:
+    for name in _files_below(source):
+        os.makedirs(os.path.dirname(os.path.join(target, name)), exist_ok=True)
+        shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
+
+
+def _sync_files(folder: str) -> None:
+    for name in _files_below(folder):
+        _sync(os.path.join(folder, name))
+
+
+def _upload(local_folder: str, destination: str, last: str) -> None:
+    filesystem, inner = _resolve(destination)
+    names = [name for name in _files_below(local_folder) if name != last]
+    for name in [*names, last]:
+        copy_files(os.path.join(local_folder, name), f"{inner}/{name}", LocalFileSystem(), filesystem)
+
+
+def _files_below(folder: str) -> list[str]:
+    """Sorted names of all files in a folder and the folders below it, relative to it."""
+    files = (file for file in Path(folder).rglob("*") if file.is_file())
+    return sorted(file.relative_to(folder).as_posix() for file in files)
+
+
+def move_folder(source: str, destination: str) -> None:
+    """Move a folder within one file system, for example to put a superseded artifact aside.
+
+    On disk one rename; in an object store a copy and a delete, which is not atomic.
+    """
+    if exists(destination):
+        raise FileExistsError(f"{destination} is there already; choose another name to move {source} to")
+    filesystem, inner_source = _resolve(source)
+    _, inner_destination = _resolve(destination)
+    if is_local(source):
+        os.makedirs(os.path.dirname(inner_destination), exist_ok=True)
+        os.rename(inner_source, inner_destination)
+    else:
+        copy_files(inner_source, inner_destination, filesystem, filesystem)
+        filesystem.delete_dir(inner_source)
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder and all it holds; one that is not there is fine."""
+    if exists(path):
+        filesystem, inner = _resolve(path)
+        filesystem.delete_dir(inner)
+
+
+def remove_stale_temporaries(folder: str) -> list[str]:
+    """Remove what killed processes left half-written directly inside a folder, and return the names.
+
+    Stale is what belongs to a process of this host that is gone, or is older than a day.
+    """
+    if not is_local(folder) or not exists(folder):
+        return []
+    stale = [entry for entry in Path(local_path(folder)).iterdir() if _is_stale(entry)]
+    for entry in stale:
+        _remove(str(entry))
+    return sorted(entry.name for entry in stale)
+
+
+def _is_stale(entry: Path) -> bool:
+    match = re.fullmatch(re.escape(TEMPORARY_PREFIX) + r"(.+)-(\d+)-[0-9a-f]{8}", entry.name)
+    if not match:
+        return False
+    host, process_id = match.groups()
+    if host == platform.node() and not _is_running(int(process_id)):
+        return True
+    with contextlib.suppress(FileNotFoundError):  # its owner may rename it at any moment
+        return time.time() - entry.stat().st_mtime > STALE_AFTER_SECONDS
+    return False
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)  # signal 0 asks only whether the process is there
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _temporary_in(folder: str, num_bytes: int) -> Iterator[str]:
+    """A temporary name inside a folder, gone afterwards unless renamed; ENOSPC becomes StorageFull."""
+    name = f"{TEMPORARY_PREFIX}{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = os.path.join(folder, name)
+    try:
+        yield temporary
+    except OSError as error:
+        _remove(temporary)  # first, so that what is free does not count our own half
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(
+                f"no room left in {folder}: {num_bytes:,} bytes were to be written, "
+                f"{free_bytes(folder):,} are free; free some space or choose another output"
+            ) from error
+        raise
+    finally:
+        _remove(temporary)
+
+
+def _rename_unless_there(source: str, target: str) -> None:
+    """Rename a folder, or let it be if another process has put the same folder there meanwhile."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+def _sync(path: str) -> None:
+    """Force a file or the names in a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,276 @@
+"""Storage on a local disk, through file:// URIs, and through an object store that is stood in for."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
+
+from cluster import storage
+
+
+@pytest.fixture(params=["path", "uri", "bucket"])
+def base(request, tmp_path, monkeypatch):
+    """A folder under its plain path, one under a file:// URI, and a bucket: objects in memory, no folders."""
+    if request.param != "bucket":
+        return str(tmp_path) if request.param == "path" else tmp_path.as_uri()
+    bucket, resolve = PyFileSystem(FSSpecHandler(MemoryFileSystem())), storage._resolve
+
+    def resolve_bucket(path):
+        inner = path.replace("s3://bucket", f"/{tmp_path.name}")
+        return (bucket, inner) if inner != path else resolve(path)
+
+    monkeypatch.setattr(storage, "_resolve", resolve_bucket)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return "s3://bucket"
+
+
+def write_folder(folder):
+    (folder / "trainer").mkdir(parents=True)
+    (folder / "weights").write_bytes(b"w" * 1000)
+    (folder / "trainer" / "state").write_bytes(b"s")
+    (folder / "COMPLETE").write_text("{}")
+    return str(folder)
+
+
+def test_what_is_written_is_read_back(base):
+    path = storage.join(base, "a", "report.json")
+    assert not storage.exists(path)
+    storage.write_json_atomically(path, {"fid": 2.27})
+    storage.write_json_atomically(path, {"fid": 2.1})
+    assert storage.read_json(path) == {"fid": 2.1}
+    assert storage.list_names(storage.join(base, "a")) == ["report.json"]
+    assert storage.file_size(path) == len(storage.read_bytes(path))
+
+
+def test_a_sha256_is_that_of_the_bytes(base):
+    path = storage.join(base, "abc")
+    storage.write_atomically(path, b"abc")
+    assert storage.sha256_file(path).startswith(
+        "ba7816bf8f01cfea414140de5dae2223"
+    )  # FIPS 180-2, appendix B.1
+
+
+def test_a_folder_is_published_moved_fetched_and_removed(base, tmp_path):
+    local = write_folder(tmp_path / "scratch" / "step")
+    published, aside = storage.join(base, "step_1"), storage.join(base, "step_1.superseded")
+    storage.publish_folder(local, published, last="COMPLETE")
+    assert not os.path.exists(local)
+    assert storage.list_names(published) == ["COMPLETE", "trainer", "weights"]
+    fetched = storage.fetch_folder(published)
+    assert (Path(fetched) / "trainer" / "state").read_bytes() == b"s"
+    assert storage.fetch_folder(published) == fetched
+    storage.move_folder(published, aside)
+    assert not storage.exists(published)
+    assert storage.read_bytes(storage.join(aside, "trainer/state")) == b"s"
+    storage.remove_folder(aside)
+    storage.remove_folder(aside)
+    assert not storage.exists(aside)
+
+
+def test_publishing_over_a_finished_folder_is_refused(base, tmp_path):
+    published = storage.join(base, "step_1")
+    storage.publish_folder(write_folder(tmp_path / "one"), published, last="COMPLETE")
+    again = write_folder(tmp_path / "two")
+    with pytest.raises(FileExistsError, match="step_1 is there already; move it aside"):
+        storage.publish_folder(again, published, last="COMPLETE")
+    assert os.path.exists(again)
+    other = storage.join(base, "other")
+    storage.publish_folder(again, other, last="COMPLETE")
+    with pytest.raises(FileExistsError):
+        storage.move_folder(other, published)
+
+
+def test_the_last_file_is_put_last_and_a_broken_upload_can_be_done_again(tmp_path, monkeypatch):
+    put, copy_files = [], storage.copy_files
+    bucket = tmp_path / "bucket"
+
+    def copy_and_break(source, target, *filesystems):
+        put.append(os.path.basename(target))
+        if put == ["state", "weights"]:
+            raise OSError("connection lost")
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        copy_files(source, target, *filesystems)
+
+    monkeypatch.setattr(storage, "copy_files", copy_and_break)
+    monkeypatch.setattr(
+        storage, "_resolve", lambda path: (LocalFileSystem(), path.replace("s3:/", str(bucket)))
+    )
+    local = write_folder(tmp_path / "step")
+    with pytest.raises(OSError, match="connection lost"):
+        storage.publish_folder(local, "s3://b/step", last="COMPLETE")
+    assert not storage.exists("s3://b/step/COMPLETE")
+    storage.publish_folder(local, "s3://b/step", last="COMPLETE")
+    assert put[2:] == ["state", "weights", "COMPLETE"]
+
+
+def test_a_writer_killed_halfway_leaves_the_old_content_and_a_stale_temporary(tmp_path):
+    target = tmp_path / "manifest.json"
+    target.write_text("old")
+    code = (
+        "import os, sys, time; from cluster import storage\n"
+        "def wait(descriptor): print('written', flush=True); time.sleep(60)\n"
+        "os.fsync = wait\n"
+        f"storage.write_atomically({str(target)!r}, b'new' * 10**6)\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=os.getcwd())
+    assert writer.stdout.readline() == b"written\n"
+    temporaries = [name for name in os.listdir(tmp_path) if name.startswith(storage.TEMPORARY_PREFIX)]
+    assert len(temporaries) == 1
+    assert storage.remove_stale_temporaries(str(tmp_path)) == []  # its writer is alive
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    assert target.read_text() == "old"
+    assert storage.list_names(str(tmp_path)) == ["manifest.json"]
+    assert storage.remove_stale_temporaries(str(tmp_path)) == temporaries
+    assert os.listdir(tmp_path) == ["manifest.json"]
+
+
+def test_only_our_stale_temporaries_are_removed(tmp_path):
+    day_old = time.time() - 25 * 3600
+    for name in (".tmp-otherhost-1-0123abcd", ".tmp-mine", ".tmp-otherhost-2-0123abcd", "part-00000.parquet"):
+        (tmp_path / name).mkdir() if "host-1" in name else (tmp_path / name).touch()
+        os.utime(tmp_path / name, (day_old, day_old))
+    (tmp_path / ".tmp-otherhost-2-0123abcd").write_text("being written on another host")
+    assert storage.remove_stale_temporaries(str(tmp_path)) == [".tmp-otherhost-1-0123abcd"]
+    assert storage.remove_stale_temporaries(str(tmp_path / "nowhere")) == []
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError("input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="input/output error"):
+        storage.write_atomically(str(tmp_path / "a"), b"data")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 256 KiB."""
+    mount_point = tmp_path / "tiny"
+    mount_point.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount_point)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a tiny tmpfs needs root and the right to mount")
+    yield mount_point
+    subprocess.run(["umount", str(mount_point)], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tiny_disk, tmp_path):
+    with pytest.raises(
+        storage.StorageFull, match=r"1,000,000 bytes were to be written, 262,144 are free; free"
+    ):
+        storage.write_atomically(str(tiny_disk / "part-00000.parquet"), b"0" * 1_000_000)
+    local = Path(write_folder(tmp_path / "step"))
+    (local / "weights").write_bytes(b"0" * 1_000_000)
+    with pytest.raises(storage.StorageFull, match="no room left"):
+        storage.publish_folder(str(local), str(tiny_disk / "step"), last="COMPLETE")
+    assert os.listdir(tiny_disk) == []
+    assert (local / "weights").stat().st_size == 1_000_000
+    (local / "weights").write_bytes(b"small")
+    storage.publish_folder(
+        str(local), str(tiny_disk / "step"), last="COMPLETE"
+    )  # another disk: a copy, then a rename
+    assert (tiny_disk / "step" / "weights").read_bytes() == b"small"
+
+
+def test_a_disk_that_fills_while_a_folder_is_fetched_is_said(tiny_disk, tmp_path, monkeypatch):
+    source = write_folder(tmp_path / "step")
+    (Path(source) / "weights").write_bytes(b"0" * 1_000_000)
+    resolve = storage._resolve
+    monkeypatch.setattr(
+        storage,
+        "_resolve",
+        lambda path: (LocalFileSystem(), source) if path == "s3://b/step" else resolve(path),
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_disk))
+    with pytest.raises(storage.StorageFull, match="1,000,003 bytes"):
+        storage.fetch_folder("s3://b/step")
+    assert os.listdir(tiny_disk / "raydit" / "fetched") == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "a/../../b", "/etc/passwd", "a//b", "a\\b", "C:x", "./a", "a\n", "a/"]
+)
+def test_a_name_that_could_escape_is_refused(name):
+    with pytest.raises(ValueError, match="found the file name .* stays inside"):
+        storage.safe_name(name)
+
+
+@given(st.text(alphabet="ab./\\~:\n", max_size=8))
+def test_an_accepted_name_stays_inside_its_folder(name):
+    try:
+        accepted = storage.safe_name(name)
+    except ValueError:
+        return
+    inside = os.path.normpath(storage.join("/folder", accepted))
+    assert inside.startswith("/folder/")
+    assert inside == f"/folder/{name}"
+
+
+def test_join_keeps_the_query_of_a_uri_at_the_end():
+    assert (
+        storage.join("s3://b/x/?endpoint_override=host:9000", "a", "b/")
+        == "s3://b/x/a/b?endpoint_override=host:9000"
+    )
+    assert storage.join("/x", "a") == "/x/a"
+
+
+def test_free_bytes_are_known_for_a_disk_only(tmp_path):
+    assert storage.free_bytes(str(tmp_path / "not" / "yet")) > 0
+    assert storage.free_bytes("s3://bucket/x") is None
+
+
+def test_a_scheme_that_cannot_be_opened_is_named():
+    with pytest.raises(ValueError, match="found the path 'ftp://x/y', expected .*s3://"):
+        storage.exists("ftp://x/y")
+
+
+def test_broken_json_names_its_file(tmp_path):
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="manifest.json is not valid JSON"):
+        storage.read_json(str(tmp_path / "manifest.json"))
+
+
+def test_a_missing_file_is_a_file_not_found_error(base):
+    for read in (storage.read_bytes, storage.file_size, storage.list_names, storage.sha256_file):
+        with pytest.raises(FileNotFoundError):
+            read(storage.join(base, "nothing"))
+
+
+def test_a_folder_goes_through_a_real_s3_server(tmp_path, monkeypatch):
+    pytest.importorskip("boto3")
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    try:
+        import boto3
+
+        boto3.client("s3").create_bucket(Bucket="raydit")
+        published = "s3://raydit/checkpoints/step_1"
+        storage.publish_folder(write_folder(tmp_path / "step"), published, last="COMPLETE")
+        assert storage.list_names(published) == ["COMPLETE", "trainer", "weights"]
+        assert (Path(storage.fetch_folder(published)) / "trainer" / "state").read_bytes() == b"s"
+        storage.move_folder(published, published + ".superseded")
+        assert storage.exists(published + ".superseded/COMPLETE") and not storage.exists(published)
+    finally:
+        server.stop()
