@@ -1,0 +1,126 @@
+"""A Ray to work in: joined where one is given, started on this machine where none is."""
+
+import contextlib
+import logging
+import math
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
+    """Work inside a Ray cluster, and leave or stop it afterwards.
+
+    address: "HOST:PORT" of a cluster to join, "auto" for the one running on this machine, "local" for a fresh
+    one. None takes RAY_ADDRESS, which Ray sets inside a submitted job, else "local". When Ray is already
+    initialised, for example in a notebook, that one is used and left running.
+    num_cpus: logical CPUs that a fresh Ray must offer; more than the machine has lets all workers of a small
+    machine start, and they share its cores.
+
+    Raises ValueError for an address of the wrong kind and ConnectionError when no Ray can be joined there.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        if address == "local":
+            _start_local(num_cpus)
+        else:
+            _join(address)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(num_cpus: int | None) -> None:
+    """Start Ray for this process only; Ray itself sizes the object store and makes a token."""
+    import ray
+
+    ray.init(
+        "local",
+        num_cpus=max(os.cpu_count() or 1, num_cpus or 0),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _join(address: str) -> None:
+    import ray
+
+    _check_address(address)
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        raise ConnectionError(
+            f"the Ray at {address} could not be joined by Ray {ray.__version__}: {error} "
+            "Expected a cluster of the same Ray and Python version; one with token authentication needs "
+            "RAY_AUTH_MODE=token and its token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH before Python starts"
+        ) from error
+
+
+def _check_address(address: str) -> None:
+    """Refuse at once what Ray would try for two minutes."""
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "://" in host:
+        raise ValueError(
+            f'found the Ray address {address!r}, expected "HOST:PORT" of a cluster that this machine '
+            'belongs to (port 6379 by default), "auto" or "local"; from outside a cluster use: raydit submit'
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"no Ray answers at {address} ({error}); expected the address that `ray start --head` printed, "
+            "check it and the firewall, or leave it out for a local Ray"
+        ) from error
+
+
+def require_resources(num_workers: int, cpus_per_worker: float, gpus_per_worker: float, stage: str) -> None:
+    """Raise ValueError if the cluster can never hold a stage's workers, for which Ray would wait for ever.
+
+    What counts is what the nodes have, not what is free: a busy cluster makes us wait, which is right. On a
+    cluster that grows by itself the largest size it may reach counts.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(_workers_on(node, cpus_per_worker, gpus_per_worker) for node in nodes)
+    if room >= num_workers or _can_grow_to(num_workers, cpus_per_worker, gpus_per_worker):
+        return
+    cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    advice = (
+        f"set {stage}.num_workers to {room} or less" if room else f"lower what {stage} asks for per worker"
+    )
+    if gpus_per_worker and not gpus:
+        advice = f"set {stage}.gpus_per_worker to 0"
+    elif room:
+        advice = f"set {stage}.num_workers to {room:g} or less"
+    else:
+        advice = f"lower what {stage} asks for per worker"
+    raise ValueError(
+        f"{stage} asks for {num_workers} workers of {cpus_per_worker:g} CPU, {gpus_per_worker:g} GPU each, "
+        f"the Ray cluster has room for {room:g} ({cpus:g} CPU and {gpus:g} GPU on {len(nodes)} nodes); "
+        f"{advice}, or join a larger cluster with --address"
+    )
+
+
+def _workers_on(node: dict[str, Any], cpus: float, gpus: float) -> float:
+    """How many workers one node holds; a worker cannot be split over two."""
+    asked = [(node.get("CPU", 0), cpus), (node.get("GPU", 0), gpus)]
+    return min((have // need for have, need in asked if need), default=math.inf)
+
+
+def _can_grow_to(num_workers: int, cpus: float, gpus: float) -> bool:
+    """Whether an autoscaler may still add enough nodes; False on a cluster of fixed size."""
+    from ray._private.state import state
+
+    largest = state.get_max_resources_from_cluster_config() or {}
+    return bool(largest) and _workers_on(largest, cpus, gpus) >= num_workers

@@ -1,0 +1,101 @@
+"""A real local Ray, in processes of its own where a session is started or killed."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import ray
+
+from cluster.session import ray_session, require_resources
+
+SESSION_CODE = """
+import ray
+from cluster.session import ray_session
+with ray_session(num_cpus=5):
+    @ray.remote
+    def double(x):
+        return 2 * x
+    print(ray.get(double.remote(21)))
+"""
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """A local Ray that must be gone when its session ends, even by Ctrl-C."""
+    with pytest.raises(KeyboardInterrupt), ray_session(num_cpus=5):
+        yield
+        raise KeyboardInterrupt
+    assert not ray.is_initialized()
+
+
+def run_python(code):
+    env = os.environ | {"RAY_ADDRESS": "", "PYTHONPATH": os.getcwd()}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_a_session_writes_nothing_of_its_own():
+    done = run_python(SESSION_CODE)
+    assert (done.stdout, done.stderr) == ("42\n", "")
+
+
+def test_an_inner_session_joins_the_outer_one_and_leaves_it_running(local_ray):
+    with ray_session(num_cpus=1):
+        assert ray.cluster_resources()["CPU"] >= 5
+    assert ray.is_initialized()
+
+
+def test_storage_does_not_import_ray():
+    done = run_python("import sys, cluster.storage; print('ray' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_workers_that_fit_are_accepted(local_ray):
+    require_resources(4, cpus_per_worker=1, gpus_per_worker=0, stage="train")
+    require_resources(8, cpus_per_worker=0.5, gpus_per_worker=0, stage="train")
+
+
+def test_too_many_workers_are_refused_with_the_number_that_fits(local_ray):
+    with pytest.raises(
+        ValueError, match=r"train asks for 1000 workers.*set train.num_workers to \d+ or less"
+    ):
+        require_resources(1000, cpus_per_worker=1, gpus_per_worker=0, stage="train")
+
+
+def test_a_gpu_on_a_cluster_without_is_refused(local_ray, monkeypatch):
+    with pytest.raises(ValueError, match="0 GPU on 1 nodes.*set encode.gpus_per_worker to 0"):
+        require_resources(1, cpus_per_worker=1, gpus_per_worker=1000, stage="encode")
+
+
+def test_a_worker_is_not_split_over_two_nodes(monkeypatch, local_ray):
+    node = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 4.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [node, node, {"Alive": False, "Resources": {"GPU": 8.0}}])
+    require_resources(2, cpus_per_worker=1, gpus_per_worker=4, stage="train")
+    with pytest.raises(ValueError, match="room for 0 .*8 GPU on 2 nodes.*lower what train asks for"):
+        require_resources(1, cpus_per_worker=1, gpus_per_worker=8, stage="train")
+
+
+def test_a_cluster_that_can_grow_is_trusted(monkeypatch, local_ray):
+    largest = {"CPU": 64, "GPU": 8}
+    monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: largest)
+    require_resources(8, cpus_per_worker=1, gpus_per_worker=1, stage="train")
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "head"])
+def test_an_address_of_another_kind_is_refused(address, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with pytest.raises(ValueError, match='expected "HOST:PORT"'), ray_session(address):
+        pass
+
+
+def test_nobody_at_the_address_is_said_at_once(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match="no Ray answers.*ray start --head"), ray_session(address):
+            pass
