@@ -1,0 +1,147 @@
+"""Jobs on a real head with token authentication, started from an environment that is not activated."""
+
+import http.server
+import shlex
+import socket
+import sys
+import threading
+import time
+
+import pytest
+
+from cluster import jobs
+
+pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # Ray passes it to aiohttp
+
+
+@pytest.fixture
+def address(ray_head, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", ray_head.token)
+    return ray_head.address
+
+
+def run(code, address, **options):
+    return jobs.submit([], address=address, program=("-c", code), **options)
+
+
+def follow(submission_id, address):
+    lines = []
+    return jobs.follow(submission_id, address, lines.append), lines
+
+
+def test_a_job_runs_in_the_clusters_python_with_its_arguments_unchanged(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # Ray would let it override the address
+    code = "import os, sys; print(sys.prefix); print(os.environ['COLOUR']); print(sys.argv[1:])"
+    arguments = ["train", "my recipe.toml", "--set", "name='a \"b\" $HOME'"]
+    submission_id = jobs.submit(arguments, address=address, program=("-c", code), env={"COLOUR": "blue"})
+    exit_code, lines = follow(submission_id, address)
+    assert exit_code == 0
+    assert lines[-3:] == [sys.prefix, "blue", str(arguments)]
+    (listed,) = [job for job in jobs.list_jobs(address) if job.submission_id == submission_id]
+    assert shlex.split(listed.command) == arguments
+    assert (listed.status, listed.exit_code) == ("SUCCEEDED", 0)
+
+
+def test_a_failing_job_gives_its_exit_code_and_is_named(address):
+    submission_id = run("raise SystemExit(3)", address)
+    exit_code, lines = follow(submission_id, address)
+    assert exit_code == 3
+    assert lines[-1].startswith(f"job {submission_id} FAILED, exit code 3")
+    assert jobs.status(submission_id, address).status == "FAILED"
+
+
+def test_a_running_id_is_joined_and_a_stopped_one_is_refused(address):
+    code = "import time; print('started'); time.sleep(600)"
+    assert run(code, address, submission_id="once") == "once"
+    assert run("print('twice')", address, submission_id="once") == "once"
+    wait_for_line("started", "once", address)
+    assert jobs.stop("once", address)
+    exit_code, lines = follow("once", address)
+    assert exit_code == 130
+    assert "twice" not in lines
+    assert not jobs.stop("once", address)
+    with pytest.raises(ValueError, match=r"already ended \(STOPPED\).*another"):
+        run(code, address, submission_id="once")
+
+
+def wait_for_line(line, submission_id, address):
+    client = jobs._client(address)
+    deadline = time.monotonic() + 30
+    while line not in client.get_job_logs(submission_id).splitlines():
+        assert time.monotonic() < deadline, f"{submission_id} has not written {line!r}"
+        time.sleep(0.2)
+
+
+def test_a_log_that_broke_off_is_taken_up_where_it_broke(address, monkeypatch):
+    from ray.job_submission import JobSubmissionClient
+
+    whole_tail, calls = JobSubmissionClient.tail_job_logs, []
+
+    async def breaking_tail(self, submission_id):
+        calls.append(submission_id)
+        async for text in whole_tail(self, submission_id):
+            yield text
+            if "line 1" in text and len(calls) == 1:
+                raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    monkeypatch.setattr(JobSubmissionClient, "tail_job_logs", breaking_tail)
+    code = "import time\nfor i in range(4): print('line', i); time.sleep(0.3)"
+    exit_code, lines = follow(run(code, address), address)
+    assert (exit_code, len(calls)) == (0, 2)
+    assert lines[-4:] == [f"line {i}" for i in range(4)]
+    assert lines.count("line 0") == 1
+
+
+def test_a_wrong_token_is_refused_with_one_line(address, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+    with pytest.raises(ValueError, match="another token.*403.*set RAY_AUTH_TOKEN") as refusal:
+        run("pass", address)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_token_is_refused_with_one_line(address, monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="no token.*401"):
+        jobs.list_jobs(address)
+
+
+def test_the_token_may_lie_in_a_file(address, ray_head, monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    (tmp_path / "token").write_text(ray_head.token + "\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert jobs.check_server(address).startswith("2.")
+
+
+def test_an_unknown_job_is_named(address):
+    with pytest.raises(ValueError, match="no job nowhere"):
+        jobs.status("nowhere", address)
+
+
+def test_another_ray_version_is_refused(address, monkeypatch):
+    monkeypatch.setattr("ray.__version__", "2.1.0")
+    with pytest.raises(ValueError, match=r"runs Ray 2\.\d+.*expected 2\.1\.0"):
+        jobs.list_jobs(address)
+
+
+def test_nobody_at_the_address_is_a_connection_error():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectionError, match="no job server answers.*ray start --head"):
+            jobs.list_jobs(f"http://127.0.0.1:{unused.getsockname()[1]}")
+
+
+def test_another_web_server_is_told_from_a_job_server():
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(ValueError, match="HTTP 501, expected a Ray job server"):
+            jobs.check_server(f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_address_without_http_is_refused():
+    with pytest.raises(ValueError, match="'head:6379', expected http://"):
+        jobs.check_server("head:6379")

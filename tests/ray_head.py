@@ -1,0 +1,96 @@
+"""A Ray head with a job server and token authentication, for the tests that submit jobs.
+
+from ray_head import ray_head  # noqa: F401  in the conftest.py of a test folder
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TOKEN = "0123456789abcdef" * 4
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """address: of the job server. token: what it accepts. env: variables with which clients find both."""
+
+    address: str
+    token: str
+    env: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    """One head for the whole test session, started as a user would, its environment not activated."""
+    with tempfile.TemporaryDirectory(prefix="rayhead", dir="/tmp") as folder:  # short: sockets have 107 bytes
+        gcs_port, dashboard_port, agent_port, client_port = _free_ports(4)
+        address = f"http://127.0.0.1:{dashboard_port}"
+        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+        command = [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--head",
+            "--block",
+            "--disable-usage-stats",
+        ]
+        command += [f"--port={gcs_port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
+        command += [f"--dashboard-agent-listen-port={agent_port}", f"--ray-client-server-port={client_port}"]
+        command += ["--num-cpus=4", f"--object-store-memory={100 * 2**20}", f"--temp-dir={folder}"]
+        head_env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        head_env |= auth | {"PATH": "/usr/bin:/bin"}
+        with open(Path(folder) / "head.log", "w") as log:
+            head = subprocess.Popen(
+                command, env=head_env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            _wait_until_it_answers(address, head, Path(folder) / "head.log")
+            yield RayHead(address, TOKEN, auth | {"RAY_API_SERVER_ADDRESS": address})
+        finally:
+            _stop(head)
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(closing(socket.socket())) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _wait_until_it_answers(address: str, head: subprocess.Popen, log: Path) -> None:
+    """Wait for the list of jobs: it needs the dashboard and the agent on the node."""
+    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+    for _ in range(240):
+        if head.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.25)
+    raise RuntimeError(f"the Ray head did not start:\n{log.read_text()}")
+
+
+def _stop(head: subprocess.Popen) -> None:
+    """SIGTERM makes `ray start --block` stop its own processes; what is left of its group is killed."""
+    head.terminate()
+    try:
+        head.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        pass
+    try:
+        os.killpg(head.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    head.wait()
