@@ -107,7 +107,7 @@ def require_resources(num_workers: int, cpus_per_worker: float, gpus_per_worker:
         advice = f"lower what {stage} asks for per worker"
     raise ValueError(
         f"{stage} asks for {num_workers} workers of {cpus_per_worker:g} CPU, {gpus_per_worker:g} GPU each, "
-        f"the Ray cluster has room for {room:g} ({cpus:g} CPU and {gpus:g} GPU on {len(nodes)} nodes); "
+        f"the Ray cluster has room for {room:g} ({cpus:g} CPU and {gpus:g} GPU on {len(nodes)} node(s)); "
         f"{advice}, or join a larger cluster with --address"
     )
 

@@ -119,12 +119,15 @@ def sha256_file(path: str) -> str:
 
 def free_bytes(path: str) -> int | None:
     """Bytes that can still be written at a path that need not exist yet; None for an object store."""
-    if not is_local(path):
-        return None
+    return shutil.disk_usage(nearest_folder(path)).free if is_local(path) else None
+
+
+def nearest_folder(path: str) -> str:
+    """The path itself or the nearest folder above it that exists on disk."""
     folder = Path(local_path(path))
-    while not folder.exists():
+    while not folder.is_dir():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return str(folder)
 
 
 def fetch_folder(path: str) -> str:

@@ -3,6 +3,7 @@
 from ray_head import ray_head  # noqa: F401  in the conftest.py of a test folder
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -51,7 +52,12 @@ def ray_head() -> Iterator[RayHead]:
         head_env |= auth | {"PATH": "/usr/bin:/bin"}
         with open(Path(folder) / "head.log", "w") as log:
             head = subprocess.Popen(
-                command, env=head_env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=head_env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
         try:
             _wait_until_it_answers(address, head, Path(folder) / "head.log")
@@ -80,6 +86,13 @@ def _wait_until_it_answers(address: str, head: subprocess.Popen, log: Path) -> N
         except OSError:
             time.sleep(0.25)
     raise RuntimeError(f"the Ray head did not start:\n{log.read_text()}")
+
+
+def _die_with_parent() -> None:
+    """Have Linux send SIGTERM when the test run is killed, so that no head outlives it."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _stop(head: subprocess.Popen) -> None:

@@ -1,0 +1,62 @@
+"""The doctor's findings, on what is here and on what is broken on purpose."""
+
+import json
+import os
+import socket
+from dataclasses import asdict
+
+import pytest
+
+from cluster import doctor
+from cluster.doctor import Check
+
+
+def test_this_python_and_its_packages_are_found():
+    assert doctor.check_python().ok
+    ray, missing = doctor.check_packages(["ray", "no-such-package"])
+    assert ray.ok and ray.found.startswith("2.")
+    assert missing == Check("no-such-package", False, "not installed", "pip install no-such-package")
+
+
+def test_devices_name_the_cores():
+    assert f"{os.cpu_count()} CPU cores" in doctor.check_devices().found
+
+
+def test_storage_that_can_be_written_is_ok_and_left_as_it_was(tmp_path):
+    check = doctor.check_storage(str(tmp_path / "outputs" / "cifar10"))
+    assert check.ok and "GiB free" in check.found
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("path", ["/proc/raydit", "ftp://host/folder"])
+def test_storage_that_cannot_be_written_is_red(path):
+    check = doctor.check_storage(path)
+    assert not check.ok
+    assert check.found.startswith(path) and check.do
+
+
+def test_a_job_server_is_asked_over_http(ray_head, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", ray_head.token)
+    assert doctor.check_ray(ray_head.address).ok
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+    check = doctor.check_ray(ray_head.address)
+    assert not check.ok and "another token" in check.found and "\n" not in check.found
+
+
+def test_ray_that_cannot_be_reached_is_red():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        check = doctor.check_ray(f"127.0.0.1:{unused.getsockname()[1]}")
+    assert not check.ok and "no Ray answers" in check.found
+
+
+@pytest.mark.slow
+def test_a_local_ray_starts():
+    check = doctor.check_ray()
+    assert check.ok and "on 1 node" in check.found
+
+
+def test_the_lines_are_aligned_and_the_red_ones_say_what_to_do():
+    checks = [Check("ray", True, "2.60.0"), Check("storage", False, "/x: full", "free some space")]
+    assert doctor.render(checks) == "ok ray      2.60.0\n!! storage  /x: full -> free some space"
+    assert json.loads(json.dumps([asdict(check) for check in checks]))[1]["do"] == "free some space"
