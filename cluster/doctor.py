@@ -89,22 +89,17 @@ def check_storage(path: str) -> Check:
         whole = storage.read_bytes(file) == b"new"
         storage.remove_folder(probe)
     except (OSError, ValueError) as error:
-        return Check(
-            "storage", False, f"{path}: {_one_line(error)}", "choose a path or URI that can be written"
-        )
+        return Check("storage", False, f"{path}: {_one_line(error)}", "choose a path or URI that can be written")
     free = storage.free_bytes(path)
     found = f"{path} can be written" + (f", {free / 2**30:.1f} GiB free" if free is not None else "")
-    return _check(
-        "storage", whole, found, "a file that was replaced reads as the old one; choose another path"
-    )
+    return _check("storage", whole, found, "a file that was replaced reads as the old one; choose another path")
 
 
 def render(checks: Sequence[Check]) -> str:
     """One aligned line per check; what to do comes after an arrow."""
     width = max((len(check.name) for check in checks), default=0)
     return "\n".join(
-        f"{'ok' if check.ok else '!!'} {check.name:<{width}}  {check.found}"
-        + (f" -> {check.do}" if check.do else "")
+        f"{'ok' if check.ok else '!!'} {check.name:<{width}}  {check.found}" + (f" -> {check.do}" if check.do else "")
         for check in checks
     )
 

@@ -142,9 +142,7 @@ def fetch_folder(path: str) -> str:
     infos = filesystem.get_file_info(FileSelector(inner, recursive=True))
     files = sorted((info.path, info.size, info.mtime_ns) for info in infos if info.type == FileType.File)
     name = hashlib.sha256(repr((path, files)).encode()).hexdigest()[:16]
-    cache = os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "raydit", "fetched"
-    )
+    cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "raydit", "fetched")
     fetched = os.path.join(cache, name)
     if not os.path.isdir(fetched):
         os.makedirs(cache, exist_ok=True)

@@ -93,9 +93,7 @@ class DiTConfig:
             if value <= 0:
                 raise ValueError(f"{name} is {value}, but it must be above 0: give a positive number")
         if self.num_classes < 0:
-            raise ValueError(
-                f"num_classes is {self.num_classes}, but it must be 0 or more: use 0 for no labels"
-            )
+            raise ValueError(f"num_classes is {self.num_classes}, but it must be 0 or more: use 0 for no labels")
         if not 0 <= self.class_dropout_prob < 1:
             raise ValueError(
                 f"class_dropout_prob is {self.class_dropout_prob}, but it must be in [0, 1): "
@@ -148,8 +146,7 @@ def named_config(name: str, **overrides: Any) -> DiTConfig:
     """
     if name not in MODEL_NAMES:
         raise ValueError(
-            f"model name is {name!r}, but it must be one of {', '.join(MODEL_NAMES)}: "
-            f"{_advice(name, MODEL_NAMES)}"
+            f"model name is {name!r}, but it must be one of {', '.join(MODEL_NAMES)}: {_advice(name, MODEL_NAMES)}"
         )
     size, patch = name.removeprefix("DiT-").split("/")
     fields: dict[str, Any] = {**MODEL_SIZES[size], "patch_size": int(patch), **overrides}

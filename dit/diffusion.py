@@ -49,9 +49,7 @@ class GaussianDiffusion:
             ("variance", variance, get_args(Variance)),
         ):
             if value not in choices:
-                raise ValueError(
-                    f"{name} is {value!r}, but it must be one of {', '.join(choices)}: choose one of them"
-                )
+                raise ValueError(f"{name} is {value!r}, but it must be one of {', '.join(choices)}: choose one of them")
         self.prediction = prediction
         self.variance = variance
         alphas_cumprod = torch.cumprod(1 - _betas(schedule, num_timesteps), dim=0)
@@ -116,9 +114,7 @@ class GaussianDiffusion:
                 f"latents {tuple(latents.shape)}, noise {tuple(noise.shape)} and timesteps {tuple(t.shape)} "
                 "do not fit: noise must have the latents' shape; give one timestep per image"
             )
-        if t.is_floating_point() or (
-            t.device.type == "cpu" and not bool(((t >= 0) & (t < self.num_timesteps)).all())
-        ):
+        if t.is_floating_point() or (t.device.type == "cpu" and not bool(((t >= 0) & (t < self.num_timesteps)).all())):
             raise ValueError(
                 f"timesteps are {t.dtype} from {t.min().item()} to {t.max().item()}, but the process needs "
                 f"integers in [0, {self.num_timesteps}): draw them with sample_timesteps"
@@ -221,9 +217,7 @@ class GaussianDiffusion:
         step = self.reverse_step(output, x_t, t)
         divergence = gaussian_kl(true_mean, true_log_variance, step.mean, step.log_variance)
         likelihood = discretized_log_likelihood(latents, step.mean, 0.5 * step.log_variance)
-        nats = torch.where(
-            t == 0, -likelihood.flatten(1).mean(1), divergence.expand_as(x_t).flatten(1).mean(1)
-        )
+        nats = torch.where(t == 0, -likelihood.flatten(1).mean(1), divergence.expand_as(x_t).flatten(1).mean(1))
         return nats / math.log(2)
 
 

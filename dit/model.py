@@ -53,13 +53,9 @@ class DiT(nn.Module):
         self.num_labels = config.num_classes + (config.null_class is not None)
         self.y_embedder = LabelEmbedder(self.num_labels, width) if config.num_classes else None
         # A parameter, though never trained, because official checkpoints and parameter counts include it.
-        self.pos_embed = nn.Parameter(
-            position_embedding(width, *rows_columns).float()[None], requires_grad=False
-        )
+        self.pos_embed = nn.Parameter(position_embedding(width, *rows_columns).float()[None], requires_grad=False)
         block = BLOCKS[config.conditioning]
-        self.blocks = nn.ModuleList(
-            block(width, config.num_heads, config.mlp_size) for _ in range(config.depth)
-        )
+        self.blocks = nn.ModuleList(block(width, config.num_heads, config.mlp_size) for _ in range(config.depth))
         self.final_layer = FinalLayer(width, config.patch_size**2 * config.out_channels, modulated)
         self.initialize_weights()
 

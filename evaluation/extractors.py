@@ -23,7 +23,9 @@ EFFICIENTNET_LITE0 = "efficientnet-lite0"
 INCEPTION = VERIFIED_INCEPTION
 EXTRACTORS = (EFFICIENTNET_LITE0, INCEPTION)
 
-INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
 
 _PUBLISHED_SHA256 = {
     EFFICIENTNET_LITE0: "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
@@ -166,9 +168,7 @@ def _build_efficientnet_lite0(state_dict: dict[str, Any], device: torch.device) 
     network.to(device, memory_format=torch.channels_last)
 
     def forward(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x = F.interpolate(
-            images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True
-        )
+        x = F.interpolate(images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
         features = network.extract_features(x).mean(dim=(2, 3))
         return features, network._fc(features)
@@ -238,9 +238,7 @@ def _full_float32() -> Iterator[None]:
 
 def _check_name(name: str) -> None:
     if name not in EXTRACTORS:
-        raise ValueError(
-            f"Found extractor {name!r}, expected one of {', '.join(EXTRACTORS)}. Set evaluate.extractor."
-        )
+        raise ValueError(f"Found extractor {name!r}, expected one of {', '.join(EXTRACTORS)}. Set evaluate.extractor.")
 
 
 def _check_images(images: torch.Tensor) -> None:

@@ -144,9 +144,7 @@ def metric_name(kind: str, extractor: str, num_samples: int) -> str:
     otherwise fd_efficientnet_lite0_1k and so on. `kind` is one of METRIC_KINDS.
     """
     if kind not in METRIC_KINDS:
-        raise ValueError(
-            f"Found metric kind {kind!r}, expected one of {', '.join(METRIC_KINDS)}. Use one of these."
-        )
+        raise ValueError(f"Found metric kind {kind!r}, expected one of {', '.join(METRIC_KINDS)}. Use one of these.")
     count = f"{num_samples // 1000}k" if num_samples % 1000 == 0 else str(num_samples)
     if extractor == VERIFIED_INCEPTION:
         return f"{_INCEPTION_KINDS.get(kind, kind)}_{count}"

@@ -106,9 +106,7 @@ class ReferenceStatistics:
                     f"Found {', '.join(file.files)} in {path}, expected mu and sigma. "
                     "Build a reference with `raydit reference build`."
                 )
-            arrays: dict[str, Any] = {
-                name: file[name].astype(np.float64) for name in _MOMENTS if name in file
-            }
+            arrays: dict[str, Any] = {name: file[name].astype(np.float64) for name in _MOMENTS if name in file}
             if "meta" not in file:
                 return cls(
                     n=0,

@@ -79,10 +79,7 @@ class EvaluationReport:
             spread = f" +- {errors[kind][1]:.4g}" if kind in errors else ""
             rows.append((kind, f"{value:.6g}{spread}", f"{real[kind][1]:.6g}" if kind in real else ""))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         if real and _counts(real) != _counts(generated):
             lines.append("Frechet distance falls as N grows: compare the two columns only where N is equal.")
         return "\n".join(lines) + "\n"

@@ -58,9 +58,7 @@ def test_workers_that_fit_are_accepted(local_ray):
 
 
 def test_too_many_workers_are_refused_with_the_number_that_fits(local_ray):
-    with pytest.raises(
-        ValueError, match=r"train asks for 1000 workers.*set train.num_workers to \d+ or less"
-    ):
+    with pytest.raises(ValueError, match=r"train asks for 1000 workers.*set train.num_workers to \d+ or less"):
         require_resources(1000, cpus_per_worker=1, gpus_per_worker=0, stage="train")
 
 

@@ -53,9 +53,7 @@ def test_what_is_written_is_read_back(base):
 def test_a_sha256_is_that_of_the_bytes(base):
     path = storage.join(base, "abc")
     storage.write_atomically(path, b"abc")
-    assert storage.sha256_file(path).startswith(
-        "ba7816bf8f01cfea414140de5dae2223"
-    )  # FIPS 180-2, appendix B.1
+    assert storage.sha256_file(path).startswith("ba7816bf8f01cfea414140de5dae2223")  # FIPS 180-2, appendix B.1
 
 
 def test_a_folder_is_published_moved_fetched_and_removed(base, tmp_path):
@@ -100,9 +98,7 @@ def test_the_last_file_is_put_last_and_a_broken_upload_can_be_done_again(tmp_pat
         copy_files(source, target, *filesystems)
 
     monkeypatch.setattr(storage, "copy_files", copy_and_break)
-    monkeypatch.setattr(
-        storage, "_resolve", lambda path: (LocalFileSystem(), path.replace("s3:/", str(bucket)))
-    )
+    monkeypatch.setattr(storage, "_resolve", lambda path: (LocalFileSystem(), path.replace("s3:/", str(bucket))))
     local = write_folder(tmp_path / "step")
     with pytest.raises(OSError, match="connection lost"):
         storage.publish_folder(local, "s3://b/step", last="COMPLETE")
@@ -167,9 +163,7 @@ def tiny_disk(tmp_path):
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tiny_disk, tmp_path):
-    with pytest.raises(
-        storage.StorageFull, match=r"1,000,000 bytes were to be written, 262,144 are free; free"
-    ):
+    with pytest.raises(storage.StorageFull, match=r"1,000,000 bytes were to be written, 262,144 are free; free"):
         storage.write_atomically(str(tiny_disk / "part-00000.parquet"), b"0" * 1_000_000)
     local = Path(write_folder(tmp_path / "step"))
     (local / "weights").write_bytes(b"0" * 1_000_000)
@@ -178,9 +172,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tiny_dis
     assert os.listdir(tiny_disk) == []
     assert (local / "weights").stat().st_size == 1_000_000
     (local / "weights").write_bytes(b"small")
-    storage.publish_folder(
-        str(local), str(tiny_disk / "step"), last="COMPLETE"
-    )  # another disk: a copy, then a rename
+    storage.publish_folder(str(local), str(tiny_disk / "step"), last="COMPLETE")  # another disk: a copy, then a rename
     assert (tiny_disk / "step" / "weights").read_bytes() == b"small"
 
 
@@ -199,9 +191,7 @@ def test_a_disk_that_fills_while_a_folder_is_fetched_is_said(tiny_disk, tmp_path
     assert os.listdir(tiny_disk / "raydit" / "fetched") == []
 
 
-@pytest.mark.parametrize(
-    "name", ["", "..", "a/../../b", "/etc/passwd", "a//b", "a\\b", "C:x", "./a", "a\n", "a/"]
-)
+@pytest.mark.parametrize("name", ["", "..", "a/../../b", "/etc/passwd", "a//b", "a\\b", "C:x", "./a", "a\n", "a/"])
 def test_a_name_that_could_escape_is_refused(name):
     with pytest.raises(ValueError, match="found the file name .* stays inside"):
         storage.safe_name(name)
@@ -220,8 +210,7 @@ def test_an_accepted_name_stays_inside_its_folder(name):
 
 def test_join_keeps_the_query_of_a_uri_at_the_end():
     assert (
-        storage.join("s3://b/x/?endpoint_override=host:9000", "a", "b/")
-        == "s3://b/x/a/b?endpoint_override=host:9000"
+        storage.join("s3://b/x/?endpoint_override=host:9000", "a", "b/") == "s3://b/x/a/b?endpoint_override=host:9000"
     )
     assert storage.join("/x", "a") == "/x/a"
 

@@ -41,9 +41,7 @@ def test_velocity_is_the_paths_derivative():
 
 def test_perfect_velocity_has_no_loss():
     latents, noise = torch.randn(2, 3, 4, 8, 8)
-    losses = FlowMatching().training_losses(
-        lambda x, t, y: latents - noise, latents, torch.rand(3), None, noise
-    )
+    losses = FlowMatching().training_losses(lambda x, t, y: latents - noise, latents, torch.rand(3), None, noise)
     assert torch.equal(losses["loss"], torch.zeros(3))
 
 

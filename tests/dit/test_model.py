@@ -24,9 +24,7 @@ def test_forward_equals_the_reference(dit_a, golden):
     seen = {}
     parts = ["x_embedder", "t_embedder", "y_embedder", "final_layer", "blocks.0", "blocks.1"]
     hooks = [
-        dit_a.get_submodule(part).register_forward_hook(
-            lambda _, __, out, part=part: seen.update({part: out})
-        )
+        dit_a.get_submodule(part).register_forward_hook(lambda _, __, out, part=part: seen.update({part: out}))
         for part in parts
     ]
     with torch.no_grad():
@@ -42,9 +40,7 @@ def test_forward_equals_the_reference(dit_a, golden):
 def test_embeddings_equal_the_reference(golden):
     expected = golden("embeddings.safetensors")
     torch.testing.assert_close(position_embedding(64, 4, 4), expected["pos_grid4_dim64"], atol=1e-12, rtol=0)
-    torch.testing.assert_close(
-        timestep_embedding(expected["t"], 256), expected["t_emb_256"], atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(timestep_embedding(expected["t"], 256), expected["t_emb_256"], atol=1e-6, rtol=0)
 
 
 def test_position_embedding_of_a_rectangle_encodes_column_then_row():
@@ -83,9 +79,7 @@ def test_parameter_counts_of_the_four_conditionings_are_the_papers(conditioning,
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_fresh_model_outputs_zero(conditioning):
-    config = DiTConfig(
-        input_size=8, hidden_size=32, depth=2, num_heads=4, num_classes=5, conditioning=conditioning
-    )
+    config = DiTConfig(input_size=8, hidden_size=32, depth=2, num_heads=4, num_classes=5, conditioning=conditioning)
     assert torch.equal(DiT(config)(*inputs(config)), torch.zeros(2, 8, 8, 8))
 
 

@@ -137,9 +137,7 @@ def test_ddim_with_eta_one_is_ancestral_sampling_with_the_posteriors_variance():
     x, draws = torch.randn(2, 4, 8, 8), torch.randn(20, 2, 4, 8, 8)
     options = {"process": process, "steps": 20, "step_noise": lambda i, x: draws[i]}
     ancestral = sample_ddpm(optimal_eps(), x, None, **options)
-    torch.testing.assert_close(
-        sample_ddim(optimal_eps(), x, None, eta=1.0, **options), ancestral, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(sample_ddim(optimal_eps(), x, None, eta=1.0, **options), ancestral, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v"])
@@ -197,8 +195,7 @@ def test_flow_samplers_converge_to_the_gaussian_at_their_order(name, order):
     x = torch.randn(1, 4, 8, 8)
     exact = MEAN + STD * x
     coarse, fine = (
-        SAMPLERS[name](optimal_velocity(), x, None, process=FlowMatching(), steps=steps) - exact
-        for steps in (40, 80)
+        SAMPLERS[name](optimal_velocity(), x, None, process=FlowMatching(), steps=steps) - exact for steps in (40, 80)
     )
     assert coarse.abs().max() < 0.1
     assert math.log2(coarse.abs().max() / fine.abs().max()) == pytest.approx(order, abs=0.3)

@@ -41,9 +41,7 @@ def inception(inception_weights):
 
 
 def images(n, size=32, seed=0):
-    return torch.randint(
-        0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-    )
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 # EfficientNet-Lite0
@@ -143,9 +141,7 @@ def test_sfid_features_are_seven_channels_of_the_first_branch_channels_last(ince
     assert spatial.min() == 0 and spatial.std() > 0.01  # after ReLU
     for channel, row, column in ((0, 0, 0), (6, 0, 0), (0, 0, 1), (3, 11, 5), (6, 16, 16)):
         expected = seen[0][:, channel, row, column]
-        np.testing.assert_allclose(
-            spatial[:, (row * 17 + column) * 7 + channel], expected, rtol=1e-4, atol=1e-5
-        )
+        np.testing.assert_allclose(spatial[:, (row * 17 + column) * 7 + channel], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_other_weights_get_another_name(inception, inception_weights):
@@ -158,9 +154,7 @@ def test_other_weights_get_another_name(inception, inception_weights):
 def test_without_network_the_error_says_what_to_fetch(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", mock.Mock(side_effect=URLError("no network")))
-    with pytest.raises(
-        FileNotFoundError, match="no network.*Fetch https://.*6726825d.pth.*efficientnet-lite0"
-    ):
+    with pytest.raises(FileNotFoundError, match="no network.*Fetch https://.*6726825d.pth.*efficientnet-lite0"):
         create_extractor("inception")
 
 
@@ -168,9 +162,7 @@ def test_damaged_published_weights_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"half a file")
-    with pytest.raises(
-        ValueError, match="Found inception weights with sha256.*expected 6726825d.*fetch it again"
-    ):
+    with pytest.raises(ValueError, match="Found inception weights with sha256.*expected 6726825d.*fetch it again"):
         create_extractor("inception")
 
 

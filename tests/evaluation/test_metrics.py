@@ -115,9 +115,7 @@ def torch_fidelity_kid(x, y, subsets, size):
     return out["kernel_inception_distance_mean"], out["kernel_inception_distance_std"]
 
 
-@pytest.mark.parametrize(
-    ("n1", "n2", "subsets", "size"), [(300, 250, 20, 100), (700, 600, 4, 100), (120, 400, 9, 120)]
-)
+@pytest.mark.parametrize(("n1", "n2", "subsets", "size"), [(300, 250, 20, 100), (700, 600, 4, 100), (120, 400, 9, 120)])
 def test_kernel_distance_equals_torch_fidelity(n1, n2, subsets, size):
     """Overlapping subsets (values shared), sparse subsets (values per subset), and subsets of everything."""
     x, y = features(n1, 64, 1), features(n2, 64, 2, shift=0.05)

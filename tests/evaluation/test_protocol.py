@@ -40,10 +40,7 @@ def test_every_field_moves_the_protocol_id():
         "cfg_scale": 1.5,
     }
     values = PROTOCOL.to_dict()
-    ids = {
-        EvaluationProtocol.from_dict({**values, name: other.get(name, "other")}).protocol_id
-        for name in values
-    }
+    ids = {EvaluationProtocol.from_dict({**values, name: other.get(name, "other")}).protocol_id for name in values}
     assert len(ids | {PROTOCOL.protocol_id}) == len(values) + 1
 
 
@@ -52,10 +49,7 @@ def test_protocol_survives_json():
 
 
 def test_integer_guidance_has_the_id_of_the_float():
-    assert (
-        EvaluationProtocol.from_dict({**PROTOCOL.to_dict(), "cfg_scale": 2}).protocol_id
-        == PROTOCOL.protocol_id
-    )
+    assert EvaluationProtocol.from_dict({**PROTOCOL.to_dict(), "cfg_scale": 2}).protocol_id == PROTOCOL.protocol_id
 
 
 def test_unknown_and_missing_fields_are_named():
@@ -136,6 +130,4 @@ def test_unknown_metric_kind_is_refused():
 
 def test_planning_imports_no_torch():
     code = "import evaluation.protocol, evaluation.report, sys; print('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

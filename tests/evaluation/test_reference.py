@@ -30,9 +30,7 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"features": None, "size": None}, {"mu_s": np.ones(3), "sigma_s": np.eye(3)}]
-)
+@pytest.mark.parametrize("changes", [{}, {"features": None, "size": None}, {"mu_s": np.ones(3), "sigma_s": np.eye(3)}])
 def test_a_reference_survives_storage(tmp_path, changes):
     original = reference(**changes)
     original.save(tmp_path / "new" / "reference.npz")

@@ -36,9 +36,7 @@ def test_scores_are_those_of_the_metrics_under_their_names():
         "precision": precision_recall(generated, real)[0],
         "recall": precision_recall(generated, real)[1],
     }
-    assert found.metrics == pytest.approx(
-        {f"{k}_efficientnet_lite0_300": v for k, v in expected.items()}, rel=1e-9
-    )
+    assert found.metrics == pytest.approx({f"{k}_efficientnet_lite0_300": v for k, v in expected.items()}, rel=1e-9)
     assert set(found.errors) == {"is_efficientnet_lite0_300", "kid_efficientnet_lite0_300"}
     assert any("subsets of 200 instead of 1000" in warning for warning in found.warnings)
 
@@ -57,9 +55,7 @@ def test_verified_inception_gets_the_published_names():
 
 
 def test_without_reference_features_only_frechet_and_inception_scores_are_given():
-    found = score(
-        features(50, 0), features(50, 2), reference_of(features(60, 1)), extractor="efficientnet-lite0"
-    )
+    found = score(features(50, 0), features(50, 2), reference_of(features(60, 1)), extractor="efficientnet-lite0")
     assert set(found.metrics) == {"fd_efficientnet_lite0_50", "is_efficientnet_lite0_50"}
 
 
@@ -67,9 +63,7 @@ def test_without_reference_features_only_frechet_and_inception_scores_are_given(
     ("n", "n_real", "texts"), [(31, 32, ["31 images"]), (32, 31, ["31 reference images"]), (32, 32, [])]
 )
 def test_fewer_images_than_twice_the_dimensions_are_warned_about(n, n_real, texts):
-    found = score(
-        features(n, 0), features(n, 2), reference_of(features(n_real, 1)), extractor="efficientnet-lite0"
-    )
+    found = score(features(n, 0), features(n, 2), reference_of(features(n_real, 1)), extractor="efficientnet-lite0")
     assert [warning.split(" are fewer")[0] for warning in found.warnings] == texts
     assert all("at least 32" in warning for warning in found.warnings)
 

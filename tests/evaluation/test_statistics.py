@@ -40,9 +40,7 @@ def test_statistics_of_float32_far_from_zero_keep_their_digits():
     statistics = FeatureStatistics(3)
     for part in np.array_split(features, 17):
         statistics.update(part)
-    np.testing.assert_allclose(
-        statistics.cov, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-9
-    )
+    np.testing.assert_allclose(statistics.cov, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-9)
 
 
 def test_merging_leaves_the_other_as_it_was():

@@ -1,0 +1,191 @@
+"""The autoencoder between images and latents: a thin wrapper over diffusers' AutoencoderKL.
+
+Images (N, 3, H, W) in [-1, 1] -> moments (N, 2C, h, w): posterior mean, then log variance, unscaled ->
+latents (N, C, h, w): drawn from the posterior and scaled, what a diffusion model sees -> images again.
+Source: Rombach et al. 2022 (arXiv 2112.10752).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+WEIGHTS = "diffusion_pytorch_model"
+"""Name of the weights in a diffusers folder, without its ending."""
+
+
+@dataclass(frozen=True)
+class LatentScale:
+    """How raw latents become the model's: (latents - mean) / std, per channel.
+
+    Stable Diffusion's `scaling_factor` is std = 1 / scaling_factor; a `shift_factor` is the mean.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def scale(self, latents: Tensor) -> Tensor:
+        """Raw latents (..., C, h, w) -> scaled latents."""
+        return (latents - _per_channel(self.mean, latents)) / _per_channel(self.std, latents)
+
+    def unscale(self, latents: Tensor) -> Tensor:
+        """Scaled latents (..., C, h, w) -> raw latents."""
+        return latents * _per_channel(self.std, latents) + _per_channel(self.mean, latents)
+
+
+def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+
+def sample_posterior(moments: Tensor, noise: Tensor) -> Tensor:
+    """Draw raw latents (N, C, h, w) from the posterior that moments (N, 2C, h, w) describe.
+
+    The log variance is clamped to [-30, 20] as in diffusers' DiagonalGaussianDistribution.
+    """
+    mean, log_variance = moments.float().chunk(2, dim=1)
+    return mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
+
+
+def images_from_uint8(images: Tensor) -> Tensor:
+    """uint8 (N, H, W, 3) in 0..255 -> float32 (N, 3, H, W) in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def images_to_uint8(images: Tensor) -> Tensor:
+    """float (N, 3, H, W) in [-1, 1] -> uint8 (N, H, W, 3): clamp(127.5 x + 128, 0, 255), then truncate."""
+    return (images.float() * 127.5 + 128.0).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def locate_autoencoder(id: str) -> Path:
+    """Local folder of a diffusers autoencoder: a path as it is, a hub id downloaded or from the cache."""
+    if Path(id).is_dir():
+        return Path(id)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(id, allow_patterns=["config.json", f"{WEIGHTS}.*"]))
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise FileNotFoundError(
+            f"no autoencoder at {id!r}: expected a diffusers AutoencoderKL folder, or a hub id that is cached or can "
+            f"be downloaded ({reason[0]}). Check the path, or leave autoencoder.id out and set [autoencoder.train]"
+        ) from None
+
+
+def describe_autoencoder(folder: Path) -> dict:
+    """Identity, shape and scale, as latent data sets and checkpoints record them; reads no weights into memory."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = next(folder.glob(f"{WEIGHTS}.safetensors"), None) or next(folder.glob(f"{WEIGHTS}.bin"))
+    except (FileNotFoundError, StopIteration):
+        found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
+        raise FileNotFoundError(
+            f"{folder} is no diffusers autoencoder: found {found}; expected config.json and {WEIGHTS}.safetensors"
+        ) from None
+    with open(weights, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    scale = latent_scale(config)
+    return {
+        "class": config.get("_class_name", "AutoencoderKL"),
+        "sha256": sha256,
+        "latent_channels": config["latent_channels"],
+        "downsample": 2 ** (len(config["block_out_channels"]) - 1),
+        "latents_mean": list(scale.mean),
+        "latents_std": list(scale.std),
+    }
+
+
+class Autoencoder:
+    """A diffusers AutoencoderKL, frozen, with its scale."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module.eval().requires_grad_(False)
+        self.scale = latent_scale(module.config)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
+        """Load from a diffusers folder (see `locate_autoencoder`)."""
+        from diffusers import AutoencoderKL
+
+        module = AutoencoderKL.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        return cls(module.to(device))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] -> moments (N, 2C, h, w) float32, unscaled."""
+        parameter = next(self.module.parameters())
+        posterior = self.module.encode(images.to(parameter.device, parameter.dtype)).latent_dist
+        return posterior.parameters.float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (N, C, h, w) -> uint8 images (N, H, W, 3)."""
+        parameter = next(self.module.parameters())
+        raw = self.scale.unscale(latents.float()).to(parameter.device, parameter.dtype)
+        return images_to_uint8(self.module.decode(raw).sample)
+
+
+def latent_scale(config) -> LatentScale:
+    """Scale of a diffusers config: per-channel statistics if it has them, else scaling and shift factor."""
+    channels = config["latent_channels"]
+    mean = config.get("latents_mean") or (config.get("shift_factor") or 0.0,) * channels
+    std = config.get("latents_std") or (1.0 / config.get("scaling_factor", 0.18215),) * channels
+    return LatentScale(tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def create_autoencoder(*, image_size: int, latent_channels: int, downsample: int, width: int) -> nn.Module:
+    """A small AutoencoderKL for a domain that no pretrained one fits: one resnet per level, no attention.
+
+    width: channels at full resolution, doubled at the lower ones. downsample: a power of two.
+    """
+    from diffusers import AutoencoderKL
+
+    levels = downsample.bit_length()
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(width,) + (2 * width,) * (levels - 1),
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=8,
+        sample_size=image_size,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+
+
+class AutoencoderObjective(nn.Module):
+    """Reconstruction error plus a small KL term (Rombach et al. 2022, appendix G), as one forward pass."""
+
+    def __init__(self, autoencoder: nn.Module, kl_weight: float):
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.kl_weight = kl_weight
+
+    def forward(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Images (N, 3, H, W) in [-1, 1], noise (N, C, h, w) -> scalars loss, mse, kl (nats per image)."""
+        posterior = self.autoencoder.encode(images).latent_dist
+        reconstruction = self.autoencoder.decode(posterior.mean + posterior.std * noise).sample
+        mse = nn.functional.mse_loss(reconstruction, images)
+        kl = posterior.kl().mean()
+        return {"loss": mse + self.kl_weight * kl / images[0].numel(), "mse": mse, "kl": kl}
+
+
+def psnr(reference: Tensor, reconstruction: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 images: 10 log10(255^2 / mean squared error)."""
+    error = (reference.double() - reconstruction.double()).square().mean()
+    return float(10 * torch.log10(255.0**2 / error))
+
+
+def save_autoencoder(module: nn.Module, folder: Path, scale: LatentScale) -> None:
+    """Write diffusers' own folder format, with the latent statistics in its config."""
+    module.register_to_config(latents_mean=list(scale.mean), latents_std=list(scale.std))
+    module.save_pretrained(folder)
+    # diffusers writes its version and the path it came from; the path would make equal files differ.
+    config_path = folder / "config.json"
+    config = json.loads(config_path.read_text())
+    config.pop("_name_or_path", None)
+    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,216 @@
+"""The autoencoder: a pretrained one by id, or one trained on the recipe's own images by Ray Train."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster import storage
+from pipelines.config import AutoencoderTrainConfig, Recipe
+from pipelines.identity import Artifact
+from pipelines.images import Listing, open_source
+from pipelines.stage import StageContext, job
+from pipelines.workers import Report, Worker, run_workers
+
+RECORD = "raydit.json"
+"""Written last into the folder of an autoencoder trained here: what it is made from, and how good it is."""
+OURS = "autoencoder"
+"""Id of the autoencoder trained here: its folder, relative to the output."""
+BLOCK_IMAGES = 512
+STATISTICS_IMAGES = 4096
+
+
+@dataclass(frozen=True)
+class AutoencoderHandle:
+    """An autoencoder that may not be loaded yet."""
+
+    id: str
+    """Hub id or folder as in the recipe; for one trained here, its folder relative to the output."""
+    output: Path
+
+    def folder(self) -> Path:
+        """Local folder with its weights. Raises FileNotFoundError, telling what to do, if there is none."""
+        from dit.autoencoder import locate_autoencoder
+
+        if self.id != OURS:
+            return locate_autoencoder(self.id)
+        folder = self.output / OURS
+        if not (folder / RECORD).is_file():
+            raise FileNotFoundError(f"no finished autoencoder in {folder}; run `raydit autoencoder` with the recipe")
+        return folder
+
+    def describe(self) -> dict:
+        """What latents and checkpoints record of it."""
+        from dit.autoencoder import describe_autoencoder
+
+        return {"id": self.id, **describe_autoencoder(self.folder())}
+
+
+def autoencoder_of(config: Recipe) -> AutoencoderHandle:
+    """The autoencoder that a recipe uses."""
+    return AutoencoderHandle(config.autoencoder.id or OURS, Path(config.output).absolute())
+
+
+@job
+def train_autoencoder(config: Recipe, *, context: StageContext) -> AutoencoderHandle:
+    """Train the recipe's own autoencoder, or go on where an earlier run stopped. Nothing to do for a pretrained one."""
+    handle = autoencoder_of(config)
+    settings = config.autoencoder.train
+    if settings is None:
+        context.skipped("autoencoder", f"{handle.id} in {handle.folder()}")
+        return handle
+    folder = config.folder(OURS)
+    listing, held_out = open_source(config.images).listing().split(config.images.held_out)
+    identity = autoencoder_identity(config, settings, listing)
+    Artifact("autoencoder", folder, identity).claim()
+    if (folder / RECORD).is_file():
+        record = json.loads((folder / RECORD).read_text())
+        context.skipped("autoencoder", f"{record['psnr']:.1f} dB, in {folder}")
+        return handle
+
+    with context.run("autoencoder", identity) as run:
+        run.params({"images": asdict(config.images), "autoencoder": asdict(settings)})
+        progress = context.progress("autoencoder", total=settings.steps, unit="steps")
+
+        def on_report(report: Report) -> None:
+            progress.to(report.step, mse=report.metrics["mse"])
+            run.metrics({f"autoencoder/{name}": value for name, value in report.metrics.items()}, report.step)
+
+        context.start_ray(settings, "autoencoder")
+        worker_settings = {
+            "config": config,
+            "folder": str(folder),
+            "images": image_blocks(config, listing),
+            "held_out": image_blocks(config, held_out),
+        }
+        run_workers(context, "autoencoder", settings, autoencoder_worker, worker_settings, on_report)
+        record = json.loads((folder / RECORD).read_text())
+        storage.remove_folder(str(folder / "training"))
+        run.metrics({"autoencoder/psnr": record["psnr"]}, settings.steps)
+        progress.done(f"{record['psnr']:.1f} dB on {record['psnr_images']}, in {folder}")
+    return handle
+
+
+def image_blocks(config: Recipe, listing: Listing) -> list:
+    """References to uint8 arrays (n, size, size, 3) in Ray's object store, which workers of a node share."""
+    import ray
+
+    from pipelines.preprocess import read_cropped
+
+    @ray.remote(num_cpus=1)
+    def read(keys: list[str]):
+        return read_cropped(config.images, keys)[0]
+
+    starts = range(0, len(listing), BLOCK_IMAGES)
+    return [read.remote(listing.keys[start : start + BLOCK_IMAGES]) for start in starts]
+
+
+def autoencoder_worker(settings: dict) -> None:
+    """What every worker does: fetch the images, build the autoencoder, take up a checkpoint, train, finish."""
+    import ray
+    import torch
+
+    from dit.autoencoder import AutoencoderObjective, create_autoencoder
+    from dit.checkpoint import newest_checkpoint, restore, save_checkpoint, step_name
+    from dit.train import create_state, train
+    from pipelines.batches import Share, image_batches
+
+    recipe: Recipe = settings["config"]
+    config = recipe.autoencoder.train
+    worker = Worker(settings, config)
+    blocks = ray.get(settings["images"])
+    torch.manual_seed(recipe.seed)
+    module = create_autoencoder(
+        image_size=recipe.images.size,
+        latent_channels=config.latent_channels,
+        downsample=config.downsample,
+        width=config.width,
+    )
+    network = AutoencoderObjective(module, config.kl_weight).to(worker.device)
+    state = create_state(network, config, worker.wrap)
+    training = Path(settings["folder"]) / "training"
+    if newest := newest_checkpoint(training):
+        restore(state, newest)
+    side = recipe.images.size // config.downsample
+    batches = image_batches(
+        blocks,
+        latent_shape=(config.latent_channels, side, side),
+        seed=recipe.seed,
+        share=Share(worker.rank, worker.num_workers, config.global_batch_size),
+        first_step=state.step,
+        device=worker.device,
+    )
+
+    def save(state) -> None:
+        if worker.rank == 0:
+            save_checkpoint(state, training / step_name(state.step), {"stage": "autoencoder"}, {"seed": recipe.seed})
+
+    train(
+        state,
+        batches,
+        lambda model, batch: model(batch.images, batch.noise),
+        config,
+        report=worker.report,
+        save=save,
+    )
+    if worker.rank == 0:
+        state.ema.copy_to(network)
+        finish(module.cpu(), Path(settings["folder"]), blocks, ray.get(settings["held_out"]))
+
+
+def finish(module, folder: Path, blocks: list, held_out: list) -> None:
+    """Measure the latents' statistics and the reconstruction, and write diffusers' folder with its record last."""
+    import numpy as np
+
+    from dit.autoencoder import Autoencoder, describe_autoencoder, save_autoencoder
+
+    module.eval()
+    images = np.concatenate(blocks)[:STATISTICS_IMAGES]
+    scale = latent_statistics(Autoencoder(module), images)
+    save_autoencoder(module, folder, scale)
+    aside = np.concatenate(held_out)[:STATISTICS_IMAGES] if held_out else images
+    which = f"{len(aside):,} {'held-out' if held_out else 'training'} images"
+    record = {
+        "psnr": reconstruction_psnr(Autoencoder.load(folder), aside),
+        "psnr_images": which,
+        "autoencoder": describe_autoencoder(folder),
+    }
+    storage.write_json_atomically(str(folder / RECORD), record)
+
+
+def latent_statistics(autoencoder, images):
+    """Per-channel mean and std of raw posterior draws over images, uint8 (N, H, W, 3)."""
+    import torch
+
+    from dit.autoencoder import LatentScale, images_from_uint8
+
+    moments = torch.cat(
+        [autoencoder.encode(images_from_uint8(batch)) for batch in torch.from_numpy(images).split(64)]
+    ).double()
+    mean, log_variance = moments.chunk(2, dim=1)
+    variance = mean.var(dim=(0, 2, 3), correction=0) + log_variance.exp().mean(dim=(0, 2, 3))
+    return LatentScale(tuple(mean.mean(dim=(0, 2, 3)).tolist()), tuple(variance.sqrt().tolist()))
+
+
+def reconstruction_psnr(autoencoder, images) -> float:
+    """PSNR in dB of encode (posterior mean) and decode, over uint8 images (N, H, W, 3)."""
+    import torch
+
+    from dit.autoencoder import images_from_uint8, psnr
+
+    originals = torch.from_numpy(images)
+    decoded = []
+    for batch in originals.split(64):
+        mean = autoencoder.encode(images_from_uint8(batch)).chunk(2, dim=1)[0]
+        decoded.append(autoencoder.decode(autoencoder.scale.scale(mean)))
+    return psnr(originals, torch.cat(decoded))
+
+
+def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> dict:
+    """What the weights depend on."""
+    irrelevant = ("checkpoint_every", "log_every", "num_workers", "cpus_per_worker", "gpus_per_worker")
+    kept = {name: value for name, value in asdict(settings).items() if name not in irrelevant}
+    return {
+        "seed": config.seed,
+        "images": {"digest": listing.digest, "size": config.images.size, "crop": config.images.crop},
+        "autoencoder": {**kept, "betas": list(settings.betas)},
+    }

@@ -1,0 +1,243 @@
+"""The `raydit` command: parses, calls a job, prints. Everything heavy is imported by the command that needs it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+PACKAGES = ("pipelines", "dit", "evaluation", "cluster")
+
+recipe_argument = click.argument("recipe", type=click.Path(dir_okay=False))
+set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe's field.")
+address_option = click.option("--address", help="Ray cluster to use; default: RAY_ADDRESS, else a local Ray.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the resolved recipe and touch nothing.")
+
+
+def job_options(function):
+    for option in (json_option, dry_run_option, address_option, set_option, recipe_argument):
+        function = option(function)
+    return function
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="raydit")
+def cli() -> None:
+    """Encode, train and evaluate Diffusion Transformers on Ray."""
+
+
+@cli.command()
+@job_options
+def run(recipe, overrides, address, dry_run, as_json) -> None:
+    """All stages of RECIPE in a row; finished ones are skipped."""
+    config = _recipe(recipe, overrides, dry_run)
+    from pipelines.evaluate import report_folder
+    from pipelines.run import run_pipeline
+    from pipelines.stage import StageContext
+
+    with StageContext(config, address=address) as context:
+        report = run_pipeline(config, context=context)
+        _print_report(report, report_folder(config, report), as_json, context.tracker.uri)
+
+
+@cli.command()
+@job_options
+def autoencoder(recipe, overrides, address, dry_run, as_json) -> None:
+    """Train the autoencoder of RECIPE, where it asks for its own."""
+    config = _recipe(recipe, overrides, dry_run)
+    from pipelines.autoencoder import train_autoencoder
+
+    handle = _with_context(train_autoencoder, config, address)
+    _result(as_json, {"id": handle.id, "path": str(handle.folder())})
+
+
+@cli.command()
+@job_options
+def encode(recipe, overrides, address, dry_run, as_json) -> None:
+    """Encode the images of RECIPE into latents."""
+    config = _recipe(recipe, overrides, dry_run)
+    from pipelines.encode import encode
+
+    dataset = _with_context(encode, config, address)
+    counts = {name: dataset.manifest[name] for name in ("rows", "quarantined", "fingerprint")}
+    _result(as_json, {"path": str(dataset.path), **counts})
+
+
+@cli.command()
+@job_options
+def train(recipe, overrides, address, dry_run, as_json) -> None:
+    """Train the model of RECIPE on its latents."""
+    config = _recipe(recipe, overrides, dry_run)
+    from pipelines.train import train
+
+    checkpoint = _with_context(train, config, address)
+    _result(as_json, {"path": str(checkpoint.path), "step": checkpoint.step, "digest": checkpoint.digest})
+
+
+@cli.command()
+@click.argument("checkpoint", type=click.Path(file_okay=False))
+@click.option("--recipe", type=click.Path(dir_okay=False), help="Take the protocol from here, not from the checkpoint.")
+@click.option("--num-samples", type=click.IntRange(min=2), help="Images to sample.")
+@click.option("--reference", type=click.Path(), help="Reference statistics (.npz) instead of the training images'.")
+@click.option("--force", is_flag=True, help="Evaluate again where there is a report already.")
+@set_option
+@address_option
+@dry_run_option
+@json_option
+def evaluate(checkpoint, recipe, num_samples, reference, force, overrides, address, dry_run, as_json) -> None:
+    """Sample from CHECKPOINT and score the samples."""
+    if num_samples is not None:
+        overrides = (*overrides, f"evaluate.num_samples={num_samples}")
+    if reference is not None:
+        overrides = (*overrides, f"evaluate.reference={json.dumps(reference)}")
+    config = _checkpoint_recipe(checkpoint, recipe, overrides, dry_run)
+    from pipelines.evaluate import evaluate, report_folder
+    from pipelines.stage import StageContext
+
+    with StageContext(config, address=address) as context:
+        report = evaluate(checkpoint, config=config, context=context, force=force)
+        _print_report(report, report_folder(config, report), as_json, context.tracker.uri)
+
+
+@cli.command()
+@click.argument("checkpoint", type=click.Path(file_okay=False))
+@click.option("--out", type=click.Path(dir_okay=False), default="grid.png", show_default=True, help="PNG to write.")
+@click.option("--classes", help="Names or numbers with commas between, such as 1,7; default: all.")
+@click.option("--columns", type=click.IntRange(min=1), default=8, show_default=True, help="Images of each class.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the samples; default: the recipe's.")
+@set_option
+@json_option
+def sample(checkpoint, out, classes, columns, seed, overrides, as_json) -> None:
+    """Draw a labelled grid of samples from CHECKPOINT."""
+    if seed is not None:
+        overrides = (*overrides, f"seed={seed}")
+    config = _checkpoint_recipe(checkpoint, None, overrides, False)
+    from pipelines.sample import sample_grid
+
+    names = [name.strip() for name in classes.split(",")] if classes else None
+    path = sample_grid(checkpoint, config, Path(out), classes=names, columns=columns)
+    click.echo(f"sample       {path}")
+    _result(as_json, {"path": str(path)})
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="Dashboard of the cluster's head.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the log until the job ends.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def submit(address, wait, command) -> None:
+    """Run any raydit COMMAND as a Ray job: raydit submit -- run RECIPE."""
+    from pipelines.submission import submit_command
+
+    sys.exit(submit_command(list(command), address=address, wait=wait))
+
+
+@cli.command()
+@click.option("--port", type=int, default=5000, show_default=True)
+@set_option
+def ui(port, overrides) -> None:
+    """Serve the MLflow UI on the store in use, at 127.0.0.1."""
+    from pipelines.tracking import serve_ui, tracking_uri
+
+    given = dict(override.split("=", 1) for override in overrides)
+    serve_ui(tracking_uri(given.get("tracking.uri", "")), port)
+
+
+@cli.command()
+@address_option
+@click.option("--output", default=".", show_default=True, help="Folder or URI where runs will write.")
+@json_option
+def doctor(address, output, as_json) -> None:
+    """Check versions, devices, Ray, storage, tracking and weights; say what to do where something is red."""
+    from pipelines.doctor import examine
+
+    sys.exit(OK if examine(address, output, as_json) else FAILED)
+
+
+def _recipe(path: str, overrides: tuple[str, ...], dry_run: bool):
+    from pipelines.recipe_file import load_recipe
+
+    config = load_recipe(path, overrides)
+    if dry_run:
+        _print_plan(config)
+    return config
+
+
+def _checkpoint_recipe(checkpoint: str, recipe: str | None, overrides: tuple[str, ...], dry_run: bool):
+    if recipe is not None:
+        return _recipe(recipe, overrides, dry_run)
+    from dit.checkpoint import load_checkpoint
+    from pipelines.evaluate import checkpoint_recipe
+
+    config = checkpoint_recipe(load_checkpoint(checkpoint), overrides)
+    if dry_run:
+        _print_plan(config)
+    return config
+
+
+def _print_plan(config) -> None:
+    """The resolved recipe, and end: a dry run does nothing else."""
+    from pipelines.recipe_file import resolved
+
+    click.echo(json.dumps(resolved(config), indent=2))
+    sys.exit(OK)
+
+
+def _with_context(job, config, address):
+    from pipelines.stage import StageContext
+
+    with StageContext(config, address=address) as context:
+        return job(config, context=context)
+
+
+def _print_report(report, folder: Path, as_json: bool, uri: str) -> None:
+    shown = Path(os.path.relpath(folder))
+    click.echo(f"\n{report.table()}")
+    for warning in report.warnings:
+        click.echo(f"note: {warning}")
+    click.echo(f"report       {shown / 'report.json'}")
+    click.echo(f"samples      {shown / report.artifacts['samples']}")
+    click.echo(f"MLflow UI    raydit ui{'' if uri.startswith('sqlite') else f'   (on {uri})'}")
+    _result(as_json, json.loads(report.to_json()))
+
+
+def _result(as_json: bool, result: dict) -> None:
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+def main() -> None:
+    """Entry point: exit codes are 0 done, 1 failed, 2 bad usage or input, 130 interrupted."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("interrupted; the same command goes on from here", INTERRUPTED)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from here", INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(BAD_INPUT)
+    except click.exceptions.Exit as exit:
+        sys.exit(exit.exit_code)
+    except Exception as error:
+        if not _is_ours(error):
+            raise
+        _fail(str(error), FAILED if isinstance(error, FloatingPointError | ConnectionError) else BAD_INPUT)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"\nraydit: {message}", err=True)
+    sys.exit(code)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised on purpose, by a line of ours: its message is for the user, its trace is not."""
+    if not isinstance(error, ValueError | OSError | FloatingPointError):
+        return False
+    frame = error.__traceback__
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    module = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
+    return module.split(".")[0] in PACKAGES

@@ -1,0 +1,279 @@
+"""The recipe: one TOML file that describes a run from images to FID, validated before any work starts.
+
+The sections of the mathematics (training loop, model) extend dataclasses that sit beside the code they
+configure; the sections of the jobs are here. Field defaults are the paper's where the paper has one.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt, MinLen
+
+from dit.config import SAMPLER_PROCESSES, DiTConfig, named_config
+from dit.schedule import TrainingConfig
+
+PositiveInt = Annotated[int, Gt(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """How many processes a stage gets, and what each of them holds."""
+
+    num_workers: PositiveInt = 1
+    """Processes."""
+    cpus_per_worker: PositiveInt = 1
+    """CPU threads of each; part of nothing's identity, but results are bit-equal only for equal values."""
+    gpus_per_worker: Annotated[float, Ge(0)] = 0
+    """GPUs of each; 0 computes on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig:
+    """Where images come from and how they are cropped."""
+
+    path: str
+    """Folder, Parquet file or folder of them, or "digits": the 1,797 digits that scikit-learn ships."""
+    format: Literal["folder", "parquet", "digits"] | None = None
+    """Layout of `path`; recognised when left out."""
+    size: PositiveInt = 256
+    """Side of the square images that everything after sees, in pixels."""
+    crop: Literal["adm", "resize"] = "adm"
+    """"adm": short side to `size`, then centre crop (Dhariwal & Nichol 2021); "resize": squeeze to a square."""
+    held_out: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of images that nothing trains on, chosen by a hash of their keys; they give the metrics' floor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTrainConfig(TrainingConfig, WorkersConfig):
+    """A small KL autoencoder for images that no pretrained one fits."""
+
+    steps: PositiveInt = 400
+    global_batch_size: PositiveInt = 32
+    learning_rate: Annotated[float, Gt(0)] = 2e-3
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: Annotated[int, Ge(0)] = 30
+    betas: tuple[float, float] = (0.9, 0.99)
+    grad_clip: Annotated[float, Ge(0)] = 1.0
+    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.99
+    ema_warmup: bool = True
+    checkpoint_every: PositiveInt = 200
+    log_every: PositiveInt = 20
+    latent_channels: PositiveInt = 4
+    """Channels of the latents."""
+    downsample: Literal[2, 4, 8, 16, 32] = 4
+    """Image pixels per latent pixel, along each side."""
+    width: Annotated[int, Ge(8)] = 16
+    """Channels at full resolution, a multiple of 8; the lower resolutions have twice as many."""
+    kl_weight: Annotated[float, Ge(0)] = 1e-6
+    """Weight of the KL term against the squared error."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_divides(self.global_batch_size, self.num_workers)
+        if self.width % 8:
+            raise ValueError(f"width = {self.width}: expected a multiple of 8 (group normalisation has 8 groups)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """The autoencoder: a pretrained one by `id`, or one trained here by `[autoencoder.train]`."""
+
+    id: str | None = None
+    """Hub id or diffusers folder, such as "stabilityai/sd-vae-ft-ema"."""
+    train: AutoencoderTrainConfig | None = None
+    """Settings of the autoencoder trained here, kept in output/autoencoder."""
+
+    def __post_init__(self) -> None:
+        if (self.id is None) == (self.train is None):
+            found = "neither" if self.id is None else "both"
+            raise ValueError(
+                f"found {found} of id and [autoencoder.train]; expected exactly one: an id for a pretrained "
+                "autoencoder, or [autoencoder.train] to train one"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(WorkersConfig):
+    """Images to latents."""
+
+    flip: bool = True
+    """Store the moments of the mirrored image as well."""
+    shard_rows: PositiveInt = 512
+    """Images per Parquet file."""
+    batch_size: PositiveInt = 32
+    """Images per pass through the autoencoder."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the autoencoder; results of bfloat16 can depend on the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The diffusion transformer: a named size, or its dimensions. The rest follows from the latents."""
+
+    name: str | None = None
+    """One of the paper's twelve, such as "DiT-S/2"."""
+    patch_size: PositiveInt | None = None
+    hidden_size: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
+    mlp_ratio: Annotated[float, Gt(0)] = 4.0
+    class_dropout_prob: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """Share of labels replaced by the null class in training, which guidance needs."""
+    conditioning: Literal["adaln_zero", "adaln", "cross_attention", "in_context"] = "adaln_zero"
+
+    def __post_init__(self) -> None:
+        dimensions = {name: getattr(self, name) for name in ("patch_size", "hidden_size", "depth", "num_heads")}
+        given = [name for name, value in dimensions.items() if value is not None]
+        if self.name is not None and given:
+            raise ValueError(f"found name = {self.name!r} and {given[0]}; a named size fixes it: remove one of them")
+        if self.name is None and len(given) < 4:
+            absent = ", ".join(name for name in dimensions if name not in given)
+            raise ValueError(f"found no name and no {absent}; expected a name such as 'DiT-S/2', or all four")
+        if self.name is not None:
+            named_config(self.name)
+
+    def resolve(self, *, input_size: int, in_channels: int, num_classes: int, learn_sigma: bool) -> DiTConfig:
+        """The model's full configuration, once the latents are known."""
+        shape = {"input_size": input_size, "in_channels": in_channels, "num_classes": num_classes}
+        rest = {
+            "mlp_ratio": self.mlp_ratio,
+            "class_dropout_prob": self.class_dropout_prob,
+            "learn_sigma": learn_sigma,
+            "conditioning": self.conditioning,
+        }
+        if self.name is not None:
+            return named_config(self.name, **shape, **rest)
+        sizes = {name: getattr(self, name) for name in ("patch_size", "hidden_size", "depth", "num_heads")}
+        return DiTConfig(**shape, **rest, **sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the model learns: flow matching, or Gaussian diffusion as in the paper."""
+
+    kind: Literal["flow", "diffusion"] = "diffusion"
+    time: Literal["uniform", "logit_normal"] | None = None
+    """Flow: how times are drawn; "uniform" when left out."""
+    schedule: Literal["linear", "cosine", "scaled_linear"] | None = None
+    """Diffusion: noise schedule; "linear" when left out."""
+    prediction: Literal["eps", "x0", "v"] | None = None
+    """Diffusion: what the network outputs; "eps" when left out."""
+    variance: Literal["learned_range", "fixed_small", "fixed_large"] | None = None
+    """Diffusion: the reverse variance; "learned_range" when left out."""
+
+    def __post_init__(self) -> None:
+        foreign = ("schedule", "prediction", "variance") if self.kind == "flow" else ("time",)
+        for name in foreign:
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"found kind = {self.kind!r} and {name} = {getattr(self, name)!r}, which {self.kind} does not "
+                    f"have: remove {name}, or change kind"
+                )
+
+    @property
+    def learn_sigma(self) -> bool:
+        return self.kind == "diffusion" and (self.variance or "learned_range") == "learned_range"
+
+    def settings(self) -> dict:
+        """Arguments of the process's constructor: what was given, its defaults left to it."""
+        return {name: value for name, value in asdict(self).items() if name != "kind" and value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainingConfig, WorkersConfig):
+    """The training loop and its workers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_divides(self.global_batch_size, self.num_workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(WorkersConfig):
+    """Sampling and scoring."""
+
+    num_samples: Annotated[int, Ge(2)] = 50_000
+    """Images to sample; FID is biased in it, so it is part of the metrics' names."""
+    sampler: str = "ddpm"
+    sampling_steps: PositiveInt = 250
+    cfg_scale: Annotated[float, Ge(1)] = 1.0
+    """Guidance scale; 1.0 is no guidance."""
+    cfg_channels: PositiveInt | None = None
+    """Latent channels that guidance changes; all when left out, 3 in the paper's code."""
+    cfg_interval: tuple[float, float] | None = None
+    """Times between which guidance acts; always when left out."""
+    labels: Literal["balanced", "random"] = "random"
+    weights: Literal["ema", "raw"] = "ema"
+    extractor: Literal["efficientnet-lite0", "inception"] = "inception"
+    extractor_weights: str | None = None
+    """Path of the extractor's weights; its own when left out."""
+    reference: str | None = None
+    """Reference statistics (.npz); those of the training images when left out."""
+    shard_rows: PositiveInt = 100
+    """Images per unit of work and of resuming."""
+    batch_size: PositiveInt = 50
+    """Images per pass through the sampler."""
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLER_PROCESSES:
+            raise ValueError(f"sampler: found {self.sampler!r}, expected one of {', '.join(SAMPLER_PROCESSES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where runs are recorded."""
+
+    uri: str = ""
+    """MLflow tracking URI; empty: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A run from images to metrics."""
+
+    name: Annotated[str, MinLen(1)]
+    """MLflow experiment."""
+    output: Annotated[str, MinLen(1)]
+    """Folder that holds autoencoder/ latents/ checkpoints/ evaluations/."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Every random number of every stage is a function of it and of an index."""
+    images: ImagesConfig
+    autoencoder: AutoencoderConfig
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    model: ModelConfig
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        kind = SAMPLER_PROCESSES[self.evaluate.sampler]
+        if kind != self.objective.kind:
+            fitting = ", ".join(name for name, fits in SAMPLER_PROCESSES.items() if fits == self.objective.kind)
+            raise ValueError(
+                f"evaluate.sampler: found {self.evaluate.sampler!r}, a sampler for {kind}, with objective.kind = "
+                f"{self.objective.kind!r}; expected one of {fitting}"
+            )
+        if self.evaluate.cfg_scale > 1 and self.model.class_dropout_prob == 0:
+            raise ValueError(
+                f"evaluate.cfg_scale: found {self.evaluate.cfg_scale} with model.class_dropout_prob = 0: guidance "
+                "needs a null class. Set cfg_scale = 1.0, or class_dropout_prob = 0.1"
+            )
+        downsample = self.autoencoder.train.downsample if self.autoencoder.train else 1
+        if self.images.size % downsample:
+            raise ValueError(
+                f"images.size: found {self.images.size}, expected a multiple of autoencoder.train.downsample = "
+                f"{downsample}"
+            )
+
+    def folder(self, name: str) -> Path:
+        """Absolute path of one of the output's folders; workers run in other working directories."""
+        return Path(self.output).absolute() / name
+
+
+def check_divides(global_batch_size: int, num_workers: int) -> None:
+    if global_batch_size % num_workers:
+        raise ValueError(
+            f"global_batch_size: found {global_batch_size}, expected a multiple of num_workers = {num_workers}"
+        )

@@ -1,0 +1,216 @@
+"""The evaluate job: checkpoint -> samples -> features -> metrics, by Ray Data; the same numbers on any cluster."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from evaluation.reference import ReferenceStatistics
+from evaluation.report import REPORT_FILE, EvaluationReport
+from evaluation.score import Score, score
+
+from evaluation.extractors import extractor_sha256
+from evaluation.protocol import EvaluationProtocol, shard_ranges
+from pipelines.config import Recipe
+from pipelines.features import ScoreSamples, compute_features
+from pipelines.grids import class_grid, save_png
+from pipelines.reference import load_reference, real_images, reference_digest
+from pipelines.stage import StageContext
+from pipelines.train import log_checkpoint
+
+GRID_FILE = "samples.png"
+
+
+def evaluate(
+    checkpoint: str | Path,
+    protocol: EvaluationProtocol | None = None,
+    *,
+    config: Recipe | None = None,
+    context: StageContext | None = None,
+    force: bool = False,
+) -> EvaluationReport:
+    """Score a checkpoint, or read the report of an earlier evaluation by the same protocol.
+
+    protocol: left out, that of `config`'s [evaluate]. config: left out, the recipe that the checkpoint records.
+    force: do it again. Raises FileNotFoundError or ValueError before any work if something does not fit.
+    """
+    from dit.checkpoint import load_checkpoint
+
+    opened = load_checkpoint(checkpoint)
+    config = config or checkpoint_recipe(opened)
+    if context is None:
+        with StageContext(config) as own:
+            return evaluate(checkpoint, protocol, config=config, context=own, force=force)
+    protocol = protocol or evaluation_protocol(config, opened)
+    folder = config.folder("evaluations") / protocol.protocol_id / opened.path.name
+    report = earlier_report(folder, opened.digest)
+    if report is not None and not force:
+        context.skipped("evaluate", f"protocol {protocol.protocol_id}, report in {folder}")
+        return report
+    return _evaluate(config, context, opened, protocol, folder)
+
+
+def _evaluate(config: Recipe, context: StageContext, opened, protocol: EvaluationProtocol, folder: Path):
+    """The graph: reference and floor from real images; samples from the checkpoint; scores of both; the report."""
+    tags = {"raydit.checkpoint": str(opened.path), "raydit.protocol_id": protocol.protocol_id}
+    identity = {"checkpoint": opened.digest, "protocol": protocol.protocol_id}
+    clock = Clock()
+    with context.run("evaluate", identity, tags) as run:
+        run.params({"evaluate": asdict(config.evaluate), "protocol": protocol.to_dict()})
+        reference = load_reference(config, context)
+        reference.check_compatible(
+            protocol.extractor, protocol.extractor_sha256, config.images.size, config.images.crop
+        )
+        real = floor_features(config, context)
+        clock.lap("reference_seconds")
+        samples = sample_features(config, context, opened, protocol, folder)
+        clock.lap("sampling_seconds")
+        generated = score_features(samples, reference, protocol)
+        floor = score_features(real, reference, protocol) if real else None
+        metrics = dict(generated.metrics)
+        if real and len(real["features"]) < len(samples["features"]):
+            # Frechet distance is biased in N: the floor is to be read against as many samples.
+            metrics |= score_features(_first(samples, len(real["features"])), reference, protocol).metrics
+        clock.lap("scoring_seconds")
+        grid = class_grid(samples["images"], samples["labels"], opened.config["class_names"])
+        save_png(grid, folder / GRID_FILE)
+        report = EvaluationReport(
+            protocol=protocol,
+            checkpoint=str(opened.path),
+            checkpoint_digest=opened.digest,
+            metrics=metrics,
+            errors=generated.errors,
+            floor=floor.metrics if floor else {},
+            warnings=generated.warnings,
+            timings=clock.laps,
+            artifacts={"samples": GRID_FILE},
+        )
+        report.save(folder)
+        track(run, opened, report, folder)
+        context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({clock.total:.0f} s)")
+    return report
+
+
+def sample_features(config: Recipe, context: StageContext, opened, protocol, folder: Path) -> dict[str, np.ndarray]:
+    """Samples, labels, features and logits of all indices, in their order; every index exactly once."""
+    shards = [
+        {"start": part.start, "stop": part.stop, "count": len(part)}
+        for part in shard_ranges(protocol.num_samples, config.evaluate.shard_rows)
+    ]
+    arguments = (str(opened.path), protocol, config.evaluate)
+    # Shards of another checkpoint under the same step must not be taken for this one's.
+    shard_folder = folder / f"shards-{opened.digest[:12]}-{config.evaluate.shard_rows}"
+    records = compute_features(context, "evaluate", shard_folder, shards, ScoreSamples, arguments, config.evaluate)
+    samples = _concatenate(list(records))
+    if not np.array_equal(samples["indices"], np.arange(protocol.num_samples)):
+        raise ValueError(f"{shard_folder} does not hold every sample once. Delete it and run again")
+    return samples
+
+
+def floor_features(config: Recipe, context: StageContext) -> dict[str, np.ndarray] | None:
+    """Features and logits of the held-out real images, or None where a recipe holds out fewer than two."""
+    _, held_out = real_images(config)
+    if len(held_out.listing) < 2:
+        return None
+    folder = config.folder("references") / f"{held_out.digest[:12]}-held-out"
+    records = [
+        {name: value for name, value in record.items() if name != "unreadable"}
+        for record in held_out.features(context, "held-out", folder)
+    ]
+    return _concatenate(records)
+
+
+def score_features(features: dict, reference: ReferenceStatistics, protocol: EvaluationProtocol) -> Score:
+    return score(
+        features["features"],
+        features["logits"],
+        reference,
+        extractor=protocol.extractor,
+        spatial=features.get("spatial"),
+    )
+
+
+def _concatenate(records: list[dict]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([record[name] for record in records]) for name in records[0]}
+
+
+def _first(features: dict, count: int) -> dict[str, np.ndarray]:
+    return {name: value[:count] for name, value in features.items()}
+
+
+def evaluation_protocol(config: Recipe, opened) -> EvaluationProtocol:
+    """The protocol that a recipe's [evaluate] means for a checkpoint."""
+    from pipelines.sampling import checkpoint_autoencoder
+
+    checkpoint_autoencoder(opened)
+    chosen = config.evaluate
+    return EvaluationProtocol(
+        num_samples=chosen.num_samples,
+        seed=config.seed,
+        labels=chosen.labels,
+        sampler=chosen.sampler,
+        sampling_steps=chosen.sampling_steps,
+        cfg_scale=chosen.cfg_scale,
+        cfg_channels=chosen.cfg_channels,
+        cfg_interval=chosen.cfg_interval,
+        weights=chosen.weights,
+        decoder=opened.config["autoencoder"]["sha256"],
+        extractor=chosen.extractor,
+        extractor_sha256=extractor_sha256(chosen.extractor, chosen.extractor_weights),
+        reference_digest=reference_digest(config),
+    )
+
+
+def checkpoint_recipe(opened, overrides: tuple[str, ...] = ()) -> Recipe:
+    """The recipe that a checkpoint records, with its output where the checkpoint lies now."""
+    from pipelines.recipe_file import apply_override, validate_recipe
+
+    content = {**opened.config["recipe"], "output": str(opened.path.absolute().parent.parent)}
+    for override in overrides:
+        apply_override(content, override)
+    return validate_recipe(content)
+
+
+def report_folder(config: Recipe, report: EvaluationReport) -> Path:
+    """Where a report lies: output/evaluations/<protocol_id>/<checkpoint's name>."""
+    return config.folder("evaluations") / report.protocol_id / Path(report.checkpoint).name
+
+
+def earlier_report(folder: Path, checkpoint_digest: str) -> EvaluationReport | None:
+    """The report in `folder`, if it is of this checkpoint; another one is kept under another name."""
+    if not (folder / REPORT_FILE).is_file():
+        return None
+    report = EvaluationReport.load(folder)
+    if report.checkpoint_digest == checkpoint_digest:
+        return report
+    (folder / REPORT_FILE).rename(folder / f"report-{report.checkpoint_digest[:12]}.json")
+    return None
+
+
+def track(run, opened, report: EvaluationReport, folder: Path) -> None:
+    """The numbers on the checkpoint's LoggedModel, and the report and the pictures with the run."""
+    log_checkpoint(run, opened)
+    dataset = ("reference", report.protocol.reference_digest)
+    run.input(name="reference", digest=dataset[1], source="reference", context="evaluation")
+    named = {f"eval/{name}": value for name, value in report.metrics.items()}
+    run.metrics(named, opened.step, model=opened.digest, dataset=dataset)
+    run.metrics({f"floor/{name}": value for name, value in report.floor.items()}, opened.step)
+    run.artifact(folder / REPORT_FILE)
+    run.image(folder / GRID_FILE, "samples", opened.step)
+    run.artifact(folder / GRID_FILE)
+
+
+class Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = round(now - self._last, 3), now
+
+    @property
+    def total(self) -> float:
+        return sum(self.laps.values())

@@ -1,0 +1,55 @@
+"""Pictures to look at: a grid of images with the name of its class before each row."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+GAP_PX = 2
+SMALLEST_PX = 64
+"""Images smaller than this are enlarged by a whole number, each pixel a square."""
+
+
+def labelled_grid(rows: Sequence[tuple[str, np.ndarray]]) -> "Image.Image":
+    """One row for each (name, images uint8 (N, H, W, 3)); rows may differ in length."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = rows[0][1].shape[1:3]
+    zoom = max(1, -(-SMALLEST_PX // height))
+    cell_w, cell_h = width * zoom + GAP_PX, height * zoom + GAP_PX
+    font = ImageFont.load_default(size=max(12, cell_h // 5))
+    margin = 2 * GAP_PX + int(max(font.getlength(name) for name, _ in rows))
+    columns = max(len(images) for _, images in rows)
+    grid = Image.new("RGB", (margin + columns * cell_w, len(rows) * cell_h + GAP_PX), "white")
+    draw = ImageDraw.Draw(grid)
+    for y, (name, images) in enumerate(rows):
+        draw.text((GAP_PX, y * cell_h + cell_h // 2), name, fill="black", font=font, anchor="lm")
+        for x, image in enumerate(images):
+            enlarged = np.kron(image, np.ones((zoom, zoom, 1), np.uint8))
+            grid.paste(Image.fromarray(enlarged), (margin + x * cell_w, y * cell_h + GAP_PX))
+    return grid
+
+
+def class_grid(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], *, columns: int = 10):
+    """A grid with a row for each class (at most 20 of them) that has images, or one square without classes."""
+    if not class_names:
+        side = max(1, int(min(len(images), columns**2) ** 0.5))
+        return labelled_grid([("", images[row * side : (row + 1) * side]) for row in range(side)])
+    present = [label for label in np.unique(labels)][:20]
+    return labelled_grid([(class_names[label], images[labels == label][:columns]) for label in present])
+
+
+def save_png(image: "Image.Image", path: Path) -> Path:
+    """Write a PNG, whole or not at all."""
+    import io
+
+    from cluster import storage
+
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    storage.write_atomically(str(path), buffer.getvalue())
+    return path

@@ -1,0 +1,75 @@
+"""What an artifact was made from: recorded beside it, compared when it is asked for again."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import storage
+from pipelines.progress import say
+
+PLAN = "plan.json"
+
+
+def digest_of(content) -> str:
+    """sha256 of canonical JSON: the identity of settings."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """What changed between two identities, as "train.learning_rate: 0.001 -> 0.002"."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {_short(before)} -> {_short(after)}")
+    return lines
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    # Digests are recognised by their length: twelve digits tell them apart.
+    return text.strip('"')[:12] if isinstance(value, str) and len(value) == 64 else text
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that a stage fills, and the identity of what it is made from."""
+
+    stage: str
+    folder: Path
+    identity: dict
+
+    def recorded(self) -> dict | None:
+        """Identity of what is in the folder now, or None."""
+        plan = self.folder / PLAN
+        return json.loads(plan.read_text())["identity"] if plan.is_file() else None
+
+    def claim(self, reasons: list[str] | None = None) -> None:
+        """Make the folder this artifact's. One made from something else is moved aside, and why is said.
+
+        reasons: further reasons to start anew. Raises ValueError if the folder holds something that is not ours.
+        """
+        recorded = self.recorded()
+        if recorded is None and self.folder.is_dir() and any(self.folder.iterdir()):
+            found = ", ".join(sorted(entry.name for entry in self.folder.iterdir())[:5])
+            raise ValueError(
+                f"{self.folder} is not empty and not ours: found {found}, expected nothing or {PLAN}. Move it away, "
+                "or set output to another folder"
+            )
+        changed = (differences(recorded, self.identity) if recorded is not None else []) + (reasons or [])
+        if changed:
+            aside = self._move_aside()
+            say(self.stage, f"again, because {'; '.join(changed)}. The earlier one is kept in {aside}")
+        if changed or recorded is None:
+            storage.write_json_atomically(str(self.folder / PLAN), {"identity": self.identity})
+
+    def _move_aside(self) -> Path:
+        superseded = self.folder.parent / "superseded"
+        number = 1
+        while (aside := superseded / f"{self.folder.name}-{number}").exists():
+            number += 1
+        storage.move_folder(str(self.folder), str(aside))
+        return aside

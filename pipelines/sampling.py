@@ -1,0 +1,96 @@
+"""Samples from a checkpoint: sample i is a function of (seed, i), whatever the batch and the worker."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dit.autoencoder import Autoencoder
+from dit.checkpoint import Checkpoint, load_checkpoint, load_weights
+from dit.config import DiTConfig
+from dit.model import DiT
+from dit.objective import create_process
+from dit.samplers import SAMPLERS, guided
+from evaluation.protocol import EvaluationProtocol, sample_label, sample_seed
+from pipelines.autoencoder import OURS, AutoencoderHandle
+
+START_NOISE, STEP_NOISE = 0, 1
+"""Streams of a sample's random numbers."""
+
+
+def checkpoint_autoencoder(checkpoint: Checkpoint) -> Path:
+    """Folder of the autoencoder that a checkpoint was trained with. Raises ValueError if it is another one."""
+    from dit.autoencoder import describe_autoencoder
+
+    recorded = checkpoint.config["autoencoder"]
+    # One trained by us lies beside the checkpoints: output/autoencoder and output/checkpoints/step_N.
+    handle = AutoencoderHandle(recorded["id"], checkpoint.path.absolute().parent.parent)
+    folder = handle.folder()
+    found = describe_autoencoder(folder)["sha256"]
+    if found != recorded["sha256"]:
+        where = "output/autoencoder" if recorded["id"] == OURS else recorded["id"]
+        raise ValueError(
+            f"the autoencoder in {folder} has sha256 {found[:12]}, but {checkpoint.path} was trained on latents of "
+            f"{where} with {recorded['sha256'][:12]}: its samples would decode to noise. Put that autoencoder back, "
+            "or train again on latents of this one"
+        )
+    return folder
+
+
+class Sampler:
+    """A checkpoint ready to sample on one device."""
+
+    def __init__(self, checkpoint: str | Path, protocol: EvaluationProtocol, *, batch_size: int, device: str = "cpu"):
+        opened = load_checkpoint(checkpoint)
+        self.protocol, self.batch_size, self.device = protocol, batch_size, device
+        config = DiTConfig(**opened.config["model"])
+        weights = opened.weights("ema" if protocol.weights == "ema" else "model", device)
+        self.model = load_weights(DiT(config), weights).to(device).eval()
+        self.num_classes = config.num_classes
+        self.latent_shape = (config.in_channels, *config.latent_size)
+        self.process = create_process(**opened.config["objective"])
+        self.autoencoder = Autoencoder.load(checkpoint_autoencoder(opened), device)
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray:
+        """Classes of samples, int64."""
+        protocol = self.protocol
+        return np.array(
+            [sample_label(protocol.seed, index, self.num_classes, protocol.labels) for index in indices],
+            np.int64,
+        )
+
+    def sample(self, indices: Sequence[int], labels: np.ndarray) -> np.ndarray:
+        """Images uint8 (N, H, W, 3) of samples; labels int64 (N,)."""
+        return np.concatenate(
+            [
+                self._batch(indices[start : start + self.batch_size], labels[start : start + self.batch_size])
+                for start in range(0, len(indices), self.batch_size)
+            ]
+        )
+
+    def _batch(self, indices: Sequence[int], labels: np.ndarray) -> np.ndarray:
+        count = len(indices)
+        # Always a full batch, the rest repeated: kernels chosen by batch size would change the last bits.
+        padded = np.resize(np.asarray(indices), self.batch_size)
+        start = [_generator(self.protocol.seed, int(index), START_NOISE) for index in padded]
+        steps = [_generator(self.protocol.seed, int(index), STEP_NOISE) for index in padded]
+        protocol = self.protocol
+        latents = SAMPLERS[protocol.sampler](
+            guided(self.model, protocol.cfg_scale, protocol.cfg_channels, protocol.cfg_interval),
+            self._normal(start),
+            torch.from_numpy(np.resize(labels, self.batch_size)).to(self.device) if self.num_classes else None,
+            process=self.process,
+            steps=protocol.sampling_steps,
+            step_noise=lambda i, x: self._normal(steps),
+        )
+        return self.autoencoder.decode(latents)[:count].cpu().numpy()
+
+    def _normal(self, generators: list[torch.Generator]) -> torch.Tensor:
+        """The next noise of every sample, (N, C, H, W)."""
+        noise = [torch.randn(self.latent_shape, generator=generator) for generator in generators]
+        return torch.stack(noise).to(self.device)
+
+
+def _generator(seed: int, index: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed(sample_seed(seed, index, stream))

@@ -1,0 +1,100 @@
+"""What the jobs share: the surroundings in which they run."""
+
+import functools
+from contextlib import ExitStack, contextmanager
+
+from pipelines.config import Recipe, WorkersConfig
+from pipelines.progress import Progress, say
+from pipelines.tracking import RunLog, Tracker
+
+
+class StageContext:
+    """The surroundings of jobs: one Ray session, one tracker, one way to speak. Close it, or use `with`."""
+
+    def __init__(self, config: Recipe, *, address: str | None = None):
+        self.config = config
+        self.address = address
+        self._cleanup = ExitStack()
+        self._ray_cpus: int | None = None
+        self._parent: RunLog | None = None
+
+    def __enter__(self) -> "StageContext":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._cleanup.close()
+
+    @functools.cached_property
+    def tracker(self) -> Tracker:
+        tracker = Tracker.open(self.config)
+        self._cleanup.callback(tracker.close)
+        return tracker
+
+    def start_ray(self, workers: WorkersConfig, stage: str) -> None:
+        """Connect to Ray, or start a local one, and refuse what it cannot place."""
+        from cluster.session import ray_session, require_resources
+
+        if self._ray_cpus is None:
+            most = max(part.num_workers * part.cpus_per_worker for part in self._all_workers())
+            # Two more than the workers: reading and writing must never wait for a worker to end.
+            self._cleanup.enter_context(ray_session(self.address, num_cpus=most + 2))
+            self._ray_cpus = most
+        require_resources(workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker, stage)
+
+    def _all_workers(self) -> list[WorkersConfig]:
+        config = self.config
+        trained = [config.autoencoder.train] if config.autoencoder.train else []
+        return [*trained, config.encode, config.train, config.evaluate]
+
+    def progress(self, stage: str, *, total: int, unit: str, start: int = 0) -> Progress:
+        return Progress(stage, total=total, unit=unit, start=start)
+
+    def say(self, stage: str, text: str) -> None:
+        say(stage, text)
+
+    def skipped(self, stage: str, what: str) -> None:
+        say(stage, f"finished already: {what}")
+
+    @contextmanager
+    def pipeline(self, identity: dict):
+        """All runs inside are children of one pipeline run, which exists only if there is one."""
+        self._pipeline_identity = identity
+        try:
+            yield
+        except BaseException as error:
+            self._end_pipeline("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        self._end_pipeline("FINISHED")
+
+    _pipeline_identity: dict | None = None
+
+    def _end_pipeline(self, status: str) -> None:
+        if self._parent is not None:
+            self._parent.end(status)
+        self._parent = self._pipeline_identity = None
+
+    @contextmanager
+    def run(self, stage: str, identity: dict, tags: dict[str, str] | None = None):
+        """An MLflow run for one execution of a stage; a killed execution's run is taken up again."""
+        if self._pipeline_identity is not None and self._parent is None:
+            self._parent = self.tracker.start_run("pipeline", self._pipeline_identity)
+        run = self.tracker.start_run(stage, identity, parent=self._parent, tags=tags)
+        try:
+            yield run
+        except BaseException as error:
+            run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        run.end("FINISHED")
+
+
+def job(function):
+    """Let a job be called with a context to share, or without one: then it has its own."""
+
+    @functools.wraps(function)
+    def with_context(config: Recipe, *args, context: StageContext | None = None, **kwargs):
+        if context is not None:
+            return function(config, *args, context=context, **kwargs)
+        with StageContext(config) as own:
+            return function(config, *args, context=own, **kwargs)
+
+    return with_context

@@ -1,0 +1,273 @@
+"""Tracking: runs, metrics, models and pictures in MLflow. The only file that imports mlflow.
+
+One process writes: the one that runs the jobs. It appends to a journal, from which a thread tells MLflow; work
+never waits for a tracking server, and a server that is away costs nothing but its answers.
+"""
+
+import json
+import logging
+import os
+import time
+from dataclasses import asdict
+from itertools import takewhile
+from pathlib import Path
+
+from pipelines.config import Recipe
+from pipelines.identity import digest_of
+from pipelines.journal import Journal
+from pipelines.progress import say
+
+JOURNAL_FOLDER = ".tracking"
+CLOSE_SECONDS = 20.0
+
+
+def tracking_uri(config_uri: str = "") -> str:
+    """The recipe's URI, else MLFLOW_TRACKING_URI, else the database that plain `mlflow ui` opens here."""
+    return config_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+class Tracker:
+    """Runs of one experiment. Calls return at once."""
+
+    def __init__(self, journal: Journal, experiment: str, uri: str):
+        self._journal, self._experiment, self.uri = journal, experiment, uri
+        self._runs: dict[str, bool] = {}
+        for entry in journal.entries():
+            if entry["op"] == "run":
+                self._runs[entry["run"]] = False
+            elif entry["op"] == "end":
+                self._runs[entry["run"]] = entry["status"] == "FINISHED"
+
+    @classmethod
+    def open(cls, config: Recipe) -> "Tracker":
+        """The tracker of a recipe's output folder; delivers what an earlier process could not."""
+        uri = tracking_uri(config.tracking.uri)
+        path = config.folder(JOURNAL_FOLDER) / f"{digest_of(uri)[:12]}.jsonl"
+
+        def away(reason: str) -> None:
+            say("tracking", f"{uri} does not answer ({reason}); work goes on, results are kept in {path}")
+
+        return cls(Journal(path, MlflowCourier(uri), away), config.name, uri)
+
+    def start_run(self, stage: str, identity: dict, *, parent: "RunLog | None" = None, tags=None) -> "RunLog":
+        """Begin a run, or take up the one that the same execution left unfinished when it was cut off."""
+        base, number = f"{stage}-{digest_of(identity)[:8]}", 1
+        key = base
+        while self._runs.get(key):
+            number += 1
+            key = f"{base}-{number}"
+        self._runs[key] = False
+        run = RunLog(self._journal, key)
+        run._tell(
+            "run",
+            experiment=self._experiment,
+            name=key,
+            parent=parent.key if parent else None,
+            tags={"raydit.stage": stage, **_job_tags(), **(tags or {})},
+        )
+        return run
+
+    def close(self) -> None:
+        if not self._journal.close(CLOSE_SECONDS):
+            say("tracking", f"{self.uri} has not taken everything yet; the rest is delivered by the next raydit "
+                            f"command with this output, and kept until then in {self._journal.path}")  # fmt: skip
+
+
+def _job_tags() -> dict[str, str]:
+    """The Ray job this process runs in, if it does."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
+    return {"raydit.job_id": job["job_submission_id"]} if "job_submission_id" in job else {}
+
+
+class RunLog:
+    """One run, written to through the journal."""
+
+    def __init__(self, journal: Journal, key: str):
+        self._journal, self.key = journal, key
+
+    def _tell(self, op: str, **what) -> None:
+        self._journal.append({"op": op, "run": self.key, "time": int(time.time() * 1000), **what})
+
+    def params(self, params: dict) -> None:
+        """Settings, flattened with dots."""
+        self._tell("params", params=flatten(params))
+
+    def tag(self, name: str, value: str) -> None:
+        self._tell("tag", name=name, value=value)
+
+    def metrics(self, metrics: dict[str, float], step: int = 0, *, model: str = "", dataset=None) -> None:
+        """Numbers at a step; `model` is a checkpoint digest given to `model` before; dataset (name, digest)."""
+        self._tell("metrics", metrics=metrics, step=step, model=model, dataset=dataset)
+
+    def model(self, digest: str, *, name: str, step: int, params: dict, tags: dict[str, str]) -> None:
+        """A checkpoint, as a LoggedModel; telling it twice makes one."""
+        self._tell("model", digest=digest, name=name, step=step, params=flatten(params), tags=tags)
+
+    def input(self, *, name: str, digest: str, source: str, context: str) -> None:
+        """A data set that this run read."""
+        self._tell("input", name=name, digest=digest, source=source, context=context)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """A file to keep with the run."""
+        self._tell("artifact", path=str(path), folder=folder)
+
+    def image(self, path: Path, key: str, step: int) -> None:
+        """A picture, shown in the UI with a slider over steps."""
+        self._tell("image", path=str(path), key=key, step=step)
+
+    def end(self, status: str) -> None:
+        self._tell("end", status=status)
+
+
+def flatten(nested: dict, prefix: str = "") -> dict[str, str]:
+    """{"train": {"steps": 5}} -> {"train.steps": "5"}; what is not set is left out."""
+    flat: dict[str, str] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[f"{prefix}{name}"] = str(value)
+    return flat
+
+
+class MlflowCourier:
+    """Delivers journal entries to MLflow. `known` maps our names of runs and models to MLflow's ids."""
+
+    def __init__(self, uri: str):
+        self._uri = uri
+        self._client = None
+
+    def __call__(self, entries: list[dict], known: dict) -> int:
+        entry, count = _first_call(entries)
+        try:
+            self._connect()
+            getattr(self, f"_{entry['op']}")(entry, known)
+        except Exception as error:
+            if _is_away(error):
+                raise ConnectionError(str(error).splitlines()[0][:200]) from error
+            # Refused for good: waiting would hold up everything behind it.
+            say("tracking", f"{entry['op']} of {entry['run']} refused: {type(error).__name__}: {error}")
+        return count
+
+    def _connect(self) -> None:
+        if self._client is not None:
+            return
+        # A server that is away should be found out in seconds, not in MLflow's default of minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        # A fresh database prints a line for each of its migrations.
+        for name in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(self._uri)
+
+    def _run(self, entry: dict, known: dict) -> None:
+        client, key = self._client, f"run {entry['run']}"
+        if key in known:
+            client.update_run(known[key], status="RUNNING")
+            return
+        found = client.get_experiment_by_name(entry["experiment"])
+        experiment = found.experiment_id if found else client.create_experiment(entry["experiment"])
+        tags = {"mlflow.runName": entry["name"], **entry["tags"]}
+        if entry["parent"]:
+            tags["mlflow.parentRunId"] = known[f"run {entry['parent']}"]
+        run = client.create_run(experiment, start_time=entry["time"], tags=tags, run_name=entry["name"])
+        known[key] = run.info.run_id
+        known[f"experiment {entry['run']}"] = experiment
+
+    def _params(self, entry: dict, known: dict) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(name, value[:6000]) for name, value in entry["params"].items()]
+        for start in range(0, len(params), 100):
+            self._client.log_batch(known[f"run {entry['run']}"], params=params[start : start + 100])
+
+    def _tag(self, entry: dict, known: dict) -> None:
+        self._client.set_tag(known[f"run {entry['run']}"], entry["name"], entry["value"])
+
+    def _metrics(self, entry: dict, known: dict) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, point["time"], point["step"], **_context(point, known))
+            for point in entry["points"]
+            for name, value in point["metrics"].items()
+        ]
+        for start in range(0, len(metrics), 1000):
+            self._client.log_batch(known[f"run {entry['run']}"], metrics=metrics[start : start + 1000])
+
+    def _model(self, entry: dict, known: dict) -> None:
+        from mlflow.entities import LoggedModelOutput
+
+        key, run_id = f"model {entry['digest']}", known[f"run {entry['run']}"]
+        if key in known:
+            return
+        model = self._client.create_logged_model(
+            known[f"experiment {entry['run']}"],
+            name=entry["name"],
+            source_run_id=run_id,
+            params=entry["params"],
+            tags=entry["tags"],
+            model_type="raydit.checkpoint",
+        )
+        self._client.finalize_logged_model(model.model_id, "READY")
+        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, entry["step"])])
+        known[key] = model.model_id
+
+    def _input(self, entry: dict, known: dict) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = json.dumps({"uri": entry["source"]})
+        dataset = Dataset(entry["name"], entry["digest"][:36], "local", source)
+        tags = [InputTag("mlflow.data.context", entry["context"])]
+        self._client.log_inputs(known[f"run {entry['run']}"], datasets=[DatasetInput(dataset, tags)])
+
+    def _artifact(self, entry: dict, known: dict) -> None:
+        if Path(entry["path"]).exists():
+            self._client.log_artifact(known[f"run {entry['run']}"], entry["path"], entry["folder"])
+
+    def _image(self, entry: dict, known: dict) -> None:
+        if Path(entry["path"]).exists():
+            from PIL import Image
+
+            image = Image.open(entry["path"])
+            self._client.log_image(known[f"run {entry['run']}"], image, key=entry["key"], step=entry["step"])
+
+    def _end(self, entry: dict, known: dict) -> None:
+        self._client.set_terminated(known[f"run {entry['run']}"], entry["status"], end_time=entry["time"])
+
+
+def _first_call(entries: list[dict]) -> tuple[dict, int]:
+    """The first entry and 1, or the metrics of one run that follow each other as one entry, and their number."""
+    first = entries[0]
+    if first["op"] != "metrics":
+        return first, 1
+    points = list(takewhile(lambda entry: entry["op"] == "metrics" and entry["run"] == first["run"], entries))
+    return {"op": "metrics", "run": first["run"], "points": points}, len(points)
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the same call may succeed later: no answer, a busy database, a server error."""
+    code = getattr(error, "error_code", "")
+    return isinstance(error, OSError) or code in (
+        "INTERNAL_ERROR",
+        "TEMPORARILY_UNAVAILABLE",
+        "REQUEST_LIMIT_EXCEEDED",
+    )
+
+
+def _context(point: dict, known: dict) -> dict:
+    """The model and data set that a metric is about."""
+    context = {}
+    if point["model"]:
+        context["model_id"] = known[f"model {point['model']}"]
+    if point["dataset"]:
+        context["dataset_name"], digest = point["dataset"]
+        context["dataset_digest"] = digest[:36]
+    return context
+
+
+def recipe_params(config: Recipe) -> dict:
+    """The recipe as run parameters."""
+    return {name: value for name, value in asdict(config).items() if name not in ("name", "output", "tracking")}

@@ -1,0 +1,157 @@
+"""Ray Train, once for every stage that learns: a group of workers that runs a training loop and reports.
+
+Checkpoints are ours: named by step, published atomically, found again by whoever comes next. So Ray Train's
+part is the process group, placement, and starting the group again when a worker dies.
+"""
+
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.config import WorkersConfig
+from pipelines.stage import StageContext
+
+RESTARTS = 3
+"""How often a group whose worker died is started again before the stage fails."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the workers tell of a step: means over all of them."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+def run_workers(
+    context: StageContext,
+    stage: str,
+    workers: WorkersConfig,
+    function: Callable[[dict], None],
+    settings: dict,
+    on_report: Callable[[Report], None],
+) -> None:
+    """Run `function(settings)` on every worker of a Ray Train group and hand their reports to `on_report`, here.
+
+    `settings["reports"]` is where the workers' `Reporter` sends. Raises the worker's own error where there is one.
+    """
+    context.start_ray(workers, stage)
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    scratch = context.config.folder(".ray")
+    resources = {"CPU": float(workers.cpus_per_worker)}
+    if workers.gpus_per_worker:
+        resources["GPU"] = workers.gpus_per_worker
+    with _mailbox(on_report) as mailbox:
+        trainer = TorchTrainer(
+            function,
+            train_loop_config={**settings, "reports": mailbox},
+            scaling_config=ScalingConfig(
+                num_workers=workers.num_workers,
+                use_gpu=bool(workers.gpus_per_worker),
+                resources_per_worker=resources,
+            ),
+            run_config=RunConfig(
+                name=stage, storage_path=str(scratch), failure_config=FailureConfig(max_failures=RESTARTS)
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise _own_error(error) from error
+
+
+def _own_error(error: Exception) -> BaseException:
+    """The first worker's error, without Ray Train's wrapping."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        return getattr(failure, "cause", None) or failure
+    return error
+
+
+@contextmanager
+def _mailbox(on_report: Callable[[Report], None]):
+    """An actor that workers send reports to, emptied into `on_report` by a thread of this process."""
+    import ray
+
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    ended = threading.Event()
+
+    def empty() -> None:
+        while True:
+            last = ended.wait(0.5)
+            for report in ray.get(mailbox.take.remote()):
+                on_report(report)
+            if last:
+                return
+
+    thread = threading.Thread(target=empty, name="reports", daemon=True)
+    thread.start()
+    try:
+        yield mailbox
+    finally:
+        ended.set()
+        thread.join(timeout=10)
+        ray.kill(mailbox)
+
+
+class Mailbox:
+    """Reports on their way from a worker to the driver."""
+
+    def __init__(self) -> None:
+        self._reports: list[Report] = []
+
+    def put(self, report: Report) -> None:
+        self._reports.append(report)
+
+    def take(self) -> list[Report]:
+        reports, self._reports = self._reports, []
+        return reports
+
+
+class Worker:
+    """This process's place in the group: device, share of the batch, data-parallel wrapping, reporting."""
+
+    def __init__(self, settings: dict, workers: WorkersConfig):
+        import torch
+        from ray import train
+
+        torch.set_num_threads(workers.cpus_per_worker)
+        context = train.get_context()
+        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        self.device = train.torch.get_device() if workers.gpus_per_worker else torch.device("cpu")
+        self._reports = settings["reports"]
+
+    def wrap(self, network):
+        """The network as what is called in training: itself, or data-parallel over the group."""
+        if self.num_workers == 1:
+            return network
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(network)
+
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        """Send the mean over all workers to the driver; every worker must call it at the same steps."""
+        means = self._mean(metrics)
+        if self.rank == 0:
+            self._reports.put.remote(Report(step, means))
+
+    def _mean(self, metrics: dict[str, float]) -> dict[str, float]:
+        if self.num_workers == 1:
+            return metrics
+        import torch
+        import torch.distributed as distributed
+
+        values = torch.tensor(list(metrics.values()), dtype=torch.float32, device=self.device)
+        distributed.all_reduce(values)
+        return dict(zip(metrics, (values / self.num_workers).tolist(), strict=True))
+
+
+def own_folder(folder: Path) -> Path:
+    """Remove what a killed process left half-written in `folder`, and return it."""
+    from cluster import storage
+
+    storage.remove_stale_temporaries(str(folder))
+    return folder
