@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +102,7 @@ def describe_autoencoder(folder: Path) -> dict:
 class Autoencoder:
     """A diffusers AutoencoderKL, frozen, with its scale."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: Any):
         self.module = module.eval().requires_grad_(False)
         self.scale = latent_scale(module.config)
 
@@ -136,7 +137,7 @@ def latent_scale(config) -> LatentScale:
     return LatentScale(tuple(map(float, mean)), tuple(map(float, std)))
 
 
-def create_autoencoder(*, image_size: int, latent_channels: int, downsample: int, width: int) -> nn.Module:
+def create_autoencoder(*, image_size: int, latent_channels: int, downsample: int, width: int) -> Any:
     """A small AutoencoderKL for a domain that no pretrained one fits: one resnet per level, no attention.
 
     width: channels at full resolution, doubled at the lower ones. downsample: a power of two.
@@ -160,9 +161,9 @@ def create_autoencoder(*, image_size: int, latent_channels: int, downsample: int
 class AutoencoderObjective(nn.Module):
     """Reconstruction error plus a small KL term (Rombach et al. 2022, appendix G), as one forward pass."""
 
-    def __init__(self, autoencoder: nn.Module, kl_weight: float):
+    def __init__(self, autoencoder: Any, kl_weight: float):
         super().__init__()
-        self.autoencoder = autoencoder
+        self.autoencoder: Any = autoencoder
         self.kl_weight = kl_weight
 
     def forward(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -180,7 +181,7 @@ def psnr(reference: Tensor, reconstruction: Tensor) -> float:
     return float(10 * torch.log10(255.0**2 / error))
 
 
-def save_autoencoder(module: nn.Module, folder: Path, scale: LatentScale) -> None:
+def save_autoencoder(module: Any, folder: Path, scale: LatentScale) -> None:
     """Write diffusers' own folder format, with the latent statistics in its config."""
     module.register_to_config(latents_mean=list(scale.mean), latents_std=list(scale.std))
     module.save_pretrained(folder)

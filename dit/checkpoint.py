@@ -158,7 +158,7 @@ def newest_checkpoint(folder: str | Path) -> Checkpoint | None:
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    named = {parameter: name for name, parameter in state.network.named_parameters()}
+    named: dict[Tensor, str] = {parameter: name for name, parameter in state.network.named_parameters()}
     return {
         f"{key}/{named[parameter]}": value.contiguous()
         for parameter, entries in state.optimizer.state.items()

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def create_state(network: nn.Module, config: TrainingConfig, wrap: Callable = la
 def train(
     state: TrainState,
     batches: Iterable,
-    losses: Callable[[nn.Module, object], Losses],
+    losses: Callable[[nn.Module, Any], Losses],
     config: TrainingConfig,
     *,
     report: Callable[[int, dict[str, float]], None],

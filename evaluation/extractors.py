@@ -57,7 +57,7 @@ class FeatureExtractor:
     """A frozen network in float32 that scores uint8 images whatever precision the caller trains in."""
 
     name: str
-    """The plain name for the published weights; for any others, name-<first 8 digits of their sha256>."""
+    """As extractor_name gives it."""
     weights_sha256: str
     feature_dim: int
     num_logits: int
@@ -101,7 +101,7 @@ def create_extractor(name: str, weights: str | Path | None = None, device: str =
     build = _build_efficientnet_lite0 if name == EFFICIENTNET_LITE0 else _build_inception
     forward, feature_dim, num_logits = build(state_dict, torch.device(device))
     return FeatureExtractor(
-        _qualified_name(name, sha256), sha256, feature_dim, num_logits, torch.device(device), forward
+        extractor_name(name, sha256), sha256, feature_dim, num_logits, torch.device(device), forward
     )
 
 
@@ -113,7 +113,8 @@ def extractor_sha256(name: str, weights: str | Path | None = None) -> str:
     return hashlib.sha256(_weights_path(name, weights).read_bytes()).hexdigest()
 
 
-def _qualified_name(name: str, sha256: str) -> str:
+def extractor_name(name: str, sha256: str) -> str:
+    """The plain name for the published weights; for any others, name-<first 8 digits of their sha256>."""
     return name if sha256 == _PUBLISHED_SHA256[name] else f"{name}-{sha256[:8]}"
 
 
@@ -132,10 +133,23 @@ def _weights_path(name: str, weights: str | Path | None) -> Path:
     return _downloaded_inception()
 
 
+def cached_weights(name: str) -> Path | None:
+    """Where the published weights lie on this machine, or None if they would have to be fetched."""
+    _check_name(name)
+    path = _weights_path(name, None) if name == EFFICIENTNET_LITE0 else _inception_path()
+    return path if path.is_file() else None
+
+
+def _inception_path() -> Path:
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rsplit("/", 1)[1]
+
+
 def _downloaded_inception() -> Path:
     import torch
 
-    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rsplit("/", 1)[1]
+    path = _inception_path()
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,7 +237,7 @@ def _build_inception(state_dict: dict[str, Any], device: torch.device) -> tuple[
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """No TF32 in convolutions or matrix products: it moves features by more than a published digit."""
+    """No TF32 in convolutions or matrix products: it keeps 10 of float32's 23 bits."""
     import torch
 
     matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32

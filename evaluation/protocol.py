@@ -64,7 +64,7 @@ class EvaluationProtocol:
         wanted = {
             "labels": ("'random' or 'balanced'", self.labels in ("random", "balanced")),
             "weights": ("'ema' or 'raw'", self.weights in ("ema", "raw")),
-            "num_samples": ("at least 2", self.num_samples >= 2),
+            "num_samples": ("at least 10, one for each split of the Inception Score", self.num_samples >= 10),
             "sampling_steps": ("at least 1", self.sampling_steps >= 1),
         }
         for name, (expected, met) in wanted.items():

@@ -51,8 +51,8 @@ class EvaluationReport:
         report = cls(**{**values, "protocol": EvaluationProtocol.from_dict(values["protocol"])})
         if report.protocol_id != recorded:
             raise ValueError(
-                f"Found a protocol with id {report.protocol_id}, expected the recorded {recorded}: the report "
-                "was edited. Evaluate the checkpoint again."
+                f"Found a protocol with id {report.protocol_id}, expected the recorded {recorded}: the "
+                "report was edited. Evaluate the checkpoint again."
             )
         return report
 
@@ -72,28 +72,35 @@ class EvaluationReport:
         return cls.from_json((path / REPORT_FILE if path.is_dir() else path).read_text())
 
     def table(self) -> str:
-        """The metrics as aligned text, held-out real images beside the generated ones."""
-        generated, real, errors = (_by_kind(values) for values in (self.metrics, self.floor, self.errors))
-        rows = [("metric", _title("generated", generated), _title("real floor", real) if real else "")]
-        for kind, (_, value) in generated.items():
-            spread = f" +- {errors[kind][1]:.4g}" if kind in errors else ""
-            rows.append((kind, f"{value:.6g}{spread}", f"{real[kind][1]:.6g}" if kind in real else ""))
+        """The metrics as aligned text: a column for each number of samples, and one for held-out real images."""
+        generated, real = _columns(self.metrics), _columns(self.floor)
+        titles = [f"generated (N = {count})" for count in generated] + [f"real floor (N = {count})" for count in real]
+        rows = [["metric", *titles]]
+        for kind in next(iter(generated.values())):
+            cells = [self._cell(kind, count, values) for count, values in [*generated.items(), *real.items()]]
+            rows.append([kind, *cells])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        if real and _counts(real) != _counts(generated):
-            lines.append("Frechet distance falls as N grows: compare the two columns only where N is equal.")
+        if len(generated.keys() | real.keys()) > 1:
+            lines.append("Frechet distance falls as N grows: compare only columns of equal N.")
         return "\n".join(lines) + "\n"
 
-
-def _by_kind(metrics: dict[str, float]) -> dict[str, tuple[str, float]]:
-    """{"fid_50k": 2.27} -> {"fid": ("50k", 2.27)}."""
-    split = ((name.rpartition("_"), value) for name, value in metrics.items())
-    return {kind: (count, value) for (kind, _, count), value in split}
-
-
-def _counts(by_kind: dict[str, tuple[str, float]]) -> set[str]:
-    return {count for count, _ in by_kind.values()}
+    def _cell(self, kind: str, count: str, values: dict[str, float]) -> str:
+        if kind not in values:
+            return ""
+        spread = self.errors.get(f"{kind}_{count}")
+        known = spread is not None and values[kind] == self.metrics.get(f"{kind}_{count}")
+        return f"{values[kind]:.6g}" + (f" +- {spread:.4g}" if known else "")
 
 
-def _title(side: str, by_kind: dict[str, tuple[str, float]]) -> str:
-    return f"{side} (N = {', '.join(sorted(_counts(by_kind)))})"
+def _columns(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
+    """{"fid_50k": 2.27, "is_50k": 278.0} -> {"50k": {"fid": 2.27, "is": 278.0}}, largest N first."""
+    columns: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        kind, _, count = name.rpartition("_")
+        columns.setdefault(count, {})[kind] = value
+    return dict(sorted(columns.items(), key=lambda column: _as_number(column[0]), reverse=True))
+
+
+def _as_number(count: str) -> int:
+    return int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1)

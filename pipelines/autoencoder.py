@@ -116,6 +116,7 @@ def autoencoder_worker(settings: dict) -> None:
 
     recipe: Recipe = settings["config"]
     config = recipe.autoencoder.train
+    assert config is not None, "the driver starts workers only where [autoencoder.train] is set"
     worker = Worker(settings, config)
     blocks = ray.get(settings["images"])
     torch.manual_seed(recipe.seed)

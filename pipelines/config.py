@@ -6,7 +6,7 @@ configure; the sections of the jobs are here. Field defaults are the paper's whe
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
@@ -123,7 +123,7 @@ class ModelConfig:
     conditioning: Literal["adaln_zero", "adaln", "cross_attention", "in_context"] = "adaln_zero"
 
     def __post_init__(self) -> None:
-        dimensions = {name: getattr(self, name) for name in ("patch_size", "hidden_size", "depth", "num_heads")}
+        dimensions = self._dimensions()
         given = [name for name, value in dimensions.items() if value is not None]
         if self.name is not None and given:
             raise ValueError(f"found name = {self.name!r} and {given[0]}; a named size fixes it: remove one of them")
@@ -133,10 +133,15 @@ class ModelConfig:
         if self.name is not None:
             named_config(self.name)
 
-    def resolve(self, *, input_size: int, in_channels: int, num_classes: int, learn_sigma: bool) -> DiTConfig:
+    def _dimensions(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("patch_size", "hidden_size", "depth", "num_heads")}
+
+    def resolve(
+        self, *, input_size: int | tuple[int, int], in_channels: int, num_classes: int, learn_sigma: bool
+    ) -> DiTConfig:
         """The model's full configuration, once the latents are known."""
-        shape = {"input_size": input_size, "in_channels": in_channels, "num_classes": num_classes}
-        rest = {
+        shape: dict[str, Any] = {"input_size": input_size, "in_channels": in_channels, "num_classes": num_classes}
+        rest: dict[str, Any] = {
             "mlp_ratio": self.mlp_ratio,
             "class_dropout_prob": self.class_dropout_prob,
             "learn_sigma": learn_sigma,
@@ -144,8 +149,7 @@ class ModelConfig:
         }
         if self.name is not None:
             return named_config(self.name, **shape, **rest)
-        sizes = {name: getattr(self, name) for name in ("patch_size", "hidden_size", "depth", "num_heads")}
-        return DiTConfig(**shape, **rest, **sizes)
+        return DiTConfig(**shape, **rest, **self._dimensions())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,8 @@ def encode(config: Recipe, *, context: StageContext) -> LatentDataset:
         progress = context.progress("encode", total=len(listing), unit="images", start=done)
         for record in encode_shards(config, context, listing, shards, pending, description):
             progress.advance(record["rows"] + len(record["quarantined"]))
-        records = [read_record(folder, index) for index in range(len(shards))]
+        finished = (read_record(folder, index) for index in range(len(shards)))
+        records = [entry for entry in finished if entry is not None]
         dataset = write_manifest(folder, description, identity, records)
         storage.remove_folder(str(folder / RECORDS))
         progress.done(summary(dataset))
@@ -82,7 +84,7 @@ def encode_shards(config, context, listing: Listing, shards, pending, descriptio
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map(ReadImages(config.images), num_cpus=1)
         .map(
-            EncodeImages,
+            EncodeImages,  # type: ignore[arg-type]  # its stubs know of functions only
             fn_constructor_args=(str(autoencoder_of(config).folder()), config.encode),
             compute=ray.data.ActorPoolStrategy(size=workers.num_workers),
             # Half a CPU: actors that hold every CPU leave none to read and write with, and the job hangs.
@@ -150,7 +152,7 @@ class EncodeImages:
 class WriteShard:
     """moments -> part-00000.parquet and then its record, each written to a temporary name and renamed."""
 
-    def __init__(self, folder: Path, description: dict):
+    def __init__(self, folder: Path, description: dict[str, Any]):
         self.folder = folder
         self.description = description
 
@@ -172,7 +174,7 @@ class WriteShard:
             flipped[fits] if self.description["flip"] else None,
         )
         data = schema.shard_bytes(table)
-        record = {
+        record: dict[str, Any] = {
             "file": shard_file(row["shard"]),
             "rows": len(keys),
             "bytes": len(data),

@@ -5,12 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+
+from evaluation.extractors import extractor_name, extractor_sha256
+from evaluation.protocol import EvaluationProtocol, shard_ranges
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import REPORT_FILE, EvaluationReport
 from evaluation.score import Score, score
-
-from evaluation.extractors import extractor_sha256
-from evaluation.protocol import EvaluationProtocol, shard_ranges
 from pipelines.config import Recipe
 from pipelines.features import ScoreSamples, compute_features
 from pipelines.grids import class_grid, save_png
@@ -144,6 +144,7 @@ def evaluation_protocol(config: Recipe, opened) -> EvaluationProtocol:
 
     checkpoint_autoencoder(opened)
     chosen = config.evaluate
+    weights = extractor_sha256(chosen.extractor, chosen.extractor_weights)
     return EvaluationProtocol(
         num_samples=chosen.num_samples,
         seed=config.seed,
@@ -155,8 +156,8 @@ def evaluation_protocol(config: Recipe, opened) -> EvaluationProtocol:
         cfg_interval=chosen.cfg_interval,
         weights=chosen.weights,
         decoder=opened.config["autoencoder"]["sha256"],
-        extractor=chosen.extractor,
-        extractor_sha256=extractor_sha256(chosen.extractor, chosen.extractor_weights),
+        extractor=extractor_name(chosen.extractor, weights),
+        extractor_sha256=weights,
         reference_digest=reference_digest(config),
     )
 

@@ -42,7 +42,7 @@ def compute_features(
         context.start_ray(workers, stage)
         rows = [{"index": index, "shard": json.dumps(shards[index])} for index in pending]
         finished = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            KeepRecord,
+            KeepRecord,  # type: ignore[arg-type]  # its stubs know of functions only
             fn_constructor_args=(folder, actor, actor_arguments),
             compute=ray.data.ActorPoolStrategy(size=min(workers.num_workers, len(rows))),
             # Half a CPU: actors that hold every CPU leave none for Ray Data's own tasks, and the job hangs.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -218,7 +218,8 @@ class ParquetSource:
         image, _ = self._columns(parquet)
         counts = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
         starts = np.cumsum([0, *counts])
-        current, column = -1, None
+        current = -1
+        column: Any = None
         for row in rows:
             group = int(np.searchsorted(starts, row, side="right")) - 1
             if group != current:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cluster import storage
 
@@ -32,7 +33,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._cut_torn_line()
         self._file = open(path, "ab")
-        self._state = (
+        self._state: dict[str, Any] = (
             json.loads(self._state_path.read_text()) if self._state_path.exists() else {"offset": 0, "known": {}}
         )
         self._lock = threading.Lock()

@@ -7,7 +7,9 @@ import re
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipelines.config import Recipe
 
@@ -83,12 +85,12 @@ def _unknown_keys(content: dict, cls: type, place, prefix: str = ""):
             yield from _unknown_keys(value, section, place, f"{dotted}.")
 
 
-def _dataclass_of(hint) -> type | None:
+def _dataclass_of(hint) -> Any:
     choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
 
 
-def _sentence(details: dict, place) -> str:
+def _sentence(details: Mapping, place) -> str:
     # Arguments of a union or a tuple appear in the location too; only names of fields are keys.
     names = [part for part in details["loc"] if isinstance(part, str) and part.isidentifier()]
     names = [name for name in names if not name.endswith("Config") and name != "Recipe"]
@@ -99,7 +101,7 @@ def _sentence(details: dict, place) -> str:
     if details["type"] == "value_error":
         message = str(details["ctx"]["error"])
         return f"{place(key)}: {message}" if key else place(message)
-    kind = {dict: "a section"}.get(type(found)) or f"{found!r}, a {type(found).__name__}"
+    kind = "a section" if isinstance(found, dict) else f"{found!r}, a {type(found).__name__}"
     return f"{place(key)}: found {kind}; expected: {details['msg']}"
 
 

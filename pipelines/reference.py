@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from evaluation.reference import ReferenceStatistics
 
-from evaluation.extractors import extractor_sha256
+from evaluation.extractors import extractor_name, extractor_sha256
 from evaluation.protocol import shard_ranges
+from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics
 from pipelines.config import EvaluateConfig, ImagesConfig, Recipe
 from pipelines.features import ScoreImages, compute_features
@@ -97,13 +97,14 @@ def build_reference(real: RealImages, path: Path, context: StageContext) -> Refe
         kept.append(features[::stride])
     if statistics is None or statistics.n < 2:
         raise ValueError(f"reference: found fewer than 2 usable images in {real.images.path}, expected many more")
+    weights = extractor_sha256(real.evaluate.extractor, real.evaluate.extractor_weights)
     reference = ReferenceStatistics(
         n=statistics.n,
         mu=statistics.mean,
         sigma=statistics.cov,
         features=np.concatenate(kept),
-        extractor=real.evaluate.extractor,
-        extractor_sha256=extractor_sha256(real.evaluate.extractor, real.evaluate.extractor_weights),
+        extractor=extractor_name(real.evaluate.extractor, weights),
+        extractor_sha256=weights,
         size=real.images.size,
         crop=real.images.crop,
         source=real.images.path,

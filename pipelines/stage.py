@@ -1,6 +1,7 @@
 """What the jobs share: the surroundings in which they run."""
 
 import functools
+import logging
 from contextlib import ExitStack, contextmanager
 
 from pipelines.config import Recipe, WorkersConfig
@@ -35,10 +36,12 @@ class StageContext:
         from cluster.session import ray_session, require_resources
 
         if self._ray_cpus is None:
+            self.say(stage, f"joining Ray at {self.address}" if self.address else "starting Ray")
             most = max(part.num_workers * part.cpus_per_worker for part in self._all_workers())
             # Two more than the workers: reading and writing must never wait for a worker to end.
             self._cleanup.enter_context(ray_session(self.address, num_cpus=most + 2))
             self._ray_cpus = most
+            quiet_ray_libraries()
         require_resources(workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker, stage)
 
     def _all_workers(self) -> list[WorkersConfig]:
@@ -85,6 +88,16 @@ class StageContext:
             run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         run.end("FINISHED")
+
+
+def quiet_ray_libraries() -> None:
+    """Progress is ours; of Ray Data and Ray Train only warnings are let through."""
+    import ray.data
+    import ray.train
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def job(function):

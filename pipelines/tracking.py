@@ -7,10 +7,12 @@ never waits for a tracking server, and a server that is away costs nothing but i
 import json
 import logging
 import os
+import sys
 import time
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from pipelines.config import Recipe
 from pipelines.identity import digest_of
@@ -24,6 +26,35 @@ CLOSE_SECONDS = 20.0
 def tracking_uri(config_uri: str = "") -> str:
     """The recipe's URI, else MLFLOW_TRACKING_URI, else the database that plain `mlflow ui` opens here."""
     return config_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def check_tracking(uri: str) -> str:
+    """How many experiments a store has. Raises ConnectionError if it does not answer."""
+    client = _mlflow_client(uri)
+    try:
+        count = len(client.search_experiments())
+    except Exception as error:
+        raise ConnectionError(str(error).splitlines()[0][:200]) from error
+    return f"{count} experiments"
+
+
+def serve_ui(uri: str, port: int) -> None:
+    """Become the MLflow UI on a store, at 127.0.0.1."""
+    say("ui", f"http://127.0.0.1:{port} on {uri}; Ctrl-C stops it")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    os.execv(sys.executable, [*command, "--port", str(port)])
+
+
+def _mlflow_client(uri: str):
+    # A server that is away should be found out in seconds, not in MLflow's default of minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    # A fresh database prints a line for each of its migrations.
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
 
 
 class Tracker:
@@ -135,12 +166,12 @@ class MlflowCourier:
 
     def __init__(self, uri: str):
         self._uri = uri
-        self._client = None
+        self._client: Any = None
 
     def __call__(self, entries: list[dict], known: dict) -> int:
         entry, count = _first_call(entries)
         try:
-            self._connect()
+            self._client = self._client or _mlflow_client(self._uri)
             getattr(self, f"_{entry['op']}")(entry, known)
         except Exception as error:
             if _is_away(error):
@@ -148,19 +179,6 @@ class MlflowCourier:
             # Refused for good: waiting would hold up everything behind it.
             say("tracking", f"{entry['op']} of {entry['run']} refused: {type(error).__name__}: {error}")
         return count
-
-    def _connect(self) -> None:
-        if self._client is not None:
-            return
-        # A server that is away should be found out in seconds, not in MLflow's default of minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        # A fresh database prints a line for each of its migrations.
-        for name in ("alembic", "mlflow.store.db.utils"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        from mlflow import MlflowClient
-
-        self._client = MlflowClient(self._uri)
 
     def _run(self, entry: dict, known: dict) -> None:
         client, key = self._client, f"run {entry['run']}"

@@ -50,6 +50,7 @@ def train(config: Recipe, *, context: StageContext):
 
         run_workers(context, "train", config.train, train_worker, worker_settings(config, latents), on_report)
         newest = newest_checkpoint(folder)
+        assert newest is not None, "training ends with a checkpoint"
         log_checkpoints(run, config, folder)
         progress.done(f"{newest.step:,} steps, checkpoint {newest.path}")
     return newest

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.config import WorkersConfig
 from pipelines.stage import StageContext
@@ -76,7 +77,7 @@ def _mailbox(on_report: Callable[[Report], None]):
     """An actor that workers send reports to, emptied into `on_report` by a thread of this process."""
     import ray
 
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
     ended = threading.Event()
 
     def empty() -> None:

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_sample_images
 from torch_fidelity import FeatureExtractorInceptionV3
 
-from evaluation.extractors import create_extractor, extractor_sha256
+from evaluation.extractors import create_extractor, extractor_name, extractor_sha256
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,8 @@ def test_sfid_features_are_seven_channels_of_the_first_branch_channels_last(ince
 def test_other_weights_get_another_name(inception, inception_weights):
     sha256 = hashlib.sha256(inception_weights.read_bytes()).hexdigest()
     assert inception.weights_sha256 == extractor_sha256("inception", inception_weights) == sha256
-    assert inception.name == f"inception-{sha256[:8]}"
+    assert inception.name == extractor_name("inception", sha256) == f"inception-{sha256[:8]}"
+    assert extractor_name("inception", extractor_sha256("inception")) == "inception"
     assert extractor_sha256("inception").startswith("6726825d")
 
 

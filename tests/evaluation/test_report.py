@@ -46,7 +46,7 @@ def test_table_sets_the_floor_beside_the_metrics():
         "metric                 generated (N = 1k)  real floor (N = 297)\n"
         "fd_efficientnet_lite0  12.3457             4.5\n"
         "is_efficientnet_lite0  2.5 +- 0.0625       2.75\n"
-        "Frechet distance falls as N grows: compare the two columns only where N is equal.\n"
+        "Frechet distance falls as N grows: compare only columns of equal N.\n"
     )
 
 

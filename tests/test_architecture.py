@@ -1,0 +1,82 @@
+"""The house of DESIGN.md: which package may import which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FORBIDDEN = {
+    "dit": {"ray", "mlflow", "pyarrow", "evaluation", "cluster", "pipelines"},
+    "evaluation": {"ray", "mlflow", "dit", "cluster", "pipelines"},
+    "cluster": {"mlflow", "dit", "evaluation", "pipelines"},
+    "pipelines": set(),
+}
+SOURCES = [file for package in FORBIDDEN for file in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported_names(file: Path) -> set[str]:
+    """Dotted names of everything a file imports, wherever in the file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_packages_import_only_what_the_house_allows(package):
+    found = {
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in sorted((ROOT / package).rglob("*.py"))
+        for name in imported_names(file)
+        if name.split(".")[0] in FORBIDDEN[package]
+    }
+    assert not found
+
+
+def test_only_tracking_imports_mlflow():
+    users = {file.name for file in SOURCES if any(name.split(".")[0] == "mlflow" for name in imported_names(file))}
+    assert users == {"tracking.py"}
+
+
+def test_files_import_each_other_in_one_direction():
+    """No circle among our own files."""
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in SOURCES}
+    arrows = {name: (imported_names(file) & modules.keys()) - {name} for name, file in modules.items()}
+    seen: dict[str, str] = {}
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert seen.get(name) != "open", f"circle: {' -> '.join((*path, name))}"
+        if name not in seen:
+            seen[name] = "open"
+            for target in sorted(arrows[name]):
+                visit(target, (*path, name))
+            seen[name] = "done"
+
+    for name in modules:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_stay_readable(file):
+    assert len(file.read_text().splitlines()) <= 350
+
+
+def test_the_command_line_imports_nothing_heavy():
+    script = "import sys, pipelines.cli; print([m for m in ('torch', 'ray', 'mlflow', 'numpy') if m in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert output.stdout.strip() == "[]"
+
+
+def test_checking_a_recipe_imports_nothing_heavy():
+    script = (
+        "import sys; from pipelines.recipe_file import load_recipe; load_recipe('pipelines/recipes/digits.toml');"
+        "print([m for m in ('torch', 'ray', 'mlflow', 'diffusers') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert output.stdout.strip() == "[]"
