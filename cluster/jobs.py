@@ -34,8 +34,9 @@ CLUSTER_PYTHON = (
     "$(grep -aoP '(?<=--python_worker_command=)[^ ]+' "
     "/proc/$(awk '/^PPid/{print $2}' /proc/$PPID/status)/cmdline || echo python)"
 )
-# Ray kills a stopped job after three seconds: too few to close a tracking run.
-STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "20"}
+# Ray's own way is SIGTERM, on which a driver that runs Ray dies without leaving its `with` blocks, and three
+# seconds later SIGKILL: no way to close a tracking run.
+STOP_LIKE_CTRL_C = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "20"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def submit(
     if earlier:
         logger.info("job %s is %s already; joining it", submission_id, earlier.status)
         return earlier.submission_id
-    runtime_env: dict[str, object] = {"env_vars": STOP_WAIT | (env or {})}
+    runtime_env: dict[str, object] = {"env_vars": STOP_LIKE_CTRL_C | (env or {})}
     if working_dir:
         runtime_env["working_dir"] = working_dir
     return client.submit_job(
@@ -146,7 +147,7 @@ def list_jobs(address: str | None = None) -> list[Job]:
 
 
 def stop(submission_id: str, address: str | None = None) -> bool:
-    """Ask a job to end (SIGTERM, after 20 seconds SIGKILL); False if it had ended already."""
+    """Ask a job to end as Ctrl-C does, and kill it after 20 seconds; False if it had ended already."""
     client = _client(address)
     _get(client, submission_id)
     return client.stop_job(submission_id)
@@ -189,7 +190,8 @@ def _client(address: str | None) -> "JobSubmissionClient":
             f"the cluster at {_url(address)} runs Ray {version}, expected {ray.__version__} as here; "
             f'install the same on both sides, here: pip install "ray[default]=={version}"'
         )
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # not: "WebSocket closed"
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # else a line per ignored file and closed connection
     # Ray lets these two override the address it is given
     hidden = {name: os.environ.pop(name, None) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}
     try:

@@ -42,23 +42,15 @@ def test_a_job_runs_in_the_clusters_python_with_its_arguments_unchanged(address,
     assert (listed.status, listed.exit_code) == ("SUCCEEDED", 0)
 
 
-def test_a_failing_job_gives_its_exit_code_and_is_named(address):
-    submission_id = run("raise SystemExit(3)", address)
-    exit_code, lines = follow(submission_id, address)
-    assert exit_code == 3
-    assert lines[-1].startswith(f"job {submission_id} FAILED, exit code 3")
-    assert jobs.status(submission_id, address).status == "FAILED"
-
-
 def test_a_running_id_is_joined_and_a_stopped_one_is_refused(address):
-    code = "import time; print('started'); time.sleep(600)"
+    code = "import time\ntry:\n  print('started'); time.sleep(600)\nfinally: print('cleaned up')"
     assert run(code, address, submission_id="once") == "once"
     assert run("print('twice')", address, submission_id="once") == "once"
     wait_for_line("started", "once", address)
     assert jobs.stop("once", address)
     exit_code, lines = follow("once", address)
     assert exit_code == 130
-    assert "twice" not in lines
+    assert "twice" not in lines and "cleaned up" in lines
     assert not jobs.stop("once", address)
     with pytest.raises(ValueError, match=r"already ended \(STOPPED\).*another"):
         run(code, address, submission_id="once")
@@ -72,7 +64,7 @@ def wait_for_line(line, submission_id, address):
         time.sleep(0.2)
 
 
-def test_a_log_that_broke_off_is_taken_up_where_it_broke(address, monkeypatch):
+def test_a_failing_job_is_named_and_its_broken_log_taken_up_where_it_broke(address, monkeypatch):
     from ray.job_submission import JobSubmissionClient
 
     whole_tail, calls = JobSubmissionClient.tail_job_logs, []
@@ -85,10 +77,12 @@ def test_a_log_that_broke_off_is_taken_up_where_it_broke(address, monkeypatch):
                 raise RuntimeError("WebSocket connection closed unexpectedly")
 
     monkeypatch.setattr(JobSubmissionClient, "tail_job_logs", breaking_tail)
-    code = "import time\nfor i in range(4): print('line', i); time.sleep(0.3)"
-    exit_code, lines = follow(run(code, address), address)
-    assert (exit_code, len(calls)) == (0, 2)
-    assert lines[-4:] == [f"line {i}" for i in range(4)]
+    code = "import time\nfor i in range(4): print('line', i); time.sleep(0.3)\nraise SystemExit(3)"
+    submission_id = run(code, address)
+    exit_code, lines = follow(submission_id, address)
+    assert (exit_code, len(calls)) == (3, 2)
+    assert lines[-1].startswith(f"job {submission_id} FAILED, exit code 3")
+    assert lines[-5:-1] == [f"line {i}" for i in range(4)]
     assert lines.count("line 0") == 1
 
 
