@@ -41,6 +41,8 @@ def _start_local(num_cpus: int | None) -> None:
     """Start Ray for this process only; Ray itself sizes the object store and makes a token."""
     import ray
 
+    # Ray's C++ parts would print their own notes among ours; each still writes what is fatal.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(
         "local",
         num_cpus=max(os.cpu_count() or 1, num_cpus or 0),

@@ -41,7 +41,7 @@ def create_state(network: nn.Module, config: TrainingConfig, wrap: Callable = la
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        foreach=True,
+        fused=True,
     )
     ema = EMA(network, decay=config.ema_decay, warmup=config.ema_warmup)
     return TrainState(network=network, model=wrap(network), ema=ema, optimizer=optimizer)

@@ -15,7 +15,7 @@ RECORD = "raydit.json"
 """Written last into the folder of an autoencoder trained here: what it is made from, and how good it is."""
 OURS = "autoencoder"
 """Id of the autoencoder trained here: its folder, relative to the output."""
-BLOCK_IMAGES = 512
+BLOCK_IMAGES = 2048
 STATISTICS_IMAGES = 4096
 
 

@@ -14,7 +14,7 @@ from evaluation.score import Score, score
 from pipelines.config import Recipe
 from pipelines.features import ScoreSamples, compute_features
 from pipelines.grids import class_grid, save_png
-from pipelines.reference import load_reference, real_images, reference_digest
+from pipelines.reference import load_real, reference_digest
 from pipelines.stage import StageContext
 from pipelines.train import log_checkpoint
 
@@ -57,11 +57,10 @@ def _evaluate(config: Recipe, context: StageContext, opened, protocol: Evaluatio
     clock = Clock()
     with context.run("evaluate", identity, tags) as run:
         run.params({"evaluate": asdict(config.evaluate), "protocol": protocol.to_dict()})
-        reference = load_reference(config, context)
+        reference, real = load_real(config, context)
         reference.check_compatible(
             protocol.extractor, protocol.extractor_sha256, config.images.size, config.images.crop
         )
-        real = floor_features(config, context)
         clock.lap("reference_seconds")
         samples = sample_features(config, context, opened, protocol, folder)
         clock.lap("sampling_seconds")
@@ -105,19 +104,6 @@ def sample_features(config: Recipe, context: StageContext, opened, protocol, fol
     if not np.array_equal(samples["indices"], np.arange(protocol.num_samples)):
         raise ValueError(f"{shard_folder} does not hold every sample once. Delete it and run again")
     return samples
-
-
-def floor_features(config: Recipe, context: StageContext) -> dict[str, np.ndarray] | None:
-    """Features and logits of the held-out real images, or None where a recipe holds out fewer than two."""
-    _, held_out = real_images(config)
-    if len(held_out.listing) < 2:
-        return None
-    folder = config.folder("references") / f"{held_out.digest[:12]}-held-out"
-    records = [
-        {name: value for name, value in record.items() if name != "unreadable"}
-        for record in held_out.features(context, "held-out", folder)
-    ]
-    return _concatenate(records)
 
 
 def score_features(features: dict, reference: ReferenceStatistics, protocol: EvaluationProtocol) -> Score:

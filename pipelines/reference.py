@@ -1,17 +1,23 @@
-"""Reference statistics of a recipe's real images: built once, kept in output/references."""
+"""Real images as the extractor sees them: reference statistics, and the features of held-out images.
+
+Both are computed once, together, and kept in output/references.
+"""
 
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from cluster import storage
 from evaluation.extractors import extractor_name, extractor_sha256
 from evaluation.protocol import shard_ranges
 from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics
-from pipelines.config import EvaluateConfig, ImagesConfig, Recipe
+from pipelines.config import Recipe
 from pipelines.features import ScoreImages, compute_features
 from pipelines.identity import digest_of
 from pipelines.images import Listing, open_source
@@ -20,97 +26,124 @@ from pipelines.stage import StageContext
 MOST_FEATURES = 10_000
 """Images whose features are kept, for precision, recall and kernel distance: as many as ADM's references have."""
 
+Features = dict[str, np.ndarray]
+
 
 @dataclass(frozen=True)
 class RealImages:
-    """Real images as an extractor will see them; what it will say of them is known by its digest beforehand."""
+    """A recipe's images: those it trains on are the reference, the held-out ones give the floor."""
 
-    images: ImagesConfig
-    evaluate: EvaluateConfig
-    listing: Listing
+    config: Recipe
+    training: Listing
+    held_out: Listing
 
-    @property
-    def digest(self) -> str:
-        """What the features depend on."""
-        return digest_of(
-            {
-                "images": self.listing.digest,
-                "size": self.images.size,
-                "crop": self.images.crop,
-                "extractor": extractor_sha256(self.evaluate.extractor, self.evaluate.extractor_weights),
-            }
-        )
+    @classmethod
+    def of(cls, config: Recipe) -> "RealImages":
+        training, held_out = open_source(config.images).listing().split(config.images.held_out)
+        return cls(config, training, held_out)
 
-    def features(self, context: StageContext, stage: str, folder: Path) -> Iterator[dict[str, np.ndarray]]:
-        """Records of features, in the order of the listing."""
-        keys = self.listing.keys
-        shards = [
-            {"keys": [keys[i] for i in part], "count": len(part)}
-            for part in shard_ranges(len(keys), self.evaluate.shard_rows)
-        ]
-        return compute_features(
-            context, stage, folder, shards, ScoreImages, (self.images, self.evaluate), self.evaluate
-        )
+    def digest(self, listing: Listing) -> str:
+        """What the features of a listing depend on; known before they are computed."""
+        images, weights = self.config.images, _extractor_weights(self.config)
+        return digest_of({"images": listing.digest, "size": images.size, "crop": images.crop, "extractor": weights})
 
+    def path(self, listing: Listing) -> Path:
+        return self.config.folder("references") / f"{self.digest(listing)[:12]}.npz"
 
-def real_images(config: Recipe) -> tuple[RealImages, RealImages]:
-    """Training images, which are the reference, and held-out ones, which are the floor."""
-    training, held_out = open_source(config.images).listing().split(config.images.held_out)
-    return RealImages(config.images, config.evaluate, training), RealImages(config.images, config.evaluate, held_out)
+    def shards(self, listing: Listing) -> list[dict]:
+        keys = listing.keys
+        parts = shard_ranges(len(keys), self.config.evaluate.shard_rows)
+        return [{"keys": [keys[i] for i in part], "count": len(part)} for part in parts]
 
 
 def reference_digest(config: Recipe) -> str:
     """Digest of the reference that an evaluation of `config` uses, before it is built."""
     if config.evaluate.reference is None:
-        return real_images(config)[0].digest
+        real = RealImages.of(config)
+        return real.digest(real.training)
     path = Path(config.evaluate.reference)
     if not path.is_file():
         raise FileNotFoundError(
             f"evaluate.reference: nothing at {path}; expected an .npz file of reference statistics. Leave it out to "
-            "use the training images, or build one with `raydit reference build`"
+            "use the training images"
         )
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_reference(config: Recipe, context: StageContext) -> ReferenceStatistics:
-    """The reference of an evaluation: the given file, or the training images' own, built if it is not there."""
-    if config.evaluate.reference is not None:
-        return ReferenceStatistics.load(config.evaluate.reference)
-    training, _ = real_images(config)
-    path = config.folder("references") / f"{training.digest[:12]}.npz"
-    return build_reference(training, path, context)
+def load_real(config: Recipe, context: StageContext) -> tuple[ReferenceStatistics, Features | None]:
+    """The reference (the given file, or the training images' own), and the features and logits of held-out images.
+
+    None in place of the latter where a recipe holds out fewer than two. What is not there yet is computed.
+    """
+    real = RealImages.of(config)
+    given = config.evaluate.reference
+    wanted = [] if given else [real.training]
+    if len(real.held_out) > 1:
+        wanted.append(real.held_out)
+    missing = [listing for listing in wanted if not real.path(listing).is_file()]
+    if missing:
+        compute_real(real, missing, context)
+    held_out = None
+    if real.held_out in wanted:
+        with np.load(real.path(real.held_out), allow_pickle=False) as file:
+            held_out = dict(file)
+    return ReferenceStatistics.load(given or real.path(real.training)), held_out
 
 
-def build_reference(real: RealImages, path: Path, context: StageContext) -> ReferenceStatistics:
-    """Reference statistics of real images, in `path`; from there if they are there."""
-    if path.is_file():
-        return ReferenceStatistics.load(path)
-    folder = path.with_suffix(".shards")
-    statistics: FeatureStatistics | None = None
-    kept = []
-    stride = max(1, -(-len(real.listing) // MOST_FEATURES))
-    for record in real.features(context, "reference", folder):
-        features = record["features"]
-        statistics = statistics or FeatureStatistics(features.shape[1])
-        statistics.update(features)
-        kept.append(features[::stride])
-    if statistics is None or statistics.n < 2:
-        raise ValueError(f"reference: found fewer than 2 usable images in {real.images.path}, expected many more")
-    weights = extractor_sha256(real.evaluate.extractor, real.evaluate.extractor_weights)
-    reference = ReferenceStatistics(
-        n=statistics.n,
-        mu=statistics.mean,
-        sigma=statistics.cov,
-        features=np.concatenate(kept),
-        extractor=extractor_name(real.evaluate.extractor, weights),
-        extractor_sha256=weights,
-        size=real.images.size,
-        crop=real.images.crop,
-        source=real.images.path,
-    )
-    reference.save(path)
-    from cluster import storage
-
+def compute_real(real: RealImages, listings: list[Listing], context: StageContext) -> None:
+    """Compute the features of some listings in one go, and keep what evaluations need of them."""
+    config = real.config
+    shards = [shard for listing in listings for shard in real.shards(listing)]
+    folder = config.folder("references") / f"{digest_of(shards)[:12]}.shards"
+    arguments = (config.images, config.evaluate)
+    records = compute_features(context, "reference", folder, shards, ScoreImages, arguments, config.evaluate)
+    for listing in listings:
+        own = islice(records, len(real.shards(listing)))
+        if listing is real.training:
+            reference_statistics(real, own).save(real.path(listing))
+        else:
+            save_features(own, real.path(listing))
     storage.remove_folder(str(folder))
-    return reference
+
+
+def reference_statistics(real: RealImages, records: Iterator[Features]) -> ReferenceStatistics:
+    """Mean and covariance over all records, and the features of evenly spaced images."""
+    config, weights = real.config, _extractor_weights(real.config)
+    stride = max(1, -(-len(real.training) // MOST_FEATURES))
+    statistics: dict[str, FeatureStatistics] = {}
+    kept = []
+    for record in records:
+        for name in ("features", "spatial"):
+            if name in record:
+                statistics.setdefault(name, FeatureStatistics(record[name].shape[1])).update(record[name])
+        kept.append(record["features"][::stride])
+    features, spatial = statistics.get("features"), statistics.get("spatial")
+    if features is None or features.n < 2:
+        raise ValueError(f"images.path: found fewer than 2 usable images in {config.images.path}, expected many more")
+    return ReferenceStatistics(
+        n=features.n,
+        mu=features.mean,
+        sigma=features.cov,
+        mu_s=spatial.mean if spatial else None,
+        sigma_s=spatial.cov if spatial else None,
+        features=np.concatenate(kept),
+        extractor=extractor_name(config.evaluate.extractor, weights),
+        extractor_sha256=weights,
+        size=config.images.size,
+        crop=config.images.crop,
+        source=config.images.path,
+    )
+
+
+def save_features(records: Iterator[Features], path: Path) -> None:
+    """Keep features and logits as they are."""
+    every = list(records)
+    names = [name for name in every[0] if name != "unreadable"]
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.concatenate([record[name] for record in every]) for name in names})  # type: ignore[arg-type]
+    storage.write_atomically(str(path), buffer.getvalue())
+
+
+def _extractor_weights(config: Recipe) -> str:
+    return extractor_sha256(config.evaluate.extractor, config.evaluate.extractor_weights)

@@ -95,9 +95,11 @@ def quiet_ray_libraries() -> None:
     import ray.data
     import ray.train
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # After the above: Ray Data warns that there are no progress bars.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def job(function):

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipelines.config import WorkersConfig
@@ -131,7 +130,9 @@ class Worker:
             return network
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(network)
+        # On CPUs communication takes the cores that it would overlap with: one bucket costs least.
+        bucket_mb = 25 if self.device.type == "cuda" else 1000
+        return DistributedDataParallel(network, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb)
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
         """Send the mean over all workers to the driver; every worker must call it at the same steps."""
@@ -148,11 +149,3 @@ class Worker:
         values = torch.tensor(list(metrics.values()), dtype=torch.float32, device=self.device)
         distributed.all_reduce(values)
         return dict(zip(metrics, (values / self.num_workers).tolist(), strict=True))
-
-
-def own_folder(folder: Path) -> Path:
-    """Remove what a killed process left half-written in `folder`, and return it."""
-    from cluster import storage
-
-    storage.remove_stale_temporaries(str(folder))
-    return folder
