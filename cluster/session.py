@@ -8,6 +8,13 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+LOCAL_ENVIRONMENT = {
+    # Keep freed memory: convolutions free and take tens of megabytes per layer, and with glibc's defaults every
+    # page of it is new. Features of EfficientNet-Lite0 come 1.3 times as fast.
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
+}
+
 
 @contextlib.contextmanager
 def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
@@ -41,8 +48,9 @@ def _start_local(num_cpus: int | None) -> None:
     """Start Ray for this process only; Ray itself sizes the object store and makes a token."""
     import ray
 
-    # Ray's C++ parts would print their own notes among ours; each still writes what is fatal.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # The processes of this Ray inherit it.
+    for name, value in LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     ray.init(
         "local",
         num_cpus=max(os.cpu_count() or 1, num_cpus or 0),

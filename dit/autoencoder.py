@@ -111,7 +111,9 @@ class Autoencoder:
         """Load from a diffusers folder (see `locate_autoencoder`)."""
         from diffusers import AutoencoderKL
 
-        module = AutoencoderKL.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        module = AutoencoderKL.from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
+        )
         return cls(module.to(device))
 
     @torch.no_grad()

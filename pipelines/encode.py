@@ -68,10 +68,8 @@ def encode_shards(config, context, listing: Listing, shards, pending, descriptio
     """The graph: shards -> decoded and cropped images -> moments -> one Parquet file each -> records."""
     if not pending:
         return
-    import ray.data
-
     workers = config.encode
-    context.start_ray(workers, "encode")
+    ray_data = context.ray_data(workers, "encode")
     rows = [
         {
             "shard": index,
@@ -81,12 +79,12 @@ def encode_shards(config, context, listing: Listing, shards, pending, descriptio
         for index in pending
     ]
     records = (
-        ray.data.from_items(rows, override_num_blocks=len(rows))
+        ray_data.from_items(rows, override_num_blocks=len(rows))
         .map(ReadImages(config.images), num_cpus=1)
         .map(
-            EncodeImages,  # type: ignore[arg-type]  # its stubs know of functions only
+            EncodeImages,
             fn_constructor_args=(str(autoencoder_of(config).folder()), config.encode),
-            compute=ray.data.ActorPoolStrategy(size=workers.num_workers),
+            compute=ray_data.ActorPoolStrategy(size=workers.num_workers),
             # Half a CPU: actors that hold every CPU leave none to read and write with, and the job hangs.
             num_cpus=0.5,
             num_gpus=workers.gpus_per_worker,

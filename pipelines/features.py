@@ -37,14 +37,12 @@ def compute_features(
     done = total - sum(shards[index]["count"] for index in pending)
     progress = context.progress(stage, total=total, unit="images", start=done)
     if pending:
-        import ray.data
-
-        context.start_ray(workers, stage)
+        ray_data = context.ray_data(workers, stage)
         rows = [{"index": index, "shard": json.dumps(shards[index])} for index in pending]
-        finished = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            KeepRecord,  # type: ignore[arg-type]  # its stubs know of functions only
+        finished = ray_data.from_items(rows, override_num_blocks=len(rows)).map(
+            KeepRecord,
             fn_constructor_args=(folder, actor, actor_arguments),
-            compute=ray.data.ActorPoolStrategy(size=min(workers.num_workers, len(rows))),
+            compute=ray_data.ActorPoolStrategy(size=min(workers.num_workers, len(rows))),
             # Half a CPU: actors that hold every CPU leave none for Ray Data's own tasks, and the job hangs.
             num_cpus=0.5,
             num_gpus=workers.gpus_per_worker,

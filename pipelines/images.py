@@ -5,6 +5,7 @@ only its share. A key names an image within its source and is all that is needed
 """
 
 import hashlib
+import importlib.util
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -116,10 +117,12 @@ class DigitsSource:
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int32)
+    # The file that sklearn.datasets.load_digits reads; importing scikit-learn takes every worker two seconds.
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None and spec.origin is not None, "scikit-learn is a dependency of raydit"
+    table = np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    images = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return images, table[:, -1].astype(np.int32)
 
 
 class FolderSource:

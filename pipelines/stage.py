@@ -41,8 +41,18 @@ class StageContext:
             # Two more than the workers: reading and writing must never wait for a worker to end.
             self._cleanup.enter_context(ray_session(self.address, num_cpus=most + 2))
             self._ray_cpus = most
-            quiet_ray_libraries()
         require_resources(workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker, stage)
+
+    def ray_data(self, workers: WorkersConfig, stage: str):
+        """Ray Data, on a started Ray. Progress is ours: of its own words only warnings are let through."""
+        self.start_ray(workers, stage)
+        import ray.data
+
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        # It warns that there are no progress bars.
+        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        return ray.data
 
     def _all_workers(self) -> list[WorkersConfig]:
         config = self.config
@@ -88,18 +98,6 @@ class StageContext:
             run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         run.end("FINISHED")
-
-
-def quiet_ray_libraries() -> None:
-    """Progress is ours; of Ray Data and Ray Train only warnings are let through."""
-    import ray.data
-    import ray.train
-
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # After the above: Ray Data warns that there are no progress bars.
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def job(function):

@@ -4,6 +4,7 @@ Checkpoints are ours: named by step, published atomically, found again by whoeve
 part is the process group, placement, and starting the group again when a worker dies.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ def run_workers(
     `settings["reports"]` is where the workers' `Reporter` sends. Raises the worker's own error where there is one.
     """
     context.start_ray(workers, stage)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 

@@ -1,0 +1,32 @@
+"""A tiny data set and recipe for the tests that run whole stages."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipelines.config import Recipe
+from pipelines.recipe_file import load_recipe
+
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "tiny.toml"
+
+
+def write_images(folder: Path, *, per_class: int = 12, size: int = 20) -> Path:
+    """PNG images of three classes, smooth and coloured, the same in every call."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("blob", "ring", "stripe")):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(per_class):
+            image = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+            image = image.resize((size + label, size), Image.Resampling.BICUBIC)
+            image.save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+def tiny_recipe(folder: Path, *overrides: str) -> Recipe:
+    """The tiny recipe on images in `folder`/images, with its output and its store in `folder`."""
+    images = folder / "images"
+    if not images.exists():
+        write_images(images)
+    places = (f"output={folder / 'output'}", f"images.path={images}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}")
+    return load_recipe(RECIPE, (*places, *overrides))
