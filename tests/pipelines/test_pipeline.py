@@ -1,0 +1,198 @@
+"""The whole story on real engines: Ray Data, Ray Train, Parquet, diffusers, MLflow."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tiny import tiny_recipe
+
+from evaluation.report import EvaluationReport
+from pipelines.encode import encode
+from pipelines.evaluate import evaluate
+from pipelines.latents import LatentDataset
+from pipelines.run import run_pipeline
+from pipelines.train import train
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the finished pipeline that a test may change; its recipe."""
+    folder, _ = finished
+    shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
+    return tmp_path / "copy"
+
+
+def report_of(folder) -> dict:
+    (path,) = (folder / "output" / "evaluations").glob("*/*/report.json")
+    return json.loads(path.read_text())
+
+
+def test_every_artifact_is_there_and_describes_itself(finished):
+    folder, config = finished
+    output = folder / "output"
+    manifest = json.loads((output / "latents" / "manifest.json").read_text())
+    assert (manifest["format"], manifest["version"]) == ("raydit.latents", 1)
+    assert manifest["rows"] + manifest["quarantined"] == sum(shard["rows"] for shard in manifest["shards"])
+    assert manifest["class_names"] == ["blob", "ring", "stripe"]
+    assert sorted(path.name for path in (output / "checkpoints").glob("step_*")) == [
+        "step_0000002",
+        "step_0000004",
+        "step_0000006",
+    ]
+    described = json.loads((output / "checkpoints" / "step_0000006" / "config.json").read_text())
+    assert described["latents_fingerprint"] == manifest["fingerprint"]
+    assert described["autoencoder"]["sha256"] == manifest["autoencoder"]["sha256"]
+    assert described["recipe"]["train"]["steps"] == 6
+
+
+def test_latents_open_without_us(finished):
+    folder, _ = finished
+    table = pq.read_table(folder / "output" / "latents" / "part-00000.parquet")
+    description = json.loads(table.schema.metadata[b"raydit"])
+    channels = description["moments_shape"][0]
+    row = table.slice(0, 1).to_pylist()[0]
+    moments = np.frombuffer(row["moments"], "<f2").reshape(channels, 8, 8)
+    assert channels == 8 and np.isfinite(moments).all()
+    assert "moments_flip" not in row
+
+
+def test_latents_are_what_the_autoencoder_says_of_the_images(finished):
+    """Against diffusers alone: the posterior of every image, in float16."""
+    import torch
+    from diffusers import AutoencoderKL
+    from PIL import Image
+
+    from pipelines.preprocess import crop_image
+
+    folder, _ = finished
+    dataset = LatentDataset.open(folder / "output" / "latents")
+    autoencoder = AutoencoderKL.from_pretrained(folder / "output" / "autoencoder", low_cpu_mem_usage=False)
+    for shard in dataset.manifest["shards"]:
+        for row in pq.read_table(dataset.path / shard["file"]).to_pylist():
+            image = crop_image(Image.open(folder / "images" / row["key"]), 16, "adm")
+            pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+            with torch.no_grad():
+                expected = autoencoder.encode(pixels).latent_dist.parameters[0].numpy()
+            stored = np.frombuffer(row["moments"], "<f2").reshape(8, 8, 8)
+            np.testing.assert_allclose(stored, expected, atol=2e-2, rtol=2e-3)
+
+
+def test_the_report_names_protocol_checkpoint_and_floor(finished):
+    folder, _ = finished
+    report = report_of(folder)
+    assert report["protocol"]["num_samples"] == 16
+    assert report["protocol_id"] == EvaluationReport.from_json(json.dumps(report)).protocol_id
+    assert {"fd_efficientnet_lite0_16", "is_efficientnet_lite0_16", "kid_efficientnet_lite0_16"} <= report[
+        "metrics"
+    ].keys()
+    assert all(name.startswith(("fd", "is", "kid", "precision", "recall")) for name in report["floor"])
+
+
+def test_a_second_run_skips_everything(finished, capsys):
+    folder, config = finished
+    before = {path: path.stat().st_mtime_ns for path in (folder / "output").rglob("*.*") if path.is_file()}
+    run_pipeline(config)
+    assert capsys.readouterr().out.count("finished already") == 4
+    after = {path: path.stat().st_mtime_ns for path in (folder / "output").rglob("*.*") if path.is_file()}
+    assert before == after
+
+
+def test_a_changed_setting_reruns_its_stage_and_those_after_it(copy, capsys):
+    before = report_of(copy)
+    config = tiny_recipe(copy, "train.learning_rate=5e-4")
+    report = run_pipeline(config)
+    out = capsys.readouterr().out
+    assert "train.learning_rate: 0.001 -> 0.0005" in out
+    assert out.count("finished already") == 2
+    assert (copy / "output" / "superseded" / "checkpoints-1" / "step_0000006" / "COMPLETE").exists()
+    assert report.checkpoint_digest != before["checkpoint_digest"]
+
+
+def test_a_deleted_shard_is_all_that_is_encoded_again(copy):
+    """As after a kill in mid-encode: some shards finished, one not, no manifest."""
+    latents = copy / "output" / "latents"
+    unbroken = {path.name: path.read_bytes() for path in latents.glob("*.parquet")}
+    config = tiny_recipe(copy)
+    shutil.move(latents, copy / "unbroken")
+    encode(config)
+    assert {path.name: path.read_bytes() for path in latents.glob("*.parquet")} == unbroken
+
+
+def test_samples_do_not_depend_on_the_number_of_workers(copy):
+    before = report_of(copy)
+    shutil.rmtree(copy / "output" / "evaluations")
+    config = tiny_recipe(copy, "evaluate.num_workers=2", "evaluate.shard_rows=4")
+    report = evaluate(copy / "output" / "checkpoints" / "step_0000006", config=config)
+    assert report.protocol_id == before["protocol_id"]
+    assert report.metrics == before["metrics"]
+
+
+def test_training_goes_on_from_the_newest_checkpoint_to_the_bit(copy):
+    """As after a kill between steps 2 and 4: the rest is done again and ends in the same place."""
+    checkpoints = copy / "output" / "checkpoints"
+    unbroken = {path.name: path.read_bytes() for path in (checkpoints / "step_0000006").rglob("*.safetensors")}
+    for step in ("step_0000004", "step_0000006"):
+        shutil.rmtree(checkpoints / step)
+    (checkpoints / ".tmp-step_0000004-123").mkdir()
+    checkpoint = train(tiny_recipe(copy))
+    resumed = {path.name: path.read_bytes() for path in checkpoint.path.rglob("*.safetensors")}
+    assert resumed == unbroken
+
+
+def test_more_steps_go_on_and_fewer_start_anew(copy, capsys):
+    checkpoint = train(tiny_recipe(copy, "train.steps=8"))
+    assert checkpoint.step == 8 and "goes on from step 6" in capsys.readouterr().out
+    checkpoint = train(tiny_recipe(copy, "train.steps=4"))
+    assert checkpoint.step == 4 and "train.steps: 8 -> 4" in capsys.readouterr().out
+
+
+def test_an_unreadable_image_is_quarantined_and_counts_add_up(copy):
+    broken = copy / "images" / "blob" / "zzz.png"
+    broken.write_bytes(b"no image")
+    config = tiny_recipe(copy, "images.held_out=0")
+    dataset = encode(config)
+    quarantine = pq.read_table(dataset.path / "quarantine.parquet").to_pylist()
+    assert [entry["key"] for entry in quarantine] == ["blob/zzz.png"]
+    assert "UnidentifiedImageError" in quarantine[0]["error"]
+    assert len(dataset) + len(quarantine) == 37
+
+
+def test_latents_of_another_autoencoder_are_refused(copy):
+    config = tiny_recipe(copy)
+    manifest_path = copy / "output" / "latents" / "manifest.json"
+    manifest = json.loads(manifest_path.read_text())
+    manifest["autoencoder"]["sha256"] = "0" * 64
+    manifest_path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="made by the autoencoder .* recipe's is .* Run `raydit encode` again"):
+        train(config)
+
+
+def test_a_checkpoint_with_another_decoder_is_refused(copy):
+    weights = copy / "output" / "autoencoder" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="sha256 .* was trained on latents of"):
+        evaluate(copy / "output" / "checkpoints" / "step_0000006", config=tiny_recipe(copy))
+
+
+def test_more_workers_than_the_cluster_holds_are_refused(copy, local_ray):
+    config = tiny_recipe(copy, "train.num_workers=64", "train.global_batch_size=64")
+    with pytest.raises(ValueError, match="64 workers"):
+        train(config)
+
+
+def test_another_checkpoint_under_the_same_step_is_scored_anew(copy):
+    """The report of the earlier one is kept under its digest."""
+    config = tiny_recipe(copy)
+    path = copy / "output" / "checkpoints" / "step_0000006"
+    old = report_of(copy)
+    shutil.rmtree(path)
+    shutil.copytree(path.with_name("step_0000004"), path)
+    report = evaluate(path, config=dataclasses.replace(config))
+    assert report.checkpoint_digest != old["checkpoint_digest"]
+    (kept,) = (copy / "output" / "evaluations").glob("*/step_0000006/report-*.json")
+    assert json.loads(kept.read_text())["metrics"] == old["metrics"]
