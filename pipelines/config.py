@@ -53,7 +53,7 @@ class AutoencoderTrainConfig(TrainingConfig, WorkersConfig):
     learning_rate: Annotated[float, Gt(0)] = 2e-3
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_steps: Annotated[int, Ge(0)] = 30
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.99)
     grad_clip: Annotated[float, Ge(0)] = 1.0
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.99
     ema_warmup: bool = True
@@ -130,8 +130,8 @@ class ModelConfig:
         if self.name is None and len(given) < 4:
             absent = ", ".join(name for name in dimensions if name not in given)
             raise ValueError(f"found no name and no {absent}; expected a name such as 'DiT-S/2', or all four")
-        if self.name is not None:
-            named_config(self.name)
+        # Refuses an unknown name, and dimensions that do not fit one another, before there are latents.
+        self.resolve(input_size=self.patch_size or 8, in_channels=4, num_classes=1, learn_sigma=True)
 
     def _dimensions(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("patch_size", "hidden_size", "depth", "num_heads")}

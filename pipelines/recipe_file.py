@@ -26,9 +26,11 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no recipe at {path}: expected a TOML file, such as pipelines/recipes/digits.toml")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not TOML: found {error.reason}, expected UTF-8; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not TOML: {error}") from None
     for override in overrides:
@@ -39,23 +41,32 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     def place(key: str) -> str:
         if key in from_flags:
             return f"--set {key}"
-        return f"{path}:{lines[key]}: {key}" if key in lines else f"{path}: {key}"
+        section = key
+        while section and section not in lines:
+            section = section.rpartition(".")[0]
+        below = next((flag for flag in sorted(from_flags) if flag.startswith(f"{key}.")), None)
+        if below and section != key:
+            return f"--set {below}"
+        return f"{path}:{lines[section]}: {key}" if section else f"{path}: {key}"
 
     return validate_recipe(content, place)
 
 
 def validate_recipe(content: dict, place=lambda key: key) -> Recipe:
     """Build a `Recipe` from plain data. `place(key)` says where a dotted key came from, for the error."""
-    mistakes = list(_unknown_keys(content, Recipe, place))
-    if not mistakes:
-        from pydantic import TypeAdapter, ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
-        try:
-            # JSON mode is the strict mode that takes lists for tuples and integers for floats, and nothing else.
-            return TypeAdapter(Recipe).validate_json(json.dumps(content, default=str), strict=True)
-        except ValidationError as error:
-            mistakes = [_sentence(details, place) for details in error.errors()]
-    raise RecipeError("\n".join(mistakes))
+    mistakes = list(_unknown_keys(content, Recipe, place))
+    # What is missing or contradicts itself may be the misspelt key's doing.
+    consequences = ("missing", "value_error") if mistakes else ()
+    try:
+        # JSON mode is the strict mode that takes lists for tuples and integers for floats, and nothing else.
+        recipe = TypeAdapter(Recipe).validate_json(json.dumps(content, default=str), strict=True)
+    except ValidationError as error:
+        mistakes += [_sentence(details, place) for details in error.errors() if details["type"] not in consequences]
+    if mistakes:
+        raise RecipeError("\n".join(mistakes))
+    return recipe
 
 
 def apply_override(content: dict, override: str) -> None:
@@ -99,10 +110,18 @@ def _sentence(details: Mapping, place) -> str:
     if details["type"] == "missing":
         return f"{place(key)}: missing; expected a value (every recipe must set it)"
     if details["type"] == "value_error":
-        message = str(details["ctx"]["error"])
-        return f"{place(key)}: {message}" if key else place(message)
+        return _contradiction(key, str(details["ctx"]["error"]), place)
     kind = "a section" if isinstance(found, dict) else f"{found!r}, a {type(found).__name__}"
     return f"{place(key)}: found {kind}; expected: {details['msg']}"
+
+
+def _contradiction(section: str, message: str, place) -> str:
+    # Checks of several fields begin with the one to change: "width = 12: ...", "sampler: found ...".
+    match = re.match(r"([a-z_.]+)(: | = | is )", message)
+    if not match:
+        return f"{place(section)}: {message}"
+    key = f"{section}.{match[1]}".lstrip(".")
+    return f"{place(key)}: {message[match.end() :] if match[2] == ': ' else message}"
 
 
 def _line_numbers(text: str) -> dict[str, int]:
