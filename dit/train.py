@@ -5,6 +5,7 @@ is one copy or a data-parallel one is the caller's business. Nothing in the loop
 bring noise, timesteps and dropped labels with them, so that a run can be resumed to the bit.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -63,15 +64,13 @@ def train(
     Raises FloatingPointError, naming the step, before a non-finite loss or gradient reaches the weights.
     """
     window = Window(config.global_batch_size)
-    for batch in batches:
+    for batch in itertools.islice(batches, max(0, config.steps - state.step)):
         metrics = train_step(state, batch, losses, config)
         window.add(metrics)
         if state.step % config.log_every == 0 or state.step == config.steps:
             report(state.step, window.means())
         if state.step % config.checkpoint_every == 0 or state.step == config.steps:
             save(state)
-        if state.step == config.steps:
-            break
     return state
 
 

@@ -1,0 +1,51 @@
+import math
+
+import pytest
+
+from dit.schedule import TrainingConfig, learning_rate
+
+PEAK = 0.1
+
+
+def config(**settings):
+    return TrainingConfig(**{"steps": 100, "learning_rate": PEAK, **settings})
+
+
+def test_constant_rate_is_the_peak_throughout():
+    assert {learning_rate(config(), step) for step in range(100)} == {PEAK}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_warmup_rises_by_equal_parts_to_the_peak(schedule):
+    rates = [learning_rate(config(warmup_steps=10, lr_schedule=schedule), step) for step in range(11)]
+    assert rates[:10] == pytest.approx([PEAK * n / 10 for n in range(1, 11)])
+    assert rates[9] == rates[10] == PEAK
+
+
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_linear_decay_falls_by_equal_parts_to_zero(warmup):
+    settings = config(warmup_steps=warmup, lr_schedule="linear")
+    rates = [learning_rate(settings, step) for step in range(warmup, 101)]
+    assert rates == pytest.approx([PEAK * n / (100 - warmup) for n in range(100 - warmup, -1, -1)])
+    assert rates[0] == PEAK and rates[-1] == 0
+
+
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_cosine_decay_is_half_way_at_its_middle_and_zero_at_its_end(warmup):
+    settings = config(warmup_steps=warmup, lr_schedule="cosine")
+    quarter, middle = warmup + (100 - warmup) // 4, warmup + (100 - warmup) // 2
+    assert learning_rate(settings, warmup) == PEAK
+    assert learning_rate(settings, quarter) == pytest.approx(PEAK * (1 + math.sqrt(0.5)) / 2)
+    assert learning_rate(settings, middle) == pytest.approx(PEAK / 2)
+    assert learning_rate(settings, 100) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_training_that_is_all_warmup_ends_at_the_peak(schedule):
+    settings = config(warmup_steps=100, lr_schedule=schedule)
+    assert learning_rate(settings, 99) == PEAK
+
+
+def test_warmup_longer_than_the_training_is_refused():
+    with pytest.raises(ValueError, match=r"warmup_steps = 101 is longer than .*steps = 100.*lower warmup_steps"):
+        config(warmup_steps=101)
