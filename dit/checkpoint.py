@@ -129,15 +129,15 @@ def verify_checkpoint(checkpoint: Checkpoint) -> None:
 def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:
     """Put a checkpoint's weights, averages, optimizer and step into `state`, and return it."""
     verify_checkpoint(checkpoint)
-    state.network.load_state_dict(checkpoint.weights("model"))
+    load_weights(state.network, checkpoint.weights("model"))
     state.ema.load_state_dict(checkpoint.weights("ema"))
     tensors = load_file(checkpoint.path / "trainer" / "optimizer.safetensors")
     parameters = dict(state.network.named_parameters())
     for key, tensor in tensors.items():
         kind, name = key.split("/", 1)
         parameter = parameters[name]
-        # AdamW keeps its step count on the CPU unless it is capturable.
-        state.optimizer.state[parameter][kind] = tensor if kind == "step" else tensor.to(parameter.device)
+        # The step count too: fused AdamW keeps it beside its parameter.
+        state.optimizer.state[parameter][kind] = tensor.to(parameter.device)
     state.step = checkpoint.step
     return state
 
@@ -174,7 +174,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     """Load a state dict whose names must match exactly; the error lists the first that differ."""
     expected, found = network.state_dict(), weights
     wrong = sorted(expected.keys() ^ found.keys())
-    wrong += [name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape]
+    wrong += sorted(name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape)
     if wrong:
         lines = [
             f"  {name}: found {_shape(found.get(name))}, expected {_shape(expected.get(name))}" for name in wrong[:5]

@@ -1,0 +1,267 @@
+"""What is saved comes back to the bit, going on equals never having stopped, and a broken folder is named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from dit.checkpoint import (
+    finished_steps,
+    load_checkpoint,
+    load_weights,
+    newest_checkpoint,
+    restore,
+    save_checkpoint,
+    step_name,
+    verify_checkpoint,
+)
+from dit.config import DiTConfig
+from dit.flow import FlowMatching
+from dit.model import DiT
+from dit.schedule import TrainingConfig
+from dit.train import create_state, train
+
+CONFIG = {"class_names": ["a", "b"], "seed": 3}
+
+
+def settings(**changes):
+    values = {"steps": 6, "global_batch_size": 4, "learning_rate": 1e-2, "ema_warmup": True, "weight_decay": 0.1}
+    return TrainingConfig(**{**values, "lr_schedule": "linear", "warmup_steps": 2, "grad_clip": 1.0, **changes})
+
+
+def new_state(seed=0, **changes):
+    torch.manual_seed(seed)
+    network = DiT(DiTConfig(input_size=4, hidden_size=16, depth=1, num_heads=2, num_classes=2, learn_sigma=False))
+    return create_state(network, settings(**changes))
+
+
+def batch_at(step):
+    generator = torch.Generator().manual_seed(step)
+    latents, noise = torch.randn(2, 4, 4, 4, 4, generator=generator)
+    return latents, torch.rand(4, generator=generator), torch.tensor([0, 1, 2, 0]), noise
+
+
+def losses(model, batch):
+    return {name: values.mean() for name, values in FlowMatching().training_losses(model, *batch).items()}
+
+
+def advance(state, *, to):
+    batches = map(batch_at, range(state.step, to))
+    return train(state, batches, losses, settings(), report=lambda *_: None, save=lambda _: None)
+
+
+def optimizer_of(state):
+    names = {parameter: name for name, parameter in state.network.named_parameters()}
+    return {
+        f"{names[parameter]}.{kind}": value
+        for parameter, entries in state.optimizer.state.items()
+        for kind, value in entries.items()
+    }
+
+
+def assert_equal(first, second):
+    assert first.step == second.step
+    for name in ("network", "ema"):
+        one, other = getattr(first, name).state_dict(), getattr(second, name).state_dict()
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    one, other = optimizer_of(first), optimizer_of(second)
+    assert one.keys() == other.keys() and one
+    assert all(torch.equal(one[key], other[key]) and one[key].dtype == other[key].dtype for key in one)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A state after three steps, and its checkpoint."""
+    state = advance(new_state(), to=3)
+    return state, save_checkpoint(state, tmp_path / step_name(3), CONFIG, {"seed": 3, "images_seen": 12})
+
+
+def test_a_checkpoint_comes_back_to_the_bit(saved):
+    state, checkpoint = saved
+    other = restore(new_state(seed=9), load_checkpoint(checkpoint.path))
+    assert_equal(state, other)
+    for which, module in (("model", state.network), ("ema", state.ema)):
+        weights = checkpoint.weights(which)
+        assert weights.keys() == module.state_dict().keys()
+        assert all(torch.equal(weights[name], value) for name, value in module.state_dict().items())
+    name = "blocks.0.attn.qkv.weight"
+    assert not torch.equal(checkpoint.weights()[name], checkpoint.weights("model")[name])
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_to_stop_and_go_on_equals_never_having_stopped(tmp_path, stop):
+    whole = advance(new_state(), to=6)
+    checkpoint = save_checkpoint(advance(new_state(), to=stop), tmp_path / step_name(stop), CONFIG, {})
+    assert_equal(whole, advance(restore(new_state(seed=9), checkpoint), to=6))
+
+
+def test_equal_states_give_equal_digests_and_a_further_step_another(tmp_path, saved):
+    _, checkpoint = saved
+    cursor = {"seed": 3, "images_seen": 12}
+    same = save_checkpoint(advance(new_state(), to=3), tmp_path / "other" / step_name(3), CONFIG, cursor)
+    further = save_checkpoint(advance(new_state(), to=4), tmp_path / step_name(4), CONFIG, cursor)
+    assert same.digest == checkpoint.digest != further.digest
+
+
+def test_the_folder_holds_the_contracts_files_and_nothing_pickled(saved):
+    _, checkpoint = saved
+    files = {file.relative_to(checkpoint.path).as_posix() for file in checkpoint.path.rglob("*") if file.is_file()}
+    trainer = {"trainer/optimizer.safetensors", "trainer/state.json"}
+    assert files == {"config.json", "model.safetensors", "ema.safetensors", "COMPLETE"} | trainer
+    assert json.loads((checkpoint.path / "COMPLETE").read_text()).keys() == files - {"COMPLETE"}
+    for name in files:
+        if name.endswith(".safetensors"):
+            load_file(checkpoint.path / name)
+        else:
+            json.loads((checkpoint.path / name).read_text())
+
+
+def test_the_config_says_what_the_checkpoint_is(saved):
+    _, checkpoint = saved
+    config = json.loads((checkpoint.path / "config.json").read_text())
+    assert config == {"format": "raydit.checkpoint", "version": 1, "step": 3, **CONFIG}
+    assert checkpoint.step == 3
+    cursor = json.loads((checkpoint.path / "trainer" / "state.json").read_text())
+    assert cursor == {"step": 3, "seed": 3, "images_seen": 12}
+
+
+def test_a_folder_without_its_last_file_is_refused_with_what_is_there(saved):
+    _, checkpoint = saved
+    (checkpoint.path / "COMPLETE").unlink()
+    with pytest.raises(FileNotFoundError, match=r"not a finished checkpoint: found config.json, ema.safetensors, mode"):
+        load_checkpoint(checkpoint.path)
+    assert newest_checkpoint(checkpoint.path.parent) is None
+
+
+def test_a_folder_of_checkpoints_is_refused_with_those_it_holds(saved):
+    _, checkpoint = saved
+    with pytest.raises(FileNotFoundError, match="name one of those in it: step_0000003"):
+        load_checkpoint(checkpoint.path.parent)
+
+
+def test_an_absent_folder_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*none: expected a folder"):
+        load_checkpoint(tmp_path / "none")
+    assert newest_checkpoint(tmp_path / "none") is None
+
+
+def test_a_missing_file_is_named(saved):
+    _, checkpoint = saved
+    (checkpoint.path / "ema.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks ema.safetensors.*Copy the folder again"):
+        load_checkpoint(checkpoint.path)
+
+
+def test_another_version_is_refused(saved):
+    _, checkpoint = saved
+    config = checkpoint.path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "version": 2}))
+    with pytest.raises(ValueError, match=r"found format 'raydit.checkpoint' version 2, expected .* version 1"):
+        load_checkpoint(checkpoint.path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "trainer/optimizer.safetensors"])
+def test_one_flipped_bit_is_found_before_anything_is_restored(saved, name):
+    state, checkpoint = saved
+    verify_checkpoint(checkpoint)
+    file = checkpoint.path / name
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{name}: found sha256 \w{{12}}, expected \w{{12}}: the file changed"):
+        verify_checkpoint(checkpoint)
+    fresh = new_state(seed=9)
+    with pytest.raises(ValueError, match="the file changed"):
+        restore(fresh, checkpoint)
+    assert fresh.step == 0
+    assert not torch.equal(fresh.network.t_embedder.mlp[0].weight, state.network.t_embedder.mlp[0].weight)
+
+
+def test_only_finished_checkpoints_count_and_the_newest_is_the_highest_step(saved, tmp_path):
+    _, checkpoint = saved
+    shutil.copytree(checkpoint.path, tmp_path / ".tmp-step_0000009-12345")
+    shutil.copytree(checkpoint.path, tmp_path / "step_0000008", ignore=shutil.ignore_patterns("COMPLETE"))
+    shutil.copytree(checkpoint.path, tmp_path / "best")
+    shutil.copytree(checkpoint.path, tmp_path / "step_0000002")
+    assert finished_steps(tmp_path) == [2, 3]
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None and newest.path == checkpoint.path
+
+
+def test_an_unfinished_folder_is_replaced_and_a_finished_one_kept(saved, tmp_path):
+    state, checkpoint = saved
+    (checkpoint.path / "COMPLETE").unlink()
+    (checkpoint.path / "model.safetensors").write_bytes(b"half")
+    again = save_checkpoint(state, checkpoint.path, CONFIG, {"seed": 3, "images_seen": 12})
+    assert again.digest == checkpoint.digest
+    verify_checkpoint(again)
+    kept = save_checkpoint(new_state(seed=5), checkpoint.path, CONFIG, {})
+    assert kept.digest == checkpoint.digest
+    assert [entry.name for entry in tmp_path.iterdir()] == [checkpoint.path.name]
+
+
+def test_a_save_that_fails_leaves_nothing_behind(saved, tmp_path):
+    state, checkpoint = saved
+    with pytest.raises(TypeError):
+        save_checkpoint(state, tmp_path / step_name(4), {"class_names": {object()}}, {})
+    assert [entry.name for entry in tmp_path.iterdir()] == [checkpoint.path.name]
+
+
+def test_weights_of_another_model_are_refused_with_the_first_that_differ():
+    network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    good = {name: value.clone() for name, value in network.state_dict().items()}
+    assert load_weights(network, good) is network
+    other = {**good, "0.weight": torch.zeros(2, 4), "9.weight": torch.zeros(1)}
+    del other["1.bias"]
+    with pytest.raises(ValueError) as caught:
+        load_weights(network, other)
+    assert str(caught.value).splitlines() == [
+        "these weights are of another model; 3 entries differ, the first:",
+        "  1.bias: found nothing, expected (2,)",
+        "  9.weight: found (1,), expected nothing",
+        "  0.weight: found (2, 4), expected (2, 3)",
+    ]
+
+
+def test_the_first_of_many_differing_weights_are_the_same_in_every_process():
+    network = nn.Sequential(*[nn.Linear(1, 1) for _ in range(8)])
+    other = {name: torch.zeros(5) for name in network.state_dict()}
+    with pytest.raises(ValueError, match="16 entries differ") as caught:
+        load_weights(network, other)
+    listed = [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]]
+    assert listed == ["0.bias", "0.weight", "1.bias", "1.weight", "2.bias"]
+
+
+def test_a_checkpoint_of_another_model_is_not_restored(saved):
+    _, checkpoint = saved
+    torch.manual_seed(0)
+    other = create_state(DiT(DiTConfig(input_size=4, hidden_size=32, depth=1, num_heads=2, num_classes=2)), settings())
+    with pytest.raises(ValueError, match="these weights are of another model; .* entries differ"):
+        restore(other, checkpoint)
+
+
+def test_steps_have_names_that_sort_as_they_do():
+    steps = [0, 9, 10, 400_000, 9_999_999]
+    assert sorted(map(step_name, steps)) == list(map(step_name, steps))
+    assert step_name(1000) == "step_0001000"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_training_on_a_gpu_goes_on(tmp_path: Path):
+    def on_gpu(seed):
+        torch.manual_seed(seed)
+        return create_state(nn.Linear(3, 2).cuda(), settings())
+
+    def go(state, to):
+        batches = (torch.ones(4, 3, device="cuda") for _ in range(state.step, to))
+        error = lambda model, batch: {"loss": model(batch).square().mean()}  # noqa: E731
+        return train(state, batches, error, settings(), report=lambda *_: None, save=lambda _: None)
+
+    checkpoint = save_checkpoint(go(on_gpu(0), 3), tmp_path / step_name(3), CONFIG, {})
+    assert_equal(go(on_gpu(0), 6), go(restore(on_gpu(1), checkpoint), 6))
