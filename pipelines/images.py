@@ -182,6 +182,8 @@ class ParquetSource:
     def listing(self) -> Listing:
         import pyarrow.parquet as pq
 
+        if not self.files:
+            raise FileNotFoundError(f"images.path: no Parquet files in {self.root}; expected files ending in .parquet")
         keys: list[str] = []
         labels, sizes = [], []
         class_names: tuple[str, ...] = ()
@@ -192,11 +194,10 @@ class ParquetSource:
             keys += [f"{file.name}#{row:07d}" for row in range(rows)]
             sizes.append(np.full(rows, file.stat().st_size, np.int64))
             class_names = class_names or _class_names(parquet.schema_arrow.metadata, label)
-            column = parquet.read(columns=[label]).column(label).to_numpy() if label else np.zeros(rows)
-            labels.append(column.astype(np.int32))
+            labels.append(_labels(parquet, label, file) if label else np.zeros(rows, np.int32))
         all_labels = np.concatenate(labels)
         if not class_names and label:
-            class_names = tuple(str(index) for index in range(int(all_labels.max()) + 1))
+            class_names = tuple(str(index) for index in range(int(all_labels.max(initial=-1)) + 1))
         return Listing(keys, all_labels, np.concatenate(sizes), class_names)
 
     def _columns(self, parquet) -> tuple[str, str | None]:
@@ -232,6 +233,18 @@ class ParquetSource:
                 yield decode(cell["bytes"] if isinstance(cell, dict) else cell)
             except Exception as error:
                 yield error
+
+
+def _labels(parquet, label: str, file: Path) -> np.ndarray:
+    """The label column as int32. Raises ValueError unless every label is a class number."""
+    column = parquet.read(columns=[label]).column(label).to_numpy()
+    if column.dtype.kind not in "iu" or column.min(initial=0) < 0:
+        wrong = next((v for v in column.tolist() if not isinstance(v, int) or v < 0), column.dtype.name)
+        raise ValueError(
+            f"images.path: {file}: found {wrong!r} in the column {label}, expected integers from 0 in every row. "
+            "Number the classes, and leave out images without one"
+        )
+    return column.astype(np.int32)
 
 
 def _class_names(metadata: dict | None, label: str | None) -> tuple[str, ...]:
