@@ -53,13 +53,15 @@ class Artifact:
         reasons: further reasons to start anew. Raises ValueError if the folder holds something that is not ours.
         """
         recorded = self.recorded()
-        if recorded is None and self.folder.is_dir() and any(self.folder.iterdir()):
-            found = ", ".join(sorted(entry.name for entry in self.folder.iterdir())[:5])
+        names = storage.list_names(str(self.folder)) if self.folder.is_dir() else []
+        if recorded is None and names:
+            found = ", ".join(names[:5])
             raise ValueError(
                 f"{self.folder} is not empty and not ours: found {found}, expected nothing or {PLAN}. Move it away, "
                 "or set output to another folder"
             )
-        changed = (differences(recorded, self.identity) if recorded is not None else []) + (reasons or [])
+        identity = json.loads(json.dumps(self.identity))  # tuples become lists, as in the record
+        changed = (differences(recorded, identity) if recorded is not None else []) + (reasons or [])
         if changed:
             aside = self._move_aside()
             say(self.stage, f"again, because {'; '.join(changed)}. The earlier one is kept in {aside}")
