@@ -79,4 +79,6 @@ def moments_array(column: "pa.ChunkedArray", shape: tuple[int, ...]) -> np.ndarr
         for chunk in column.chunks
         if len(chunk)
     ]
+    if not chunks:
+        return np.zeros((0, *shape), MOMENTS_DTYPE)
     return np.concatenate(chunks) if len(chunks) != 1 else chunks[0]
