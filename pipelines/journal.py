@@ -7,7 +7,6 @@ the next one that opens the same journal.
 import json
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ class Journal:
         )
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
         self._courier = threading.Thread(target=self._run, name="journal", daemon=True)
         self._courier.start()
 
@@ -68,7 +67,7 @@ class Journal:
 
     def close(self, timeout_seconds: float) -> bool:
         """Deliver what is left, waiting at most so long. True if nothing is left."""
-        self._closing = True
+        self._closing.set()
         self._wake.set()
         self._courier.join(timeout_seconds)
         self._file.close()
@@ -79,7 +78,7 @@ class Journal:
         while True:
             lines = self._next()
             if not lines:
-                if self._closing:
+                if self._closing.is_set():
                     return
                 self._wake.wait()
                 self._wake.clear()
@@ -89,9 +88,9 @@ class Journal:
             except ConnectionError as error:
                 if attempts == 0:
                     self._away(str(error))
-                elif self._closing:
+                elif self._closing.is_set():
                     return
-                time.sleep(self.RETRY_SECONDS[min(attempts, len(self.RETRY_SECONDS) - 1)])
+                self._closing.wait(self.RETRY_SECONDS[min(attempts, len(self.RETRY_SECONDS) - 1)])
                 attempts += 1
             else:
                 attempts = 0
@@ -101,5 +100,5 @@ class Journal:
     def _next(self) -> list[bytes]:
         with open(self.path, "rb") as file:
             file.seek(self._state["offset"])
-            lines = file.read(1 << 20).splitlines(keepends=True)
+            lines = (file.read(1 << 20) + file.readline()).splitlines(keepends=True)
         return [line for line in lines if line.endswith(b"\n")]
