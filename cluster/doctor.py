@@ -95,9 +95,12 @@ def check_storage(path: str) -> Check:
     return _check("storage", whole, found, "a file that was replaced reads as the old one; choose another path")
 
 
-def render(checks: Sequence[Check]) -> str:
-    """One aligned line per check; what to do comes after an arrow."""
-    width = max((len(check.name) for check in checks), default=0)
+def render(checks: Sequence[Check], width: int = 0) -> str:
+    """One aligned line per check; what to do comes after an arrow.
+
+    width: of the names, for checks that are printed one by one as they become known.
+    """
+    width = max((width, *(len(check.name) for check in checks)))
     return "\n".join(
         f"{'ok' if check.ok else '!!'} {check.name:<{width}}  {check.found}" + (f" -> {check.do}" if check.do else "")
         for check in checks

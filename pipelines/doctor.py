@@ -10,6 +10,7 @@ from cluster.doctor import Check, check_devices, check_packages, check_python, c
 from pipelines.tracking import check_tracking, tracking_uri
 
 PACKAGES = ("raydit", "torch", "ray", "pyarrow", "diffusers", "torch-fidelity", "mlflow")
+NAME_WIDTH = max(map(len, PACKAGES))
 
 
 def examine(address: str | None, output: str, as_json: bool) -> bool:
@@ -18,7 +19,7 @@ def examine(address: str | None, output: str, as_json: bool) -> bool:
     for check in checks_in_order(address, output):
         checks.append(check)
         if not as_json:
-            click.echo(render([check]))
+            click.echo(render([check], NAME_WIDTH))
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks]))
     return all(check.ok for check in checks)
