@@ -241,3 +241,7 @@ def _is_ours(error: BaseException) -> bool:
         frame = frame.tb_next
     module = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
     return module.split(".")[0] in PACKAGES
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "0123456789abcdef" * 4
 
 
@@ -50,6 +51,8 @@ def ray_head() -> Iterator[RayHead]:
         command += ["--num-cpus=4", f"--object-store-memory={100 * 2**20}", f"--temp-dir={folder}"]
         head_env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         head_env |= auth | {"PATH": "/usr/bin:/bin"}
+        # Jobs start elsewhere: there this checkout is found whether or not it is the one that is installed.
+        head_env["PYTHONPATH"] = str(ROOT)
         with open(Path(folder) / "head.log", "w") as log:
             head = subprocess.Popen(
                 command,
