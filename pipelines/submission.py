@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import click
 
 from cluster import jobs, storage
+from pipelines.config import Recipe
 from pipelines.identity import digest_of
 from pipelines.progress import say
 from pipelines.tracking import tracking_uri
 
 WITH_RECIPE = ("run", "autoencoder", "encode", "train")
+WITH_VALUE = ("--set", "--address")  # flags of these commands that take one
 
 
 def submit_command(command: list[str], *, address: str, wait: bool) -> int:
@@ -38,29 +42,60 @@ def submit_command(command: list[str], *, address: str, wait: bool) -> int:
 
 
 def job_id(name: str, command: list[str]) -> str:
-    """A readable id that is the same for the same command."""
-    return f"raydit-{command[0]}-{name}-{digest_of(command)[:8]}"
+    """A readable id that is the same for the same command, and can stand in a URL."""
+    readable = re.sub(r"[^\w.-]+", "-", f"raydit-{command[0]}-{name}")
+    return f"{readable}-{digest_of(command)[:8]}"
 
 
 def prepare(command: list[str]) -> tuple[list[str], str]:
     """The command with absolute paths, and a short name. Bad recipes are refused here, before anything is sent."""
-    if command[0] in WITH_RECIPE and len(command) > 1 and not command[1].startswith("-"):
+    first = first_argument(command)
+    if command[0] in WITH_RECIPE and first is not None:
         from pipelines.recipe_file import load_recipe
 
-        overrides = [value for flag, value in zip(command, command[1:], strict=False) if flag == "--set"]
-        config = load_recipe(command[1], tuple(overrides))
-        places = {"output": config.output, "images.path": config.images.path, "autoencoder.id": config.autoencoder.id}
-        fixed = [f"{key}={json.dumps(absolute(path))}" for key, path in places.items() if path]
+        config = load_recipe(command[first], overrides_in(command))
+        fixed = [f"{key}={json.dumps(path)}" for key, path in absolute_places(config).items()]
         flags = [part for setting in fixed for part in ("--set", setting)]
-        return [command[0], absolute(command[1]), *command[2:], *flags], storage.safe_name(config.name)
-    return [absolute(part) for part in command], Path(command[-1]).name or "job"
+        parts = [*command[:first], absolute(command[first]), *command[first + 1 :], *flags]
+        return parts, config.name
+    name = Path(command[first]).name if first is not None else "job"
+    return [command[0], *map(absolute_if_here, command[1:])], name
+
+
+def first_argument(command: list[str]) -> int | None:
+    """Where the recipe or checkpoint stands: the first that is no flag and no value of one."""
+    places = range(1, len(command))
+    return next((i for i in places if not command[i].startswith("-") and command[i - 1] not in WITH_VALUE), None)
+
+
+def overrides_in(command: list[str]) -> tuple[str, ...]:
+    after = [value for flag, value in pairwise(command) if flag == "--set"]
+    joined = [part.removeprefix("--set=") for part in command if part.startswith("--set=")]
+    return (*after, *joined)
+
+
+def absolute_places(config: Recipe) -> dict[str, str]:
+    """The recipe's paths, by field: of what a job reads and writes, it finds nothing relative to its own folder."""
+    places: dict[str, str | None] = {"output": absolute(config.output)}
+    if config.images.path != "digits":
+        places["images.path"] = absolute(config.images.path)
+    places["autoencoder.id"] = config.autoencoder.id and absolute_if_here(config.autoencoder.id)
+    for name in ("reference", "extractor_weights"):
+        path = getattr(config.evaluate, name)
+        places[f"evaluate.{name}"] = path and absolute(path)
+    return {key: path for key, path in places.items() if path}
 
 
 def absolute(path: str) -> str:
-    """Absolute path of something that exists here or will be written here; anything else as it is."""
-    exists_here = not path.startswith("-") and storage.is_local(path) and Path(path).exists()
-    is_output = os.sep in path and storage.is_local(path) and Path(path.split(os.sep)[0]).is_dir()
-    return str(Path(path).absolute()) if exists_here or is_output else path
+    return str(Path(path).absolute()) if storage.is_local(path) else path
+
+
+def absolute_if_here(part: str) -> str:
+    """Absolute path of what exists here, or will be written into a folder that does; anything else as it is."""
+    if part.startswith("-") or not storage.is_local(part):
+        return part
+    into_folder = os.sep in part and Path(part.split(os.sep)[0]).is_dir()
+    return absolute(part) if into_folder or Path(part).exists() else part
 
 
 def job_environment() -> dict[str, str]:
