@@ -57,8 +57,9 @@ def check_ray(address: str | None = None) -> Check:
     """Reach the Ray of this address: http://... asks its job server, any other is joined, None starts one."""
     try:
         found = _ask_job_server(address) if address and "://" in address else _ask_ray(address)
-    except (ValueError, OSError, RuntimeError) as error:
-        return Check("ray", False, _one_line(error), "correct --address, or leave it out for a local Ray")
+    except Exception as error:  # Ray that cannot start raises a bare one
+        do = "correct --address, or leave it out for a local Ray" if address else "see /tmp/ray/session_latest/logs"
+        return Check("ray", False, _one_line(error), do)
     return Check("ray", True, found)
 
 
