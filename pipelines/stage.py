@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 from contextlib import ExitStack, contextmanager
 
 from pipelines.config import Recipe, WorkersConfig
@@ -36,7 +37,8 @@ class StageContext:
         from cluster.session import ray_session, require_resources
 
         if self._ray_cpus is None:
-            self.say(stage, f"joining Ray at {self.address}" if self.address else "starting Ray")
+            address = self.address or os.environ.get("RAY_ADDRESS")  # Ray sets it for a job
+            self.say(stage, f"joining Ray at {address}" if address else "starting Ray")
             most = max(part.num_workers * part.cpus_per_worker for part in self._all_workers())
             # Two more than the workers: reading and writing must never wait for a worker to end.
             self._cleanup.enter_context(ray_session(self.address, num_cpus=most + 2))
