@@ -107,7 +107,7 @@ class Submitter:
             env=os.environ | self.ray_head.env | {"PYTHONPATH": str(ROOT)} | env,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=500,
         )
         print(process.stdout, process.stderr)
         return process
