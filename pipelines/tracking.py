@@ -49,9 +49,13 @@ def _mlflow_client(uri: str):
     # A server that is away should be found out in seconds, not in MLflow's default of minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    # MLflow prints two lines of links whenever a run on a server ends.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # A fresh database prints a line for each of its migrations.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # That a server is away is ours to say, once; urllib3 warns of every attempt.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
@@ -176,6 +180,8 @@ class MlflowCourier:
         except Exception as error:
             if _is_away(error):
                 raise ConnectionError(str(error).splitlines()[0][:200]) from error
+            if count > 1:
+                return self(entries[:1], known)  # only what is refused itself shall be lost
             # Refused for good: waiting would hold up everything behind it.
             say("tracking", f"{entry['op']} of {entry['run']} refused: {type(error).__name__}: {error}")
         return count
@@ -184,15 +190,23 @@ class MlflowCourier:
         client, key = self._client, f"run {entry['run']}"
         if key in known:
             client.update_run(known[key], status="RUNNING")
+            for name, value in entry["tags"].items():
+                client.set_tag(known[key], name, value)
             return
         found = client.get_experiment_by_name(entry["experiment"])
-        experiment = found.experiment_id if found else client.create_experiment(entry["experiment"])
+        experiment = found.experiment_id if found else self._create_experiment(entry["experiment"])
         tags = {"mlflow.runName": entry["name"], **entry["tags"]}
         if entry["parent"]:
             tags["mlflow.parentRunId"] = known[f"run {entry['parent']}"]
         run = client.create_run(experiment, start_time=entry["time"], tags=tags, run_name=entry["name"])
         known[key] = run.info.run_id
         known[f"experiment {entry['run']}"] = experiment
+
+    def _create_experiment(self, name: str) -> str:
+        """With a database file as the store, files lie beside it, not where this process happens to run."""
+        scheme, _, database = self._uri.partition(":///")
+        location = str(Path(database).absolute().parent / "mlruns") if scheme == "sqlite" else None
+        return self._client.create_experiment(name, artifact_location=location)
 
     def _params(self, entry: dict, known: dict) -> None:
         from mlflow.entities import Param
@@ -267,8 +281,10 @@ def _first_call(entries: list[dict]) -> tuple[dict, int]:
 
 def _is_away(error: Exception) -> bool:
     """Whether the same call may succeed later: no answer, a busy database, a server error."""
+    from requests import RequestException  # what MLflow's client speaks with; a broken file is an OSError too
+
     code = getattr(error, "error_code", "")
-    return isinstance(error, OSError) or code in (
+    return isinstance(error, ConnectionError | TimeoutError | RequestException) or code in (
         "INTERNAL_ERROR",
         "TEMPORARILY_UNAVAILABLE",
         "REQUEST_LIMIT_EXCEEDED",
