@@ -193,7 +193,8 @@ def _with_context(job, config, address):
 
 
 def _print_report(report, folder: Path, as_json: bool, uri: str) -> None:
-    shown = Path(os.path.relpath(folder))
+    below = Path(os.path.relpath(folder))
+    shown = folder if ".." in below.parts else below  # a job's working directory is not its user's
     click.echo(f"\n{report.table()}")
     for warning in report.warnings:
         click.echo(f"note: {warning}")
