@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import RECIPE as TINY
+from tiny import write_images
 
 from pipelines.recipe_file import RecipeError, load_recipe
 from pipelines.submission import job_id, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "tests" / "recipes" / "tiny.toml"
 
 
 @pytest.fixture
@@ -44,7 +45,8 @@ def test_recipe_and_output_become_absolute(here, command):
 
 def test_images_and_statistics_become_absolute_and_uris_stay(here):
     settings = ["images.path=pictures", "output=s3://bucket/run", "evaluate.reference=stats/r.npz"]
-    prepared, _ = prepare(["run", "my.toml", *(part for setting in settings for part in ("--set", setting))])
+    flags = [part for setting in settings for part in ("--set", setting)]
+    prepared, _ = prepare(["run", "my.toml", *flags])
     config = sent_recipe(prepared)
     assert config.images.path == str(here / "pictures")
     assert config.evaluate.reference == str(here / "stats" / "r.npz")
@@ -53,7 +55,8 @@ def test_images_and_statistics_become_absolute_and_uris_stay(here):
 
 def test_digits_are_kept_even_beside_a_folder_of_that_name(here):
     (here / "digits").mkdir()
-    assert sent_recipe(prepare(["run", "my.toml"])[0]).images.path == "digits"
+    prepared, _ = prepare(["run", "my.toml", "--set", "images.path=digits"])
+    assert sent_recipe(prepared).images.path == "digits"
 
 
 @pytest.mark.parametrize("autoencoder", ["stabilityai/sd-vae-ft-ema", "my/vae"])
@@ -115,7 +118,9 @@ class Submitter:
 
 @pytest.fixture(scope="module")
 def submit(ray_head, tmp_path_factory):
-    return Submitter(ray_head, tmp_path_factory.mktemp("submitted"))
+    folder = tmp_path_factory.mktemp("submitted")
+    write_images(folder / "images")
+    return Submitter(ray_head, folder)
 
 
 @pytest.fixture(scope="module")
