@@ -34,8 +34,6 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    # Ray's C++ parts would print their own notes among ours; each still writes what is fatal.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         if address == "local":
             _start_local(num_cpus)
