@@ -106,7 +106,6 @@ def require_resources(num_workers: int, cpus_per_worker: float, gpus_per_worker:
     if room >= num_workers or _can_grow_to(num_workers, cpus_per_worker, gpus_per_worker):
         return
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-    advice = f"set {stage}.num_workers to {room} or less" if room else f"lower what {stage} asks for per worker"
     if gpus_per_worker and not gpus:
         advice = f"set {stage}.gpus_per_worker to 0"
     elif room:

@@ -1,0 +1,1 @@
+from ray_head import ray_head  # noqa: F401

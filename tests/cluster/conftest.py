@@ -1,1 +1,0 @@
-from ray_head import ray_head  # noqa: F401
