@@ -102,7 +102,7 @@ def _stop(head: subprocess.Popen) -> None:
     """SIGTERM makes `ray start --block` stop its own processes; what is left of its group is killed."""
     head.terminate()
     try:
-        head.wait(timeout=20)
+        head.wait(timeout=5)
     except subprocess.TimeoutExpired:
         pass
     try:

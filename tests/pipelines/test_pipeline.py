@@ -18,7 +18,7 @@ from pipelines.train import train
 
 
 @pytest.fixture
-def copy(finished, tmp_path):
+def copy(finished, local_ray, tmp_path):
     """A copy of the finished pipeline that a test may change; its recipe."""
     folder, _ = finished
     shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
@@ -142,6 +142,7 @@ def test_training_goes_on_from_the_newest_checkpoint_to_the_bit(copy):
     assert resumed == unbroken
 
 
+@pytest.mark.slow
 def test_more_steps_go_on_and_fewer_start_anew(copy, capsys):
     checkpoint = train(tiny_recipe(copy, "train.steps=8"))
     assert checkpoint.step == 8 and "goes on from step 6" in capsys.readouterr().out
@@ -185,6 +186,7 @@ def test_more_workers_than_the_cluster_holds_are_refused(copy, local_ray):
         train(config)
 
 
+@pytest.mark.slow
 def test_another_checkpoint_under_the_same_step_is_scored_anew(copy):
     """The report of the earlier one is kept under its digest."""
     config = tiny_recipe(copy)

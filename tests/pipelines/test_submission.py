@@ -1,19 +1,13 @@
 """Submitting: what is sent, and real jobs on a real head with token authentication."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from tiny import RECIPE as TINY
-from tiny import write_images
+from tiny import place_flags
 
 from pipelines.recipe_file import RecipeError, load_recipe
 from pipelines.submission import job_id, prepare
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -97,37 +91,6 @@ def test_the_same_command_has_the_same_readable_id(here):
     assert id_of("run", "my.toml", "--set", "name=my cats/1").startswith("raydit-run-my-cats-1-")
 
 
-class Submitter:
-    """Runs `raydit submit` as a user does, in a folder of its own."""
-
-    def __init__(self, ray_head, folder):
-        self.ray_head, self.folder = ray_head, folder
-
-    def __call__(self, *command, **env):
-        process = subprocess.run(
-            [sys.executable, "-m", "pipelines.cli", "submit", "--address", self.ray_head.address, "--", *command],
-            cwd=self.folder,
-            env=os.environ | self.ray_head.env | {"PYTHONPATH": str(ROOT)} | env,
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-        print(process.stdout, process.stderr)
-        return process
-
-
-@pytest.fixture(scope="module")
-def submit(ray_head, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("submitted")
-    write_images(folder / "images")
-    return Submitter(ray_head, folder)
-
-
-@pytest.fixture(scope="module")
-def whole_run(submit):
-    return submit("run", str(TINY))
-
-
 def test_a_whole_run_works_as_a_job(submit, whole_run):
     assert whole_run.returncode == 0
     assert [stage for stage in ("autoencoder", "encode", "train", "evaluate") if stage in whole_run.stdout] == [
@@ -136,7 +99,7 @@ def test_a_whole_run_works_as_a_job(submit, whole_run):
         "train",
         "evaluate",
     ]
-    (report,) = (submit.folder / "outputs" / "tiny" / "evaluations").glob("*/step_0000006/report.json")
+    (report,) = (submit.folder / "output" / "evaluations").glob("*/step_0000006/report.json")
     assert json.loads(report.read_text())["metrics"]
     assert "Traceback" not in whole_run.stdout + whole_run.stderr
 
@@ -155,7 +118,7 @@ def test_the_runs_of_a_job_carry_its_id_and_keep_their_files_here(submit, whole_
 
 
 def test_submitted_again_it_is_a_new_job_that_only_skips(submit, whole_run):
-    again = submit("run", str(TINY))
+    again = submit("run", str(TINY), *place_flags(submit.folder))
     assert again.returncode == 0
     assert again.stdout.count("finished already") == 4
     first = whole_run.stdout.split()[2]

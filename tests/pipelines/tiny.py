@@ -23,10 +23,23 @@ def write_images(folder: Path, *, per_class: int = 12, size: int = 20) -> Path:
     return folder
 
 
-def tiny_recipe(folder: Path, *overrides: str) -> Recipe:
-    """The tiny recipe on images in `folder`/images, with its output and its store in `folder`."""
+def places(folder: Path) -> tuple[str, ...]:
+    """Overrides that put images, output and store into `folder`; the images are written if they are not there."""
     images = folder / "images"
     if not images.exists():
         write_images(images)
-    places = (f"output={folder / 'output'}", f"images.path={images}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}")
-    return load_recipe(RECIPE, (*places, *overrides))
+    return (
+        f"output={folder / 'output'}",
+        f"images.path={images}",
+        f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
+    )
+
+
+def place_flags(folder: Path) -> list[str]:
+    """The same for a command line."""
+    return [part for place in places(folder) for part in ("--set", place)]
+
+
+def tiny_recipe(folder: Path, *overrides: str) -> Recipe:
+    """The tiny recipe with everything in `folder`."""
+    return load_recipe(RECIPE, (*places(folder), *overrides))

@@ -1,0 +1,41 @@
+"""The demo's own promise: its digits can be read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.config import ImagesConfig
+from pipelines.preprocess import read_cropped
+from pipelines.recipe_file import load_recipe
+from pipelines.reference import RealImages
+from pipelines.run import run_pipeline
+
+RECIPE = Path(__file__).resolve().parents[2] / "pipelines" / "recipes" / "digits.toml"
+
+
+def pixels(config: ImagesConfig, keys: list[str]) -> np.ndarray:
+    images, _, errors = read_cropped(config, keys)
+    assert not errors
+    return images.mean(axis=-1).reshape(len(images), -1) / 255
+
+
+@pytest.mark.slow
+def test_a_classifier_of_real_digits_recognises_sampled_ones(local_ray, tmp_path):
+    from sklearn.svm import SVC
+
+    store = f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"
+    config = load_recipe(RECIPE, (f"output={tmp_path / 'output'}", store))
+    run_pipeline(config)
+    real = RealImages.of(config)
+    classifier = SVC(C=10).fit(pixels(config.images, real.training.keys), real.training.labels)
+    held_out = classifier.score(pixels(config.images, real.held_out.keys), real.held_out.labels)
+    assert held_out > 0.95
+
+    records = [np.load(path) for path in sorted((tmp_path / "output" / "evaluations").glob("*/*/shards-*/*.npz"))]
+    images = np.concatenate([record["images"] for record in records]).mean(axis=-1)
+    labels = np.concatenate([record["labels"] for record in records])
+    assert len(labels) == 1000 and np.bincount(labels).tolist() == [100] * 10
+    recognised = (classifier.predict(images.reshape(1000, -1) / 255) == labels).mean()
+    print(f"recognised under their intended label: {recognised:.1%}; real held-out digits: {held_out:.1%}")
+    assert recognised >= 0.9

@@ -1,0 +1,70 @@
+"""Kill -9 and Ctrl-C in the middle of a command; the same command then ends where an unbroken run does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import RECIPE, place_flags
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "run", str(RECIPE), *place_flags(folder)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path, pattern: str, process: subprocess.Popen) -> None:
+    """Until something in the output shows that the command has come so far."""
+    while not any(path.glob(pattern)):
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        time.sleep(0.02)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    checkpoint = folder / "output" / "checkpoints" / "step_0000006"
+    return {file.name: file.read_bytes() for file in checkpoint.rglob("*.safetensors")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_cut_off_again_and_again_ends_in_the_same_place(finished, tmp_path, cut):
+    unbroken, _ = finished
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    milestones = [
+        ("output/autoencoder", "training/step_0000002/COMPLETE"),
+        ("output/latents", "part-*.parquet"),
+        ("output/checkpoints", "step_0000002/COMPLETE"),
+        ("output/evaluations", "*/*/shards-*/shard-00000.npz"),
+    ]
+    for place, pattern in milestones:
+        process = start(folder)
+        wait_for(folder / place, pattern, process)
+        process.send_signal(cut)
+        process.communicate()
+        assert process.returncode in (-signal.SIGKILL, 130)
+    process = start(folder)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert weights(folder) == weights(unbroken)
+    (report,) = (folder / "output" / "evaluations").glob("*/*/report.json")
+    (expected,) = (unbroken / "output" / "evaluations").glob("*/*/report.json")
+    assert metrics(report) == metrics(expected)
+
+
+def metrics(report: Path) -> dict[str, float]:
+    from evaluation.report import EvaluationReport
+
+    return EvaluationReport.load(report).metrics
