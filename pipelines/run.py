@@ -1,7 +1,6 @@
 """The pipeline: autoencoder, encode, train and evaluate in a row, each skipped where its artifact fits."""
 
 from evaluation.report import EvaluationReport
-
 from pipelines.autoencoder import train_autoencoder
 from pipelines.config import Recipe
 from pipelines.encode import encode

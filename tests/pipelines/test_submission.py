@@ -117,6 +117,7 @@ def test_the_runs_of_a_job_carry_its_id_and_keep_their_files_here(submit, whole_
     assert "report.json" in [file.path for file in client.list_artifacts(evaluation.info.run_id)]
 
 
+@pytest.mark.slow
 def test_submitted_again_it_is_a_new_job_that_only_skips(submit, whole_run):
     again = submit("run", str(TINY), *place_flags(submit.folder))
     assert again.returncode == 0

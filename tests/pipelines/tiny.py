@@ -11,8 +11,12 @@ from pipelines.recipe_file import load_recipe
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "tiny.toml"
 
 
+BROKEN = "blob/broken.png"
+"""Its key puts it among the images that are encoded, not the held-out ones."""
+
+
 def write_images(folder: Path, *, per_class: int = 12, size: int = 20) -> Path:
-    """PNG images of three classes, smooth and coloured, the same in every call."""
+    """PNG images of three classes, smooth and coloured, the same in every call; one of them is unreadable."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(("blob", "ring", "stripe")):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -20,6 +24,7 @@ def write_images(folder: Path, *, per_class: int = 12, size: int = 20) -> Path:
             image = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
             image = image.resize((size + label, size), Image.Resampling.BICUBIC)
             image.save(folder / name / f"{index:03d}.png")
+    (folder / BROKEN).write_bytes(b"no image")
     return folder
 
 
