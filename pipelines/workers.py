@@ -61,9 +61,31 @@ def run_workers(
             ),
         )
         try:
-            trainer.fit()
+            _fit_interruptibly(trainer)
         except TrainingFailedError as error:
             raise _own_error(error) from error
+
+
+def _fit_interruptibly(trainer) -> None:
+    """Run `trainer.fit()` in a thread: in the main one it takes Ctrl-C for itself, for good, and exits with 1.
+
+    Here KeyboardInterrupt ends the wait; the workers end with the Ray session, and the next run takes the newest
+    checkpoint.
+    """
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.5)
+    if errors:
+        raise errors[0]
 
 
 def _own_error(error: Exception) -> BaseException:
