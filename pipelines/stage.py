@@ -17,7 +17,7 @@ class StageContext:
         self.config = config
         self.address = address
         self._cleanup = ExitStack()
-        self._ray_cpus: int | None = None
+        self._ray_started = False
         self._parent: RunLog | None = None
 
     def __enter__(self) -> "StageContext":
@@ -36,13 +36,13 @@ class StageContext:
         """Connect to Ray, or start a local one, and refuse what it cannot place."""
         from cluster.session import ray_session, require_resources
 
-        if self._ray_cpus is None:
+        if not self._ray_started:
             address = self.address or os.environ.get("RAY_ADDRESS")  # Ray sets it for a job
             self.say(stage, f"joining Ray at {address}" if address else "starting Ray")
             most = max(part.num_workers * part.cpus_per_worker for part in self._all_workers())
             # Two more than the workers: reading and writing must never wait for a worker to end.
             self._cleanup.enter_context(ray_session(self.address, num_cpus=most + 2))
-            self._ray_cpus = most
+            self._ray_started = True
         require_resources(workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker, stage)
 
     def ray_data(self, workers: WorkersConfig, stage: str):

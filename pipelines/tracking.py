@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 import time
-from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -300,8 +299,3 @@ def _context(point: dict, known: dict) -> dict:
         context["dataset_name"], digest = point["dataset"]
         context["dataset_digest"] = digest[:36]
     return context
-
-
-def recipe_params(config: Recipe) -> dict:
-    """The recipe as run parameters."""
-    return {name: value for name, value in asdict(config).items() if name not in ("name", "output", "tracking")}

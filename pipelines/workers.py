@@ -36,7 +36,7 @@ def run_workers(
 ) -> None:
     """Run `function(settings)` on every worker of a Ray Train group and hand their reports to `on_report`, here.
 
-    `settings["reports"]` is where the workers' `Reporter` sends. Raises the worker's own error where there is one.
+    `settings["reports"]` is where each `Worker` reports to. Raises the worker's own error where there is one.
     """
     context.start_ray(workers, stage)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
