@@ -133,7 +133,7 @@ class FolderSource:
 
     def listing(self) -> Listing:
         files = sorted(
-            (file for file in self.root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()),
+            (file for file in self.root.rglob("*") if file.suffix.lower() in SUFFIXES and self._shows(file)),
             key=lambda file: file.relative_to(self.root).as_posix(),
         )
         if not files:
@@ -156,6 +156,10 @@ class FolderSource:
             sizes=np.array([file.stat().st_size for file in files], np.int64),
             class_names=names,
         )
+
+    def _shows(self, file: Path) -> bool:
+        """A file that is not hidden, nor in a hidden folder: .ipynb_checkpoints is no class."""
+        return not any(part.startswith(".") for part in file.relative_to(self.root).parts) and file.is_file()
 
     def read(self, keys: Sequence[str]) -> Iterator["Image.Image | Exception"]:
         for key in keys:
@@ -255,11 +259,16 @@ def _class_names(metadata: dict | None, label: str | None) -> tuple[str, ...]:
 
 def decode(data: bytes | None) -> "Image.Image":
     """Encoded bytes -> RGB image, turned upright by its EXIF tag; transparency is laid over white."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if not data:
         raise ValueError("empty: no bytes")
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    try:
+        opened = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        # Pillow's own words hold an address in memory; what is written down of an image must not change by the run.
+        raise UnidentifiedImageError(f"no image format known here: {len(data):,} bytes from {data[:8]!r}") from error
+    image = ImageOps.exif_transpose(opened)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
