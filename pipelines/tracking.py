@@ -20,6 +20,9 @@ from pipelines.progress import say
 
 JOURNAL_FOLDER = ".tracking"
 CLOSE_SECONDS = 20.0
+MOST_ATTEMPTS = 10
+"""How often something is told to a store that answers other questions: some minutes. MLflow calls any failure
+without a code of its own an internal error, which may pass, or may not."""
 
 
 def tracking_uri(config_uri: str = "") -> str:
@@ -170,6 +173,7 @@ class MlflowCourier:
     def __init__(self, uri: str):
         self._uri = uri
         self._client: Any = None
+        self._stuck: tuple[dict, int] = ({}, 0)
 
     def __call__(self, entries: list[dict], known: dict) -> int:
         entry, count = _first_call(entries)
@@ -177,13 +181,25 @@ class MlflowCourier:
             self._client = self._client or _mlflow_client(self._uri)
             getattr(self, f"_{entry['op']}")(entry, known)
         except Exception as error:
-            if _is_away(error):
+            if _is_away(error) and not self._is_stuck(entry):
                 raise ConnectionError(str(error).splitlines()[0][:200]) from error
             if count > 1:
                 return self(entries[:1], known)  # only what is refused itself shall be lost
             # Refused for good: waiting would hold up everything behind it.
             say("tracking", f"{entry['op']} of {entry['run']} refused: {type(error).__name__}: {error}")
         return count
+
+    def _is_stuck(self, entry: dict) -> bool:
+        """Whether a store that answers has failed at this entry again and again: it will never take it."""
+        last, attempts = self._stuck
+        self._stuck = (entry, attempts + 1 if entry == last else 1)
+        if self._stuck[1] < MOST_ATTEMPTS:
+            return False
+        try:
+            check_tracking(self._uri)
+        except ConnectionError:
+            return False
+        return True
 
     def _run(self, entry: dict, known: dict) -> None:
         client, key = self._client, f"run {entry['run']}"

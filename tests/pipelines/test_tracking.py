@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -108,6 +109,27 @@ def test_a_pipeline_and_its_stage_become_parent_and_child(project, client, monke
     (read,) = train.inputs.dataset_inputs
     assert (read.dataset.name, read.dataset.digest) == ("latents", MLFLOW_DIGEST)
     assert [(tag.key, tag.value) for tag in read.tags] == [("mlflow.data.context", "training")]
+
+
+def test_what_an_answering_store_never_takes_does_not_hold_up_the_rest(project, client, store, capsys):
+    """A database in which no data set can be written answers every other question."""
+    database = sqlite3.connect(store.removeprefix("sqlite:///"))
+    database.execute("CREATE TRIGGER broken BEFORE INSERT ON datasets BEGIN INSERT INTO nowhere VALUES (1); END")
+    try:
+        tracker = project.open()
+        run = tracker.start_run("train", {})
+        run.input(name="latents", digest=DIGEST, source="/latents", context="training")
+        run.metrics({"train/loss": 0.5}, 2)
+        deadline = time.monotonic() + 60
+        while tracker._journal.undelivered:
+            assert time.monotonic() < deadline, "still trying"
+            time.sleep(0.1)
+        tracker.close()
+    finally:
+        database.execute("DROP TRIGGER broken")
+    assert "input of train-" in capsys.readouterr().out
+    (told,) = project.runs(client)
+    assert (told.data.metrics, told.inputs.dataset_inputs) == ({"train/loss": 0.5}, [])
 
 
 def test_files_and_pictures_are_kept_beside_the_database(project, client, store, tmp_path):
