@@ -62,7 +62,7 @@ def save_checkpoint(state: TrainState, folder: Path, config: dict, cursor: dict)
     folder = Path(folder)
     if (folder / COMPLETE).exists():
         return load_checkpoint(folder)
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "trainer").mkdir(parents=True)
     try:
@@ -83,7 +83,10 @@ def _write_files(state: TrainState, folder: Path, config: dict, cursor: dict) ->
     described = {"format": FORMAT, "version": VERSION, "step": state.step, **config}
     _write_json(folder / "config.json", described)
     files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    for name in files:
+        _sync(folder / name)
     _write_json(folder / COMPLETE, {name: _sha256(folder / name) for name in files})
+    _sync(folder / COMPLETE)
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -191,10 +194,16 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def _write_json(path: Path, content: dict) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    """Force a file to disk: after a power cut, COMPLETE must not be there without what it names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -49,9 +49,7 @@ def encode(config: Recipe, *, context: StageContext) -> LatentDataset:
         progress = context.progress("encode", total=len(listing), unit="images", start=done)
         for record in encode_shards(config, context, listing, shards, pending, description):
             progress.advance(record["rows"] + len(record["quarantined"]))
-        finished = (read_record(folder, index) for index in range(len(shards)))
-        records = [entry for entry in finished if entry is not None]
-        dataset = write_manifest(folder, description, identity, records)
+        dataset = write_manifest(folder, description, identity, finished_records(folder, len(shards)))
         storage.remove_folder(str(folder / RECORDS))
         progress.done(summary(dataset))
         run.tag("raydit.latents_fingerprint", dataset.fingerprint)
@@ -201,6 +199,19 @@ def read_record(folder: Path, index: int) -> dict | None:
     record = json.loads(path.read_text())
     file = folder / record["file"]
     return record if file.is_file() and file.stat().st_size == record["bytes"] else None
+
+
+def finished_records(folder: Path, count: int) -> list[dict]:
+    """Records of all shards. Raises ValueError if one is gone: something else changed the folder meanwhile."""
+    records = []
+    for index in range(count):
+        if (record := read_record(folder, index)) is None:
+            raise ValueError(
+                f"{folder / shard_file(index)}: found no finished file and record of this shard, which was written a "
+                "moment ago. Another process changes this folder; stop it and run again"
+            )
+        records.append(record)
+    return records
 
 
 def encode_identity(config: Recipe, listing: Listing, autoencoder: dict) -> dict:
