@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster import storage
 from evaluation.extractors import extractor_name, extractor_sha256
 from evaluation.protocol import EvaluationProtocol, shard_ranges
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import REPORT_FILE, EvaluationReport
 from evaluation.score import Score, score
 from pipelines.config import Recipe
-from pipelines.features import ScoreSamples, compute_features
+from pipelines.features import Shard, compute_features, make_shards, read_records
 from pipelines.grids import class_grid, save_png
-from pipelines.reference import load_real, reference_digest
+from pipelines.reference import RealImages, load_real, reference_digest
 from pipelines.stage import StageContext
 from pipelines.train import log_checkpoint
 
@@ -47,6 +48,8 @@ def evaluate(
     if report is not None and not force:
         context.skipped("evaluate", f"protocol {protocol.protocol_id}, report in {folder}")
         return report
+    if force:
+        storage.remove_folder(str(shard_folder(config, opened, folder)))
     return _evaluate(config, context, opened, protocol, folder)
 
 
@@ -57,13 +60,14 @@ def _evaluate(config: Recipe, context: StageContext, opened, protocol: Evaluatio
     clock = Clock()
     with context.run("evaluate", identity, tags) as run:
         run.params({"evaluate": asdict(config.evaluate), "protocol": protocol.to_dict()})
-        reference, real = load_real(config, context)
-        reference.check_compatible(
-            protocol.extractor, protocol.extractor_sha256, config.images.size, config.images.crop
-        )
-        clock.lap("reference_seconds")
-        samples = sample_features(config, context, opened, protocol, folder)
-        clock.lap("sampling_seconds")
+        check_reference(config, protocol)
+        images = RealImages.of(config)
+        shards = sample_shards(config, opened, protocol, folder)
+        arguments = (config.images, config.evaluate, str(opened.path), protocol)
+        compute_features(context, "evaluate", [*images.missing_shards(), *shards], arguments, config.evaluate)
+        clock.lap("features_seconds")
+        reference, real = load_real(images)
+        samples = load_samples(shards, protocol)
         generated = score_features(samples, reference, protocol)
         floor = score_features(real, reference, protocol) if real else None
         metrics = dict(generated.metrics)
@@ -90,20 +94,32 @@ def _evaluate(config: Recipe, context: StageContext, opened, protocol: Evaluatio
     return report
 
 
-def sample_features(config: Recipe, context: StageContext, opened, protocol, folder: Path) -> dict[str, np.ndarray]:
+def check_reference(config: Recipe, protocol: EvaluationProtocol) -> None:
+    """Refuse a given reference of another extractor, size or crop before anything is computed."""
+    if config.evaluate.reference:
+        ReferenceStatistics.load(config.evaluate.reference).check_compatible(
+            protocol.extractor, protocol.extractor_sha256, config.images.size, config.images.crop
+        )
+
+
+def sample_shards(config: Recipe, opened, protocol: EvaluationProtocol, folder: Path) -> list[Shard]:
+    return make_shards(
+        shard_folder(config, opened, folder), shard_ranges(protocol.num_samples, config.evaluate.shard_rows)
+    )
+
+
+def load_samples(shards: list[Shard], protocol: EvaluationProtocol) -> dict[str, np.ndarray]:
     """Samples, labels, features and logits of all indices, in their order; every index exactly once."""
-    shards = [
-        {"start": part.start, "stop": part.stop, "count": len(part)}
-        for part in shard_ranges(protocol.num_samples, config.evaluate.shard_rows)
-    ]
-    arguments = (str(opened.path), protocol, config.evaluate)
-    # Shards of another checkpoint under the same step must not be taken for this one's.
-    shard_folder = folder / f"shards-{opened.digest[:12]}-{config.evaluate.shard_rows}"
-    records = compute_features(context, "evaluate", shard_folder, shards, ScoreSamples, arguments, config.evaluate)
-    samples = _concatenate(list(records))
+    records = list(read_records(shards))
+    samples = {name: np.concatenate([record[name] for record in records]) for name in records[0]}
     if not np.array_equal(samples["indices"], np.arange(protocol.num_samples)):
-        raise ValueError(f"{shard_folder} does not hold every sample once. Delete it and run again")
+        raise ValueError(f"{shards[0].file.parent} does not hold every sample once. Delete it and run again")
     return samples
+
+
+def shard_folder(config: Recipe, opened, folder: Path) -> Path:
+    """Where finished shards of samples lie; those of another checkpoint under the same step must not be taken."""
+    return folder / f"shards-{opened.digest[:12]}-{config.evaluate.shard_rows}"
 
 
 def score_features(features: dict, reference: ReferenceStatistics, protocol: EvaluationProtocol) -> Score:
@@ -114,10 +130,6 @@ def score_features(features: dict, reference: ReferenceStatistics, protocol: Eva
         extractor=protocol.extractor,
         spatial=features.get("spatial"),
     )
-
-
-def _concatenate(records: list[dict]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([record[name] for record in records]) for name in records[0]}
 
 
 def _first(features: dict, count: int) -> dict[str, np.ndarray]:

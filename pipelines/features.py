@@ -1,14 +1,17 @@
 """Features of many images, by Ray Data: shards of work, each with a record that is written once and kept.
 
-    keys of images  -> read and crop -> features      (references, held-out images)
+    keys of images     -> read and crop     -> features      (references, held-out images)
     indices of samples -> sample and decode -> features      (a checkpoint)
 
-An actor does all of a shard on its device; no image crosses a process on the way to its features.
+An actor does all of a shard on its device; no image crosses a process on the way to its features. One pool of
+actors does shards of both kinds: starting one costs seconds.
 """
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,113 +21,119 @@ from evaluation.protocol import EvaluationProtocol
 from pipelines.config import EvaluateConfig, ImagesConfig
 from pipelines.stage import StageContext
 
+Record = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some images to score: real ones by their keys, or samples by their indices."""
+
+    file: Path
+    """Its record; the work is done when it is there."""
+    images: Sequence[str] | range
+
+    @property
+    def task(self) -> str:
+        """The work as text, which Ray Data moves as it is."""
+        if isinstance(self.images, range):
+            return json.dumps({"file": str(self.file), "samples": [self.images.start, self.images.stop]})
+        return json.dumps({"file": str(self.file), "keys": list(self.images)})
+
+
+def make_shards(folder: Path, parts: Sequence[Sequence[str] | range]) -> list[Shard]:
+    """Shards whose records lie in `folder`, numbered."""
+    return [Shard(folder / f"shard-{index:05d}.npz", part) for index, part in enumerate(parts)]
+
 
 def compute_features(
-    context: StageContext,
-    stage: str,
-    folder: Path,
-    shards: list[dict],
-    actor: type,
-    actor_arguments: tuple,
-    workers: EvaluateConfig,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Records of all `shards`, in order: those in `folder` from an earlier run, the others computed now.
+    context: StageContext, stage: str, shards: list[Shard], actor_arguments: tuple, workers: EvaluateConfig
+) -> None:
+    """See to it that every shard has its record: what an earlier run finished is kept, the rest computed now."""
+    pending = [shard for shard in shards if not shard.file.is_file()]
+    if not pending:
+        return
+    left, total = (sum(len(shard.images) for shard in part) for part in (pending, shards))
+    progress = context.progress(stage, total=total, unit="images", start=total - left)
+    ray_data = context.ray_data(workers, stage)
+    rows = [{"index": index, "task": shard.task} for index, shard in enumerate(pending)]
+    finished = ray_data.from_items(rows, override_num_blocks=len(rows)).map(
+        ScoreShard,
+        fn_constructor_args=actor_arguments,
+        compute=ray_data.ActorPoolStrategy(size=min(workers.num_workers, len(rows))),
+        # Half a CPU: actors that hold every CPU leave none for Ray Data's own tasks, and the job hangs.
+        num_cpus=0.5,
+        num_gpus=workers.gpus_per_worker,
+    )
+    for row in finished.iter_rows():
+        progress.advance(len(pending[row["index"]].images))
 
-    A shard is plain data with a "count"; `actor(*actor_arguments)(shard)` gives its record as named arrays.
+
+def read_records(shards: list[Shard]) -> Iterator[Record]:
+    """Records of computed shards, in order. Raises ValueError for one that does not cover its images."""
+    for shard in shards:
+        with np.load(shard.file, allow_pickle=False) as file:
+            record = dict(file)
+        found = len(record.get("features", ())) + len(record.get("unreadable", ()))
+        if found != len(shard.images):
+            raise ValueError(
+                f"{shard.file}: found {found} images, expected {len(shard.images)}. Delete it and run again"
+            )
+        yield record
+
+
+class ScoreShard:
+    """A shard's task -> its record, written atomically: features and logits of its images, in order.
+
+    Of real images, unreadable ones are named, not dropped; samples come with indices, labels and the images.
     """
-    pending = [index for index in range(len(shards)) if not _record(folder, index).is_file()]
-    total = sum(shard["count"] for shard in shards)
-    done = total - sum(shards[index]["count"] for index in pending)
-    progress = context.progress(stage, total=total, unit="images", start=done)
-    if pending:
-        ray_data = context.ray_data(workers, stage)
-        rows = [{"index": index, "shard": json.dumps(shards[index])} for index in pending]
-        finished = ray_data.from_items(rows, override_num_blocks=len(rows)).map(
-            KeepRecord,
-            fn_constructor_args=(folder, actor, actor_arguments),
-            compute=ray_data.ActorPoolStrategy(size=min(workers.num_workers, len(rows))),
-            # Half a CPU: actors that hold every CPU leave none for Ray Data's own tasks, and the job hangs.
-            num_cpus=0.5,
-            num_gpus=workers.gpus_per_worker,
-        )
-        for row in finished.iter_rows():
-            progress.advance(shards[row["index"]]["count"])
-    for index, shard in enumerate(shards):
-        yield _checked_record(folder, index, shard["count"])
 
+    def __init__(
+        self,
+        images: ImagesConfig,
+        config: EvaluateConfig,
+        checkpoint: str | None = None,
+        protocol: EvaluationProtocol | None = None,
+    ):
+        import torch
 
-def _record(folder: Path, index: int) -> Path:
-    return folder / f"shard-{index:05d}.npz"
+        from evaluation.extractors import create_extractor
 
-
-def _checked_record(folder: Path, index: int, count: int) -> dict[str, np.ndarray]:
-    with np.load(_record(folder, index), allow_pickle=False) as file:
-        record = dict(file)
-    found = len(record["features"]) + len(record.get("unreadable", ()))
-    if found != count:
-        raise ValueError(f"{_record(folder, index)}: found {found} images, expected {count}. Delete it and run again")
-    return record
-
-
-class KeepRecord:
-    """Runs an actor on a shard and writes what it returns, atomically."""
-
-    def __init__(self, folder: Path, actor: type, arguments: tuple):
-        self.folder = folder
-        self.actor = actor(*arguments)
+        # The same number of threads on any number of workers: sums in another order differ in the last bits.
+        torch.set_num_threads(config.cpus_per_worker)
+        self.images, self.checkpoint, self.protocol = images, checkpoint, protocol
+        self.batch_size = config.batch_size
+        self.device = "cuda" if config.gpus_per_worker else "cpu"
+        self.extractor = create_extractor(config.extractor, config.extractor_weights, self.device)
 
     def __call__(self, row: dict) -> dict:
-        record = self.actor(json.loads(row["shard"]))
+        task = json.loads(row["task"])
+        record = self._samples(range(*task["samples"])) if "samples" in task else self._real(task["keys"])
         buffer = io.BytesIO()
-        np.savez(buffer, **record)
-        storage.write_atomically(str(_record(self.folder, row["index"])), buffer.getvalue())
+        np.savez(buffer, **record)  # type: ignore[arg-type]
+        storage.write_atomically(task["file"], buffer.getvalue())
         return {"index": row["index"]}
 
-
-class ScoreImages:
-    """{"keys": [...]} -> features and logits of those images; unreadable ones are named, not dropped."""
-
-    def __init__(self, images: ImagesConfig, config: EvaluateConfig):
-        self.images = images
-        self.extract = _extractor(config)
-
-    def __call__(self, shard: dict) -> dict[str, np.ndarray]:
+    def _real(self, keys: list[str]) -> Record:
         from pipelines.preprocess import read_cropped
 
-        images, _, errors = read_cropped(self.images, shard["keys"])
-        return {**self.extract(images), "unreadable": np.array(sorted(errors), dtype=str)}
+        images, _, errors = read_cropped(self.images, keys)
+        features = self._extract(images) if len(images) else {}
+        return {**features, "unreadable": np.array(sorted(errors), dtype=str)}
 
+    def _samples(self, indices: range) -> Record:
+        labels = self._sampler.labels(indices)
+        images = self._sampler.sample(indices, labels)
+        return {"indices": np.array(indices), "labels": labels, "images": images, **self._extract(images)}
 
-class ScoreSamples:
-    """{"start": i, "stop": j} -> samples i..j-1 of a checkpoint, with their labels, features and logits."""
-
-    def __init__(self, checkpoint: str, protocol: EvaluationProtocol, config: EvaluateConfig):
+    @cached_property
+    def _sampler(self):
         from pipelines.sampling import Sampler
 
-        self.extract = _extractor(config)
-        device = "cuda" if config.gpus_per_worker else "cpu"
-        self.sampler = Sampler(checkpoint, protocol, batch_size=config.batch_size, device=device)
+        assert self.checkpoint is not None and self.protocol is not None, "samples are of a checkpoint"
+        return Sampler(self.checkpoint, self.protocol, batch_size=self.batch_size, device=self.device)
 
-    def __call__(self, shard: dict) -> dict[str, np.ndarray]:
-        indices = range(shard["start"], shard["stop"])
-        labels = self.sampler.labels(indices)
-        images = self.sampler.sample(indices, labels)
-        return {"indices": np.array(indices), "labels": labels, "images": images, **self.extract(images)}
+    def _extract(self, images: np.ndarray) -> Record:
+        import torch
 
-
-def _extractor(config: EvaluateConfig):
-    """uint8 (N, H, W, 3) -> {"features", "logits"[, "spatial"]}, on this worker's device and threads."""
-    import torch
-
-    from evaluation.extractors import create_extractor
-
-    # The same number of threads on any number of workers: sums in another order differ in the last bits.
-    torch.set_num_threads(config.cpus_per_worker)
-    device = "cuda" if config.gpus_per_worker else "cpu"
-    extractor = create_extractor(config.extractor, config.extractor_weights, device)
-
-    def extract(images: np.ndarray) -> dict[str, np.ndarray]:
-        result = extractor(torch.from_numpy(images).permute(0, 3, 1, 2))
+        result = self.extractor(torch.from_numpy(images).permute(0, 3, 1, 2))
         return {name: value for name, value in result._asdict().items() if value is not None}
-
-    return extract

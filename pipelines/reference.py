@@ -7,7 +7,6 @@ import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,9 @@ from evaluation.protocol import shard_ranges
 from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics
 from pipelines.config import Recipe
-from pipelines.features import ScoreImages, compute_features
+from pipelines.features import Shard, make_shards, read_records
 from pipelines.identity import digest_of
 from pipelines.images import Listing, open_source
-from pipelines.stage import StageContext
 
 MOST_FEATURES = 10_000
 """Images whose features are kept, for precision, recall and kernel distance: as many as ADM's references have."""
@@ -50,10 +48,21 @@ class RealImages:
     def path(self, listing: Listing) -> Path:
         return self.config.folder("references") / f"{self.digest(listing)[:12]}.npz"
 
-    def shards(self, listing: Listing) -> list[dict]:
-        keys = listing.keys
-        parts = shard_ranges(len(keys), self.config.evaluate.shard_rows)
-        return [{"keys": [keys[i] for i in part], "count": len(part)} for part in parts]
+    def shards(self, listing: Listing) -> list[Shard]:
+        parts = shard_ranges(len(listing), self.config.evaluate.shard_rows)
+        folder = self.path(listing).with_suffix(f".shards-{self.config.evaluate.shard_rows}")
+        return make_shards(folder, [listing.keys[part.start : part.stop] for part in parts])
+
+    @property
+    def wanted(self) -> list[Listing]:
+        """Whose features an evaluation needs: the reference's, unless one is given, and the held-out images'."""
+        reference = [] if self.config.evaluate.reference else [self.training]
+        return [*reference, self.held_out] if len(self.held_out) > 1 else reference
+
+    def missing_shards(self) -> list[Shard]:
+        """What is left to compute before `load_real`."""
+        missing = (listing for listing in self.wanted if not self.path(listing).is_file())
+        return [shard for listing in missing for shard in self.shards(listing)]
 
 
 def reference_digest(config: Recipe) -> str:
@@ -71,40 +80,26 @@ def reference_digest(config: Recipe) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_real(config: Recipe, context: StageContext) -> tuple[ReferenceStatistics, Features | None]:
+def load_real(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:
     """The reference (the given file, or the training images' own), and the features and logits of held-out images.
 
-    None in place of the latter where a recipe holds out fewer than two. What is not there yet is computed.
+    None in place of the latter where fewer than two are held out and readable. Needs the records of
+    `missing_shards`, which it reduces and removes.
     """
-    real = RealImages.of(config)
-    given = config.evaluate.reference
-    wanted = [] if given else [real.training]
-    if len(real.held_out) > 1:
-        wanted.append(real.held_out)
-    missing = [listing for listing in wanted if not real.path(listing).is_file()]
-    if missing:
-        compute_real(real, missing, context)
-    held_out = None
-    if real.held_out in wanted:
-        with np.load(real.path(real.held_out), allow_pickle=False) as file:
-            held_out = dict(file)
-    return ReferenceStatistics.load(given or real.path(real.training)), held_out
-
-
-def compute_real(real: RealImages, listings: list[Listing], context: StageContext) -> None:
-    """Compute the features of some listings in one go, and keep what evaluations need of them."""
-    config = real.config
-    shards = [shard for listing in listings for shard in real.shards(listing)]
-    folder = config.folder("references") / f"{digest_of(shards)[:12]}.shards"
-    arguments = (config.images, config.evaluate)
-    records = compute_features(context, "reference", folder, shards, ScoreImages, arguments, config.evaluate)
-    for listing in listings:
-        own = islice(records, len(real.shards(listing)))
+    for listing in real.wanted:
+        if real.path(listing).is_file():
+            continue
+        shards = real.shards(listing)
         if listing is real.training:
-            reference_statistics(real, own).save(real.path(listing))
+            reference_statistics(real, read_records(shards)).save(real.path(listing))
         else:
-            save_features(own, real.path(listing))
-    storage.remove_folder(str(folder))
+            save_features(read_records(shards), real.path(listing))
+        storage.remove_folder(str(shards[0].file.parent))
+    held_out = None
+    if len(real.held_out) > 1:
+        with np.load(real.path(real.held_out), allow_pickle=False) as file:
+            held_out = dict(file) if len(file.get("features", ())) > 1 else None
+    return ReferenceStatistics.load(real.config.evaluate.reference or real.path(real.training)), held_out
 
 
 def reference_statistics(real: RealImages, records: Iterator[Features]) -> ReferenceStatistics:
@@ -113,7 +108,7 @@ def reference_statistics(real: RealImages, records: Iterator[Features]) -> Refer
     stride = max(1, -(-len(real.training) // MOST_FEATURES))
     statistics: dict[str, FeatureStatistics] = {}
     kept = []
-    for record in records:
+    for record in with_images(records):
         for name in ("features", "spatial"):
             if name in record:
                 statistics.setdefault(name, FeatureStatistics(record[name].shape[1])).update(record[name])
@@ -136,10 +131,15 @@ def reference_statistics(real: RealImages, records: Iterator[Features]) -> Refer
     )
 
 
+def with_images(records: Iterator[Features]) -> Iterator[Features]:
+    """Records of shards in which at least one image could be read."""
+    return (record for record in records if "features" in record)
+
+
 def save_features(records: Iterator[Features], path: Path) -> None:
     """Keep features and logits as they are."""
-    every = list(records)
-    names = [name for name in every[0] if name != "unreadable"]
+    every = list(with_images(records))
+    names = [name for name in every[0] if name != "unreadable"] if every else []
     buffer = io.BytesIO()
     np.savez(buffer, **{name: np.concatenate([record[name] for record in every]) for name in names})  # type: ignore[arg-type]
     storage.write_atomically(str(path), buffer.getvalue())
