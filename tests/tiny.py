@@ -8,7 +8,7 @@ from PIL import Image
 from pipelines.config import Recipe
 from pipelines.recipe_file import load_recipe
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "tiny.toml"
+RECIPE = Path(__file__).resolve().parent / "recipes" / "tiny.toml"
 
 
 BROKEN = "blob/broken.png"

@@ -46,6 +46,7 @@ def red(output):
     return {check["name"]: check for check in json.loads(output) if not check["ok"]}
 
 
+@pytest.mark.slow
 def test_all_is_green_here(raydit_doctor, tmp_path):
     code, output = raydit_doctor("--json")
     assert red(output) == {} and code == 0

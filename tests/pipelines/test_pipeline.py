@@ -36,7 +36,7 @@ def test_every_artifact_is_there_and_describes_itself(finished):
     output = folder / "output"
     manifest = json.loads((output / "latents" / "manifest.json").read_text())
     assert (manifest["format"], manifest["version"]) == ("raydit.latents", 1)
-    assert manifest["rows"] + manifest["quarantined"] == sum(shard["rows"] for shard in manifest["shards"])
+    assert manifest["rows"] == sum(shard["rows"] for shard in manifest["shards"])
     assert manifest["class_names"] == ["blob", "ring", "stripe"]
     assert sorted(path.name for path in (output / "checkpoints").glob("step_*")) == [
         "step_0000002",
@@ -101,12 +101,13 @@ def test_a_second_run_skips_everything(finished, capsys):
     assert before == after
 
 
-def test_a_changed_setting_reruns_its_stage_and_not_those_before_it(copy, capsys):
+def test_evaluation_alone_is_done_again_and_gives_the_same_numbers_on_other_workers(copy, capsys):
     before = report_of(copy)
-    report = run_pipeline(tiny_recipe(copy, "evaluate.sampling_steps=1"))
+    shutil.rmtree(copy / "output" / "evaluations")
+    report = run_pipeline(tiny_recipe(copy, "evaluate.num_workers=2", "evaluate.shard_rows=4"))
     assert capsys.readouterr().out.count("finished already") == 3
-    assert report.protocol_id != before["protocol_id"]
-    assert report.checkpoint_digest == before["checkpoint_digest"]
+    assert report.protocol_id == before["protocol_id"]
+    assert report.metrics == before["metrics"]
 
 
 @pytest.mark.slow
@@ -130,22 +131,13 @@ def test_a_deleted_shard_is_all_that_is_encoded_again(copy):
     assert {path.name: path.read_bytes() for path in latents.glob("*.parquet")} == unbroken
 
 
-def test_samples_do_not_depend_on_the_number_of_workers(copy):
-    before = report_of(copy)
-    shutil.rmtree(copy / "output" / "evaluations")
-    config = tiny_recipe(copy, "evaluate.num_workers=2", "evaluate.shard_rows=4")
-    report = evaluate(copy / "output" / "checkpoints" / "step_0000006", config=config)
-    assert report.protocol_id == before["protocol_id"]
-    assert report.metrics == before["metrics"]
-
-
 def test_training_goes_on_from_the_newest_checkpoint_to_the_bit(copy):
     """As after a kill between steps 2 and 4: the rest is done again and ends in the same place."""
     checkpoints = copy / "output" / "checkpoints"
     unbroken = {path.name: path.read_bytes() for path in (checkpoints / "step_0000006").rglob("*.safetensors")}
     for step in ("step_0000004", "step_0000006"):
         shutil.rmtree(checkpoints / step)
-    (checkpoints / ".tmp-step_0000004-123").mkdir()
+    (checkpoints / ".tmp-step_0000004").mkdir()
     checkpoint = train(tiny_recipe(copy))
     resumed = {path.name: path.read_bytes() for path in checkpoint.path.rglob("*.safetensors")}
     assert resumed == unbroken

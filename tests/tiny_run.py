@@ -1,0 +1,78 @@
+"""The tiny recipe, run once for all tests: as a job on a real Ray head with token authentication.
+
+Its processes start one after the other and leave half of a small machine idle, so it runs from the start of the
+test session, beside the tests of the mathematics.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ray_head import RayHead
+from tiny import RECIPE, place_flags, tiny_recipe
+
+from pipelines.config import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """Runs `raydit submit` as a user does, in a folder of its own."""
+
+    ray_head: RayHead
+    folder: Path
+
+    def start(self, *command: str, **options) -> subprocess.Popen:
+        env = os.environ | self.ray_head.env | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+        submit = [sys.executable, "-m", "pipelines.cli", "submit", "--address", self.ray_head.address, "--"]
+        return subprocess.Popen([*submit, *command], cwd=self.folder, env=env, text=True, **options)
+
+    def __call__(self, *command: str, **env: str) -> subprocess.CompletedProcess:
+        process = self.start(*command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        stdout, stderr = process.communicate(timeout=300)
+        print(stdout, stderr)
+        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+@pytest.fixture(scope="session")
+def submit(ray_head, tmp_path_factory) -> Submitter:
+    return Submitter(ray_head, tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="session")
+def started_run(submit) -> Iterator[subprocess.Popen]:
+    """The whole tiny recipe as a Ray job, on its way; what it prints goes to files."""
+    command = ("run", str(RECIPE), *place_flags(submit.folder))
+    with open(submit.folder / "stdout", "w") as stdout, open(submit.folder / "stderr", "w") as stderr:
+        process = submit.start(*command, stdout=stdout, stderr=stderr)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def start_early(request) -> None:
+    """Start the run before the first test, if any test asks for what it leaves."""
+    if any("whole_run" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("started_run")
+
+
+@pytest.fixture(scope="session")
+def whole_run(submit, started_run) -> subprocess.CompletedProcess:
+    """The run when it has ended, and what it printed."""
+    code = started_run.wait(timeout=500)
+    stdout, stderr = ((submit.folder / name).read_text() for name in ("stdout", "stderr"))
+    print(stdout, stderr)
+    return subprocess.CompletedProcess(started_run.args, code, stdout, stderr)
+
+
+@pytest.fixture(scope="session")
+def finished(submit, whole_run) -> tuple[Path, Recipe]:
+    """The folder in which the job left everything, and its recipe. Tests must leave it as it is."""
+    assert whole_run.returncode == 0, whole_run.stdout + whole_run.stderr
+    return submit.folder, tiny_recipe(submit.folder)
