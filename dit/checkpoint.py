@@ -11,6 +11,7 @@
 Nothing is pickled: a checkpoint from a stranger cannot run code.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -67,8 +69,10 @@ def save_checkpoint(state: TrainState, folder: Path, config: dict, cursor: dict)
     (temporary / "trainer").mkdir(parents=True)
     try:
         _write_files(state, temporary, config, cursor)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, SafetensorError) and "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)

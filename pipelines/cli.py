@@ -1,5 +1,6 @@
 """The `raydit` command: parses, calls a job, prints. Everything heavy is imported by the command that needs it."""
 
+import errno
 import json
 import os
 import sys
@@ -223,6 +224,8 @@ def main() -> None:
     except click.exceptions.Exit as exit:
         sys.exit(exit.exit_code)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _fail(f"{error}; free some space, then the same command goes on from here", FAILED)
         if not _is_ours(error):
             raise
         _fail(str(error), FAILED if isinstance(error, FloatingPointError | ConnectionError) else BAD_INPUT)

@@ -15,7 +15,7 @@ from pipelines.config import WorkersConfig
 from pipelines.stage import StageContext
 
 RESTARTS = 3
-"""How often a group whose worker died is started again before the stage fails."""
+"""How often a group is started again after a worker died, before the stage fails."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,29 @@ def run_workers(
     if workers.gpus_per_worker:
         resources["GPU"] = workers.gpus_per_worker
     with _mailbox(on_report) as mailbox:
-        trainer = TorchTrainer(
-            function,
-            train_loop_config={**settings, "reports": mailbox},
-            scaling_config=ScalingConfig(
-                num_workers=workers.num_workers,
-                use_gpu=bool(workers.gpus_per_worker),
-                resources_per_worker=resources,
-            ),
-            run_config=RunConfig(
-                name=stage, storage_path=str(scratch), failure_config=FailureConfig(max_failures=RESTARTS)
-            ),
-        )
-        try:
-            _fit_interruptibly(trainer)
-        except TrainingFailedError as error:
-            raise _own_error(error) from error
+        for restarts in range(RESTARTS + 1):
+            trainer = TorchTrainer(
+                function,
+                train_loop_config={**settings, "reports": mailbox},
+                scaling_config=ScalingConfig(
+                    num_workers=workers.num_workers,
+                    use_gpu=bool(workers.gpus_per_worker),
+                    resources_per_worker=resources,
+                ),
+                run_config=RunConfig(
+                    # Restarting is ours: Ray Train would also try again what fails for a reason that stays.
+                    name=stage,
+                    storage_path=str(scratch),
+                    failure_config=FailureConfig(max_failures=0),
+                ),
+            )
+            try:
+                return _fit_interruptibly(trainer)
+            except TrainingFailedError as error:
+                failure = _own_error(error)
+                if restarts == RESTARTS or not _may_pass(failure):
+                    raise failure from error
+                context.say(stage, f"a worker died ({_first_line(failure)}); starting the group again")
 
 
 def _fit_interruptibly(trainer) -> None:
@@ -89,10 +96,18 @@ def _fit_interruptibly(trainer) -> None:
 
 
 def _own_error(error: Exception) -> BaseException:
-    """The first worker's error, without Ray Train's wrapping."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        return getattr(failure, "cause", None) or failure
-    return error
+    """What a worker raised on purpose, before the errors of those that waited for it."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return next(iter(sorted(failures, key=_may_pass)), error)
+
+
+def _may_pass(failure: BaseException) -> bool:
+    """Whether a worker died, or lost one that did, rather than met what the next try meets again."""
+    return not isinstance(failure, ValueError | OSError | ArithmeticError)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
