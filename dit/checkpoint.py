@@ -4,6 +4,7 @@
         config.json            format, version, model, objective, autoencoder, class names, step, seed, recipe
         model.safetensors      the weights as trained
         ema.safetensors        the averaged weights, which sampling uses
+        ema_0.05.safetensors   further averages, if any, by their relative width
         trainer/optimizer.safetensors   moments of AdamW by parameter name
         trainer/state.json     the data cursor and how random numbers are made
         COMPLETE               digests of all of the above, written last
@@ -51,8 +52,15 @@ class Checkpoint:
         return self.config["step"]
 
     def weights(self, which: str = "ema", device: str | torch.device = "cpu") -> dict[str, Tensor]:
-        """State dict of the averaged ("ema") or the trained ("model") weights."""
-        return load_file(self.path / f"{which}.safetensors", device=str(device))
+        """State dict of the averaged ("ema", "ema_0.05") or the trained ("model") weights."""
+        file = self.path / f"{which}.safetensors"
+        if not file.is_file():
+            found = ", ".join(sorted(other.stem for other in self.path.glob("*.safetensors")))
+            raise FileNotFoundError(
+                f"{self.path} has no weights {which!r}: found {found}. Choose one of them, or train from the start "
+                "with this average in train.ema_sigma_rels"
+            )
+        return load_file(file, device=str(device))
 
 
 def save_checkpoint(state: TrainState, folder: Path, config: dict, cursor: dict) -> Checkpoint:
@@ -81,7 +89,8 @@ def save_checkpoint(state: TrainState, folder: Path, config: dict, cursor: dict)
 
 def _write_files(state: TrainState, folder: Path, config: dict, cursor: dict) -> None:
     save_file(_contiguous(state.network.state_dict()), folder / "model.safetensors")
-    save_file(_contiguous(state.ema.state_dict()), folder / "ema.safetensors")
+    for name, average in state.averages.items():
+        save_file(_contiguous(average.state_dict()), folder / f"{name}.safetensors")
     save_file(_optimizer_tensors(state), folder / "trainer" / "optimizer.safetensors")
     _write_json(folder / "trainer" / "state.json", {"step": state.step, **cursor})
     described = {"format": FORMAT, "version": VERSION, "step": state.step, **config}
@@ -137,7 +146,8 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:
     """Put a checkpoint's weights, averages, optimizer and step into `state`, and return it."""
     verify_checkpoint(checkpoint)
     load_weights(state.network, checkpoint.weights("model"))
-    state.ema.load_state_dict(checkpoint.weights("ema"))
+    for name, average in state.averages.items():
+        average.load_state_dict(checkpoint.weights(name))
     tensors = load_file(checkpoint.path / "trainer" / "optimizer.safetensors")
     parameters = dict(state.network.named_parameters())
     for key, tensor in tensors.items():

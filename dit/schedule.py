@@ -7,7 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
+
+LARGEST_SIGMA_REL = 0.288
+"""Just below 1 / sqrt(12), the relative width of the uniform average over all steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,9 @@ class TrainingConfig:
     """Decay of the averaged weights, which sampling uses."""
     ema_warmup: bool = False
     """Average over a short window first: decay min(ema_decay, (1 + n) / (10 + n)) after n steps."""
+    ema_sigma_rels: tuple[Annotated[float, Gt(0), Le(LARGEST_SIGMA_REL)], ...] = ()
+    """Relative widths of power-function averages kept besides, each a further copy of the weights; 0.05 and 0.10
+    allow to make any other width later (Karras et al. 2024, arXiv 2312.02696)."""
     checkpoint_every: Annotated[int, Gt(0)] = 50_000
     """Steps between checkpoints; the last step is always one."""
     log_every: Annotated[int, Gt(0)] = 100
@@ -45,6 +51,13 @@ class TrainingConfig:
                 f"warmup_steps = {self.warmup_steps} is longer than the training (steps = {self.steps}); "
                 "lower warmup_steps or raise steps"
             )
+        if len(set(self.ema_sigma_rels)) < len(self.ema_sigma_rels):
+            raise ValueError(f"ema_sigma_rels = {list(self.ema_sigma_rels)} names a width twice; remove one of them")
+
+
+def power_ema_name(sigma_rel: float) -> str:
+    """Name of a power-function average: of its file in a checkpoint, and in [evaluate] weights."""
+    return f"ema_{sigma_rel}"
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

@@ -9,14 +9,14 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dit.ema import EMA
-from dit.schedule import TrainingConfig, learning_rate
+from dit.ema import EMA, PowerEMA
+from dit.schedule import TrainingConfig, learning_rate, power_ema_name
 
 Losses = dict[str, Tensor]
 
@@ -31,12 +31,19 @@ class TrainState:
     """What is called in the forward pass: the network, or its data-parallel wrapper."""
     ema: EMA
     optimizer: torch.optim.Optimizer
+    power_emas: dict[str, PowerEMA] = field(default_factory=dict)
+    """Further averages by their names (`dit.schedule.power_ema_name`)."""
     step: int = 0
     """Finished optimiser steps."""
 
+    @property
+    def averages(self) -> dict[str, EMA]:
+        """All averages, by the names of their files in a checkpoint."""
+        return {"ema": self.ema, **self.power_emas}
+
 
 def create_state(network: nn.Module, config: TrainingConfig, wrap: Callable = lambda network: network):
-    """Start of training: AdamW and EMA as `config` asks; `wrap` makes the network data-parallel."""
+    """Start of training: AdamW and averages as `config` asks; `wrap` makes the network data-parallel."""
     optimizer = torch.optim.AdamW(
         [parameter for parameter in network.parameters() if parameter.requires_grad],
         lr=config.learning_rate,
@@ -45,7 +52,8 @@ def create_state(network: nn.Module, config: TrainingConfig, wrap: Callable = la
         fused=True,
     )
     ema = EMA(network, decay=config.ema_decay, warmup=config.ema_warmup)
-    return TrainState(network=network, model=wrap(network), ema=ema, optimizer=optimizer)
+    power_emas = {power_ema_name(sigma_rel): PowerEMA(network, sigma_rel) for sigma_rel in config.ema_sigma_rels}
+    return TrainState(network=network, model=wrap(network), ema=ema, power_emas=power_emas, optimizer=optimizer)
 
 
 def train(
@@ -91,7 +99,8 @@ def train_step(state: TrainState, batch, losses, config: TrainingConfig) -> dict
         )
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    state.ema.update(state.network, state.step)
+    for average in state.averages.values():
+        average.update(state.network, state.step)
     state.step += 1
     return {name: value.detach() for name, value in values.items()} | {"lr": lr, "grad_norm": grad_norm}
 

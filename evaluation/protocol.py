@@ -6,6 +6,7 @@ Imports neither torch nor any model, so that a plan can be printed at once.
 import difflib
 import hashlib
 import json
+import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
@@ -47,8 +48,8 @@ class EvaluationProtocol:
     """Guided latent channels; None: all. Official DiT numbers guide the first 3."""
     cfg_interval: tuple[float, float] | None = None
     """Times between which guidance is on; None: always."""
-    weights: Literal["ema", "raw"] = "ema"
-    """Which weights of the checkpoint sample."""
+    weights: str = "ema"
+    """Which weights of the checkpoint sample: the averaged, the raw, or a further average such as "ema_0.05"."""
     decoder: str
     """Identity (id and sha256) of the decoder that turns latents into pixels."""
     uint8_rule: str = UINT8_RULE
@@ -63,7 +64,7 @@ class EvaluationProtocol:
     def __post_init__(self) -> None:
         wanted = {
             "labels": ("'random' or 'balanced'", self.labels in ("random", "balanced")),
-            "weights": ("'ema' or 'raw'", self.weights in ("ema", "raw")),
+            "weights": ("'ema', 'raw' or such as 'ema_0.05'", re.fullmatch(r"raw|ema(_\d.*)?", self.weights)),
             "num_samples": ("at least 10, one for each split of the Inception Score", self.num_samples >= 10),
             "sampling_steps": ("at least 1", self.sampling_steps >= 1),
         }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster import storage
 from pipelines.config import AutoencoderTrainConfig, Recipe
-from pipelines.identity import Artifact
+from pipelines.identity import Artifact, settings_identity
 from pipelines.images import Listing, open_source
 from pipelines.stage import StageContext, job
 from pipelines.workers import Report, Worker, run_workers
@@ -209,9 +209,8 @@ def reconstruction_psnr(autoencoder, images) -> float:
 def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> dict:
     """What the weights depend on."""
     irrelevant = ("checkpoint_every", "log_every", "num_workers", "cpus_per_worker", "gpus_per_worker")
-    kept = {name: value for name, value in asdict(settings).items() if name not in irrelevant}
     return {
         "seed": config.seed,
         "images": {"digest": listing.digest, "size": config.images.size, "crop": config.images.crop},
-        "autoencoder": {**kept, "betas": list(settings.betas)},
+        "autoencoder": settings_identity(settings, irrelevant),
     }

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from dit.config import SAMPLER_PROCESSES, DiTConfig, named_config
-from dit.schedule import TrainingConfig
+from dit.schedule import TrainingConfig, power_ema_name
 
 PositiveInt = Annotated[int, Gt(0)]
 
@@ -208,7 +208,8 @@ class EvaluateConfig(WorkersConfig):
     cfg_interval: tuple[float, float] | None = None
     """Times between which guidance acts; always when left out."""
     labels: Literal["balanced", "random"] = "random"
-    weights: Literal["ema", "raw"] = "ema"
+    weights: str = "ema"
+    """Which weights sample: "ema", "raw" (as trained), or "ema_0.05" and so on, one of train.ema_sigma_rels."""
     extractor: Literal["efficientnet-lite0", "inception"] = "inception"
     extractor_weights: str | None = None
     """Path of the extractor's weights; its own when left out."""
@@ -263,6 +264,12 @@ class Recipe:
             raise ValueError(
                 f"evaluate.cfg_scale: found {self.evaluate.cfg_scale} with model.class_dropout_prob = 0: guidance "
                 "needs a null class. Set cfg_scale = 1.0, or class_dropout_prob = 0.1"
+            )
+        weights = ("ema", "raw", *map(power_ema_name, self.train.ema_sigma_rels))
+        if self.evaluate.weights not in weights:
+            raise ValueError(
+                f"evaluate.weights: found {self.evaluate.weights!r}, expected one of {', '.join(weights)}; further "
+                "averages are kept by train.ema_sigma_rels"
             )
         downsample = self.autoencoder.train.downsample if self.autoencoder.train else 1
         if self.images.size % downsample:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster import storage
@@ -14,6 +14,15 @@ PLAN = "plan.json"
 def digest_of(content) -> str:
     """sha256 of canonical JSON: the identity of settings."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def settings_identity(settings, irrelevant: tuple[str, ...]) -> dict:
+    """Fields of a config dataclass that a result depends on, as JSON values.
+
+    Empty tuples are left out: an optional extra that is not used must not make earlier artifacts outdated.
+    """
+    kept = {name: value for name, value in asdict(settings).items() if name not in irrelevant and value != ()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

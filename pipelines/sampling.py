@@ -45,7 +45,7 @@ class Sampler:
         opened = load_checkpoint(checkpoint)
         self.protocol, self.batch_size, self.device = protocol, batch_size, device
         config = DiTConfig(**opened.config["model"])
-        weights = opened.weights("ema" if protocol.weights == "ema" else "model", device)
+        weights = opened.weights("model" if protocol.weights == "raw" else protocol.weights, device)
         self.model = load_weights(DiT(config), weights).to(device).eval()
         self.num_classes = config.num_classes
         self.latent_shape = (config.in_channels, *config.latent_size)

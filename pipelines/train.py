@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.autoencoder import autoencoder_of
 from pipelines.config import ModelConfig, Recipe
-from pipelines.identity import Artifact
+from pipelines.identity import Artifact, settings_identity
 from pipelines.latents import LatentDataset
 from pipelines.recipe_file import resolved
 from pipelines.stage import StageContext, job
@@ -162,13 +162,12 @@ def train_identity(config: Recipe, latents: LatentDataset) -> dict:
         "cpus_per_worker",
         "gpus_per_worker",
     )
-    settings = {name: value for name, value in asdict(config.train).items() if name not in irrelevant}
     return {
         "seed": config.seed,
         "latents": {"fingerprint": latents.fingerprint},
         "model": asdict(config.model),
         "objective": asdict(config.objective),
-        "train": {**settings, "betas": list(config.train.betas)},
+        "train": settings_identity(config.train, irrelevant),
     }
 
 

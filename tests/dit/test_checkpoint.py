@@ -30,6 +30,7 @@ CONFIG = {"class_names": ["a", "b"], "seed": 3}
 
 def settings(**changes):
     values = {"steps": 6, "global_batch_size": 4, "learning_rate": 1e-2, "ema_warmup": True, "weight_decay": 0.1}
+    values["ema_sigma_rels"] = (0.05, 0.1)
     return TrainingConfig(**{**values, "lr_schedule": "linear", "warmup_steps": 2, "grad_clip": 1.0, **changes})
 
 
@@ -65,8 +66,10 @@ def optimizer_of(state):
 
 def assert_equal(first, second):
     assert first.step == second.step
-    for name in ("network", "ema"):
-        one, other = getattr(first, name).state_dict(), getattr(second, name).state_dict()
+    assert first.averages.keys() == second.averages.keys()
+    pairs = [(first.network, second.network)]
+    pairs += [(average, second.averages[name]) for name, average in first.averages.items()]
+    for one, other in ((one.state_dict(), other.state_dict()) for one, other in pairs):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
     one, other = optimizer_of(first), optimizer_of(second)
@@ -85,12 +88,22 @@ def test_a_checkpoint_comes_back_to_the_bit(saved):
     state, checkpoint = saved
     other = restore(new_state(seed=9), load_checkpoint(checkpoint.path))
     assert_equal(state, other)
-    for which, module in (("model", state.network), ("ema", state.ema)):
+    assert state.averages.keys() == {"ema", "ema_0.05", "ema_0.1"}
+    for which, module in (("model", state.network), *state.averages.items()):
         weights = checkpoint.weights(which)
         assert weights.keys() == module.state_dict().keys()
         assert all(torch.equal(weights[name], value) for name, value in module.state_dict().items())
     name = "blocks.0.attn.qkv.weight"
     assert not torch.equal(checkpoint.weights()[name], checkpoint.weights("model")[name])
+
+
+def test_an_average_that_a_checkpoint_does_not_hold_is_refused_with_those_it_holds(saved):
+    state, checkpoint = saved
+    with pytest.raises(FileNotFoundError, match="no weights 'ema_0.2': found ema, ema_0.05, ema_0.1, model. Choose"):
+        restore(new_state(ema_sigma_rels=(0.2,)), checkpoint)
+    fewer = restore(new_state(ema_sigma_rels=(0.1,)), checkpoint)
+    one, other = (of.averages["ema_0.1"].state_dict() for of in (fewer, state))
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
@@ -112,7 +125,8 @@ def test_the_folder_holds_the_contracts_files_and_nothing_pickled(saved):
     _, checkpoint = saved
     files = {file.relative_to(checkpoint.path).as_posix() for file in checkpoint.path.rglob("*") if file.is_file()}
     trainer = {"trainer/optimizer.safetensors", "trainer/state.json"}
-    assert files == {"config.json", "model.safetensors", "ema.safetensors", "COMPLETE"} | trainer
+    averages = {"ema.safetensors", "ema_0.05.safetensors", "ema_0.1.safetensors"}
+    assert files == {"config.json", "model.safetensors", "COMPLETE"} | averages | trainer
     assert json.loads((checkpoint.path / "COMPLETE").read_text()).keys() == files - {"COMPLETE"}
     for name in files:
         if name.endswith(".safetensors"):
@@ -133,7 +147,7 @@ def test_the_config_says_what_the_checkpoint_is(saved):
 def test_a_folder_without_its_last_file_is_refused_with_what_is_there(saved):
     _, checkpoint = saved
     (checkpoint.path / "COMPLETE").unlink()
-    with pytest.raises(FileNotFoundError, match=r"not a finished checkpoint: found config.json, ema.safetensors, mode"):
+    with pytest.raises(FileNotFoundError, match=r"not a finished checkpoint: found config.json, ema.safetensors, ema_"):
         load_checkpoint(checkpoint.path)
     assert newest_checkpoint(checkpoint.path.parent) is None
 

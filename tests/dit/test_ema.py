@@ -1,8 +1,11 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from dit.ema import EMA
+from dit.ema import EMA, PowerEMA, gamma_of, power_decay, sigma_rel_of
+from dit.schedule import LARGEST_SIGMA_REL
 
 
 class Scalar(nn.Module):
@@ -42,9 +45,64 @@ def test_warmup_follows_the_closed_form():
         torch.testing.assert_close(ema.state_dict()["weight"], torch.full((3,), expected))
 
 
-def test_frozen_parameters_stay_bit_equal_and_buffers_are_copied():
+@pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.1, 0.25])
+def test_power_average_is_the_integral_of_the_weights_over_their_profile(sigma_rel):
+    """Of weights that stay as they are between steps: theta_n for n - 1 < tau <= n, weighed by tau^gamma."""
+    model, values = Scalar(), torch.randn(60, dtype=torch.float64)
+    ema, gamma = PowerEMA(model, sigma_rel), gamma_of(sigma_rel)
+    for step, value in enumerate(values.tolist()):
+        model.set(value)
+        ema.update(model, step)
+        edges = torch.arange(step + 2, dtype=torch.float64) / (step + 1)
+        expected = (values[: step + 1] * (edges ** (gamma + 1)).diff()).sum()
+        torch.testing.assert_close(ema.state_dict()["weight"].double(), expected.expand(3), rtol=1e-5, atol=1e-6)
+
+
+def test_power_average_forgets_the_start_and_begins_with_the_first_step():
     model = Scalar()
-    ema = EMA(model)
+    ema = PowerEMA(model, 0.1)
+    model.set(3.0)
+    ema.update(model, 0)
+    assert torch.equal(ema.state_dict()["weight"], model.weight)
+
+
+@pytest.mark.parametrize("sigma_rel", [0.05, 0.1])
+def test_the_profile_has_the_relative_width_it_is_named_by(sigma_rel):
+    """Of the decays themselves, over many steps: the standard deviation of the steps that they average."""
+    steps = 4000
+    keeps = torch.tensor([power_decay(t, gamma_of(sigma_rel)) for t in range(1, steps + 1)], dtype=torch.float64)
+    later = torch.cat([keeps.flip(0).cumprod(0).flip(0)[1:], torch.ones(1, dtype=torch.float64)])
+    weights = (1 - keeps) * later
+    time = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    mean = (weights * time).sum()
+    assert float(weights.sum()) == pytest.approx(1, abs=1e-12)
+    assert float((weights * (time - mean).square()).sum().sqrt()) == pytest.approx(sigma_rel, rel=1e-3)
+
+
+@pytest.mark.parametrize(("sigma_rel", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
+def test_exponents_are_the_papers(sigma_rel, gamma):
+    assert gamma_of(sigma_rel) == pytest.approx(gamma, abs=0.005)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(1e-3, LARGEST_SIGMA_REL))
+def test_widths_and_exponents_are_inverse(sigma_rel):
+    assert sigma_rel_of(gamma_of(sigma_rel)) == pytest.approx(sigma_rel, rel=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.02, 300))
+def test_exponents_and_widths_are_inverse(gamma):
+    assert gamma_of(sigma_rel_of(gamma)) == pytest.approx(gamma, rel=1e-6)
+
+
+def test_frozen_parameters_stay_bit_equal_and_buffers_are_copied():
+    for ema in (EMA(Scalar()), PowerEMA(Scalar(), 0.05)):
+        check_frozen_and_buffers(ema)
+
+
+def check_frozen_and_buffers(ema):
+    model = Scalar()
     for step in range(50):
         model.set(step)
         ema.update(model, step)
@@ -100,6 +158,9 @@ def test_model_takes_the_average(small_model):
 def test_errors_tell_found_expected_and_what_to_do(small_model):
     with pytest.raises(ValueError, match=r"decay is 1.5, but it must be in \[0, 1\): use 0.9999"):
         EMA(Scalar(), decay=1.5)
+    for sigma_rel in (0.0, -0.05, 0.3):
+        with pytest.raises(ValueError, match=f"sigma_rel is {sigma_rel}, but .* at most 0.288.*: use 0.05 and 0.10"):
+            PowerEMA(Scalar(), sigma_rel)
     ema = EMA(small_model())
     with pytest.raises(ValueError, match="blocks.2.*must be equal: load a checkpoint of the same model"):
         ema.load_state_dict(EMA(small_model(depth=3)).state_dict())

@@ -60,11 +60,17 @@ def test_unknown_and_missing_fields_are_named():
 
 
 @pytest.mark.parametrize(
-    "change", [{"labels": "sorted"}, {"weights": "swa"}, {"num_samples": 1}, {"sampling_steps": 0}]
+    "change", [{"labels": "sorted"}, {"weights": "swa"}, {"weights": "ema_"}, {"num_samples": 1}, {"sampling_steps": 0}]
 )
 def test_impossible_values_are_refused_by_name(change):
     with pytest.raises(ValueError, match=f"{next(iter(change))} is .*expected"):
         EvaluationProtocol.from_dict({**PROTOCOL.to_dict(), **change})
+
+
+def test_a_further_average_is_another_protocol():
+    names = ("ema", "raw", "ema_0.05", "ema_0.1")
+    ids = {EvaluationProtocol.from_dict({**PROTOCOL.to_dict(), "weights": name}).protocol_id for name in names}
+    assert len(ids) == 4
 
 
 def test_seeds_are_literal_constants():

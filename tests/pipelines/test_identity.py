@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from pipelines.identity import Artifact, differences, digest_of
+from dit.schedule import TrainingConfig
+from pipelines.identity import Artifact, differences, digest_of, settings_identity
 
 OLD = {"seed": 0, "train": {"learning_rate": 0.001, "betas": [0.9, 0.99]}}
 NEW = {"seed": 0, "train": {"learning_rate": 0.002, "betas": [0.9, 0.99]}}
@@ -28,6 +29,14 @@ def test_digests_are_shortened():
 
 def test_a_digest_does_not_depend_on_the_order_of_keys():
     assert digest_of({"a": 1, "b": [2]}) == digest_of({"b": [2], "a": 1}) != digest_of({"a": 1, "b": [3]})
+
+
+def test_an_extra_that_is_not_used_leaves_an_identity_as_it_was_before_there_was_one():
+    plain = settings_identity(TrainingConfig(), ("steps",))
+    assert "ema_sigma_rels" not in plain and "steps" not in plain and plain["betas"] == [0.9, 0.999]
+    more = settings_identity(TrainingConfig(ema_sigma_rels=(0.05, 0.1)), ("steps",))
+    assert differences(plain, more) == ["ema_sigma_rels: null -> [0.05, 0.1]"]
+    assert json.loads(json.dumps(more)) == more
 
 
 def test_a_new_folder_is_claimed_and_records_the_identity(tmp_path, capsys):

@@ -211,6 +211,8 @@ def test_a_missing_key_of_a_section_names_the_sections_line(refusal):
         ("global_batch_size = 8", "global_batch_size = 8\nnum_workers = 3", ":18: train.global_batch", "found 8"),
         ("steps = 40", "steps = 40\nglobal_batch_size = 5\nnum_workers = 2", ":8: autoencoder.train.g", "found 5"),
         ("steps = 40", "steps = 40\nwidth = 12", ":8: autoencoder.train.width", "multiple of 8"),
+        ('sampler = "euler"', 'weights = "ema_0.2"\nsampler = "euler"', ":20: evaluate.weights", "one of ema, raw; "),
+        ("global_batch_size = 8", "ema_sigma_rels = [0.1, 0.1]", ":18: train.ema_sigma_rels", "twice; remove"),
         ("global_batch_size = 8", "warmup_steps = 101", ":18: train.warmup_steps", "longer than the training"),
         ("size = 32\n[auto", "size = 30\n[auto", ":5: images.size", "multiple of autoencoder.train.downsample = 4"),
     ],
@@ -222,6 +224,11 @@ def test_values_that_contradict_each_other_are_refused_with_their_place(refusal,
     (line,) = refusal(text)
     assert line.startswith(f"RECIPE{place}")
     assert words in line
+
+
+def test_an_average_that_training_keeps_can_be_evaluated(small):
+    recipe = small("train.ema_sigma_rels=[0.05, 0.10]", "evaluate.weights=ema_0.1")
+    assert recipe.train.ema_sigma_rels == (0.05, 0.1) and recipe.evaluate.weights == "ema_0.1"
 
 
 def test_overrides_that_contradict_the_recipe_are_refused_by_their_flag(refusal):
