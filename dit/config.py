@@ -9,6 +9,7 @@ ProcessKind = Literal["diffusion", "flow"]
 Schedule = Literal["linear", "cosine", "scaled_linear"]
 Prediction = Literal["eps", "x0", "v"]
 Variance = Literal["learned_range", "fixed_small", "fixed_large"]
+Weighting = Literal["none", "min_snr"]
 TimeDensity = Literal["uniform", "logit_normal"]
 
 TIMESTEP_FREQUENCIES = 256

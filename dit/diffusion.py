@@ -9,7 +9,8 @@ from typing import ClassVar, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from dit.config import Prediction, ProcessKind, Schedule, Variance
+from dit.config import Prediction, ProcessKind, Schedule, Variance, Weighting
+from dit.predictions import View, convert, loss_weight, view, x0_and_eps
 
 
 class ReverseStep(NamedTuple):
@@ -38,20 +39,28 @@ class GaussianDiffusion:
         schedule: Schedule = "linear",
         prediction: Prediction = "eps",
         variance: Variance = "learned_range",
+        weighting: Weighting = "none",
+        min_snr_gamma: float = 5.0,
     ) -> None:
         """prediction: what the network outputs, v as in https://arxiv.org/abs/2202.00512.
 
         variance: learned_range (2C output channels), or the posterior's (fixed_small) or beta (fixed_large).
+        weighting: of the squared error by timestep (`dit.predictions.loss_weight`); 5 is the paper's gamma.
         """
         for name, value, choices in (
             ("schedule", schedule, get_args(Schedule)),
             ("prediction", prediction, get_args(Prediction)),
             ("variance", variance, get_args(Variance)),
+            ("weighting", weighting, get_args(Weighting)),
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}, but it must be one of {', '.join(choices)}: choose one of them")
+        if min_snr_gamma <= 0:
+            raise ValueError(f"min_snr_gamma is {min_snr_gamma}, but it must be above 0: use 5 as in the paper")
         self.prediction = prediction
         self.variance = variance
+        self.weighting = weighting
+        self.min_snr_gamma = min_snr_gamma
         alphas_cumprod = torch.cumprod(1 - _betas(schedule, num_timesteps), dim=0)
         self._set_tables(alphas_cumprod, torch.arange(num_timesteps))
 
@@ -63,11 +72,15 @@ class GaussianDiffusion:
         self.betas = 1 - alphas_cumprod / self.alphas_cumprod_prev
         self.sqrt_alphas_cumprod = alphas_cumprod.sqrt()
         self.sqrt_one_minus_alphas_cumprod = (1 - alphas_cumprod).sqrt()
+        self.sqrt_betas = self.betas.sqrt()
+        self.sqrt_one_minus_betas = (1 - self.betas).sqrt()
+        snr = alphas_cumprod / (1 - alphas_cumprod)
+        self.loss_weight = loss_weight(self.weighting, self.prediction, snr, self.min_snr_gamma)
         # Posterior q(x_{t-1} | x_t, x_0): DDPM eq. 7.
         rest, rest_prev = 1 - alphas_cumprod, 1 - self.alphas_cumprod_prev
         self.posterior_variance = self.betas * rest_prev / rest
         self.posterior_mean_x0 = self.betas * self.alphas_cumprod_prev.sqrt() / rest
-        self.posterior_mean_xt = rest_prev * (1 - self.betas).sqrt() / rest
+        self.posterior_mean_xt = rest_prev * self.sqrt_one_minus_betas / rest
         # The variance of the last step to clean latents is 0; its logarithm is replaced by its neighbour's.
         first = self.posterior_variance[1:2] if self.num_timesteps > 1 else self.betas
         self.log_variance_small = torch.cat([first, self.posterior_variance[1:]]).log()
@@ -77,10 +90,22 @@ class GaussianDiffusion:
 
     def _at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
         """Entries t (N,) of a table, float32, shaped to multiply `like` (N, ...)."""
+        return self._gather(name, t).float().view(-1, *[1] * (like.ndim - 1))
+
+    def _gather(self, name: str, t: Tensor) -> Tensor:
+        """Entries t (N,) of a table. Raises ValueError if t is out of range; a GPU is not asked, as it would wait.
+
+        Every method that takes timesteps comes here: a negative one would silently count from the end.
+        """
+        if t.is_floating_point() or (t.device.type == "cpu" and not bool(((t >= 0) & (t < self.num_timesteps)).all())):
+            raise ValueError(
+                f"timesteps are {t.dtype} from {t.min().item()} to {t.max().item()}, but the process needs "
+                f"integers in [0, {self.num_timesteps}): draw them with sample_timesteps"
+            )
         key = (name, t.device)
         if key not in self._on_device:
             self._on_device[key] = getattr(self, name).to(t.device)
-        return self._on_device[key][t].float().view(-1, *[1] * (like.ndim - 1))
+        return self._on_device[key][t]
 
     def spaced(self, steps: int, constant_stride: bool = False) -> "GaussianDiffusion":
         """The same process in fewer steps: betas are recomputed from the kept cumulative products.
@@ -109,38 +134,36 @@ class GaussianDiffusion:
         Source: Ho et al. 2020, eq. 4 (https://arxiv.org/abs/2006.11239).
         Raises ValueError if shapes differ, or t (on the CPU) is out of range.
         """
-        if latents.shape != noise.shape or tuple(t.shape) != (len(latents),):
-            raise ValueError(
-                f"latents {tuple(latents.shape)}, noise {tuple(noise.shape)} and timesteps {tuple(t.shape)} "
-                "do not fit: noise must have the latents' shape; give one timestep per image"
-            )
-        if t.is_floating_point() or (t.device.type == "cpu" and not bool(((t >= 0) & (t < self.num_timesteps)).all())):
-            raise ValueError(
-                f"timesteps are {t.dtype} from {t.min().item()} to {t.max().item()}, but the process needs "
-                f"integers in [0, {self.num_timesteps}): draw them with sample_timesteps"
-            )
+        _check_shapes(latents, noise, t)
         alpha, sigma = self._alpha_sigma(t, latents)
         return alpha * latents.float() + sigma * noise.float()
+
+    def add_noise_step(self, x_prev: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """One step of the forward process, x_{t-1} to x_t: sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) noise.
+
+        x_prev, noise: (N, C, H, W); at t = 0 x_prev are the clean latents. t: (N,) integers.
+        Independent noise at steps 0 to t gives what add_noise gives at t, in distribution.
+        Source: Ho et al. 2020, eq. 2. Raises ValueError as add_noise does.
+        """
+        _check_shapes(x_prev, noise, t)
+        keep, add = self._at("sqrt_one_minus_betas", t, x_prev), self._at("sqrt_betas", t, x_prev)
+        return keep * x_prev.float() + add * noise.float()
 
     def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         return self._at("sqrt_alphas_cumprod", t, like), self._at("sqrt_one_minus_alphas_cumprod", t, like)
 
     def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network should output for these latents, noise (N, C, H, W) and timesteps (N,)."""
-        alpha, sigma = self._alpha_sigma(t, latents)
-        return {
-            "eps": lambda: noise.float(),
-            "x0": lambda: latents.float(),
-            "v": lambda: alpha * noise.float() - sigma * latents.float(),
-        }[self.prediction]()
+        return view(self.prediction, latents.float(), noise.float(), *self._alpha_sigma(t, latents))
 
     def to_x0_and_eps(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Clean latents and noise from the network's prediction, both (N, C, H, W)."""
         return x0_and_eps(self.prediction, prediction, x_t, *self._alpha_sigma(t, x_t))
 
-    def score(self, eps: Tensor, t: Tensor) -> Tensor:
-        """Gradient of the log density of x_t from the noise in it: -eps / sqrt(1 - abar_t)."""
-        return -eps / self._at("sqrt_one_minus_alphas_cumprod", t, eps)
+    def view(self, kind: View, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The network's prediction seen as "eps", "x0", "v" or "score", (N, C, H, W). Source: `dit.predictions`."""
+        alpha, sigma = self._alpha_sigma(t, x_t)
+        return convert(prediction, x_t, alpha, sigma, source=self.prediction, target=kind)
 
     def posterior(self, latents: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (N, C, H, W) and log variance (N, 1, 1, 1) of q(x_{t-1} | x_t, x_0). Source: DDPM, eq. 7."""
@@ -152,7 +175,7 @@ class GaussianDiffusion:
 
         Raises ValueError when its channels do not fit the variance.
         """
-        output = model(x_t, self._at_model(t), labels)
+        output = model(x_t, self._gather("timesteps", t), labels)
         expected = x_t.shape[1] * (2 if self.variance == "learned_range" else 1)
         if output.shape[1] != expected:
             raise ValueError(
@@ -160,12 +183,6 @@ class GaussianDiffusion:
                 f'{expected}: use learn_sigma with "learned_range", and not with the fixed variances'
             )
         return output.float()
-
-    def _at_model(self, t: Tensor) -> Tensor:
-        key = ("timesteps", t.device)
-        if key not in self._on_device:
-            self._on_device[key] = self.timesteps.to(t.device)
-        return self._on_device[key][t]
 
     def reverse_step(self, output: Tensor, x_t: Tensor, t: Tensor) -> ReverseStep:
         """The Gaussian p(x_{t-1} | x_t) that the model's raw output describes; x0 is not clipped.
@@ -196,7 +213,7 @@ class GaussianDiffusion:
         """Losses per image, each (N,) float32: {"loss", "mse", "vb"}.
 
         mse: squared error of the prediction. vb: variational bound in bits per dimension, whose gradient
-        reaches the variance channels only. loss = mse + vb with a learned variance, else mse.
+        reaches the variance channels only. loss = mse, weighted if so set, plus vb with a learned variance.
         latents, noise: (N, C, H, W). t: (N,) integers from sample_timesteps. labels: (N,).
         Source: iDDPM, section 3.1, with the vb term unscaled as in DiT.
         """
@@ -208,8 +225,8 @@ class GaussianDiffusion:
         vb = self._variational_bits(
             torch.cat([prediction.detach(), output[:, channels:]], dim=1), latents.float(), x_t, t
         )
-        loss = mse + vb if self.variance == "learned_range" else mse
-        return {"loss": loss, "mse": mse, "vb": vb}
+        loss = mse if self.weighting == "none" else self._at("loss_weight", t, mse) * mse
+        return {"loss": loss + vb if self.variance == "learned_range" else loss, "mse": mse, "vb": vb}
 
     def _variational_bits(self, output: Tensor, latents: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """One term of the variational bound per image (N,), in bits per dimension. Source: DDPM, eq. 5."""
@@ -221,18 +238,12 @@ class GaussianDiffusion:
         return nats / math.log(2)
 
 
-def x0_and_eps(
-    kind: Prediction, prediction: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """Clean latents and noise from a network's prediction at x_t = alpha x0 + sigma eps, alpha² + sigma² = 1.
-
-    v = alpha eps - sigma x0. Source: Salimans & Ho 2022, section 4 (https://arxiv.org/abs/2202.00512).
-    """
-    if kind == "eps":
-        return (x_t - sigma * prediction) / alpha, prediction
-    if kind == "x0":
-        return prediction, (x_t - alpha * prediction) / sigma
-    return alpha * x_t - sigma * prediction, sigma * x_t + alpha * prediction
+def _check_shapes(latents: Tensor, noise: Tensor, t: Tensor) -> None:
+    if latents.shape != noise.shape or tuple(t.shape) != (len(latents),):
+        raise ValueError(
+            f"latents {tuple(latents.shape)}, noise {tuple(noise.shape)} and timesteps {tuple(t.shape)} "
+            "do not fit: noise must have the latents' shape; give one timestep per image"
+        )
 
 
 def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:

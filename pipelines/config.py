@@ -165,15 +165,25 @@ class ObjectiveConfig:
     """Diffusion: what the network outputs; "eps" when left out."""
     variance: Literal["learned_range", "fixed_small", "fixed_large"] | None = None
     """Diffusion: the reverse variance; "learned_range" when left out."""
+    weighting: Literal["none", "min_snr"] | None = None
+    """Diffusion: weight of the squared error by timestep; "none" when left out, "min_snr" as in arXiv 2303.09556."""
+    min_snr_gamma: Annotated[float, Gt(0)] | None = None
+    """Signal-to-noise ratio from which "min_snr" weighs no more; 5 when left out."""
 
     def __post_init__(self) -> None:
-        foreign = ("schedule", "prediction", "variance") if self.kind == "flow" else ("time",)
+        of_diffusion = ("schedule", "prediction", "variance", "weighting", "min_snr_gamma")
+        foreign = of_diffusion if self.kind == "flow" else ("time",)
         for name in foreign:
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"found kind = {self.kind!r} and {name} = {getattr(self, name)!r}, which {self.kind} does not "
                     f"have: remove {name}, or change kind"
                 )
+        if self.min_snr_gamma is not None and self.weighting != "min_snr":
+            raise ValueError(
+                f"min_snr_gamma = {self.min_snr_gamma} without weighting = \"min_snr\", which alone reads it: set "
+                "that, or remove min_snr_gamma"
+            )
 
     @property
     def learn_sigma(self) -> bool:

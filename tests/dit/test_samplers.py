@@ -181,6 +181,17 @@ def test_deterministic_samplers_solve_the_probability_flow_of_a_gaussian(name, s
     assert (ours - exact_diffusion_solution(x)).abs().max() < tolerance
 
 
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
+def test_diffusion_samplers_converge_to_the_gaussian_at_their_order(name, order):
+    x = torch.randn(1, 4, 8, 8)
+    process = GaussianDiffusion(variance="fixed_small")
+    coarse, fine = (
+        SAMPLERS[name](optimal_eps(), x, None, process=process, steps=steps) - exact_diffusion_solution(x)
+        for steps in (20, 80)
+    )
+    assert math.log2(coarse.abs().max() / fine.abs().max()) / 2 == pytest.approx(order, abs=0.3)
+
+
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ancestral_samples_of_a_gaussian_have_its_moments(variance):
     torch.manual_seed(0)

@@ -201,6 +201,8 @@ def test_a_missing_key_of_a_section_names_the_sections_line(refusal):
         ("[autoencoder.train]", '[autoencoder]\nid = "x"\n[autoencoder.train]', ":6: autoencoder", "both of id and"),
         ("[autoencoder.train]\nsteps = 40\ndownsample = 4", "[autoencoder]", ":6: autoencoder", "neither of id and"),
         ('kind = "flow"', 'kind = "flow"\nschedule = "cosine"', ":14: objective", "remove schedule"),
+        ('kind = "flow"', 'kind = "flow"\nweighting = "min_snr"', ":14: objective", "remove weighting"),
+        ('kind = "flow"', 'kind = "diffusion"\nmin_snr_gamma = 5.0', ":16: objective.min_snr_g", "alone reads it"),
         ('kind = "flow"', 'kind = "diffusion"\ntime = "uniform"', ":14: objective", "remove time"),
         ("[model]", '[model]\nname = "DiT-S/2"', ":9: model", "name = 'DiT-S/2' and patch_size"),
         ("hidden_size = 32\n", "", ":9: model", "no name and no hidden_size"),
