@@ -1,7 +1,8 @@
-"""The autoencoder between images and latents: a thin wrapper over diffusers' AutoencoderKL.
+"""The autoencoder between images and latents: a thin wrapper over diffusers' AutoencoderKL and AutoencoderTiny.
 
 Images (N, 3, H, W) in [-1, 1] -> moments (N, 2C, h, w): posterior mean, then log variance, unscaled ->
 latents (N, C, h, w): drawn from the posterior and scaled, what a diffusion model sees -> images again.
+A tiny autoencoder has no posterior: its latents are the mean, and the log variance is CERTAIN.
 Source: Rombach et al. 2022 (arXiv 2112.10752).
 """
 
@@ -16,14 +17,17 @@ from torch import Tensor, nn
 
 WEIGHTS = "diffusion_pytorch_model"
 """Name of the weights in a diffusers folder, without its ending."""
+SCALING_FACTORS = {"AutoencoderKL": 0.18215, "AutoencoderTiny": 1.0}
+"""The classes of diffusers that are understood, and the scaling factor of each whose config names none."""
+CERTAIN = -30.0
+"""Log variance of a deterministic latent: the lowest that draws are made with, a deviation of 3e-7."""
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+"""Layouts of weights and activations by their names in recipes."""
 
 
 @dataclass(frozen=True)
 class LatentScale:
-    """How raw latents become the model's: (latents - mean) / std, per channel.
-
-    Stable Diffusion's `scaling_factor` is std = 1 / scaling_factor; a `shift_factor` is the mean.
-    """
+    """How raw latents become the model's: (latents - mean) / std, per channel. See `latent_scale`."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -86,42 +90,69 @@ def describe_autoencoder(folder: Path) -> dict:
         raise FileNotFoundError(
             f"{folder} is no diffusers autoencoder: found {found}; expected config.json and {WEIGHTS}.safetensors"
         ) from None
+    name = autoencoder_class(config, folder)
     with open(weights, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     scale = latent_scale(config)
+    stages = config["block_out_channels" if name == "AutoencoderKL" else "encoder_block_out_channels"]
     return {
-        "class": config.get("_class_name", "AutoencoderKL"),
+        "class": name,
         "sha256": sha256,
         "latent_channels": config["latent_channels"],
-        "downsample": 2 ** (len(config["block_out_channels"]) - 1),
+        "downsample": 2 ** (len(stages) - 1),
         "latents_mean": list(scale.mean),
         "latents_std": list(scale.std),
     }
 
 
+def autoencoder_class(config: dict, folder: Path) -> str:
+    """Name of the diffusers class that a config names. Raises ValueError if it is not understood."""
+    name = config.get("_class_name", "AutoencoderKL")
+    if name not in SCALING_FACTORS:
+        raise ValueError(
+            f"{folder} is an autoencoder of class {name!r}, expected {' or '.join(SCALING_FACTORS)}: choose another, "
+            "such as stabilityai/sd-vae-ft-ema or madebyollin/taesd"
+        )
+    return name
+
+
 class Autoencoder:
-    """A diffusers AutoencoderKL, frozen, with its scale."""
+    """A diffusers AutoencoderKL or AutoencoderTiny, frozen, with its scale."""
 
     def __init__(self, module: Any):
         self.module = module.eval().requires_grad_(False)
         self.scale = latent_scale(module.config)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
-        """Load from a diffusers folder (see `locate_autoencoder`)."""
-        from diffusers import AutoencoderKL
+    def load(
+        cls,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ):
+        """Load from a diffusers folder (see `locate_autoencoder`).
 
-        module = AutoencoderKL.from_pretrained(
+        dtype, memory_format: bfloat16 and channels_last are faster on many devices and change the last digits of
+        results, so neither is chosen here.
+        """
+        import diffusers
+
+        config = json.loads((Path(folder) / "config.json").read_text())
+        module = getattr(diffusers, autoencoder_class(config, Path(folder))).from_pretrained(
             folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
         )
-        return cls(module.to(device))
+        return cls(module.to(device, memory_format=memory_format))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [-1, 1] -> moments (N, 2C, h, w) float32, unscaled."""
         parameter = next(self.module.parameters())
-        posterior = self.module.encode(images.to(parameter.device, parameter.dtype)).latent_dist
-        return posterior.parameters.float()
+        encoded = self.module.encode(images.to(parameter.device, parameter.dtype))
+        if hasattr(encoded, "latent_dist"):
+            return encoded.latent_dist.parameters.float().contiguous()
+        latents = encoded.latents.float()
+        return torch.cat([latents, torch.full_like(latents, CERTAIN)], dim=1).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -132,11 +163,18 @@ class Autoencoder:
 
 
 def latent_scale(config) -> LatentScale:
-    """Scale of a diffusers config: per-channel statistics if it has them, else scaling and shift factor."""
+    """Scale of a diffusers config, applied as its pipelines do.
+
+    (latents - latents_mean) * scaling_factor / latents_std where the config has statistics of the channels, as in
+    Stable Diffusion XL's image-to-image pipeline; else (latents - shift_factor) * scaling_factor, as in Stable
+    Diffusion 3's. GLM-Image's pipeline leaves the factor out of the former.
+    """
     channels = config["latent_channels"]
-    mean = config.get("latents_mean") or (config.get("shift_factor") or 0.0,) * channels
-    std = config.get("latents_std") or (1.0 / config.get("scaling_factor", 0.18215),) * channels
-    return LatentScale(tuple(map(float, mean)), tuple(map(float, std)))
+    factor = config.get("scaling_factor") or SCALING_FACTORS[config.get("_class_name", "AutoencoderKL")]
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        mean, std = (config.get("shift_factor") or 0.0,) * channels, (1.0,) * channels
+    return LatentScale(tuple(map(float, mean)), tuple(value / factor for value in std))
 
 
 def create_autoencoder(*, image_size: int, latent_channels: int, downsample: int, width: int) -> Any:
@@ -185,7 +223,7 @@ def psnr(reference: Tensor, reconstruction: Tensor) -> float:
 
 def save_autoencoder(module: Any, folder: Path, scale: LatentScale) -> None:
     """Write diffusers' own folder format, with the latent statistics in its config."""
-    module.register_to_config(latents_mean=list(scale.mean), latents_std=list(scale.std))
+    module.register_to_config(latents_mean=list(scale.mean), latents_std=list(scale.std), scaling_factor=1.0)
     module.save_pretrained(folder)
     # diffusers writes its version and the path it came from; the path would make equal files differ.
     config_path = folder / "config.json"

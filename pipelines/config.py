@@ -105,6 +105,8 @@ class EncodeConfig(WorkersConfig):
     """Images per pass through the autoencoder."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the autoencoder; results of bfloat16 can depend on the batch."""
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    """Layout of the autoencoder's tensors; channels_last with bfloat16 can be several times faster on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +183,7 @@ class ObjectiveConfig:
                 )
         if self.min_snr_gamma is not None and self.weighting != "min_snr":
             raise ValueError(
-                f"min_snr_gamma = {self.min_snr_gamma} without weighting = \"min_snr\", which alone reads it: set "
+                f'min_snr_gamma = {self.min_snr_gamma} without weighting = "min_snr", which alone reads it: set '
                 "that, or remove min_snr_gamma"
             )
 

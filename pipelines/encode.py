@@ -115,13 +115,15 @@ class EncodeImages:
     def __init__(self, autoencoder: str, config: EncodeConfig):
         import torch
 
-        from dit.autoencoder import Autoencoder
+        from dit.autoencoder import MEMORY_FORMATS, Autoencoder
 
         torch.set_num_threads(config.cpus_per_worker)
         self.batch_size = config.batch_size
         self.flip = config.flip
         self.device = "cuda" if config.gpus_per_worker else "cpu"
-        self.autoencoder = Autoencoder.load(autoencoder, self.device, getattr(torch, config.dtype))
+        self.autoencoder = Autoencoder.load(
+            autoencoder, self.device, getattr(torch, config.dtype), MEMORY_FORMATS[config.memory_format]
+        )
 
     def __call__(self, row: dict) -> dict:
         images = row.pop("images")
@@ -216,10 +218,13 @@ def finished_records(folder: Path, count: int) -> list[dict]:
 
 def encode_identity(config: Recipe, listing: Listing, autoencoder: dict) -> dict:
     """What the latents depend on: change any of it, and they are made anew."""
+    settings = {name: getattr(config.encode, name) for name in ("flip", "shard_rows", "dtype")}
+    if config.encode.memory_format != "contiguous":  # latents made before there was a choice stay valid
+        settings["memory_format"] = config.encode.memory_format
     return {
         "images": {"digest": listing.digest, "count": len(listing), **preprocessing(config)},
         "autoencoder": {"sha256": autoencoder["sha256"]},
-        "encode": {name: getattr(config.encode, name) for name in ("flip", "shard_rows", "dtype")},
+        "encode": settings,
     }
 
 

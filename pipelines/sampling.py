@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit.autoencoder import Autoencoder
+from dit.autoencoder import Autoencoder, LatentScale
 from dit.checkpoint import Checkpoint, load_checkpoint, load_weights
 from dit.config import DiTConfig
 from dit.model import DiT
@@ -51,6 +51,9 @@ class Sampler:
         self.latent_shape = (config.in_channels, *config.latent_size)
         self.process = create_process(**opened.config["objective"])
         self.autoencoder = Autoencoder.load(checkpoint_autoencoder(opened), device)
+        # The scale that the model was trained with, whatever the autoencoder's folder says today.
+        recorded = opened.config["autoencoder"]
+        self.autoencoder.scale = LatentScale(recorded["latents_mean"], recorded["latents_std"])
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
         """Classes of samples, int64."""

@@ -67,9 +67,21 @@ def test_scaling_and_shift_factor_apply_as_diffusers_pipelines_do(config, mean, 
     torch.testing.assert_close(scale.scale(latents), expected)
 
 
-def test_statistics_of_the_channels_win_over_the_factors():
-    config = {"latent_channels": 2, "latents_mean": [1, 2], "latents_std": [3, 4], "scaling_factor": 1.0}
-    assert latent_scale(config) == LatentScale((1.0, 2.0), (3.0, 4.0))
+def test_statistics_of_the_channels_and_the_factor_apply_together_as_diffusers_pipelines_do():
+    """Encoding and decoding as written in pipeline_stable_diffusion_xl_img2img.py; the shift is not read there."""
+    mean, std, factor = [-1.6, 1.1], [8.4, 5.0], 0.5
+    config = {"latent_channels": 2, "latents_mean": mean, "latents_std": std, "scaling_factor": factor}
+    scale = latent_scale({**config, "shift_factor": 9.0})
+    raw = torch.randn(3, 2, 4, 4)
+    means, stds = (torch.tensor(values).view(1, 2, 1, 1) for values in (mean, std))
+    torch.testing.assert_close(scale.scale(raw), (raw - means) * factor / stds)
+    torch.testing.assert_close(scale.unscale(raw), raw * stds / factor + means)
+
+
+@pytest.mark.parametrize("absent", ["latents_mean", "latents_std"])
+def test_a_mean_or_a_deviation_alone_is_not_read(absent):
+    config = {"latent_channels": 2, "latents_mean": [1, 2], "latents_std": [3, 4], "scaling_factor": 0.5}
+    assert latent_scale({**config, absent: None}) == LatentScale((0.0, 0.0), (2.0, 2.0))
 
 
 def test_all_256_values_survive_the_way_to_floats_and_back():
@@ -168,6 +180,13 @@ def test_a_description_is_what_the_files_say(module, tmp_path):
     }
 
 
+def test_a_saved_autoencoder_has_the_scale_it_was_saved_with_whatever_its_factor_was(tmp_path):
+    module = AutoencoderKL(block_out_channels=(8,), norm_num_groups=8, latent_channels=4, scaling_factor=0.18215)
+    save_autoencoder(module, tmp_path, SCALE)
+    assert Autoencoder.load(tmp_path).scale == SCALE
+    assert describe_autoencoder(tmp_path)["latents_std"] == list(SCALE.std)
+
+
 def test_equal_autoencoders_make_equal_files_wherever_they_lie(module, tmp_path):
     for name in ("first", "second"):
         save_autoencoder(module, tmp_path / name, SCALE)
@@ -194,6 +213,14 @@ def test_a_folder_that_holds_no_autoencoder_is_refused_with_what_it_holds(tmp_pa
     found = ", ".join(present) or "nothing"
     with pytest.raises(FileNotFoundError, match=f"is no diffusers autoencoder: found {found}; expected config.json"):
         describe_autoencoder(tmp_path)
+
+
+def test_an_autoencoder_of_another_class_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderDC"}')
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    for call in (describe_autoencoder, Autoencoder.load):
+        with pytest.raises(ValueError, match="'AutoencoderDC', expected AutoencoderKL or AutoencoderTiny: choose"):
+            call(tmp_path)
 
 
 @pytest.mark.parametrize("downsample", [2, 4, 8])
