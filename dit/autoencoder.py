@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit.files import full_disk_as_oserror
+
 WEIGHTS = "diffusion_pytorch_model"
 """Name of the weights in a diffusers folder, without its ending."""
 SCALING_FACTORS = {"AutoencoderKL": 0.18215, "AutoencoderTiny": 1.0}
@@ -224,7 +226,8 @@ def psnr(reference: Tensor, reconstruction: Tensor) -> float:
 def save_autoencoder(module: Any, folder: Path, scale: LatentScale) -> None:
     """Write diffusers' own folder format, with the latent statistics in its config."""
     module.register_to_config(latents_mean=list(scale.mean), latents_std=list(scale.std), scaling_factor=1.0)
-    module.save_pretrained(folder)
+    with full_disk_as_oserror(folder):
+        module.save_pretrained(folder)
     # diffusers writes its version and the path it came from; the path would make equal files differ.
     config_path = folder / "config.json"
     config = json.loads(config_path.read_text())

@@ -12,7 +12,6 @@
 Nothing is pickled: a checkpoint from a stranger cannot run code.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -22,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dit.files import full_disk_as_oserror
 from dit.train import TrainState
 
 FORMAT = "raydit.checkpoint"
@@ -76,11 +75,10 @@ def save_checkpoint(state: TrainState, folder: Path, config: dict, cursor: dict)
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "trainer").mkdir(parents=True)
     try:
-        _write_files(state, temporary, config, cursor)
-    except BaseException as error:
+        with full_disk_as_oserror(folder):
+            _write_files(state, temporary, config, cursor)
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, SafetensorError) and "os error 28" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)

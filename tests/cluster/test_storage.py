@@ -150,18 +150,6 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A file system of 256 KiB."""
-    mount_point = tmp_path / "tiny"
-    mount_point.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount_point)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a tiny tmpfs needs root and the right to mount")
-    yield mount_point
-    subprocess.run(["umount", str(mount_point)], check=True)
-
-
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tiny_disk, tmp_path):
     with pytest.raises(storage.StorageFull, match=r"1,000,000 bytes were to be written, 262,144 are free; free"):
         storage.write_atomically(str(tiny_disk / "part-00000.parquet"), b"0" * 1_000_000)
