@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit.config import TIMESTEP_FREQUENCIES
-
-NORM_EPS = 1e-6
+from dit.attention import NORM_EPS, Attention, CrossAttention, RMSNorm
+from dit.config import TIMESTEP_FREQUENCIES, DiTConfig
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -91,54 +90,48 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(y)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention on tokens (N, T, D)."""
-
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # (N, T, 3D) -> (3, N, heads, T, D / heads)
-        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(attended.transpose(1, 2).flatten(2))
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention of tokens (N, T, D) to conditioning tokens (N, S, D)."""
-
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.q = nn.Linear(hidden_size, hidden_size)
-        self.kv = nn.Linear(hidden_size, 2 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        k, v = self.kv(c).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(attended.transpose(1, 2).flatten(2))
-
-
 class Mlp(nn.Module):
-    """Two linear layers with GELU (tanh approximation) between, on the last dimension."""
+    """Two linear layers with GELU between, on the last dimension."""
 
-    def __init__(self, hidden_size: int, mlp_size: int) -> None:
+    def __init__(self, hidden_size: int, mlp_size: int, approximate: str = "tanh") -> None:
         super().__init__()
         self.fc1 = nn.Linear(hidden_size, mlp_size)
         self.fc2 = nn.Linear(mlp_size, hidden_size)
+        self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
-def plain_norm(hidden_size: int) -> nn.LayerNorm:
-    """Layer norm without weights, for blocks whose conditioning supplies shift and scale."""
-    return nn.LayerNorm(hidden_size, elementwise_affine=False, eps=NORM_EPS)
+class SwiGLU(nn.Module):
+    """Two linear layers with gates between: fc1 makes gates and values, which SiLU of the gates multiplies.
+
+    Source: Shazeer 2020, eq. 6 (https://arxiv.org/abs/2002.05202), with biases as everywhere in DiT.
+    """
+
+    def __init__(self, hidden_size: int, mlp_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, 2 * mlp_size)
+        self.fc2 = nn.Linear(mlp_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(F.silu(gate) * value)
+
+
+def self_attention(config: DiTConfig) -> Attention:
+    return Attention(config.hidden_size, config.num_heads, qk_norm=config.qk_norm)
+
+
+def feed_forward(config: DiTConfig) -> nn.Module:
+    return (SwiGLU if config.mlp == "swiglu" else Mlp)(config.hidden_size, config.mlp_size)
+
+
+def norm_layer(config: DiTConfig, affine: bool) -> nn.Module:
+    """The norm before a branch; without weights where the conditioning supplies shift and scale."""
+    if config.norm == "rms":
+        return RMSNorm(config.hidden_size, affine)
+    return nn.LayerNorm(config.hidden_size, eps=NORM_EPS, elementwise_affine=affine)
 
 
 def modulation(hidden_size: int, num_vectors: int) -> nn.Sequential:
@@ -152,52 +145,52 @@ class AdaLNZeroBlock(nn.Module):
     Gates start at zero, so the block starts as the identity. Source: Peebles & Xie 2022, section 3.2.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_size: int) -> None:
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.norm1 = plain_norm(hidden_size)
-        self.attn = Attention(hidden_size, num_heads)
-        self.norm2 = plain_norm(hidden_size)
-        self.mlp = Mlp(hidden_size, mlp_size)
-        self.adaLN_modulation = modulation(hidden_size, 6)
+        self.norm1 = norm_layer(config, affine=False)
+        self.attn = self_attention(config)
+        self.norm2 = norm_layer(config, affine=False)
+        self.mlp = feed_forward(config)
+        self.adaLN_modulation = modulation(config.hidden_size, 6)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
         vectors = self.adaLN_modulation(c).chunk(6, dim=1)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = vectors
-        x = x + gate_msa[:, None] * self.attn(modulate(self.norm1(x), shift_msa, scale_msa))
+        x = x + gate_msa[:, None] * self.attn(modulate(self.norm1(x), shift_msa, scale_msa), rotation)
         return x + gate_mlp[:, None] * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
 
 
 class AdaLNBlock(nn.Module):
     """Transformer block; the condition (N, D) shifts and scales its norms, nothing is gated."""
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_size: int) -> None:
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.norm1 = plain_norm(hidden_size)
-        self.attn = Attention(hidden_size, num_heads)
-        self.norm2 = plain_norm(hidden_size)
-        self.mlp = Mlp(hidden_size, mlp_size)
-        self.adaLN_modulation = modulation(hidden_size, 4)
+        self.norm1 = norm_layer(config, affine=False)
+        self.attn = self_attention(config)
+        self.norm2 = norm_layer(config, affine=False)
+        self.mlp = feed_forward(config)
+        self.adaLN_modulation = modulation(config.hidden_size, 4)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
         shift_msa, scale_msa, shift_mlp, scale_mlp = self.adaLN_modulation(c).chunk(4, dim=1)
-        x = x + self.attn(modulate(self.norm1(x), shift_msa, scale_msa))
+        x = x + self.attn(modulate(self.norm1(x), shift_msa, scale_msa), rotation)
         return x + self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
 
 
 class CrossAttentionBlock(nn.Module):
     """Transformer block with attention to the conditioning tokens (N, S, D) after self-attention."""
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_size: int) -> None:
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(hidden_size, eps=NORM_EPS)
-        self.attn = Attention(hidden_size, num_heads)
-        self.norm_cross = nn.LayerNorm(hidden_size, eps=NORM_EPS)
-        self.cross_attn = CrossAttention(hidden_size, num_heads)
-        self.norm2 = nn.LayerNorm(hidden_size, eps=NORM_EPS)
-        self.mlp = Mlp(hidden_size, mlp_size)
+        self.norm1 = norm_layer(config, affine=True)
+        self.attn = self_attention(config)
+        self.norm_cross = norm_layer(config, affine=True)
+        self.cross_attn = CrossAttention(config.hidden_size, config.num_heads, qk_norm=config.qk_norm)
+        self.norm2 = norm_layer(config, affine=True)
+        self.mlp = feed_forward(config)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), rotation)
         x = x + self.cross_attn(self.norm_cross(x), c)
         return x + self.mlp(self.norm2(x))
 
@@ -205,27 +198,28 @@ class CrossAttentionBlock(nn.Module):
 class InContextBlock(nn.Module):
     """Standard transformer block on image and conditioning tokens in one sequence (N, S + T, D)."""
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_size: int) -> None:
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(hidden_size, eps=NORM_EPS)
-        self.attn = Attention(hidden_size, num_heads)
-        self.norm2 = nn.LayerNorm(hidden_size, eps=NORM_EPS)
-        self.mlp = Mlp(hidden_size, mlp_size)
+        self.norm1 = norm_layer(config, affine=True)
+        self.attn = self_attention(config)
+        self.norm2 = norm_layer(config, affine=True)
+        self.mlp = feed_forward(config)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
         """c is not read: the condition is already among the tokens; all blocks are called alike."""
-        x = x + self.attn(self.norm1(x))
+        x = x + self.attn(self.norm1(x), rotation)
         return x + self.mlp(self.norm2(x))
 
 
 class FinalLayer(nn.Module):
-    """Tokens (N, T, D) -> patches (N, T, out_size), by way of a norm that c (N, D) modulates or not."""
+    """Tokens (N, T, D) -> patches (N, T, patch * patch * C), by way of a norm that c (N, D) modulates or not."""
 
-    def __init__(self, hidden_size: int, out_size: int, modulated: bool) -> None:
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.norm_final = plain_norm(hidden_size) if modulated else nn.LayerNorm(hidden_size, eps=NORM_EPS)
-        self.linear = nn.Linear(hidden_size, out_size)
-        self.adaLN_modulation = modulation(hidden_size, 2) if modulated else None
+        modulated = config.conditioning in ("adaln_zero", "adaln")
+        self.norm_final = norm_layer(config, affine=not modulated)
+        self.linear = nn.Linear(config.hidden_size, config.patch_size**2 * config.out_channels)
+        self.adaLN_modulation = modulation(config.hidden_size, 2) if modulated else None
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         x = self.norm_final(x)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dit.config import MODEL_NAMES, DiTConfig, forward_macs, named_config
+from dit.attention import rotation_table
+from dit.config import MODEL_NAMES, DiTConfig, UViTConfig, named_config
+from dit.inputs import check_inputs
 from dit.layers import (
     AdaLNBlock,
     AdaLNZeroBlock,
@@ -19,8 +21,10 @@ from dit.layers import (
     position_embedding,
     unpatchify,
 )
+from dit.macs import forward_macs
+from dit.uvit import UViT
 
-__all__ = ["MODEL_NAMES", "DiT", "DiTConfig", "create_model", "forward_macs"]
+__all__ = ["MODEL_NAMES", "DiT", "DiTConfig", "build_model", "create_model", "forward_macs"]
 
 BLOCKS = {
     "adaln_zero": AdaLNZeroBlock,
@@ -30,9 +34,14 @@ BLOCKS = {
 }
 
 
-def create_model(name: str, **overrides: Any) -> "DiT":
-    """Build one of MODEL_NAMES, freshly initialised; overrides are fields of DiTConfig."""
-    return DiT(named_config(name, **overrides))
+def create_model(name: str, **overrides: Any) -> "DiT | UViT":
+    """Build one of MODEL_NAMES or UVIT_NAMES, freshly initialised; overrides are fields of its configuration."""
+    return build_model(named_config(name, **overrides))
+
+
+def build_model(config: DiTConfig | UViTConfig) -> "DiT | UViT":
+    """The network that a configuration describes, freshly initialised."""
+    return UViT(config) if isinstance(config, UViTConfig) else DiT(config)
 
 
 class DiT(nn.Module):
@@ -46,17 +55,23 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
-        width, rows_columns = config.hidden_size, config.grid_size
-        modulated = config.conditioning in ("adaln_zero", "adaln")
+        width = config.hidden_size
         self.x_embedder = PatchEmbed(config.in_channels, width, config.patch_size)
         self.t_embedder = TimestepEmbedder(width)
-        self.num_labels = config.num_classes + (config.null_class is not None)
-        self.y_embedder = LabelEmbedder(self.num_labels, width) if config.num_classes else None
-        # A parameter, though never trained, because official checkpoints and parameter counts include it.
-        self.pos_embed = nn.Parameter(position_embedding(width, *rows_columns).float()[None], requires_grad=False)
+        self.y_embedder = LabelEmbedder(config.num_labels, width) if config.num_classes else None
+        self.pos_embed: nn.Parameter | None = None
+        self.rotation: Tensor | None = None
+        if config.position == "sincos":
+            # A parameter, though never trained, because official checkpoints and parameter counts include it.
+            table = position_embedding(width, *config.grid_size).float()
+            self.pos_embed = nn.Parameter(table[None], requires_grad=False)
+        else:
+            unrotated = config.num_conditions if config.conditioning == "in_context" else 0
+            table = rotation_table(config.head_size, *config.grid_size, unrotated).float()
+            self.register_buffer("rotation", table, persistent=False)
         block = BLOCKS[config.conditioning]
-        self.blocks = nn.ModuleList(block(width, config.num_heads, config.mlp_size) for _ in range(config.depth))
-        self.final_layer = FinalLayer(width, config.patch_size**2 * config.out_channels, modulated)
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.depth))
+        self.final_layer = FinalLayer(config)
         self.initialize_weights()
 
     @property
@@ -96,8 +111,10 @@ class DiT(nn.Module):
         by an unconditional model. Returns (N, 2C, H, W) when learn_sigma, else (N, C, H, W).
         Raises ValueError when shapes, or classes on the CPU, do not fit the model.
         """
-        self._check_inputs(x, t, y)
-        tokens = self.x_embedder(x) + self.pos_embed  # (N, T, D)
+        check_inputs(self.config, x, t, y)
+        tokens = self.x_embedder(x)  # (N, T, D)
+        if self.pos_embed is not None:
+            tokens = tokens + self.pos_embed
         conditions = [self.t_embedder(t)]  # each (N, D)
         if self.y_embedder is not None:
             conditions.append(self.y_embedder(y))
@@ -109,39 +126,9 @@ class DiT(nn.Module):
             tokens = torch.cat([c, tokens], dim=1)  # (N, S + T, D)
         for block in self.blocks:
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, c, use_reentrant=False)
+                tokens = checkpoint(block, tokens, c, self.rotation, use_reentrant=False)
             else:
-                tokens = block(tokens, c)
+                tokens = block(tokens, c, self.rotation)
         tokens = tokens[:, -self.config.num_tokens :]
         patches = self.final_layer(tokens, c)  # (N, T, patch * patch * out_channels)
         return unpatchify(patches, self.config.patch_size, self.config.grid_size)
-
-    def _check_inputs(self, x: Tensor, t: Tensor, y: Tensor | None) -> None:
-        channels, (height, width) = self.config.in_channels, self.config.latent_size
-        if tuple(x.shape[1:]) != (channels, height, width):
-            raise ValueError(
-                f"latents have shape {tuple(x.shape)}, but this model expects "
-                f"(N, {channels}, {height}, {width}): set the model's input_size and in_channels to the "
-                "latents', or encode at another size"
-            )
-        if tuple(t.shape) != (x.shape[0],):
-            raise ValueError(
-                f"timesteps have shape {tuple(t.shape)}, but {x.shape[0]} latents need ({x.shape[0]},): "
-                "give one timestep per image"
-            )
-        if self.y_embedder is None:
-            return
-        if y is None or tuple(y.shape) != (x.shape[0],):
-            found = "missing" if y is None else f"of shape {tuple(y.shape)}"
-            raise ValueError(
-                f"labels are {found}, but {x.shape[0]} latents need ({x.shape[0]},): "
-                "give one class per image, null_class for none"
-            )
-        # On a GPU this look at the values would make the host wait; there, the embedding itself asserts.
-        if y.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = int(y.min()), int(y.max())
-            if low < 0 or high >= self.num_labels:
-                raise ValueError(
-                    f"labels run from {low} to {high}, but this model knows 0 to {self.num_labels - 1}: "
-                    "check num_classes against the latent data set's class names"
-                )

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from dit.config import MODEL_NAMES, SAMPLER_PROCESSES, DiTConfig, forward_macs, named_config
+from dit.config import MODEL_NAMES, SAMPLER_PROCESSES, DiTConfig, named_config
+from dit.macs import forward_macs
 
 
 def test_config_is_read_without_torch():

@@ -1,0 +1,111 @@
+"""U-ViT: a transformer in which timestep, label and patches are tokens alike, with long skip connections.
+
+Source: Bao et al. 2022 (https://arxiv.org/abs/2209.12152).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dit.attention import Attention
+from dit.config import UViTConfig
+from dit.inputs import check_inputs
+from dit.layers import Mlp, PatchEmbed, timestep_embedding, unpatchify
+
+__all__ = ["UViT", "UViTConfig"]
+
+
+class Block(nn.Module):
+    """Standard transformer block on tokens (N, T, D); with skip, a linear map first joins those of a shallow one."""
+
+    def __init__(self, config: UViTConfig, skip: bool = False) -> None:
+        super().__init__()
+        width = config.hidden_size
+        # Norms have weights and torch's epsilon, 1e-5, not DiT's.
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, config.num_heads, qkv_bias=config.qkv_bias)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, config.mlp_size, approximate="none")
+        self.skip_linear = nn.Linear(2 * width, width) if skip else None
+
+    def forward(self, x: Tensor, shallow: Tensor | None = None) -> Tensor:
+        if self.skip_linear is not None:
+            x = self.skip_linear(torch.cat([x, shallow], dim=-1))
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class UViT(nn.Module):
+    """U-ViT on latents, conditioned on timestep and class.
+
+    Parameters carry the names of the official checkpoints. Their discrete-time models were trained with
+    timesteps 1..1000 where DiT counts 0..999; the forward pass takes t as it is. As in `dit.model.DiT`, labels
+    are not dropped in here.
+    """
+
+    def __init__(self, config: UViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, channels = config.hidden_size, config.in_channels
+        self.patch_embed = PatchEmbed(channels, width, config.patch_size)
+        self.time_embed = (
+            nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+            if config.mlp_time_embed
+            else nn.Identity()
+        )
+        self.label_emb = nn.Embedding(config.num_labels, width) if config.num_classes else None
+        self.pos_embed = nn.Parameter(torch.empty(1, config.num_conditions + config.num_tokens, width))
+        half = config.depth // 2
+        self.in_blocks = nn.ModuleList(Block(config) for _ in range(half))
+        self.mid_block = Block(config)
+        self.out_blocks = nn.ModuleList(Block(config, skip=True) for _ in range(half))
+        self.norm = nn.LayerNorm(width)
+        self.decoder_pred = nn.Linear(width, config.patch_size**2 * channels)
+        self.final_layer = nn.Conv2d(channels, channels, 3, padding=1) if config.final_conv else nn.Identity()
+        self.initialize_weights()
+
+    @property
+    def null_class(self) -> int | None:
+        """Label that stands for "no label", or None when the model has none."""
+        return self.config.null_class
+
+    def initialize_weights(self) -> None:
+        """Normal linear layers and positions (standard deviation 0.02), zero biases; the rest as torch makes it."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Predict noise, velocity or clean latents from noised latents.
+
+        x: (N, C, H, W) noised latents. t: (N,) timesteps, integers of the full process for diffusion, times in
+        [0, 1] for flow. y: (N,) int64 classes, null_class for "no label"; not read by an unconditional model.
+        Returns (N, C, H, W). Raises ValueError when shapes, or classes on the CPU, do not fit the model.
+        """
+        check_inputs(self.config, x, t, y)
+        time = timestep_embedding(t, self.config.hidden_size).to(self.pos_embed.dtype)
+        tokens = [self.time_embed(time)[:, None], self.patch_embed(x)]
+        if self.label_emb is not None:
+            tokens.insert(0, self.label_emb(y)[:, None])
+        tokens = self._blocks(torch.cat(tokens, dim=1) + self.pos_embed)  # (N, S + T, D)
+        patches = self.decoder_pred(self.norm(tokens[:, self.config.num_conditions :]))
+        return self.final_layer(unpatchify(patches, self.config.patch_size, self.config.grid_size))
+
+    def _blocks(self, tokens: Tensor) -> Tensor:
+        """The first shallow block's tokens reach the last deep block, the second's the last but one, and so on."""
+        shallow: list[Tensor] = []
+        for block in self.in_blocks:
+            tokens = self._block(block, tokens)
+            shallow.append(tokens)
+        tokens = self._block(self.mid_block, tokens)
+        for block in self.out_blocks:
+            tokens = self._block(block, tokens, shallow.pop())
+        return tokens
+
+    def _block(self, block: nn.Module, *tokens: Tensor) -> Tensor:
+        if self.config.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *tokens, use_reentrant=False)
+        return block(*tokens)
