@@ -278,11 +278,12 @@ def config_from_dict(content: Mapping[str, Any]) -> DiTConfig | UViTConfig:
     for name in content:
         if name not in names:
             raise ValueError(
-                f"{name} is no field of a {architecture} model, which has {', '.join(names)}: {_advice(name, names)}"
+                f"{name} is no field of a {architecture} model, which has {', '.join(names)}: "
+                f"{_advice(name, names, cutoff=0.6)}"
             )
     return config(**content)
 
 
-def _advice(name: str, known: tuple[str, ...]) -> str:
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+def _advice(name: str, known: tuple[str, ...], cutoff: float = 0.4) -> str:
+    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=cutoff)
     return f"did you mean {nearest[0]!r}?" if nearest else "choose one of them"

@@ -52,6 +52,9 @@ class DiT(nn.Module):
     of (seed, step, position), so that a run gives the same labels whatever its number of workers.
     """
 
+    rotation: Tensor | None
+    """Cosines and sines of the tokens' positions; None with sine-cosine positions."""
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
@@ -59,16 +62,13 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbed(config.in_channels, width, config.patch_size)
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(config.num_labels, width) if config.num_classes else None
-        self.pos_embed: nn.Parameter | None = None
-        self.rotation: Tensor | None = None
-        if config.position == "sincos":
-            # A parameter, though never trained, because official checkpoints and parameter counts include it.
-            table = position_embedding(width, *config.grid_size).float()
-            self.pos_embed = nn.Parameter(table[None], requires_grad=False)
-        else:
-            unrotated = config.num_conditions if config.conditioning == "in_context" else 0
-            table = rotation_table(config.head_size, *config.grid_size, unrotated).float()
-            self.register_buffer("rotation", table, persistent=False)
+        rope = config.position == "rope"
+        # A parameter, though never trained, because official checkpoints and parameter counts include it.
+        table = position_embedding(width, *config.grid_size).float()
+        self.pos_embed = None if rope else nn.Parameter(table[None], requires_grad=False)
+        unrotated = config.num_conditions if config.conditioning == "in_context" else 0
+        rotation = rotation_table(config.head_size, *config.grid_size, unrotated).float() if rope else None
+        self.register_buffer("rotation", rotation, persistent=False)
         block = BLOCKS[config.conditioning]
         self.blocks = nn.ModuleList(block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)

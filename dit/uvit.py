@@ -16,7 +16,7 @@ __all__ = ["UViT", "UViTConfig"]
 
 
 class Block(nn.Module):
-    """Standard transformer block on tokens (N, T, D); with skip, a linear map first joins those of a shallow one."""
+    """Standard transformer block on tokens (N, T, D); with skip, a linear map first joins a shallow block's to them."""
 
     def __init__(self, config: UViTConfig, skip: bool = False) -> None:
         super().__init__()
@@ -28,9 +28,10 @@ class Block(nn.Module):
         self.mlp = Mlp(width, config.mlp_size, approximate="none")
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
-    def forward(self, x: Tensor, shallow: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *shallow: Tensor) -> Tensor:
+        """shallow: one (N, T, D) with skip, none without."""
         if self.skip_linear is not None:
-            x = self.skip_linear(torch.cat([x, shallow], dim=-1))
+            x = self.skip_linear(torch.cat([x, *shallow], dim=-1))
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -87,10 +88,10 @@ class UViT(nn.Module):
         """
         check_inputs(self.config, x, t, y)
         time = timestep_embedding(t, self.config.hidden_size).to(self.pos_embed.dtype)
-        tokens = [self.time_embed(time)[:, None], self.patch_embed(x)]
+        parts = [self.time_embed(time)[:, None], self.patch_embed(x)]
         if self.label_emb is not None:
-            tokens.insert(0, self.label_emb(y)[:, None])
-        tokens = self._blocks(torch.cat(tokens, dim=1) + self.pos_embed)  # (N, S + T, D)
+            parts.insert(0, self.label_emb(y)[:, None])
+        tokens = self._blocks(torch.cat(parts, dim=1) + self.pos_embed)  # (N, S + T, D)
         patches = self.decoder_pred(self.norm(tokens[:, self.config.num_conditions :]))
         return self.final_layer(unpatchify(patches, self.config.patch_size, self.config.grid_size))
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
-from dit.config import SAMPLER_PROCESSES, DiTConfig, named_config
+from dit.config import SAMPLER_PROCESSES, UVIT_NAMES, DiTConfig, UViTConfig, config_from_dict, named_config
 from dit.schedule import TrainingConfig, power_ema_name
 
 PositiveInt = Annotated[int, Gt(0)]
@@ -114,7 +114,9 @@ class ModelConfig:
     """The diffusion transformer: a named size, or its dimensions. The rest follows from the latents."""
 
     name: str | None = None
-    """One of the paper's twelve, such as "DiT-S/2"."""
+    """One of the papers' sizes, such as "DiT-S/2" or "U-ViT-S/2"."""
+    architecture: Literal["dit", "uvit"] | None = None
+    """Of a model given by its dimensions; "dit" when left out."""
     patch_size: PositiveInt | None = None
     hidden_size: PositiveInt | None = None
     depth: PositiveInt | None = None
@@ -123,35 +125,61 @@ class ModelConfig:
     class_dropout_prob: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Share of labels replaced by the null class in training, which guidance needs."""
     conditioning: Literal["adaln_zero", "adaln", "cross_attention", "in_context"] = "adaln_zero"
+    """DiT: how timestep and label reach the tokens."""
+    qk_norm: bool | None = None
+    """DiT: whether queries and keys pass an RMS norm; not when left out, as in the paper."""
+    norm: Literal["layer", "rms"] | None = None
+    """DiT: the norm before every branch; "layer" when left out, as in the paper."""
+    mlp: Literal["gelu", "swiglu"] | None = None
+    """DiT: the feed-forward branch; "gelu" when left out, as in the paper."""
+    position: Literal["sincos", "rope"] | None = None
+    """DiT: how patches know their place; "sincos" when left out, as in the paper."""
 
     def __post_init__(self) -> None:
         dimensions = self._dimensions()
         given = [name for name, value in dimensions.items() if value is not None]
-        if self.name is not None and given:
-            raise ValueError(f"found name = {self.name!r} and {given[0]}; a named size fixes it: remove one of them")
+        fixed = given if self.architecture is None else ["architecture", *given]
+        if self.name is not None and fixed:
+            raise ValueError(f"found name = {self.name!r} and {fixed[0]}; a named size fixes it: remove one of them")
         if self.name is None and len(given) < 4:
             absent = ", ".join(name for name in dimensions if name not in given)
             raise ValueError(f"found no name and no {absent}; expected a name such as 'DiT-S/2', or all four")
+        foreign = [*self._options()] + (["conditioning"] if self.conditioning != "adaln_zero" else [])
+        if self.is_uvit and foreign:
+            raise ValueError(
+                f"{foreign[0]}: found {getattr(self, foreign[0])!r} with a U-ViT, which has no {foreign[0]}; expected "
+                f"a DiT: remove {foreign[0]}, or choose a DiT"
+            )
         # Refuses an unknown name, and dimensions that do not fit one another, before there are latents.
-        self.resolve(input_size=self.patch_size or 8, in_channels=4, num_classes=1, learn_sigma=True)
+        self.resolve(input_size=self.patch_size or 8, in_channels=4, num_classes=1, learn_sigma=not self.is_uvit)
+
+    @property
+    def is_uvit(self) -> bool:
+        return self.name in UVIT_NAMES or self.architecture == "uvit"
 
     def _dimensions(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("patch_size", "hidden_size", "depth", "num_heads")}
 
+    def _options(self) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in ("qk_norm", "norm", "mlp", "position")}
+        return {name: value for name, value in given.items() if value is not None}
+
     def resolve(
         self, *, input_size: int | tuple[int, int], in_channels: int, num_classes: int, learn_sigma: bool
-    ) -> DiTConfig:
-        """The model's full configuration, once the latents are known."""
-        shape: dict[str, Any] = {"input_size": input_size, "in_channels": in_channels, "num_classes": num_classes}
-        rest: dict[str, Any] = {
+    ) -> DiTConfig | UViTConfig:
+        """The model's full configuration, once the latents are known. Raises ValueError if they do not fit."""
+        fields: dict[str, Any] = {
+            "input_size": input_size,
+            "in_channels": in_channels,
+            "num_classes": num_classes,
             "mlp_ratio": self.mlp_ratio,
             "class_dropout_prob": self.class_dropout_prob,
-            "learn_sigma": learn_sigma,
-            "conditioning": self.conditioning,
         }
+        if not self.is_uvit:
+            fields |= {"learn_sigma": learn_sigma, "conditioning": self.conditioning, **self._options()}
         if self.name is not None:
-            return named_config(self.name, **shape, **rest)
-        return DiTConfig(**shape, **rest, **self._dimensions())
+            return named_config(self.name, **fields)
+        return config_from_dict({"architecture": self.architecture or "dit", **self._dimensions(), **fields})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +299,12 @@ class Recipe:
             raise ValueError(
                 f"evaluate.sampler: found {self.evaluate.sampler!r}, a sampler for {kind}, with objective.kind = "
                 f"{self.objective.kind!r}; expected one of {fitting}"
+            )
+        if self.model.is_uvit and self.objective.learn_sigma:
+            found = "nothing, which means 'learned_range'," if self.objective.variance is None else "'learned_range'"
+            raise ValueError(
+                f"objective.variance: found {found} with a U-ViT, which does not learn sigma; expected 'fixed_small' "
+                "or 'fixed_large': set one of them, or choose a DiT"
             )
         if self.evaluate.cfg_scale > 1 and self.model.class_dropout_prob == 0:
             raise ValueError(

@@ -8,8 +8,8 @@ import torch
 
 from dit.autoencoder import Autoencoder, LatentScale
 from dit.checkpoint import Checkpoint, load_checkpoint, load_weights
-from dit.config import DiTConfig
-from dit.model import DiT
+from dit.config import config_from_dict
+from dit.model import build_model
 from dit.objective import create_process
 from dit.samplers import SAMPLERS, guided
 from evaluation.protocol import EvaluationProtocol, sample_label, sample_seed
@@ -44,9 +44,9 @@ class Sampler:
     def __init__(self, checkpoint: str | Path, protocol: EvaluationProtocol, *, batch_size: int, device: str = "cpu"):
         opened = load_checkpoint(checkpoint)
         self.protocol, self.batch_size, self.device = protocol, batch_size, device
-        config = DiTConfig(**opened.config["model"])
+        config = config_from_dict(opened.config["model"])
         weights = opened.weights("model" if protocol.weights == "raw" else protocol.weights, device)
-        self.model = load_weights(DiT(config), weights).to(device).eval()
+        self.model = load_weights(build_model(config), weights).to(device).eval()
         self.num_classes = config.num_classes
         self.latent_shape = (config.in_channels, *config.latent_size)
         self.process = create_process(**opened.config["objective"])

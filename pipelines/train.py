@@ -62,17 +62,17 @@ def train_worker(settings: dict) -> None:
 
     from dit.autoencoder import LatentScale
     from dit.checkpoint import newest_checkpoint, restore, save_checkpoint, step_name
-    from dit.config import DiTConfig
-    from dit.model import DiT
+    from dit.config import config_from_dict
+    from dit.model import build_model
     from dit.objective import create_process
     from dit.train import create_state, train
     from pipelines.batches import Share, latent_batches
 
     config: Recipe = settings["config"]
-    model_config = DiTConfig(**settings["model"])
+    model_config = config_from_dict(settings["model"])
     worker = Worker(settings, config.train)
     torch.manual_seed(config.seed)
-    network = DiT(model_config).to(worker.device)
+    network = build_model(model_config).to(worker.device)
     process = create_process(**settings["objective"])
     state = create_state(network, config.train, worker.wrap)
     if newest := newest_checkpoint(settings["folder"]):

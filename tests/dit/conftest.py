@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dit.model import DiT, DiTConfig
+from dit.config import config_from_dict
+from dit.model import DiT, DiTConfig, build_model
+from dit.uvit import UViT
 
 TESTS = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("RAYDIT_SHARED", TESTS.parents[1] / "shared"))
@@ -57,12 +59,12 @@ def dit_a(golden: Callable[[str], Any]) -> DiT:
 
 
 @pytest.fixture(scope="session")
-def small_model() -> Callable[..., DiT]:
-    """small_model(**fields): a DiT of width 32 with random weights, none of them zero."""
+def small_model() -> Callable[..., DiT | UViT]:
+    """small_model(**fields): a DiT (or a U-ViT) of width 32 with random weights, none of them zero."""
 
-    def build(**fields: Any) -> DiT:
+    def build(**fields: Any) -> DiT | UViT:
         defaults = {"input_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 4, "num_classes": 10}
-        model = DiT(DiTConfig(**{**defaults, **fields}))
+        model = build_model(config_from_dict({**defaults, **fields}))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():

@@ -5,12 +5,11 @@ import sys
 
 import pytest
 
-from dit.config import MODEL_NAMES, SAMPLER_PROCESSES, DiTConfig, named_config
-from dit.macs import forward_macs
+from dit.config import MODEL_NAMES, SAMPLER_PROCESSES, DiTConfig, config_from_dict, named_config
 
 
 def test_config_is_read_without_torch():
-    code = "import sys, dit.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, dit.config, dit.macs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -39,19 +38,25 @@ def test_null_class_is_there_only_with_classes_and_dropout():
     assert DiTConfig(num_classes=0).null_class is None
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_macs_of_the_twelve_models_equal_the_references(name, golden):
-    expected = golden("dit_param_counts.json")[name]["forward_gmac_per_image"]
-    assert forward_macs(named_config(name)) / 1e9 == pytest.approx(expected, abs=1e-9)
+def test_recorded_config_without_the_later_fields_is_the_papers_dit():
+    first = {"input_size": [16, 8], "hidden_size": 64, "depth": 2, "num_heads": 4, "learn_sigma": False}
+    config = config_from_dict(first)
+    assert config == DiTConfig(input_size=(16, 8), hidden_size=64, depth=2, num_heads=4, learn_sigma=False)
+    assert (config.qk_norm, config.norm, config.mlp, config.position) == (False, "layer", "gelu", "sincos")
 
 
 @pytest.mark.parametrize(
-    ("conditioning", "paper"),
-    [("in_context", 119.37), ("cross_attention", 137.62), ("adaln", 118.56), ("adaln_zero", 118.64)],
+    ("content", "found", "expected", "advice"),
+    [
+        ({"architecture": "vit"}, "architecture is 'vit'", "one of dit, uvit", "did you mean 'uvit'?"),
+        ({"qknorm": True}, "qknorm is no field of a dit model", "which has input_size", "did you mean 'qk_norm'?"),
+        ({"architecture": "uvit", "learn_sigma": True}, "learn_sigma is no field of a uvit", "which has", "choose"),
+    ],
 )
-def test_macs_of_the_four_conditionings_are_the_papers(conditioning, paper):
-    macs = forward_macs(named_config("DiT-XL/2", conditioning=conditioning))
-    assert macs / 1e9 == pytest.approx(paper, abs=0.02)
+def test_a_foreign_recorded_config_is_refused(content, found, expected, advice):
+    with pytest.raises(ValueError) as error:
+        config_from_dict(content)
+    assert all(part in str(error.value) for part in (found, expected, advice)), str(error.value)
 
 
 def test_every_sampler_has_a_process():

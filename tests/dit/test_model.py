@@ -1,14 +1,26 @@
 import dataclasses
+import json
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dit.config import config_from_dict
 from dit.layers import position_embedding, timestep_embedding, unpatchify
-from dit.model import MODEL_NAMES, DiT, DiTConfig, create_model
+from dit.model import MODEL_NAMES, DiT, DiTConfig, build_model, create_model
 
 CONDITIONINGS = ("adaln_zero", "adaln", "cross_attention", "in_context")
+REFINED = {"qk_norm": True, "norm": "rms", "mlp": "swiglu", "position": "rope"}
+VARIANTS = {
+    **{name: {"conditioning": name} for name in CONDITIONINGS},
+    **{
+        f"refined_{name}": {"conditioning": name, **REFINED} for name in ("adaln_zero", "cross_attention", "in_context")
+    },
+    "uvit": {"architecture": "uvit"},
+    "uvit_other": {"architecture": "uvit", "mlp_time_embed": True, "qkv_bias": True, "final_conv": False},
+}
+every_variant = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
 
 
 def inputs(config, count=2, seed=0):
@@ -77,17 +89,20 @@ def test_parameter_counts_of_the_four_conditionings_are_the_papers(conditioning,
     assert sum(p.numel() for p in model.parameters()) // 10**6 == paper
 
 
+@pytest.mark.parametrize("options", [{}, REFINED], ids=["plain", "refined"])
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_fresh_model_outputs_zero(conditioning):
-    config = DiTConfig(input_size=8, hidden_size=32, depth=2, num_heads=4, num_classes=5, conditioning=conditioning)
+def test_fresh_model_outputs_zero(conditioning, options):
+    shape = {"input_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
+    config = DiTConfig(**shape, conditioning=conditioning, **options)
     assert torch.equal(DiT(config)(*inputs(config)), torch.zeros(2, 8, 8, 8))
 
 
-def test_fresh_adaln_zero_blocks_are_the_identity():
-    model = DiT(DiTConfig(input_size=8, hidden_size=32, depth=2, num_heads=4))
+@pytest.mark.parametrize("options", [{}, REFINED], ids=["plain", "refined"])
+def test_fresh_adaln_zero_blocks_are_the_identity(options):
+    model = DiT(DiTConfig(input_size=8, hidden_size=32, depth=2, num_heads=4, **options))
     tokens, c = torch.randn(2, 16, 32), torch.randn(2, 32)
     for block in model.blocks:
-        assert torch.equal(block(tokens, c), tokens)
+        assert torch.equal(block(tokens, c, model.rotation), tokens)
 
 
 def test_initialisation_follows_the_paper():
@@ -114,44 +129,56 @@ def test_label_table_has_a_null_row_only_with_dropout():
     assert rows == {0.0: 1000, 0.1: 1001}
 
 
-@pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_timestep_label_and_latents_all_reach_the_output(conditioning, small_model):
-    model = small_model(conditioning=conditioning)
+@every_variant
+def test_timestep_label_and_latents_all_reach_the_output(fields, small_model):
+    model = small_model(**fields)
     x, t, y = inputs(model.config)
     out = model(x, t, y)
     for other in ((x + 1, t, y), (x, (t + 100) % 1000, y), (x, t, torch.full_like(y, model.null_class))):
         assert (model(*other) - out).abs().amax(dim=(1, 2, 3)).min() > 1e-3
 
 
-@settings(max_examples=25, deadline=None)
+shapes = {
+    "patch_size": st.sampled_from([1, 2, 4]),
+    "in_channels": st.integers(1, 4),
+    "hidden_size": st.just(16),
+    "num_heads": st.sampled_from([1, 2, 4]),
+    "num_classes": st.integers(0, 3),
+    "class_dropout_prob": st.sampled_from([0.0, 0.1]),
+}
+dits = {
+    "architecture": st.just("dit"),
+    "depth": st.integers(1, 2),
+    "learn_sigma": st.booleans(),
+    "conditioning": st.sampled_from(CONDITIONINGS),
+    "qk_norm": st.booleans(),
+    "norm": st.sampled_from(["layer", "rms"]),
+    "mlp": st.sampled_from(["gelu", "swiglu"]),
+    "position": st.sampled_from(["sincos", "rope"]),
+}
+uvits = {
+    "architecture": st.just("uvit"),
+    "depth": st.sampled_from([2, 4]),
+    "mlp_time_embed": st.booleans(),
+    "qkv_bias": st.booleans(),
+    "final_conv": st.booleans(),
+}
+
+
+@settings(max_examples=40, deadline=None)
 @given(
-    patch=st.sampled_from([1, 2, 4]),
+    fields=st.fixed_dictionaries(shapes | dits) | st.fixed_dictionaries(shapes | uvits),
     rows=st.integers(1, 4),
     columns=st.integers(1, 4),
-    channels=st.integers(1, 4),
-    heads=st.sampled_from([1, 2, 4]),
-    num_classes=st.integers(0, 3),
-    learn_sigma=st.booleans(),
-    conditioning=st.sampled_from(CONDITIONINGS),
     count=st.integers(1, 3),
 )
-def test_output_has_the_latents_shape_for_every_configuration(
-    patch, rows, columns, channels, heads, num_classes, learn_sigma, conditioning, count
-):
-    config = DiTConfig(
-        input_size=(rows * patch, columns * patch),
-        patch_size=patch,
-        in_channels=channels,
-        hidden_size=16,
-        depth=1,
-        num_heads=heads,
-        num_classes=num_classes,
-        learn_sigma=learn_sigma,
-        conditioning=conditioning,
-    )
-    out = DiT(config)(*inputs(config, count))
-    assert out.shape == (count, config.out_channels, *config.latent_size)
-    assert config.out_channels == channels * (2 if learn_sigma else 1)
+def test_output_has_the_latents_shape_for_every_configuration(fields, rows, columns, count):
+    patch, channels = fields["patch_size"], fields["in_channels"]
+    config = config_from_dict({**fields, "input_size": (rows * patch, columns * patch)})
+    out = build_model(config)(*inputs(config, count))
+    out_channels = channels * (2 if fields.get("learn_sigma") else 1)
+    assert out.shape == (count, out_channels, rows * patch, columns * patch)
+    assert out.isfinite().all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -163,47 +190,52 @@ def test_unpatchify_inverts_patchify(count, channels, patch, rows, columns):
     assert torch.equal(unpatchify(tokens, patch, (rows, columns)), images)
 
 
-@pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_an_image_does_not_see_its_batch(conditioning, small_model):
-    model = small_model(conditioning=conditioning)
-    x, t, y = inputs(model.config, count=4)
-    torch.testing.assert_close(model(x, t, y)[2:3], model(x[2:3], t[2:3], y[2:3]), atol=1e-5, rtol=1e-5)
+@every_variant
+def test_an_image_is_the_same_alone_and_in_a_batch_of_64(fields, small_model):
+    model = small_model(**fields)
+    x, t, y = inputs(model.config, count=64)
+    torch.testing.assert_close(model(x, t, y)[40:41], model(x[40:41], t[40:41], y[40:41]), atol=1e-5, rtol=1e-5)
 
 
-def test_gradient_checkpointing_changes_no_gradient(small_model):
-    model = small_model()
-    again = small_model(gradient_checkpointing=True)
+@pytest.mark.parametrize("name", ["adaln_zero", "refined_in_context", "uvit"])
+def test_gradient_checkpointing_changes_no_gradient(name, small_model):
+    model = small_model(**VARIANTS[name])
+    again = small_model(**VARIANTS[name], gradient_checkpointing=True)
     for each in (model, again):
         each(*inputs(model.config)).square().mean().backward()
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert one.grad is not None or not one.requires_grad
         assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
 
 
-@pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_compiles_into_one_graph(conditioning, small_model):
-    model = small_model(conditioning=conditioning)
+@pytest.mark.parametrize("name", [*CONDITIONINGS, "refined_in_context", "uvit"])
+def test_compiles_into_one_graph(name, small_model):
+    model = small_model(**VARIANTS[name])
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*inputs(model.config)), model(*inputs(model.config)))
 
 
-def test_runs_in_bfloat16(small_model):
-    model = small_model()
+@every_variant
+def test_runs_in_bfloat16(fields, small_model):
+    model = small_model(**fields)
     x, t, y = inputs(model.config)
     expected = model(x, t, y)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under_autocast = model(x, t, y)
-    in_bfloat16 = small_model().bfloat16()(x.bfloat16(), t, y)
+    in_bfloat16 = small_model(**fields).bfloat16()(x.bfloat16(), t, y)
     for out in (under_autocast, in_bfloat16):
         assert (out.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-def test_unconditional_model_takes_no_labels(small_model):
-    model = small_model(num_classes=0)
+@pytest.mark.parametrize("architecture", ["dit", "uvit"])
+def test_unconditional_model_takes_no_labels(architecture, small_model):
+    model = small_model(architecture=architecture, num_classes=0)
     x, t, _ = inputs(model.config)
     assert torch.equal(model(x, t), model(x, t, torch.tensor([5, 7])))
     assert model.null_class is None
 
 
+@pytest.mark.parametrize("architecture", ["dit", "uvit"])
 @pytest.mark.parametrize(
     ("change", "found", "expected", "advice"),
     [
@@ -216,16 +248,17 @@ def test_unconditional_model_takes_no_labels(small_model):
         ({"y": torch.tensor([-1, 1])}, "-1 to 1", "knows 0 to 10", "check num_classes"),
     ],
 )
-def test_errors_tell_found_expected_and_what_to_do(change, found, expected, advice, small_model):
-    model = small_model()
+def test_errors_tell_found_expected_and_what_to_do(change, found, expected, advice, architecture, small_model):
+    model = small_model(architecture=architecture)
     x, t, y = inputs(model.config)
     with pytest.raises(ValueError) as error:
         model(**{"x": x, "t": t, "y": y, **change})
     assert all(part in str(error.value) for part in (found, expected, advice)), str(error.value)
 
 
-def test_model_rebuilt_from_its_config_takes_its_weights(small_model):
-    model = small_model(conditioning="cross_attention")
-    again = DiT(DiTConfig(**dataclasses.asdict(model.config)))
+@every_variant
+def test_model_rebuilt_from_its_recorded_config_takes_its_weights(fields, small_model):
+    model = small_model(**fields)
+    again = build_model(config_from_dict(json.loads(json.dumps(dataclasses.asdict(model.config)))))
     again.load_state_dict(model.state_dict())
     assert torch.equal(again(*inputs(model.config)), model(*inputs(model.config)))

@@ -1,0 +1,118 @@
+import pytest
+import torch
+
+from dit.config import UVIT_NAMES, named_config
+from dit.diffusion import GaussianDiffusion
+from dit.model import create_model
+from dit.samplers import guided
+from dit.uvit import UViT, UViTConfig
+
+
+@pytest.fixture(scope="module")
+def uvit_a(golden):
+    """The reference's small U-ViT with the reference's weights; its count of 11 labels includes the null class."""
+    official = golden("configs.json")["uvit_a"]
+    config = UViTConfig(
+        input_size=official["img_size"],
+        patch_size=official["patch_size"],
+        in_channels=official["in_chans"],
+        hidden_size=official["embed_dim"],
+        depth=official["depth"],
+        num_heads=official["num_heads"],
+        mlp_ratio=official["mlp_ratio"],
+        num_classes=official["num_classes"] - 1,
+        qkv_bias=official["qkv_bias"],
+        mlp_time_embed=official["mlp_time_embed"],
+        final_conv=official["conv"],
+    )
+    model = UViT(config)
+    model.load_state_dict(golden("uvit_a.state_dict.safetensors"))
+    return model.eval()
+
+
+def test_forward_equals_the_reference(uvit_a, golden):
+    io = golden("uvit_a.io.safetensors")
+    with torch.no_grad():
+        out = uvit_a(io["x"], io["t"], io["y"])
+    torch.testing.assert_close(out, io["out"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "paper"),
+    [("U-ViT-S/2", 44), ("U-ViT-S-Deep/2", 58), ("U-ViT-M/4", 131), ("U-ViT-L/2", 287), ("U-ViT-H/2", 501)],
+)
+def test_parameter_counts_are_the_papers(name, paper):
+    # S is the paper's CIFAR-10 model and S-Deep its text-to-image model: neither has a label table.
+    unlabelled = {"num_classes": 0} if name.startswith("U-ViT-S") else {}
+    with torch.device("meta"):
+        model = create_model(name, **unlabelled)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == paper
+
+
+def test_sizes_are_named_with_both_patch_sizes():
+    assert len(UVIT_NAMES) == 10
+    for name in UVIT_NAMES:
+        config = named_config(name, num_classes=10)
+        assert isinstance(config, UViTConfig)
+        assert name.endswith(f"/{config.patch_size}") and config.num_labels == 11
+    assert [name for name in UVIT_NAMES if not named_config(name).final_conv] == ["U-ViT-H/2", "U-ViT-H/4"]
+
+
+def test_initialisation_is_normal_with_zero_biases():
+    torch.manual_seed(0)
+    state = UViT(UViTConfig(input_size=8, hidden_size=128, depth=2, num_heads=4)).state_dict()
+    for name in ("pos_embed", "mid_block.attn.qkv.weight", "out_blocks.0.skip_linear.weight", "decoder_pred.weight"):
+        assert state[name].std() == pytest.approx(0.02, rel=0.05)
+    assert not any(state[name].any() for name in ("mid_block.attn.proj.bias", "out_blocks.0.skip_linear.bias"))
+    assert state["label_emb.weight"].std() == pytest.approx(1, rel=0.05)
+
+
+def test_positions_are_learned():
+    model = UViT(UViTConfig(input_size=(4, 8), hidden_size=16, depth=2, num_heads=2, num_classes=0))
+    model(torch.randn(1, 4, 4, 8), torch.zeros(1)).square().mean().backward()
+    assert model.pos_embed.shape == (1, 1 + 2 * 4, 16)
+    assert model.pos_embed.grad.abs().amax(dim=2).min() > 0
+
+
+def test_a_shallow_block_reaches_the_deep_one_at_the_same_depth(small_model):
+    model = small_model(architecture="uvit", depth=6)
+    given = {}
+    for kind in ("in_blocks", "out_blocks"):
+        for index, block in enumerate(getattr(model, kind)):
+            block.register_forward_hook(lambda _, args, out, key=(kind, index): given.update({key: (args, out)}))
+    model(torch.randn(1, 4, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    for index in range(3):
+        (_, skip), _ = given["out_blocks", index]
+        assert torch.equal(skip, given["in_blocks", 2 - index][1])
+
+
+def test_guidance_finds_the_null_class(small_model):
+    model = small_model(architecture="uvit")
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 9])
+    labelled, unlabelled = model(x, t, y), model(x, t, torch.full_like(y, 10))
+    torch.testing.assert_close(guided(model, 3.0)(x, t, y), unlabelled + 3 * (labelled - unlabelled))
+
+
+def test_a_learned_variance_is_refused_and_a_fixed_one_taken(small_model):
+    model = small_model(architecture="uvit")
+    batch = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 9]), torch.randn(2, 4, 8, 8)
+    losses = GaussianDiffusion(schedule="scaled_linear", variance="fixed_small").training_losses(model, *batch)
+    assert losses["loss"].isfinite().all()
+    with pytest.raises(ValueError, match='use learn_sigma with "learned_range"'):
+        GaussianDiffusion(variance="learned_range").training_losses(model, *batch)
+
+
+@pytest.mark.parametrize(
+    ("fields", "found", "expected", "advice"),
+    [
+        ({"depth": 13}, "depth is 13", "must be even", "leave the middle block out"),
+        ({"num_heads": 7}, "hidden_size is 1152", "multiple of num_heads 7", "change hidden_size"),
+        ({"hidden_size": 15, "num_heads": 3}, "hidden_size is 15", "and of 2", "change hidden_size"),
+        ({"patch_size": 3}, "32x32", "patch_size 3 must divide", "choose another patch_size"),
+        ({"architecture": "dit"}, "architecture is 'dit'", "one of uvit", "did you mean 'uvit'?"),
+    ],
+)
+def test_errors_tell_found_expected_and_what_to_do(fields, found, expected, advice):
+    with pytest.raises(ValueError) as error:
+        UViTConfig(**fields)
+    assert all(part in str(error.value) for part in (found, expected, advice)), str(error.value)
