@@ -112,7 +112,8 @@ class DiT(nn.Module):
         Raises ValueError when shapes, or classes on the CPU, do not fit the model.
         """
         check_inputs(self.config, x, t, y)
-        tokens = self.x_embedder(x)  # (N, T, D)
+        # Under autocast patches are bfloat16; the sum that runs through all blocks keeps the weights' precision.
+        tokens = self.x_embedder(x).to(self.x_embedder.proj.weight.dtype)  # (N, T, D)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
         conditions = [self.t_embedder(t)]  # each (N, D)

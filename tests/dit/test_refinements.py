@@ -63,6 +63,16 @@ def test_the_grid_is_still_seen_without_the_position_table(small_model):
     assert (model(moved, t, y) - model(x, t, y).roll(2, dims=3)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("position", ["sincos", "rope"])
+def test_tokens_run_through_the_blocks_in_float32_under_autocast(position, small_model):
+    model, seen = small_model(position=position), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, args, out: seen.extend([args[0].dtype, out.dtype]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.tensor([3]))
+    assert seen == [torch.float32] * 4
+
+
 def test_rms_norm_equals_torchs_and_keeps_the_dtype():
     x = torch.randn(2, 3, 16)
     norm, torchs = RMSNorm(16), torch.nn.RMSNorm(16, eps=1e-6)

@@ -1,8 +1,11 @@
 """Which network a recipe's [model] gives, and which ones it refuses before any work."""
 
+import dataclasses
+
 import pytest
 
 from dit.config import DiTConfig, UViTConfig, named_config
+from pipelines.identity import differences
 from pipelines.recipe_file import RecipeError, validate_recipe
 
 SIZES = {"patch_size": 2, "hidden_size": 32, "depth": 2, "num_heads": 2}
@@ -50,6 +53,11 @@ def test_a_uvit_is_named_or_given_by_its_dimensions():
     assert network(given, kind="diffusion", variance="fixed_small") == UViTConfig(
         **LATENTS, **SIZES, class_dropout_prob=0
     )
+
+
+def test_options_left_out_make_no_other_artifact_of_an_earlier_training():
+    before = {"name": None, **SIZES, "mlp_ratio": 4.0, "class_dropout_prob": 0.1, "conditioning": "adaln_zero"}
+    assert differences(before, dataclasses.asdict(recipe(SIZES).model)) == []
 
 
 @pytest.mark.parametrize(
