@@ -3,6 +3,7 @@ import torch
 
 from dit.config import UVIT_NAMES, named_config
 from dit.diffusion import GaussianDiffusion
+from dit.layers import timestep_embedding
 from dit.model import create_model
 from dit.samplers import guided
 from dit.uvit import UViT, UViTConfig
@@ -72,6 +73,22 @@ def test_positions_are_learned():
     model(torch.randn(1, 4, 4, 8), torch.zeros(1)).square().mean().backward()
     assert model.pos_embed.shape == (1, 1 + 2 * 4, 16)
     assert model.pos_embed.grad.abs().amax(dim=2).min() > 0
+
+
+def test_label_and_timestep_come_before_the_patches(small_model):
+    model, seen = small_model(architecture="uvit"), []
+    model.in_blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0] - model.pos_embed))
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 9])
+    model(x, t, y)
+    expected = [model.label_emb(y)[:, None], timestep_embedding(t, 32)[:, None], model.patch_embed(x)]
+    torch.testing.assert_close(seen[0], torch.cat(expected, dim=1))
+
+
+def test_blocks_use_the_exact_gelu(small_model):
+    mlp, x = small_model(architecture="uvit").mid_block.mlp, torch.randn(2, 3, 32)
+    hidden = mlp.fc1(x)
+    expected = mlp.fc2(hidden * (1 + torch.erf(hidden / 2**0.5)) / 2)
+    torch.testing.assert_close(mlp(x), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_shallow_block_reaches_the_deep_one_at_the_same_depth(small_model):
