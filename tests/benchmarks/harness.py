@@ -1,0 +1,52 @@
+"""Timing as ratios: candidates run in turn, round after round, so that a slow minute hits all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one candidate in every round."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def alternate(candidates: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, Timing]:
+    """Seconds of every candidate, each called once in every round."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for index in range(warmup + rounds):
+        for name, call in candidates.items():
+            started = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if index >= warmup:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: Timing(values) for name, values in seconds.items()}
+
+
+def ratio(ours: Timing, theirs: Timing) -> str:
+    """Median of the rounds' own ratios, and the range of their middle half."""
+    ratios = sorted(a / b for a, b in zip(ours.seconds, theirs.seconds, strict=True))
+    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    return f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
+
+
+def matmul_peak(dtype: torch.dtype = torch.float32, device: str = "cpu", size: int | None = None) -> float:
+    """FLOPs per second of the best of ten products of square matrices: what this machine can do at most."""
+    size = size or (2048 if device == "cpu" else 8192)
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    timing = alternate({"matmul": lambda: a @ b}, rounds=10)["matmul"]
+    return 2 * size**3 / min(timing.seconds)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,174 @@
+"""A training step and sampling of DiT against diffusers' DiTTransformer2DModel of equal size, alternately.
+
+    make benchmark            all benchmarks
+    pytest -m benchmark tests/benchmarks/test_dit.py -s
+
+Prints ratios of time, ours over theirs; asserts only that both sides compute the same thing.
+"""
+
+import copy
+
+import pytest
+import torch
+from harness import alternate, matmul_peak, ratio, say
+
+from dit.config import DiTConfig, named_config
+from dit.diffusion import GaussianDiffusion
+from dit.macs import forward_macs
+from dit.model import DiT
+from dit.samplers import guided, sample_ddim
+from dit.schedule import TrainingConfig
+from dit.train import create_state, train_step
+
+pytestmark = pytest.mark.benchmark
+
+SMALL = DiTConfig(input_size=8, hidden_size=128, depth=4, num_heads=4, num_classes=10)
+CASES = {
+    "DiT-S/2, batch 8": (named_config("DiT-S/2"), 8, 7),
+    "width 128, depth 4, batch 128": (SMALL, 128, 20),
+}
+
+
+def diffusers_model(config: DiTConfig):
+    """diffusers' model of equal size."""
+    from diffusers import DiTTransformer2DModel
+
+    return DiTTransformer2DModel(
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.hidden_size // config.num_heads,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        num_layers=config.depth,
+        sample_size=config.latent_size[0],
+        patch_size=config.patch_size,
+        num_embeds_ada_norm=config.num_classes,
+    )
+
+
+class Called(torch.nn.Module):
+    """diffusers' model, called as ours is."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, t, y):
+        return self.model(x, timestep=t, class_labels=y).sample
+
+
+def batch_of(config: DiTConfig, size: int):
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn(size, config.in_channels, *config.latent_size, generator=generator) for _ in range(2))
+    t = torch.randint(0, 1000, (size,), generator=generator)
+    return latents, t, torch.randint(0, config.num_classes, (size,), generator=generator), noise
+
+
+def our_step(network, batch, process, compiled=False):
+    """dit.train's own step: fused AdamW, EMA, hybrid loss."""
+    config = TrainingConfig(steps=10**9, global_batch_size=len(batch[0]))
+    state = create_state(network, config, torch.compile if compiled else lambda network: network)
+
+    def losses(model, batch):
+        return {name: value.mean() for name, value in process.training_losses(model, *batch).items()}
+
+    return lambda: train_step(state, batch, losses, config)
+
+
+def their_step(network, batch, process, compiled=False):
+    """The step of diffusers' example scripts: torch's AdamW as it comes, diffusers' EMA, the same loss."""
+    from diffusers.training_utils import EMAModel
+
+    model = torch.compile(Called(network)) if compiled else Called(network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0)
+    ema = EMAModel(network.parameters(), decay=0.9999)
+    network.train()
+
+    def step():
+        loss = process.training_losses(model, *batch)["loss"].mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(network.parameters())
+
+    return step
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_training_step(case, compiled):
+    config, size, rounds = CASES[case]
+    batch, process = batch_of(config, size), GaussianDiffusion()
+    torch.manual_seed(0)
+    ours, theirs = DiT(config), diffusers_model(config)
+    timings = alternate(
+        {"ours": our_step(ours, batch, process, compiled), "diffusers": their_step(theirs, batch, process, compiled)},
+        rounds=rounds,
+        warmup=3,
+    )
+    flops = 6 * forward_macs(config) * size
+    share = flops / timings["ours"].median / matmul_peak()
+    say(
+        f"\ntraining step, {case}, float32, {'compiled' if compiled else 'eager'}: "
+        f"{ratio(timings['ours'], timings['diffusers'])} of diffusers' time; {timings['ours'].median:.3f} s, "
+        f"{share:.0%} of this machine's matrix product"
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_guided_sampling(case):
+    """DDIM, guided, both halves in one call; diffusers' scheduler and model against ours."""
+    from diffusers import DDIMScheduler
+
+    config, size, rounds = CASES[case]
+    latents, _, labels, noise = batch_of(config, size)
+    torch.manual_seed(0)
+    ours, theirs = DiT(config).eval(), diffusers_model(config).eval()
+    process, steps = GaussianDiffusion(), 4
+    scheduler = DDIMScheduler(beta_end=0.02, beta_start=1e-4, clip_sample=False)
+    null = torch.full_like(labels, config.num_classes)
+
+    @torch.no_grad()
+    def sample_theirs():
+        scheduler.set_timesteps(steps)
+        x, classes = noise, torch.cat([labels, null])
+        for t in scheduler.timesteps:
+            output = theirs(torch.cat([x, x]), timestep=t.expand(2 * size), class_labels=classes).sample
+            conditional, unconditional = output[:, : config.in_channels].chunk(2)
+            x = scheduler.step(unconditional + 4.0 * (conditional - unconditional), t, x).prev_sample
+        return x
+
+    def sample_ours():
+        return sample_ddim(guided(ours, 4.0), noise, labels, process=process, steps=steps)
+
+    assert sample_ours().shape == sample_theirs().shape
+    timings = alternate({"ours": sample_ours, "diffusers": sample_theirs}, rounds=max(5, rounds // 2))
+    say(
+        f"\nguided sampling, {case}, {steps} steps, float32: {ratio(timings['ours'], timings['diffusers'])} of "
+        f"diffusers' time; {size / timings['ours'].median * steps / 50:.2f} images/s at 50 steps"
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["DiT-S/2", "DiT-XL/2"])
+def test_on_a_gpu(name):
+    """bfloat16, compiled: images per second, share of the card's own matrix product, peak memory."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    config, size = named_config(name), 64
+    batch = [part.cuda() for part in batch_of(config, size)]
+    process = GaussianDiffusion()
+    network = DiT(config).cuda()
+    plain = our_step(copy.deepcopy(network), batch, process, compiled=True)
+
+    def step():
+        with torch.autocast("cuda", torch.bfloat16):
+            plain()
+
+    torch.cuda.reset_peak_memory_stats()
+    timing = alternate({"step": step}, rounds=20, warmup=10)["step"]
+    share = 6 * forward_macs(config) * size / timing.median / matmul_peak(torch.bfloat16, "cuda")
+    say(
+        f"\n{name}, batch {size}, bfloat16, compiled: {size / timing.median:.0f} images/s, {share:.0%} of the "
+        f"measured matrix product, {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most"
+    )
