@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPS = 1e-6
+from dit.config import NORM_EPS
 
 
 def rotation_table(head_size: int, rows: int, columns: int, num_unrotated: int = 0) -> Tensor:

@@ -9,6 +9,7 @@ Conditioning = Literal["adaln_zero", "adaln", "cross_attention", "in_context"]
 Norm = Literal["layer", "rms"]
 Mlp = Literal["gelu", "swiglu"]
 Position = Literal["sincos", "rope"]
+Numerics = Literal["diffusers", "official"]
 ProcessKind = Literal["diffusion", "flow"]
 Schedule = Literal["linear", "cosine", "scaled_linear"]
 Prediction = Literal["eps", "x0", "v"]
@@ -18,6 +19,9 @@ TimeDensity = Literal["uniform", "logit_normal"]
 
 TIMESTEP_FREQUENCIES = 256
 """Width of the sinusoidal timestep embedding before its two linear layers."""
+
+NORM_EPS = 1e-6
+"""Epsilon of DiT's norms."""
 
 MODEL_SIZES: dict[str, dict[str, int]] = {
     "S": {"depth": 12, "hidden_size": 384, "num_heads": 6},
@@ -175,8 +179,8 @@ class TransformerConfig:
 class DiTConfig(TransformerConfig):
     """Shape of a diffusion transformer; the defaults are DiT-XL/2 on 256 px ImageNet latents.
 
-    Source: Peebles & Xie 2022 (https://arxiv.org/abs/2212.09748). The last four fields are later refinements,
-    off by default: they change the paper's numbers.
+    Source: Peebles & Xie 2022 (https://arxiv.org/abs/2212.09748). The last six fields are off by default: later
+    refinements, which change the paper's numbers, and two of diffusers' deviations from the official code.
     """
 
     architecture: Literal["dit"] = "dit"
@@ -193,6 +197,10 @@ class DiTConfig(TransformerConfig):
     """"swiglu" gates with SiLU (https://arxiv.org/abs/2002.05202), two thirds as wide: as many parameters."""
     position: Position = "sincos"
     """"rope" rotates queries and keys of image tokens by row and column (https://arxiv.org/abs/2104.09864)."""
+    timestep_frequency_shift: int = 0
+    """0: frequencies of the timestep embedding as in the official code; 1: as in diffusers' DiT."""
+    mlp_norm_eps: float = NORM_EPS
+    """Epsilon of the layer norm before each MLP of an adaLN-Zero model; 1e-5 in most of diffusers' DiTs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,6 +208,16 @@ class DiTConfig(TransformerConfig):
             architecture=Literal["dit"], conditioning=Conditioning, norm=Norm, mlp=Mlp, position=Position
         )
         self._check_width(4, "two sines and two cosines per position")
+        if self.timestep_frequency_shift not in (0, 1):
+            raise ValueError(
+                f"timestep_frequency_shift is {self.timestep_frequency_shift}, but it must be 0 or 1: use 0 as in the "
+                "official code, or 1 for a model that diffusers runs as it is"
+            )
+        if self.mlp_norm_eps != NORM_EPS and (self.conditioning, self.norm) != ("adaln_zero", "layer"):
+            raise ValueError(
+                f"mlp_norm_eps is {self.mlp_norm_eps}, but only layer norms of adaln_zero blocks can differ from "
+                f"{NORM_EPS}: leave it out"
+            )
         if self.position == "rope" and self.head_size % 4:
             raise ValueError(
                 f"position is 'rope', but heads are {self.head_size} wide (hidden_size {self.hidden_size} / num_heads "
@@ -235,6 +253,8 @@ class UViTConfig(TransformerConfig):
     """Whether the timestep's embedding passes two linear layers before it becomes a token."""
     final_conv: bool = True
     """Whether a 3x3 convolution follows the patches' linear map."""
+    first_timestep: int = 0
+    """Added to every timestep that the model is given; 1 for the official weights, which count 1..1000."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,19 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit.attention import NORM_EPS, Attention, CrossAttention, RMSNorm
-from dit.config import TIMESTEP_FREQUENCIES, DiTConfig
+from dit.attention import Attention, CrossAttention, RMSNorm
+from dit.config import NORM_EPS, TIMESTEP_FREQUENCIES, DiTConfig
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0, frequency_shift: int = 0) -> Tensor:
     """Sinusoidal embedding of timesteps (N,) -> (N, dim) float32: the cosine half first, then the sine half.
 
     Diffusion models pass integers 0..999 of the full process, flow models times in [0, 1].
+    Frequency i of h = dim / 2 is max_period^(-i / (h - frequency_shift)): DDPM's code and diffusers shift by 1.
     Source: Vaswani et al. 2017, section 3.5 (https://arxiv.org/abs/1706.03762), halves swapped as in DiT.
     """
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
+    # In this order, to the bit as others compute it: an angle is up to 999 times its frequency's rounding error.
+    exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device)
+    angles = t.float()[:, None] * torch.exp(exponents / (half - frequency_shift))
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -69,14 +71,16 @@ class PatchEmbed(nn.Module):
 class TimestepEmbedder(nn.Module):
     """Timesteps (N,) -> vectors (N, D): sinusoidal embedding, then linear, SiLU, linear."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, frequency_shift: int = 0) -> None:
         super().__init__()
+        self.frequency_shift = frequency_shift
         self.mlp = nn.Sequential(
             nn.Linear(TIMESTEP_FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_embedding(t, TIMESTEP_FREQUENCIES).to(next(self.parameters()).dtype))
+        waves = timestep_embedding(t, TIMESTEP_FREQUENCIES, frequency_shift=self.frequency_shift)
+        return self.mlp(waves.to(next(self.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -127,11 +131,11 @@ def feed_forward(config: DiTConfig) -> nn.Module:
     return (SwiGLU if config.mlp == "swiglu" else Mlp)(config.hidden_size, config.mlp_size)
 
 
-def norm_layer(config: DiTConfig, affine: bool) -> nn.Module:
+def norm_layer(config: DiTConfig, affine: bool, eps: float = NORM_EPS) -> nn.Module:
     """The norm before a branch; without weights where the conditioning supplies shift and scale."""
     if config.norm == "rms":
         return RMSNorm(config.hidden_size, affine)
-    return nn.LayerNorm(config.hidden_size, eps=NORM_EPS, elementwise_affine=affine)
+    return nn.LayerNorm(config.hidden_size, eps=eps, elementwise_affine=affine)
 
 
 def modulation(hidden_size: int, num_vectors: int) -> nn.Sequential:
@@ -149,7 +153,7 @@ class AdaLNZeroBlock(nn.Module):
         super().__init__()
         self.norm1 = norm_layer(config, affine=False)
         self.attn = self_attention(config)
-        self.norm2 = norm_layer(config, affine=False)
+        self.norm2 = norm_layer(config, affine=False, eps=config.mlp_norm_eps)
         self.mlp = feed_forward(config)
         self.adaLN_modulation = modulation(config.hidden_size, 6)
 

@@ -60,7 +60,7 @@ class DiT(nn.Module):
         self.config = config
         width = config.hidden_size
         self.x_embedder = PatchEmbed(config.in_channels, width, config.patch_size)
-        self.t_embedder = TimestepEmbedder(width)
+        self.t_embedder = TimestepEmbedder(width, config.timestep_frequency_shift)
         self.y_embedder = LabelEmbedder(config.num_labels, width) if config.num_classes else None
         rope = config.position == "rope"
         # A parameter, though never trained, because official checkpoints and parameter counts include it.

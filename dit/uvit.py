@@ -40,7 +40,7 @@ class UViT(nn.Module):
     """U-ViT on latents, conditioned on timestep and class.
 
     Parameters carry the names of the official checkpoints. Their discrete-time models were trained with
-    timesteps 1..1000 where DiT counts 0..999; the forward pass takes t as it is. As in `dit.model.DiT`, labels
+    timesteps 1..1000 where DiT counts 0..999: for those, first_timestep is 1. As in `dit.model.DiT`, labels
     are not dropped in here.
     """
 
@@ -87,7 +87,7 @@ class UViT(nn.Module):
         Returns (N, C, H, W). Raises ValueError when shapes, or classes on the CPU, do not fit the model.
         """
         check_inputs(self.config, x, t, y)
-        time = timestep_embedding(t, self.config.hidden_size).to(self.pos_embed.dtype)
+        time = timestep_embedding(t + self.config.first_timestep, self.config.hidden_size).to(self.pos_embed.dtype)
         parts = [self.time_embed(time)[:, None], self.patch_embed(x)]
         if self.label_emb is not None:
             parts.insert(0, self.label_emb(y)[:, None])

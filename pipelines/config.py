@@ -14,6 +14,8 @@ from dit.config import SAMPLER_PROCESSES, UVIT_NAMES, DiTConfig, UViTConfig, con
 from dit.schedule import TrainingConfig, power_ema_name
 
 PositiveInt = Annotated[int, Gt(0)]
+OPTIONS = ("qk_norm", "norm", "mlp", "position", "timestep_frequency_shift")
+"""What a recipe's DiT may have otherwise than the paper's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,8 @@ class ModelConfig:
     """DiT: the feed-forward branch; "gelu" when left out, as in the paper."""
     position: Literal["sincos", "rope"] | None = None
     """DiT: how patches know their place; "sincos" when left out, as in the paper."""
+    timestep_frequency_shift: Literal[0, 1] | None = None
+    """DiT: 1 for a model that diffusers runs without code of ours; 0 when left out, as in the official code."""
 
     def __post_init__(self) -> None:
         dimensions = self._dimensions()
@@ -161,7 +165,7 @@ class ModelConfig:
         return {name: getattr(self, name) for name in ("patch_size", "hidden_size", "depth", "num_heads")}
 
     def _options(self) -> dict[str, Any]:
-        given = {name: getattr(self, name) for name in ("qk_norm", "norm", "mlp", "position")}
+        given = {name: getattr(self, name) for name in OPTIONS}
         return {name: value for name, value in given.items() if value is not None}
 
     def resolve(
