@@ -19,6 +19,8 @@ from dit.files import full_disk_as_oserror
 
 WEIGHTS = "diffusion_pytorch_model"
 """Name of the weights in a diffusers folder, without its ending."""
+STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
+"""The autoencoders of most published weights; they share scale and encoder."""
 SCALING_FACTORS = {"AutoencoderKL": 0.18215, "AutoencoderTiny": 1.0}
 """The classes of diffusers that are understood, and the scaling factor of each whose config names none."""
 CERTAIN = -30.0
@@ -80,6 +82,43 @@ def locate_autoencoder(id: str) -> Path:
             f"no autoencoder at {id!r}: expected a diffusers AutoencoderKL folder, or a hub id that is cached or can "
             f"be downloaded ({reason[0]}). Check the path, or leave autoencoder.id out and set [autoencoder.train]"
         ) from None
+
+
+def record_autoencoder(id: str, latent_channels: int) -> dict:
+    """What a checkpoint records of an autoencoder that may not be at hand: its digest only if it is on this machine.
+
+    Raises FileNotFoundError for one that is neither here nor among Stable Diffusion's, and ValueError if its latents
+    have other channels than latent_channels.
+    """
+    folder = Path(id).absolute() if Path(id).is_dir() else _cached(id)
+    if folder is not None:
+        described = {"id": str(folder) if Path(id).is_dir() else id, **describe_autoencoder(folder)}
+    elif id in STABLE_DIFFUSION:
+        unscaled = {"latents_mean": [0.0] * 4, "latents_std": [1 / 0.18215] * 4}
+        described = {"id": id, "class": "AutoencoderKL", "sha256": None, "latent_channels": 4, "downsample": 8}
+        described |= unscaled
+    else:
+        raise FileNotFoundError(
+            f"no autoencoder at {id!r} on this machine: expected a diffusers AutoencoderKL folder, a hub id that is "
+            f"cached, or one of {', '.join(STABLE_DIFFUSION)}. Check the path, or download it first"
+        )
+    if described["latent_channels"] != latent_channels:
+        raise ValueError(
+            f"the autoencoder {id!r} makes latents of {described['latent_channels']} channels, but the model expects "
+            f"{latent_channels}: give the autoencoder that the model was trained with"
+        )
+    return described
+
+
+def _cached(id: str) -> Path | None:
+    """Folder of a hub id's snapshot on this machine, if its config and weights are there."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(id, local_files_only=True))
+    except Exception:  # not a hub id, or not cached: the hub's library has an error for each
+        return None
+    return folder if (folder / "config.json").is_file() and any(folder.glob(f"{WEIGHTS}.*")) else None
 
 
 def describe_autoencoder(folder: Path) -> dict:

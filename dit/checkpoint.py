@@ -9,23 +9,30 @@
         trainer/state.json     the data cursor and how random numbers are made
         COMPLETE               digests of all of the above, written last
 
+An imported one has no trainer/: it can be sampled from and evaluated, not trained on.
 Nothing is pickled: a checkpoint from a stranger cannot run code.
 """
 
 import hashlib
 import json
-import os
 import re
-import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from dit.files import full_disk_as_oserror
+from dit.autoencoder import LatentScale, record_autoencoder
+from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from_dict
+from dit.diffusers_format import pipeline_scale, read_pipeline, write_pipeline
+from dit.files import publish, sha256_of, sync, unused, write_json
+from dit.official import check_official, published_objective, read_official
 from dit.train import TrainState
+from dit.weights import load_weights
 
 FORMAT = "raydit.checkpoint"
 VERSION = 1
@@ -71,38 +78,43 @@ def save_checkpoint(state: TrainState, folder: Path, config: dict, cursor: dict)
     folder = Path(folder)
     if (folder / COMPLETE).exists():
         return load_checkpoint(folder)
-    temporary = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "trainer").mkdir(parents=True)
-    try:
-        with full_disk_as_oserror(folder):
-            _write_files(state, temporary, config, cursor)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+
+    def write(folder: Path) -> None:
+        (folder / "trainer").mkdir(parents=True)
+        averages = {name: average.state_dict() for name, average in state.averages.items()}
+        _write_weights(folder, {"model": state.network.state_dict(), **averages})
+        save_file(_optimizer_tensors(state), folder / "trainer" / "optimizer.safetensors")
+        write_json(folder / "trainer" / "state.json", {"step": state.step, **cursor})
+        _complete(folder, {"step": state.step, **config})
+
+    publish(folder, write)
     return load_checkpoint(folder)
 
 
-def _write_files(state: TrainState, folder: Path, config: dict, cursor: dict) -> None:
-    save_file(_contiguous(state.network.state_dict()), folder / "model.safetensors")
-    for name, average in state.averages.items():
-        save_file(_contiguous(average.state_dict()), folder / f"{name}.safetensors")
-    save_file(_optimizer_tensors(state), folder / "trainer" / "optimizer.safetensors")
-    _write_json(folder / "trainer" / "state.json", {"step": state.step, **cursor})
-    described = {"format": FORMAT, "version": VERSION, "step": state.step, **config}
-    _write_json(folder / "config.json", described)
+def _write_weights(folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for name, state in weights.items():
+        save_file(_contiguous(state), folder / f"{name}.safetensors")
+
+
+def _complete(folder: Path, config: Mapping[str, Any]) -> None:
+    """Describe a checkpoint whose other files are written, and say that it is whole."""
+    write_json(folder / "config.json", {"format": FORMAT, "version": VERSION, **config})
     files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     for name in files:
-        _sync(folder / name)
-    _write_json(folder / COMPLETE, {name: _sha256(folder / name) for name in files})
-    _sync(folder / COMPLETE)
+        sync(folder / name)
+    write_json(folder / COMPLETE, {name: sha256_of(folder / name) for name in files})
+    sync(folder / COMPLETE)  # after a power cut, COMPLETE must not be there without what it names
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
     """Open a checkpoint without reading its weights. Raises FileNotFoundError or ValueError if it is not whole."""
     folder = Path(folder)
+    if folder.is_file() or (folder / "model_index.json").is_file():
+        found = "a file" if folder.is_file() else "a diffusers pipeline"
+        raise ValueError(
+            f"{folder} is {found}: expected a checkpoint folder such as checkpoints/step_0001000. If it holds weights, "
+            f"import them first: raydit import {folder} OUT"
+        )
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint at {folder}: expected a folder such as checkpoints/step_0001000")
     if not (folder / COMPLETE).exists():
@@ -132,7 +144,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 def verify_checkpoint(checkpoint: Checkpoint) -> None:
     """Compare every file with its digest. Raises ValueError naming the first that differs."""
     for name, expected in json.loads((checkpoint.path / COMPLETE).read_text()).items():
-        found = _sha256(checkpoint.path / name)
+        found = sha256_of(checkpoint.path / name)
         if found != expected:
             raise ValueError(
                 f"{checkpoint.path / name}: found sha256 {found[:12]}, expected {expected[:12]}: the file changed "
@@ -142,6 +154,11 @@ def verify_checkpoint(checkpoint: Checkpoint) -> None:
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:
     """Put a checkpoint's weights, averages, optimizer and step into `state`, and return it."""
+    if not (checkpoint.path / "trainer").is_dir():
+        raise ValueError(
+            f"{checkpoint.path} is imported and holds weights only: found no trainer/, expected the optimizer and the "
+            "data cursor to go on from. Sample from it or evaluate it; training starts anew"
+        )
     verify_checkpoint(checkpoint)
     load_weights(state.network, checkpoint.weights("model"))
     for name, average in state.averages.items():
@@ -155,6 +172,153 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:
         state.optimizer.state[parameter][kind] = tensor.to(parameter.device)
     state.step = checkpoint.step
     return state
+
+
+def describe_checkpoint(
+    *,
+    model: DiTConfig | UViTConfig,
+    objective: Mapping[str, Any],
+    autoencoder: Mapping[str, Any],
+    class_names: Sequence[str],
+    seed: int,
+    latents_fingerprint: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    **further: Any,
+) -> dict[str, Any]:
+    """What a checkpoint's config.json says beside format, version and step; None is for what is not known."""
+    return {
+        "model": asdict(model),
+        "objective": dict(objective),
+        "autoencoder": dict(autoencoder),
+        "preprocessing": preprocessing,
+        "class_names": list(class_names),
+        "seed": seed,
+        "latents_fingerprint": latents_fingerprint,
+        "raydit_version": version("raydit"),
+        "recipe": recipe,
+        **further,
+    }
+
+
+def import_official(
+    file: str | Path,
+    folder: str | Path,
+    *,
+    model: str | None = None,
+    objective: ProcessKind = "diffusion",
+    autoencoder: str = "stabilityai/sd-vae-ft-ema",
+    **known: Any,
+) -> Checkpoint:
+    """Make a checkpoint of an official DiT or U-ViT weights file (.pt, .pth or .safetensors); nothing in it is run.
+
+    model: a name that the weights must fit. objective: "flow" for SiT's weights, which carry DiT's names.
+    autoencoder: hub id or diffusers folder that decodes. known: fields of the configuration that weights cannot
+    tell, such as num_heads where the size has no name. Classes are named by their numbers.
+    Raises FileNotFoundError, FileExistsError if `folder` is taken, and ValueError as read_official does.
+    """
+    folder = unused(folder)
+    found = read_official(file, model, **known)
+    config = describe_checkpoint(
+        model=found.config,
+        objective=published_objective(found.config, objective),
+        autoencoder=record_autoencoder(autoencoder, found.config.in_channels),
+        class_names=[str(label) for label in range(found.config.num_classes)],
+        seed=found.seed,
+        source={"format": "official", "name": Path(file).name},
+    )
+    return _save_imported(folder, found.model, found.ema, {"step": found.step, **config})
+
+
+def import_diffusers(
+    pipeline: str | Path, folder: str | Path, *, numerics: Numerics = "diffusers", autoencoder: str | None = None
+) -> Checkpoint:
+    """Make a checkpoint of a diffusers DiT pipeline folder; nothing in it is run.
+
+    numerics: "diffusers" keeps what diffusers computes, "official" is for weights that were converted from official
+    ones; see dit.diffusers_format. autoencoder: another than the pipeline's own vae/, which is not copied.
+    Raises FileNotFoundError, FileExistsError if `folder` is taken, and ValueError as read_pipeline does.
+    """
+    folder = unused(folder)
+    found = read_pipeline(pipeline, numerics)
+    shift = found.config.timestep_frequency_shift
+    decoder = record_autoencoder(autoencoder or str(Path(pipeline) / "vae"), found.config.in_channels)
+    if autoencoder is None:
+        scale = pipeline_scale(Path(pipeline) / "vae")
+        decoder |= {"latents_mean": list(scale.mean), "latents_std": list(scale.std)}
+    config = describe_checkpoint(
+        model=found.config,
+        objective=found.objective,
+        autoencoder=decoder,
+        class_names=found.class_names,
+        seed=0,
+        source={
+            "format": "diffusers",
+            "name": Path(pipeline).absolute().name,
+            "numerics": "diffusers" if shift else "official",
+        },
+    )
+    return _save_imported(folder, found.weights, found.weights, {"step": 0, **config})
+
+
+def _save_imported(folder: Path, model: Mapping[str, Tensor], ema: Mapping[str, Tensor], config: dict) -> Checkpoint:
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        _write_weights(folder, {"model": model, "ema": ema})
+        _complete(folder, config)
+
+    publish(folder, write)
+    return load_checkpoint(folder)
+
+
+def export_official(checkpoint: Checkpoint, file: str | Path, *, weights: str = "ema") -> Path:
+    """Write a checkpoint's averaged ("ema") or trained ("raw") weights as the official code's state dict.
+
+    A name that ends in .safetensors makes such a file, any other a PyTorch file. Configuration, objective and
+    autoencoder are not in it. Raises FileExistsError, and ValueError where the official code would compute something
+    else with the weights.
+    """
+    file = unused(file)
+    check_official(config_from_dict(checkpoint.config["model"]))
+    state = exported_weights(checkpoint, weights)
+
+    def write(temporary: Path) -> None:
+        if file.suffix == ".safetensors":
+            save_file(state, temporary)
+        else:
+            with open(temporary, "wb") as opened:  # torch takes an open file of any name, but no name with a dot first
+                torch.save(state, opened)
+
+    publish(file, write)
+    return file
+
+
+def export_diffusers(
+    checkpoint: Checkpoint, folder: str | Path, *, autoencoder: str | Path, weights: str = "ema"
+) -> Path:
+    """Write a checkpoint as a pipeline folder of diffusers, which computes the same; autoencoder is a local folder.
+
+    With timestep_frequency_shift 1, `DiTPipeline.from_pretrained(folder)` takes it. With 0, the official code's,
+    trust_remote_code=True must be added, and without it diffusers refuses: see dit.diffusers_format.
+    Raises FileExistsError, and ValueError for what a DiTPipeline cannot express, such as flow.
+    """
+    folder = unused(folder)
+    state = exported_weights(checkpoint, weights)
+    config = checkpoint.config
+    model = config_from_dict(config["model"])
+    scale = LatentScale(config["autoencoder"]["latents_mean"], config["autoencoder"]["latents_std"])
+
+    def write(folder: Path) -> None:
+        objective, names = config["objective"], config["class_names"]
+        write_pipeline(folder, model, objective, state, names, Path(autoencoder), scale)
+
+    publish(folder, write)
+    return folder
+
+
+def exported_weights(checkpoint: Checkpoint, which: str) -> dict[str, Tensor]:
+    """State dict by the name that protocols use: "raw" for the weights as trained."""
+    return checkpoint.weights("model" if which == "raw" else which)
 
 
 def finished_steps(folder: str | Path) -> list[int]:
@@ -181,43 +345,5 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
     }
 
 
-def _contiguous(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def _contiguous(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in state_dict.items()}
-
-
-def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """Load a state dict whose names must match exactly; the error lists the first that differ."""
-    expected, found = network.state_dict(), weights
-    wrong = sorted(expected.keys() ^ found.keys())
-    wrong += sorted(name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape)
-    if wrong:
-        lines = [
-            f"  {name}: found {_shape(found.get(name))}, expected {_shape(expected.get(name))}" for name in wrong[:5]
-        ]
-        raise ValueError(
-            f"these weights are of another model; {len(wrong)} entries differ, the first:\n" + "\n".join(lines)
-        )
-    network.load_state_dict(weights)
-    return network
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "nothing" if tensor is None else str(tuple(tensor.shape))
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    """Force a file to disk: after a power cut, COMPLETE must not be there without what it names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

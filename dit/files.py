@@ -1,8 +1,11 @@
-"""Writing weights to disk."""
+"""Files and folders that appear whole or not at all, and never over what somebody has."""
 
 import errno
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,3 +21,55 @@ def full_disk_as_oserror(path: Path) -> Iterator[None]:
         if f"os error {errno.ENOSPC}" not in str(error):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+
+
+def unused(path: str | Path) -> Path:
+    """The path, if nothing is there but perhaps an empty folder. Raises FileExistsError."""
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FileExistsError(f"{path} exists already: expected a new path. Choose another, or move it away")
+    return path
+
+
+def publish(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file or folder under a temporary name beside `path`, then give it its name.
+
+    What stands at `path` is replaced only then; a `write` that fails leaves nothing behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}")
+    _remove(temporary)
+    try:
+        with full_disk_as_oserror(path):
+            write(temporary)
+        if path.is_dir():
+            shutil.rmtree(path)  # a file is replaced in one step, a folder only when it is empty
+        os.replace(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """Force a file to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

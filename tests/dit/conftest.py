@@ -10,8 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dit.autoencoder import LatentScale, create_autoencoder, record_autoencoder, save_autoencoder
+from dit.checkpoint import Checkpoint, describe_checkpoint, load_weights, save_checkpoint
 from dit.config import config_from_dict
 from dit.model import DiT, DiTConfig, build_model
+from dit.schedule import TrainingConfig
+from dit.train import create_state
 from dit.uvit import UViT
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -73,3 +77,48 @@ def small_model() -> Callable[..., DiT | UViT]:
         return model.eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained autoencoder, 16 px to 8 x 8 x 4, whose scale has means and differs by channel."""
+    folder = tmp_path_factory.mktemp("autoencoder")
+    torch.manual_seed(0)
+    module = create_autoencoder(image_size=16, latent_channels=4, downsample=2, width=8)
+    save_autoencoder(module, folder, LatentScale((0.5, -1.0, 2.0, 0.0), (2.0, 0.25, 1.0, 4.0)))
+    return folder
+
+
+@pytest.fixture
+def save_model(tmp_path: Path, tiny_autoencoder: Path) -> Callable[..., Checkpoint]:
+    """save_model(model): its checkpoint, after a step of no training; what is averaged is half of what was trained."""
+
+    def save(model: DiT | UViT, name: str = "step_0000003", **config: Any) -> Checkpoint:
+        state = create_state(model, TrainingConfig(steps=3, global_batch_size=1))
+        learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        state.ema.load_state_dict(
+            {name: value / 2 if name in learned else value for name, value in model.state_dict().items()}
+        )
+        state.step = 3
+        learns_sigma = getattr(model.config, "learn_sigma", False)
+        described = {
+            "objective": {"kind": "diffusion", "variance": "learned_range" if learns_sigma else "fixed_small"},
+            "autoencoder": record_autoencoder(str(tiny_autoencoder), 4),
+            "class_names": [f"class {label}" for label in range(model.config.num_classes)],
+            "seed": 7,
+        }
+        return save_checkpoint(
+            state, tmp_path / name, describe_checkpoint(model=model.config, **{**described, **config}), {}
+        )
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def rebuilt() -> Callable[..., DiT | UViT]:
+    """rebuilt(checkpoint): the network with its averaged weights."""
+
+    def rebuild(checkpoint: Checkpoint, which: str = "ema") -> DiT | UViT:
+        return load_weights(build_model(config_from_dict(checkpoint.config["model"])), checkpoint.weights(which)).eval()
+
+    return rebuild

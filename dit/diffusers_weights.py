@@ -1,0 +1,151 @@
+"""Parameters of the adaLN-Zero DiT by diffusers' names, to and from the official ones.
+
+diffusers keeps a copy of both embedders in every block, and queries, keys and values apart.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit.config import DiTConfig
+from dit.layers import position_embedding
+from dit.official import meta_state
+from dit.weights import check_weights
+
+PIPELINE_NULL_CLASS = 1000
+"""The class that DiTPipeline takes for "no label", whatever the model."""
+LABELS = "y_embedder.embedding_table.weight"
+EMBEDDERS = {
+    "t_embedder.mlp.0": "timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "timestep_embedder.linear_2",
+    "y_embedder.embedding_table": "class_embedder.embedding_table",
+}
+BLOCK = {
+    "adaLN_modulation.1": ["norm1.linear"],
+    "attn.qkv": ["attn1.to_q", "attn1.to_k", "attn1.to_v"],
+    "attn.proj": ["attn1.to_out.0"],
+    "mlp.fc1": ["ff.net.0.proj"],
+    "mlp.fc2": ["ff.net.2"],
+}
+ENDS = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+
+
+def to_diffusers(config: DiTConfig, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Arguments and state dict of a DiTTransformer2DModel, which must be told of a frequency shift other than 1."""
+    table = _table_for_pipeline(config, weights)
+    fields = {
+        "num_attention_heads": config.num_heads,
+        "attention_head_dim": config.head_size,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "num_layers": config.depth,
+        "sample_size": config.latent_size[0],
+        "patch_size": config.patch_size,
+        "num_embeds_ada_norm": len(table) - 1,  # diffusers adds a row for the null class
+        "norm_eps": config.mlp_norm_eps,
+    }
+    state: dict[str, Tensor] = {}
+    for official, theirs, split in _names(config.depth):
+        tensor = table if official == LABELS else weights[official]
+        parts = tensor.chunk(len(theirs)) if split else [tensor] * len(theirs)
+        # Copies, because a safetensors file holds no tensor twice.
+        state |= {name: part.clone() for name, part in zip(theirs, parts, strict=True)}
+    return fields, state
+
+
+def from_diffusers(
+    fields: Mapping[str, Any], state: Mapping[str, Tensor], num_classes: int | None
+) -> tuple[DiTConfig, dict[str, Tensor]]:
+    """Configuration and weights, in float32, from a DiTTransformer2DModel's arguments and state dict.
+
+    fields: those, with our timestep_frequency_shift and mlp_norm_eps. num_classes: the pipeline's named classes;
+    None, one fewer than the label table has rows. Raises ValueError for other names, for blocks whose embedders
+    differ, as our model has one for all, and for rows that are neither a class nor the null class.
+    """
+    state = {name: tensor.float() for name, tensor in state.items() if name != "pos_embed.pos_embed"}
+    depth, width = fields["num_layers"], fields["num_attention_heads"] * fields["attention_head_dim"]
+    rows = fields["num_embeds_ada_norm"] + 1
+    config = DiTConfig(
+        input_size=fields["sample_size"],
+        patch_size=fields["patch_size"],
+        in_channels=fields["in_channels"],
+        hidden_size=width,
+        depth=depth,
+        num_heads=fields["num_attention_heads"],
+        num_classes=rows - 1 if num_classes is None else num_classes,
+        class_dropout_prob=0.0 if num_classes == rows else 0.1,
+        learn_sigma=fields["out_channels"] == 2 * fields["in_channels"],
+        timestep_frequency_shift=fields["timestep_frequency_shift"],
+        mlp_norm_eps=fields["mlp_norm_eps"],
+    )
+    check_weights(_diffusers_meta(config, rows), state)
+    weights = {"pos_embed": position_embedding(width, *config.grid_size).float()[None]}
+    for official, theirs, split in _names(depth):
+        parts = [state[name] for name in theirs]
+        different = [name for name, part in zip(theirs, parts, strict=True) if not part.equal(parts[0])]
+        if different and not split:
+            raise ValueError(
+                f"{different[0]} differs from {theirs[0]}: expected equal embedders in all blocks, as our model has "
+                "one for all. A pipeline whose blocks' embedders were trained apart cannot be imported"
+            )
+        weights[official] = torch.cat(parts) if split else parts[0]
+    if config.num_classes:
+        weights[LABELS] = _own_rows(weights[LABELS], config)
+    else:
+        del weights[LABELS]
+    return config, weights
+
+
+def _names(depth: int) -> Iterator[tuple[str, list[str], bool]]:
+    """Official name, diffusers' names, and whether those are parts of it; otherwise they are copies."""
+    blocks = [f"transformer_blocks.{i}." for i in range(depth)]
+    for kind in ("weight", "bias"):
+        for official, theirs in ENDS.items():
+            yield f"{official}.{kind}", [f"{theirs}.{kind}"], False
+        for official, theirs in EMBEDDERS.items():
+            if f"{official}.{kind}" != "y_embedder.embedding_table.bias":
+                yield f"{official}.{kind}", [f"{block}norm1.emb.{theirs}.{kind}" for block in blocks], False
+        for i, block in enumerate(blocks):
+            for official, parts in BLOCK.items():
+                yield f"blocks.{i}.{official}.{kind}", [f"{block}{part}.{kind}" for part in parts], len(parts) > 1
+
+
+def _diffusers_meta(config: DiTConfig, rows: int) -> dict[str, Tensor]:
+    """Names and shapes of a DiTTransformer2DModel's state dict; takes no memory."""
+    own = meta_state(config) | {LABELS: torch.empty(rows, config.hidden_size, device="meta")}
+    expected: dict[str, Tensor] = {}
+    for official, theirs, split in _names(config.depth):
+        parts = own[official].chunk(len(theirs)) if split else [own[official]] * len(theirs)
+        expected |= dict(zip(theirs, parts, strict=True))
+    return expected
+
+
+def _table_for_pipeline(config: DiTConfig, weights: Mapping[str, Tensor]) -> Tensor:
+    """The label table (rows, D) with which DiTPipeline's labels mean what ours do.
+
+    The null row is repeated up to the pipeline's null class. Without a null row the table stays short, and the
+    pipeline, asked to guide, fails on the missing row; so it does without classes, where all labels are zeros.
+    """
+    if config.num_classes == 0:
+        return torch.zeros(1, config.hidden_size)
+    table = weights[LABELS]
+    if config.null_class is None:
+        return table
+    return torch.cat([table, table[-1:].expand(PIPELINE_NULL_CLASS - config.num_classes, -1)])
+
+
+def _own_rows(table: Tensor, config: DiTConfig) -> Tensor:
+    """The classes' rows and the null row, if there is one, of a table that may repeat the latter."""
+    null_rows = table[config.num_classes :]
+    if len(null_rows) and not null_rows.equal(null_rows[:1].expand_as(null_rows)):
+        raise ValueError(
+            f"the label table has {len(table)} rows for {config.num_classes} named classes: found different rows after "
+            "them, expected one for the null class. Name all classes in model_index.json's id2label"
+        )
+    return table[: config.num_labels]

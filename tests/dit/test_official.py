@@ -1,0 +1,236 @@
+"""Official weights files: what they compute, what they are recognised as, and what is refused."""
+
+import argparse
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dit.checkpoint import (
+    export_official,
+    import_official,
+    load_checkpoint,
+    restore,
+    verify_checkpoint,
+)
+from dit.config import MODEL_NAMES, UVIT_NAMES, DiTConfig, UViTConfig, named_config
+from dit.model import DiT
+from dit.official import looks_like, meta_state, published_objective, recognise
+from dit.schedule import TrainingConfig
+from dit.train import create_state
+
+T, Y = torch.tensor([3, 990]), torch.tensor([1, 9])
+
+
+@pytest.fixture
+def imported(tmp_path, tiny_autoencoder):
+    """imported(content, name): content saved as an official file, and the checkpoint made of it."""
+
+    def make(content, name="weights.pt", **known):
+        torch.save(content, tmp_path / name)
+        folder = tmp_path / f"{name} imported"
+        return import_official(tmp_path / name, folder, autoencoder=str(tiny_autoencoder), **{"num_heads": 4, **known})
+
+    return make
+
+
+def test_an_imported_dit_computes_what_the_official_code_does(imported, rebuilt, golden):
+    io = golden("dit_a.io.safetensors")
+    checkpoint = imported(golden("dit_a.state_dict.safetensors"))
+    with torch.no_grad():
+        out = rebuilt(checkpoint)(io["x"], io["t"], io["y"])
+    torch.testing.assert_close(out, io["out"], atol=1e-5, rtol=0)
+    assert checkpoint.config["model"] == {**checkpoint.config["model"], **golden("configs.json")["dit_a"]}
+
+
+def test_an_imported_uvit_computes_what_the_official_code_does_at_the_step_that_it_counts_from_one(
+    imported, rebuilt, golden
+):
+    io = golden("uvit_a.io.safetensors")
+    checkpoint = imported(golden("uvit_a.state_dict.safetensors"), name="nnet_ema.pth")
+    with torch.no_grad():
+        out = rebuilt(checkpoint)(io["x"], io["t"] - 1, io["y"])
+    torch.testing.assert_close(out, io["out"], atol=1e-5, rtol=0)
+    assert checkpoint.config["objective"]["schedule"] == "scaled_linear"
+    assert checkpoint.config["model"]["num_classes"] == 10
+
+
+@pytest.mark.parametrize("name", ["out.pt", "out", "out.safetensors"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"conditioning": "adaln"},
+        {"conditioning": "cross_attention"},
+        {"conditioning": "in_context"},
+        {"learn_sigma": False, "in_channels": 4, "patch_size": 4, "mlp_ratio": 2.0},
+        {"num_classes": 0},
+        {"input_size": (4, 16), "depth": 11},
+        {"architecture": "uvit", "first_timestep": 1},
+        {"architecture": "uvit", "first_timestep": 1, "qkv_bias": True, "mlp_time_embed": True, "final_conv": False},
+    ],
+    ids=lambda fields: " ".join(map(str, fields.values())) or "adaln_zero",
+)
+def test_from_ours_to_official_and_back_nothing_changes(fields, name, small_model, save_model, tmp_path, rebuilt):
+    model = small_model(**fields)
+    ours = save_model(model)
+    file = export_official(ours, tmp_path / name)
+    back = import_official(file, tmp_path / "back", num_heads=4, autoencoder=ours.config["autoencoder"]["id"])
+    assert back.config["model"] == ours.config["model"]
+    for which in ("ema", "model"):
+        assert all(torch.equal(value, ours.weights("ema")[key]) for key, value in back.weights(which).items())
+    x = torch.randn(2, 4, *model.config.latent_size)
+    y = Y if model.config.num_classes else None
+    with torch.no_grad():
+        assert torch.equal(rebuilt(back)(x, T, y), rebuilt(ours)(x, T, y))
+        raw = export_official(ours, tmp_path / f"raw {name}", weights="raw")
+        trained = import_official(raw, tmp_path / "trained", num_heads=4, autoencoder=ours.config["autoencoder"]["id"])
+        assert torch.equal(rebuilt(trained)(x, T, y), model(x, T, y))
+
+
+def test_a_file_of_ours_is_a_plain_state_dict(small_model, save_model, tmp_path):
+    model = small_model()
+    weights = torch.load(export_official(save_model(model), tmp_path / "out.pt"), weights_only=True)
+    DiT(model.config).load_state_dict(weights)
+
+
+def test_a_table_without_null_row_is_known_by_its_number_of_classes(imported, small_model):
+    model = small_model(num_classes=10, class_dropout_prob=0.0)
+    assert imported(model.state_dict(), num_classes=10).config["model"]["class_dropout_prob"] == 0.0
+    assert imported(model.state_dict(), "other.pt").config["model"]["num_classes"] == 9
+
+
+def test_a_training_checkpoint_gives_both_weights_its_step_and_its_seed(imported, small_model):
+    trained = small_model().state_dict()
+    averaged = {name: value / 2 for name, value in trained.items()}
+    content = {"model": trained, "ema": averaged, "opt": {"state": {}, "param_groups": [{"lr": 1e-4}]}}
+    arguments = argparse.Namespace(model="DiT-of-my-own", global_seed=5, num_classes=10)
+    checkpoint = imported({**content, "args": arguments}, "0400000.pt")
+    assert (checkpoint.step, checkpoint.config["seed"]) == (400_000, 5)
+    for which, expected in (("model", trained), ("ema", averaged)):
+        assert all(torch.equal(value, expected[name]) for name, value in checkpoint.weights(which).items())
+
+
+def test_half_precision_weights_become_float32(imported, small_model):
+    model = small_model().bfloat16()
+    weights = imported(model.state_dict()).weights()
+    assert all(value.dtype == torch.float32 for value in weights.values())
+    assert torch.equal(weights["blocks.0.mlp.fc1.weight"], model.state_dict()["blocks.0.mlp.fc1.weight"].float())
+
+
+def test_the_published_xl_2_is_recognised_by_its_names(golden):
+    weights = {name: torch.empty(shape, device="meta") for name, shape in golden("dit_xl2_keys.json").items()}
+    assert looks_like(weights) == "DiT-XL/2"
+    assert recognise(weights) == recognise(weights, "DiT-XL/2") == named_config("DiT-XL/2") == DiTConfig()
+
+
+@pytest.mark.parametrize("name", [*MODEL_NAMES, *UVIT_NAMES])
+def test_every_named_size_is_recognised(name):
+    config = named_config(name, num_classes=17, **({"first_timestep": 1} if name in UVIT_NAMES else {}))
+    weights = meta_state(config)
+    assert looks_like(weights) == name
+    assert recognise(weights) == recognise(weights, name) == config
+
+
+def test_weights_of_another_size_are_refused_with_what_they_look_like(imported):
+    shapes = meta_state(named_config("DiT-S/4"))
+    with pytest.raises(ValueError) as caught:
+        imported({name: torch.zeros(tensor.shape) for name, tensor in shapes.items()}, model="DiT-S/2", num_heads=6)
+    assert str(caught.value).splitlines() == [
+        "these weights are of another model; 3 entries differ, the first:",
+        "  final_layer.linear.bias: found (128,), expected (32,)",
+        "  final_layer.linear.weight: found (128, 384), expected (32, 384)",
+        "  x_embedder.proj.weight: found (384, 4, 4, 4), expected (384, 4, 2, 2)",
+        "The weights look like DiT-S/4.",
+    ]
+
+
+def test_an_extra_name_is_refused(imported, small_model):
+    with pytest.raises(
+        ValueError, match=r"1 entries differ, the first:\n  more: found \(2,\), expected nothing\nThe w"
+    ):
+        imported({**small_model().state_dict(), "more": torch.zeros(2)})
+
+
+def test_heads_that_no_size_tells_must_be_given(small_model):
+    with pytest.raises(ValueError, match=r"look like a DiT of no named size \(depth 2, hidden_size 32, .* Give num_h"):
+        recognise(small_model().state_dict())
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"state_dict": {}, "epoch": 3}, {"conv1.weight": torch.zeros(2, 2)}, {"x_embedder.proj.weight": 1}]
+)
+def test_what_is_no_transformer_is_refused_with_its_first_names(imported, content):
+    first = next(iter(sorted(content)), "nothing")
+    with pytest.raises(ValueError, match=rf"no DiT's and no U-ViT's: found {first}.*; expected official names such as"):
+        imported(content)
+
+
+def test_an_import_is_a_whole_checkpoint_that_cannot_be_trained_on(imported, small_model):
+    checkpoint = imported(small_model().state_dict())
+    verify_checkpoint(checkpoint)
+    assert load_checkpoint(checkpoint.path) == checkpoint
+    files = {file.relative_to(checkpoint.path).as_posix() for file in checkpoint.path.rglob("*") if file.is_file()}
+    assert files == {"config.json", "model.safetensors", "ema.safetensors", "COMPLETE"}
+    config = checkpoint.config
+    assert (config["recipe"], config["latents_fingerprint"], config["step"]) == (None, None, 0)
+    assert config["source"] == {"format": "official", "name": "weights.pt"}
+    assert config["class_names"] == [str(label) for label in range(10)]
+    with pytest.raises(ValueError, match=r"imported and holds weights only: found no trainer/, expected the optimizer"):
+        restore(create_state(small_model(), TrainingConfig(steps=1, global_batch_size=1)), checkpoint)
+
+
+def test_an_autoencoder_that_is_not_at_hand_is_recorded_without_digest(tmp_path, small_model, monkeypatch):
+    monkeypatch.setattr("dit.autoencoder._cached", lambda id: None)
+    save_file(small_model().state_dict(), tmp_path / "w.safetensors")
+    recorded = import_official(tmp_path / "w.safetensors", tmp_path / "out", num_heads=4).config["autoencoder"]
+    assert (recorded["id"], recorded["sha256"]) == ("stabilityai/sd-vae-ft-ema", None)
+    assert (recorded["downsample"], recorded["latents_std"]) == (8, [1 / 0.18215] * 4)
+    with pytest.raises(
+        FileNotFoundError, match=r"no autoencoder at 'some/other' on this machine: expected a diffusers"
+    ):
+        import_official(tmp_path / "w.safetensors", tmp_path / "other", num_heads=4, autoencoder="some/other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_autoencoder_with_other_channels_is_refused(imported, small_model):
+    with pytest.raises(ValueError, match=r"makes latents of 4 channels, but the model expects 3"):
+        imported(small_model(in_channels=3).state_dict())
+
+
+def test_what_somebody_has_is_never_overwritten(imported, small_model, save_model, tmp_path):
+    checkpoint = imported(small_model().state_dict())
+    before = {file: file.stat().st_mtime_ns for file in checkpoint.path.iterdir()}
+    with pytest.raises(FileExistsError, match="exists already: expected a new path"):
+        imported(small_model().state_dict())
+    assert {file: file.stat().st_mtime_ns for file in checkpoint.path.iterdir()} == before
+    (tmp_path / "mine.pt").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists already"):
+        export_official(save_model(small_model()), tmp_path / "mine.pt")
+    assert (tmp_path / "mine.pt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"qk_norm": True}, "qk_norm is True, .* assumes False"),
+        ({"norm": "rms"}, "norm is 'rms', .* assumes 'layer'"),
+        ({"mlp": "swiglu"}, "mlp is 'swiglu', .* assumes 'gelu'"),
+        ({"position": "rope"}, "position is 'rope', .* assumes 'sincos'"),
+        ({"timestep_frequency_shift": 1}, "timestep_frequency_shift is 1, .* assumes 0"),
+        ({"mlp_norm_eps": 1e-5}, "mlp_norm_eps is 1e-05, .* assumes 1e-06"),
+        ({"architecture": "uvit"}, "first_timestep is 0, .* assumes 1"),
+    ],
+)
+def test_what_an_official_file_cannot_say_is_not_exported(fields, message, small_model, save_model, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_official(save_model(small_model(**fields)), tmp_path / "out.pt")
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_objectives_are_the_published_ones():
+    assert published_objective(DiTConfig())["variance"] == "learned_range"
+    assert published_objective(DiTConfig(learn_sigma=False))["variance"] == "fixed_large"
+    assert published_objective(DiTConfig(), "flow") == {"kind": "flow"}
+    with pytest.raises(ValueError, match="objective is 'flow', but U-ViT's official weights are of a diffusion"):
+        published_objective(UViTConfig(), "flow")

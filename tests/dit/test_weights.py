@@ -1,0 +1,88 @@
+"""Files of strangers: nothing in them is run, and what does not fit is named."""
+
+import argparse
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dit.weights import check_weights, read_weights
+
+
+class Malicious:
+    """Calls a function of its choice when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("where", ["beside the weights", "in the arguments", "as a bare pickle"])
+def test_a_malicious_pickle_runs_nothing_and_gives_one_clear_error(tmp_path, where):
+    mark, file = tmp_path / "executed", tmp_path / "weights.pt"
+    weights = {"x_embedder.proj.weight": torch.zeros(2)}
+    if where == "beside the weights":
+        torch.save({**weights, "more": Malicious(mark)}, file)
+    elif where == "in the arguments":
+        torch.save({"ema": weights, "args": argparse.Namespace(model=Malicious(mark))}, file)
+    else:
+        file.write_bytes(pickle.dumps({"more": Malicious(mark)}, protocol=2))
+    with pytest.raises(ValueError, match=r"weights.pt is not read: found \S*open, which would run code") as caught:
+        read_weights(file)
+    assert "\n" not in str(caught.value) and "safetensors" in str(caught.value)
+    assert not mark.exists()
+    if where == "as a bare pickle":  # the trap is real
+        pickle.loads(file.read_bytes())["more"].close()
+        assert mark.exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_tensors_come_as_they_are(tmp_path, name):
+    weights = {"a": torch.randn(3, 2), "b": torch.randn(4).bfloat16()}
+    (save_file if name.endswith("safetensors") else torch.save)(weights, tmp_path / name)
+    read = read_weights(tmp_path / name)
+    assert read.keys() == weights.keys() and all(torch.equal(read[key], weights[key]) for key in weights)
+
+
+def test_a_file_in_the_format_before_zip_is_read(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert read_weights(tmp_path / "old.pt")["a"].tolist() == [1, 1]
+
+
+def test_arguments_of_a_training_checkpoint_are_read(tmp_path):
+    torch.save({"args": argparse.Namespace(model="DiT-XL/2", num_classes=10)}, tmp_path / "0400000.pt")
+    assert read_weights(tmp_path / "0400000.pt")["args"].model == "DiT-XL/2"
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+@pytest.mark.parametrize("name", ["junk.pt", "junk.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"no weights at all " * 10, b"PK\x03\x04 cut off"])
+def test_a_broken_file_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read .*: expected a .safetensors or a PyTorch file"):
+        read_weights(tmp_path / name)
+
+
+def test_what_is_no_dictionary_or_not_there_is_refused(tmp_path):
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"holds a list; expected tensors by name. Save its state_dict"):
+        read_weights(tmp_path / "list.pt")
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*none.pt: expected a .safetensors or a PyTorch file"):
+        read_weights(tmp_path / "none.pt")
+
+
+def test_names_that_differ_are_listed_with_what_they_hold():
+    expected = {"a": torch.zeros(2), "b": torch.zeros(3, device="meta")}
+    check_weights(expected, {"a": torch.ones(2), "b": torch.ones(3)})
+    with pytest.raises(ValueError) as caught:
+        check_weights(expected, {"a": torch.ones(4), "c": 5}, "A hint.")
+    assert str(caught.value).splitlines() == [
+        "these weights are of another model; 3 entries differ, the first:",
+        "  b: found nothing, expected (3,)",
+        "  c: found a int, expected nothing",
+        "  a: found (4,), expected (2,)",
+        "A hint.",
+    ]
