@@ -79,7 +79,7 @@ def train(recipe, overrides, address, dry_run, as_json) -> None:
 
 
 @cli.command()
-@click.argument("checkpoint", type=click.Path(file_okay=False))
+@click.argument("checkpoint", type=click.Path())
 @click.option("--recipe", type=click.Path(dir_okay=False), help="Take the protocol from here, not from the checkpoint.")
 @click.option("--num-samples", type=click.IntRange(min=2), help="Images to sample.")
 @click.option("--reference", type=click.Path(), help="Reference statistics (.npz) instead of the training images'.")
@@ -104,23 +104,92 @@ def evaluate(checkpoint, recipe, num_samples, reference, force, overrides, addre
 
 
 @cli.command()
-@click.argument("checkpoint", type=click.Path(file_okay=False))
+@click.argument("checkpoint", type=click.Path())
 @click.option("--out", type=click.Path(dir_okay=False), default="grid.png", show_default=True, help="PNG to write.")
 @click.option("--classes", help="Names or numbers with commas between, such as 1,7; default: all.")
 @click.option("--columns", type=click.IntRange(min=1), default=8, show_default=True, help="Images of each class.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the samples; default: the recipe's.")
+@click.option("--npz", type=click.Path(dir_okay=False), help="Write samples and labels for other tools, as ADM does.")
+@click.option("--num-samples", type=click.IntRange(min=1), help="Samples for --npz; default: the recipe's.")
 @set_option
+@address_option
 @json_option
-def sample(checkpoint, out, classes, columns, seed, overrides, as_json) -> None:
-    """Draw a labelled grid of samples from CHECKPOINT."""
+def sample(checkpoint, out, classes, columns, seed, npz, num_samples, overrides, address, as_json) -> None:
+    """Draw a labelled grid of samples from CHECKPOINT, or write many to a file (--npz)."""
+    if npz is None and num_samples is not None:
+        raise click.UsageError("--num-samples is for --npz FILE; a grid has --classes and --columns")
+    if npz is not None and classes is not None:
+        raise click.UsageError(
+            "--classes is for a grid; --npz draws labels by --set evaluate.labels=balanced or random"
+        )
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
     config = _checkpoint_recipe(checkpoint, None, overrides, False)
-    from pipelines.sample import sample_grid
+    from pipelines.sample import sample_file, sample_grid
+    from pipelines.stage import StageContext
 
-    names = [name.strip() for name in classes.split(",")] if classes else None
-    path = sample_grid(checkpoint, config, Path(out), classes=names, columns=columns)
+    if npz is not None:
+        with StageContext(config, address=address) as context:
+            count = num_samples or config.evaluate.num_samples
+            path = sample_file(checkpoint, config, Path(npz), num_samples=count, context=context)
+    else:
+        names = [name.strip() for name in classes.split(",")] if classes else None
+        path = sample_grid(checkpoint, config, Path(out), classes=names, columns=columns)
     click.echo(f"sample       {path}")
+    _result(as_json, {"path": str(path)})
+
+
+@cli.command(name="import")
+@click.argument("source", metavar="FILE")
+@click.argument("out", type=click.Path())
+@click.option("--model", help="Named size that the weights must have, such as DiT-XL/2; default: recognised.")
+@click.option("--autoencoder", help="Hub id or folder; default: stabilityai/sd-vae-ft-ema, or the pipeline's own.")
+@click.option(
+    "--objective",
+    type=click.Choice(["diffusion", "flow"]),
+    default="diffusion",
+    show_default=True,
+    help="What the weights were trained for; flow: SiT's.",
+)
+@click.option(
+    "--numerics",
+    type=click.Choice(["diffusers", "official"]),
+    default="diffusers",
+    show_default=True,
+    help="Of a pipeline: compute what diffusers does, or, for weights converted from official ones, what those did.",
+)
+@set_option
+@json_option
+def import_(source, out, model, autoencoder, objective, numerics, overrides, as_json) -> None:
+    """Make a checkpoint OUT of FILE: official DiT or U-ViT weights, or a diffusers DiT pipeline folder."""
+    from pipelines.interchange import import_checkpoint, import_summary
+
+    checkpoint = import_checkpoint(
+        source,
+        out,
+        model=model,
+        objective=objective,
+        numerics=numerics,
+        autoencoder=autoencoder,
+        overrides=overrides,
+    )
+    for line in import_summary(checkpoint):
+        click.echo(f"import       {line}")
+    _result(as_json, {"path": str(checkpoint.path), "digest": checkpoint.digest, "model": checkpoint.config["model"]})
+
+
+@cli.command(name="export")
+@click.argument("checkpoint", type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option("--format", type=click.Choice(["diffusers", "official"]), required=True, help="A folder, or a .pt file.")
+@click.option("--weights", default="ema", show_default=True, help="Averaged (ema), or as trained (raw).")
+@json_option
+def export(checkpoint, out, format, weights, as_json) -> None:
+    """Write CHECKPOINT as OUT, for diffusers' DiTPipeline or for the official code."""
+    from pipelines.interchange import export_checkpoint, how_to_load
+
+    path = export_checkpoint(checkpoint, out, format=format, weights=weights)
+    click.echo(f"export       {path}\n             {how_to_load(path)}")
     _result(as_json, {"path": str(path)})
 
 

@@ -3,6 +3,7 @@
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -138,33 +139,56 @@ def _first(features: dict, count: int) -> dict[str, np.ndarray]:
 
 def evaluation_protocol(config: Recipe, opened) -> EvaluationProtocol:
     """The protocol that a recipe's [evaluate] means for a checkpoint."""
-    from pipelines.sampling import checkpoint_autoencoder
-
-    checkpoint_autoencoder(opened)
     chosen = config.evaluate
     weights = extractor_sha256(chosen.extractor, chosen.extractor_weights)
     return EvaluationProtocol(
         num_samples=chosen.num_samples,
-        seed=config.seed,
-        labels=chosen.labels,
-        sampler=chosen.sampler,
-        sampling_steps=chosen.sampling_steps,
-        cfg_scale=chosen.cfg_scale,
-        cfg_channels=chosen.cfg_channels,
-        cfg_interval=chosen.cfg_interval,
-        weights=chosen.weights,
-        decoder=opened.config["autoencoder"]["sha256"],
         extractor=extractor_name(chosen.extractor, weights),
         extractor_sha256=weights,
         reference_digest=reference_digest(config),
+        **sampling_settings(config, opened),
     )
 
 
+def sampling_protocol(config: Recipe, opened) -> EvaluationProtocol:
+    """The same samples, to be looked at or kept: nothing is scored, so neither images nor an extractor are needed."""
+    settings = sampling_settings(config, opened)
+    return EvaluationProtocol(extractor="none", extractor_sha256="none", reference_digest="none", **settings)
+
+
+def sampling_settings(config: Recipe, opened) -> dict[str, Any]:
+    """What samples depend on beside the checkpoint. Raises ValueError if the autoencoder is not the checkpoint's."""
+    from dit.autoencoder import describe_autoencoder
+    from pipelines.sampling import checkpoint_autoencoder
+
+    decoder = describe_autoencoder(checkpoint_autoencoder(opened))["sha256"]
+    chosen = config.evaluate
+    return {
+        "seed": config.seed,
+        "labels": chosen.labels,
+        "sampler": chosen.sampler,
+        "sampling_steps": chosen.sampling_steps,
+        "cfg_scale": chosen.cfg_scale,
+        "cfg_channels": chosen.cfg_channels,
+        "cfg_interval": chosen.cfg_interval,
+        "weights": chosen.weights,
+        "decoder": decoder,
+    }
+
+
 def checkpoint_recipe(opened, overrides: tuple[str, ...] = ()) -> Recipe:
-    """The recipe that a checkpoint records, with its output where the checkpoint lies now."""
+    """The recipe that a checkpoint records, with its output where the checkpoint lies now.
+
+    An imported one records none: its recipe says what its config does, and its output is the folder it lies in.
+    """
+    from pipelines.interchange import imported_recipe
     from pipelines.recipe_file import apply_override, validate_recipe
 
-    content = {**opened.config["recipe"], "output": str(opened.path.absolute().parent.parent)}
+    folder, recorded = opened.path.absolute().parent, opened.config["recipe"]
+    if recorded is None:
+        content = {**imported_recipe(opened.config), "output": str(folder)}
+    else:
+        content = {**recorded, "output": str(folder.parent)}
     for override in overrides:
         apply_override(content, override)
     return validate_recipe(content)

@@ -46,9 +46,17 @@ def make_shards(folder: Path, parts: Sequence[Sequence[str] | range]) -> list[Sh
 
 
 def compute_features(
-    context: StageContext, stage: str, shards: list[Shard], actor_arguments: tuple, workers: EvaluateConfig
+    context: StageContext,
+    stage: str,
+    shards: list[Shard],
+    actor_arguments: tuple,
+    workers: EvaluateConfig,
+    actor: type | None = None,
 ) -> None:
-    """See to it that every shard has its record: what an earlier run finished is kept, the rest computed now."""
+    """See to it that every shard has its record: what an earlier run finished is kept, the rest computed now.
+
+    actor: DrawShard for samples alone; left out, ScoreShard.
+    """
     pending = [shard for shard in shards if not shard.file.is_file()]
     if not pending:
         return
@@ -57,7 +65,7 @@ def compute_features(
     ray_data = context.ray_data(workers, stage)
     rows = [{"index": index, "task": shard.task} for index, shard in enumerate(pending)]
     finished = ray_data.from_items(rows, override_num_blocks=len(rows)).map(
-        ScoreShard,
+        actor or ScoreShard,
         fn_constructor_args=actor_arguments,
         compute=ray_data.ActorPoolStrategy(size=min(workers.num_workers, len(rows))),
         # Half a CPU: actors that hold every CPU leave none for Ray Data's own tasks, and the job hangs.
@@ -73,7 +81,8 @@ def read_records(shards: list[Shard]) -> Iterator[Record]:
     for shard in shards:
         with np.load(shard.file, allow_pickle=False) as file:
             record = dict(file)
-        found = len(record.get("features", ())) + len(record.get("unreadable", ()))
+        scored = "features" if "features" in record else "images"
+        found = len(record.get(scored, ())) + len(record.get("unreadable", ()))
         if found != len(shard.images):
             raise ValueError(
                 f"{shard.file}: found {found} images, expected {len(shard.images)}. Delete it and run again"
@@ -81,10 +90,42 @@ def read_records(shards: list[Shard]) -> Iterator[Record]:
         yield record
 
 
-class ScoreShard:
-    """A shard's task -> its record, written atomically: features and logits of its images, in order.
+class DrawShard:
+    """A shard's task -> its record, written atomically: indices, labels and images of its samples."""
 
-    Of real images, unreadable ones are named, not dropped; samples come with indices, labels and the images.
+    def __init__(self, config: EvaluateConfig, checkpoint: str | None, protocol: EvaluationProtocol | None):
+        import torch
+
+        # The same number of threads on any number of workers: sums in another order differ in the last bits.
+        torch.set_num_threads(config.cpus_per_worker)
+        self.checkpoint, self.protocol = checkpoint, protocol
+        self.batch_size = config.batch_size
+        self.device = "cuda" if config.gpus_per_worker else "cpu"
+
+    def __call__(self, row: dict) -> dict:
+        task = json.loads(row["task"])
+        buffer = io.BytesIO()
+        np.savez(buffer, **self._record(task))  # type: ignore[arg-type]
+        storage.write_atomically(task["file"], buffer.getvalue())
+        return {"index": row["index"]}
+
+    def _record(self, task: dict) -> Record:
+        indices = range(*task["samples"])
+        labels = self._sampler.labels(indices)
+        return {"indices": np.array(indices), "labels": labels, "images": self._sampler.sample(indices, labels)}
+
+    @cached_property
+    def _sampler(self):
+        from pipelines.sampling import Sampler
+
+        assert self.checkpoint is not None and self.protocol is not None, "samples are of a checkpoint"
+        return Sampler(self.checkpoint, self.protocol, batch_size=self.batch_size, device=self.device)
+
+
+class ScoreShard(DrawShard):
+    """The same with features and logits of the images, in order; of real images, too.
+
+    Of those, unreadable ones are named, not dropped.
     """
 
     def __init__(
@@ -94,24 +135,17 @@ class ScoreShard:
         checkpoint: str | None = None,
         protocol: EvaluationProtocol | None = None,
     ):
-        import torch
-
         from evaluation.extractors import create_extractor
 
-        # The same number of threads on any number of workers: sums in another order differ in the last bits.
-        torch.set_num_threads(config.cpus_per_worker)
-        self.images, self.checkpoint, self.protocol = images, checkpoint, protocol
-        self.batch_size = config.batch_size
-        self.device = "cuda" if config.gpus_per_worker else "cpu"
+        super().__init__(config, checkpoint, protocol)
+        self.images = images
         self.extractor = create_extractor(config.extractor, config.extractor_weights, self.device)
 
-    def __call__(self, row: dict) -> dict:
-        task = json.loads(row["task"])
-        record = self._samples(range(*task["samples"])) if "samples" in task else self._real(task["keys"])
-        buffer = io.BytesIO()
-        np.savez(buffer, **record)  # type: ignore[arg-type]
-        storage.write_atomically(task["file"], buffer.getvalue())
-        return {"index": row["index"]}
+    def _record(self, task: dict) -> Record:
+        if "keys" in task:
+            return self._real(task["keys"])
+        samples = super()._record(task)
+        return {**samples, **self._extract(samples["images"])}
 
     def _real(self, keys: list[str]) -> Record:
         from pipelines.preprocess import read_cropped
@@ -119,18 +153,6 @@ class ScoreShard:
         images, _, errors = read_cropped(self.images, keys)
         features = self._extract(images) if len(images) else {}
         return {**features, "unreadable": np.array(sorted(errors), dtype=str)}
-
-    def _samples(self, indices: range) -> Record:
-        labels = self._sampler.labels(indices)
-        images = self._sampler.sample(indices, labels)
-        return {"indices": np.array(indices), "labels": labels, "images": images, **self._extract(images)}
-
-    @cached_property
-    def _sampler(self):
-        from pipelines.sampling import Sampler
-
-        assert self.checkpoint is not None and self.protocol is not None, "samples are of a checkpoint"
-        return Sampler(self.checkpoint, self.protocol, batch_size=self.batch_size, device=self.device)
 
     def _extract(self, images: np.ndarray) -> Record:
         import torch

@@ -37,8 +37,17 @@ class RealImages:
 
     @classmethod
     def of(cls, config: Recipe) -> "RealImages":
-        training, held_out = open_source(config.images).listing().split(config.images.held_out)
-        return cls(config, training, held_out)
+        """Raises ValueError if there are none, as for an imported checkpoint, and no reference is given instead."""
+        if config.images.path:
+            training, held_out = open_source(config.images).listing().split(config.images.held_out)
+            return cls(config, training, held_out)
+        if config.evaluate.reference is None:
+            raise ValueError(
+                "images.path: found nothing, as the checkpoint is imported; expected images to compare samples with. "
+                "Give statistics of some (--reference FILE), or the images (--set images.path=FOLDER)"
+            )
+        nothing = Listing([], np.empty(0, np.int32), np.empty(0, np.int64), ())
+        return cls(config, nothing, nothing)
 
     def digest(self, listing: Listing) -> str:
         """What the features of a listing depend on; known before they are computed."""

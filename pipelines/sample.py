@@ -1,11 +1,17 @@
-"""The sample job: a labelled grid from a checkpoint, to look at."""
+"""The sample job: a labelled grid from a checkpoint, to look at, or many samples in a file, for other tools."""
 
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from cluster import storage
+from dit.files import publish, unused
+from evaluation.protocol import shard_ranges
 from pipelines.config import Recipe
 from pipelines.grids import labelled_grid, save_png
+from pipelines.stage import StageContext
 
 
 def sample_grid(checkpoint: str | Path, config: Recipe, out: Path, *, classes: list[str] | None, columns: int) -> Path:
@@ -14,14 +20,14 @@ def sample_grid(checkpoint: str | Path, config: Recipe, out: Path, *, classes: l
     classes: names or numbers; left out, all (at most 20). Raises ValueError for a class that does not exist.
     """
     from dit.checkpoint import load_checkpoint
-    from pipelines.evaluate import evaluation_protocol
+    from pipelines.evaluate import sampling_protocol
     from pipelines.sampling import Sampler
 
     opened = load_checkpoint(checkpoint)
     names = opened.config["class_names"]
     labels = [class_label(name, names) for name in classes] if classes else list(range(min(len(names), 20)))
     labels = labels or [0]
-    protocol = evaluation_protocol(config, opened)
+    protocol = sampling_protocol(config, opened)
     device = "cuda" if config.evaluate.gpus_per_worker else "cpu"
     sampler = Sampler(opened.path, protocol, batch_size=config.evaluate.batch_size, device=device)
     images = sampler.sample(range(len(labels) * columns), np.repeat(labels, columns).astype(np.int64))
@@ -39,3 +45,49 @@ def class_label(name: str, class_names: list[str]) -> int:
     raise ValueError(
         f"class {name!r}: expected one of {', '.join(class_names[:20])} or a number below {len(class_names)}"
     )
+
+
+def sample_file(
+    checkpoint: str | Path, config: Recipe, out: Path, *, num_samples: int, context: StageContext | None = None
+) -> Path:
+    """Write samples 0 to num_samples - 1 as ADM's .npz: arr_0 uint8 (N, H, W, 3), arr_1 int64 labels (N,).
+
+    They are those that an evaluation by the same settings would score: sample i depends on (seed, i) only. Shards
+    are kept beside `out` until it is whole, so that the same command goes on after an interruption.
+    Raises FileExistsError if `out` is there.
+    """
+    from dit.checkpoint import load_checkpoint
+    from pipelines.evaluate import sampling_protocol
+    from pipelines.features import DrawShard, compute_features, make_shards, read_records
+    from pipelines.identity import digest_of
+
+    if context is None:
+        with StageContext(config) as own:
+            return sample_file(checkpoint, config, out, num_samples=num_samples, context=own)
+    out, opened = unused(out).absolute(), load_checkpoint(Path(checkpoint).absolute())
+    protocol = sampling_protocol(config, opened)
+    parts = shard_ranges(num_samples, config.evaluate.shard_rows)
+    identity = digest_of({"checkpoint": opened.digest, "protocol": protocol.to_dict(), "parts": list(map(str, parts))})
+    folder = out.with_name(f"{out.name}.{identity[:12]}.shards")
+    shards = make_shards(folder, parts)
+    arguments = (config.evaluate, str(opened.path), protocol)
+    compute_features(context, "sample", shards, arguments, config.evaluate, actor=DrawShard)
+    publish(out, lambda temporary: write_adm(temporary, read_records(shards), num_samples))
+    storage.remove_folder(str(folder))
+    return out
+
+
+def write_adm(path: Path, records: Iterable[dict[str, np.ndarray]], num_samples: int) -> None:
+    """Write records' images and labels as np.savez would, holding one record's images at a time."""
+    labels: list[np.ndarray] = []
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
+            for record in records:
+                images = record["images"]
+                if not labels:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (num_samples, *images.shape[1:])}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(images.tobytes())
+                labels.append(record["labels"])
+        with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
+            np.lib.format.write_array(file, np.concatenate(labels))

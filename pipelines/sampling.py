@@ -20,7 +20,10 @@ START_NOISE, STEP_NOISE = 0, 1
 
 
 def checkpoint_autoencoder(checkpoint: Checkpoint) -> Path:
-    """Folder of the autoencoder that a checkpoint was trained with. Raises ValueError if it is another one."""
+    """Folder of the autoencoder that a checkpoint was trained with. Raises ValueError if it is another one.
+
+    An imported checkpoint may not know the digest of its autoencoder: then the one of that name is taken.
+    """
     from dit.autoencoder import describe_autoencoder
 
     recorded = checkpoint.config["autoencoder"]
@@ -28,7 +31,7 @@ def checkpoint_autoencoder(checkpoint: Checkpoint) -> Path:
     handle = AutoencoderHandle(recorded["id"], checkpoint.path.absolute().parent.parent)
     folder = handle.folder()
     found = describe_autoencoder(folder)["sha256"]
-    if found != recorded["sha256"]:
+    if recorded["sha256"] not in (None, found):
         where = "output/autoencoder" if recorded["id"] == OURS else recorded["id"]
         raise ValueError(
             f"the autoencoder in {folder} has sha256 {found[:12]}, but {checkpoint.path} was trained on latents of "

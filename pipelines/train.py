@@ -1,7 +1,7 @@
 """The train job: latents -> checkpoints, by Ray Train."""
 
+import re
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 from pipelines.autoencoder import autoencoder_of
@@ -103,25 +103,26 @@ def train_worker(settings: dict) -> None:
 
 
 def worker_settings(config: Recipe, latents: LatentDataset) -> dict:
-    model = asdict(model_config(config.model, config, latents))
+    from dit.checkpoint import describe_checkpoint
+
+    model = model_config(config.model, config, latents)
     objective = {"kind": config.objective.kind, **config.objective.settings()}
     return {
         "config": config,
-        "model": model,
+        "model": asdict(model),
         "objective": objective,
         "latents": str(latents.path),
         "folder": str(config.folder("checkpoints")),
-        "checkpoint": {
-            "model": model,
-            "objective": objective,
-            "autoencoder": latents.manifest["autoencoder"],
-            "preprocessing": latents.manifest["preprocessing"],
-            "class_names": list(latents.class_names),
-            "seed": config.seed,
-            "latents_fingerprint": latents.fingerprint,
-            "raydit_version": version("raydit"),
-            "recipe": resolved(config),
-        },
+        "checkpoint": describe_checkpoint(
+            model=model,
+            objective=objective,
+            autoencoder=latents.manifest["autoencoder"],
+            preprocessing=latents.manifest["preprocessing"],
+            class_names=latents.class_names,
+            seed=config.seed,
+            latents_fingerprint=latents.fingerprint,
+            recipe=resolved(config),
+        ),
     }
 
 
@@ -181,14 +182,16 @@ def log_checkpoints(run, config: Recipe, folder: Path) -> None:
 
 def log_checkpoint(run, checkpoint) -> None:
     """Tell tracking of a checkpoint; the same one twice is one LoggedModel."""
+    recipe = checkpoint.config["recipe"]
     run.model(
         checkpoint.digest,
-        name=f"{checkpoint.config['recipe']['name']}-{checkpoint.path.name}",
+        # Of an imported one the folder's name, without what MLflow does not take.
+        name=f"{recipe['name']}-{checkpoint.path.name}" if recipe else re.sub(r"[^\w-]", "-", checkpoint.path.name),
         step=checkpoint.step,
         params={"model": checkpoint.config["model"], "objective": checkpoint.config["objective"]},
         tags={
             "raydit.checkpoint": str(checkpoint.path),
             "raydit.checkpoint_digest": checkpoint.digest,
-            "raydit.latents_fingerprint": checkpoint.config["latents_fingerprint"],
+            "raydit.latents_fingerprint": checkpoint.config["latents_fingerprint"] or "unknown",
         },
     )

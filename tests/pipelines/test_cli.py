@@ -22,23 +22,6 @@ def empty_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def raydit(monkeypatch, capsys):
-    """Call the command here: exit code, stdout, stderr. Starting Python for each would take seconds."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["raydit", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as ended:
-            code = ended.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_lists_every_command_with_what_it_does(raydit, flag):
     code, out, err = raydit(flag)
@@ -83,6 +66,8 @@ def test_a_dry_run_prints_the_resolved_recipe_and_touches_nothing(raydit, comman
         (["train", TINY], "latents"),
         (["evaluate", NO_SUCH], NO_SUCH),
         (["sample", NO_SUCH, "--classes", "1,7"], NO_SUCH),
+        (["import", NO_SUCH, "out"], f"no weights at {NO_SUCH}: expected a .safetensors"),
+        (["export", NO_SUCH, "out", "--format", "diffusers"], NO_SUCH),
         (["submit", "--address", "head:6379", "--", "run", TINY], "found the job server address 'head:6379'"),
         (["submit", "--", "run", TINY, "--set", "train.stpes=8"], 'did you mean "train.steps"?'),
     ],
@@ -101,7 +86,18 @@ def test_every_mistake_of_a_recipe_has_its_line(raydit):
     assert {line.split(":")[0] for line in lines} == {"--set train.stpes", "--set encode.flop"}
 
 
-@pytest.mark.parametrize("arguments", [["trian"], ["run"], ["run", TINY, "--num-sample", "3"], ["submit"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trian"],
+        ["run"],
+        ["run", TINY, "--num-sample", "3"],
+        ["submit"],
+        ["sample", NO_SUCH, "--num-samples", "3"],
+        ["sample", NO_SUCH, "--npz", "samples.npz", "--classes", "1"],
+        ["export", NO_SUCH, "out"],
+    ],
+)
 def test_bad_usage_is_exit_code_2(raydit, arguments):
     code, out, err = raydit(*arguments)
     assert (code, out) == (2, "")
