@@ -1,12 +1,12 @@
 """The encode job: images -> moments in Parquet, exactly once, by Ray Data.
 
-The unit of work and of resuming is a shard: a fixed range of the source's listing, and one file. A shard is
-finished when its record is written, which happens after its file is; whatever was cut off is done again.
+The unit of work and of resuming is a shard: a fixed part of the source's listing, and one file.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,25 @@ from typing import Any
 import numpy as np
 
 from cluster import storage
-from evaluation.protocol import shard_ranges
 from pipelines import schema
 from pipelines.autoencoder import autoencoder_of
 from pipelines.config import EncodeConfig, ImagesConfig, Recipe
-from pipelines.identity import Artifact
 from pipelines.images import Listing, open_source
-from pipelines.latents import MANIFEST, LatentDataset, channel_sums, write_manifest
+from pipelines.latents import LatentDataset, channel_sums, write_manifest
 from pipelines.preprocess import read_cropped
+from pipelines.quarantine import QuarantineLimit
+from pipelines.recipe_file import resolved
+from pipelines.shards import (
+    RECORDS,
+    Shard,
+    claim,
+    finished_records,
+    plan_shards,
+    remove_strays,
+    shard_file,
+    write_shard,
+)
 from pipelines.stage import StageContext, job
-
-RECORDS = ".records"
 
 
 @job
@@ -34,50 +42,65 @@ def encode(config: Recipe, *, context: StageContext) -> LatentDataset:
     listing, _ = open_source(config.images).listing().split(config.images.held_out)
     autoencoder = autoencoder_of(config).describe()
     identity = encode_identity(config, listing, autoencoder)
-    Artifact("encode", folder, identity).claim()
-    if (folder / MANIFEST).is_file():
-        dataset = LatentDataset.open(folder)
-        context.skipped("encode", summary(dataset))
-        return dataset
+    earlier = claim(folder, identity, listing)
+    if earlier is not None and earlier.manifest["identity"]["images"]["digest"] == listing.digest:
+        context.skipped("encode", summary(earlier))
+        return earlier
 
     description = describe(config, listing, autoencoder)
-    shards = shard_ranges(len(listing), config.encode.shard_rows)
-    pending = [index for index in range(len(shards)) if read_record(folder, index) is None]
+    shards = plan_shards(folder, listing, earlier, config.encode.shard_rows)
+    if earlier is not None:
+        context.say("encode", f"adds {sum(len(shard.images) for shard in shards):,} images to {summary(earlier)}")
     with context.run("encode", identity) as run:
         run.params({"images": asdict(config.images), "encode": asdict(config.encode)})
-        done = len(listing) - sum(len(shards[index]) for index in pending)
-        progress = context.progress("encode", total=len(listing), unit="images", start=done)
-        for record in encode_shards(config, context, listing, shards, pending, description):
-            progress.advance(record["rows"] + len(record["quarantined"]))
-        dataset = write_manifest(folder, description, identity, finished_records(folder, len(shards)))
-        storage.remove_folder(str(folder / RECORDS))
-        progress.done(summary(dataset))
-        run.tag("raydit.latents_fingerprint", dataset.fingerprint)
         run.input(name="images", digest=listing.digest, source=config.images.path, context="encoding")
-        run.metrics({
-            "encode/images": len(dataset),
-            "encode/quarantined": dataset.manifest["quarantined"],
-            "encode/images_per_second": progress.rate,
-        })  # fmt: skip
+        encode_missing(config, context, run, listing, shards, description, earlier)
+        storage.remove_stale_temporaries(str(folder))
+        remove_strays(folder, shards, earlier)
+        records = finished_records(shards)
+        dataset = write_manifest(folder, description, identity, records, recipe=resolved(config), earlier=earlier)
+        storage.remove_folder(str(folder / RECORDS))
+        context.say("encode", summary(dataset))
+        run.tag("raydit.latents_fingerprint", dataset.fingerprint)
     return dataset
 
 
-def encode_shards(config, context, listing: Listing, shards, pending, description) -> Iterator[dict]:
+def encode_missing(config, context, run, listing: Listing, shards, description, earlier) -> None:
+    """See to it that every shard is finished, and say how it goes."""
+    unusable = QuarantineLimit(config.folder("latents"), config.encode.max_quarantined, len(listing))
+    unusable.add(earlier.quarantined() if earlier is not None else [])
+    pending = []
+    for shard in shards:
+        if (record := shard.record()) is None:
+            pending.append(shard)
+        else:
+            unusable.add(record["quarantined"])
+    done = len(listing) - sum(len(shard.images) for shard in pending)
+    progress = context.progress("encode", total=len(listing), unit="images", start=done)
+    with closing(encode_shards(config, context, pending, description)) as records:
+        for record in records:
+            unusable.add(record["quarantined"])
+            progress.advance(record["rows"] + len(record["quarantined"]))
+            run.metrics(
+                {
+                    "encode/images": progress.count - len(unusable.entries),
+                    "encode/quarantined": len(unusable.entries),
+                    "encode/images_per_second": progress.rate,
+                },
+                step=progress.count,
+            )
+
+
+def encode_shards(
+    config: Recipe, context: StageContext, shards: list[Shard], description: dict
+) -> Generator[dict, None, None]:
     """The graph: shards -> decoded and cropped images -> moments -> one Parquet file each -> records."""
-    if not pending:
+    if not shards:
         return
     workers = config.encode
     ray_data = context.ray_data(workers, "encode")
-    rows = [
-        {
-            "shard": index,
-            "keys": [listing.keys[i] for i in shards[index]],
-            "labels": listing.labels[shards[index]],
-        }
-        for index in pending
-    ]
     records = (
-        ray_data.from_items(rows, override_num_blocks=len(rows))
+        ray_data.from_items([shard.task() for shard in shards], override_num_blocks=len(shards))
         .map(ReadImages(config.images), num_cpus=1)
         .map(
             EncodeImages,
@@ -102,6 +125,7 @@ class ReadImages:
         images, good, errors = read_cropped(self.images, row["keys"])
         return {
             "shard": row["shard"],
+            "listing": row["listing"],
             "keys": [row["keys"][position] for position in good],
             "labels": np.asarray(row["labels"], np.int32)[good],
             "images": images,
@@ -124,14 +148,16 @@ class EncodeImages:
         self.autoencoder = Autoencoder.load(
             autoencoder, self.device, getattr(torch, config.dtype), MEMORY_FORMATS[config.memory_format]
         )
+        if config.compile:
+            self.autoencoder.module.encoder.compile()
 
     def __call__(self, row: dict) -> dict:
         images = row.pop("images")
-        row["moments"] = self._encode(images)
-        row["moments_flip"] = self._encode(images[:, :, ::-1]) if self.flip else row["moments"][:0]
+        row["moments"] = self.encode(images)
+        row["moments_flip"] = self.encode(images[:, :, ::-1]) if self.flip else row["moments"][:0]
         return row
 
-    def _encode(self, images: np.ndarray) -> np.ndarray:
+    def encode(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, H, W, 3) -> float32 (N, 2C, h, w)."""
         import torch
 
@@ -173,54 +199,25 @@ class WriteShard:
         )
         data = schema.shard_bytes(table)
         record: dict[str, Any] = {
-            "file": shard_file(row["shard"]),
+            "file": shard_file(self.folder, row["shard"]).name,
+            "listing": row["listing"],
             "rows": len(keys),
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
             "channels": channel_sums(stored),
             "quarantined": [{"key": key, "error": error} for key, error in errors.items()],
         }
-        storage.write_atomically(str(self.folder / record["file"]), data)
-        storage.write_json_atomically(str(record_path(self.folder, row["shard"])), record)
+        write_shard(self.folder, row["shard"], data, record)
         return {"record": json.dumps(record)}
-
-
-def shard_file(index: int) -> str:
-    return f"part-{index:05d}.parquet"
-
-
-def record_path(folder: Path, index: int) -> Path:
-    return folder / RECORDS / f"part-{index:05d}.json"
-
-
-def read_record(folder: Path, index: int) -> dict | None:
-    """Record of a finished shard, or None. A record whose file is missing or cut does not count."""
-    path = record_path(folder, index)
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text())
-    file = folder / record["file"]
-    return record if file.is_file() and file.stat().st_size == record["bytes"] else None
-
-
-def finished_records(folder: Path, count: int) -> list[dict]:
-    """Records of all shards. Raises ValueError if one is gone: something else changed the folder meanwhile."""
-    records = []
-    for index in range(count):
-        if (record := read_record(folder, index)) is None:
-            raise ValueError(
-                f"{folder / shard_file(index)}: found no finished file and record of this shard, which was written a "
-                "moment ago. Another process changes this folder; stop it and run again"
-            )
-        records.append(record)
-    return records
 
 
 def encode_identity(config: Recipe, listing: Listing, autoencoder: dict) -> dict:
     """What the latents depend on: change any of it, and they are made anew."""
     settings = {name: getattr(config.encode, name) for name in ("flip", "shard_rows", "dtype")}
-    if config.encode.memory_format != "contiguous":  # latents made before there was a choice stay valid
-        settings["memory_format"] = config.encode.memory_format
+    # Named where they differ only: latents made before there was a choice stay valid.
+    for name, usual in (("memory_format", "contiguous"), ("compile", False)):
+        if getattr(config.encode, name) != usual:
+            settings[name] = getattr(config.encode, name)
     return {
         "images": {"digest": listing.digest, "count": len(listing), **preprocessing(config)},
         "autoencoder": {"sha256": autoencoder["sha256"]},
@@ -245,6 +242,5 @@ def describe(config: Recipe, listing: Listing, autoencoder: dict) -> dict:
 
 def summary(dataset: LatentDataset) -> str:
     manifest = dataset.manifest
-    size = sum(shard["bytes"] for shard in manifest["shards"]) / 2**20
     bad = f", {manifest['quarantined']} quarantined (see quarantine.parquet)" if manifest["quarantined"] else ""
-    return f"{len(dataset):,} latents{bad}, {size:.1f} MiB in {dataset.path}"
+    return f"{len(dataset):,} latents{bad}, {dataset.num_bytes / 2**20:.1f} MiB in {dataset.path}"

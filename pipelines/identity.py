@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,25 +57,31 @@ class Artifact:
         plan = self.folder / PLAN
         return json.loads(plan.read_text())["identity"] if plan.is_file() else None
 
-    def claim(self, reasons: list[str] | None = None) -> None:
+    def changes(self, free: tuple[str, ...] = ()) -> list[str]:
+        """What differs from the recorded identity, but for the dotted fields in `free`; nothing if none is recorded."""
+        recorded = self.recorded()
+        if recorded is None:
+            return []
+        identity = json.loads(json.dumps(self.identity))  # tuples become lists, as in the record
+        return [line for line in differences(recorded, identity) if line.partition(":")[0] not in free]
+
+    def claim(self, reasons: Sequence[str] = (), free: tuple[str, ...] = ()) -> None:
         """Make the folder this artifact's. One made from something else is moved aside, and why is said.
 
-        reasons: further reasons to start anew. Raises ValueError if the folder holds something that is not ours.
+        reasons: further reasons to start anew. free: dotted fields that may change without. Raises ValueError if the
+        folder holds something that is not ours.
         """
-        recorded = self.recorded()
         names = storage.list_names(str(self.folder)) if self.folder.is_dir() else []
-        if recorded is None and names:
+        if self.recorded() is None and names:
             found = ", ".join(names[:5])
             raise ValueError(
                 f"{self.folder} is not empty and not ours: found {found}, expected nothing or {PLAN}. Move it away, "
                 "or set output to another folder"
             )
-        identity = json.loads(json.dumps(self.identity))  # tuples become lists, as in the record
-        changed = (differences(recorded, identity) if recorded is not None else []) + (reasons or [])
-        if changed:
+        if changed := [*self.changes(free), *reasons]:
             aside = self._move_aside()
             say(self.stage, f"again, because {'; '.join(changed)}. The earlier one is kept in {aside}")
-        if changed or recorded is None:
+        if self.recorded() is None or self.changes():
             storage.write_json_atomically(str(self.folder / PLAN), {"identity": self.identity})
 
     def _move_aside(self) -> Path:

@@ -2,17 +2,22 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cluster import storage
 from pipelines import schema
+from pipelines.quarantine import QUARANTINE, write_quarantine
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MANIFEST = "manifest.json"
-QUARANTINE = "quarantine.parquet"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,21 @@ class LatentDataset:
         return self.manifest["fingerprint"]
 
     @property
+    def revision(self) -> int:
+        """1, and one more each time that images were added."""
+        return self.manifest.get("revision", 1)
+
+    def channel_sums(self) -> dict:
+        """What `channel_sums` gives for all of its rows, to within rounding: from the recorded statistics."""
+        mean, std = (np.array(self.manifest[name]) for name in ("latents_mean", "latents_std"))
+        count = len(self) * int(np.prod(self.latent_shape[1:]))
+        return {"sum": mean * count, "sum_squares": (std**2 + mean**2) * count, "count": count}
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard["bytes"] for shard in self.manifest["shards"])
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.manifest["class_names"])
 
@@ -58,6 +78,32 @@ class LatentDataset:
     def arrays(self) -> "LatentArrays":
         """The whole data set in memory."""
         return LatentArrays.read(self)
+
+    def tables(self, columns: list[str] | None = None) -> Iterator["pa.Table"]:
+        """The shards, in order, as Arrow tables mapped from disk. Raises ValueError if one is gone or cut."""
+        import pyarrow.parquet as pq
+
+        for shard in self.manifest["shards"]:
+            yield pq.read_table(self._checked(shard), columns=columns, memory_map=True)
+
+    def _checked(self, shard: dict) -> Path:
+        file = self.path / shard["file"]
+        if file.is_file() and file.stat().st_size == shard["bytes"]:
+            return file
+        found = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
+        raise ValueError(
+            f"{file}: found {found}, expected {shard['bytes']} bytes as the manifest says. Copy the file "
+            f"again, or delete {self.path / MANIFEST} and run `raydit encode`, which makes it anew"
+        )
+
+    def quarantined(self) -> list[dict]:
+        """Key and error of every image that could not be used.
+
+        The file may hold more than the manifest counts: images added by an `encode` that has not finished.
+        """
+        import pyarrow.parquet as pq
+
+        return pq.read_table(self.path / QUARANTINE).slice(0, self.manifest["quarantined"]).to_pylist()
 
 
 @dataclass(frozen=True)
@@ -74,19 +120,8 @@ class LatentArrays:
     def read(cls, dataset: LatentDataset) -> "LatentArrays":
         """Read every shard. Raises ValueError if one does not match the manifest."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        tables = []
-        for shard in dataset.manifest["shards"]:
-            file = dataset.path / shard["file"]
-            if not file.is_file() or file.stat().st_size != shard["bytes"]:
-                found = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
-                raise ValueError(
-                    f"{file}: found {found}, expected {shard['bytes']} bytes as the manifest says. Copy the file "
-                    f"again, or delete {dataset.path / MANIFEST} and run `raydit encode`, which makes it anew"
-                )
-            tables.append(pq.read_table(file, memory_map=True))
-        table = pa.concat_tables(tables)
+        table = pa.concat_tables(dataset.tables())
         shape = tuple(dataset.manifest["moments_shape"])
         flip = schema.MOMENTS_FLIP in table.column_names
         return cls(
@@ -96,32 +131,42 @@ class LatentArrays:
         )
 
 
-def write_manifest(path: Path, description: dict, identity: dict, records: list[dict]) -> LatentDataset:
-    """Finish a data set: quarantine first, manifest last. `records` are those of its shards, in order."""
+def write_manifest(
+    path: Path,
+    description: dict,
+    identity: dict,
+    records: list[dict],
+    *,
+    recipe: dict,
+    earlier: LatentDataset | None = None,
+) -> LatentDataset:
+    """Finish a data set: quarantine first, manifest last. `records` are those of its shards, in order.
+
+    earlier: the data set in the same place that these shards are added to; its manifest is valid until the end.
+    """
     quarantined = [entry for record in records for entry in record["quarantined"]]
-    _write_quarantine(path / QUARANTINE, quarantined)
     shards = [{name: record[name] for name in ("file", "rows", "bytes", "sha256")} for record in records]
+    sums, revision = [record["channels"] for record in records], 1
+    if earlier is not None:
+        quarantined, shards = earlier.quarantined() + quarantined, earlier.manifest["shards"] + shards
+        sums, revision = [earlier.channel_sums(), *sums], earlier.revision + 1
+    write_quarantine(path / QUARANTINE, quarantined)
     manifest = {
         **description,
+        "revision": revision,
         "shards": shards,
         "rows": sum(shard["rows"] for shard in shards),
         "quarantined": len(quarantined),
-        **_channel_statistics(records),
+        **channel_statistics(sums),
         "identity": identity,
-        "fingerprint": _fingerprint(description, shards),
+        "fingerprint": fingerprint_of(description, shards),
+        "recipe": recipe,
     }
     storage.write_json_atomically(str(path / MANIFEST), manifest)
     return LatentDataset(path, manifest)
 
 
-def _write_quarantine(path: Path, entries: list[dict]) -> None:
-    import pyarrow as pa
-
-    columns = {name: pa.array([entry[name] for entry in entries], pa.string()) for name in ("key", "error")}
-    storage.write_atomically(str(path), schema.shard_bytes(pa.table(columns)))
-
-
-def _fingerprint(description: dict, shards: list[dict]) -> str:
+def fingerprint_of(description: dict, shards: list[dict]) -> str:
     # Where the autoencoder was loaded from is not content; what it is (its digest) is.
     autoencoder = {name: value for name, value in description["autoencoder"].items() if name != "id"}
     content = [{**description, "autoencoder": autoencoder}, [shard["sha256"] for shard in shards]]
@@ -140,12 +185,12 @@ def channel_sums(moments: np.ndarray) -> dict[str, list[float]]:
     }
 
 
-def _channel_statistics(records: list[dict]) -> dict[str, list[float]]:
-    """Mean and standard deviation of unscaled latents drawn from the posteriors, per channel."""
-    sums = [record["channels"] for record in records if record["channels"]["count"]]
+def channel_statistics(sums: list[dict]) -> dict[str, list[float]]:
+    """Mean and standard deviation of unscaled latents drawn from the posteriors, per channel, from `channel_sums`."""
+    sums = [entry for entry in sums if entry["count"]]
     if not sums:
         return {"latents_mean": [], "latents_std": []}
     count = sum(entry["count"] for entry in sums)
     mean = np.sum([entry["sum"] for entry in sums], axis=0) / count
     square = np.sum([entry["sum_squares"] for entry in sums], axis=0) / count
-    return {"latents_mean": mean.tolist(), "latents_std": np.sqrt(square - mean**2).tolist()}
+    return {"latents_mean": mean.tolist(), "latents_std": np.sqrt(np.maximum(square - mean**2, 0)).tolist()}

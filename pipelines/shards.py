@@ -1,0 +1,145 @@
+"""What an encode job has to do: its shards, which of them are finished, and the data set that they are added to.
+
+A shard is finished when its record is written, which happens after its file is; whatever was cut off is done again.
+A record tells which images it is of, so that it counts for no other plan.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cluster import storage
+from evaluation.protocol import shard_ranges
+from pipelines import schema
+from pipelines.identity import Artifact
+from pipelines.images import Listing
+from pipelines.latents import MANIFEST, LatentDataset
+
+RECORDS = ".records"
+IMAGES = ("images.digest", "images.count")
+"""What may change of an identity where the images of before are still the same."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some consecutive images of the source's listing, and one file."""
+
+    folder: Path
+    index: int
+    images: Listing
+
+    @property
+    def file(self) -> Path:
+        return shard_file(self.folder, self.index)
+
+    def task(self) -> dict:
+        """The work as a row of a Ray data set."""
+        images = self.images
+        return {"shard": self.index, "listing": images.digest, "keys": list(images.keys), "labels": images.labels}
+
+    def record(self) -> dict | None:
+        """Its record if it is finished: of these very images, and with its file whole."""
+        record = read_record(self.folder, self.index)
+        if record is None or record["listing"] != self.images.digest:
+            return None
+        return record if self.file.is_file() and self.file.stat().st_size == record["bytes"] else None
+
+
+def shard_file(folder: Path, index: int) -> Path:
+    return folder / f"part-{index:05d}.parquet"
+
+
+def record_file(folder: Path, index: int) -> Path:
+    return folder / RECORDS / f"part-{index:05d}.json"
+
+
+def read_record(folder: Path, index: int) -> dict | None:
+    """What was recorded of a shard with this number, if anything was."""
+    path = record_file(folder, index)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def write_shard(folder: Path, index: int, data: bytes, record: dict) -> None:
+    """Write the file, then its record, each atomically. Never is there a record beside another plan's file."""
+    earlier = read_record(folder, index)
+    if earlier is not None and earlier["listing"] != record["listing"]:
+        record_file(folder, index).unlink(missing_ok=True)
+    storage.write_atomically(str(shard_file(folder, index)), data)
+    storage.write_json_atomically(str(record_file(folder, index)), record)
+
+
+def part_of(listing: Listing, where: Sequence[int] | np.ndarray) -> Listing:
+    """The images at some positions of a listing, or where a mask is true."""
+    positions = np.flatnonzero(where) if isinstance(where, np.ndarray) else np.asarray(where, np.int64)
+    keys = [listing.keys[position] for position in positions]
+    return replace(listing, keys=keys, labels=listing.labels[positions], sizes=listing.sizes[positions])
+
+
+def plan_shards(folder: Path, listing: Listing, earlier: LatentDataset | None, shard_rows: int) -> list[Shard]:
+    """The shards of all images that `earlier` does not hold, numbered after its own: a function of these alone."""
+    first, new = 0, listing
+    if earlier is not None:
+        first, held = len(earlier.manifest["shards"]), held_keys(earlier)
+        new = part_of(listing, np.array([key not in held for key in listing.keys], dtype=bool))
+    ranges = shard_ranges(len(new), shard_rows)
+    return [Shard(folder, first + number, part_of(new, positions)) for number, positions in enumerate(ranges)]
+
+
+def finished_records(shards: list[Shard]) -> list[dict]:
+    """Records of all shards. Raises ValueError if one is gone: something else changed the folder meanwhile."""
+    records = []
+    for shard in shards:
+        if (record := shard.record()) is None:
+            raise ValueError(
+                f"{shard.file}: found no finished file and record of this shard, which was written a moment ago. "
+                "Another process changes this folder; stop it and run again"
+            )
+        records.append(record)
+    return records
+
+
+def claim(folder: Path, identity: dict, listing: Listing) -> LatentDataset | None:
+    """Make the folder this identity's; the finished data set in it, if any, holds the listing or a part of it.
+
+    Where nothing changed but that images were added, what is there stays. Any other change starts anew.
+    """
+    earlier, lost = look(folder, identity, listing)
+    Artifact("encode", folder, identity).claim(lost, free=() if lost else IMAGES)
+    return earlier if earlier is not None and (folder / MANIFEST).is_file() else None
+
+
+def look(folder: Path, identity: dict, listing: Listing) -> tuple[LatentDataset | None, list[str]]:
+    """The finished data set in a folder, if any, and why a listing's images cannot be added to it, if so."""
+    if not (folder / MANIFEST).is_file():
+        return None, []
+    earlier = LatentDataset.open(folder)
+    before = earlier.manifest["identity"]["images"]
+    if before["digest"] == identity["images"]["digest"]:
+        return earlier, []
+    held = held_keys(earlier)
+    kept = part_of(listing, np.array([key in held for key in listing.keys], dtype=bool))
+    if gone := sorted(held.difference(kept.keys)):
+        return earlier, [f"{len(gone):,} images are gone, such as {gone[0]}"]
+    # Equal to what was recorded of them, labels and sizes and all, though others now lie in between.
+    return earlier, [] if kept.digest == before["digest"] else ["images, their labels or class names have changed"]
+
+
+def held_keys(dataset: LatentDataset) -> set[str]:
+    """Keys of all images that a data set has seen: its rows and its quarantine."""
+    keys = {entry["key"] for entry in dataset.quarantined()}
+    for table in dataset.tables([schema.KEY]):
+        keys.update(table.column(schema.KEY).to_pylist())
+    return keys
+
+
+def remove_strays(folder: Path, shards: list[Shard], earlier: LatentDataset | None) -> None:
+    """Remove files of plans that are no more: no manifest names them, and `part-*.parquet` would read them."""
+    kept = {shard.file.name for shard in shards}
+    if earlier is not None:
+        kept |= {shard["file"] for shard in earlier.manifest["shards"]}
+    for file in folder.glob("part-*.parquet"):
+        if file.name not in kept:
+            file.unlink()
