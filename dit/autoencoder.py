@@ -68,14 +68,16 @@ def images_to_uint8(images: Tensor) -> Tensor:
     return (images.float() * 127.5 + 128.0).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def locate_autoencoder(id: str) -> Path:
+def locate_autoencoder(id: str, *, download: bool = True) -> Path:
     """Local folder of a diffusers autoencoder: a path as it is, a hub id downloaded or from the cache."""
     if Path(id).is_dir():
         return Path(id)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(id, allow_patterns=["config.json", f"{WEIGHTS}.*"]))
+        return Path(
+            snapshot_download(id, allow_patterns=["config.json", f"{WEIGHTS}.*"], local_files_only=not download)
+        )
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise FileNotFoundError(

@@ -27,12 +27,12 @@ class AutoencoderHandle:
     """Hub id or folder as in the recipe; for one trained here, its folder relative to the output."""
     output: Path
 
-    def folder(self) -> Path:
+    def folder(self, *, download: bool = True) -> Path:
         """Local folder with its weights. Raises FileNotFoundError, telling what to do, if there is none."""
         from dit.autoencoder import locate_autoencoder
 
         if self.id != OURS:
-            return locate_autoencoder(self.id)
+            return locate_autoencoder(self.id, download=download)
         folder = self.output / OURS
         if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"no finished autoencoder in {folder}; run `raydit autoencoder` with the recipe")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -191,6 +192,46 @@ def export(checkpoint, out, format, weights, as_json) -> None:
     path = export_checkpoint(checkpoint, out, format=format, weights=weights)
     click.echo(f"export       {path}\n             {how_to_load(path)}")
     _result(as_json, {"path": str(path)})
+
+
+@cli.group()
+def latents() -> None:
+    """Look at a latent data set: is it whole, what is in it."""
+
+
+@latents.command()
+@click.argument("path", type=click.Path(file_okay=False))
+@click.option("--sample", type=click.IntRange(min=1), default=64, show_default=True, help="Rows to encode once more.")
+@json_option
+def verify(path, sample, as_json) -> None:
+    """Compare the data set at PATH with its manifest, itself and its images; exit code 1 if anything is wrong."""
+    from cluster.doctor import render
+    from pipelines.latent_checks import TOPICS, verify
+    from pipelines.latents import LatentDataset
+
+    checks = []
+    for check in verify(LatentDataset.open(path), sample=sample):
+        checks.append(check)
+        if not as_json:
+            click.echo(render([check], max(map(len, TOPICS))))
+    ok = all(check.ok for check in checks)
+    _result(as_json, {"ok": ok, "checks": [asdict(check) for check in checks]})
+    sys.exit(OK if ok else FAILED)
+
+
+@latents.command()
+@click.argument("path", type=click.Path(file_okay=False))
+@click.option("--out", type=click.Path(dir_okay=False), help="PNG to write, with a few rows of each class decoded.")
+@json_option
+def show(path, out, as_json) -> None:
+    """Say what the data set at PATH holds, and decode some of it."""
+    from pipelines.latent_view import show
+    from pipelines.latents import LatentDataset
+
+    lines = show(LatentDataset.open(path), Path(out) if out else None)
+    for name, text in lines:
+        click.echo(f"{name:<12} {text}")
+    _result(as_json, dict(lines))
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
