@@ -38,11 +38,11 @@ class AutoencoderHandle:
             raise FileNotFoundError(f"no finished autoencoder in {folder}; run `raydit autoencoder` with the recipe")
         return folder
 
-    def describe(self) -> dict:
+    def describe(self, *, download: bool = True) -> dict:
         """What latents and checkpoints record of it."""
         from dit.autoencoder import describe_autoencoder
 
-        return {"id": self.id, **describe_autoencoder(self.folder())}
+        return {"id": self.id, **describe_autoencoder(self.folder(download=download))}
 
 
 def autoencoder_of(config: Recipe) -> AutoencoderHandle:

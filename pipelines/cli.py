@@ -59,8 +59,10 @@ def autoencoder(recipe, overrides, address, dry_run, as_json) -> None:
 @cli.command()
 @job_options
 def encode(recipe, overrides, address, dry_run, as_json) -> None:
-    """Encode the images of RECIPE into latents."""
-    config = _recipe(recipe, overrides, dry_run)
+    """Encode the images of RECIPE into latents; --dry-run says how many, how large and how long."""
+    config = _recipe(recipe, overrides, False)
+    if dry_run:
+        return _print_encode_plan(config, as_json)
     from pipelines.encode import encode
 
     dataset = _with_context(encode, config, address)
@@ -290,10 +292,25 @@ def _checkpoint_recipe(checkpoint: str, recipe: str | None, overrides: tuple[str
 
 def _print_plan(config) -> None:
     """The resolved recipe, and end: a dry run does nothing else."""
+    _print_resolved(config)
+    sys.exit(OK)
+
+
+def _print_resolved(config) -> None:
     from pipelines.recipe_file import resolved
 
     click.echo(json.dumps(resolved(config), indent=2))
-    sys.exit(OK)
+
+
+def _print_encode_plan(config, as_json: bool) -> None:
+    """The resolved recipe, and what there is to encode."""
+    _print_resolved(config)
+    from pipelines.encode_plan import plan_encode, plan_lines
+
+    plan = plan_encode(config)
+    for name, text in plan_lines(plan, config):
+        click.echo(f"{name:<12} {text}")
+    _result(as_json, {**asdict(plan), "bytes": plan.bytes, "seconds": plan.seconds})
 
 
 def _with_context(job, config, address):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +37,41 @@ def test_a_shard_is_read_by_plain_pyarrow_as_the_contract_says(tmp_path, flip):
     for column in map(group.column, range(len(names))):
         assert column.compression == "UNCOMPRESSED"
         assert not column.has_dictionary_page and "RLE_DICTIONARY" not in column.encodings
+
+
+def read_polars(pattern):
+    return pytest.importorskip("polars").read_parquet(pattern).to_dicts()
+
+
+def read_duckdb(pattern):
+    relation = pytest.importorskip("duckdb").sql(f"select * from '{pattern}' order by key")
+    return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+
+
+def read_pandas(pattern):
+    pandas = pytest.importorskip("pandas")
+    return pandas.read_parquet(Path(pattern).parent).to_dict("records")
+
+
+def read_datasets(pattern):
+    datasets = pytest.importorskip("datasets")
+    cache = str(Path(pattern).parent.with_name("cache"))
+    return list(datasets.load_dataset("parquet", data_files=pattern, split="train", cache_dir=cache))
+
+
+@pytest.mark.parametrize("read", [read_polars, read_duckdb, read_pandas, read_datasets])
+def test_shards_are_read_by_other_tools(tmp_path, read):
+    """Without a word of ours, as README shows for pyarrow; whatever of them is installed."""
+    parts = [make_moments(rows, seed=rows) for rows in (3, 4)]
+    path = write_dataset(tmp_path / "latents", parts, flip=True).path
+    for other in ("quarantine.parquet", "manifest.json"):
+        (path / other).unlink()
+    rows = read(str(path / "part-*.parquet"))
+    assert [row["key"] for row in rows] == [f"k{index}" for index in range(7)]
+    assert [int(row["label"]) for row in rows] == [0, 1, 0, 0, 1, 0, 1]
+    for row, expected in zip(rows, np.concatenate(parts), strict=True):
+        np.testing.assert_array_equal(np.frombuffer(row["moments"], "<f2").reshape(SHAPE), expected)
+        np.testing.assert_array_equal(np.frombuffer(row["moments_flip"], "<f2").reshape(SHAPE), expected[..., ::-1])
 
 
 def test_equal_rows_make_equal_bytes():

@@ -1,0 +1,96 @@
+"""`raydit encode --dry-run`: what it says is what then happens, and it touches nothing."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import RECIPE, place_flags, tiny_recipe
+from tiny_encode import encode_here, recipe
+
+from pipelines import cli
+from pipelines.encode_plan import padding, plan_encode, plan_lines
+from pipelines.images import Listing
+from pipelines.shards import plan_shards
+
+
+@pytest.fixture(autouse=True)
+def measure_briefly(monkeypatch):
+    monkeypatch.setattr("pipelines.encode_plan.MEASURED_SECONDS", 0.0)
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_the_plan_is_what_then_is_written(tmp_path, monkeypatch):
+    config = recipe(tmp_path, "images.held_out=0.3", "encode.flip=true")
+    before = snapshot(tmp_path)
+    plan = plan_encode(config)
+    assert snapshot(tmp_path) == before
+    dataset = encode_here(config, monkeypatch)
+    shards = dataset.manifest["shards"]
+    assert (plan.shards, plan.pending_shards, plan.classes) == (len(shards), len(shards), 3)
+    assert plan.images + plan.held_out == 37
+    assert plan.images == plan.pending_images == len(dataset) + dataset.manifest["quarantined"]
+    assert plan.moments_shape == tuple(dataset.manifest["moments_shape"])
+    arrays = dataset.arrays
+    moments = arrays.moments.nbytes + arrays.moments_flip.nbytes
+    assert plan.bytes == moments * plan.images / len(dataset) <= dataset.num_bytes
+    assert plan.seconds == pytest.approx(plan.images / plan.images_per_second)
+    assert plan.seconds_to_read > 0 and plan.seconds_to_encode > 0
+    after = plan_encode(config)
+    assert (after.pending_shards, after.bytes, after.changed) == (0, 0, [])
+
+
+def test_a_plan_counts_what_is_new_and_what_would_start_anew(tmp_path, monkeypatch):
+    encode_here(recipe(tmp_path), monkeypatch)
+    pixels = np.zeros((20, 20, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "images" / "blob" / "new.png")
+    grown = plan_encode(recipe(tmp_path))
+    assert (grown.shards, grown.pending_shards, grown.pending_images, grown.changed) == (6, 1, 1, [])
+    anew = plan_encode(recipe(tmp_path, "encode.flip=true"))
+    assert (anew.shards, anew.pending_images, anew.changed) == (5, 38, ["encode.flip: false -> true"])
+    assert ("anew", "because encode.flip: false -> true; the earlier latents are kept in superseded/") in plan_lines(
+        anew, recipe(tmp_path, "encode.flip=true")
+    )
+
+
+def test_an_autoencoder_that_is_yet_to_be_trained_leaves_only_the_time_open(tmp_path):
+    config = tiny_recipe(tmp_path)
+    plan = plan_encode(config)
+    assert plan.moments_shape == (8, 8, 8) and plan.bytes == 1024 * plan.images
+    assert plan.seconds is None
+    assert "no estimate: the autoencoder is trained first" in dict(plan_lines(plan, config))["time"]
+
+
+def test_an_autoencoder_that_is_not_here_is_not_fetched(tmp_path):
+    config = tiny_recipe(tmp_path)
+    pretrained = type(config.autoencoder)(id="nobody/no-such-autoencoder")
+    plan = plan_encode(type(config)(**{**vars(config), "autoencoder": pretrained}))
+    assert (plan.bytes, plan.seconds) == (None, None) and plan.pending_images == plan.images
+    assert plan.unknown == "nobody/no-such-autoencoder is not on this machine"
+
+
+@pytest.mark.parametrize(
+    ("rows", "shard_rows", "share"), [(96, 32, 0.0), (97, 32, 1 - 97 / 128), (90, 30, 1 - 90 / 96)]
+)
+def test_padding_is_what_no_pass_over_two_shards_costs(tmp_path, rows, shard_rows, share):
+    listing = Listing([str(row) for row in range(rows)], np.zeros(rows, np.int32), np.zeros(rows, np.int64), ())
+    assert padding(plan_shards(tmp_path, listing, None, shard_rows), 32) == pytest.approx(share)
+
+
+def test_the_command_prints_recipe_and_plan_and_touches_nothing(tmp_path, monkeypatch, capsys):
+    flags = place_flags(tmp_path)
+    before = snapshot(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["raydit", "encode", str(RECIPE), *flags, "--dry-run", "--json"])
+    cli.main()
+    out = capsys.readouterr().out
+    resolved, end = json.JSONDecoder().raw_decode(out)
+    plan = json.loads(out.splitlines()[-1])
+    assert resolved["encode"]["max_quarantined"] == 0.05
+    assert f"{plan['images']:,} in 3 classes" in out[end:] and plan["bytes"] == plan["pending_images"] * 1024
+    assert snapshot(tmp_path) == before
