@@ -1,0 +1,184 @@
+"""Kill -9 of driver, actor, raylet and node while images are encoded; the end is the unbroken run's, byte for byte."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tiny import write_images
+from tiny_encode import autoencoder_folder
+
+from pipelines.latent_checks import verify
+from pipelines.latents import LatentDataset
+
+ROOT = Path(__file__).resolve().parents[2]
+PER_CLASS = 80
+SHARDS = 61
+RECIPE = """
+name = "kills"
+output = "output"
+images = {path = "images", size = 16}
+autoencoder = {id = "pretrained"}
+encode = {shard_rows = 4, batch_size = 4, num_workers = 2}
+model = {patch_size = 2, hidden_size = 32, depth = 2, num_heads = 2}
+objective = {kind = "flow"}
+evaluate = {sampler = "euler"}
+"""
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Place:
+    """A folder in which the command runs; all of its paths are relative, so that places can be compared."""
+
+    folder: Path
+
+    @property
+    def latents(self) -> Path:
+        return self.folder / "output" / "latents"
+
+    def finished(self) -> int:
+        return len(list((self.latents / ".records").glob("*.json")))
+
+    def start(self, *flags: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", "encode", "recipe.toml", *flags],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=open(self.folder / "log", "w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait_for(self, shards: int, process: subprocess.Popen) -> None:
+        """Until so many shards are finished."""
+        while self.finished() < shards and not (self.latents / "manifest.json").exists():
+            assert process.poll() is None, self.log()
+            time.sleep(0.005)
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def finish(self, process: subprocess.Popen) -> None:
+        assert process.wait(timeout=600) == 0, self.log()
+
+    def content(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.latents.rglob("*") if path.is_file()}
+
+
+def make_place(folder: Path) -> Place:
+    write_images(folder / "images", per_class=PER_CLASS)
+    autoencoder_folder(folder / "pretrained")
+    (folder / "recipe.toml").write_text(RECIPE)
+    return Place(folder)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> dict[str, bytes]:
+    place = make_place(tmp_path_factory.mktemp("unbroken"))
+    place.finish(place.start())
+    dataset = LatentDataset.open(place.latents)
+    assert len(dataset) == 3 * PER_CLASS and len(dataset.manifest["shards"]) == SHARDS
+    assert all(check.ok for check in verify(dataset, sample=8) if check.name != "images")
+    return place.content()
+
+
+@pytest.fixture
+def place(tmp_path) -> Place:
+    return make_place(tmp_path / "place")
+
+
+def processes_below(parent: int, name: str) -> list[int]:
+    """Descendants of a process whose command line has `name` in it. Ray's processes are the driver's children."""
+    parents, found = {}, []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if name in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue  # ended meanwhile
+
+    def descends(process: int) -> bool:
+        while process and process != parent:
+            process = parents.get(process, 0)
+        return process == parent
+
+    return [process for process in found if descends(process)]
+
+
+def test_a_driver_killed_at_ten_random_points_leaves_what_an_unbroken_run_does(place, unbroken):
+    points = random.Random(4)
+    for _ in range(10):
+        process = place.start()
+        place.wait_for(place.finished() + points.randrange(0, 8), process)
+        time.sleep(points.random() * 0.1)
+        process.kill()
+        process.wait()
+        assert not (place.latents / "manifest.json").exists(), "killed too late to prove anything"
+    place.finish(place.start())
+    assert place.content() == unbroken
+
+
+def test_a_killed_actor_costs_nothing_but_time(place, unbroken):
+    process = place.start()
+    for shards in (6, 25):
+        place.wait_for(shards, process)
+        (victim, *_) = processes_below(process.pid, "EncodeImages")
+        os.kill(victim, signal.SIGKILL)
+    place.finish(process)
+    assert place.content() == unbroken
+
+
+def test_after_a_killed_raylet_the_same_command_goes_on(place, unbroken):
+    process = place.start()
+    place.wait_for(10, process)
+    (raylet,) = processes_below(process.pid, "raylet/raylet")
+    os.kill(raylet, signal.SIGKILL)
+    assert process.wait(timeout=300) != 0, place.log()
+    place.finish(place.start())
+    assert place.content() == unbroken
+
+
+def test_a_lost_node_costs_nothing_but_time(place, unbroken, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=3)
+        process = place.start("--address", cluster.address)
+        place.wait_for(12, process)
+        cluster.remove_node(node, allow_graceful=False)
+        place.finish(process)
+    finally:
+        cluster.shutdown()
+    assert place.content() == unbroken
+
+
+def test_growth_killed_at_random_points_leaves_what_an_unbroken_one_does(place, unbroken, tmp_path):
+    place.finish(place.start())
+    for index in range(40):
+        shutil.copy(
+            place.folder / "images" / "ring" / f"{index:03d}.png",
+            place.folder / "images" / "blob" / f"{index:03d}x.png",
+        )
+    shutil.copytree(place.folder, tmp_path / "other")
+    other = Place(tmp_path / "other")
+    other.finish(other.start())
+    points = random.Random(5)
+    for _ in range(2):
+        process = place.start()
+        place.wait_for(place.finished() + 1 + points.randrange(0, 3), process)
+        process.kill()
+        process.wait()
+        assert len(LatentDataset.open(place.latents)) == 3 * PER_CLASS
+    place.finish(place.start())
+    assert place.content() == other.content() != unbroken
