@@ -15,11 +15,11 @@ import numpy as np
 UINT8_RULE = "floor(clamp(127.5 x + 128, 0, 255))"
 """Pixels x in [-1, 1] to uint8. `255 (x + 1) / 2` truncated is half a grey level darker and moves FID."""
 
-METRIC_KINDS = ("fd", "sfd", "is", "kid", "precision", "recall")
+METRIC_KINDS = ("fd", "fd_infinity", "sfd", "is", "kid", "precision", "recall", "density", "coverage")
 VERIFIED_INCEPTION = "inception"
 """Extractor name reserved for the published FID weights; only these may carry the names fid and sfid."""
 
-_INCEPTION_KINDS = {"fd": "fid", "sfd": "sfid"}
+_INCEPTION_KINDS = {"fd": "fid", "fd_infinity": "fid_infinity", "sfd": "sfid"}
 
 _LABEL_STREAM = 2**31
 """Kept far from the small stream numbers that callers pass to sample_seed."""
@@ -141,8 +141,8 @@ def shard_ranges(num_samples: int, shard_rows: int) -> list[range]:
 def metric_name(kind: str, extractor: str, num_samples: int) -> str:
     """Name that carries extractor and N, without which a score means nothing.
 
-    With the verified Inception weights fid_50k, sfid_50k, is_50k, kid_50k, precision_50k, recall_50k;
-    otherwise fd_efficientnet_lite0_1k and so on. `kind` is one of METRIC_KINDS.
+    With the verified Inception weights fid_50k, fid_infinity_50k, sfid_50k, is_50k and so on; otherwise
+    fd_efficientnet_lite0_1k, fd_infinity_efficientnet_lite0_10k. `kind` is one of METRIC_KINDS.
     """
     if kind not in METRIC_KINDS:
         raise ValueError(f"Found metric kind {kind!r}, expected one of {', '.join(METRIC_KINDS)}. Use one of these.")

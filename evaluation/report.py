@@ -23,9 +23,11 @@ class EvaluationReport:
     metrics: dict[str, float]
     """Metric name -> value."""
     errors: dict[str, float] = field(default_factory=dict)
-    """Metric name -> standard deviation over splits or subsets."""
+    """Metric name -> standard error of Frechet distances, or standard deviation over splits (is) or subsets (kid)."""
     floor: dict[str, float] = field(default_factory=dict)
     """Metrics of held-out real images against the same reference: the best that can be expected."""
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """Frechet distance of the first N samples in random order, for some N: what its value at infinite N comes from."""
     warnings: list[str] = field(default_factory=list)
     """What a reader of the numbers must know."""
     timings: dict[str, float] = field(default_factory=dict)
@@ -48,7 +50,8 @@ class EvaluationReport:
         """The inverse of to_json. Raises ValueError if the protocol does not give the recorded id."""
         values: dict[str, Any] = json.loads(text)
         recorded = values.pop("protocol_id")
-        report = cls(**{**values, "protocol": EvaluationProtocol.from_dict(values["protocol"])})
+        curve = [(count, value) for count, value in values.get("curve", [])]
+        report = cls(**{**values, "curve": curve, "protocol": EvaluationProtocol.from_dict(values["protocol"])})
         if report.protocol_id != recorded:
             raise ValueError(
                 f"Found a protocol with id {report.protocol_id}, expected the recorded {recorded}: the "

@@ -1,18 +1,26 @@
-"""From features of generated (or held-out real) images and a reference to named numbers."""
+"""From features of generated (or held-out real) images and a reference to named numbers, with their errors."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
+from evaluation.metrics import frechet_distance_to, inception_score, kernel_distance, manifold_scores
 from evaluation.protocol import metric_name
 from evaluation.reference import ReferenceStatistics
-from evaluation.statistics import FeatureStatistics
+from evaluation.statistics import FeatureStatistics, InceptionScoreSums
+from evaluation.uncertainty import BLOCKS, at_infinity, block_statistics, curve, jackknife_error, merged
 
 Array = np.ndarray
 
 _KID_SUBSET_SIZE = 1000
 _NEIGHBOURS = 3
+_NEIGHBOURS_DENSITY = 5
+_FEWEST = 10
+"""Images that the Inception Score's splits and the neighbours need."""
+_FEWEST_POINTS = 5
+"""Sizes through which a line over 1 / N is drawn at least."""
 
 
 @dataclass(frozen=True)
@@ -21,69 +29,115 @@ class Score:
 
     metrics: dict[str, float]
     errors: dict[str, float]
-    """Standard deviation over splits (IS) or subsets (KID), under the metric's name."""
+    """Standard error (fd, sfd, fd_infinity) or standard deviation over splits (is) or subsets (kid), by name."""
     warnings: list[str]
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """Frechet distance of the first N of the samples in random order, from twice the feature dimension on."""
 
 
 def score(
     features: Array,
-    logits: Array,
+    logits: Array | InceptionScoreSums | None,
     reference: ReferenceStatistics,
     *,
     extractor: str,
+    num_samples: int,
     spatial: Array | None = None,
+    errors: bool = True,
 ) -> Score:
-    """Score N images by their features (N, D), logits (N, K) and, for sFID, spatial features (N, 2023).
+    """Score exactly num_samples images by their features (N, D), logits (N, K) and, for sFID, spatial (N, 2023).
 
-    extractor: its name, which goes into the metrics' names; it must be the reference's.
+    logits: or the sums made of them while they passed by, or None from an extractor without. extractor: its name,
+    which goes into the metrics' names; it must be the reference's. errors: False leaves out standard errors and
+    Frechet distance at infinite N, which cost twenty Frechet distances.
     Generated images and held-out real ones are scored alike: the latter give the floor, the best score that
-    N images can get. Kernel distance, precision and recall need a reference with features, sFID one with
-    mu_s and sigma_s; without, they are left out.
+    N images can get. What the reference cannot give is left out: kernel distance and the manifold scores need its
+    features, sFID its mu_s and sigma_s. Raises ValueError if anything is not of num_samples images.
     """
     if extractor != reference.extractor:
         raise ValueError(
             f"Found a reference of extractor {reference.extractor!r}, expected {extractor!r}. "
             "Build one with `raydit reference build`, or change evaluate.extractor."
         )
-    n, dim = len(features), len(reference.mu)
-    metrics = {"fd": _frechet(features, reference.mu, reference.sigma)}
-    errors: dict[str, float] = {}
-    warnings = _small_sample_warnings(n, reference.n, dim)
+    _check_counts(num_samples, features=features, logits=logits, spatial=spatial)
+    parts = BLOCKS if errors and num_samples >= 2 * BLOCKS else 1
+    measure, blocks = _distance_to(reference.mu, reference.sigma), block_statistics(features, parts)
+    found = {"fd": _estimate(blocks, measure)}
+    points = curve(blocks, measure, smallest=2 * len(reference.mu)) if parts > 1 else []
+    if len(points) >= _FEWEST_POINTS:
+        line = at_infinity(points, found["fd"].error or 0.0)
+        found["fd_infinity"] = Estimate(line.value, line.error)
     if spatial is not None and reference.mu_s is not None and reference.sigma_s is not None:
-        metrics["sfd"] = _frechet(spatial, reference.mu_s, reference.sigma_s)
-    metrics["is"], errors["is"] = inception_score(logits)
-    if reference.features is not None:
-        real = reference.features
-        size = min(_KID_SUBSET_SIZE, n, len(real))
-        metrics["kid"], errors["kid"] = kernel_distance(features, real, subset_size=size)
-        if size < _KID_SUBSET_SIZE:
-            warnings.append(
-                f"kid uses subsets of {size} instead of {_KID_SUBSET_SIZE}, the smaller of {n} images and "
-                f"{len(real)} reference features: its spread is not comparable with published ones."
+        found["sfd"] = _estimate(block_statistics(spatial, parts), _distance_to(reference.mu_s, reference.sigma_s))
+    if num_samples >= _FEWEST:
+        if logits is not None:
+            scores = logits.score() if isinstance(logits, InceptionScoreSums) else inception_score(logits)
+            found["is"] = Estimate(*scores)
+        if reference.features is not None:
+            found |= _among_real(features, reference.features)
+    names = {kind: metric_name(kind, extractor, num_samples) for kind in found}
+    return Score(
+        metrics={names[kind]: estimate.value for kind, estimate in found.items()},
+        errors={names[kind]: estimate.error for kind, estimate in found.items() if estimate.error is not None},
+        warnings=_warnings(num_samples, reference),
+        curve=points,
+    )
+
+
+class Estimate(NamedTuple):
+    """A metric, and how sure it is where that is known."""
+
+    value: float
+    error: float | None = None
+
+
+def _check_counts(num_samples: int, **given: Array | InceptionScoreSums | None) -> None:
+    """Padding, or a shard that is missing, must not pass."""
+    for what, values in given.items():
+        if values is not None and len(values) != num_samples:
+            raise ValueError(
+                f"Found {what} of {len(values)} images, expected exactly {num_samples}. Score every sample once, and "
+                "no padding."
             )
-        metrics["precision"], metrics["recall"] = precision_recall(features, real, k=_NEIGHBOURS)
-    return Score(_named(metrics, extractor, n), _named(errors, extractor, n), warnings)
 
 
-def _frechet(features: Array, mu: Array, sigma: Array) -> float:
-    statistics = FeatureStatistics(len(mu))
-    statistics.update(features)
-    return frechet_distance(statistics.mean, statistics.cov, mu, sigma)
+def _distance_to(mu: Array, sigma: Array) -> Callable[[FeatureStatistics], float]:
+    distance = frechet_distance_to(mu, sigma)
+    return lambda statistics: distance(statistics.mean, statistics.cov)
 
 
-def _small_sample_warnings(n: int, reference_n: int, dim: int) -> list[str]:
+def _estimate(blocks: list[FeatureStatistics], measure: Callable[[FeatureStatistics], float]) -> Estimate:
+    error = jackknife_error(blocks, measure) if len(blocks) > 1 else None
+    return Estimate(measure(merged(blocks)), error)
+
+
+def _among_real(features: Array, real: Array) -> dict[str, Estimate]:
+    """Metrics that compare sample with sample."""
+    size = min(_KID_SUBSET_SIZE, len(features), len(real))
+    scores = manifold_scores(features, real, _NEIGHBOURS, _NEIGHBOURS_DENSITY)._asdict()
+    kid = Estimate(*kernel_distance(features, real, subset_size=size))
+    return {"kid": kid} | {kind: Estimate(value) for kind, value in scores.items()}
+
+
+def _warnings(n: int, reference: ReferenceStatistics) -> list[str]:
     """Below 2 D images a covariance is mostly noise, and Frechet distance mostly bias.
 
-    reference_n of 0 is unknown, and not judged.
+    reference.n of 0 is unknown, and not judged.
     """
-    counts = {"images": n, "reference images": reference_n or 2 * dim}
-    return [
+    dim = len(reference.mu)
+    counts = {"images": n, "reference images": reference.n or 2 * dim}
+    warnings = [
         f"{count} {what} are fewer than twice the {dim} feature dimensions: Frechet distance is mostly bias. "
         f"Compare it only with scores of as many images, or use at least {2 * dim}."
         for what, count in counts.items()
         if count < 2 * dim
     ]
-
-
-def _named(values: dict[str, float], extractor: str, n: int) -> dict[str, float]:
-    return {metric_name(kind, extractor, n): value for kind, value in values.items()}
+    if n < _FEWEST:
+        warnings.append(f"{n} images are too few for anything but Frechet distance: use at least {_FEWEST}.")
+    elif reference.features is not None and min(n, len(reference.features)) < _KID_SUBSET_SIZE:
+        kept = len(reference.features)
+        warnings.append(
+            f"kid uses subsets of {min(n, kept)} instead of {_KID_SUBSET_SIZE}, the smaller of {n} images and "
+            f"{kept} reference features: its spread is not comparable with published ones."
+        )
+    return warnings

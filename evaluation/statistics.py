@@ -39,12 +39,26 @@ class FeatureStatistics:
         self._add(other.n, other.mean, other._m2)
         return self
 
+    def without(self, part: Self) -> Self:
+        """What is left when a part is taken out again: the inverse of merge, as new statistics."""
+        left = self.n - part.n
+        if left < 1:
+            raise ValueError(f"Found a part of {part.n} samples, expected fewer than the {self.n} it is taken from.")
+        rest = type(self)(len(self.mean))
+        rest.n = left
+        rest.mean = self.mean + (self.mean - part.mean) * (part.n / left)
+        delta = part.mean - rest.mean
+        rest._m2 = self._m2 - part._m2
+        rest._m2 -= np.outer(delta * (left * part.n / self.n), delta)
+        return rest
+
     def _add(self, n: int, mean: Array, m2: Array) -> None:
         if n == 0:
             return
         total = self.n + n
         delta = mean - self.mean
-        self._m2 += m2 + np.outer(delta, delta) * (self.n * n / total)
+        self._m2 += m2
+        self._m2 += np.outer(delta * (self.n * n / total), delta)
         self.mean = self.mean + delta * (n / total)
         self.n = total
 
@@ -67,13 +81,25 @@ class FeatureStatistics:
         return statistics
 
 
+def random_parts(num_samples: int, parts: int, seed: int = 2020) -> Array:
+    """The part (N,) in [0, parts) of every sample: chunks of a permutation, equal in size to within one sample.
+
+    Part i holds entries [i N // parts, (i + 1) N // parts) of the permutation drawn with RandomState(seed), as in
+    torch-fidelity's Inception Score; so the part of an index is known before any sample is.
+    """
+    order = np.random.RandomState(seed).permutation(num_samples)
+    part_of = np.empty(num_samples, dtype=np.int64)
+    for part in range(parts):
+        part_of[order[part * num_samples // parts : (part + 1) * num_samples // parts]] = part
+    return part_of
+
+
 class InceptionScoreSums:
     """Inception Score of a known number of samples whose logits arrive in any order and any parts.
 
-    Knowing N, the split of every index is known in advance: chunk i = [i N // splits, (i + 1) N // splits)
-    of the permutation drawn with RandomState(seed). Of each split are kept the number of samples, the sum
-    of p (K values) and the sum of p log p. Source: Salimans et al. 2016 (arXiv 1606.03498); chunks as in
-    torch-fidelity.
+    Knowing N, the split of every index is known in advance (see random_parts). Of each split are kept the sum of p
+    (K values) and the sum of p log p; and of each index, whether it was seen. Source: Salimans et al. 2016
+    (arXiv 1606.03498).
     """
 
     def __init__(self, num_samples: int, num_logits: int, splits: int = 10, seed: int = 2020):
@@ -82,25 +108,24 @@ class InceptionScoreSums:
                 f"Found {num_samples} samples, expected at least one for each of {splits} splits. "
                 "Add samples, or lower splits."
             )
-        order = np.random.RandomState(seed).permutation(num_samples)
-        bounds = [i * num_samples // splits for i in range(splits + 1)]
-        self._split_of = np.empty(num_samples, dtype=np.int64)
-        for split in range(splits):
-            self._split_of[order[bounds[split] : bounds[split + 1]]] = split
-        self._expected = np.diff(bounds)
-        self._count = np.zeros(splits, dtype=np.int64)
+        self._split_of = random_parts(num_samples, splits, seed)
+        self._seen = np.zeros(num_samples, dtype=bool)
         self._sum_p = np.zeros((splits, num_logits))
         self._sum_p_log_p = np.zeros(splits)
 
+    def __len__(self) -> int:
+        """Samples that the score is of, seen or not."""
+        return len(self._seen)
+
     def update(self, indices: Array, logits: Array) -> None:
         """Add the logits (M, K) of the samples with these indices (M,); each index exactly once overall."""
-        logits = np.asarray(logits)
+        indices, logits = np.asarray(indices), np.asarray(logits)
         _check_rows(logits, self._sum_p.shape[1], "logits")
-        splits = self._split_of[np.asarray(indices)]
+        self._see(indices, len(logits))
+        splits = self._split_of[indices]
         for split in np.unique(splits):
             log_p = _log_softmax(logits[splits == split].astype(np.float64))
             p = np.exp(log_p)
-            self._count[split] += len(p)
             self._sum_p[split] += p.sum(axis=0)
             self._sum_p_log_p[split] += (p * log_p).sum()
 
@@ -108,26 +133,41 @@ class InceptionScoreSums:
         """Add everything that `other` has seen, and return self."""
         if not np.array_equal(other._split_of, self._split_of) or other._sum_p.shape != self._sum_p.shape:
             raise ValueError(
-                f"Found sums over {len(other._split_of)} samples and {other._sum_p.shape[1]} logits, "
-                f"expected {len(self._split_of)} and {self._sum_p.shape[1]} with the same splits and seed. "
+                f"Found sums over {len(other)} samples and {other._sum_p.shape[1]} logits, "
+                f"expected {len(self)} and {self._sum_p.shape[1]} with the same splits and seed. "
                 "Make every part with the same arguments."
             )
-        self._count += other._count
+        self._see(np.flatnonzero(other._seen), int(other._seen.sum()))
         self._sum_p += other._sum_p
         self._sum_p_log_p += other._sum_p_log_p
         return self
 
+    def _see(self, indices: Array, rows: int) -> None:
+        """Padding, or a shard counted twice, must not go unnoticed."""
+        known = indices[(indices >= 0) & (indices < len(self))]
+        if len(known) != rows or len(np.unique(known)) != rows or self._seen[known].any():
+            raise ValueError(
+                f"Found {rows} rows for indices {_few(indices)}, of which {int(self._seen[known].sum())} had come "
+                f"before, expected a row for each of some new indices below {len(self)}. Add every index once."
+            )
+        self._seen[known] = True
+
     def score(self) -> tuple[float, float]:
         """Mean and standard deviation (ddof 0) over splits of exp(mean KL(p || split mean of p))."""
-        if not np.array_equal(self._count, self._expected):
+        if not self._seen.all():
             raise ValueError(
-                f"Found {self._count.sum()} samples ({self._count.tolist()} per split), expected "
-                f"{self._expected.sum()} ({self._expected.tolist()}). Add every index exactly once."
+                f"Found {self._seen.sum()} samples (first missing: {np.flatnonzero(~self._seen)[0]}), expected "
+                f"{len(self)}. Add every index exactly once."
             )
-        q = self._sum_p / self._count[:, None]
+        count = np.bincount(self._split_of)
+        q = self._sum_p / count[:, None]
         q_log_q = np.where(q > 0, q * np.log(np.where(q > 0, q, 1.0)), 0.0).sum(axis=1)
-        scores = np.exp(self._sum_p_log_p / self._count - q_log_q)
+        scores = np.exp(self._sum_p_log_p / count - q_log_q)
         return float(scores.mean()), float(scores.std())
+
+
+def _few(indices: Array) -> str:
+    return f"{indices[:3].tolist()}..." if len(indices) > 3 else str(indices.tolist())
 
 
 def _log_softmax(logits: Array) -> Array:

@@ -69,12 +69,15 @@ def _evaluate(config: Recipe, context: StageContext, opened, protocol: Evaluatio
         clock.lap("features_seconds")
         reference, real = load_real(images)
         samples = load_samples(shards, protocol)
-        generated = score_features(samples, reference, protocol)
-        floor = score_features(real, reference, protocol) if real else None
-        metrics = dict(generated.metrics)
-        if real and len(real["features"]) < len(samples["features"]):
-            # Frechet distance is biased in N: the floor is to be read against as many samples.
-            metrics |= score_features(_first(samples, len(real["features"])), reference, protocol).metrics
+        generated = score_features(samples, reference, protocol, protocol.num_samples)
+        floors, metrics = {}, dict(generated.metrics)
+        if real:
+            count = len(real["features"])
+            floors = score_features(real, reference, protocol, count, errors=False).metrics
+            if count < protocol.num_samples:
+                # Frechet distance is biased in N: the floor is to be read against as many samples.
+                fewer = score_features(_first(samples, count), reference, protocol, count, errors=False)
+                metrics |= fewer.metrics
         clock.lap("scoring_seconds")
         grid = class_grid(samples["images"], samples["labels"], opened.config["class_names"])
         save_png(grid, folder / GRID_FILE)
@@ -84,7 +87,8 @@ def _evaluate(config: Recipe, context: StageContext, opened, protocol: Evaluatio
             checkpoint_digest=opened.digest,
             metrics=metrics,
             errors=generated.errors,
-            floor=floor.metrics if floor else {},
+            floor=floors,
+            curve=generated.curve,
             warnings=generated.warnings,
             timings=clock.laps,
             artifacts={"samples": GRID_FILE},
@@ -123,13 +127,17 @@ def shard_folder(config: Recipe, opened, folder: Path) -> Path:
     return folder / f"shards-{opened.digest[:12]}-{config.evaluate.shard_rows}"
 
 
-def score_features(features: dict, reference: ReferenceStatistics, protocol: EvaluationProtocol) -> Score:
+def score_features(
+    features: dict, reference: ReferenceStatistics, protocol: EvaluationProtocol, num_samples: int, errors: bool = True
+) -> Score:
     return score(
         features["features"],
-        features["logits"],
+        features.get("logits"),
         reference,
         extractor=protocol.extractor,
+        num_samples=num_samples,
         spatial=features.get("spatial"),
+        errors=errors,
     )
 
 

@@ -8,8 +8,15 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from evaluation import metrics
-from evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
+from evaluation import neighbours
+from evaluation.metrics import (
+    density_coverage,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    manifold_scores,
+    precision_recall,
+)
 
 
 def features(n, dim, seed=0, shift=0.0):
@@ -126,7 +133,7 @@ def test_kernel_distance_equals_torch_fidelity(n1, n2, subsets, size):
 def test_kernel_distance_does_not_depend_on_the_block_size(monkeypatch):
     x, y = features(300, 64, 1), features(250, 64, 2)
     whole = kernel_distance(x, y, subsets=20, subset_size=100)
-    monkeypatch.setattr(metrics, "_BLOCK_VALUES", 700)
+    monkeypatch.setattr(neighbours, "BLOCK_VALUES", 700)
     assert kernel_distance(x, y, subsets=20, subset_size=100) == pytest.approx(whole, rel=1e-10)
 
 
@@ -140,6 +147,17 @@ def test_kernel_distance_refuses_too_few_samples():
 # Precision and recall
 
 
+def test_precision_and_recall_equal_torch_fidelity_exactly_in_float64():
+    """More samples than fit a block, so that a boundary would show."""
+    generated, real = features(2500, 64, 1, 0.1), features(1500, 64, 2)
+    theirs = prc_features_to_metric(
+        torch.from_numpy(generated).double(), torch.from_numpy(real).double(), prc_batch_size=700, verbose=False
+    )
+    precision, recall = precision_recall(generated, real)
+    assert round(precision * 2500) == round(theirs["precision"] * 2500) not in (0, 2500)
+    assert round(recall * 1500) == round(theirs["recall"] * 1500) not in (0, 1500)
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.2, 5.0])
 def test_precision_and_recall_equal_torch_fidelity(shift):
     generated, real = features(400, 32, 1, shift), features(300, 32, 2)
@@ -149,11 +167,30 @@ def test_precision_and_recall_equal_torch_fidelity(shift):
     assert recall == pytest.approx(theirs["recall"], abs=1e-7)
 
 
-def test_precision_and_recall_do_not_depend_on_the_block_size(monkeypatch):
+@pytest.mark.parametrize("values", [20, 1000, 5000])
+def test_manifold_scores_do_not_depend_on_the_block_size(monkeypatch, values):
+    """Blocks of 1 row, some rows, and more rows than columns."""
     generated, real = features(200, 16, 1), features(150, 16, 2)
-    whole = precision_recall(generated, real)
-    monkeypatch.setattr(metrics, "_BLOCK_VALUES", 1000)
-    assert precision_recall(generated, real) == whole
+    whole = manifold_scores(generated, real)
+    monkeypatch.setattr(neighbours, "BLOCK_VALUES", values)
+    assert manifold_scores(generated, real) == whole
+
+
+def test_distances_are_never_held_all_at_once(monkeypatch):
+    monkeypatch.setattr(neighbours, "BLOCK_VALUES", 1000)
+    generated, real = features(200, 16, 1), features(150, 16, 2)
+    blocks = list(neighbours.blocks_of_squared_distances(generated, real))
+    assert max(distances.size for _, distances in blocks) <= 1000
+    whole = torch.cdist(torch.from_numpy(generated).double(), torch.from_numpy(real).double()) ** 2
+    np.testing.assert_allclose(np.concatenate([distances for _, distances in blocks]), whole, rtol=1e-10)
+
+
+def test_copies_are_inside_however_many_there_are():
+    """A model that samples one image over and over: its balls have radius 0, and hold each other."""
+    copies, real = np.repeat(features(1, 256, 1), 30, axis=0) * 10, features(40, 256, 2)
+    assert precision_recall(copies, np.concatenate([copies, real]))[0] == 1.0
+    assert precision_recall(copies, copies) == (1.0, 1.0)
+    assert density_coverage(copies, copies)[1] == 1.0
 
 
 def test_precision_and_recall_of_a_set_with_itself_are_one_and_far_away_zero():
@@ -172,3 +209,61 @@ def test_first_side_is_the_generated_one():
 def test_precision_recall_refuses_too_few_samples():
     with pytest.raises(ValueError, match="Found 3 generated and 9 real.*more than k = 3"):
         precision_recall(features(3, 4), features(9, 4))
+
+
+# Density and coverage
+
+
+def brute_force_density_coverage(generated, real, k):
+    """Naeem et al. 2020, eq. 3 and 4, one pair at a time."""
+    radii = [sorted(np.linalg.norm(real - point, axis=1))[k] for point in real]
+    inside = np.array(
+        [[np.linalg.norm(g - r) <= radius for g in generated] for r, radius in zip(real, radii, strict=True)]
+    )
+    return inside.sum() / (k * len(generated)), inside.any(axis=1).mean()
+
+
+@pytest.mark.parametrize(("k", "shift"), [(5, 0.0), (2, 0.1), (5, 9.0)])
+def test_density_and_coverage_are_their_definition(k, shift):
+    generated, real = features(90, 8, 1, shift).astype(np.float64), features(70, 8, 2).astype(np.float64)
+    expected = brute_force_density_coverage(generated, real, k)
+    assert density_coverage(generated, real, k) == pytest.approx(expected, rel=1e-12)
+
+
+def test_density_and_coverage_of_the_real_distribution_are_as_expected():
+    """E[density] = 1; E[coverage] = 1 - (M-1)...(M-k) / ((N+M-1)...(N+M-k)): Naeem et al. 2020, Lemma 1 and 2."""
+    n, m, k = 60, 40, 5
+    found = [density_coverage(features(n, 4, 2 * i), features(m, 4, 2 * i + 1), k) for i in range(150)]
+    missed = np.prod([(m - j) / (n + m - j) for j in range(1, k + 1)])
+    density, coverage = np.mean(found, axis=0)
+    density_error, coverage_error = np.std(found, axis=0) / 150**0.5
+    assert abs(density - 1) < 3 * density_error < 0.1
+    assert abs(coverage - (1 - missed)) < 3 * coverage_error < 0.1
+
+
+def test_density_tells_outliers_and_coverage_missing_modes():
+    rng = np.random.RandomState(0)
+    real = np.concatenate([rng.randn(200, 2), rng.randn(200, 2) + 50])
+    one_mode, outliers = rng.randn(400, 2), np.concatenate([rng.randn(200, 2), rng.randn(200, 2) - 50])
+    assert density_coverage(one_mode, real)[0] > 0.8 and density_coverage(one_mode, real)[1] < 0.52
+    assert density_coverage(outliers, real)[0] < 0.6
+
+
+def test_one_pass_gives_all_four():
+    generated, real = features(120, 8, 1, 0.1), features(100, 8, 2)
+    expected = (*precision_recall(generated, real, k=3), *density_coverage(generated, real, k=5))
+    assert manifold_scores(generated, real) == expected
+
+
+# Nearest neighbours
+
+
+def test_the_nearest_training_image_of_a_copy_is_its_original():
+    training = features(60, 512, 1) * 20
+    samples = np.concatenate([training[[17, 3]], features(1, 512, 2)])
+    indices, distances = neighbours.nearest(samples, training, count=2)
+    assert indices[:2, 0].tolist() == [17, 3] and distances[:2, 0].tolist() == [0, 0]
+    expected = np.sort(np.linalg.norm(training.astype(np.float64) - samples[2], axis=1))[:2]
+    np.testing.assert_allclose(distances[2], expected, rtol=1e-10)
+    with pytest.raises(ValueError, match="Found 60 centres, expected at least count = 61"):
+        neighbours.nearest(samples, training, count=61)

@@ -120,6 +120,8 @@ def test_shards_hold_every_sample_once_in_order(num_samples, shard_rows):
         ("kid", "inception", 50_000, "kid_50k"),
         ("precision", "inception", 50_000, "precision_50k"),
         ("recall", "inception", 50_000, "recall_50k"),
+        ("fd_infinity", "inception", 50_000, "fid_infinity_50k"),
+        ("coverage", "dinov2-vit-l-14", 50_000, "coverage_dinov2_vit_l_14_50k"),
         ("fd", "efficientnet-lite0", 1000, "fd_efficientnet_lite0_1k"),
         ("is", "efficientnet-lite0", 1500, "is_efficientnet_lite0_1500"),
         ("fd", "inception-0a1b2c3d", 297, "fd_inception_0a1b2c3d_297"),
@@ -130,7 +132,7 @@ def test_metric_names_carry_extractor_and_count(kind, extractor, n, name):
 
 
 def test_unknown_metric_kind_is_refused():
-    with pytest.raises(ValueError, match="'fid'.*expected one of fd, sfd"):
+    with pytest.raises(ValueError, match="'fid'.*expected one of fd, fd_infinity, sfd"):
         metric_name("fid", "inception", 1000)
 
 

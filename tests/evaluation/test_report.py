@@ -1,5 +1,8 @@
 """Reports survive storage and read well."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from evaluation.protocol import EvaluationProtocol
@@ -18,6 +21,7 @@ REPORT = EvaluationReport(
     metrics={"fd_efficientnet_lite0_1k": 12.3456789, "is_efficientnet_lite0_1k": 2.5},
     errors={"is_efficientnet_lite0_1k": 0.0625},
     floor={"fd_efficientnet_lite0_297": 4.5, "is_efficientnet_lite0_297": 2.75},
+    curve=[(500, 14.5), (1000, 12.3456789)],
     warnings=["few images"],
     timings={"sample": 30.5},
     artifacts={"grid": "grid.png"},
@@ -28,6 +32,12 @@ def test_a_report_survives_storage(tmp_path):
     path = REPORT.save(tmp_path / "step_0002000")
     assert EvaluationReport.load(path) == EvaluationReport.load(path.parent) == REPORT
     assert [file.name for file in path.parent.iterdir()] == ["report.json"]
+
+
+def test_a_report_from_before_there_were_curves_is_read():
+    values = json.loads(REPORT.to_json())
+    del values["curve"]
+    assert EvaluationReport.from_json(json.dumps(values)) == replace(REPORT, curve=[])
 
 
 def test_a_report_names_its_protocol():

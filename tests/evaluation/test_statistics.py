@@ -83,6 +83,47 @@ def test_streamed_inception_score_equals_the_stored_one(n, bounds, seed):
     np.testing.assert_allclose(total.score(), inception_score(logits), rtol=1e-12, atol=1e-13)
 
 
+def stored_inception_score(logits, splits=10):
+    """The definition, over chunks of a permutation."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    p = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
+    p = p[np.random.RandomState(2020).permutation(len(p))]
+    scores = []
+    for i in range(splits):
+        chunk = p[i * len(p) // splits : (i + 1) * len(p) // splits]
+        scores.append(np.exp((chunk * (np.log(chunk) - np.log(chunk.mean(axis=0)))).sum(axis=1).mean()))
+    return np.mean(scores), np.std(scores)
+
+
+@pytest.mark.parametrize("n", [10, 1003])
+def test_streamed_inception_score_is_the_definition(n):
+    logits = np.random.RandomState(n).randn(n, 50).astype(np.float32) * 3
+    sums = InceptionScoreSums(n, 50)
+    for part in np.array_split(np.random.RandomState(1).permutation(n), 7):
+        sums.update(part, logits[part])
+    assert len(sums) == n
+    np.testing.assert_allclose(sums.score(), stored_inception_score(logits), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([3, 4], r"2 rows for indices \[3, 4\], of which 1 had come before"),  # a shard that overlaps another
+        ([4, 4], r"2 rows for indices \[4, 4\], of which 0"),
+        ([18, 19, 20, 21], r"4 rows for indices \[18, 19, 20\]\.\.\..*below 20"),  # the padding of a last batch
+        ([-1], r"1 rows for indices \[-1\]"),
+    ],
+)
+def test_an_index_counts_once(indices, message):
+    sums, part = InceptionScoreSums(20, 3), InceptionScoreSums(20, 3)
+    sums.update(np.arange(4), np.zeros((4, 3)))
+    with pytest.raises(ValueError, match=message + ".*Add every index once"):
+        sums.update(np.array(indices), np.zeros((len(indices), 3)))
+    part.update(np.arange(3, 6), np.zeros((3, 3)))
+    with pytest.raises(ValueError, match="3 rows .* 1 had come before"):
+        sums.merge(part)
+
+
 def test_inception_score_sums_refuse_missing_samples_and_foreign_parts():
     sums = InceptionScoreSums(20, 3)
     sums.update(np.arange(19), np.zeros((19, 3)))
