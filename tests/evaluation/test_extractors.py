@@ -1,15 +1,19 @@
 """Extractors against the packages they come from, and what they refuse."""
 
 import hashlib
+from pathlib import Path
 from unittest import mock
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 from torch_fidelity import FeatureExtractorInceptionV3
+from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
+from evaluation.dinov2 import CONFIGS, DinoV2, DinoV2Config
 from evaluation.extractors import create_extractor, extractor_name, extractor_sha256
 
 
@@ -38,6 +42,28 @@ def inception_weights(tmp_path_factory):
 @pytest.fixture(scope="module")
 def inception(inception_weights):
     return create_extractor("inception", weights=inception_weights)
+
+
+@pytest.fixture(scope="module")
+def dinov2_weights(tmp_path_factory):
+    """A file of seeded random weights of the smallest network."""
+    generator = torch.Generator().manual_seed(0)
+    network = DinoV2(CONFIGS["dinov2-vit-s-14"])
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.5, generator=generator)
+    path = tmp_path_factory.mktemp("weights") / "dinov2.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dinov2(dinov2_weights):
+    return create_extractor("dinov2-vit-s-14", weights=dinov2_weights)
+
+
+@pytest.fixture(scope="module")
+def golden_dinov2():
+    return load_file(Path(__file__).resolve().parents[1] / "golden" / "dinov2_small.safetensors")
 
 
 def images(n, size=32, seed=0):
@@ -102,19 +128,6 @@ def test_features_are_float32_whatever_the_caller_computes_in(lite0):
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "found"),
-    [
-        (torch.rand(2, 3, 32, 32), r"torch.float32 and shape \(2, 3, 32, 32\)"),
-        (torch.zeros(2, 32, 32, 3, dtype=torch.uint8), r"torch.uint8 and shape \(2, 32, 32, 3\)"),
-        (torch.zeros(0, 3, 32, 32, dtype=torch.uint8), r"shape \(0, 3, 32, 32\)"),
-    ],
-)
-def test_anything_but_uint8_images_is_refused(lite0, wrong, found):
-    with pytest.raises(ValueError, match=found + ", expected torch.uint8.*Convert"):
-        lite0(wrong)
-
-
 # Inception
 
 
@@ -152,11 +165,15 @@ def test_other_weights_get_another_name(inception, inception_weights):
     assert extractor_sha256("inception").startswith("6726825d")
 
 
-def test_without_network_the_error_says_what_to_fetch(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "file"), [("inception", "6726825d.pth"), ("dinov2-vit-l-14", "vitl14_pretrain.pth")])
+def test_without_network_the_error_says_what_to_fetch(tmp_path, monkeypatch, name, file):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", mock.Mock(side_effect=URLError("no network")))
-    with pytest.raises(FileNotFoundError, match="no network.*Fetch https://.*6726825d.pth.*efficientnet-lite0"):
-        create_extractor("inception")
+    with pytest.raises(
+        FileNotFoundError, match=f"no {name} weights.*no network.*Fetch https://.*{file}.*lite0"
+    ) as error:
+        create_extractor(name)
+    assert "\n" not in str(error.value)
 
 
 def test_damaged_published_weights_are_refused(tmp_path, monkeypatch):
@@ -165,6 +182,48 @@ def test_damaged_published_weights_are_refused(tmp_path, monkeypatch):
     (tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"half a file")
     with pytest.raises(ValueError, match="Found inception weights with sha256.*expected 6726825d.*fetch it again"):
         create_extractor("inception")
+
+
+# DINOv2
+
+
+def test_dinov2_network_equals_its_authors(golden_dinov2):
+    """A small one of random weights by the authors' package: positions interpolated from 8 x 8 to 3 x 4 patches."""
+    network = DinoV2(DinoV2Config(dim=16, depth=2, num_heads=2, grid=8)).eval()
+    weights = {name.removeprefix("weights."): value for name, value in golden_dinov2.items() if "weights." in name}
+    network.load_state_dict(weights)
+    with torch.no_grad():
+        features = network(golden_dinov2["images"])
+    torch.testing.assert_close(features, golden_dinov2["features"], atol=1e-5, rtol=0)
+
+
+def test_dinov2_is_fed_as_torch_fidelity_feeds_it(dinov2, dinov2_weights):
+    """Theirs fetches its network from a repository; it is given ours."""
+    network = DinoV2(CONFIGS["dinov2-vit-s-14"])
+    network.load_state_dict(torch.load(dinov2_weights, weights_only=True))
+    with mock.patch("torch.hub.load", return_value=network):
+        theirs = FeatureExtractorDinoV2("dinov2-vit-s-14", ["dinov2"])
+    x = images(2, size=40)
+    with torch.no_grad():
+        (features,) = theirs(x)
+    found = dinov2(x)
+    assert features.std() > 0.1 and (features[0] - features[1]).abs().max() > 0.01  # the random network is alive
+    np.testing.assert_allclose(found.features, features, rtol=1e-5, atol=1e-5)
+    assert found.logits is None and found.spatial is None
+    assert (dinov2.feature_dim, dinov2.num_logits) == (384, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "file_bytes"),
+    [("dinov2-vit-s-14", 88_283_115), ("dinov2-vit-b-14", 346_378_731), ("dinov2-vit-l-14", 1_217_586_395)],
+)
+def test_dinov2_networks_have_the_size_of_the_published_files(name, file_bytes):
+    with torch.device("meta"):
+        weights = sum(parameter.numel() for parameter in DinoV2(CONFIGS[name]).parameters())
+    assert 0.999 * file_bytes < 4 * weights < file_bytes
+
+
+# Weights
 
 
 class Malicious:
@@ -179,8 +238,29 @@ def test_weight_files_cannot_run_code(tmp_path, capsys):
     assert "code from a weight file ran" not in capsys.readouterr().out
 
 
+def test_weights_of_another_network_are_refused(inception_weights):
+    with pytest.raises(
+        ValueError, match="Found weights of another network at .*inception.pth.*those of dinov2-vit-s-14"
+    ):
+        create_extractor("dinov2-vit-s-14", weights=inception_weights)
+
+
 def test_unknown_names_and_missing_files_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="'vgg', expected one of efficientnet-lite0, inception"):
+    with pytest.raises(ValueError, match="'vgg', expected one of efficientnet-lite0, inception, dinov2-vit-s-14"):
         create_extractor("vgg")
     with pytest.raises(FileNotFoundError, match="no file .*none.pth, expected inception weights"):
         extractor_sha256("inception", tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (torch.rand(2, 3, 32, 32), r"torch.float32 and shape \(2, 3, 32, 32\)"),
+        (torch.zeros(2, 32, 32, 3, dtype=torch.uint8), r"torch.uint8 and shape \(2, 32, 32, 3\)"),
+        (torch.zeros(0, 3, 32, 32, dtype=torch.uint8), r"shape \(0, 3, 32, 32\)"),
+    ],
+)
+@pytest.mark.parametrize("extractor", ["lite0", "inception", "dinov2"])
+def test_anything_but_uint8_images_is_refused(request, extractor, wrong, found):
+    with pytest.raises(ValueError, match=found + ", expected torch.uint8.*Convert"):
+        request.getfixturevalue(extractor)(wrong)
