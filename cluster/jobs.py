@@ -153,6 +153,12 @@ def stop(submission_id: str, address: str | None = None) -> bool:
     return client.stop_job(submission_id)
 
 
+def current_job_id() -> str | None:
+    """Submission id of the job that this process runs in, if it does."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
+    return job.get("job_submission_id")
+
+
 def check_server(address: str | None = None) -> str:
     """Return the Ray version of a job server, or raise one clear line if it cannot be used."""
     url = _url(address)

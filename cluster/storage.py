@@ -148,7 +148,7 @@ def fetch_folder(path: str) -> str:
         os.makedirs(cache, exist_ok=True)
         remove_stale_temporaries(cache)
         num_bytes = sum(size for _, size, _ in files)
-        with _temporary_in(cache, num_bytes) as temporary:
+        with temporary_in(cache, num_bytes) as temporary:
             copy_files(inner, temporary, filesystem, LocalFileSystem())
             _rename_unless_there(temporary, fetched)
     return fetched
@@ -166,7 +166,7 @@ def write_atomically(path: str, data: bytes) -> None:
         return
     target = local_path(path)
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    with _temporary_in(os.path.dirname(target), len(data)) as temporary:
+    with temporary_in(os.path.dirname(target), len(data)) as temporary:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
@@ -208,7 +208,7 @@ def _publish_on_disk(local_folder: str, target: str) -> None:
         if error.errno != errno.EXDEV:
             raise
         sizes = (os.path.getsize(os.path.join(local_folder, name)) for name in _files_below(local_folder))
-        with _temporary_in(parent, sum(sizes)) as temporary:
+        with temporary_in(parent, sum(sizes)) as temporary:
             _copy_files(local_folder, temporary)
             _sync_files(temporary)
             os.rename(temporary, target)
@@ -281,14 +281,14 @@ def _is_stale(entry: Path) -> bool:
     if not match:
         return False
     host, process_id = match.groups()
-    if host == platform.node() and not _is_running(int(process_id)):
+    if host == platform.node() and not is_running(int(process_id)):
         return True
     with contextlib.suppress(FileNotFoundError):  # its owner may rename it at any moment
         return time.time() - entry.stat().st_mtime > STALE_AFTER_SECONDS
     return False
 
 
-def _is_running(process_id: int) -> bool:
+def is_running(process_id: int) -> bool:
     try:
         os.kill(process_id, 0)  # signal 0 asks only whether the process is there
     except ProcessLookupError:
@@ -299,7 +299,7 @@ def _is_running(process_id: int) -> bool:
 
 
 @contextlib.contextmanager
-def _temporary_in(folder: str, num_bytes: int) -> Iterator[str]:
+def temporary_in(folder: str, num_bytes: int) -> Iterator[str]:
     """A temporary name inside a folder, gone afterwards unless renamed; ENOSPC becomes StorageFull."""
     name = f"{TEMPORARY_PREFIX}{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = os.path.join(folder, name)

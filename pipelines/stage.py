@@ -1,17 +1,22 @@
 """What the jobs share: the surroundings in which they run."""
 
+import _thread
 import functools
 import logging
 import os
 from contextlib import ExitStack, contextmanager
 
+from cluster.lease import lease
 from pipelines.config import Recipe, WorkersConfig
 from pipelines.progress import Progress, say
 from pipelines.tracking import RunLog, Tracker
 
 
 class StageContext:
-    """The surroundings of jobs: one Ray session, one tracker, one way to speak. Close it, or use `with`."""
+    """The surroundings of jobs: one Ray session, one tracker, one way to speak. Use `with`.
+
+    Inside, nobody else works in the recipe's output folder; cluster.lease.InUse says who does.
+    """
 
     def __init__(self, config: Recipe, *, address: str | None = None):
         self.config = config
@@ -21,6 +26,9 @@ class StageContext:
         self._parent: RunLog | None = None
 
     def __enter__(self) -> "StageContext":
+        earlier = self._cleanup.enter_context(lease(self.config.output, lost=_stop_working))
+        if earlier and earlier.expires:
+            self.say("output", f"taken over from {earlier}, which ended without a word")
         return self
 
     def __exit__(self, *error) -> None:
@@ -100,6 +108,12 @@ class StageContext:
             run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         run.end("FINISHED")
+
+
+def _stop_working(reason: str) -> None:
+    """End as Ctrl-C does: two at work in one folder would overwrite each other."""
+    say("output", f"{reason}; stopping")
+    _thread.interrupt_main()
 
 
 def job(function):

@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from cluster.jobs import current_job_id
 from pipelines.config import Recipe
 from pipelines.identity import digest_of
 from pipelines.journal import Journal
@@ -112,8 +113,8 @@ class Tracker:
 
 def _job_tags() -> dict[str, str]:
     """The Ray job this process runs in, if it does."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
-    return {"raydit.job_id": job["job_submission_id"]} if "job_submission_id" in job else {}
+    job = current_job_id()
+    return {"raydit.job_id": job} if job else {}
 
 
 class RunLog:
