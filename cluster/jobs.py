@@ -5,18 +5,22 @@ where Ray takes it: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth
 """
 
 import asyncio
+import ipaddress
 import json
 import logging
 import os
 import shlex
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+from cluster.credentials import refuse_credentials
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -53,6 +57,7 @@ class Job:
     exit_code: int | None
     """None until the job has ended."""
     message: str
+    metadata: dict[str, str]
 
     @property
     def has_ended(self) -> bool:
@@ -67,15 +72,20 @@ def submit(
     env: dict[str, str] | None = None,
     metadata: dict[str, str] | None = None,
     working_dir: str | None = None,
+    pip: Sequence[str] = (),
     program: Sequence[str] = RAYDIT,
 ) -> str:
     """Start a raydit command on a cluster and return its submission id.
 
     command: arguments of raydit, for example ["train", "recipe.toml"]. program: what Python runs with them.
     submission_id: a job of this id that is still running is joined, not started twice; one that has ended
-    raises ValueError. working_dir: a local folder to upload, or a URI; else raydit must be installed there.
-    Raises ValueError for a refused token or another Ray version, ConnectionError when nobody answers.
+    raises ValueError. working_dir: a local folder or zip file to upload, or a URI; else raydit must be installed
+    there. pip: requirements that each node installs first; it needs virtualenv and a package index.
+    Raises ValueError for a refused token, another Ray version or credentials in what anybody could read,
+    ConnectionError when nobody answers.
     """
+    settings = {"the command": shlex.join(command), **(env or {}), **(metadata or {})}
+    refuse_credentials(settings)
     client = _client(address)
     earlier = _find(client, submission_id) if submission_id else None
     if earlier and earlier.has_ended:
@@ -89,12 +99,20 @@ def submit(
     runtime_env: dict[str, object] = {"env_vars": STOP_LIKE_CTRL_C | (env or {})}
     if working_dir:
         runtime_env["working_dir"] = working_dir
-    return client.submit_job(
-        entrypoint=f"exec {CLUSTER_PYTHON} {shlex.join([*program, *command])}",
-        submission_id=submission_id,
-        metadata={"raydit.command": shlex.join(command)} | (metadata or {}),
-        runtime_env=runtime_env,
-    )
+    if pip:
+        runtime_env["pip"] = {"packages": list(pip), "pip_check": False}
+    python = "python" if pip else CLUSTER_PYTHON  # Ray activates the environment that it makes for pip
+    try:
+        return client.submit_job(
+            entrypoint=f"exec {python} {shlex.join([*program, *command])}",
+            submission_id=submission_id,
+            metadata={"raydit.command": shlex.join(command)} | (metadata or {}),
+            runtime_env=runtime_env,
+        )
+    except RuntimeError:
+        if submission_id and _find(client, submission_id):  # somebody else was a moment faster
+            return submission_id
+        raise
 
 
 def follow(submission_id: str, address: str | None = None, write: Callable[[str], object] = print) -> int:
@@ -140,6 +158,13 @@ def status(submission_id: str, address: str | None = None) -> Job:
     return _get(_client(address), submission_id)
 
 
+def log(submission_id: str, address: str | None = None) -> str:
+    """All that a job has printed so far."""
+    client = _client(address)
+    _get(client, submission_id)
+    return client.get_job_logs(submission_id)
+
+
 def list_jobs(address: str | None = None) -> list[Job]:
     """All submitted jobs, oldest first."""
     found = [_job(details) for details in _client(address).list_jobs() if details.submission_id]
@@ -161,7 +186,7 @@ def current_job_id() -> str | None:
 
 def check_server(address: str | None = None) -> str:
     """Return the Ray version of a job server, or raise one clear line if it cannot be used."""
-    url = _url(address)
+    url = server_url(address)
     request = urllib.request.Request(f"{url}/api/version", headers=_token_header())
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
@@ -193,20 +218,31 @@ def _client(address: str | None) -> "JobSubmissionClient":
     version = check_server(address)
     if version.split(".")[:2] != ray.__version__.split(".")[:2]:
         raise ValueError(
-            f"the cluster at {_url(address)} runs Ray {version}, expected {ray.__version__} as here; "
+            f"the cluster at {server_url(address)} runs Ray {version}, expected {ray.__version__} as here; "
             f'install the same on both sides, here: pip install "ray[default]=={version}"'
         )
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)  # else a line per ignored file and closed connection
+    url = server_url(address)
     # Ray lets these two override the address it is given
     hidden = {name: os.environ.pop(name, None) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}
     try:
-        return JobSubmissionClient(_url(address), headers=_token_header())
+        return JobSubmissionClient(url, headers=_token_header())
     finally:
         os.environ.update({name: value for name, value in hidden.items() if value is not None})
 
 
-def _url(address: str | None) -> str:
+def is_this_machine(address: str | None) -> bool:
+    """Whether a job server answers at a loopback address, from where a job sees the same files."""
+    host = urllib.parse.urlsplit(server_url(address)).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def server_url(address: str | None) -> str:
+    """The job server's address: the given one, RAY_API_SERVER_ADDRESS, or port 8265 here. ValueError if it is none."""
     url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
     if not url.startswith(("http://", "https://")):
         raise ValueError(
@@ -255,4 +291,5 @@ def _job(details: "JobDetails") -> Job:
         started=started.isoformat(timespec="seconds") if started else None,
         exit_code=exit_code,
         message=details.message or "",
+        metadata=details.metadata or {},
     )

@@ -15,6 +15,9 @@ PACKAGES = ("pipelines", "dit", "evaluation", "cluster")
 recipe_argument = click.argument("recipe", type=click.Path(dir_okay=False))
 set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe's field.")
 address_option = click.option("--address", help="Ray cluster to use; default: RAY_ADDRESS, else a local Ray.")
+server_option = click.option(
+    "--address", help="http://HOST:8265 of the cluster's head; default: RAY_API_SERVER_ADDRESS, else this machine's."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the resolved recipe and touch nothing.")
 
@@ -237,14 +240,64 @@ def show(path, out, as_json) -> None:
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="Dashboard of the cluster's head.")
+@server_option
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the log until the job ends.")
+@click.option("--pack/--no-pack", default=None, help="Send the working directory along; default: unless HOST is here.")
+@click.option("--pip", is_flag=True, help="Send raydit too, and let a plain Ray cluster install what it needs.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def submit(address, wait, command) -> None:
+def submit(address, wait, pack, pip, command) -> None:
     """Run any raydit COMMAND as a Ray job: raydit submit -- run RECIPE."""
     from pipelines.submission import submit_command
 
-    sys.exit(submit_command(list(command), address=address, wait=wait))
+    sys.exit(submit_command(list(command), address=address, wait=wait, pack=pack, pip=pip))
+
+
+@cli.group()
+def jobs() -> None:
+    """Look after submitted jobs."""
+
+
+@jobs.command("list")
+@server_option
+@json_option
+def list_jobs(address, as_json) -> None:
+    """All jobs, oldest first."""
+    from pipelines.job_commands import print_jobs
+
+    print_jobs(address, as_json)
+
+
+@jobs.command()
+@click.argument("job")
+@server_option
+@json_option
+def status(job, address, as_json) -> None:
+    """State of JOB, and where its MLflow runs are."""
+    from pipelines.job_commands import print_status
+
+    print_status(job, address, as_json)
+
+
+@jobs.command()
+@click.argument("job")
+@click.option("-f", "--follow", is_flag=True, help="Go on until JOB ends; the exit code is its own.")
+@server_option
+def logs(job, follow, address) -> None:
+    """What JOB has printed."""
+    from pipelines.job_commands import print_log
+
+    sys.exit(print_log(job, address, follow))
+
+
+@jobs.command()
+@click.argument("job")
+@server_option
+@json_option
+def stop(job, address, as_json) -> None:
+    """End JOB as Ctrl-C does; the same command goes on from there."""
+    from pipelines.job_commands import stop_job
+
+    stop_job(job, address, as_json)
 
 
 @cli.command()

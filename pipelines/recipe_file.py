@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.credentials import refuse_credentials
 from pipelines.config import Recipe
 
 
@@ -33,6 +34,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"{path}: not TOML: found {error.reason}, expected UTF-8; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not TOML: {error}") from None
+    refuse_credentials({str(path): text} | {f"--set {override.partition('=')[0]}": override for override in overrides})
     for override in overrides:
         apply_override(content, override)
     lines = _line_numbers(text)

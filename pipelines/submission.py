@@ -1,14 +1,20 @@
-"""`raydit submit`: the same command, as a job on a cluster."""
+"""`raydit submit`: the same command, as a job on a cluster.
+
+On this machine a job sees the same files, so paths are made absolute. On another one it gets the working directory
+along (see cluster.packing), and reads and writes data where the cluster does: at URIs and absolute paths.
+"""
 
 import json
 import os
 import re
+import tempfile
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import click
 
-from cluster import jobs, storage
+from cluster import jobs, packing, storage
 from pipelines.config import Recipe
 from pipelines.identity import digest_of
 from pipelines.progress import say
@@ -16,35 +22,204 @@ from pipelines.tracking import tracking_uri
 
 WITH_RECIPE = ("run", "autoencoder", "encode", "train")
 WITH_VALUE = ("--set", "--address")  # flags of these commands that take one
+PASSED_ON = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_S3_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "GOOGLE_CLOUD_PROJECT",
+)
+"""Where storage and tracking are. Never who we are: credentials are the cluster's own."""
+OWN_PACKAGES = ("cluster", "dit", "evaluation", "pipelines")
 
 
-def submit_command(command: list[str], *, address: str, wait: bool) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A raydit command, ready to be sent."""
+
+    command: list[str]
+    name: str
+    """Of the recipe, or of what the command is about."""
+    env: dict[str, str]
+    tracking: str = ""
+    """Where its runs are recorded, if that is decided here."""
+    recipe: str = ""
+    """The recipe's text."""
+    package: packing.Package | None = None
+    """The working directory, for a job on another machine."""
+    pip: tuple[str, ...] = ()
+
+    @property
+    def job_id(self) -> str:
+        content = [self.recipe, self.package.digest()] if self.package else [self.recipe]
+        return job_id(self.name, self.command, *content, *self.pip)
+
+
+def submit_command(command: list[str], *, address: str | None, wait: bool, pack: bool | None, pip: bool) -> int:
     """Start a raydit command on the cluster whose dashboard is at `address`; returns the exit code.
 
-    A job starts in a folder of its own, so everything that is relative to this one is made absolute. The same
-    command submitted again while it runs is joined, not started twice.
+    The same content submitted again while it runs is joined, not started twice. pack: whether the working directory
+    is sent along; left out, it is for a server that is not at a loopback address. pip: let the cluster install what
+    raydit needs, in the versions that are installed here.
     """
-    prepared, name = prepare(command)
-    number, submission_id = 1, job_id(name, prepared)
-    running = {job.submission_id: job for job in jobs.list_jobs(address)}
-    while (earlier := running.get(submission_id)) is not None and earlier.has_ended:
-        number += 1
-        submission_id = f"{job_id(name, prepared)}-{number}"
-    jobs.submit(prepared, address=address, submission_id=submission_id, env=job_environment())
-    say("submit", f"job {submission_id} at {address}{', running already' if earlier else ''}")
+    address = jobs.server_url(address)
+    if pack or pip or (pack is None and not jobs.is_this_machine(address)):
+        submission = packed(command, Path.cwd(), pip=pip)
+    else:
+        submission = unpacked(command)
+    job, joined = start(submission, address)
+    say("submit", f"job {job} at {address}{', running already' if joined else ''}")
+    if submission.package and not joined:
+        size = f"{len(submission.package.files):,} files, {submission.package.num_bytes / 2**20:.1f} MiB"
+        say("submit", f"sent {size}: the working directory without data, outputs and what .gitignore names")
     if not wait:
+        say("submit", f"follow it with: {follow_command(job, address)}")
         return 0
+    return follow(job, address)
+
+
+def start(submission: Submission, address: str) -> tuple[str, bool]:
+    """Start a job or join the one that runs; its id, and whether it ran already."""
+    number, submission_id = 1, submission.job_id
+    known = {job.submission_id: job for job in jobs.list_jobs(address)}
+    while (earlier := known.get(submission_id)) is not None and earlier.has_ended:
+        number += 1
+        submission_id = f"{submission.job_id}-{number}"
+    metadata = {"raydit.name": submission.name, "raydit.tracking": submission.tracking}
+    with tempfile.TemporaryDirectory() as folder:
+        archive = None
+        if submission.package and not earlier:
+            archive = Path(folder) / "package.zip"
+            submission.package.write(archive)
+        jobs.submit(
+            submission.command,
+            address=address,
+            submission_id=submission_id,
+            env=submission.env,
+            metadata=metadata,
+            working_dir=str(archive) if archive else None,
+            pip=submission.pip,
+        )
+    return submission_id, earlier is not None
+
+
+def follow(job: str, address: str | None) -> int:
+    """Pass on a job's log and return its exit code; Ctrl-C leaves the job running."""
     try:
-        return jobs.follow(submission_id, address, write=click.echo)
+        return jobs.follow(job, address, write=click.echo)
     except KeyboardInterrupt:
-        say("submit", f"detached; job {submission_id} goes on. The same command follows it again")
+        say("submit", f"detached; job {job} goes on. Follow it again: {follow_command(job, address)}")
+        say("submit", f"end it: raydit jobs stop {job} --address {jobs.server_url(address)}")
         return jobs.INTERRUPTED
 
 
-def job_id(name: str, command: list[str]) -> str:
-    """A readable id that is the same for the same command, and can stand in a URL."""
+def follow_command(job: str, address: str | None) -> str:
+    return f"raydit jobs logs -f {job} --address {jobs.server_url(address)}"
+
+
+def job_id(name: str, command: list[str], *content: str) -> str:
+    """A readable id that is the same for the same command and content, and can stand in a URL."""
     readable = re.sub(r"[^\w.-]+", "-", f"raydit-{command[0]}-{name}")
-    return f"{readable}-{digest_of(command)[:8]}"
+    return f"{readable}-{digest_of([command, *content])[:8]}"
+
+
+def unpacked(command: list[str]) -> Submission:
+    """For a job server on this machine: a job starts in a folder of its own, but sees the files that are here."""
+    config, text = read_recipe(command)
+    prepared, name = prepare(command)
+    env = job_environment()
+    tracking = (config and config.tracking.uri) or env["MLFLOW_TRACKING_URI"]
+    return Submission(command=prepared, name=name, env=env, tracking=tracking, recipe=text)
+
+
+def packed(command: list[str], folder: Path, *, pip: bool = False) -> Submission:
+    """For a job on another machine, which sees what is packed, URIs, and absolute paths that it has too."""
+    config, text = read_recipe(command)
+    extra = own_code(folder) if pip else {}
+    first = first_argument(command)
+    if config and first is not None:
+        recipe = Path(command[first]).absolute()
+        inside = recipe.is_relative_to(folder)
+        name = recipe.relative_to(folder).as_posix() if inside else f"submitted/{recipe.name}"
+        command = [*command[:first], name, *command[first + 1 :]]
+        extra |= {name: recipe}
+    package = packing.pack(folder, extra)
+    for key, path in relative_places(config).items() if config else relative_arguments(command):
+        refuse_unreachable(key, path, package)
+    env = {key: value for key, value in given_environment().items() if not is_of_this_machine(value)}
+    if left := sorted(given_environment().keys() - env.keys()):
+        say("submit", f"{', '.join(left)}: of this machine only, so the cluster's own setting counts")
+    return Submission(
+        command=command,
+        name=config.name if config else name_of(command),
+        env=env,
+        tracking=(config and config.tracking.uri) or env.get("MLFLOW_TRACKING_URI", ""),
+        recipe=text,
+        package=package,
+        pip=tuple(packing.pinned_requirements("raydit")) if pip else (),
+    )
+
+
+def read_recipe(command: list[str]) -> tuple[Recipe | None, str]:
+    """The recipe of a command and its text, if it has one. Bad ones are refused here, before anything is sent."""
+    first = first_argument(command)
+    if command[0] not in WITH_RECIPE or first is None:
+        return None, ""
+    from pipelines.recipe_file import load_recipe
+
+    config = load_recipe(command[first], overrides_in(command))
+    return config, Path(command[first]).read_text(encoding="utf-8")
+
+
+def own_code(folder: Path) -> dict[str, Path]:
+    """raydit itself, for a cluster without it; the working directory's own comes first."""
+    root = Path(__file__).resolve().parents[1]
+    files = [file for name in OWN_PACKAGES for file in (root / name).rglob("*") if file.suffix in (".py", ".toml")]
+    names = {file.relative_to(root).as_posix(): file for file in files}
+    return {} if (folder / "pipelines" / "cli.py").is_file() else names
+
+
+def relative_places(config: Recipe) -> dict[str, str]:
+    """Paths of a recipe that depend on the working directory, by field."""
+    places: dict[str, str | None] = {"output": config.output}
+    if config.images.path != "digits":
+        places["images.path"] = config.images.path
+    if config.autoencoder.id and Path(config.autoencoder.id).exists():
+        places["autoencoder.id"] = config.autoencoder.id
+    for name in ("reference", "extractor_weights"):
+        places[f"evaluate.{name}"] = getattr(config.evaluate, name)
+    return {key: path for key, path in places.items() if path and is_relative(path)}
+
+
+def relative_arguments(command: list[str]) -> list[tuple[str, str]]:
+    found = [part for part in command[1:] if not part.startswith("-") and is_relative(part) and Path(part).exists()]
+    return [(command[0], part) for part in found]
+
+
+def is_relative(path: str) -> bool:
+    return storage.is_local(path) and not path.startswith("file://") and not Path(path).is_absolute()
+
+
+def refuse_unreachable(key: str, path: str, package: packing.Package) -> None:
+    """Refuse what would be looked for in a job's own folder, which is empty but for the package, and is not kept."""
+    if key == "output" or not package.holds(path):
+        raise ValueError(
+            f"{key}: found {path!r}, a place on this machine that a job on another one does not have; expected a URI "
+            "(s3://BUCKET/...) or the absolute path of a mount that all nodes of the cluster share"
+        )
+
+
+def given_environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+
+
+def is_of_this_machine(value: str) -> bool:
+    """Whether a setting names a place that only this machine reaches: its own disk, or its loopback address."""
+    if value.startswith(("http://", "https://")):
+        return jobs.is_this_machine(value)
+    return value.startswith(("sqlite:", "file:", "/", "."))
 
 
 def prepare(command: list[str]) -> tuple[list[str], str]:
@@ -58,8 +233,13 @@ def prepare(command: list[str]) -> tuple[list[str], str]:
         flags = [part for setting in fixed for part in ("--set", setting)]
         parts = [*command[:first], absolute(command[first]), *command[first + 1 :], *flags]
         return parts, config.name
-    name = Path(command[first]).name if first is not None else "job"
-    return [command[0], *map(absolute_if_here, command[1:])], name
+    return [command[0], *map(absolute_if_here, command[1:])], name_of(command)
+
+
+def name_of(command: list[str]) -> str:
+    """A short name for a command without a recipe: that of its checkpoint."""
+    first = first_argument(command)
+    return Path(command[first]).name if first is not None else "job"
 
 
 def first_argument(command: list[str]) -> int | None:
@@ -99,5 +279,5 @@ def absolute_if_here(part: str) -> str:
 
 
 def job_environment() -> dict[str, str]:
-    """Where the job tracks: where the command would, run here."""
-    return {"MLFLOW_TRACKING_URI": tracking_uri()}
+    """Where storage is, and where the job tracks: where the command would, run here."""
+    return given_environment() | {"MLFLOW_TRACKING_URI": tracking_uri()}

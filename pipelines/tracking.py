@@ -41,6 +41,28 @@ def check_tracking(uri: str) -> str:
     return f"{count} experiments"
 
 
+def runs_of_job(uri: str, experiment: str, job_id: str) -> list[dict[str, str]]:
+    """Runs that carry a Ray job's id, oldest first; link is empty where no server shows them. See check_tracking."""
+    client = _mlflow_client(uri)
+    try:
+        found = client.get_experiment_by_name(experiment)
+        ids = [found.experiment_id] if found else []
+        query = f"tags.`raydit.job_id` = '{job_id}'"
+        runs = client.search_runs(ids, query, order_by=["attributes.start_time"]) if ids else []
+    except Exception as error:
+        raise ConnectionError(str(error).splitlines()[0][:200]) from error
+    base = uri.rstrip("/") if uri.startswith("http") else ""
+    return [
+        {
+            "stage": run.data.tags.get("raydit.stage", ""),
+            "status": run.info.status,
+            "id": run.info.run_id,
+            "link": base and f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}",
+        }
+        for run in runs
+    ]
+
+
 def serve_ui(uri: str, port: int) -> None:
     """Become the MLflow UI on a store, at 127.0.0.1."""
     say("ui", f"http://127.0.0.1:{port} on {uri}; Ctrl-C stops it")

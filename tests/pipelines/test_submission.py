@@ -1,13 +1,18 @@
 """Submitting: what is sent, and real jobs on a real head with token authentication."""
 
 import json
+import time
 
 import pytest
 from tiny import RECIPE as TINY
 from tiny import place_flags
 
+from cluster import jobs
+from pipelines import submission
 from pipelines.recipe_file import RecipeError, load_recipe
-from pipelines.submission import job_id, prepare
+from pipelines.submission import job_id, packed, prepare, unpacked
+
+pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # Ray passes it to aiohttp
 
 
 @pytest.fixture
@@ -138,3 +143,158 @@ def test_a_wrong_token_is_one_clear_line(submit):
     assert (refused.returncode, refused.stdout) == (2, "")
     (line,) = refused.stderr.strip().splitlines()
     assert "another token (HTTP 403)" in line and "RAY_AUTH_TOKEN" in line
+
+
+@pytest.fixture
+def project(here):
+    """A working directory with data, an output and a secret file beside the recipe."""
+    for name in ("data/cats/1.png", "outputs/tiny/plan.json", "lib/reference.npz", "lib/code.py", ".env"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    return here
+
+
+REMOTE = ["--set", "output=s3://bucket/run", "--set", "images.path=digits"]
+
+
+def test_for_another_machine_the_working_directory_goes_along_without_data(project):
+    ready = packed(["run", "my.toml", *REMOTE, "--set", "evaluate.reference=lib/reference.npz"], project)
+    assert set(ready.package.files) == {"my.toml", "lib/reference.npz", "lib/code.py"}
+    assert ready.command[:2] == ["run", "my.toml"]
+    assert ready.name == "tiny" and ready.job_id.startswith("raydit-run-tiny-")
+
+
+def test_a_recipe_from_elsewhere_goes_along_too(project):
+    ready = packed(["run", str(TINY), *REMOTE], project)
+    assert ready.command[:2] == ["run", "submitted/tiny.toml"]
+    assert ready.package.files["submitted/tiny.toml"] == TINY
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["run", "my.toml"], "output: found 'outputs/tiny', a place on this machine"),
+        (["run", "my.toml", *REMOTE, "--set", "images.path=data/cats"], "images.path: found 'data/cats', a place"),
+        (["evaluate", "outputs/tiny"], "evaluate: found 'outputs/tiny', a place on this machine"),
+    ],
+)
+def test_what_only_this_machine_has_is_refused_before_anything_is_sent(project, command, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        packed(command, project)
+    assert "expected a URI (s3://BUCKET/...) or the absolute path of a mount" in str(refused.value)
+
+
+def test_absolute_paths_and_uris_are_taken_for_shared_ones(project):
+    mounts = ["--set", "output=/mnt/shared/run", "--set", "images.path=gs://bucket/images"]
+    assert packed(["train", "my.toml", *mounts], project).command == ["train", "my.toml", *mounts]
+    assert packed(["evaluate", "runs:/0123"], project).command == ["evaluate", "runs:/0123"]
+
+
+def test_settings_go_along_unless_only_this_machine_reaches_them_and_credentials_never(project, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.com")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    ready = packed(["run", "my.toml", *REMOTE], project)
+    assert ready.env == {"MLFLOW_TRACKING_URI": "https://mlflow.example.com", "AWS_REGION": "eu-west-1"}
+    assert ready.tracking == "https://mlflow.example.com"
+    assert "AWS_ENDPOINT_URL: of this machine only" in capsys.readouterr().out
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////home/me/mlflow.db")
+    assert "MLFLOW_TRACKING_URI" not in packed(["run", "my.toml", *REMOTE], project).env
+    here = unpacked(["run", "my.toml"])  # on this machine all of it is reached
+    assert here.env["MLFLOW_TRACKING_URI"] == "sqlite:////home/me/mlflow.db"
+    assert here.env["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9000"
+
+
+def test_the_id_of_a_job_is_that_of_its_recipe_and_code(project):
+    def remote():
+        return packed(["run", "my.toml", *REMOTE], project).job_id
+
+    def local():
+        return unpacked(["run", "my.toml"]).job_id
+
+    before = remote(), local()
+    (project / "data" / "cats" / "2.png").touch()
+    assert (remote(), local()) == before
+    (project / "lib" / "code.py").write_text("changed")
+    assert remote() != before[0] and local() == before[1]
+    (project / "my.toml").write_text((project / "my.toml").read_text() + "\n# changed")
+    assert local() != before[1]
+
+
+def test_for_a_plain_cluster_raydit_goes_along_with_pinned_requirements(project):
+    ready = packed(["run", "my.toml", *REMOTE], project, pip=True)
+    sent = set(ready.package.files)
+    assert {"pipelines/cli.py", "dit/model.py", "evaluation/metrics.py", "cluster/jobs.py"} <= sent
+    assert any(line.startswith("torch==") for line in ready.pip)
+    assert ready.job_id != packed(["run", "my.toml", *REMOTE], project).job_id
+
+
+@pytest.mark.parametrize(
+    ("address", "sent_along"),
+    [("http://127.0.0.1:8265", False), ("http://localhost:1", False), ("http://[::1]:8265", False)]
+    + [("http://head:8265", True), ("https://10.0.0.7", True), ("http://127.example.com:8265", True)],
+)
+def test_the_working_directory_is_sent_to_other_machines_only(project, address, sent_along, monkeypatch):
+    started = []
+    monkeypatch.setattr(submission, "start", lambda ready, where: started.append(ready) or ("id", False))
+    submission.submit_command(["run", "my.toml", *REMOTE], address=address, wait=False, pack=None, pip=False)
+    assert (started[0].package is not None) == sent_along
+
+
+FAKE_RAYDIT = """
+import os, sys, time
+from pathlib import Path
+print("sent:", sorted(str(p) for p in Path(".").rglob("*") if p.is_file() and "__pycache__" not in str(p)))
+print("region:", os.environ.get("AWS_REGION"), "arguments:", sys.argv[1:], flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_packed_job_runs_what_was_sent_is_joined_left_and_ended_and_holds_no_credentials(
+    ray_head, project, monkeypatch, capsys
+):
+    """Through a forwarded port, as to a cluster elsewhere: one job, as each takes seconds."""
+    planted = {"AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG", "MLFLOW_TRACKING_PASSWORD": "correct-horse-battery"}
+    for name, value in {**ray_head.env, **planted, "AWS_REGION": "eu-west-1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.invalid")
+    (project / ".env").write_text("\n".join(planted.values()))
+    (project / "pipelines").mkdir()
+    (project / "pipelines" / "__init__.py").touch()
+    (project / "pipelines" / "cli.py").write_text(FAKE_RAYDIT)  # the code that was sent, not what is installed there
+
+    def submit(wait):
+        command = ["train", "my.toml", *REMOTE]
+        return submission.submit_command(command, address=ray_head.address, wait=wait, pack=True, pip=False)
+
+    assert submit(wait=False) == 0
+    job_id = capsys.readouterr().out.split()[2]
+    wait_for(lambda: "region" in jobs.log(job_id, ray_head.address))
+
+    def interrupted(line):
+        if line.startswith("sent:"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(submission.click, "echo", interrupted)
+    assert submit(wait=True) == 130
+    said = capsys.readouterr().out
+    assert f"job {job_id} at {ray_head.address}, running already" in said
+    assert f"detached; job {job_id} goes on. Follow it again: raydit jobs logs -f {job_id} --address" in said
+    assert jobs.status(job_id, ray_head.address).status == "RUNNING"
+
+    assert jobs.stop(job_id, ray_head.address)
+    wait_for(lambda: jobs.status(job_id, ray_head.address).has_ended)
+    log = jobs.log(job_id, ray_head.address)
+    assert "sent: ['lib/code.py', 'lib/reference.npz', 'my.toml', 'pipelines/__init__.py', 'pipelines/cli.py']" in log
+    assert f"region: eu-west-1 arguments: {['train', 'my.toml', *REMOTE]}" in log
+    shown = repr([vars(details) for details in jobs._client(ray_head.address).list_jobs()]) + log
+    assert job_id in shown and "https://mlflow.invalid" in shown
+    assert not [name for name, value in {**planted, "RAY_AUTH_TOKEN": ray_head.token}.items() if value in shown]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

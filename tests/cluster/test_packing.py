@@ -1,0 +1,107 @@
+"""What is sent with a job: the code, never data, outputs or keys."""
+
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cluster.packing import Package, pack, pinned_requirements
+
+CODE = ("my.toml", "src/data/loader.py", "src/model.py", "run.sh")
+LEFT_OUT = (
+    *(".env", ".aws/credentials", ".venv/bin/python", "src/__pycache__/model.pyc", "data/a.png", "outputs/x/plan.json"),
+    *("mlflow.db", "mlflow.db-wal", "certificates/server.key", "ignored.bin", "big/huge.npz", "auth_token"),
+)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in (*CODE, *LEFT_OUT):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"content of {name}")
+    (tmp_path / ".gitignore").write_text("ignored.bin\n")
+    (tmp_path / "big" / ".gitignore").write_text("*.npz\n")
+    (tmp_path / "run.sh").chmod(0o755)
+    return tmp_path
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_code_and_recipes_go_along_and_nothing_else(tree):
+    assert set(pack(tree).files) == set(CODE)
+
+
+def test_a_repository_below_its_root_is_packed_alike(tree):
+    git(tree, "init")
+    git(tree, "add", "src/model.py")
+    (tree / "src" / "deleted.py").touch()
+    git(tree, "add", "src/deleted.py")
+    (tree / "src" / "deleted.py").unlink()
+    assert set(pack(tree).files) == set(CODE)
+    assert set(pack(tree / "src").files) == {"model.py"}  # at the top of what is sent, data is data
+
+
+def test_without_git_only_gitignore_is_lost(tree, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert set(pack(tree).files) == {*CODE, "ignored.bin", "big/huge.npz"}
+
+
+def test_too_much_is_refused_with_the_largest_named(tree):
+    (tree / "src" / "weights.bin").write_bytes(bytes(3 * 2**20))
+    with pytest.raises(ValueError, match=r"5 files of 3\.0 MiB.*at most 2\.0 MiB.*largest: src/weights.bin \(3\.0 MiB"):
+        pack(tree, limit_bytes=2 * 2**20)
+
+
+def test_the_digest_is_that_of_the_content(tree, tmp_path_factory):
+    before = pack(tree).digest()
+    os.utime(tree / "src" / "model.py", (1, 1))
+    assert pack(tree).digest() == before
+    (tree / "data" / "b.png").touch()
+    assert pack(tree).digest() == before
+    (tree / "src" / "model.py").write_text("changed")
+    assert pack(tree).digest() != before
+
+
+def test_the_archive_is_the_same_bytes_and_keeps_what_can_be_executed(tree, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("archives")
+    for name in ("first.zip", "second.zip"):
+        pack(tree).write(folder / name)
+        os.utime(tree / "run.sh", (1, 1))
+    assert (folder / "first.zip").read_bytes() == (folder / "second.zip").read_bytes()
+    with zipfile.ZipFile(folder / "first.zip") as archive:
+        modes = {info.filename: info.external_attr >> 16 & 0o777 for info in archive.infolist()}
+        assert modes == dict.fromkeys(CODE, 0o644) | {"run.sh": 0o755}
+        assert archive.read("src/model.py") == b"content of src/model.py"
+
+
+def test_further_files_are_taken_from_anywhere(tree, tmp_path_factory):
+    recipe = tmp_path_factory.mktemp("elsewhere") / "other.toml"
+    recipe.write_text("name = 'other'")
+    package = pack(tree, {"submitted/other.toml": recipe})
+    assert package.files["submitted/other.toml"] == recipe
+    assert package.holds("src") and package.holds("src/model.py") and not package.holds("data")
+
+
+def test_a_file_with_a_secret_of_this_environment_is_refused(tree, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    (tree / "src" / "settings.py").write_text("key = 'wJalrXUtnFEMI'")
+    with pytest.raises(ValueError, match="src/settings.py: found the value of AWS_SECRET_ACCESS_KEY") as refused:
+        pack(tree)
+    assert "wJalrXUtnFEMI" not in str(refused.value)
+
+
+def test_requirements_are_pinned_to_what_is_installed_here():
+    from importlib.metadata import version
+
+    pinned = pinned_requirements("raydit")
+    assert f"click=={version('click')}" in pinned
+    assert not any(line.startswith(("ray==", "ray[")) or "+" in line or "pytest" in line for line in pinned)
+
+
+def test_an_empty_package_has_no_bytes():
+    assert Package(files={}).num_bytes == 0 and not Package(files={}).holds(str(Path("src")))
