@@ -258,9 +258,9 @@ class EvaluateConfig(WorkersConfig):
     labels: Literal["balanced", "random"] = "random"
     weights: str = "ema"
     """Which weights sample: "ema", "raw" (as trained), or "ema_0.05" and so on, one of train.ema_sigma_rels."""
-    extractor: Literal[
-        "efficientnet-lite0", "inception", "dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14"
-    ] = "inception"
+    extractor: Literal["efficientnet-lite0", "inception", "dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14"] = (
+        "inception"
+    )
     extractor_weights: str | None = None
     """Path of the extractor's weights; its own when left out."""
     reference: str | None = None

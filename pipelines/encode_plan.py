@@ -179,12 +179,13 @@ def _bytes(plan: EncodePlan) -> str:
 
 
 def _time(plan: EncodePlan, config: Recipe) -> str:
-    if plan.seconds is None or plan.images_per_second is None:
+    to_read, to_encode = plan.seconds_to_read, plan.seconds_to_encode
+    if plan.seconds is None or to_read is None or to_encode is None:
         return f"no estimate: {plan.unknown}"
     minutes, seconds = divmod(round(plan.seconds), 60)
     settings = config.encode
     return (
         f"about {minutes // 60}:{minutes % 60:02d}:{seconds:02d} at {plan.images_per_second:.1f} images/s by "
-        f"{settings.num_workers} worker(s), not counting the start (measured here: {plan.seconds_to_read * 1e3:.1f} ms "
-        f"to read an image, {plan.seconds_to_encode * 1e3:.1f} ms to encode it)"
+        f"{settings.num_workers} worker(s), not counting the start (measured here: {to_read * 1e3:.1f} ms "
+        f"to read an image, {to_encode * 1e3:.1f} ms to encode it)"
     )

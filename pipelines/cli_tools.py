@@ -1,0 +1,191 @@
+"""Commands of `raydit` beside the stages: foreign weights, latents, jobs, the UI and the doctor."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from pipelines.cli_options import FAILED, OK, address_option, json_option, print_result, server_option, set_option
+
+
+@click.command(name="import")
+@click.argument("source", metavar="FILE")
+@click.argument("out", type=click.Path())
+@click.option("--model", help="Named size that the weights must have, such as DiT-XL/2; default: recognised.")
+@click.option("--autoencoder", help="Hub id or folder; default: stabilityai/sd-vae-ft-ema, or the pipeline's own.")
+@click.option(
+    "--objective",
+    type=click.Choice(["diffusion", "flow"]),
+    default="diffusion",
+    show_default=True,
+    help="What the weights were trained for; flow: SiT's.",
+)
+@click.option(
+    "--numerics",
+    type=click.Choice(["diffusers", "official"]),
+    default="diffusers",
+    show_default=True,
+    help="Of a pipeline: compute what diffusers does, or, for weights converted from official ones, what those did.",
+)
+@set_option
+@json_option
+def import_(source, out, model, autoencoder, objective, numerics, overrides, as_json) -> None:
+    """Make a checkpoint OUT of FILE: official DiT or U-ViT weights, or a diffusers DiT pipeline folder."""
+    from pipelines.interchange import import_checkpoint, import_summary
+
+    checkpoint = import_checkpoint(
+        source,
+        out,
+        model=model,
+        objective=objective,
+        numerics=numerics,
+        autoencoder=autoencoder,
+        overrides=overrides,
+    )
+    for line in import_summary(checkpoint):
+        click.echo(f"import       {line}")
+    print_result(
+        as_json, {"path": str(checkpoint.path), "digest": checkpoint.digest, "model": checkpoint.config["model"]}
+    )
+
+
+@click.command(name="export")
+@click.argument("checkpoint", type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option("--format", type=click.Choice(["diffusers", "official"]), required=True, help="A folder, or a .pt file.")
+@click.option("--weights", default="ema", show_default=True, help="Averaged (ema), or as trained (raw).")
+@json_option
+def export(checkpoint, out, format, weights, as_json) -> None:
+    """Write CHECKPOINT as OUT, for diffusers' DiTPipeline or for the official code."""
+    from pipelines.interchange import export_checkpoint, how_to_load
+
+    path = export_checkpoint(checkpoint, out, format=format, weights=weights)
+    click.echo(f"export       {path}\n             {how_to_load(path)}")
+    print_result(as_json, {"path": str(path)})
+
+
+@click.group()
+def latents() -> None:
+    """Look at a latent data set: is it whole, what is in it."""
+
+
+@latents.command()
+@click.argument("path", type=click.Path(file_okay=False))
+@click.option("--sample", type=click.IntRange(min=1), default=64, show_default=True, help="Rows to encode once more.")
+@json_option
+def verify(path, sample, as_json) -> None:
+    """Compare the data set at PATH with its manifest, itself and its images; exit code 1 if anything is wrong."""
+    from cluster.doctor import render
+    from pipelines.latent_checks import TOPICS, verify
+    from pipelines.latents import LatentDataset
+
+    checks = []
+    for check in verify(LatentDataset.open(path), sample=sample):
+        checks.append(check)
+        if not as_json:
+            click.echo(render([check], max(map(len, TOPICS))))
+    ok = all(check.ok for check in checks)
+    print_result(as_json, {"ok": ok, "checks": [asdict(check) for check in checks]})
+    sys.exit(OK if ok else FAILED)
+
+
+@latents.command()
+@click.argument("path", type=click.Path(file_okay=False))
+@click.option("--out", type=click.Path(dir_okay=False), help="PNG to write, with a few rows of each class decoded.")
+@json_option
+def show(path, out, as_json) -> None:
+    """Say what the data set at PATH holds, and decode some of it."""
+    from pipelines.latent_view import show
+    from pipelines.latents import LatentDataset
+
+    lines = show(LatentDataset.open(path), Path(out) if out else None)
+    for name, text in lines:
+        click.echo(f"{name:<12} {text}")
+    print_result(as_json, dict(lines))
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@server_option
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the log until the job ends.")
+@click.option("--pack/--no-pack", default=None, help="Send the working directory along; default: unless HOST is here.")
+@click.option("--pip", is_flag=True, help="Send raydit too, and let a plain Ray cluster install what it needs.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def submit(address, wait, pack, pip, command) -> None:
+    """Run any raydit COMMAND as a Ray job: raydit submit -- run RECIPE."""
+    from pipelines.submission import submit_command
+
+    sys.exit(submit_command(list(command), address=address, wait=wait, pack=pack, pip=pip))
+
+
+@click.group()
+def jobs() -> None:
+    """Look after submitted jobs."""
+
+
+@jobs.command("list")
+@server_option
+@json_option
+def list_jobs(address, as_json) -> None:
+    """All jobs, oldest first."""
+    from pipelines.job_commands import print_jobs
+
+    print_jobs(address, as_json)
+
+
+@jobs.command()
+@click.argument("job")
+@server_option
+@json_option
+def status(job, address, as_json) -> None:
+    """State of JOB, and where its MLflow runs are."""
+    from pipelines.job_commands import print_status
+
+    print_status(job, address, as_json)
+
+
+@jobs.command()
+@click.argument("job")
+@click.option("-f", "--follow", is_flag=True, help="Go on until JOB ends; the exit code is its own.")
+@server_option
+def logs(job, follow, address) -> None:
+    """What JOB has printed."""
+    from pipelines.job_commands import print_log
+
+    sys.exit(print_log(job, address, follow))
+
+
+@jobs.command()
+@click.argument("job")
+@server_option
+@json_option
+def stop(job, address, as_json) -> None:
+    """End JOB as Ctrl-C does; the same command goes on from there."""
+    from pipelines.job_commands import stop_job
+
+    stop_job(job, address, as_json)
+
+
+@click.command()
+@click.option("--port", type=int, default=5000, show_default=True)
+@set_option
+def ui(port, overrides) -> None:
+    """Serve the MLflow UI on the store in use, at 127.0.0.1."""
+    from pipelines.tracking import serve_ui, tracking_uri
+
+    given = dict(override.split("=", 1) for override in overrides)
+    serve_ui(tracking_uri(given.get("tracking.uri", "")), port)
+
+
+@click.command()
+@address_option
+@click.option("--output", default=".", show_default=True, help="Folder or URI where runs will write.")
+@json_option
+def doctor(address, output, as_json) -> None:
+    """Check versions, devices, Ray, storage, tracking and weights; say what to do where something is red."""
+    from pipelines.doctor import examine
+
+    sys.exit(OK if examine(address, output, as_json) else FAILED)
+
+
+TOOLS: tuple[click.Command, ...] = (import_, export, latents, submit, jobs, ui, doctor)
