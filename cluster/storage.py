@@ -58,10 +58,10 @@ def safe_name(name: str) -> str:
 def local_path(path: str) -> str:
     """The absolute path on disk of a local path or file:// URI."""
     assert is_local(path), f"{path} is not on a local disk"
-    return _resolve(path)[1]
+    return resolve(path)[1]
 
 
-def _resolve(path: str) -> tuple[FileSystem, str]:
+def resolve(path: str) -> tuple[FileSystem, str]:
     """The file system of a path, and the path inside it."""
     if "://" not in path:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
@@ -76,12 +76,12 @@ def _resolve(path: str) -> tuple[FileSystem, str]:
 
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
-    filesystem, inner = _resolve(path)
+    filesystem, inner = resolve(path)
     return filesystem.get_file_info(inner).type != FileType.NotFound
 
 
 def read_bytes(path: str) -> bytes:
-    filesystem, inner = _resolve(path)
+    filesystem, inner = resolve(path)
     with filesystem.open_input_stream(inner) as stream:
         return stream.read()
 
@@ -96,14 +96,14 @@ def read_json(path: str) -> Any:
 
 def list_names(folder: str) -> list[str]:
     """Sorted names of the files and folders directly inside a folder, without temporary ones."""
-    filesystem, inner = _resolve(folder)
+    filesystem, inner = resolve(folder)
     names = (info.base_name for info in filesystem.get_file_info(FileSelector(inner)))
     return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
 
 
 def file_size(path: str) -> int:
     """Size of a file in bytes."""
-    filesystem, inner = _resolve(path)
+    filesystem, inner = resolve(path)
     info = filesystem.get_file_info(inner)
     if info.type != FileType.File:
         raise FileNotFoundError(f"{path} is not a file")
@@ -112,7 +112,7 @@ def file_size(path: str) -> int:
 
 def sha256_file(path: str) -> str:
     """Hexadecimal sha256 of a file's bytes, read in pieces."""
-    filesystem, inner = _resolve(path)
+    filesystem, inner = resolve(path)
     with filesystem.open_input_file(inner) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -138,7 +138,7 @@ def fetch_folder(path: str) -> str:
     """
     if is_local(path):
         return local_path(path)
-    filesystem, inner = _resolve(path)
+    filesystem, inner = resolve(path)
     infos = filesystem.get_file_info(FileSelector(inner, recursive=True))
     files = sorted((info.path, info.size, info.mtime_ns) for info in infos if info.type == FileType.File)
     name = hashlib.sha256(repr((path, files)).encode()).hexdigest()[:16]
@@ -160,7 +160,7 @@ def write_atomically(path: str, data: bytes) -> None:
     Raises StorageFull, and removes what was half-written, when the disk has no room.
     """
     if not is_local(path):
-        filesystem, inner = _resolve(path)
+        filesystem, inner = resolve(path)
         with filesystem.open_output_stream(inner) as stream:
             stream.write(data)
         return
@@ -227,7 +227,7 @@ def _sync_files(folder: str) -> None:
 
 
 def _upload(local_folder: str, destination: str, last: str) -> None:
-    filesystem, inner = _resolve(destination)
+    filesystem, inner = resolve(destination)
     names = [name for name in _files_below(local_folder) if name != last]
     for name in [*names, last]:
         copy_files(os.path.join(local_folder, name), f"{inner}/{name}", LocalFileSystem(), filesystem)
@@ -246,8 +246,8 @@ def move_folder(source: str, destination: str) -> None:
     """
     if exists(destination):
         raise FileExistsError(f"{destination} is there already; choose another name to move {source} to")
-    filesystem, inner_source = _resolve(source)
-    _, inner_destination = _resolve(destination)
+    filesystem, inner_source = resolve(source)
+    _, inner_destination = resolve(destination)
     if is_local(source):
         os.makedirs(os.path.dirname(inner_destination), exist_ok=True)
         os.rename(inner_source, inner_destination)
@@ -259,7 +259,7 @@ def move_folder(source: str, destination: str) -> None:
 def remove_folder(path: str) -> None:
     """Remove a folder and all it holds; one that is not there is fine."""
     if exists(path):
-        filesystem, inner = _resolve(path)
+        filesystem, inner = resolve(path)
         filesystem.delete_dir(inner)
 
 

@@ -35,9 +35,20 @@ class ImagesConfig:
     """Where images come from and how they are cropped."""
 
     path: str
-    """Folder, Parquet file or folder of them, or "digits": the 1,797 digits that scikit-learn ships."""
-    format: Literal["folder", "parquet", "digits"] | None = None
+    """Folder, Parquet or tar file, table of labels, URI of one of them (s3://, gs://, file://), hub id of a Hugging
+    Face data set (OWNER/NAME or OWNER/NAME@REVISION), or "digits": the 1,797 digits that scikit-learn ships."""
+    format: Literal["folder", "table", "parquet", "webdataset", "huggingface", "digits"] | None = None
     """Layout of `path`; recognised when left out."""
+    split: Annotated[str, MinLen(1)] = "train"
+    """Part to take of a data set whose folders or files are named after parts (train, validation, test); or "all"."""
+    subset: str | None = None
+    """Subset (configuration) of a Hugging Face data set that has several; its default one when left out."""
+    image_column: str | None = None
+    """Column of the images or of their file names, in a tar their suffix; recognised when left out."""
+    label_column: str | None = None
+    """Column of the labels, in a tar their suffix or the field of .json; recognised when left out."""
+    class_names: tuple[str, ...] = ()
+    """Classes in the order of their numbers; when left out, as the data set says, else its label names, sorted."""
     size: PositiveInt = 256
     """Side of the square images that everything after sees, in pixels."""
     crop: Literal["adm", "resize"] = "adm"

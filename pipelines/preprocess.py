@@ -1,6 +1,7 @@
 """Reading and cropping: any image to a square of the recipe's size."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pipelines.config import ImagesConfig
+    from pipelines.images import ImageSource
 
 
 def crop_image(image: "Image.Image", size: int, crop: str) -> np.ndarray:
@@ -31,21 +33,31 @@ def crop_image(image: "Image.Image", size: int, crop: str) -> np.ndarray:
     return np.asarray(image)[top : top + size, left : left + size]
 
 
-def read_cropped(config: "ImagesConfig", keys: Sequence[str]) -> tuple[np.ndarray, list[int], dict[str, str]]:
+def read_cropped(
+    config: "ImagesConfig", keys: Sequence[str], places: Sequence[Sequence[int]] | None = None
+) -> tuple[np.ndarray, list[int], dict[str, str]]:
     """Read and crop images: uint8 (n, size, size, 3), the positions in `keys` of those n, key -> why not.
 
-    One bad image never stops the others.
+    places: those of the keys in the listing, where it has some. One bad image never stops the others.
     """
-    from pipelines.images import open_source
+    from pipelines.sources.decoding import reason
 
     images, good, errors = [], [], {}
-    for position, image in enumerate(open_source(config).read(keys)):
+    for position, image in enumerate(_source(config).read(keys, places)):
         try:
             if isinstance(image, Exception):
                 raise image
             images.append(crop_image(image, config.size, config.crop))
             good.append(position)
         except Exception as error:
-            errors[keys[position]] = f"{type(error).__name__}: {error}"
+            errors[keys[position]] = reason(error)
     empty = np.zeros((0, config.size, config.size, 3), np.uint8)
     return np.stack(images) if images else empty, good, errors
+
+
+@lru_cache(maxsize=4)
+def _source(config: "ImagesConfig") -> "ImageSource":
+    """Opened once in a process: recognising a format lists a folder."""
+    from pipelines.images import open_source
+
+    return open_source(config)

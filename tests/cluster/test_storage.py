@@ -21,13 +21,13 @@ def base(request, tmp_path, monkeypatch):
     """A folder under its plain path, one under a file:// URI, and a bucket: objects in memory, no folders."""
     if request.param != "bucket":
         return str(tmp_path) if request.param == "path" else tmp_path.as_uri()
-    bucket, resolve = PyFileSystem(FSSpecHandler(MemoryFileSystem())), storage._resolve
+    bucket, resolve = PyFileSystem(FSSpecHandler(MemoryFileSystem())), storage.resolve
 
     def resolve_bucket(path):
         inner = path.replace("s3://bucket", f"/{tmp_path.name}")
         return (bucket, inner) if inner != path else resolve(path)
 
-    monkeypatch.setattr(storage, "_resolve", resolve_bucket)
+    monkeypatch.setattr(storage, "resolve", resolve_bucket)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return "s3://bucket"
 
@@ -98,7 +98,7 @@ def test_the_last_file_is_put_last_and_a_broken_upload_can_be_done_again(tmp_pat
         copy_files(source, target, *filesystems)
 
     monkeypatch.setattr(storage, "copy_files", copy_and_break)
-    monkeypatch.setattr(storage, "_resolve", lambda path: (LocalFileSystem(), path.replace("s3:/", str(bucket))))
+    monkeypatch.setattr(storage, "resolve", lambda path: (LocalFileSystem(), path.replace("s3:/", str(bucket))))
     local = write_folder(tmp_path / "step")
     with pytest.raises(OSError, match="connection lost"):
         storage.publish_folder(local, "s3://b/step", last="COMPLETE")
@@ -167,10 +167,10 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tiny_dis
 def test_a_disk_that_fills_while_a_folder_is_fetched_is_said(tiny_disk, tmp_path, monkeypatch):
     source = write_folder(tmp_path / "step")
     (Path(source) / "weights").write_bytes(b"0" * 1_000_000)
-    resolve = storage._resolve
+    resolve = storage.resolve
     monkeypatch.setattr(
         storage,
-        "_resolve",
+        "resolve",
         lambda path: (LocalFileSystem(), source) if path == "s3://b/step" else resolve(path),
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_disk))

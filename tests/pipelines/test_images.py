@@ -98,7 +98,7 @@ def test_what_is_not_there_or_no_source_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"images.path: nothing at .*none; expected a folder"):
         source(tmp_path / "none")
     write(tmp_path / "a.zip", b"x")
-    with pytest.raises(ValueError, match=r"found the file .*a.zip; expected a folder of images or a .parquet file"):
+    with pytest.raises(ValueError, match=r"found the file .*a.zip; expected a folder of images, a .parquet"):
         source(tmp_path / "a.zip")
 
 
@@ -134,11 +134,11 @@ def test_parquet_without_labels_has_no_classes_and_without_images_is_refused(tmp
     listing = source(tmp_path).listing()
     assert (listing.labels.tolist(), listing.class_names) == ([0], ())
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="has the columns text; expected one of image, img, jpg, png"):
+    with pytest.raises(ValueError, match=r"has the columns text \(string\); expected one of image, img, jpg, png"):
         source(tmp_path).listing()
 
 
-@pytest.mark.parametrize("labels", [["cat"], [None], [-1]])
+@pytest.mark.parametrize("labels", [[1.5], [None], [-1], [10**6]])
 def test_parquet_labels_that_are_no_class_numbers_are_refused(tmp_path, labels):
     pq.write_table(pa.table({"image": [encoded(square(3))], "label": labels}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"x.parquet: .*label.*expected integers"):
