@@ -122,7 +122,7 @@ class ReadImages:
         self.images = images
 
     def __call__(self, row: dict) -> dict:
-        images, good, errors = read_cropped(self.images, row["keys"])
+        images, good, errors = read_cropped(self.images, row["keys"], row.get("places"))
         return {
             "shard": row["shard"],
             "listing": row["listing"],

@@ -5,8 +5,7 @@ A record tells which images it is of, so that it counts for no other plan.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,8 @@ class Shard:
     def task(self) -> dict:
         """The work as a row of a Ray data set."""
         images = self.images
-        return {"shard": self.index, "listing": images.digest, "keys": list(images.keys), "labels": images.labels}
+        task = {"shard": self.index, "listing": images.digest, "keys": list(images.keys), "labels": images.labels}
+        return task if images.places is None else {**task, "places": images.places}
 
     def record(self) -> dict | None:
         """Its record if it is finished: of these very images, and with its file whole."""
@@ -71,21 +71,14 @@ def write_shard(folder: Path, index: int, data: bytes, record: dict) -> None:
     storage.write_json_atomically(str(record_file(folder, index)), record)
 
 
-def part_of(listing: Listing, where: Sequence[int] | np.ndarray) -> Listing:
-    """The images at some positions of a listing, or where a mask is true."""
-    positions = np.flatnonzero(where) if isinstance(where, np.ndarray) else np.asarray(where, np.int64)
-    keys = [listing.keys[position] for position in positions]
-    return replace(listing, keys=keys, labels=listing.labels[positions], sizes=listing.sizes[positions])
-
-
 def plan_shards(folder: Path, listing: Listing, earlier: LatentDataset | None, shard_rows: int) -> list[Shard]:
     """The shards of all images that `earlier` does not hold, numbered after its own: a function of these alone."""
     first, new = 0, listing
     if earlier is not None:
         first, held = len(earlier.manifest["shards"]), held_keys(earlier)
-        new = part_of(listing, np.array([key not in held for key in listing.keys], dtype=bool))
+        new = listing.take(np.array([key not in held for key in listing.keys], dtype=bool))
     ranges = shard_ranges(len(new), shard_rows)
-    return [Shard(folder, first + number, part_of(new, positions)) for number, positions in enumerate(ranges)]
+    return [Shard(folder, first + number, new.take(positions)) for number, positions in enumerate(ranges)]
 
 
 def finished_records(shards: list[Shard]) -> list[dict]:
@@ -120,10 +113,10 @@ def look(folder: Path, identity: dict, listing: Listing) -> tuple[LatentDataset 
     if before["digest"] == identity["images"]["digest"]:
         return earlier, []
     held = held_keys(earlier)
-    kept = part_of(listing, np.array([key in held for key in listing.keys], dtype=bool))
+    kept = listing.take(np.array([key in held for key in listing.keys], dtype=bool))
     if gone := sorted(held.difference(kept.keys)):
         return earlier, [f"{len(gone):,} images are gone, such as {gone[0]}"]
-    # Equal to what was recorded of them, labels and sizes and all, though others now lie in between.
+    # Equal to what was recorded of them, labels and stamps and all, though others now lie in between.
     return earlier, [] if kept.digest == before["digest"] else ["images, their labels or class names have changed"]
 
 

@@ -49,12 +49,14 @@ class Listing:
     def split(self, held_out: float) -> tuple["Listing", "Listing"]:
         """Training and held-out images. An image's side depends on its key alone, so growth moves none."""
         aside = np.array([_hash_fraction(key) < held_out for key in self.keys], dtype=bool)
-        return self._where(~aside), self._where(aside)
+        return self.take(~aside), self.take(aside)
 
-    def _where(self, mask: np.ndarray) -> "Listing":
-        keys = [key for key, keep in zip(self.keys, mask, strict=True) if keep]
-        places = None if self.places is None else self.places[mask]
-        return Listing(keys, self.labels[mask], self.stamps[mask], self.class_names, places)
+    def take(self, which: np.ndarray | Sequence[int]) -> "Listing":
+        """The images at some positions, or where a mask is true."""
+        positions = np.arange(len(self))[np.asarray(which)] if len(which) else np.zeros(0, np.int64)
+        keys = [self.keys[position] for position in positions]
+        places = None if self.places is None else self.places[positions]
+        return Listing(keys, self.labels[positions], self.stamps[positions], self.class_names, places)
 
 
 def _hash_fraction(key: str) -> float:
