@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -146,7 +146,33 @@ def metric_name(kind: str, extractor: str, num_samples: int) -> str:
     """
     if kind not in METRIC_KINDS:
         raise ValueError(f"Found metric kind {kind!r}, expected one of {', '.join(METRIC_KINDS)}. Use one of these.")
-    count = f"{num_samples // 1000}k" if num_samples % 1000 == 0 else str(num_samples)
+    count = format_count(num_samples)
     if extractor == VERIFIED_INCEPTION:
         return f"{_INCEPTION_KINDS.get(kind, kind)}_{count}"
     return f"{kind}_{extractor.replace('-', '_')}_{count}"
+
+
+def format_count(num_samples: int) -> str:
+    """50000 -> "50k", 297 -> "297"."""
+    return f"{num_samples // 1000}k" if num_samples >= 1000 and num_samples % 1000 == 0 else str(num_samples)
+
+
+class MetricName(NamedTuple):
+    """The parts of a metric's name."""
+
+    stem: str
+    """Without the count: "fid", "fd_efficientnet_lite0"."""
+    kind: str
+    """One of METRIC_KINDS."""
+    num_samples: int
+
+
+def parse_metric_name(name: str) -> MetricName:
+    """The inverse of metric_name. Raises ValueError for a name that it does not give."""
+    stem, _, count = name.rpartition("_")
+    published = {value: kind for kind, value in _INCEPTION_KINDS.items()}
+    kinds = [published.get(stem, "")] + sorted(METRIC_KINDS, key=len, reverse=True)
+    kind = next((kind for kind in kinds if kind and (stem in published or f"{stem}_".startswith(f"{kind}_"))), None)
+    if kind is None or not re.fullmatch(r"\d+k?", count):
+        raise ValueError(f"Found metric name {name!r}, expected such as fid_50k. Take it from a report.")
+    return MetricName(stem, kind, int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1))

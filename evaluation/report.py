@@ -2,11 +2,12 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from evaluation.protocol import EvaluationProtocol
+from evaluation.protocol import EvaluationProtocol, format_count, parse_metric_name
 
 REPORT_FILE = "report.json"
 
@@ -76,34 +77,33 @@ class EvaluationReport:
 
     def table(self) -> str:
         """The metrics as aligned text: a column for each number of samples, and one for held-out real images."""
-        generated, real = _columns(self.metrics), _columns(self.floor)
-        titles = [f"generated (N = {count})" for count in generated] + [f"real floor (N = {count})" for count in real]
+        generated, real = metric_columns(self.metrics), metric_columns(self.floor)
+        titles = [f"generated (N = {format_count(n)})" for n in generated]
+        titles += [f"real floor (N = {format_count(n)})" for n in real]
         rows = [["metric", *titles]]
-        for kind in next(iter(generated.values())):
-            cells = [self._cell(kind, count, values) for count, values in [*generated.items(), *real.items()]]
-            rows.append([kind, *cells])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        for stem in next(iter(generated.values())):
+            cells = [self._cell(column[stem]) if stem in column else "" for column in generated.values()]
+            cells += [f"{self.floor[column[stem]]:.6g}" if stem in column else "" for column in real.values()]
+            rows.append([stem, *cells])
+        lines = aligned(rows)
         if len(generated.keys() | real.keys()) > 1:
             lines.append("Frechet distance falls as N grows: compare only columns of equal N.")
         return "\n".join(lines) + "\n"
 
-    def _cell(self, kind: str, count: str, values: dict[str, float]) -> str:
-        if kind not in values:
-            return ""
-        spread = self.errors.get(f"{kind}_{count}")
-        known = spread is not None and values[kind] == self.metrics.get(f"{kind}_{count}")
-        return f"{values[kind]:.6g}" + (f" +- {spread:.4g}" if known else "")
+    def _cell(self, name: str) -> str:
+        return f"{self.metrics[name]:.6g}" + (f" +- {self.errors[name]:.4g}" if name in self.errors else "")
 
 
-def _columns(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
-    """{"fid_50k": 2.27, "is_50k": 278.0} -> {"50k": {"fid": 2.27, "is": 278.0}}, largest N first."""
-    columns: dict[str, dict[str, float]] = {}
-    for name, value in metrics.items():
-        kind, _, count = name.rpartition("_")
-        columns.setdefault(count, {})[kind] = value
-    return dict(sorted(columns.items(), key=lambda column: _as_number(column[0]), reverse=True))
+def metric_columns(metrics: Mapping[str, float]) -> dict[int, dict[str, str]]:
+    """Names by N, largest first, and by stem: fid_50k and is_50k -> {50000: {"fid": "fid_50k", "is": "is_50k"}}."""
+    columns: dict[int, dict[str, str]] = {}
+    for name in metrics:
+        parts = parse_metric_name(name)
+        columns.setdefault(parts.num_samples, {})[parts.stem] = name
+    return dict(sorted(columns.items(), reverse=True))
 
 
-def _as_number(count: str) -> int:
-    return int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1)
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table of text, columns two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.protocol import EvaluationProtocol, metric_name, sample_label, sample_seed, shard_ranges
+from evaluation.protocol import (
+    METRIC_KINDS,
+    EvaluationProtocol,
+    format_count,
+    metric_name,
+    parse_metric_name,
+    sample_label,
+    sample_seed,
+    shard_ranges,
+)
 
 PROTOCOL = EvaluationProtocol(
     num_samples=1000,
@@ -129,6 +138,21 @@ def test_shards_hold_every_sample_once_in_order(num_samples, shard_rows):
 )
 def test_metric_names_carry_extractor_and_count(kind, extractor, n, name):
     assert metric_name(kind, extractor, n) == name
+
+
+@pytest.mark.parametrize("extractor", ["inception", "efficientnet-lite0", "inception-0a1b2c3d", "dinov2-vit-s-14"])
+@pytest.mark.parametrize("kind", METRIC_KINDS)
+def test_metric_names_can_be_taken_apart(kind, extractor):
+    for n in (297, 1500, 50_000):
+        name = metric_name(kind, extractor, n)
+        assert (parts := parse_metric_name(name)).kind == kind and parts.num_samples == n
+        assert name == f"{parts.stem}_{format_count(n)}"
+
+
+@pytest.mark.parametrize("name", ["fid", "loss_50k", "fid_50m", "fido_50k", ""])
+def test_other_names_are_no_metrics(name):
+    with pytest.raises(ValueError, match=f"Found metric name '{name}', expected such as fid_50k"):
+        parse_metric_name(name)
 
 
 def test_unknown_metric_kind_is_refused():

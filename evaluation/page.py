@@ -1,0 +1,196 @@
+"""A report as one page that needs nothing else: no script, no network, images inside."""
+
+import base64
+from collections.abc import Iterable, Mapping
+from html import escape
+
+from evaluation.plot import distance_plot
+from evaluation.protocol import format_count, parse_metric_name
+from evaluation.report import EvaluationReport, metric_columns
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+_KINDS = {
+    "fd": ("Fréchet distance", "↓"),
+    "fd_infinity": ("Fréchet distance at infinite N", "↓"),
+    "sfd": ("spatial Fréchet distance", "↓"),
+    "is": ("Inception Score", "↑"),
+    "kid": ("kernel distance", "↓"),
+    "precision": ("precision", "↑"),
+    "recall": ("recall", "↑"),
+    "density": ("density", "↑"),
+    "coverage": ("coverage", "↑"),
+}
+"""What metrics are called, and where better lies."""
+
+_PICTURES = {
+    "samples": ("Samples", "The first of the scored samples, by class where there are classes."),
+    "classes": ("Samples of each class", "A row for each class."),
+    "neighbours": (
+        "Nearest training images",
+        "Samples, and beside each the training images nearest to it in the extractor's features: a copy would show.",
+    ),
+}
+
+
+def render_page(report: EvaluationReport, images: Mapping[str, bytes] | None = None) -> str:
+    """The report as HTML, self-contained: may be opened from disk, mailed, or kept as an artifact.
+
+    images: PNG files by name: "samples", "classes", "neighbours", or others under their own names. Raises ValueError
+    for what is no PNG. Everything in it is escaped, and the page's own policy forbids to load anything.
+    """
+    title = f"{report.checkpoint.rstrip('/').rpartition('/')[2]} · {report.protocol_id}"
+    sections = [
+        _header(report),
+        "".join(f'<p class="warning">{escape(warning)}</p>' for warning in report.warnings),
+        _section("Metrics", _metrics(report)),
+        _section("Fréchet distance against N", _plot(report)),
+        *(_picture(name, content) for name, content in (images or {}).items()),
+        _section("Protocol", _protocol(report)),
+        _section("Timings", _timings(report.timings)),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body><main>\n{chr(10).join(section for section in sections if section)}\n</main></body></html>\n"
+    )
+
+
+def _header(report: EvaluationReport) -> str:
+    """The checkpoint, and the first metric large."""
+    name, value = next(iter(report.metrics.items()))
+    spread = f" <small>± {_number(report.errors[name])}</small>" if name in report.errors else ""
+    return (
+        f'<header><div><p class="over">Evaluation of</p><h1>{escape(report.checkpoint)}</h1>'
+        f"<p>{report.protocol.num_samples:,} samples · protocol <code>{escape(report.protocol_id)}</code> · weights "
+        f"<code>{escape(report.checkpoint_digest[:12])}</code></p></div>"
+        f'<div class="headline"><b>{_number(value)}</b>{spread}<br><code>{escape(name)}</code></div></header>'
+    )
+
+
+def _metrics(report: EvaluationReport) -> str:
+    """A row for each metric, a column for each N; held-out real images beside them."""
+    generated, real = metric_columns(report.metrics), metric_columns(report.floor)
+    heads = [f"N = {format_count(n)}" for n in generated]
+    heads += [f"real images<br>N = {format_count(n)}" for n in real]
+    rows = []
+    for stem, name in next(iter(generated.values())).items():
+        label, better = _KINDS[parse_metric_name(name).kind]
+        cells = [_value(report, column[stem]) if stem in column else "" for column in generated.values()]
+        cells += [_number(report.floor[column[stem]]) if stem in column else "" for column in real.values()]
+        rows.append([f"{label} {better}<br><code>{escape(stem)}</code>", *cells])
+    notes = [
+        "± is the standard error (Fréchet distances: jackknife over blocks of samples) or the standard deviation "
+        "(Inception Score: over splits; kernel distance: over subsets)."
+    ]
+    if real:
+        notes.append("Real images were held out of the reference and scored alike: the best that can be expected.")
+    if len(generated.keys() | real.keys()) > 1:
+        notes.append("Fréchet distance falls as N grows: compare only columns of equal N.")
+    return _table(rows, ["metric", *heads], numbers=True) + "".join(f"<p class=note>{note}</p>" for note in notes)
+
+
+def _value(report: EvaluationReport, name: str) -> str:
+    spread = f" <small>± {_number(report.errors[name])}</small>" if name in report.errors else ""
+    return _number(report.metrics[name]) + spread
+
+
+def _plot(report: EvaluationReport) -> str:
+    """The curve, or at least the distances of several N."""
+    points = report.curve or _distances(report.metrics)
+    return distance_plot(points, _distances(report.floor)) if len(points) > 1 else ""
+
+
+def _distances(metrics: Mapping[str, float]) -> list[tuple[int, float]]:
+    names = {name: parse_metric_name(name) for name in metrics}
+    return sorted((parts.num_samples, metrics[name]) for name, parts in names.items() if parts.kind == "fd")
+
+
+def _picture(name: str, content: bytes) -> str:
+    if not content.startswith(_PNG):
+        raise ValueError(f"Found image {name!r} that begins with {content[:8]!r}, expected a PNG. Encode it as one.")
+    title, caption = _PICTURES.get(name, (name, ""))
+    data = base64.b64encode(content).decode()
+    return _section(
+        title,
+        f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>",
+    )
+
+
+def _protocol(report: EvaluationReport) -> str:
+    """What numbers must share to be comparable."""
+    rows = [[escape(name), f"<code>{escape(_text(value))}</code>"] for name, value in report.protocol.to_dict().items()]
+    note = f"<p class=note>Numbers of protocol <code>{escape(report.protocol_id)}</code> are comparable.</p>"
+    return note + _table(rows, [])
+
+
+def _timings(timings: Mapping[str, float]) -> str:
+    longest = max(timings.values(), default=0.0) or 1.0
+    rows = []
+    for name, seconds in timings.items():
+        bar = f'<div class="bar" style="width:{100 * seconds / longest:.1f}%"></div>'
+        rows.append([escape(name.removesuffix("_seconds").replace("_", " ")), f"{seconds:,.1f} s", bar])
+    return _table(rows, []) if rows else ""
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+
+
+def _table(rows: Iterable[list[str]], heads: list[str], numbers: bool = False) -> str:
+    """rows and heads: HTML."""
+    head = f"<thead><tr>{''.join(f'<th>{cell}</th>' for cell in heads)}</tr></thead>" if heads else ""
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table{" class=numbers" if numbers else ""}>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+_STYLE = """
+:root { --ink: #1d2330; --soft: #5d6675; --line: #dfe3ea; --paper: #fff; --back: #f4f6f9; --accent: #2457c5;
+  --real: #1c8a5b; --warn: #8a5a00; --warn-back: #fff6df; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #9aa4b5; --line: #323a48; --paper: #1b2029;
+  --back: #12151b; --accent: #7fa7ff; --real: #5fcf9c; --warn: #f3cf7a; --warn-back: #3a2f14; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 62rem; margin: 0 auto; padding: 2rem 1rem 4rem; }
+section, header { background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
+  padding: 1.1rem 1.4rem; margin-top: 1rem; }
+header { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 1rem 2rem; align-items: center; }
+header p { margin: .2rem 0; color: var(--soft); }
+h1 { font-size: 1.25rem; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1rem; margin: 0 0 .7rem; }
+code { font: .86em ui-monospace, monospace; overflow-wrap: anywhere; }
+td code { color: var(--soft); }
+.headline { text-align: right; } .headline b { font-size: 2.2rem; color: var(--accent); font-weight: 650; }
+small { color: var(--soft); white-space: nowrap; }
+.warning { background: var(--warn-back); color: var(--warn); border-radius: 8px; padding: .6rem 1rem;
+  margin: 1rem 0 0; }
+.note { color: var(--soft); font-size: .88rem; margin: .6rem 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .4rem .9rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { color: var(--soft); font-weight: 600; font-size: .88rem; }
+tr:last-child td { border-bottom: 0; }
+.numbers td:not(:first-child), .numbers th:not(:first-child) { text-align: right;
+  font-variant-numeric: tabular-nums; }
+.bar { background: var(--accent); height: .6rem; border-radius: 3px; margin-top: .45rem; min-width: 2px; }
+td:has(.bar) { width: 60%; }
+figure { margin: 0; } figcaption { color: var(--soft); font-size: .88rem; margin-top: .5rem; }
+img { max-width: 100%; border-radius: 4px; }
+svg { width: 100%; height: auto; max-width: 44rem; display: block; }
+svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
+svg .axis { stroke: var(--line); } svg .fit { stroke: var(--accent); fill: none; stroke-width: 1.5; }
+svg .limit { stroke: var(--accent); stroke-dasharray: 5 4; } svg .point { fill: var(--accent); }
+svg .real { fill: var(--real); }
+"""

@@ -1,0 +1,71 @@
+"""Only equal protocols are compared, and what is within the error is not called a difference."""
+
+from dataclasses import replace
+
+import pytest
+
+from evaluation.compare import compare
+from evaluation.protocol import EvaluationProtocol
+from evaluation.report import EvaluationReport
+
+PROTOCOL = EvaluationProtocol(decoder="aa", extractor="inception", extractor_sha256="bb", reference_digest="cc")
+
+
+def report(checkpoint, fid, error=None, **changes):
+    return EvaluationReport(
+        protocol=replace(PROTOCOL, **changes),
+        checkpoint=checkpoint,
+        checkpoint_digest="dd",
+        metrics={"fid_50k": fid, "precision_50k": 0.7},
+        errors={} if error is None else {"fid_50k": error},
+    )
+
+
+A, B, C = report("out/a/step_1", 9.62, 0.03), report("out/b/step_1", 9.58, 0.03), report("out/b/step_2", 9.5, 0.04)
+
+
+def test_the_table_marks_what_is_no_difference():
+    """0.04 is less than sqrt(0.03^2 + 0.03^2) = 0.042; 0.12 is more than 0.05."""
+    assert compare([A, B, C]).table() == (
+        "metric         a/step_1      b/step_1        b/step_2\n"
+        "fid_50k        9.62 +- 0.03  9.58 +- 0.03 ~  9.5 +- 0.04\n"
+        "precision_50k  0.7           0.7             0.7\n"
+        "~ differs from a/step_1 by less than the combined error.\n"
+    )
+
+
+def test_without_any_error_nothing_is_marked():
+    found = compare([report("a", 9.62), report("b", 9.62)])
+    assert not found.same("fid_50k", 1) and "~" not in found.table()
+
+
+def test_one_known_error_is_better_than_none():
+    assert compare([report("a", 9.62, 0.1), report("b", 9.57)]).same("fid_50k", 1)
+    assert not compare([report("a", 9.62, 0.1), report("b", 9.47)]).same("fid_50k", 1)
+
+
+def test_unequal_protocols_are_refused_by_the_fields_that_differ():
+    other = report("b", 2.27, cfg_scale=1.5, cfg_channels=3)
+    with pytest.raises(ValueError) as error:
+        compare([A, other])
+    message = str(error.value)
+    assert f"Found reports of protocols {A.protocol_id}, {other.protocol_id}, expected one" in message
+    assert "differ in cfg_scale: 1.0 against 1.5; cfg_channels: None against 3. Evaluate all by one recipe" in message
+
+
+def test_unequal_protocols_may_be_allowed_and_are_told():
+    smaller = replace(report("b", 12.0, num_samples=10_000), metrics={"fid_10k": 12.0})
+    found = compare([A, smaller], allow_unequal=True)
+    assert found.differing == ["num_samples"] and found.metrics == ["fid_50k", "precision_50k", "fid_10k"]
+    assert found.table().endswith("Not comparable: the protocols differ in num_samples.\n")
+    assert [line.split()[1:] for line in found.table().splitlines()[1:4]] == [["9.62", "+-", "0.03"], ["0.7"], ["12"]]
+
+
+def test_equal_checkpoints_are_numbered():
+    assert compare([A, A]).names == ["1: step_1", "2: step_1"]
+    assert compare([report("a", 1.0), report("s3://x/b/", 2.0)]).names == ["a", "s3://x/b"]
+
+
+def test_one_report_is_no_comparison():
+    with pytest.raises(ValueError, match="Found 1 reports, expected at least 2"):
+        compare([A])

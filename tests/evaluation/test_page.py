@@ -1,0 +1,139 @@
+"""The page shows the report, needs nothing else, and lets no text of the report act as markup."""
+
+import base64
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from evaluation.page import render_page
+from evaluation.plot import distance_plot, nice_ticks
+from evaluation.protocol import EvaluationProtocol
+from evaluation.report import EvaluationReport
+
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII=")
+REPORT = EvaluationReport(
+    protocol=EvaluationProtocol(
+        decoder="sha256:aa", extractor="inception", extractor_sha256="bb", reference_digest="cc", cfg_scale=1.5
+    ),
+    checkpoint="outputs/imagenet/checkpoints/step_0400000",
+    checkpoint_digest="dd" * 32,
+    metrics={"fid_50k": 2.2741, "fid_infinity_50k": 2.2312, "is_50k": 278.24, "precision_50k": 0.83, "fid_10k": 4.115},
+    errors={"fid_50k": 0.0312, "is_50k": 3.2},
+    floor={"fid_10k": 1.938},
+    curve=[(n, 2.2312 + 2145 / n) for n in range(5000, 50_001, 5000)],
+    warnings=["only a few images"],
+    timings={"features_seconds": 3612.25, "scoring_seconds": 42.5},
+)
+HOSTILE = "<script>alert(1)</script>\"'&"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text between them, as a browser sees them."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "br", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page_shows_what_the_report_says():
+    page = Page(render_page(REPORT, {"samples": PNG}))
+    assert page.open == []
+    shown = ["step_0400000", REPORT.protocol_id, "2.274 ± 0.0312", "278.2 ± 3.2", "0.83", "4.115", "1.938"]
+    shown += [
+        "only a few images",
+        "3,612.2 s",
+        "cfg_scale",
+        "1.5",
+        "N → ∞: 2.231",
+        "N = 50k",
+        "real images",
+        "sha256:aa",
+    ]
+    assert [text for text in shown if text not in page.text] == []
+
+
+def test_the_page_needs_nothing_else():
+    """No address in it, and a policy that would forbid to load one."""
+    html = render_page(REPORT, {"samples": PNG, "neighbours": PNG})
+    page = Page(html)
+    assert "http:" not in html and "https:" not in html and "url(" not in html and "@import" not in html
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "video", "form"})
+    policies = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on") or name == "href"]
+
+
+def test_images_are_inside_as_they_are():
+    page = Page(render_page(REPORT, {"samples": PNG, "neighbours": PNG, "own name": PNG}))
+    sources = [image["src"].removeprefix("data:image/png;base64,") for image in page.all("img")]
+    assert [base64.b64decode(source) for source in sources] == [PNG] * 3
+    assert [image["alt"] for image in page.all("img")] == ["Samples", "Nearest training images", "own name"]
+    with pytest.raises(ValueError, match="image 'grid' that begins with b'<svg', expected a PNG"):
+        render_page(REPORT, {"grid": b"<svg"})
+
+
+def test_no_text_of_a_report_is_markup():
+    hostile = replace(
+        REPORT,
+        protocol=replace(REPORT.protocol, decoder=HOSTILE, sampler=HOSTILE),
+        checkpoint=f"out/{HOSTILE}",
+        checkpoint_digest=HOSTILE,
+        warnings=[HOSTILE],
+        timings={HOSTILE: 1.0},
+    )
+    page = Page(render_page(hostile, {HOSTILE: PNG}))
+    assert page.open == [] and page.all("script") == []
+    assert page.text.count(HOSTILE) >= 6
+    assert [image["alt"] for image in page.all("img")] == [HOSTILE]
+
+
+def test_a_report_with_one_number_is_a_page():
+    plain = replace(REPORT, metrics={"fid_50k": 2.0}, errors={}, floor={}, curve=[], warnings=[], timings={})
+    page = Page(render_page(plain))
+    assert page.all("svg") == [] and page.all("img") == [] and page.open == []
+
+
+def test_without_a_curve_the_distances_of_several_n_are_drawn():
+    page = Page(render_page(replace(REPORT, curve=[])))
+    titles = [text for text in ("samples, N = 10k: 4.115", "samples, N = 50k: 2.2741") if text in page.text]
+    assert len(titles) == 2 and page.all("polyline") == []
+
+
+def test_the_plot_puts_points_where_they_belong():
+    """Equal steps in N are equal steps to the right, smaller distances lower, the line through the points."""
+    page = Page(distance_plot([(1000, 4.0), (2000, 3.0), (3000, 2.6667)], [(1000, 1.0)]))
+    points = [(float(c["cx"]), float(c["cy"])) for c in page.all("circle") if c["class"] == "point"][:3]
+    (x1, y1), (x2, y2), (x3, y3) = points
+    assert x3 - x2 == pytest.approx(x2 - x1, abs=0.2) and x2 > x1
+    assert (y2 - y1) / (y3 - y2) == pytest.approx(3, rel=0.02) and y2 > y1
+    (real,) = [c for c in page.all("circle") if c["class"] == "real" and float(c["cy"]) < 280]
+    assert float(real["cx"]) == x1 and float(real["cy"]) > y3
+    corners = [tuple(map(float, pair.split(","))) for pair in page.all("polyline")[0]["points"].split()]
+    assert corners[0] == pytest.approx((x1, y1), abs=0.2) and corners[-1] == pytest.approx((x3, y3), abs=0.2)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 50_000), (1.93, 2.31), (2.0, 2.0), (0.0, 0.0), (1e-6, 3e-6), (-3, 7)])
+def test_ticks_are_round_and_span_the_values(low, high):
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9 and 2 <= len(ticks) <= 12
+    step = ticks[1] - ticks[0]
+    assert float(f"{step:.1g}") == pytest.approx(step) and f"{step:.0e}"[0] in "125"
