@@ -79,6 +79,28 @@ def _ask_ray(address: str | None) -> str:
     return f"Ray {ray.__version__}, {where}: {cpus:g} CPU, {gpus:g} GPU on {nodes} node(s)"
 
 
+def check_token(address: str) -> Check:
+    """Whether a job server refuses jobs without a token: with none, whoever reaches it runs code there."""
+    try:
+        is_open = jobs.is_open(address)
+    except OSError as error:
+        return Check("token", False, _one_line(error), "correct --address")
+    if not is_open:
+        return Check("token", True, "jobs without a token are refused")
+    do = "stop it and start it with RAY_AUTH_MODE=token; keep its ports behind a firewall (cluster/README.md)"
+    return Check("token", False, f"{address} runs the code of anybody who reaches it (CVE-2023-48022)", do)
+
+
+def check_head_clock(address: str, most_seconds: float) -> Check:
+    """Whether the clock of a job server agrees with ours."""
+    try:
+        skew = jobs.clock_skew_seconds(address)
+    except (OSError, TypeError, ValueError) as error:
+        return Check("clock", False, _one_line(error), "correct --address")
+    found = f"the head's clock is {skew:.0f} s off ours"
+    return _check("clock", skew <= most_seconds, found, "let both keep time by NTP")
+
+
 def check_storage(path: str) -> Check:
     """Write, replace and read a small file where artifacts shall go, and remove it again."""
     folder = storage.nearest_folder(path) if storage.is_local(path) else path

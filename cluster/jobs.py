@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -230,6 +231,25 @@ def _client(address: str | None) -> "JobSubmissionClient":
         return JobSubmissionClient(url, headers=_token_header())
     finally:
         os.environ.update({name: value for name, value in hidden.items() if value is not None})
+
+
+def is_open(address: str | None = None) -> bool:
+    """Whether a job server takes jobs from anybody, without a token."""
+    request = urllib.request.Request(f"{server_url(address)}/api/jobs/")
+    try:
+        with urllib.request.urlopen(request, timeout=10):
+            return True
+    except urllib.error.HTTPError:
+        return False
+
+
+def clock_skew_seconds(address: str | None = None) -> float:
+    """How far the clock of a job server is off, to a second: the way of the question and the answer is not counted."""
+    request = urllib.request.Request(f"{server_url(address)}/api/version", headers=_token_header())
+    before = time.time()
+    with urllib.request.urlopen(request, timeout=10) as response:
+        theirs = parsedate_to_datetime(response.headers["Date"]).timestamp()
+    return max(theirs - time.time(), before - theirs - 1.0, 0.0)
 
 
 def is_this_machine(address: str | None) -> bool:

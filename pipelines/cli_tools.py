@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipelines.cli_options import FAILED, OK, address_option, json_option, print_result, server_option, set_option
+from pipelines.cli_options import FAILED, OK, json_option, print_result, server_option, set_option
 
 
 @click.command(name="import")
@@ -178,7 +178,7 @@ def ui(port, overrides) -> None:
 
 
 @click.command()
-@address_option
+@click.option("--address", help="Ray cluster to check: HOST:PORT, or http://HOST:8265 of its head.")
 @click.option("--output", default=".", show_default=True, help="Folder or URI where runs will write.")
 @json_option
 def doctor(address, output, as_json) -> None:

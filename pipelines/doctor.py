@@ -3,14 +3,31 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 
 import click
 
-from cluster.doctor import Check, check_devices, check_packages, check_python, check_ray, check_storage, render
+from cluster import storage
+from cluster.doctor import (
+    Check,
+    check_devices,
+    check_head_clock,
+    check_packages,
+    check_python,
+    check_ray,
+    check_storage,
+    check_token,
+    render,
+)
+from cluster.nodes import ASKER, MOST_SKEW_SECONDS, check_nodes, versions
+from pipelines.submission import job_environment, sendable_environment
 from pipelines.tracking import check_tracking, tracking_uri
 
 PACKAGES = ("raydit", "torch", "ray", "pyarrow", "diffusers", "torch-fidelity", "mlflow")
 NAME_WIDTH = max(map(len, PACKAGES))
+HERE = "."
+"""The default output: a job's working directory is none that a run would write to, so nodes are not asked for it."""
 
 
 def examine(address: str | None, output: str, as_json: bool) -> bool:
@@ -32,11 +49,64 @@ def checks_in_order(address: str | None, output: str) -> Iterator[Check]:
     yield check_storage(output)
     yield check_weights()
     yield check_tracking_store()
-    yield check_ray(address)
+    ray = check_ray(address)
+    yield ray
+    if address and ray.ok:
+        yield from check_cluster(address, output)
 
 
-def check_tracking_store() -> Check:
+def check_cluster(address: str, output: str) -> Iterator[Check]:
+    """What the nodes of a cluster have: asked by a job of its own where only a job server is known."""
+    if "://" not in address:
+        yield from joined_nodes(address, output)
+        return
+    yield check_token(address)
+    yield check_head_clock(address, MOST_SKEW_SECONDS)
+    yield from nodes_by_job(address, output)
+
+
+def joined_nodes(address: str, output: str) -> list[Check]:
+    from cluster.session import ray_session
+
     uri = tracking_uri()
+    tracking = partial(check_tracking_store, uri) if uri.startswith("http") else None  # a file is the driver's own
+    with ray_session(address):
+        return check_nodes(None if output == HERE else output, tracking)
+
+
+def nodes_by_job(address: str, output: str) -> list[Check]:
+    """The checks of the nodes from a `raydit doctor` that runs there as a job."""
+    from cluster import jobs
+
+    here = jobs.is_this_machine(address)
+    command = ["doctor", "--address", "auto", "--json"]
+    if output != HERE:
+        command += ["--output", str(Path(output).absolute()) if here and storage.is_local(output) else output]
+    env = job_environment() if here else sendable_environment()
+    job = jobs.submit(command, address=address, env=env | {ASKER: json.dumps(versions())})
+    lines: list[str] = []
+    code = jobs.follow(job, address, write=lines.append)
+    found = next((line for line in reversed(lines) if line.startswith("[{")), None)
+    if found is None:
+        do = f"see raydit jobs logs {job} --address {address}; is raydit installed there?"
+        return [Check("nodes", False, f"the doctor's job {job} ended with exit code {code} and no answer", do)]
+    return answers_of_job([Check(**check) for check in json.loads(found)], here)
+
+
+def answers_of_job(checks: list[Check], here: bool) -> list[Check]:
+    """What of a doctor's findings on the head is about the cluster and not about the head alone."""
+    names = [check.name for check in checks]
+    answers = checks[names.index("nodes") :] if "nodes" in names else [check for check in checks if not check.ok]
+    tracking = checks[names.index("tracking")]
+    if not here and tracking.found.startswith("sqlite:"):
+        found = "no server is set; a job would record its runs in a folder of its own, which is not kept"
+        do = "set MLFLOW_TRACKING_URI, here or in the cluster's environment"
+        answers.append(Check("node tracking", False, found, do))
+    return answers
+
+
+def check_tracking_store(uri: str = "") -> Check:
+    uri = tracking_uri(uri)
     try:
         found = check_tracking(uri)
     except ConnectionError as error:

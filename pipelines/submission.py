@@ -148,7 +148,7 @@ def packed(command: list[str], folder: Path, *, pip: bool = False) -> Submission
     package = packing.pack(folder, extra)
     for key, path in relative_places(config).items() if config else relative_arguments(command):
         refuse_unreachable(key, path, package)
-    env = {key: value for key, value in given_environment().items() if not is_of_this_machine(value)}
+    env = sendable_environment()
     if left := sorted(given_environment().keys() - env.keys()):
         say("submit", f"{', '.join(left)}: of this machine only, so the cluster's own setting counts")
     return Submission(
@@ -213,6 +213,11 @@ def refuse_unreachable(key: str, path: str, package: packing.Package) -> None:
 
 def given_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+
+
+def sendable_environment() -> dict[str, str]:
+    """What of it another machine can use."""
+    return {key: value for key, value in given_environment().items() if not is_of_this_machine(value)}
 
 
 def is_of_this_machine(value: str) -> bool:

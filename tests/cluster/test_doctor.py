@@ -1,8 +1,12 @@
 """The doctor's findings, on what is here and on what is broken on purpose."""
 
+import http.server
 import json
 import os
+import re
 import socket
+import threading
+import time
 from dataclasses import asdict
 
 import pytest
@@ -60,3 +64,39 @@ def test_the_lines_are_aligned_and_the_red_ones_say_what_to_do():
     checks = [Check("ray", True, "2.60.0"), Check("storage", False, "/x: full", "free some space")]
     assert doctor.render(checks) == "ok ray      2.60.0\n!! storage  /x: full -> free some space"
     assert json.loads(json.dumps([asdict(check) for check in checks]))[1]["do"] == "free some space"
+
+
+@pytest.fixture
+def open_server():
+    """A job server of another time, that lets in anybody."""
+
+    class Open(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def date_time_string(self, timestamp=None):
+            return super().date_time_string(time.time() - 3600)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Open)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_job_server_without_a_token_is_red(open_server, ray_head):
+    check = doctor.check_token(open_server)
+    assert not check.ok and "CVE-2023-48022" in check.found and "RAY_AUTH_MODE=token" in check.do
+    assert doctor.check_token(ray_head.address).ok
+
+
+def test_a_clock_of_another_time_is_red(open_server, ray_head, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", ray_head.token)
+    check = doctor.check_head_clock(open_server, most_seconds=30)
+    assert not check.ok and re.match(r"the head's clock is 3\d\d\d s off ours", check.found)
+    assert doctor.check_head_clock(ray_head.address, most_seconds=30).ok

@@ -104,3 +104,23 @@ def test_the_lines_are_aligned_and_printed_as_they_become_known(raydit_doctor, m
     assert output == f"!! {'ray':<{doctor.NAME_WIDTH}}  away -> start one\n"
     findings = {line[: 5 + doctor.NAME_WIDTH].strip() for line in printed_before}
     assert findings == {f"ok {name}" for name in NAMES[:-1]}
+
+
+@pytest.mark.slow
+def test_a_cluster_is_asked_by_a_job_of_its_own(raydit_doctor, ray_head, monkeypatch, tmp_path):
+    for name, value in ray_head.env.items():
+        monkeypatch.setenv(name, value)
+    code, output = raydit_doctor("--json", "--address", ray_head.address, "--output", str(tmp_path / "output"))
+    assert red(output) == {} and code == 0
+    checks = {check["name"]: check["found"] for check in json.loads(output)}
+    assert list(checks)[-5:] == ["token", "clock", "nodes", "clocks", "node storage"]
+    assert checks["nodes"].startswith("1 node(s) with Python") and str(tmp_path) in checks["node storage"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_job_that_would_record_for_itself_the_tracking_is_red():
+    checks = [Check("tracking", True, "sqlite:////tmp/x/mlflow.db: 0 experiments"), Check("nodes", True, "1 node(s)")]
+    answers = doctor.answers_of_job(checks, here=False)
+    assert [check.name for check in answers if not check.ok] == ["node tracking"]
+    assert "MLFLOW_TRACKING_URI" in answers[-1].do
+    assert doctor.answers_of_job(checks, here=True) == checks[1:]
