@@ -53,13 +53,21 @@ def _start_local(num_cpus: int | None) -> None:
     # The processes of this Ray inherit it.
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    ray.init(
-        "local",
-        num_cpus=max(os.cpu_count() or 1, num_cpus or 0),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    for last_attempt in (False, True):
+        try:
+            ray.init(
+                "local",
+                num_cpus=max(os.cpu_count() or 1, num_cpus or 0),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:
+            # Ray waits for its own processes no longer than 30 seconds, too short on a machine that is busy.
+            if last_attempt or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
 
 
 def _join(address: str) -> None:
