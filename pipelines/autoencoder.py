@@ -8,7 +8,7 @@ from cluster import storage
 from pipelines.config import AutoencoderTrainConfig, Recipe
 from pipelines.identity import Artifact, settings_identity
 from pipelines.images import Listing, open_source
-from pipelines.stage import StageContext, job
+from pipelines.stage import StageContext, job, located
 from pipelines.workers import Report, Worker, run_workers
 
 RECORD = "raydit.json"
@@ -32,7 +32,7 @@ class AutoencoderHandle:
         from dit.autoencoder import locate_autoencoder
 
         if self.id != OURS:
-            return locate_autoencoder(self.id, download=download)
+            return locate_autoencoder(self.id, download=download).absolute()
         folder = self.output / OURS
         if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"no finished autoencoder in {folder}; run `raydit autoencoder` with the recipe")
@@ -96,9 +96,11 @@ def image_blocks(config: Recipe, listing: Listing) -> list:
 
     from pipelines.preprocess import read_cropped
 
+    images = located(config.images)
+
     @ray.remote(num_cpus=1)
     def read(keys: list[str]):
-        return read_cropped(config.images, keys)[0]
+        return read_cropped(images, keys)[0]
 
     starts = range(0, len(listing), BLOCK_IMAGES)
     return [read.remote(listing.keys[start : start + BLOCK_IMAGES]) for start in starts]

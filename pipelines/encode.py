@@ -5,6 +5,7 @@ The unit of work and of resuming is a shard: a fixed part of the source's listin
 
 import hashlib
 import json
+import math
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict
@@ -32,7 +33,10 @@ from pipelines.shards import (
     shard_file,
     write_shard,
 )
-from pipelines.stage import StageContext, job
+from pipelines.stage import StageContext, job, located
+
+SHARDS_IN_FLIGHT = 4
+"""Shards for each worker that the object store holds at most: being read, waiting, being encoded, being written."""
 
 
 @job
@@ -101,7 +105,7 @@ def encode_shards(
     ray_data = context.ray_data(workers, "encode")
     records = (
         ray_data.from_items([shard.task() for shard in shards], override_num_blocks=len(shards))
-        .map(ReadImages(config.images), num_cpus=1)
+        .map(ReadImages(located(config.images)), num_cpus=1)
         .map(
             EncodeImages,
             fn_constructor_args=(str(autoencoder_of(config).folder()), config.encode),
@@ -112,7 +116,20 @@ def encode_shards(
         )
         .map(WriteShard(config.folder("latents"), description), num_cpus=0.5)
     )
+    # Reading is faster than encoding: without a limit it runs ahead until half of the object store is full.
+    limits = ray_data.ExecutionResources.for_limits(
+        object_store_memory=SHARDS_IN_FLIGHT * workers.num_workers * shard_bytes(config, description)
+    )
+    records.context.execution_options.resource_limits = limits
     yield from (json.loads(row["record"]) for row in records.iter_rows())
+
+
+def shard_bytes(config: Recipe, description: dict) -> int:
+    """Of a shard's images and moments on their way between processes."""
+    moments = (
+        np.dtype(schema.MOMENTS_DTYPE).itemsize * math.prod(description["moments_shape"]) * (1 + config.encode.flip)
+    )
+    return config.encode.shard_rows * (3 * config.images.size**2 + moments)
 
 
 class ReadImages:
@@ -158,7 +175,7 @@ class EncodeImages:
         return row
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (N, H, W, 3) -> float32 (N, 2C, h, w)."""
+        """uint8 (N, H, W, 3) -> float16 (N, 2C, h, w); infinite where the moments do not fit."""
         import torch
 
         from dit.autoencoder import images_from_uint8
@@ -169,7 +186,7 @@ class EncodeImages:
             part = images[start : start + self.batch_size]
             # Always a full batch: kernels chosen by batch size would make a shard's bytes depend on its length.
             batch[: len(part)] = torch.from_numpy(np.ascontiguousarray(part))
-            moments.append(self.autoencoder.encode(images_from_uint8(batch))[: len(part)].cpu())
+            moments.append(self.autoencoder.encode(images_from_uint8(batch))[: len(part)].half().cpu())
         return torch.cat(moments).numpy()
 
 
@@ -183,18 +200,16 @@ class WriteShard:
     def __call__(self, row: dict) -> dict:
         errors = json.loads(row["errors"])
         moments, flipped = row["moments"], row["moments_flip"]
-        limit = float(np.finfo(schema.MOMENTS_DTYPE).max)
-        fits = (np.abs(moments) <= limit).all(axis=(1, 2, 3))
+        fits = np.isfinite(moments).all(axis=(1, 2, 3))
         if self.description["flip"]:
-            fits &= (np.abs(flipped) <= limit).all(axis=(1, 2, 3))
+            fits &= np.isfinite(flipped).all(axis=(1, 2, 3))
         errors |= {row["keys"][i]: "moments do not fit float16" for i in np.flatnonzero(~fits)}
         keys = [row["keys"][i] for i in np.flatnonzero(fits)]
-        stored = moments[fits].astype(schema.MOMENTS_DTYPE)
         table = schema.shard_table(
             schema.latent_schema(self.description),
             keys,
             np.asarray(row["labels"])[fits],
-            stored,
+            moments[fits],
             flipped[fits] if self.description["flip"] else None,
         )
         data = schema.shard_bytes(table)
@@ -204,7 +219,7 @@ class WriteShard:
             "rows": len(keys),
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
-            "channels": channel_sums(stored),
+            "channels": channel_sums(moments[fits]),
             "quarantined": [{"key": key, "error": error} for key, error in errors.items()],
         }
         write_shard(self.folder, row["shard"], data, record)

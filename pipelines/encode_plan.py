@@ -117,12 +117,12 @@ def measured(plan: EncodePlan, config: Recipe, pending: list[Shard]) -> EncodePl
     workers = config.encode
     if workers.gpus_per_worker and not torch.cuda.is_available():
         return replace(plan, unknown="encode.gpus_per_worker is set, and this machine has no GPU to measure on")
-    keys = pending[0].images.keys[:MEASURED_IMAGES]
+    first = pending[0].images.take(range(min(MEASURED_IMAGES, len(pending[0].images))))
     started = time.perf_counter()
-    images, _, _ = read_cropped(config.images, keys)
-    read = (time.perf_counter() - started) / len(keys)
+    images, _, _ = read_cropped(config.images, first.keys, first.places)
+    read = (time.perf_counter() - started) / len(first)
     if not len(images):
-        return replace(plan, unknown=f"none of the first {len(keys)} images can be read")
+        return replace(plan, unknown=f"none of the first {len(first)} images can be read")
     encode = seconds_to_encode(config, images)
     cores = os.cpu_count() or 1
     busy = read + (0 if workers.gpus_per_worker else encode * workers.cpus_per_worker)

@@ -17,7 +17,7 @@ from pipelines.config import Recipe
 from pipelines.features import Shard, compute_features, make_shards, read_records
 from pipelines.grids import class_grid, save_png
 from pipelines.reference import RealImages, load_real, reference_digest
-from pipelines.stage import StageContext
+from pipelines.stage import StageContext, located
 from pipelines.train import log_checkpoint
 
 GRID_FILE = "samples.png"
@@ -64,7 +64,7 @@ def _evaluate(config: Recipe, context: StageContext, opened, protocol: Evaluatio
         check_reference(config, protocol)
         images = RealImages.of(config)
         shards = sample_shards(config, opened, protocol, folder)
-        arguments = (config.images, config.evaluate, str(opened.path), protocol)
+        arguments = (located(config.images), config.evaluate, str(opened.path), protocol)
         compute_features(context, "evaluate", [*images.missing_shards(), *shards], arguments, config.evaluate)
         clock.lap("features_seconds")
         reference, real = load_real(images)

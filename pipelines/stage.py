@@ -5,9 +5,11 @@ import functools
 import logging
 import os
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 from cluster.lease import lease
-from pipelines.config import Recipe, WorkersConfig
+from pipelines.config import ImagesConfig, Recipe, WorkersConfig
 from pipelines.progress import Progress, say
 from pipelines.tracking import RunLog, Tracker
 
@@ -114,6 +116,13 @@ def _stop_working(reason: str) -> None:
     """End as Ctrl-C does: two at work in one folder would overwrite each other."""
     say("output", f"{reason}; stopping")
     _thread.interrupt_main()
+
+
+def located(images: ImagesConfig) -> ImagesConfig:
+    """The same images by an absolute path, for workers: those of a cluster run in other working directories."""
+    if images.path == "digits" or not Path(images.path).exists():  # a URI, an id on a hub
+        return images
+    return replace(images, path=str(Path(images.path).absolute()))
 
 
 def job(function):

@@ -57,6 +57,6 @@ def test_the_layout_and_precision_that_were_asked_for_make_the_same_latents(tiny
     weight = worker.autoencoder.module.encoder.layers[0].weight
     assert weight.dtype == torch.bfloat16 and weight.is_contiguous(memory_format=torch.channels_last)
     for name in ("moments", "moments_flip"):
-        assert plain[name].shape == (3, 8, 4, 4) and plain[name].dtype == other[name].dtype == np.float32
+        assert plain[name].shape == (3, 8, 4, 4) and plain[name].dtype == other[name].dtype == np.float16
         assert plain[name].flags.c_contiguous and other[name].flags.c_contiguous
         np.testing.assert_allclose(other[name], plain[name], atol=0.05 * np.abs(plain[name][:, :4]).max())

@@ -1,0 +1,30 @@
+"""CIFAR-10 as Parquet, in the layout of Hugging Face: RAYDIT_CIFAR10, or shared/data/cifar10 beside the repository."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def cifar_folder() -> Path:
+    """Skips the benchmark where there is none."""
+    folder = Path(os.environ.get("RAYDIT_CIFAR10", ROOT.parent / "shared" / "data" / "cifar10"))
+    if not any(folder.glob("*.parquet")):
+        pytest.skip(f"no Parquet files in {folder}; set RAYDIT_CIFAR10")
+    return folder
+
+
+def cifar_images(target: Path, num_images: int) -> Path:
+    """The first images as one Parquet file of row groups of 1,000."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables, rows = [], 0
+    for file in sorted(cifar_folder().glob("*.parquet")):
+        if rows < num_images:
+            tables.append(pq.read_table(file).slice(0, num_images - rows))
+            rows += tables[-1].num_rows
+    pq.write_table(pa.concat_tables(tables), target, row_group_size=1000)
+    return target
