@@ -119,7 +119,7 @@ def measured(plan: EncodePlan, config: Recipe, pending: list[Shard]) -> EncodePl
         return replace(plan, unknown="encode.gpus_per_worker is set, and this machine has no GPU to measure on")
     first = pending[0].images.take(range(min(MEASURED_IMAGES, len(pending[0].images))))
     started = time.perf_counter()
-    images, _, _ = read_cropped(config.images, first.keys, first.places)
+    images, _, _ = read_cropped(config.images, first.keys, None if first.places is None else first.places.tolist())
     read = (time.perf_counter() - started) / len(first)
     if not len(images):
         return replace(plan, unknown=f"none of the first {len(first)} images can be read")
