@@ -211,7 +211,8 @@ def _print_report(report, folder: Path, as_json: bool, uri: str) -> None:
     for warning in report.warnings:
         click.echo(f"note: {warning}")
     click.echo(f"report       {shown / 'report.json'}")
-    click.echo(f"samples      {shown / report.artifacts['samples']}")
+    for name in report.artifacts:
+        click.echo(f"{name:<12} {shown / report.artifacts[name]}")
     click.echo(f"MLflow UI    raydit ui{'' if uri.startswith('sqlite') else f'   (on {uri})'}")
     print_result(as_json, json.loads(report.to_json()))
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from cluster import storage
 from evaluation.extractors import extractor_name, extractor_sha256
+from evaluation.page import render_page
 from evaluation.protocol import EvaluationProtocol, shard_ranges
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import REPORT_FILE, EvaluationReport
@@ -21,6 +22,7 @@ from pipelines.stage import StageContext, located
 from pipelines.train import log_checkpoint
 
 GRID_FILE = "samples.png"
+PAGE_FILE = "report.html"
 
 
 def evaluate(
@@ -91,8 +93,10 @@ def _evaluate(config: Recipe, context: StageContext, opened, protocol: Evaluatio
             curve=generated.curve,
             warnings=generated.warnings,
             timings=clock.laps,
-            artifacts={"samples": GRID_FILE},
+            artifacts={"samples": GRID_FILE, "page": PAGE_FILE},
         )
+        page = render_page(report, {"samples": (folder / GRID_FILE).read_bytes()})
+        storage.write_atomically(str(folder / PAGE_FILE), page.encode())
         report.save(folder)
         track(run, opened, report, folder)
         context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({clock.total:.0f} s)")
@@ -229,6 +233,7 @@ def track(run, opened, report: EvaluationReport, folder: Path) -> None:
     run.artifact(folder / REPORT_FILE)
     run.image(folder / GRID_FILE, "samples", opened.step)
     run.artifact(folder / GRID_FILE)
+    run.artifact(folder / PAGE_FILE)
 
 
 class Clock:

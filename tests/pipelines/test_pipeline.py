@@ -91,6 +91,8 @@ def test_the_report_names_protocol_checkpoint_and_floor(finished):
         "metrics"
     ].keys()
     assert all(name.startswith(METRIC_KINDS) for name in report["floor"])
+    (page,) = (folder / "output" / "evaluations").glob("*/*/report.html")
+    assert report["protocol_id"] in page.read_text() and "data:image/png;base64," in page.read_text()
 
 
 def test_a_second_run_skips_everything(finished, capsys):
