@@ -108,6 +108,7 @@ class WebDatasetSource:
         if self.config.image_column is not None:
             return parts.get(self.config.image_column)
         kinds = [kind for kind in parts if is_image(f".{kind}")]
+        kinds = [kind for kind in kinds if "." not in kind] or kinds  # a.jpg is the image, a.mask.png goes with it
         if len(kinds) > 1:
             raise ValueError(
                 f"images.path: {where}: found {len(kinds)} images in the sample {stem} ({', '.join(kinds)}), expected "

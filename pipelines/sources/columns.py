@@ -223,6 +223,8 @@ class ArrowSource(ColumnSource):
                 try:
                     message = pa.ipc.read_message(file)
                 except EOFError:
+                    if offset == file.size() or file.tell() < file.size():
+                        raise EOFError("its end mark is missing") from None
                     return
                 yield offset, pa.ipc.read_record_batch(message, schema)
         except (pa.ArrowInvalid, EOFError) as error:

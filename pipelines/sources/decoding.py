@@ -57,12 +57,21 @@ def _formats() -> list[str]:
 
 
 def _upright(image: "Image.Image") -> "Image.Image":
-    from PIL import ImageOps
+    # ImageOps.exif_transpose also rewrites all tags, and fails for a whole image where one of them is broken.
+    from PIL import ExifTags, Image
 
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken tag says nothing about the pixels, which are whole
-        return image
+    turns = Image.Transpose
+    upright = {
+        2: turns.FLIP_LEFT_RIGHT,
+        3: turns.ROTATE_180,
+        4: turns.FLIP_TOP_BOTTOM,
+        5: turns.TRANSPOSE,
+        6: turns.ROTATE_270,
+        7: turns.TRANSVERSE,
+        8: turns.ROTATE_90,
+    }
+    turn = upright.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def _grey_of_16_bits(image: "Image.Image") -> "Image.Image":

@@ -72,7 +72,11 @@ class Files:
     def top(self) -> tuple[list[str], list[str]]:
         """Sorted names of the folders and of the files directly below the root."""
         filesystem, inner = self._place
-        if self.is_local:
+        if self.root.startswith(("gs://", "gcs://")):
+            # pyarrow shows no folder there that it has not made itself: they are read off the names of the files.
+            below = {name.partition("/")[::2] for name in self.listing()[0]}
+            kinds = list({(name, bool(rest)) for name, rest in below})
+        elif self.is_local:
             with os.scandir(inner) as entries:
                 kinds = [(entry.name, entry.is_dir()) for entry in entries]
         else:

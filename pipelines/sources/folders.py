@@ -93,9 +93,9 @@ class TableSource(ImageFiles):
         table = self._read_table(where)
         name_column = self._column(table, "image_column", NAME_COLUMNS, "the name of the file", where)
         label_column = self._column(table, "label_column", LABEL_COLUMNS, "the label", where)
+        keys = self._names(table, name_column, where)
         known = self.config.class_names or class_names_of(table.schema.metadata, label_column)
         labels, class_names = number_labels(table.column(label_column), known, f"{where}, column {label_column}")
-        keys = [name.removeprefix("./") for name in self._names(table, name_column, where)]
         order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
         keys = [keys[place] for place in order]
         twice = next((key for key, after in zip(keys, keys[1:], strict=False) if key == after), None)
@@ -115,7 +115,7 @@ class TableSource(ImageFiles):
                 f"images.path: {where}, column {column}: found {found}, expected the name of a file in every row; "
                 "correct the table, or set images.image_column"
             )
-        return names.to_pylist()
+        return [name.removeprefix("./") for name in names.to_pylist()]
 
     def _column(self, table: pa.Table, field: str, usual: Sequence[str], holds: str, where: str) -> str:
         column = choose_column(table.column_names, getattr(self.config, field), usual, field, where)

@@ -21,7 +21,7 @@ def number_labels(labels: pa.ChunkedArray, known: Sequence[str], where: str) -> 
         labels = labels.cast(labels.type.value_type)
     is_name = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
     if not is_name and not pa.types.is_integer(labels.type) or labels.null_count:
-        wrong = "no label" if labels.null_count else f"{labels[0].as_py()!r}, a {labels.type}"
+        wrong = "no label" if labels.null_count else f"the label {labels[0].as_py()!r}, a {labels.type}"
         raise ValueError(
             f"images.path: {where}: found {wrong}, expected integers from 0 or class names in every row. Correct the "
             "labels, and leave out images without one"

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from buckets import s3_bucket, s3_server  # noqa: F401
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
@@ -225,29 +226,10 @@ def test_a_missing_file_is_a_file_not_found_error(base):
             read(storage.join(base, "nothing"))
 
 
-def test_a_folder_goes_through_a_real_s3_server(tmp_path, monkeypatch):
-    pytest.importorskip("boto3")
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    try:
-        import boto3
-
-        boto3.client("s3").create_bucket(Bucket="raydit")
-        published = "s3://raydit/checkpoints/step_1"
-        storage.publish_folder(write_folder(tmp_path / "step"), published, last="COMPLETE")
-        assert storage.list_names(published) == ["COMPLETE", "trainer", "weights"]
-        assert (Path(storage.fetch_folder(published)) / "trainer" / "state").read_bytes() == b"s"
-        storage.move_folder(published, published + ".superseded")
-        assert storage.exists(published + ".superseded/COMPLETE") and not storage.exists(published)
-    finally:
-        server.stop()
+def test_a_folder_goes_through_a_real_s3_server(s3_bucket, tmp_path):  # noqa: F811
+    published = f"{s3_bucket}/checkpoints/step_1"
+    storage.publish_folder(write_folder(tmp_path / "step"), published, last="COMPLETE")
+    assert storage.list_names(published) == ["COMPLETE", "trainer", "weights"]
+    assert (Path(storage.fetch_folder(published)) / "trainer" / "state").read_bytes() == b"s"
+    storage.move_folder(published, published + ".superseded")
+    assert storage.exists(published + ".superseded/COMPLETE") and not storage.exists(published)

@@ -1,0 +1,111 @@
+"""Object stores on this machine: moto for s3://, and just enough of Google's for reading gs://."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(port=0)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_server, tmp_path, monkeypatch):
+    """URI of an empty bucket, which the environment gives access to."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    import boto3
+
+    name = "raydit-" + os.urandom(4).hex()
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def gs_bucket(tmp_path):
+    """A folder, and a function from a path in it to a gs:// URI. In its own process: pyarrow waits with the GIL held."""
+    folder = tmp_path / "gs"
+    (folder / "bucket").mkdir(parents=True)
+    command = [sys.executable, __file__, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        host = urllib.parse.quote(f"127.0.0.1:{int(server.stdout.readline())}", safe="")
+        query = f"scheme=http&endpoint_override={host}&retry_limit_seconds=5"
+        yield folder / "bucket", lambda path: f"gs://anonymous@bucket/{path}?{query}"
+        server.kill()
+
+
+class GoogleStorage(BaseHTTPRequestHandler):
+    """Lists, describes and reads the objects of a bucket, which are files on disk."""
+
+    root: Path
+
+    def do_GET(self) -> None:
+        url = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        _, _, name = url.path.partition("/b/bucket/o")
+        file = self.root / "bucket" / urllib.parse.unquote(name[1:])
+        if not name:
+            self._list(query.get("prefix", ""), query.get("delimiter"))
+        elif not file.is_file():
+            self._answer(404, b'{"error": {"code": 404, "message": "not found"}}')
+        elif query.get("alt") == "media":
+            self._read(file)
+        else:
+            self._answer(200, json.dumps(self._describe(file)).encode())
+
+    def _list(self, prefix: str, delimiter: str | None) -> None:
+        files = sorted(file for file in (self.root / "bucket").rglob("*") if file.is_file())
+        items = [item for item in map(self._describe, files) if item["name"].startswith(prefix)]
+        if delimiter:  # the rest would be named as prefixes, which pyarrow does not look at
+            items = [item for item in items if delimiter not in item["name"][len(prefix) :]]
+        self._answer(200, json.dumps({"kind": "storage#objects", "items": items}).encode())
+
+    def _describe(self, file: Path) -> dict:
+        name = file.relative_to(self.root / "bucket").as_posix()
+        times = dict.fromkeys(("timeCreated", "updated"), "2026-01-01T00:00:00Z")
+        numbers = {"size": str(file.stat().st_size), "generation": "1", "metageneration": "1"}
+        return {"kind": "storage#object", "name": name, "bucket": "bucket", **times, **numbers}
+
+    def _read(self, file: Path) -> None:
+        data = file.read_bytes()
+        if wanted := self.headers.get("Range"):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, stop = int(first), min(int(last) + 1, len(data)) if last else len(data)
+            place = {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
+            self._answer(206, data[start:stop], place)
+        else:
+            self._answer(200, data)
+
+    def _answer(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(body)), "x-goog-generation": "1", **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    GoogleStorage.root = Path(sys.argv[1])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), GoogleStorage)
+    print(server.server_port, flush=True)
+    server.serve_forever()
