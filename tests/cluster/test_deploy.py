@@ -1,0 +1,223 @@
+"""The deployment files, checked as far as that goes without a cloud: schema, versions, security."""
+
+import json
+import re
+import shlex
+import tomllib
+import urllib.request
+from pathlib import Path
+
+import jsonschema
+import pytest
+import ray
+import yaml
+from schemas import COMPOSE, NETWORK_POLICY, RAY_CLUSTER, RAY_JOB
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "cluster" / "deploy"
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+RAY_VERSION = re.search(r"^ray==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+FILES = sorted(path for path in DEPLOY.iterdir() if path.is_file())
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+
+
+def load(name):
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+RAY_UP, COMPOSE_FILE, JOB = load("ray-up.aws.yaml"), load("compose.yaml"), load("rayjob.yaml")
+CLUSTER, POLICY = yaml.safe_load_all((DEPLOY / "raycluster.yaml").read_text())
+PODS = [CLUSTER["spec"]["headGroupSpec"], *CLUSTER["spec"]["workerGroupSpecs"]]
+SERVICES = COMPOSE_FILE["services"]
+
+
+def ray_schema():
+    return json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("content", "schema"),
+    [
+        (RAY_UP, ray_schema()),
+        (CLUSTER, RAY_CLUSTER),
+        (POLICY, NETWORK_POLICY),
+        (JOB, RAY_JOB),
+        (COMPOSE_FILE, COMPOSE),
+    ],
+    ids=["ray-up", "RayCluster", "NetworkPolicy", "RayJob", "compose"],
+)
+def test_every_field_is_known_and_of_its_type(content, schema):
+    jsonschema.Draft7Validator.check_schema(schema)
+    jsonschema.validate(content, schema, cls=jsonschema.Draft7Validator)
+
+
+@pytest.mark.parametrize(
+    ("content", "schema", "path", "value"),
+    [
+        (RAY_UP, ray_schema(), ("idle_timeout_minute",), 5),
+        (CLUSTER, RAY_CLUSTER, ("spec", "headGroupSpec", "rayStartParam"), {}),
+        (CLUSTER, RAY_CLUSTER, ("spec", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
+        (JOB, RAY_JOB, ("spec", "rayClusterSpec", "workerGroupSpecs", 0, "template", "spec", "nodeselector"), {}),
+        (COMPOSE_FILE, COMPOSE, ("services", "s3", "port"), []),
+    ],
+)
+def test_a_mistake_is_found(content, schema, path, value):
+    broken = json.loads(json.dumps(content))
+    place = broken
+    for part in path[:-1]:
+        place = place[part]
+    place[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, schema, cls=jsonschema.Draft7Validator)
+
+
+def test_images_and_ray_are_those_of_this_version():
+    text = "".join(path.read_text() for path in FILES)
+    assert set(re.findall(r"raydit:([\w.]+)", text)) == {VERSION}
+    assert CLUSTER["spec"]["rayVersion"] == RAY_VERSION
+    images = [service["image"] for service in SERVICES.values()] + re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert all(re.search(r":[\w.-]*\d[\w.-]*$", image) and "latest" not in image for image in images)
+
+
+def test_the_job_runs_on_the_cluster_that_is_described_once():
+    assert JOB["spec"]["rayClusterSpec"] == CLUSTER["spec"]
+
+
+def test_the_command_of_the_job_is_a_raydit_command_on_a_recipe_of_the_image():
+    from pipelines.recipe_file import load_recipe
+    from pipelines.submission import overrides_in
+
+    program, *command = shlex.split(JOB["spec"]["entrypoint"])
+    assert program == "raydit" and command[1].startswith("/opt/raydit/recipes/")
+    config = load_recipe(ROOT / "pipelines" / "recipes" / Path(command[1]).name, overrides_in(command))
+    assert config.output.startswith(PODS[0]["template"]["spec"]["containers"][0]["volumeMounts"][0]["mountPath"])
+
+
+def test_heads_hold_no_tasks_and_workers_come_and_go():
+    assert RAY_UP["available_node_types"]["head"]["resources"] == {"CPU": 0, "GPU": 0}
+    assert "--num-cpus=0" in SERVICES["ray-head"]["command"] and "--num-gpus=0" in SERVICES["ray-head"]["command"]
+    start = CLUSTER["spec"]["headGroupSpec"]["rayStartParams"]
+    assert (start["num-cpus"], start["num-gpus"]) == ("0", "0")
+    assert CLUSTER["spec"]["enableInTreeAutoscaling"]
+    workers = {name: node for name, node in RAY_UP["available_node_types"].items() if name != RAY_UP["head_node_type"]}
+    for worker in workers.values():
+        assert worker["min_workers"] == 0 < worker["max_workers"]
+        assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert sum(worker["max_workers"] for worker in workers.values()) == RAY_UP["max_workers"]
+    for group in CLUSTER["spec"]["workerGroupSpecs"]:
+        assert group["minReplicas"] == 0 < group["maxReplicas"] and "spot" in str(
+            group["template"]["spec"]["nodeSelector"]
+        )
+
+
+def test_every_pod_has_probes_shared_storage_and_tracking_and_is_not_root():
+    for pod in PODS:
+        spec = pod["template"]["spec"]
+        (container,) = spec["containers"]
+        assert container["readinessProbe"] and container["livenessProbe"]
+        assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] == 1000
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert {volume["name"] for volume in spec["volumes"]} >= {mount["name"] for mount in container["volumeMounts"]}
+        assert "MLFLOW_TRACKING_URI" in {variable["name"] for variable in container["env"]}
+        assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
+        assert POLICY["spec"]["podSelector"]["matchLabels"].items() <= pod["template"]["metadata"]["labels"].items()
+
+
+def test_a_token_is_needed_everywhere():
+    assert CLUSTER["spec"]["authOptions"] == {"mode": "token", "secretName": "raydit-token"}
+    assert "--env RAY_AUTH_MODE=token" in RAY_UP["docker"]["run_options"]
+    assert RAY_UP["file_mounts"] == {"/home/raydit/.ray/auth_token": "~/.ray/auth_token"}
+    assert re.search(r"^ENV RAY_AUTH_MODE=token", DOCKERFILE, re.MULTILINE)
+    for name in ("ray-head", "ray-worker"):
+        assert SERVICES[name]["environment"]["RAY_AUTH_MODE"] == "token"
+    assert "--app-name=basic-auth" in SERVICES["mlflow"]["command"]
+
+
+def test_nothing_is_published_beyond_this_machine():
+    assert all(port.startswith("127.0.0.1:") for service in SERVICES.values() for port in service.get("ports", []))
+    head = " ".join(RAY_UP["head_start_ray_commands"])
+    assert "--dashboard-host=127.0.0.1" in head and "0.0.0.0" not in head
+    assert CLUSTER["spec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert "security_group" not in RAY_UP["provider"]  # Ray would add SSH from 0.0.0.0/0 to it
+    assert all(node["node_config"]["SecurityGroupIds"] for node in RAY_UP["available_node_types"].values())
+    from_elsewhere = [rule for rule in POLICY["spec"]["ingress"] if {"podSelector": {}} in rule["from"]]
+    assert [rule["ports"] for rule in from_elsewhere] == [[{"protocol": "TCP", "port": 8265}]]
+    assert any(part.startswith("--allowed-hosts=") and "*" not in part for part in SERVICES["mlflow"]["command"])
+
+
+def test_no_secret_is_written_in_any_file():
+    """Every value under a secret name comes from outside: an environment variable that must be set, or a secret."""
+    for service in SERVICES.values():
+        for name, value in service.get("environment", {}).items():
+            if re.search(r"PASSWORD|SECRET|_TOKEN$", name):
+                assert re.fullmatch(r"\$\{\w+:\?.+\}", value), name
+    lines = (DEPLOY / "env.example").read_text().splitlines()
+    assert all(line.startswith("#") or line.endswith("=") or not line for line in lines)
+    needed = {name for service in SERVICES.values() for name in re.findall(r"\$\{(\w+):\?", json.dumps(service))}
+    assert {line[:-1] for line in lines if line.endswith("=")} == needed
+    for path in FILES:
+        assert not re.search(r"AKIA[0-9A-Z]{16}|-----BEGIN|\b[0-9a-f]{40,}\b", path.read_text()), path.name
+    for container in (pod["template"]["spec"]["containers"][0] for pod in PODS):
+        assert not [each for each in container["env"] if re.search(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY", each["name"])]
+
+
+def instructions():
+    """(instruction, argument) of the Dockerfile, continuation lines joined."""
+    joined = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE))
+    return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
+
+
+def test_the_dockerfile_is_pinned_small_and_not_root():
+    steps = instructions()
+    names = [name for name, _ in steps]
+    assert names[0] == "FROM" and names.count("FROM") == 1
+    assert [argument for name, argument in steps if name == "USER"] == ["raydit"]
+    assert "RUN" not in names[names.index("USER") :]
+    assert not {"ADD", "ARG"} & set(names)
+    for name, argument in steps:
+        if name in ("ENV", "COPY"):
+            assert not re.search(r"PASSWORD|SECRET|TOKEN=|ACCESS_KEY|auth_token|\.env\b", argument)
+        if name == "RUN" and "apt-get install" in argument:
+            assert "--no-install-recommends" in argument and "rm -rf /var/lib/apt/lists" in argument
+        if name == "RUN" and "pip install" in argument:
+            assert "--no-cache-dir" in argument and ("--constraint" in argument or "--no-deps" in argument)
+            assert all(
+                "==" in requirement for requirement in re.findall(r'"([\w-]+[^" ]*)"', argument.split("pip", 1)[1])
+            )
+
+
+def test_the_dockerfile_copies_what_is_there_and_the_context_holds_nothing_else():
+    copied = {part for name, argument in instructions() if name == "COPY" for part in argument.split()[:-1]}
+    assert all((ROOT / part).exists() for part in copied)
+    ignore = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    assert "*" in ignore and {line[1:] for line in ignore if line.startswith("!")} == copied
+
+
+def test_services_wait_only_for_what_tells_that_it_is_ready():
+    for service in SERVICES.values():
+        for other, wait in service.get("depends_on", {}).items():
+            if wait["condition"] == "service_healthy":
+                assert SERVICES[other]["healthcheck"]
+            else:
+                assert "restart" not in SERVICES[other], "what is waited for to end must not be started again"
+    users = {mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", [])}
+    assert users == set(COMPOSE_FILE["volumes"])
+
+
+def test_probes_answer_without_a_token_and_nothing_else_does(ray_head):
+    probes = [PODS[0]["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"]]
+    probes += re.findall(r"8265(/[\w/]+)", json.dumps(SERVICES["ray-head"]["healthcheck"]))
+    for path in probes:
+        assert urllib.request.urlopen(ray_head.address + path, timeout=10).status == 200
+    for path in ("/api/version", "/api/jobs/", "/nodes?view=summary"):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(ray_head.address + path, timeout=10)
+
+
+def test_the_readme_names_every_file_and_every_port_that_is_opened():
+    readme = (ROOT / "cluster" / "README.md").read_text()
+    assert [path.name for path in FILES if path.name not in readme and path.suffix != ".dockerignore"] == []
+    text = "".join(path.read_text() for path in FILES)
+    ports = {int(port) for port in re.findall(r"(?:containerPort: |port: |port=|127\.0\.0\.1:)(\d{4,5})", text)}
+    assert ports >= {6379, 8265, 5000} and [port for port in ports if str(port) not in readme] == []
+    assert "CVE-2023-48022" in readme
