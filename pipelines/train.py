@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.autoencoder import autoencoder_of
-from pipelines.config import ModelConfig, Recipe
+from pipelines.config import Recipe
+from pipelines.config_model import ModelConfig
 from pipelines.identity import Artifact, settings_identity
 from pipelines.latents import LatentDataset
 from pipelines.recipe_file import resolved

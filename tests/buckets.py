@@ -40,7 +40,7 @@ def s3_bucket(s3_server, tmp_path, monkeypatch):
 
 @pytest.fixture
 def gs_bucket(tmp_path):
-    """A folder, and a function from a path in it to a gs:// URI. In its own process: pyarrow waits with the GIL held."""
+    """A folder, and a function from a path in it to a gs:// URI. Its own process: pyarrow waits with the GIL held."""
     folder = tmp_path / "gs"
     (folder / "bucket").mkdir(parents=True)
     command = [sys.executable, __file__, str(folder)]

@@ -70,7 +70,7 @@ def _upright(image: "Image.Image") -> "Image.Image":
         7: turns.TRANSVERSE,
         8: turns.ROTATE_90,
     }
-    turn = upright.get(image.getexif().get(ExifTags.Base.Orientation))
+    turn = upright.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
 
 

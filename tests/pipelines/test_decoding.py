@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pictures import broken_pictures, encoded, huge_png, noise, square
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipelines.sources.decoding import decode, is_image, reason
 
@@ -57,8 +57,6 @@ def test_images_are_turned_upright_by_their_exif_tag(orientation):
     exif[0x0112] = orientation
     stored = upright if turn is None else upright.transpose(turn)
     np.testing.assert_array_equal(np.asarray(decode(encoded(stored, exif=exif))), np.asarray(upright))
-
-
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -150,7 +148,9 @@ def test_reasons_are_the_same_in_every_run():
     outputs = set()
     for seed in "01":
         environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": folders}
-        outputs.add(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout)
+        outputs.add(
+            subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout
+        )
     (output,) = outputs
     assert output.splitlines()[1:3] == [
         "ValueError: empty: no bytes",

@@ -92,7 +92,9 @@ def write_tables(folder, tables: dict[str, pa.Table]):
 def test_label_names_are_numbered_in_sorted_order_over_all_files(tmp_path, encode):
     for name, labels in {"a": ["dog", "cat"], "b": ["bee"]}.items():
         column = encode(pa.array(labels))
-        pq.write_table(pa.table({"image": [encoded(square(1))] * len(labels), "label": column}), tmp_path / f"{name}.parquet")
+        pq.write_table(
+            pa.table({"image": [encoded(square(1))] * len(labels), "label": column}), tmp_path / f"{name}.parquet"
+        )
     listing = source(tmp_path).listing()
     assert (listing.labels.tolist(), listing.class_names) == ([2, 1, 0], ("bee", "cat", "dog"))
 

@@ -41,8 +41,6 @@ def test_class_folders_among_loose_images_are_refused(tmp_path):
         source(tmp_path).listing()
 
 
-
-
 def test_linked_class_folders_are_followed_and_dead_links_are_not_dropped(tmp_path):
     write(tmp_path / "store" / "many" / "a.png", encoded(square(7)))
     (tmp_path / "set" / "dog").mkdir(parents=True)
@@ -76,7 +74,9 @@ def test_of_folders_for_parts_the_wanted_one_holds_the_classes(tmp_path):
     assert source(tmp_path).listing().class_names == ("cat", "dog")
     assert source(tmp_path, split="validation").listing().keys == ["val/cat/c.png"]
     assert source(tmp_path, split="all").listing().labels.tolist() == [0, 0, 1, 0]
-    with pytest.raises(ValueError, match="images.split: found 'extra', expected one of the parts .* test, train, valid"):
+    with pytest.raises(
+        ValueError, match="images.split: found 'extra', expected one of the parts .* test, train, valid"
+    ):
         source(tmp_path, split="extra").listing()
 
 
@@ -85,7 +85,9 @@ def test_given_class_names_number_the_folders_and_name_the_one_that_is_left_over
         write(tmp_path / name, encoded(square(1)))
     listing = source(tmp_path, class_names=("dog", "emu", "cat")).listing()
     assert (listing.labels.tolist(), listing.class_names) == ([2, 0], ("dog", "emu", "cat"))
-    with pytest.raises(ValueError, match="found the class 'cat', expected one of dog, emu. Add it to images.class_names"):
+    with pytest.raises(
+        ValueError, match="found the class 'cat', expected one of dog, emu. Add it to images.class_names"
+    ):
         source(tmp_path, class_names=("dog", "emu")).listing()
 
 
@@ -142,7 +144,10 @@ def test_a_parquet_table_keeps_the_names_of_its_classes(tmp_path):
         ("a.png,1\nb.png,2\n", "has the columns a.png, 1; expected one of file_name, .*Add a line of column names"),
         ("file,weight\na.png,1\n", 'columns file, weight; expected one of label, .*images.format = "folder" to do'),
         ("file,label\na.png,\nb.png,1\n", "column label: found no label, expected integers from 0 or class names"),
-        ("file,label\na.png,0.5\n", "column label: found the label 0.5, a double, expected integers from 0 or class names"),
+        (
+            "file,label\na.png,0.5\n",
+            "column label: found the label 0.5, a double, expected integers from 0 or class names",
+        ),
         ("file,label\na.png,1\na.png,2\n", "found a.png twice, expected each file once; remove one"),
         ("file,label\n", "found no rows, expected one for each image"),
         ("file,label\na.png,1,2\n", "found what is no table .*expected .csv"),

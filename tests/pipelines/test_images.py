@@ -3,11 +3,9 @@
 import os
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from pictures import encoded, huge_png, square, write
 from PIL import Image
-from pictures import encoded, huge_png, noise, square, write, write_class_folders, write_tar, pictures
 
 from pipelines.config import ImagesConfig
 from pipelines.images import open_source
@@ -93,5 +91,3 @@ def test_growth_moves_no_image_to_the_other_side_of_a_split(tmp_path):
         write(tmp_path / f"{index:02d}.png", b"x")
     for old, new in zip(before, source(tmp_path).listing().split(0.4), strict=True):
         assert old.keys and set(old.keys) < set(new.keys)
-
-
