@@ -64,6 +64,7 @@ def wait_for_line(line, submission_id, address):
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_failing_job_is_named_and_its_broken_log_taken_up_where_it_broke(address, monkeypatch):
     from ray.job_submission import JobSubmissionClient
 

@@ -124,6 +124,7 @@ def test_a_changed_setting_reruns_the_stages_after_it_and_says_why(copy, capsys)
     assert report.checkpoint_digest != before["checkpoint_digest"]
 
 
+@pytest.mark.slow
 def test_a_deleted_shard_is_all_that_is_encoded_again(copy):
     """As after a kill in mid-encode: some shards finished, one not, no manifest."""
     latents = copy / "output" / "latents"

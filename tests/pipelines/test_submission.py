@@ -131,6 +131,7 @@ def test_submitted_again_it_is_a_new_job_that_only_skips(submit, whole_run):
     assert f"job {first}-2 at" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_failing_job_gives_its_exit_code(submit):
     failed = submit("encode", str(TINY), "--set", "images.path=nowhere", "--set", "output=failing")
     assert failed.returncode == 2
