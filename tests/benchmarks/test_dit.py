@@ -24,7 +24,7 @@ pytestmark = pytest.mark.benchmark
 
 SMALL = DiTConfig(input_size=8, hidden_size=128, depth=4, num_heads=4, num_classes=10)
 CASES = {
-    "DiT-S/2, batch 8": (named_config("DiT-S/2"), 8, 7),
+    "DiT-S/2, batch 8": (named_config("DiT-S/2"), 8, 5),
     "width 128, depth 4, batch 128": (SMALL, 128, 20),
 }
 

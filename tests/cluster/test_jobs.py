@@ -42,6 +42,7 @@ def test_a_job_runs_in_the_clusters_python_with_its_arguments_unchanged(address,
     assert (listed.status, listed.exit_code) == ("SUCCEEDED", 0)
 
 
+@pytest.mark.slow
 def test_a_running_id_is_joined_and_a_stopped_one_is_refused(address):
     code = "import time\ntry:\n  print('started'); time.sleep(600)\nfinally: print('cleaned up')"
     assert run(code, address, submission_id="once") == "once"

@@ -159,6 +159,7 @@ def test_in_an_object_store_it_holds_too(tmp_path, monkeypatch):
     assert json.loads((tmp_path / FILE).read_text())["expires"] == 0
 
 
+@pytest.mark.slow
 def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path):
     for index in range(40):
         plant(tmp_path / str(index), machine="another", expires=0.0)
