@@ -19,8 +19,9 @@ from pipelines.stage import StageContext
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
-import sys, time
+import signal, sys, time
 from cluster.lease import lease
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 with lease(sys.argv[1], lost=print):
     print("held", flush=True)
     time.sleep(60)
