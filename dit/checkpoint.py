@@ -31,6 +31,8 @@ from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from
 from dit.diffusers_format import pipeline_scale, read_pipeline, write_pipeline
 from dit.files import publish, sha256_of, sync, unused, write_json
 from dit.official import check_official, published_objective, read_official
+from dit.sharding import placed_like
+from dit.snapshot import Snapshot, take_snapshot
 from dit.train import TrainState
 from dit.weights import load_weights
 
@@ -57,6 +59,12 @@ class Checkpoint:
     def step(self) -> int:
         return self.config["step"]
 
+    @property
+    def trainer_state(self) -> dict:
+        """The data cursor; empty for an imported one."""
+        file = self.path / "trainer" / "state.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
     def weights(self, which: str = "ema", device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """State dict of the averaged ("ema", "ema_0.05") or the trained ("model") weights."""
         file = self.path / f"{which}.safetensors"
@@ -69,8 +77,8 @@ class Checkpoint:
         return load_file(file, device=str(device))
 
 
-def save_checkpoint(state: TrainState, folder: Path, config: dict, cursor: dict) -> Checkpoint:
-    """Write `state` into `folder`, atomically: a reader sees all of it or nothing.
+def save_checkpoint(state: TrainState | Snapshot, folder: Path, config: dict, cursor: dict) -> Checkpoint:
+    """Write a state, or a snapshot of one, into `folder`, atomically: a reader sees all of it or nothing.
 
     config: what the artifact says of itself (merged with format, version and step). cursor: what the data side
     needs to go on. An unfinished folder left by a killed process is replaced; a complete one is kept.
@@ -78,14 +86,16 @@ def save_checkpoint(state: TrainState, folder: Path, config: dict, cursor: dict)
     folder = Path(folder)
     if (folder / COMPLETE).exists():
         return load_checkpoint(folder)
+    snapshot = state if isinstance(state, Snapshot) else take_snapshot(state)
+    assert snapshot is not None, "kept by this process"
 
     def write(folder: Path) -> None:
         (folder / "trainer").mkdir(parents=True)
-        averages = {name: average.state_dict() for name, average in state.averages.items()}
-        _write_weights(folder, {"model": state.network.state_dict(), **averages})
-        save_file(_optimizer_tensors(state), folder / "trainer" / "optimizer.safetensors")
-        write_json(folder / "trainer" / "state.json", {"step": state.step, **cursor})
-        _complete(folder, {"step": state.step, **config})
+        _write_weights(folder, snapshot.weights)
+        save_file(snapshot.optimizer, folder / "trainer" / "optimizer.safetensors")
+        progress = {"step": snapshot.step, "batches": snapshot.batches}
+        write_json(folder / "trainer" / "state.json", {**progress, **cursor})
+        _complete(folder, {"step": snapshot.step, **config})
 
     publish(folder, write)
     return load_checkpoint(folder)
@@ -93,7 +103,8 @@ def save_checkpoint(state: TrainState, folder: Path, config: dict, cursor: dict)
 
 def _write_weights(folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, state in weights.items():
-        save_file(_contiguous(state), folder / f"{name}.safetensors")
+        contiguous = {key: tensor.contiguous() for key, tensor in state.items()}
+        save_file(contiguous, folder / f"{name}.safetensors")
 
 
 def _complete(folder: Path, config: Mapping[str, Any]) -> None:
@@ -168,9 +179,11 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:
     for key, tensor in tensors.items():
         kind, name = key.split("/", 1)
         parameter = parameters[name]
-        # The step count too: fused AdamW keeps it beside its parameter.
-        state.optimizer.state[parameter][kind] = tensor.to(parameter.device)
+        # The step count too: fused AdamW keeps it beside its parameter, though in one piece.
+        moment = tensor.to(parameter.device) if kind == "step" else placed_like(tensor, parameter)
+        state.optimizer.state[parameter][kind] = moment
     state.step = checkpoint.step
+    state.batches = checkpoint.trainer_state.get("batches", state.step)
     return state
 
 
@@ -334,16 +347,3 @@ def newest_checkpoint(folder: str | Path) -> Checkpoint | None:
     """The complete checkpoint with the highest step, or None."""
     steps = finished_steps(folder)
     return load_checkpoint(Path(folder) / step_name(steps[-1])) if steps else None
-
-
-def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    named: dict[Tensor, str] = {parameter: name for name, parameter in state.network.named_parameters()}
-    return {
-        f"{key}/{named[parameter]}": value.contiguous()
-        for parameter, entries in state.optimizer.state.items()
-        for key, value in entries.items()
-    }
-
-
-def _contiguous(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in state_dict.items()}

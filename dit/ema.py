@@ -5,6 +5,7 @@ from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
 from dit.schedule import LARGEST_SIGMA_REL
+from dit.sharding import fill
 
 
 class EMA:
@@ -42,7 +43,6 @@ class EMA:
         """The averaged weights under the model's names; the model's load_state_dict takes them."""
         return {**self._parameters, **self._buffers}
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from averaged weights saved by state_dict.
 
@@ -56,7 +56,7 @@ class EMA:
                 "but names and shapes must be equal: load a checkpoint of the same model configuration"
             )
         for name, value in own.items():
-            value.copy_(state[name])
+            fill(value, state[name])
 
     def copy_to(self, model: nn.Module) -> None:
         """Overwrite the model's weights by the averaged ones, cast to the model's own dtype."""

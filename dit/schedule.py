@@ -21,6 +21,8 @@ class TrainingConfig:
     """Optimiser steps in all."""
     global_batch_size: Annotated[int, Gt(0)] = 256
     """Images per step over all workers."""
+    accumulation_steps: Annotated[int, Gt(0)] = 1
+    """Passes that a step's images are divided into, where memory does not hold them at once."""
     learning_rate: Annotated[float, Gt(0)] = 1e-4
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -5,20 +5,40 @@ is one copy or a data-parallel one is the caller's business. Nothing in the loop
 bring noise, timesteps and dropped labels with them, so that a run can be resumed to the bit.
 """
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dit.ema import EMA, PowerEMA
 from dit.schedule import TrainingConfig, learning_rate, power_ema_name
+from dit.sharding import whole
 
 Losses = dict[str, Tensor]
+
+
+class NonFiniteError(FloatingPointError):
+    """A gradient is not finite; the weights are as before."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float, lr: float):
+        self.step, self.loss, self.grad_norm, self.lr = step, loss, grad_norm, lr
+        super().__init__(
+            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}, learning rate {lr:.1e}; expected finite "
+            f"numbers. The weights are those of step {step}. Lower learning_rate, or set grad_clip"
+        )
+
+    def __reduce__(self):
+        return NonFiniteError, (self.step, self.loss, self.grad_norm, self.lr)
+
+
+def _stop(error: NonFiniteError, batch: Any) -> None:
+    raise error
 
 
 @dataclass
@@ -35,6 +55,8 @@ class TrainState:
     """Further averages by their names (`dit.schedule.power_ema_name`)."""
     step: int = 0
     """Finished optimiser steps."""
+    batches: int = 0
+    """Batches taken, with those that were left out: where the data go on."""
 
     @property
     def averages(self) -> dict[str, EMA]:
@@ -44,6 +66,7 @@ class TrainState:
 
 def create_state(network: nn.Module, config: TrainingConfig, wrap: Callable = lambda network: network):
     """Start of training: AdamW and averages as `config` asks; `wrap` makes the network data-parallel."""
+    model = wrap(network)  # first: it may divide the parameters that the optimizer and the averages are made of
     optimizer = torch.optim.AdamW(
         [parameter for parameter in network.parameters() if parameter.requires_grad],
         lr=config.learning_rate,
@@ -53,7 +76,7 @@ def create_state(network: nn.Module, config: TrainingConfig, wrap: Callable = la
     )
     ema = EMA(network, decay=config.ema_decay, warmup=config.ema_warmup)
     power_emas = {power_ema_name(sigma_rel): PowerEMA(network, sigma_rel) for sigma_rel in config.ema_sigma_rels}
-    return TrainState(network=network, model=wrap(network), ema=ema, power_emas=power_emas, optimizer=optimizer)
+    return TrainState(network=network, model=model, ema=ema, power_emas=power_emas, optimizer=optimizer)
 
 
 def train(
@@ -64,49 +87,75 @@ def train(
     *,
     report: Callable[[int, dict[str, float]], None],
     save: Callable[[TrainState], None],
+    on_nonfinite: Callable[[NonFiniteError, Any], None] = _stop,
 ) -> TrainState:
     """Train until `config.steps`, one step for each of `batches`, and return the state.
 
-    `losses(model, batch)` gives scalars, "loss" among them: the mean over this worker's share of the batch.
+    `losses(model, batch)` gives scalars, "loss" among them: the mean over this worker's share of the batch; of a
+    part of it (`batch.chunk(config.accumulation_steps)`), the part's contribution to that mean.
     `report(step, metrics)` gets the means since the last report; `save(state)` writes a checkpoint.
-    Raises FloatingPointError, naming the step, before a non-finite loss or gradient reaches the weights.
+    `on_nonfinite(error, batch)` hears of a batch that would have spoilt the weights: it returns to go on without that
+    batch, or raises, which it does when left out.
     """
     window = Window(config.global_batch_size)
-    for batch in itertools.islice(batches, max(0, config.steps - state.step)):
-        metrics = train_step(state, batch, losses, config)
+    batches = window.timed(batches)
+    while state.step < config.steps and (batch := next(batches, None)) is not None:
+        state.batches += 1
+        try:
+            metrics = train_step(state, batch, losses, config)
+        except NonFiniteError as error:
+            on_nonfinite(error, batch)
+            continue
         window.add(metrics)
-        if state.step % config.log_every == 0 or state.step == config.steps:
+        checkpoint_due = state.step % config.checkpoint_every == 0 or state.step == config.steps
+        # At a checkpoint too, so that a resumed run reports the very numbers of an unbroken one.
+        if checkpoint_due or state.step % config.log_every == 0:
             report(state.step, window.means())
-        if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+        if checkpoint_due:
             save(state)
     return state
 
 
 def train_step(state: TrainState, batch, losses, config: TrainingConfig) -> dict[str, Tensor | float]:
-    """One optimiser step: forward, backward, clip, update, average."""
+    """One optimiser step: forward and backward for every part of the batch, clip, update, average.
+
+    Raises NonFiniteError, with gradients dropped and nothing else changed, if a gradient is not finite.
+    """
     lr = learning_rate(config, state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    values = losses(state.model, batch)
-    values["loss"].backward()
+    sums: dict[str, Tensor | float] = {}
+    parts = batch.chunk(config.accumulation_steps) if config.accumulation_steps > 1 else [batch]
+    for number, part in enumerate(parts, start=1):
+        with averaging(state.model, number == len(parts)):
+            values = losses(state.model, part)
+            values["loss"].backward()
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value.detach()
     # Over all workers already: data-parallel gradients are averaged during backward.
-    grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.grad_clip or math.inf)
+    grad_norm = whole(nn.utils.clip_grad_norm_(state.network.parameters(), config.grad_clip or math.inf))
     if not torch.isfinite(grad_norm):
-        raise FloatingPointError(
-            f"step {state.step + 1}: loss {values['loss'].item()}, gradient norm {grad_norm.item()}, learning "
-            f"rate {lr:.1e}; expected finite numbers. The weights are those of step {state.step}. Lower "
-            "learning_rate, or set grad_clip"
-        )
+        state.optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteError(state.step, float(sums["loss"]), float(grad_norm), lr)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     for average in state.averages.values():
         average.update(state.network, state.step)
     state.step += 1
-    return {name: value.detach() for name, value in values.items()} | {"lr": lr, "grad_norm": grad_norm}
+    return sums | {"lr": lr, "grad_norm": grad_norm}
+
+
+def averaging(model: nn.Module, last: bool) -> AbstractContextManager:
+    """In a data-parallel model, let gradients be averaged over workers with the last part of a batch, not before."""
+    if isinstance(model, DistributedDataParallel):
+        return nullcontext() if last else model.no_sync()
+    if hasattr(model, "set_requires_gradient_sync"):  # FSDP2
+        model.set_requires_gradient_sync(last)  # type: ignore[operator]
+    return nullcontext()
 
 
 class Window:
-    """Means of the metrics since the last report, and the images per second of all workers."""
+    """Means of the metrics since the last report, images per second of all workers, and the share of time waited."""
 
     def __init__(self, images_per_step: int):
         self.images_per_step = images_per_step
@@ -115,7 +164,20 @@ class Window:
     def _restart(self) -> None:
         self.sums: dict[str, Tensor | float] = {}
         self.steps = 0
+        self.waited = 0.0
         self.started = time.perf_counter()
+
+    def timed(self, batches: Iterable) -> Iterator:
+        """The same batches; how long each is waited for is counted."""
+        iterator = iter(batches)
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - started
+            yield batch
 
     def add(self, metrics: dict[str, Tensor | float]) -> None:
         # Sums stay on the device: reading a number every step would make the GPU wait.
@@ -124,8 +186,10 @@ class Window:
         self.steps += 1
 
     def means(self) -> dict[str, float]:
+        """Close the window."""
         means = {name: float(value) / self.steps for name, value in self.sums.items()}
         seconds = time.perf_counter() - self.started
         means["images_per_second"] = self.images_per_step * self.steps / seconds
+        means["data_wait"] = self.waited / seconds
         self._restart()
         return means

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dit.sharding import fill
+
 
 def read_weights(file: str | Path) -> dict[str, Any]:
     """Content of a safetensors file, or of a PyTorch file (.pt, .pth, .ckpt, .bin), on the CPU.
@@ -53,8 +55,10 @@ def _unreadable(file: Path, error: Exception) -> str:
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     """Load a state dict whose names must match exactly; the error lists the first that differ."""
-    check_weights(network.state_dict(), weights)
-    network.load_state_dict(weights)
+    own = network.state_dict()
+    check_weights(own, weights)
+    for name, value in own.items():
+        fill(value, weights[name])
     return network
 
 

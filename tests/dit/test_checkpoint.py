@@ -141,7 +141,7 @@ def test_the_config_says_what_the_checkpoint_is(saved):
     assert config == {"format": "raydit.checkpoint", "version": 1, "step": 3, **CONFIG}
     assert checkpoint.step == 3
     cursor = json.loads((checkpoint.path / "trainer" / "state.json").read_text())
-    assert cursor == {"step": 3, "seed": 3, "images_seen": 12}
+    assert cursor == {"step": 3, "batches": 3, "seed": 3, "images_seen": 12}
 
 
 def test_a_folder_without_its_last_file_is_refused_with_what_is_there(saved):

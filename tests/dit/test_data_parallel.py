@@ -1,0 +1,116 @@
+"""Several processes on one global batch: DDP and FSDP2 against one process."""
+
+import pytest
+import torch
+import torch.distributed as distributed
+import torch.multiprocessing
+
+from dit.checkpoint import load_checkpoint, restore, save_checkpoint
+from dit.config import DiTConfig
+from dit.data_parallel import copy_network, shard_network
+from dit.diffusion import GaussianDiffusion
+from dit.model import DiT
+from dit.schedule import TrainingConfig
+from dit.snapshot import take_snapshot
+from dit.train import create_state, train
+
+MODEL = DiTConfig(input_size=4, patch_size=2, in_channels=2, hidden_size=24, depth=2, num_heads=2, num_classes=3)
+BATCH, STEPS, SAVED_AT = 8, 4, 2
+WAYS = {
+    "ddp": {},
+    "ddp in parts": {"parts": 2},
+    "fsdp": {"saved": "step"},
+    "fsdp in parts": {"parts": 2},
+    "fsdp resumed": {"first": "step"},
+}
+
+
+class Batch:
+    def __init__(self, *tensors):
+        self.tensors = tensors
+
+    def chunk(self, count):
+        return [Batch(*parts) for parts in zip(*(tensor.chunk(count) for tensor in self.tensors), strict=True)]
+
+
+def share(step, rank, num_workers):
+    """One worker's part of a global batch."""
+    generator = torch.Generator().manual_seed(step)
+    latents, noise = (torch.randn(BATCH, 2, 4, 4, generator=generator) for _ in range(2))
+    t = torch.randint(0, 1000, (BATCH,), generator=generator)
+    labels = torch.randint(0, 3, (BATCH,), generator=generator)
+    return Batch(*(tensor.chunk(num_workers)[rank] for tensor in (latents, t, labels, noise)))
+
+
+def learn(wrap, rank, num_workers, *, first=None, saved=None, parts=1):
+    """Train a small DiT, from a checkpoint or from the start; returns the state."""
+    config = TrainingConfig(
+        steps=STEPS,
+        global_batch_size=BATCH,
+        accumulation_steps=parts,
+        learning_rate=1e-3,
+        grad_clip=1.0,
+        ema_decay=0.5,
+        ema_sigma_rels=(0.1,),
+        checkpoint_every=SAVED_AT,
+    )
+    torch.manual_seed(3)
+    state = create_state(DiT(MODEL), config, wrap)
+    if first:
+        restore(state, load_checkpoint(first))
+    process = GaussianDiffusion()
+
+    def losses(model, batch):
+        terms = process.training_losses(model, *batch.tensors)
+        return {"loss": terms["loss"].sum() * num_workers / BATCH}
+
+    def save(state):
+        snapshot = take_snapshot(state, keep=rank == 0)
+        if snapshot and saved and snapshot.step == SAVED_AT:
+            save_checkpoint(snapshot, saved, {}, {})
+
+    given = (share(step, rank, num_workers) for step in range(state.batches, STEPS))
+    return train(state, given, losses, config, report=lambda step, metrics: None, save=save)
+
+
+def run_worker(rank, num_workers, folder):
+    """Train in every way that is tested, one after the other: starting processes takes most of the time."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder / 'meeting'}"
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_workers)
+    wraps = {"ddp": lambda network: copy_network(network, torch.device("cpu")), "fsdp": shard_network}
+    for name, options in WAYS.items():
+        paths = {key: folder / options[key] for key in ("saved", "first") if key in options}
+        state = learn(wraps[name.split()[0]], rank, num_workers, **(options | paths))
+        snapshot = take_snapshot(state, keep=rank == 0)
+        if rank == 0:
+            torch.save(snapshot, folder / f"{name}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    torch.multiprocessing.spawn(run_worker, args=(2, folder), nprocs=2)
+    return folder
+
+
+def assert_agree(found, expected):
+    assert (found.step, found.batches) == (expected.step, expected.batches)
+    for name, state_dict in expected.weights.items():
+        torch.testing.assert_close(found.weights[name], state_dict, rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(found.optimizer, expected.optimizer, rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return take_snapshot(learn(lambda network: network, 0, 1))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_agree_with_one(alone, trained, way):
+    assert_agree(torch.load(trained / f"{way}.pt", weights_only=False), alone)  # pickled by this test itself
+
+
+def test_a_checkpoint_of_divided_weights_is_a_checkpoint_like_any_other(alone, trained):
+    assert_agree(take_snapshot(learn(lambda network: network, 0, 1, first=trained / "step")), alone)
