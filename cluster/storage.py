@@ -142,7 +142,7 @@ def fetch_folder(path: str) -> str:
     infos = filesystem.get_file_info(FileSelector(inner, recursive=True))
     files = sorted((info.path, info.size, info.mtime_ns) for info in infos if info.type == FileType.File)
     name = hashlib.sha256(repr((path, files)).encode()).hexdigest()[:16]
-    cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "raydit", "fetched")
+    cache = cache_folder("fetched")
     fetched = os.path.join(cache, name)
     if not os.path.isdir(fetched):
         os.makedirs(cache, exist_ok=True)
@@ -152,6 +152,11 @@ def fetch_folder(path: str) -> str:
             copy_files(inner, temporary, filesystem, LocalFileSystem())
             _rename_unless_there(temporary, fetched)
     return fetched
+
+
+def cache_folder(kind: str) -> str:
+    """Where this machine keeps what can be fetched or made again."""
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "raydit", kind)
 
 
 def write_atomically(path: str, data: bytes) -> None:

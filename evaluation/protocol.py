@@ -16,6 +16,7 @@ UINT8_RULE = "floor(clamp(127.5 x + 128, 0, 255))"
 """Pixels x in [-1, 1] to uint8. `255 (x + 1) / 2` truncated is half a grey level darker and moves FID."""
 
 METRIC_KINDS = ("fd", "fd_infinity", "sfd", "is", "kid", "precision", "recall", "density", "coverage")
+HIGHER_IS_BETTER = frozenset({"is", "precision", "recall", "density", "coverage"})
 VERIFIED_INCEPTION = "inception"
 """Extractor name reserved for the published FID weights; only these may carry the names fid and sfid."""
 

@@ -1,15 +1,18 @@
 """The autoencoder: a pretrained one by id, or one trained on the recipe's own images by Ray Train."""
 
 import json
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster import storage
-from pipelines.config import AutoencoderTrainConfig, Recipe
+from pipelines.config import Recipe
+from pipelines.config_train import BESIDE_THE_WEIGHTS, AutoencoderTrainConfig
 from pipelines.identity import Artifact, settings_identity
 from pipelines.images import Listing, open_source
+from pipelines.messages import Report, Saved
 from pipelines.stage import StageContext, job, located
-from pipelines.workers import Report, Worker, run_workers
+from pipelines.workers import run_workers
 
 RECORD = "raydit.json"
 """Written last into the folder of an autoencoder trained here: what it is made from, and how good it is."""
@@ -71,9 +74,10 @@ def train_autoencoder(config: Recipe, *, context: StageContext) -> AutoencoderHa
         run.params({"images": asdict(config.images), "autoencoder": asdict(settings)})
         progress = context.progress("autoencoder", total=settings.steps, unit="steps")
 
-        def on_report(report: Report) -> None:
-            progress.to(report.step, mse=report.metrics["mse"])
-            run.metrics({f"autoencoder/{name}": value for name, value in report.metrics.items()}, report.step)
+        def hear(message: Report | Saved) -> None:
+            if isinstance(message, Report):
+                progress.to(message.step, mse=message.metrics["mse"])
+                run.metrics({f"autoencoder/{name}": value for name, value in message.metrics.items()}, message.step)
 
         context.start_ray(settings, "autoencoder")
         worker_settings = {
@@ -82,7 +86,7 @@ def train_autoencoder(config: Recipe, *, context: StageContext) -> AutoencoderHa
             "images": image_blocks(config, listing),
             "held_out": image_blocks(config, held_out),
         }
-        run_workers(context, "autoencoder", settings, autoencoder_worker, worker_settings, on_report)
+        run_workers(context, "autoencoder", settings, autoencoder_worker, worker_settings, hear)
         record = json.loads((folder / RECORD).read_text())
         storage.remove_folder(str(folder / "training"))
         run.metrics({"autoencoder/psnr": record["psnr"]}, settings.steps)
@@ -114,12 +118,14 @@ def autoencoder_worker(settings: dict) -> None:
     from dit.autoencoder import AutoencoderObjective, create_autoencoder
     from dit.checkpoint import newest_checkpoint, restore, save_checkpoint, step_name
     from dit.train import create_state, train
-    from pipelines.batches import Share, image_batches
+    from pipelines.batches import image_batches, prefetched
+    from pipelines.order import Share
+    from pipelines.worker import CheckpointWriter, Worker
 
     recipe: Recipe = settings["config"]
     config = recipe.autoencoder.train
     assert config is not None, "the driver starts workers only where [autoencoder.train] is set"
-    worker = Worker(settings, config)
+    worker = Worker.of_group(config, settings["mailbox"])
     blocks = ray.get(settings["images"])
     torch.manual_seed(recipe.seed)
     module = create_autoencoder(
@@ -139,22 +145,21 @@ def autoencoder_worker(settings: dict) -> None:
         latent_shape=(config.latent_channels, side, side),
         seed=recipe.seed,
         share=Share(worker.rank, worker.num_workers, config.global_batch_size),
-        first_step=state.step,
+        first_batch=state.batches,
         device=worker.device,
     )
 
-    def save(state) -> None:
-        if worker.rank == 0:
-            save_checkpoint(state, training / step_name(state.step), {"stage": "autoencoder"}, {"seed": recipe.seed})
+    def write(snapshot) -> None:
+        save_checkpoint(snapshot, training / step_name(snapshot.step), {"stage": "autoencoder"}, {"seed": recipe.seed})
 
-    train(
-        state,
-        batches,
-        lambda model, batch: model(batch.images, batch.noise),
-        config,
-        report=worker.report,
-        save=save,
-    )
+    def losses(model, batch):
+        share = len(batch.images) * worker.num_workers / config.global_batch_size
+        return {name: value * share for name, value in model(batch.images, batch.noise).items()}
+
+    writer = CheckpointWriter(worker, write)
+    with closing(prefetched(batches)) as ahead:
+        train(state, ahead, losses, config, report=worker.report, save=writer.save)
+    writer.wait()
     if worker.rank == 0:
         state.ema.copy_to(network)
         finish(module.cpu(), Path(settings["folder"]), blocks, ray.get(settings["held_out"]))
@@ -210,9 +215,8 @@ def reconstruction_psnr(autoencoder, images) -> float:
 
 def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> dict:
     """What the weights depend on."""
-    irrelevant = ("checkpoint_every", "log_every", "num_workers", "cpus_per_worker", "gpus_per_worker")
     return {
         "seed": config.seed,
         "images": {"digest": listing.digest, "size": config.images.size, "crop": config.images.crop},
-        "autoencoder": settings_identity(settings, irrelevant),
+        "autoencoder": settings_identity(settings, BESIDE_THE_WEIGHTS),
     }

@@ -1,63 +1,27 @@
-"""Training batches: which images a step sees, and every random number it uses.
+"""Training batches: what a step sees of the images in its order, and every random number it uses.
 
 All of it is a function of (seed, step, position in the global batch): not of ranks, not of what came before.
-Resuming therefore needs the step alone, and any number of workers sees the same images with the same noise.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dit.autoencoder import LatentScale, images_from_uint8, sample_posterior
+from pipelines.order import DRAWS, EpochOrder, Share, step_rows
 
 if TYPE_CHECKING:
-    from pipelines.latents import LatentArrays
+    from pipelines.loading import Latents
 
-SHUFFLE, DRAWS = 0, 1
-"""Streams of random numbers that must not share a seed."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """The part of every global batch that one worker computes."""
-
-    rank: int
-    num_workers: int
-    global_batch_size: int
-
-    def positions(self) -> range:
-        """Positions of this worker's images in the global batch."""
-        size = self.global_batch_size // self.num_workers
-        return range(self.rank * size, (self.rank + 1) * size)
-
-
-class EpochOrder:
-    """Row of the data set at each place of the endless sequence of epochs, each epoch shuffled anew."""
-
-    def __init__(self, num_rows: int, seed: int):
-        self.num_rows, self.seed = num_rows, seed
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    def rows(self, places: range) -> np.ndarray:
-        """Rows (int64) at consecutive places; an epoch's end may fall between them."""
-        return np.array([self._row(place) for place in places], np.int64)
-
-    def _row(self, place: int) -> int:
-        epoch, offset = divmod(place, self.num_rows)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, SHUFFLE, epoch)).permutation(self.num_rows)
-        return self._order[offset]
-
-
-def step_rows(order: EpochOrder, share: Share, step: int) -> np.ndarray:
-    """Rows that this worker sees at `step`."""
-    first = step * share.global_batch_size
-    return order.rows(range(first + share.positions().start, first + share.positions().stop))
+Batch = TypeVar("Batch")
+CPU = torch.device("cpu")
 
 
 def generators(seed: int, share: Share, step: int) -> Iterator[torch.Generator]:
@@ -68,8 +32,17 @@ def generators(seed: int, share: Share, step: int) -> Iterator[torch.Generator]:
         yield generator.manual_seed(int(state[0]))
 
 
+class Parts:
+    """A batch of tensors of which the first axis is the images."""
+
+    def chunk(self, count: int) -> list[Self]:
+        """The batch in at most `count` parts of nearly equal size."""
+        tensors = [getattr(self, field.name).chunk(count) for field in fields(self)]  # type: ignore[arg-type]
+        return [type(self)(*parts) for parts in zip(*tensors, strict=True)]
+
+
 @dataclass
-class LatentBatch:
+class LatentBatch(Parts):
     """What one training step needs to know."""
 
     latents: Tensor
@@ -80,10 +53,12 @@ class LatentBatch:
     """(n,) timesteps of the process."""
     noise: Tensor
     """(n, C, H, W) float32."""
+    rows: Tensor
+    """(n,) int64 on the CPU: which rows of the data set these are."""
 
 
 def latent_batches(
-    arrays: "LatentArrays",
+    latents: "Latents",
     process,
     *,
     scale: LatentScale,
@@ -91,44 +66,49 @@ def latent_batches(
     dropout: float,
     seed: int,
     share: Share,
-    first_step: int,
-    device: torch.device | str = "cpu",
+    first_batch: int,
+    device: torch.device = CPU,
 ) -> Iterator[LatentBatch]:
-    """Batches from `first_step` on, without end. Label dropout happens here and nowhere else."""
-    order = EpochOrder(len(arrays.labels), seed)
-    channels, height, width = arrays.moments.shape[1:]
-    shape = (2, channels // 2, height, width)
-    step = first_step
-    while True:
-        rows = step_rows(order, share, step)
+    """Batches from number `first_batch` on, without end. Label dropout happens here and nowhere else."""
+    shape = (2, *latents.latent_shape)
+    for number in itertools.count(first_batch):
+        latents.ahead(number * share.global_batch_size)
+        rows = step_rows(latents.order, share, number)
         draws = [
             (torch.rand(3, generator=generator), torch.randn(shape, generator=generator))
-            for generator in generators(seed, share, step)
+            for generator in generators(seed, share, number)
         ]
         uniform = torch.stack([draw[0] for draw in draws])
         normal = torch.stack([draw[1] for draw in draws])
-        moments = _moments(arrays, rows, mirrored=uniform[:, 0].numpy() < 0.5)
-        labels = torch.from_numpy(arrays.labels[rows])
+        labels, moments = map(torch.from_numpy, latents.read(rows, mirrored=uniform[:, 0].numpy() < 0.5))
         if null_class is not None:
             labels = torch.where(uniform[:, 1] < dropout, null_class, labels)
         yield LatentBatch(
-            latents=scale.scale(sample_posterior(moments, normal[:, 0])).to(device, non_blocking=True),
-            labels=labels.to(device, non_blocking=True),
-            t=process.sample_timesteps(uniform[:, 2]).to(device, non_blocking=True),
-            noise=normal[:, 1].to(device, non_blocking=True),
+            latents=moved(scale.scale(sample_posterior(moments, normal[:, 0])), device),
+            labels=moved(labels, device),
+            t=moved(process.sample_timesteps(uniform[:, 2]), device),
+            noise=moved(normal[:, 1], device),
+            rows=torch.from_numpy(rows),
         )
-        step += 1
 
 
-def _moments(arrays: "LatentArrays", rows: np.ndarray, mirrored: np.ndarray) -> Tensor:
-    moments = arrays.moments[rows]
-    if arrays.moments_flip is not None:
-        moments[mirrored] = arrays.moments_flip[rows[mirrored]]
-    return torch.from_numpy(moments)
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; to a GPU the copy runs beside what is computed there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def prefetched(batches: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:
+    """The same batches, made by a thread while the one before is used."""
+    iterator = iter(batches)
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        ahead = deque(pool.submit(next, iterator, None) for _ in range(depth))
+        while (batch := ahead.popleft().result()) is not None:
+            ahead.append(pool.submit(next, iterator, None))
+            yield batch
 
 
 @dataclass
-class ImageBatch:
+class ImageBatch(Parts):
     """What one step of autoencoder training needs."""
 
     images: Tensor
@@ -143,20 +123,18 @@ def image_batches(
     latent_shape: tuple[int, int, int],
     seed: int,
     share: Share,
-    first_step: int,
-    device: torch.device | str = "cpu",
+    first_batch: int,
+    device: torch.device = CPU,
 ) -> Iterator[ImageBatch]:
-    """Batches of uint8 images (N, H, W, 3) that lie in several blocks, from `first_step` on, without end."""
+    """Batches of uint8 images (N, H, W, 3) that lie in several blocks, from number `first_batch` on, without end."""
     starts = np.cumsum([0] + [len(block) for block in blocks])
     order = EpochOrder(int(starts[-1]), seed)
-    step = first_step
-    while True:
-        rows = step_rows(order, share, step)
+    for number in itertools.count(first_batch):
+        rows = step_rows(order, share, number)
         places = zip(np.searchsorted(starts, rows, side="right") - 1, rows, strict=True)
         images = np.stack([blocks[block][row - starts[block]] for block, row in places])
-        noise = [torch.randn(latent_shape, generator=generator) for generator in generators(seed, share, step)]
+        noise = [torch.randn(latent_shape, generator=generator) for generator in generators(seed, share, number)]
         yield ImageBatch(
-            images=images_from_uint8(torch.from_numpy(images)).to(device, non_blocking=True),
-            noise=torch.stack(noise).to(device, non_blocking=True),
+            images=moved(images_from_uint8(torch.from_numpy(images)), device),
+            noise=moved(torch.stack(noise), device),
         )
-        step += 1

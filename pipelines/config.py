@@ -8,23 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Le, Lt, MinLen
 
 from dit.config import SAMPLER_PROCESSES
-from dit.schedule import TrainingConfig, power_ema_name
+from dit.schedule import power_ema_name
 from pipelines.config_model import ModelConfig, ObjectiveConfig, PositiveInt
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkersConfig:
-    """How many processes a stage gets, and what each of them holds."""
-
-    num_workers: PositiveInt = 1
-    """Processes."""
-    cpus_per_worker: PositiveInt = 1
-    """CPU threads of each; part of nothing's identity, but results are bit-equal only for equal values."""
-    gpus_per_worker: Annotated[float, Ge(0)] = 0
-    """GPUs of each; 0 computes on the CPU."""
+from pipelines.config_train import AutoencoderTrainConfig, TrainConfig, WorkersConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,37 +41,6 @@ class ImagesConfig:
     """"adm": short side to `size`, then centre crop (Dhariwal & Nichol 2021); "resize": squeeze to a square."""
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of images that nothing trains on, chosen by a hash of their keys; they give the metrics' floor."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderTrainConfig(TrainingConfig, WorkersConfig):
-    """A small KL autoencoder for images that no pretrained one fits."""
-
-    steps: PositiveInt = 400
-    global_batch_size: PositiveInt = 32
-    learning_rate: Annotated[float, Gt(0)] = 2e-3
-    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup_steps: Annotated[int, Ge(0)] = 30
-    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.99)
-    grad_clip: Annotated[float, Ge(0)] = 1.0
-    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.99
-    ema_warmup: bool = True
-    checkpoint_every: PositiveInt = 200
-    log_every: PositiveInt = 20
-    latent_channels: PositiveInt = 4
-    """Channels of the latents."""
-    downsample: Literal[2, 4, 8, 16, 32] = 4
-    """Image pixels per latent pixel, along each side."""
-    width: Annotated[int, Ge(8)] = 16
-    """Channels at full resolution, a multiple of 8; the lower resolutions have twice as many."""
-    kl_weight: Annotated[float, Ge(0)] = 1e-6
-    """Weight of the KL term against the squared error."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_divides(self.global_batch_size, self.num_workers)
-        if self.width % 8:
-            raise ValueError(f"width = {self.width}: expected a multiple of 8 (group normalisation has 8 groups)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +79,6 @@ class EncodeConfig(WorkersConfig):
     """Compile the autoencoder's encoder: minutes at the start of each worker, then faster on a GPU."""
     max_quarantined: Annotated[float, Ge(0), Le(1)] = 0.05
     """Share of unusable images that stops the job; up to 10 of them never do, unless the share is 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(TrainingConfig, WorkersConfig):
-    """The training loop and its workers."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_divides(self.global_batch_size, self.num_workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,10 +177,3 @@ class Recipe:
     def folder(self, name: str) -> Path:
         """Absolute path of one of the output's folders; workers run in other working directories."""
         return Path(self.output).absolute() / name
-
-
-def check_divides(global_batch_size: int, num_workers: int) -> None:
-    if global_batch_size % num_workers:
-        raise ValueError(
-            f"global_batch_size: found {global_batch_size}, expected a multiple of num_workers = {num_workers}"
-        )

@@ -17,9 +17,9 @@ from evaluation.score import Score, score
 from pipelines.config import Recipe
 from pipelines.features import Shard, compute_features, make_shards, read_records
 from pipelines.grids import class_grid, save_png
+from pipelines.logged_models import log_checkpoint
 from pipelines.reference import RealImages, load_real, reference_digest
 from pipelines.stage import StageContext, located
-from pipelines.train import log_checkpoint
 
 GRID_FILE = "samples.png"
 PAGE_FILE = "report.html"

@@ -74,17 +74,34 @@ class LatentDataset:
         channels, height, width = self.manifest["moments_shape"]
         return channels // 2, height, width
 
+    @property
+    def has_flip(self) -> bool:
+        """Whether the moments of mirrored images are there."""
+        return self.manifest["flip"]
+
+    @property
+    def array_bytes(self) -> int:
+        """Bytes of all moments as arrays."""
+        return len(self) * int(np.prod(self.manifest["moments_shape"])) * 2 * (1 + self.has_flip)
+
     @cached_property
     def arrays(self) -> "LatentArrays":
-        """The whole data set in memory."""
-        return LatentArrays.read(self)
+        """The whole data set in memory. Raises ValueError if a shard does not match the manifest."""
+        return LatentArrays.of(self.manifest, list(self.tables()))
+
+    def shard_arrays(self, number: int) -> "LatentArrays":
+        """One shard in memory. Raises ValueError if it does not match the manifest."""
+        return LatentArrays.of(self.manifest, [self.shard_table(self.manifest["shards"][number])])
 
     def tables(self, columns: list[str] | None = None) -> Iterator["pa.Table"]:
         """The shards, in order, as Arrow tables mapped from disk. Raises ValueError if one is gone or cut."""
+        return (self.shard_table(shard, columns) for shard in self.manifest["shards"])
+
+    def shard_table(self, shard: dict, columns: list[str] | None = None) -> "pa.Table":
+        """A shard by its entry in the manifest, as an Arrow table mapped from disk."""
         import pyarrow.parquet as pq
 
-        for shard in self.manifest["shards"]:
-            yield pq.read_table(self._checked(shard), columns=columns, memory_map=True)
+        return pq.read_table(self._checked(shard), columns=columns, memory_map=True)
 
     def _checked(self, shard: dict) -> Path:
         file = self.path / shard["file"]
@@ -95,6 +112,15 @@ class LatentDataset:
             f"{file}: found {found}, expected {shard['bytes']} bytes as the manifest says. Copy the file "
             f"again, or delete {self.path / MANIFEST} and run `raydit encode`, which makes it anew"
         )
+
+    def keys(self, rows: np.ndarray) -> list[str]:
+        """Keys of the images of some rows."""
+        starts = np.cumsum([0] + [shard["rows"] for shard in self.manifest["shards"]])
+        keys = []
+        for row, number in zip(rows, np.searchsorted(starts, rows, side="right") - 1, strict=True):
+            table = self.shard_table(self.manifest["shards"][number], [schema.KEY])
+            keys.append(table.column(schema.KEY)[int(row - starts[number])].as_py())
+        return keys
 
     def quarantined(self) -> list[dict]:
         """Key and error of every image that could not be used.
@@ -117,18 +143,25 @@ class LatentArrays:
     moments_flip: np.ndarray | None
 
     @classmethod
-    def read(cls, dataset: LatentDataset) -> "LatentArrays":
-        """Read every shard. Raises ValueError if one does not match the manifest."""
+    def of(cls, manifest: dict, tables: list["pa.Table"]) -> "LatentArrays":
+        """Copy the columns of some of a data set's tables."""
         import pyarrow as pa
 
-        table = pa.concat_tables(dataset.tables())
-        shape = tuple(dataset.manifest["moments_shape"])
+        table = pa.concat_tables(tables)
+        shape = tuple(manifest["moments_shape"])
         flip = schema.MOMENTS_FLIP in table.column_names
         return cls(
             labels=table.column(schema.LABEL).to_numpy().astype(np.int64),
             moments=schema.moments_array(table.column(schema.MOMENTS), shape),
             moments_flip=schema.moments_array(table.column(schema.MOMENTS_FLIP), shape) if flip else None,
         )
+
+    def chosen(self, rows: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+        """Moments of rows, of the mirrored ones (bool) those of the mirror where it was encoded. A copy."""
+        moments = self.moments[rows]
+        if self.moments_flip is not None:
+            moments[mirrored] = self.moments_flip[rows[mirrored]]
+        return moments
 
 
 def write_manifest(

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.lease import lease
-from pipelines.config import ImagesConfig, Recipe, WorkersConfig
+from pipelines.config import ImagesConfig, Recipe
+from pipelines.config_train import ElasticWorkersConfig, WorkersConfig
 from pipelines.progress import Progress, say
 from pipelines.tracking import RunLog, Tracker
 
@@ -42,18 +43,18 @@ class StageContext:
         self._cleanup.callback(tracker.close)
         return tracker
 
-    def start_ray(self, workers: WorkersConfig, stage: str) -> None:
+    def start_ray(self, workers: ElasticWorkersConfig, stage: str) -> None:
         """Connect to Ray, or start a local one, and refuse what it cannot place."""
         from cluster.session import ray_session, require_resources
 
         if not self._ray_started:
             address = self.address or os.environ.get("RAY_ADDRESS")  # Ray sets it for a job
             self.say(stage, f"joining Ray at {address}" if address else "starting Ray")
-            most = max(part.num_workers * part.cpus_per_worker for part in self._all_workers())
+            most = max(part.most_workers * part.cpus_per_worker for part in self._all_workers())
             # Two more than the workers: reading and writing must never wait for a worker to end.
             self._cleanup.enter_context(ray_session(self.address, num_cpus=most + 2))
             self._ray_started = True
-        require_resources(workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker, stage)
+        require_resources(workers.fewest_workers, workers.cpus_per_worker, workers.gpus_per_worker, stage)
 
     def ray_data(self, workers: WorkersConfig, stage: str):
         """Ray Data, on a started Ray. Progress is ours: of its own words only warnings are let through."""
@@ -66,7 +67,7 @@ class StageContext:
         ray.data.DataContext.get_current().enable_progress_bars = False
         return ray.data
 
-    def _all_workers(self) -> list[WorkersConfig]:
+    def _all_workers(self) -> list[ElasticWorkersConfig]:
         config = self.config
         trained = [config.autoencoder.train] if config.autoencoder.train else []
         return [*trained, config.encode, config.train, config.evaluate]

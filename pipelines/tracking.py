@@ -163,6 +163,10 @@ class RunLog:
         """A checkpoint, as a LoggedModel; telling it twice makes one."""
         self._tell("model", digest=digest, name=name, step=step, params=flatten(params), tags=tags)
 
+    def model_removed(self, digest: str) -> None:
+        """The files of a checkpoint are gone; its metrics stay."""
+        self._tell("model_removed", digest=digest)
+
     def input(self, *, name: str, digest: str, source: str, context: str) -> None:
         """A data set that this run read."""
         self._tell("input", name=name, digest=digest, source=source, context=context)
@@ -284,6 +288,9 @@ class MlflowCourier:
         self._client.finalize_logged_model(model.model_id, "READY")
         self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, entry["step"])])
         known[key] = model.model_id
+
+    def _model_removed(self, entry: dict, known: dict) -> None:
+        self._client.set_logged_model_tags(known[f"model {entry['digest']}"], {"raydit.removed": "true"})
 
     def _input(self, entry: dict, known: dict) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -1,17 +1,20 @@
 """The train job: latents -> checkpoints, by Ray Train."""
 
-import re
 from dataclasses import asdict
-from pathlib import Path
 
 from pipelines.autoencoder import autoencoder_of
 from pipelines.config import Recipe
 from pipelines.config_model import ModelConfig
+from pipelines.config_train import BESIDE_THE_WEIGHTS
 from pipelines.identity import Artifact, settings_identity
 from pipelines.latents import LatentDataset
+from pipelines.logged_models import log_checkpoint
+from pipelines.messages import Report, Saved
+from pipelines.previews import Previews
 from pipelines.recipe_file import resolved
+from pipelines.retention import best_step, outdated_steps, remove_checkpoint
 from pipelines.stage import StageContext, job
-from pipelines.workers import Report, Worker, run_workers
+from pipelines.workers import run_workers
 
 
 @job
@@ -23,6 +26,8 @@ def train(config: Recipe, *, context: StageContext):
     """
     from dit.checkpoint import newest_checkpoint
 
+    if config.train.keep_best:
+        best_step(config.folder("evaluations"), config.train.keep_best)  # its name is checked before any work
     folder = config.folder("checkpoints")
     latents = LatentDataset.open(config.folder("latents"))
     check_latents(config, latents)
@@ -43,64 +48,68 @@ def train(config: Recipe, *, context: StageContext):
         first = newest.step if newest else 0
         if first:
             context.say("train", f"goes on from step {first:,}")
-        progress = context.progress("train", total=config.train.steps, unit="steps", start=first)
+        watch = Watch(context, config, run, first)
+        # Imported by the workers: the driver needs no torch before.
+        from pipelines.train_worker import train_worker
 
-        def on_report(report: Report) -> None:
-            progress.to(report.step, loss=report.metrics["loss"], lr=report.metrics["lr"])
-            run.metrics({f"train/{name}": value for name, value in report.metrics.items()}, report.step)
-
-        run_workers(context, "train", config.train, train_worker, worker_settings(config, latents), on_report)
+        run_workers(context, "train", config.train, train_worker, worker_settings(config, latents), watch.hear)
         newest = newest_checkpoint(folder)
         assert newest is not None, "training ends with a checkpoint"
-        log_checkpoints(run, config, folder)
-        progress.done(f"{newest.step:,} steps, checkpoint {newest.path}")
+        watch.end(newest)
     return newest
 
 
-def train_worker(settings: dict) -> None:
-    """What every worker does: open the latents, build the model, take up the newest checkpoint, train."""
-    import torch
+class Watch:
+    """What the driver does while workers train: progress, metrics, models, pictures, and which checkpoints stay."""
 
-    from dit.autoencoder import LatentScale
-    from dit.checkpoint import newest_checkpoint, restore, save_checkpoint, step_name
-    from dit.config import config_from_dict
-    from dit.model import build_model
-    from dit.objective import create_process
-    from dit.train import create_state, train
-    from pipelines.batches import Share, latent_batches
+    def __init__(self, context: StageContext, config: Recipe, run, first: int):
+        from dit.checkpoint import finished_steps
 
-    config: Recipe = settings["config"]
-    model_config = config_from_dict(settings["model"])
-    worker = Worker(settings, config.train)
-    torch.manual_seed(config.seed)
-    network = build_model(model_config).to(worker.device)
-    process = create_process(**settings["objective"])
-    state = create_state(network, config.train, worker.wrap)
-    if newest := newest_checkpoint(settings["folder"]):
-        restore(state, newest)
-    autoencoder = settings["checkpoint"]["autoencoder"]
-    batches = latent_batches(
-        LatentDataset.open(settings["latents"]).arrays,
-        process,
-        scale=LatentScale(autoencoder["latents_mean"], autoencoder["latents_std"]),
-        null_class=model_config.null_class,
-        dropout=model_config.class_dropout_prob,
-        seed=config.seed,
-        share=Share(worker.rank, worker.num_workers, config.train.global_batch_size),
-        first_step=state.step,
-        device=worker.device,
-    )
+        self._config, self._run = config, run
+        self._folder = config.folder("checkpoints")
+        self._progress = context.progress("train", total=config.train.steps, unit="steps", start=first)
+        self._previews = Previews(context, config, run)
+        self._last: dict[str, float] = {}
+        # Checkpoints that a killed driver heard nothing of any more.
+        for step in finished_steps(self._folder):
+            self._log(step)
 
-    def losses(model, batch):
-        terms = process.training_losses(model, batch.latents, batch.t, batch.labels, batch.noise)
-        return {name: values.mean() for name, values in terms.items()}
+    def hear(self, message: Report | Saved) -> None:
+        """Take note of what the workers tell."""
+        from dit.checkpoint import step_name
+        from pipelines.train_metrics import with_quartiles
 
-    def save(state) -> None:
-        if worker.rank == 0:
-            cursor = {"seed": config.seed, "images_seen": state.step * config.train.global_batch_size}
-            save_checkpoint(state, Path(settings["folder"]) / step_name(state.step), settings["checkpoint"], cursor)
+        if isinstance(message, Saved):
+            self._log(message.step)
+            self._previews.start(self._folder / step_name(message.step), message.step)
+            self._retain()
+        else:
+            self._last = with_quartiles(message.metrics)
+            self._progress.to(message.step, loss=self._last["loss"], lr=self._last["lr"])
+            self._run.metrics({f"train/{name}": value for name, value in self._last.items()}, message.step)
+        self._previews.collect()
 
-    train(state, batches, losses, config.train, report=worker.report, save=save)
+    def end(self, newest) -> None:
+        """Finish what was begun, and say how it went."""
+        self._previews.collect(wait=True)
+        last = self._last
+        speed = f"{last['images_per_second']:.0f} images/s, MFU {last['mfu']:.0%}, data wait {last['data_wait']:.1%}"
+        self._progress.done(f"{newest.step:,} steps, {speed}, checkpoint {newest.path}")
+
+    def _log(self, step: int) -> None:
+        from dit.checkpoint import load_checkpoint, step_name
+
+        log_checkpoint(self._run, load_checkpoint(self._folder / step_name(step)))
+
+    def _retain(self) -> None:
+        from dit.checkpoint import finished_steps, load_checkpoint, step_name
+
+        train = self._config.train
+        best = best_step(self._config.folder("evaluations"), train.keep_best) if train.keep_best else None
+        for step in outdated_steps(finished_steps(self._folder), train, best):
+            checkpoint = load_checkpoint(self._folder / step_name(step))
+            remove_checkpoint(checkpoint.path)
+            self._run.model_removed(checkpoint.digest)
 
 
 def worker_settings(config: Recipe, latents: LatentDataset) -> dict:
@@ -156,43 +165,10 @@ def check_latents(config: Recipe, latents: LatentDataset) -> None:
 
 def train_identity(config: Recipe, latents: LatentDataset) -> dict:
     """What the weights depend on. Not the number of workers, and not `steps`: more steps go on from the last."""
-    irrelevant = (
-        "steps",
-        "checkpoint_every",
-        "log_every",
-        "num_workers",
-        "cpus_per_worker",
-        "gpus_per_worker",
-    )
     return {
         "seed": config.seed,
         "latents": {"fingerprint": latents.fingerprint},
         "model": asdict(config.model),
         "objective": asdict(config.objective),
-        "train": settings_identity(config.train, irrelevant),
+        "train": settings_identity(config.train, ("steps", *BESIDE_THE_WEIGHTS)),
     }
-
-
-def log_checkpoints(run, config: Recipe, folder: Path) -> None:
-    """Every checkpoint becomes a LoggedModel."""
-    from dit.checkpoint import finished_steps, load_checkpoint, step_name
-
-    for step in finished_steps(folder):
-        log_checkpoint(run, load_checkpoint(folder / step_name(step)))
-
-
-def log_checkpoint(run, checkpoint) -> None:
-    """Tell tracking of a checkpoint; the same one twice is one LoggedModel."""
-    recipe = checkpoint.config["recipe"]
-    run.model(
-        checkpoint.digest,
-        # Of an imported one the folder's name, without what MLflow does not take.
-        name=f"{recipe['name']}-{checkpoint.path.name}" if recipe else re.sub(r"[^\w-]", "-", checkpoint.path.name),
-        step=checkpoint.step,
-        params={"model": checkpoint.config["model"], "objective": checkpoint.config["objective"]},
-        tags={
-            "raydit.checkpoint": str(checkpoint.path),
-            "raydit.checkpoint_digest": checkpoint.digest,
-            "raydit.latents_fingerprint": checkpoint.config["latents_fingerprint"] or "unknown",
-        },
-    )

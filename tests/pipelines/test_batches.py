@@ -9,12 +9,14 @@ import torch
 from dit.autoencoder import LatentScale
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
-from pipelines.batches import EpochOrder, Share, image_batches, latent_batches, step_rows
+from pipelines.batches import image_batches, latent_batches, prefetched
 from pipelines.latents import LatentArrays
+from pipelines.loading import ArrayLatents
+from pipelines.order import EpochOrder, Share, step_rows
 
 ROWS, BATCH = 22, 8
 SCALE = LatentScale((0.5, -1.0), (2.0, 0.25))
-FIELDS = ("latents", "labels", "t", "noise")
+FIELDS = ("latents", "labels", "t", "noise", "rows")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,10 +37,11 @@ def make_arrays(rows=ROWS, flip=True, log_variance=-1.0):
     return LatentArrays(np.arange(rows) % 10, moments, mirrored if flip else None)
 
 
-def batches(arrays, count, *, process=None, rank=0, num_workers=1, first_step=0, size=BATCH, **changes):
+def batches(arrays, count, *, process=None, rank=0, num_workers=1, first_batch=0, size=BATCH, **changes):
     settings = {"scale": SCALE, "null_class": 10, "dropout": 0.3, "seed": 5, **changes}
     share = Share(rank, num_workers, size)
-    stream = latent_batches(arrays, process or FlowMatching(), share=share, first_step=first_step, **settings)
+    latents = ArrayLatents(arrays, EpochOrder(len(arrays.labels), settings["seed"]))
+    stream = latent_batches(latents, process or FlowMatching(), share=share, first_batch=first_batch, **settings)
     return list(islice(stream, count))
 
 
@@ -84,7 +87,7 @@ def test_rows_do_not_depend_on_what_was_asked_before():
 
 def test_to_start_at_a_step_equals_skipping_those_before():
     arrays = make_arrays()
-    for whole, resumed in zip(batches(arrays, 7)[4:], batches(arrays, 3, first_step=4), strict=True):
+    for whole, resumed in zip(batches(arrays, 7)[4:], batches(arrays, 3, first_batch=4), strict=True):
         assert_equal(whole, resumed)
 
 
@@ -142,10 +145,10 @@ def test_every_epoch_draws_anew_from_the_posterior():
 def test_images_of_several_blocks_are_those_of_one(num_workers):
     images = np.random.default_rng(0).integers(0, 256, (ROWS, 4, 4, 3), dtype=np.uint8)
 
-    def draw(blocks, rank, workers, first_step=0):
+    def draw(blocks, rank, workers, first_batch=0):
         share = Share(rank, workers, BATCH)
-        stream = image_batches(blocks, latent_shape=(2, 1, 1), seed=1, share=share, first_step=first_step)
-        return list(islice(stream, 5 - first_step))
+        stream = image_batches(blocks, latent_shape=(2, 1, 1), seed=1, share=share, first_batch=first_batch)
+        return list(islice(stream, 5 - first_batch))
 
     whole = draw([images], 0, 1)
     blocks = [images[:5], images[5:5], images[5:]]
@@ -153,4 +156,25 @@ def test_images_of_several_blocks_are_those_of_one(num_workers):
     for step, batch in enumerate(whole):
         assert torch.equal(batch.images, torch.cat([part[step].images for part in parts]))
         assert torch.equal(batch.noise, torch.cat([part[step].noise for part in parts]))
-    assert torch.equal(draw([images], 0, 1, first_step=4)[0].images, whole[4].images)
+    assert torch.equal(draw([images], 0, 1, first_batch=4)[0].images, whole[4].images)
+
+
+def test_batches_in_parts_are_the_batch():
+    (batch,) = batches(make_arrays(), 1)
+    parts = batch.chunk(3)
+    assert [len(part.labels) for part in parts] == [3, 3, 2]
+    for name in FIELDS:
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+
+
+def test_batches_made_ahead_are_the_same_and_an_error_comes_at_its_place():
+    def failing():
+        yield from range(1, 5)
+        raise ValueError("a shard is gone")
+
+    assert list(prefetched(range(1, 30))) == list(range(1, 30))
+    assert list(islice(prefetched(iter(int, 1)), 5)) == [0] * 5  # of endless ones no more than are used
+    stream = prefetched(failing())
+    assert list(islice(stream, 4)) == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="a shard is gone"):
+        next(stream)

@@ -1,0 +1,40 @@
+"""Which checkpoints are kept."""
+
+import json
+from pathlib import Path
+
+from cluster import storage
+from evaluation.protocol import HIGHER_IS_BETTER, parse_metric_name
+from evaluation.report import REPORT_FILE
+from pipelines.config_train import TrainConfig
+
+
+def outdated_steps(steps: list[int], config: TrainConfig, best: int | None) -> list[int]:
+    """Of the steps of finished checkpoints those that are not to be kept; never the newest."""
+    if config.keep_last is None:
+        return []
+    kept = {*sorted(steps)[-config.keep_last :], best}
+    every = config.keep_every
+    return [step for step in sorted(steps) if step not in kept and not (every and step % every == 0)]
+
+
+def best_step(evaluations: Path, metric: str) -> int | None:
+    """Step of the checkpoint that is best by a metric, over all reports in output/evaluations; None without any.
+
+    Raises ValueError for a name that is no metric's.
+    """
+    sign = -1 if parse_metric_name(metric).kind in HIGHER_IS_BETTER else 1
+    scores = []
+    for report in evaluations.glob(f"*/step_*/{REPORT_FILE}"):
+        value = json.loads(report.read_text())["metrics"].get(metric)
+        if value is not None:
+            scores.append((sign * value, int(report.parent.name.removeprefix("step_"))))
+    return min(scores)[1] if scores else None
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; from the first moment on it does not count as one, whatever interrupts us."""
+    from dit.checkpoint import COMPLETE
+
+    (folder / COMPLETE).unlink()
+    storage.remove_folder(str(folder))

@@ -1,0 +1,126 @@
+"""A tiny recipe with finished latents, and its training in this process or on Ray."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from tiny_encode import autoencoder_folder
+
+from dit.autoencoder import describe_autoencoder
+from dit.checkpoint import newest_checkpoint
+from pipelines import schema
+from pipelines.latents import LatentDataset, channel_sums, write_manifest
+from pipelines.messages import Notice, Report, Saved
+from pipelines.recipe_file import validate_recipe
+from pipelines.train import worker_settings
+from pipelines.train_worker import train_as
+from pipelines.worker import Worker
+
+ROWS, SHARD_ROWS = 48, 6
+
+
+def training_recipe(folder, output=None, **train):
+    """Writes autoencoder and latents on the first call; `train` are settings of [train]."""
+    if not (folder / "autoencoder").exists():
+        autoencoder_folder(folder / "autoencoder")
+    recipe = validate_recipe(
+        {
+            "name": "training",
+            "output": str(output or folder / "output"),
+            "seed": 3,
+            "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}"},
+            "images": {"path": "digits", "size": 16},
+            "autoencoder": {"id": str(folder / "autoencoder")},
+            "model": {"patch_size": 2, "hidden_size": 16, "depth": 2, "num_heads": 2},
+            "objective": {"kind": "flow"},
+            "evaluate": {"sampler": "euler", "sampling_steps": 2, "batch_size": 8},
+            "train": {
+                "steps": 8,
+                "global_batch_size": 8,
+                "learning_rate": 1e-3,
+                "checkpoint_every": 3,
+                "log_every": 1,
+                "ema_decay": 0.9,
+                **train,
+            },
+        }
+    )
+    if not recipe.folder("latents").exists():
+        write_latents(recipe)
+    return recipe
+
+
+def write_latents(recipe, poisoned=()):
+    """Random latents of three classes; poisoned rows are not finite."""
+    folder = recipe.folder("latents")
+    folder.mkdir(parents=True, exist_ok=True)
+    autoencoder = describe_autoencoder(Path(recipe.autoencoder.id))
+    description = schema.describe(
+        moments_shape=(8, 4, 4),
+        flip=True,
+        autoencoder=autoencoder,
+        preprocessing={"size": 16, "crop": "adm"},
+        class_names=("a", "b", "c"),
+    )
+    rng, records = np.random.default_rng(0), []
+    for index, first in enumerate(range(0, ROWS, SHARD_ROWS)):
+        moments = rng.normal(size=(SHARD_ROWS, 8, 4, 4)).astype("<f2")
+        sums = channel_sums(moments)
+        for row in set(poisoned) & set(range(first, first + SHARD_ROWS)):
+            moments[row - first, 0] = np.nan
+        keys, labels = [f"image-{first + row}" for row in range(SHARD_ROWS)], np.arange(SHARD_ROWS) % 3
+        table = schema.shard_table(schema.latent_schema(description), keys, labels, moments, moments[..., ::-1])
+        data, name = schema.shard_bytes(table), f"part-{index:05d}.parquet"
+        (folder / name).write_bytes(data)
+        record = {"file": name, "rows": SHARD_ROWS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        records.append({**record, "channels": sums, "quarantined": []})
+    return write_manifest(folder, description, {"seed": 0}, records, recipe={})
+
+
+class Training:
+    """What one process's training told, and what it left."""
+
+    def __init__(self, recipe):
+        self.recipe, self.messages = recipe, []
+        self.error = None
+
+    def run(self):
+        torch.set_num_threads(1)
+        settings = worker_settings(self.recipe, LatentDataset.open(self.recipe.folder("latents")))
+        train_as(Worker(0, 1, torch.device("cpu"), self.messages.append), settings)
+        return self
+
+    @property
+    def losses(self):
+        return {message.step: message.metrics["loss"] for message in self.messages if isinstance(message, Report)}
+
+    @property
+    def notices(self):
+        return [message.text for message in self.messages if isinstance(message, Notice)]
+
+    @property
+    def saved(self):
+        return [message.step for message in self.messages if isinstance(message, Saved)]
+
+    @property
+    def weights(self):
+        return final_weights(self.recipe)
+
+
+def final_weights(recipe):
+    """Every tensor of the newest checkpoint: weights, averages, optimizer."""
+    newest = newest_checkpoint(recipe.folder("checkpoints"))
+    return {
+        f"{newest.step}/{file.stem}/{name}": tensor
+        for file in sorted(newest.path.rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def assert_equal(found, expected):
+    """Tensors by name, to the bit."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
