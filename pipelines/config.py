@@ -65,6 +65,8 @@ class AutoencoderConfig:
 class EncodeConfig(WorkersConfig):
     """Images to latents."""
 
+    output: str | None = None
+    """Folder of the latents; `latents` in the recipe's output when left out. Recipes that share it encode once."""
     flip: bool = True
     """Store the moments of the mirrored image as well."""
     shard_rows: PositiveInt = 512
@@ -173,6 +175,11 @@ class Recipe:
                 f"images.size: found {self.images.size}, expected a multiple of autoencoder.train.downsample = "
                 f"{downsample}"
             )
+
+    @property
+    def latents(self) -> Path:
+        """Absolute path of the latent data set."""
+        return Path(self.encode.output).absolute() if self.encode.output else self.folder("latents")
 
     def folder(self, name: str) -> Path:
         """Absolute path of one of the output's folders; workers run in other working directories."""

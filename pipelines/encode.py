@@ -42,7 +42,7 @@ SHARDS_IN_FLIGHT = 4
 @job
 def encode(config: Recipe, *, context: StageContext) -> LatentDataset:
     """Encode the training images of a recipe, or the part of them that is still missing."""
-    folder = config.folder("latents")
+    folder = config.latents
     listing, _ = open_source(config.images).listing().split(config.images.held_out)
     autoencoder = autoencoder_of(config).describe()
     identity = encode_identity(config, listing, autoencoder)
@@ -71,7 +71,7 @@ def encode(config: Recipe, *, context: StageContext) -> LatentDataset:
 
 def encode_missing(config, context, run, listing: Listing, shards, description, earlier) -> None:
     """See to it that every shard is finished, and say how it goes."""
-    unusable = QuarantineLimit(config.folder("latents"), config.encode.max_quarantined, len(listing))
+    unusable = QuarantineLimit(config.latents, config.encode.max_quarantined, len(listing))
     unusable.add(earlier.quarantined() if earlier is not None else [])
     pending = []
     for shard in shards:
@@ -114,7 +114,7 @@ def encode_shards(
             num_cpus=0.5,
             num_gpus=workers.gpus_per_worker,
         )
-        .map(WriteShard(config.folder("latents"), description), num_cpus=0.5)
+        .map(WriteShard(config.latents, description), num_cpus=0.5)
     )
     # Reading is faster than encoding: without a limit it runs ahead until half of the object store is full.
     limits = ray_data.ExecutionResources.for_limits(

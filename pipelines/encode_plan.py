@@ -61,7 +61,7 @@ def plan_encode(config: Recipe) -> EncodePlan:
     """Plan the encode job of a recipe. Raises as `encode` would where there are no images."""
     listing, held_out = open_source(config.images).listing().split(config.images.held_out)
     autoencoder, unknown = known_autoencoder(config)
-    folder = config.folder("latents")
+    folder = config.latents
     shards, changed = plan_shards(folder, listing, None, config.encode.shard_rows), []
     finished = 0
     if "sha256" in autoencoder:

@@ -29,7 +29,7 @@ def train(config: Recipe, *, context: StageContext):
     if config.train.keep_best:
         best_step(config.folder("evaluations"), config.train.keep_best)  # its name is checked before any work
     folder = config.folder("checkpoints")
-    latents = LatentDataset.open(config.folder("latents"))
+    latents = LatentDataset.open(config.latents)
     check_latents(config, latents)
     identity = train_identity(config, latents)
     newest = newest_checkpoint(folder)

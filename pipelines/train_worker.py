@@ -32,6 +32,8 @@ def train_worker(settings: dict) -> None:
 def train_as(worker: Worker, settings: dict) -> None:
     """Open the latents, build the model, take up the newest checkpoint, train."""
     config: Recipe = settings["config"]
+    if config.train.fewest_workers < config.train.most_workers:
+        worker.notice(f"{worker.num_workers} of at most {config.train.most_workers} workers")
     newest = newest_checkpoint(settings["folder"])
     dataset = LatentDataset.open(settings["latents"])
     latents = open_for_training(dataset, config, worker, newest)

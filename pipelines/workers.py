@@ -14,6 +14,8 @@ from pipelines.config_train import ElasticWorkersConfig
 from pipelines.messages import Mailbox, Message, Notice, Report, Saved
 from pipelines.stage import StageContext
 
+RESIZE_SECONDS = 60.0
+"""How often a group that may grow looks for room; to grow it starts again from its newest checkpoint."""
 RESTARTS = 3
 """How often a group is started again after workers died without a further checkpoint, before the stage fails."""
 
@@ -71,8 +73,13 @@ def _scaling(workers: ElasticWorkersConfig):
     resources = {"CPU": float(workers.cpus_per_worker)}
     if workers.gpus_per_worker:
         resources["GPU"] = workers.gpus_per_worker
-    number: Any = workers.num_workers  # of two numbers Ray's own annotation does not know
-    return ScalingConfig(num_workers=number, use_gpu=bool(workers.gpus_per_worker), resources_per_worker=resources)
+    settings: dict[str, Any] = {
+        "num_workers": workers.num_workers,
+        "use_gpu": bool(workers.gpus_per_worker),
+        "resources_per_worker": resources,
+        "elastic_resize_monitor_interval_s": RESIZE_SECONDS,
+    }
+    return ScalingConfig(**settings)  # unpacked: mypy sees the class of Ray Train's first version
 
 
 def _run_config(context: StageContext, stage: str):

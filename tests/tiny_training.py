@@ -21,7 +21,7 @@ from pipelines.worker import Worker
 ROWS, SHARD_ROWS = 48, 6
 
 
-def training_recipe(folder, output=None, **train):
+def training_recipe(folder, output=None, model=None, latent_side=4, **train):
     """Writes autoencoder and latents on the first call; `train` are settings of [train]."""
     if not (folder / "autoencoder").exists():
         autoencoder_folder(folder / "autoencoder")
@@ -33,7 +33,7 @@ def training_recipe(folder, output=None, **train):
             "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}"},
             "images": {"path": "digits", "size": 16},
             "autoencoder": {"id": str(folder / "autoencoder")},
-            "model": {"patch_size": 2, "hidden_size": 16, "depth": 2, "num_heads": 2},
+            "model": model or {"patch_size": 2, "hidden_size": 16, "depth": 2, "num_heads": 2},
             "objective": {"kind": "flow"},
             "evaluate": {"sampler": "euler", "sampling_steps": 2, "batch_size": 8},
             "train": {
@@ -47,18 +47,19 @@ def training_recipe(folder, output=None, **train):
             },
         }
     )
-    if not recipe.folder("latents").exists():
-        write_latents(recipe)
+    if not recipe.latents.exists():
+        write_latents(recipe, latent_side=latent_side)
     return recipe
 
 
-def write_latents(recipe, poisoned=()):
+def write_latents(recipe, poisoned=(), latent_side=4):
     """Random latents of three classes; poisoned rows are not finite."""
-    folder = recipe.folder("latents")
+    shape = (8, latent_side, latent_side)
+    folder = recipe.latents
     folder.mkdir(parents=True, exist_ok=True)
     autoencoder = describe_autoencoder(Path(recipe.autoencoder.id))
     description = schema.describe(
-        moments_shape=(8, 4, 4),
+        moments_shape=shape,
         flip=True,
         autoencoder=autoencoder,
         preprocessing={"size": 16, "crop": "adm"},
@@ -66,7 +67,7 @@ def write_latents(recipe, poisoned=()):
     )
     rng, records = np.random.default_rng(0), []
     for index, first in enumerate(range(0, ROWS, SHARD_ROWS)):
-        moments = rng.normal(size=(SHARD_ROWS, 8, 4, 4)).astype("<f2")
+        moments = rng.normal(size=(SHARD_ROWS, *shape)).astype("<f2")
         sums = channel_sums(moments)
         for row in set(poisoned) & set(range(first, first + SHARD_ROWS)):
             moments[row - first, 0] = np.nan
@@ -88,7 +89,7 @@ class Training:
 
     def run(self):
         torch.set_num_threads(1)
-        settings = worker_settings(self.recipe, LatentDataset.open(self.recipe.folder("latents")))
+        settings = worker_settings(self.recipe, LatentDataset.open(self.recipe.latents))
         train_as(Worker(0, 1, torch.device("cpu"), self.messages.append), settings)
         return self
 
