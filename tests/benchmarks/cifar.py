@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config import Recipe
+from pipelines.recipe_file import validate_recipe
+
 ROOT = Path(__file__).resolve().parents[2]
+SIZE = 64
 
 
 def cifar_folder() -> Path:
@@ -28,3 +32,18 @@ def cifar_images(target: Path, num_images: int) -> Path:
             rows += tables[-1].num_rows
     pq.write_table(pa.concat_tables(tables), target, row_group_size=1000)
     return target
+
+
+def cifar_recipe(folder: Path, images: Path, autoencoder: Path, **encode) -> Recipe:
+    """At 64 pixels, with everything in `folder`; all defaults but for what is given of [encode]."""
+    return validate_recipe(
+        {
+            "name": "benchmark",
+            "output": str(folder / "output"),
+            "tracking": {"uri": f"sqlite:///{folder.parent / 'mlflow.db'}"},
+            "images": {"path": str(images), "size": SIZE},
+            "autoencoder": {"id": str(autoencoder)},
+            "encode": encode,
+            "model": {"name": "DiT-S/2"},
+        }
+    )

@@ -21,15 +21,30 @@ class Timing:
 
 def alternate(candidates: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, Timing]:
     """Seconds of every candidate, each called once in every round."""
+    return in_turn({name: clocked(call) for name, call in candidates.items()}, rounds, warmup)
+
+
+def clocked(call: Callable[[], object]) -> Callable[[], float]:
+    """Call, and say the seconds that it took."""
+
+    def timed() -> float:
+        started = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    return timed
+
+
+def in_turn(candidates: dict[str, Callable[[], float]], rounds: int, warmup: int = 0) -> dict[str, Timing]:
+    """The same of candidates that look at the clock themselves, and say their seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for index in range(warmup + rounds):
         for name, call in candidates.items():
-            started = time.perf_counter()
-            call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            spent = call()
             if index >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(spent)
     return {name: Timing(values) for name, values in seconds.items()}
 
 

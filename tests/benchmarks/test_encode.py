@@ -1,0 +1,195 @@
+"""The encode job on CIFAR-10 at 64 pixels, against (b) its autoencoder alone and (c) a plain DataLoader loop.
+
+    pytest -m benchmark tests/benchmarks/test_encode.py -s
+
+One thread computes the autoencoder in all of them, and the machine's other cores read and write: as CPUs do beside a
+GPU. Without mirrors, so that an image is read for every pass. Prints ratios of images per second.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cifar import SIZE, cifar_images, cifar_recipe
+from diffusers import AutoencoderKL
+from harness import alternate, in_turn, ratio, say
+from tiny_encode import autoencoder_folder
+
+from cluster.session import LOCAL_ENVIRONMENT
+from pipelines.encode import encode
+from pipelines.latents import LatentDataset
+from pipelines.stage import StageContext
+
+pytestmark = pytest.mark.benchmark
+
+SIZES = (5_000, 20_000, 50_000)
+"""Images of the data sets that the cost of an image is measured on."""
+READ_IMAGES = 5_000
+
+
+def sd_sized(folder: Path) -> Path:
+    """An untrained autoencoder of Stable Diffusion's size: 34 million parameters in its encoder."""
+    torch.manual_seed(0)
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+    ).save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Case:
+    """An autoencoder, and work that takes about a minute on one core."""
+
+    autoencoder: Callable[[Path], Path]
+    num_images: int
+    shard_rows: int
+    batch_size: int
+    rounds: int = 3
+
+
+CASES = {
+    "tiny autoencoder": Case(autoencoder_folder, num_images=10_240, shard_rows=512, batch_size=32),
+    "autoencoder of Stable Diffusion's size": Case(sd_sized, num_images=64, shard_rows=8, batch_size=4),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished encode job."""
+
+    dataset: LatentDataset
+    started: float
+    ended: float
+
+    @property
+    def seconds_per_image(self) -> float:
+        """At steady state: from the end of the first shard to the end of the last."""
+        shards = sorted((self._written(shard["file"]), shard["rows"]) for shard in self.dataset.manifest["shards"])
+        return (shards[-1][0] - shards[0][0]) / sum(rows for _, rows in shards[1:])
+
+    @property
+    def seconds_to_start(self) -> float:
+        """Until the first image: Ray, the autoencoder, the listing."""
+        first = self.dataset.manifest["shards"][0]
+        return self._written(first["file"]) - self.started - first["rows"] * self.seconds_per_image
+
+    def _written(self, file: str) -> float:
+        return (self.dataset.path / file).stat().st_mtime
+
+
+def run_job(folder: Path, images: Path, autoencoder: Path, **settings) -> Run:
+    """The whole job, on a Ray of its own; what an earlier one left in the folder is removed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    config = cifar_recipe(folder, images, autoencoder, **settings)
+    started = time.time()
+    with StageContext(config) as context:
+        dataset = encode(config, context=context)
+    return Run(dataset, started, time.time())
+
+
+def run_plain(kind: str, images: Path, autoencoder: Path, out: Path, case: Case) -> float:
+    """Seconds of an image. In the environment that raydit gives its own processes, so that malloc is no difference."""
+    command = [sys.executable, str(Path(__file__).with_name("plain_encode.py")), kind, str(images), str(autoencoder)]
+    numbers = (SIZE, case.batch_size, case.num_images)
+    shutil.rmtree(out, ignore_errors=True)
+    command += [str(out), *map(str, numbers)]
+    environment = os.environ | LOCAL_ENVIRONMENT
+    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    return float(ended.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_images_per_second(tmp_path, name):
+    case = CASES[name]
+    images = cifar_images(tmp_path / "images.parquet", case.num_images)
+    autoencoder = case.autoencoder(tmp_path / "autoencoder")
+    starts = []
+
+    def ours(**settings) -> float:
+        shards = {"flip": False, "shard_rows": case.shard_rows, "batch_size": case.batch_size}
+        run = run_job(tmp_path / "job", images, autoencoder, **shards, **settings)
+        assert len(run.dataset) == case.num_images
+        starts.append(run.seconds_to_start)
+        return run.seconds_per_image
+
+    def theirs(kind: str) -> float:
+        return run_plain(kind, images, autoencoder, tmp_path / "plain", case)
+
+    timings = in_turn(
+        {
+            "raydit": ours,
+            "alone": lambda: theirs("alone"),
+            "loop": lambda: theirs("loop"),
+            "bfloat16": lambda: ours(dtype="bfloat16", memory_format="channels_last"),
+        },
+        case.rounds,
+    )
+    check_equal(LatentDataset.open(tmp_path / "job" / "output" / "latents"), tmp_path / "plain")
+    raydit, alone, loop, bfloat16 = timings.values()
+    say(
+        f"\n{name}, {SIZE} px, {1 / raydit.median:.1f} images/s after a start of {np.median(starts):.1f} s\n"
+        f"  of the autoencoder alone: {ratio(alone, raydit)}\n"
+        f"  of a plain loop: {ratio(loop, raydit)}\n"
+        f"  of a plain loop, ours in bfloat16 and channels last: {ratio(loop, bfloat16)}"
+    )
+
+
+def check_equal(dataset: LatentDataset, folder: Path) -> None:
+    """That both sides computed the same thing, ours in bfloat16."""
+    plain = np.stack([np.load(file) for file in sorted(folder.glob("*.npy"))])
+    ours = dataset.arrays.moments
+    assert ours.shape == plain.shape
+    difference = (ours.astype(np.float32) - plain).std() / plain.astype(np.float32).std()
+    assert difference < 0.02, difference
+
+
+def test_cost_of_an_image_as_the_data_set_grows(tmp_path):
+    autoencoder = autoencoder_folder(tmp_path / "autoencoder")
+    costs, totals = [], []
+    for size in SIZES:
+        images = cifar_images(tmp_path / "images.parquet", size)
+        run = run_job(tmp_path / "job", images, autoencoder, flip=False)
+        assert len(run.dataset) == size
+        costs.append(run.seconds_per_image)
+        totals.append(run.ended - run.started)
+    exponent = np.polyfit(np.log(SIZES), np.log(costs), 1)[0]
+    marginal = np.diff(totals) / np.diff(SIZES)
+    say(
+        f"\nms for an image at {', '.join(f'{size:,}' for size in SIZES)} images: "
+        f"{', '.join(f'{1e3 * cost:.3f}' for cost in costs)}, growing by the power {exponent:.3f} of their number; for "
+        f"each further image of the whole job: {', '.join(f'{1e3 * cost:.3f}' for cost in marginal)}"
+    )
+
+
+def test_reading_the_latents_back(tmp_path):
+    """All rows into memory, from the shards and from a file for each image."""
+    images = cifar_images(tmp_path / "images.parquet", READ_IMAGES)
+    dataset = run_job(tmp_path / "job", images, autoencoder_folder(tmp_path / "autoencoder")).dataset
+    for index, row in enumerate(dataset.arrays.moments):
+        np.save(tmp_path / f"{index:06d}.npy", row)
+
+    def from_files() -> np.ndarray:
+        return np.stack([np.load(file) for file in sorted(tmp_path.glob("*.npy"))])
+
+    def from_shards() -> np.ndarray:
+        return LatentDataset.open(dataset.path).arrays.moments
+
+    np.testing.assert_array_equal(from_files(), from_shards())
+    timings = alternate({"shards": from_shards, "files": from_files}, rounds=10)
+    megabytes = dataset.num_bytes / 2**20
+    say(
+        f"\nreading back: {READ_IMAGES / timings['shards'].median:,.0f} rows/s, "
+        f"{megabytes / timings['shards'].median:,.0f} MiB/s; "
+        f"{ratio(timings['files'], timings['shards'])} of the rows per second from a file for each image"
+    )
