@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipelines.config import ImagesConfig
     from pipelines.sources.files import Files
 
-__all__ = ["ImageSource", "Listing", "decode", "open_source"]
+__all__ = ["ImageSource", "Listing", "decode", "is_on_hub", "open_source"]
 
 TABLES = (".csv", ".tsv", ".jsonl")
 USUAL_TABLES = tuple(f"metadata{suffix}" for suffix in (*TABLES, ".parquet"))
@@ -29,7 +29,7 @@ def open_source(config: "ImagesConfig") -> ImageSource:
         return DigitsSource()
     if config.format == "digits":
         raise ValueError(f'images.format: found "digits" with images.path = {config.path!r}; set path = "digits" too')
-    if _is_on_hub(config):
+    if is_on_hub(config):
         return huggingface.open_hub(config)
     place, name = files.locate(config.path)
     kind = config.format or recognise(place, name)
@@ -46,7 +46,7 @@ def open_source(config: "ImagesConfig") -> ImageSource:
     return folders.FolderSource(place, config) if kind == "folder" else huggingface.open_folder(place, config)
 
 
-def _is_on_hub(config: "ImagesConfig") -> bool:
+def is_on_hub(config: "ImagesConfig") -> bool:
     """A hub id looks like a relative path: it is one if its owner is no folder here, or if the format says so."""
     from pipelines.sources.huggingface import is_hub_id
 

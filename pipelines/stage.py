@@ -120,8 +120,16 @@ def _stop_working(reason: str) -> None:
 
 
 def located(images: ImagesConfig) -> ImagesConfig:
-    """The same images by an absolute path, for workers: those of a cluster run in other working directories."""
-    if images.path == "digits" or not Path(images.path).exists():  # a URI, an id on a hub
+    """The same images for workers: by an absolute path, as those of a cluster run in other working directories.
+
+    A data set on a hub by its commit, as others may push to it meanwhile.
+    """
+    from pipelines.images import is_on_hub
+    from pipelines.sources.huggingface import pinned
+
+    if is_on_hub(images):
+        return replace(images, path=pinned(images))
+    if images.path == "digits" or not Path(images.path).exists():  # a URI
         return images
     return replace(images, path=str(Path(images.path).absolute()))
 

@@ -1,6 +1,7 @@
 """Hugging Face data sets: what save_to_disk writes, the files of a hub repository in a folder, and hub ids."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -164,6 +165,12 @@ def open_hub(config: "ImagesConfig") -> ColumnSource | WebDatasetSource:
     return open_folder(Files(_download(config)), config)
 
 
+def pinned(config: "ImagesConfig") -> str:
+    """OWNER/NAME@COMMIT of what this process has listed: a branch on the hub may move on while others read."""
+    folder = _download(config)  # .../snapshots/COMMIT
+    return f"{config.path.partition('@')[0]}@{os.path.basename(folder)}"
+
+
 @lru_cache(maxsize=4)
 def _download(config: "ImagesConfig") -> str:
     """Folder with the README and the wanted files. Without network, what an earlier download left."""
@@ -175,7 +182,8 @@ def _download(config: "ImagesConfig") -> str:
         info = HfApi().dataset_info(name, revision=revision or None)
     except Exception as error:
         return _downloaded_earlier(place, error)
-    place["revision"] = info.sha
+    # Not by info.sha from here on: the cache notes the commit of a branch only where it is asked for by the branch, and
+    # without that note nothing is found when there is no network.
     names = [sibling.rfilename for sibling in info.siblings or []]
     card = {}
     if README in names:
