@@ -23,7 +23,7 @@ class Pictures(Dataset):
     """The encoded images of a Parquet file, decoded and cropped one by one: float32 (3, size, size) in [-1, 1]."""
 
     def __init__(self, file: str, size: int, count: int):
-        column = pq.read_table(file, columns=["img"]).column("img").slice(0, count)
+        column = pq.read_table(file, columns=["image"]).column("image").slice(0, count)
         self.images = [cell["bytes"] for cell in column.to_pylist()]
         self.size = size
 
@@ -67,7 +67,7 @@ def main(kind: str, images: str, autoencoder: str, out: str, *numbers: str) -> N
     torch.set_grad_enabled(False)
     encode = {"alone": alone, "loop": loop}[kind]
     Path(out).mkdir(parents=True, exist_ok=True)
-    module = AutoencoderKL.from_pretrained(autoencoder).eval()
+    module = AutoencoderKL.from_pretrained(autoencoder, low_cpu_mem_usage=False).eval()
     print(encode(module, Pictures(images, size, count), batch_size, Path(out)))
 
 
