@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from pipelines.images import ImageSource
 
 
+MOST_PIXELS = 2**27
+"""Of an image on its way to the crop: 400 MB."""
+
+
 def crop_image(image: "Image.Image", size: int, crop: str) -> np.ndarray:
     """Image -> uint8 (size, size, 3).
 
     crop "adm": halve with a box filter while the short side is at least twice `size`, bicubic to the short
-    side, centre crop (Dhariwal & Nichol 2021, arXiv 2105.05233). crop "resize": bicubic to a square.
+    side, centre crop (Dhariwal & Nichol 2021, arXiv 2105.05233). crop "resize": bicubic to a square. Raises
+    ValueError for an image so long and thin that it would fill the memory before its ends are cropped.
     """
     from PIL import Image
 
@@ -28,6 +33,11 @@ def crop_image(image: "Image.Image", size: int, crop: str) -> np.ndarray:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
+    if width * height > MOST_PIXELS:
+        raise ValueError(
+            f"found {image.width:,} x {image.height:,} pixels, which become {width:,} x {height:,} before the crop; "
+            f"expected at most {MOST_PIXELS:,} pixels"
+        )
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return np.asarray(image)[top : top + size, left : left + size]

@@ -26,6 +26,23 @@ def test_an_image_of_the_exact_size_is_unchanged(crop):
     np.testing.assert_array_equal(crop_image(Image.fromarray(pixels), 8, crop), pixels)
 
 
+@pytest.mark.parametrize("crop", ["adm", "resize"])
+@pytest.mark.parametrize("size", [32, 256, 1024])
+def test_images_of_any_size_become_squares_of_the_recipes(size, crop):
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(1, 256).repeat(300, axis=0))
+    for sides in ((256, 300), (40, 700), (2000, 31)):
+        image = crop_image(ramp.resize(sides), size, crop)
+        assert image.shape == (size, size, 3) and image[0, 0, 0] <= image[0, -1, 0]
+
+
+def test_an_image_that_would_fill_the_memory_before_its_ends_are_cropped_is_refused():
+    """A line of 65,535 pixels would become 256 x 16,776,960, which are 13 GB."""
+    line = Image.new("RGB", (1, 65_535))
+    with pytest.raises(ValueError, match="found 1 x 65,535 pixels, which become 256 x 16,776,960 before the crop;"):
+        crop_image(line, 256, "adm")
+    assert crop_image(line, 256, "resize").shape == (256, 256, 3)
+
+
 def test_an_image_of_twice_the_size_is_halved_by_means_of_four():
     checkerboard = np.indices((16, 16)).sum(0) % 2 * 200
     assert (crop_image(grey(checkerboard), 8, "adm") == 100).all()
