@@ -92,6 +92,17 @@ def test_every_lossless_format_gives_its_pixels(kind):
     np.testing.assert_array_equal(np.asarray(decode(encoded(image, kind, **options))), pixels)
 
 
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 95}), ("AVIF", {"quality": 95}), ("JPEG2000", {})])
+def test_formats_with_loss_give_nearly_their_pixels(kind, options):
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow cannot write {kind}")
+    ramp = np.linspace(0, 255, 32).astype(np.uint8)
+    pixels = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.uint8(100)), axis=2)
+    found = np.asarray(decode(encoded(Image.fromarray(pixels), kind, **options)))
+    assert found.shape == pixels.shape and np.abs(found.astype(int) - pixels).mean() < 3
+
+
 def test_cmyk_in_jpeg_is_inverted_with_adobes_mark_and_without():
     cmyk = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
     start = cmyk.index(b"\xff\xee")
