@@ -109,7 +109,8 @@ def encode_shards(
         .map(
             EncodeImages,
             fn_constructor_args=(str(autoencoder_of(config).folder()), config.encode),
-            compute=ray_data.ActorPoolStrategy(size=workers.num_workers),
+            # Two calls, of which one encodes at a time: the other takes in its images or hands over its moments.
+            compute=ray_data.ActorPoolStrategy(size=workers.num_workers, max_concurrent_calls_per_actor=2),
             # Half a CPU: actors that hold every CPU leave none to read and write with, and the job hangs.
             num_cpus=0.5,
             num_gpus=workers.gpus_per_worker,
