@@ -100,12 +100,16 @@ def padding(shards: list[Shard], batch_size: int) -> float:
 
 def known_autoencoder(config: Recipe) -> tuple[dict, str]:
     """What is known of the autoencoder without a download, and why no time can be measured, if so."""
+    from dit.autoencoder import STABLE_DIFFUSION, record_autoencoder
+
     try:
         return autoencoder_of(config).describe(download=False), ""
     except FileNotFoundError as error:
-        train = config.autoencoder.train
+        id, train = config.autoencoder.id, config.autoencoder.train
         if train is None:
-            return {}, f"{config.autoencoder.id} is not on this machine"
+            known = record_autoencoder(id, 4) if id in STABLE_DIFFUSION else {}
+            shape = {name: known[name] for name in ("latent_channels", "downsample") if known}
+            return shape, f"{id} is not on this machine"
         shape = {"latent_channels": train.latent_channels, "downsample": train.downsample}
         return shape, f"the autoencoder is trained first ({error})"
 
@@ -152,7 +156,7 @@ def plan_lines(plan: EncodePlan, config: Recipe) -> list[tuple[str, str]]:
         ("images", f"{plan.images:,} in {plan.classes:,} classes; {plan.held_out:,} more are held out"),
         ("shards", f"{plan.shards:,} of at most {settings.shard_rows:,} images, {plan.pending_shards:,} to do"),
     ]
-    if plan.padding > MUCH_PADDING:
+    if plan.padding > MUCH_PADDING and settings.shard_rows % settings.batch_size:
         lines.append(
             (
                 "padding",

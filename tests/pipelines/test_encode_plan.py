@@ -74,6 +74,21 @@ def test_an_autoencoder_that_is_not_here_is_not_fetched(tmp_path):
     assert plan.unknown == "nobody/no-such-autoencoder is not on this machine"
 
 
+def test_the_shape_of_stable_diffusions_latents_is_known_without_their_autoencoder(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    config = tiny_recipe(tmp_path, "images.size=256")
+    pretrained = type(config.autoencoder)(id="stabilityai/sd-vae-ft-ema")
+    plan = plan_encode(type(config)(**{**vars(config), "autoencoder": pretrained}))
+    assert plan.moments_shape == (8, 32, 32) and plan.bytes == 16_384 * plan.images
+    assert (plan.seconds, plan.unknown) == (None, "stabilityai/sd-vae-ft-ema is not on this machine")
+
+
+@pytest.mark.parametrize(("shard_rows", "batch_size", "said"), [(8, 6, True), (8, 8, False), (16, 8, False)])
+def test_padding_is_told_where_it_can_be_helped(tmp_path, shard_rows, batch_size, said):
+    config = recipe(tmp_path, f"encode.shard_rows={shard_rows}", f"encode.batch_size={batch_size}")
+    assert ("padding" in dict(plan_lines(plan_encode(config), config))) is said
+
+
 @pytest.mark.parametrize(
     ("rows", "shard_rows", "share"), [(96, 32, 0.0), (97, 32, 1 - 97 / 128), (90, 30, 1 - 90 / 96)]
 )
