@@ -9,6 +9,7 @@ from importlib import metadata
 
 from cluster import jobs, storage
 from cluster.session import ray_session
+from cluster.temporaries import TEMPORARY_PREFIX
 
 OLDEST_PYTHON = (3, 11)
 
@@ -104,7 +105,7 @@ def check_head_clock(address: str, most_seconds: float) -> Check:
 def check_storage(path: str) -> Check:
     """Write, replace and read a small file where artifacts shall go, and remove it again."""
     folder = storage.nearest_folder(path) if storage.is_local(path) else path
-    probe = storage.join(folder, f"{storage.TEMPORARY_PREFIX}doctor-{secrets.token_hex(4)}")
+    probe = storage.join(folder, f"{TEMPORARY_PREFIX}doctor-{secrets.token_hex(4)}")
     file = storage.join(probe, "probe")
     try:
         storage.write_atomically(file, b"old")

@@ -1,12 +1,13 @@
 """One owner for an output folder: who comes second is told who is there, or takes over from an owner that is dead.
 
 The lease is a small file in the folder. On disk it is made by a hard link, which exactly one of several can make,
-also on NFS; an object store has no such thing in pyarrow, so there the last to write wins and the others see it.
+also on NFS. An object store has no such thing in pyarrow: there the last to write wins, and everyone looks again a
+moment after writing, when whoever saw no lease before has written, too (Fischer's algorithm: Lamport 1987, "A fast
+mutual exclusion algorithm"). One whose request took longer than that moment is told by the next sign of life.
 """
 
 import contextlib
 import errno
-import fcntl
 import getpass
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from cluster import storage
 from cluster.jobs import current_job_id
+from cluster.temporaries import alone_in, is_running, temporary_in
 
 FILE = ".lease.json"
 EXPIRES_SECONDS = 90.0
@@ -28,6 +30,9 @@ EXPIRES_SECONDS = 90.0
 HEARTBEAT_SECONDS = 15.0
 PATIENCE_SECONDS = 2.0
 """How long to wait for the folder before refusing: one that only found everything finished is gone by then."""
+
+SETTLE_SECONDS = 3.0
+"""How long after writing a lease in an object store to look whether it is still ours: longer than a slow request."""
 
 
 class InUse(OSError):
@@ -77,7 +82,7 @@ class Owner:
         if not self.machine or self.machine != _machine():
             return time.time() > self.expires
         started = _process_started(self.process)
-        return not storage.is_running(self.process) if started is None else started != self.process_started
+        return not is_running(self.process) if started is None else started != self.process_started
 
     def __str__(self) -> str:
         job = f", job {self.job}" if self.job else ""
@@ -141,27 +146,16 @@ def _replace(path: str, dead: Owner | None, owner: Owner) -> bool:
     if storage.is_local(path):
         folder = os.path.dirname(storage.local_path(path))
         os.makedirs(folder, exist_ok=True)
-        with _alone_in(folder), storage.temporary_in(folder, len(content)) as temporary:
+        with alone_in(folder), temporary_in(folder, len(content)) as temporary:
             if dead:
                 _remove(path, dead)
             Path(temporary).write_bytes(content)
             _link(temporary, storage.local_path(path))
     else:
         storage.write_atomically(path, content)
+        time.sleep(SETTLE_SECONDS)
     found = _read(path)
     return found is not None and found.id == owner.id
-
-
-@contextlib.contextmanager
-def _alone_in(folder: str) -> Iterator[None]:
-    """One process of this machine at a time; elsewhere the hard link decides."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # NFS locks no folders
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _link(temporary: str, target: str) -> None:
@@ -178,7 +172,7 @@ def _link(temporary: str, target: str) -> None:
 def _remove(path: str, dead: Owner) -> None:
     """Remove the lease of a dead owner; if somebody was faster and it is a new one, put it back."""
     target = storage.local_path(path)
-    with storage.temporary_in(os.path.dirname(target), 0) as aside:
+    with temporary_in(os.path.dirname(target), 0) as aside:
         try:
             os.rename(target, aside)
         except FileNotFoundError:

@@ -11,6 +11,7 @@ from importlib import metadata
 
 from cluster import storage
 from cluster.doctor import Check, check_storage
+from cluster.temporaries import TEMPORARY_PREFIX
 
 ANSWER_SECONDS = 60.0
 MOST_SKEW_SECONDS = 30.0
@@ -69,7 +70,7 @@ def check_nodes(output: str | None, further: Callable[[], Check] | None = None) 
 def _leave_marker(output: str) -> str | None:
     """A folder that all nodes should see; None where nothing can be written, which the nodes will say."""
     folder = storage.nearest_folder(output) if storage.is_local(output) else output
-    marker = storage.join(folder, f"{storage.TEMPORARY_PREFIX}doctor-{secrets.token_hex(4)}")
+    marker = storage.join(folder, f"{TEMPORARY_PREFIX}doctor-{secrets.token_hex(4)}")
     try:
         storage.write_atomically(storage.join(marker, "marker"), b"seen")
     except (OSError, ValueError):

@@ -2,8 +2,6 @@
 
 Nothing half-written is ever seen under its final name: on disk a file or folder gets a temporary name first
 and is renamed; in an object store one put is atomic, and a folder is finished when its last file is there.
-Credentials and endpoints come from the environment of pyarrow.fs (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
-GOOGLE_APPLICATION_CREDENTIALS, ...).
 """
 
 import contextlib
@@ -11,23 +9,19 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import re
-import secrets
 import shutil
-import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
-TEMPORARY_PREFIX = ".tmp-"
-STALE_AFTER_SECONDS = 24 * 3600
+from cluster.object_stores import resolve_in_bucket
+from cluster.temporaries import TEMPORARY_PREFIX, alone_in, remove_stale, temporary_in
 
-
-class StorageFull(OSError):
-    """The disk or quota has no room left for what was being written."""
+REQUESTS_AT_ONCE = 16
+"""To an object store, where each takes tens of milliseconds and many go side by side."""
 
 
 def is_local(path: str) -> bool:
@@ -42,6 +36,18 @@ def join(base: str, *parts: str) -> str:
         return os.path.join(base, *below)
     stem, question_mark, query = base.partition("?")
     return "/".join([stem.rstrip("/"), *below]) + question_mark + query
+
+
+def split(path: str) -> tuple[str, str]:
+    """The folder that a file or folder lies in, and its name there: join(*split(path)) is the path."""
+    stem, question_mark, query = (path, "", "") if is_local(path) else path.partition("?")
+    folder, _, name = stem.rstrip("/").rpartition("/")
+    return folder + question_mark + query, name
+
+
+def absolute(path: str) -> str:
+    """The same place for a process with another working directory: an absolute path, or the URI."""
+    return local_path(path) if is_local(path) else path
 
 
 def safe_name(name: str) -> str:
@@ -66,7 +72,7 @@ def resolve(path: str) -> tuple[FileSystem, str]:
     if "://" not in path:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     try:
-        return FileSystem.from_uri(path)
+        return resolve_in_bucket(path) or FileSystem.from_uri(path)
     except ValueError as error:  # pyarrow's ArrowInvalid
         raise ValueError(
             f"found the path {path!r}, expected a local path or a URI that pyarrow.fs opens "
@@ -99,6 +105,21 @@ def list_names(folder: str) -> list[str]:
     filesystem, inner = resolve(folder)
     names = (info.base_name for info in filesystem.get_file_info(FileSelector(inner)))
     return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
+
+
+def list_files(folder: str, *, recursive: bool = False) -> dict[str, int]:
+    """Relative name and size in bytes of the files in a folder, in order, without temporary ones.
+
+    One request for a thousand of them in an object store. A folder that is not there has none.
+    """
+    filesystem, inner = resolve(folder)
+    infos = _files(filesystem, FileSelector(inner, allow_not_found=True, recursive=recursive))
+    sizes = {info.path[len(inner) :].lstrip("/"): info.size for info in infos}
+    return {name: sizes[name] for name in sorted(sizes) if not name.startswith(TEMPORARY_PREFIX)}
+
+
+def _files(filesystem: FileSystem, selector: FileSelector) -> list[FileInfo]:
+    return [info for info in filesystem.get_file_info(selector) if info.type == FileType.File]
 
 
 def file_size(path: str) -> int:
@@ -134,24 +155,33 @@ def fetch_folder(path: str) -> str:
     """A local folder with the content of `path`: itself when local, else a copy that the workers share.
 
     The copy is named after the URI and its listing (names, sizes, times), so a folder that was rewritten
-    at the same address is fetched anew.
+    at the same address is fetched anew. Of several workers one fetches and the others wait for it.
     """
     if is_local(path):
         return local_path(path)
     filesystem, inner = resolve(path)
-    infos = filesystem.get_file_info(FileSelector(inner, recursive=True))
-    files = sorted((info.path, info.size, info.mtime_ns) for info in infos if info.type == FileType.File)
+    files = sorted(
+        (info.path, info.size, info.mtime_ns) for info in _files(filesystem, FileSelector(inner, recursive=True))
+    )
     name = hashlib.sha256(repr((path, files)).encode()).hexdigest()[:16]
     cache = cache_folder("fetched")
     fetched = os.path.join(cache, name)
-    if not os.path.isdir(fetched):
-        os.makedirs(cache, exist_ok=True)
-        remove_stale_temporaries(cache)
-        num_bytes = sum(size for _, size, _ in files)
-        with temporary_in(cache, num_bytes) as temporary:
-            copy_files(inner, temporary, filesystem, LocalFileSystem())
-            _rename_unless_there(temporary, fetched)
+    os.makedirs(cache, exist_ok=True)
+    with alone_in(cache):
+        if not os.path.isdir(fetched):
+            remove_stale_temporaries(cache)
+            num_bytes = sum(size for _, size, _ in files)
+            with temporary_in(cache, num_bytes) as temporary:
+                copy_files(inner, temporary, filesystem, LocalFileSystem())
+                _rename_unless_there(temporary, fetched)
     return fetched
+
+
+def on_this_machine(path: str) -> str:
+    """A local folder for what can only be on a disk: the place itself, or one in the cache that belongs to its URI."""
+    if is_local(path):
+        return local_path(path)
+    return os.path.join(cache_folder("beside"), hashlib.sha256(path.encode()).hexdigest()[:16])
 
 
 def cache_folder(kind: str) -> str:
@@ -244,21 +274,31 @@ def _files_below(folder: str) -> list[str]:
     return sorted(file.relative_to(folder).as_posix() for file in files)
 
 
-def move_folder(source: str, destination: str) -> None:
+def move_folder(source: str, destination: str, *, last: str) -> None:
     """Move a folder within one file system, for example to put a superseded artifact aside.
 
-    On disk one rename; in an object store a copy and a delete, which is not atomic.
+    On disk one rename. In an object store a copy, and then what was written last is removed first: what says that
+    something is whole goes before the thing itself. The file named `last` is copied last and removed last, so that
+    a move that was cut off can be done again.
     """
-    if exists(destination):
+    if exists(destination if is_local(destination) else join(destination, last)):
         raise FileExistsError(f"{destination} is there already; choose another name to move {source} to")
     filesystem, inner_source = resolve(source)
     _, inner_destination = resolve(destination)
     if is_local(source):
         os.makedirs(os.path.dirname(inner_destination), exist_ok=True)
         os.rename(inner_source, inner_destination)
-    else:
-        copy_files(inner_source, inner_destination, filesystem, filesystem)
-        filesystem.delete_dir(inner_source)
+        return
+    files = _files(filesystem, FileSelector(inner_source, recursive=True))
+    files.sort(key=lambda info: (info.path == f"{inner_source}/{last}", -(info.mtime_ns or 0), info.path))
+    assert files and files[-1].base_name == last, f"{source} has no {last}"
+    *others, marker = [(info.path, inner_destination + info.path[len(inner_source) :]) for info in files]
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        list(pool.map(filesystem.copy_file, *zip(*others, strict=True)) if others else ())
+    filesystem.copy_file(*marker)
+    for info in files:
+        filesystem.delete_file(info.path)
+    remove_folder(source)  # the empty object of its name, which pyarrow puts there for every file removed
 
 
 def remove_folder(path: str) -> None:
@@ -268,58 +308,16 @@ def remove_folder(path: str) -> None:
         filesystem.delete_dir(inner)
 
 
+def remove_file(path: str) -> None:
+    """Remove a file; one that is not there is fine."""
+    filesystem, inner = resolve(path)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.delete_file(inner)
+
+
 def remove_stale_temporaries(folder: str) -> list[str]:
-    """Remove what killed processes left half-written directly inside a folder, and return the names.
-
-    Stale is what belongs to a process of this host that is gone, or is older than a day.
-    """
-    if not is_local(folder) or not exists(folder):
-        return []
-    stale = [entry for entry in Path(local_path(folder)).iterdir() if _is_stale(entry)]
-    for entry in stale:
-        _remove(str(entry))
-    return sorted(entry.name for entry in stale)
-
-
-def _is_stale(entry: Path) -> bool:
-    match = re.fullmatch(re.escape(TEMPORARY_PREFIX) + r"(.+)-(\d+)-[0-9a-f]{8}", entry.name)
-    if not match:
-        return False
-    host, process_id = match.groups()
-    if host == platform.node() and not is_running(int(process_id)):
-        return True
-    with contextlib.suppress(FileNotFoundError):  # its owner may rename it at any moment
-        return time.time() - entry.stat().st_mtime > STALE_AFTER_SECONDS
-    return False
-
-
-def is_running(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)  # signal 0 asks only whether the process is there
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-@contextlib.contextmanager
-def temporary_in(folder: str, num_bytes: int) -> Iterator[str]:
-    """A temporary name inside a folder, gone afterwards unless renamed; ENOSPC becomes StorageFull."""
-    name = f"{TEMPORARY_PREFIX}{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = os.path.join(folder, name)
-    try:
-        yield temporary
-    except OSError as error:
-        _remove(temporary)  # first, so that what is free does not count our own half
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(
-                f"no room left in {folder}: {num_bytes:,} bytes were to be written, "
-                f"{free_bytes(folder):,} are free; free some space or choose another output"
-            ) from error
-        raise
-    finally:
-        _remove(temporary)
+    """Remove what killed processes left half-written directly inside a folder on disk, and return the names."""
+    return remove_stale(Path(local_path(folder))) if is_local(folder) and exists(folder) else []
 
 
 def _rename_unless_there(source: str, target: str) -> None:
@@ -329,14 +327,6 @@ def _rename_unless_there(source: str, target: str) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
 
 
 def _sync(path: str) -> None:

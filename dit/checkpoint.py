@@ -13,7 +13,6 @@ An imported one has no trainer/: it can be sampled from and evaluated, not train
 Nothing is pickled: a checkpoint from a stranger cannot run code.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from torch import Tensor
 from dit.autoencoder import LatentScale, record_autoencoder
 from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from_dict
 from dit.diffusers_format import pipeline_scale, read_pipeline, write_pipeline
-from dit.files import publish, sha256_of, sync, unused, write_json
+from dit.files import digest_of_files, publish, sha256_of, sync, unused, write_json
 from dit.official import check_official, published_objective, read_official
 from dit.sharding import placed_like
 from dit.snapshot import Snapshot, take_snapshot
@@ -148,8 +147,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
             f"{folder}/config.json: found format {config.get('format')!r} version {config.get('version')!r}, "
             f"expected {FORMAT!r} version {VERSION}. Use the raydit version that wrote it"
         )
-    digest = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-    return Checkpoint(folder, config, digest)
+    return Checkpoint(folder, config, digest_of_files(digests))
 
 
 def verify_checkpoint(checkpoint: Checkpoint) -> None:

@@ -1,8 +1,7 @@
 """The autoencoder: a pretrained one by id, or one trained on the recipe's own images by Ray Train."""
 
-import json
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cluster import storage
@@ -16,6 +15,8 @@ from pipelines.workers import run_workers
 
 RECORD = "raydit.json"
 """Written last into the folder of an autoencoder trained here: what it is made from, and how good it is."""
+TRAINING = "training"
+"""Folder beside it of the checkpoints that its training goes on from; removed at the end."""
 OURS = "autoencoder"
 """Id of the autoencoder trained here: its folder, relative to the output."""
 BLOCK_IMAGES = 2048
@@ -28,18 +29,23 @@ class AutoencoderHandle:
 
     id: str
     """Hub id or folder as in the recipe; for one trained here, its folder relative to the output."""
-    output: Path
+    output: str
+    """Absolute path or URI."""
 
     def folder(self, *, download: bool = True) -> Path:
-        """Local folder with its weights. Raises FileNotFoundError, telling what to do, if there is none."""
+        """Local folder with its weights, fetched if it is elsewhere. Raises FileNotFoundError, telling what to do."""
         from dit.autoencoder import locate_autoencoder
 
         if self.id != OURS:
             return locate_autoencoder(self.id, download=download).absolute()
-        folder = self.output / OURS
-        if not (folder / RECORD).is_file():
+        folder = storage.join(self.output, OURS)
+        if not storage.exists(storage.join(folder, RECORD)):
             raise FileNotFoundError(f"no finished autoencoder in {folder}; run `raydit autoencoder` with the recipe")
-        return folder
+        return Path(storage.fetch_folder(folder))
+
+    def located(self) -> "AutoencoderHandle":
+        """The same for workers: those of a cluster run in other working directories."""
+        return replace(self, id=str(Path(self.id).absolute())) if self.id != OURS and Path(self.id).is_dir() else self
 
     def describe(self, *, download: bool = True) -> dict:
         """What latents and checkpoints record of it."""
@@ -50,7 +56,7 @@ class AutoencoderHandle:
 
 def autoencoder_of(config: Recipe) -> AutoencoderHandle:
     """The autoencoder that a recipe uses."""
-    return AutoencoderHandle(config.autoencoder.id or OURS, Path(config.output).absolute())
+    return AutoencoderHandle(config.autoencoder.id or OURS, storage.absolute(config.output))
 
 
 @job
@@ -65,8 +71,9 @@ def train_autoencoder(config: Recipe, *, context: StageContext) -> AutoencoderHa
     listing, held_out = open_source(config.images).listing().split(config.images.held_out)
     identity = autoencoder_identity(config, settings, listing)
     Artifact("autoencoder", folder, identity).claim()
-    if (folder / RECORD).is_file():
-        record = json.loads((folder / RECORD).read_text())
+    finished = storage.join(folder, RECORD)
+    if storage.exists(finished):
+        record = storage.read_json(finished)
         context.skipped("autoencoder", f"{record['psnr']:.1f} dB, in {folder}")
         return handle
 
@@ -82,13 +89,13 @@ def train_autoencoder(config: Recipe, *, context: StageContext) -> AutoencoderHa
         context.start_ray(settings, "autoencoder")
         worker_settings = {
             "config": config,
-            "folder": str(folder),
+            "folder": folder,
             "images": image_blocks(config, listing),
             "held_out": image_blocks(config, held_out),
         }
         run_workers(context, "autoencoder", settings, autoencoder_worker, worker_settings, hear)
-        record = json.loads((folder / RECORD).read_text())
-        storage.remove_folder(str(folder / "training"))
+        record = storage.read_json(finished)
+        storage.remove_folder(storage.join(folder, TRAINING))
         run.metrics({"autoencoder/psnr": record["psnr"]}, settings.steps)
         progress.done(f"{record['psnr']:.1f} dB on {record['psnr_images']}, in {folder}")
     return handle
@@ -116,8 +123,9 @@ def autoencoder_worker(settings: dict) -> None:
     import torch
 
     from dit.autoencoder import AutoencoderObjective, create_autoencoder
-    from dit.checkpoint import newest_checkpoint, restore, save_checkpoint, step_name
+    from dit.checkpoint import restore, save_checkpoint
     from dit.train import create_state, train
+    from pipelines import checkpoints
     from pipelines.batches import image_batches, prefetched
     from pipelines.order import Share
     from pipelines.worker import CheckpointWriter, Worker
@@ -136,8 +144,8 @@ def autoencoder_worker(settings: dict) -> None:
     )
     network = AutoencoderObjective(module, config.kl_weight).to(worker.device)
     state = create_state(network, config, worker.wrap)
-    training = Path(settings["folder"]) / "training"
-    if newest := newest_checkpoint(training):
+    training = storage.join(settings["folder"], TRAINING)
+    if newest := checkpoints.newest(training):
         restore(state, newest)
     side = recipe.images.size // config.downsample
     batches = image_batches(
@@ -150,7 +158,10 @@ def autoencoder_worker(settings: dict) -> None:
     )
 
     def write(snapshot) -> None:
-        save_checkpoint(snapshot, training / step_name(snapshot.step), {"stage": "autoencoder"}, {"seed": recipe.seed})
+        def save(folder: Path) -> None:
+            save_checkpoint(snapshot, folder, {"stage": "autoencoder"}, {"seed": recipe.seed})
+
+        checkpoints.write(training, snapshot.step, save)
 
     def losses(model, batch):
         share = len(batch.images) * worker.num_workers / config.global_batch_size
@@ -162,11 +173,11 @@ def autoencoder_worker(settings: dict) -> None:
     writer.wait()
     if worker.rank == 0:
         state.ema.copy_to(network)
-        finish(module.cpu(), Path(settings["folder"]), blocks, ray.get(settings["held_out"]))
+        finish(module.cpu(), settings["folder"], blocks, ray.get(settings["held_out"]))
 
 
-def finish(module, folder: Path, blocks: list, held_out: list) -> None:
-    """Measure the latents' statistics and the reconstruction, and write diffusers' folder with its record last."""
+def finish(module, folder: str, blocks: list, held_out: list) -> None:
+    """Measure the latents' statistics and the reconstruction, and put diffusers' folder there with its record last."""
     import numpy as np
 
     from dit.autoencoder import Autoencoder, describe_autoencoder, save_autoencoder
@@ -174,15 +185,18 @@ def finish(module, folder: Path, blocks: list, held_out: list) -> None:
     module.eval()
     images = np.concatenate(blocks)[:STATISTICS_IMAGES]
     scale = latent_statistics(Autoencoder(module), images)
-    save_autoencoder(module, folder, scale)
+    local = Path(storage.on_this_machine(folder))
+    save_autoencoder(module, local, scale)
     aside = np.concatenate(held_out)[:STATISTICS_IMAGES] if held_out else images
     which = f"{len(aside):,} {'held-out' if held_out else 'training'} images"
     record = {
-        "psnr": reconstruction_psnr(Autoencoder.load(folder), aside),
+        "psnr": reconstruction_psnr(Autoencoder.load(local), aside),
         "psnr_images": which,
-        "autoencoder": describe_autoencoder(folder),
+        "autoencoder": describe_autoencoder(local),
     }
-    storage.write_json_atomically(str(folder / RECORD), record)
+    storage.write_json_atomically(str(local / RECORD), record)
+    if not storage.is_local(folder):
+        storage.publish_folder(str(local), folder, last=RECORD)
 
 
 def latent_statistics(autoencoder, images):

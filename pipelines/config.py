@@ -5,7 +5,6 @@ configure; the sections of the jobs are here. Field defaults are the paper's whe
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Lt, MinLen
@@ -132,7 +131,7 @@ class Recipe:
     name: Annotated[str, MinLen(1)]
     """MLflow experiment."""
     output: Annotated[str, MinLen(1)]
-    """Folder that holds autoencoder/ latents/ checkpoints/ evaluations/."""
+    """Folder, or URI (s3://, gs://, file://), that holds autoencoder/ latents/ checkpoints/ evaluations/."""
     seed: Annotated[int, Ge(0)] = 0
     """Every random number of every stage is a function of it and of an index."""
     images: ImagesConfig
@@ -177,10 +176,14 @@ class Recipe:
             )
 
     @property
-    def latents(self) -> Path:
-        """Absolute path of the latent data set."""
-        return Path(self.encode.output).absolute() if self.encode.output else self.folder("latents")
+    def latents(self) -> str:
+        """Absolute path or URI of the latent data set."""
+        from cluster import storage
 
-    def folder(self, name: str) -> Path:
-        """Absolute path of one of the output's folders; workers run in other working directories."""
-        return Path(self.output).absolute() / name
+        return storage.absolute(self.encode.output) if self.encode.output else self.folder("latents")
+
+    def folder(self, name: str) -> str:
+        """Absolute path or URI of one of the output's folders; workers run in other working directories."""
+        from cluster import storage
+
+        return storage.join(storage.absolute(self.output), name)

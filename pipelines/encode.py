@@ -9,14 +9,13 @@ import math
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cluster import storage
 from pipelines import schema
-from pipelines.autoencoder import autoencoder_of
+from pipelines.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.config import EncodeConfig, ImagesConfig, Recipe
 from pipelines.images import Listing, open_source
 from pipelines.latents import LatentDataset, channel_sums, write_manifest
@@ -29,8 +28,9 @@ from pipelines.shards import (
     claim,
     finished_records,
     plan_shards,
+    read_records,
     remove_strays,
-    shard_file,
+    shard_name,
     write_shard,
 )
 from pipelines.stage import StageContext, job, located
@@ -59,11 +59,11 @@ def encode(config: Recipe, *, context: StageContext) -> LatentDataset:
         run.params({"images": asdict(config.images), "encode": asdict(config.encode)})
         run.input(name="images", digest=listing.digest, source=config.images.path, context="encoding")
         encode_missing(config, context, run, listing, shards, description, earlier)
-        storage.remove_stale_temporaries(str(folder))
+        storage.remove_stale_temporaries(folder)
         remove_strays(folder, shards, earlier)
         records = finished_records(shards)
         dataset = write_manifest(folder, description, identity, records, recipe=resolved(config), earlier=earlier)
-        storage.remove_folder(str(folder / RECORDS))
+        storage.remove_folder(storage.join(folder, RECORDS))
         context.say("encode", summary(dataset))
         run.tag("raydit.latents_fingerprint", dataset.fingerprint)
     return dataset
@@ -74,8 +74,8 @@ def encode_missing(config, context, run, listing: Listing, shards, description, 
     unusable = QuarantineLimit(config.latents, config.encode.max_quarantined, len(listing))
     unusable.add(earlier.quarantined() if earlier is not None else [])
     pending = []
-    for shard in shards:
-        if (record := shard.record()) is None:
+    for shard, record in zip(shards, read_records(shards), strict=True):
+        if record is None:
             pending.append(shard)
         else:
             unusable.add(record["quarantined"])
@@ -108,7 +108,7 @@ def encode_shards(
         .map(ReadImages(located(config.images)), num_cpus=1)
         .map(
             EncodeImages,
-            fn_constructor_args=(str(autoencoder_of(config).folder()), config.encode),
+            fn_constructor_args=(autoencoder_of(config).located(), config.encode),
             # Two calls, of which one encodes at a time: the other takes in its images or hands over its moments.
             compute=ray_data.ActorPoolStrategy(size=workers.num_workers, max_concurrent_calls_per_actor=2),
             # Half a CPU: actors that hold every CPU leave none to read and write with, and the job hangs.
@@ -154,7 +154,7 @@ class ReadImages:
 class EncodeImages:
     """images -> moments (and those of the mirrored images), on one device."""
 
-    def __init__(self, autoencoder: str, config: EncodeConfig):
+    def __init__(self, autoencoder: AutoencoderHandle, config: EncodeConfig):
         import torch
 
         from dit.autoencoder import MEMORY_FORMATS, Autoencoder
@@ -164,7 +164,7 @@ class EncodeImages:
         self.flip = config.flip
         self.device = "cuda" if config.gpus_per_worker else "cpu"
         self.autoencoder = Autoencoder.load(
-            autoencoder, self.device, getattr(torch, config.dtype), MEMORY_FORMATS[config.memory_format]
+            autoencoder.folder(), self.device, getattr(torch, config.dtype), MEMORY_FORMATS[config.memory_format]
         )
         if config.compile:
             self.autoencoder.module.encoder.compile()
@@ -192,9 +192,9 @@ class EncodeImages:
 
 
 class WriteShard:
-    """moments -> part-00000.parquet and then its record, each written to a temporary name and renamed."""
+    """moments -> part-00000.parquet and then its record, each whole or not there."""
 
-    def __init__(self, folder: Path, description: dict[str, Any]):
+    def __init__(self, folder: str, description: dict[str, Any]):
         self.folder = folder
         self.description = description
 
@@ -215,7 +215,7 @@ class WriteShard:
         )
         data = schema.shard_bytes(table)
         record: dict[str, Any] = {
-            "file": shard_file(self.folder, row["shard"]).name,
+            "file": shard_name(row["shard"]),
             "listing": row["listing"],
             "rows": len(keys),
             "bytes": len(data),

@@ -14,7 +14,7 @@ from pipelines.encode import EncodeImages, describe, encode_identity
 from pipelines.identity import Artifact
 from pipelines.images import open_source
 from pipelines.preprocess import read_cropped
-from pipelines.shards import IMAGES, Shard, look, plan_shards
+from pipelines.shards import IMAGES, Shard, look, plan_shards, read_records
 
 MEASURED_IMAGES = 64
 MEASURED_SECONDS = 3.0
@@ -71,7 +71,7 @@ def plan_encode(config: Recipe) -> EncodePlan:
         if not changed:
             finished = len(earlier.manifest["shards"]) if earlier else 0
             shards = plan_shards(folder, listing, earlier, config.encode.shard_rows)
-    pending = [shard for shard in shards if changed or shard.record() is None]
+    pending = [shard for shard, record in zip(shards, read_records(shards), strict=True) if changed or record is None]
     shape = tuple(describe(config, listing, autoencoder)["moments_shape"]) if autoencoder else None
     size = np.dtype(schema.MOMENTS_DTYPE).itemsize * (1 + config.encode.flip)
     plan = EncodePlan(
@@ -139,7 +139,7 @@ def seconds_to_encode(config: Recipe, images: np.ndarray) -> float:
     settings = config.encode
     if not settings.gpus_per_worker:
         settings = replace(settings, batch_size=min(settings.batch_size, CPU_BATCH))
-    worker = EncodeImages(str(autoencoder_of(config).folder(download=False)), settings)
+    worker = EncodeImages(autoencoder_of(config), settings)
     batch = np.resize(images, (settings.batch_size, *images.shape[1:]))
     worker({"images": batch[:1]})
     passes, started = 0, time.perf_counter()

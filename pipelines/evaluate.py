@@ -46,7 +46,7 @@ def evaluate(
         with StageContext(config) as own:
             return evaluate(checkpoint, protocol, config=config, context=own, force=force)
     protocol = protocol or evaluation_protocol(config, opened)
-    folder = config.folder("evaluations") / protocol.protocol_id / opened.path.name
+    folder = Path(config.folder("evaluations")) / protocol.protocol_id / opened.path.name
     report = earlier_report(folder, opened.digest)
     if report is not None and not force:
         context.skipped("evaluate", f"protocol {protocol.protocol_id}, report in {folder}")
@@ -208,7 +208,7 @@ def checkpoint_recipe(opened, overrides: tuple[str, ...] = ()) -> Recipe:
 
 def report_folder(config: Recipe, report: EvaluationReport) -> Path:
     """Where a report lies: output/evaluations/<protocol_id>/<checkpoint's name>."""
-    return config.folder("evaluations") / report.protocol_id / Path(report.checkpoint).name
+    return Path(config.folder("evaluations")) / report.protocol_id / Path(report.checkpoint).name
 
 
 def earlier_report(folder: Path, checkpoint_digest: str) -> EvaluationReport | None:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from cluster import storage
 from pipelines.progress import say
@@ -49,13 +48,14 @@ class Artifact:
     """A folder that a stage fills, and the identity of what it is made from."""
 
     stage: str
-    folder: Path
+    folder: str
+    """Path or URI."""
     identity: dict
 
     def recorded(self) -> dict | None:
         """Identity of what is in the folder now, or None."""
-        plan = self.folder / PLAN
-        return json.loads(plan.read_text())["identity"] if plan.is_file() else None
+        plan = storage.join(self.folder, PLAN)
+        return storage.read_json(plan)["identity"] if storage.exists(plan) else None
 
     def changes(self, free: tuple[str, ...] = ()) -> list[str]:
         """What differs from the recorded identity, but for the dotted fields in `free`; nothing if none is recorded."""
@@ -71,7 +71,7 @@ class Artifact:
         reasons: further reasons to start anew. free: dotted fields that may change without. Raises ValueError if the
         folder holds something that is not ours.
         """
-        names = storage.list_names(str(self.folder)) if self.folder.is_dir() else []
+        names = storage.list_names(self.folder) if storage.exists(self.folder) else []
         if self.recorded() is None and names:
             found = ", ".join(names[:5])
             raise ValueError(
@@ -82,12 +82,12 @@ class Artifact:
             aside = self._move_aside()
             say(self.stage, f"again, because {'; '.join(changed)}. The earlier one is kept in {aside}")
         if self.recorded() is None or self.changes():
-            storage.write_json_atomically(str(self.folder / PLAN), {"identity": self.identity})
+            storage.write_json_atomically(storage.join(self.folder, PLAN), {"identity": self.identity})
 
-    def _move_aside(self) -> Path:
-        superseded = self.folder.parent / "superseded"
+    def _move_aside(self) -> str:
+        output, name = storage.split(self.folder)
         number = 1
-        while (aside := superseded / f"{self.folder.name}-{number}").exists():
+        while storage.exists(storage.join(aside := storage.join(output, "superseded", f"{name}-{number}"), PLAN)):
             number += 1
-        storage.move_folder(str(self.folder), str(aside))
+        storage.move_folder(self.folder, aside, last=PLAN)
         return aside

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cluster import storage
 from cluster.doctor import Check
 from pipelines import schema
 from pipelines.latent_view import decode, encode, load_autoencoder, read_images, read_rows, spaced, tensor
 from pipelines.latents import MANIFEST, LatentDataset, channel_statistics, channel_sums, fingerprint_of
+from pipelines.shards import shard_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,24 +64,25 @@ def read_whole(dataset: LatentDataset, shard: dict, findings: Findings) -> "pa.T
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = dataset.path / shard["file"]
-    if not file.is_file():
-        findings.add("digests", f"{file.name} is not there", COPY_AGAIN)
+    name = shard["file"]
+    try:
+        data = storage.read_bytes(storage.join(dataset.path, name))
+    except FileNotFoundError:
+        findings.add("digests", f"{name} is not there", COPY_AGAIN)
         return None
-    data = file.read_bytes()
     found = f"{len(data):,} bytes with sha256 {(digest := hashlib.sha256(data).hexdigest())[:12]}"
     if digest != shard["sha256"]:
         expected = f"{shard['bytes']:,} with {shard['sha256'][:12]}"
-        findings.add("digests", f"{file.name}: found {found}, expected {expected}", COPY_AGAIN)
+        findings.add("digests", f"{name}: found {found}, expected {expected}", COPY_AGAIN)
         return None
     table = pq.read_table(pa.BufferReader(data))
     columns = schema.latent_schema(description_of(dataset.manifest))
     if not table.schema.equals(columns):
         found, expected = (", ".join(f"{f.name} {f.type}" for f in each) for each in (table.schema, columns))
-        findings.add("schema", f"{file.name}: found {found}; expected {expected}")
+        findings.add("schema", f"{name}: found {found}; expected {expected}")
         return None
     if content_of(table.schema) != content_of(columns):
-        findings.add("schema", f"{file.name}: what it says of itself is not what the manifest says")
+        findings.add("schema", f"{name}: what it says of itself is not what the manifest says")
     return table
 
 
@@ -108,7 +111,7 @@ def look_at_rows(dataset: LatentDataset, shard: dict, table: "pa.Table", finding
 def look_at_strays(dataset: LatentDataset, findings: Findings) -> None:
     """Files that look like shards and are none: `part-*.parquet` in another tool would read them."""
     known = {shard["file"] for shard in dataset.manifest["shards"]}
-    for stray in sorted({file.name for file in dataset.path.glob("part-*.parquet")} - known):
+    for stray in sorted(set(shard_files(dataset.path)) - known):
         findings.add("digests", f"{stray} is not in the manifest", "run `raydit encode`, which finishes, or remove it")
 
 

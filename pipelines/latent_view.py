@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster import storage
 from pipelines import schema
 from pipelines.autoencoder import AutoencoderHandle
 from pipelines.grids import class_grid, save_png
@@ -101,7 +102,7 @@ def load_autoencoder(dataset: LatentDataset, *, download: bool):
 
     recorded = dataset.manifest["autoencoder"]
     # One trained by us lies beside the latents: output/autoencoder and output/latents.
-    folder = AutoencoderHandle(recorded["id"], dataset.path.absolute().parent).folder(download=download)
+    folder = AutoencoderHandle(recorded["id"], storage.split(dataset.path)[0]).folder(download=download)
     found = describe_autoencoder(folder)["sha256"]
     if found != recorded["sha256"]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Latent data sets: a folder of Parquet shards and the manifest that makes it whole."""
+"""Latent data sets: a folder of Parquet shards, on disk or at a URI, and the manifest that makes it whole."""
 
 import hashlib
 import json
@@ -24,20 +24,22 @@ MANIFEST = "manifest.json"
 class LatentDataset:
     """A finished latent data set."""
 
-    path: Path
+    path: str
+    """Absolute path or URI."""
     manifest: dict
 
     @classmethod
     def open(cls, path: str | Path) -> "LatentDataset":
         """Raises FileNotFoundError if it is not finished, ValueError if it is not ours."""
-        path = Path(path)
-        if not (path / MANIFEST).is_file():
-            state = "is not finished (no manifest.json)" if path.is_dir() else "does not exist"
+        path = storage.absolute(str(path))
+        file = storage.join(path, MANIFEST)
+        if not storage.exists(file):
+            state = "is not finished (no manifest.json)" if storage.exists(path) else "does not exist"
             raise FileNotFoundError(f"latent data set {path} {state}; run `raydit encode` with its recipe")
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = storage.read_json(file)
         if manifest.get("format") != schema.FORMAT or manifest.get("version") != schema.VERSION:
             raise ValueError(
-                f"{path / MANIFEST}: found format {manifest.get('format')!r} version {manifest.get('version')!r}, "
+                f"{file}: found format {manifest.get('format')!r} version {manifest.get('version')!r}, "
                 f"expected {schema.FORMAT!r} version {schema.VERSION}"
             )
         return cls(path, manifest)
@@ -94,23 +96,32 @@ class LatentDataset:
         return LatentArrays.of(self.manifest, [self.shard_table(self.manifest["shards"][number])])
 
     def tables(self, columns: list[str] | None = None) -> Iterator["pa.Table"]:
-        """The shards, in order, as Arrow tables mapped from disk. Raises ValueError if one is gone or cut."""
+        """The shards, in order, as Arrow tables. Raises ValueError if one is gone or cut."""
         return (self.shard_table(shard, columns) for shard in self.manifest["shards"])
 
     def shard_table(self, shard: dict, columns: list[str] | None = None) -> "pa.Table":
-        """A shard by its entry in the manifest, as an Arrow table mapped from disk."""
+        """A shard by its entry in the manifest, as an Arrow table: mapped from disk, or read from an object store."""
         import pyarrow.parquet as pq
 
-        return pq.read_table(self._checked(shard), columns=columns, memory_map=True)
+        file = self._checked(shard)
+        if storage.is_local(file):
+            return pq.read_table(file, columns=columns, memory_map=True)
+        filesystem, inner = storage.resolve(file)
+        return pq.read_table(inner, columns=columns, filesystem=filesystem)
 
-    def _checked(self, shard: dict) -> Path:
-        file = self.path / shard["file"]
-        if file.is_file() and file.stat().st_size == shard["bytes"]:
-            return file
-        found = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
+    def _checked(self, shard: dict) -> str:
+        file = storage.join(self.path, shard["file"])
+        try:
+            size = storage.file_size(file)
+        except FileNotFoundError:
+            found = "nothing"
+        else:
+            if size == shard["bytes"]:
+                return file
+            found = f"{size} bytes"
         raise ValueError(
             f"{file}: found {found}, expected {shard['bytes']} bytes as the manifest says. Copy the file "
-            f"again, or delete {self.path / MANIFEST} and run `raydit encode`, which makes it anew"
+            f"again, or delete {storage.join(self.path, MANIFEST)} and run `raydit encode`, which makes it anew"
         )
 
     def keys(self, rows: np.ndarray) -> list[str]:
@@ -127,9 +138,11 @@ class LatentDataset:
 
         The file may hold more than the manifest counts: images added by an `encode` that has not finished.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return pq.read_table(self.path / QUARANTINE).slice(0, self.manifest["quarantined"]).to_pylist()
+        data = storage.read_bytes(storage.join(self.path, QUARANTINE))
+        return pq.read_table(pa.BufferReader(data)).slice(0, self.manifest["quarantined"]).to_pylist()
 
 
 @dataclass(frozen=True)
@@ -165,7 +178,7 @@ class LatentArrays:
 
 
 def write_manifest(
-    path: Path,
+    path: str,
     description: dict,
     identity: dict,
     records: list[dict],
@@ -183,7 +196,7 @@ def write_manifest(
     if earlier is not None:
         quarantined, shards = earlier.quarantined() + quarantined, earlier.manifest["shards"] + shards
         sums, revision = [earlier.channel_sums(), *sums], earlier.revision + 1
-    write_quarantine(path / QUARANTINE, quarantined)
+    write_quarantine(storage.join(path, QUARANTINE), quarantined)
     manifest = {
         **description,
         "revision": revision,
@@ -195,7 +208,7 @@ def write_manifest(
         "fingerprint": fingerprint_of(description, shards),
         "recipe": recipe,
     }
-    storage.write_json_atomically(str(path / MANIFEST), manifest)
+    storage.write_json_atomically(storage.join(path, MANIFEST), manifest)
     return LatentDataset(path, manifest)
 
 

@@ -1,7 +1,9 @@
 """Grids of samples from the checkpoints of a training that goes on, drawn by Ray tasks of their own."""
 
+import tempfile
 from pathlib import Path
 
+from cluster import storage
 from pipelines.config import Recipe
 from pipelines.stage import StageContext
 
@@ -17,9 +19,10 @@ class Previews:
 
     def __init__(self, context: StageContext, config: Recipe, run):
         self._context, self._config, self._run = context, config, run
+        self._folder = Path(storage.on_this_machine(config.folder("samples")))
         self._pending: dict = {}
 
-    def start(self, checkpoint: Path, step: int) -> None:
+    def start(self, checkpoint: str, step: int) -> None:
         """Begin the grid of a checkpoint, if the recipe asks for one at its step."""
         every = self._config.train.sample_every
         if not every or step % every:
@@ -28,8 +31,7 @@ class Previews:
 
         evaluate = self._config.evaluate
         draw = ray.remote(num_cpus=evaluate.cpus_per_worker, num_gpus=evaluate.gpus_per_worker, max_retries=1)(_draw)
-        file = self._config.folder("samples") / f"{checkpoint.name}.png"
-        self._pending[draw.remote(str(checkpoint), self._config, str(file))] = step
+        self._pending[draw.remote(checkpoint, self._config)] = step
 
     def collect(self, *, wait: bool = False) -> None:
         """Hand over what is there; with `wait`, all that was begun."""
@@ -42,7 +44,9 @@ class Previews:
         for reference in finished:
             step = self._pending.pop(reference)
             try:
-                self._run.image(Path(ray.get(reference)), "samples", step)
+                file = self._folder / f"step_{step:07d}.png"
+                storage.write_atomically(str(file), ray.get(reference))
+                self._run.image(file, "samples", step)
             except Exception as error:  # training is worth more than a picture of it
                 self._context.say("train", f"no samples of step {step:,}: {str(error).strip().splitlines()[-1]}")
         if wait and late:
@@ -52,10 +56,15 @@ class Previews:
             )
 
 
-def _draw(checkpoint: str, config: Recipe, file: str) -> str:
+def _draw(checkpoint: str, config: Recipe) -> bytes:
+    """The grid as a PNG."""
     import torch
 
+    from pipelines.checkpoints import open_checkpoint
     from pipelines.sample import sample_grid
 
     torch.set_num_threads(config.evaluate.cpus_per_worker)
-    return str(sample_grid(checkpoint, config, Path(file), classes=None, columns=COLUMNS))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "grid.png"
+        sample_grid(open_checkpoint(checkpoint).path, config, file, classes=None, columns=COLUMNS)
+        return file.read_bytes()

@@ -55,7 +55,7 @@ class RealImages:
         return digest_of({"images": listing.digest, "size": images.size, "crop": images.crop, "extractor": weights})
 
     def path(self, listing: Listing) -> Path:
-        return self.config.folder("references") / f"{self.digest(listing)[:12]}.npz"
+        return Path(self.config.folder("references")) / f"{self.digest(listing)[:12]}.npz"
 
     def shards(self, listing: Listing) -> list[Shard]:
         parts = shard_ranges(len(listing), self.config.evaluate.shard_rows)

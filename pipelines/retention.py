@@ -1,7 +1,6 @@
 """Which checkpoints are kept."""
 
-import json
-from pathlib import Path
+import re
 
 from cluster import storage
 from evaluation.protocol import HIGHER_IS_BETTER, parse_metric_name
@@ -18,23 +17,16 @@ def outdated_steps(steps: list[int], config: TrainConfig, best: int | None) -> l
     return [step for step in sorted(steps) if step not in kept and not (every and step % every == 0)]
 
 
-def best_step(evaluations: Path, metric: str) -> int | None:
+def best_step(evaluations: str, metric: str) -> int | None:
     """Step of the checkpoint that is best by a metric, over all reports in output/evaluations; None without any.
 
     Raises ValueError for a name that is no metric's.
     """
     sign = -1 if parse_metric_name(metric).kind in HIGHER_IS_BETTER else 1
     scores = []
-    for report in evaluations.glob(f"*/step_*/{REPORT_FILE}"):
-        value = json.loads(report.read_text())["metrics"].get(metric)
-        if value is not None:
-            scores.append((sign * value, int(report.parent.name.removeprefix("step_"))))
+    for name in storage.list_files(evaluations, recursive=True):
+        if match := re.fullmatch(rf"[^/]+/step_(\d+)/{REPORT_FILE}", name):
+            value = storage.read_json(storage.join(evaluations, name))["metrics"].get(metric)
+            if value is not None:
+                scores.append((sign * value, int(match[1])))
     return min(scores)[1] if scores else None
-
-
-def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint; from the first moment on it does not count as one, whatever interrupts us."""
-    from dit.checkpoint import COMPLETE
-
-    (folder / COMPLETE).unlink()
-    storage.remove_folder(str(folder))

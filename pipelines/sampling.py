@@ -28,7 +28,7 @@ def checkpoint_autoencoder(checkpoint: Checkpoint) -> Path:
 
     recorded = checkpoint.config["autoencoder"]
     # One trained by us lies beside the checkpoints: output/autoencoder and output/checkpoints/step_N.
-    handle = AutoencoderHandle(recorded["id"], checkpoint.path.absolute().parent.parent)
+    handle = AutoencoderHandle(recorded["id"], str(checkpoint.path.absolute().parent.parent))
     folder = handle.folder()
     found = describe_autoencoder(folder)["sha256"]
     if recorded["sha256"] not in (None, found):

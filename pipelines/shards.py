@@ -4,9 +4,10 @@ A shard is finished when its record is written, which happens after its file is;
 A record tells which images it is of, so that it counts for no other plan.
 """
 
-import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatch
 
 import numpy as np
 
@@ -26,13 +27,14 @@ IMAGES = ("images.digest", "images.count")
 class Shard:
     """Some consecutive images of the source's listing, and one file."""
 
-    folder: Path
+    folder: str
+    """Of the data set; path or URI."""
     index: int
     images: Listing
 
     @property
-    def file(self) -> Path:
-        return shard_file(self.folder, self.index)
+    def file(self) -> str:
+        return storage.join(self.folder, shard_name(self.index))
 
     def task(self) -> dict:
         """The work as a row of a Ray data set."""
@@ -40,38 +42,44 @@ class Shard:
         task = {"shard": self.index, "listing": images.digest, "keys": list(images.keys), "labels": images.labels}
         return task if images.places is None else {**task, "places": images.places}
 
-    def record(self) -> dict | None:
-        """Its record if it is finished: of these very images, and with its file whole."""
-        record = read_record(self.folder, self.index)
-        if record is None or record["listing"] != self.images.digest:
-            return None
-        return record if self.file.is_file() and self.file.stat().st_size == record["bytes"] else None
+
+def shard_name(index: int) -> str:
+    return f"part-{index:05d}.parquet"
 
 
-def shard_file(folder: Path, index: int) -> Path:
-    return folder / f"part-{index:05d}.parquet"
+def record_name(index: int) -> str:
+    return f"part-{index:05d}.json"
 
 
-def record_file(folder: Path, index: int) -> Path:
-    return folder / RECORDS / f"part-{index:05d}.json"
-
-
-def read_record(folder: Path, index: int) -> dict | None:
-    """What was recorded of a shard with this number, if anything was."""
-    path = record_file(folder, index)
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def write_shard(folder: Path, index: int, data: bytes, record: dict) -> None:
+def write_shard(folder: str, index: int, data: bytes, record: dict) -> None:
     """Write the file, then its record, each atomically. Never is there a record beside another plan's file."""
-    earlier = read_record(folder, index)
-    if earlier is not None and earlier["listing"] != record["listing"]:
-        record_file(folder, index).unlink(missing_ok=True)
-    storage.write_atomically(str(shard_file(folder, index)), data)
-    storage.write_json_atomically(str(record_file(folder, index)), record)
+    path = storage.join(folder, RECORDS, record_name(index))
+    if storage.exists(path) and storage.read_json(path)["listing"] != record["listing"]:
+        storage.remove_file(path)
+    storage.write_atomically(storage.join(folder, shard_name(index)), data)
+    storage.write_json_atomically(path, record)
 
 
-def plan_shards(folder: Path, listing: Listing, earlier: LatentDataset | None, shard_rows: int) -> list[Shard]:
+def read_records(shards: Sequence[Shard]) -> list[dict | None]:
+    """For each shard its record if it is finished: of these very images, and with its file whole; else None."""
+    if not shards:
+        return []
+    folder = shards[0].folder
+    records = storage.join(folder, RECORDS)
+    sizes, recorded = storage.list_files(folder), storage.list_files(records)
+
+    def read(shard: Shard) -> dict | None:
+        name = record_name(shard.index)
+        record = storage.read_json(storage.join(records, name)) if name in recorded else None
+        if record is None or record["listing"] != shard.images.digest:
+            return None
+        return record if sizes.get(shard_name(shard.index)) == record["bytes"] else None
+
+    with ThreadPoolExecutor(storage.REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(read, shards))
+
+
+def plan_shards(folder: str, listing: Listing, earlier: LatentDataset | None, shard_rows: int) -> list[Shard]:
     """The shards of all images that `earlier` does not hold, numbered after its own: a function of these alone."""
     first, new = 0, listing
     if earlier is not None:
@@ -84,8 +92,8 @@ def plan_shards(folder: Path, listing: Listing, earlier: LatentDataset | None, s
 def finished_records(shards: list[Shard]) -> list[dict]:
     """Records of all shards. Raises ValueError if one is gone: something else changed the folder meanwhile."""
     records = []
-    for shard in shards:
-        if (record := shard.record()) is None:
+    for shard, record in zip(shards, read_records(shards), strict=True):
+        if record is None:
             raise ValueError(
                 f"{shard.file}: found no finished file and record of this shard, which was written a moment ago. "
                 "Another process changes this folder; stop it and run again"
@@ -94,19 +102,19 @@ def finished_records(shards: list[Shard]) -> list[dict]:
     return records
 
 
-def claim(folder: Path, identity: dict, listing: Listing) -> LatentDataset | None:
+def claim(folder: str, identity: dict, listing: Listing) -> LatentDataset | None:
     """Make the folder this identity's; the finished data set in it, if any, holds the listing or a part of it.
 
     Where nothing changed but that images were added, what is there stays. Any other change starts anew.
     """
     earlier, lost = look(folder, identity, listing)
     Artifact("encode", folder, identity).claim(lost, free=() if lost else IMAGES)
-    return earlier if earlier is not None and (folder / MANIFEST).is_file() else None
+    return earlier if earlier is not None and storage.exists(storage.join(folder, MANIFEST)) else None
 
 
-def look(folder: Path, identity: dict, listing: Listing) -> tuple[LatentDataset | None, list[str]]:
+def look(folder: str, identity: dict, listing: Listing) -> tuple[LatentDataset | None, list[str]]:
     """The finished data set in a folder, if any, and why a listing's images cannot be added to it, if so."""
-    if not (folder / MANIFEST).is_file():
+    if not storage.exists(storage.join(folder, MANIFEST)):
         return None, []
     earlier = LatentDataset.open(folder)
     before = earlier.manifest["identity"]["images"]
@@ -128,11 +136,16 @@ def held_keys(dataset: LatentDataset) -> set[str]:
     return keys
 
 
-def remove_strays(folder: Path, shards: list[Shard], earlier: LatentDataset | None) -> None:
+def remove_strays(folder: str, shards: list[Shard], earlier: LatentDataset | None) -> None:
     """Remove files of plans that are no more: no manifest names them, and `part-*.parquet` would read them."""
-    kept = {shard.file.name for shard in shards}
+    kept = {shard_name(shard.index) for shard in shards}
     if earlier is not None:
         kept |= {shard["file"] for shard in earlier.manifest["shards"]}
-    for file in folder.glob("part-*.parquet"):
-        if file.name not in kept:
-            file.unlink()
+    for name in shard_files(folder):
+        if name not in kept:
+            storage.remove_file(storage.join(folder, name))
+
+
+def shard_files(folder: str) -> list[str]:
+    """Names of all files that look like shards, whether or not they are of a data set: other tools read them."""
+    return [name for name in storage.list_files(folder) if fnmatch(name, "part-*.parquet")]

@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from cluster import storage
 from cluster.jobs import current_job_id
 from pipelines.config import Recipe
 from pipelines.identity import digest_of
@@ -102,7 +103,7 @@ class Tracker:
     def open(cls, config: Recipe) -> "Tracker":
         """The tracker of a recipe's output folder; delivers what an earlier process could not."""
         uri = tracking_uri(config.tracking.uri)
-        path = config.folder(JOURNAL_FOLDER) / f"{digest_of(uri)[:12]}.jsonl"
+        path = Path(storage.on_this_machine(config.folder(JOURNAL_FOLDER))) / f"{digest_of(uri)[:12]}.jsonl"
 
         def away(reason: str) -> None:
             say("tracking", f"{uri} does not answer ({reason}); work goes on, results are kept in {path}")

@@ -12,7 +12,7 @@ from pipelines.logged_models import log_checkpoint
 from pipelines.messages import Report, Saved
 from pipelines.previews import Previews
 from pipelines.recipe_file import resolved
-from pipelines.retention import best_step, outdated_steps, remove_checkpoint
+from pipelines.retention import best_step, outdated_steps
 from pipelines.stage import StageContext, job
 from pipelines.workers import run_workers
 
@@ -24,7 +24,7 @@ def train(config: Recipe, *, context: StageContext):
     Returns the last `dit.checkpoint.Checkpoint`. Raises FileNotFoundError or ValueError before any work if the
     latents are not there or do not fit.
     """
-    from dit.checkpoint import newest_checkpoint
+    from pipelines import checkpoints
 
     if config.train.keep_best:
         best_step(config.folder("evaluations"), config.train.keep_best)  # its name is checked before any work
@@ -32,20 +32,20 @@ def train(config: Recipe, *, context: StageContext):
     latents = LatentDataset.open(config.latents)
     check_latents(config, latents)
     identity = train_identity(config, latents)
-    newest = newest_checkpoint(folder)
-    too_far = newest is not None and newest.step > config.train.steps
+    last = max(checkpoints.finished_steps(folder), default=0)
     Artifact("train", folder, identity).claim(
-        [f"train.steps: {newest.step} -> {config.train.steps}"] if newest and too_far else []
+        [f"train.steps: {last} -> {config.train.steps}"] if last > config.train.steps else []
     )
-    newest = newest_checkpoint(folder)
-    if newest is not None and newest.step == config.train.steps:
-        context.skipped("train", f"{newest.step:,} steps, checkpoint {newest.path}")
+    first = max(checkpoints.finished_steps(folder), default=0)
+    if first == config.train.steps:
+        newest = checkpoints.newest(folder)
+        assert newest is not None, "its step was listed"
+        context.skipped("train", f"{first:,} steps, checkpoint {newest.location}")
         return newest
 
     with context.run("train", identity, {"raydit.latents_fingerprint": latents.fingerprint}) as run:
         run.params(resolved(config))
         run.input(name="latents", digest=latents.fingerprint, source=str(latents.path), context="training")
-        first = newest.step if newest else 0
         if first:
             context.say("train", f"goes on from step {first:,}")
         watch = Watch(context, config, run, first)
@@ -53,9 +53,9 @@ def train(config: Recipe, *, context: StageContext):
         from pipelines.train_worker import train_worker
 
         run_workers(context, "train", config.train, train_worker, worker_settings(config, latents), watch.hear)
-        newest = newest_checkpoint(folder)
+        newest = checkpoints.newest(folder)
         assert newest is not None, "training ends with a checkpoint"
-        watch.end(newest)
+        watch.end(newest.location)
     return newest
 
 
@@ -63,7 +63,7 @@ class Watch:
     """What the driver does while workers train: progress, metrics, models, pictures, and which checkpoints stay."""
 
     def __init__(self, context: StageContext, config: Recipe, run, first: int):
-        from dit.checkpoint import finished_steps
+        from pipelines import checkpoints
 
         self._config, self._run = config, run
         self._folder = config.folder("checkpoints")
@@ -71,17 +71,17 @@ class Watch:
         self._previews = Previews(context, config, run)
         self._last: dict[str, float] = {}
         # Checkpoints that a killed driver heard nothing of any more.
-        for step in finished_steps(self._folder):
+        for step in checkpoints.finished_steps(self._folder):
             self._log(step)
 
     def hear(self, message: Report | Saved) -> None:
         """Take note of what the workers tell."""
-        from dit.checkpoint import step_name
+        from pipelines import checkpoints
         from pipelines.train_metrics import with_quartiles
 
         if isinstance(message, Saved):
             self._log(message.step)
-            self._previews.start(self._folder / step_name(message.step), message.step)
+            self._previews.start(checkpoints.checkpoint_location(self._folder, message.step), message.step)
             self._retain()
         else:
             self._last = with_quartiles(message.metrics)
@@ -89,27 +89,28 @@ class Watch:
             self._run.metrics({f"train/{name}": value for name, value in self._last.items()}, message.step)
         self._previews.collect()
 
-    def end(self, newest) -> None:
-        """Finish what was begun, and say how it went."""
+    def end(self, newest: str) -> None:
+        """Finish what was begun, and say how it went and where the last checkpoint is."""
         self._previews.collect(wait=True)
         last = self._last
         speed = f"{last['images_per_second']:.0f} images/s, MFU {last['mfu']:.0%}, data wait {last['data_wait']:.1%}"
-        self._progress.done(f"{newest.step:,} steps, {speed}, checkpoint {newest.path}")
+        self._progress.done(f"{self._config.train.steps:,} steps, {speed}, checkpoint {newest}")
 
     def _log(self, step: int) -> None:
-        from dit.checkpoint import load_checkpoint, step_name
+        from pipelines import checkpoints
 
-        log_checkpoint(self._run, load_checkpoint(self._folder / step_name(step)))
+        checkpoint = checkpoints.described(self._folder, step)
+        log_checkpoint(self._run, checkpoint, checkpoint.location)
 
     def _retain(self) -> None:
-        from dit.checkpoint import finished_steps, load_checkpoint, step_name
+        from pipelines import checkpoints
 
         train = self._config.train
         best = best_step(self._config.folder("evaluations"), train.keep_best) if train.keep_best else None
-        for step in outdated_steps(finished_steps(self._folder), train, best):
-            checkpoint = load_checkpoint(self._folder / step_name(step))
-            remove_checkpoint(checkpoint.path)
-            self._run.model_removed(checkpoint.digest)
+        for step in outdated_steps(checkpoints.finished_steps(self._folder), train, best):
+            digest = checkpoints.described(self._folder, step).digest
+            checkpoints.remove(self._folder, step)
+            self._run.model_removed(digest)
 
 
 def worker_settings(config: Recipe, latents: LatentDataset) -> dict:
@@ -122,7 +123,7 @@ def worker_settings(config: Recipe, latents: LatentDataset) -> dict:
         "model": asdict(model),
         "objective": objective,
         "latents": str(latents.path),
-        "folder": str(config.folder("checkpoints")),
+        "folder": config.folder("checkpoints"),
         "checkpoint": describe_checkpoint(
             model=model,
             objective=objective,

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 from dit.autoencoder import LatentScale
-from dit.checkpoint import Checkpoint, newest_checkpoint, restore, save_checkpoint, step_name
+from dit.checkpoint import Checkpoint, restore, save_checkpoint
 from dit.config import config_from_dict
 from dit.devices import peak_flops
 from dit.macs import forward_macs
 from dit.model import build_model
 from dit.objective import create_process
 from dit.train import create_state, train
+from pipelines import checkpoints
 from pipelines.batches import latent_batches, prefetched
 from pipelines.config import Recipe
 from pipelines.guard import GoBack, Guard
@@ -34,7 +35,7 @@ def train_as(worker: Worker, settings: dict) -> None:
     config: Recipe = settings["config"]
     if config.train.fewest_workers < config.train.most_workers:
         worker.notice(f"{worker.num_workers} of at most {config.train.most_workers} workers")
-    newest = newest_checkpoint(settings["folder"])
+    newest = checkpoints.newest(settings["folder"])
     dataset = LatentDataset.open(settings["latents"])
     latents = open_for_training(dataset, config, worker, newest)
     process = create_process(**settings["objective"])
@@ -53,7 +54,8 @@ def train_as(worker: Worker, settings: dict) -> None:
             break
         except GoBack:
             writer.wait()
-            newest, batches_taken = newest_checkpoint(settings["folder"]), state.batches
+            worker.gather(None)  # all wait for the one that writes
+            newest, batches_taken = checkpoints.newest(settings["folder"]), state.batches
             guard.gone_back(newest.step if newest else None)
             assert newest is not None, "the guard has seen to it"
             restore(state, newest)
@@ -155,6 +157,10 @@ def checkpoint_writer(settings: dict, worker: Worker, latents: Latents) -> Check
             "images_seen": snapshot.batches * config.train.global_batch_size,
             "order": latents.order.describe(),
         }
-        save_checkpoint(snapshot, Path(settings["folder"]) / step_name(snapshot.step), settings["checkpoint"], cursor)
+
+        def save(folder: Path) -> None:
+            save_checkpoint(snapshot, folder, settings["checkpoint"], cursor)
+
+        checkpoints.write(settings["folder"], snapshot.step, save)
 
     return CheckpointWriter(worker, write)

@@ -49,4 +49,4 @@ def write_dataset(folder, parts, flip=False, quarantined=(), **settings):
         records.append({**record, "channels": channel_sums(moments), "quarantined": []})
     if records:
         records[0]["quarantined"] = [{"key": key, "error": "bad"} for key in quarantined]
-    return write_manifest(folder, description(flip, **settings), {"seed": 0}, records, recipe={})
+    return write_manifest(str(folder), description(flip, **settings), {"seed": 0}, records, recipe={})

@@ -47,7 +47,7 @@ def training_recipe(folder, output=None, model=None, latent_side=4, **train):
             },
         }
     )
-    if not recipe.latents.exists():
+    if not Path(recipe.latents).exists():
         write_latents(recipe, latent_side=latent_side)
     return recipe
 
@@ -55,7 +55,7 @@ def training_recipe(folder, output=None, model=None, latent_side=4, **train):
 def write_latents(recipe, poisoned=(), latent_side=4):
     """Random latents of three classes; poisoned rows are not finite."""
     shape = (8, latent_side, latent_side)
-    folder = recipe.latents
+    folder = Path(recipe.latents)
     folder.mkdir(parents=True, exist_ok=True)
     autoencoder = describe_autoencoder(Path(recipe.autoencoder.id))
     description = schema.describe(
@@ -77,7 +77,7 @@ def write_latents(recipe, poisoned=(), latent_side=4):
         (folder / name).write_bytes(data)
         record = {"file": name, "rows": SHARD_ROWS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         records.append({**record, "channels": sums, "quarantined": []})
-    return write_manifest(folder, description, {"seed": 0}, records, recipe={})
+    return write_manifest(str(folder), description, {"seed": 0}, records, recipe={})
 
 
 class Training:

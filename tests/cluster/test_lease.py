@@ -15,6 +15,7 @@ from tiny import tiny_recipe
 from cluster import lease as leases
 from cluster import storage
 from cluster.lease import FILE, InUse, Owner, lease
+from cluster.temporaries import StorageFull
 from pipelines.stage import StageContext
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,7 +129,7 @@ def test_signs_of_life_put_the_end_off_and_a_full_disk_does_not_end_the_work(tmp
     def sometimes_full(path, data):
         if full:
             full.pop()
-            raise storage.StorageFull("no room")
+            raise StorageFull("no room")
         write(path, data)
 
     monkeypatch.setattr(storage, "write_atomically", sometimes_full)

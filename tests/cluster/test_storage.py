@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from cluster import storage
+from cluster.temporaries import TEMPORARY_PREFIX, StorageFull
 
 
 @pytest.fixture(params=["path", "uri", "bucket"])
@@ -66,7 +67,7 @@ def test_a_folder_is_published_moved_fetched_and_removed(base, tmp_path):
     fetched = storage.fetch_folder(published)
     assert (Path(fetched) / "trainer" / "state").read_bytes() == b"s"
     assert storage.fetch_folder(published) == fetched
-    storage.move_folder(published, aside)
+    storage.move_folder(published, aside, last="COMPLETE")
     assert not storage.exists(published)
     assert storage.read_bytes(storage.join(aside, "trainer/state")) == b"s"
     storage.remove_folder(aside)
@@ -84,7 +85,7 @@ def test_publishing_over_a_finished_folder_is_refused(base, tmp_path):
     other = storage.join(base, "other")
     storage.publish_folder(again, other, last="COMPLETE")
     with pytest.raises(FileExistsError):
-        storage.move_folder(other, published)
+        storage.move_folder(other, published, last="COMPLETE")
 
 
 def test_the_last_file_is_put_last_and_a_broken_upload_can_be_done_again(tmp_path, monkeypatch):
@@ -119,7 +120,7 @@ def test_a_writer_killed_halfway_leaves_the_old_content_and_a_stale_temporary(tm
     )
     writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=os.getcwd())
     assert writer.stdout.readline() == b"written\n"
-    temporaries = [name for name in os.listdir(tmp_path) if name.startswith(storage.TEMPORARY_PREFIX)]
+    temporaries = [name for name in os.listdir(tmp_path) if name.startswith(TEMPORARY_PREFIX)]
     assert len(temporaries) == 1
     assert storage.remove_stale_temporaries(str(tmp_path)) == []  # its writer is alive
     writer.send_signal(signal.SIGKILL)
@@ -152,11 +153,11 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tiny_disk, tmp_path):
-    with pytest.raises(storage.StorageFull, match=r"1,000,000 bytes were to be written, 262,144 are free; free"):
+    with pytest.raises(StorageFull, match=r"1,000,000 bytes were to be written, 262,144 are free; free"):
         storage.write_atomically(str(tiny_disk / "part-00000.parquet"), b"0" * 1_000_000)
     local = Path(write_folder(tmp_path / "step"))
     (local / "weights").write_bytes(b"0" * 1_000_000)
-    with pytest.raises(storage.StorageFull, match="no room left"):
+    with pytest.raises(StorageFull, match="no room left"):
         storage.publish_folder(str(local), str(tiny_disk / "step"), last="COMPLETE")
     assert os.listdir(tiny_disk) == []
     assert (local / "weights").stat().st_size == 1_000_000
@@ -175,7 +176,7 @@ def test_a_disk_that_fills_while_a_folder_is_fetched_is_said(tiny_disk, tmp_path
         lambda path: (LocalFileSystem(), source) if path == "s3://b/step" else resolve(path),
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_disk))
-    with pytest.raises(storage.StorageFull, match="1,000,003 bytes"):
+    with pytest.raises(StorageFull, match="1,000,003 bytes"):
         storage.fetch_folder("s3://b/step")
     assert os.listdir(tiny_disk / "raydit" / "fetched") == []
 
@@ -231,5 +232,5 @@ def test_a_folder_goes_through_a_real_s3_server(s3_bucket, tmp_path):  # noqa: F
     storage.publish_folder(write_folder(tmp_path / "step"), published, last="COMPLETE")
     assert storage.list_names(published) == ["COMPLETE", "trainer", "weights"]
     assert (Path(storage.fetch_folder(published)) / "trainer" / "state").read_bytes() == b"s"
-    storage.move_folder(published, published + ".superseded")
+    storage.move_folder(published, published + ".superseded", last="COMPLETE")
     assert storage.exists(published + ".superseded/COMPLETE") and not storage.exists(published)

@@ -10,6 +10,7 @@ from diffusers import AutoencoderTiny
 from tiny import tiny_recipe
 from tiny_latents import SHAPE, description, make_moments
 
+from pipelines.autoencoder import AutoencoderHandle
 from pipelines.config import EncodeConfig
 from pipelines.encode import EncodeImages, WriteShard, encode_identity
 from pipelines.identity import differences
@@ -50,7 +51,7 @@ def tiny_autoencoder(tmp_path):
 
 def encoded(folder, images, **settings):
     config = EncodeConfig(batch_size=2, **settings)
-    worker = EncodeImages(folder, config)
+    worker = EncodeImages(AutoencoderHandle(str(folder), ""), config)
     return worker, worker({"images": images})
 
 

@@ -10,7 +10,7 @@ NEW = {"seed": 0, "train": {"learning_rate": 0.002, "betas": [0.9, 0.99]}}
 
 
 def artifact(folder, identity=OLD):
-    return Artifact("train", folder / "checkpoints", identity)
+    return Artifact("train", str(folder / "checkpoints"), identity)
 
 
 def test_differences_are_named_by_their_dotted_key():

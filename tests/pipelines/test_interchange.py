@@ -108,7 +108,7 @@ def test_an_import_is_evaluated_against_given_statistics(imported, tmp_path):
     config = checkpoint_recipe(
         imported, (f"evaluate.reference={tmp_path / 'reference.npz'}", "evaluate.extractor=efficientnet-lite0")
     )
-    assert config.folder("evaluations") == tmp_path / "evaluations"
+    assert config.folder("evaluations") == str(tmp_path / "evaluations")
     assert (config.images.size, config.evaluate.sampler, config.evaluate.sampling_steps) == (16, "ddpm", 250)
     protocol = evaluation_protocol(config, imported)
     assert protocol.decoder == imported.config["autoencoder"]["sha256"]

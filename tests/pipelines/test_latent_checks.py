@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -40,16 +41,16 @@ def wrong(path) -> dict[str, str]:
 
 def edit_manifest(dataset, **changes):
     manifest = {**dataset.manifest, **changes}
-    (dataset.path / "manifest.json").write_text(json.dumps(manifest))
+    (Path(dataset.path) / "manifest.json").write_text(json.dumps(manifest))
     return manifest
 
 
 def rewrite(dataset, change, *, shard=0):
     """Change the table of a shard and record its new digest, as someone else's tool would."""
     entry = dict(dataset.manifest["shards"][shard])
-    table = change(pq.read_table(dataset.path / entry["file"]))
+    table = change(pq.read_table(Path(dataset.path) / entry["file"]))
     data = schema.shard_bytes(table)
-    (dataset.path / entry["file"]).write_bytes(data)
+    (Path(dataset.path) / entry["file"]).write_bytes(data)
     entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "rows": table.num_rows}
     shards = list(dataset.manifest["shards"])
     shards[shard] = entry
@@ -70,7 +71,7 @@ def test_a_whole_data_set_has_nothing_wrong_and_is_compared_with_its_images(data
 
 
 def test_a_flipped_bit_is_found(dataset):
-    file = dataset.path / "part-00001.parquet"
+    file = Path(dataset.path) / "part-00001.parquet"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
@@ -79,7 +80,7 @@ def test_a_flipped_bit_is_found(dataset):
 
 
 def test_a_missing_shard_and_one_too_many_are_found(dataset):
-    (dataset.path / "part-00001.parquet").rename(dataset.path / "part-00077.parquet")
+    (Path(dataset.path) / "part-00001.parquet").rename(Path(dataset.path) / "part-00077.parquet")
     found = [check.found for check in verify(dataset) if check.name == "digests"]
     assert found == ["part-00001.parquet is not there", "part-00077.parquet is not in the manifest"]
 
@@ -165,7 +166,7 @@ def call(monkeypatch, capsys, *arguments):
 def test_the_command_ends_with_1_when_something_is_wrong_and_says_it_in_json(dataset, monkeypatch, capsys):
     code, out = call(monkeypatch, capsys, "verify", dataset.path)
     assert code == 0 and all(line.startswith("ok ") for line in out.splitlines())
-    (dataset.path / "part-00000.parquet").unlink()
+    (Path(dataset.path) / "part-00000.parquet").unlink()
     code, out = call(monkeypatch, capsys, "verify", dataset.path, "--json")
     said = json.loads(out)
     assert code == 1 and said["ok"] is False

@@ -63,7 +63,7 @@ def read_datasets(pattern):
 def test_shards_are_read_by_other_tools(tmp_path, read):
     """Without a word of ours, as README shows for pyarrow; whatever of them is installed."""
     parts = [make_moments(rows, seed=rows) for rows in (3, 4)]
-    path = write_dataset(tmp_path / "latents", parts, flip=True).path
+    path = Path(write_dataset(tmp_path / "latents", parts, flip=True).path)
     for other in ("quarantine.parquet", "manifest.json"):
         (path / other).unlink()
     rows = read(str(path / "part-*.parquet"))

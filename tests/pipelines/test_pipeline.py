@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -73,7 +74,7 @@ def test_latents_are_what_the_autoencoder_says_of_the_images(finished):
     dataset = LatentDataset.open(folder / "output" / "latents")
     autoencoder = AutoencoderKL.from_pretrained(folder / "output" / "autoencoder", low_cpu_mem_usage=False)
     for shard in dataset.manifest["shards"]:
-        for row in pq.read_table(dataset.path / shard["file"]).to_pylist():
+        for row in pq.read_table(Path(dataset.path) / shard["file"]).to_pylist():
             image = crop_image(Image.open(folder / "images" / row["key"]), 16, "adm")
             pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
             with torch.no_grad():
@@ -158,7 +159,7 @@ def test_more_steps_go_on_and_fewer_start_anew(copy, capsys):
 def test_an_unreadable_image_is_quarantined_and_counts_add_up(finished):
     folder, config = finished
     dataset = LatentDataset.open(folder / "output" / "latents")
-    quarantine = pq.read_table(dataset.path / "quarantine.parquet").to_pylist()
+    quarantine = pq.read_table(Path(dataset.path) / "quarantine.parquet").to_pylist()
     assert [entry["key"] for entry in quarantine] == [BROKEN]
     assert "UnidentifiedImageError" in quarantine[0]["error"]
     training, _ = open_source(config.images).listing().split(config.images.held_out)

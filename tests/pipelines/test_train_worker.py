@@ -1,6 +1,7 @@
 """The train job's worker, alone in this process: resuming, poisoned latents, where latents are read from."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(trained, stop):
 def test_what_was_done_after_the_last_checkpoint_is_done_again_alike(trained, tmp_path):
     whole = trained("whole")
     cut = trained("cut", steps=5)
-    shutil.rmtree(cut.recipe.folder("checkpoints") / "step_0000005")
+    shutil.rmtree(Path(cut.recipe.folder("checkpoints")) / "step_0000005")
     rest = trained("cut")
     assert list(rest.losses) == [4, 5, 6, 7, 8]
     assert rest.losses.items() <= whole.losses.items()
@@ -171,4 +172,4 @@ def test_a_disk_without_room_for_a_checkpoint_stops_training_and_leaves_nothing_
     with pytest.raises(OSError, match="No space left"):
         run.run()
     assert run.saved == []
-    assert list(run.recipe.folder("checkpoints").iterdir()) == []
+    assert list(Path(run.recipe.folder("checkpoints")).iterdir()) == []

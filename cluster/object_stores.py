@@ -1,0 +1,37 @@
+"""Clients of object stores: one for each bucket, which waits and asks again where the store asks for patience.
+
+Credentials and endpoints come from the environment of pyarrow.fs (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
+GOOGLE_APPLICATION_CREDENTIALS, ...).
+"""
+
+import functools
+import os
+import urllib.parse
+
+from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, S3FileSystem
+
+ATTEMPTS = 10
+"""Of every request to S3 that is throttled or meets a fault: a minute and a half, with growing random pauses."""
+
+
+def resolve_in_bucket(uri: str) -> tuple[FileSystem, str] | None:
+    """The client for a URI in a bucket, and BUCKET/KEY; None if it is of another kind of store."""
+    url = urllib.parse.urlsplit(uri)
+    if url.scheme not in ("s3", "gs", "gcs"):
+        return None
+    environment = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "GOOGLE_"))}
+    client = _client(f"{url.scheme}://{url.netloc}?{url.query}", frozenset(environment.items()))
+    bucket = url.netloc.rpartition("@")[2]
+    return client, (bucket + urllib.parse.unquote(url.path)).rstrip("/")
+
+
+@functools.lru_cache(maxsize=32)
+def _client(bucket: str, environment: frozenset[tuple[str, str]]) -> FileSystem:
+    """environment: what the client reads of it; another one needs another client. To make one takes 50 ms."""
+    filesystem, _ = FileSystem.from_uri(bucket)
+    if not isinstance(filesystem, S3FileSystem):
+        return filesystem  # Google's own retries for minutes
+    # With a URI pyarrow takes no retry strategy; its own asks five times a second and gives up after six seconds.
+    _, (options,) = filesystem.__reduce__()
+    strategy = AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
+    return S3FileSystem(**{**options, "retry_strategy": strategy, "allow_delayed_open": True})
