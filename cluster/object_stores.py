@@ -6,12 +6,22 @@ GOOGLE_APPLICATION_CREDENTIALS, ...).
 
 import functools
 import os
+import random
+import time
 import urllib.parse
+from collections.abc import Callable
+from typing import TypeVar
 
 from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, S3FileSystem
 
 ATTEMPTS = 10
 """Of every request to S3 that is throttled or meets a fault: a minute and a half, with growing random pauses."""
+LONGEST_PAUSE_SECONDS = 20.0
+BROKEN_BY_REFUSAL = "Failed to flush response stream"
+"""Arrow reads into memory of the size asked for; a refusal that is longer than a small file does not fit, and is then
+an error of its own that the client does not try again."""
+
+Result = TypeVar("Result")
 
 
 def resolve_in_bucket(uri: str) -> tuple[FileSystem, str] | None:
@@ -35,3 +45,15 @@ def _client(bucket: str, environment: frozenset[tuple[str, str]]) -> FileSystem:
     _, (options,) = filesystem.__reduce__()
     strategy = AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
     return S3FileSystem(**{**options, "retry_strategy": strategy, "allow_delayed_open": True})
+
+
+def patiently(read: Callable[[], Result]) -> Result:
+    """What `read` returns, called again where a throttled request broke it off."""
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return read()
+        except OSError as error:
+            if BROKEN_BY_REFUSAL not in str(error):
+                raise
+        time.sleep(random.uniform(0, min(2.0**attempt, LONGEST_PAUSE_SECONDS)))
+    return read()

@@ -17,7 +17,7 @@ from typing import Any
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
-from cluster.object_stores import resolve_in_bucket
+from cluster.object_stores import patiently, resolve_in_bucket
 from cluster.temporaries import TEMPORARY_PREFIX, alone_in, remove_stale, temporary_in
 
 REQUESTS_AT_ONCE = 16
@@ -88,8 +88,12 @@ def exists(path: str) -> bool:
 
 def read_bytes(path: str) -> bytes:
     filesystem, inner = resolve(path)
-    with filesystem.open_input_stream(inner) as stream:
-        return stream.read()
+
+    def read() -> bytes:
+        with filesystem.open_input_stream(inner) as stream:
+            return stream.read()
+
+    return patiently(read)
 
 
 def read_json(path: str) -> Any:
@@ -115,7 +119,7 @@ def list_files(folder: str, *, recursive: bool = False) -> dict[str, int]:
     filesystem, inner = resolve(folder)
     infos = _files(filesystem, FileSelector(inner, allow_not_found=True, recursive=recursive))
     sizes = {info.path[len(inner) :].lstrip("/"): info.size for info in infos}
-    return {name: sizes[name] for name in sorted(sizes) if not name.startswith(TEMPORARY_PREFIX)}
+    return {name: sizes[name] for name in sorted(sizes) if f"/{TEMPORARY_PREFIX}" not in f"/{name}"}
 
 
 def _files(filesystem: FileSystem, selector: FileSelector) -> list[FileInfo]:
@@ -172,7 +176,8 @@ def fetch_folder(path: str) -> str:
             remove_stale_temporaries(cache)
             num_bytes = sum(size for _, size, _ in files)
             with temporary_in(cache, num_bytes) as temporary:
-                copy_files(inner, temporary, filesystem, LocalFileSystem())
+                os.mkdir(temporary)
+                patiently(lambda: copy_files(inner, temporary, filesystem, LocalFileSystem()))
                 _rename_unless_there(temporary, fetched)
     return fetched
 

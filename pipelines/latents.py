@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cluster import storage
+from cluster.object_stores import patiently
 from pipelines import schema
 from pipelines.quarantine import QUARANTINE, write_quarantine
 
@@ -107,7 +108,7 @@ class LatentDataset:
         if storage.is_local(file):
             return pq.read_table(file, columns=columns, memory_map=True)
         filesystem, inner = storage.resolve(file)
-        return pq.read_table(inner, columns=columns, filesystem=filesystem)
+        return patiently(lambda: pq.read_table(inner, columns=columns, filesystem=filesystem))
 
     def _checked(self, shard: dict) -> str:
         file = storage.join(self.path, shard["file"])

@@ -1,9 +1,11 @@
-"""Object stores on this machine: moto for s3://, and just enough of Google's for reading gs://."""
+"""Object stores on this machine: moto for s3://, whole or throttled, and just enough of Google's for reading gs://."""
 
 import json
 import os
+import random
 import subprocess
 import sys
+import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,31 +13,82 @@ from pathlib import Path
 import pytest
 
 
+class Throttle:
+    """Moto's application, a share of whose requests is refused as S3 does when there are too many of them."""
+
+    def __init__(self, app):
+        self.app, self.share, self.count, self.refused = app, 0.0, 0, 0
+        self.random, self.lock = random.Random(0), threading.Lock()
+
+    def __call__(self, environ, start_response):
+        with self.lock:
+            self.count += 1
+            refuse = self.random.random() < self.share
+            self.refused += refuse
+        if not refuse:
+            return self.app(environ, start_response)
+        if length := environ.get("CONTENT_LENGTH"):
+            environ["wsgi.input"].read(int(length))
+        elif environ.get("wsgi.input_terminated"):  # the server knows where a body in chunks ends
+            environ["wsgi.input"].read()
+        body = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+        headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+        start_response("503 Slow Down", headers)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+
 @pytest.fixture(scope="session")
-def s3_server():
+def s3_app():
     moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(port=0)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
+    return Throttle(moto.DomainDispatcherApplication(moto.create_backend_app))
+
+
+@pytest.fixture(scope="session")
+def s3_server(s3_app):
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log_request(self, *args):
+            pass
+
+    server = make_server("127.0.0.1", 0, s3_app, threaded=True, request_handler=Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def access(server: str) -> dict[str, str]:
+    """What a process has in its environment to use the server."""
+    return {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
 
 
 @pytest.fixture
 def s3_bucket(s3_server, tmp_path, monkeypatch):
     """URI of an empty bucket, which the environment gives access to."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }.items():
+    for name, value in access(s3_server).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     import boto3
 
     name = "raydit-" + os.urandom(4).hex()
     boto3.client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def throttled(s3_app):
+    """The server's throttle; off again afterwards."""
+    s3_app.refused = 0
+    yield s3_app
+    s3_app.share = 0.0
 
 
 @pytest.fixture

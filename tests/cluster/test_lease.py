@@ -148,19 +148,6 @@ def test_one_from_whom_it_was_taken_is_told_and_leaves_the_new_owner_alone(tmp_p
     assert json.loads((tmp_path / FILE).read_text())["id"] == new.id
 
 
-def test_in_an_object_store_it_holds_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "is_local", lambda path: False)  # the same files, by the way of an object store
-    with hold(tmp_path) as earlier:
-        assert earlier is None
-        plant(tmp_path, machine="another", host="node-7")
-        with pytest.raises(InUse, match=f"{tmp_path} is in use by"):
-            hold(tmp_path).__enter__()
-    plant(tmp_path, machine="another", expires=0.0)
-    with hold(tmp_path):
-        assert json.loads((tmp_path / FILE).read_text())["process"] == os.getpid()
-    assert json.loads((tmp_path / FILE).read_text())["expires"] == 0
-
-
 @pytest.mark.slow
 def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path):
     for index in range(40):

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from buckets import s3_bucket, s3_server  # noqa: F401
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
@@ -227,7 +226,7 @@ def test_a_missing_file_is_a_file_not_found_error(base):
             read(storage.join(base, "nothing"))
 
 
-def test_a_folder_goes_through_a_real_s3_server(s3_bucket, tmp_path):  # noqa: F811
+def test_a_folder_goes_through_a_real_s3_server(s3_bucket, tmp_path):
     published = f"{s3_bucket}/checkpoints/step_1"
     storage.publish_folder(write_folder(tmp_path / "step"), published, last="COMPLETE")
     assert storage.list_names(published) == ["COMPLETE", "trainer", "weights"]

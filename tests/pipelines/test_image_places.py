@@ -4,7 +4,6 @@ import random
 import shutil
 
 import pytest
-from buckets import gs_bucket, s3_bucket, s3_server  # noqa: F401
 from pictures import CLASSES, LAYOUTS, pictures, value_of
 from pyarrow.fs import LocalFileSystem, copy_files
 
@@ -80,6 +79,6 @@ def test_a_bucket_or_uri_gives_what_the_disk_gives(layout, place, request, tmp_p
     assert contents(found, images) == contents(expected, here.read(expected.keys, expected.places))
 
 
-def test_a_path_that_is_not_in_a_bucket_is_named(s3_bucket):  # noqa: F811
+def test_a_path_that_is_not_in_a_bucket_is_named(s3_bucket):
     with pytest.raises(FileNotFoundError, match=f"images.path: nothing at {s3_bucket}/none; expected"):
         open_source(ImagesConfig(path=f"{s3_bucket}/none"))

@@ -1,0 +1,164 @@
+"""A real S3 server: what is kept there is whole, requests are patient, and a folder has one owner."""
+
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster import lease as leases
+from cluster import object_stores, storage
+from cluster.lease import FILE, InUse, Owner, lease
+
+
+def test_a_client_is_made_once_for_a_bucket_and_anew_for_another_account(s3_bucket, monkeypatch):
+    client, inner = storage.resolve(f"{s3_bucket}/a/b%20c/")
+    assert inner == f"{s3_bucket.removeprefix('s3://')}/a/b c"
+    assert storage.resolve(f"{s3_bucket}/other")[0] is client
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
+    assert storage.resolve(f"{s3_bucket}/other")[0] is not client
+
+
+def test_endpoint_and_account_may_stand_in_the_uri(s3_server, s3_bucket, monkeypatch):
+    storage.write_atomically(f"{s3_bucket}/file", b"data")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    host = s3_server.removeprefix("http://").replace(":", "%3A")
+    uri = f"{s3_bucket.replace('s3://', 's3://key:secret@')}?scheme=http&endpoint_override={host}"
+    assert storage.read_bytes(storage.join(uri, "file")) == b"data"
+
+
+def test_a_throttled_request_is_made_again(s3_bucket, throttled):
+    throttled.share = 0.3
+    for number in range(4):
+        storage.write_atomically(f"{s3_bucket}/{number}", b"data")
+    assert [storage.read_bytes(f"{s3_bucket}/{number}") for number in range(4)] == [b"data"] * 4
+    assert throttled.refused > 0
+
+
+def test_a_store_that_refuses_everything_is_an_error_in_the_end(s3_bucket, throttled, monkeypatch):
+    monkeypatch.setattr(object_stores, "ATTEMPTS", 2)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "for a client of its own")
+    throttled.share = 1.0
+    with pytest.raises(OSError, match="SLOW_DOWN"):
+        storage.write_atomically(f"{s3_bucket}/file", b"data")
+    assert throttled.refused == 2
+
+
+def test_files_are_listed_with_their_sizes_however_deep(s3_bucket, tmp_path):
+    for base in (s3_bucket, str(tmp_path)):
+        for name in ("b/c/deep", "a", "b/.tmp-x", ".tmp-y"):
+            storage.write_atomically(storage.join(base, "folder", name), name.encode())
+        assert storage.list_files(storage.join(base, "folder")) == {"a": 1}
+        found = storage.list_files(storage.join(base, "folder"), recursive=True)
+        assert list(found.items()) == [("a", 1), ("b/c/deep", 8)]
+        assert storage.list_files(storage.join(base, "none")) == {}
+
+
+def test_a_file_is_removed_once_and_again(s3_bucket, tmp_path):
+    for base in (s3_bucket, str(tmp_path)):
+        storage.write_atomically(storage.join(base, "folder", "file"), b"data")
+        for _ in range(2):
+            storage.remove_file(storage.join(base, "folder", "file"))
+        assert storage.list_files(storage.join(base, "folder")) == {}
+
+
+def test_a_move_that_is_cut_off_loses_nothing_and_is_done_again(s3_bucket, monkeypatch):
+    source, aside = f"{s3_bucket}/latents", f"{s3_bucket}/superseded/latents-1"
+    content = {"plan.json": b"{}", "part-0": b"rows", "sub/part-1": b"more rows", "manifest.json": b"whole"}
+    for name, data in content.items():
+        storage.write_atomically(storage.join(source, name), data)
+        time.sleep(1.0 if name == "sub/part-1" else 0.0)  # times are whole seconds
+    client, _ = storage.resolve(source)
+    removed = []
+
+    class Interrupted:
+        """The client; it breaks off before the second file is removed."""
+
+        def __getattr__(self, name):
+            return getattr(client, name)
+
+        def delete_file(self, path):
+            if removed:
+                raise KeyboardInterrupt
+            removed.append(path)
+            client.delete_file(path)
+
+    resolve = storage.resolve
+    monkeypatch.setattr(storage, "resolve", lambda path: (Interrupted(), resolve(path)[1]))
+    with pytest.raises(KeyboardInterrupt):
+        storage.move_folder(source, aside, last="plan.json")
+    monkeypatch.setattr(storage, "resolve", resolve)
+    assert removed[0].endswith("/manifest.json")  # written last, so that what is left counts as nothing
+    assert {name: storage.read_bytes(storage.join(aside, name)) for name in content} == content
+    storage.move_folder(source, f"{aside}-rest", last="plan.json")
+    assert not storage.exists(source)
+
+
+def test_one_fetches_what_all_workers_of_a_machine_use(s3_bucket, s3_app):
+    for number in range(5):
+        storage.write_atomically(f"{s3_bucket}/folder/{number}", b"data")
+    folders, before = [], s3_app.count
+    threads = [
+        threading.Thread(target=lambda: folders.append(storage.fetch_folder(f"{s3_bucket}/folder"))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(folders)) == 1 and len(list(Path(folders[0]).iterdir())) == 5
+    assert s3_app.count - before < 4 * 5
+
+
+@pytest.fixture
+def settles(monkeypatch):
+    monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.3)
+
+
+def hold(folder):
+    return lease(folder, lost=lambda reason: None, patience_seconds=0.0)
+
+
+def elsewhere(number: int) -> Owner:
+    """An owner on another machine."""
+    return replace(Owner.here(), id=str(number), machine=f"machine-{number}", host=f"node-{number}")
+
+
+def test_a_folder_in_a_bucket_has_an_owner_until_it_is_released_or_dead(s3_bucket, settles):
+    folder = f"{s3_bucket}/output"
+    with hold(folder) as earlier:
+        assert earlier is None
+        assert storage.read_json(f"{folder}/{FILE}")["expires"] > time.time()
+    assert storage.read_json(f"{folder}/{FILE}")["expires"] == 0
+    owner = elsewhere(7)
+    storage.write_atomically(f"{folder}/{FILE}", leases._content(owner, expires=time.time() + 60))
+    with pytest.raises(InUse, match=rf"{folder} is in use by .*on node-7") as refused:
+        hold(folder).__enter__()
+    assert "kill -INT" in str(refused.value)
+    storage.write_atomically(f"{folder}/{FILE}", leases._content(owner, expires=time.time() - 1))
+    with hold(folder) as earlier:
+        assert earlier.host == "node-7"
+
+
+def test_of_many_that_come_at_once_one_gets_a_folder_in_a_bucket(s3_bucket, settles):
+    start, won = threading.Barrier(5), []
+
+    def contend(number):
+        start.wait()
+        try:
+            leases._acquire(f"{s3_bucket}/output/{FILE}", elsewhere(number), 0.0)
+        except InUse:
+            return
+        won.append(number)
+
+    threads = [threading.Thread(target=contend, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+
+
+def test_a_bucket_that_is_not_there_is_named(s3_bucket):
+    with pytest.raises(OSError, match=r"no-such-bucket"):
+        hold("s3://no-such-bucket/output").__enter__()
