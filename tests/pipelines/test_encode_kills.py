@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import processes_below
 from tiny import write_images
 from tiny_encode import autoencoder_folder
 
@@ -93,25 +94,6 @@ def unbroken(tmp_path_factory) -> dict[str, bytes]:
 @pytest.fixture
 def place(tmp_path) -> Place:
     return make_place(tmp_path / "place")
-
-
-def processes_below(parent: int, name: str) -> list[int]:
-    """Descendants of a process whose command line has `name` in it. Ray's processes are the driver's children."""
-    parents, found = {}, []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if name in (entry / "cmdline").read_text():
-                found.append(int(entry.name))
-        except OSError:
-            continue  # ended meanwhile
-
-    def descends(process: int) -> bool:
-        while process and process != parent:
-            process = parents.get(process, 0)
-        return process == parent
-
-    return [process for process in found if descends(process)]
 
 
 def test_a_driver_killed_at_ten_random_points_leaves_what_an_unbroken_run_does(place, unbroken):
