@@ -166,10 +166,12 @@ def check_latents(config: Recipe, latents: LatentDataset) -> None:
 
 def train_identity(config: Recipe, latents: LatentDataset) -> dict:
     """What the weights depend on. Not the number of workers, and not `steps`: more steps go on from the last."""
+    # The default is in no identity, so that checkpoints of before the choice existed stay what they are.
+    default = ("dtype",) if config.train.dtype == "float32" else ()
     return {
         "seed": config.seed,
         "latents": {"fingerprint": latents.fingerprint},
         "model": asdict(config.model),
         "objective": asdict(config.objective),
-        "train": settings_identity(config.train, ("steps", *BESIDE_THE_WEIGHTS)),
+        "train": settings_identity(config.train, ("steps", *BESIDE_THE_WEIGHTS, *default)),
     }
