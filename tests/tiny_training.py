@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 from tiny_encode import autoencoder_folder
 
 from dit.autoencoder import describe_autoencoder
-from dit.checkpoint import newest_checkpoint
-from pipelines import schema
+from pipelines import checkpoints, schema
 from pipelines.latents import LatentDataset, channel_sums, write_manifest
 from pipelines.messages import Notice, Report, Saved
 from pipelines.recipe_file import validate_recipe
@@ -21,7 +20,7 @@ from pipelines.worker import Worker
 ROWS, SHARD_ROWS = 48, 6
 
 
-def training_recipe(folder, output=None, model=None, latent_side=4, **train):
+def training_recipe(folder, output=None, model=None, encode=None, latent_side=4, **train):
     """Writes autoencoder and latents on the first call; `train` are settings of [train]."""
     if not (folder / "autoencoder").exists():
         autoencoder_folder(folder / "autoencoder")
@@ -34,6 +33,7 @@ def training_recipe(folder, output=None, model=None, latent_side=4, **train):
             "images": {"path": "digits", "size": 16},
             "autoencoder": {"id": str(folder / "autoencoder")},
             "model": model or {"patch_size": 2, "hidden_size": 16, "depth": 2, "num_heads": 2},
+            "encode": encode or {},
             "objective": {"kind": "flow"},
             "evaluate": {"sampler": "euler", "sampling_steps": 2, "batch_size": 8},
             "train": {
@@ -112,7 +112,7 @@ class Training:
 
 def final_weights(recipe):
     """Every tensor of the newest checkpoint: weights, averages, optimizer."""
-    newest = newest_checkpoint(recipe.folder("checkpoints"))
+    newest = checkpoints.newest(recipe.folder("checkpoints"))
     return {
         f"{newest.step}/{file.stem}/{name}": tensor
         for file in sorted(newest.path.rglob("*.safetensors"))

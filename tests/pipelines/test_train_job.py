@@ -1,0 +1,90 @@
+"""The train job on Ray: what it leaves in the output and in MLflow, at a URI, and with divided weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+from tiny_training import assert_equal, final_weights, training_recipe
+
+from pipelines import checkpoints
+from pipelines.stage import StageContext
+from pipelines.train import train
+
+pytestmark = pytest.mark.slow  # each starts a group of workers or two
+
+
+def run(recipe, local_ray):
+    with StageContext(recipe) as context:
+        return train(recipe, context=context)
+
+
+def store(recipe):
+    client = MlflowClient(recipe.tracking.uri)
+    experiment = client.get_experiment_by_name(recipe.name).experiment_id
+    (training,) = client.search_runs([experiment])
+    models = {model.name: model for model in client.search_logged_models(experiment_ids=[experiment])}
+    return client, training, models
+
+
+@pytest.fixture(scope="module")
+def watched(local_ray, tmp_path_factory):
+    """A run with pictures, of whose checkpoints not all are kept."""
+    recipe = training_recipe(
+        tmp_path_factory.mktemp("watched"), checkpoint_every=2, sample_every=4, keep_last=1, keep_every=6
+    )
+    run(recipe, local_ray)
+    return recipe
+
+
+def test_of_the_checkpoints_those_asked_for_are_kept_and_tracking_knows(watched):
+    assert checkpoints.finished_steps(watched.folder("checkpoints")) == [6, 8]
+    _, _, models = store(watched)
+    removed = {name: model.tags.get("raydit.removed") for name, model in models.items()}
+    assert removed == {
+        "training-step_0000002": "true",
+        "training-step_0000004": "true",
+        "training-step_0000006": None,
+        "training-step_0000008": None,
+    }
+
+
+def test_grids_of_samples_are_drawn_on_the_way(watched):
+    client, training, _ = store(watched)
+    files = sorted(Path(watched.folder("samples")).iterdir())
+    assert [file.name for file in files] == ["step_0000004.png", "step_0000008.png"]
+    assert Image.open(files[0]).size == Image.open(files[1]).size
+    assert files[0].read_bytes() != files[1].read_bytes()
+    images = [file.path for file in client.list_artifacts(training.info.run_id, "images")]
+    assert {int(path.split("step%")[1].split("%")[0]) for path in images if path.endswith(".png")} == {4, 8}
+
+
+def test_the_run_shows_how_training_went(watched):
+    _, training, _ = store(watched)
+    metrics = training.data.metrics
+    names = ["loss", "lr", "grad_norm", "images_per_second", "data_wait", "mfu", "memory_gib"]
+    assert {f"train/{name}" for name in names} <= metrics.keys()
+    assert any(name.startswith("train/loss_quartile_") for name in metrics)
+    assert not any(name.startswith(("train/sum_", "train/count_")) for name in metrics)
+
+
+def test_a_training_at_a_uri_is_that_on_disk_and_goes_on(local_ray, s3_bucket, tmp_path):
+    on_disk = training_recipe(tmp_path, tmp_path / "disk")
+    run(on_disk, local_ray)
+    latents = {"encode": {"output": on_disk.latents}}
+    run(training_recipe(tmp_path, f"{s3_bucket}/output", steps=4, **latents), local_ray)
+    in_bucket = training_recipe(tmp_path, f"{s3_bucket}/output", **latents)
+    checkpoint = run(in_bucket, local_ray)
+    assert checkpoint.location == f"{s3_bucket}/output/checkpoints/step_0000008"
+    assert_equal(final_weights(in_bucket), final_weights(on_disk))
+
+
+def test_divided_weights_agree_with_copied_ones(local_ray, tmp_path):
+    copied, divided = (
+        training_recipe(tmp_path / strategy, strategy=strategy, num_workers=2) for strategy in ("ddp", "fsdp")
+    )
+    run(copied, local_ray)
+    run(divided, local_ray)
+    weights = final_weights(copied)
+    torch.testing.assert_close(final_weights(divided), weights, rtol=1e-4, atol=1e-5)
