@@ -1,9 +1,11 @@
 """Files and folders that appear whole or not at all, and never over what somebody has."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,10 +36,15 @@ def unused(path: str | Path) -> Path:
 def publish(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` make a file or folder under a temporary name beside `path`, then give it its name.
 
-    What stands at `path` is replaced only then; a `write` that fails leaves nothing behind.
+    What stands at `path` is replaced only then; a `write` that fails leaves nothing behind, and what one that was
+    killed left is removed by the next. Two processes that write the same path do not meet: the last one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
+    ours = f".tmp-{path.name}-{platform.node()}-"
+    for left in path.parent.glob(f"{glob.escape(ours)}*"):
+        if not _is_running(left.name.removeprefix(ours)):
+            _remove(left)
+    temporary = path.with_name(f"{ours}{os.getpid()}")
     _remove(temporary)
     try:
         with full_disk_as_oserror(path):
@@ -48,6 +55,18 @@ def publish(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _is_running(process_id: str) -> bool:
+    if not process_id.isdigit():
+        return True  # not ours to judge
+    try:
+        os.kill(int(process_id), 0)  # signal 0 asks only whether the process is there
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _remove(path: Path) -> None:

@@ -1,13 +1,17 @@
 """Writing weights where there is no room."""
 
 import errno
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from dit.files import full_disk_as_oserror
+from dit.files import full_disk_as_oserror, publish
 
 
 def test_a_full_disk_is_an_oserror_that_names_the_place(tiny_disk):
@@ -21,3 +25,30 @@ def test_other_errors_stay_what_they_are(tmp_path):
     file = tmp_path / "nowhere" / "weights.safetensors"
     with pytest.raises(SafetensorError), full_disk_as_oserror(file):
         save_file({"w": torch.zeros(1)}, file)
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    target, host = tmp_path / "step", platform.node()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, living = (tmp_path / f".tmp-step-{host}-{process}" for process in (dead.pid, os.getppid()))
+    for folder in (left, living):
+        folder.mkdir()
+        (folder / "half").touch()
+    publish(target, lambda folder: folder.mkdir())
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [living.name, "step"]
+    assert (living / "half").exists()
+
+
+def test_two_processes_that_write_one_path_do_not_meet(tmp_path):
+    def write(folder):
+        folder.mkdir()
+        (folder / "file").write_text("first")
+        if os.fork() == 0:  # another process does the same in the middle of this
+            publish(tmp_path / "step", lambda folder: (folder.mkdir(), (folder / "file").write_text("second")))
+            os._exit(0)
+        os.wait()
+
+    publish(tmp_path / "step", write)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step"]
+    assert (tmp_path / "step" / "file").read_text() == "first"
