@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 from tiny import BROKEN, tiny_recipe
 
 from evaluation.protocol import METRIC_KINDS
@@ -164,6 +165,23 @@ def test_an_unreadable_image_is_quarantined_and_counts_add_up(finished):
     assert "UnidentifiedImageError" in quarantine[0]["error"]
     training, _ = open_source(config.images).listing().split(config.images.held_out)
     assert len(dataset) + len(quarantine) == len(training)
+
+
+def test_the_run_of_the_encode_job_tells_throughput_counts_fingerprint_and_its_images(finished):
+    folder, config = finished
+    client = MlflowClient(config.tracking.uri)
+    experiments = [client.get_experiment_by_name(config.name).experiment_id]
+    (run,) = client.search_runs(experiments, "tags.`raydit.stage` = 'encode'")
+    dataset = LatentDataset.open(folder / "output" / "latents")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["raydit.latents_fingerprint"] == dataset.fingerprint
+    assert run.data.metrics["encode/images"] == len(dataset)
+    assert run.data.metrics["encode/quarantined"] == 1
+    assert run.data.metrics["encode/images_per_second"] > 0
+    (read,) = run.inputs.dataset_inputs
+    training, _ = open_source(config.images).listing().split(config.images.held_out)
+    assert read.dataset.name == "images" and training.digest.startswith(read.dataset.digest)
+    assert [(tag.key, tag.value) for tag in read.tags] == [("mlflow.data.context", "encoding")]
 
 
 def test_latents_of_another_autoencoder_are_refused(copy):
