@@ -20,7 +20,7 @@ pytestmark = pytest.mark.benchmark
 MIB = 2**20
 SIZES = (10_000, 50_000)
 SLACK = 32 * MIB
-"""Two shards of images and moments: what is in flight varies by chance."""
+"""More than a shard of images and moments: what is in flight varies by chance."""
 
 
 @dataclass
