@@ -1,5 +1,6 @@
 """A real S3 server: what is kept there is whole, requests are patient, and a folder has one owner."""
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -140,23 +141,31 @@ def test_a_folder_in_a_bucket_has_an_owner_until_it_is_released_or_dead(s3_bucke
         assert earlier.host == "node-7"
 
 
-def test_of_many_that_come_at_once_one_gets_a_folder_in_a_bucket(s3_bucket, settles):
-    start, won = threading.Barrier(5), []
+def test_of_many_that_come_at_once_one_gets_a_folder_in_a_bucket(s3_bucket, monkeypatch):
+    """All find it free before the first has written, and they write one after the other."""
+    found_free, won, write = threading.Barrier(4), [], storage.write_atomically
+
+    def write_late(path, data):
+        found_free.wait()
+        time.sleep(0.1 * int(json.loads(data)["id"]))
+        write(path, data)
+
+    monkeypatch.setattr(storage, "write_atomically", write_late)
+    monkeypatch.setattr(leases, "SETTLE_SECONDS", 1.0)
 
     def contend(number):
-        start.wait()
         try:
             leases._acquire(f"{s3_bucket}/output/{FILE}", elsewhere(number), 0.0)
         except InUse:
             return
         won.append(number)
 
-    threads = [threading.Thread(target=contend, args=(number,)) for number in range(5)]
+    threads = [threading.Thread(target=contend, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(won) == 1
+    assert won == [3]
 
 
 def test_a_bucket_that_is_not_there_is_named(s3_bucket):

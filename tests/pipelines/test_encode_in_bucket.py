@@ -1,0 +1,100 @@
+"""Latents in a bucket: the same files as on disk, whatever breaks off, and every tool of ours takes the URI."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_growth import add, rows
+from tiny_encode import Context, encode_here, recipe
+
+from cluster import storage
+from pipelines.encode import encode
+from pipelines.latent_checks import verify
+from pipelines.latents import LatentDataset
+from pipelines.stage import StageContext
+
+
+def content(folder: str) -> dict[str, bytes]:
+    """Every file of the latents, but for what names the output."""
+    names = storage.list_files(folder, recursive=True)
+    return {name: storage.read_bytes(storage.join(folder, name)) for name in names if name != "manifest.json"}
+
+
+@pytest.fixture
+def places(tmp_path, s3_bucket):
+    """The same recipe with its output on disk and in a bucket."""
+    config = recipe(tmp_path)
+    return config, replace(config, output=f"{s3_bucket}/deep/output")
+
+
+def test_a_bucket_holds_what_a_disk_would(places, monkeypatch):
+    here, there = (encode_here(config, monkeypatch) for config in places)
+    assert there.path == f"{places[1].output}/latents" and there.fingerprint == here.fingerprint
+    assert content(there.path) == content(here.path)
+    opened = LatentDataset.open(there.path)
+    np.testing.assert_array_equal(opened.arrays.moments, here.arrays.moments)
+    assert opened.quarantined() == here.quarantined() and len(opened.quarantined()) == 1
+    assert all(check.ok for check in verify(opened))
+
+
+def test_an_encode_into_a_bucket_goes_on_where_it_was_killed(places, monkeypatch, capsys):
+    here, there = places
+    expected = encode_here(here, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        encode_here(there, monkeypatch, Context(kill_after=3))
+    with pytest.raises(FileNotFoundError, match="is not finished"):
+        LatentDataset.open(there.folder("latents"))
+    context = Context()
+    dataset = encode_here(there, monkeypatch, context)
+    assert [step for step, _ in context.last_run.told] == [32, 37]  # 24 of 37 images were done
+    assert content(dataset.path) == content(expected.path)
+    encode_here(there, monkeypatch)
+    assert "finished already: 36 latents" in capsys.readouterr().out
+
+
+def test_latents_in_a_bucket_grow_and_are_put_aside(places, monkeypatch, tmp_path, capsys):
+    _, there = places
+    encode_here(there, monkeypatch)
+    add(tmp_path)
+    grown = encode_here(there, monkeypatch)
+    assert "adds 3 images to 36 latents" in capsys.readouterr().out
+    assert (grown.revision, len(grown), len(rows(grown))) == (2, 39, 39) and all(check.ok for check in verify(grown))
+    (tmp_path / "images" / "ring" / "003.png").unlink()
+    fresh = encode_here(there, monkeypatch)
+    assert "1 images are gone" in capsys.readouterr().out
+    assert (fresh.revision, len(fresh)) == (1, 38) and all(check.ok for check in verify(fresh))
+    aside = LatentDataset.open(f"{there.output}/superseded/latents-1")
+    assert rows(aside) == rows(LatentDataset(aside.path, grown.manifest)) and len(aside) == 39
+
+
+def test_a_throttled_bucket_holds_the_same(places, monkeypatch, throttled):
+    here, there = places
+    throttled.share = 0.1
+    expected, found = encode_here(here, monkeypatch), encode_here(there, monkeypatch)
+    throttled.share = 0.0
+    assert throttled.refused > 0
+    assert content(found.path) == content(expected.path)
+
+
+def test_the_commands_take_a_uri(places, monkeypatch, raydit, tmp_path):
+    _, there = places
+    path = encode_here(there, monkeypatch).path
+    code, out, err = raydit("latents", "verify", path)
+    assert code == 0 and "36 rows + 1 quarantined" in out, err
+    code, out, err = raydit("latents", "show", path, "--out", str(tmp_path / "grid.png"))
+    assert code == 0 and (tmp_path / "grid.png").stat().st_size > 100, err
+    storage.remove_file(f"{path}/part-00002.parquet")
+    code, out, _ = raydit("latents", "verify", path)
+    assert code == 1 and "part-00002.parquet is not there" in out
+
+
+def test_the_job_itself_encodes_into_a_bucket(places, local_ray, capsys):
+    _, there = places
+    with StageContext(there) as context:
+        dataset = encode(there, context=context)
+        assert storage.exists(f"{there.output}/.lease.json")
+    assert len(dataset) == 36 and all(check.ok for check in verify(dataset))
+    names = storage.list_files(dataset.path, recursive=True)
+    assert not [name for name in names if name.startswith(".")] and "manifest.json" in names
+    assert not Path(there.output).exists()
