@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_encode import autoencoder_folder
 
+from cluster import storage
 from dit.autoencoder import describe_autoencoder
 from pipelines import checkpoints, schema
 from pipelines.latents import LatentDataset, channel_sums, write_manifest
@@ -47,7 +48,7 @@ def training_recipe(folder, output=None, model=None, encode=None, latent_side=4,
             },
         }
     )
-    if not Path(recipe.latents).exists():
+    if not storage.exists(recipe.latents):
         write_latents(recipe, latent_side=latent_side)
     return recipe
 
@@ -55,8 +56,6 @@ def training_recipe(folder, output=None, model=None, encode=None, latent_side=4,
 def write_latents(recipe, poisoned=(), latent_side=4):
     """Random latents of three classes; poisoned rows are not finite."""
     shape = (8, latent_side, latent_side)
-    folder = Path(recipe.latents)
-    folder.mkdir(parents=True, exist_ok=True)
     autoencoder = describe_autoencoder(Path(recipe.autoencoder.id))
     description = schema.describe(
         moments_shape=shape,
@@ -74,10 +73,10 @@ def write_latents(recipe, poisoned=(), latent_side=4):
         keys, labels = [f"image-{first + row}" for row in range(SHARD_ROWS)], np.arange(SHARD_ROWS) % 3
         table = schema.shard_table(schema.latent_schema(description), keys, labels, moments, moments[..., ::-1])
         data, name = schema.shard_bytes(table), f"part-{index:05d}.parquet"
-        (folder / name).write_bytes(data)
+        storage.write_atomically(storage.join(recipe.latents, name), data)
         record = {"file": name, "rows": SHARD_ROWS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         records.append({**record, "channels": sums, "quarantined": []})
-    return write_manifest(str(folder), description, {"seed": 0}, records, recipe={})
+    return write_manifest(recipe.latents, description, {"seed": 0}, records, recipe={})
 
 
 class Training:

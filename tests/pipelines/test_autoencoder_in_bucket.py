@@ -1,0 +1,49 @@
+"""An autoencoder trained into a bucket: published whole, fetched by whoever encodes with it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_recipe
+
+from cluster import storage
+from dit.autoencoder import Autoencoder, create_autoencoder, describe_autoencoder
+from pipelines.autoencoder import AutoencoderHandle, finish, train_autoencoder
+from pipelines.checkpoints import finished_steps
+from pipelines.encode import encode
+from pipelines.latent_checks import verify
+from pipelines.stage import StageContext
+
+
+def test_a_finished_autoencoder_in_a_bucket_is_that_of_a_disk(s3_bucket, tmp_path):
+    images = [np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)]
+    for output in (str(tmp_path), s3_bucket):
+        torch.manual_seed(0)
+        module = create_autoencoder(image_size=16, latent_channels=4, downsample=2, width=8)
+        with pytest.raises(FileNotFoundError, match="no finished autoencoder in .*run `raydit autoencoder`"):
+            AutoencoderHandle("autoencoder", output).folder()
+        finish(module, f"{output}/autoencoder", images, [])
+    here, there = (AutoencoderHandle("autoencoder", output) for output in (str(tmp_path), s3_bucket))
+    assert there.describe() == here.describe() and here.folder() == tmp_path / "autoencoder"
+    assert there.folder().is_relative_to(storage.cache_folder("fetched"))
+    Autoencoder.load(there.folder())
+    names = storage.list_files(f"{s3_bucket}/autoencoder")
+    assert {name: storage.read_bytes(f"{s3_bucket}/autoencoder/{name}") for name in names} == {
+        path.name: path.read_bytes() for path in (tmp_path / "autoencoder").iterdir()
+    }
+    assert list(Path(storage.cache_folder("beside")).iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_jobs_train_and_encode_in_a_bucket(s3_bucket, tmp_path, local_ray):
+    config = replace(tiny_recipe(tmp_path), output=f"{s3_bucket}/output")
+    with StageContext(config) as context:
+        handle = train_autoencoder(config, context=context)
+        recorded = storage.read_json(f"{config.output}/autoencoder/raydit.json")
+        assert describe_autoencoder(handle.folder()) == recorded["autoencoder"]
+        assert finished_steps(f"{config.output}/autoencoder/training") == []
+        dataset = encode(config, context=context)
+    assert dataset.manifest["autoencoder"]["sha256"] == recorded["autoencoder"]["sha256"]
+    assert all(check.ok for check in verify(dataset))
