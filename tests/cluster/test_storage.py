@@ -204,6 +204,28 @@ def test_join_keeps_the_query_of_a_uri_at_the_end():
     assert storage.join("/x", "a") == "/x/a"
 
 
+@pytest.mark.parametrize(
+    "path", ["s3://b/x/y?endpoint_override=host:9000", "s3://b/x/y", "/x/y", "file:///x/y", "out/y", "gs://b/x/y"]
+)
+def test_a_path_is_its_folder_and_its_name(path):
+    folder, name = storage.split(path)
+    assert name == "y" and storage.join(folder, name) == path
+
+
+def test_a_place_is_the_same_from_another_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("out/a") == str(tmp_path / "out" / "a")
+    assert storage.absolute(tmp_path.as_uri()) == str(tmp_path)
+    assert storage.absolute("s3://bucket/x?scheme=http") == "s3://bucket/x?scheme=http"
+
+
+def test_what_cannot_lie_in_an_object_store_has_a_folder_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert storage.on_this_machine(str(tmp_path)) == storage.on_this_machine(tmp_path.as_uri()) == str(tmp_path)
+    here = {storage.on_this_machine(f"s3://bucket/{name}") for name in ("a", "b", "a")}
+    assert len(here) == 2 and all(folder.startswith(str(tmp_path / "cache")) for folder in here)
+
+
 def test_free_bytes_are_known_for_a_disk_only(tmp_path):
     assert storage.free_bytes(str(tmp_path / "not" / "yet")) > 0
     assert storage.free_bytes("s3://bucket/x") is None

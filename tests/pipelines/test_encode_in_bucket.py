@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_growth import add, rows
+from tiny import tiny_recipe
 from tiny_encode import Context, encode_here, recipe
 
 from cluster import storage
@@ -26,6 +27,22 @@ def places(tmp_path, s3_bucket):
     """The same recipe with its output on disk and in a bucket."""
     config = recipe(tmp_path)
     return config, replace(config, output=f"{s3_bucket}/deep/output")
+
+
+@pytest.mark.parametrize(
+    ("output", "latents"),
+    [
+        ("out", "{here}/out/latents"),
+        ("file://{here}/out", "{here}/out/latents"),
+        ("s3://bucket/out?region=us-east-2", "s3://bucket/out/latents?region=us-east-2"),
+    ],
+)
+def test_the_folders_of_an_output_are_absolute_paths_or_uris(tmp_path, monkeypatch, output, latents):
+    monkeypatch.chdir(tmp_path)
+    config = replace(tiny_recipe(tmp_path), output=output.format(here=tmp_path))
+    assert config.folder("latents") == config.latents == latents.format(here=tmp_path)
+    elsewhere = replace(config, encode=replace(config.encode, output=config.output))
+    assert elsewhere.latents == latents.format(here=tmp_path).replace("/latents", "")
 
 
 def test_a_bucket_holds_what_a_disk_would(places, monkeypatch):
