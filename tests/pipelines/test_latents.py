@@ -40,21 +40,27 @@ def test_a_shard_is_read_by_plain_pyarrow_as_the_contract_says(tmp_path, flip):
 
 
 def read_polars(pattern):
-    return pytest.importorskip("polars").read_parquet(pattern).to_dicts()
+    import polars
+
+    return polars.read_parquet(pattern).to_dicts()
 
 
 def read_duckdb(pattern):
-    relation = pytest.importorskip("duckdb").sql(f"select * from '{pattern}' order by key")
+    import duckdb
+
+    relation = duckdb.sql(f"select * from '{pattern}' order by key")
     return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
 
 
 def read_pandas(pattern):
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     return pandas.read_parquet(Path(pattern).parent).to_dict("records")
 
 
 def read_datasets(pattern):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     cache = str(Path(pattern).parent.with_name("cache"))
     return list(datasets.load_dataset("parquet", data_files=pattern, split="train", cache_dir=cache))
 
