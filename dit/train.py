@@ -85,8 +85,8 @@ def train(
     losses: Callable[[nn.Module, Any], Losses],
     config: TrainingConfig,
     *,
-    report: Callable[[int, dict[str, float]], None],
-    save: Callable[[TrainState], None],
+    report: Callable[[int, dict[str, float]], object],
+    save: Callable[[TrainState], object],
     on_nonfinite: Callable[[NonFiniteError, Any], None] = _stop,
 ) -> TrainState:
     """Train until `config.steps`, one step for each of `batches`, and return the state.

@@ -22,6 +22,11 @@ class StoredCheckpoint(Checkpoint):
     location: str
     """Absolute path or URI: its `path`, or where that was fetched from."""
 
+    @property
+    def trainer_state(self) -> dict:
+        place = storage.join(self.location, "trainer", "state.json")
+        return storage.read_json(place) if storage.exists(place) else {}
+
 
 def checkpoint_location(location: str, step: int) -> str:
     """Where the checkpoint of a step lies in output/checkpoints, or any other folder of checkpoints."""

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from cluster import storage
 from pipelines.autoencoder import autoencoder_of
 from pipelines.config import Recipe
 from pipelines.config_model import ModelConfig
@@ -15,6 +16,9 @@ from pipelines.recipe_file import resolved
 from pipelines.retention import best_step, outdated_steps
 from pipelines.stage import StageContext, job
 from pipelines.workers import run_workers
+
+TOLD = "told.json"
+"""Beside the checkpoints: the newest of them that tracking was told of."""
 
 
 @job
@@ -37,7 +41,7 @@ def train(config: Recipe, *, context: StageContext):
         [f"train.steps: {last} -> {config.train.steps}"] if last > config.train.steps else []
     )
     first = max(checkpoints.finished_steps(folder), default=0)
-    if first == config.train.steps:
+    if first == config.train.steps == told_step(folder):
         newest = checkpoints.newest(folder)
         assert newest is not None, "its step was listed"
         context.skipped("train", f"{first:,} steps, checkpoint {newest.location}")
@@ -49,10 +53,10 @@ def train(config: Recipe, *, context: StageContext):
         if first:
             context.say("train", f"goes on from step {first:,}")
         watch = Watch(context, config, run, first)
-        # Imported by the workers: the driver needs no torch before.
-        from pipelines.train_worker import train_worker
+        if first < config.train.steps:
+            from pipelines.train_worker import train_worker
 
-        run_workers(context, "train", config.train, train_worker, worker_settings(config, latents), watch.hear)
+            run_workers(context, "train", config.train, train_worker, worker_settings(config, latents), watch.hear)
         newest = checkpoints.newest(folder)
         assert newest is not None, "training ends with a checkpoint"
         watch.end(newest.location)
@@ -70,37 +74,49 @@ class Watch:
         self._progress = context.progress("train", total=config.train.steps, unit="steps", start=first)
         self._previews = Previews(context, config, run)
         self._last: dict[str, float] = {}
-        # Checkpoints that a killed driver heard nothing of any more.
+        # What a killed driver did not hear any more.
+        told = told_step(self._folder)
         for step in checkpoints.finished_steps(self._folder):
-            self._log(step)
+            if step > told:
+                for report in checkpoints.described(self._folder, step).trainer_state.get("reports", []):
+                    self._tell(Report(**report))
+                self._log(step)
 
     def hear(self, message: Report | Saved) -> None:
         """Take note of what the workers tell."""
         from pipelines import checkpoints
-        from pipelines.train_metrics import with_quartiles
 
         if isinstance(message, Saved):
             self._log(message.step)
             self._previews.start(checkpoints.checkpoint_location(self._folder, message.step), message.step)
             self._retain()
         else:
-            self._last = with_quartiles(message.metrics)
+            self._tell(message)
             self._progress.to(message.step, loss=self._last["loss"], lr=self._last["lr"])
-            self._run.metrics({f"train/{name}": value for name, value in self._last.items()}, message.step)
         self._previews.collect()
 
     def end(self, newest: str) -> None:
         """Finish what was begun, and say how it went and where the last checkpoint is."""
         self._previews.collect(wait=True)
-        last = self._last
-        speed = f"{last['images_per_second']:.0f} images/s, MFU {last['mfu']:.0%}, data wait {last['data_wait']:.1%}"
-        self._progress.done(f"{self._config.train.steps:,} steps, {speed}, checkpoint {newest}")
+        said = [f"{self._config.train.steps:,} steps"]
+        if last := self._last:
+            said += [f"{last['images_per_second']:.0f} images/s", f"MFU {last['mfu']:.0%}"]
+            said += [f"data wait {last['data_wait']:.1%}"]
+        self._progress.done(", ".join([*said, f"checkpoint {newest}"]))
+
+    def _tell(self, report: Report) -> None:
+        from pipelines.train_metrics import with_quartiles
+
+        self._last = with_quartiles(report.metrics)
+        self._run.metrics({f"train/{name}": value for name, value in self._last.items()}, report.step)
 
     def _log(self, step: int) -> None:
+        """Tell tracking of a checkpoint; of the reports before it it was told already."""
         from pipelines import checkpoints
 
         checkpoint = checkpoints.described(self._folder, step)
         log_checkpoint(self._run, checkpoint, checkpoint.location)
+        storage.write_json_atomically(storage.join(self._folder, TOLD), {"step": step})
 
     def _retain(self) -> None:
         from pipelines import checkpoints
@@ -111,6 +127,12 @@ class Watch:
             digest = checkpoints.described(self._folder, step).digest
             checkpoints.remove(self._folder, step)
             self._run.model_removed(digest)
+
+
+def told_step(folder: str) -> int:
+    """Step of the newest checkpoint that tracking was told of, and with it of everything before."""
+    place = storage.join(folder, TOLD)
+    return storage.read_json(place)["step"] if storage.exists(place) else 0
 
 
 def worker_settings(config: Recipe, latents: LatentDataset) -> dict:

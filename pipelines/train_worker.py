@@ -1,7 +1,7 @@
 """What every worker of the train job does."""
 
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from pipelines.config import Recipe
 from pipelines.guard import GoBack, Guard
 from pipelines.latents import LatentDataset
 from pipelines.loading import Latents, Place, fitting_place, open_latents
+from pipelines.messages import Report
 from pipelines.order import Share
 from pipelines.train_metrics import memory_gib, quartile_sums
 from pipelines.worker import CheckpointWriter, Worker
@@ -42,8 +43,9 @@ def train_as(worker: Worker, settings: dict) -> None:
     state = create_training_state(settings, worker)
     if newest:
         restore(state, newest)
-    writer = checkpoint_writer(settings, worker, latents)
-    report = reporter(settings, worker)
+    reports: list[Report] = []
+    writer = checkpoint_writer(settings, worker, latents, reports)
+    report = reporter(settings, worker, reports)
     guard = Guard(config.train, worker, dataset)
     while True:
         batches = training_batches(settings, latents, process, worker, first_batch=state.batches)
@@ -135,24 +137,28 @@ def latent_losses(config: Recipe, process, worker: Worker):
     return losses
 
 
-def reporter(settings: dict, worker: Worker):
-    """Sends the loop's metrics on, with how well the device was used and how much memory it took."""
+def reporter(settings: dict, worker: Worker, reports: list[Report]):
+    """Sends the loop's metrics on, with how well the device was used and how much memory it took; keeps a copy."""
     config = settings["config"].train
     flops = 6 * forward_macs(config_from_dict(settings["model"]))
     peak = worker.num_workers * peak_flops(worker.device, getattr(torch, config.dtype))
 
     def report(step: int, metrics: dict[str, float]) -> None:
         mfu = metrics["images_per_second"] * flops / peak
-        worker.report(step, metrics | {"mfu": mfu, "memory_gib": memory_gib(worker.device)})
+        reports.append(worker.report(step, metrics | {"mfu": mfu, "memory_gib": memory_gib(worker.device)}))
 
     return report
 
 
-def checkpoint_writer(settings: dict, worker: Worker, latents: Latents) -> CheckpointWriter:
+def checkpoint_writer(settings: dict, worker: Worker, latents: Latents, reports: list[Report]) -> CheckpointWriter:
+    """Writes checkpoints with the reports since the one before: a driver that is killed may not have heard them."""
     config: Recipe = settings["config"]
 
     def write(snapshot) -> None:
+        told = [report for report in reports if report.step <= snapshot.step]
+        del reports[: len(told)]
         cursor = {
+            "reports": [asdict(report) for report in told],
             "seed": config.seed,
             "images_seen": snapshot.batches * config.train.global_batch_size,
             "order": latents.order.describe(),

@@ -51,11 +51,12 @@ class Worker:
         if self.rank == 0:
             self.tell(Notice(text))
 
-    def report(self, step: int, metrics: dict[str, float]) -> None:
-        """Send the mean over all workers to the driver. All."""
-        means = self._mean(metrics)
+    def report(self, step: int, metrics: dict[str, float]) -> Report:
+        """Send the mean over all workers to the driver, and return it. All."""
+        report = Report(step, self._mean(metrics))
         if self.rank == 0:
-            self.tell(Report(step, means))
+            self.tell(report)
+        return report
 
     def _mean(self, metrics: dict[str, float]) -> dict[str, float]:
         if self.num_workers == 1:

@@ -24,7 +24,10 @@ class Run:
     """A tracking run that remembers."""
 
     def __init__(self):
-        self.models, self.removed = {}, []
+        self.models, self.removed, self.losses = {}, [], {}
+
+    def metrics(self, metrics, step):
+        self.losses[step] = metrics["train/loss"]
 
     def model(self, digest, *, name, step, params, tags):
         self.models[step] = (name, tags["raydit.checkpoint"], digest)
@@ -35,7 +38,8 @@ class Run:
 
 def test_the_driver_tells_of_checkpoints_in_a_bucket_and_removes_the_outdated(s3_bucket, tmp_path):
     """It fetches none of them."""
-    recipe = Training(training_recipe(tmp_path, output=f"{s3_bucket}/output", checkpoint_every=2)).run().recipe
+    training = Training(training_recipe(tmp_path, output=f"{s3_bucket}/output", checkpoint_every=2)).run()
+    recipe = training.recipe
     recipe, run = replace(recipe, train=replace(recipe.train, keep_last=2)), Run()
     folder = recipe.folder("checkpoints")
     expected = {step: checkpoints.described(folder, step).digest for step in (2, 4, 6, 8)}
@@ -43,6 +47,10 @@ def test_the_driver_tells_of_checkpoints_in_a_bucket_and_removes_the_outdated(s3
     assert run.models == {
         step: (f"training-step_{step:07d}", f"{folder}/step_{step:07d}", digest) for step, digest in expected.items()
     }
+    assert run.losses == training.losses  # of a driver that heard none of it
+    again = Run()
+    Watch(Surroundings(), recipe, again, 0)
+    assert again.losses == again.models == {}  # told once
     watch._retain()
     assert run.removed == [expected[2], expected[4]] and checkpoints.finished_steps(folder) == [6, 8]
     assert not storage.exists(storage.cache_folder("fetched"))

@@ -20,7 +20,9 @@ from pipelines.stage import StageContext
 from pipelines.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, EVERY = 240, 20
+STEPS, EVERY = 1200, 20
+MODEL = {"patch_size": 1, "hidden_size": 96, "depth": 6, "num_heads": 4}
+"""Large enough for some seconds of training, in which there is time to kill."""
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +34,7 @@ class Place:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         settings = {"steps": STEPS, "checkpoint_every": EVERY, "log_every": 5, "num_workers": 2, **train}
-        self.recipe = training_recipe(folder, **settings)
+        self.recipe = training_recipe(folder, model=MODEL, **settings)
         self.checkpoints = self.recipe.folder("checkpoints")
 
     def start(self, *flags: str) -> subprocess.Popen:
@@ -103,8 +105,6 @@ def test_killed_drivers_and_workers_at_ten_random_points_change_nothing(tmp_path
     place, points = Place(tmp_path), random.Random(2)
     process = place.start()
     for victim in ["worker", "driver"] * 5:
-        if process.poll() is not None:
-            break
         place.wait_for(place.newest() + 1, process)
         time.sleep(points.random() * 0.3)
         if victim == "driver":
@@ -160,7 +160,7 @@ def test_training_goes_on_with_the_workers_that_are_left_and_grows_again(tmp_pat
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("pipelines.workers.RESIZE_SECONDS", 2.0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    place = Place(tmp_path, num_workers=[1, 2], steps=4000, checkpoint_every=100, keep_last=2)
+    place = Place(tmp_path, num_workers=[1, 2], steps=3 * STEPS, checkpoint_every=100, keep_last=2)
 
     def lose_a_node_and_bring_another():
         node = cluster.add_node(num_cpus=1)
@@ -181,7 +181,7 @@ def test_training_goes_on_with_the_workers_that_are_left_and_grows_again(tmp_pat
         cluster.shutdown()
     said = [line for line in capsys.readouterr().out.splitlines() if "of at most 2 workers" in line]
     numbers = [line.split()[1] for line in said]
-    assert checkpoint.step == 4000 and not thread.is_alive()
+    assert checkpoint.step == 3 * STEPS and not thread.is_alive()
     assert numbers[-1] == "2" and "1" in numbers[:-1], said
     losses = {step: loss for step, loss in place.losses().items() if step <= STEPS}
     assert losses == pytest.approx(unbroken[1], rel=1e-3)

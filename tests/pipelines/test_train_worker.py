@@ -62,6 +62,7 @@ def test_checkpoints_come_at_their_steps_and_at_the_end(trained):
     run = trained()
     assert run.saved == [3, 6, 8]
     cursor = newest_checkpoint(run.recipe.folder("checkpoints")).trainer_state
+    assert [report["step"] for report in cursor.pop("reports")] == [7, 8]  # since the checkpoint before
     assert cursor == {"step": 8, "batches": 8, "seed": 3, "images_seen": 64, "order": {"kind": "global"}}
 
 
