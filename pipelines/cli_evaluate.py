@@ -198,9 +198,9 @@ def _shown(path: Path) -> Path:
 def compare(reports, protocol, allow_unequal, as_json) -> None:
     """Set reports side by side: of checkpoints, or by their files or folders. Refuses unequal protocols."""
     from evaluation.compare import compare as compare_reports
-    from pipelines.reports import find_report
+    from pipelines.reports import find_reports
 
-    found = [find_report(where, protocol_id=protocol) for where in reports]
+    found = find_reports(reports, protocol_id=protocol)
     comparison = compare_reports(found, allow_unequal=allow_unequal)
     click.echo(comparison.table(), nl=False)
     listed = [json.loads(report.to_json()) for report in found]

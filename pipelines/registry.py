@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from pipelines.tracking import is_away, mlflow_client
+from pipelines.tracking import is_away, mlflow_client, tracking_uri
 
 CHAMPION = "champion"
 """Alias of a registered model's best version."""
@@ -43,9 +43,11 @@ def runs_of_job(uri: str, experiment: str, job_id: str) -> list[dict[str, str]]:
 def find_checkpoint(uri: str, name: str) -> Found:
     """The checkpoint behind runs:/RUN_ID[/STEP], models:/NAME/VERSION, models:/NAME@ALIAS or models:/MODEL_ID.
 
+    uri: of the store, as in a recipe: empty for the usual one.
     Raises FileNotFoundError if MLflow knows none, ValueError for other names, ConnectionError if it does not answer.
     """
     kind, _, rest = name.partition(":/")
+    uri = tracking_uri(uri)
     client = mlflow_client(uri)
     try:
         model = _of_run(client, rest) if kind == "runs" else _of_registry(client, rest)
