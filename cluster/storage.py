@@ -149,6 +149,7 @@ def fetch_folder(path: str) -> str:
         remove_stale_temporaries(cache)
         num_bytes = sum(size for _, size, _ in files)
         with temporary_in(cache, num_bytes) as temporary:
+            os.mkdir(temporary)  # copy_files makes only the folders that hold folders
             copy_files(inner, temporary, filesystem, LocalFileSystem())
             _rename_unless_there(temporary, fetched)
     return fetched

@@ -1,7 +1,10 @@
 """What MLflow holds, asked for directly: runs of a job, checkpoints behind runs and models, the registry's aliases."""
 
 import math
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pipelines.tracking import is_away, mlflow_client, tracking_uri
@@ -125,7 +128,7 @@ def promote(uri: str, experiment: str, name: str, candidate: Standing) -> tuple[
             decided = _compare(name, champion, candidate)
             if decided is not None:
                 return decided, False
-        version = _register(client, experiment, name, candidate)
+        version = _register(client, uri, experiment, name, candidate)
     except Exception as error:
         if isinstance(error, ValueError | ConnectionError) or not is_away(error):
             raise
@@ -173,7 +176,7 @@ def _champion(client, name: str) -> Standing | None:
     return Standing(**{**kept, "value": float(kept["value"]), "error": float(kept["error"])})
 
 
-def _register(client, experiment: str, name: str, candidate: Standing) -> str:
+def _register(client, uri: str, experiment: str, name: str, candidate: Standing) -> str:
     """A new version with the alias."""
     found = client.get_experiment_by_name(experiment)
     query = f"tags.`{DIGEST}` = '{candidate.digest}'"
@@ -187,9 +190,24 @@ def _register(client, experiment: str, name: str, candidate: Standing) -> str:
         client.create_registered_model(name)
     tags = {f"raydit.{field}": str(value) for field, value in candidate._asdict().items()}
     model_id = models[0].model_id
-    version = client.create_model_version(name, f"models:/{model_id}", tags=tags, model_id=model_id).version
+    with _default_store(uri):
+        version = client.create_model_version(name, f"models:/{model_id}", tags=tags, model_id=model_id).version
     client.set_registered_model_alias(name, CHAMPION, version)
     return version
+
+
+@contextmanager
+def _default_store(uri: str) -> Iterator[None]:
+    """A registry in a database looks for the model in the process's default store, whatever the client's is."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _line(error: Exception) -> str:
