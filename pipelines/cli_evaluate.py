@@ -110,13 +110,14 @@ def _evaluate_checkpoints(checkpoints, every: int, recipe, model, overrides, fla
     if every and flags["dry_run"]:
         raise click.UsageError("--dry-run tells of checkpoints that are there: name one instead of --watch")
     if every:
-        scored = evaluate_each(watch(checkpoints[0], every, recipe_of), plan, address=flags["address"])
+        appearing = ([target] for target in watch(checkpoints[0], every, recipe_of))
+        scored = evaluate_each(appearing, plan, address=flags["address"])
     else:
         opened = [_open(checkpoint, model, overrides) for checkpoint in checkpoints]
         targets = [(each, recipe_of(each)) for each in opened]
         if flags["dry_run"]:
             return _print_plan(targets, plan, flags["as_json"])
-        scored = evaluate_each(targets, plan, address=flags["address"], series=len(targets) > 1)
+        scored = evaluate_each([targets], plan, address=flags["address"], series=len(targets) > 1)
     if every or len(scored) > 1:
         _print_series(scored, flags["as_json"])
     else:

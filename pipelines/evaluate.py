@@ -13,7 +13,15 @@ from evaluation.reference import ReferenceStatistics
 from evaluation.report import REPORT_FILE, EvaluationReport
 from evaluation.score import Score, score
 from pipelines.config import Recipe
-from pipelines.features import Shard, compute_features, load_features, load_pictured, make_shards, worker_seconds
+from pipelines.features import (
+    Shard,
+    Source,
+    compute_features,
+    load_features,
+    load_pictured,
+    make_shards,
+    worker_seconds,
+)
 from pipelines.keep import KeptImages
 from pipelines.locate import LocatedCheckpoint, open_checkpoint
 from pipelines.pictures import Neighbours, report_pictures
@@ -56,16 +64,16 @@ def evaluate(
             return report
         if force:
             storage.remove_folder(str(shard_folder(config, opened, folder)))
-        return _evaluate(config, context, opened, protocol, folder, kept)
+        return score_checkpoint(config, context, opened, protocol, folder, kept)
 
 
-def _evaluate(
+def score_checkpoint(
     config: Recipe,
     context: StageContext,
     opened: LocatedCheckpoint,
     protocol: EvaluationProtocol,
     folder: Path,
-    kept: KeptImages | None,
+    kept: KeptImages | None = None,
 ) -> EvaluationReport:
     """The graph: reference and floor from real images; samples from the checkpoint; scores of both; the report."""
     tags = {"raydit.checkpoint": opened.origin, "raydit.protocol_id": protocol.protocol_id}
@@ -75,7 +83,7 @@ def _evaluate(
     shards = sample_shards(config, opened, protocol, folder, kept)
     with context.run("evaluate", identity, tags) as run:
         run.params({"evaluate": asdict(config.evaluate), "protocol": protocol.to_dict()})
-        arguments = (located(config.images), config.evaluate, opened.shared, protocol, kept)
+        arguments = (located(config.images), config.evaluate, [Source(opened.shared, protocol, kept)])
         compute_features(context, "evaluate", [*real.missing_shards(), *shards], arguments, config.evaluate)
         clock.lap("features_seconds")
         reference, held_out = load_real(real)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +11,27 @@ from typing import NamedTuple
 from cluster import storage
 from dit.checkpoint import COMPLETE
 from evaluation.page import render_page
+from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 from pipelines.config import Recipe
-from pipelines.evaluate import EVALUATIONS, PAGE_FILE, evaluate, known_report, protocol_folder
+from pipelines.evaluate import (
+    EVALUATIONS,
+    PAGE_FILE,
+    check_scoring,
+    earlier_report,
+    known_report,
+    protocol_folder,
+    sample_shards,
+    score_checkpoint,
+)
+from pipelines.features import Source, compute_features
 from pipelines.keep import Format, KeptImages
 from pipelines.locate import LocatedCheckpoint, open_checkpoint, storage_name
 from pipelines.progress import say
 from pipelines.protocols import evaluation_protocol
+from pipelines.reference import RealImages
 from pipelines.reports import reports_in, save_curve, step_of
-from pipelines.stage import StageContext
+from pipelines.stage import StageContext, located
 from pipelines.tracking import RunLog
 
 POLL_SECONDS = 5.0
@@ -50,50 +62,103 @@ class EvaluationPlan:
     """Registered model whose alias goes to a checkpoint that is better than who has it."""
 
 
-def evaluate_each(
-    targets: Iterable[Target], plan: EvaluationPlan, *, address: str | None = None, series: bool = True
-) -> list[Scored]:
-    """Evaluate checkpoints as they come, each by its recipe. series: several are meant, even if only one comes.
+@dataclass(frozen=True)
+class Evaluation:
+    """One checkpoint with one seed, and what is there of it."""
 
-    After each, the curve over all reports of its protocol is drawn anew; the numbers of all go to one MLflow run.
+    opened: LocatedCheckpoint
+    config: Recipe
+    protocol: EvaluationProtocol
+    kept: KeptImages | None
+    report: EvaluationReport | None
+    """The one that stands; None: to be made."""
+
+    @property
+    def folder(self) -> Path:
+        return protocol_folder(self.config, self.protocol) / self.opened.name
+
+
+def evaluate_each(
+    batches: Iterable[Sequence[Target]], plan: EvaluationPlan, *, address: str | None = None, series: bool = True
+) -> list[Scored]:
+    """Evaluate checkpoints as they come, each by its recipe; those of one batch by one pool of workers.
+
+    series: several are meant, even if only one comes. Then, after each, the curve over all reports of its protocol is
+    drawn anew, and the numbers of all go to one MLflow run.
     """
     found: list[Scored] = []
     with ExitStack() as stack:
         contexts: dict[str, StageContext] = {}
         runs: dict[Path, RunLog] = {}
-        for opened, config in targets:
-            if config.output not in contexts:
-                contexts[config.output] = stack.enter_context(StageContext(config, address=address, part=EVALUATIONS))
-            context = contexts[config.output]
-            report, new = evaluate_repeatedly(opened, config, plan, context, several=series)
-            folder = protocol_folder(config, report.protocol)
-            found.append(Scored(report, folder / opened.name, context.tracker.uri))
-            if series and new:
-                if folder not in runs:
-                    runs[folder] = stack.enter_context(context.run("evaluations", {"protocol": report.protocol_id}))
-                record_series(runs[folder], folder, report)
-            if plan.promote:
-                context.say("promote", promote(report, config, plan.promote, context)[0])
+        for batch in batches:
+            for _, config in batch:
+                if config.output not in contexts:
+                    context = StageContext(config, address=address, part=EVALUATIONS)
+                    contexts[config.output] = stack.enter_context(context)
+            evaluations = [evaluations_of(opened, config, plan, several=series) for opened, config in batch]
+            compute_together([each for seeds in evaluations for each in seeds], plan, contexts)
+            for seeds in evaluations:
+                config, context = seeds[0].config, contexts[seeds[0].config.output]
+                report, folder = finish(seeds, context), seeds[0].folder
+                found.append(Scored(report, folder, context.tracker.uri))
+                if (series or plan.repeats > 1) and any(each.report is None for each in seeds):
+                    if folder.parent not in runs:
+                        identity = {"protocol": report.protocol_id}
+                        runs[folder.parent] = stack.enter_context(context.run("evaluations", identity))
+                    record_series(runs[folder.parent], folder.parent, report)
+                if plan.promote:
+                    context.say("promote", promote(report, config, plan.promote, context)[0])
     return found
 
 
-def evaluate_repeatedly(
-    opened: LocatedCheckpoint, config: Recipe, plan: EvaluationPlan, context: StageContext, *, several: bool = False
-) -> tuple[EvaluationReport, bool]:
-    """The report of the recipe's seed, which holds the numbers of the others; and whether anything was done."""
-    reports, new = [], False
+def evaluations_of(
+    opened: LocatedCheckpoint, config: Recipe, plan: EvaluationPlan, *, several: bool
+) -> list[Evaluation]:
+    """One for each seed. Raises ValueError before any work if something does not fit."""
+    evaluations = []
     for seed in range(config.seed, config.seed + plan.repeats):
         seeded = replace(config, seed=seed)
-        folder = protocol_folder(seeded, evaluation_protocol(seeded, opened)) / opened.name
+        protocol = evaluation_protocol(seeded, opened)
+        check_scoring(seeded, protocol)
         kept = kept_images(plan, opened, several) if seed == config.seed else None
-        new |= plan.force or kept is not None or known_report(folder, opened.digest) is None
-        reports.append(evaluate(opened, config=seeded, context=context, force=plan.force, kept=kept))
-    first = reports[0]
-    if plan.repeats > 1:
-        first = with_repeats(reports)
-        if first != reports[0]:
-            rewrite(first, protocol_folder(config, first.protocol) / opened.name)
-    return first, new
+        again = plan.force or kept is not None
+        folder = protocol_folder(seeded, protocol) / opened.name
+        report = None if again else known_report(folder, opened.digest)
+        evaluations.append(Evaluation(opened, seeded, protocol, kept, report))
+    return evaluations
+
+
+def compute_together(evaluations: list[Evaluation], plan: EvaluationPlan, contexts: dict[str, StageContext]) -> None:
+    """Records of all shards of what is to be made, by one pool of workers for each kind of them."""
+    groups: dict[tuple, list[Evaluation]] = {}
+    for each in evaluations:
+        if each.report is None:
+            groups.setdefault((each.config.output, each.config.images, each.config.evaluate), []).append(each)
+    for (output, images, settings), group in groups.items():
+        shards = RealImages.of(group[0].config).missing_shards()
+        for source, each in enumerate(group):
+            drawn = sample_shards(each.config, each.opened, each.protocol, each.folder, each.kept)
+            if plan.force:
+                storage.remove_folder(str(drawn[0].file.parent))
+            shards += [replace(shard, source=source) for shard in drawn]
+        sources = [Source(each.opened.shared, each.protocol, each.kept) for each in group]
+        compute_features(contexts[output], "evaluate", shards, (located(images), settings, sources), settings)
+
+
+def finish(seeds: list[Evaluation], context: StageContext) -> EvaluationReport:
+    """The report of the first seed, with the numbers of the others in it."""
+    reports = []
+    for each in seeds:
+        if each.report is not None:
+            context.skipped("evaluate", f"protocol {each.protocol.protocol_id}, report in {each.folder}")
+            reports.append(each.report)
+            continue
+        earlier_report(each.folder, each.opened.digest)  # another checkpoint's, which must not be written over
+        reports.append(score_checkpoint(each.config, context, each.opened, each.protocol, each.folder, each.kept))
+    first = reports[0] if len(seeds) == 1 else with_repeats(reports)
+    if first != reports[0]:
+        rewrite(first, seeds[0].folder)
+    return first
 
 
 def kept_images(plan: EvaluationPlan, opened: LocatedCheckpoint, several: bool) -> KeptImages | None:

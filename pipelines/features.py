@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +37,17 @@ class Shard:
     file: Path
     """Its record; the work is done when it is there."""
     images: Listing | range
+    source: int = 0
+    """Of samples: which of the actors' sources they are drawn from."""
     kept: str | None = None
-    """Where the images are written as well, by a KeptImages."""
+    """Where the images are written as well, by the source's KeptImages."""
 
     @property
     def task(self) -> str:
         """The work as text, which Ray Data moves as it is."""
         if isinstance(self.images, range):
-            samples = [self.images.start, self.images.stop]
-            return json.dumps({"file": str(self.file), "samples": samples, "kept": self.kept})
+            task = {"samples": [self.images.start, self.images.stop], "source": self.source, "kept": self.kept}
+            return json.dumps({"file": str(self.file), **task})
         places = None if self.images.places is None else self.images.places.tolist()
         return json.dumps({"file": str(self.file), "keys": self.images.keys, "places": places})
 
@@ -55,10 +56,21 @@ class Shard:
         return self.file.is_file() and (self.kept is None or storage.exists(self.kept))
 
 
+@dataclass(frozen=True)
+class Source:
+    """What samples are drawn from."""
+
+    checkpoint: str
+    """A path or URI that every worker can open."""
+    protocol: EvaluationProtocol
+    kept: KeptImages | None = None
+    """Where their images are written as well."""
+
+
 def make_shards(folder: Path, parts: Sequence[Listing | range], kept: KeptImages | None = None) -> list[Shard]:
     """Shards whose records lie in `folder`, numbered."""
     return [
-        Shard(folder / f"shard-{index:05d}.npz", part, kept.file(index) if kept else None)
+        Shard(folder / f"shard-{index:05d}.npz", part, kept=kept.file(index) if kept else None)
         for index, part in enumerate(parts)
     ]
 
@@ -165,19 +177,12 @@ def worker_seconds(shards: Sequence[Shard]) -> dict[str, float]:
 class DrawShard:
     """A shard's task -> its record, written atomically: indices, labels and images of its samples."""
 
-    def __init__(
-        self,
-        config: EvaluateConfig,
-        checkpoint: str | None,
-        protocol: EvaluationProtocol | None,
-        kept: KeptImages | None = None,
-    ):
+    def __init__(self, config: EvaluateConfig, sources: Sequence[Source] = ()):
         import torch
 
         # The same number of threads on any number of workers: sums in another order differ in the last bits.
         torch.set_num_threads(config.cpus_per_worker)
-        self.checkpoint, self.protocol, self.kept = checkpoint, protocol, kept
-        self.batch_size = config.batch_size
+        self.sources, self.batch_size = sources, config.batch_size
         self.device = "cuda" if config.gpus_per_worker else "cpu"
 
     def __call__(self, row: dict) -> dict:
@@ -188,21 +193,27 @@ class DrawShard:
         return {"index": row["index"]}
 
     def _record(self, task: dict) -> Record:
-        indices = range(*task["samples"])
-        labels = self._sampler.labels(indices)
+        source, indices = self.sources[task["source"]], range(*task["samples"])
+        sampler = self._sampler(source)
+        labels = sampler.labels(indices)
         started = time.perf_counter()
-        images = self._sampler.sample(indices, labels)
+        images = sampler.sample(indices, labels)
         seconds = time.perf_counter() - started
-        if self.kept is not None:
-            self.kept.write(task["kept"], images, labels, indices)
+        if source.kept is not None:
+            source.kept.write(task["kept"], images, labels, indices)
         return {"indices": np.array(indices), "labels": labels, "images": images, SECONDS[0]: np.array(seconds)}
 
-    @cached_property
-    def _sampler(self):
+    def _sampler(self, source: Source):
+        """The checkpoint is read once for shards that follow each other; no two are in memory."""
         from pipelines.sampling import Sampler
 
-        assert self.checkpoint is not None and self.protocol is not None, "samples are of a checkpoint"
-        return Sampler(self.checkpoint, self.protocol, batch_size=self.batch_size, device=self.device)
+        if self._opened is None or self._opened[0] != source:
+            self._opened = None
+            sampler = Sampler(source.checkpoint, source.protocol, batch_size=self.batch_size, device=self.device)
+            self._opened = (source, sampler)
+        return self._opened[1]
+
+    _opened: tuple | None = None
 
 
 class ScoreShard(DrawShard):
@@ -211,17 +222,10 @@ class ScoreShard(DrawShard):
     Of those, unreadable ones are named, not dropped.
     """
 
-    def __init__(
-        self,
-        images: ImagesConfig,
-        config: EvaluateConfig,
-        checkpoint: str | None = None,
-        protocol: EvaluationProtocol | None = None,
-        kept: KeptImages | None = None,
-    ):
+    def __init__(self, images: ImagesConfig, config: EvaluateConfig, sources: Sequence[Source] = ()):
         from evaluation.extractors import create_extractor
 
-        super().__init__(config, checkpoint, protocol, kept)
+        super().__init__(config, sources)
         self.images = images
         self.extractor = create_extractor(config.extractor, config.extractor_weights, self.device)
 

@@ -64,7 +64,7 @@ def sample_file(
     are kept beside `out` until it is whole, so that the same command goes on after an interruption.
     address: of Ray. Raises FileExistsError if `out` is there.
     """
-    from pipelines.features import DrawShard, compute_features, make_shards, read_records
+    from pipelines.features import DrawShard, Source, compute_features, make_shards, read_records
     from pipelines.identity import digest_of
 
     out, opened = unused(out).absolute(), open_checkpoint(checkpoint)
@@ -75,7 +75,7 @@ def sample_file(
     shards = make_shards(folder, parts)
     # Nobody else works on this file meanwhile; the checkpoint's own output may be trained in.
     with StageContext(replace(config, output=str(folder)), address=address) as context:
-        arguments = (config.evaluate, opened.shared, protocol)
+        arguments = (config.evaluate, [Source(opened.shared, protocol)])
         compute_features(context, "sample", shards, arguments, config.evaluate, actor=DrawShard)
         publish(out, lambda temporary: write_adm(temporary, read_records(shards), num_samples))
         storage.remove_folder(str(folder))
