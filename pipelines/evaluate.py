@@ -1,6 +1,5 @@
 """The evaluate job: checkpoint -> samples -> features -> metrics, by Ray Data; the same numbers on any cluster."""
 
-import re
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipelines.features import (
 )
 from pipelines.keep import KeptImages
 from pipelines.locate import LocatedCheckpoint, open_checkpoint
+from pipelines.logged_models import log_checkpoint
 from pipelines.pictures import Neighbours, report_pictures
 from pipelines.protocols import checkpoint_recipe, evaluation_protocol
 from pipelines.reference import Features, RealImages, load_real
@@ -96,7 +96,7 @@ def score_checkpoint(
         )
         clock.lap("pictures_seconds")
         report = publish(report, folder, pictures, clock.laps | worker_seconds(shards))
-        record_model(run, opened)
+        log_checkpoint(run, opened, opened.origin)
         track(run, report, folder, opened.step, opened.digest)
         storage.remove_folder(str(shards[0].file.parent))
         context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({clock.total:.0f} s)")
@@ -219,23 +219,6 @@ def earlier_report(folder: Path, digest: str) -> EvaluationReport | None:
         other = EvaluationReport.load(folder).checkpoint_digest
         (folder / REPORT_FILE).rename(folder / f"report-{other[:12]}.json")
     return report
-
-
-def record_model(run: RunLog, opened: LocatedCheckpoint) -> None:
-    """Tell tracking of a checkpoint; the same one twice is one LoggedModel."""
-    recipe = opened.config["recipe"]
-    run.model(
-        opened.digest,
-        # Of an imported one the folder's name, without what MLflow does not take.
-        name=f"{recipe['name']}-{opened.name}" if recipe else re.sub(r"[^\w-]", "-", opened.name),
-        step=opened.step,
-        params={"model": opened.config["model"], "objective": opened.config["objective"]},
-        tags={
-            "raydit.checkpoint": opened.origin,
-            "raydit.checkpoint_digest": opened.digest,
-            "raydit.latents_fingerprint": opened.config["latents_fingerprint"] or "unknown",
-        },
-    )
 
 
 def track(run: RunLog, report: EvaluationReport, folder: Path, step: int = 0, model: str = "") -> None:

@@ -222,7 +222,11 @@ def watch(
             if name in done:
                 continue
             done.add(name)
-            opened = open_checkpoint(storage.join(folder, name))
+            try:
+                opened = open_checkpoint(storage.join(folder, name))
+            except FileNotFoundError:
+                say("evaluate", f"{name} was removed before it could be scored: the training keeps fewer")
+                continue
             train = (opened.config["recipe"] or {}).get("train")
             if train is None:
                 raise ValueError(

@@ -13,8 +13,8 @@ from cluster import storage
 from dit.autoencoder import describe_autoencoder
 from dit.checkpoint import export_diffusers, load_checkpoint
 from evaluation.protocol import EvaluationProtocol
-from pipelines.evaluate import record_model
 from pipelines.locate import open_checkpoint
+from pipelines.logged_models import log_checkpoint
 from pipelines.protocols import checkpoint_recipe
 from pipelines.registry import Standing, promote
 from pipelines.sampling import Sampler, checkpoint_autoencoder
@@ -93,7 +93,7 @@ def told(config, checkpoints):
     parent = tracker.start_run("pipeline", {})
     run = tracker.start_run("train", {}, parent=parent)
     for step in (2, 4):
-        record_model(run, open_checkpoint(checkpoints[step].path))
+        log_checkpoint(run, open_checkpoint(checkpoints[step].path))
     run.end("FINISHED")
     parent.end("FINISHED")
     tracker.close()
