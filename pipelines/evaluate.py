@@ -26,7 +26,7 @@ from pipelines.locate import LocatedCheckpoint, open_checkpoint
 from pipelines.logged_models import log_checkpoint
 from pipelines.pictures import Neighbours, report_pictures
 from pipelines.protocols import checkpoint_recipe, evaluation_protocol
-from pipelines.reference import Features, RealImages, load_real
+from pipelines.reference import Features, RealImages, extract_adm_images, load_real
 from pipelines.stage import StageContext, located
 from pipelines.tracking import RunLog
 
@@ -85,6 +85,7 @@ def score_checkpoint(
         run.params({"evaluate": asdict(config.evaluate), "protocol": protocol.to_dict()})
         arguments = (located(config.images), config.evaluate, [Source(opened.shared, protocol, kept)])
         compute_features(context, "evaluate", [*real.missing_shards(), *shards], arguments, config.evaluate)
+        extract_adm_images(real, context)
         clock.lap("features_seconds")
         reference, held_out = load_real(real)
         samples = load_features(shards)

@@ -19,7 +19,7 @@ from pipelines.images import Listing, open_source
 from pipelines.pictures import SAMPLES, Neighbours, report_pictures
 from pipelines.preprocess import read_cropped
 from pipelines.recipe_file import apply_override, validate_recipe
-from pipelines.reference import RealImages, load_real, reference_digest
+from pipelines.reference import RealImages, extract_adm_images, load_real, reference_digest
 from pipelines.stage import StageContext, located
 
 
@@ -87,6 +87,7 @@ def evaluate_images(
         if missing := real.missing_shards():
             compute_features(context, "reference", missing, (located(config.images), config.evaluate), config.evaluate)
         compute_features(context, "evaluate", shards, (located(images), config.evaluate), config.evaluate)
+        extract_adm_images(real, context)
         clock.lap("features_seconds")
         reference, held_out = load_real(real)
         features = load_features(shards)

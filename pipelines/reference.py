@@ -6,7 +6,7 @@ Those of a recipe are computed once, together, and kept in output/references; `r
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,11 @@ from dit.files import unused
 from evaluation.extractors import extractor_name, extractor_sha256, weights_path
 from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics
-from pipelines.config import Recipe
+from pipelines.config import ImagesConfig, Recipe
 from pipelines.features import SECONDS, Shard, compute_features, listing_parts, make_shards, read_records
 from pipelines.identity import digest_of
 from pipelines.images import Listing, open_source
+from pipelines.sources.adm import AdmSource
 from pipelines.stage import StageContext, located
 
 MOST_FEATURES = 10_000
@@ -108,7 +109,48 @@ def load_real(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:
     if len(real.held_out) > 1:
         with np.load(real.path(real.held_out), allow_pickle=False) as file:
             held_out = dict(file) if len(file.get("features", ())) > 1 else None
-    return ReferenceStatistics.load(real.config.evaluate.reference or real.path(real.training)), held_out
+    return with_adm_features(real), held_out
+
+
+def with_adm_features(real: RealImages) -> ReferenceStatistics:
+    """The reference, with the features of the images that an ADM file holds instead of them, where it does."""
+    reference = ReferenceStatistics.load(real.config.evaluate.reference or real.path(real.training))
+    file = adm_features_file(real.config)
+    if reference.features is not None or file is None or not file.is_file():
+        return reference
+    with np.load(file, allow_pickle=False) as features:
+        return replace(reference, features=features["features"])
+
+
+def extract_adm_images(real: RealImages, context: StageContext) -> None:
+    """Extract features of an ADM reference's images (arr_0, for precision, recall and kernel distance), if it has any.
+
+    Like other features of real images they are kept in output/references. The images are taken as they are.
+    """
+    config, file = real.config, adm_features_file(real.config)
+    if file is None or file.is_file():
+        return
+    given = str(Path(str(config.evaluate.reference)).absolute())
+    source = open_source(ImagesConfig(path=given))
+    assert isinstance(source, AdmSource), "it ends in .npz"
+    images = ImagesConfig(path=given, size=source.shape[1])
+    parts = listing_parts(source.listing(), config.evaluate.shard_rows)
+    shards = make_shards(file.with_suffix(f".shards-{config.evaluate.shard_rows}"), parts)
+    compute_features(context, "reference", shards, (images, config.evaluate), config.evaluate)
+    save_features(read_records(shards), file)
+    storage.remove_folder(str(shards[0].file.parent))
+
+
+def adm_features_file(config: Recipe) -> Path | None:
+    """Where the features of a given ADM reference's images lie; None for any other reference."""
+    given = config.evaluate.reference
+    if given is None:
+        return None
+    with np.load(given, allow_pickle=False) as file:
+        if "meta" in file or "arr_0" not in file:
+            return None
+    identity = digest_of([reference_digest(config), _extractor_weights(config)])
+    return config.folder("references") / f"{identity[:12]}-images.npz"
 
 
 def reference_statistics(config: Recipe, listing: Listing, shards: list[Shard]) -> ReferenceStatistics:

@@ -20,32 +20,32 @@ MODEL = DiTConfig(
 )
 
 
-def tiny_output(folder: Path, *overrides: str) -> Recipe:
-    """The recipe of a folder that holds images and output/autoencoder."""
+def tiny_output(folder: Path, *overrides: str, size: int = 16) -> Recipe:
+    """The recipe of a folder that holds images and output/autoencoder, which halves images of `size` pixels."""
     config = tiny_recipe(folder, *overrides)
     torch.manual_seed(0)
-    autoencoder = create_autoencoder(image_size=16, latent_channels=4, downsample=2, width=8)
+    autoencoder = create_autoencoder(image_size=size, latent_channels=4, downsample=2, width=8)
     save_autoencoder(autoencoder, config.folder(OURS), LatentScale((0.0,) * 4, (1.0,) * 4))
     write_json(config.folder(OURS) / RECORD, {"psnr": 0.0, "psnr_images": "none"})
     return config
 
 
-def random_network(seed: int) -> DiT:
+def random_network(seed: int, model: DiTConfig = MODEL) -> DiT:
     """Not as initialised, which would sample nothing but noise; positions stay what they are."""
     torch.manual_seed(seed)
-    network = DiT(MODEL)
+    network = DiT(model)
     for name, weight in network.named_parameters():
         if name != "pos_embed":
             torch.nn.init.normal_(weight, std=0.2)
     return network
 
 
-def write_checkpoint(config: Recipe, step: int) -> Checkpoint:
+def write_checkpoint(config: Recipe, step: int, model: DiTConfig = MODEL) -> Checkpoint:
     """A finished checkpoint at a step of the recipe's training; another step, other weights."""
-    state = create_state(random_network(step), config.train)
+    state = create_state(random_network(step, model), config.train)
     state.step = step
     described = describe_checkpoint(
-        model=MODEL,
+        model=model,
         objective={"kind": "flow"},
         autoencoder={"id": OURS, **describe_autoencoder(config.folder(OURS))},
         class_names=("blob", "ring", "stripe"),

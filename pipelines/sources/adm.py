@@ -24,18 +24,21 @@ class Stored(NamedTuple):
     """Where the images lie in the file."""
 
     shape: tuple[int, ...]
-    offset: int
-    """Of the first pixel; images follow each other in C order."""
+    offset: int | None
+    """Of the first pixel; images follow each other in C order. None where they are packed."""
 
 
 class AdmSource:
-    """Images uint8 (N, H, W, 3) under arr_0: keys are their places. Each is read by a seek, so arr_0 is not packed."""
+    """Images uint8 (N, H, W, 3) under arr_0: keys are their places. Each is read by a seek, if arr_0 is not packed.
+
+    Packed ones are held in memory, all of them.
+    """
 
     def __init__(self, files: Files, name: str, config: "ImagesConfig"):
         self.files, self.name, self.config = files, name, config
 
     def listing(self) -> Listing:
-        count, labels = self._stored.shape[0], self._labels
+        count, labels = self.shape[0], self._labels
         known = labels is not None and len(labels) == count
         numbers = np.asarray(labels if known else np.zeros(count), np.int32)
         names = tuple(str(label) for label in range(int(numbers.max()) + 1)) if known else ()
@@ -47,12 +50,25 @@ class AdmSource:
     ) -> Iterator["Image.Image | Exception"]:
         from PIL import Image
 
-        _, *shape = self._stored.shape
-        num_bytes = int(np.prod(shape))
+        _, *shape = self.shape
+        num_bytes, offset = int(np.prod(shape)), self._stored.offset
+        if offset is None:
+            yield from (Image.fromarray(self._unpacked[int(key)]) for key in keys)
+            return
         with self.files.open(self.name) as file:
             for key in keys:
-                data = file.read_at(num_bytes, self._stored.offset + int(key) * num_bytes)
+                data = file.read_at(num_bytes, offset + int(key) * num_bytes)
                 yield Image.fromarray(np.frombuffer(data, np.uint8).reshape(shape))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)"""
+        return self._stored.shape
+
+    @cached_property
+    def _unpacked(self) -> np.ndarray:
+        with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive, archive.open(IMAGES) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
 
     @cached_property
     def _stored(self) -> Stored:
@@ -62,16 +78,13 @@ class AdmSource:
                 found = ", ".join(archive.namelist())
                 raise ValueError(f"images.path: found {found} in {place}, expected images under arr_0, as in ADM's")
             info = archive.getinfo(IMAGES)
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(
-                    f"images.path: arr_0 of {place} is packed, expected it as it is: images are read one by one. "
-                    "Write it anew with np.savez instead of np.savez_compressed"
-                )
             with archive.open(info) as member:
                 shape, fortran, dtype = _read_header(member)
                 header = member.tell()
             if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or fortran:
                 raise ValueError(f"images.path: found arr_0 of {dtype} {shape} in {place}, expected uint8 (N, H, W, 3)")
+            if info.compress_type != zipfile.ZIP_STORED:
+                return Stored(shape, None)
             file.seek(info.header_offset + _LOCAL_HEADER - 4)
             name_and_extra = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
         return Stored(shape, info.header_offset + _LOCAL_HEADER + name_and_extra + header)
