@@ -29,10 +29,16 @@ def sampling_protocol(config: Recipe, opened: LocatedCheckpoint) -> EvaluationPr
 
 
 def sampling_settings(config: Recipe, opened: LocatedCheckpoint) -> dict[str, Any]:
-    """What samples depend on beside the checkpoint. Raises ValueError if the autoencoder is not the checkpoint's."""
+    """What samples depend on beside the checkpoint.
+
+    Raises ValueError if the autoencoder is not the checkpoint's, FileNotFoundError if it lacks the weights.
+    """
     from dit.autoencoder import describe_autoencoder
     from pipelines.sampling import checkpoint_autoencoder
 
+    weights = "model" if config.evaluate.weights == "raw" else config.evaluate.weights
+    if not (opened.path / f"{weights}.safetensors").is_file():
+        opened.weights(weights)  # raises, and says which there are
     decoder = describe_autoencoder(checkpoint_autoencoder(opened))["sha256"]
     chosen = config.evaluate
     return {

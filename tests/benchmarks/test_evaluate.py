@@ -31,7 +31,7 @@ from pipelines.stage import StageContext, located
 
 pytestmark = pytest.mark.benchmark
 
-SIZE, SHARD_ROWS, SHARDS_PER_WORKER, ROUNDS = 32, 20, 10, 3
+SIZE, SHARD_ROWS, SHARDS_PER_WORKER, ROUNDS = 32, 10, 8, 3
 MODEL = DiTConfig(
     input_size=16, patch_size=2, hidden_size=128, depth=4, num_heads=4, in_channels=4, num_classes=3, learn_sigma=False
 )

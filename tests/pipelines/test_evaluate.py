@@ -1,6 +1,7 @@
 """Evaluation on a real Ray: the numbers of a plain loop, on any workers, of any checkpoint or images, once."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pipelines.images import open_source
 from pipelines.locate import open_checkpoint
 from pipelines.preprocess import read_cropped
 from pipelines.protocols import evaluation_protocol
-from pipelines.reference import RealImages, load_real
+from pipelines.reference import RealImages, extract_adm_images, load_real
 from pipelines.sampling import Sampler
 from pipelines.stage import StageContext
 
@@ -157,6 +158,15 @@ def test_a_finished_evaluation_answers_without_ray(config, checkpoint, report, r
     }
 
 
+def test_weights_that_the_checkpoint_lacks_are_refused_before_any_work(config, checkpoint, raydit, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "checkpoints" / "step_0000004")
+    shutil.copytree(config.folder("autoencoder"), tmp_path / "autoencoder")
+    averages = ("--set", "train.ema_sigma_rels=[0.1]", "--set", "evaluate.weights=ema_0.1")
+    code, _, err = raydit("evaluate", str(tmp_path / "checkpoints" / "step_0000004"), *averages)
+    assert code == 2 and "has no weights 'ema_0.1': found ema, model" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["autoencoder", "checkpoints"]
+
+
 def test_reports_are_compared_by_checkpoint_or_file(config, checkpoint, report, raydit, tmp_path):
     report.save(tmp_path)
     other = str(checkpoint.with_name("step_0000002"))
@@ -169,6 +179,7 @@ def test_reports_are_compared_by_checkpoint_or_file(config, checkpoint, report, 
     assert code == 0 and "Not comparable: the protocols differ in cfg_scale" in out
 
 
+@pytest.mark.slow
 def test_images_from_elsewhere_get_the_numbers_of_the_samples_they_are(
     config, report, kept, plain, raydit, local_ray, tmp_path, monkeypatch
 ):
@@ -186,8 +197,9 @@ def test_images_from_elsewhere_get_the_numbers_of_the_samples_they_are(
         assert "fd_efficientnet_lite0_10" in metrics
 
 
-def test_a_reference_built_from_images_is_the_one_that_an_evaluation_builds(config, local_ray, raydit, tmp_path):
-    """All images are held out of nothing here, so it is compared with features of one process."""
+@pytest.mark.slow
+def test_a_reference_holds_the_statistics_of_every_image_that_can_be_read(config, local_ray, raydit, tmp_path):
+    """Against features of one process."""
     out = tmp_path / "reference.npz"
     flags = ["--size", "16", "--extractor", "efficientnet-lite0", "--set", "evaluate.shard_rows=30"]
     code, said, err = raydit("reference", "build", config.images.path, "--out", str(out), *flags, "--json")
@@ -203,3 +215,16 @@ def test_a_reference_built_from_images_is_the_one_that_an_evaluation_builds(conf
     assert [path.name for path in tmp_path.iterdir()] == ["reference.npz"]
     code, _, err = raydit("reference", "build", config.images.path, "--out", str(out), *flags)
     assert code == 2 and "reference.npz exists already" in err
+
+
+@pytest.mark.slow
+def test_the_images_of_an_adm_reference_serve_precision_and_recall(config, plain, local_ray, tmp_path):
+    """Its mean and covariance come without features, its images beside them."""
+    images, _, features, _ = plain
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(1280), sigma=np.eye(1280), arr_0=images)
+    recipe = replace(config, output=str(tmp_path), evaluate=replace(config.evaluate, reference=f"{tmp_path}/adm.npz"))
+    real = RealImages(recipe, *(listing.take([]) for listing in open_source(config.images).listing().split(0.5)))
+    assert load_real(real)[0].features is None
+    with StageContext(recipe) as context:
+        extract_adm_images(real, context)
+    np.testing.assert_allclose(load_real(real)[0].features, features, atol=1e-5)
