@@ -71,7 +71,7 @@ def test_a_command_killed_again_and_again_goes_on_with_the_missing_shards(unbrok
         process.communicate()
     finished = len(list((tmp_path / "output").glob("evaluations/*/*/shards-*/*.npz")))
     output = finish(start(tmp_path, *command))
-    counts = [int(count) for count in re.findall(r"(\d+)/60 images", output)]
+    counts = [int(count) for count in re.findall(r"(\d+)/\d+ images", output)]
     assert finished >= 4 and min(counts) >= 4 * finished  # it counts from what was there
     assert metrics(tmp_path) == metrics(unbroken)
 

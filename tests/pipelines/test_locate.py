@@ -161,6 +161,29 @@ def test_a_folder_that_was_written_anew_is_not_what_mlflow_was_told_of(config, c
         kept.rename(path)
 
 
+def test_a_training_and_its_evaluation_tell_of_one_model(config, told):
+    """Each has a journal of its own; who comes first makes the model, and the training is what put it out."""
+    from mlflow import MlflowClient
+
+    checkpoint = open_checkpoint(write_checkpoint(config, 8).path)
+    for part, stage in (("evaluations", "evaluate"), ("", "train")):
+        tracker = Tracker.open(config, part)
+        run = tracker.start_run(stage, {"step": 8})
+        log_checkpoint(run, checkpoint)
+        if part:
+            run.metrics({"eval/fid_50k": 5.0}, 8, model=checkpoint.digest, dataset=("reference", "d"))
+        run.end("FINISHED")
+        tracker.close()
+    client = MlflowClient(config.tracking.uri)
+    experiment = client.get_experiment_by_name(config.name).experiment_id
+    same = f"tags.`raydit.checkpoint_digest` = '{checkpoint.digest}'"
+    (model,) = client.search_logged_models([experiment], filter_string=same)
+    assert [metric.value for metric in model.metrics] == [5.0]
+    runs = client.search_runs([experiment], "tags.`raydit.stage` = 'train'")
+    outputs = {output.model_id for run in runs for output in client.get_run(run.info.run_id).outputs.model_outputs}
+    assert model.model_id in outputs
+
+
 # Promotion
 
 
