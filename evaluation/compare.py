@@ -31,11 +31,11 @@ class Comparison:
         False where either value or both errors are unknown.
         """
         pair = [self.reports[0], self.reports[index]]
-        values = [report.metrics.get(metric) for report in pair]
-        errors = [report.errors[metric] for report in pair if metric in report.errors]
-        if values[0] is None or values[1] is None or not errors:
+        if any(metric not in report.metrics for report in pair):
             return False
-        return abs(values[1] - values[0]) < hypot(*errors)
+        (first, first_error), (value, error) = (report.estimate(metric) for report in pair)
+        errors = [known for known in (first_error, error) if known is not None]
+        return bool(errors) and abs(value - first) < hypot(*errors)
 
     def table(self) -> str:
         """Aligned text: a row for each metric, a column for each report."""
@@ -53,9 +53,10 @@ class Comparison:
         report = self.reports[index]
         if metric not in report.metrics:
             return ""
-        error = f" +- {report.errors[metric]:.3g}" if metric in report.errors else ""
+        value, known = report.estimate(metric)
+        error = "" if known is None else f" +- {known:.3g}"
         mark = f" {NO_DIFFERENCE}" if index and self.same(metric, index) else ""
-        return f"{report.metrics[metric]:.5g}{error}{mark}"
+        return f"{value:.5g}{error}{mark}"
 
 
 def compare(reports: Sequence[EvaluationReport], *, allow_unequal: bool = False) -> Comparison:

@@ -105,8 +105,7 @@ def create_extractor(name: str, weights: str | Path | None = None, device: str =
     """
     import torch
 
-    _check_name(name)
-    path = _weights_path(name, weights)
+    path = weights_path(name, weights)
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     if weights is None and sha256 != _PUBLISHED[name].sha256:
@@ -145,7 +144,7 @@ def extractor_sha256(name: str, weights: str | Path | None = None) -> str:
     _check_name(name)
     if weights is None:
         return _PUBLISHED[name].sha256
-    return hashlib.sha256(_weights_path(name, weights).read_bytes()).hexdigest()
+    return hashlib.sha256(weights_path(name, weights).read_bytes()).hexdigest()
 
 
 def extractor_name(name: str, sha256: str) -> str:
@@ -153,7 +152,9 @@ def extractor_name(name: str, sha256: str) -> str:
     return name if sha256 == _PUBLISHED[name].sha256 else f"{name}-{sha256[:8]}"
 
 
-def _weights_path(name: str, weights: str | Path | None) -> Path:
+def weights_path(name: str, weights: str | Path | None = None) -> Path:
+    """Where an extractor's weights lie on this machine, fetched if they have to be. Raises as create_extractor does."""
+    _check_name(name)
     if weights is not None:
         path = Path(weights)
         if not path.is_file():

@@ -24,11 +24,12 @@ _KINDS = {
 """What metrics are called, and where better lies."""
 
 _PICTURES = {
-    "samples": ("Samples", "The first of the scored samples, by class where there are classes."),
+    "samples": ("Samples", "The first of the scored samples."),
     "classes": ("Samples of each class", "A row for each class."),
     "neighbours": (
         "Nearest training images",
-        "Samples, and beside each the training images nearest to it in the extractor's features: a copy would show.",
+        "On the left the samples that lie nearest to a training image in the extractor's features, with their number "
+        "and distance d; beside each the training images nearest to it. A copy would show.",
     ),
 }
 
@@ -81,7 +82,12 @@ def _metrics(report: EvaluationReport) -> str:
         label, better = _KINDS[parse_metric_name(name).kind]
         cells = [_value(report, column[stem]) if stem in column else "" for column in generated.values()]
         cells += [_number(report.floor[column[stem]]) if stem in column else "" for column in real.values()]
+        if report.repeats:
+            known = [column[stem] for column in generated.values() if column.get(stem) in report.repeats]
+            cells.append(_mean(report, known[0]) if known else "")
         rows.append([f"{label} {better}<br><code>{escape(stem)}</code>", *cells])
+    if report.repeats:
+        heads.append(f"mean of {max(map(len, report.repeats.values()))} seeds")
     notes = [
         "± is the standard error (Fréchet distances: jackknife over blocks of samples) or the standard deviation "
         "(Inception Score: over splits; kernel distance: over subsets)."
@@ -96,6 +102,11 @@ def _metrics(report: EvaluationReport) -> str:
 def _value(report: EvaluationReport, name: str) -> str:
     spread = f" <small>± {_number(report.errors[name])}</small>" if name in report.errors else ""
     return _number(report.metrics[name]) + spread
+
+
+def _mean(report: EvaluationReport, name: str) -> str:
+    mean, error = report.estimate(name)
+    return _number(mean) + (f" <small>± {_number(error)}</small>" if error is not None else "")
 
 
 def _plot(report: EvaluationReport) -> str:

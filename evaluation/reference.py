@@ -14,6 +14,7 @@ from evaluation.extractors import INCEPTION, extractor_sha256
 Array = np.ndarray
 
 _MOMENTS = ("mu", "sigma", "mu_s", "sigma_s")
+_PER_IMAGE = ("features", "keys")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,6 +33,8 @@ class ReferenceStatistics:
     """(2023, 2023) float64."""
     features: Array | None = None
     """(M, D) float32 features of some or all images, for precision, recall and kernel distance."""
+    keys: Array | None = None
+    """(M,) text: what their source calls the images behind `features`; None: unknown."""
     extractor: str
     """Name of the extractor."""
     extractor_sha256: str
@@ -55,6 +58,12 @@ class ReferenceStatistics:
             raise ValueError(
                 f"Found reference features of shape {self.features.shape}, expected (M, {len(self.mu)}). "
                 "Extract them with the extractor of mu and sigma."
+            )
+        if self.keys is not None and (self.features is None or len(self.keys) != len(self.features)):
+            found = 0 if self.features is None else len(self.features)
+            raise ValueError(
+                f"Found {len(self.keys)} keys for {found} reference features, expected one for each. Build the "
+                "reference again with `raydit reference build`."
             )
 
     @property
@@ -115,8 +124,7 @@ class ReferenceStatistics:
                     source=str(path),
                     **arrays,
                 )
-            if "features" in file:
-                arrays["features"] = file["features"]
+            arrays |= {name: file[name] for name in _PER_IMAGE if name in file}
             return cls(**json.loads(str(file["meta"])), **arrays)
 
     def _meta(self) -> dict[str, Any]:
@@ -130,7 +138,7 @@ class ReferenceStatistics:
         }
 
     def _arrays(self) -> dict[str, Array]:
-        arrays = {name: getattr(self, name) for name in (*_MOMENTS, "features")}
+        arrays = {name: getattr(self, name) for name in (*_MOMENTS, *_PER_IMAGE)}
         return {name: array for name, array in arrays.items() if array is not None}
 
 

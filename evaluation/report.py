@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, Self
 
 from evaluation.protocol import EvaluationProtocol, format_count, parse_metric_name
@@ -27,6 +28,8 @@ class EvaluationReport:
     """Metric name -> standard error of Frechet distances, or standard deviation over splits (is) or subsets (kid)."""
     floor: dict[str, float] = field(default_factory=dict)
     """Metrics of held-out real images against the same reference: the best that can be expected."""
+    repeats: dict[str, list[float]] = field(default_factory=dict)
+    """Metric name -> its value for each of several seeds, this report's own first; empty: sampled once."""
     curve: list[tuple[int, float]] = field(default_factory=list)
     """Frechet distance of the first N samples in random order, for some N: what its value at infinite N comes from."""
     warnings: list[str] = field(default_factory=list)
@@ -40,6 +43,18 @@ class EvaluationReport:
     def protocol_id(self) -> str:
         """Equal ids: comparable numbers."""
         return self.protocol.protocol_id
+
+    @property
+    def headline(self) -> str:
+        """Name of the metric by which checkpoints are ranked: Frechet distance at the largest N; lower is better."""
+        return next(iter(self.metrics))
+
+    def estimate(self, name: str) -> tuple[float, float | None]:
+        """A metric and its error: mean and standard error over seeds where repeated, else as in `errors`."""
+        values = self.repeats.get(name, [])
+        if len(values) < 2:
+            return self.metrics[name], self.errors.get(name)
+        return fmean(values), stdev(values) / len(values) ** 0.5
 
     def to_json(self) -> str:
         """The report as JSON text, with the protocol's id."""
@@ -80,15 +95,22 @@ class EvaluationReport:
         generated, real = metric_columns(self.metrics), metric_columns(self.floor)
         titles = [f"generated (N = {format_count(n)})" for n in generated]
         titles += [f"real floor (N = {format_count(n)})" for n in real]
-        rows = [["metric", *titles]]
+        repeats = max(map(len, self.repeats.values()), default=0)
+        rows = [["metric", *titles, *([f"mean of {repeats} seeds"] if repeats else [])]]
         for stem in next(iter(generated.values())):
             cells = [self._cell(column[stem]) if stem in column else "" for column in generated.values()]
             cells += [f"{self.floor[column[stem]]:.6g}" if stem in column else "" for column in real.values()]
+            names = [column[stem] for column in generated.values() if column.get(stem) in self.repeats]
+            cells += [self._mean(names[0]) if names else ""] if repeats else []
             rows.append([stem, *cells])
         lines = aligned(rows)
         if len(generated.keys() | real.keys()) > 1:
             lines.append("Frechet distance falls as N grows: compare only columns of equal N.")
         return "\n".join(lines) + "\n"
+
+    def _mean(self, name: str) -> str:
+        mean, error = self.estimate(name)
+        return f"{mean:.6g} +- {error:.4g}"
 
     def _cell(self, name: str) -> str:
         return f"{self.metrics[name]:.6g}" + (f" +- {self.errors[name]:.4g}" if name in self.errors else "")

@@ -1,14 +1,12 @@
 """The `raydit` command: parses, calls a job, prints. Everything heavy is imported by the command that needs it."""
 
 import errno
-import json
-import os
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
+from pipelines.cli_evaluate import SCORING, print_report
 from pipelines.cli_options import (
     BAD_INPUT,
     FAILED,
@@ -17,6 +15,7 @@ from pipelines.cli_options import (
     address_option,
     dry_run_option,
     json_option,
+    print_resolved,
     print_result,
     recipe_argument,
     set_option,
@@ -49,7 +48,7 @@ def run(recipe, overrides, address, dry_run, as_json) -> None:
 
     with StageContext(config, address=address) as context:
         report = run_pipeline(config, context=context)
-        _print_report(report, report_folder(config, report), as_json, context.tracker.uri)
+        print_report(report, report_folder(config, report), as_json, context.tracker.uri)
 
 
 @cli.command()
@@ -88,68 +87,7 @@ def train(recipe, overrides, address, dry_run, as_json) -> None:
     print_result(as_json, {"path": str(checkpoint.path), "step": checkpoint.step, "digest": checkpoint.digest})
 
 
-@cli.command()
-@click.argument("checkpoint", type=click.Path())
-@click.option("--recipe", type=click.Path(dir_okay=False), help="Take the protocol from here, not from the checkpoint.")
-@click.option("--num-samples", type=click.IntRange(min=2), help="Images to sample.")
-@click.option("--reference", type=click.Path(), help="Reference statistics (.npz) instead of the training images'.")
-@click.option("--force", is_flag=True, help="Evaluate again where there is a report already.")
-@set_option
-@address_option
-@dry_run_option
-@json_option
-def evaluate(checkpoint, recipe, num_samples, reference, force, overrides, address, dry_run, as_json) -> None:
-    """Sample from CHECKPOINT and score the samples."""
-    if num_samples is not None:
-        overrides = (*overrides, f"evaluate.num_samples={num_samples}")
-    if reference is not None:
-        overrides = (*overrides, f"evaluate.reference={json.dumps(reference)}")
-    config = _checkpoint_recipe(checkpoint, recipe, overrides, dry_run)
-    from pipelines.evaluate import evaluate, report_folder
-    from pipelines.stage import StageContext
-
-    with StageContext(config, address=address) as context:
-        report = evaluate(checkpoint, config=config, context=context, force=force)
-        _print_report(report, report_folder(config, report), as_json, context.tracker.uri)
-
-
-@cli.command()
-@click.argument("checkpoint", type=click.Path())
-@click.option("--out", type=click.Path(dir_okay=False), default="grid.png", show_default=True, help="PNG to write.")
-@click.option("--classes", help="Names or numbers with commas between, such as 1,7; default: all.")
-@click.option("--columns", type=click.IntRange(min=1), default=8, show_default=True, help="Images of each class.")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of the samples; default: the recipe's.")
-@click.option("--npz", type=click.Path(dir_okay=False), help="Write samples and labels for other tools, as ADM does.")
-@click.option("--num-samples", type=click.IntRange(min=1), help="Samples for --npz; default: the recipe's.")
-@set_option
-@address_option
-@json_option
-def sample(checkpoint, out, classes, columns, seed, npz, num_samples, overrides, address, as_json) -> None:
-    """Draw a labelled grid of samples from CHECKPOINT, or write many to a file (--npz)."""
-    if npz is None and num_samples is not None:
-        raise click.UsageError("--num-samples is for --npz FILE; a grid has --classes and --columns")
-    if npz is not None and classes is not None:
-        raise click.UsageError(
-            "--classes is for a grid; --npz draws labels by --set evaluate.labels=balanced or random"
-        )
-    if seed is not None:
-        overrides = (*overrides, f"seed={seed}")
-    config = _checkpoint_recipe(checkpoint, None, overrides, False)
-    from pipelines.sample import sample_file, sample_grid
-    from pipelines.stage import StageContext
-
-    if npz is not None:
-        with StageContext(config, address=address) as context:
-            count = num_samples or config.evaluate.num_samples
-            path = sample_file(checkpoint, config, Path(npz), num_samples=count, context=context)
-    else:
-        names = [name.strip() for name in classes.split(",")] if classes else None
-        path = sample_grid(checkpoint, config, Path(out), classes=names, columns=columns)
-    click.echo(f"sample       {path}")
-    print_result(as_json, {"path": str(path)})
-
-
-for tool in TOOLS:
+for tool in (*SCORING, *TOOLS):
     cli.add_command(tool)
 
 
@@ -157,38 +95,15 @@ def _recipe(path: str, overrides: tuple[str, ...], dry_run: bool):
     from pipelines.recipe_file import load_recipe
 
     config = load_recipe(path, overrides)
-    if dry_run:
-        _print_plan(config)
+    if dry_run:  # the resolved recipe, and end: nothing else is done
+        print_resolved(config)
+        sys.exit(OK)
     return config
-
-
-def _checkpoint_recipe(checkpoint: str, recipe: str | None, overrides: tuple[str, ...], dry_run: bool):
-    if recipe is not None:
-        return _recipe(recipe, overrides, dry_run)
-    from dit.checkpoint import load_checkpoint
-    from pipelines.evaluate import checkpoint_recipe
-
-    config = checkpoint_recipe(load_checkpoint(checkpoint), overrides)
-    if dry_run:
-        _print_plan(config)
-    return config
-
-
-def _print_plan(config) -> None:
-    """The resolved recipe, and end: a dry run does nothing else."""
-    _print_resolved(config)
-    sys.exit(OK)
-
-
-def _print_resolved(config) -> None:
-    from pipelines.recipe_file import resolved
-
-    click.echo(json.dumps(resolved(config), indent=2))
 
 
 def _print_encode_plan(config, as_json: bool) -> None:
     """The resolved recipe, and what there is to encode."""
-    _print_resolved(config)
+    print_resolved(config)
     from pipelines.encode_plan import plan_encode, plan_lines
 
     plan = plan_encode(config)
@@ -202,19 +117,6 @@ def _with_context(job, config, address):
 
     with StageContext(config, address=address) as context:
         return job(config, context=context)
-
-
-def _print_report(report, folder: Path, as_json: bool, uri: str) -> None:
-    below = Path(os.path.relpath(folder))
-    shown = folder if ".." in below.parts else below  # a job's working directory is not its user's
-    click.echo(f"\n{report.table()}")
-    for warning in report.warnings:
-        click.echo(f"note: {warning}")
-    click.echo(f"report       {shown / 'report.json'}")
-    for name in report.artifacts:
-        click.echo(f"{name:<12} {shown / report.artifacts[name]}")
-    click.echo(f"MLflow UI    raydit ui{'' if uri.startswith('sqlite') else f'   (on {uri})'}")
-    print_result(as_json, json.loads(report.to_json()))
 
 
 def main() -> None:

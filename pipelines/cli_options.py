@@ -20,3 +20,10 @@ def print_result(as_json: bool, result: dict) -> None:
     """The last line of a command, where --json asks for it."""
     if as_json:
         click.echo(json.dumps(result))
+
+
+def print_resolved(config) -> None:
+    """The recipe with every default filled in."""
+    from pipelines.recipe_file import resolved
+
+    click.echo(json.dumps(resolved(config), indent=2))

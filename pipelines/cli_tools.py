@@ -51,14 +51,14 @@ def import_(source, out, model, autoencoder, objective, numerics, overrides, as_
 
 
 @click.command(name="export")
-@click.argument("checkpoint", type=click.Path())
+@click.argument("checkpoint")
 @click.argument("out", type=click.Path())
 @click.option("--format", type=click.Choice(["diffusers", "official"]), required=True, help="A folder, or a .pt file.")
 @click.option("--weights", default="ema", show_default=True, help="Averaged (ema), or as trained (raw).")
 @json_option
 def export(checkpoint, out, format, weights, as_json) -> None:
     """Write CHECKPOINT as OUT, for diffusers' DiTPipeline or for the official code."""
-    from pipelines.interchange import export_checkpoint, how_to_load
+    from pipelines.export import export_checkpoint, how_to_load
 
     path = export_checkpoint(checkpoint, out, format=format, weights=weights)
     click.echo(f"export       {path}\n             {how_to_load(path)}")

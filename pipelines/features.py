@@ -9,19 +9,25 @@ actors does shards of both kinds: starting one costs seconds.
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from cluster import storage
-from evaluation.protocol import EvaluationProtocol
+from evaluation.protocol import EvaluationProtocol, shard_ranges
 from pipelines.config import EvaluateConfig, ImagesConfig
+from pipelines.images import Listing
+from pipelines.keep import KeptImages
 from pipelines.stage import StageContext
 
 Record = dict[str, np.ndarray]
+SECONDS = ("sampling_seconds", "extraction_seconds")
+"""What of a record says how long it took, and nothing of the images."""
+PICTURED = 1000
+"""Samples whose images stay in the records of scored ones, to be looked at; 50,000 of 256 px would take 10 GB."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +36,48 @@ class Shard:
 
     file: Path
     """Its record; the work is done when it is there."""
-    images: Sequence[str] | range
+    images: Listing | range
+    source: int = 0
+    """Of samples: which of the actors' sources they are drawn from."""
+    kept: str | None = None
+    """Where the images are written as well, by the source's KeptImages."""
 
     @property
     def task(self) -> str:
         """The work as text, which Ray Data moves as it is."""
         if isinstance(self.images, range):
-            return json.dumps({"file": str(self.file), "samples": [self.images.start, self.images.stop]})
-        return json.dumps({"file": str(self.file), "keys": list(self.images)})
+            task = {"samples": [self.images.start, self.images.stop], "source": self.source, "kept": self.kept}
+            return json.dumps({"file": str(self.file), **task})
+        places = None if self.images.places is None else self.images.places.tolist()
+        return json.dumps({"file": str(self.file), "keys": self.images.keys, "places": places})
+
+    @property
+    def is_finished(self) -> bool:
+        return self.file.is_file() and (self.kept is None or storage.exists(self.kept))
 
 
-def make_shards(folder: Path, parts: Sequence[Sequence[str] | range]) -> list[Shard]:
+@dataclass(frozen=True)
+class Source:
+    """What samples are drawn from."""
+
+    checkpoint: str
+    """A path or URI that every worker can open."""
+    protocol: EvaluationProtocol
+    kept: KeptImages | None = None
+    """Where their images are written as well."""
+
+
+def make_shards(folder: Path, parts: Sequence[Listing | range], kept: KeptImages | None = None) -> list[Shard]:
     """Shards whose records lie in `folder`, numbered."""
-    return [Shard(folder / f"shard-{index:05d}.npz", part) for index, part in enumerate(parts)]
+    return [
+        Shard(folder / f"shard-{index:05d}.npz", part, kept=kept.file(index) if kept else None)
+        for index, part in enumerate(parts)
+    ]
+
+
+def listing_parts(listing: Listing, shard_rows: int) -> list[Listing]:
+    """Consecutive images of a listing, shard_rows at a time."""
+    return [listing.take(part) for part in shard_ranges(len(listing), shard_rows)]
 
 
 def compute_features(
@@ -57,7 +92,7 @@ def compute_features(
 
     actor: DrawShard for samples alone; left out, ScoreShard.
     """
-    pending = [shard for shard in shards if not shard.file.is_file()]
+    pending = [shard for shard in shards if not shard.is_finished]
     if not pending:
         return
     left, total = (sum(len(shard.images) for shard in part) for part in (pending, shards))
@@ -76,11 +111,14 @@ def compute_features(
         progress.advance(len(pending[row["index"]].images))
 
 
-def read_records(shards: list[Shard]) -> Iterator[Record]:
-    """Records of computed shards, in order. Raises ValueError for one that does not cover its images."""
+def read_records(shards: Sequence[Shard], without: Collection[str] = ()) -> Iterator[Record]:
+    """Records of computed shards, in order, without some of their arrays.
+
+    Raises ValueError for one that does not cover its images.
+    """
     for shard in shards:
         with np.load(shard.file, allow_pickle=False) as file:
-            record = dict(file)
+            record = {name: file[name] for name in file.files if name not in without}
         scored = "features" if "features" in record else "images"
         found = len(record.get(scored, ())) + len(record.get("unreadable", ()))
         if found != len(shard.images):
@@ -90,16 +128,61 @@ def read_records(shards: list[Shard]) -> Iterator[Record]:
         yield record
 
 
+def load_features(shards: Sequence[Shard]) -> Record:
+    """Features, logits, labels and so on of all images of computed shards, in order; images are left where they are.
+
+    Raises ValueError if a record is not of its shard's very samples, or an image could not be read: a score is of a
+    known number of images.
+    """
+    total, start = sum(len(shard.images) for shard in shards), 0
+    whole: Record = {}
+    records = read_records(shards, without=("images", *SECONDS))
+    for shard, record in zip(shards, records, strict=True):
+        if isinstance(shard.images, range) and not np.array_equal(record["indices"], shard.images):
+            raise ValueError(
+                f"{shard.file}: found samples {_ends(record['indices'])}, expected {_ends(shard.images)}. Delete it "
+                "and run again"
+            )
+        if len(unreadable := record.pop("unreadable", np.array([]))):
+            raise ValueError(
+                f"{len(unreadable)} images cannot be read, such as {unreadable[0]}; expected every image to be "
+                "scored. Take them away, or replace them"
+            )
+        for name, part in record.items():
+            # Filled in place: parts joined at the end would be in memory twice.
+            whole.setdefault(name, np.empty((total, *part.shape[1:]), part.dtype))[start : start + len(part)] = part
+        start += len(shard.images)
+    return whole
+
+
+def _ends(indices: Sequence[int] | np.ndarray) -> str:
+    return f"{indices[0]} to {indices[-1]}"
+
+
+def load_pictured(shards: Sequence[Shard]) -> np.ndarray:
+    """Images of the first samples, uint8 (N, H, W, 3)."""
+    first = [shard for shard in shards if isinstance(shard.images, range) and shard.images.start < PICTURED]
+    return np.concatenate([record["images"] for record in read_records(first)])
+
+
+def worker_seconds(shards: Sequence[Shard]) -> dict[str, float]:
+    """How long workers have sampled and extracted, all of them together."""
+    seconds = dict.fromkeys(SECONDS, 0.0)
+    for shard in shards:
+        with np.load(shard.file, allow_pickle=False) as file:
+            seconds = {name: total + float(file[name]) for name, total in seconds.items() if name in file}
+    return {f"workers_{name}": round(total, 3) for name, total in seconds.items()}
+
+
 class DrawShard:
     """A shard's task -> its record, written atomically: indices, labels and images of its samples."""
 
-    def __init__(self, config: EvaluateConfig, checkpoint: str | None, protocol: EvaluationProtocol | None):
+    def __init__(self, config: EvaluateConfig, sources: Sequence[Source] = ()):
         import torch
 
         # The same number of threads on any number of workers: sums in another order differ in the last bits.
         torch.set_num_threads(config.cpus_per_worker)
-        self.checkpoint, self.protocol = checkpoint, protocol
-        self.batch_size = config.batch_size
+        self.sources, self.batch_size = sources, config.batch_size
         self.device = "cuda" if config.gpus_per_worker else "cpu"
 
     def __call__(self, row: dict) -> dict:
@@ -110,16 +193,27 @@ class DrawShard:
         return {"index": row["index"]}
 
     def _record(self, task: dict) -> Record:
-        indices = range(*task["samples"])
-        labels = self._sampler.labels(indices)
-        return {"indices": np.array(indices), "labels": labels, "images": self._sampler.sample(indices, labels)}
+        source, indices = self.sources[task["source"]], range(*task["samples"])
+        sampler = self._sampler(source)
+        labels = sampler.labels(indices)
+        started = time.perf_counter()
+        images = sampler.sample(indices, labels)
+        seconds = time.perf_counter() - started
+        if source.kept is not None:
+            source.kept.write(task["kept"], images, labels, indices)
+        return {"indices": np.array(indices), "labels": labels, "images": images, SECONDS[0]: np.array(seconds)}
 
-    @cached_property
-    def _sampler(self):
+    def _sampler(self, source: Source):
+        """The checkpoint is read once for shards that follow each other; no two are in memory."""
         from pipelines.sampling import Sampler
 
-        assert self.checkpoint is not None and self.protocol is not None, "samples are of a checkpoint"
-        return Sampler(self.checkpoint, self.protocol, batch_size=self.batch_size, device=self.device)
+        if self._opened is None or self._opened[0] != source:
+            self._opened = None
+            sampler = Sampler(source.checkpoint, source.protocol, batch_size=self.batch_size, device=self.device)
+            self._opened = (source, sampler)
+        return self._opened[1]
+
+    _opened: tuple | None = None
 
 
 class ScoreShard(DrawShard):
@@ -128,34 +222,33 @@ class ScoreShard(DrawShard):
     Of those, unreadable ones are named, not dropped.
     """
 
-    def __init__(
-        self,
-        images: ImagesConfig,
-        config: EvaluateConfig,
-        checkpoint: str | None = None,
-        protocol: EvaluationProtocol | None = None,
-    ):
+    def __init__(self, images: ImagesConfig, config: EvaluateConfig, sources: Sequence[Source] = ()):
         from evaluation.extractors import create_extractor
 
-        super().__init__(config, checkpoint, protocol)
+        super().__init__(config, sources)
         self.images = images
         self.extractor = create_extractor(config.extractor, config.extractor_weights, self.device)
 
     def _record(self, task: dict) -> Record:
         if "keys" in task:
-            return self._real(task["keys"])
+            return self._real(task["keys"], task["places"])
         samples = super()._record(task)
-        return {**samples, **self._extract(samples["images"])}
+        record = {**samples, **self._extract(samples["images"])}
+        if samples["indices"][0] >= PICTURED:
+            del record["images"]
+        return record
 
-    def _real(self, keys: list[str]) -> Record:
+    def _real(self, keys: list[str], places: list | None) -> Record:
         from pipelines.preprocess import read_cropped
 
-        images, _, errors = read_cropped(self.images, keys)
+        images, _, errors = read_cropped(self.images, keys, places)
         features = self._extract(images) if len(images) else {}
         return {**features, "unreadable": np.array(sorted(errors), dtype=str)}
 
     def _extract(self, images: np.ndarray) -> Record:
         import torch
 
+        started = time.perf_counter()
         result = self.extractor(torch.from_numpy(images).permute(0, 3, 1, 2))
-        return {name: value for name, value in result._asdict().items() if value is not None}
+        found = {name: value for name, value in result._asdict().items() if value is not None}
+        return {**found, SECONDS[1]: np.array(time.perf_counter() - started)}

@@ -43,13 +43,18 @@ def class_grid(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str
     return labelled_grid([(class_names[label], images[labels == label][:columns]) for label in present])
 
 
-def save_png(image: "Image.Image", path: Path) -> Path:
-    """Write a PNG, whole or not at all."""
+def png_of(image: "Image.Image") -> bytes:
+    """The picture as a PNG file."""
     import io
-
-    from cluster import storage
 
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    storage.write_atomically(str(path), buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save_png(image: "Image.Image", path: Path) -> Path:
+    """Write a PNG, whole or not at all."""
+    from cluster import storage
+
+    storage.write_atomically(str(path), png_of(image))
     return path

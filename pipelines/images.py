@@ -23,7 +23,7 @@ USUAL_TABLES = tuple(f"metadata{suffix}" for suffix in (*TABLES, ".parquet"))
 
 def open_source(config: "ImagesConfig") -> ImageSource:
     """The source that a recipe's [images] names. Raises FileNotFoundError or ValueError, telling what to do."""
-    from pipelines.sources import archives, columns, files, folders, huggingface
+    from pipelines.sources import adm, archives, columns, files, folders, huggingface
 
     if config.path == "digits" and config.format in (None, "digits"):
         return DigitsSource()
@@ -39,6 +39,8 @@ def open_source(config: "ImagesConfig") -> ImageSource:
         return columns.ParquetSource(place, config, [name] if name else None)
     if kind == "webdataset":
         return archives.WebDatasetSource(place, config, [name] if name else None)
+    if kind == "npz" and name:
+        return adm.AdmSource(place, name, config)
     if name:
         raise ValueError(
             f'images.path: found the file {place.path(name)} with images.format = "{kind}"; expected a folder'
@@ -78,9 +80,11 @@ def _recognise_file(place: "Files", name: str) -> str:
         return "parquet" if _has_image_column(place, name) else "table"
     if name.endswith(".tar") or name.endswith(TABLES):
         return "webdataset" if name.endswith(".tar") else "table"
+    if name.endswith(".npz"):
+        return "npz"
     raise ValueError(
-        f"images.path: found the file {place.path(name)}; expected a folder of images, a .parquet or .tar file, or a "
-        f"table of labels ({', '.join(TABLES)}). Unpack an archive first"
+        f"images.path: found the file {place.path(name)}; expected a folder of images, a .parquet, .tar or .npz file, "
+        f"or a table of labels ({', '.join(TABLES)}). Unpack an archive first"
     )
 
 

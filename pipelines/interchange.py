@@ -1,4 +1,4 @@
-"""The import and export jobs: between checkpoints of ours and the files of others."""
+"""The import job: checkpoints of ours from the files of others; and a recipe for them, who record none."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +35,21 @@ def import_checkpoint(
     return import_diffusers(source, out, numerics=numerics, **chosen)
 
 
+def import_settings(overrides: Sequence[str], *, pipeline: bool) -> dict:
+    """Arguments of import_checkpoint that a recipe's fields mean: the autoencoder, and of a file more than that.
+
+    The other fields are about what is done with the checkpoint, and left alone.
+    """
+    content: dict = {}
+    for override in overrides:
+        apply_override(content, override)
+    settings = {"autoencoder": content.get("autoencoder", {}).get("id")}
+    if not pipeline:
+        settings |= {"objective": content.get("objective", {}).get("kind")}
+        settings |= {"overrides": tuple(override for override in overrides if override.startswith("model."))}
+    return {name: value for name, value in settings.items() if value}
+
+
 def import_summary(checkpoint) -> Iterator[str]:
     """What an import made, and what it computes, in lines to print."""
     config = checkpoint.config
@@ -50,18 +65,6 @@ def import_summary(checkpoint) -> Iterator[str]:
         yield f"{autoencoder['id']} is not on this machine: sampling fetches it, and cannot check that it is the same"
 
 
-def how_to_load(path: Path) -> str:
-    """How an exported file or folder is used, and what it then computes."""
-    if path.is_file():
-        return "a state dict for the official code; it holds neither configuration nor autoencoder"
-    if not any((path / "transformer").glob("*.py")):
-        return f'DiTPipeline.from_pretrained("{path}") computes the same'
-    return (
-        f'DiTPipeline.from_pretrained("{path}", trust_remote_code=True) computes the same, by a class in the folder '
-        "with the official timestep frequencies; diffusers' own has others and refuses"
-    )
-
-
 def model_fields(overrides: Sequence[str]) -> dict:
     """Fields of a model's configuration from overrides such as "model.num_heads=4"."""
     content: dict = {}
@@ -70,20 +73,6 @@ def model_fields(overrides: Sequence[str]) -> dict:
         if set(content) != {"model"}:
             raise RecipeError(f"--set {override}: expected a field of the model, such as --set model.num_heads=4")
     return content.get("model", {})
-
-
-def export_checkpoint(checkpoint: str | Path, out: str | Path, *, format: str, weights: str = "ema") -> Path:
-    """Write a checkpoint as a file of the official code, or as a folder of diffusers' DiTPipeline.
-
-    Raises FileExistsError, and ValueError where that format cannot say what the checkpoint is.
-    """
-    from dit.checkpoint import export_diffusers, export_official, load_checkpoint
-    from pipelines.sampling import checkpoint_autoencoder
-
-    opened = load_checkpoint(checkpoint)
-    if format == "official":
-        return export_official(opened, out, weights=weights)
-    return export_diffusers(opened, out, autoencoder=checkpoint_autoencoder(opened), weights=weights)
 
 
 def imported_recipe(config: dict) -> dict:

@@ -7,8 +7,8 @@ import click
 
 from cluster import jobs
 from cluster.jobs import Job
+from pipelines.registry import runs_of_job
 from pipelines.submission import follow
-from pipelines.tracking import runs_of_job
 
 
 def print_jobs(address: str | None, as_json: bool) -> None:

@@ -1,25 +1,27 @@
 """Real images as the extractor sees them: reference statistics, and the features of held-out images.
 
-Both are computed once, together, and kept in output/references.
+Those of a recipe are computed once, together, and kept in output/references; `raydit reference build` makes a file.
 """
 
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from cluster import storage
-from evaluation.extractors import extractor_name, extractor_sha256
-from evaluation.protocol import shard_ranges
+from dit.files import unused
+from evaluation.extractors import extractor_name, extractor_sha256, weights_path
 from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics
-from pipelines.config import Recipe
-from pipelines.features import Shard, make_shards, read_records
+from pipelines.config import ImagesConfig, Recipe
+from pipelines.features import SECONDS, Shard, compute_features, listing_parts, make_shards, read_records
 from pipelines.identity import digest_of
 from pipelines.images import Listing, open_source
+from pipelines.sources.adm import AdmSource
+from pipelines.stage import StageContext, located
 
 MOST_FEATURES = 10_000
 """Images whose features are kept, for precision, recall and kernel distance: as many as ADM's references have."""
@@ -55,12 +57,11 @@ class RealImages:
         return digest_of({"images": listing.digest, "size": images.size, "crop": images.crop, "extractor": weights})
 
     def path(self, listing: Listing) -> Path:
-        return Path(self.config.folder("references")) / f"{self.digest(listing)[:12]}.npz"
+        return self.config.local_folder("references") / f"{self.digest(listing)[:12]}.npz"
 
     def shards(self, listing: Listing) -> list[Shard]:
-        parts = shard_ranges(len(listing), self.config.evaluate.shard_rows)
         folder = self.path(listing).with_suffix(f".shards-{self.config.evaluate.shard_rows}")
-        return make_shards(folder, [listing.keys[part.start : part.stop] for part in parts])
+        return make_shards(folder, listing_parts(listing, self.config.evaluate.shard_rows))
 
     @property
     def wanted(self) -> list[Listing]:
@@ -100,7 +101,7 @@ def load_real(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:
             continue
         shards = real.shards(listing)
         if listing is real.training:
-            reference_statistics(real, read_records(shards)).save(real.path(listing))
+            reference_statistics(real.config, listing, shards).save(real.path(listing))
         else:
             save_features(read_records(shards), real.path(listing))
         storage.remove_folder(str(shards[0].file.parent))
@@ -108,20 +109,64 @@ def load_real(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:
     if len(real.held_out) > 1:
         with np.load(real.path(real.held_out), allow_pickle=False) as file:
             held_out = dict(file) if len(file.get("features", ())) > 1 else None
-    return ReferenceStatistics.load(real.config.evaluate.reference or real.path(real.training)), held_out
+    return with_adm_features(real), held_out
 
 
-def reference_statistics(real: RealImages, records: Iterator[Features]) -> ReferenceStatistics:
+def with_adm_features(real: RealImages) -> ReferenceStatistics:
+    """The reference, with the features of the images that an ADM file holds instead of them, where it does."""
+    reference = ReferenceStatistics.load(real.config.evaluate.reference or real.path(real.training))
+    file = adm_features_file(real.config)
+    if reference.features is not None or file is None or not file.is_file():
+        return reference
+    with np.load(file, allow_pickle=False) as features:
+        return replace(reference, features=features["features"])
+
+
+def extract_adm_images(real: RealImages, context: StageContext) -> None:
+    """Extract features of an ADM reference's images (arr_0, for precision, recall and kernel distance), if it has any.
+
+    Like other features of real images they are kept in output/references. The images are taken as they are.
+    """
+    config, file = real.config, adm_features_file(real.config)
+    if file is None or file.is_file():
+        return
+    given = str(Path(str(config.evaluate.reference)).absolute())
+    source = open_source(ImagesConfig(path=given))
+    assert isinstance(source, AdmSource), "it ends in .npz"
+    images = ImagesConfig(path=given, size=source.shape[1])
+    parts = listing_parts(source.listing(), config.evaluate.shard_rows)
+    shards = make_shards(file.with_suffix(f".shards-{config.evaluate.shard_rows}"), parts)
+    compute_features(context, "reference", shards, (images, config.evaluate), config.evaluate)
+    save_features(read_records(shards), file)
+    storage.remove_folder(str(shards[0].file.parent))
+
+
+def adm_features_file(config: Recipe) -> Path | None:
+    """Where the features of a given ADM reference's images lie; None for any other reference."""
+    given = config.evaluate.reference
+    if given is None:
+        return None
+    with np.load(given, allow_pickle=False) as file:
+        if "meta" in file or "arr_0" not in file:
+            return None
+    identity = digest_of([reference_digest(config), _extractor_weights(config)])
+    return config.local_folder("references") / f"{identity[:12]}-images.npz"
+
+
+def reference_statistics(config: Recipe, listing: Listing, shards: list[Shard]) -> ReferenceStatistics:
     """Mean and covariance over all records, and the features of evenly spaced images."""
-    config, weights = real.config, _extractor_weights(real.config)
-    stride = max(1, -(-len(real.training) // MOST_FEATURES))
+    weights = _extractor_weights(config)
+    stride = max(1, -(-len(listing) // MOST_FEATURES))
     statistics: dict[str, FeatureStatistics] = {}
-    kept = []
-    for record in with_images(records):
+    kept, keys = [], []
+    for shard, record in zip(shards, read_records(shards), strict=True):
+        if "features" not in record:  # no image of it could be read
+            continue
         for name in ("features", "spatial"):
             if name in record:
                 statistics.setdefault(name, FeatureStatistics(record[name].shape[1])).update(record[name])
         kept.append(record["features"][::stride])
+        keys += _readable(shard, record)[::stride]
     features, spatial = statistics.get("features"), statistics.get("spatial")
     if features is None or features.n < 2:
         raise ValueError(f"images.path: found fewer than 2 usable images in {config.images.path}, expected many more")
@@ -132,6 +177,7 @@ def reference_statistics(real: RealImages, records: Iterator[Features]) -> Refer
         mu_s=spatial.mean if spatial else None,
         sigma_s=spatial.cov if spatial else None,
         features=np.concatenate(kept),
+        keys=np.array(keys),
         extractor=extractor_name(config.evaluate.extractor, weights),
         extractor_sha256=weights,
         size=config.images.size,
@@ -140,15 +186,41 @@ def reference_statistics(real: RealImages, records: Iterator[Features]) -> Refer
     )
 
 
-def with_images(records: Iterator[Features]) -> Iterator[Features]:
-    """Records of shards in which at least one image could be read."""
-    return (record for record in records if "features" in record)
+def _readable(shard: Shard, record: Features) -> list[str]:
+    """Keys of the images that a record's features are of, in order."""
+    assert isinstance(shard.images, Listing), "references are of real images"
+    unreadable = set(record["unreadable"].tolist())
+    return [key for key in shard.images.keys if key not in unreadable]
+
+
+def build_reference(config: Recipe, out: Path, *, context: StageContext) -> ReferenceStatistics:
+    """Statistics of all of a recipe's images in a file of their own.
+
+    The recipe's output is the folder of the work (see work_folder): what is finished of it is kept when the command is
+    cut off, and all of it removed at the end. Raises FileExistsError if `out` is there.
+    """
+    out, images = unused(out), RealImages.of(config)
+    weights_path(config.evaluate.extractor, config.evaluate.extractor_weights)
+    shards = make_shards(Path(config.output).absolute(), listing_parts(images.training, config.evaluate.shard_rows))
+    arguments = (located(config.images), config.evaluate)
+    compute_features(context, "reference", shards, arguments, config.evaluate)
+    reference = reference_statistics(config, images.training, shards)
+    reference.save(out)
+    storage.remove_folder(config.output)
+    return reference
+
+
+def work_folder(config: Recipe, out: Path) -> str:
+    """Where the shards of a reference lie until it is whole: beside it, named after what it is made from."""
+    images = RealImages.of(config)
+    identity = digest_of([images.digest(images.training), config.evaluate.shard_rows])
+    return f"{out.absolute()}.{identity[:12]}.shards"
 
 
 def save_features(records: Iterator[Features], path: Path) -> None:
     """Keep features and logits as they are."""
-    every = list(with_images(records))
-    names = [name for name in every[0] if name != "unreadable"] if every else []
+    every = [record for record in records if "features" in record]
+    names = [name for name in every[0] if name not in ("unreadable", *SECONDS)] if every else []
     buffer = io.BytesIO()
     np.savez(buffer, **{name: np.concatenate([record[name] for record in every]) for name in names})  # type: ignore[arg-type]
     storage.write_atomically(str(path), buffer.getvalue())

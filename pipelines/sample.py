@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +12,27 @@ from dit.files import publish, unused
 from evaluation.protocol import shard_ranges
 from pipelines.config import Recipe
 from pipelines.grids import labelled_grid, save_png
+from pipelines.locate import LocatedCheckpoint, open_checkpoint
+from pipelines.protocols import sampling_protocol
 from pipelines.stage import StageContext
 
 
-def sample_grid(checkpoint: str | Path, config: Recipe, out: Path, *, classes: list[str] | None, columns: int) -> Path:
+def sample_grid(
+    checkpoint: str | Path | LocatedCheckpoint, config: Recipe, out: Path, *, classes: list[str] | None, columns: int
+) -> Path:
     """Sample `columns` images of each class and write them as one PNG.
 
     classes: names or numbers; left out, all (at most 20). Raises ValueError for a class that does not exist.
     """
-    from dit.checkpoint import load_checkpoint
-    from pipelines.evaluate import sampling_protocol
     from pipelines.sampling import Sampler
 
-    opened = load_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint)
     names = opened.config["class_names"]
     labels = [class_label(name, names) for name in classes] if classes else list(range(min(len(names), 20)))
     labels = labels or [0]
     protocol = sampling_protocol(config, opened)
     device = "cuda" if config.evaluate.gpus_per_worker else "cpu"
-    sampler = Sampler(opened.path, protocol, batch_size=config.evaluate.batch_size, device=device)
+    sampler = Sampler(opened.shared, protocol, batch_size=config.evaluate.batch_size, device=device)
     images = sampler.sample(range(len(labels) * columns), np.repeat(labels, columns).astype(np.int64))
     rows = images.reshape(len(labels), columns, *images.shape[1:])
     titles = [names[label] if names else "" for label in labels]
@@ -48,32 +51,34 @@ def class_label(name: str, class_names: list[str]) -> int:
 
 
 def sample_file(
-    checkpoint: str | Path, config: Recipe, out: Path, *, num_samples: int, context: StageContext | None = None
+    checkpoint: str | Path | LocatedCheckpoint,
+    config: Recipe,
+    out: Path,
+    *,
+    num_samples: int,
+    address: str | None = None,
 ) -> Path:
     """Write samples 0 to num_samples - 1 as ADM's .npz: arr_0 uint8 (N, H, W, 3), arr_1 int64 labels (N,).
 
     They are those that an evaluation by the same settings would score: sample i depends on (seed, i) only. Shards
     are kept beside `out` until it is whole, so that the same command goes on after an interruption.
-    Raises FileExistsError if `out` is there.
+    address: of Ray. Raises FileExistsError if `out` is there.
     """
-    from dit.checkpoint import load_checkpoint
-    from pipelines.evaluate import sampling_protocol
-    from pipelines.features import DrawShard, compute_features, make_shards, read_records
+    from pipelines.features import DrawShard, Source, compute_features, make_shards, read_records
     from pipelines.identity import digest_of
 
-    if context is None:
-        with StageContext(config) as own:
-            return sample_file(checkpoint, config, out, num_samples=num_samples, context=own)
-    out, opened = unused(out).absolute(), load_checkpoint(Path(checkpoint).absolute())
+    out, opened = unused(out).absolute(), open_checkpoint(checkpoint)
     protocol = sampling_protocol(config, opened)
     parts = shard_ranges(num_samples, config.evaluate.shard_rows)
     identity = digest_of({"checkpoint": opened.digest, "protocol": protocol.to_dict(), "parts": list(map(str, parts))})
     folder = out.with_name(f"{out.name}.{identity[:12]}.shards")
     shards = make_shards(folder, parts)
-    arguments = (config.evaluate, str(opened.path), protocol)
-    compute_features(context, "sample", shards, arguments, config.evaluate, actor=DrawShard)
-    publish(out, lambda temporary: write_adm(temporary, read_records(shards), num_samples))
-    storage.remove_folder(str(folder))
+    # Nobody else works on this file meanwhile; the checkpoint's own output may be trained in.
+    with StageContext(replace(config, output=str(folder)), address=address) as context:
+        arguments = (config.evaluate, [Source(opened.shared, protocol)])
+        compute_features(context, "sample", shards, arguments, config.evaluate, actor=DrawShard)
+        publish(out, lambda temporary: write_adm(temporary, read_records(shards), num_samples))
+        storage.remove_folder(str(folder))
     return out
 
 

@@ -7,19 +7,20 @@ import numpy as np
 import torch
 
 from dit.autoencoder import Autoencoder, LatentScale
-from dit.checkpoint import Checkpoint, load_checkpoint, load_weights
+from dit.checkpoint import load_weights
 from dit.config import config_from_dict
 from dit.model import build_model
 from dit.objective import create_process
 from dit.samplers import SAMPLERS, guided
 from evaluation.protocol import EvaluationProtocol, sample_label, sample_seed
 from pipelines.autoencoder import OURS, AutoencoderHandle
+from pipelines.locate import LocatedCheckpoint, open_checkpoint
 
 START_NOISE, STEP_NOISE = 0, 1
 """Streams of a sample's random numbers."""
 
 
-def checkpoint_autoencoder(checkpoint: Checkpoint) -> Path:
+def checkpoint_autoencoder(checkpoint: LocatedCheckpoint) -> Path:
     """Folder of the autoencoder that a checkpoint was trained with. Raises ValueError if it is another one.
 
     An imported checkpoint may not know the digest of its autoencoder: then the one of that name is taken.
@@ -28,13 +29,12 @@ def checkpoint_autoencoder(checkpoint: Checkpoint) -> Path:
 
     recorded = checkpoint.config["autoencoder"]
     # One trained by us lies beside the checkpoints: output/autoencoder and output/checkpoints/step_N.
-    handle = AutoencoderHandle(recorded["id"], str(checkpoint.path.absolute().parent.parent))
-    folder = handle.folder()
+    folder = AutoencoderHandle(recorded["id"], checkpoint.output).folder()
     found = describe_autoencoder(folder)["sha256"]
     if recorded["sha256"] not in (None, found):
         where = "output/autoencoder" if recorded["id"] == OURS else recorded["id"]
         raise ValueError(
-            f"the autoencoder in {folder} has sha256 {found[:12]}, but {checkpoint.path} was trained on latents of "
+            f"the autoencoder in {folder} has sha256 {found[:12]}, but {checkpoint.origin} was trained on latents of "
             f"{where} with {recorded['sha256'][:12]}: its samples would decode to noise. Put that autoencoder back, "
             "or train again on latents of this one"
         )
@@ -45,7 +45,7 @@ class Sampler:
     """A checkpoint ready to sample on one device."""
 
     def __init__(self, checkpoint: str | Path, protocol: EvaluationProtocol, *, batch_size: int, device: str = "cpu"):
-        opened = load_checkpoint(checkpoint)
+        opened = open_checkpoint(checkpoint)
         self.protocol, self.batch_size, self.device = protocol, batch_size, device
         config = config_from_dict(opened.config["model"])
         weights = opened.weights("model" if protocol.weights == "raw" else protocol.weights, device)

@@ -3,12 +3,14 @@
 import _thread
 import functools
 import logging
+import math
 import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.lease import lease
+from cluster import storage
+from cluster.lease import PATIENCE_SECONDS, InUse, lease
 from pipelines.config import ImagesConfig, Recipe
 from pipelines.config_train import ElasticWorkersConfig, WorkersConfig
 from pipelines.progress import Progress, say
@@ -18,28 +20,45 @@ from pipelines.tracking import RunLog, Tracker
 class StageContext:
     """The surroundings of jobs: one Ray session, one tracker, one way to speak. Use `with`.
 
-    Inside, nobody else works in the recipe's output folder; cluster.lease.InUse says who does.
+    Inside, nobody else works in the recipe's output folder; cluster.lease.InUse says who does. part: only in this
+    folder of the output: what is evaluated may still be trained. It has tracking of its own.
     """
 
-    def __init__(self, config: Recipe, *, address: str | None = None):
+    def __init__(self, config: Recipe, *, address: str | None = None, part: str = ""):
         self.config = config
         self.address = address
+        self.part = part
         self._cleanup = ExitStack()
         self._ray_started = False
         self._parent: RunLog | None = None
 
     def __enter__(self) -> "StageContext":
-        earlier = self._cleanup.enter_context(lease(self.config.output, lost=_stop_working))
+        self._hold(self._cleanup, self.part)
+        return self
+
+    def _hold(self, held: ExitStack, part: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        folder = storage.join(self.config.output, part) if part else self.config.output
+        earlier = held.enter_context(lease(folder, lost=_stop_working, patience_seconds=patience_seconds))
         if earlier and earlier.expires:
             self.say("output", f"taken over from {earlier}, which ended without a word")
-        return self
+
+    @contextmanager
+    def holding(self, part: str):
+        """Nobody else works in this folder of the output meanwhile; who does is waited for."""
+        with ExitStack() as held:
+            try:
+                self._hold(held, part)
+            except InUse as error:
+                self.say("output", f"waiting, because {error}")
+                self._hold(held, part, patience_seconds=math.inf)
+            yield
 
     def __exit__(self, *error) -> None:
         self._cleanup.close()
 
     @functools.cached_property
     def tracker(self) -> Tracker:
-        tracker = Tracker.open(self.config)
+        tracker = Tracker.open(self.config, self.part)
         self._cleanup.callback(tracker.close)
         return tracker
 

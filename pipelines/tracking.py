@@ -34,34 +34,12 @@ def tracking_uri(config_uri: str = "") -> str:
 
 def check_tracking(uri: str) -> str:
     """How many experiments a store has. Raises ConnectionError if it does not answer."""
-    client = _mlflow_client(uri)
+    client = mlflow_client(uri)
     try:
         count = len(client.search_experiments())
     except Exception as error:
         raise ConnectionError(str(error).splitlines()[0][:200]) from error
     return f"{count} experiments"
-
-
-def runs_of_job(uri: str, experiment: str, job_id: str) -> list[dict[str, str]]:
-    """Runs that carry a Ray job's id, oldest first; link is empty where no server shows them. See check_tracking."""
-    client = _mlflow_client(uri)
-    try:
-        found = client.get_experiment_by_name(experiment)
-        ids = [found.experiment_id] if found else []
-        query = f"tags.`raydit.job_id` = '{job_id}'"
-        runs = client.search_runs(ids, query, order_by=["attributes.start_time"]) if ids else []
-    except Exception as error:
-        raise ConnectionError(str(error).splitlines()[0][:200]) from error
-    base = uri.rstrip("/") if uri.startswith("http") else ""
-    return [
-        {
-            "stage": run.data.tags.get("raydit.stage", ""),
-            "status": run.info.status,
-            "id": run.info.run_id,
-            "link": base and f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}",
-        }
-        for run in runs
-    ]
 
 
 def serve_ui(uri: str, port: int) -> None:
@@ -71,7 +49,7 @@ def serve_ui(uri: str, port: int) -> None:
     os.execv(sys.executable, [*command, "--port", str(port)])
 
 
-def _mlflow_client(uri: str):
+def mlflow_client(uri: str):
     # A server that is away should be found out in seconds, not in MLflow's default of minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -100,10 +78,14 @@ class Tracker:
                 self._runs[entry["run"]] = entry["status"] == "FINISHED"
 
     @classmethod
-    def open(cls, config: Recipe) -> "Tracker":
-        """The tracker of a recipe's output folder; delivers what an earlier process could not."""
+    def open(cls, config: Recipe, part: str = "") -> "Tracker":
+        """The tracker of a recipe's output folder; delivers what an earlier process could not.
+
+        part: of the output, whose journal is its own, because another process may write the rest's.
+        """
         uri = tracking_uri(config.tracking.uri)
-        path = Path(storage.on_this_machine(config.folder(JOURNAL_FOLDER))) / f"{digest_of(uri)[:12]}.jsonl"
+        name = f"{part and part + '-'}{digest_of(uri)[:12]}.jsonl"
+        path = Path(storage.on_this_machine(config.folder(JOURNAL_FOLDER))) / name
 
         def away(reason: str) -> None:
             say("tracking", f"{uri} does not answer ({reason}); work goes on, results are kept in {path}")
@@ -127,6 +109,12 @@ class Tracker:
             tags={"raydit.stage": stage, **_job_tags(), **(tags or {})},
         )
         return run
+
+    def flush(self) -> None:
+        """Wait until MLflow knows everything so far, but not for ever."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while self._journal.undelivered and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def close(self) -> None:
         if not self._journal.close(CLOSE_SECONDS):
@@ -206,10 +194,10 @@ class MlflowCourier:
     def __call__(self, entries: list[dict], known: dict) -> int:
         entry, count = _first_call(entries)
         try:
-            self._client = self._client or _mlflow_client(self._uri)
+            self._client = self._client or mlflow_client(self._uri)
             getattr(self, f"_{entry['op']}")(entry, known)
         except Exception as error:
-            if _is_away(error) and not self._is_stuck(entry):
+            if is_away(error) and not self._is_stuck(entry):
                 raise ConnectionError(str(error).splitlines()[0][:200]) from error
             if count > 1:
                 return self(entries[:1], known)  # only what is refused itself shall be lost
@@ -278,17 +266,25 @@ class MlflowCourier:
         key, run_id = f"model {entry['digest']}", known[f"run {entry['run']}"]
         if key in known:
             return
+        experiment = known[f"experiment {entry['run']}"]
+        # Another process may have told of it: a training that is scored while it runs.
+        same = f"tags.`raydit.checkpoint_digest` = '{entry['digest']}'"
+        found = self._client.search_logged_models([experiment], filter_string=same)
+        model = found[0] if found else self._create_model(experiment, run_id, entry)
+        if not found or entry["run"].startswith("train-"):
+            self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, entry["step"])])
+        known[key] = model.model_id
+
+    def _create_model(self, experiment: str, run_id: str, entry: dict):
         model = self._client.create_logged_model(
-            known[f"experiment {entry['run']}"],
+            experiment,
             name=entry["name"],
             source_run_id=run_id,
             params=entry["params"],
             tags=entry["tags"],
             model_type="raydit.checkpoint",
         )
-        self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, entry["step"])])
-        known[key] = model.model_id
+        return self._client.finalize_logged_model(model.model_id, "READY")
 
     def _model_removed(self, entry: dict, known: dict) -> None:
         self._client.set_logged_model_tags(known[f"model {entry['digest']}"], {"raydit.removed": "true"})
@@ -325,7 +321,7 @@ def _first_call(entries: list[dict]) -> tuple[dict, int]:
     return {"op": "metrics", "run": first["run"], "points": points}, len(points)
 
 
-def _is_away(error: Exception) -> bool:
+def is_away(error: Exception) -> bool:
     """Whether the same call may succeed later: no answer, a busy database, a server error."""
     from requests import RequestException  # what MLflow's client speaks with; a broken file is an OSError too
 

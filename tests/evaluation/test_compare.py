@@ -44,6 +44,16 @@ def test_one_known_error_is_better_than_none():
     assert not compare([report("a", 9.62, 0.1), report("b", 9.47)]).same("fid_50k", 1)
 
 
+def test_seeds_are_a_better_error_than_any():
+    """Means 9.6 and 9.53 with a standard error of 0.1: no difference; of 0.01: one."""
+    wide, narrow = ({"fid_50k": [value - error, value + error]} for value, error in ((9.6, 0.1), (9.6, 0.01)))
+    for repeats, same in ((wide, True), (narrow, False)):
+        other = replace(report("b", 9.0, 0.001), repeats={"fid_50k": [9.53, 9.53]})
+        found = compare([replace(A, repeats=repeats), other])
+        assert found.same("fid_50k", 1) == same
+        assert "9.6 +- 0" in found.table()
+
+
 def test_unequal_protocols_are_refused_by_the_fields_that_differ():
     other = report("b", 2.27, cfg_scale=1.5, cfg_channels=3)
     with pytest.raises(ValueError) as error:

@@ -25,12 +25,17 @@ def reference(**changes):
     return ReferenceStatistics(**{**values, **changes})
 
 
+KEYS = np.array([f"class/é{index}.png" for index in range(20)])
+
+
 def assert_equal(a, b):
     for field in dataclasses.fields(ReferenceStatistics):
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
 
 
-@pytest.mark.parametrize("changes", [{}, {"features": None, "size": None}, {"mu_s": np.ones(3), "sigma_s": np.eye(3)}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"features": None, "size": None}, {"mu_s": np.ones(3), "sigma_s": np.eye(3)}, {"keys": KEYS}]
+)
 def test_a_reference_survives_storage(tmp_path, changes):
     original = reference(**changes)
     original.save(tmp_path / "new" / "reference.npz")
@@ -87,3 +92,5 @@ def test_shapes_that_do_not_fit_are_refused():
         reference(sigma_s=np.eye(3))
     with pytest.raises(ValueError, match=r"features of shape \(20, 5\), expected \(M, 4\)"):
         reference(features=np.zeros((20, 5)))
+    with pytest.raises(ValueError, match="Found 19 keys for 20 reference features, expected one for each"):
+        reference(keys=KEYS[:19])

@@ -65,3 +65,20 @@ def test_table_without_a_floor_has_two_columns():
         protocol=REPORT.protocol, checkpoint="c", checkpoint_digest="d", metrics={"fid_50k": 2.27}
     )
     assert report.table() == "metric  generated (N = 50k)\nfid     2.27\n"
+
+
+def test_repeats_survive_storage_and_give_the_estimate(tmp_path):
+    name = "fd_efficientnet_lite0_1k"
+    repeated = replace(REPORT, repeats={name: [12.0, 14.0, 13.0]})
+    repeated.save(tmp_path)
+    assert EvaluationReport.load(tmp_path) == repeated
+    assert repeated.estimate(name) == (13.0, pytest.approx(1 / 3**0.5))
+    assert REPORT.estimate(name) == (12.3456789, None)
+    assert REPORT.estimate("is_efficientnet_lite0_1k") == (2.5, 0.0625)
+    assert REPORT.headline == name
+
+
+def test_the_table_gives_the_mean_over_seeds():
+    name = "fd_efficientnet_lite0_1k"
+    first, second = replace(REPORT, repeats={name: [12.0, 14.0]}, floor={}).table().splitlines()[:2]
+    assert first.split("  ")[-1].strip() == "mean of 2 seeds" and second.endswith("13 +- 1")

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dit.checkpoint import newest_checkpoint
 from pipelines.config import ImagesConfig
 from pipelines.preprocess import read_cropped
 from pipelines.recipe_file import load_recipe
 from pipelines.reference import RealImages
 from pipelines.run import run_pipeline
+from pipelines.sample import sample_file
 
 RECIPE = Path(__file__).resolve().parents[2] / "pipelines" / "recipes" / "digits.toml"
 
@@ -32,9 +34,10 @@ def test_a_classifier_of_real_digits_recognises_sampled_ones(local_ray, tmp_path
     held_out = classifier.score(pixels(config.images, real.held_out.keys), real.held_out.labels)
     assert held_out > 0.95
 
-    records = [np.load(path) for path in sorted((tmp_path / "output" / "evaluations").glob("*/*/shards-*/*.npz"))]
-    images = np.concatenate([record["images"] for record in records]).mean(axis=-1)
-    labels = np.concatenate([record["labels"] for record in records])
+    checkpoint = newest_checkpoint(config.folder("checkpoints"))
+    sample_file(checkpoint.path, config, tmp_path / "samples.npz", num_samples=1000)
+    with np.load(tmp_path / "samples.npz") as file:
+        images, labels = file["arr_0"].mean(axis=-1), file["arr_1"]
     assert len(labels) == 1000 and np.bincount(labels).tolist() == [100] * 10
     recognised = (classifier.predict(images.reshape(1000, -1) / 255) == labels).mean()
     print(f"recognised under their intended label: {recognised:.1%}; real held-out digits: {held_out:.1%}")

@@ -12,7 +12,8 @@ from dit.config import DiTConfig
 from dit.model import DiT
 from evaluation.protocol import sample_label
 from evaluation.reference import ReferenceStatistics
-from pipelines.evaluate import checkpoint_recipe, evaluation_protocol, sampling_protocol
+from pipelines.locate import open_checkpoint
+from pipelines.protocols import checkpoint_recipe, evaluation_protocol, sampling_protocol
 from pipelines.reference import RealImages, load_real
 from pipelines.sample import sample_file
 from pipelines.sampling import Sampler, checkpoint_autoencoder
@@ -40,7 +41,7 @@ def imported(raydit, places, tmp_path, monkeypatch):
     code, out, err = raydit("import", str(places / "official.pt"), "ours", "--autoencoder", str(places / "vae"), *HEADS)
     assert (code, err) == (0, "")
     assert "ours: dit, depth 1, width 32, patch 2, 3 classes" in out
-    return load_checkpoint(tmp_path / "ours")
+    return open_checkpoint(tmp_path / "ours")
 
 
 @pytest.mark.parametrize(

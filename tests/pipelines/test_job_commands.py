@@ -9,7 +9,7 @@ from cluster import jobs
 from cluster.jobs import Job
 from pipelines import cli, job_commands
 from pipelines.job_commands import runs_of
-from pipelines.tracking import runs_of_job
+from pipelines.registry import runs_of_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # Ray passes it to aiohttp
 

@@ -1,0 +1,79 @@
+"""A metric against the training step, as a picture."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from evaluation.plot import nice_ticks
+from evaluation.protocol import format_count
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
+
+_WIDTH, _HEIGHT = 900, 480
+_LEFT, _RIGHT, _TOP, _BOTTOM = 90, 30, 50, 60
+_INK, _SOFT, _LINE, _ACCENT, _REAL = "#1d2330", "#5d6675", "#dfe3ea", "#2457c5", "#1c8a5b"
+_RADIUS = 5
+
+
+class StepValue(NamedTuple):
+    """A metric of the checkpoint at a step."""
+
+    step: int
+    value: float
+    error: float = 0.0
+    """Standard error; 0: not known."""
+
+
+def step_plot(title: str, points: Sequence[StepValue], floor: float | None = None) -> "Image.Image":
+    """Points with error bars, joined in the order of their steps. floor: of real images, drawn as a line.
+
+    Raises ValueError without points.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if not points:
+        raise ValueError("Found no points, expected at least one checkpoint's. Evaluate some checkpoints first.")
+    points = sorted(points)
+    axes = _Axes(points, floor)
+    picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.font = ImageFont.load_default(size=15)
+    draw.text((_LEFT, 14), title, fill=_INK)
+    _draw_axes(draw, axes)
+    if floor is not None:
+        draw.line([(_LEFT, axes.y(floor)), (_WIDTH - _RIGHT, axes.y(floor))], fill=_REAL, width=2)
+        draw.text((_WIDTH - _RIGHT, axes.y(floor) - 4), f"real images: {floor:.4g}", fill=_REAL, anchor="rb")
+    draw.line([(axes.x(point.step), axes.y(point.value)) for point in points], fill=_ACCENT, width=2)
+    for point in points:
+        x, y = axes.x(point.step), axes.y(point.value)
+        draw.line([(x, axes.y(point.value - point.error)), (x, axes.y(point.value + point.error))], fill=_ACCENT)
+        draw.ellipse([x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS], fill=_ACCENT)
+    return picture
+
+
+class _Axes:
+    """From steps and values to pixels."""
+
+    def __init__(self, points: Sequence[StepValue], floor: float | None):
+        ends = [point.value + sign * point.error for point in points for sign in (-1, 1)]
+        ends += [] if floor is None else [floor]
+        self.values = nice_ticks(min(ends), max(ends))
+        self.steps = nice_ticks(0, points[-1].step)
+        self.low, self.high = min(self.values[0], *ends), max(self.values[-1], *ends)
+        self.last = max(1.0, 1.03 * points[-1].step)
+
+    def x(self, step: float) -> float:
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * step / self.last
+
+    def y(self, value: float) -> float:
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (self.high - value) / (self.high - self.low)
+
+
+def _draw_axes(draw: "ImageDraw.ImageDraw", axes: _Axes) -> None:
+    for value in axes.values:
+        draw.line([(_LEFT, axes.y(value)), (_WIDTH - _RIGHT, axes.y(value))], fill=_LINE)
+        draw.text((_LEFT - 10, axes.y(value)), f"{value:.6g}", fill=_SOFT, anchor="rm")
+    for step in axes.steps:
+        if step <= axes.last:
+            draw.text((axes.x(step), _HEIGHT - _BOTTOM + 12), format_count(round(step)), fill=_SOFT, anchor="mt")
+    draw.text((_WIDTH - _RIGHT, _HEIGHT - 10), "training step", fill=_SOFT, anchor="rb")

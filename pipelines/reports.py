@@ -1,0 +1,87 @@
+"""Reports that are there already: found by a checkpoint, a folder or a file, and drawn as a curve over steps."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cluster import storage
+from evaluation.report import REPORT_FILE, EvaluationReport
+from evaluation.step_plot import StepValue, step_plot
+from pipelines.grids import save_png
+from pipelines.locate import open_checkpoint
+
+CURVE_FILE = "curve.png"
+
+
+def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> list[EvaluationReport]:
+    """A report for each name: of its file or folder, or of a checkpoint by any of its names.
+
+    Where checkpoints have several, those of the one protocol that all names have are taken; protocol_id says another.
+    Raises FileNotFoundError and ValueError.
+    """
+    found = [reports_of(name, protocol_id) for name in names]
+    if all(len(reports) == 1 for reports in found):
+        return [reports[0] for reports in found]
+    ids = [{report.protocol_id for report in reports} for reports in found]
+    common = set.intersection(*ids)
+    if len(common) != 1:
+        several = next(index for index, reports in enumerate(found) if len(reports) > 1)
+        raise ValueError(
+            f"{names[several]} has reports of several protocols: found {', '.join(sorted(ids[several]))}, expected one "
+            "that all have, and only one. Choose by --protocol ID"
+        )
+    return [next(report for report in reports if report.protocol_id in common) for reports in found]
+
+
+def reports_of(name: str, protocol_id: str | None = None) -> list[EvaluationReport]:
+    """All reports that a name may mean, but for those of further seeds, whose numbers another one holds."""
+    path = Path(name)
+    if (path.is_file() and path.suffix == ".json") or (path / REPORT_FILE).is_file():
+        return [EvaluationReport.load(path)]
+    opened = open_checkpoint(name)
+    evaluations = Path(storage.local_path(opened.output)) / "evaluations"
+    files = sorted(evaluations.glob(f"{protocol_id or '*'}/{opened.name}/{REPORT_FILE}"))
+    reports = [report for report in map(EvaluationReport.load, files) if report.checkpoint_digest == opened.digest]
+    if not reports:
+        wanted = f"of protocol {protocol_id}" if protocol_id else "of it"
+        raise FileNotFoundError(f"no report {wanted} in {evaluations}; make one: raydit evaluate {name}")
+    return [report for report in reports if not any(_holds(other, report) for other in reports)]
+
+
+def _holds(report: EvaluationReport, other: EvaluationReport) -> bool:
+    """Whether a report repeats its evaluation with the other's seed."""
+    seeds = len(report.repeats.get(report.headline, ()))
+    further = range(report.protocol.seed + 1, report.protocol.seed + seeds)
+    return other.protocol.seed in further and other.protocol == replace(report.protocol, seed=other.protocol.seed)
+
+
+def step_of(report: EvaluationReport) -> int | None:
+    """The training step, which stands in the name of the checkpoint."""
+    match = re.search(r"step_(\d+)/?$", report.checkpoint.partition("?")[0])
+    return int(match[1]) if match else None
+
+
+def reports_in(folder: Path) -> list[EvaluationReport]:
+    """All reports of one protocol's folder that are of a known step, by step."""
+    found = [EvaluationReport.load(file) for file in sorted(folder.glob(f"*/{REPORT_FILE}"))]
+    return sorted((report for report in found if step_of(report) is not None), key=lambda report: step_of(report) or 0)
+
+
+def save_curve(folder: Path) -> Path | None:
+    """Draw the first metric of all reports in a protocol's folder against the step; None for fewer than two."""
+    reports = reports_in(folder)
+    if len(reports) < 2:
+        return None
+    return save_png(curve_picture(reports), folder / CURVE_FILE)
+
+
+def curve_picture(reports: Sequence[EvaluationReport]):
+    metric = reports[-1].headline
+    points = []
+    for report in reports:
+        if metric in report.metrics:
+            value, error = report.estimate(metric)
+            points.append(StepValue(step_of(report) or 0, value, error or 0.0))
+    title = f"{metric}, protocol {reports[-1].protocol_id}, N = {reports[-1].protocol.num_samples:,}"
+    return step_plot(title, points, reports[-1].floor.get(metric))

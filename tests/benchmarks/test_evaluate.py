@@ -1,0 +1,219 @@
+"""The evaluate job on samples of CIFAR-10's size against a plain loop, its extractor against torch-fidelity's.
+
+And 50,000 images planned, merged and scored.
+
+    pytest -m benchmark tests/benchmarks/test_evaluate.py -s
+
+One thread for each process everywhere. Prints ratios of images per second; asserts that both sides compute the same.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from harness import Timing, alternate, ratio, say
+from tiny_checkpoint import tiny_output, write_checkpoint
+
+from cluster.session import LOCAL_ENVIRONMENT
+from dit.config import DiTConfig
+from evaluation.protocol import shard_ranges
+from evaluation.reference import ReferenceStatistics
+from pipelines.features import ScoreShard, Source, compute_features, make_shards
+from pipelines.locate import open_checkpoint
+from pipelines.protocols import evaluation_protocol
+from pipelines.stage import StageContext, located
+
+pytestmark = pytest.mark.benchmark
+
+SIZE, SHARD_ROWS, SHARDS_PER_WORKER, ROUNDS = 32, 10, 8, 3
+MODEL = DiTConfig(
+    input_size=16, patch_size=2, hidden_size=128, depth=4, num_heads=4, in_channels=4, num_classes=3, learn_sigma=False
+)
+PLAIN = """
+import json, sys, time
+import numpy as np
+import torch
+from evaluation.extractors import create_extractor
+from evaluation.protocol import EvaluationProtocol
+from pipelines.sampling import Sampler
+
+settings = json.loads(sys.argv[1])
+torch.set_num_threads(1)
+protocol = EvaluationProtocol.from_dict(settings["protocol"])
+sampler = Sampler(settings["checkpoint"], protocol, batch_size=settings["rows"])
+extractor = create_extractor("efficientnet-lite0")
+features = []
+for number in range(settings["shards"]):
+    if number == 1:
+        started = time.perf_counter()  # the first shard warms up, as a worker's does
+    indices = range(number * settings["rows"], (number + 1) * settings["rows"])
+    images = sampler.sample(indices, sampler.labels(indices))
+    features.append(extractor(torch.from_numpy(images).permute(0, 3, 1, 2)).features)
+seconds = (time.perf_counter() - started) / ((settings["shards"] - 1) * settings["rows"])
+np.save(settings["features"], np.concatenate(features))
+print(json.dumps(seconds))
+"""
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    config = tiny_output(
+        tmp_path,
+        f"images.size={SIZE}",
+        f"evaluate.num_samples={2 * SHARDS_PER_WORKER * SHARD_ROWS}",
+        "evaluate.sampling_steps=10",
+        f"evaluate.shard_rows={SHARD_ROWS}",
+        f"evaluate.batch_size={SHARD_ROWS}",
+        size=SIZE,
+    )
+    return open_checkpoint(write_checkpoint(config, 2, MODEL).path), config
+
+
+def plain_loop(opened, config, folder: Path) -> float:
+    """Seconds for an image in one process that does nothing else, its freed memory kept as the workers keep theirs."""
+    settings = {
+        "checkpoint": opened.shared,
+        "protocol": evaluation_protocol(config, opened).to_dict(),
+        "rows": SHARD_ROWS,
+        "shards": SHARDS_PER_WORKER,
+        "features": str(folder / "plain.npy"),
+    }
+    env = os.environ | LOCAL_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, json.dumps(settings)], env=env, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def distributed(opened, config, context, workers: int, folder: Path) -> float:
+    """Seconds for an image by each of some workers at work, from when all of them have written a shard to the last."""
+    protocol = evaluation_protocol(config, opened)
+    shards = make_shards(folder, shard_ranges(workers * SHARDS_PER_WORKER * SHARD_ROWS, SHARD_ROWS))
+    arguments = (located(config.images), config.evaluate, [Source(opened.shared, protocol)])
+    settings = replace(config.evaluate, num_workers=workers)
+    compute_features(context, "evaluate", shards, arguments, settings, actor=ScoreShard)
+    written = sorted(shard.file.stat().st_mtime for shard in shards)
+    return workers * (written[-1] - written[workers - 1]) / ((len(shards) - workers) * SHARD_ROWS)
+
+
+def test_workers_against_a_plain_loop(checkpoint, tmp_path):
+    opened, config = checkpoint
+    seconds: dict[str, list[float]] = {"plain": [], "1 worker": [], "2 workers": []}
+    with StageContext(config) as context:
+        for round in range(ROUNDS):
+            seconds["plain"].append(plain_loop(opened, config, tmp_path))
+            for workers in (1, 2):
+                folder = tmp_path / f"{round}-{workers}"
+                each = distributed(opened, config, context, workers, folder)
+                seconds["1 worker" if workers == 1 else "2 workers"].append(each)
+    records = [np.load(file) for file in sorted((tmp_path / "0-1").glob("*.npz"))]
+    found = np.concatenate([record["features"] for record in records])
+    np.testing.assert_array_equal(found, np.load(tmp_path / "plain.npy"))
+    timings = {name: Timing(values) for name, values in seconds.items()}
+    for name in ("1 worker", "2 workers"):
+        say(
+            f"\nevaluate, {SIZE} px, {name}: {ratio(timings['plain'], timings[name])} of a plain loop's images per "
+            f"second for each worker; {1 / timings[name].median:.1f} and {1 / timings['plain'].median:.1f} images/s"
+        )
+
+
+def test_extractor_against_torch_fidelity(tmp_path):
+    """The Inception of FID with random weights: their pass over a data set of the same images, batches of 16."""
+    from torch_fidelity import FeatureExtractorInceptionV3
+    from torch_fidelity.utils import get_featuresdict_from_dataset
+
+    from evaluation.extractors import create_extractor
+
+    weights = random_inception(tmp_path / "inception.pth")
+    torch.set_num_threads(1)
+    images = torch.randint(0, 256, (32, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ours = create_extractor("inception", weights)
+    theirs = FeatureExtractorInceptionV3("theirs", ["2048", "logits_unbiased"], str(weights)).eval()
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, index):
+            return images[index]
+
+    def their_pass():
+        return get_featuresdict_from_dataset(Images(), theirs, 16, False, True, False)
+
+    np.testing.assert_allclose(ours(images).features, their_pass()["2048"].numpy(), rtol=1e-4, atol=1e-5)
+    timings = alternate({"ours": lambda: ours(images), "torch-fidelity": their_pass}, rounds=5, warmup=1)
+    say(
+        f"\nInception, {len(images)} images of {SIZE} px: {ratio(timings['torch-fidelity'], timings['ours'])} of "
+        f"torch-fidelity's images per second; {len(images) / timings['ours'].median:.1f} images/s"
+    )
+
+
+def random_inception(path: Path) -> Path:
+    """Seeded weights, scaled so that signals neither die nor explode."""
+    from unittest import mock
+
+    from torch_fidelity import FeatureExtractorInceptionV3
+
+    with mock.patch("torch.load"), mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"):
+        network = FeatureExtractorInceptionV3("random", ["2048"], "unused")
+    generator = torch.Generator().manual_seed(0)
+    for weight in network.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=(2 / weight[0].numel()) ** 0.5, generator=generator)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+SCORE = """
+import json, resource, sys, time
+from pathlib import Path
+
+started = time.perf_counter()
+from evaluation.protocol import shard_ranges
+from evaluation.reference import ReferenceStatistics
+from evaluation.score import score
+from pipelines.features import load_features, make_shards
+
+folder = Path(sys.argv[1])
+imported = time.perf_counter()
+shards = make_shards(folder, shard_ranges(50_000, int(sys.argv[2])))
+tasks = [shard.task for shard in shards]
+planned = time.perf_counter()
+features = load_features(shards)
+merged = time.perf_counter()
+reference = ReferenceStatistics.load(folder / "reference.npz")
+found = score(features["features"], features["logits"], reference, extractor="inception", num_samples=50_000)
+scored = time.perf_counter()
+print(json.dumps({
+    "plan": planned - imported, "merge": merged - planned, "score": scored - merged, "all": scored - started,
+    "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "metrics": found.metrics,
+}))
+"""
+
+
+@pytest.mark.parametrize("shard_rows", [100, 1])
+def test_50_000_images_are_planned_merged_and_scored(tmp_path, shard_rows):
+    """Features, 2048, and logits, 1008, of every image from files; mean and covariance, as ADM's references give."""
+    rng = np.random.default_rng(0)
+    for shard in make_shards(tmp_path, shard_ranges(50_000, shard_rows)):
+        rows = len(shard.images)
+        features, logits = (rng.standard_normal((rows, dim), dtype=np.float32) for dim in (2048, 1008))
+        np.savez(shard.file, indices=np.array(shard.images), features=features, logits=logits)
+    ReferenceStatistics(
+        n=50_000, mu=np.zeros(2048), sigma=np.eye(2048), extractor="inception", extractor_sha256="none"
+    ).save(tmp_path / "reference.npz")
+    command = [sys.executable, "-c", SCORE, str(tmp_path), str(shard_rows)]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    # Of a standard Gaussian's samples: the bias alone, about D (D + 1) / (4 N) times two.
+    assert 15 < found["metrics"]["fid_50k"] < 70
+    say(
+        f"\n50,000 images in {50_000 // shard_rows:,} shards: planned in {found['plan']:.1f} s, merged in "
+        f"{found['merge']:.1f} s, scored in {found['score']:.1f} s, {found['all']:.1f} s in all, {found['gib']:.2f} GiB"
+    )

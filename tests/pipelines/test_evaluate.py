@@ -1,0 +1,230 @@
+"""Evaluation on a real Ray: the numbers of a plain loop, on any workers, of any checkpoint or images, once."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_checkpoint import tiny_output, write_checkpoint
+
+from evaluation.extractors import create_extractor
+from evaluation.metrics import inception_score
+from evaluation.protocol import sample_label, shard_ranges
+from evaluation.report import EvaluationReport
+from evaluation.score import score
+from pipelines.cli import cli
+from pipelines.images import open_source
+from pipelines.locate import open_checkpoint
+from pipelines.preprocess import read_cropped
+from pipelines.protocols import evaluation_protocol
+from pipelines.reference import RealImages, extract_adm_images, load_real
+from pipelines.sampling import Sampler
+from pipelines.stage import StageContext
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Ten samples, one Euler step: small, and all of the way."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    config = tiny_output(folder, "evaluate.num_samples=10", "evaluate.shard_rows=4", "evaluate.batch_size=4")
+    for step in (2, 4):
+        write_checkpoint(config, step)
+    return config
+
+
+@pytest.fixture(scope="module")
+def checkpoint(config):
+    return config.local_folder("checkpoints") / "step_0000004"
+
+
+@pytest.fixture(scope="module")
+def kept(config):
+    """Where the samples of the evaluation are written as well."""
+    return Path(config.output).parent / "kept"
+
+
+@pytest.fixture(scope="module")
+def called(config, checkpoint, kept, local_ray):
+    """What `raydit evaluate` with several checkpoints and seeds printed, and its last line."""
+    command = ["evaluate", str(checkpoint.with_name("step_0000002")), str(checkpoint), "--repeats", "2"]
+    command += ["--save-images", str(kept), "--promote", "tiny", "--json"]
+    result = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output, json.loads(result.output.splitlines()[-1])
+
+
+@pytest.fixture
+def report(called):
+    """Of the checkpoint, by the recipe's own seed."""
+    return EvaluationReport.from_json(json.dumps(called[1]["reports"][1]))
+
+
+@pytest.fixture(scope="module")
+def plain(config, checkpoint):
+    """The same images and features by one process in a plain loop."""
+    opened = open_checkpoint(checkpoint)
+    protocol = evaluation_protocol(config, opened)
+    torch.set_num_threads(config.evaluate.cpus_per_worker)
+    sampler = Sampler(checkpoint, protocol, batch_size=config.evaluate.batch_size)
+    labels = sampler.labels(range(10))
+    images = np.concatenate([sampler.sample(part, labels[part.start : part.stop]) for part in shard_ranges(10, 4)])
+    extractor = create_extractor("efficientnet-lite0")
+    parts = [extractor(torch.from_numpy(images[part]).permute(0, 3, 1, 2)) for part in map(list, shard_ranges(10, 4))]
+    features, logits = (np.concatenate([getattr(part, name) for part in parts]) for name in ("features", "logits"))
+    return images, labels, features, logits
+
+
+def test_the_numbers_are_those_of_a_plain_loop(config, report, plain):
+    _, _, features, logits = plain
+    reference, _ = load_real(RealImages.of(config))
+    expected = score(features, logits, reference, extractor="efficientnet-lite0", num_samples=10)
+    assert {name: report.metrics[name] for name in expected.metrics} == pytest.approx(expected.metrics, rel=1e-9)
+    assert report.metrics["is_efficientnet_lite0_10"] == pytest.approx(inception_score(logits)[0], rel=1e-9)
+    assert report.protocol.num_samples == 10
+
+
+def test_kept_images_are_the_samples_with_their_labels(kept, plain):
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    images, labels, _, _ = plain
+    rows = pq.read_table(kept / "step_0000004").to_pylist()
+    assert [row["index"] for row in rows] == list(range(10))
+    assert [row["label"] for row in rows] == labels.tolist() == [sample_label(0, i, 3, "balanced") for i in range(10)]
+    import io
+
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))) for row in rows])
+    assert np.array_equal(pixels, images)
+
+
+def test_repeats_hold_every_seed_and_the_mean(report, called):
+    out, _ = called
+    name = "fd_efficientnet_lite0_10"
+    values = report.repeats[name]
+    assert len(values) == 2 and values[0] == report.metrics[name] != values[1]
+    mean, error = report.estimate(name)
+    assert (mean, error) == pytest.approx((np.mean(values), np.std(values, ddof=1) / 2**0.5))
+    assert "step_0000002" in out and "step_0000004" in out
+
+
+def test_several_checkpoints_give_a_curve_a_best_and_a_champion(config, called):
+    out, result = called
+    (curve,) = result["curves"]
+    assert Path(curve).read_bytes().startswith(b"\x89PNG") and "curve over 2 checkpoints" in out
+    values = [
+        EvaluationReport.from_json(json.dumps(each)).estimate("fd_efficientnet_lite0_10")[0]
+        for each in result["reports"]
+    ]
+    assert result["best"] == result["reports"][int(np.argmin(values))]["checkpoint"]
+    assert "models:/tiny@champion is now version 1" in out
+    from mlflow import MlflowClient
+
+    client = MlflowClient(config.tracking.uri)
+    experiment = client.get_experiment_by_name(config.name).experiment_id
+    runs = client.search_runs([experiment], "tags.`raydit.stage` = 'evaluations'")
+    history = client.get_metric_history(runs[0].info.run_id, "eval/fd_efficientnet_lite0_10")
+    assert [(point.step, point.value) for point in history] == [(2, values[0]), (4, values[1])]
+    assert len(client.search_logged_models([experiment])) == 2
+
+
+def test_the_page_has_all_pictures(config, report):
+    folder = config.local_folder("evaluations") / report.protocol_id / "step_0000004"
+    assert set(report.artifacts) == {"samples", "classes", "neighbours", "page"}
+    assert all((folder / file).is_file() for file in report.artifacts.values())
+    html = (folder / "report.html").read_text()
+    assert html.count("data:image/png") == 3 and "mean of 2 seeds" in html
+    assert set(report.timings) >= {"features_seconds", "scoring_seconds", "workers_sampling_seconds"}
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == []  # no shards are left
+
+
+def test_a_finished_evaluation_answers_without_ray(config, checkpoint, report, raydit, monkeypatch):
+    monkeypatch.setattr(StageContext, "start_ray", lambda *_: pytest.fail("Ray was started"))
+    code, out, _ = raydit("evaluate", str(checkpoint), "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["metrics"] == report.metrics
+    code, out, _ = raydit("evaluate", str(checkpoint), "--dry-run", "--json")
+    (plan,) = json.loads(out.splitlines()[-1])["plans"]
+    assert code == 0 and plan == {
+        "checkpoint": str(checkpoint),
+        "protocol_id": report.protocol_id,
+        "shards": 3,
+        "samples": 10,
+        "finished": True,
+    }
+
+
+def test_weights_that_the_checkpoint_lacks_are_refused_before_any_work(config, checkpoint, raydit, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "checkpoints" / "step_0000004")
+    shutil.copytree(config.local_folder("autoencoder"), tmp_path / "autoencoder")
+    averages = ("--set", "train.ema_sigma_rels=[0.1]", "--set", "evaluate.weights=ema_0.1")
+    code, _, err = raydit("evaluate", str(tmp_path / "checkpoints" / "step_0000004"), *averages)
+    assert code == 2 and "has no weights 'ema_0.1': found ema, model" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["autoencoder", "checkpoints"]
+
+
+def test_reports_are_compared_by_checkpoint_or_file(config, checkpoint, report, raydit, tmp_path):
+    report.save(tmp_path)
+    other = str(checkpoint.with_name("step_0000002"))
+    code, out, _ = raydit("compare", other, str(checkpoint))
+    assert code == 0 and out.startswith("metric") and "step_0000002" in out
+    replace(report, protocol=replace(report.protocol, cfg_scale=1.5)).save(tmp_path / "guided")
+    code, out, err = raydit("compare", str(tmp_path / "report.json"), str(tmp_path / "guided"))
+    assert code == 2 and "cfg_scale: 1.0 against 1.5" in err
+    code, out, _ = raydit("compare", str(tmp_path), str(tmp_path / "guided"), "--allow-unequal")
+    assert code == 0 and "Not comparable: the protocols differ in cfg_scale" in out
+
+
+@pytest.mark.slow
+def test_images_from_elsewhere_get_the_numbers_of_the_samples_they_are(
+    config, report, kept, plain, raydit, local_ray, tmp_path, monkeypatch
+):
+    """The samples as ADM's npz and as Parquet, against the very reference."""
+    monkeypatch.chdir(tmp_path)
+    images, labels, _, _ = plain
+    np.savez(tmp_path / "samples.npz", arr_0=images, arr_1=labels)
+    (reference,) = (path for path in config.local_folder("references").glob("*.npz") if "mu" in np.load(path).files)
+    flags = ["--set", f"tracking.uri={config.tracking.uri}", "--set", "evaluate.shard_rows=4", "--json"]
+    for source in ("samples.npz", str(kept / "step_0000004")):
+        code, out, err = raydit("evaluate", "--images", source, "--reference", str(reference), *flags)
+        assert code == 0, err
+        metrics = json.loads(out.splitlines()[-1])["metrics"]
+        assert metrics == {name: pytest.approx(report.metrics[name], rel=1e-9) for name in metrics}
+        assert "fd_efficientnet_lite0_10" in metrics
+
+
+@pytest.mark.slow
+def test_a_reference_holds_the_statistics_of_every_image_that_can_be_read(config, local_ray, raydit, tmp_path):
+    """Against features of one process."""
+    out = tmp_path / "reference.npz"
+    flags = ["--size", "16", "--extractor", "efficientnet-lite0", "--set", "evaluate.shard_rows=30"]
+    code, said, err = raydit("reference", "build", config.images.path, "--out", str(out), *flags, "--json")
+    assert code == 0, err
+    assert json.loads(said.splitlines()[-1])["n"] == 36
+    listing = open_source(config.images).listing()
+    pixels, good, _ = read_cropped(config.images, listing.keys)
+    features = create_extractor("efficientnet-lite0")(torch.from_numpy(pixels).permute(0, 3, 1, 2)).features
+    with np.load(out) as file:
+        assert file["keys"].tolist() == [listing.keys[position] for position in good]
+        np.testing.assert_allclose(file["features"], features, atol=1e-5)
+        np.testing.assert_allclose(file["mu"], features.astype(np.float64).mean(axis=0), atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["reference.npz"]
+    code, _, err = raydit("reference", "build", config.images.path, "--out", str(out), *flags)
+    assert code == 2 and "reference.npz exists already" in err
+
+
+@pytest.mark.slow
+def test_the_images_of_an_adm_reference_serve_precision_and_recall(config, plain, local_ray, tmp_path):
+    """Its mean and covariance come without features, its images beside them."""
+    images, _, features, _ = plain
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(1280), sigma=np.eye(1280), arr_0=images)
+    recipe = replace(config, output=str(tmp_path), evaluate=replace(config.evaluate, reference=f"{tmp_path}/adm.npz"))
+    real = RealImages(recipe, *(listing.take([]) for listing in open_source(config.images).listing().split(0.5)))
+    assert load_real(real)[0].features is None
+    with StageContext(recipe) as context:
+        extract_adm_images(real, context)
+    np.testing.assert_allclose(load_real(real)[0].features, features, atol=1e-5)

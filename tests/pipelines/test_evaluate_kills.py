@@ -1,0 +1,100 @@
+"""Kill -9 of the command or of a worker in the midst of an evaluation: the same numbers, of the same images."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import processes_below
+from tiny_checkpoint import tiny_output, write_checkpoint
+
+from evaluation.report import EvaluationReport
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = ("evaluate.num_samples=60", "evaluate.shard_rows=4", "evaluate.batch_size=4", "evaluate.sampling_steps=20")
+
+
+def start(folder, *command):
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *command],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for(folder, pattern, process):
+    while not any(folder.glob(pattern)):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+
+
+def metrics(folder):
+    (report,) = (folder / "output" / "evaluations").glob("*/*/report.json")
+    return EvaluationReport.load(report).metrics
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A folder in which one worker evaluated without interruption."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    checkpoint = write_checkpoint(tiny_output(folder, *SETTINGS), 2)
+    finish(start(folder, "evaluate", str(checkpoint.path)))
+    return folder
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_command_killed_again_and_again_goes_on_with_the_missing_shards(unbroken, tmp_path, workers):
+    config = tiny_output(tmp_path, *SETTINGS, f"evaluate.num_workers={workers}")
+    command = ("evaluate", str(write_checkpoint(config, 2).path))
+    for pattern in ("references/*.shards-4/shard-00001.npz", "evaluations/*/*/shards-*/shard-00003.npz"):
+        process = start(tmp_path, *command)
+        wait_for(tmp_path / "output", pattern, process)
+        process.kill()
+        process.communicate()
+    finished = len(list((tmp_path / "output").glob("evaluations/*/*/shards-*/*.npz")))
+    output = finish(start(tmp_path, *command))
+    counts = [int(count) for count in re.findall(r"(\d+)/\d+ images", output)]
+    assert finished >= 4 and min(counts) >= 4 * finished  # it counts from what was there
+    assert metrics(tmp_path) == metrics(unbroken)
+
+
+def test_a_worker_that_dies_is_replaced_and_nothing_is_counted_twice(unbroken, tmp_path):
+    config = tiny_output(tmp_path, *SETTINGS, "evaluate.num_workers=2")
+    process = start(tmp_path, "evaluate", str(write_checkpoint(config, 2).path))
+    wait_for(tmp_path / "output", "evaluations/*/*/shards-*/shard-00001.npz", process)
+    os.kill(processes_below(process.pid, "MapWorker")[0], signal.SIGKILL)
+    finish(process)
+    assert metrics(tmp_path) == metrics(unbroken)
+
+
+def test_a_reference_that_was_cut_off_is_the_same(tmp_path):
+    config = tiny_output(tmp_path)
+    flags = ("--size", "16", "--extractor", "efficientnet-lite0", "--set", "evaluate.shard_rows=2")
+    command = ("reference", "build", config.images.path, *flags)
+    finish(start(tmp_path, *command, "--out", "whole.npz"))
+    process = start(tmp_path, *command, "--out", "cut.npz")
+    wait_for(tmp_path, "cut.npz.*.shards/shard-00003.npz", process)
+    process.kill()
+    process.communicate()
+    finish(start(tmp_path, *command, "--out", "cut.npz"))
+    with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "cut.npz") as cut:
+        assert whole.files == cut.files and all(np.array_equal(whole[name], cut[name]) for name in whole.files)
+    assert not list(tmp_path.glob("*.shards"))

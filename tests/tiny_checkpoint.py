@@ -1,0 +1,56 @@
+"""Checkpoints of the tiny recipe with random weights, beside images and an autoencoder: all that evaluation needs."""
+
+from pathlib import Path
+
+import torch
+from tiny import tiny_recipe
+
+from dit.autoencoder import LatentScale, create_autoencoder, describe_autoencoder, save_autoencoder
+from dit.checkpoint import Checkpoint, describe_checkpoint, save_checkpoint, step_name
+from dit.config import DiTConfig
+from dit.files import write_json
+from dit.model import DiT
+from dit.train import create_state
+from pipelines.autoencoder import OURS, RECORD
+from pipelines.config import Recipe
+from pipelines.recipe_file import resolved
+
+MODEL = DiTConfig(
+    input_size=8, patch_size=2, hidden_size=32, depth=1, num_heads=2, in_channels=4, num_classes=3, learn_sigma=False
+)
+
+
+def tiny_output(folder: Path, *overrides: str, size: int = 16) -> Recipe:
+    """The recipe of a folder that holds images and output/autoencoder, which halves images of `size` pixels."""
+    config = tiny_recipe(folder, *overrides)
+    torch.manual_seed(0)
+    autoencoder = create_autoencoder(image_size=size, latent_channels=4, downsample=2, width=8)
+    save_autoencoder(autoencoder, config.local_folder(OURS), LatentScale((0.0,) * 4, (1.0,) * 4))
+    write_json(config.local_folder(OURS) / RECORD, {"psnr": 0.0, "psnr_images": "none"})
+    return config
+
+
+def random_network(seed: int, model: DiTConfig = MODEL) -> DiT:
+    """Not as initialised, which would sample nothing but noise; positions stay what they are."""
+    torch.manual_seed(seed)
+    network = DiT(model)
+    for name, weight in network.named_parameters():
+        if name != "pos_embed":
+            torch.nn.init.normal_(weight, std=0.2)
+    return network
+
+
+def write_checkpoint(config: Recipe, step: int, model: DiTConfig = MODEL) -> Checkpoint:
+    """A finished checkpoint at a step of the recipe's training; another step, other weights."""
+    state = create_state(random_network(step, model), config.train)
+    state.step = step
+    described = describe_checkpoint(
+        model=model,
+        objective={"kind": "flow"},
+        autoencoder={"id": OURS, **describe_autoencoder(config.local_folder(OURS))},
+        class_names=("blob", "ring", "stripe"),
+        seed=config.seed,
+        recipe=resolved(config),
+    )
+    folder = config.local_folder("checkpoints") / step_name(step)
+    return save_checkpoint(state, folder, described, {"seed": config.seed})
