@@ -18,15 +18,16 @@ def outdated_steps(steps: list[int], config: TrainConfig, best: int | None) -> l
 
 
 def best_step(evaluations: str, metric: str) -> int | None:
-    """Step of the checkpoint that is best by a metric, over all reports in output/evaluations; None without any.
+    """Step of the checkpoint that is best by a metric, over the reports in output/evaluations; None without any.
 
+    Compared are those of one protocol, the one by which most checkpoints were scored: others are other numbers.
     Raises ValueError for a name that is no metric's.
     """
     sign = -1 if parse_metric_name(metric).kind in HIGHER_IS_BETTER else 1
-    scores = []
+    scores: dict[str, list[tuple[float, int]]] = {}
     for name in storage.list_files(evaluations, recursive=True):
-        if match := re.fullmatch(rf"[^/]+/step_(\d+)/{REPORT_FILE}", name):
+        if match := re.fullmatch(rf"([^/]+)/step_(\d+)/{REPORT_FILE}", name):
             value = storage.read_json(storage.join(evaluations, name))["metrics"].get(metric)
             if value is not None:
-                scores.append((sign * value, int(match[1])))
-    return min(scores)[1] if scores else None
+                scores.setdefault(match[1], []).append((sign * value, int(match[2])))
+    return min(max(scores.values(), key=len))[1] if scores else None
