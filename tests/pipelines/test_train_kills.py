@@ -160,7 +160,7 @@ def test_training_goes_on_with_the_workers_that_are_left_and_grows_again(tmp_pat
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("pipelines.workers.RESIZE_SECONDS", 2.0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    place = Place(tmp_path, num_workers=[1, 2], steps=3 * STEPS, checkpoint_every=100, keep_last=2)
+    place = Place(tmp_path, num_workers=[1, 2], steps=6 * STEPS, checkpoint_every=100, keep_last=2)
 
     def lose_a_node_and_bring_another():
         node = cluster.add_node(num_cpus=1)
@@ -181,7 +181,7 @@ def test_training_goes_on_with_the_workers_that_are_left_and_grows_again(tmp_pat
         cluster.shutdown()
     said = [line for line in capsys.readouterr().out.splitlines() if "of at most 2 workers" in line]
     numbers = [line.split()[1] for line in said]
-    assert checkpoint.step == 3 * STEPS and not thread.is_alive()
+    assert checkpoint.step == 6 * STEPS and not thread.is_alive()
     assert numbers[-1] == "2" and "1" in numbers[:-1], said
     losses = {step: loss for step, loss in place.losses().items() if step <= STEPS}
     assert losses == pytest.approx(unbroken[1], rel=1e-3)
