@@ -22,6 +22,11 @@ class Previews:
         self._folder = Path(storage.on_this_machine(config.folder("samples")))
         self._pending: dict = {}
 
+    @property
+    def pending_steps(self) -> set[int]:
+        """Steps whose checkpoints are still read."""
+        return set(self._pending.values())
+
     def start(self, checkpoint: str, step: int) -> None:
         """Begin the grid of a checkpoint, if the recipe asks for one at its step."""
         every = self._config.train.sample_every

@@ -30,4 +30,4 @@ def best_step(evaluations: str, metric: str) -> int | None:
             value = storage.read_json(storage.join(evaluations, name))["metrics"].get(metric)
             if value is not None:
                 scores.setdefault(match[1], []).append((sign * value, int(match[2])))
-    return min(max(scores.values(), key=len))[1] if scores else None
+    return min(max(scores.values(), key=lambda scored: len(scored)))[1] if scores else None

@@ -76,7 +76,9 @@ class Watch:
         self._last: dict[str, float] = {}
         # What a killed driver did not hear any more.
         told = told_step(self._folder)
+        self._told = first
         for step in checkpoints.finished_steps(self._folder):
+            self._told = step
             if step > told:
                 for report in checkpoints.described(self._folder, step).trainer_state.get("reports", []):
                     self._tell(Report(**report))
@@ -89,6 +91,7 @@ class Watch:
         if isinstance(message, Saved):
             self._log(message.step)
             self._previews.start(checkpoints.checkpoint_location(self._folder, message.step), message.step)
+            self._told = message.step
             self._retain()
         else:
             self._tell(message)
@@ -98,6 +101,7 @@ class Watch:
     def end(self, newest: str) -> None:
         """Finish what was begun, and say how it went and where the last checkpoint is."""
         self._previews.collect(wait=True)
+        self._retain()
         said = [f"{self._config.train.steps:,} steps"]
         if last := self._last:
             said += [f"{last['images_per_second']:.0f} images/s", f"MFU {last['mfu']:.0%}"]
@@ -123,7 +127,11 @@ class Watch:
 
         train = self._config.train
         best = best_step(self._config.folder("evaluations"), train.keep_best) if train.keep_best else None
-        for step in outdated_steps(checkpoints.finished_steps(self._folder), train, best):
+        # The workers are ahead of what was told; and what a picture is drawn of must stay until it is there.
+        steps = [step for step in checkpoints.finished_steps(self._folder) if step <= self._told]
+        for step in outdated_steps(steps, train, best):
+            if step in self._previews.pending_steps:
+                continue
             digest = checkpoints.described(self._folder, step).digest
             checkpoints.remove(self._folder, step)
             self._run.model_removed(digest)

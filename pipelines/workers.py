@@ -129,17 +129,25 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _mailbox(receive: Callable[[Message], None]):
-    """An actor that workers tell, emptied into `receive` by a thread of this process."""
+    """An actor that workers tell, emptied into `receive` by a thread of this process.
+
+    What `receive` raises is logged, and raised when the workers have ended.
+    """
     import ray
 
     mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
     ended = threading.Event()
+    errors: list[Exception] = []
 
     def empty() -> None:
         while True:
             last = ended.wait(0.5)
             for message in ray.get(mailbox.take.remote()):
-                receive(message)
+                try:
+                    receive(message)
+                except Exception as error:  # the workers go on, and so must the messages after this one
+                    logging.getLogger(__name__).exception("a message of the workers could not be dealt with")
+                    errors.append(error)
             if last:
                 return
 
@@ -151,3 +159,5 @@ def _mailbox(receive: Callable[[Message], None]):
         ended.set()
         thread.join(timeout=10)
         ray.kill(mailbox)
+    if errors:
+        raise errors[0]

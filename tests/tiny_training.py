@@ -56,7 +56,7 @@ def training_recipe(folder, output=None, model=None, encode=None, latent_side=4,
 def write_latents(recipe, poisoned=(), latent_side=4):
     """Random latents of three classes; poisoned rows are not finite."""
     shape = (8, latent_side, latent_side)
-    autoencoder = describe_autoencoder(Path(recipe.autoencoder.id))
+    autoencoder = {"id": recipe.autoencoder.id, **describe_autoencoder(Path(recipe.autoencoder.id))}
     description = schema.describe(
         moments_shape=shape,
         flip=True,

@@ -160,28 +160,33 @@ def test_training_goes_on_with_the_workers_that_are_left_and_grows_again(tmp_pat
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("pipelines.workers.RESIZE_SECONDS", 2.0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    node = cluster.add_node(num_cpus=1)
     place = Place(tmp_path, num_workers=[1, 2], steps=6 * STEPS, checkpoint_every=100, keep_last=2)
 
-    def lose_a_node_and_bring_another():
-        node = cluster.add_node(num_cpus=1)
-        while place.newest() < 100:
-            time.sleep(0.1)
-        cluster.remove_node(node, allow_graceful=False)
-        reached = place.newest()
-        while place.newest() < reached + 300:
-            time.sleep(0.1)
-        cluster.add_node(num_cpus=1)
+    def command():
+        with StageContext(place.recipe, address=cluster.address) as context:
+            train(place.recipe, context=context)
 
-    thread = threading.Thread(target=lose_a_node_and_bring_another, daemon=True)
+    thread = threading.Thread(target=command, daemon=True)
     try:
         thread.start()
-        with StageContext(place.recipe, address=cluster.address) as context:
-            checkpoint = train(place.recipe, context=context)
+        wait_until(lambda: place.newest() >= 100, thread)
+        cluster.remove_node(node, allow_graceful=False)
+        reached = place.newest()
+        wait_until(lambda: place.newest() >= reached + 300, thread)
+        cluster.add_node(num_cpus=1)
+        thread.join()
     finally:
         cluster.shutdown()
     said = [line for line in capsys.readouterr().out.splitlines() if "of at most 2 workers" in line]
     numbers = [line.split()[1] for line in said]
-    assert checkpoint.step == 6 * STEPS and not thread.is_alive()
-    assert numbers[-1] == "2" and "1" in numbers[:-1], said
+    assert place.newest() == 6 * STEPS
+    assert numbers[0] == numbers[-1] == "2" and "1" in numbers, said
     losses = {step: loss for step, loss in place.losses().items() if step <= STEPS}
     assert losses == pytest.approx(unbroken[1], rel=1e-3)
+
+
+def wait_until(condition, thread):
+    while not condition():
+        assert thread.is_alive()
+        time.sleep(0.1)
