@@ -58,7 +58,7 @@ def own_config(*, latent_channels: int, downsample: int, width: int) -> dict[str
     """That of dit.autoencoder.create_autoencoder."""
     return {
         "_class_name": "AutoencoderKL",
-        "block_out_channels": [width] + [2 * width] * (downsample.bit_length() - 1),
+        "block_out_channels": (width,) + (2 * width,) * (downsample.bit_length() - 1),
         "layers_per_block": 1,
         "latent_channels": latent_channels,
         "mid_block_add_attention": False,

@@ -66,7 +66,7 @@ def test_passes_are_as_torch_counts_them(create):
 def test_the_recipes_own_autoencoder_has_this_config():
     module = create_autoencoder(image_size=SIDE, **OWN)
     expected = own_config(**OWN)
-    assert {name: module.config[name] for name in expected if name != "_class_name"} == expected
+    assert {"_class_name": type(module).__name__, **module.config} == dict(module.config) | expected
 
 
 def test_stable_diffusions_autoencoder_has_its_published_parameters():

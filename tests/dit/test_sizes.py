@@ -204,7 +204,9 @@ def test_recomputing_costs_a_third_more():
             config_from_dict(vars(config) | {"gradient_checkpointing": on}),
             settings,
             h100,
-            flops_per_second=3e14, workers=1, workers_per_node=1,
+            flops_per_second=3e14,
+            workers=1,
+            workers_per_node=1,
         )
         for on in (False, True)
     )
