@@ -13,9 +13,9 @@ from evaluation.extractors import EFFICIENTNET_LITE0, extractor_macs
 from pipelines.plan_cluster import CPU_UTILISATION, Cluster, Kind
 from pipelines.plan_memory import Subject
 
-MEASURED_SECONDS = 1.0
+MEASURED_SECONDS = 0.5
 """Of each kind of work."""
-PASS_SECONDS = 4.0
+PASS_SECONDS = 2.0
 """A pass has as many images as should take no longer; what takes longer for one image is not measured."""
 READ_IMAGES = 64
 
