@@ -13,7 +13,7 @@ from dit.config import MODEL_NAMES, UVIT_NAMES, config_from_dict, named_config
 from dit.model import build_model
 from dit.schedule import TrainingConfig
 from dit.sizes import FLOAT32, activation_bytes, checkpoint_bytes, count_parameters, training_memory
-from dit.step_time import exchange_seconds, step_seconds, training_flops, update_bytes
+from dit.step_time import LEAST_BLOCK_SECONDS, exchange_seconds, step_seconds, training_flops, update_bytes
 from dit.train import create_state, train_step
 
 shapes = {
@@ -189,6 +189,15 @@ def test_more_workers_take_less_arithmetic_and_as_much_exchange():
     assert step(64).total > step(8).total / 8
     assert step(8, "fsdp").exchange == pytest.approx(1.5 * step(8).exchange)
     assert step(8, "fsdp").update == step(8).update / 8
+
+
+def test_a_step_of_few_images_takes_as_long_as_its_launches():
+    config, settings, h100 = named_config("DiT-S/2"), TrainingConfig(), ACCELERATORS["H100"]
+    few, fewer = (
+        step_seconds(config, settings, h100, flops_per_second=3e14, workers=workers, workers_per_node=8)
+        for workers in (128, 256)
+    )
+    assert few.forward == fewer.forward == config.depth * LEAST_BLOCK_SECONDS
 
 
 def test_nodes_exchange_over_their_network_where_that_is_slower():
