@@ -2,11 +2,11 @@
 
 import contextlib
 import logging
-import math
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
+
+from cluster.placement import WorkerNeeds, can_grow_to, what_is_missing
 
 LOCAL_ENVIRONMENT = {
     # Keep freed memory: convolutions free and take tens of megabytes per layer, and with glibc's defaults every
@@ -103,41 +103,29 @@ def _check_address(address: str) -> None:
         ) from error
 
 
-def require_resources(num_workers: int, cpus_per_worker: float, gpus_per_worker: float, stage: str) -> None:
+def require_resources(
+    num_workers: int,
+    cpus_per_worker: float,
+    gpus_per_worker: float,
+    stage: str,
+    *,
+    accelerator_type: str | None = None,
+    label_selector: dict[str, str] | None = None,
+) -> None:
     """Raise ValueError if the cluster can never hold a stage's workers, for which Ray would wait for ever.
 
     What counts is what the nodes have, not what is free: a busy cluster makes us wait, which is right. On a
     cluster that grows by itself the largest size it may reach counts.
     """
     import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(_workers_on(node, cpus_per_worker, gpus_per_worker) for node in nodes)
-    if room >= num_workers or _can_grow_to(num_workers, cpus_per_worker, gpus_per_worker):
-        return
-    cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-    if gpus_per_worker and not gpus:
-        advice = f"set {stage}.gpus_per_worker to 0"
-    elif room:
-        advice = f"set {stage}.num_workers to {room:g} or less"
-    else:
-        advice = f"lower what {stage} asks for per worker"
-    raise ValueError(
-        f"{stage} asks for {num_workers} workers of {cpus_per_worker:g} CPU, {gpus_per_worker:g} GPU each, "
-        f"the Ray cluster has room for {room:g} ({cpus:g} CPU and {gpus:g} GPU on {len(nodes)} node(s)); "
-        f"{advice}, or join a larger cluster with --address"
-    )
-
-
-def _workers_on(node: dict[str, Any], cpus: float, gpus: float) -> float:
-    """How many workers one node holds; a worker cannot be split over two."""
-    asked = [(node.get("CPU", 0), cpus), (node.get("GPU", 0), gpus)]
-    return min((have // need for have, need in asked if need), default=math.inf)
-
-
-def _can_grow_to(num_workers: int, cpus: float, gpus: float) -> bool:
-    """Whether an autoscaler may still add enough nodes; False on a cluster of fixed size."""
     from ray._private.state import state
 
-    largest = state.get_max_resources_from_cluster_config() or {}
-    return bool(largest) and _workers_on(largest, cpus, gpus) >= num_workers
+    needs = WorkerNeeds(
+        cpus=cpus_per_worker,
+        gpus=gpus_per_worker,
+        accelerator_type=accelerator_type,
+        label_selector=label_selector or {},
+    )
+    missing = what_is_missing([node for node in ray.nodes() if node["Alive"]], num_workers, needs, stage)
+    if missing and not can_grow_to(state.get_max_resources_from_cluster_config() or {}, num_workers, needs):
+        raise ValueError(missing)

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit.autoencoder_size import STABLE_DIFFUSION
 from dit.files import full_disk_as_oserror
 
 WEIGHTS = "diffusion_pytorch_model"
 """Name of the weights in a diffusers folder, without its ending."""
-STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
-"""The autoencoders of most published weights; they share scale and encoder."""
 SCALING_FACTORS = {"AutoencoderKL": 0.18215, "AutoencoderTiny": 1.0}
 """The classes of diffusers that are understood, and the scaling factor of each whose config names none."""
 CERTAIN = -30.0

@@ -29,24 +29,29 @@ class Published(NamedTuple):
     sha256: str
     url: str | None
     """Where they lie; None: inside a package."""
+    macs: int
+    """Multiply-accumulates of convolutions and matrix products for one image, whatever its size."""
 
 
 _DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_{0}/dinov2_{0}_pretrain.pth"
 
 _PUBLISHED = {
-    EFFICIENTNET_LITE0: Published("579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", None),
+    EFFICIENTNET_LITE0: Published(
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", None, 385_187_552
+    ),
     INCEPTION: Published(
         "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        5_713_232_480,
     ),
     "dinov2-vit-s-14": Published(
-        "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9", _DINOV2_URL.format("vits14")
+        "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9", _DINOV2_URL.format("vits14"), 6_123_561_984
     ),
     "dinov2-vit-b-14": Published(
-        "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73", _DINOV2_URL.format("vitb14")
+        "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73", _DINOV2_URL.format("vitb14"), 23_161_227_264
     ),
     "dinov2-vit-l-14": Published(
-        "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428", _DINOV2_URL.format("vitl14")
+        "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428", _DINOV2_URL.format("vitl14"), 81_011_982_336
     ),
 }
 
@@ -139,6 +144,12 @@ def _build(name: str, state_dict: dict[str, torch.Tensor], device: torch.device)
     return networks.build_dinov2(name, state_dict, device)
 
 
+def extractor_macs(name: str) -> int:
+    """Multiply-accumulates for one image: half the FLOPs."""
+    _check_name(name)
+    return _PUBLISHED[name].macs
+
+
 def extractor_sha256(name: str, weights: str | Path | None = None) -> str:
     """Digest of the weights that create_extractor(name, weights) would use, without building it."""
     _check_name(name)
@@ -189,7 +200,7 @@ def _published_path(name: str) -> Path:
 def _download(name: str, path: Path) -> None:
     import torch
 
-    sha256, url = _PUBLISHED[name]
+    sha256, url, _ = _PUBLISHED[name]
     assert url is not None, f"{name} lies inside its package"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""Commands of `raydit` beside the stages: foreign weights, latents, jobs, the UI and the doctor."""
+"""Commands of `raydit` beside the stages: plans, foreign weights, latents, jobs, the UI and the doctor."""
 
 import sys
 from dataclasses import asdict
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipelines.cli_options import FAILED, OK, json_option, print_result, server_option, set_option
+from pipelines.cli_options import FAILED, OK, json_option, print_result, recipe_argument, server_option, set_option
 
 
 @click.command(name="import")
@@ -63,6 +63,34 @@ def export(checkpoint, out, format, weights, as_json) -> None:
     path = export_checkpoint(checkpoint, out, format=format, weights=weights)
     click.echo(f"export       {path}\n             {how_to_load(path)}")
     print_result(as_json, {"path": str(path)})
+
+
+@click.command()
+@recipe_argument
+@set_option
+@click.option("--cluster", metavar="NxDEVICE", help="Accelerators to plan for, such as 8xH100; default: this machine.")
+@click.option("--images", type=click.IntRange(min=1), help="How many there are, where they are not at hand.")
+@click.option("--classes", type=click.IntRange(min=0), default=1000, show_default=True, help="With --images.")
+@click.option("--measured", multiple=True, metavar="STAGE=IMAGES/S", help="Speed of a stage that you have seen.")
+@click.option("--price", type=click.FloatRange(min=0), help="Dollars an hour for each device; default: a list price.")
+@json_option
+def plan(recipe, overrides, cluster, images, classes, measured, price, as_json) -> None:
+    """Say what the stages of RECIPE would need and take: memory, bytes, FLOPs, hours and cost. Runs nothing."""
+    from pipelines.plan_text import plan_json, plan_lines, plan_recipe
+    from pipelines.recipe_file import load_recipe
+
+    made = plan_recipe(
+        load_recipe(recipe, overrides),
+        overrides,
+        cluster=cluster,
+        images=images,
+        classes=classes,
+        measured=measured,
+        price=price,
+    )
+    for line in plan_lines(made):
+        click.echo(line)
+    print_result(as_json, plan_json(made))
 
 
 @click.group()
@@ -188,4 +216,4 @@ def doctor(address, output, as_json) -> None:
     sys.exit(OK if examine(address, output, as_json) else FAILED)
 
 
-TOOLS: tuple[click.Command, ...] = (import_, export, latents, submit, jobs, ui, doctor)
+TOOLS: tuple[click.Command, ...] = (plan, import_, export, latents, submit, jobs, ui, doctor)

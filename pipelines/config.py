@@ -113,6 +113,7 @@ class EvaluateConfig(WorkersConfig):
     """Images per pass through the sampler."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sampler not in SAMPLER_PROCESSES:
             raise ValueError(f"sampler: found {self.sampler!r}, expected one of {', '.join(SAMPLER_PROCESSES)}")
 

@@ -1,10 +1,11 @@
 """The recipe's sections on training, and what every stage says of its workers."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
+from cluster.placement import label_condition
 from dit.schedule import TrainingConfig
 from pipelines.config_model import PositiveInt
 
@@ -15,6 +16,8 @@ BESIDE_THE_WEIGHTS = (
     "num_workers",
     "cpus_per_worker",
     "gpus_per_worker",
+    "accelerator_type",
+    "label_selector",
     "strategy",
     "compile",
     "gradient_checkpointing",
@@ -40,6 +43,20 @@ class ElasticWorkersConfig:
     """CPU threads of each; part of nothing's identity, but results are bit-equal only for equal values."""
     gpus_per_worker: Annotated[float, Ge(0)] = 0
     """GPUs of each; 0 computes on the CPU."""
+    accelerator_type: str | None = None
+    """Kind of GPU that their nodes must have, by Ray's name, such as "H100" or "L4"; any when left out."""
+    label_selector: dict[str, str] | None = None
+    """Labels that their nodes must have, such as {"ray.io/market-type" = "spot"}; "!value", "in(a, b)" and "!in(a, b)"
+    are conditions too. Any node when left out."""
+
+    def __post_init__(self) -> None:
+        if self.accelerator_type is not None and not self.gpus_per_worker:
+            raise ValueError(
+                f"accelerator_type: found {self.accelerator_type!r} with gpus_per_worker = 0, which computes on the "
+                "CPU; set gpus_per_worker = 1, or remove accelerator_type"
+            )
+        for key, condition in (self.label_selector or {}).items():
+            label_condition(key, condition)
 
     @property
     def fewest_workers(self) -> int:
@@ -48,6 +65,12 @@ class ElasticWorkersConfig:
     @property
     def most_workers(self) -> int:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """Where its workers may be, as Ray's calls take it; what is left out is in none of them."""
+        given = {"accelerator_type": self.accelerator_type, "label_selector": self.label_selector}
+        return {name: value for name, value in given.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +113,7 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        ElasticWorkersConfig.__post_init__(self)
         if isinstance(self.num_workers, int):
             check_divides(self, self.num_workers)
         elif not self.fewest_workers <= self.most_workers <= self.global_batch_size:
@@ -135,6 +159,7 @@ class AutoencoderTrainConfig(TrainingConfig, WorkersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        ElasticWorkersConfig.__post_init__(self)
         check_divides(self, self.num_workers)
         if self.width % 8:
             raise ValueError(f"width = {self.width}: expected a multiple of 8 (group normalisation has 8 groups)")

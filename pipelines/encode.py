@@ -114,6 +114,7 @@ def encode_shards(
             # Half a CPU: actors that hold every CPU leave none to read and write with, and the job hangs.
             num_cpus=0.5,
             num_gpus=workers.gpus_per_worker,
+            **workers.placement,
         )
         .map(WriteShard(config.latents, description), num_cpus=0.5)
     )

@@ -106,6 +106,7 @@ def compute_features(
         # Half a CPU: actors that hold every CPU leave none for Ray Data's own tasks, and the job hangs.
         num_cpus=0.5,
         num_gpus=workers.gpus_per_worker,
+        **workers.placement,
     )
     for row in finished.iter_rows():
         progress.advance(len(pending[row["index"]].images))

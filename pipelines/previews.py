@@ -35,7 +35,8 @@ class Previews:
         import ray
 
         evaluate = self._config.evaluate
-        draw = ray.remote(num_cpus=evaluate.cpus_per_worker, num_gpus=evaluate.gpus_per_worker, max_retries=1)(_draw)
+        resources = {"num_cpus": evaluate.cpus_per_worker, "num_gpus": evaluate.gpus_per_worker, **evaluate.placement}
+        draw = ray.remote(**resources, max_retries=1)(_draw)
         self._pending[draw.remote(checkpoint, self._config)] = step
 
     def collect(self, *, wait: bool = False) -> None:

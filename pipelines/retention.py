@@ -30,4 +30,5 @@ def best_step(evaluations: str, metric: str) -> int | None:
             value = storage.read_json(storage.join(evaluations, name))["metrics"].get(metric)
             if value is not None:
                 scores.setdefault(match[1], []).append((sign * value, int(match[2])))
-    return min(max(scores.values(), key=lambda scored: len(scored)))[1] if scores else None
+    most = max(scores, key=lambda protocol: len(scores[protocol]), default=None)
+    return min(scores[most])[1] if most else None

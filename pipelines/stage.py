@@ -73,7 +73,8 @@ class StageContext:
             # Two more than the workers: reading and writing must never wait for a worker to end.
             self._cleanup.enter_context(ray_session(self.address, num_cpus=most + 2))
             self._ray_started = True
-        require_resources(workers.fewest_workers, workers.cpus_per_worker, workers.gpus_per_worker, stage)
+        per_worker = (workers.cpus_per_worker, workers.gpus_per_worker)
+        require_resources(workers.fewest_workers, *per_worker, stage, **workers.placement)
 
     def ray_data(self, workers: WorkersConfig, stage: str):
         """Ray Data, on a started Ray. Progress is ours: of its own words only warnings are let through."""

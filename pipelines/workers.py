@@ -78,6 +78,7 @@ def _scaling(workers: ElasticWorkersConfig):
         "use_gpu": bool(workers.gpus_per_worker),
         "resources_per_worker": resources,
         "elastic_resize_monitor_interval_s": RESIZE_SECONDS,
+        **workers.placement,
     }
     return ScalingConfig(**settings)  # unpacked: mypy sees the class of Ray Train's first version
 

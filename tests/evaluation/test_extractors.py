@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from torch_fidelity import FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
 from evaluation.dinov2 import CONFIGS, DinoV2, DinoV2Config
-from evaluation.extractors import create_extractor, extractor_name, extractor_sha256
+from evaluation.extractors import create_extractor, extractor_macs, extractor_name, extractor_sha256
 
 
 @pytest.fixture(scope="module")
@@ -264,3 +266,20 @@ def test_unknown_names_and_missing_files_are_refused(tmp_path):
 def test_anything_but_uint8_images_is_refused(request, extractor, wrong, found):
     with pytest.raises(ValueError, match=found + ", expected torch.uint8.*Convert"):
         request.getfixturevalue(extractor)(wrong)
+
+
+# Arithmetic
+
+
+def macs_of(extractor):
+    """Half of what torch counts for one image; its fused attention is not among what it can count."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        extractor(images(1))
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize(
+    ("fixture", "name"), [("lite0", "efficientnet-lite0"), ("inception", "inception"), ("dinov2", "dinov2-vit-s-14")]
+)
+def test_extractors_do_the_arithmetic_that_is_said(fixture, name, request):
+    assert macs_of(request.getfixturevalue(fixture)) == extractor_macs(name)

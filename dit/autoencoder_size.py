@@ -1,0 +1,158 @@
+"""How much arithmetic, and how many parameters, diffusers' autoencoders have; from their config, without torch.
+
+A config is what a diffusers folder's config.json holds. Counted are convolutions and attention, not norms' work.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
+"""The autoencoders of most published weights; they share scale and encoder."""
+STABLE_DIFFUSION_CONFIG: dict[str, Any] = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+"""Their config, for when they are not on this machine."""
+
+
+class Layer(NamedTuple):
+    """One convolution or attention on one image."""
+
+    macs: int
+    parameters: int
+    """With those of the norm before it."""
+    elements: int
+    """Of its output."""
+
+
+class AutoencoderSize(NamedTuple):
+    """Of one image's pass through half an autoencoder."""
+
+    macs: int
+    parameters: int
+    largest: int
+    """Elements of the largest feature map."""
+    elements: int
+    """Of all feature maps, one for each layer."""
+
+
+def encoder_size(config: Mapping[str, Any], side: int) -> AutoencoderSize:
+    """Of an image with `side` pixels, to moments."""
+    return _sum(_tiny_encoder(config, side) if _is_tiny(config) else _kl_encoder(config, side))
+
+
+def decoder_size(config: Mapping[str, Any], side: int) -> AutoencoderSize:
+    """Of latents, to an image with `side` pixels."""
+    return _sum(_tiny_decoder(config, side) if _is_tiny(config) else _kl_decoder(config, side))
+
+
+def downsample(config: Mapping[str, Any]) -> int:
+    """Image pixels per latent pixel, along each side."""
+    return 2 ** (len(config["encoder_block_out_channels" if _is_tiny(config) else "block_out_channels"]) - 1)
+
+
+def own_config(*, latent_channels: int, downsample: int, width: int) -> dict[str, Any]:
+    """That of dit.autoencoder.create_autoencoder."""
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": (width,) + (2 * width,) * (downsample.bit_length() - 1),
+        "layers_per_block": 1,
+        "latent_channels": latent_channels,
+        "mid_block_add_attention": False,
+    }
+
+
+def _is_tiny(config: Mapping[str, Any]) -> bool:
+    return config.get("_class_name") == "AutoencoderTiny"
+
+
+def _sum(layers: Iterator[Layer]) -> AutoencoderSize:
+    every = list(layers)
+    macs, parameters, elements = (sum(values) for values in zip(*every, strict=True))
+    return AutoencoderSize(macs, parameters, max(layer.elements for layer in every), elements)
+
+
+def _conv(inputs: int, outputs: int, side: int, kernel: int = 3, *, norm: bool = False, bias: bool = True) -> Layer:
+    """side: of the output. norm: whether a group norm of the input comes before."""
+    weights = inputs * outputs * kernel**2
+    parameters = weights + (outputs if bias else 0) + (2 * inputs if norm else 0)
+    return Layer(weights * side**2, parameters, outputs * side**2)
+
+
+def _resnet(inputs: int, outputs: int, side: int) -> Iterator[Layer]:
+    yield _conv(inputs, outputs, side, norm=True)
+    yield _conv(outputs, outputs, side, norm=True)
+    if inputs != outputs:
+        yield _conv(inputs, outputs, side, kernel=1)
+
+
+def _middle(config: Mapping[str, Any], channels: int, side: int) -> Iterator[Layer]:
+    yield from _resnet(channels, channels, side)
+    if config.get("mid_block_add_attention", True):
+        tokens = side**2
+        macs = 4 * tokens * channels**2 + 2 * tokens**2 * channels
+        yield Layer(macs, 4 * (channels**2 + channels) + 2 * channels, 4 * tokens * channels)
+    yield from _resnet(channels, channels, side)
+
+
+def _kl_encoder(config: Mapping[str, Any], side: int) -> Iterator[Layer]:
+    channels, latents = list(config["block_out_channels"]), config["latent_channels"]
+    yield _conv(3, channels[0], side)
+    for level, (inputs, outputs) in enumerate(pairwise([channels[0], *channels])):
+        for number in range(config["layers_per_block"]):
+            yield from _resnet(inputs if number == 0 else outputs, outputs, side)
+        if level < len(channels) - 1:
+            side //= 2
+            yield _conv(outputs, outputs, side)
+    yield from _middle(config, channels[-1], side)
+    yield _conv(channels[-1], 2 * latents, side, norm=True)
+    if config.get("use_quant_conv", True):
+        yield _conv(2 * latents, 2 * latents, side, kernel=1)
+
+
+def _kl_decoder(config: Mapping[str, Any], side: int) -> Iterator[Layer]:
+    channels, latents = list(reversed(config["block_out_channels"])), config["latent_channels"]
+    side //= downsample(config)
+    if config.get("use_post_quant_conv", True):
+        yield _conv(latents, latents, side, kernel=1)
+    yield _conv(latents, channels[0], side)
+    yield from _middle(config, channels[0], side)
+    for level, (inputs, outputs) in enumerate(pairwise([channels[0], *channels])):
+        for number in range(config["layers_per_block"] + 1):
+            yield from _resnet(inputs if number == 0 else outputs, outputs, side)
+        if level < len(channels) - 1:
+            side *= 2
+            yield _conv(outputs, outputs, side)
+    yield _conv(channels[-1], 3, side, norm=True)
+
+
+def _tiny_block(channels: int, side: int) -> Iterator[Layer]:
+    yield from (_conv(channels, channels, side) for _ in range(3))
+
+
+def _tiny_encoder(config: Mapping[str, Any], side: int) -> Iterator[Layer]:
+    channels = config["encoder_block_out_channels"]
+    for level, (width, blocks) in enumerate(zip(channels, config["num_encoder_blocks"], strict=True)):
+        if level == 0:
+            yield _conv(3, width, side)
+        else:
+            side //= 2
+            yield _conv(width, width, side, bias=False)
+        for _ in range(blocks):
+            yield from _tiny_block(width, side)
+    yield _conv(channels[-1], config["latent_channels"], side)
+
+
+def _tiny_decoder(config: Mapping[str, Any], side: int) -> Iterator[Layer]:
+    channels, blocks = config["decoder_block_out_channels"], config["num_decoder_blocks"]
+    side //= downsample(config)
+    yield _conv(config["latent_channels"], channels[0], side)
+    for level, (width, number) in enumerate(zip(channels, blocks, strict=True)):
+        for _ in range(number):
+            yield from _tiny_block(width, side)
+        last = level == len(channels) - 1
+        side *= 1 if last else 2
+        yield _conv(width, 3 if last else width, side, bias=last)

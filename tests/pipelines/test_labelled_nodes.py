@@ -1,0 +1,52 @@
+"""Workers on a real cluster whose nodes carry labels."""
+
+import pytest
+import ray
+from tiny import tiny_recipe
+
+from cluster.session import require_resources
+from pipelines.stage import StageContext
+from pipelines.workers import run_workers
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """The address of a cluster, and the ids of its labelled nodes."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        added = {pool: cluster.add_node(num_cpus=3, labels={"pool": pool}) for pool in ("cheap", "big")}
+        yield cluster.address, {pool: node.node_id for pool, node in added.items()}
+    finally:
+        cluster.shutdown()
+
+
+def test_workers_run_on_the_nodes_that_are_asked_for(tmp_path, nodes):
+    address, ids = nodes
+    config = tiny_recipe(
+        tmp_path, "train.label_selector.pool=big", "encode.label_selector.pool=!in(big, none)", "train.num_workers=2"
+    )
+
+    def tell_node(settings):
+        import ray.train
+
+        rank = ray.train.get_context().get_world_rank()
+        (settings["folder"] / f"{rank}").write_text(ray.get_runtime_context().get_node_id())
+
+    def node_of(row):
+        return {"node": ray.get_runtime_context().get_node_id()}
+
+    folder = tmp_path / "nodes"
+    folder.mkdir()
+    with StageContext(config, address=address) as context:
+        run_workers(context, "train", config.train, tell_node, {"folder": folder}, lambda message: None)
+        assert {file.read_text() for file in folder.iterdir()} == {ids["big"]}
+        ray_data = context.ray_data(config.encode, "encode")
+        rows = ray_data.from_items([1, 2], override_num_blocks=2).map(node_of, **config.encode.placement).take_all()
+        assert ids["big"] not in {row["node"] for row in rows}
+        with pytest.raises(ValueError, match=r"no node has pool = fast \(there: big, cheap\): change train.label_sel"):
+            require_resources(1, 1, 0, "train", label_selector={"pool": "fast"})

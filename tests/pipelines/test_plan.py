@@ -1,0 +1,233 @@
+"""`raydit plan`: what stages need and take, by figures that can be checked, and without starting anything."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import RECIPE, place_flags, tiny_recipe
+
+from dit.accelerators import ACCELERATORS
+from dit.macs import forward_macs
+from evaluation.extractors import extractor_macs
+from pipelines import schema
+from pipelines.plan import Images, image_bytes, make_plan
+from pipelines.plan_cluster import Cluster, parse_cluster
+from pipelines.plan_text import duration, plan_recipe, size_of
+from pipelines.recipe_file import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "pipelines" / "recipes"
+IMAGENET = Images(training=1_281_167, held_out=0, classes=1000, source="as told")
+OF_THE_PAPER = sorted(RECIPES.glob("imagenet256*.toml"))
+
+
+def planned(recipe, cluster, *overrides, **further):
+    kept = frozenset(override.partition("=")[0] for override in overrides)
+    return make_plan(load_recipe(recipe, overrides), parse_cluster(cluster), IMAGENET, kept=kept, **further)
+
+
+def stages(plan):
+    return {stage.stage: stage for stage in plan.stages}
+
+
+@pytest.mark.parametrize("count", [8, 64])
+@pytest.mark.parametrize("recipe", OF_THE_PAPER, ids=lambda path: path.stem)
+def test_imagenet_is_planned_by_its_closed_forms(recipe, count):
+    plan = planned(recipe, f"{count}xH100")
+    encode, train, evaluate = stages(plan).values()
+    macs = forward_macs(plan.model)
+    assert encode.flops == 1_281_167 * 2 * 2 * 136_361_082_880
+    assert train.flops == 400_000 * 256 * 6 * macs
+    decoding, features = 2 * 311_093_641_216, 2 * extractor_macs("inception")
+    assert evaluate.flops == 50_000 * (250 * 2 * macs + decoding) + (50_000 + 1_281_167) * features
+    assert plan.latent_bytes == 1_281_167 * 2 * 8 * 32 * 32 * 2
+    assert all(stage.fits and stage.workers == count for stage in plan.stages)
+    assert plan.seconds == sum(stage.seconds for stage in plan.stages)
+    assert plan.dollars == pytest.approx(plan.seconds / 3600 * count * ACCELERATORS["H100"].dollars_per_hour)
+    several = [f"{stage}.num_workers=64" for stage in ("encode", "train", "evaluate")]
+    assert plan.overrides == (several if count == 64 else [])
+
+
+def test_more_devices_take_less_time_but_not_in_proportion():
+    eight, many = (planned(RECIPES / "imagenet256-dit-xl2.toml", f"{count}xH100") for count in (8, 64))
+    assert eight.seconds / 8 < many.seconds < eight.seconds
+    assert many.dollars > eight.dollars
+    assert stages(many)["train"].limit == "exchange of gradients"
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_shard_takes_the_bytes_that_are_planned_for_its_images(tmp_path, flip):
+    config = tiny_recipe(tmp_path, f"encode.flip={str(flip).lower()}")
+    shape, rows = (8, 8, 8), 400
+    description = schema.describe(
+        moments_shape=shape, flip=flip, autoencoder={}, preprocessing={}, class_names=["a", "b"]
+    )
+    keys, moments = [f"{row:08d}" for row in range(rows)], np.zeros((rows, *shape), np.float16)
+    table = schema.shard_table(
+        schema.latent_schema(description), keys, np.zeros(rows, np.int32), moments, moments if flip else None
+    )
+    beside = sum(len(key) + 4 for key in keys) + 4 * rows  # keys with their lengths, labels
+    assert 0 < len(schema.shard_bytes(table)) - rows * image_bytes(config) - beside < 4096
+
+
+def test_checkpoints_are_counted_with_those_that_go_again():
+    plan = planned(RECIPES / "imagenet256-dit-xl2.toml", "8xH100")
+    assert (plan.checkpoints_written, plan.checkpoints_kept) == (40, 9)  # 8 of every 50,000 steps, and one before
+    every = planned(RECIPES / "imagenet256.toml", "8xH100", "train.steps=25_000")
+    assert (every.checkpoints_written, every.checkpoints_kept) == (3, 3)
+
+
+@pytest.mark.parametrize("cluster", ["4xT4", "8xA10G", "2xV100", "1xL4", "1xH100"])
+@pytest.mark.parametrize("recipe", OF_THE_PAPER, ids=lambda path: path.stem)
+def test_what_does_not_fit_fits_with_the_change_that_is_advised(recipe, cluster):
+    plan = planned(recipe, cluster)
+    for stage in plan.stages:
+        assert stage.fits == (not stage.advice)
+        if not stage.fits:
+            changes = re.findall(r"--set (\S+)", stage.advice)
+            assert changes and stages(planned(recipe, cluster, *changes))[stage.stage].fits
+
+
+def test_what_no_setting_fits_is_said():
+    huge = planned(RECIPES / "imagenet256.toml", "1xT4", "images.size=4096", "encode.batch_size=4")
+    assert "take devices with more memory" in stages(huge)["encode"].advice
+
+
+def test_workers_share_batches_evenly_and_have_work():
+    plan = planned(RECIPES / "imagenet256.toml", "24xA100", "images.size=256")
+    assert [stage.workers for stage in plan.stages] == [24, 16, 24]
+    few = make_plan(load_recipe(RECIPE), parse_cluster("64xL4"), Images(training=20, held_out=4, classes=3, source=""))
+    assert [stage.workers for stage in few.stages] == [8, 3, 8, 5]  # 3 shards of 8 images; (16 + 24) / 8
+    assert "autoencoder.train.gpus_per_worker=1" in few.overrides and "train.num_workers=8" in few.overrides
+
+
+def test_what_the_user_sets_stays():
+    plan = planned(RECIPES / "imagenet256.toml", "64xH100", "train.num_workers=16")
+    assert [stage.workers for stage in plan.stages] == [64, 16, 64]
+    with pytest.raises(ValueError, match="train.gpus_per_worker: found 0 for 8 x H100; expected 1"):
+        planned(RECIPES / "imagenet256.toml", "8xH100", "train.gpus_per_worker=0")
+
+
+def test_speeds_that_were_seen_replace_computed_ones():
+    plan = planned(RECIPES / "imagenet256.toml", "8xH100", given={"train": 2000.0})
+    assert stages(plan)["train"].seconds == 400_000 * 256 / 2000
+    assert stages(plan)["encode"] == stages(planned(RECIPES / "imagenet256.toml", "8xH100"))["encode"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "calls"),
+    [(["evaluate.cfg_scale=1.5"], 500), ([], 250), (["evaluate.cfg_scale=4.0", "evaluate.sampling_steps=50"], 100)],
+)
+def test_guidance_doubles_the_arithmetic_of_sampling(overrides, calls):
+    plan, none = (
+        planned(RECIPES / "imagenet256.toml", "8xH100", *overrides, f"evaluate.num_samples={count}")
+        for count in (1000, 2000)
+    )
+    decoding, features = 2 * 311_093_641_216, 2 * extractor_macs("inception")
+    each = (stages(none)["evaluate"].flops - stages(plan)["evaluate"].flops) / 1000
+    assert each == calls * 2 * forward_macs(plan.model) + decoding + features
+
+
+def cores(**further) -> Cluster:
+    return Cluster(name="CPU core", count=2, memory_bytes=16 * 2**30, cores=2, core_flops=1e11, **further)
+
+
+def test_cores_that_are_shared_do_not_add_up(tmp_path):
+    config = tiny_recipe(tmp_path)
+    speeds = {"train": 1e9}
+    plan = make_plan(config, cores(speeds=speeds), Images(training=20, held_out=0, classes=3, source=""))
+    train = stages(plan)["train"]
+    assert train.seconds == pytest.approx(25 + train.flops / (2 * 0.8 * 1e9))
+    assert (plan.dollars, plan.overrides) == (None, [])
+
+
+def test_a_recipe_for_gpus_is_planned_for_cores_where_there_are_none():
+    plan = make_plan(load_recipe(RECIPES / "imagenet256-dit-s2.toml"), cores(), IMAGENET)
+    assert plan.overrides == [f"{stage}.gpus_per_worker=0" for stage in ("encode", "train", "evaluate")]
+    assert not stages(plan)["evaluate"].fits  # eight workers in 16 GiB
+
+
+def test_this_machine_is_measured_by_the_recipes_own_networks(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.warmup.MEASURED_SECONDS", 0.0)
+    words = {"cluster": None, "images": None, "classes": 1000, "measured": (), "price": None}
+    plan = plan_recipe(tiny_recipe(tmp_path), (), **words)
+    assert plan.images.training + plan.images.held_out == 37
+    if plan.cluster.accelerator is None:
+        assert plan.cluster.speeds.keys() == {"train", "sample", "reconstruct", "convolve", "features"}
+        assert all(speed > 0 for speed in plan.cluster.speeds.values()) and plan.cluster.read_seconds > 0
+        assert all(stage.basis.startswith("measured") for stage in plan.stages)
+
+
+def test_the_command_says_all_of_it_and_ends_with_json(raydit):
+    recipe = str(RECIPES / "imagenet256-dit-xl2.toml")
+    code, out, err = raydit("plan", recipe, "--cluster", "64xh100", "--images", "1281167", "--json")
+    assert (code, err) == (0, "")
+    *lines, last = out.splitlines()
+    content, said = json.loads(last), "\n".join(lines)
+    assert content["stages"][1]["flops"] == stages(planned(recipe, "64xH100"))["train"].flops
+    assert content["cluster"]["accelerator"]["memory_gib"] == 80
+    for part in (
+        "DiT-XL/2, 675.1M parameters",
+        "64 x H100 in nodes of 8",
+        "39.1 GiB of latents",
+        "assumed: 30% of 989",
+    ):
+        assert part in said
+    assert "--set train.num_workers=64" in said and "the price, about an on-demand list price" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cluster", "H100"], "--cluster: found 'H100', expected a number and a device, such as 8xH100"),
+        (["--cluster", "8xH10"], "did you mean H100?"),
+        (["--cluster", "8xH100", "--measured", "train"], "--measured: found 'train', expected STAGE=IMAGES_PER_SECOND"),
+        (["--cluster", "8xH100", "--measured", "tarin=3"], "stages are autoencoder, encode, train, evaluate"),
+        (["--cluster", "8xH100", "--set", "images.path=nowhere"], "say how many: --images"),
+        (
+            ["--cluster", "8xH100", "--set", 'autoencoder={id="x/y"}'],
+            "autoencoder.id: found 'x/y', which is not on this",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(raydit, tmp_path, arguments, message):
+    code, out, err = raydit("plan", str(RECIPE), *place_flags(tmp_path), *arguments)
+    assert (code, out) == (2, "")
+    (line,) = err.strip().splitlines()
+    assert message in line
+
+
+def test_a_plan_for_a_cluster_imports_nothing_heavy():
+    script = (
+        "import sys; from pipelines.cli import cli;"
+        f"cli(['plan', {str(RECIPES / 'imagenet256.toml')!r}, '--cluster', '8xH100', '--images', '1000'],"
+        " standalone_mode=False);"
+        "print([m for m in ('torch', 'ray', 'mlflow', 'diffusers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.4, "0 s"),
+        (59.6, "1 min 00 s"),
+        (273, "4 min 33 s"),
+        (7 * 3600 + 720, "7 h 12 min"),
+        (3.1 * 86400, "3.1 days"),
+    ],
+)
+def test_durations_are_said_as_people_do(seconds, said):
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "0 B"), (1536, "1.5 KiB"), (39.1 * 2**30, "39.1 GiB"), (2**41, "2.0 TiB")]
+)
+def test_bytes_are_said_in_their_unit(number, said):
+    assert size_of(number) == said
