@@ -57,7 +57,7 @@ def test_grids_of_samples_are_drawn_on_the_way(watched):
     assert Image.open(files[0]).size == Image.open(files[1]).size
     assert files[0].read_bytes() != files[1].read_bytes()
     images = [file.path for file in client.list_artifacts(training.info.run_id, "images")]
-    assert {int(path.split("step%")[1].split("%")[0]) for path in images if path.endswith(".png")} == {4, 8}
+    assert {int(path.split("step+")[1].split("+")[0]) for path in images if path.endswith(".png")} == {4, 8}
 
 
 def test_the_run_shows_how_training_went(watched):
