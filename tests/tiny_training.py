@@ -87,9 +87,13 @@ class Training:
         self.error = None
 
     def run(self):
-        torch.set_num_threads(1)
         settings = worker_settings(self.recipe, LatentDataset.open(self.recipe.latents))
-        train_as(Worker(0, 1, torch.device("cpu"), self.messages.append), settings)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            train_as(Worker(0, 1, torch.device("cpu"), self.messages.append), settings)
+        finally:
+            torch.set_num_threads(threads)
         return self
 
     @property

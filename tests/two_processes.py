@@ -9,6 +9,7 @@ def is_on_ray(item: pytest.Item) -> bool:
     return not RAY.isdisjoint(getattr(item, "fixturenames", ()))
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """One group on Ray, the first, so that the first process takes it; of the others a group for each file."""
     if not config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):

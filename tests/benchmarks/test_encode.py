@@ -85,7 +85,7 @@ class Run:
         return self._written(first["file"]) - self.started - first["rows"] * self.seconds_per_image
 
     def _written(self, file: str) -> float:
-        return (self.dataset.path / file).stat().st_mtime
+        return (Path(self.dataset.path) / file).stat().st_mtime
 
 
 def run_job(folder: Path, images: Path, autoencoder: Path, **settings) -> Run:

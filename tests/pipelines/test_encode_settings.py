@@ -99,7 +99,7 @@ def test_moments_that_do_not_fit_float16_go_to_the_quarantine(tmp_path, flip):
         "moments": moments,
         "moments_flip": flipped if flip else moments[:0],
     }
-    record = json.loads(WriteShard(tmp_path, description(flip))(row)["record"])
+    record = json.loads(WriteShard(str(tmp_path), description(flip))(row)["record"])
     bad = ["k1", "k3", "k4"] if flip else ["k1", "k3"]
     assert record["quarantined"] == [
         {"key": "k9", "error": "broken"},

@@ -38,7 +38,7 @@ def encode(tmp_path, monkeypatch):
         dataset = encode_here(recipe(tmp_path, *overrides(path, settings or {})), monkeypatch)
         assert dataset.class_names == CLASSES
         assert (len(dataset), dataset.manifest["quarantined"]) == (COUNT - BROKEN, BROKEN)
-        reasons = sorted(row["error"] for row in pq.read_table(dataset.path / "quarantine.parquet").to_pylist())
+        reasons = sorted(row["error"] for row in pq.read_table(f"{dataset.path}/quarantine.parquet").to_pylist())
         assert all(found.startswith(reason) for found, reason in zip(reasons, REASONS, strict=True))
         checks = list(verify(dataset, sample=8))
         assert all(check.ok for check in checks) and "8 rows decode to" in checks[-1].found

@@ -2,7 +2,7 @@
 
 And 50,000 images planned, merged and scored.
 
-    pytest -m benchmark tests/benchmarks/test_evaluate.py -s
+    pytest -m benchmark tests/benchmarks/test_evaluate_speed.py -s
 
 One thread for each process everywhere. Prints ratios of images per second; asserts that both sides compute the same.
 """

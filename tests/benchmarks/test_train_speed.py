@@ -1,6 +1,6 @@
 """What the train job costs beside its arithmetic: against a bare torch loop, with the tensors in memory.
 
-    pytest -m benchmark tests/benchmarks/test_train.py -s
+    pytest -m benchmark tests/benchmarks/test_train_speed.py -s
 
 The job and the loop run in turn, some steps each, and the job goes on from its own checkpoint every time; its start
 is counted apart. Asserts only that both do the steps.
