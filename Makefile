@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/raydit run pipelines/recipes/digits.toml
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -2,4 +2,3 @@ from buckets import gs_bucket, s3_app, s3_bucket, s3_server, throttled  # noqa: 
 from ray_head import ray_head  # noqa: F401
 from tiny_disk import tiny_disk  # noqa: F401
 from tiny_run import finished, start_early, started_run, submit, whole_run  # noqa: F401
-from two_processes import pytest_collection_modifyitems  # noqa: F401

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from ray_head import RayHead
 from tiny import RECIPE, place_flags, tiny_recipe
-from two_processes import has_ray
 
 from pipelines.config import Recipe
 
@@ -59,9 +58,7 @@ def started_run(submit) -> Iterator[subprocess.Popen]:
 @pytest.fixture(scope="session", autouse=True)
 def start_early(request) -> None:
     """Start the run before the first test, if any test asks for what it leaves."""
-    if has_ray(request.config) and any(
-        "whole_run" in getattr(item, "fixturenames", ()) for item in request.session.items
-    ):
+    if any("whole_run" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("started_run")
 
 

@@ -88,6 +88,9 @@ def run_worker(rank, num_workers, folder):
     distributed.destroy_process_group()
 
 
+pytestmark = pytest.mark.slow  # starts two processes
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")

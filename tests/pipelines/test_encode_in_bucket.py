@@ -106,6 +106,7 @@ def test_the_commands_take_a_uri(places, monkeypatch, raydit, tmp_path):
     assert code == 1 and "part-00002.parquet is not there" in out
 
 
+@pytest.mark.slow
 def test_the_job_itself_encodes_into_a_bucket(places, local_ray, capsys):
     _, there = places
     with StageContext(there) as context:
