@@ -1,6 +1,5 @@
 """Evaluations of several checkpoints: in turn, or as a training makes them; with a curve over steps and a champion."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -196,15 +195,11 @@ def record_series(run: RunLog, folder: Path, report: EvaluationReport) -> None:
 
 
 def promote(report: EvaluationReport, config: Recipe, name: str, context: StageContext) -> tuple[str, bool]:
-    """Make a report's checkpoint the champion of a registered model, if it is better; see registry.promote."""
-    from pipelines.registry import Standing
-    from pipelines.registry import promote as promote_model
+    """Make a report's checkpoint the champion of a registered model, if it is better; see pipelines.promotion."""
+    from pipelines.promotion import promote_report
 
-    value, error = report.estimate(report.headline)
-    margin = math.inf if error is None else error
-    candidate = Standing(report.checkpoint_digest, report.protocol_id, report.headline, value, margin)
     context.tracker.flush()
-    return promote_model(context.tracker.uri, config.name, name, candidate)
+    return promote_report(context.tracker.uri, config.name, name, report)
 
 
 def watch(
