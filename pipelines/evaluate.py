@@ -228,6 +228,8 @@ def track(run: RunLog, report: EvaluationReport, folder: Path, step: int = 0, mo
     run.input(name="reference", digest=dataset[1], source="reference", context="evaluation")
     named = {f"eval/{name}": value for name, value in report.metrics.items()}
     run.metrics(named, step, model=model, dataset=dataset)
+    errors = {f"eval_error/{name}": value for name, value in report.errors.items()}
+    run.metrics(errors, step, model=model, dataset=dataset)
     run.metrics({f"floor/{name}": value for name, value in report.floor.items()}, step)
     run.artifact(folder / REPORT_FILE)
     for name, file in report.artifacts.items():
