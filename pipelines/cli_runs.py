@@ -1,11 +1,12 @@
-"""Commands of `raydit` that ask MLflow: runs, promote."""
+"""Commands of `raydit` that ask MLflow: runs, lineage, promote."""
 
+import sys
 import time
 from datetime import datetime
 
 import click
 
-from pipelines.cli_options import json_option, print_result, store_option
+from pipelines.cli_options import FAILED, OK, json_option, print_result, store_option
 
 
 @click.group()
@@ -109,6 +110,32 @@ def promote(checkpoint, name, alias, protocol, rollback, store, as_json) -> None
     print_result(as_json, {"name": rollback or name, "alias": alias, "given": given, "found": said})
 
 
+@click.command()
+@click.argument("target", metavar="MODEL|RUN|LATENTS|CHECKPOINT")
+@click.option("--quick", is_flag=True, help="Compare sizes and what is recorded; read neither shards nor weights.")
+@store_option
+@json_option
+def lineage(target, quick, store, as_json) -> None:
+    """Print what TARGET was made from and what was made of it; exit code 1 where a digest no longer matches.
+
+    A folder or URI of latents, any name of a checkpoint, models:/NAME@ALIAS, or an MLflow run by its id or name.
+    """
+    from pipelines.lineage import lineage as chain_of
+
+    chain = chain_of(target, store=store, quick=quick)
+    for link in chain:
+        digest = f" ({link.digest[:12]})" if link.digest else ""
+        _print(link.kind, ", ".join([f"{link.name}{digest}", *link.facts]))
+        for text in link.unknown:
+            _print("", f"not compared: {text}")
+        for text in link.broken:
+            _print("", f"BROKEN: {text}")
+    broken = sum(len(link.broken) for link in chain)
+    click.echo(f"\nBROKEN in {broken} places" if broken else "\nunbroken: every recorded digest matches")
+    print_result(as_json, {"ok": not broken, "chain": [link.to_dict() for link in chain]})
+    sys.exit(FAILED if broken else OK)
+
+
 def _experiment(name: str, store: str) -> tuple[str, str]:
     """Name of an experiment, given as it is or by its recipe, and the store to look it up in."""
     from pipelines.tracking import tracking_uri
@@ -136,4 +163,4 @@ def _print(title: str, text: str) -> None:
     click.echo(f"{title:<12} {text}")
 
 
-RECORDS: tuple[click.Command, ...] = (runs, promote)
+RECORDS: tuple[click.Command, ...] = (runs, lineage, promote)

@@ -76,7 +76,8 @@ def score_checkpoint(
     kept: KeptImages | None = None,
 ) -> EvaluationReport:
     """The graph: reference and floor from real images; samples from the checkpoint; scores of both; the report."""
-    tags = {"raydit.checkpoint": opened.origin, "raydit.protocol_id": protocol.protocol_id}
+    tags = {"raydit.checkpoint": opened.origin, "raydit.checkpoint_digest": opened.digest}
+    tags |= {"raydit.protocol_id": protocol.protocol_id}
     identity = {"checkpoint": opened.digest, "protocol": protocol.protocol_id}
     check_scoring(config, protocol)
     real, clock = RealImages.of(config), Clock()

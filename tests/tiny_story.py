@@ -48,6 +48,7 @@ def tell_story(folder: Path) -> Story:
         with context.run("encode", {}) as run:
             run.input(name="images", digest="images", source=config.images.path, context="encoding")
             run.tag("raydit.latents_fingerprint", latents.fingerprint)
+            run.tag("raydit.latents", latents.path)
         with context.run("train", {}, {"raydit.latents_fingerprint": latents.fingerprint}) as run:
             run.params(resolved(config))
             run.input(name="latents", digest=latents.fingerprint, source=latents.path, context="training")
@@ -102,7 +103,8 @@ def tell_evaluation(context: StageContext, config: Recipe, checkpoint: Checkpoin
     )
     folder = protocol_folder(config, protocol) / opened.name
     report.save(folder)
-    tags = {"raydit.checkpoint": opened.origin, "raydit.protocol_id": protocol.protocol_id}
+    tags = {"raydit.checkpoint": opened.origin, "raydit.checkpoint_digest": opened.digest}
+    tags |= {"raydit.protocol_id": protocol.protocol_id}
     identity = {"checkpoint": opened.digest, "protocol": protocol.protocol_id}
     with context.run("evaluate", identity, tags) as run:
         log_checkpoint(run, opened, opened.origin)
