@@ -27,6 +27,7 @@ from pipelines.logged_models import log_checkpoint
 from pipelines.pictures import Neighbours, report_pictures
 from pipelines.protocols import checkpoint_recipe, evaluation_protocol
 from pipelines.reference import Features, RealImages, extract_adm_images, load_real
+from pipelines.reports import save_figures
 from pipelines.stage import StageContext, located
 from pipelines.tracking import RunLog
 
@@ -100,6 +101,8 @@ def score_checkpoint(
         report = publish(report, folder, pictures, clock.laps | worker_seconds(shards))
         log_checkpoint(run, opened, opened.origin)
         track(run, report, folder, opened.step, opened.digest)
+        for figure in save_figures(folder.parent, config.train.global_batch_size):
+            run.artifact(figure)
         storage.remove_folder(str(shards[0].file.parent))
         context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({clock.total:.0f} s)")
     return report

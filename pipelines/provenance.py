@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def _again(stage: str, tags: dict[str, str]) -> str:
 def _command() -> str:
     """The raydit command of this process; empty in a notebook or a script."""
     name = Path(sys.argv[0]).name
-    return shlex.join(["raydit", *sys.argv[1:]]) if name in ("raydit", "cli.py") else ""
+    arguments = [re.sub(r"://[^/@\s]+@", "://...@", argument) for argument in sys.argv[1:]]  # no password in the UI
+    return shlex.join(["raydit", *arguments]) if name in ("raydit", "cli.py") else ""
 
 
 @functools.cache

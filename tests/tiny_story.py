@@ -98,7 +98,7 @@ def tell_evaluation(context: StageContext, config: Recipe, checkpoint: Checkpoin
         protocol=protocol,
         checkpoint=opened.origin,
         checkpoint_digest=opened.digest,
-        metrics={name: value, f"precision_efficientnet_lite0_{protocol.num_samples}": 1 / value},
+        metrics={name: value} | {name.replace("fd", kind): 1 / value for kind in ("precision", "recall")},
         errors={name: ERROR},
     )
     folder = protocol_folder(config, protocol) / opened.name

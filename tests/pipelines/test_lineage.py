@@ -31,7 +31,9 @@ def chain(raydit, story, monkeypatch, tmp_path):
 @pytest.fixture
 def registered(raydit, story):
     """Checkpoint 4 as champion of a model."""
-    code, _, err = raydit("promote", str(story.checkpoints[4].path), "--name", "lineage")
+    code, _, err = raydit(
+        "promote", str(story.checkpoints[4].path), "--name", "lineage", "--protocol", story.reports[4].protocol_id
+    )
     assert code == 0, err
 
 

@@ -41,7 +41,8 @@ def store(story, monkeypatch, tmp_path):
 @pytest.fixture
 def promote(raydit, story):
     def call(step, *flags, name=NAME):
-        code, out, err = raydit("promote", str(story.checkpoints[step].path), "--name", name, *flags, "--json")
+        flags = ("--name", name, "--protocol", story.reports[step].protocol_id, *flags, "--json")
+        code, out, err = raydit("promote", str(story.checkpoints[step].path), *flags)
         assert code == 0, err
         return json.loads(out.splitlines()[-1])
 

@@ -57,6 +57,9 @@ def test_a_description_tells_the_command_and_how_to_do_it_again(tmp_path, monkey
     assert "Called as `raydit evaluate 'a checkpoint' --num-samples 16`" in text
     assert "\n    raydit evaluate /c/step_2 --recipe recipe.toml\n" in text
     assert "`raydit lineage /c/step_2`" in text
+    monkeypatch.setattr(sys, "argv", ["/bin/raydit", "run", "a.toml", "--set", "tracking.uri=https://me:secret@host"])
+    text = description(config, "pipeline", {})
+    assert "secret" not in text and "tracking.uri=https://...@host" in text
     monkeypatch.setattr(sys, "argv", ["/bin/ipython"])
     text = description(config, "pipeline", {})
     assert "Called as" not in text and "\n    raydit run recipe.toml\n" in text
