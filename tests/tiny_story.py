@@ -1,6 +1,7 @@
 """The tiny recipe as MLflow and the storage know it after a pipeline; nothing of it was computed."""
 
 import hashlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,10 @@ def tell_story(folder: Path) -> Story:
                 log_checkpoint(run, checkpoint)
         for step, checkpoint in checkpoints.items():
             reports[step] = tell_evaluation(context, config, checkpoint, SCORES[step])
+        deadline = time.monotonic() + 180  # on a busy machine longer than a tracker waits when it is closed
+        while context.tracker._journal.undelivered:
+            assert time.monotonic() < deadline, "MLflow was not told everything"
+            time.sleep(0.1)
     return Story(config, latents, checkpoints, reports)
 
 
