@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
 _WIDTH, _HEIGHT = 900, 480
-_LEFT, _RIGHT, _TOP, _BOTTOM = 90, 30, 50, 60
+_LEFT, _RIGHT, _TOP, _BOTTOM = 90, 30, 50, 78
 _INK, _SOFT, _LINE, _ACCENT, _REAL = "#1d2330", "#5d6675", "#dfe3ea", "#2457c5", "#1c8a5b"
 _RADIUS = 5
 
@@ -24,8 +24,12 @@ class StepValue(NamedTuple):
     """Standard error; 0: not known."""
 
 
-def step_plot(title: str, points: Sequence[StepValue], floor: float | None = None) -> "Image.Image":
+def step_plot(
+    title: str, points: Sequence[StepValue], floor: float | None = None, images_per_step: int = 0
+) -> "Image.Image":
     """Points with error bars, joined in the order of their steps. floor: of real images, drawn as a line.
+
+    images_per_step: the batch size; with it, images seen stand below the steps.
 
     Raises ValueError without points.
     """
@@ -39,7 +43,7 @@ def step_plot(title: str, points: Sequence[StepValue], floor: float | None = Non
     draw = ImageDraw.Draw(picture)
     draw.font = ImageFont.load_default(size=15)
     draw.text((_LEFT, 14), title, fill=_INK)
-    _draw_axes(draw, axes)
+    _draw_axes(draw, axes, images_per_step)
     if floor is not None:
         draw.line([(_LEFT, axes.y(floor)), (_WIDTH - _RIGHT, axes.y(floor))], fill=_REAL, width=2)
         draw.text((_WIDTH - _RIGHT, axes.y(floor) - 4), f"real images: {floor:.4g}", fill=_REAL, anchor="rb")
@@ -69,11 +73,15 @@ class _Axes:
         return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (self.high - value) / (self.high - self.low)
 
 
-def _draw_axes(draw: "ImageDraw.ImageDraw", axes: _Axes) -> None:
+def _draw_axes(draw: "ImageDraw.ImageDraw", axes: _Axes, images_per_step: int) -> None:
     for value in axes.values:
         draw.line([(_LEFT, axes.y(value)), (_WIDTH - _RIGHT, axes.y(value))], fill=_LINE)
         draw.text((_LEFT - 10, axes.y(value)), f"{value:.6g}", fill=_SOFT, anchor="rm")
     for step in axes.steps:
         if step <= axes.last:
             draw.text((axes.x(step), _HEIGHT - _BOTTOM + 12), format_count(round(step)), fill=_SOFT, anchor="mt")
-    draw.text((_WIDTH - _RIGHT, _HEIGHT - 10), "training step", fill=_SOFT, anchor="rb")
+            if images_per_step:
+                seen = f"{step * images_per_step:.3g}".replace("e+0", "e")
+                draw.text((axes.x(step), _HEIGHT - _BOTTOM + 30), seen, fill=_SOFT, anchor="mt")
+    name = "training step, below: images seen" if images_per_step else "training step"
+    draw.text((_WIDTH - _RIGHT, _HEIGHT - 6), name, fill=_SOFT, anchor="rb")

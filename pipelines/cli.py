@@ -20,6 +20,7 @@ from pipelines.cli_options import (
     recipe_argument,
     set_option,
 )
+from pipelines.cli_runs import RECORDS
 from pipelines.cli_tools import TOOLS
 
 PACKAGES = ("pipelines", "dit", "evaluation", "cluster")
@@ -87,7 +88,7 @@ def train(recipe, overrides, address, dry_run, as_json) -> None:
     print_result(as_json, {"path": str(checkpoint.path), "step": checkpoint.step, "digest": checkpoint.digest})
 
 
-for tool in (*SCORING, *TOOLS):
+for tool in (*SCORING, *RECORDS, *TOOLS):
     cli.add_command(tool)
 
 

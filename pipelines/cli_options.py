@@ -13,6 +13,12 @@ server_option = click.option(
     "--address", help="http://HOST:8265 of the cluster's head; default: RAY_API_SERVER_ADDRESS, else this machine's."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
+store_option = click.option(
+    "--store",
+    metavar="URI",
+    default="",
+    help="MLflow's; default: a recipe's, MLFLOW_TRACKING_URI, else mlflow.db here.",
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the resolved recipe and touch nothing.")
 
 

@@ -66,6 +66,7 @@ def encode(config: Recipe, *, context: StageContext) -> LatentDataset:
         storage.remove_folder(storage.join(folder, RECORDS))
         context.say("encode", summary(dataset))
         run.tag("raydit.latents_fingerprint", dataset.fingerprint)
+        run.tag("raydit.latents", dataset.path)
     return dataset
 
 

@@ -27,6 +27,7 @@ from pipelines.logged_models import log_checkpoint
 from pipelines.pictures import Neighbours, report_pictures
 from pipelines.protocols import checkpoint_recipe, evaluation_protocol
 from pipelines.reference import Features, RealImages, extract_adm_images, load_real
+from pipelines.reports import save_figures
 from pipelines.stage import StageContext, located
 from pipelines.tracking import RunLog
 
@@ -76,7 +77,8 @@ def score_checkpoint(
     kept: KeptImages | None = None,
 ) -> EvaluationReport:
     """The graph: reference and floor from real images; samples from the checkpoint; scores of both; the report."""
-    tags = {"raydit.checkpoint": opened.origin, "raydit.protocol_id": protocol.protocol_id}
+    tags = {"raydit.checkpoint": opened.origin, "raydit.checkpoint_digest": opened.digest}
+    tags |= {"raydit.protocol_id": protocol.protocol_id}
     identity = {"checkpoint": opened.digest, "protocol": protocol.protocol_id}
     check_scoring(config, protocol)
     real, clock = RealImages.of(config), Clock()
@@ -99,6 +101,8 @@ def score_checkpoint(
         report = publish(report, folder, pictures, clock.laps | worker_seconds(shards))
         log_checkpoint(run, opened, opened.origin)
         track(run, report, folder, opened.step, opened.digest)
+        for figure in save_figures(folder.parent, config.train.global_batch_size):
+            run.artifact(figure)
         storage.remove_folder(str(shards[0].file.parent))
         context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({clock.total:.0f} s)")
     return report
@@ -228,6 +232,8 @@ def track(run: RunLog, report: EvaluationReport, folder: Path, step: int = 0, mo
     run.input(name="reference", digest=dataset[1], source="reference", context="evaluation")
     named = {f"eval/{name}": value for name, value in report.metrics.items()}
     run.metrics(named, step, model=model, dataset=dataset)
+    errors = {f"eval_error/{name}": value for name, value in report.errors.items()}
+    run.metrics(errors, step, model=model, dataset=dataset)
     run.metrics({f"floor/{name}": value for name, value in report.floor.items()}, step)
     run.artifact(folder / REPORT_FILE)
     for name, file in report.artifacts.items():

@@ -1,6 +1,5 @@
 """Evaluations of several checkpoints: in turn, or as a training makes them; with a curve over steps and a champion."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -30,7 +29,7 @@ from pipelines.locate import LocatedCheckpoint, open_checkpoint
 from pipelines.progress import say
 from pipelines.protocols import evaluation_protocol
 from pipelines.reference import RealImages
-from pipelines.reports import reports_in, save_curve, step_of
+from pipelines.reports import reports_in, save_figures, step_of
 from pipelines.stage import StageContext, located
 from pipelines.tracking import RunLog
 
@@ -105,7 +104,7 @@ def evaluate_each(
                     if folder.parent not in runs:
                         identity = {"protocol": report.protocol_id}
                         runs[folder.parent] = stack.enter_context(context.run("evaluations", identity))
-                    record_series(runs[folder.parent], folder.parent, report)
+                    record_series(runs[folder.parent], folder.parent, report, config.train.global_batch_size)
                 if plan.promote:
                     context.say("promote", promote(report, config, plan.promote, context)[0])
     return found
@@ -184,27 +183,25 @@ def rewrite(report: EvaluationReport, folder: Path) -> None:
     report.save(folder)
 
 
-def record_series(run: RunLog, folder: Path, report: EvaluationReport) -> None:
+def record_series(run: RunLog, folder: Path, report: EvaluationReport, images_per_step: int) -> None:
     """The report's numbers at its step in a run of all of them, and the curve drawn anew."""
     step = step_of(report)
     if step is None:
         return
     run.metrics({f"eval/{name}": report.estimate(name)[0] for name in report.metrics}, step)
-    if curve := save_curve(folder):
-        run.artifact(curve)
-        say("evaluate", f"curve over {len(reports_in(folder))} checkpoints: {curve}")
+    figures = save_figures(folder, images_per_step)
+    for figure in figures:
+        run.artifact(figure)
+    if figures:
+        say("evaluate", f"curve over {len(reports_in(folder))} checkpoints: {figures[0]}")
 
 
 def promote(report: EvaluationReport, config: Recipe, name: str, context: StageContext) -> tuple[str, bool]:
-    """Make a report's checkpoint the champion of a registered model, if it is better; see registry.promote."""
-    from pipelines.registry import Standing
-    from pipelines.registry import promote as promote_model
+    """Make a report's checkpoint the champion of a registered model, if it is better; see pipelines.promotion."""
+    from pipelines.promotion import promote_report
 
-    value, error = report.estimate(report.headline)
-    margin = math.inf if error is None else error
-    candidate = Standing(report.checkpoint_digest, report.protocol_id, report.headline, value, margin)
     context.tracker.flush()
-    return promote_model(context.tracker.uri, config.name, name, candidate)
+    return promote_report(context.tracker.uri, config.name, name, report)
 
 
 def watch(

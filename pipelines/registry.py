@@ -1,17 +1,18 @@
-"""What MLflow holds, asked for directly: runs of a job, checkpoints behind runs and models, the registry's aliases."""
+"""What MLflow holds, asked for directly: runs of a job, checkpoints behind runs and models, what aliases protect."""
 
-import math
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.tracking import is_away, mlflow_client, tracking_uri
 
-CHAMPION = "champion"
-"""Alias of a registered model's best version."""
 CHECKPOINT, DIGEST = "raydit.checkpoint", "raydit.checkpoint_digest"
+REMOVED = "raydit.removed"
+"""Tag of a model whose checkpoint is gone from where it lay."""
+BEFORE = "raydit.before"
+"""Tag of a registered version: the number of the one that had its alias before it."""
 
 
 class Found(NamedTuple):
@@ -31,13 +32,12 @@ def runs_of_job(uri: str, experiment: str, job_id: str) -> list[dict[str, str]]:
         runs = client.search_runs(ids, query, order_by=["attributes.start_time"]) if ids else []
     except Exception as error:
         raise ConnectionError(_line(error)) from error
-    base = uri.rstrip("/") if uri.startswith("http") else ""
     return [
         {
             "stage": run.data.tags.get("raydit.stage", ""),
             "status": run.info.status,
             "id": run.info.run_id,
-            "link": base and f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}",
+            "link": run_link(uri, run.info.experiment_id, run.info.run_id),
         }
         for run in runs
     ]
@@ -99,115 +99,79 @@ def _of_registry(client, rest: str):
                 f"models:/{rest}: expected models:/NAME@ALIAS, models:/NAME/VERSION with a number, or models:/m-..."
             )
         version = client.get_model_version(name, number)
+    model_id = model_of(version)
+    return client.get_logged_model(model_id) if model_id else None
+
+
+def model_of(version) -> str | None:
+    """Id of the model that a registered version is; None for one that somebody else registered otherwise."""
     source = re.fullmatch(r"models:/(m-[0-9a-f]+)", version.source or "")
-    return client.get_logged_model(source[1]) if source else None
+    return source[1] if source else None
 
 
-class Standing(NamedTuple):
-    """A checkpoint's value of the metric that decides, and what makes it comparable."""
+def protected_digests(uri: str) -> set[str]:
+    """Digests of the checkpoints that an alias of any registered model points to, or would after `--rollback`.
 
-    digest: str
-    protocol_id: str
-    metric: str
-    value: float
-    error: float
-    """Standard error of the value; infinite: not known."""
-
-
-def promote(uri: str, experiment: str, name: str, candidate: Standing) -> tuple[str, bool]:
-    """Give the candidate's model the registry's alias `champion` under `name`, if it is better than who has it.
-
-    Better is lower by more than sqrt(error^2 + error^2). Returns what was found, in words, and whether it was given.
-    Raises ValueError if the champion was chosen by another protocol or metric, and ConnectionError if MLflow does not
-    answer or has not been told of the checkpoint.
+    Whoever removes checkpoints leaves these. uri: of the store, as in a recipe. Raises ConnectionError if MLflow does
+    not answer: then nobody knows, and nothing should be removed.
     """
-    client = mlflow_client(uri)
-    try:
-        champion = _champion(client, name)
-        if champion is not None:
-            decided = _compare(name, champion, candidate)
-            if decided is not None:
-                return decided, False
-        version = _register(client, uri, experiment, name, candidate)
-    except Exception as error:
-        if isinstance(error, ValueError | ConnectionError) or not is_away(error):
-            raise
-        raise ConnectionError(f"{uri} does not answer: {name} was not promoted ({_line(error)})") from error
-    before = f", before {champion.value:.5g}" if champion else ""
-    return f"models:/{name}@{CHAMPION} is now version {version}: {candidate.value:.5g}{before}", True
+    uri = tracking_uri(uri)
+    if _is_absent(uri):
+        return set()
+    digests: set[str] = set()
+    with asked(uri) as client:
+        for model in _registered_models(client):
+            for number in client.get_registered_model(model.name).aliases.values():
+                digests |= _digests_before(client, model.name, number)
+    return digests
 
 
-def _compare(name: str, champion: Standing, candidate: Standing) -> str | None:
-    """Why the champion stays; None if it does not."""
-    if candidate.digest == champion.digest:
-        return f"models:/{name}@{CHAMPION} is this checkpoint already"
-    for field in ("protocol_id", "metric"):
-        found, expected = getattr(candidate, field), getattr(champion, field)
-        if found != expected:
-            raise ValueError(
-                f"--promote {name}: found a score of {field} {found}, but models:/{name}@{CHAMPION} was chosen by "
-                f"{expected}; expected equal ones, or the numbers say nothing. Score both by one protocol, or "
-                "promote under another name"
-            )
-    margin = math.hypot(champion.error, candidate.error)
-    if candidate.value < champion.value - margin:
-        return None
-    reason = f"not better by more than the error of {margin:.2g}"
-    if math.isinf(margin):
-        reason = "and how sure that is nobody knows: score both with --repeats 2 or more"
-    return f"models:/{name}@{CHAMPION} stays: {champion.value:.5g} against {candidate.value:.5g}, {reason}"
+def _digests_before(client, name: str, number: str) -> set[str]:
+    """Of a version, and of those that had its alias before it."""
+    digests, seen = set(), set()
+    while number and number not in seen:
+        seen.add(number)
+        tags = client.get_model_version(name, number).tags
+        digests.add(tags.get("raydit.digest", ""))
+        number = tags.get(BEFORE, "")
+    return digests - {""}
 
 
-def _champion(client, name: str) -> Standing | None:
-    """Who has the alias, by the tags of its version."""
-    if not client.search_registered_models(f"name = '{name}'"):
-        return None
-    aliases = client.get_registered_model(name).aliases
-    if CHAMPION not in aliases:
-        return None
-    tags = client.get_model_version(name, aliases[CHAMPION]).tags
-    absent = [field for field in Standing._fields if f"raydit.{field}" not in tags]
-    if absent:
-        raise ValueError(
-            f"models:/{name}@{CHAMPION} has no tag raydit.{absent[0]}: expected a version that raydit promoted. "
-            "Promote under another name, or remove the alias"
-        )
-    kept: dict[str, Any] = {field: tags[f"raydit.{field}"] for field in Standing._fields}
-    return Standing(**{**kept, "value": float(kept["value"]), "error": float(kept["error"])})
-
-
-def _register(client, uri: str, experiment: str, name: str, candidate: Standing) -> str:
-    """A new version with the alias."""
-    found = client.get_experiment_by_name(experiment)
-    query = f"tags.`{DIGEST}` = '{candidate.digest}'"
-    models = client.search_logged_models([found.experiment_id], filter_string=query) if found else []
-    if not models:
-        raise ConnectionError(
-            f"MLflow has not been told of the checkpoint {candidate.digest[:12]} yet: {name} was not promoted. Run the "
-            "same command again when the tracking server answers"
-        )
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
-    tags = {f"raydit.{field}": str(value) for field, value in candidate._asdict().items()}
-    model_id = models[0].model_id
-    with _default_store(uri):
-        version = client.create_model_version(name, f"models:/{model_id}", tags=tags, model_id=model_id).version
-    client.set_registered_model_alias(name, CHAMPION, version)
-    return version
+def _registered_models(client) -> Iterator:
+    token = None
+    while True:
+        page = client.search_registered_models(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 @contextmanager
-def _default_store(uri: str) -> Iterator[None]:
-    """A registry in a database looks for the model in the process's default store, whatever the client's is."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = uri
+def asked(uri: str) -> Iterator[Any]:
+    """A client of a store that is there. Raises FileNotFoundError if it is not, ConnectionError if it is away."""
+    if _is_absent(uri):
+        raise FileNotFoundError(
+            f"no MLflow store at {uri}: expected the database that a raydit command has written. Set tracking.uri or "
+            "MLFLOW_TRACKING_URI to the store in use, or work where it lies"
+        )
     try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        else:
-            os.environ["MLFLOW_TRACKING_URI"] = before
+        yield mlflow_client(uri)
+    except Exception as error:
+        if isinstance(error, ValueError | FileNotFoundError | ConnectionError) or not is_away(error):
+            raise
+        raise ConnectionError(f"{uri} does not answer: {_line(error)}") from error
+
+
+def _is_absent(uri: str) -> bool:
+    """Whether a store is a database file that nobody has made yet; to ask would make it."""
+    scheme, _, database = uri.partition(":///")
+    return scheme == "sqlite" and not Path(database).is_file()
+
+
+def run_link(uri: str, experiment_id: str, run_id: str) -> str:
+    """Address of a run in the UI; empty where no server shows it."""
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if uri.startswith("http") else ""
 
 
 def _line(error: Exception) -> str:

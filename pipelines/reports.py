@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster import storage
+from evaluation.protocol import parse_metric_name
 from evaluation.report import REPORT_FILE, EvaluationReport
 from evaluation.step_plot import StepValue, step_plot
+from evaluation.tradeoff_plot import Tradeoff, tradeoff_plot
 from pipelines.grids import save_png
 from pipelines.locate import open_checkpoint
 
 CURVE_FILE = "curve.png"
+TRADEOFF_FILE = "precision_recall.png"
 
 
 def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> list[EvaluationReport]:
@@ -68,15 +71,32 @@ def reports_in(folder: Path) -> list[EvaluationReport]:
     return sorted((report for report in found if step_of(report) is not None), key=lambda report: step_of(report) or 0)
 
 
-def save_curve(folder: Path) -> Path | None:
-    """Draw the first metric of all reports in a protocol's folder against the step; None for fewer than two."""
+def save_figures(folder: Path, images_per_step: int = 0) -> list[Path]:
+    """Draw all reports in a protocol's folder: their first metric against the step, and precision against recall.
+
+    images_per_step: the batch size, where it is known. Nothing for fewer than two reports.
+    """
     reports = reports_in(folder)
     if len(reports) < 2:
+        return []
+    figures = [save_png(curve_picture(reports, images_per_step), folder / CURVE_FILE)]
+    if points := [point for report in reports if (point := _tradeoff(report)) is not None]:
+        title = f"protocol {reports[-1].protocol_id}, N = {reports[-1].protocol.num_samples:,}"
+        figures.append(save_png(tradeoff_plot(title, points), folder / TRADEOFF_FILE))
+    return figures
+
+
+def _tradeoff(report: EvaluationReport) -> Tradeoff | None:
+    """Precision and recall of as many samples as the protocol has; None where they were not measured."""
+    named = {parse_metric_name(name)[1:]: name for name in report.metrics}
+    names = [named.get((kind, report.protocol.num_samples)) for kind in ("precision", "recall")]
+    if None in names:
         return None
-    return save_png(curve_picture(reports), folder / CURVE_FILE)
+    precision, recall = (report.estimate(name)[0] for name in names if name)
+    return Tradeoff(step_of(report) or 0, precision, recall)
 
 
-def curve_picture(reports: Sequence[EvaluationReport]):
+def curve_picture(reports: Sequence[EvaluationReport], images_per_step: int = 0):
     metric = reports[-1].headline
     points = []
     for report in reports:
@@ -84,4 +104,4 @@ def curve_picture(reports: Sequence[EvaluationReport]):
             value, error = report.estimate(metric)
             points.append(StepValue(step_of(report) or 0, value, error or 0.0))
     title = f"{metric}, protocol {reports[-1].protocol_id}, N = {reports[-1].protocol.num_samples:,}"
-    return step_plot(title, points, reports[-1].floor.get(metric))
+    return step_plot(title, points, reports[-1].floor.get(metric), images_per_step)

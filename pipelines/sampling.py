@@ -44,7 +44,16 @@ def checkpoint_autoencoder(checkpoint: LocatedCheckpoint) -> Path:
 class Sampler:
     """A checkpoint ready to sample on one device."""
 
-    def __init__(self, checkpoint: str | Path, protocol: EvaluationProtocol, *, batch_size: int, device: str = "cpu"):
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        protocol: EvaluationProtocol,
+        *,
+        batch_size: int,
+        device: str = "cpu",
+        autoencoder: Path | None = None,
+    ):
+        """autoencoder: folder of the checkpoint's, where it is not at its usual place."""
         opened = open_checkpoint(checkpoint)
         self.protocol, self.batch_size, self.device = protocol, batch_size, device
         config = config_from_dict(opened.config["model"])
@@ -53,7 +62,7 @@ class Sampler:
         self.num_classes = config.num_classes
         self.latent_shape = (config.in_channels, *config.latent_size)
         self.process = create_process(**opened.config["objective"])
-        self.autoencoder = Autoencoder.load(checkpoint_autoencoder(opened), device)
+        self.autoencoder = Autoencoder.load(autoencoder or checkpoint_autoencoder(opened), device)
         # The scale that the model was trained with, whatever the autoencoder's folder says today.
         recorded = opened.config["autoencoder"]
         self.autoencoder.scale = LatentScale(recorded["latents_mean"], recorded["latents_std"])

@@ -14,6 +14,7 @@ from cluster.lease import PATIENCE_SECONDS, InUse, lease
 from pipelines.config import ImagesConfig, Recipe
 from pipelines.config_train import ElasticWorkersConfig, WorkersConfig
 from pipelines.progress import Progress, say
+from pipelines.provenance import provenance_tags, recipe_artifact
 from pipelines.tracking import RunLog, Tracker
 
 
@@ -123,14 +124,21 @@ class StageContext:
     def run(self, stage: str, identity: dict, tags: dict[str, str] | None = None):
         """An MLflow run for one execution of a stage; a killed execution's run is taken up again."""
         if self._pipeline_identity is not None and self._parent is None:
-            self._parent = self.tracker.start_run("pipeline", self._pipeline_identity)
-        run = self.tracker.start_run(stage, identity, parent=self._parent, tags=tags)
+            self._parent = self._start_run("pipeline", self._pipeline_identity, {})
+        run = self._start_run(stage, identity, tags or {})
         try:
             yield run
         except BaseException as error:
             run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         run.end("FINISHED")
+
+    def _start_run(self, stage: str, identity: dict, tags: dict[str, str]) -> RunLog:
+        """A run that says how it came about, with the recipe as a file."""
+        tags = {**provenance_tags(self.config, stage, tags), **tags}
+        run = self.tracker.start_run(stage, identity, parent=self._parent, tags=tags)
+        run.artifact(recipe_artifact(self.config, self.tracker.folder))
+        return run
 
 
 def _stop_working(reason: str) -> None:

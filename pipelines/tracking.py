@@ -92,6 +92,11 @@ class Tracker:
 
         return cls(Journal(path, MlflowCourier(uri), away), config.name, uri)
 
+    @property
+    def folder(self) -> Path:
+        """Where the journal lies, and files that it names."""
+        return self._journal.path.parent
+
     def start_run(self, stage: str, identity: dict, *, parent: "RunLog | None" = None, tags=None) -> "RunLog":
         """Begin a run, or take up the one that the same execution left unfinished when it was cut off."""
         base, number = f"{stage}-{digest_of(identity)[:8]}", 1

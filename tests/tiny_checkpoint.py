@@ -40,7 +40,9 @@ def random_network(seed: int, model: DiTConfig = MODEL) -> DiT:
     return network
 
 
-def write_checkpoint(config: Recipe, step: int, model: DiTConfig = MODEL) -> Checkpoint:
+def write_checkpoint(
+    config: Recipe, step: int, model: DiTConfig = MODEL, latents_fingerprint: str | None = None
+) -> Checkpoint:
     """A finished checkpoint at a step of the recipe's training; another step, other weights."""
     state = create_state(random_network(step, model), config.train)
     state.step = step
@@ -50,6 +52,7 @@ def write_checkpoint(config: Recipe, step: int, model: DiTConfig = MODEL) -> Che
         autoencoder={"id": OURS, **describe_autoencoder(config.local_folder(OURS))},
         class_names=("blob", "ring", "stripe"),
         seed=config.seed,
+        latents_fingerprint=latents_fingerprint,
         recipe=resolved(config),
     )
     folder = config.local_folder("checkpoints") / step_name(step)

@@ -34,3 +34,9 @@ def test_one_point_is_a_picture_and_none_is_an_error():
     assert step_plot("x", [StepValue(0, 0.0)]).size == (900, 480)
     with pytest.raises(ValueError, match="Found no points, expected at least one"):
         step_plot("x", [])
+
+
+def test_images_seen_stand_below_the_steps():
+    plain, both = (np.asarray(step_plot("x", [StepValue(1000, 5.0)], images_per_step=each)) for each in (0, 256))
+    changed = np.nonzero((plain != both).any(axis=(1, 2)))[0]
+    assert len(changed) and changed.min() > 425  # below the axis, nothing else moves

@@ -26,6 +26,14 @@ def raydit(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="session")
+def story(tmp_path_factory):
+    """One for all tests, which leave it as it is but for further runs: its database takes seconds to make."""
+    from tiny_story import tell_story
+
+    return tell_story(tmp_path_factory.mktemp("story"))
+
+
+@pytest.fixture(scope="session")
 def local_ray(s3_server, tmp_path_factory):
     """More logical CPUs than the machine has, so that nothing starves. Its workers see the tests' S3."""
     import ray

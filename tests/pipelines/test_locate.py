@@ -14,8 +14,8 @@ from dit.checkpoint import export_diffusers, load_checkpoint
 from evaluation.protocol import EvaluationProtocol
 from pipelines.locate import open_checkpoint
 from pipelines.logged_models import log_checkpoint
+from pipelines.promotion import Standing, promote
 from pipelines.protocols import checkpoint_recipe
-from pipelines.registry import Standing, promote
 from pipelines.sampling import Sampler, checkpoint_autoencoder
 from pipelines.tracking import Tracker
 
@@ -195,9 +195,10 @@ def test_only_who_is_better_by_more_than_the_error_is_promoted(checkpoints, told
     assert tell(checkpoints[2], 30.0)[0] == "models:/best@champion is this checkpoint already"
     said, given = tell(checkpoints[4], 29.4)
     assert not given and "stays: 30 against 29.4, not better by more than the error of 0.71" in said
+    assert said.endswith("models:/best@challenger is now version 2")
     said, given = tell(checkpoints[4], 20.0, float("inf"))
     assert not given and "how sure that is nobody knows" in said
-    assert tell(checkpoints[4], 29.2) == ("models:/best@champion is now version 2: 29.2, before 30", True)
+    assert tell(checkpoints[4], 29.2) == ("models:/best@champion is now version 3: 29.2, before 30", True)
     assert open_checkpoint("models:/best@champion", tracking_uri=store).path == checkpoints[4].path
     for changes in ({"protocol_id": "p2"}, {"metric": "fid_10k"}):
         with pytest.raises(ValueError, match="--promote best: found a score of .*chosen by .*; expected equal ones"):

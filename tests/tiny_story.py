@@ -1,0 +1,117 @@
+"""The tiny recipe as MLflow and the storage know it after a pipeline; nothing of it was computed."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tiny_checkpoint import tiny_output, write_checkpoint
+
+from dit.autoencoder import describe_autoencoder
+from dit.checkpoint import Checkpoint
+from evaluation.report import EvaluationReport
+from pipelines import schema
+from pipelines.autoencoder import OURS
+from pipelines.config import Recipe
+from pipelines.evaluate import protocol_folder, track
+from pipelines.images import open_source
+from pipelines.latents import LatentDataset, channel_sums, write_manifest
+from pipelines.locate import open_checkpoint
+from pipelines.logged_models import log_checkpoint
+from pipelines.protocols import evaluation_protocol
+from pipelines.recipe_file import resolved
+from pipelines.stage import StageContext
+
+SCORES = {2: 30.0, 4: 20.0, 6: 20.4}
+ERROR = 0.5
+
+
+@dataclass
+class Story:
+    config: Recipe
+    latents: LatentDataset
+    checkpoints: dict[int, Checkpoint]
+    reports: dict[int, EvaluationReport]
+
+    @property
+    def uri(self) -> str:
+        return self.config.tracking.uri
+
+
+def tell_story(folder: Path) -> Story:
+    """Encode, train and evaluate runs below one pipeline run; checkpoints of steps 2, 4 and 6."""
+    config = tiny_output(folder)
+    latents = write_latents(config)
+    checkpoints = {step: write_checkpoint(config, step, latents_fingerprint=latents.fingerprint) for step in SCORES}
+    reports = {}
+    with StageContext(config) as context, context.pipeline({}):
+        with context.run("encode", {}) as run:
+            run.input(name="images", digest="images", source=config.images.path, context="encoding")
+            run.tag("raydit.latents_fingerprint", latents.fingerprint)
+            run.tag("raydit.latents", latents.path)
+        with context.run("train", {}, {"raydit.latents_fingerprint": latents.fingerprint}) as run:
+            run.params(resolved(config))
+            run.input(name="latents", digest=latents.fingerprint, source=latents.path, context="training")
+            run.metrics({"train/loss": 0.5, "train/images_per_second": 8.0}, 6)
+            for checkpoint in checkpoints.values():
+                log_checkpoint(run, checkpoint)
+        for step, checkpoint in checkpoints.items():
+            reports[step] = tell_evaluation(context, config, checkpoint, SCORES[step])
+        deadline = time.monotonic() + 180  # on a busy machine longer than a tracker waits when it is closed
+        while context.tracker._journal.undelivered:
+            assert time.monotonic() < deadline, "MLflow was not told everything"
+            time.sleep(0.1)
+    return Story(config, latents, checkpoints, reports)
+
+
+def write_latents(config: Recipe) -> LatentDataset:
+    """Noise in place of moments, as if encoded by the recipe's autoencoder."""
+    described = describe_autoencoder(config.local_folder(OURS))
+    listing, _ = open_source(config.images).listing().split(config.images.held_out)
+    description = schema.describe(
+        moments_shape=(8, 8, 8),
+        flip=False,
+        autoencoder={"id": OURS, **described},
+        preprocessing={"size": config.images.size, "crop": config.images.crop},
+        class_names=listing.class_names,
+    )
+    moments = np.random.default_rng(0).normal(size=(len(listing), 8, 8, 8)).astype("<f2")
+    table = schema.shard_table(schema.latent_schema(description), listing.keys, listing.labels, moments, None)
+    data = schema.shard_bytes(table)
+    folder = config.local_folder("latents")
+    folder.mkdir(parents=True)
+    (folder / "part-00000.parquet").write_bytes(data)
+    record = {
+        "file": "part-00000.parquet",
+        "rows": len(listing),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "channels": channel_sums(moments),
+        "quarantined": [],
+    }
+    identity = {"images": {"path": config.images.path, "digest": listing.digest}}
+    return write_manifest(str(folder), description, identity, [record], recipe=resolved(config))
+
+
+def tell_evaluation(context: StageContext, config: Recipe, checkpoint: Checkpoint, value: float) -> EvaluationReport:
+    """A report with the given Frechet distance, on storage and in MLflow."""
+    opened = open_checkpoint(checkpoint.path)
+    protocol = evaluation_protocol(config, opened)
+    name = f"fd_efficientnet_lite0_{protocol.num_samples}"
+    report = EvaluationReport(
+        protocol=protocol,
+        checkpoint=opened.origin,
+        checkpoint_digest=opened.digest,
+        metrics={name: value} | {name.replace("fd", kind): 1 / value for kind in ("precision", "recall")},
+        errors={name: ERROR},
+    )
+    folder = protocol_folder(config, protocol) / opened.name
+    report.save(folder)
+    tags = {"raydit.checkpoint": opened.origin, "raydit.checkpoint_digest": opened.digest}
+    tags |= {"raydit.protocol_id": protocol.protocol_id}
+    identity = {"checkpoint": opened.digest, "protocol": protocol.protocol_id}
+    with context.run("evaluate", identity, tags) as run:
+        log_checkpoint(run, opened, opened.origin)
+        track(run, report, folder, opened.step, opened.digest)
+    return report
