@@ -112,7 +112,9 @@ def test_evaluation_alone_is_done_again_and_gives_the_same_numbers_on_other_work
     report = run_pipeline(tiny_recipe(copy, "evaluate.num_workers=2", "evaluate.shard_rows=4"))
     assert capsys.readouterr().out.count("finished already") == 3
     assert report.protocol_id == before["protocol_id"]
-    assert report.metrics == before["metrics"]
+    # The features are equal to the bit; the last digits of a distance between singular covariances (fewer samples than
+    # dimensions) depend on how many threads the process that scores gives to its matrix products.
+    assert report.metrics == pytest.approx(before["metrics"], rel=1e-9)
 
 
 @pytest.mark.slow
