@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_fields import DITS, SHAPES, UVITS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,32 +26,8 @@ def test_macs_of_the_four_conditionings_are_the_papers(conditioning, paper):
     assert macs / 1e9 == pytest.approx(paper, abs=0.02)
 
 
-shapes = {
-    "input_size": st.tuples(st.sampled_from([4, 8]), st.sampled_from([4, 8])),
-    "in_channels": st.integers(1, 3),
-    "hidden_size": st.just(48),
-    "depth": st.sampled_from([2, 4]),
-    "num_heads": st.sampled_from([1, 4]),
-    "mlp_ratio": st.sampled_from([2.0, 4.0]),
-    "num_classes": st.integers(0, 2),
-}
-dits = {
-    "conditioning": st.sampled_from(["adaln_zero", "adaln", "cross_attention", "in_context"]),
-    "learn_sigma": st.booleans(),
-    "qk_norm": st.booleans(),
-    "norm": st.sampled_from(["layer", "rms"]),
-    "mlp": st.sampled_from(["gelu", "swiglu"]),
-    "position": st.sampled_from(["sincos", "rope"]),
-}
-uvits = {
-    "architecture": st.just("uvit"),
-    "mlp_time_embed": st.booleans(),
-    "final_conv": st.booleans(),
-}
-
-
 @settings(max_examples=30, deadline=None)
-@given(fields=st.fixed_dictionaries(shapes | dits) | st.fixed_dictionaries(shapes | uvits))
+@given(fields=st.fixed_dictionaries(SHAPES | DITS) | st.fixed_dictionaries(SHAPES | UVITS))
 def test_macs_are_half_the_flops_that_torch_counts(fields):
     config = config_from_dict(fields)
     model = build_model(config).eval()

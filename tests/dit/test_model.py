@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_fields import DITS, UVITS
 
 from dit.config import config_from_dict
 from dit.layers import position_embedding, timestep_embedding, unpatchify
@@ -146,23 +147,8 @@ shapes = {
     "num_classes": st.integers(0, 3),
     "class_dropout_prob": st.sampled_from([0.0, 0.1]),
 }
-dits = {
-    "architecture": st.just("dit"),
-    "depth": st.integers(1, 2),
-    "learn_sigma": st.booleans(),
-    "conditioning": st.sampled_from(CONDITIONINGS),
-    "qk_norm": st.booleans(),
-    "norm": st.sampled_from(["layer", "rms"]),
-    "mlp": st.sampled_from(["gelu", "swiglu"]),
-    "position": st.sampled_from(["sincos", "rope"]),
-}
-uvits = {
-    "architecture": st.just("uvit"),
-    "depth": st.sampled_from([2, 4]),
-    "mlp_time_embed": st.booleans(),
-    "qkv_bias": st.booleans(),
-    "final_conv": st.booleans(),
-}
+dits = {"architecture": st.just("dit"), "depth": st.integers(1, 2), **DITS}
+uvits = {"depth": st.sampled_from([2, 4]), **UVITS}
 
 
 @settings(max_examples=40, deadline=None)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_fields import DITS, SHAPES, UVITS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,35 +17,11 @@ from dit.sizes import FLOAT32, activation_bytes, checkpoint_bytes, count_paramet
 from dit.step_time import LEAST_BLOCK_SECONDS, exchange_seconds, step_seconds, training_flops, update_bytes
 from dit.train import create_state, train_step
 
-shapes = {
-    "input_size": st.tuples(st.sampled_from([4, 8]), st.sampled_from([4, 8])),
-    "in_channels": st.integers(1, 3),
-    "hidden_size": st.just(48),
-    "depth": st.sampled_from([2, 4]),
-    "num_heads": st.sampled_from([1, 4]),
-    "mlp_ratio": st.sampled_from([2.0, 4.0]),
-    "num_classes": st.integers(0, 2),
-    "class_dropout_prob": st.sampled_from([0.0, 0.1]),
-}
-dits = {
-    "conditioning": st.sampled_from(["adaln_zero", "adaln", "cross_attention", "in_context"]),
-    "learn_sigma": st.booleans(),
-    "qk_norm": st.booleans(),
-    "norm": st.sampled_from(["layer", "rms"]),
-    "mlp": st.sampled_from(["gelu", "swiglu"]),
-    "position": st.sampled_from(["sincos", "rope"]),
-}
-uvits = {
-    "architecture": st.just("uvit"),
-    "qkv_bias": st.booleans(),
-    "mlp_time_embed": st.booleans(),
-    "final_conv": st.booleans(),
-}
 SMALL = {"input_size": 16, "hidden_size": 96, "depth": 6, "num_heads": 4, "num_classes": 10}
 
 
 @settings(max_examples=40, deadline=None)
-@given(fields=st.fixed_dictionaries(shapes | dits) | st.fixed_dictionaries(shapes | uvits))
+@given(fields=st.fixed_dictionaries(SHAPES | DITS) | st.fixed_dictionaries(SHAPES | UVITS))
 def test_parameters_are_as_many_as_the_network_has(fields):
     config = config_from_dict(fields)
     network, counts = build_model(config), count_parameters(config)

@@ -1,0 +1,29 @@
+"""Fields of small models of every kind, to be drawn by property tests."""
+
+from hypothesis import strategies as st
+
+DITS = {
+    "conditioning": st.sampled_from(["adaln_zero", "adaln", "cross_attention", "in_context"]),
+    "learn_sigma": st.booleans(),
+    "qk_norm": st.booleans(),
+    "norm": st.sampled_from(["layer", "rms"]),
+    "mlp": st.sampled_from(["gelu", "swiglu"]),
+    "position": st.sampled_from(["sincos", "rope"]),
+}
+UVITS = {
+    "architecture": st.just("uvit"),
+    "qkv_bias": st.booleans(),
+    "mlp_time_embed": st.booleans(),
+    "final_conv": st.booleans(),
+}
+SHAPES = {
+    "input_size": st.tuples(st.sampled_from([4, 8]), st.sampled_from([4, 8])),
+    "in_channels": st.integers(1, 3),
+    "hidden_size": st.just(48),
+    "depth": st.sampled_from([2, 4]),
+    "num_heads": st.sampled_from([1, 4]),
+    "mlp_ratio": st.sampled_from([2.0, 4.0]),
+    "num_classes": st.integers(0, 2),
+    "class_dropout_prob": st.sampled_from([0.0, 0.1]),
+}
+"""For models that are counted: too small for anything else."""
