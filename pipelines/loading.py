@@ -4,12 +4,9 @@ The first two allow any order. Shards are read one after another, a few at a tim
 node's disk holds the data set; images are then shuffled among those few (`pipelines.order.WindowOrder`).
 """
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -110,7 +107,10 @@ class ShardStream:
 def mapped(dataset: LatentDataset, cache: Path) -> LatentArrays:
     """The data set as arrays mapped from files below `cache`, written once by whichever worker of a node is first."""
     folder = cache / dataset.fingerprint
-    with _alone(cache / f"{dataset.fingerprint}.lock"):
+    lock = cache / f"{dataset.fingerprint}.lock"
+    cache.mkdir(parents=True, exist_ok=True)
+    lock.touch()
+    with storage.alone_in(str(lock)):
         if not folder.is_dir():
             storage.remove_stale_temporaries(str(cache))
             with storage.temporary_in(str(cache), dataset.array_bytes) as temporary:
@@ -143,12 +143,3 @@ def _write_arrays(dataset: LatentDataset, folder: Path) -> None:
     for file in files.values():
         file.flush()
     np.save(folder / "labels.npy", labels)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process of this machine at a time; the lock of a killed one is free."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

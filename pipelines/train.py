@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from cluster import storage
+from evaluation.protocol import parse_metric_name
 from pipelines.autoencoder import autoencoder_of
 from pipelines.config import Recipe
 from pipelines.config_model import ModelConfig
@@ -31,7 +32,7 @@ def train(config: Recipe, *, context: StageContext):
     from pipelines import checkpoints
 
     if config.train.keep_best:
-        best_step(config.folder("evaluations"), config.train.keep_best)  # its name is checked before any work
+        parse_metric_name(config.train.keep_best)  # refused before any work
     folder = config.folder("checkpoints")
     latents = LatentDataset.open(config.latents)
     check_latents(config, latents)
@@ -74,12 +75,10 @@ class Watch:
         self._progress = context.progress("train", total=config.train.steps, unit="steps", start=first)
         self._previews = Previews(context, config, run)
         self._last: dict[str, float] = {}
+        self._told = told_step(self._folder)
         # What a killed driver did not hear any more.
-        told = told_step(self._folder)
-        self._told = first
         for step in checkpoints.finished_steps(self._folder):
-            self._told = step
-            if step > told:
+            if step > self._told:
                 for report in checkpoints.described(self._folder, step).trainer_state.get("reports", []):
                     self._tell(Report(**report))
                 self._log(step)
@@ -91,7 +90,6 @@ class Watch:
         if isinstance(message, Saved):
             self._log(message.step)
             self._previews.start(checkpoints.checkpoint_location(self._folder, message.step), message.step)
-            self._told = message.step
             self._retain()
         else:
             self._tell(message)
@@ -121,11 +119,14 @@ class Watch:
         checkpoint = checkpoints.described(self._folder, step)
         log_checkpoint(self._run, checkpoint, checkpoint.location)
         storage.write_json_atomically(storage.join(self._folder, TOLD), {"step": step})
+        self._told = step
 
     def _retain(self) -> None:
         from pipelines import checkpoints
 
         train = self._config.train
+        if train.keep_last is None:
+            return
         best = best_step(self._config.folder("evaluations"), train.keep_best) if train.keep_best else None
         # The workers are ahead of what was told; and what a picture is drawn of must stay until it is there.
         steps = [step for step in checkpoints.finished_steps(self._folder) if step <= self._told]

@@ -86,10 +86,9 @@ def open_for_training(dataset: LatentDataset, config: Recipe, worker: Worker, ne
     if config.train.loading != "auto":
         place = config.train.loading
     else:
-        # All nodes must agree: the order of a stream is another one.
-        places = set(worker.gather(fitting_place(dataset)))
-        streamed = "stream" in places if begun is None else begun["kind"] == "windows"
         own = fitting_place(dataset)
+        # All nodes must agree: the order of a stream is another one.
+        streamed = "stream" in worker.gather(own) if begun is None else begun["kind"] == "windows"
         place = "stream" if streamed else "memmap" if own == "stream" else own
     latents = open_latents(dataset, place, seed=config.seed, shuffle_rows=config.train.shuffle_rows)
     if begun not in (None, order := latents.order.describe()):
@@ -145,7 +144,9 @@ def reporter(settings: dict, worker: Worker, reports: list[Report]):
 
     def report(step: int, metrics: dict[str, float]) -> None:
         mfu = metrics["images_per_second"] * flops / peak
-        reports.append(worker.report(step, metrics | {"mfu": mfu, "memory_gib": memory_gib(worker.device)}))
+        sent = worker.report(step, metrics | {"mfu": mfu, "memory_gib": memory_gib(worker.device)})
+        if worker.rank == 0:  # the others write no checkpoint, and would keep them for ever
+            reports.append(sent)
 
     return report
 
