@@ -1,4 +1,4 @@
-"""A real local Ray, in processes of its own where a session is started or killed."""
+"""A session on a real Ray: the one of all tests, and in processes of their own where it starts or ends."""
 
 import os
 import socket
@@ -19,15 +19,16 @@ with ray_session(num_cpus=5):
         return 2 * x
     print(ray.get(double.remote(21)))
 """
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    """A local Ray that must be gone when its session ends, even by Ctrl-C."""
-    with pytest.raises(KeyboardInterrupt), ray_session(num_cpus=5):
-        yield
+INTERRUPTED_CODE = """
+import ray
+from cluster.session import ray_session
+try:
+    with ray_session(num_cpus=5):
+        started = ray.is_initialized()
         raise KeyboardInterrupt
-    assert not ray.is_initialized()
+except KeyboardInterrupt:
+    print(started, ray.is_initialized())
+"""
 
 
 def run_python(code):
@@ -39,6 +40,12 @@ def run_python(code):
 def test_a_session_writes_nothing_of_its_own():
     done = run_python(SESSION_CODE)
     assert (done.stdout, done.stderr) == ("42\n", "")
+
+
+@pytest.mark.slow
+def test_a_session_is_gone_when_it_ends_even_by_ctrl_c():
+    done = run_python(INTERRUPTED_CODE)
+    assert (done.stdout, done.stderr) == ("True False\n", "")
 
 
 def test_an_inner_session_joins_the_outer_one_and_leaves_it_running(local_ray):

@@ -117,6 +117,7 @@ def test_an_import_is_evaluated_against_given_statistics(imported, tmp_path):
     assert reference.n == 5 and held_out is None
 
 
+@pytest.mark.slow
 def test_a_sample_file_holds_sample_i_at_place_i_whatever_the_shards(raydit, imported, local_ray, tmp_path):
     settings = ["evaluate.sampling_steps=2", "evaluate.shard_rows=2", "evaluate.batch_size=2", "seed=3"]
     flags = [part for setting in settings for part in ("--set", setting)]

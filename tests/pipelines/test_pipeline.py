@@ -139,6 +139,7 @@ def test_a_deleted_shard_is_all_that_is_encoded_again(copy):
     assert {path.name: path.read_bytes() for path in latents.glob("*.parquet")} == unbroken
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_newest_checkpoint_to_the_bit(copy):
     """As after a kill between steps 2 and 4: the rest is done again and ends in the same place."""
     checkpoints = copy / "output" / "checkpoints"
