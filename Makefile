@@ -30,7 +30,7 @@ check: install
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 benchmark: install
-	$(BIN)/python -m pytest -m benchmark tests/benchmarks -s
+	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 ui: install
 	$(BIN)/raydit ui

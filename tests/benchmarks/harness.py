@@ -2,9 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -48,11 +49,15 @@ def in_turn(candidates: dict[str, Callable[[], float]], rounds: int, warmup: int
     return {name: Timing(values) for name, values in seconds.items()}
 
 
-def ratio(ours: Timing, theirs: Timing) -> str:
-    """Median of the rounds' own ratios, and the range of their middle half."""
-    ratios = sorted(a / b for a, b in zip(ours.seconds, theirs.seconds, strict=True))
-    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-    return f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
+def speed(ours: Timing, theirs: Timing) -> tuple[float, float, float]:
+    """How many times as fast ours is: the median of the rounds, and the range of their middle half."""
+    ratios = sorted(b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True))
+    return statistics.median(ratios), ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """Power of the size that the cost grows by."""
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
 def matmul_peak(dtype: torch.dtype = torch.float32, device: str = "cpu", size: int | None = None) -> float:
@@ -61,6 +66,14 @@ def matmul_peak(dtype: torch.dtype = torch.float32, device: str = "cpu", size: i
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     timing = alternate({"matmul": lambda: a @ b}, rounds=10)["matmul"]
     return 2 * size**3 / min(timing.seconds)
+
+
+def bandwidth(device: str = "cpu", size: int = 2**27) -> float:
+    """Bytes per second read and written by the best of ten copies of large memory."""
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    timing = alternate({"copy": lambda: target.copy_(source)}, rounds=10)["copy"]
+    return 2 * size / min(timing.seconds)
 
 
 def say(line: str) -> None:

@@ -1,16 +1,13 @@
 """A training step and sampling of DiT against diffusers' DiTTransformer2DModel of equal size, alternately.
 
-    make benchmark            all benchmarks
-    pytest -m benchmark tests/benchmarks/test_dit.py -s
-
-Prints ratios of time, ours over theirs; asserts only that both sides compute the same thing.
+Needs only torch. Asserts only that both sides compute the same thing.
 """
 
 import copy
 
 import pytest
 import torch
-from harness import alternate, matmul_peak, ratio, say
+from harness import alternate, matmul_peak
 
 from dit.config import DiTConfig, named_config
 from dit.diffusion import GaussianDiffusion
@@ -96,27 +93,25 @@ def their_step(network, batch, process, compiled=False):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_training_step(case, compiled):
+def test_training_step(results, quick, case, compiled):
     config, size, rounds = CASES[case]
     batch, process = batch_of(config, size), GaussianDiffusion()
     torch.manual_seed(0)
     ours, theirs = DiT(config), diffusers_model(config)
     timings = alternate(
-        {"ours": our_step(ours, batch, process, compiled), "diffusers": their_step(theirs, batch, process, compiled)},
-        rounds=rounds,
-        warmup=3,
+        {"ours": our_step(ours, batch, process, compiled), "theirs": their_step(theirs, batch, process, compiled)},
+        rounds=2 if quick else rounds,
+        warmup=2 if quick else 3,
     )
-    flops = 6 * forward_macs(config) * size
-    share = flops / timings["ours"].median / matmul_peak()
-    say(
-        f"\ntraining step, {case}, float32, {'compiled' if compiled else 'eager'}: "
-        f"{ratio(timings['ours'], timings['diffusers'])} of diffusers' time; {timings['ours'].median:.3f} s, "
-        f"{share:.0%} of this machine's matrix product"
-    )
+    name = f"{case}, float32, {'compiled' if compiled else 'eager'}"
+    said = f"{timings['ours'].median:.3f} s"
+    results.faster("training step", name, said, "diffusers", timings["ours"], timings["theirs"])
+    share = 6 * forward_macs(config) * size / timings["ours"].median / matmul_peak()
+    results.add("training step", name, said, "matrix product at its best", share)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_guided_sampling(case):
+def test_guided_sampling(results, quick, case):
     """DDIM, guided, both halves in one call; diffusers' scheduler and model against ours."""
     from diffusers import DDIMScheduler
 
@@ -142,16 +137,15 @@ def test_guided_sampling(case):
         return sample_ddim(guided(ours, 4.0), noise, labels, process=process, steps=steps)
 
     assert sample_ours().shape == sample_theirs().shape
-    timings = alternate({"ours": sample_ours, "diffusers": sample_theirs}, rounds=max(5, rounds // 2))
-    say(
-        f"\nguided sampling, {case}, {steps} steps, float32: {ratio(timings['ours'], timings['diffusers'])} of "
-        f"diffusers' time; {size / timings['ours'].median * steps / 50:.2f} images/s at 50 steps"
-    )
+    rounds = 2 if quick else max(5, rounds // 2)
+    timings = alternate({"ours": sample_ours, "theirs": sample_theirs}, rounds=rounds)
+    said = f"{size / timings['ours'].median * steps / 50:.2f} images/s at 50 steps"
+    results.faster("guided sampling", f"{case}, float32", said, "diffusers", timings["ours"], timings["theirs"])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["DiT-S/2", "DiT-XL/2"])
-def test_on_a_gpu(name):
+def test_on_a_gpu(results, name):
     """bfloat16, compiled: images per second, share of the card's own matrix product, peak memory."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
@@ -167,8 +161,8 @@ def test_on_a_gpu(name):
 
     torch.cuda.reset_peak_memory_stats()
     timing = alternate({"step": step}, rounds=20, warmup=10)["step"]
+    memory = torch.cuda.max_memory_allocated() / 2**30
     share = 6 * forward_macs(config) * size / timing.median / matmul_peak(torch.bfloat16, "cuda")
-    say(
-        f"\n{name}, batch {size}, bfloat16, compiled: {size / timing.median:.0f} images/s, {share:.0%} of the "
-        f"measured matrix product, {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most"
-    )
+    said = f"{size / timing.median:.0f} images/s, {memory:.1f} GiB at most"
+    case = f"{name}, batch {size}, bfloat16, compiled"
+    results.add("training step", case, said, "matrix product at its best", share)

@@ -1,9 +1,7 @@
 """The encode job on CIFAR-10 at 64 pixels, against (b) its autoencoder alone and (c) a plain DataLoader loop.
 
-    pytest -m benchmark tests/benchmarks/test_encode.py -s
-
 One thread computes the autoencoder in all of them, and the machine's other cores read and write: as CPUs do beside a
-GPU. Without mirrors, so that an image is read for every pass. Prints ratios of images per second.
+GPU. Without mirrors, so that an image is read for every pass.
 """
 
 import os
@@ -12,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,8 @@ import pytest
 import torch
 from cifar import SIZE, cifar_images, cifar_recipe
 from diffusers import AutoencoderKL
-from harness import alternate, in_turn, ratio, say
+from harness import alternate, bandwidth, exponent, in_turn
+from memory import MIB, watched
 from tiny_encode import autoencoder_folder
 
 from cluster.session import LOCAL_ENVIRONMENT
@@ -30,9 +29,11 @@ from pipelines.stage import StageContext
 
 pytestmark = pytest.mark.benchmark
 
-SIZES = (5_000, 20_000, 50_000)
-"""Images of the data sets that the cost of an image is measured on."""
+SIZES = (2_000, 10_000, 50_000)
+"""Images of the data sets on which the cost of an image and the job's memory are measured."""
 READ_IMAGES = 5_000
+SLACK = 32 * MIB
+"""More than a shard of images and moments: what is in flight varies by chance."""
 
 
 def sd_sized(folder: Path) -> Path:
@@ -110,8 +111,10 @@ def run_plain(kind: str, images: Path, autoencoder: Path, out: Path, case: Case)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_images_per_second(tmp_path, name):
+def test_images_per_second(tmp_path, results, quick, name):
     case = CASES[name]
+    if quick:
+        case = replace(case, num_images=case.num_images // 4, shard_rows=case.shard_rows // 4, rounds=1)
     images = cifar_images(tmp_path / "images.parquet", case.num_images)
     autoencoder = case.autoencoder(tmp_path / "autoencoder")
     starts = []
@@ -137,12 +140,12 @@ def test_images_per_second(tmp_path, name):
     )
     check_equal(LatentDataset.open(tmp_path / "job" / "output" / "latents"), tmp_path / "plain")
     raydit, alone, loop, bfloat16 = timings.values()
-    say(
-        f"\n{name}, {SIZE} px, {1 / raydit.median:.1f} images/s after a start of {np.median(starts):.1f} s\n"
-        f"  of the autoencoder alone: {ratio(alone, raydit)}\n"
-        f"  of a plain loop: {ratio(loop, raydit)}\n"
-        f"  of a plain loop, ours in bfloat16 and channels last: {ratio(loop, bfloat16)}"
-    )
+    said = f"{1 / raydit.median:.1f} images/s after a start of {np.median(starts):.1f} s"
+    half = f"{1 / bfloat16.median:.1f} images/s"
+    name = f"{name}, {SIZE} px, one thread"
+    results.faster("encode job", name, said, "autoencoder alone", raydit, alone)
+    results.faster("encode job", name, said, "plain loop", raydit, loop)
+    results.faster("encode job", f"{name}, bfloat16, channels last", half, "plain loop in float32", bfloat16, loop)
 
 
 def check_equal(dataset: LatentDataset, folder: Path) -> None:
@@ -154,25 +157,33 @@ def check_equal(dataset: LatentDataset, folder: Path) -> None:
     assert difference < 0.02, difference
 
 
-def test_cost_of_an_image_as_the_data_set_grows(tmp_path):
+def test_cost_and_memory_as_the_data_set_grows(tmp_path, results, quick):
+    sizes = SIZES[:2] if quick else SIZES
     autoencoder = autoencoder_folder(tmp_path / "autoencoder")
-    costs, totals = [], []
-    for size in SIZES:
+    costs, peaks = [], []
+    for size in sizes:
         images = cifar_images(tmp_path / "images.parquet", size)
-        run = run_job(tmp_path / "job", images, autoencoder, flip=False)
+        with watched() as peak:
+            run = run_job(tmp_path / "job", images, autoencoder, flip=False)
         assert len(run.dataset) == size
         costs.append(run.seconds_per_image)
-        totals.append(run.ended - run.started)
-    exponent = np.polyfit(np.log(SIZES), np.log(costs), 1)[0]
-    marginal = np.diff(totals) / np.diff(SIZES)
-    say(
-        f"\nms for an image at {', '.join(f'{size:,}' for size in SIZES)} images: "
-        f"{', '.join(f'{1e3 * cost:.3f}' for cost in costs)}, growing by the power {exponent:.3f} of their number; for "
-        f"each further image of the whole job: {', '.join(f'{1e3 * cost:.3f}' for cost in marginal)}"
-    )
+        peaks.append(peak)
+        said = (
+            f"{1e3 * costs[-1]:.2f} ms for an image, {run.ended - run.started:.0f} s in all; driver "
+            f"{peak.driver / MIB:.0f} MiB, object store {peak.object_store / MIB:.0f} MiB"
+        )
+        results.add("encode job", f"tiny autoencoder, {size:,} images", said)
+    assert peaks[0].object_store > 0, "nothing was watched"
+    assert peaks[-1].spilled == 0
+    assert peaks[-1].object_store <= 1.5 * peaks[-2].object_store + SLACK
+    for quantity, values in {"time": costs, "driver's memory": [peak.driver for peak in peaks]}.items():
+        case = f"{quantity} of {sizes[0]:,} to {sizes[-1]:,} images"
+        results.add(
+            "encode job", case, "for an image" if values is costs else "", "growth exponent", exponent(sizes, values)
+        )
 
 
-def test_reading_the_latents_back(tmp_path):
+def test_reading_the_latents_back(tmp_path, results):
     """All rows into memory, from the shards and from a file for each image."""
     images = cifar_images(tmp_path / "images.parquet", READ_IMAGES)
     dataset = run_job(tmp_path / "job", images, autoencoder_folder(tmp_path / "autoencoder")).dataset
@@ -187,9 +198,10 @@ def test_reading_the_latents_back(tmp_path):
 
     np.testing.assert_array_equal(from_files(), from_shards())
     timings = alternate({"shards": from_shards, "files": from_files}, rounds=10)
-    megabytes = dataset.num_bytes / 2**20
-    say(
-        f"\nreading back: {READ_IMAGES / timings['shards'].median:,.0f} rows/s, "
-        f"{megabytes / timings['shards'].median:,.0f} MiB/s; "
-        f"{ratio(timings['files'], timings['shards'])} of the rows per second from a file for each image"
+    seconds = timings["shards"].median
+    said = f"{READ_IMAGES / seconds:,.0f} rows/s, {dataset.num_bytes / MIB / seconds:,.0f} MiB/s"
+    results.faster(
+        "latents into memory", f"{READ_IMAGES:,} rows", said, "a file for each", timings["shards"], timings["files"]
     )
+    share = dataset.num_bytes / seconds / bandwidth()
+    results.add("latents into memory", f"{READ_IMAGES:,} rows", said, "copying memory", share)

@@ -2,9 +2,7 @@
 
 And 50,000 images planned, merged and scored.
 
-    pytest -m benchmark tests/benchmarks/test_evaluate_speed.py -s
-
-One thread for each process everywhere. Prints ratios of images per second; asserts that both sides compute the same.
+One thread for each process everywhere. Asserts that both sides compute the same.
 """
 
 import json
@@ -17,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness import Timing, alternate, ratio, say
+from harness import Timing, alternate, exponent
 from tiny_checkpoint import tiny_output, write_checkpoint
 
 from cluster.session import LOCAL_ENVIRONMENT
@@ -102,11 +100,11 @@ def distributed(opened, config, context, workers: int, folder: Path) -> float:
     return workers * (written[-1] - written[workers - 1]) / ((len(shards) - workers) * SHARD_ROWS)
 
 
-def test_workers_against_a_plain_loop(checkpoint, tmp_path):
+def test_workers_against_a_plain_loop(checkpoint, tmp_path, results, quick):
     opened, config = checkpoint
     seconds: dict[str, list[float]] = {"plain": [], "1 worker": [], "2 workers": []}
     with StageContext(config) as context:
-        for round in range(ROUNDS):
+        for round in range(1 if quick else ROUNDS):
             seconds["plain"].append(plain_loop(opened, config, tmp_path))
             for workers in (1, 2):
                 folder = tmp_path / f"{round}-{workers}"
@@ -117,13 +115,12 @@ def test_workers_against_a_plain_loop(checkpoint, tmp_path):
     np.testing.assert_array_equal(found, np.load(tmp_path / "plain.npy"))
     timings = {name: Timing(values) for name, values in seconds.items()}
     for name in ("1 worker", "2 workers"):
-        say(
-            f"\nevaluate, {SIZE} px, {name}: {ratio(timings['plain'], timings[name])} of a plain loop's images per "
-            f"second for each worker; {1 / timings[name].median:.1f} and {1 / timings['plain'].median:.1f} images/s"
-        )
+        said = f"{1 / timings[name].median:.1f} images/s each"
+        case = f"{SIZE} px, {name}"
+        results.faster("sample and score", case, said, "plain loop, per worker", timings[name], timings["plain"])
 
 
-def test_extractor_against_torch_fidelity(tmp_path):
+def test_extractor_against_torch_fidelity(tmp_path, results, quick):
     """The Inception of FID with random weights: their pass over a data set of the same images, batches of 16."""
     from torch_fidelity import FeatureExtractorInceptionV3
     from torch_fidelity.utils import get_featuresdict_from_dataset
@@ -147,11 +144,11 @@ def test_extractor_against_torch_fidelity(tmp_path):
         return get_featuresdict_from_dataset(Images(), theirs, 16, False, True, False)
 
     np.testing.assert_allclose(ours(images).features, their_pass()["2048"].numpy(), rtol=1e-4, atol=1e-5)
-    timings = alternate({"ours": lambda: ours(images), "torch-fidelity": their_pass}, rounds=5, warmup=1)
-    say(
-        f"\nInception, {len(images)} images of {SIZE} px: {ratio(timings['torch-fidelity'], timings['ours'])} of "
-        f"torch-fidelity's images per second; {len(images) / timings['ours'].median:.1f} images/s"
-    )
+    rounds = 2 if quick else 5
+    timings = alternate({"ours": lambda: ours(images), "theirs": their_pass}, rounds=rounds, warmup=1)
+    said = f"{len(images) / timings['ours'].median:.1f} images/s"
+    case = f"Inception, {SIZE} px, one thread"
+    results.faster("features", case, said, "torch-fidelity", timings["ours"], timings["theirs"])
 
 
 def random_inception(path: Path) -> Path:
@@ -170,6 +167,7 @@ def random_inception(path: Path) -> Path:
     return path
 
 
+SCORED = (5_000, 20_000, 50_000)
 SCORE = """
 import json, resource, sys, time
 from pathlib import Path
@@ -180,40 +178,54 @@ from evaluation.reference import ReferenceStatistics
 from evaluation.score import score
 from pipelines.features import load_features, make_shards
 
-folder = Path(sys.argv[1])
+reference, folder, size, shard_rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 imported = time.perf_counter()
-shards = make_shards(folder, shard_ranges(50_000, int(sys.argv[2])))
+shards = make_shards(folder, shard_ranges(size, shard_rows))
 tasks = [shard.task for shard in shards]
 planned = time.perf_counter()
 features = load_features(shards)
 merged = time.perf_counter()
-reference = ReferenceStatistics.load(folder / "reference.npz")
-found = score(features["features"], features["logits"], reference, extractor="inception", num_samples=50_000)
+statistics = ReferenceStatistics.load(reference / "reference.npz")
+found = score(features["features"], features["logits"], statistics, extractor="inception", num_samples=size)
+(fid,) = [value for name, value in found.metrics.items() if name.startswith("fid")]
 scored = time.perf_counter()
 print(json.dumps({
     "plan": planned - imported, "merge": merged - planned, "score": scored - merged, "all": scored - started,
-    "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "metrics": found.metrics,
+    "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "fid": fid,
 }))
 """
 
 
 @pytest.mark.parametrize("shard_rows", [100, 1])
-def test_50_000_images_are_planned_merged_and_scored(tmp_path, shard_rows):
+def test_planning_merging_and_scoring_as_samples_grow(tmp_path, results, quick, shard_rows):
     """Features, 2048, and logits, 1008, of every image from files; mean and covariance, as ADM's references give."""
-    rng = np.random.default_rng(0)
-    for shard in make_shards(tmp_path, shard_ranges(50_000, shard_rows)):
-        rows = len(shard.images)
-        features, logits = (rng.standard_normal((rows, dim), dtype=np.float32) for dim in (2048, 1008))
-        np.savez(shard.file, indices=np.array(shard.images), features=features, logits=logits)
+    sizes = SCORED[:2] if quick else SCORED
     ReferenceStatistics(
         n=50_000, mu=np.zeros(2048), sigma=np.eye(2048), extractor="inception", extractor_sha256="none"
     ).save(tmp_path / "reference.npz")
-    command = [sys.executable, "-c", SCORE, str(tmp_path), str(shard_rows)]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    # Of a standard Gaussian's samples: the bias alone, about D (D + 1) / (4 N) times two.
-    assert 15 < found["metrics"]["fid_50k"] < 70
-    say(
-        f"\n50,000 images in {50_000 // shard_rows:,} shards: planned in {found['plan']:.1f} s, merged in "
-        f"{found['merge']:.1f} s, scored in {found['score']:.1f} s, {found['all']:.1f} s in all, {found['gib']:.2f} GiB"
-    )
+    found = []
+    for size in sizes:
+        folder = tmp_path / str(size)
+        write_features(folder, size, shard_rows)
+        command = [sys.executable, "-c", SCORE, str(tmp_path), str(folder), str(size), str(shard_rows)]
+        done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True)
+        found.append(json.loads(done.stdout))
+        # Of a standard Gaussian's samples: the bias alone, to first order D (D + 1) / (4 N).
+        assert 0.8 < found[-1]["fid"] / (2048 * 2049 / (4 * size)) < 2
+        said = (
+            f"planned in {found[-1]['plan']:.1f} s, merged in {found[-1]['merge']:.1f} s, scored in "
+            f"{found[-1]['score']:.1f} s, {found[-1]['all']:.1f} s in all, {found[-1]['gib']:.2f} GiB"
+        )
+        results.add("score from files", f"{size:,} images in {size // shard_rows:,} shards", said)
+    costs = [one["plan"] + one["merge"] for one in found]
+    case = f"plan and merge, {shard_rows} a shard, {sizes[0]:,} to {sizes[-1]:,} images"
+    results.add("score from files", case, f"{costs[-1]:.1f} s", "growth exponent", exponent(sizes, costs))
+
+
+def write_features(folder: Path, size: int, shard_rows: int) -> None:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for shard in make_shards(folder, shard_ranges(size, shard_rows)):
+        rows = len(shard.images)
+        features, logits = (rng.standard_normal((rows, dim), dtype=np.float32) for dim in (2048, 1008))
+        np.savez(shard.file, indices=np.array(shard.images), features=features, logits=logits)

@@ -1,7 +1,5 @@
 """What the train job costs beside its arithmetic: against a bare torch loop, with the tensors in memory.
 
-    pytest -m benchmark tests/benchmarks/test_train_speed.py -s
-
 The job and the loop run in turn, some steps each, and the job goes on from its own checkpoint every time; its start
 is counted apart. Asserts only that both do the steps.
 """
@@ -13,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from harness import Timing, alternate, ratio, say
+from harness import Timing, alternate, exponent
 from tiny_training import training_recipe
 
 from dit.autoencoder import LatentScale
@@ -32,6 +30,7 @@ from pipelines.workers import run_workers
 
 pytestmark = pytest.mark.benchmark
 ROUNDS = 4
+ROWS = (1_000, 5_000, 25_000)
 CASES = {
     "width 128, depth 4, batch 128": ({"patch_size": 2, "hidden_size": 128, "depth": 4, "num_heads": 4}, 8, 128, 30),
     "DiT-S/2 on 16x16 latents, batch 16": ({"name": "DiT-S/2"}, 16, 16, 16),
@@ -105,8 +104,11 @@ class Listener:
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("case", CASES)
-def test_the_job_against_a_bare_loop(tmp_path, case, num_workers):
+def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers):
     model, side, batch_size, steps = CASES[case]
+    if quick and (num_workers == 2 or side == 16):
+        pytest.skip("takes minutes")
+    num_rounds = 2 if quick else ROUNDS
 
     def recipe(rounds):
         return training_recipe(
@@ -121,7 +123,7 @@ def test_the_job_against_a_bare_loop(tmp_path, case, num_workers):
         )
 
     latents = LatentDataset.open(recipe(1).latents)
-    rounds = [worker_settings(recipe(number), latents) for number in range(1, ROUNDS + 1)]
+    rounds = [worker_settings(recipe(number), latents) for number in range(1, num_rounds + 1)]
     loops = BareLoops(config_from_dict(rounds[0]["model"]), batch_size, num_workers)
     listeners, bare = [], []
     with StageContext(recipe(1)) as context:
@@ -137,20 +139,20 @@ def test_the_job_against_a_bare_loop(tmp_path, case, num_workers):
         for listener, seconds in zip(listeners, ours, strict=True)
     ]
     waits = [listener.metric("data_wait") for listener in listeners]
-    say(
-        f"\ntrain job, {case}, {num_workers} worker(s): {ratio(Timing(bare), Timing(ours))} of the bare loop's images "
-        f"per second; {batch_size / Timing(ours).median:.1f} images/s, data wait {Timing(waits).median:.2%}, start "
-        f"{Timing(starts).median:.1f} s"
+    said = (
+        f"{batch_size / Timing(ours).median:.1f} images/s, data wait {Timing(waits).median:.2%}, "
+        f"start {Timing(starts).median:.1f} s"
     )
+    name = f"{case}, {num_workers} worker{'s' if num_workers > 1 else ''}"
+    results.faster("train job", name, said, "bare torch loop", Timing(ours), Timing(bare))
 
 
-def test_batches_against_what_training_consumes():
-    """Batches of 4x32x32 latents, made by one thread, against the steps of DiT-S/2 that use them."""
-    rows, batch_size = 4096, 32
+def batches(rows: int, batch_size: int):
+    """Batches of 4x32x32 latents, made by this thread."""
     moments = np.random.default_rng(0).normal(size=(rows, 8, 32, 32)).astype(np.float16)
-    stream = latent_batches(
+    return latent_batches(
         ArrayLatents(LatentArrays(np.arange(rows) % 1000, moments, moments), EpochOrder(rows, 0)),
-        process := FlowMatching(),
+        FlowMatching(),
         scale=LatentScale((0.0,) * 4, (1.0,) * 4),
         null_class=1000,
         dropout=0.1,
@@ -158,8 +160,13 @@ def test_batches_against_what_training_consumes():
         share=Share(0, 1, batch_size),
         first_batch=0,
     )
+
+
+def test_batches_against_what_training_consumes(results):
+    batch_size = 32
+    stream = batches(4096, batch_size)
     batch = next(stream)
-    network = DiT(named_config("DiT-S/2", learn_sigma=False))
+    network, process = DiT(named_config("DiT-S/2", learn_sigma=False)), FlowMatching()
 
     def step():
         process.training_losses(network, batch.latents, batch.t, batch.labels, batch.noise)["loss"].mean().backward()
@@ -169,4 +176,15 @@ def test_batches_against_what_training_consumes():
     timings = alternate({"batches": lambda: list(itertools.islice(stream, 4)), "step": step}, rounds=5)
     torch.set_num_threads(threads)
     made, used = 4 * batch_size / timings["batches"].median, batch_size / timings["step"].median
-    say(f"\nbatches of 4x32x32 latents: {made:,.0f} images/s, {made / used:.0f} times what DiT-S/2 uses on one core")
+    said = f"{made:,.0f} images/s"
+    results.add("batches", "4x32x32 latents, one thread", said, "what DiT-S/2 uses on one core", made / used)
+
+
+def test_batches_as_the_data_set_grows(results):
+    """An image's share of a batch, in turn from data sets of three sizes."""
+    streams = {rows: batches(rows, 64) for rows in ROWS}
+    makers = {f"{rows:,}": lambda stream=stream: list(itertools.islice(stream, 4)) for rows, stream in streams.items()}
+    costs = [timing.median / 256 for timing in alternate(makers, rounds=10).values()]
+    said = ", ".join(f"{1e6 * cost:.0f}" for cost in costs) + " \u00b5s for an image"
+    case = f"from {ROWS[0]:,} to {ROWS[-1]:,} rows"
+    results.add("batches", case, said, "growth exponent", exponent(ROWS, costs))

@@ -1,0 +1,43 @@
+"""Memory of a job: of its driver and of Ray's object store, while it runs."""
+
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+MIB = 2**20
+
+
+@dataclass
+class Peaks:
+    """Most memory seen, in bytes."""
+
+    driver: int = 0
+    object_store: int = 0
+    spilled: int = 0
+
+
+@contextmanager
+def watched():
+    """Peaks of this process and of the running Ray's object store, looked at ten times a second."""
+    import psutil
+    import ray
+    from ray._private.internal_api import node_stats
+
+    peaks, ended, me = Peaks(), threading.Event(), psutil.Process()
+
+    def watch():
+        while not ended.wait(0.1):
+            peaks.driver = max(peaks.driver, me.memory_info().rss)
+            if ray.is_initialized() and (nodes := ray.nodes()):
+                address, port = nodes[0]["NodeManagerAddress"], nodes[0]["NodeManagerPort"]
+                store = node_stats(address, port, include_memory_info=False).store_stats
+                peaks.object_store = max(peaks.object_store, store.object_store_bytes_used)
+                peaks.spilled = max(peaks.spilled, store.spilled_bytes_total)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,122 @@
+"""What benchmarks found, as one JSON file and one Markdown table for each kind of machine."""
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from harness import Timing, bandwidth, matmul_peak, say, speed
+
+FOLDER = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. Rows of the same benchmark, case and yardstick replace each other."""
+
+    benchmark: str
+    case: str
+    against: str
+    """The yardstick: what ours was measured against, alternately in one run; or the growing quantity, or nothing."""
+    value: float | None
+    """Times as fast as the yardstick, share of the floor's speed, or exponent; None where only `ours` is a figure."""
+    low: float | None
+    high: float | None
+    """Range of the middle half of the rounds' values."""
+    ours: str
+    """Our own figure, with its unit."""
+    commit: str
+    date: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.benchmark, self.case, self.against
+
+
+class Results:
+    """Rows of this run, put into those of earlier ones when it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.rows = folder, []
+
+    def add(self, benchmark: str, case: str, ours: str, against: str = "", value=None, low=None, high=None) -> None:
+        stamp = {"commit": commit(), "date": datetime.now(UTC).date().isoformat()}
+        self.rows.append(Row(benchmark, case, against, value, low, high, ours, **stamp))
+        say(f"\n{benchmark}, {case}: {ours}" + (f"; {against}: {value_text(self.rows[-1])}" if value else ""))
+
+    def faster(self, benchmark: str, case: str, ours: str, against: str, our_time: Timing, their_time: Timing) -> None:
+        """How many times as fast ours is as the yardstick, round by round."""
+        self.add(benchmark, case, ours, against, *speed(our_time, their_time))
+
+    def save(self) -> None:
+        """JSON and Markdown, whole files at a time."""
+        if not self.rows:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = device_name()
+        path = self.folder / f"{name}.json"
+        old = [Row(**row) for row in json.loads(path.read_text())["rows"]] if path.exists() else []
+        rows = {row.key: row for row in (*old, *self.rows)}
+        ordered = sorted(rows.values(), key=lambda row: row.key)
+        found = {"machine": machine(), "rows": [asdict(row) for row in ordered]}
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        (self.folder / f"{name}.md").write_text(markdown(found["machine"], ordered))
+
+
+def value_text(row: Row) -> str:
+    spread = "" if row.low is None else f" ({row.low:.2f} to {row.high:.2f})"
+    return f"{row.value:.2f}{spread}"
+
+
+def markdown(machine: dict, rows: list[Row]) -> str:
+    lines = [
+        "Written by `make benchmark`. The ratio says how many times as fast raydit was as what it is measured "
+        "against, alternately in one run: the median of the rounds, and the range of their middle half. Against a "
+        "floor it is the share of what the machine can do; for growth it is the exponent.",
+        "",
+        "; ".join(f"{name}: {value}" for name, value in machine.items()),
+        "",
+        "| Benchmark | Case | raydit | Against | Ratio | Commit |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        value = "" if row.value is None else value_text(row)
+        lines.append(f"| {row.benchmark} | {row.case} | {row.ours} | {row.against} | {value} | {row.commit} |")
+    return "\n".join(lines) + "\n"
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name().lower().replace(" ", "-") if torch.cuda.is_available() else "cpu"
+
+
+def machine() -> dict[str, str]:
+    """What was measured on, and what it can do at most."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    described = {
+        "processor": processor(),
+        "cores": str(os.cpu_count()),
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "matrix product, float32": f"{matmul_peak(device=device) / 1e9:,.0f} GFLOP/s",
+        "copying": f"{bandwidth(device) / 1e9:,.1f} GB/s",
+    }
+    return described | ({"device": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def commit() -> str:
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=FOLDER.parent, capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
