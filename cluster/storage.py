@@ -87,6 +87,7 @@ def exists(path: str) -> bool:
 
 
 def read_bytes(path: str) -> bytes:
+    """A file's whole content."""
     filesystem, inner = resolve(path)
 
     def read() -> bytes:

@@ -75,6 +75,7 @@ def _is_stale(entry: Path) -> bool:
 
 
 def is_running(process_id: int) -> bool:
+    """Whether a process of this machine is there, whoever's it is."""
     try:
         os.kill(process_id, 0)  # signal 0 asks only whether the process is there
     except ProcessLookupError:

@@ -77,6 +77,7 @@ def _remove(path: Path) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
+    """Write JSON that people can read and compare: indented, keys sorted."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
@@ -95,5 +96,6 @@ def digest_of_files(digests: Mapping[str, str]) -> str:
 
 
 def sha256_of(path: Path) -> str:
+    """Digest of a file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

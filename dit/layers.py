@@ -124,10 +124,12 @@ class SwiGLU(nn.Module):
 
 
 def self_attention(config: DiTConfig) -> Attention:
+    """Of a block: multi-head attention of the tokens to one another."""
     return Attention(config.hidden_size, config.num_heads, qk_norm=config.qk_norm)
 
 
 def feed_forward(config: DiTConfig) -> nn.Module:
+    """Of a block: what every token passes by itself."""
     return (SwiGLU if config.mlp == "swiglu" else Mlp)(config.hidden_size, config.mlp_size)
 
 

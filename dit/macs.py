@@ -16,6 +16,7 @@ def forward_macs(config: DiTConfig | UViTConfig) -> int:
 
 
 def dit_macs(config: DiTConfig) -> int:
+    """Multiply-accumulates of one image's pass through a DiT: the paper's "Gflops" (Peebles & Xie 2022, table 1)."""
     width, tokens, conditions = config.hidden_size, config.num_tokens, config.num_conditions
     block_tokens = tokens + conditions if config.conditioning == "in_context" else tokens
     mlp_layers = 3 if config.mlp == "swiglu" else 2
@@ -32,6 +33,7 @@ def dit_macs(config: DiTConfig) -> int:
 
 
 def uvit_macs(config: UViTConfig) -> int:
+    """Of one image's pass through a U-ViT (Bao et al. 2022, https://arxiv.org/abs/2209.12152)."""
     width, tokens = config.hidden_size, config.num_tokens + config.num_conditions
     block = self_attention_macs(tokens, width) + 2 * tokens * width * config.mlp_size
     skip = 2 * tokens * width**2

@@ -30,4 +30,5 @@ def fill(target: Tensor, source: Tensor) -> None:
 
 
 def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds only a part of it."""
     return hasattr(tensor, "full_tensor")

@@ -244,10 +244,12 @@ def encode_identity(config: Recipe, listing: Listing, autoencoder: dict) -> dict
 
 
 def preprocessing(config: Recipe) -> dict:
+    """How images are cropped, as artifacts record it."""
     return {name: value for name, value in asdict(config.images).items() if name in ("size", "crop")}
 
 
 def describe(config: Recipe, listing: Listing, autoencoder: dict) -> dict:
+    """What the latents say of themselves."""
     side = config.images.size // autoencoder["downsample"]
     return schema.describe(
         moments_shape=(2 * autoencoder["latent_channels"], side, side),
@@ -259,6 +261,7 @@ def describe(config: Recipe, listing: Listing, autoencoder: dict) -> dict:
 
 
 def summary(dataset: LatentDataset) -> str:
+    """One line for people."""
     manifest = dataset.manifest
     bad = f", {manifest['quarantined']} quarantined (see quarantine.parquet)" if manifest["quarantined"] else ""
     return f"{len(dataset):,} latents{bad}, {dataset.num_bytes / 2**20:.1f} MiB in {dataset.path}"

@@ -214,6 +214,7 @@ def write_manifest(
 
 
 def fingerprint_of(description: dict, shards: list[dict]) -> str:
+    """Identity of a data set's content: what it says of itself, and the digest of every shard."""
     # Where the autoencoder was loaded from is not content; what it is (its digest) is.
     autoencoder = {name: value for name, value in description["autoencoder"].items() if name != "id"}
     content = [{**description, "autoencoder": autoencoder}, [shard["sha256"] for shard in shards]]

@@ -72,6 +72,7 @@ def validate_recipe(content: dict, place=lambda key: key) -> Recipe:
 
 
 def apply_override(content: dict, override: str) -> None:
+    """Put "section.field=value" into a recipe's content; the value is TOML, or a plain string."""
     key, equals, raw = override.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {override}: expected KEY=VALUE, such as --set train.learning_rate=2e-4")

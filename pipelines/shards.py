@@ -44,10 +44,12 @@ class Shard:
 
 
 def shard_name(index: int) -> str:
+    """Of a shard's Parquet file."""
     return f"part-{index:05d}.parquet"
 
 
 def record_name(index: int) -> str:
+    """Of the record that says that it is finished."""
     return f"part-{index:05d}.json"
 
 

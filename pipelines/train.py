@@ -145,6 +145,7 @@ def told_step(folder: str) -> int:
 
 
 def worker_settings(config: Recipe, latents: LatentDataset) -> dict:
+    """What every worker is told: the recipe, and what follows from it and the latents."""
     from dit.checkpoint import describe_checkpoint
 
     model = model_config(config.model, config, latents)
