@@ -1,0 +1,77 @@
+"""CIFAR-10 from pixels to metrics: cifar10.toml end to end, and 5,000 samples of every checkpoint scored.
+
+    python tests/benchmarks/run_cifar10.py FOLDER_OF_IMAGES [OUTPUT [--set KEY=VALUE ...]]
+
+About 90 minutes on two cores. Writes results/cifar10.md and its pictures, all from MLflow and the reports.
+"""
+
+import sys
+from pathlib import Path
+from statistics import fmean
+
+from PIL import Image
+from results import commit, machine
+from study import RECIPES, RESULTS, history, newest_run, raydit, settings, table
+
+NUM_SAMPLES = 5_000
+AVERAGED = 10
+"""Values of the loss, each a mean over train.log_every steps, that stand for the one at a checkpoint."""
+
+
+def main(images: str, output: str = "outputs/cifar10", *flags: str) -> None:
+    folder = Path(output).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    store = f"sqlite:///{folder / 'mlflow.db'}"
+    places = [*settings(images__path=Path(images).absolute(), output=folder, tracking__uri=store), *flags]
+    recipe = RECIPES / "cifar10.toml"
+    for stage in ("autoencoder", "encode", "train"):
+        raydit(stage, recipe, *places)
+    checkpoints = sorted((folder / "checkpoints").glob("step_*"))
+    scored = raydit("evaluate", *checkpoints, "--num-samples", str(NUM_SAMPLES))
+    run = newest_run(store, "cifar10", "train")
+    losses = history(store, run, "train/loss")
+    rows = []
+    for checkpoint, report in zip(checkpoints, scored["reports"], strict=True):
+        step = int(checkpoint.name.removeprefix("step_"))
+        loss = fmean([value for at, value in losses if at <= step][-AVERAGED:])
+        rows.append([f"{step:,}", f"{loss:.4f}", *numbers(report)])
+    report = scored["reports"][-1]
+    floor = [f"{report['floor'][name]:.4g}" if name in report["floor"] else "" for name in names(report)]
+    rows.append(["real images", "", *floor])
+    write(rows, names(report), report, folder / "evaluations" / report["protocol_id"])
+
+
+def names(report: dict) -> list[str]:
+    """Metrics of all samples."""
+    return [name for name in report["metrics"] if name.endswith("_5k")]
+
+
+def numbers(report: dict) -> list[str]:
+    def said(name: str) -> str:
+        error = f" \u00b1 {report['errors'][name]:.2g}" if name in report["errors"] else ""
+        return f"{report['metrics'][name]:.4g}{error}"
+
+    return [said(name) for name in names(report)]
+
+
+def write(rows: list[list[str]], metrics: list[str], report: dict, evaluations: Path) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    pictures = {"grid": evaluations / Path(report["checkpoint"]).name / report["artifacts"]["grid"]}
+    pictures["curve"] = evaluations / "curve.png"
+    shown = []
+    for name, file in pictures.items():
+        target = RESULTS / f"cifar10_{name}.png"
+        Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE).save(target, optimize=True)
+        shown.append(f"![{name}]({target.name})")
+    described = "; ".join(f"{name}: {value}" for name, value in machine().items())
+    text = (
+        f"CIFAR-10 with `pipelines/recipes/cifar10.toml`, commit {commit()}, protocol {report['protocol_id']}, "
+        f"{NUM_SAMPLES:,} samples of every checkpoint. Written by `tests/benchmarks/run_cifar10.py`. Errors: jackknife "
+        "over shards for distances, standard deviation over splits or subsets for the inception score and the kernel "
+        f"distance. The last line is held-out real images against the same reference.\n\n{described}\n\n"
+    )
+    (RESULTS / "cifar10.md").write_text(text + table(["step", "loss", *metrics], rows) + "\n" + "\n".join(shown) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,57 @@
+"""What longer studies share: commands of raydit as a user gives them, and numbers as MLflow has them.
+
+A study that is cut off goes on when it is started again: raydit's stages do.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).parent / "results"
+RECIPES = ROOT / "pipelines" / "recipes"
+
+
+def raydit(*arguments: str | Path) -> dict:
+    """Run a command with --json: what it prints last. What it prints on its way is shown."""
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments), "--json"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None, "it was asked for"
+        last = ""
+        for line in process.stdout:
+            last = line
+            if not line.startswith("{"):
+                print(line, end="", flush=True)
+    if process.returncode:
+        sys.exit(process.returncode)
+    return json.loads(last)
+
+
+def settings(**values: object) -> list[str]:
+    """--set flags: model__conditioning="adaln" is --set model.conditioning="adaln"."""
+    flags: list[str] = []
+    for name, value in values.items():
+        flags += ["--set", f"{name.replace('__', '.')}={json.dumps(str(value) if isinstance(value, Path) else value)}"]
+    return flags
+
+
+def history(store: str, run_id: str, metric: str) -> list[tuple[int, float]]:
+    """Steps and values of a run's metric in MLflow."""
+    from mlflow import MlflowClient
+
+    points = MlflowClient(store).get_metric_history(run_id, metric)
+    return sorted((point.step, point.value) for point in points)
+
+
+def newest_run(store: str, experiment: str, stage: str) -> str:
+    """Id of an experiment's newest run of a stage."""
+    from pipelines.run_queries import list_runs
+
+    return list_runs(store, experiment=experiment, stage=stage, limit=1)[0]["id"]
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
