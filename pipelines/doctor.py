@@ -21,6 +21,7 @@ from cluster.doctor import (
     render,
 )
 from cluster.nodes import ASKER, MOST_SKEW_SECONDS, check_nodes, versions
+from pipelines.registry import dangling_aliases
 from pipelines.submission import job_environment, sendable_environment
 from pipelines.tracking import check_tracking, tracking_uri
 
@@ -49,6 +50,7 @@ def checks_in_order(address: str | None, output: str) -> Iterator[Check]:
     yield check_storage(output)
     yield check_weights()
     yield check_tracking_store()
+    yield check_aliases()
     ray = check_ray(address)
     yield ray
     if address and ray.ok:
@@ -113,6 +115,18 @@ def check_tracking_store(uri: str = "") -> Check:
         do = "start the server, or set MLFLOW_TRACKING_URI to one that runs; results are kept until it answers"
         return Check("tracking", False, f"{uri}: {error}", do)
     return Check("tracking", True, f"{uri}: {found}")
+
+
+def check_aliases(uri: str = "") -> Check:
+    """An alias of a registered model must lead to files that can be loaded."""
+    try:
+        dangling, count = dangling_aliases(tracking_uri(uri))
+    except (FileNotFoundError, ConnectionError):  # of which the line before this one tells
+        return Check("aliases", True, "none that can be asked for")
+    if dangling:
+        do = "give each to another version, or promote a checkpoint again: raydit promote CHECKPOINT --name NAME"
+        return Check("aliases", False, f"{', '.join(dangling)} lead to nothing: the files are gone", do)
+    return Check("aliases", True, f"{count} of registered models, each with its files")
 
 
 def check_weights() -> Check:

@@ -22,7 +22,7 @@ from pipelines.locate import IN_TRACKING, LocatedCheckpoint, open_checkpoint
 from pipelines.protocols import checkpoint_recipe
 from pipelines.recipe_file import validate_recipe
 from pipelines.reference import reference_digest
-from pipelines.registry import CHECKPOINT, DIGEST, REMOVED, asked, find_checkpoint
+from pipelines.registry import CHECKPOINT, DIGEST, REMOVED, asked, find_checkpoint, has_files
 from pipelines.run_queries import find_run
 from pipelines.tracking import tracking_uri
 
@@ -244,4 +244,7 @@ def _versions(client, digest: str) -> Iterator[Link]:
         held = [alias for alias, number in aliases.items() if str(number) == str(version.version)]
         facts = [f"{version.tags['raydit.metric']} {float(version.tags['raydit.value']):.5g}"]
         facts += [f"alias {alias}" for alias in sorted(held)]
-        yield Link("version", f"models:/{version.name}/{version.version}", digest, facts)
+        link = Link("version", f"models:/{version.name}/{version.version}", digest, facts)
+        if not has_files(client, version):
+            link.broken.append("its files are gone from the store: it cannot be loaded. Promote its checkpoint again")
+        yield link

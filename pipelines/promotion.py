@@ -12,7 +12,7 @@ from evaluation.report import EvaluationReport
 from pipelines.locate import LocatedCheckpoint, open_checkpoint
 from pipelines.model_files import save_model_files
 from pipelines.protocols import checkpoint_recipe
-from pipelines.registry import BEFORE, CHECKPOINT, DIGEST, asked, model_of
+from pipelines.registry import BEFORE, CHECKPOINT, DIGEST, asked, has_files
 from pipelines.reports import find_reports
 from pipelines.tracking import tracking_uri
 
@@ -101,8 +101,7 @@ def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:
                 f"models:/{name}@{alias} is version {number}, and nobody had it before: found nothing to go back to. "
                 f"Promote another checkpoint: raydit promote CHECKPOINT --name {name}"
             )
-        model_id = model_of(client.get_model_version(name, before))
-        if model_id is None or not client.list_logged_model_artifacts(model_id):
+        if not has_files(client, client.get_model_version(name, before)):
             raise FileNotFoundError(
                 f"models:/{name}/{before}: found no files in the store, expected those of the model: the alias would "
                 "lead to nothing. Promote its checkpoint again"

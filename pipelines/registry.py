@@ -126,6 +126,35 @@ def protected_digests(uri: str) -> set[str]:
     return digests
 
 
+def dangling_aliases(uri: str) -> tuple[list[str], int]:
+    """Names models:/NAME@ALIAS of raydit's models whose files are gone from the store, and how many there are at all.
+
+    Raises ConnectionError if MLflow does not answer, FileNotFoundError if there is no store.
+    """
+    dangling, count = [], 0
+    with asked(uri) as client:
+        for model in _registered_models(client):
+            for alias, number in client.get_registered_model(model.name).aliases.items():
+                version = client.get_model_version(model.name, number)
+                if model_of(version) is None:
+                    continue  # somebody else's, kept otherwise
+                count += 1
+                if not has_files(client, version):
+                    dangling.append(f"models:/{model.name}@{alias}")
+    return dangling, count
+
+
+def has_files(client, version) -> bool:
+    """Whether the model that a registered version is can be loaded from the store."""
+    model_id = model_of(version)
+    try:
+        return bool(model_id and client.list_logged_model_artifacts(model_id))
+    except Exception as error:
+        if is_away(error):
+            raise
+        return False  # the model itself was deleted
+
+
 def _digests_before(client, name: str, number: str) -> set[str]:
     """Of a version, and of those that had its alias before it."""
     digests, seen = set(), set()

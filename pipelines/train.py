@@ -14,7 +14,7 @@ from pipelines.logged_models import log_checkpoint
 from pipelines.messages import Report, Saved
 from pipelines.previews import Previews
 from pipelines.recipe_file import resolved
-from pipelines.retention import best_step, outdated_steps
+from pipelines.retention import Registered, best_step, outdated_steps
 from pipelines.stage import StageContext, job
 from pipelines.workers import run_workers
 
@@ -74,6 +74,7 @@ class Watch:
         self._folder = config.folder("checkpoints")
         self._progress = context.progress("train", total=config.train.steps, unit="steps", start=first)
         self._previews = Previews(context, config, run)
+        self._registered = Registered(config.tracking.uri, lambda text: context.say("train", text))
         self._last: dict[str, float] = {}
         self._told = told_step(self._folder)
         # What a killed driver did not hear any more.
@@ -99,7 +100,7 @@ class Watch:
     def end(self, newest: str) -> None:
         """Finish what was begun, and say how it went and where the last checkpoint is."""
         self._previews.collect(wait=True)
-        self._retain()
+        self._retain(at_the_end=True)
         said = [f"{self._config.train.steps:,} steps"]
         if last := self._last:
             said += [f"{last['images_per_second']:.0f} images/s", f"MFU {last['mfu']:.0%}"]
@@ -121,7 +122,7 @@ class Watch:
         storage.write_json_atomically(storage.join(self._folder, TOLD), {"step": step})
         self._told = step
 
-    def _retain(self) -> None:
+    def _retain(self, *, at_the_end: bool = False) -> None:
         from pipelines import checkpoints
 
         train = self._config.train
@@ -130,10 +131,9 @@ class Watch:
         best = best_step(self._config.folder("evaluations"), train.keep_best) if train.keep_best else None
         # The workers are ahead of what was told; and what a picture is drawn of must stay until it is there.
         steps = [step for step in checkpoints.finished_steps(self._folder) if step <= self._told]
-        for step in outdated_steps(steps, train, best):
-            if step in self._previews.pending_steps:
-                continue
-            digest = checkpoints.described(self._folder, step).digest
+        outdated = [step for step in outdated_steps(steps, train, best) if step not in self._previews.pending_steps]
+        digests = {step: checkpoints.described(self._folder, step).digest for step in outdated}
+        for step, digest in self._registered.without(digests, again=at_the_end).items():
             checkpoints.remove(self._folder, step)
             self._run.model_removed(digest)
 

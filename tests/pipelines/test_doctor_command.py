@@ -9,7 +9,7 @@ from cluster.doctor import Check
 from pipelines import cli, doctor
 from pipelines.tracking import check_tracking
 
-NAMES = ["python", *doctor.PACKAGES, "devices", "storage", "weights", "tracking", "ray"]
+NAMES = ["python", *doctor.PACKAGES, "devices", "storage", "weights", "tracking", "aliases", "ray"]
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,11 @@ from PIL import Image
 from tiny_story import tell_evaluation
 
 from dit.files import sha256_of
+from pipelines.doctor import check_aliases
 from pipelines.locate import open_checkpoint
 from pipelines.protocols import checkpoint_recipe, sampling_protocol
-from pipelines.registry import model_of, protected_digests
+from pipelines.registry import dangling_aliases, model_of, protected_digests
+from pipelines.retention import Registered
 from pipelines.sampling import Sampler
 from pipelines.stage import StageContext
 
@@ -168,6 +170,52 @@ def test_retention_is_told_of_every_checkpoint_that_an_alias_or_a_rollback_leads
     assert protected_digests(f"sqlite:///{tmp_path}/none.db") == set() and not list(tmp_path.iterdir())
     with pytest.raises(ConnectionError, match="http://127.0.0.1:9 does not answer"):
         protected_digests("http://127.0.0.1:9")
+
+
+def test_retention_removes_nothing_that_a_registered_model_leads_to(story, promote, monkeypatch):
+    """What the training would remove: everything but its newest."""
+    promote(4, name="stays")
+    said, digests = [], {step: story.checkpoints[step].digest for step in (2, 4)}
+    protected = protected_digests(story.uri)
+    registered = Registered(story.uri, said.append)
+    expected = {step: digest for step, digest in digests.items() if digest not in protected}
+    for _ in range(2):
+        found = registered.without(digests)
+        assert found == expected and 4 not in found
+    assert said.count("checkpoint of step 4 stays: an alias of a registered model leads to it") == 1
+
+
+def test_while_the_registry_cannot_be_asked_all_checkpoints_stay_and_it_is_asked_once_a_minute(story, monkeypatch):
+    said, asked = [], []
+
+    def away(uri):
+        asked.append(uri)
+        raise ConnectionError("http://127.0.0.1:9 does not answer")
+
+    registered = Registered(story.uri, said.append)
+    with monkeypatch.context() as outage:
+        outage.setattr("pipelines.registry.protected_digests", away)
+        assert registered.without({}) == {} == registered.without({2: "a"}) == registered.without({2: "a"})
+        assert len(asked) == len(said) == 1 and "127.0.0.1:9 does not answer" in said[0]
+        assert registered.without({2: "a"}, again=True) == {} and len(asked) == 2
+    assert registered.without({2: "a"}, again=True) == {2: "a"}
+
+
+def test_an_alias_that_leads_to_no_files_is_told_by_lineage_and_doctor(raydit, story, promote, store, request):
+    promote(4, name="hollow")
+    before, count = dangling_aliases(story.uri)
+    assert before == [] and count >= 1
+    model = model_of(store.get_model_version_by_alias("hollow", "champion"))
+    files = Path(store.get_logged_model(model).artifact_location.removeprefix("file://"))
+    away = files.rename(files.with_name(f"{files.name}-away"))
+    request.addfinalizer(lambda: away.rename(files))
+    dangling, _ = dangling_aliases(story.uri)
+    assert "models:/hollow@champion" in dangling
+    check = check_aliases()
+    assert not check.ok and "models:/hollow@champion" in check.found and "raydit promote" in check.do
+    code, out, _ = raydit("lineage", "models:/hollow@champion", "--quick")
+    assert code == 1 and "BROKEN: its files are gone from the store" in out
+    assert check_aliases("http://127.0.0.1:9").ok  # the line about tracking is red then
 
 
 @pytest.mark.slow
