@@ -40,7 +40,7 @@ def list_(experiment, stage, limit, store, as_json) -> None:
 def show(run, store, as_json) -> None:
     """Everything about RUN, named by its id or its name: settings, metrics, models, neighbours."""
     from pipelines.run_queries import show_run
-    from pipelines.tracking import tracking_uri
+    from pipelines.store import tracking_uri
 
     found = show_run(tracking_uri(store), run)
     started, took = _when(found)
@@ -100,7 +100,7 @@ def promote(checkpoint, name, alias, protocol, rollback, store, as_json) -> None
     if (rollback is None) == (checkpoint is None or name is None):
         raise click.UsageError("expected CHECKPOINT --name NAME, or --rollback NAME")
     from pipelines import promotion
-    from pipelines.tracking import tracking_uri
+    from pipelines.store import tracking_uri
 
     if rollback is not None:
         said, given = promotion.rollback(tracking_uri(store), rollback, alias=alias), True
@@ -138,7 +138,7 @@ def lineage(target, quick, store, as_json) -> None:
 
 def _experiment(name: str, store: str) -> tuple[str, str]:
     """Name of an experiment, given as it is or by its recipe, and the store to look it up in."""
-    from pipelines.tracking import tracking_uri
+    from pipelines.store import tracking_uri
 
     if not name.endswith(".toml"):
         return name, tracking_uri(store)

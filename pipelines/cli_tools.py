@@ -195,11 +195,12 @@ def stop(job, address, as_json) -> None:
 
 
 @click.command()
-@click.option("--port", type=int, default=5000, show_default=True)
+@click.option("--port", type=int, default=5000, show_default=True, help="The first of ten that are looked at.")
 @set_option
 def ui(port, overrides) -> None:
-    """Serve the MLflow UI on the store in use, at 127.0.0.1."""
-    from pipelines.tracking import serve_ui, tracking_uri
+    """Print the address of the MLflow UI on the store in use; start it, at 127.0.0.1, where it does not run."""
+    from pipelines.store import tracking_uri
+    from pipelines.ui import serve_ui
 
     given = dict(override.split("=", 1) for override in overrides)
     serve_ui(tracking_uri(given.get("tracking.uri", "")), port)

@@ -22,8 +22,8 @@ from cluster.doctor import (
 )
 from cluster.nodes import ASKER, MOST_SKEW_SECONDS, check_nodes, versions
 from pipelines.registry import dangling_aliases
+from pipelines.store import check_tracking, tracking_uri
 from pipelines.submission import job_environment, sendable_environment
-from pipelines.tracking import check_tracking, tracking_uri
 
 PACKAGES = ("raydit", "torch", "ray", "pyarrow", "diffusers", "torch-fidelity", "mlflow")
 NAME_WIDTH = max(map(len, PACKAGES))

@@ -24,7 +24,7 @@ from pipelines.recipe_file import validate_recipe
 from pipelines.reference import reference_digest
 from pipelines.registry import CHECKPOINT, DIGEST, REMOVED, asked, find_checkpoint, has_files
 from pipelines.run_queries import find_run
-from pipelines.tracking import tracking_uri
+from pipelines.store import tracking_uri
 
 
 @dataclass

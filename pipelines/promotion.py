@@ -14,7 +14,7 @@ from pipelines.model_files import save_model_files
 from pipelines.protocols import checkpoint_recipe
 from pipelines.registry import BEFORE, CHECKPOINT, DIGEST, asked, has_files
 from pipelines.reports import find_reports
-from pipelines.tracking import tracking_uri
+from pipelines.store import tracking_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 """Aliases of a registered model: its best version, and one that scored better, but not by more than the error."""

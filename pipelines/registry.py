@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.tracking import is_away, mlflow_client, tracking_uri
+from pipelines.store import is_away, mlflow_client, tracking_uri
 
 CHECKPOINT, DIGEST = "raydit.checkpoint", "raydit.checkpoint_digest"
 REMOVED = "raydit.removed"

@@ -18,7 +18,7 @@ from cluster import jobs, packing, storage
 from pipelines.config import Recipe
 from pipelines.identity import digest_of
 from pipelines.progress import say
-from pipelines.tracking import tracking_uri
+from pipelines.store import tracking_uri
 
 WITH_RECIPE = ("run", "autoencoder", "encode", "train")
 WITH_VALUE = ("--set", "--address")  # flags of these commands that take one

@@ -1,13 +1,10 @@
-"""Tracking: runs, metrics, models and pictures in MLflow. The only file that imports mlflow.
+"""Tracking: runs, metrics, models and pictures in MLflow.
 
 One process writes: the one that runs the jobs. It appends to a journal, from which a thread tells MLflow; work
 never waits for a tracking server, and a server that is away costs nothing but its answers.
 """
 
 import json
-import logging
-import os
-import sys
 import time
 from itertools import takewhile
 from pathlib import Path
@@ -19,50 +16,14 @@ from pipelines.config import Recipe
 from pipelines.identity import digest_of
 from pipelines.journal import Journal
 from pipelines.progress import say
+from pipelines.store import check_tracking, is_away, mlflow_client, tracking_uri
 
 JOURNAL_FOLDER = ".tracking"
-CLOSE_SECONDS = 20.0
+CLOSE_SECONDS = 30.0
+"""Longer than MLflow's client waits for a database that another process writes to, 20 s."""
 MOST_ATTEMPTS = 10
 """How often something is told to a store that answers other questions: some minutes. MLflow calls any failure
 without a code of its own an internal error, which may pass, or may not."""
-
-
-def tracking_uri(config_uri: str = "") -> str:
-    """The recipe's URI, else MLFLOW_TRACKING_URI, else the database that plain `mlflow ui` opens here."""
-    return config_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
-
-
-def check_tracking(uri: str) -> str:
-    """How many experiments a store has. Raises ConnectionError if it does not answer."""
-    client = mlflow_client(uri)
-    try:
-        count = len(client.search_experiments())
-    except Exception as error:
-        raise ConnectionError(str(error).splitlines()[0][:200]) from error
-    return f"{count} experiments"
-
-
-def serve_ui(uri: str, port: int) -> None:
-    """Become the MLflow UI on a store, at 127.0.0.1."""
-    say("ui", f"http://127.0.0.1:{port} on {uri}; Ctrl-C stops it")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    os.execv(sys.executable, [*command, "--port", str(port)])
-
-
-def mlflow_client(uri: str):
-    # A server that is away should be found out in seconds, not in MLflow's default of minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    # MLflow prints two lines of links whenever a run on a server ends.
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # A fresh database prints a line for each of its migrations.
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # That a server is away is ours to say, once; urllib3 warns of every attempt.
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
 
 
 class Tracker:
@@ -229,8 +190,7 @@ class MlflowCourier:
             for name, value in entry["tags"].items():
                 client.set_tag(known[key], name, value)
             return
-        found = client.get_experiment_by_name(entry["experiment"])
-        experiment = found.experiment_id if found else self._create_experiment(entry["experiment"])
+        experiment = self._find_experiment(entry["experiment"]) or self._create_experiment(entry["experiment"])
         tags = {"mlflow.runName": entry["name"], **entry["tags"]}
         if entry["parent"]:
             tags["mlflow.parentRunId"] = known[f"run {entry['parent']}"]
@@ -238,11 +198,20 @@ class MlflowCourier:
         known[key] = run.info.run_id
         known[f"experiment {entry['run']}"] = experiment
 
+    def _find_experiment(self, name: str) -> str | None:
+        found = self._client.get_experiment_by_name(name)
+        return found.experiment_id if found else None
+
     def _create_experiment(self, name: str) -> str:
         """With a database file as the store, files lie beside it, not where this process happens to run."""
         scheme, _, database = self._uri.partition(":///")
         location = str(Path(database).absolute().parent / "mlruns") if scheme == "sqlite" else None
-        return self._client.create_experiment(name, artifact_location=location)
+        try:
+            return self._client.create_experiment(name, artifact_location=location)
+        except Exception:
+            if found := self._find_experiment(name):  # another process was faster
+                return found
+            raise
 
     def _params(self, entry: dict, known: dict) -> None:
         from mlflow.entities import Param
@@ -324,18 +293,6 @@ def _first_call(entries: list[dict]) -> tuple[dict, int]:
         return first, 1
     points = list(takewhile(lambda entry: entry["op"] == "metrics" and entry["run"] == first["run"], entries))
     return {"op": "metrics", "run": first["run"], "points": points}, len(points)
-
-
-def is_away(error: Exception) -> bool:
-    """Whether the same call may succeed later: no answer, a busy database, a server error."""
-    from requests import RequestException  # what MLflow's client speaks with; a broken file is an OSError too
-
-    code = getattr(error, "error_code", "")
-    return isinstance(error, ConnectionError | TimeoutError | RequestException) or code in (
-        "INTERNAL_ERROR",
-        "TEMPORARILY_UNAVAILABLE",
-        "REQUEST_LIMIT_EXCEEDED",
-    )
 
 
 def _context(point: dict, known: dict) -> dict:

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.doctor import Check
 from pipelines import cli, doctor
-from pipelines.tracking import check_tracking
+from pipelines.store import check_tracking
 
 NAMES = ["python", *doctor.PACKAGES, "devices", "storage", "weights", "tracking", "aliases", "ray"]
 

@@ -2,19 +2,17 @@
 
 import json
 import os
-import socket
 import sqlite3
-import subprocess
-import sys
-import time
 
 import pytest
 from mlflow import MlflowClient
+from mlflow_server import MlflowServer, close_delivered, free_port, wait_until
 from PIL import Image
 
 from pipelines.journal import Journal
 from pipelines.recipe_file import load_recipe, resolved
-from pipelines.tracking import Tracker, check_tracking, flatten, tracking_uri
+from pipelines.store import check_tracking, tracking_uri
+from pipelines.tracking import Tracker, flatten
 
 TINY = "tests/recipes/tiny.toml"
 DIGEST = "0123456789abcdef" * 4
@@ -88,7 +86,7 @@ def test_a_pipeline_and_its_stage_become_parent_and_child(project, client, monke
     child.input(name="latents", digest=DIGEST, source="/latents", context="training")
     child.end("FINISHED")
     parent.end("FINISHED")
-    tracker.close()
+    close_delivered(tracker)
 
     (first, second) = project.runs(client)
     pipeline, train = (first, second) if first.data.tags["raydit.stage"] == "pipeline" else (second, first)
@@ -120,11 +118,7 @@ def test_what_an_answering_store_never_takes_does_not_hold_up_the_rest(project, 
         run = tracker.start_run("train", {})
         run.input(name="latents", digest=DIGEST, source="/latents", context="training")
         run.metrics({"train/loss": 0.5}, 2)
-        deadline = time.monotonic() + 60
-        while tracker._journal.undelivered:
-            assert time.monotonic() < deadline, "still trying"
-            time.sleep(0.1)
-        tracker.close()
+        close_delivered(tracker)
     finally:
         database.execute("DROP TRIGGER broken")
     assert "input of train-" in capsys.readouterr().out
@@ -141,7 +135,7 @@ def test_files_and_pictures_are_kept_beside_the_database(project, client, store,
     run.artifact(tmp_path / "never written")
     run.image(tmp_path / "grid.png", "samples", 6)
     run.end("FINISHED")
-    tracker.close()
+    close_delivered(tracker)
 
     (run,) = project.runs(client)
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
@@ -160,14 +154,14 @@ def test_a_checkpoint_told_twice_is_one_model_that_carries_its_metrics(project, 
     train = tracker.start_run("train", {})
     tell(train)
     train.end("FINISHED")
-    tracker.close()
+    close_delivered(tracker)
     tracker = project.open()  # another process
     evaluate = tracker.start_run("evaluate", {})
     tell(evaluate)
     evaluate.metrics({"eval/fid_50k": 12.5}, 6, model=DIGEST, dataset=("reference", DIGEST))
     evaluate.metrics({"floor/fid_50k": 1.5}, 6)
     evaluate.end("FINISHED")
-    tracker.close()
+    close_delivered(tracker)
 
     experiment = client.get_experiment_by_name(project.name).experiment_id
     (model,) = client.search_logged_models([experiment])
@@ -194,10 +188,10 @@ def test_an_ended_run_is_not_taken_up_again(project, client):
     for _ in range(2):
         tracker = project.open()
         tracker.start_run("encode", {"seed": 0}).end("FINISHED")
-        tracker.close()
+        close_delivered(tracker)
     tracker = project.open()
     tracker.start_run("encode", {"seed": 1}).end("FINISHED")
-    tracker.close()
+    close_delivered(tracker)
     runs = project.runs(client)
     names = [run.info.run_name for run in runs]
     assert len({run.info.run_id for run in runs}) == 3
@@ -213,7 +207,7 @@ def test_a_run_that_was_cut_off_is_taken_up_again(project, client, monkeypatch, 
     run.metrics({"train/loss": 1.0}, 2)
     if ending:
         run.end(ending)
-    tracker.close()
+    close_delivered(tracker)
     (cut_off,) = project.runs(client)
     assert cut_off.info.status == (ending or "RUNNING")
 
@@ -221,7 +215,7 @@ def test_a_run_that_was_cut_off_is_taken_up_again(project, client, monkeypatch, 
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     tracker = project.open()
     run = tracker.start_run("train", {})
-    tracker.close()
+    close_delivered(tracker)
     (again,) = project.runs(client)
     assert (again.info.run_id, again.info.status) == (cut_off.info.run_id, "RUNNING")
     assert again.data.tags["raydit.job_id"] == "second"
@@ -230,7 +224,7 @@ def test_a_run_that_was_cut_off_is_taken_up_again(project, client, monkeypatch, 
     run = tracker.start_run("train", {})
     run.metrics({"train/loss": 0.5}, 4)
     run.end("FINISHED")
-    tracker.close()
+    close_delivered(tracker)
     (ended,) = project.runs(client)
     assert (ended.info.run_id, ended.info.status) == (cut_off.info.run_id, "FINISHED")
     assert ended.info.start_time == cut_off.info.start_time
@@ -248,7 +242,7 @@ def test_a_refused_entry_is_said_and_holds_nothing_up(project, client, capsys, t
     run.metrics({"eval/fid": 1.0}, 2, model="never told")
     run.metrics({"train/loss": 1.0}, 2)
     run.end("FINISHED")
-    tracker.close()
+    close_delivered(tracker)
     (run,) = project.runs(client)
     assert (run.info.status, run.data.params["seed"]) == ("FINISHED", "0")
     assert run.data.metrics == {"train/loss": 1.0}
@@ -257,6 +251,7 @@ def test_a_refused_entry_is_said_and_holds_nothing_up(project, client, capsys, t
     assert all(" refused: " in line for line in said)
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_late_gets_everything_in_order(request, tmp_path, store, client, capsys):
     port = free_port()
     project = Project(request.config.rootpath, tmp_path, f"http://127.0.0.1:{port}")
@@ -273,8 +268,7 @@ def test_a_server_that_comes_late_gets_everything_in_order(request, tmp_path, st
     run.end("FINISHED")
     wait_until(lambda: "does not answer" in capsys.readouterr().out)
     with MlflowServer(store, port, tmp_path):
-        wait_until(lambda: not tracker._journal.undelivered)
-        tracker.close()
+        close_delivered(tracker)
         (run,) = project.runs(client)
         assert (run.info.status, run.data.params) == ("FINISHED", {"seed": "0"})
         history = client.get_metric_history(run.info.run_id, "train/loss")
@@ -294,48 +288,10 @@ def test_what_a_server_never_took_is_delivered_by_the_next_command(project, clie
         tracker.start_run("encode", {}).end("FINISHED")
         tracker.close()
     assert "has not taken everything yet" in capsys.readouterr().out
-    project.open().close()
+    close_delivered(project.open())
     (run,) = project.runs(client)
     assert (run.data.tags["raydit.stage"], run.info.status) == ("encode", "FINISHED")
 
 
 def unreachable(*args, **kwargs):
     raise ConnectionRefusedError("down")
-
-
-class MlflowServer:
-    """`mlflow server` on a store, stopped by its own handle."""
-
-    def __init__(self, store, port, folder):
-        self.command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
-        self.command += ["--host", "127.0.0.1", "--port", str(port), "--artifacts-destination", str(folder / "files")]
-        self.log = folder / "server.log"
-
-    def __enter__(self):
-        with open(self.log, "w") as log:
-            # Its runner of background jobs starts five more processes, and nothing here needs it.
-            env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-            self.process = subprocess.Popen(self.command, env=env, stdout=log, stderr=log, start_new_session=True)
-
-    def __exit__(self, *error):
-        import signal
-
-        os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-def free_port():
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return unused.getsockname()[1]
-
-
-def wait_until(condition, seconds=180):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
