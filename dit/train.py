@@ -8,7 +8,7 @@ bring noise, timesteps and dropped labels with them, so that a run can be resume
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +112,8 @@ def train(
         if checkpoint_due or state.step % config.log_every == 0:
             report(state.step, window.means())
         if checkpoint_due:
-            save(state)
+            with window.saving():
+                save(state)
     return state
 
 
@@ -155,7 +156,10 @@ def averaging(model: nn.Module, last: bool) -> AbstractContextManager:
 
 
 class Window:
-    """Means of the metrics since the last report, images per second of all workers, and the share of time waited."""
+    """Means of the metrics since the last report, images per second of all workers, and shares of the time.
+
+    Those are what was waited for data, and for a checkpoint to be taken, which comes after the report of its step.
+    """
 
     def __init__(self, images_per_step: int):
         self.images_per_step = images_per_step
@@ -164,7 +168,7 @@ class Window:
     def _restart(self) -> None:
         self.sums: dict[str, Tensor | float] = {}
         self.steps = 0
-        self.waited = 0.0
+        self.waited = self.saved = 0.0
         self.started = time.perf_counter()
 
     def timed(self, batches: Iterable) -> Iterator:
@@ -179,6 +183,13 @@ class Window:
             self.waited += time.perf_counter() - started
             yield batch
 
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Count how long a checkpoint holds up the steps."""
+        started = time.perf_counter()
+        yield
+        self.saved += time.perf_counter() - started
+
     def add(self, metrics: dict[str, Tensor | float]) -> None:
         # Sums stay on the device: reading a number every step would make the GPU wait.
         for name, value in metrics.items():
@@ -191,5 +202,6 @@ class Window:
         seconds = time.perf_counter() - self.started
         means["images_per_second"] = self.images_per_step * self.steps / seconds
         means["data_wait"] = self.waited / seconds
+        means["checkpoint_wait"] = self.saved / seconds
         self._restart()
         return means

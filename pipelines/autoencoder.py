@@ -7,6 +7,7 @@ from pathlib import Path
 from cluster import storage
 from pipelines.config import Recipe
 from pipelines.config_train import BESIDE_THE_WEIGHTS, AutoencoderTrainConfig
+from pipelines.grids import labelled_grid, save_png
 from pipelines.identity import Artifact, settings_identity
 from pipelines.images import Listing, open_source
 from pipelines.messages import Report, Saved
@@ -19,6 +20,9 @@ TRAINING = "training"
 """Folder beside it of the checkpoints that its training goes on from; removed at the end."""
 OURS = "autoencoder"
 """Id of the autoencoder trained here: its folder, relative to the output."""
+RECONSTRUCTIONS = "reconstructions.png"
+PICTURED = 10
+"""Images in a row of them; there are two."""
 BLOCK_IMAGES = 2048
 STATISTICS_IMAGES = 4096
 
@@ -97,6 +101,10 @@ def train_autoencoder(config: Recipe, *, context: StageContext) -> AutoencoderHa
         record = storage.read_json(finished)
         storage.remove_folder(storage.join(folder, TRAINING))
         run.metrics({"autoencoder/psnr": record["psnr"]}, settings.steps)
+        picture = Path(storage.on_this_machine(folder)) / RECONSTRUCTIONS
+        if not storage.is_local(folder):
+            storage.write_atomically(str(picture), storage.read_bytes(storage.join(folder, RECONSTRUCTIONS)))
+        run.image(picture, "reconstructions", settings.steps)
         progress.done(f"{record['psnr']:.1f} dB on {record['psnr_images']}, in {folder}")
     return handle
 
@@ -179,8 +187,9 @@ def autoencoder_worker(settings: dict) -> None:
 def finish(module, folder: str, blocks: list, held_out: list) -> None:
     """Measure the latents' statistics and the reconstruction, and put diffusers' folder there with its record last."""
     import numpy as np
+    import torch
 
-    from dit.autoencoder import Autoencoder, describe_autoencoder, save_autoencoder
+    from dit.autoencoder import Autoencoder, describe_autoencoder, psnr, save_autoencoder
 
     module.eval()
     images = np.concatenate(blocks)[:STATISTICS_IMAGES]
@@ -189,8 +198,10 @@ def finish(module, folder: str, blocks: list, held_out: list) -> None:
     save_autoencoder(module, local, scale)
     aside = np.concatenate(held_out)[:STATISTICS_IMAGES] if held_out else images
     which = f"{len(aside):,} {'held-out' if held_out else 'training'} images"
+    decoded = reconstructed(Autoencoder.load(local), aside)
+    save_png(reconstruction_grid(aside, decoded, which), local / RECONSTRUCTIONS)
     record = {
-        "psnr": reconstruction_psnr(Autoencoder.load(local), aside),
+        "psnr": psnr(torch.from_numpy(aside), torch.from_numpy(decoded)),
         "psnr_images": which,
         "autoencoder": describe_autoencoder(local),
     }
@@ -213,18 +224,28 @@ def latent_statistics(autoencoder, images):
     return LatentScale(tuple(mean.mean(dim=(0, 2, 3)).tolist()), tuple(variance.sqrt().tolist()))
 
 
-def reconstruction_psnr(autoencoder, images) -> float:
-    """PSNR in dB of encode (posterior mean) and decode, over uint8 images (N, H, W, 3)."""
+def reconstructed(autoencoder, images):
+    """Images, uint8 (N, H, W, 3), encoded (posterior mean) and decoded."""
     import torch
 
-    from dit.autoencoder import images_from_uint8, psnr
+    from dit.autoencoder import images_from_uint8
 
-    originals = torch.from_numpy(images)
     decoded = []
-    for batch in originals.split(64):
+    for batch in torch.from_numpy(images).split(64):
         mean = autoencoder.encode(images_from_uint8(batch)).chunk(2, dim=1)[0]
         decoded.append(autoencoder.decode(autoencoder.scale.scale(mean)))
-    return psnr(originals, torch.cat(decoded))
+    return torch.cat(decoded).numpy()
+
+
+def reconstruction_grid(images, decoded, which: str):
+    """A few images, each above its reconstruction; from all over, because neighbours are of one class."""
+    import numpy as np
+
+    chosen = np.linspace(0, len(images) - 1, min(len(images), 2 * PICTURED), dtype=int)
+    rows = []
+    for part in np.array_split(chosen, 2):
+        rows += [(which.split()[1], images[part]), ("decoded", decoded[part])]
+    return labelled_grid(rows)
 
 
 def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> dict:

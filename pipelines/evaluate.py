@@ -21,6 +21,8 @@ from pipelines.features import (
     make_shards,
     worker_seconds,
 )
+from pipelines.figures import FIGURES, timings_figure
+from pipelines.grids import save_png
 from pipelines.keep import KeptImages
 from pipelines.locate import LocatedCheckpoint, open_checkpoint
 from pipelines.logged_models import log_checkpoint
@@ -34,6 +36,7 @@ from pipelines.tracking import RunLog
 EVALUATIONS = "evaluations"
 """The part of an output that an evaluation writes, together with references/: nobody else evaluates there meanwhile."""
 PAGE_FILE = "report.html"
+TIME_FILE = "time.png"
 
 
 def evaluate(
@@ -235,6 +238,9 @@ def track(run: RunLog, report: EvaluationReport, folder: Path, step: int = 0, mo
     errors = {f"eval_error/{name}": value for name, value in report.errors.items()}
     run.metrics(errors, step, model=model, dataset=dataset)
     run.metrics({f"floor/{name}": value for name, value in report.floor.items()}, step)
+    if report.timings:
+        run.metrics({f"evaluate/{name}": seconds for name, seconds in report.timings.items()}, step)
+        run.artifact(save_png(timings_figure(report.timings), folder / TIME_FILE), FIGURES)
     run.artifact(folder / REPORT_FILE)
     for name, file in report.artifacts.items():
         run.artifact(folder / file)

@@ -114,6 +114,16 @@ class RunLog:
         """Numbers at a step; `model` is a checkpoint digest given to `model` before; dataset (name, digest)."""
         self._tell("metrics", metrics=metrics, step=step, model=model, dataset=dataset)
 
+    def points(self, prefix: str) -> dict[str, dict[int, float]]:
+        """All that was told of metrics below a prefix, by name and step, by earlier processes of this run too."""
+        points: dict[str, dict[int, float]] = {}
+        for entry in self._journal.entries():
+            if entry["op"] == "metrics" and entry["run"] == self.key:
+                for name, value in entry["metrics"].items():
+                    if name.startswith(prefix):
+                        points.setdefault(name.removeprefix(prefix), {})[entry["step"]] = value
+        return points
+
     def model(self, digest: str, *, name: str, step: int, params: dict, tags: dict[str, str]) -> None:
         """A checkpoint, as a LoggedModel; telling it twice makes one."""
         self._tell("model", digest=digest, name=name, step=step, params=flatten(params), tags=tags)

@@ -1,6 +1,7 @@
 """The train job: latents -> checkpoints, by Ray Train."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 from cluster import storage
 from evaluation.protocol import parse_metric_name
@@ -8,6 +9,7 @@ from pipelines.autoencoder import autoencoder_of
 from pipelines.config import Recipe
 from pipelines.config_model import ModelConfig
 from pipelines.config_train import BESIDE_THE_WEIGHTS
+from pipelines.figures import FIGURES
 from pipelines.identity import Artifact, settings_identity
 from pipelines.latents import LatentDataset
 from pipelines.logged_models import log_checkpoint
@@ -16,6 +18,7 @@ from pipelines.previews import Previews
 from pipelines.recipe_file import resolved
 from pipelines.retention import Registered, best_step, outdated_steps
 from pipelines.stage import StageContext, job
+from pipelines.train_figures import TrainFigures
 from pipelines.workers import run_workers
 
 TOLD = "told.json"
@@ -75,6 +78,9 @@ class Watch:
         self._progress = context.progress("train", total=config.train.steps, unit="steps", start=first)
         self._previews = Previews(context, config, run)
         self._registered = Registered(config.tracking.uri, lambda text: context.say("train", text))
+        self._figures = TrainFigures(
+            run, Path(storage.on_this_machine(config.folder(FIGURES))), config.train.global_batch_size
+        )
         self._last: dict[str, float] = {}
         self._told = told_step(self._folder)
         # What a killed driver did not hear any more.
@@ -90,6 +96,7 @@ class Watch:
 
         if isinstance(message, Saved):
             self._log(message.step)
+            self._figures.save()
             self._previews.start(checkpoints.checkpoint_location(self._folder, message.step), message.step)
             self._retain()
         else:
@@ -99,6 +106,7 @@ class Watch:
 
     def end(self, newest: str) -> None:
         """Finish what was begun, and say how it went and where the last checkpoint is."""
+        self._figures.save()
         self._previews.collect(wait=True)
         self._retain(at_the_end=True)
         said = [f"{self._config.train.steps:,} steps"]
@@ -111,6 +119,7 @@ class Watch:
         from pipelines.train_metrics import with_quartiles
 
         self._last = with_quartiles(report.metrics)
+        self._figures.add(report.step, self._last)
         self._run.metrics({f"train/{name}": value for name, value in self._last.items()}, report.step)
 
     def _log(self, step: int) -> None:

@@ -1,6 +1,7 @@
 """The loop against the formulas of AdamW, clipping and EMA written out by hand."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -204,3 +205,15 @@ def test_reported_metrics_are_the_means_since_the_last_report():
     assert means["images_per_second"] > 0
     window.add({"loss": torch.tensor(10.0), "lr": 0.25})
     assert window.means()["loss"] == 10.0
+
+
+def test_what_a_checkpoint_holds_up_counts_from_the_report_after_it():
+    window = Window(images_per_step=4)
+    window.add({"loss": 1.0})
+    assert window.means()["checkpoint_wait"] == 0.0
+    with window.saving():
+        time.sleep(0.02)
+    window.add({"loss": 1.0})
+    assert 0.0 < window.means()["checkpoint_wait"] <= 1.0
+    window.add({"loss": 1.0})
+    assert window.means()["checkpoint_wait"] == 0.0

@@ -69,7 +69,7 @@ def test_checkpoints_come_at_their_steps_and_at_the_end(trained):
 def test_every_report_says_how_it_goes(trained):
     run = trained(log_every=8, checkpoint_every=8)
     (report,) = [message for message in run.messages if isinstance(message, Report)]
-    names = "loss mse lr grad_norm images_per_second data_wait mfu memory_gib".split()
+    names = "loss mse lr grad_norm images_per_second data_wait checkpoint_wait mfu memory_gib".split()
     assert all(np.isfinite(report.metrics[name]) for name in names)
     # 64 samples; their mean loss is the quartiles' sums together.
     assert sum(report.metrics[f"count_{q}"] for q in (1, 2, 3, 4)) == pytest.approx(1)
