@@ -15,6 +15,7 @@ from pipelines.config import ImagesConfig, Recipe
 from pipelines.config_train import ElasticWorkersConfig, WorkersConfig
 from pipelines.progress import Progress, say
 from pipelines.provenance import provenance_tags, recipe_artifact
+from pipelines.system_metrics import system_metrics
 from pipelines.tracking import RunLog, Tracker
 
 
@@ -127,7 +128,8 @@ class StageContext:
             self._parent = self._start_run("pipeline", self._pipeline_identity, {})
         run = self._start_run(stage, identity, tags or {})
         try:
-            yield run
+            with system_metrics(run):
+                yield run
         except BaseException as error:
             run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
