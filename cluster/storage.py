@@ -5,18 +5,21 @@ and is renamed; in an object store one put is atomic, and a folder is finished w
 """
 
 import contextlib
-import errno
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
+from cluster.local_disk import files_below, publish_on_disk, rename_unless_there, sync
 from cluster.object_stores import patiently, resolve_in_bucket
 from cluster.temporaries import TEMPORARY_PREFIX, alone_in, remove_stale, temporary_in
 
@@ -97,6 +100,11 @@ def read_bytes(path: str) -> bytes:
     return patiently(read)
 
 
+def opened(path: str) -> BinaryIO:
+    """A file to read from and seek in: on disk the file itself, of an object store all its content in memory."""
+    return open(local_path(path), "rb") if is_local(path) else io.BytesIO(read_bytes(path))
+
+
 def read_json(path: str) -> Any:
     """Parse a JSON file; a broken one is named in the ValueError."""
     try:
@@ -136,6 +144,12 @@ def file_size(path: str) -> int:
     return info.size
 
 
+def refuse_existing(path: str) -> None:
+    """Raise FileExistsError where something is, which nobody asked to replace."""
+    if exists(path):
+        raise FileExistsError(f"{path} exists already: expected a new path. Choose another, or move it away")
+
+
 def sha256_file(path: str) -> str:
     """Hexadecimal sha256 of a file's bytes, read in pieces."""
     filesystem, inner = resolve(path)
@@ -165,9 +179,26 @@ def fetch_folder(path: str) -> str:
     if is_local(path):
         return local_path(path)
     filesystem, inner = resolve(path)
-    files = sorted(
-        (info.path, info.size, info.mtime_ns) for info in _files(filesystem, FileSelector(inner, recursive=True))
+    infos = _files(filesystem, FileSelector(inner, recursive=True))
+    return _fetched(path, infos, lambda folder: copy_files(inner, folder, filesystem, LocalFileSystem()))
+
+
+def fetch_file(path: str) -> str:
+    """The same for a file. Raises FileNotFoundError."""
+    file_size(path)  # raises
+    if is_local(path):
+        return local_path(path)
+    filesystem, inner = resolve(path)
+    infos, name = [filesystem.get_file_info(inner)], split(path)[1]
+    folder = _fetched(
+        path, infos, lambda folder: copy_files(inner, os.path.join(folder, name), filesystem, LocalFileSystem())
     )
+    return os.path.join(folder, name)
+
+
+def _fetched(path: str, infos: list[FileInfo], copy: Callable[[str], None]) -> str:
+    """The folder in the cache that `copy` has filled with the files that are described."""
+    files = sorted((info.path, info.size, info.mtime_ns) for info in infos)
     name = hashlib.sha256(repr((path, files)).encode()).hexdigest()[:16]
     cache = cache_folder("fetched")
     fetched = os.path.join(cache, name)
@@ -178,9 +209,21 @@ def fetch_folder(path: str) -> str:
             num_bytes = sum(size for _, size, _ in files)
             with temporary_in(cache, num_bytes) as temporary:
                 os.mkdir(temporary)
-                patiently(lambda: copy_files(inner, temporary, filesystem, LocalFileSystem()))
-                _rename_unless_there(temporary, fetched)
+                patiently(lambda: copy(temporary))
+                rename_unless_there(temporary, fetched)
     return fetched
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """The file itself when local, else a copy with its name, gone afterwards."""
+    if is_local(path):
+        yield local_path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, split(path)[1])
+        Path(copy).write_bytes(read_bytes(path))
+        yield copy
 
 
 def on_this_machine(path: str) -> str:
@@ -213,7 +256,7 @@ def write_atomically(path: str, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    _sync(os.path.dirname(target))
+    sync(os.path.dirname(target))
 
 
 def write_json_atomically(path: str, value: Any) -> None:
@@ -233,51 +276,22 @@ def publish_folder(local_folder: str, destination: str, *, last: str) -> None:
             f"{destination} is there already; move it aside or choose another name before publishing there"
         )
     if is_local(destination):
-        _publish_on_disk(local_folder, local_path(destination))
+        publish_on_disk(local_folder, local_path(destination))
     else:
         _upload(local_folder, destination, last)
     shutil.rmtree(local_folder, ignore_errors=True)
 
 
-def _publish_on_disk(local_folder: str, target: str) -> None:
-    parent = os.path.dirname(target)
-    os.makedirs(parent, exist_ok=True)
-    _sync_files(local_folder)
-    try:
-        os.rename(local_folder, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        sizes = (os.path.getsize(os.path.join(local_folder, name)) for name in _files_below(local_folder))
-        with temporary_in(parent, sum(sizes)) as temporary:
-            _copy_files(local_folder, temporary)
-            _sync_files(temporary)
-            os.rename(temporary, target)
-    _sync(parent)
-
-
-def _copy_files(source: str, target: str) -> None:
-    for name in _files_below(source):
-        os.makedirs(os.path.dirname(os.path.join(target, name)), exist_ok=True)
-        shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
-
-
-def _sync_files(folder: str) -> None:
-    for name in _files_below(folder):
-        _sync(os.path.join(folder, name))
-
-
 def _upload(local_folder: str, destination: str, last: str) -> None:
-    filesystem, inner = resolve(destination)
-    names = [name for name in _files_below(local_folder) if name != last]
+    names = [name for name in files_below(local_folder) if name != last]
     for name in [*names, last]:
-        copy_files(os.path.join(local_folder, name), f"{inner}/{name}", LocalFileSystem(), filesystem)
+        upload_file(os.path.join(local_folder, name), join(destination, name))
 
 
-def _files_below(folder: str) -> list[str]:
-    """Sorted names of all files in a folder and the folders below it, relative to it."""
-    files = (file for file in Path(folder).rglob("*") if file.is_file())
-    return sorted(file.relative_to(folder).as_posix() for file in files)
+def upload_file(local_file: str, destination: str) -> None:
+    """Put a file into an object store, where it appears whole or not at all."""
+    filesystem, inner = resolve(destination)
+    copy_files(local_file, inner, LocalFileSystem(), filesystem)
 
 
 def move_folder(source: str, destination: str, *, last: str) -> None:
@@ -314,6 +328,12 @@ def remove_folder(path: str) -> None:
         filesystem.delete_dir(inner)
 
 
+def move_file(source: str, destination: str) -> None:
+    """Move a file within one file system; what is at the destination is replaced."""
+    filesystem, inner = resolve(source)
+    filesystem.move(inner, resolve(destination)[1])
+
+
 def remove_file(path: str) -> None:
     """Remove a file; one that is not there is fine."""
     filesystem, inner = resolve(path)
@@ -324,21 +344,3 @@ def remove_file(path: str) -> None:
 def remove_stale_temporaries(folder: str) -> list[str]:
     """Remove what killed processes left half-written directly inside a folder on disk, and return the names."""
     return remove_stale(Path(local_path(folder))) if is_local(folder) and exists(folder) else []
-
-
-def _rename_unless_there(source: str, target: str) -> None:
-    """Rename a folder, or let it be if another process has put the same folder there meanwhile."""
-    try:
-        os.rename(source, target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-
-
-def _sync(path: str) -> None:
-    """Force a file or the names in a folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -92,40 +91,35 @@ class ReferenceStatistics:
                     f"set {key} to {found!r} in the recipe."
                 )
 
-    def save(self, path: str | Path) -> None:
-        """Write the .npz: arrays under their field names, the rest as JSON under `meta`."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            np.savez(file, meta=np.array(json.dumps(self._meta())), **self._arrays())  # type: ignore[arg-type]
-        os.replace(temporary, path)
+    def save(self, file: BinaryIO) -> None:
+        """Write an .npz file: arrays under their field names, the rest as JSON under `meta`."""
+        np.savez(file, meta=np.array(json.dumps(self._meta())), **self._arrays())  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a reference written by save, or one of ADM's as it is.
+    def load(cls, file: BinaryIO, name: str) -> Self:
+        """Read a reference written by save, or one of ADM's as it is. name: what messages call the file.
 
         ADM files (mu, sigma, mu_s, sigma_s of the whole training set, and images under arr_0) carry no meta:
         they stand for the published Inception weights. Their images are read by load_images, and give
         `features` once extracted.
         """
-        with np.load(path, allow_pickle=False) as file:
-            if "mu" not in file or "sigma" not in file:
+        with np.load(file, allow_pickle=False) as content:
+            if "mu" not in content or "sigma" not in content:
                 raise ValueError(
-                    f"Found {', '.join(file.files)} in {path}, expected mu and sigma. "
+                    f"Found {', '.join(content.files)} in {name}, expected mu and sigma. "
                     "Build a reference with `raydit reference build`."
                 )
-            arrays: dict[str, Any] = {name: file[name].astype(np.float64) for name in _MOMENTS if name in file}
-            if "meta" not in file:
+            arrays: dict[str, Any] = {key: content[key].astype(np.float64) for key in _MOMENTS if key in content}
+            if "meta" not in content:
                 return cls(
                     n=0,
                     extractor=INCEPTION,
                     extractor_sha256=extractor_sha256(INCEPTION),
-                    source=str(path),
+                    source=name,
                     **arrays,
                 )
-            arrays |= {name: file[name] for name in _PER_IMAGE if name in file}
-            return cls(**json.loads(str(file["meta"])), **arrays)
+            arrays |= {key: content[key] for key in _PER_IMAGE if key in content}
+            return cls(**json.loads(str(content["meta"])), **arrays)
 
     def _meta(self) -> dict[str, Any]:
         return {

@@ -1,10 +1,8 @@
 """The evaluation report: protocol, checkpoint, numbers and how sure they are; one JSON file."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Self
 
@@ -74,21 +72,6 @@ class EvaluationReport:
                 "report was edited. Evaluate the checkpoint again."
             )
         return report
-
-    def save(self, folder: str | Path) -> Path:
-        """Write report.json into a folder, whole or not at all, and return its path."""
-        path = Path(folder) / REPORT_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{REPORT_FILE}.{os.getpid()}.tmp")
-        temporary.write_text(self.to_json())
-        os.replace(temporary, path)
-        return path
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a report from its file, or from the folder that holds it."""
-        path = Path(path)
-        return cls.from_json((path / REPORT_FILE if path.is_dir() else path).read_text())
 
     def table(self) -> str:
         """The metrics as aligned text: a column for each number of samples, and one for held-out real images."""

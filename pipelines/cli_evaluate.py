@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import click
 
@@ -133,6 +132,7 @@ def _open(checkpoint, model, overrides):
 
 def _print_plan(targets, plan, as_json: bool) -> None:
     """What would be done for each checkpoint; nothing is."""
+    from cluster import storage
     from evaluation.protocol import shard_ranges
     from pipelines.evaluate import check_scoring, known_report, protocol_folder
     from pipelines.protocols import evaluation_protocol
@@ -143,7 +143,7 @@ def _print_plan(targets, plan, as_json: bool) -> None:
         protocol = evaluation_protocol(config, opened)
         check_scoring(config, protocol)
         shards = shard_ranges(protocol.num_samples, config.evaluate.shard_rows)
-        folder = protocol_folder(config, protocol) / opened.name
+        folder = storage.join(protocol_folder(config, protocol), opened.name)
         known = known_report(folder, opened.digest) is not None
         click.echo(f"checkpoint   {opened.origin} ({opened.digest[:12]})")
         click.echo(
@@ -158,6 +158,7 @@ def _print_plan(targets, plan, as_json: bool) -> None:
 
 def _print_series(scored, as_json: bool) -> None:
     """A table of all, where their curve is, and the best."""
+    from cluster import storage
     from evaluation.compare import compare
     from pipelines.reports import CURVE_FILE
 
@@ -166,29 +167,32 @@ def _print_series(scored, as_json: bool) -> None:
         click.echo(f"\n{compare(reports, allow_unequal=True).table()}")
     best = min(scored, key=lambda each: each.report.estimate(each.report.headline)[0])
     click.echo(f"best         {best.report.checkpoint} by {best.report.headline}")
-    curves = {str(each.folder.parent / CURVE_FILE) for each in scored if (each.folder.parent / CURVE_FILE).is_file()}
-    for curve in sorted(curves):
-        click.echo(f"curve        {_shown(Path(curve))}")
+    places = {storage.join(storage.split(each.folder)[0], CURVE_FILE) for each in scored}
+    curves = sorted(place for place in places if storage.exists(place))
+    for curve in curves:
+        click.echo(f"curve        {_shown(curve)}")
     listed = [json.loads(report.to_json()) for report in reports]
-    print_result(as_json, {"reports": listed, "best": best.report.checkpoint, "curves": sorted(curves)})
+    print_result(as_json, {"reports": listed, "best": best.report.checkpoint, "curves": curves})
 
 
-def print_report(report, folder: Path, as_json: bool, uri: str) -> None:
+def print_report(report, folder: str, as_json: bool, uri: str) -> None:
     """The numbers, what to know of them, and where everything is."""
+    from cluster import storage
+
     click.echo(f"\n{report.table()}")
     for warning in report.warnings:
         click.echo(f"note: {warning}")
-    click.echo(f"report       {_shown(folder / 'report.json')}")
+    click.echo(f"report       {_shown(storage.join(folder, 'report.json'))}")
     for name in report.artifacts:
-        click.echo(f"{name:<12} {_shown(folder / report.artifacts[name])}")
+        click.echo(f"{name:<12} {_shown(storage.join(folder, report.artifacts[name]))}")
     click.echo(f"MLflow UI    raydit ui{'' if uri.startswith('sqlite') else f'   (on {uri})'}")
     print_result(as_json, json.loads(report.to_json()))
 
 
-def _shown(path: Path) -> Path:
+def _shown(place: str) -> str:
     """Relative to the working directory where it lies below: a job's working directory is not its user's."""
-    below = Path(os.path.relpath(path))
-    return path if ".." in below.parts else below
+    below = os.path.relpath(place)
+    return place if "://" in place or below.startswith(os.pardir) else below
 
 
 @click.command()
@@ -237,12 +241,12 @@ def sample(checkpoint, out, classes, columns, seed, npz, num_samples, model, ove
     config = checkpoint_recipe(opened, overrides)
     if npz is not None:
         count = num_samples or config.evaluate.num_samples
-        path = sample_file(opened, config, Path(npz), num_samples=count, address=address)
+        path = sample_file(opened, config, npz, num_samples=count, address=address)
     else:
         names = [name.strip() for name in classes.split(",")] if classes else None
-        path = sample_grid(opened, config, Path(out), classes=names, columns=columns)
+        path = sample_grid(opened, config, out, classes=names, columns=columns)
     click.echo(f"sample       {path}")
-    print_result(as_json, {"path": str(path)})
+    print_result(as_json, {"path": path})
 
 
 @click.group()
@@ -273,14 +277,14 @@ def build(images, out, size, extractor, overrides, address, dry_run, as_json) ->
     from pipelines.stage import StageContext
 
     config = image_recipe(images, "work", overrides)
-    config = replace(config, output=work_folder(config, Path(out)))
+    config = replace(config, output=work_folder(config, out))
     if dry_run:
         print_resolved(config)
         count = len(RealImages.of(config).training)
         click.echo(f"plan         {count:,} images on {config.evaluate.num_workers} workers, into {out}")
         return print_result(as_json, {"images": count, "path": str(out)})
     with StageContext(config, address=address) as context:
-        built = build_reference(config, Path(out), context=context)
+        built = build_reference(config, out, context=context)
     click.echo(
         f"reference    {out}: {built.n:,} images, {built.extractor}, {built.size} px, digest {built.digest[:12]}"
     )

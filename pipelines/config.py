@@ -5,7 +5,6 @@ configure; the sections of the jobs are here. Field defaults are the paper's whe
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Lt, MinLen
@@ -189,14 +188,3 @@ class Recipe:
         from cluster import storage
 
         return storage.join(storage.absolute(self.output), name)
-
-    def local_folder(self, name: str) -> Path:
-        """One of the output's folders that has to be on disk. Raises ValueError where it is not."""
-        from cluster import storage
-
-        if not storage.is_local(self.output):
-            raise ValueError(
-                f"output: found {self.output!r}, expected a folder on disk for {name}, which cannot be written to an "
-                f"object store yet; copy the checkpoint, or set output to a disk that all machines share"
-            )
-        return Path(self.folder(name))

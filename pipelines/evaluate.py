@@ -12,15 +12,7 @@ from evaluation.reference import ReferenceStatistics
 from evaluation.report import REPORT_FILE, EvaluationReport
 from evaluation.score import Score, score
 from pipelines.config import Recipe
-from pipelines.features import (
-    Shard,
-    Source,
-    compute_features,
-    load_features,
-    load_pictured,
-    make_shards,
-    worker_seconds,
-)
+from pipelines.features import Shard, Source, compute_features, load_features, load_pictured, make_shards
 from pipelines.figures import FIGURES, timings_figure
 from pipelines.grids import save_png
 from pipelines.keep import KeptImages
@@ -28,8 +20,8 @@ from pipelines.locate import LocatedCheckpoint, open_checkpoint
 from pipelines.logged_models import log_checkpoint
 from pipelines.pictures import Neighbours, report_pictures
 from pipelines.protocols import checkpoint_recipe, evaluation_protocol
-from pipelines.reference import Features, RealImages, extract_adm_images, load_real
-from pipelines.reports import save_figures
+from pipelines.reference import Features, RealImages, extract_adm_images, given_reference, load_real
+from pipelines.reports import load_report, save_figures, save_report
 from pipelines.stage import StageContext, located
 from pipelines.tracking import RunLog
 
@@ -60,14 +52,14 @@ def evaluate(
         with StageContext(config, part=EVALUATIONS) as own:
             return evaluate(opened, protocol, config=config, context=own, force=force, kept=kept)
     protocol = protocol or evaluation_protocol(config, opened)
-    folder = protocol_folder(config, protocol) / opened.name
+    folder = storage.join(protocol_folder(config, protocol), opened.name)
     with context.holding(EVALUATIONS):
         report = earlier_report(folder, opened.digest)
         if report is not None and not force and kept is None:
             context.skipped("evaluate", f"protocol {protocol.protocol_id}, report in {folder}")
             return report
         if force:
-            storage.remove_folder(str(shard_folder(config, opened, folder)))
+            storage.remove_folder(shard_folder(config, opened, folder))
         return score_checkpoint(config, context, opened, protocol, folder, kept)
 
 
@@ -76,7 +68,7 @@ def score_checkpoint(
     context: StageContext,
     opened: LocatedCheckpoint,
     protocol: EvaluationProtocol,
-    folder: Path,
+    folder: str,
     kept: KeptImages | None = None,
 ) -> EvaluationReport:
     """The graph: reference and floor from real images; samples from the checkpoint; scores of both; the report."""
@@ -93,7 +85,7 @@ def score_checkpoint(
         extract_adm_images(real, context)
         clock.lap("features_seconds")
         reference, held_out = load_real(real)
-        samples = load_features(shards)
+        samples, seconds = load_features(shards)
         report = scored(protocol, samples, reference, held_out, checkpoint=opened.origin, digest=opened.digest)
         clock.lap("scoring_seconds")
         class_names, neighbours = opened.config["class_names"], Neighbours(reference, config.images)
@@ -101,12 +93,12 @@ def score_checkpoint(
             load_pictured(shards), samples["labels"], samples["features"], class_names, neighbours
         )
         clock.lap("pictures_seconds")
-        report = publish(report, folder, pictures, clock.laps | worker_seconds(shards))
+        report = publish(report, folder, pictures, clock.laps | seconds)
         log_checkpoint(run, opened, opened.origin)
         track(run, report, folder, opened.step, opened.digest)
-        for figure in save_figures(folder.parent, config.train.global_batch_size):
+        for figure in save_figures(storage.split(folder)[0], config.train.global_batch_size):
             run.artifact(figure)
-        storage.remove_folder(str(shards[0].file.parent))
+        storage.remove_folder(shard_folder(config, opened, folder))
         context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({clock.total:.0f} s)")
     return report
 
@@ -114,7 +106,7 @@ def score_checkpoint(
 def check_scoring(config: Recipe, protocol: EvaluationProtocol) -> None:
     """Refuse, before anything is computed, a reference of another extractor, size or crop, and absent weights."""
     if config.evaluate.reference:
-        ReferenceStatistics.load(config.evaluate.reference).check_compatible(
+        given_reference(config.evaluate.reference).check_compatible(
             protocol.extractor, protocol.extractor_sha256, config.images.size, config.images.crop
         )
     weights_path(config.evaluate.extractor, config.evaluate.extractor_weights)
@@ -124,16 +116,16 @@ def sample_shards(
     config: Recipe,
     opened: LocatedCheckpoint,
     protocol: EvaluationProtocol,
-    folder: Path,
+    folder: str,
     kept: KeptImages | None = None,
 ) -> list[Shard]:
     parts = shard_ranges(protocol.num_samples, config.evaluate.shard_rows)
     return make_shards(shard_folder(config, opened, folder), parts, kept)
 
 
-def shard_folder(config: Recipe, opened: LocatedCheckpoint, folder: Path) -> Path:
+def shard_folder(config: Recipe, opened: LocatedCheckpoint, folder: str) -> str:
     """Where finished shards of samples lie; those of another checkpoint under the same step must not be taken."""
-    return folder / f"shards-{opened.digest[:12]}-{config.evaluate.shard_rows}"
+    return storage.join(folder, f"shards-{opened.digest[:12]}-{config.evaluate.shard_rows}")
 
 
 def scored(
@@ -190,46 +182,45 @@ def _first(features: Features, count: int) -> Features:
 
 
 def publish(
-    report: EvaluationReport, folder: Path, pictures: dict[str, bytes], timings: dict[str, float]
+    report: EvaluationReport, folder: str, pictures: dict[str, bytes], timings: dict[str, float]
 ) -> EvaluationReport:
     """Write pictures and page, then the report that names them."""
     files = {name: f"{name}.png" for name in pictures}
     for name, content in pictures.items():
-        storage.write_atomically(str(folder / files[name]), content)
+        storage.write_atomically(storage.join(folder, files[name]), content)
     report = replace(report, timings=timings, artifacts={**files, "page": PAGE_FILE})
-    storage.write_atomically(str(folder / PAGE_FILE), render_page(report, pictures).encode())
-    report.save(folder)
+    storage.write_atomically(storage.join(folder, PAGE_FILE), render_page(report, pictures).encode())
+    save_report(report, folder)
     return report
 
 
-def protocol_folder(config: Recipe, protocol: EvaluationProtocol) -> Path:
+def protocol_folder(config: Recipe, protocol: EvaluationProtocol) -> str:
     """Where the reports of a protocol lie, each in a folder named after its checkpoint."""
-    return config.local_folder(EVALUATIONS) / protocol.protocol_id
+    return storage.join(config.folder(EVALUATIONS), protocol.protocol_id)
 
 
-def report_folder(config: Recipe, report: EvaluationReport) -> Path:
+def report_folder(config: Recipe, report: EvaluationReport) -> str:
     """Where a report lies: output/evaluations/<protocol_id>/<checkpoint's name>."""
-    return protocol_folder(config, report.protocol) / Path(report.checkpoint).name
+    return storage.join(protocol_folder(config, report.protocol), storage.split(report.checkpoint)[1])
 
 
-def known_report(folder: Path, digest: str) -> EvaluationReport | None:
+def known_report(folder: str, digest: str) -> EvaluationReport | None:
     """The report in `folder`, if it is of this checkpoint."""
-    if not (folder / REPORT_FILE).is_file():
-        return None
-    report = EvaluationReport.load(folder)
-    return report if report.checkpoint_digest == digest else None
+    report = load_report(folder)
+    return report if report and report.checkpoint_digest == digest else None
 
 
-def earlier_report(folder: Path, digest: str) -> EvaluationReport | None:
+def earlier_report(folder: str, digest: str) -> EvaluationReport | None:
     """The report in `folder`, if it is of this checkpoint; another one is kept under another name."""
-    report = known_report(folder, digest)
-    if report is None and (folder / REPORT_FILE).is_file():
-        other = EvaluationReport.load(folder).checkpoint_digest
-        (folder / REPORT_FILE).rename(folder / f"report-{other[:12]}.json")
-    return report
+    report = load_report(folder)
+    if report is None or report.checkpoint_digest == digest:
+        return report
+    other = storage.join(folder, f"report-{report.checkpoint_digest[:12]}.json")
+    storage.move_file(storage.join(folder, REPORT_FILE), other)
+    return None
 
 
-def track(run: RunLog, report: EvaluationReport, folder: Path, step: int = 0, model: str = "") -> None:
+def track(run: RunLog, report: EvaluationReport, folder: str, step: int = 0, model: str = "") -> None:
     """The numbers, on the checkpoint's LoggedModel where there is one, and the report and the pictures with the run."""
     dataset = ("reference", report.protocol.reference_digest)
     run.input(name="reference", digest=dataset[1], source="reference", context="evaluation")
@@ -240,12 +231,13 @@ def track(run: RunLog, report: EvaluationReport, folder: Path, step: int = 0, mo
     run.metrics({f"floor/{name}": value for name, value in report.floor.items()}, step)
     if report.timings:
         run.metrics({f"evaluate/{name}": seconds for name, seconds in report.timings.items()}, step)
-        run.artifact(save_png(timings_figure(report.timings), folder / TIME_FILE), FIGURES)
-    run.artifact(folder / REPORT_FILE)
+        run.artifact(save_png(timings_figure(report.timings), storage.join(folder, TIME_FILE)), FIGURES)
+    run.artifact(storage.join(folder, REPORT_FILE))
     for name, file in report.artifacts.items():
-        run.artifact(folder / file)
+        place = storage.join(folder, file)
+        run.artifact(place)
         if file.endswith(".png"):
-            run.image(folder / file, name, step)
+            run.image(place, name, step)
 
 
 class Clock:

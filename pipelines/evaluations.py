@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 from cluster import storage
@@ -22,6 +21,7 @@ from pipelines.evaluate import (
     protocol_folder,
     sample_shards,
     score_checkpoint,
+    shard_folder,
 )
 from pipelines.features import Source, compute_features
 from pipelines.keep import Format, KeptImages
@@ -29,7 +29,7 @@ from pipelines.locate import LocatedCheckpoint, open_checkpoint
 from pipelines.progress import say
 from pipelines.protocols import evaluation_protocol
 from pipelines.reference import RealImages
-from pipelines.reports import reports_in, save_figures, step_of
+from pipelines.reports import reports_in, save_figures, save_report, step_of
 from pipelines.stage import StageContext, located
 from pipelines.tracking import RunLog
 
@@ -42,7 +42,7 @@ class Scored(NamedTuple):
     """A report, and where it is."""
 
     report: EvaluationReport
-    folder: Path
+    folder: str
     tracking_uri: str
 
 
@@ -73,8 +73,8 @@ class Evaluation:
     """The one that stands; None: to be made."""
 
     @property
-    def folder(self) -> Path:
-        return protocol_folder(self.config, self.protocol) / self.opened.name
+    def folder(self) -> str:
+        return storage.join(protocol_folder(self.config, self.protocol), self.opened.name)
 
 
 def evaluate_each(
@@ -88,7 +88,7 @@ def evaluate_each(
     found: list[Scored] = []
     with ExitStack() as stack:
         contexts: dict[str, StageContext] = {}
-        runs: dict[Path, RunLog] = {}
+        runs: dict[str, RunLog] = {}
         for batch in batches:
             for _, config in batch:
                 if config.output not in contexts:
@@ -101,10 +101,11 @@ def evaluate_each(
                 report, folder = finish(seeds, context), seeds[0].folder
                 found.append(Scored(report, folder, context.tracker.uri))
                 if (series or plan.repeats > 1) and any(each.report is None for each in seeds):
-                    if folder.parent not in runs:
+                    reports = storage.split(folder)[0]
+                    if reports not in runs:
                         identity = {"protocol": report.protocol_id}
-                        runs[folder.parent] = stack.enter_context(context.run("evaluations", identity))
-                    record_series(runs[folder.parent], folder.parent, report, config.train.global_batch_size)
+                        runs[reports] = stack.enter_context(context.run("evaluations", identity))
+                    record_series(runs[reports], reports, report, config.train.global_batch_size)
                 if plan.promote:
                     context.say("promote", promote(report, config, plan.promote, context)[0])
     return found
@@ -121,7 +122,7 @@ def evaluations_of(
         check_scoring(seeded, protocol)
         kept = kept_images(plan, opened, several) if seed == config.seed else None
         again = plan.force or kept is not None
-        folder = protocol_folder(seeded, protocol) / opened.name
+        folder = storage.join(protocol_folder(seeded, protocol), opened.name)
         report = None if again else known_report(folder, opened.digest)
         evaluations.append(Evaluation(opened, seeded, protocol, kept, report))
     return evaluations
@@ -138,7 +139,7 @@ def compute_together(evaluations: list[Evaluation], plan: EvaluationPlan, contex
         for source, each in enumerate(group):
             drawn = sample_shards(each.config, each.opened, each.protocol, each.folder, each.kept)
             if plan.force:
-                storage.remove_folder(str(drawn[0].file.parent))
+                storage.remove_folder(shard_folder(each.config, each.opened, each.folder))
             shards += [replace(shard, source=source) for shard in drawn]
         sources = [Source(each.opened.shared, each.protocol, each.kept) for each in group]
         compute_features(contexts[output], "evaluate", shards, (located(images), settings, sources), settings)
@@ -175,15 +176,15 @@ def with_repeats(reports: list[EvaluationReport]) -> EvaluationReport:
     return replace(first, repeats={name: [report.metrics[name] for report in reports] for name in first.metrics})
 
 
-def rewrite(report: EvaluationReport, folder: Path) -> None:
+def rewrite(report: EvaluationReport, folder: str) -> None:
     """Save a report that was there already with what has been learned since, and its page."""
-    pictures = {name: folder / file for name, file in report.artifacts.items() if file.endswith(".png")}
-    page = render_page(report, {name: file.read_bytes() for name, file in pictures.items()})
-    storage.write_atomically(str(folder / PAGE_FILE), page.encode())
-    report.save(folder)
+    files = {name: file for name, file in report.artifacts.items() if file.endswith(".png")}
+    pictures = {name: storage.read_bytes(storage.join(folder, file)) for name, file in files.items()}
+    storage.write_atomically(storage.join(folder, PAGE_FILE), render_page(report, pictures).encode())
+    save_report(report, folder)
 
 
-def record_series(run: RunLog, folder: Path, report: EvaluationReport, images_per_step: int) -> None:
+def record_series(run: RunLog, folder: str, report: EvaluationReport, images_per_step: int) -> None:
     """The report's numbers at its step in a run of all of them, and the curve drawn anew."""
     step = step_of(report)
     if step is None:

@@ -13,13 +13,13 @@ from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
 from pipelines.config import ImagesConfig, Recipe
 from pipelines.evaluate import Clock, check_scoring, earlier_report, protocol_folder, publish, scored, track
-from pipelines.features import compute_features, listing_parts, load_features, make_shards, worker_seconds
+from pipelines.features import compute_features, listing_parts, load_features, make_shards
 from pipelines.identity import digest_of
 from pipelines.images import Listing, open_source
 from pipelines.pictures import SAMPLES, Neighbours, report_pictures
 from pipelines.preprocess import read_cropped
 from pipelines.recipe_file import apply_override, validate_recipe
-from pipelines.reference import RealImages, extract_adm_images, load_real, reference_digest
+from pipelines.reference import RealImages, extract_adm_images, given_reference, load_real, reference_digest
 from pipelines.stage import StageContext, located
 
 
@@ -39,12 +39,8 @@ def image_recipe(path: str, output: str, overrides: tuple[str, ...] = (), **imag
 
 def reference_recipe(reference: str, images: str, overrides: tuple[str, ...] = ()) -> Recipe:
     """A recipe that scores images against given statistics, as their extractor, size and crop demand."""
-    if not Path(reference).is_file():
-        raise FileNotFoundError(
-            f"--reference {reference}: nothing there; expected an .npz file of reference statistics"
-        )
-    statistics = ReferenceStatistics.load(reference)
-    known = [f"evaluate.reference={json.dumps(str(reference))}"]
+    statistics = given_reference(reference)
+    known = [f"evaluate.reference={json.dumps(reference)}"]
     name = next((name for name in EXTRACTORS if statistics.extractor in (name, f"{name}-{_short(statistics)}")), None)
     known += [f"evaluate.extractor={name or INCEPTION}"]
     known += [f"images.size={statistics.size}"] if statistics.size else []
@@ -58,7 +54,7 @@ def _short(statistics: ReferenceStatistics) -> str:
 
 def evaluate_images(
     path: str, *, config: Recipe, context: StageContext, force: bool = False
-) -> tuple[EvaluationReport, Path]:
+) -> tuple[EvaluationReport, str]:
     """Score all images of a source (folder, table, archive, ADM's .npz) by a recipe's reference; report and folder.
 
     They are cropped as the reference's images were. Every one must be readable. Raises FileNotFoundError or ValueError
@@ -69,17 +65,16 @@ def evaluate_images(
     protocol = images_protocol(config, len(listing))
     check_scoring(config, protocol)
     name = Path(path.partition("?")[0]).stem or "images"
-    folder, digest = protocol_folder(config, protocol) / name, digest_of([listing.digest, images.size, images.crop])
+    folder = storage.join(protocol_folder(config, protocol), name)
+    digest = digest_of([listing.digest, images.size, images.crop])
     report = earlier_report(folder, digest)
     if report is not None and not force:
         context.skipped("evaluate", f"protocol {protocol.protocol_id}, report in {folder}")
         return report, folder
-    shards = make_shards(
-        folder / f"shards-{digest[:12]}-{config.evaluate.shard_rows}",
-        listing_parts(listing, config.evaluate.shard_rows),
-    )
+    work = storage.join(folder, f"shards-{digest[:12]}-{config.evaluate.shard_rows}")
+    shards = make_shards(work, listing_parts(listing, config.evaluate.shard_rows))
     if force:
-        storage.remove_folder(str(shards[0].file.parent))
+        storage.remove_folder(work)
     real, clock = RealImages.of(config), Clock()
     tags = {"raydit.images": path, "raydit.protocol_id": protocol.protocol_id}
     with context.run("evaluate", {"images": digest, "protocol": protocol.protocol_id}, tags) as run:
@@ -90,14 +85,14 @@ def evaluate_images(
         extract_adm_images(real, context)
         clock.lap("features_seconds")
         reference, held_out = load_real(real)
-        features = load_features(shards)
+        features, seconds = load_features(shards)
         report = scored(protocol, features, reference, held_out, checkpoint=path, digest=digest)
         clock.lap("scoring_seconds")
         pictures = external_pictures(images, listing, features["features"], Neighbours(reference, config.images))
         clock.lap("pictures_seconds")
-        report = publish(report, folder, pictures, clock.laps | worker_seconds(shards))
+        report = publish(report, folder, pictures, clock.laps | seconds)
         track(run, report, folder)
-        storage.remove_folder(str(shards[0].file.parent))
+        storage.remove_folder(work)
         context.say("evaluate", f"{len(listing):,} images scored, report in {folder} ({clock.total:.0f} s)")
     return report, folder
 

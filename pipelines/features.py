@@ -12,11 +12,11 @@ import json
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from cluster import storage
+from cluster.read_ahead import opened_in_order
 from evaluation.protocol import EvaluationProtocol, shard_ranges
 from pipelines.config import EvaluateConfig, ImagesConfig
 from pipelines.images import Listing
@@ -34,8 +34,8 @@ PICTURED = 1000
 class Shard:
     """Some images to score: real ones by their keys, or samples by their indices."""
 
-    file: Path
-    """Its record; the work is done when it is there."""
+    file: str
+    """Absolute path or URI of its record; the work is done when that is there."""
     images: Listing | range
     source: int = 0
     """Of samples: which of the actors' sources they are drawn from."""
@@ -47,13 +47,9 @@ class Shard:
         """The work as text, which Ray Data moves as it is."""
         if isinstance(self.images, range):
             task = {"samples": [self.images.start, self.images.stop], "source": self.source, "kept": self.kept}
-            return json.dumps({"file": str(self.file), **task})
+            return json.dumps({"file": self.file, **task})
         places = None if self.images.places is None else self.images.places.tolist()
-        return json.dumps({"file": str(self.file), "keys": self.images.keys, "places": places})
-
-    @property
-    def is_finished(self) -> bool:
-        return self.file.is_file() and (self.kept is None or storage.exists(self.kept))
+        return json.dumps({"file": self.file, "keys": self.images.keys, "places": places})
 
 
 @dataclass(frozen=True)
@@ -67,12 +63,18 @@ class Source:
     """Where their images are written as well."""
 
 
-def make_shards(folder: Path, parts: Sequence[Listing | range], kept: KeptImages | None = None) -> list[Shard]:
-    """Shards whose records lie in `folder`, numbered."""
+def make_shards(folder: str, parts: Sequence[Listing | range], kept: KeptImages | None = None) -> list[Shard]:
+    """Shards whose records lie in `folder`, an absolute path or URI, numbered."""
     return [
-        Shard(folder / f"shard-{index:05d}.npz", part, kept=kept.file(index) if kept else None)
+        Shard(storage.join(folder, f"shard-{index:05d}.npz"), part, kept=kept.file(index) if kept else None)
         for index, part in enumerate(parts)
     ]
+
+
+def beside(file: str, identity: str) -> str:
+    """Folder for the shards of a file until it is whole, named after what it is made from."""
+    folder, name = storage.split(storage.absolute(file))
+    return storage.join(folder, f"{name}.{identity[:12]}.shards")
 
 
 def listing_parts(listing: Listing, shard_rows: int) -> list[Listing]:
@@ -92,7 +94,7 @@ def compute_features(
 
     actor: DrawShard for samples alone; left out, ScoreShard.
     """
-    pending = [shard for shard in shards if not shard.is_finished]
+    pending = unfinished(shards)
     if not pending:
         return
     left, total = (sum(len(shard.images) for shard in part) for part in (pending, shards))
@@ -112,14 +114,28 @@ def compute_features(
         progress.advance(len(pending[row["index"]].images))
 
 
+def unfinished(shards: Sequence[Shard]) -> list[Shard]:
+    """Shards without their record, or without the images that are to be kept. Every folder is listed once."""
+    listed: dict[str, dict[str, int]] = {}
+
+    def is_there(place: str) -> bool:
+        folder, name = storage.split(place)
+        if folder not in listed:
+            listed[folder] = storage.list_files(folder)
+        return name in listed[folder]
+
+    return [shard for shard in shards if not is_there(shard.file) or (shard.kept and not is_there(shard.kept))]
+
+
 def read_records(shards: Sequence[Shard], without: Collection[str] = ()) -> Iterator[Record]:
     """Records of computed shards, in order, without some of their arrays.
 
     Raises ValueError for one that does not cover its images.
     """
-    for shard in shards:
-        with np.load(shard.file, allow_pickle=False) as file:
-            record = {name: file[name] for name in file.files if name not in without}
+    files = opened_in_order([shard.file for shard in shards])
+    for shard, file in zip(shards, files, strict=True):
+        with file, np.load(file, allow_pickle=False) as arrays:
+            record = {name: arrays[name] for name in arrays.files if name not in without}
         scored = "features" if "features" in record else "images"
         found = len(record.get(scored, ())) + len(record.get("unreadable", ()))
         if found != len(shard.images):
@@ -129,16 +145,19 @@ def read_records(shards: Sequence[Shard], without: Collection[str] = ()) -> Iter
         yield record
 
 
-def load_features(shards: Sequence[Shard]) -> Record:
+def load_features(shards: Sequence[Shard]) -> tuple[Record, dict[str, float]]:
     """Features, logits, labels and so on of all images of computed shards, in order; images are left where they are.
 
-    Raises ValueError if a record is not of its shard's very samples, or an image could not be read: a score is of a
-    known number of images.
+    Also how long workers have sampled and extracted, all of them together. Raises ValueError if a record is not of its
+    shard's very samples, or an image could not be read: a score is of a known number of images.
     """
     total, start = sum(len(shard.images) for shard in shards), 0
     whole: Record = {}
-    records = read_records(shards, without=("images", *SECONDS))
-    for shard, record in zip(shards, records, strict=True):
+    seconds: dict[str, float] = {}
+    for shard, record in zip(shards, read_records(shards, without=("images",)), strict=True):
+        for name in SECONDS:
+            if name in record:
+                seconds[name] = seconds.get(name, 0.0) + float(record.pop(name))
         if isinstance(shard.images, range) and not np.array_equal(record["indices"], shard.images):
             raise ValueError(
                 f"{shard.file}: found samples {_ends(record['indices'])}, expected {_ends(shard.images)}. Delete it "
@@ -153,7 +172,7 @@ def load_features(shards: Sequence[Shard]) -> Record:
             # Filled in place: parts joined at the end would be in memory twice.
             whole.setdefault(name, np.empty((total, *part.shape[1:]), part.dtype))[start : start + len(part)] = part
         start += len(shard.images)
-    return whole
+    return whole, {f"workers_{name}": round(spent, 3) for name, spent in seconds.items()}
 
 
 def _ends(indices: Sequence[int] | np.ndarray) -> str:
@@ -164,15 +183,6 @@ def load_pictured(shards: Sequence[Shard]) -> np.ndarray:
     """Images of the first samples, uint8 (N, H, W, 3)."""
     first = [shard for shard in shards if isinstance(shard.images, range) and shard.images.start < PICTURED]
     return np.concatenate([record["images"] for record in read_records(first)])
-
-
-def worker_seconds(shards: Sequence[Shard]) -> dict[str, float]:
-    """How long workers have sampled and extracted, all of them together."""
-    seconds = dict.fromkeys(SECONDS, 0.0)
-    for shard in shards:
-        with np.load(shard.file, allow_pickle=False) as file:
-            seconds = {name: total + float(file[name]) for name, total in seconds.items() if name in file}
-    return {f"workers_{name}": round(total, 3) for name, total in seconds.items()}
 
 
 class DrawShard:

@@ -1,7 +1,6 @@
 """Pictures to look at: a grid of images with the name of its class before each row."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,9 +51,9 @@ def png_of(image: "Image.Image") -> bytes:
     return buffer.getvalue()
 
 
-def save_png(image: "Image.Image", path: Path) -> Path:
-    """Write a PNG, whole or not at all."""
+def save_png(image: "Image.Image", place: str) -> str:
+    """Write a PNG to a path or URI, whole or not at all."""
     from cluster import storage
 
-    storage.write_atomically(str(path), png_of(image))
-    return path
+    storage.write_atomically(place, png_of(image))
+    return place

@@ -35,7 +35,7 @@ def show(dataset: LatentDataset, out: Path | None) -> list[tuple[str, str]]:
     if out is not None:
         rows = read_rows(dataset, rows_to_show(dataset))
         images = decode(load_autoencoder(dataset, download=True), rows.moments)
-        lines.append(("grid", str(save_png(class_grid(images, rows.labels, names, columns=COLUMNS), out))))
+        lines.append(("grid", save_png(class_grid(images, rows.labels, names, columns=COLUMNS), str(out))))
     return lines
 
 

@@ -6,12 +6,11 @@ the one before it is compared with what lies on storage now.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cluster import storage
 from dit.checkpoint import COMPLETE
-from evaluation.report import REPORT_FILE, EvaluationReport
+from evaluation.report import EvaluationReport
 from pipelines.autoencoder import AutoencoderHandle
 from pipelines.checkpoints import described, finished_steps
 from pipelines.config import Recipe
@@ -23,6 +22,7 @@ from pipelines.protocols import checkpoint_recipe
 from pipelines.recipe_file import validate_recipe
 from pipelines.reference import reference_digest
 from pipelines.registry import CHECKPOINT, DIGEST, REMOVED, asked, find_checkpoint, has_files
+from pipelines.reports import read_report, report_files
 from pipelines.run_queries import find_run
 from pipelines.store import tracking_uri
 
@@ -187,13 +187,11 @@ def _changed(folder: str, files: dict[str, tuple[int | None, str]], quick: bool)
 
 def _evaluations(opened: LocatedCheckpoint, config: Recipe, chain: list[Link]) -> Iterator[Link]:
     """Reports of the place that the checkpoint lies in."""
-    if not storage.is_local(opened.output):
-        return
-    for file in sorted((Path(opened.output) / "evaluations").glob(f"*/{opened.name}/{REPORT_FILE}")):
-        link = Link("evaluation", str(file))
+    for file in report_files(storage.join(opened.output, "evaluations"), checkpoint=opened.name):
+        link = Link("evaluation", file)
         yield link
         try:
-            report = EvaluationReport.load(file)
+            report = read_report(file)
         except ValueError as error:
             link.broken.append(str(error))
             continue

@@ -3,21 +3,18 @@
 Those of a recipe are computed once, together, and kept in output/references; `raydit reference build` makes a file.
 """
 
-import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from cluster import storage
-from dit.files import unused
 from evaluation.extractors import extractor_name, extractor_sha256, weights_path
 from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics
 from pipelines.config import ImagesConfig, Recipe
-from pipelines.features import SECONDS, Shard, compute_features, listing_parts, make_shards, read_records
+from pipelines.features import SECONDS, Shard, beside, compute_features, listing_parts, make_shards, read_records
 from pipelines.identity import digest_of
 from pipelines.images import Listing, open_source
 from pipelines.sources.adm import AdmSource
@@ -56,12 +53,15 @@ class RealImages:
         images, weights = self.config.images, _extractor_weights(self.config)
         return digest_of({"images": listing.digest, "size": images.size, "crop": images.crop, "extractor": weights})
 
-    def path(self, listing: Listing) -> Path:
-        return self.config.local_folder("references") / f"{self.digest(listing)[:12]}.npz"
+    def path(self, listing: Listing) -> str:
+        """Path or URI of what is kept of a listing."""
+        return reference_place(self.config, f"{self.digest(listing)[:12]}.npz")
+
+    def shard_folder(self, listing: Listing) -> str:
+        return reference_place(self.config, f"{self.digest(listing)[:12]}.shards-{self.config.evaluate.shard_rows}")
 
     def shards(self, listing: Listing) -> list[Shard]:
-        folder = self.path(listing).with_suffix(f".shards-{self.config.evaluate.shard_rows}")
-        return make_shards(folder, listing_parts(listing, self.config.evaluate.shard_rows))
+        return make_shards(self.shard_folder(listing), listing_parts(listing, self.config.evaluate.shard_rows))
 
     @property
     def wanted(self) -> list[Listing]:
@@ -71,8 +71,13 @@ class RealImages:
 
     def missing_shards(self) -> list[Shard]:
         """What is left to compute before `load_real`."""
-        missing = (listing for listing in self.wanted if not self.path(listing).is_file())
+        missing = (listing for listing in self.wanted if not storage.exists(self.path(listing)))
         return [shard for listing in missing for shard in self.shards(listing)]
+
+
+def reference_place(config: Recipe, name: str) -> str:
+    """Path or URI in output/references."""
+    return storage.join(config.folder("references"), name)
 
 
 def reference_digest(config: Recipe) -> str:
@@ -80,14 +85,24 @@ def reference_digest(config: Recipe) -> str:
     if config.evaluate.reference is None:
         real = RealImages.of(config)
         return real.digest(real.training)
-    path = Path(config.evaluate.reference)
-    if not path.is_file():
+    return storage.sha256_file(given_file(config.evaluate.reference))
+
+
+def given_file(reference: str) -> str:
+    """Local file of the statistics that evaluate.reference names by path or URI."""
+    try:
+        return storage.fetch_file(reference)
+    except FileNotFoundError:
         raise FileNotFoundError(
-            f"evaluate.reference: nothing at {path}; expected an .npz file of reference statistics. Leave it out to "
-            "use the training images"
-        )
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            f"evaluate.reference: nothing at {reference}; expected an .npz file of reference statistics. Leave it out "
+            "to use the training images"
+        ) from None
+
+
+def given_reference(reference: str) -> ReferenceStatistics:
+    """The statistics that evaluate.reference names by path or URI."""
+    with open(given_file(reference), "rb") as file:
+        return ReferenceStatistics.load(file, reference)
 
 
 def load_real(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:
@@ -97,29 +112,39 @@ def load_real(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:
     `missing_shards`, which it reduces and removes.
     """
     for listing in real.wanted:
-        if real.path(listing).is_file():
+        if storage.exists(real.path(listing)):
             continue
         shards = real.shards(listing)
         if listing is real.training:
-            reference_statistics(real.config, listing, shards).save(real.path(listing))
+            save_reference(reference_statistics(real.config, listing, shards), real.path(listing))
         else:
             save_features(read_records(shards), real.path(listing))
-        storage.remove_folder(str(shards[0].file.parent))
+        storage.remove_folder(real.shard_folder(listing))
     held_out = None
     if len(real.held_out) > 1:
-        with np.load(real.path(real.held_out), allow_pickle=False) as file:
-            held_out = dict(file) if len(file.get("features", ())) > 1 else None
+        with storage.opened(real.path(real.held_out)) as file, np.load(file, allow_pickle=False) as arrays:
+            held_out = dict(arrays) if len(arrays.get("features", ())) > 1 else None
     return with_adm_features(real), held_out
+
+
+def save_reference(reference: ReferenceStatistics, place: str) -> None:
+    buffer = io.BytesIO()
+    reference.save(buffer)
+    storage.write_atomically(place, buffer.getvalue())
 
 
 def with_adm_features(real: RealImages) -> ReferenceStatistics:
     """The reference, with the features of the images that an ADM file holds instead of them, where it does."""
-    reference = ReferenceStatistics.load(real.config.evaluate.reference or real.path(real.training))
-    file = adm_features_file(real.config)
-    if reference.features is not None or file is None or not file.is_file():
+    if real.config.evaluate.reference:
+        reference = given_reference(real.config.evaluate.reference)
+    else:
+        with storage.opened(place := real.path(real.training)) as file:
+            reference = ReferenceStatistics.load(file, place)
+    images = adm_features_file(real.config)
+    if reference.features is not None or images is None or not storage.exists(images):
         return reference
-    with np.load(file, allow_pickle=False) as features:
-        return replace(reference, features=features["features"])
+    with storage.opened(images) as file, np.load(file, allow_pickle=False) as arrays:
+        return replace(reference, features=arrays["features"])
 
 
 def extract_adm_images(real: RealImages, context: StageContext) -> None:
@@ -128,29 +153,31 @@ def extract_adm_images(real: RealImages, context: StageContext) -> None:
     Like other features of real images they are kept in output/references. The images are taken as they are.
     """
     config, file = real.config, adm_features_file(real.config)
-    if file is None or file.is_file():
+    if file is None or storage.exists(file):
         return
-    given = str(Path(str(config.evaluate.reference)).absolute())
+    given = storage.absolute(str(config.evaluate.reference))
     source = open_source(ImagesConfig(path=given))
     assert isinstance(source, AdmSource), "it ends in .npz"
     images = ImagesConfig(path=given, size=source.shape[1])
     parts = listing_parts(source.listing(), config.evaluate.shard_rows)
-    shards = make_shards(file.with_suffix(f".shards-{config.evaluate.shard_rows}"), parts)
+    folder, name = storage.split(file)
+    work = storage.join(folder, f"{name.removesuffix('.npz')}.shards-{config.evaluate.shard_rows}")
+    shards = make_shards(work, parts)
     compute_features(context, "reference", shards, (images, config.evaluate), config.evaluate)
     save_features(read_records(shards), file)
-    storage.remove_folder(str(shards[0].file.parent))
+    storage.remove_folder(work)
 
 
-def adm_features_file(config: Recipe) -> Path | None:
+def adm_features_file(config: Recipe) -> str | None:
     """Where the features of a given ADM reference's images lie; None for any other reference."""
     given = config.evaluate.reference
     if given is None:
         return None
-    with np.load(given, allow_pickle=False) as file:
+    with np.load(given_file(given), allow_pickle=False) as file:
         if "meta" in file or "arr_0" not in file:
             return None
     identity = digest_of([reference_digest(config), _extractor_weights(config)])
-    return config.local_folder("references") / f"{identity[:12]}-images.npz"
+    return reference_place(config, f"{identity[:12]}-images.npz")
 
 
 def reference_statistics(config: Recipe, listing: Listing, shards: list[Shard]) -> ReferenceStatistics:
@@ -193,37 +220,38 @@ def _readable(shard: Shard, record: Features) -> list[str]:
     return [key for key in shard.images.keys if key not in unreadable]
 
 
-def build_reference(config: Recipe, out: Path, *, context: StageContext) -> ReferenceStatistics:
-    """Statistics of all of a recipe's images in a file of their own.
+def build_reference(config: Recipe, out: str, *, context: StageContext) -> ReferenceStatistics:
+    """Statistics of all of a recipe's images in a file of their own, at a path or URI.
 
     The recipe's output is the folder of the work (see work_folder): what is finished of it is kept when the command is
     cut off, and all of it removed at the end. Raises FileExistsError if `out` is there.
     """
-    out, images = unused(out), RealImages.of(config)
+    storage.refuse_existing(out)
+    images = RealImages.of(config)
     weights_path(config.evaluate.extractor, config.evaluate.extractor_weights)
-    shards = make_shards(Path(config.output).absolute(), listing_parts(images.training, config.evaluate.shard_rows))
+    shards = make_shards(storage.absolute(config.output), listing_parts(images.training, config.evaluate.shard_rows))
     arguments = (located(config.images), config.evaluate)
     compute_features(context, "reference", shards, arguments, config.evaluate)
     reference = reference_statistics(config, images.training, shards)
-    reference.save(out)
+    save_reference(reference, out)
     storage.remove_folder(config.output)
     return reference
 
 
-def work_folder(config: Recipe, out: Path) -> str:
+def work_folder(config: Recipe, out: str) -> str:
     """Where the shards of a reference lie until it is whole: beside it, named after what it is made from."""
     images = RealImages.of(config)
     identity = digest_of([images.digest(images.training), config.evaluate.shard_rows])
-    return f"{out.absolute()}.{identity[:12]}.shards"
+    return beside(out, identity)
 
 
-def save_features(records: Iterator[Features], path: Path) -> None:
+def save_features(records: Iterator[Features], place: str) -> None:
     """Keep features and logits as they are."""
     every = [record for record in records if "features" in record]
     names = [name for name in every[0] if name not in ("unreadable", *SECONDS)] if every else []
     buffer = io.BytesIO()
     np.savez(buffer, **{name: np.concatenate([record[name] for record in every]) for name in names})  # type: ignore[arg-type]
-    storage.write_atomically(str(path), buffer.getvalue())
+    storage.write_atomically(place, buffer.getvalue())
 
 
 def _extractor_weights(config: Recipe) -> str:

@@ -1,20 +1,42 @@
 """Reports that are there already: found by a checkpoint, a folder or a file, and drawn as a curve over steps."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from cluster import storage
+from cluster.read_ahead import opened_in_order
 from evaluation.protocol import parse_metric_name
 from evaluation.report import REPORT_FILE, EvaluationReport
 from evaluation.step_plot import StepValue, step_plot
 from evaluation.tradeoff_plot import Tradeoff, tradeoff_plot
 from pipelines.grids import save_png
-from pipelines.locate import open_checkpoint
+from pipelines.locate import IN_TRACKING, open_checkpoint
 
 CURVE_FILE = "curve.png"
 TRADEOFF_FILE = "precision_recall.png"
+
+
+def save_report(report: EvaluationReport, folder: str) -> None:
+    """Write report.json into a folder, whole or not at all."""
+    storage.write_atomically(storage.join(folder, REPORT_FILE), report.to_json().encode())
+
+
+def load_report(folder: str) -> EvaluationReport | None:
+    """The report in a folder, if one is there."""
+    place = storage.join(folder, REPORT_FILE)
+    return read_report(place) if storage.exists(place) else None
+
+
+def read_report(file: str) -> EvaluationReport:
+    return EvaluationReport.from_json(storage.read_bytes(file).decode())
+
+
+def report_files(evaluations: str, *, protocol_id: str | None = None, checkpoint: str | None = None) -> list[str]:
+    """Paths or URIs of the reports in output/evaluations, in order: of all protocols and checkpoints, or of one."""
+    wanted = [re.escape(name) if name else "[^/]+" for name in (protocol_id, checkpoint)]
+    names = storage.list_files(evaluations, recursive=True)
+    return [storage.join(evaluations, name) for name in names if re.fullmatch("/".join([*wanted, REPORT_FILE]), name)]
 
 
 def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> list[EvaluationReport]:
@@ -39,17 +61,25 @@ def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> lis
 
 def reports_of(name: str, protocol_id: str | None = None) -> list[EvaluationReport]:
     """All reports that a name may mean, but for those of further seeds, whose numbers another one holds."""
-    path = Path(name)
-    if (path.is_file() and path.suffix == ".json") or (path / REPORT_FILE).is_file():
-        return [EvaluationReport.load(path)]
+    if not name.startswith(IN_TRACKING):
+        if name.partition("?")[0].endswith(".json") and storage.exists(name):
+            return [read_report(name)]
+        if (report := load_report(name)) is not None:
+            return [report]
     opened = open_checkpoint(name)
-    evaluations = Path(storage.local_path(opened.output)) / "evaluations"
-    files = sorted(evaluations.glob(f"{protocol_id or '*'}/{opened.name}/{REPORT_FILE}"))
-    reports = [report for report in map(EvaluationReport.load, files) if report.checkpoint_digest == opened.digest]
+    evaluations = storage.join(opened.output, "evaluations")
+    files = report_files(evaluations, protocol_id=protocol_id, checkpoint=opened.name)
+    reports = [report for report in read_reports(files) if report.checkpoint_digest == opened.digest]
     if not reports:
         wanted = f"of protocol {protocol_id}" if protocol_id else "of it"
         raise FileNotFoundError(f"no report {wanted} in {evaluations}; make one: raydit evaluate {name}")
     return [report for report in reports if not any(_holds(other, report) for other in reports)]
+
+
+def read_reports(files: Sequence[str]) -> Iterator[EvaluationReport]:
+    for file in opened_in_order(files):
+        with file:
+            yield EvaluationReport.from_json(file.read().decode())
 
 
 def _holds(report: EvaluationReport, other: EvaluationReport) -> bool:
@@ -65,13 +95,14 @@ def step_of(report: EvaluationReport) -> int | None:
     return int(match[1]) if match else None
 
 
-def reports_in(folder: Path) -> list[EvaluationReport]:
+def reports_in(folder: str) -> list[EvaluationReport]:
     """All reports of one protocol's folder that are of a known step, by step."""
-    found = [EvaluationReport.load(file) for file in sorted(folder.glob(f"*/{REPORT_FILE}"))]
+    evaluations, protocol_id = storage.split(folder)
+    found = read_reports(report_files(evaluations, protocol_id=protocol_id))
     return sorted((report for report in found if step_of(report) is not None), key=lambda report: step_of(report) or 0)
 
 
-def save_figures(folder: Path, images_per_step: int = 0) -> list[Path]:
+def save_figures(folder: str, images_per_step: int = 0) -> list[str]:
     """Draw all reports in a protocol's folder: their first metric against the step, and precision against recall.
 
     images_per_step: the batch size, where it is known. Nothing for fewer than two reports.
@@ -79,10 +110,10 @@ def save_figures(folder: Path, images_per_step: int = 0) -> list[Path]:
     reports = reports_in(folder)
     if len(reports) < 2:
         return []
-    figures = [save_png(curve_picture(reports, images_per_step), folder / CURVE_FILE)]
+    figures = [save_png(curve_picture(reports, images_per_step), storage.join(folder, CURVE_FILE))]
     if points := [point for report in reports if (point := _tradeoff(report)) is not None]:
         title = f"protocol {reports[-1].protocol_id}, N = {reports[-1].protocol.num_samples:,}"
-        figures.append(save_png(tradeoff_plot(title, points), folder / TRADEOFF_FILE))
+        figures.append(save_png(tradeoff_plot(title, points), storage.join(folder, TRADEOFF_FILE)))
     return figures
 
 

@@ -1,14 +1,15 @@
 """The sample job: a labelled grid from a checkpoint, to look at, or many samples in a file, for other tools."""
 
+import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from cluster import storage
-from dit.files import publish, unused
+from dit.files import publish
 from evaluation.protocol import shard_ranges
 from pipelines.config import Recipe
 from pipelines.grids import labelled_grid, save_png
@@ -18,9 +19,9 @@ from pipelines.stage import StageContext
 
 
 def sample_grid(
-    checkpoint: str | Path | LocatedCheckpoint, config: Recipe, out: Path, *, classes: list[str] | None, columns: int
-) -> Path:
-    """Sample `columns` images of each class and write them as one PNG.
+    checkpoint: str | Path | LocatedCheckpoint, config: Recipe, out: str, *, classes: list[str] | None, columns: int
+) -> str:
+    """Sample `columns` images of each class and write them as one PNG to a path or URI.
 
     classes: names or numbers; left out, all (at most 20). Raises ValueError for a class that does not exist.
     """
@@ -53,33 +54,45 @@ def class_label(name: str, class_names: list[str]) -> int:
 def sample_file(
     checkpoint: str | Path | LocatedCheckpoint,
     config: Recipe,
-    out: Path,
+    out: str,
     *,
     num_samples: int,
     address: str | None = None,
-) -> Path:
+) -> str:
     """Write samples 0 to num_samples - 1 as ADM's .npz: arr_0 uint8 (N, H, W, 3), arr_1 int64 labels (N,).
 
     They are those that an evaluation by the same settings would score: sample i depends on (seed, i) only. Shards
-    are kept beside `out` until it is whole, so that the same command goes on after an interruption.
+    are kept beside `out`, a path or URI, until it is whole, so that the same command goes on after an interruption.
     address: of Ray. Raises FileExistsError if `out` is there.
     """
-    from pipelines.features import DrawShard, Source, compute_features, make_shards, read_records
+    from pipelines.features import DrawShard, Source, beside, compute_features, make_shards, read_records
     from pipelines.identity import digest_of
 
-    out, opened = unused(out).absolute(), open_checkpoint(checkpoint)
+    storage.refuse_existing(out)
+    out, opened = storage.absolute(out), open_checkpoint(checkpoint)
     protocol = sampling_protocol(config, opened)
     parts = shard_ranges(num_samples, config.evaluate.shard_rows)
     identity = digest_of({"checkpoint": opened.digest, "protocol": protocol.to_dict(), "parts": list(map(str, parts))})
-    folder = out.with_name(f"{out.name}.{identity[:12]}.shards")
+    folder = beside(out, identity)
     shards = make_shards(folder, parts)
     # Nobody else works on this file meanwhile; the checkpoint's own output may be trained in.
-    with StageContext(replace(config, output=str(folder)), address=address) as context:
+    with StageContext(replace(config, output=folder), address=address) as context:
         arguments = (config.evaluate, [Source(opened.shared, protocol)])
         compute_features(context, "sample", shards, arguments, config.evaluate, actor=DrawShard)
-        publish(out, lambda temporary: write_adm(temporary, read_records(shards), num_samples))
-        storage.remove_folder(str(folder))
+        write_whole(out, lambda file: write_adm(file, read_records(shards), num_samples))
+        storage.remove_folder(folder)
     return out
+
+
+def write_whole(place: str, write: Callable[[Path], None]) -> None:
+    """Have `write` make a local file, which then appears at a path or URI."""
+    if storage.is_local(place):
+        publish(Path(storage.local_path(place)), write)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "whole"
+        write(file)
+        storage.upload_file(str(file), place)
 
 
 def write_adm(path: Path, records: Iterable[dict[str, np.ndarray]], num_samples: int) -> None:

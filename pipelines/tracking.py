@@ -136,12 +136,12 @@ class RunLog:
         """A data set that this run read."""
         self._tell("input", name=name, digest=digest, source=source, context=context)
 
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file to keep with the run."""
+    def artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """A file to keep with the run, by path or URI."""
         self._tell("artifact", path=str(path), folder=folder)
 
-    def image(self, path: Path, key: str, step: int) -> None:
-        """A picture, shown in the UI with a slider over steps."""
+    def image(self, path: str | Path, key: str, step: int) -> None:
+        """A picture by path or URI, shown in the UI with a slider over steps."""
         self._tell("image", path=str(path), key=key, step=step)
 
     def end(self, status: str) -> None:
@@ -282,15 +282,16 @@ class MlflowCourier:
         self._client.log_inputs(known[f"run {entry['run']}"], datasets=[DatasetInput(dataset, tags)])
 
     def _artifact(self, entry: dict, known: dict) -> None:
-        if Path(entry["path"]).exists():
-            self._client.log_artifact(known[f"run {entry['run']}"], entry["path"], entry["folder"])
+        if storage.exists(entry["path"]):
+            with storage.local_copy(entry["path"]) as file:
+                self._client.log_artifact(known[f"run {entry['run']}"], file, entry["folder"])
 
     def _image(self, entry: dict, known: dict) -> None:
-        if Path(entry["path"]).exists():
+        if storage.exists(entry["path"]):
             from PIL import Image
 
-            image = Image.open(entry["path"])
-            self._client.log_image(known[f"run {entry['run']}"], image, key=entry["key"], step=entry["step"])
+            with storage.opened(entry["path"]) as file, Image.open(file) as image:
+                self._client.log_image(known[f"run {entry['run']}"], image, key=entry["key"], step=entry["step"])
 
     def _end(self, entry: dict, known: dict) -> None:
         self._client.set_terminated(known[f"run {entry['run']}"], entry["status"], end_time=entry["time"])

@@ -25,8 +25,8 @@ def tiny_output(folder: Path, *overrides: str, size: int = 16) -> Recipe:
     config = tiny_recipe(folder, *overrides)
     torch.manual_seed(0)
     autoencoder = create_autoencoder(image_size=size, latent_channels=4, downsample=2, width=8)
-    save_autoencoder(autoencoder, config.local_folder(OURS), LatentScale((0.0,) * 4, (1.0,) * 4))
-    write_json(config.local_folder(OURS) / RECORD, {"psnr": 0.0, "psnr_images": "none"})
+    save_autoencoder(autoencoder, Path(config.folder(OURS)), LatentScale((0.0,) * 4, (1.0,) * 4))
+    write_json(Path(config.folder(OURS)) / RECORD, {"psnr": 0.0, "psnr_images": "none"})
     return config
 
 
@@ -49,11 +49,11 @@ def write_checkpoint(
     described = describe_checkpoint(
         model=model,
         objective={"kind": "flow"},
-        autoencoder={"id": OURS, **describe_autoencoder(config.local_folder(OURS))},
+        autoencoder={"id": OURS, **describe_autoencoder(Path(config.folder(OURS)))},
         class_names=("blob", "ring", "stripe"),
         seed=config.seed,
         latents_fingerprint=latents_fingerprint,
         recipe=resolved(config),
     )
-    folder = config.local_folder("checkpoints") / step_name(step)
+    folder = Path(config.folder("checkpoints")) / step_name(step)
     return save_checkpoint(state, folder, described, {"seed": config.seed})

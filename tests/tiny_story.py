@@ -8,6 +8,7 @@ import numpy as np
 from mlflow_server import wait_until
 from tiny_checkpoint import tiny_output, write_checkpoint
 
+from cluster import storage
 from dit.autoencoder import describe_autoencoder
 from dit.checkpoint import Checkpoint
 from evaluation.report import EvaluationReport
@@ -21,6 +22,7 @@ from pipelines.locate import open_checkpoint
 from pipelines.logged_models import log_checkpoint
 from pipelines.protocols import evaluation_protocol
 from pipelines.recipe_file import resolved
+from pipelines.reports import save_report
 from pipelines.stage import StageContext
 
 SCORES = {2: 30.0, 4: 20.0, 6: 20.4}
@@ -65,7 +67,7 @@ def tell_story(folder: Path) -> Story:
 
 def write_latents(config: Recipe) -> LatentDataset:
     """Noise in place of moments, as if encoded by the recipe's autoencoder."""
-    described = describe_autoencoder(config.local_folder(OURS))
+    described = describe_autoencoder(Path(config.folder(OURS)))
     listing, _ = open_source(config.images).listing().split(config.images.held_out)
     description = schema.describe(
         moments_shape=(8, 8, 8),
@@ -77,7 +79,7 @@ def write_latents(config: Recipe) -> LatentDataset:
     moments = np.random.default_rng(0).normal(size=(len(listing), 8, 8, 8)).astype("<f2")
     table = schema.shard_table(schema.latent_schema(description), listing.keys, listing.labels, moments, None)
     data = schema.shard_bytes(table)
-    folder = config.local_folder("latents")
+    folder = Path(config.folder("latents"))
     folder.mkdir(parents=True)
     (folder / "part-00000.parquet").write_bytes(data)
     record = {
@@ -104,8 +106,8 @@ def tell_evaluation(context: StageContext, config: Recipe, checkpoint: Checkpoin
         metrics={name: value} | {name.replace("fd", kind): 1 / value for kind in ("precision", "recall")},
         errors={name: ERROR},
     )
-    folder = protocol_folder(config, protocol) / opened.name
-    report.save(folder)
+    folder = storage.join(protocol_folder(config, protocol), opened.name)
+    save_report(report, folder)
     tags = {"raydit.checkpoint": opened.origin, "raydit.checkpoint_digest": opened.digest}
     tags |= {"raydit.protocol_id": protocol.protocol_id}
     identity = {"checkpoint": opened.digest, "protocol": protocol.protocol_id}

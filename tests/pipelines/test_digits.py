@@ -35,7 +35,7 @@ def test_a_classifier_of_real_digits_recognises_sampled_ones(local_ray, tmp_path
     assert held_out > 0.95
 
     checkpoint = newest_checkpoint(config.folder("checkpoints"))
-    sample_file(checkpoint.path, config, tmp_path / "samples.npz", num_samples=1000)
+    sample_file(checkpoint.path, config, str(tmp_path / "samples.npz"), num_samples=1000)
     with np.load(tmp_path / "samples.npz") as file:
         images, labels = file["arr_0"].mean(axis=-1), file["arr_1"]
     assert len(labels) == 1000 and np.bincount(labels).tolist() == [100] * 10

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from pyarrow.fs import LocalFileSystem, copy_files
 from tiny_checkpoint import tiny_output, write_checkpoint
 
+from cluster import storage
 from evaluation.extractors import create_extractor
 from evaluation.metrics import inception_score
 from evaluation.protocol import sample_label, shard_ranges
@@ -22,6 +24,7 @@ from pipelines.locate import open_checkpoint
 from pipelines.preprocess import read_cropped
 from pipelines.protocols import evaluation_protocol
 from pipelines.reference import RealImages, extract_adm_images, load_real
+from pipelines.reports import save_report
 from pipelines.sampling import Sampler
 from pipelines.stage import StageContext
 
@@ -40,7 +43,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(config):
-    return config.local_folder("checkpoints") / "step_0000004"
+    return Path(config.folder("checkpoints")) / "step_0000004"
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +137,7 @@ def test_several_checkpoints_give_a_curve_a_best_and_a_champion(config, called):
 
 
 def test_the_page_has_all_pictures(config, report):
-    folder = config.local_folder("evaluations") / report.protocol_id / "step_0000004"
+    folder = Path(config.folder("evaluations")) / report.protocol_id / "step_0000004"
     assert set(report.artifacts) == {"samples", "classes", "neighbours", "page"}
     assert all((folder / file).is_file() for file in report.artifacts.values())
     html = (folder / "report.html").read_text()
@@ -160,7 +163,7 @@ def test_a_finished_evaluation_answers_without_ray(config, checkpoint, report, r
 
 def test_weights_that_the_checkpoint_lacks_are_refused_before_any_work(config, checkpoint, raydit, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "checkpoints" / "step_0000004")
-    shutil.copytree(config.local_folder("autoencoder"), tmp_path / "autoencoder")
+    shutil.copytree(Path(config.folder("autoencoder")), tmp_path / "autoencoder")
     averages = ("--set", "train.ema_sigma_rels=[0.1]", "--set", "evaluate.weights=ema_0.1")
     code, _, err = raydit("evaluate", str(tmp_path / "checkpoints" / "step_0000004"), *averages)
     assert code == 2 and "has no weights 'ema_0.1': found ema, model" in err
@@ -168,15 +171,61 @@ def test_weights_that_the_checkpoint_lacks_are_refused_before_any_work(config, c
 
 
 def test_reports_are_compared_by_checkpoint_or_file(config, checkpoint, report, raydit, tmp_path):
-    report.save(tmp_path)
+    save_report(report, str(tmp_path))
     other = str(checkpoint.with_name("step_0000002"))
     code, out, _ = raydit("compare", other, str(checkpoint))
     assert code == 0 and out.startswith("metric") and "step_0000002" in out
-    replace(report, protocol=replace(report.protocol, cfg_scale=1.5)).save(tmp_path / "guided")
+    save_report(replace(report, protocol=replace(report.protocol, cfg_scale=1.5)), str(tmp_path / "guided"))
     code, out, err = raydit("compare", str(tmp_path / "report.json"), str(tmp_path / "guided"))
     assert code == 2 and "cfg_scale: 1.0 against 1.5" in err
     code, out, _ = raydit("compare", str(tmp_path), str(tmp_path / "guided"), "--allow-unequal")
     assert code == 0 and "Not comparable: the protocols differ in cfg_scale" in out
+
+
+@pytest.fixture
+def bucket(config, s3_bucket):
+    """The output in a bucket, but for references and reports."""
+    filesystem, inner = storage.resolve(f"{s3_bucket}/out")
+    for folder in ("autoencoder", "checkpoints"):
+        copy_files(config.folder(folder), f"{inner}/{folder}", LocalFileSystem(), filesystem)
+    return s3_bucket
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refused", [0.0, 0.2])
+def test_an_output_in_a_bucket_gets_the_numbers_of_one_on_disk(
+    config, report, bucket, throttled, refused, raydit, local_ray, monkeypatch, tmp_path
+):
+    """Also where a share of all requests is refused as too many."""
+    monkeypatch.chdir(tmp_path)
+    throttled.share = refused
+    checkpoint = f"{bucket}/out/checkpoints/step_0000004"
+    code, out, err = raydit("evaluate", checkpoint, "--json")
+    assert code == 0, err
+    found = EvaluationReport.from_json(out.splitlines()[-1])
+    assert (found.metrics, found.protocol, found.checkpoint) == (report.metrics, report.protocol, checkpoint)
+    folder = f"{bucket}/out/evaluations/{report.protocol_id}/step_0000004"
+    assert f"report       {folder}/report.json" in out
+    assert set(storage.list_files(folder, recursive=True)) == {"report.json", *found.artifacts.values()}
+    assert all(name.endswith(".npz") for name in storage.list_files(f"{bucket}/out/references", recursive=True))
+    from mlflow import MlflowClient
+
+    client = MlflowClient(config.tracking.uri)
+    experiment = client.get_experiment_by_name(config.name).experiment_id
+    (run,) = client.search_runs([experiment], f"tags.`raydit.checkpoint` = '{checkpoint}'")
+    artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert artifacts >= {"report.json", "report.html", "samples.png"}
+
+    monkeypatch.setattr(StageContext, "start_ray", lambda *_: pytest.fail("Ray was started"))
+    code, out, _ = raydit("evaluate", checkpoint, "--json")
+    assert code == 0 and EvaluationReport.from_json(out.splitlines()[-1]) == found
+    code, out, _ = raydit("compare", checkpoint, f"{folder}/report.json", folder, "--json")
+    listed = json.loads(out.splitlines()[-1])["reports"]
+    assert code == 0 and [each["metrics"] for each in listed] == 3 * [report.metrics]
+    code, out, _ = raydit("lineage", checkpoint, "--quick", "--json")
+    links = {link["kind"]: link for link in json.loads(out.splitlines()[-1])["chain"]}
+    assert links["evaluation"]["name"] == f"{folder}/report.json" and not links["evaluation"]["broken"]
+    assert bool(throttled.refused) == bool(refused)
 
 
 @pytest.mark.slow
@@ -187,7 +236,7 @@ def test_images_from_elsewhere_get_the_numbers_of_the_samples_they_are(
     monkeypatch.chdir(tmp_path)
     images, labels, _, _ = plain
     np.savez(tmp_path / "samples.npz", arr_0=images, arr_1=labels)
-    (reference,) = (path for path in config.local_folder("references").glob("*.npz") if "mu" in np.load(path).files)
+    (reference,) = (path for path in Path(config.folder("references")).glob("*.npz") if "mu" in np.load(path).files)
     flags = ["--set", f"tracking.uri={config.tracking.uri}", "--set", "evaluate.shard_rows=4", "--json"]
     for source in ("samples.npz", str(kept / "step_0000004")):
         code, out, err = raydit("evaluate", "--images", source, "--reference", str(reference), *flags)

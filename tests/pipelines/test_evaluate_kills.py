@@ -48,7 +48,7 @@ def wait_for(folder, pattern, process):
 
 def metrics(folder):
     (report,) = (folder / "output" / "evaluations").glob("*/*/report.json")
-    return EvaluationReport.load(report).metrics
+    return EvaluationReport.from_json(report.read_text()).metrics
 
 
 @pytest.fixture(scope="module")

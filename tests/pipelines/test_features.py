@@ -1,11 +1,15 @@
 """What was computed is read back once, whole, in order: never padding, never another shard's."""
 
+import io
+
 import numpy as np
 import pytest
 
+from cluster import storage
 from evaluation.protocol import EvaluationProtocol, shard_ranges
-from pipelines.features import SECONDS, load_features, load_pictured, make_shards, worker_seconds
+from pipelines.features import SECONDS, load_features, load_pictured, make_shards, unfinished
 from pipelines.images import Listing
+from pipelines.keep import KeptImages
 
 N, DIM = 11, 3
 FEATURES = np.arange(N * DIM, dtype=np.float32).reshape(N, DIM)
@@ -15,26 +19,33 @@ def write(shard, indices, **more):
     indices = list(indices)
     record = {"indices": np.array(indices), "labels": np.array(indices) % 2, "features": FEATURES[indices]}
     images = np.repeat(np.array(indices, np.uint8), 12).reshape(-1, 2, 2, 3)
-    shard.file.parent.mkdir(exist_ok=True)
-    np.savez(shard.file, **{**record, "images": images, SECONDS[0]: np.array(0.5), SECONDS[1]: np.array(0.25), **more})
+    seconds = {SECONDS[0]: np.array(0.5), SECONDS[1]: np.array(0.25)}
+    put(shard, **{**record, "images": images, **seconds, **more})
 
 
-@pytest.fixture
-def shards(tmp_path):
+def put(shard, **arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    storage.write_atomically(shard.file, buffer.getvalue())
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def shards(request, tmp_path):
     """Three finished ones, of 4, 4 and 3 samples."""
-    shards = make_shards(tmp_path / "shards", shard_ranges(N, 4))
+    folder = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3_bucket")
+    shards = make_shards(storage.join(folder, "shards"), shard_ranges(N, 4))
     for shard in shards:
         write(shard, shard.images)
     return shards
 
 
 def test_records_are_joined_in_the_order_of_the_samples(shards):
-    found = load_features(shards)
+    found, seconds = load_features(shards)
     assert set(found) == {"indices", "labels", "features"}
     assert np.array_equal(found["features"], FEATURES) and found["features"].dtype == np.float32
     assert found["indices"].tolist() == list(range(N))
     assert load_pictured(shards)[:, 0, 0, 0].tolist() == list(range(N))
-    assert worker_seconds(shards) == {"workers_sampling_seconds": 1.5, "workers_extraction_seconds": 0.75}
+    assert seconds == {"workers_sampling_seconds": 1.5, "workers_extraction_seconds": 0.75}
 
 
 @pytest.mark.parametrize(
@@ -54,11 +65,23 @@ def test_a_record_of_other_samples_is_refused(shards, indices, message):
 
 def test_an_image_that_cannot_be_read_is_no_image_less_to_score(tmp_path):
     listing = Listing([f"k{index}" for index in range(4)], np.zeros(4, np.int32), np.zeros(4, np.int64), ())
-    (shard,) = make_shards(tmp_path / "shards", [listing])
-    shard.file.parent.mkdir()
-    np.savez(shard.file, features=FEATURES[:3], unreadable=np.array(["k2"]))
+    (shard,) = make_shards(str(tmp_path / "shards"), [listing])
+    put(shard, features=FEATURES[:3], unreadable=np.array(["k2"]))
     with pytest.raises(ValueError, match="1 images cannot be read, such as k2; expected every image to be scored"):
         load_features([shard])
+
+
+def test_what_is_left_to_do_is_known_from_one_listing_of_each_folder(s3_bucket, s3_app):
+    kept = KeptImages(f"{s3_bucket}/kept")
+    shards = make_shards(f"{s3_bucket}/shards", shard_ranges(120, 4), kept)
+    assert unfinished(shards) == shards
+    for shard in shards[:3]:
+        put(shard, indices=np.array(shard.images))
+    for shard in shards[1:4]:
+        storage.write_atomically(shard.kept, b"images")
+    before = s3_app.count
+    assert unfinished(shards) == [shards[0], *shards[3:]]
+    assert s3_app.count - before <= 2
 
 
 @pytest.mark.parametrize(("labels", "counts"), [("balanced", [334, 333, 333]), ("random", None)])

@@ -14,7 +14,7 @@ from evaluation.protocol import sample_label
 from evaluation.reference import ReferenceStatistics
 from pipelines.locate import open_checkpoint
 from pipelines.protocols import checkpoint_recipe, evaluation_protocol, sampling_protocol
-from pipelines.reference import RealImages, load_real
+from pipelines.reference import RealImages, load_real, save_reference
 from pipelines.sample import sample_file
 from pipelines.sampling import Sampler, checkpoint_autoencoder
 
@@ -105,7 +105,7 @@ def test_an_import_is_evaluated_against_given_statistics(imported, tmp_path):
     statistics = ReferenceStatistics(
         n=5, mu=np.zeros(4), sigma=np.eye(4), extractor="inception", extractor_sha256="0", size=16, crop="adm"
     )
-    statistics.save(tmp_path / "reference.npz")
+    save_reference(statistics, str(tmp_path / "reference.npz"))
     config = checkpoint_recipe(
         imported, (f"evaluate.reference={tmp_path / 'reference.npz'}", "evaluate.extractor=efficientnet-lite0")
     )
@@ -135,4 +135,4 @@ def test_a_sample_file_holds_sample_i_at_place_i_whatever_the_shards(raydit, imp
     assert images.std() > 1
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["ours", "samples.npz"]  # no shards are left
     with pytest.raises(FileExistsError, match="samples.npz exists already"):
-        sample_file(imported.path, config, tmp_path / "samples.npz", num_samples=5)
+        sample_file(imported.path, config, str(tmp_path / "samples.npz"), num_samples=5)

@@ -69,4 +69,4 @@ def test_a_run_cut_off_again_and_again_ends_in_the_same_place(finished, tmp_path
 def metrics(report: Path) -> dict[str, float]:
     from evaluation.report import EvaluationReport
 
-    return EvaluationReport.load(report).metrics
+    return EvaluationReport.from_json(report.read_text()).metrics

@@ -101,7 +101,7 @@ def test_latents_lead_to_the_checkpoints_that_were_trained_on_them(story, chain)
     ],
 )
 def test_one_changed_bit_breaks_the_chain(story, chain, changed, kind, file, message):
-    changed(story.config.local_folder(file), flipped)
+    changed(Path(story.config.folder(file)), flipped)
     code, links, shown = chain(story.checkpoints[4].path)
     (link,) = links[kind]
     assert code == 1 and link["broken"] and link["broken"][0].startswith(message)
@@ -110,7 +110,7 @@ def test_one_changed_bit_breaks_the_chain(story, chain, changed, kind, file, mes
 
 
 def test_quick_reads_no_shard_but_sees_its_size_and_another_manifest(story, chain, changed):
-    shard, manifest = (story.config.local_folder("latents") / name for name in ("part-00000.parquet", "manifest.json"))
+    shard, manifest = (Path(story.config.folder("latents")) / name for name in ("part-00000.parquet", "manifest.json"))
     changed(shard, flipped)
     assert chain(story.checkpoints[4].path, "--quick")[0] == 0
     shard.write_bytes(shard.read_bytes() + b"x")
@@ -132,7 +132,7 @@ def test_images_that_came_later_break_the_chain_to_them_and_to_the_reference(sto
 
 def test_a_report_of_another_checkpoint_in_its_place_is_not_its_own(story, chain, changed):
     report = story.reports[4]
-    file = story.config.local_folder("evaluations") / report.protocol_id / "step_0000004" / "report.json"
+    file = Path(story.config.folder("evaluations")) / report.protocol_id / "step_0000004" / "report.json"
     changed(file, lambda data: data.replace(report.checkpoint_digest.encode(), b"f" * 64))
     code, links, _ = chain(story.checkpoints[4].path)
     broken = [text for link in links["evaluation"] for text in link["broken"]]

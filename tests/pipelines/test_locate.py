@@ -73,7 +73,7 @@ def test_a_uri_is_fetched_with_the_autoencoder_beside_it(config, checkpoints, s3
     found = open_checkpoint(uri)
     assert (found.digest, found.origin, found.shared) == (checkpoints[6].digest, uri, uri)
     assert (found.name, found.output) == ("step_0000006", f"{s3_bucket}/out")
-    expected = describe_autoencoder(config.local_folder("autoencoder"))
+    expected = describe_autoencoder(Path(config.folder("autoencoder")))
     assert describe_autoencoder(checkpoint_autoencoder(found)) == expected
     assert (samples(found) == samples(open_checkpoint(checkpoints[6].path))).all()
     with pytest.raises(FileNotFoundError, match="no checkpoint at s3://.*/step_0000008: expected a folder"):

@@ -45,7 +45,7 @@ def trained(tmp_path_factory):
     config = tiny_output(tmp_path_factory.mktemp("trained"), "train.steps=10", "train.checkpoint_every=2")
     for step in range(2, 12, 2):
         write_checkpoint(config, step)
-    return config.local_folder("checkpoints")
+    return Path(config.folder("checkpoints"))
 
 
 class Training:
