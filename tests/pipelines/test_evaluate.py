@@ -23,7 +23,7 @@ from pipelines.images import open_source
 from pipelines.locate import open_checkpoint
 from pipelines.preprocess import read_cropped
 from pipelines.protocols import evaluation_protocol
-from pipelines.reference import RealImages, extract_adm_images, load_real
+from pipelines.reference import RealImages, extract_adm_images, given_reference, load_real
 from pipelines.reports import save_report
 from pipelines.sampling import Sampler
 from pipelines.stage import StageContext
@@ -192,7 +192,7 @@ def bucket(config, s3_bucket):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("refused", [0.0, 0.2])
+@pytest.mark.parametrize("refused", [0.0, 0.1])
 def test_an_output_in_a_bucket_gets_the_numbers_of_one_on_disk(
     config, report, bucket, throttled, refused, raydit, local_ray, monkeypatch, tmp_path
 ):
@@ -226,6 +226,31 @@ def test_an_output_in_a_bucket_gets_the_numbers_of_one_on_disk(
     links = {link["kind"]: link for link in json.loads(out.splitlines()[-1])["chain"]}
     assert links["evaluation"]["name"] == f"{folder}/report.json" and not links["evaluation"]["broken"]
     assert bool(throttled.refused) == bool(refused)
+
+
+@pytest.mark.slow
+def test_samples_references_and_scores_of_images_lie_in_a_bucket(
+    config, report, bucket, raydit, local_ray, monkeypatch, tmp_path
+):
+    """Samples as ADM's npz, scored as images from elsewhere against a reference that was built there."""
+    monkeypatch.chdir(tmp_path)
+    rows = ("--set", "evaluate.shard_rows=4")
+    samples, reference = f"{bucket}/samples.npz", f"{bucket}/reference.npz"
+    for _ in range(2):
+        code, out, err = raydit("sample", f"{bucket}/out/checkpoints/step_0000004", "--npz", samples)
+    assert code == 2 and f"{samples} exists already" in err
+    flags = ["--size", "16", "--extractor", "efficientnet-lite0", "--set", "images.held_out=0.3", *rows]
+    code, _, err = raydit("reference", "build", config.images.path, "--out", reference, *flags)
+    assert code == 0, err
+    (here,) = (path for path in Path(config.folder("references")).glob("*.npz") if "mu" in np.load(path).files)
+    assert given_reference(reference).digest == given_reference(str(here)).digest
+    flags = ["--set", f"output={bucket}/images", "--set", f"tracking.uri={config.tracking.uri}", *rows]
+    code, out, err = raydit("evaluate", "--images", samples, "--reference", reference, *flags, "--json")
+    assert code == 0, err
+    metrics = json.loads(out.splitlines()[-1])["metrics"]
+    assert metrics == {name: pytest.approx(report.metrics[name], rel=1e-9) for name in metrics}
+    assert storage.list_names(bucket) == ["images", "out", "reference.npz", "samples.npz"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "cache"]
 
 
 @pytest.mark.slow
