@@ -199,7 +199,7 @@ def finish(module, folder: str, blocks: list, held_out: list) -> None:
     aside = np.concatenate(held_out)[:STATISTICS_IMAGES] if held_out else images
     which = f"{len(aside):,} {'held-out' if held_out else 'training'} images"
     decoded = reconstructed(Autoencoder.load(local), aside)
-    save_png(reconstruction_grid(aside, decoded, which), local / RECONSTRUCTIONS)
+    save_png(reconstruction_grid(aside, decoded, which), str(local / RECONSTRUCTIONS))
     record = {
         "psnr": psnr(torch.from_numpy(aside), torch.from_numpy(decoded)),
         "psnr_images": which,

@@ -1,7 +1,6 @@
 """The train job: latents -> checkpoints, by Ray Train."""
 
 from dataclasses import asdict
-from pathlib import Path
 
 from cluster import storage
 from evaluation.protocol import parse_metric_name
@@ -78,9 +77,7 @@ class Watch:
         self._progress = context.progress("train", total=config.train.steps, unit="steps", start=first)
         self._previews = Previews(context, config, run)
         self._registered = Registered(config.tracking.uri, lambda text: context.say("train", text))
-        self._figures = TrainFigures(
-            run, Path(storage.on_this_machine(config.folder(FIGURES))), config.train.global_batch_size
-        )
+        self._figures = TrainFigures(run, config.folder(FIGURES), config.train.global_batch_size)
         self._last: dict[str, float] = {}
         self._told = told_step(self._folder)
         # What a killed driver did not hear any more.

@@ -1,7 +1,6 @@
 """Figures of a training in MLflow: loss by timestep, throughput, and where the time went."""
 
-from pathlib import Path
-
+from cluster import storage
 from pipelines.figures import FIGURES, lines_figure, time_figure
 from pipelines.grids import save_png
 
@@ -12,8 +11,8 @@ QUARTERS = {f"loss_quartile_{q + 1}": f"t in {25 * q} to {25 * q + 25}%" for q i
 class TrainFigures:
     """Drawn anew at every checkpoint, over all that the run was told, by earlier commands too."""
 
-    def __init__(self, run, folder: Path, images_per_step: int):
-        """run: a RunLog. folder: for the files."""
+    def __init__(self, run, folder: str, images_per_step: int):
+        """run: a RunLog. folder: path or URI, for the files."""
         self._run, self._folder, self._images_per_step = run, folder, images_per_step
         self._points: dict[str, dict[int, float]] = run.points("train/")
 
@@ -34,7 +33,7 @@ class TrainFigures:
             "time": time_figure("where the time of the training loop went", {"training loop": self.seconds()}),
         }
         for name, picture in pictures.items():
-            self._run.artifact(save_png(picture, self._folder / f"{name}.png"), FIGURES)
+            self._run.artifact(save_png(picture, storage.join(self._folder, f"{name}.png")), FIGURES)
 
     def seconds(self) -> dict[str, float]:
         """What the loop has spent on steps, and on waiting for data and for checkpoints."""

@@ -1,6 +1,7 @@
 """Figures: each line is where its numbers are, and the time is divided as it was spent."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,13 +67,13 @@ class Run:
         return {name: dict(values) for name, values in self._points.items()}
 
     def artifact(self, path, folder):
-        self.files.append((folder, path.name, Image.open(path).size))
+        self.files.append((folder, Path(path).name, Image.open(path).size))
 
 
 def test_a_training_is_drawn_with_what_an_earlier_command_told(tmp_path):
     before = {"images_per_second": {10: 8.0}, "data_wait": {10: 0.5}, "loss_quartile_1": {10: 2.0}}
     run = Run(before)
-    figures = TrainFigures(run, tmp_path, images_per_step=8)
+    figures = TrainFigures(run, str(tmp_path), images_per_step=8)
     figures.add(30, {"images_per_second": 16.0, "data_wait": 0.1, "checkpoint_wait": 0.3, "loss_quartile_1": 1.0})
     # 10 steps of 8 images at 8 a second, then 20 at 16 a second.
     assert figures.seconds() == pytest.approx({"steps": 5 + 6, "data wait": 5 + 1, "checkpoints": 3})
@@ -86,5 +87,5 @@ def test_a_training_is_drawn_with_what_an_earlier_command_told(tmp_path):
 
 def test_a_training_without_a_report_is_not_drawn(tmp_path):
     run = Run({})
-    TrainFigures(run, tmp_path, images_per_step=8).save()
+    TrainFigures(run, str(tmp_path), images_per_step=8).save()
     assert run.files == []
