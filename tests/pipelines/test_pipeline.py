@@ -106,6 +106,7 @@ def test_a_second_run_skips_everything(finished, capsys):
     assert before == after
 
 
+@pytest.mark.slow
 def test_evaluation_alone_is_done_again_and_gives_the_same_numbers_on_other_workers(copy, capsys):
     before = report_of(copy)
     shutil.rmtree(copy / "output" / "evaluations")
