@@ -13,11 +13,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import processes_below
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "0123456789abcdef" * 4
@@ -30,11 +31,27 @@ class RayHead:
     address: str
     token: str
     env: dict[str, str]
+    folder: Path
+    """With the logs of it and of its jobs."""
+    process: subprocess.Popen
+
+    def kill(self) -> None:
+        """As when its machine is lost: SIGKILL of all that it has started, jobs and workers too."""
+        for process in processes_below(self.process.pid, ""):
+            os.kill(process, signal.SIGKILL)
+        self.process.wait()
 
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[RayHead]:
-    """One head for the whole test session, started as a user would, its environment not activated."""
+    """One head for the whole test session."""
+    with started_head() as head:
+        yield head
+
+
+@contextmanager
+def started_head(**variables: str) -> Iterator[RayHead]:
+    """A head started as a user would, its environment not activated; variables: further ones of its environment."""
     with tempfile.TemporaryDirectory(prefix="rayhead", dir="/tmp") as folder:  # short: sockets have 107 bytes
         gcs_port, dashboard_port, agent_port, client_port = _free_ports(4)
         address = f"http://127.0.0.1:{dashboard_port}"
@@ -50,7 +67,7 @@ def ray_head() -> Iterator[RayHead]:
         command += [f"--dashboard-agent-listen-port={agent_port}", f"--ray-client-server-port={client_port}"]
         command += ["--num-cpus=4", f"--object-store-memory={100 * 2**20}", f"--temp-dir={folder}"]
         head_env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        head_env |= auth | {"PATH": "/usr/bin:/bin"}
+        head_env |= auth | {"PATH": "/usr/bin:/bin"} | variables
         # Jobs start elsewhere: there this checkout is found whether or not it is the one that is installed.
         head_env["PYTHONPATH"] = str(ROOT)
         with open(Path(folder) / "head.log", "w") as log:
@@ -64,7 +81,7 @@ def ray_head() -> Iterator[RayHead]:
             )
         try:
             _wait_until_it_answers(address, head, Path(folder) / "head.log")
-            yield RayHead(address, TOKEN, auth | {"RAY_API_SERVER_ADDRESS": address})
+            yield RayHead(address, TOKEN, auth | {"RAY_API_SERVER_ADDRESS": address}, Path(folder), head)
         finally:
             _stop(head)
 
