@@ -18,15 +18,17 @@ model_option = click.option("--model", help="Of an official .pt file: the named 
 
 
 @click.command()
-@click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1)
-@click.option("--images", help="Score these images instead: a folder, table, archive, or ADM's .npz.")
+@click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, type=click.Path())
+@click.option(
+    "--images", type=click.Path(), help="Score these images instead: a folder, table, archive, or ADM's .npz."
+)
 @click.option("--watch", is_flag=True, help="CHECKPOINT is a folder that a training fills: score what appears.")
 @click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="With --watch: each n-th only.")
 @click.option("--recipe", type=click.Path(dir_okay=False), help="Take the protocol from here, not from the checkpoint.")
 @click.option("--num-samples", type=click.IntRange(min=10), help="Images to sample.")
 @click.option("--reference", type=click.Path(), help="Reference statistics (.npz) instead of the training images'.")
 @click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Seeds, for error bars.")
-@click.option("--save-images", metavar="FOLDER", help="Write the samples as well.")
+@click.option("--save-images", metavar="FOLDER", type=click.Path(), help="Write the samples as well.")
 @click.option("--save-format", type=click.Choice(["parquet", "png"]), default="parquet", show_default=True)
 @click.option("--promote", metavar="NAME", help="Make the better one `champion` of MLflow's registered model NAME.")
 @click.option("--force", is_flag=True, help="Evaluate again where there is a report already.")
@@ -196,7 +198,7 @@ def _shown(place: str) -> str:
 
 
 @click.command()
-@click.argument("reports", metavar="A B...", nargs=-1, required=True)
+@click.argument("reports", metavar="A B...", nargs=-1, required=True, type=click.Path())
 @click.option("--protocol", help="Id of the protocol, where checkpoints have reports of several.")
 @click.option("--allow-unequal", is_flag=True, help="Set reports of unequal protocols side by side all the same.")
 @json_option
@@ -255,7 +257,7 @@ def reference() -> None:
 
 
 @reference.command()
-@click.argument("images", metavar="IMAGES")
+@click.argument("images", metavar="IMAGES", type=click.Path())
 @click.option("--out", type=click.Path(dir_okay=False), required=True, help="The .npz file to write.")
 @click.option("--size", type=click.IntRange(min=1), help="Side that images are cropped to, in pixels; default: 256.")
 @click.option("--extractor", help="efficientnet-lite0, inception, dinov2-vit-l-14, ...; default: inception.")

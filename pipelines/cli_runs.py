@@ -88,7 +88,7 @@ def best(experiment, metric, protocol, store, as_json) -> None:
 
 
 @click.command()
-@click.argument("checkpoint", required=False)
+@click.argument("checkpoint", required=False, type=click.Path())
 @click.option("--name", help="Registered model that the checkpoint becomes a version of.")
 @click.option("--alias", type=click.Choice(["champion", "challenger"]), default="champion", show_default=True)
 @click.option("--protocol", help="Id of the one whose report decides, where there are several.")
@@ -111,7 +111,7 @@ def promote(checkpoint, name, alias, protocol, rollback, store, as_json) -> None
 
 
 @click.command()
-@click.argument("target", metavar="MODEL|RUN|LATENTS|CHECKPOINT")
+@click.argument("target", metavar="MODEL|RUN|LATENTS|CHECKPOINT", type=click.Path())
 @click.option("--quick", is_flag=True, help="Compare sizes and what is recorded; read neither shards nor weights.")
 @store_option
 @json_option

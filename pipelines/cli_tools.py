@@ -10,10 +10,14 @@ from pipelines.cli_options import FAILED, OK, json_option, print_result, recipe_
 
 
 @click.command(name="import")
-@click.argument("source", metavar="FILE")
+@click.argument("source", metavar="FILE", type=click.Path())
 @click.argument("out", type=click.Path())
 @click.option("--model", help="Named size that the weights must have, such as DiT-XL/2; default: recognised.")
-@click.option("--autoencoder", help="Hub id or folder; default: stabilityai/sd-vae-ft-ema, or the pipeline's own.")
+@click.option(
+    "--autoencoder",
+    type=click.Path(),
+    help="Hub id or folder; default: stabilityai/sd-vae-ft-ema, or the pipeline's own.",
+)
 @click.option(
     "--objective",
     type=click.Choice(["diffusion", "flow"]),
@@ -51,7 +55,7 @@ def import_(source, out, model, autoencoder, objective, numerics, overrides, as_
 
 
 @click.command(name="export")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @click.argument("out", type=click.Path())
 @click.option("--format", type=click.Choice(["diffusers", "official"]), required=True, help="A folder, or a .pt file.")
 @click.option("--weights", default="ema", show_default=True, help="Averaged (ema), or as trained (raw).")
@@ -141,9 +145,13 @@ def show(path, out, as_json) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def submit(address, wait, pack, pip, command) -> None:
     """Run any raydit COMMAND as a Ray job: raydit submit -- run RECIPE."""
+    from pipelines.command_line import CommandLine
     from pipelines.submission import submit_command
 
-    sys.exit(submit_command(list(command), address=address, wait=wait, pack=pack, pip=pip))
+    root = click.get_current_context().find_root().command
+    assert isinstance(root, click.Group), "submit is one of raydit's commands"
+    given = CommandLine.read(root, list(command))
+    sys.exit(submit_command(given, address=address, wait=wait, pack=pack, pip=pip))
 
 
 @click.group()
@@ -208,7 +216,9 @@ def ui(port, overrides) -> None:
 
 @click.command()
 @click.option("--address", help="Ray cluster to check: HOST:PORT, or http://HOST:8265 of its head.")
-@click.option("--output", default=".", show_default=True, help="Folder or URI where runs will write.")
+@click.option(
+    "--output", type=click.Path(), default=".", show_default=True, help="Folder or URI where runs will write."
+)
 @json_option
 def doctor(address, output, as_json) -> None:
     """Check versions, devices, Ray, storage, tracking and weights; say what to do where something is red."""

@@ -39,7 +39,12 @@ def image_recipe(path: str, output: str, overrides: tuple[str, ...] = (), **imag
 
 def reference_recipe(reference: str, images: str, overrides: tuple[str, ...] = ()) -> Recipe:
     """A recipe that scores images against given statistics, as their extractor, size and crop demand."""
-    statistics = given_reference(reference)
+    try:
+        statistics = given_reference(reference)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"--reference {reference}: nothing there; expected an .npz file of reference statistics"
+        ) from None
     known = [f"evaluate.reference={json.dumps(reference)}"]
     name = next((name for name in EXTRACTORS if statistics.extractor in (name, f"{name}-{_short(statistics)}")), None)
     known += [f"evaluate.extractor={name or INCEPTION}"]

@@ -9,19 +9,17 @@ import os
 import re
 import tempfile
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import click
 
 from cluster import jobs, packing, storage
+from pipelines.command_line import CommandLine
 from pipelines.config import Recipe
 from pipelines.identity import digest_of
 from pipelines.progress import say
 from pipelines.store import tracking_uri
 
-WITH_RECIPE = ("run", "autoencoder", "encode", "train")
-WITH_VALUE = ("--set", "--address")  # flags of these commands that take one
 PASSED_ON = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_S3_ENDPOINT_URL",
@@ -57,7 +55,7 @@ class Submission:
         return job_id(self.name, self.command, *content, *self.pip)
 
 
-def submit_command(command: list[str], *, address: str | None, wait: bool, pack: bool | None, pip: bool) -> int:
+def submit_command(command: CommandLine, *, address: str | None, wait: bool, pack: bool | None, pip: bool) -> int:
     """Start a raydit command on the cluster whose dashboard is at `address`; returns the exit code.
 
     The same content submitted again while it runs is joined, not started twice. pack: whether the working directory
@@ -125,35 +123,35 @@ def job_id(name: str, command: list[str], *content: str) -> str:
     return f"{readable}-{digest_of([command, *content])[:8]}"
 
 
-def unpacked(command: list[str]) -> Submission:
+def unpacked(command: CommandLine) -> Submission:
     """For a job server on this machine: a job starts in a folder of its own, but sees the files that are here."""
     config, text = read_recipe(command)
-    prepared, name = prepare(command)
     env = job_environment()
     tracking = (config and config.tracking.uri) or env["MLFLOW_TRACKING_URI"]
-    return Submission(command=prepared, name=name, env=env, tracking=tracking, recipe=text)
+    return Submission(
+        command=prepare(command, config), name=name_of(command, config), env=env, tracking=tracking, recipe=text
+    )
 
 
-def packed(command: list[str], folder: Path, *, pip: bool = False) -> Submission:
+def packed(command: CommandLine, folder: Path, *, pip: bool = False) -> Submission:
     """For a job on another machine, which sees what is packed, URIs, and absolute paths that it has too."""
     config, text = read_recipe(command)
     extra = own_code(folder) if pip else {}
-    first = first_argument(command)
-    if config and first is not None:
-        recipe = Path(command[first]).absolute()
+    if command.recipe is not None:
+        recipe = Path(command.recipe).absolute()
         inside = recipe.is_relative_to(folder)
         name = recipe.relative_to(folder).as_posix() if inside else f"submitted/{recipe.name}"
-        command = [*command[:first], name, *command[first + 1 :]]
+        command = command.with_recipe(name)
         extra |= {name: recipe}
     package = packing.pack(folder, extra)
-    for key, path in relative_places(config).items() if config else relative_arguments(command):
+    for key, path in [*relative_places(config).items(), *relative_arguments(command)]:
         refuse_unreachable(key, path, package)
     env = sendable_environment()
     if left := sorted(given_environment().keys() - env.keys()):
         say("submit", f"{', '.join(left)}: of this machine only, so the cluster's own setting counts")
     return Submission(
-        command=command,
-        name=config.name if config else name_of(command),
+        command=command.texts,
+        name=name_of(command, config),
         env=env,
         tracking=(config and config.tracking.uri) or env.get("MLFLOW_TRACKING_URI", ""),
         recipe=text,
@@ -162,15 +160,14 @@ def packed(command: list[str], folder: Path, *, pip: bool = False) -> Submission
     )
 
 
-def read_recipe(command: list[str]) -> tuple[Recipe | None, str]:
+def read_recipe(command: CommandLine) -> tuple[Recipe | None, str]:
     """The recipe of a command and its text, if it has one. Bad ones are refused here, before anything is sent."""
-    first = first_argument(command)
-    if command[0] not in WITH_RECIPE or first is None:
+    if command.recipe is None:
         return None, ""
     from pipelines.recipe_file import load_recipe
 
-    config = load_recipe(command[first], overrides_in(command))
-    return config, Path(command[first]).read_text(encoding="utf-8")
+    config = load_recipe(command.recipe, command.overrides)
+    return config, Path(command.recipe).read_text(encoding="utf-8")
 
 
 def own_code(folder: Path) -> dict[str, Path]:
@@ -181,8 +178,10 @@ def own_code(folder: Path) -> dict[str, Path]:
     return {} if (folder / "pipelines" / "cli.py").is_file() else names
 
 
-def relative_places(config: Recipe) -> dict[str, str]:
+def relative_places(config: Recipe | None) -> dict[str, str]:
     """Paths of a recipe that depend on the working directory, by field."""
+    if config is None:
+        return {}
     places: dict[str, str | None] = {"output": config.output}
     if config.images.path != "digits":
         places["images.path"] = config.images.path
@@ -193,9 +192,9 @@ def relative_places(config: Recipe) -> dict[str, str]:
     return {key: path for key, path in places.items() if path and is_relative(path)}
 
 
-def relative_arguments(command: list[str]) -> list[tuple[str, str]]:
-    found = [part for part in command[1:] if not part.startswith("-") and is_relative(part) and Path(part).exists()]
-    return [(command[0], part) for part in found]
+def relative_arguments(command: CommandLine) -> list[tuple[str, str]]:
+    found = [word.text for word in command.places if is_relative(word.text) and Path(word.text).exists()]
+    return [(command.name, text) for text in found if text != command.recipe]
 
 
 def is_relative(path: str) -> bool:
@@ -227,36 +226,17 @@ def is_of_this_machine(value: str) -> bool:
     return value.startswith(("sqlite:", "file:", "/", "."))
 
 
-def prepare(command: list[str]) -> tuple[list[str], str]:
-    """The command with absolute paths, and a short name. Bad recipes are refused here, before anything is sent."""
-    first = first_argument(command)
-    if command[0] in WITH_RECIPE and first is not None:
-        from pipelines.recipe_file import load_recipe
-
-        config = load_recipe(command[first], overrides_in(command))
-        fixed = [f"{key}={json.dumps(path)}" for key, path in absolute_places(config).items()]
-        flags = [part for setting in fixed for part in ("--set", setting)]
-        parts = [*command[:first], absolute(command[first]), *command[first + 1 :], *flags]
-        return parts, config.name
-    return [command[0], *map(absolute_if_here, command[1:])], name_of(command)
+def prepare(command: CommandLine, config: Recipe | None) -> list[str]:
+    """The command with absolute paths; config: its recipe."""
+    fixed = [f"{key}={json.dumps(path)}" for key, path in absolute_places(config).items()] if config else []
+    return [*command.with_places(absolute_if_here).texts, *(part for each in fixed for part in ("--set", each))]
 
 
-def name_of(command: list[str]) -> str:
-    """A short name for a command without a recipe: that of its checkpoint."""
-    first = first_argument(command)
-    return Path(command[first]).name if first is not None else "job"
-
-
-def first_argument(command: list[str]) -> int | None:
-    """Where the recipe or checkpoint stands: the first that is no flag and no value of one."""
-    places = range(1, len(command))
-    return next((i for i in places if not command[i].startswith("-") and command[i - 1] not in WITH_VALUE), None)
-
-
-def overrides_in(command: list[str]) -> tuple[str, ...]:
-    after = [value for flag, value in pairwise(command) if flag == "--set"]
-    joined = [part.removeprefix("--set=") for part in command if part.startswith("--set=")]
-    return (*after, *joined)
+def name_of(command: CommandLine, config: Recipe | None) -> str:
+    """A short name: its recipe's, or that of a checkpoint or images."""
+    if config and command.subject == command.recipe:
+        return config.name
+    return Path(command.subject).name if command.subject else "job"
 
 
 def absolute_places(config: Recipe) -> dict[str, str]:
@@ -275,12 +255,12 @@ def absolute(path: str) -> str:
     return str(Path(path).absolute()) if storage.is_local(path) else path
 
 
-def absolute_if_here(part: str) -> str:
+def absolute_if_here(place: str) -> str:
     """Absolute path of what exists here, or will be written into a folder that does; anything else as it is."""
-    if part.startswith("-") or not storage.is_local(part):
-        return part
-    into_folder = os.sep in part and Path(part.split(os.sep)[0]).is_dir()
-    return absolute(part) if into_folder or Path(part).exists() else part
+    if not storage.is_local(place):
+        return place
+    into_folder = os.sep in place and Path(place.split(os.sep)[0]).is_dir()
+    return absolute(place) if into_folder or Path(place).exists() else place
 
 
 def job_environment() -> dict[str, str]:

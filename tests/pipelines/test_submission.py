@@ -9,8 +9,9 @@ from tiny import place_flags
 
 from cluster import jobs
 from pipelines import submission
+from pipelines.cli import cli
+from pipelines.command_line import CommandLine
 from pipelines.recipe_file import RecipeError, load_recipe
-from pipelines.submission import job_id, packed, prepare, unpacked
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # Ray passes it to aiohttp
 
@@ -23,6 +24,18 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def line(*texts):
+    return CommandLine.read(cli, list(texts))
+
+
+def unpacked(*command):
+    return submission.unpacked(line(*command))
+
+
+def packed(command, folder, **flags):
+    return submission.packed(line(*command), folder, **flags)
+
+
 def sent_recipe(command):
     """The recipe as the job will read it, in a folder of its own."""
     overrides = [value for flag, value in zip(command, command[1:], strict=False) if flag == "--set"]
@@ -32,20 +45,33 @@ def sent_recipe(command):
 
 @pytest.mark.parametrize(
     "command",
-    [["run", "my.toml"], ["run", "--set", "train.steps=4", "my.toml"], ["train", "my.toml", "--set=train.steps=4"]],
+    [
+        ["run", "my.toml"],
+        ["run", "--set", "train.steps=4", "my.toml"],
+        ["train", "my.toml", "--set=train.steps=4"],
+        ["plan", "--cluster", "8xH100", "my.toml"],
+    ],
 )
 def test_recipe_and_output_become_absolute(here, command):
-    prepared, name = prepare(command)
-    assert name == "tiny"
-    assert prepared[0] == command[0]
-    assert str(here / "my.toml") in prepared
-    assert sent_recipe(prepared).output == str(here / "outputs" / "tiny")
+    ready = unpacked(*command)
+    assert ready.name == "tiny" and ready.recipe == TINY.read_text()
+    assert ready.command[0] == command[0]
+    assert str(here / "my.toml") in ready.command
+    assert sent_recipe(ready.command).output == str(here / "outputs" / "tiny")
+
+
+def test_an_evaluation_by_a_recipe_writes_where_it_would_here_and_is_named_after_its_checkpoint(here):
+    (here / "outputs" / "step_0000006").mkdir(parents=True)
+    ready = unpacked("evaluate", "--num-samples", "20", "outputs/step_0000006", "--recipe=my.toml")
+    assert ready.name == "step_0000006" and ready.recipe == TINY.read_text()
+    assert f"--recipe={here / 'my.toml'}" in ready.command and str(here / "outputs" / "step_0000006") in ready.command
+    assert f'output="{here / "outputs" / "tiny"}"' in ready.command
 
 
 def test_images_and_statistics_become_absolute_and_uris_stay(here):
     settings = ["images.path=pictures", "output=s3://bucket/run", "evaluate.reference=stats/r.npz"]
     flags = [part for setting in settings for part in ("--set", setting)]
-    prepared, _ = prepare(["run", "my.toml", *flags])
+    prepared = unpacked("run", "my.toml", *flags).command
     config = sent_recipe(prepared)
     assert config.images.path == str(here / "pictures")
     assert config.evaluate.reference == str(here / "stats" / "r.npz")
@@ -54,7 +80,7 @@ def test_images_and_statistics_become_absolute_and_uris_stay(here):
 
 def test_digits_are_kept_even_beside_a_folder_of_that_name(here):
     (here / "digits").mkdir()
-    prepared, _ = prepare(["run", "my.toml", "--set", "images.path=digits"])
+    prepared = unpacked("run", "my.toml", "--set", "images.path=digits").command
     assert sent_recipe(prepared).images.path == "digits"
 
 
@@ -65,28 +91,28 @@ def test_an_autoencoder_is_made_absolute_where_it_is_a_folder(here, autoencoder)
     rest = recipe[2][recipe[2].index("[encode]") :]
     (here / "my.toml").write_text(f'{recipe[0]}[autoencoder]\nid = "{autoencoder}"\n{rest}')
     expected = str(here / autoencoder) if autoencoder.startswith("my/") else autoencoder
-    assert sent_recipe(prepare(["run", "my.toml"])[0]).autoencoder.id == expected
+    assert sent_recipe(unpacked("run", "my.toml").command).autoencoder.id == expected
 
 
 def test_a_checkpoint_becomes_absolute_and_names_the_job(here):
     (here / "outputs" / "step_0000006").mkdir(parents=True)
     (here / "evaluate").mkdir()  # a folder named as the command is no path
-    prepared, name = prepare(["evaluate", "outputs/step_0000006", "--num-samples", "20", "--force"])
+    (here / "20").mkdir()  # nor is one named as a number
+    ready = unpacked("evaluate", "outputs/step_0000006", "--num-samples", "20", "--force")
     expected = ["evaluate", str(here / "outputs" / "step_0000006"), "--num-samples", "20", "--force"]
-    assert (prepared, name) == (expected, "step_0000006")
+    assert (ready.command, ready.name) == (expected, "step_0000006")
 
 
 def test_a_bad_recipe_is_refused_before_anything_is_sent(here):
     with pytest.raises(RecipeError, match="train.step"):
-        prepare(["run", "my.toml", "--set", "train.step=4"])
+        unpacked("run", "my.toml", "--set", "train.step=4")
     with pytest.raises(FileNotFoundError, match="no recipe at none.toml"):
-        prepare(["run", "none.toml"])
+        unpacked("run", "none.toml")
 
 
 def test_the_same_command_has_the_same_readable_id(here):
     def id_of(*command):
-        prepared, name = prepare(list(command))
-        return job_id(name, prepared)
+        return unpacked(*command).job_id
 
     once = id_of("run", "my.toml")
     assert once.startswith("raydit-run-tiny-")
@@ -202,7 +228,7 @@ def test_settings_go_along_unless_only_this_machine_reaches_them_and_credentials
     assert "AWS_ENDPOINT_URL: of this machine only" in capsys.readouterr().out
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////home/me/mlflow.db")
     assert "MLFLOW_TRACKING_URI" not in packed(["run", "my.toml", *REMOTE], project).env
-    here = unpacked(["run", "my.toml"])  # on this machine all of it is reached
+    here = unpacked("run", "my.toml")  # on this machine all of it is reached
     assert here.env["MLFLOW_TRACKING_URI"] == "sqlite:////home/me/mlflow.db"
     assert here.env["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9000"
 
@@ -212,7 +238,7 @@ def test_the_id_of_a_job_is_that_of_its_recipe_and_code(project):
         return packed(["run", "my.toml", *REMOTE], project).job_id
 
     def local():
-        return unpacked(["run", "my.toml"]).job_id
+        return unpacked("run", "my.toml").job_id
 
     before = remote(), local()
     (project / "data" / "cats" / "2.png").touch()
@@ -239,7 +265,7 @@ def test_for_a_plain_cluster_raydit_goes_along_with_pinned_requirements(project)
 def test_the_working_directory_is_sent_to_other_machines_only(project, address, sent_along, monkeypatch):
     started = []
     monkeypatch.setattr(submission, "start", lambda ready, where: started.append(ready) or ("id", False))
-    submission.submit_command(["run", "my.toml", *REMOTE], address=address, wait=False, pack=None, pip=False)
+    submission.submit_command(line("run", "my.toml", *REMOTE), address=address, wait=False, pack=None, pip=False)
     assert (started[0].package is not None) == sent_along
 
 
@@ -266,7 +292,7 @@ def test_a_packed_job_runs_what_was_sent_is_joined_left_and_ended_and_holds_no_c
     (project / "pipelines" / "cli.py").write_text(FAKE_RAYDIT)  # the code that was sent, not what is installed there
 
     def submit(wait):
-        command = ["train", "my.toml", *REMOTE]
+        command = line("train", "my.toml", *REMOTE)
         return submission.submit_command(command, address=ray_head.address, wait=wait, pack=True, pip=False)
 
     assert submit(wait=False) == 0
