@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
+from cluster.credentials import refuse_password
 from cluster.local_disk import files_below, publish_on_disk, rename_unless_there, sync
 from cluster.object_stores import patiently, resolve_in_bucket
 from cluster.temporaries import TEMPORARY_PREFIX, alone_in, remove_stale, temporary_in
@@ -71,9 +72,10 @@ def local_path(path: str) -> str:
 
 
 def resolve(path: str) -> tuple[FileSystem, str]:
-    """The file system of a path, and the path inside it."""
+    """The file system of a path, and the path inside it. Raises ValueError for a URI with a password."""
     if "://" not in path:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    refuse_password("path", path)
     try:
         return resolve_in_bucket(path) or FileSystem.from_uri(path)
     except ValueError as error:  # pyarrow's ArrowInvalid

@@ -4,11 +4,12 @@ The sections of the mathematics (training loop, model) extend dataclasses that s
 configure; the sections of the jobs are here. Field defaults are the paper's where the paper has one.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Lt, MinLen
 
+from cluster.credentials import refuse_credentials
 from dit.config import SAMPLER_PROCESSES
 from dit.schedule import power_ema_name
 from pipelines.config_model import ModelConfig, ObjectiveConfig, PositiveInt
@@ -145,6 +146,7 @@ class Recipe:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        refuse_credentials(asdict(self))  # every artifact and run shows it
         kind = SAMPLER_PROCESSES[self.evaluate.sampler]
         if kind != self.objective.kind:
             fitting = ", ".join(name for name, fits in SAMPLER_PROCESSES.items() if fits == self.objective.kind)

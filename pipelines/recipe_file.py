@@ -34,7 +34,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"{path}: not TOML: found {error.reason}, expected UTF-8; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not TOML: {error}") from None
-    refuse_credentials({str(path): text} | {f"--set {override.partition('=')[0]}": override for override in overrides})
+    refuse_credentials({str(path): text})
     for override in overrides:
         apply_override(content, override)
     lines = _line_numbers(text)
@@ -74,6 +74,7 @@ def validate_recipe(content: dict, place=lambda key: key) -> Recipe:
 def apply_override(content: dict, override: str) -> None:
     """Put "section.field=value" into a recipe's content; the value is TOML, or a plain string."""
     key, equals, raw = override.partition("=")
+    refuse_credentials({f"--set {key if equals else '...'}": override})
     if not equals or not key.strip():
         raise RecipeError(f"--set {override}: expected KEY=VALUE, such as --set train.learning_rate=2e-4")
     *sections, name = key.strip().split(".")

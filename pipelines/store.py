@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.credentials import refuse_password
+
 
 def tracking_uri(config_uri: str = "") -> str:
     """The recipe's URI, else MLFLOW_TRACKING_URI, else the database that plain `mlflow ui` opens here."""
-    return config_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+    uri = config_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+    refuse_password("tracking URI", uri)  # logs, pages and jobs show it
+    return uri
 
 
 def check_tracking(uri: str) -> str:

@@ -90,8 +90,7 @@ class Tracker:
 
 def _job_tags() -> dict[str, str]:
     """The Ray job this process runs in, if it does."""
-    job = current_job_id()
-    return {"raydit.job_id": job} if job else {}
+    return {"raydit.job_id": job} if (job := current_job_id()) else {}
 
 
 class RunLog:

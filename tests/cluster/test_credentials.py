@@ -1,10 +1,16 @@
 """Credentials are refused wherever they would be shown, and never shown in the refusal."""
 
+from dataclasses import replace
+
 import pytest
 from tiny import RECIPE
 
+from cluster import storage
 from cluster.credentials import refuse_credentials
-from pipelines.recipe_file import load_recipe
+from pipelines.recipe_file import apply_override, load_recipe
+from pipelines.tracking import tracking_uri
+
+PASSWORD = "s3://key:hunter22@bucket/run"
 
 
 @pytest.mark.parametrize(
@@ -49,3 +55,42 @@ def test_a_recipe_with_a_password_is_refused_by_every_command(tmp_path):
     recipe.write_text(RECIPE.read_text() + '\n[tracking]\nuri = "https://me:hunter22@mlflow"\n')
     with pytest.raises(ValueError, match="my.toml: found a URI with a password"):
         load_recipe(recipe)
+
+
+@pytest.mark.parametrize("key", ["output", "images.path", "encode.output", "evaluate.reference", "tracking.uri"])
+def test_a_recipe_that_is_made_without_a_file_takes_no_password_either(key):
+    recipe = load_recipe(RECIPE)
+    *sections, name = key.split(".")
+    for section in sections:
+        changed = {section: replace(getattr(recipe, section), **{name: PASSWORD})}
+    with pytest.raises(ValueError, match=rf"^{key}: found a URI with a password") as refused:
+        replace(recipe, **(changed if sections else {name: PASSWORD}))
+    assert "hunter22" not in str(refused.value)
+
+
+def test_overrides_of_a_checkpoints_recipe_are_looked_at_before_they_are_shown():
+    for override, place in ((f"output={PASSWORD}", "--set output"), (PASSWORD, "--set ...")):
+        with pytest.raises(ValueError, match=rf"^{place}: found a URI with a password") as refused:
+            apply_override({}, override)
+        assert "hunter22" not in str(refused.value)
+
+
+def test_nothing_is_read_or_written_at_a_uri_with_a_password():
+    for use in (
+        storage.exists,
+        storage.read_bytes,
+        storage.list_files,
+        lambda path: storage.write_atomically(path, b""),
+    ):
+        with pytest.raises(ValueError, match="^path: found a URI with a password") as refused:
+            use(PASSWORD)
+        assert "hunter22" not in str(refused.value)
+
+
+def test_a_tracking_uri_with_a_password_is_refused_and_its_variables_are_named(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter22@mlflow")
+    for uri in ("", "postgresql://me:hunter22@db/mlflow"):
+        with pytest.raises(ValueError, match="MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") as refused:
+            tracking_uri(uri)
+        assert "hunter22" not in str(refused.value)
+    assert tracking_uri("https://mlflow") == "https://mlflow"
