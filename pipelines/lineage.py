@@ -187,7 +187,7 @@ def _changed(folder: str, files: dict[str, tuple[int | None, str]], quick: bool)
 
 def _evaluations(opened: LocatedCheckpoint, config: Recipe, chain: list[Link]) -> Iterator[Link]:
     """Reports of the place that the checkpoint lies in."""
-    for file in report_files(storage.join(opened.output, "evaluations"), checkpoint=opened.name):
+    for file in report_files(storage.join(opened.output, "evaluations"), None, opened.name):
         link = Link("evaluation", file)
         yield link
         try:

@@ -32,11 +32,11 @@ def read_report(file: str) -> EvaluationReport:
     return EvaluationReport.from_json(storage.read_bytes(file).decode())
 
 
-def report_files(evaluations: str, *, protocol_id: str | None = None, checkpoint: str | None = None) -> list[str]:
-    """Paths or URIs of the reports in output/evaluations, in order: of all protocols and checkpoints, or of one."""
-    wanted = [re.escape(name) if name else "[^/]+" for name in (protocol_id, checkpoint)]
-    names = storage.list_files(evaluations, recursive=True)
-    return [storage.join(evaluations, name) for name in names if re.fullmatch("/".join([*wanted, REPORT_FILE]), name)]
+def report_files(folder: str, *below: str | None) -> list[str]:
+    """Paths or URIs of the reports in a folder's folders, in order; below: names of those on the way, None for any."""
+    pattern = "/".join(re.escape(name) if name else "[^/]+" for name in (*below, REPORT_FILE))
+    names = storage.list_files(folder, recursive=True)
+    return [storage.join(folder, name) for name in names if re.fullmatch(pattern, name)]
 
 
 def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> list[EvaluationReport]:
@@ -68,7 +68,7 @@ def reports_of(name: str, protocol_id: str | None = None) -> list[EvaluationRepo
             return [report]
     opened = open_checkpoint(name)
     evaluations = storage.join(opened.output, "evaluations")
-    files = report_files(evaluations, protocol_id=protocol_id, checkpoint=opened.name)
+    files = report_files(evaluations, protocol_id, opened.name)
     reports = [report for report in read_reports(files) if report.checkpoint_digest == opened.digest]
     if not reports:
         wanted = f"of protocol {protocol_id}" if protocol_id else "of it"
@@ -97,8 +97,7 @@ def step_of(report: EvaluationReport) -> int | None:
 
 def reports_in(folder: str) -> list[EvaluationReport]:
     """All reports of one protocol's folder that are of a known step, by step."""
-    evaluations, protocol_id = storage.split(folder)
-    found = read_reports(report_files(evaluations, protocol_id=protocol_id))
+    found = read_reports(report_files(folder, None))
     return sorted((report for report in found if step_of(report) is not None), key=lambda report: step_of(report) or 0)
 
 
