@@ -276,7 +276,6 @@ def build(images, out, size, extractor, overrides, address, dry_run, as_json) ->
 
     from pipelines.external import image_recipe
     from pipelines.reference import RealImages, build_reference, work_folder
-    from pipelines.stage import StageContext
 
     config = image_recipe(images, "work", overrides)
     config = replace(config, output=work_folder(config, out))
@@ -285,8 +284,7 @@ def build(images, out, size, extractor, overrides, address, dry_run, as_json) ->
         count = len(RealImages.of(config).training)
         click.echo(f"plan         {count:,} images on {config.evaluate.num_workers} workers, into {out}")
         return print_result(as_json, {"images": count, "path": str(out)})
-    with StageContext(config, address=address) as context:
-        built = build_reference(config, out, context=context)
+    built = build_reference(config, out, address=address)
     click.echo(
         f"reference    {out}: {built.n:,} images, {built.extractor}, {built.size} px, digest {built.digest[:12]}"
     )

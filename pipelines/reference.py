@@ -220,8 +220,8 @@ def _readable(shard: Shard, record: Features) -> list[str]:
     return [key for key in shard.images.keys if key not in unreadable]
 
 
-def build_reference(config: Recipe, out: str, *, context: StageContext) -> ReferenceStatistics:
-    """Statistics of all of a recipe's images in a file of their own, at a path or URI.
+def build_reference(config: Recipe, out: str, *, address: str | None = None) -> ReferenceStatistics:
+    """Statistics of all of a recipe's images in a file of their own, at a path or URI. address: of Ray.
 
     The recipe's output is the folder of the work (see work_folder): what is finished of it is kept when the command is
     cut off, and all of it removed at the end. Raises FileExistsError if `out` is there.
@@ -230,11 +230,12 @@ def build_reference(config: Recipe, out: str, *, context: StageContext) -> Refer
     images = RealImages.of(config)
     weights_path(config.evaluate.extractor, config.evaluate.extractor_weights)
     shards = make_shards(storage.absolute(config.output), listing_parts(images.training, config.evaluate.shard_rows))
-    arguments = (located(config.images), config.evaluate)
-    compute_features(context, "reference", shards, arguments, config.evaluate)
-    reference = reference_statistics(config, images.training, shards)
-    save_reference(reference, out)
-    storage.remove_folder(config.output)
+    with StageContext(config, address=address) as context:
+        arguments = (located(config.images), config.evaluate)
+        compute_features(context, "reference", shards, arguments, config.evaluate)
+        reference = reference_statistics(config, images.training, shards)
+        save_reference(reference, out)
+    storage.remove_folder(config.output)  # not earlier: the lease would be written into it once more
     return reference
 
 

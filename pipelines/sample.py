@@ -80,7 +80,7 @@ def sample_file(
         arguments = (config.evaluate, [Source(opened.shared, protocol)])
         compute_features(context, "sample", shards, arguments, config.evaluate, actor=DrawShard)
         write_whole(out, lambda file: write_adm(file, read_records(shards), num_samples))
-        storage.remove_folder(folder)
+    storage.remove_folder(folder)  # not earlier: the lease would be written into it once more
     return out
 
 
