@@ -1,6 +1,7 @@
 """What every run says of how it came about: description, code, environment, hardware and the resolved recipe."""
 
 import functools
+import getpass
 import json
 import os
 import platform
@@ -25,7 +26,16 @@ DESCRIPTION = "mlflow.note.content"
 
 def provenance_tags(config: Recipe, stage: str, tags: dict[str, str]) -> dict[str, str]:
     """Tags for a run of a stage; tags: its other ones, of which the description speaks."""
-    return {**code_tags(Path(__file__).parents[1]), **environment_tags(), DESCRIPTION: description(config, stage, tags)}
+    source = {"mlflow.source.name": f"raydit {stage}", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+    described = {DESCRIPTION: description(config, stage, tags)}
+    return {**code_tags(Path(__file__).parents[1]), **environment_tags(), **source, **described}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have no name for it
+        return "unknown"
 
 
 def description(config: Recipe, stage: str, tags: dict[str, str]) -> str:

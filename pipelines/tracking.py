@@ -13,6 +13,7 @@ from typing import Any
 from cluster import storage
 from cluster.jobs import current_job_id
 from pipelines.config import Recipe
+from pipelines.experiment_page import experiment_tags
 from pipelines.identity import digest_of
 from pipelines.journal import Journal
 from pipelines.progress import say
@@ -70,7 +71,7 @@ class Tracker:
         run._tell(
             "run",
             experiment=self._experiment,
-            name=key,
+            name=_readable(key, stage, tags or {}),
             parent=parent.key if parent else None,
             tags={"raydit.stage": stage, **_job_tags(), **(tags or {})},
         )
@@ -86,6 +87,12 @@ class Tracker:
         if not self._journal.close(CLOSE_SECONDS):
             say("tracking", f"{self.uri} has not taken everything yet; the rest is delivered by the next raydit "
                             f"command with this output, and kept until then in {self._journal.path}")  # fmt: skip
+
+
+def _readable(key: str, stage: str, tags: dict[str, str]) -> str:
+    """The name of a run in the UI: with the checkpoint that it is about."""
+    checkpoint = tags.get("raydit.checkpoint", "").partition("?")[0].rstrip("/").rpartition("/")[2]
+    return key.replace(stage, f"{stage}-{checkpoint}", 1) if checkpoint else key
 
 
 def _job_tags() -> dict[str, str]:
@@ -216,7 +223,7 @@ class MlflowCourier:
         scheme, _, database = self._uri.partition(":///")
         location = str(Path(database).absolute().parent / "mlruns") if scheme == "sqlite" else None
         try:
-            return self._client.create_experiment(name, artifact_location=location)
+            return self._client.create_experiment(name, location, experiment_tags(name))
         except Exception:
             if found := self._find_experiment(name):  # another process was faster
                 return found

@@ -31,15 +31,16 @@ def serve_ui(uri: str, port: int) -> None:
         say("ui", f"{uri} is the UI of its own store: {check_tracking(uri)}")
         return
     check_tracking(uri)  # which makes a database, where there is none, as every stage does
-    for candidate in range(port, port + PORTS):
-        if _is_free(candidate):
-            with _server(uri, candidate) as server:
-                say("ui", f"{_address(candidate)} on {uri}; Ctrl-C stops it")
-                server.wait()
-            raise ConnectionError(f"the UI at {_address(candidate)} has ended by itself, with code {server.returncode}")
-        if _serves(candidate, uri):
-            say("ui", f"{_address(candidate)} on {uri}, which runs already")
-            return
+    ports = range(port, port + PORTS)
+    free = [each for each in ports if _is_free(each)]
+    if found := next((each for each in ports if each not in free and _serves(each, uri)), None):
+        say("ui", f"{_address(found)} on {uri}, which runs already")
+        return
+    if free:
+        with _server(uri, free[0]) as server:
+            say("ui", f"{_address(free[0])} on {uri}; Ctrl-C stops it")
+            server.wait()
+        raise ConnectionError(f"the UI at {_address(free[0])} has ended by itself, with code {server.returncode}")
     raise ValueError(
         f"ports {port} to {port + PORTS - 1}: found other programs on all of them, expected a free one or the UI on "
         f"{uri}. Choose others by --port"
