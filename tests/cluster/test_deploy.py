@@ -84,12 +84,14 @@ def test_the_job_runs_on_the_cluster_that_is_described_once():
 
 
 def test_the_command_of_the_job_is_a_raydit_command_on_a_recipe_of_the_image():
+    from pipelines.cli import cli
+    from pipelines.command_line import CommandLine
     from pipelines.recipe_file import load_recipe
-    from pipelines.submission import overrides_in
 
-    program, *command = shlex.split(JOB["spec"]["entrypoint"])
-    assert program == "raydit" and command[1].startswith("/opt/raydit/recipes/")
-    config = load_recipe(ROOT / "pipelines" / "recipes" / Path(command[1]).name, overrides_in(command))
+    program, *texts = shlex.split(JOB["spec"]["entrypoint"])
+    command = CommandLine.read(cli, texts)
+    assert program == "raydit" and command.recipe and command.recipe.startswith("/opt/raydit/recipes/")
+    config = load_recipe(ROOT / "pipelines" / "recipes" / Path(command.recipe).name, command.overrides)
     assert config.output.startswith(PODS[0]["template"]["spec"]["containers"][0]["volumeMounts"][0]["mountPath"])
 
 

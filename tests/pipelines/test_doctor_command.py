@@ -63,6 +63,8 @@ def test_a_ray_that_cannot_start_is_red(raydit_doctor, monkeypatch):
         raise Exception("The current node timed out during startup.")  # as Ray does
 
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests' Ray is running, and must go on
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     code, output = raydit_doctor("--json")
     assert code == 1
