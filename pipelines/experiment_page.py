@@ -3,6 +3,8 @@
 import json
 import time
 
+from pipelines.config_train import TrainConfig
+
 VIEW, VIEW_ID = "Trainings compared", "raydit-trainings"
 VIEW_LINK = f"#/experiments/%s/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={VIEW_ID}"
 """Address of the view of the experiment with an id, behind that of the UI."""
@@ -16,13 +18,18 @@ CHARTS = (
 """Metrics of the view, chart by chart."""
 
 
-def experiment_tags(name: str) -> dict[str, str]:
-    """Tags of a new experiment, under MLflow's own names. Of those that are there nothing is changed."""
+def experiment_tags(name: str, samples_step: int) -> dict[str, str]:
+    """Tags of a new experiment, under MLflow's own names. samples_step: of a training, with samples to show."""
     return {
         "mlflow.experimentKind": "custom_model_development",  # else the UI opens for language models and their traces
         "mlflow.note.content": description(name),
-        f"mlflow.sharedViewState.{VIEW_ID}": saved_view(),
+        f"mlflow.sharedViewState.{VIEW_ID}": saved_view(samples_step),
     }
+
+
+def last_samples(train: TrainConfig) -> int:
+    """The last step at which a training draws samples."""
+    return train.steps // (train.sample_every or 1) * (train.sample_every or 1)
 
 
 def description(name: str) -> str:
@@ -35,14 +42,15 @@ def description(name: str) -> str:
     )
 
 
-def saved_view() -> str:
+def saved_view(samples_step: int) -> str:
     """The view as MLflow 3.17's UI saves one: runs of stage train, with charts in a section of their own.
 
     A UI that knows another form of it shows its usual view.
     """
-    samples = {**_chart(0, "IMAGE"), "imageKeys": ["samples"], "step": 0}
+    samples = {**_chart(0, "IMAGE"), "imageKeys": ["samples"], "showRunParams": False, "step": samples_step}
     lines = [
         {**_chart(index, "LINE"), "metricKey": metrics[0], "selectedMetricKeys": metrics, "xAxisKey": "step"}
+        | {"lineSmoothness": 0, "useGlobalLineSmoothing": True}
         for index, metrics in enumerate(CHARTS, start=1)
     ]
     section = {"uuid": SECTION, "name": SECTION, "display": True, "isReordered": False, "deleted": False}

@@ -13,7 +13,7 @@ from typing import Any
 from cluster import storage
 from cluster.jobs import current_job_id
 from pipelines.config import Recipe
-from pipelines.experiment_page import experiment_tags
+from pipelines.experiment_page import experiment_tags, last_samples
 from pipelines.identity import digest_of
 from pipelines.journal import Journal
 from pipelines.progress import say
@@ -52,7 +52,7 @@ class Tracker:
         def away(reason: str) -> None:
             say("tracking", f"{uri} does not answer ({reason}); work goes on, results are kept in {path}")
 
-        return cls(Journal(path, MlflowCourier(uri), away), config.name, uri)
+        return cls(Journal(path, MlflowCourier(uri, last_samples(config.train)), away), config.name, uri)
 
     @property
     def folder(self) -> Path:
@@ -168,8 +168,9 @@ def flatten(nested: dict, prefix: str = "") -> dict[str, str]:
 class MlflowCourier:
     """Delivers journal entries to MLflow. `known` maps our names of runs and models to MLflow's ids."""
 
-    def __init__(self, uri: str):
-        self._uri = uri
+    def __init__(self, uri: str, samples_step: int = 0):
+        """samples_step: at which the page of a new experiment shows samples."""
+        self._uri, self._samples_step = uri, samples_step
         self._client: Any = None
         self._stuck: tuple[dict, int] = ({}, 0)
 
@@ -223,7 +224,7 @@ class MlflowCourier:
         scheme, _, database = self._uri.partition(":///")
         location = str(Path(database).absolute().parent / "mlruns") if scheme == "sqlite" else None
         try:
-            return self._client.create_experiment(name, location, experiment_tags(name))
+            return self._client.create_experiment(name, location, experiment_tags(name, self._samples_step))
         except Exception:
             if found := self._find_experiment(name):  # another process was faster
                 return found
