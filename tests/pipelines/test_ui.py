@@ -150,7 +150,7 @@ def test_reconstructions_stand_in_the_run_of_the_autoencoder(told, known):
 def test_the_registered_model_shows_its_alias_and_what_it_scored(page, served, told, kept):
     version = MlflowClient(told.tracking.uri).get_model_version_by_alias(NAME, "champion")
     page.open(f"{served.address}/#/models/{NAME}?{CLASSICAL}")
-    page.wait_for(NAME, "@ champion", "Version 1", version.tags["raydit.protocol_id"])
+    page.wait_for(NAME, "champion", "Version 1", version.tags["raydit.protocol_id"])
     kept("model")
     page.open(f"{served.address}/#/models/{NAME}/versions/1?{CLASSICAL}")
     page.wait_for(f"Step {told.train.steps:,}: fd_efficientnet_lite0_", "raydit lineage")
