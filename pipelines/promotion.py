@@ -1,5 +1,6 @@
 """The registry of models: who is champion, who challenges, and how to go back."""
 
+import json
 import math
 import os
 import tempfile
@@ -18,6 +19,8 @@ from pipelines.store import tracking_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 """Aliases of a registered model: its best version, and one that scored better, but not by more than the error."""
+VERSIONS = "mlflow.modelVersions"
+"""Tag by which MLflow's UI knows what a model is registered as."""
 
 
 class Standing(NamedTuple):
@@ -227,6 +230,9 @@ def _version(client, uri: str, name: str, model, opened: LocatedCheckpoint, cand
             description=_description(opened, candidate),
             model_id=model.model_id,
         )
+    known = json.loads(model.tags.get(VERSIONS, "[]"))
+    versions = [*known, {"name": name, "version": str(made.version)}]
+    client.set_logged_model_tags(model.model_id, {VERSIONS: json.dumps(versions)})
     return str(made.version)
 
 

@@ -108,7 +108,9 @@ def test_a_version_says_what_it_is_and_holds_the_weights_as_they_are(story, load
     assert version.tags["raydit.protocol_id"] == report.protocol_id
     assert version.tags["raydit.latents_fingerprint"] == story.latents.fingerprint
     assert f"Step 4: {report.headline} 20 ± 0.5 by protocol `{report.protocol_id}`" in version.description
-    assert version.run_id == store.get_logged_model(model_of(version)).source_run_id
+    model = store.get_logged_model(model_of(version))
+    assert version.run_id == model.source_run_id
+    assert {"name": NAME, "version": str(version.version)} in json.loads(model.tags["mlflow.modelVersions"])
     files = {file.path for file in store.list_logged_model_artifacts(model_of(version), "artifacts/files/checkpoint")}
     below = "artifacts/files/checkpoint"
     assert files == {f"{below}/COMPLETE", f"{below}/config.json", f"{below}/ema.safetensors"}
