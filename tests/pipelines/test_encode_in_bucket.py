@@ -70,6 +70,7 @@ def test_an_encode_into_a_bucket_goes_on_where_it_was_killed(places, monkeypatch
     assert "finished already: 36 latents" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_latents_in_a_bucket_grow_and_are_put_aside(places, monkeypatch, tmp_path, capsys):
     _, there = places
     encode_here(there, monkeypatch)
@@ -85,6 +86,7 @@ def test_latents_in_a_bucket_grow_and_are_put_aside(places, monkeypatch, tmp_pat
     assert rows(aside) == rows(LatentDataset(aside.path, grown.manifest)) and len(aside) == 39
 
 
+@pytest.mark.slow
 def test_a_throttled_bucket_holds_the_same(places, monkeypatch, throttled):
     here, there = places
     throttled.share = 0.1

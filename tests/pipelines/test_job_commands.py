@@ -59,6 +59,7 @@ def raydit_jobs(ray_head, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_a_job_is_listed_with_its_state_and_recipe(raydit_jobs, failed_job):
     code, out, _ = raydit_jobs("list")
     (line,) = [line for line in out.splitlines() if line.startswith(failed_job)]
@@ -68,6 +69,7 @@ def test_a_job_is_listed_with_its_state_and_recipe(raydit_jobs, failed_job):
     assert (listed["status"], listed["exit_code"], listed["command"]) == ("FAILED", 3, "train my.toml")
 
 
+@pytest.mark.slow
 def test_the_status_of_a_job_names_its_runs(raydit_jobs, failed_job, store):
     code, out, _ = raydit_jobs("status", failed_job)
     assert code == 0
@@ -78,6 +80,7 @@ def test_the_status_of_a_job_names_its_runs(raydit_jobs, failed_job, store):
     assert [run["stage"] for run in json.loads(out)["runs"]] == ["encode", "train"]
 
 
+@pytest.mark.slow
 def test_the_log_of_a_job_and_with_follow_its_exit_code(raydit_jobs, failed_job):
     code, out, _ = raydit_jobs("logs", failed_job)
     assert (code, out.splitlines()[-1]) == (0, "one line")
@@ -85,6 +88,7 @@ def test_the_log_of_a_job_and_with_follow_its_exit_code(raydit_jobs, failed_job)
     assert code == 3 and "one line" in out.splitlines()
 
 
+@pytest.mark.slow
 def test_stopping_a_job_that_has_ended_is_no_error(raydit_jobs, failed_job):
     assert raydit_jobs("stop", failed_job)[:2] == (0, f"stop         {failed_job} had ended already\n")
 

@@ -10,7 +10,10 @@ from pipelines import checkpoints
 from pipelines.train import Watch
 
 
-@pytest.mark.parametrize("loading", ["memory", "memmap", "stream"])
+@pytest.mark.parametrize(
+    "loading",
+    [pytest.param("memory", marks=pytest.mark.slow), pytest.param("memmap", marks=pytest.mark.slow), "stream"],
+)
 def test_a_run_in_a_bucket_goes_on_to_the_weights_of_one_on_disk(s3_bucket, tmp_path, loading):
     here = Training(training_recipe(tmp_path, loading=loading)).run()
     Training(training_recipe(tmp_path, output=f"{s3_bucket}/output", loading=loading, steps=4)).run()

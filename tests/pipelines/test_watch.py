@@ -116,6 +116,7 @@ def test_an_output_that_is_trained_may_be_evaluated_but_not_twice_at_once(traine
             pass
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_who_evaluates_in_its_output(trained, capsys):
     config = checkpoint_recipe(next(watch(str(trained), 7, checkpoint_recipe))[0])
     with held(storage.join(config.output, "evaluations"), seconds=4), StageContext(config) as context:
