@@ -29,6 +29,7 @@ def follow(submission_id, address):
     return jobs.follow(submission_id, address, lines.append), lines
 
 
+@pytest.mark.slow
 def test_a_job_runs_in_the_clusters_python_with_its_arguments_unchanged(address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # Ray would let it override the address
     code = "import os, sys; print(sys.prefix); print(os.environ['COLOUR']); print(sys.argv[1:])"

@@ -194,7 +194,11 @@ def test_gradient_checkpointing_changes_no_gradient(name, small_model):
         assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
 
 
-@pytest.mark.parametrize("name", [*CONDITIONINGS, "refined_in_context", "uvit"])
+@pytest.mark.parametrize(
+    "name",
+    ["adaln_zero", "refined_in_context", "uvit"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in CONDITIONINGS if name != "adaln_zero"],
+)
 def test_compiles_into_one_graph(name, small_model):
     model = small_model(**VARIANTS[name])
     compiled = torch.compile(model, backend="eager", fullgraph=True)

@@ -71,6 +71,7 @@ def test_every_layout_gives_the_same_latents(encode, expected, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["parquet", "webdataset"])
+@pytest.mark.slow
 def test_a_bucket_gives_the_same_latents(encode, expected, tmp_path, s3_bucket, name):  # noqa: F811
     settings = LAYOUTS[name](tmp_path / "set", pictures(COUNT))
     uri = f"{s3_bucket}/set"

@@ -59,7 +59,9 @@ def test_images_are_read_in_any_order_and_without_their_places(layout):
         assert shown == [expected[index][2] for index in order]
 
 
-@pytest.mark.parametrize("place", ["file", "s3", "gs"])
+@pytest.mark.parametrize(
+    "place", [pytest.param("file", marks=pytest.mark.slow), "s3", pytest.param("gs", marks=pytest.mark.slow)]
+)
 def test_a_bucket_or_uri_gives_what_the_disk_gives(layout, place, request, tmp_path):
     folder, settings = layout
     if place == "file":

@@ -140,6 +140,7 @@ def test_a_mapped_file_gives_the_training_of_memory(trained, tmp_path, monkeypat
     assert np.load(folder / "moments.npy", mmap_mode="r").shape == (ROWS, 8, 4, 4)
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_to_the_bit_and_keeps_its_order(trained):
     whole = trained("whole", loading="stream", shuffle_rows=12)
     trained("parts", loading="stream", shuffle_rows=12, steps=4)
