@@ -1,4 +1,4 @@
-"""Results are kept when all benchmarks of a run have ended."""
+"""What all benchmarks share: a place for what they find, and whether a rough answer will do."""
 
 import pytest
 from results import FOLDER, Results
@@ -17,6 +17,4 @@ def quick(request) -> bool:
 @pytest.fixture(scope="session")
 def results(quick, tmp_path_factory):
     """To add figures to."""
-    results = Results(tmp_path_factory.mktemp("results") if quick else FOLDER)
-    yield results
-    results.save()
+    return Results(tmp_path_factory.mktemp("results") if quick else FOLDER)

@@ -1,5 +1,6 @@
 """What benchmarks found, as one JSON file and one Markdown table for each kind of machine."""
 
+import functools
 import json
 import os
 import platform
@@ -38,7 +39,7 @@ class Row:
 
 
 class Results:
-    """Rows of this run, put into those of earlier ones when it ends."""
+    """Rows of this run, each put at once among those of earlier ones: a run that is cut off loses none."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.rows = folder, []
@@ -47,15 +48,13 @@ class Results:
         stamp = {"commit": commit(), "date": datetime.now(UTC).date().isoformat()}
         self.rows.append(Row(benchmark, case, against, value, low, high, ours, **stamp))
         say(f"\n{benchmark}, {case}: {ours}" + (f"; {against}: {value_text(self.rows[-1])}" if value else ""))
+        self._save()
 
     def faster(self, benchmark: str, case: str, ours: str, against: str, our_time: Timing, their_time: Timing) -> None:
         """How many times as fast ours is as the yardstick, round by round."""
         self.add(benchmark, case, ours, against, *speed(our_time, their_time))
 
-    def save(self) -> None:
-        """JSON and Markdown, whole files at a time."""
-        if not self.rows:
-            return
+    def _save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = device_name()
         path = self.folder / f"{name}.json"
@@ -93,6 +92,7 @@ def device_name() -> str:
     return torch.cuda.get_device_name().lower().replace(" ", "-") if torch.cuda.is_available() else "cpu"
 
 
+@functools.cache
 def machine() -> dict[str, str]:
     """What was measured on, and what it can do at most."""
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -50,7 +50,7 @@ def sd_sized(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """An autoencoder, and work that takes about a minute on one core."""
+    """An autoencoder, and work that takes some tens of seconds on one core."""
 
     autoencoder: Callable[[Path], Path]
     num_images: int
@@ -60,8 +60,8 @@ class Case:
 
 
 CASES = {
-    "tiny autoencoder": Case(autoencoder_folder, num_images=10_240, shard_rows=512, batch_size=32),
-    "autoencoder of Stable Diffusion's size": Case(sd_sized, num_images=64, shard_rows=8, batch_size=4),
+    "tiny autoencoder": Case(autoencoder_folder, num_images=4_096, shard_rows=256, batch_size=32),
+    "autoencoder of Stable Diffusion's size": Case(sd_sized, num_images=24, shard_rows=4, batch_size=4),
 }
 
 
