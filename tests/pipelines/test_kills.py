@@ -63,7 +63,9 @@ def test_a_run_cut_off_again_and_again_ends_in_the_same_place(finished, tmp_path
     assert weights(folder) == weights(unbroken)
     (report,) = (folder / "output" / "evaluations").glob("*/*/report.json")
     (expected,) = (unbroken / "output" / "evaluations").glob("*/*/report.json")
-    assert metrics(report) == metrics(expected)
+    # Features are equal to the bit; a distance between singular covariances depends in its last digits on how many
+    # threads the process that scores gives to its matrix products.
+    assert metrics(report) == pytest.approx(metrics(expected), rel=1e-9)
 
 
 def metrics(report: Path) -> dict[str, float]:
