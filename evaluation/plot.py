@@ -2,11 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from math import ceil, floor, log10
+from typing import TYPE_CHECKING
 
 from evaluation.protocol import format_count
 from evaluation.uncertainty import at_infinity
 
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
+
 Points = Sequence[tuple[int, float]]
+INK, SOFT, LINE, ACCENT, REAL = "#1d2330", "#5d6675", "#dfe3ea", "#2457c5", "#1c8a5b"
+"""Colours of pictures: titles, other text, lines of a grid, samples, real images."""
 
 _WIDTH, _HEIGHT = 700, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 16, 44
@@ -44,6 +50,16 @@ def distance_plot(points: Points, real: Points) -> str:
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Fréchet distance against N">'
         f"{''.join(parts)}</svg>"
     )
+
+
+def canvas(width: int, height: int) -> tuple["Image.Image", "ImageDraw.ImageDraw"]:
+    """An empty picture, and what draws on it in the letters of all of them."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.font = ImageFont.load_default(size=15)
+    return picture, draw
 
 
 def nice_ticks(low: float, high: float) -> list[float]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from evaluation.plot import nice_ticks
+from evaluation.plot import ACCENT, INK, LINE, REAL, SOFT, canvas, nice_ticks
 from evaluation.protocol import format_count
 
 if TYPE_CHECKING:
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 900, 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 90, 30, 50, 78
-_INK, _SOFT, _LINE, _ACCENT, _REAL = "#1d2330", "#5d6675", "#dfe3ea", "#2457c5", "#1c8a5b"
 _RADIUS = 5
 
 
@@ -33,25 +32,21 @@ def step_plot(
 
     Raises ValueError without points.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
     if not points:
         raise ValueError("Found no points, expected at least one checkpoint's. Evaluate some checkpoints first.")
     points = sorted(points)
     axes = _Axes(points, floor)
-    picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
-    draw = ImageDraw.Draw(picture)
-    draw.font = ImageFont.load_default(size=15)
-    draw.text((_LEFT, 14), title, fill=_INK)
+    picture, draw = canvas(_WIDTH, _HEIGHT)
+    draw.text((_LEFT, 14), title, fill=INK)
     _draw_axes(draw, axes, images_per_step)
     if floor is not None:
-        draw.line([(_LEFT, axes.y(floor)), (_WIDTH - _RIGHT, axes.y(floor))], fill=_REAL, width=2)
-        draw.text((_WIDTH - _RIGHT, axes.y(floor) - 4), f"real images: {floor:.4g}", fill=_REAL, anchor="rb")
-    draw.line([(axes.x(point.step), axes.y(point.value)) for point in points], fill=_ACCENT, width=2)
+        draw.line([(_LEFT, axes.y(floor)), (_WIDTH - _RIGHT, axes.y(floor))], fill=REAL, width=2)
+        draw.text((_WIDTH - _RIGHT, axes.y(floor) - 4), f"real images: {floor:.4g}", fill=REAL, anchor="rb")
+    draw.line([(axes.x(point.step), axes.y(point.value)) for point in points], fill=ACCENT, width=2)
     for point in points:
         x, y = axes.x(point.step), axes.y(point.value)
-        draw.line([(x, axes.y(point.value - point.error)), (x, axes.y(point.value + point.error))], fill=_ACCENT)
-        draw.ellipse([x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS], fill=_ACCENT)
+        draw.line([(x, axes.y(point.value - point.error)), (x, axes.y(point.value + point.error))], fill=ACCENT)
+        draw.ellipse([x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS], fill=ACCENT)
     return picture
 
 
@@ -75,13 +70,13 @@ class _Axes:
 
 def _draw_axes(draw: "ImageDraw.ImageDraw", axes: _Axes, images_per_step: int) -> None:
     for value in axes.values:
-        draw.line([(_LEFT, axes.y(value)), (_WIDTH - _RIGHT, axes.y(value))], fill=_LINE)
-        draw.text((_LEFT - 10, axes.y(value)), f"{value:.6g}", fill=_SOFT, anchor="rm")
+        draw.line([(_LEFT, axes.y(value)), (_WIDTH - _RIGHT, axes.y(value))], fill=LINE)
+        draw.text((_LEFT - 10, axes.y(value)), f"{value:.6g}", fill=SOFT, anchor="rm")
     for step in axes.steps:
         if step <= axes.last:
-            draw.text((axes.x(step), _HEIGHT - _BOTTOM + 12), format_count(round(step)), fill=_SOFT, anchor="mt")
+            draw.text((axes.x(step), _HEIGHT - _BOTTOM + 12), format_count(round(step)), fill=SOFT, anchor="mt")
             if images_per_step:
                 seen = f"{step * images_per_step:.3g}".replace("e+0", "e")
-                draw.text((axes.x(step), _HEIGHT - _BOTTOM + 30), seen, fill=_SOFT, anchor="mt")
+                draw.text((axes.x(step), _HEIGHT - _BOTTOM + 30), seen, fill=SOFT, anchor="mt")
     name = "training step, below: images seen" if images_per_step else "training step"
-    draw.text((_WIDTH - _RIGHT, _HEIGHT - 6), name, fill=_SOFT, anchor="rb")
+    draw.text((_WIDTH - _RIGHT, _HEIGHT - 6), name, fill=SOFT, anchor="rb")

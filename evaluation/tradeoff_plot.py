@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from evaluation.plot import nice_ticks
+from evaluation.plot import ACCENT, INK, LINE, SOFT, canvas, nice_ticks
 from evaluation.protocol import format_count
 
 if TYPE_CHECKING:
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 _SIZE = 560
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 40, 50, 60
-_INK, _SOFT, _LINE, _ACCENT = "#1d2330", "#5d6675", "#dfe3ea", "#2457c5"
 _RADIUS = 5
 
 
@@ -28,8 +27,6 @@ def tradeoff_plot(title: str, points: Sequence[Tradeoff]) -> "Image.Image":
 
     Raises ValueError without points.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
     if not points:
         raise ValueError("Found no points, expected at least one checkpoint's. Evaluate some checkpoints first.")
     points = sorted(points)
@@ -42,21 +39,19 @@ def tradeoff_plot(title: str, points: Sequence[Tradeoff]) -> "Image.Image":
     def y(precision: float) -> float:
         return _TOP + (_SIZE - _TOP - _BOTTOM) * (up[-1] - precision) / (up[-1] - up[0])
 
-    picture = Image.new("RGB", (_SIZE, _SIZE), "white")
-    draw = ImageDraw.Draw(picture)
-    draw.font = ImageFont.load_default(size=15)
-    draw.text((_LEFT, 10), title, fill=_INK)
-    draw.text((_LEFT, 30), "precision", fill=_SOFT)
-    draw.text((_SIZE - _RIGHT, _SIZE - 10), "recall", fill=_SOFT, anchor="rb")
+    picture, draw = canvas(_SIZE, _SIZE)
+    draw.text((_LEFT, 10), title, fill=INK)
+    draw.text((_LEFT, 30), "precision", fill=SOFT)
+    draw.text((_SIZE - _RIGHT, _SIZE - 10), "recall", fill=SOFT, anchor="rb")
     for value in up:
-        draw.line([(_LEFT, y(value)), (_SIZE - _RIGHT, y(value))], fill=_LINE)
-        draw.text((_LEFT - 10, y(value)), f"{value:.4g}", fill=_SOFT, anchor="rm")
+        draw.line([(_LEFT, y(value)), (_SIZE - _RIGHT, y(value))], fill=LINE)
+        draw.text((_LEFT - 10, y(value)), f"{value:.4g}", fill=SOFT, anchor="rm")
     for value in across:
-        draw.line([(x(value), _TOP), (x(value), _SIZE - _BOTTOM)], fill=_LINE)
-        draw.text((x(value), _SIZE - _BOTTOM + 12), f"{value:.4g}", fill=_SOFT, anchor="mt")
-    draw.line([(x(point.recall), y(point.precision)) for point in points], fill=_ACCENT, width=2)
+        draw.line([(x(value), _TOP), (x(value), _SIZE - _BOTTOM)], fill=LINE)
+        draw.text((x(value), _SIZE - _BOTTOM + 12), f"{value:.4g}", fill=SOFT, anchor="mt")
+    draw.line([(x(point.recall), y(point.precision)) for point in points], fill=ACCENT, width=2)
     for point in points:
         across_at, up_at = x(point.recall), y(point.precision)
-        draw.ellipse([across_at - _RADIUS, up_at - _RADIUS, across_at + _RADIUS, up_at + _RADIUS], fill=_ACCENT)
-        draw.text((across_at, up_at - 10), format_count(point.step), fill=_INK, anchor="mb")
+        draw.ellipse([across_at - _RADIUS, up_at - _RADIUS, across_at + _RADIUS, up_at + _RADIUS], fill=ACCENT)
+        draw.text((across_at, up_at - 10), format_count(point.step), fill=INK, anchor="mb")
     return picture

@@ -134,9 +134,8 @@ def _open(checkpoint, model, overrides):
 
 def _print_plan(targets, plan, as_json: bool) -> None:
     """What would be done for each checkpoint; nothing is."""
-    from cluster import storage
     from evaluation.protocol import shard_ranges
-    from pipelines.evaluate import check_scoring, known_report, protocol_folder
+    from pipelines.evaluate import check_scoring, known_report, scored_folder
     from pipelines.protocols import evaluation_protocol
 
     plans = []
@@ -145,7 +144,7 @@ def _print_plan(targets, plan, as_json: bool) -> None:
         protocol = evaluation_protocol(config, opened)
         check_scoring(config, protocol)
         shards = shard_ranges(protocol.num_samples, config.evaluate.shard_rows)
-        folder = storage.join(protocol_folder(config, protocol), opened.name)
+        folder = scored_folder(config, protocol, opened.name)
         known = known_report(folder, opened.digest) is not None
         click.echo(f"checkpoint   {opened.origin} ({opened.digest[:12]})")
         click.echo(

@@ -52,7 +52,7 @@ def evaluate(
         with StageContext(config, part=EVALUATIONS) as own:
             return evaluate(opened, protocol, config=config, context=own, force=force, kept=kept)
     protocol = protocol or evaluation_protocol(config, opened)
-    folder = storage.join(protocol_folder(config, protocol), opened.name)
+    folder = scored_folder(config, protocol, opened.name)
     with context.holding(EVALUATIONS):
         report = earlier_report(folder, opened.digest)
         if report is not None and not force and kept is None:
@@ -194,14 +194,14 @@ def publish(
     return report
 
 
-def protocol_folder(config: Recipe, protocol: EvaluationProtocol) -> str:
-    """Where the reports of a protocol lie, each in a folder named after its checkpoint."""
-    return storage.join(config.folder(EVALUATIONS), protocol.protocol_id)
+def scored_folder(config: Recipe, protocol: EvaluationProtocol, name: str) -> str:
+    """Where a report by a protocol lies; name: of the checkpoint, or of the images from elsewhere."""
+    return storage.join(config.folder(EVALUATIONS), protocol.protocol_id, name)
 
 
 def report_folder(config: Recipe, report: EvaluationReport) -> str:
     """Where a report lies: output/evaluations/<protocol_id>/<checkpoint's name>."""
-    return storage.join(protocol_folder(config, report.protocol), storage.split(report.checkpoint)[1])
+    return scored_folder(config, report.protocol, storage.split(report.checkpoint)[1])
 
 
 def known_report(folder: str, digest: str) -> EvaluationReport | None:

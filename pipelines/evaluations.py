@@ -18,9 +18,9 @@ from pipelines.evaluate import (
     check_scoring,
     earlier_report,
     known_report,
-    protocol_folder,
     sample_shards,
     score_checkpoint,
+    scored_folder,
     shard_folder,
 )
 from pipelines.features import Source, compute_features
@@ -29,7 +29,7 @@ from pipelines.locate import LocatedCheckpoint, open_checkpoint
 from pipelines.progress import say
 from pipelines.protocols import evaluation_protocol
 from pipelines.reference import RealImages
-from pipelines.reports import reports_in, save_figures, save_report, step_of
+from pipelines.reports import draw_figures, reports_in, save_report, step_of
 from pipelines.stage import StageContext, located
 from pipelines.tracking import RunLog
 
@@ -74,7 +74,7 @@ class Evaluation:
 
     @property
     def folder(self) -> str:
-        return storage.join(protocol_folder(self.config, self.protocol), self.opened.name)
+        return scored_folder(self.config, self.protocol, self.opened.name)
 
 
 def evaluate_each(
@@ -122,7 +122,7 @@ def evaluations_of(
         check_scoring(seeded, protocol)
         kept = kept_images(plan, opened, several) if seed == config.seed else None
         again = plan.force or kept is not None
-        folder = storage.join(protocol_folder(seeded, protocol), opened.name)
+        folder = scored_folder(seeded, protocol, opened.name)
         report = None if again else known_report(folder, opened.digest)
         evaluations.append(Evaluation(opened, seeded, protocol, kept, report))
     return evaluations
@@ -190,11 +190,12 @@ def record_series(run: RunLog, folder: str, report: EvaluationReport, images_per
     if step is None:
         return
     run.metrics({f"eval/{name}": report.estimate(name)[0] for name in report.metrics}, step)
-    figures = save_figures(folder, images_per_step)
+    reports = reports_in(folder)
+    figures = draw_figures(reports, folder, images_per_step)
     for figure in figures:
         run.artifact(figure)
     if figures:
-        say("evaluate", f"curve over {len(reports_in(folder))} checkpoints: {figures[0]}")
+        say("evaluate", f"curve over {len(reports)} checkpoints: {figures[0]}")
 
 
 def promote(report: EvaluationReport, config: Recipe, name: str, context: StageContext) -> tuple[str, bool]:

@@ -12,7 +12,7 @@ from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
 from pipelines.config import ImagesConfig, Recipe
-from pipelines.evaluate import Clock, check_scoring, earlier_report, protocol_folder, publish, scored, track
+from pipelines.evaluate import Clock, check_scoring, earlier_report, publish, scored, scored_folder, track
 from pipelines.features import compute_features, listing_parts, load_features, make_shards
 from pipelines.identity import digest_of
 from pipelines.images import Listing, open_source
@@ -70,7 +70,7 @@ def evaluate_images(
     protocol = images_protocol(config, len(listing))
     check_scoring(config, protocol)
     name = Path(path.partition("?")[0]).stem or "images"
-    folder = storage.join(protocol_folder(config, protocol), name)
+    folder = scored_folder(config, protocol, name)
     digest = digest_of([listing.digest, images.size, images.crop])
     report = earlier_report(folder, digest)
     if report is not None and not force:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from evaluation.plot import nice_ticks
+from evaluation.plot import INK, LINE, SOFT, canvas, nice_ticks
 from evaluation.protocol import format_count
 
 if TYPE_CHECKING:
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT = 900, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 90, 170, 50, 50
 _BAR, _ROW = 46, 104
-_INK, _SOFT, _LINE = "#1d2330", "#5d6675", "#dfe3ea"
 FIGURES = "figures"
 """Folder of figures in an output, and among the artifacts of a run."""
 _COLOURS = ("#2457c5", "#1c8a5b", "#c77d11", "#b3365b", "#6b4fb3", "#4d8fa8")
@@ -26,8 +25,6 @@ def lines_figure(title: str, lines: Mapping[str, Sequence[Point]]) -> "Image.Ima
 
     Raises ValueError without any.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
     finite = {name: sorted(point for point in points if isfinite(point[1])) for name, points in lines.items()}
     lines = {name: points for name, points in finite.items() if points}
     if not lines:
@@ -41,17 +38,15 @@ def lines_figure(title: str, lines: Mapping[str, Sequence[Point]]) -> "Image.Ima
     def y(value: float) -> float:
         return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (up[-1] - value) / (up[-1] - up[0])
 
-    picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
-    draw = ImageDraw.Draw(picture)
-    draw.font = ImageFont.load_default(size=15)
-    draw.text((_LEFT, 14), title, fill=_INK)
+    picture, draw = canvas(_WIDTH, _HEIGHT)
+    draw.text((_LEFT, 14), title, fill=INK)
     for value in up:
-        draw.line([(_LEFT, y(value)), (_WIDTH - _RIGHT, y(value))], fill=_LINE)
-        draw.text((_LEFT - 10, y(value)), f"{value:.6g}", fill=_SOFT, anchor="rm")
+        draw.line([(_LEFT, y(value)), (_WIDTH - _RIGHT, y(value))], fill=LINE)
+        draw.text((_LEFT - 10, y(value)), f"{value:.6g}", fill=SOFT, anchor="rm")
     for step in nice_ticks(0, last):
         if step <= last:
-            draw.text((x(step), _HEIGHT - _BOTTOM + 10), format_count(round(step)), fill=_SOFT, anchor="mt")
-    draw.text((_WIDTH - _RIGHT, _HEIGHT - 8), "training step", fill=_SOFT, anchor="rb")
+            draw.text((x(step), _HEIGHT - _BOTTOM + 10), format_count(round(step)), fill=SOFT, anchor="mt")
+    draw.text((_WIDTH - _RIGHT, _HEIGHT - 8), "training step", fill=SOFT, anchor="rb")
     names = _apart([y(points[-1][1]) for points in lines.values()])
     for (name, points), at, colour in zip(lines.items(), names, _COLOURS, strict=False):
         draw.line([(x(step), y(value)) for step, value in points], fill=colour, width=2)
@@ -72,21 +67,17 @@ def _apart(places: Sequence[float], distance: float = 18.0) -> list[float]:
 
 def time_figure(title: str, rows: Mapping[str, Mapping[str, float]]) -> "Image.Image":
     """For each name a bar of its whole time, divided into named parts in seconds. Raises ValueError without any."""
-    from PIL import Image, ImageDraw, ImageFont
-
     rows = {name: {part: seconds for part, seconds in parts.items() if seconds > 0} for name, parts in rows.items()}
     rows = {name: parts for name, parts in rows.items() if parts}
     if not rows:
         raise ValueError("Found no time to draw, expected at least one part above 0 s.")
     names = dict.fromkeys(part for parts in rows.values() for part in parts)
     colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
-    picture = Image.new("RGB", (_WIDTH, _TOP + _ROW * len(rows)), "white")
-    draw = ImageDraw.Draw(picture)
-    draw.font = ImageFont.load_default(size=15)
-    draw.text((20, 14), title, fill=_INK)
+    picture, draw = canvas(_WIDTH, _TOP + _ROW * len(rows))
+    draw.text((20, 14), title, fill=INK)
     for row, (name, parts) in enumerate(rows.items()):
         top, total = _TOP + _ROW * row, sum(parts.values())
-        draw.text((20, top), f"{name}: {total:,.1f} s", fill=_SOFT)
+        draw.text((20, top), f"{name}: {total:,.1f} s", fill=SOFT)
         _draw_bar(draw, top + 22, parts, colours)
         _draw_legend(draw, top + 22 + _BAR + 8, parts, colours)
     return picture
@@ -106,7 +97,7 @@ def _draw_legend(
     for name, seconds in parts.items():
         text = f"{name} {seconds / total:.1%}"
         draw.rectangle([left, top, left + 10, top + 10], fill=colours[name])
-        draw.text((left + 16, top - 3), text, fill=_INK)
+        draw.text((left + 16, top - 3), text, fill=INK)
         left += 16 + draw.textlength(text) + 24
 
 

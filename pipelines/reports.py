@@ -106,7 +106,11 @@ def save_figures(folder: str, images_per_step: int = 0) -> list[str]:
 
     images_per_step: the batch size, where it is known. Nothing for fewer than two reports.
     """
-    reports = reports_in(folder)
+    return draw_figures(reports_in(folder), folder, images_per_step)
+
+
+def draw_figures(reports: Sequence[EvaluationReport], folder: str, images_per_step: int) -> list[str]:
+    """The same of reports that are read already."""
     if len(reports) < 2:
         return []
     figures = [save_png(curve_picture(reports, images_per_step), storage.join(folder, CURVE_FILE))]

@@ -1,14 +1,12 @@
 """The MLflow store in use: where it is, whether it answers, and a client of it."""
 
-import fcntl
 import functools
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.credentials import refuse_password
+from cluster.temporaries import alone_in
 
 
 def tracking_uri(config_uri: str = "") -> str:
@@ -56,19 +54,8 @@ def _make_database(uri: str) -> None:
         return
     from mlflow import MlflowClient
 
-    with _alone_in(folder):
+    with alone_in(str(folder)):
         MlflowClient(uri).search_experiments(max_results=1)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Other processes of this kind wait; a lock on the folder itself leaves no file."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def is_away(error: Exception) -> bool:

@@ -39,9 +39,8 @@ def serve_ui(uri: str, port: int) -> None:
     if free:
         with _server(uri, free[0]) as server:
             say("ui", f"{_address(free[0])} on {uri}; Ctrl-C stops it")
-            while (
-                server.poll() is None
-            ):  # not wait(): polars, where installed, lets the system restart what Ctrl-C ends
+            # Not wait(): polars, where installed, lets the system restart what Ctrl-C ends.
+            while server.poll() is None:
                 time.sleep(0.5)
         raise ConnectionError(f"the UI at {_address(free[0])} has ended by itself, with code {server.returncode}")
     raise ValueError(

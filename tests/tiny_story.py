@@ -8,14 +8,13 @@ import numpy as np
 from mlflow_server import wait_until
 from tiny_checkpoint import tiny_output, write_checkpoint
 
-from cluster import storage
 from dit.autoencoder import describe_autoencoder
 from dit.checkpoint import Checkpoint
 from evaluation.report import EvaluationReport
 from pipelines import schema
 from pipelines.autoencoder import OURS
 from pipelines.config import Recipe
-from pipelines.evaluate import protocol_folder, track
+from pipelines.evaluate import scored_folder, track
 from pipelines.images import open_source
 from pipelines.latents import LatentDataset, channel_sums, write_manifest
 from pipelines.locate import open_checkpoint
@@ -106,7 +105,7 @@ def tell_evaluation(context: StageContext, config: Recipe, checkpoint: Checkpoin
         metrics={name: value} | {name.replace("fd", kind): 1 / value for kind in ("precision", "recall")},
         errors={name: ERROR},
     )
-    folder = storage.join(protocol_folder(config, protocol), opened.name)
+    folder = scored_folder(config, protocol, opened.name)
     save_report(report, folder)
     tags = {"raydit.checkpoint": opened.origin, "raydit.checkpoint_digest": opened.digest}
     tags |= {"raydit.protocol_id": protocol.protocol_id}

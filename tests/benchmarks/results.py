@@ -42,24 +42,24 @@ class Results:
     """Rows of this run, each put at once among those of earlier ones: a run that is cut off loses none."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.rows = folder, []
+        self.folder = folder
 
     def add(self, benchmark: str, case: str, ours: str, against: str = "", value=None, low=None, high=None) -> None:
         stamp = {"commit": commit(), "date": datetime.now(UTC).date().isoformat()}
-        self.rows.append(Row(benchmark, case, against, value, low, high, ours, **stamp))
-        say(f"\n{benchmark}, {case}: {ours}" + (f"; {against}: {value_text(self.rows[-1])}" if value else ""))
-        self._save()
+        row = Row(benchmark, case, against, value, low, high, ours, **stamp)
+        say(f"\n{benchmark}, {case}: {ours}" + (f"; {against}: {value_text(row)}" if value else ""))
+        self._put(row)
 
     def faster(self, benchmark: str, case: str, ours: str, against: str, our_time: Timing, their_time: Timing) -> None:
         """How many times as fast ours is as the yardstick, round by round."""
         self.add(benchmark, case, ours, against, *speed(our_time, their_time))
 
-    def _save(self) -> None:
+    def _put(self, row: Row) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = device_name()
         path = self.folder / f"{name}.json"
         old = [Row(**row) for row in json.loads(path.read_text())["rows"]] if path.exists() else []
-        rows = {row.key: row for row in (*old, *self.rows)}
+        rows = {each.key: each for each in (*old, row)}
         ordered = sorted(rows.values(), key=lambda row: row.key)
         found = {"machine": machine(), "rows": [asdict(row) for row in ordered]}
         path.write_text(json.dumps(found, indent=1) + "\n")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from evaluation.step_plot import _ACCENT, _REAL, StepValue, step_plot
+from evaluation.plot import ACCENT, REAL
+from evaluation.step_plot import StepValue, step_plot
 
 
 def pixels(picture, colour):
@@ -16,7 +17,7 @@ def test_points_stand_where_steps_and_values_say():
     """Of two points the later is to the right, the smaller value below; order of arrival does not matter."""
     points = [StepValue(1000, 40.0), StepValue(500, 80.0)]
     picture = step_plot("fid_50k", points)
-    rows, columns = pixels(picture, _ACCENT)
+    rows, columns = pixels(picture, ACCENT)
     left, right = columns.argmin(), columns.argmax()
     assert rows[left] < rows[right] and columns[right] - columns[left] > 300
     assert np.array_equal(np.asarray(picture), np.asarray(step_plot("fid_50k", points[::-1])))
@@ -24,9 +25,9 @@ def test_points_stand_where_steps_and_values_say():
 
 def test_errors_are_bars_and_the_floor_a_line():
     plain, sure = (step_plot("x", [StepValue(10, 5.0, 0.0), StepValue(20, 9.0, error)]) for error in (0.0, 3.0))
-    (plain_rows, plain_columns), (rows, columns) = pixels(plain, _ACCENT), pixels(sure, _ACCENT)
+    (plain_rows, plain_columns), (rows, columns) = pixels(plain, ACCENT), pixels(sure, ACCENT)
     assert np.ptp(rows[columns == columns.max() - 5]) > 2 * np.ptp(plain_rows[plain_columns == plain_columns.max() - 5])
-    rows, columns = pixels(step_plot("x", [StepValue(10, 5.0)], floor=1.0), _REAL)
+    rows, columns = pixels(step_plot("x", [StepValue(10, 5.0)], floor=1.0), REAL)
     assert np.ptp(columns) > 600
 
 

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from evaluation.tradeoff_plot import _ACCENT, Tradeoff, tradeoff_plot
+from evaluation.plot import ACCENT
+from evaluation.tradeoff_plot import Tradeoff, tradeoff_plot
 
 POINTS = [Tradeoff(1000, 0.4, 0.3), Tradeoff(2000, 0.8, 0.6)]
 
 
 def test_the_truer_and_more_varied_stands_up_and_to_the_right():
-    wanted = [int(_ACCENT[start : start + 2], 16) for start in (1, 3, 5)]
+    wanted = [int(ACCENT[start : start + 2], 16) for start in (1, 3, 5)]
     picture = np.asarray(tradeoff_plot("protocol", POINTS))
     rows, columns = np.nonzero((picture == wanted).all(axis=-1))
     left, right = columns.argmin(), columns.argmax()

@@ -24,6 +24,16 @@ def raydit(monkeypatch, capsys):
     return call
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One database for a module: a fresh one costs seconds."""
+    from pipelines.store import check_tracking
+
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    check_tracking(uri)
+    return uri
+
+
 @pytest.fixture(scope="session")
 def story(tmp_path_factory):
     """One for all tests, which leave it as it is but for further runs: its database takes seconds to make."""

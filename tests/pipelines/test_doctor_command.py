@@ -7,16 +7,8 @@ import pytest
 
 from cluster.doctor import Check
 from pipelines import cli, doctor
-from pipelines.store import check_tracking
 
 NAMES = ["python", *doctor.PACKAGES, "devices", "storage", "weights", "tracking", "aliases", "ray"]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    check_tracking(uri)
-    return uri
 
 
 @pytest.fixture(autouse=True)

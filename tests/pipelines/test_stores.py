@@ -12,7 +12,6 @@ from mlflow_server import MlflowServer, close_delivered, free_port, wait_until
 
 from pipelines.journal import Journal
 from pipelines.recipe_file import load_recipe
-from pipelines.store import check_tracking
 from pipelines.tracking import MlflowCourier, Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,13 +40,6 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(Journal, "RETRY_SECONDS", (0.2,))
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    check_tracking(uri)
-    return uri
 
 
 def open_tracker(folder, uri, name="shared"):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines.journal import Journal
 from pipelines.recipe_file import load_recipe, resolved
-from pipelines.store import check_tracking, tracking_uri
+from pipelines.store import tracking_uri
 from pipelines.tracking import Tracker, flatten
 
 TINY = "tests/recipes/tiny.toml"
@@ -26,14 +26,6 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     monkeypatch.setattr(Journal, "RETRY_SECONDS", (0.2,))
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """One database for the module: a fresh one costs seconds."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    check_tracking(uri)
-    return uri
 
 
 @pytest.fixture(scope="module")
