@@ -13,6 +13,8 @@ LOCAL_ENVIRONMENT = {
     # page of it is new. Features of EfficientNet-Lite0 come 1.3 times as fast.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
+    # Tasks of actors run in threads, whose arenas of their own glibc gives back whole, whatever the thresholds.
+    "MALLOC_ARENA_MAX": "1",
     # One process less in every training group: nobody reclaims this machine.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }

@@ -35,8 +35,11 @@ from pipelines.shards import (
 )
 from pipelines.stage import StageContext, job, located
 
-SHARDS_IN_FLIGHT = 4
-"""Shards for each worker that the object store holds at most: being read, waiting, being encoded, being written."""
+SHARDS_IN_FLIGHT = 16
+"""Shards for each worker that the object store holds at most: being read, waiting, being encoded, being written.
+
+Ray Data shares them out among its operators beforehand: of fewer, too few are read, and the autoencoder waits.
+"""
 
 
 @job

@@ -11,8 +11,10 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.distributed as distributed
 from harness import Timing, alternate, exponent
 from tiny_training import training_recipe
+from torch.nn.parallel import DistributedDataParallel
 
 from dit.autoencoder import LatentScale
 from dit.config import config_from_dict, named_config
@@ -38,10 +40,17 @@ CASES = {
 """The recipe's [model], the latents' size, images per step, steps per round."""
 
 
-def bare_loop(pipe, model_config, batch_size, threads):
-    """The steps of a careful script: fused AdamW, an average, one batch in memory; does as many as it is told."""
-    torch.set_num_threads(threads)
+def bare_loop(pipe, model_config, batch_size, rank, num_workers, meeting):
+    """The steps of a careful script: fused AdamW, an average, one batch in memory; does as many as it is told.
+
+    Several of them train one model, as DDP does by default.
+    """
+    torch.set_num_threads(1)
     network, process = DiT(model_config), FlowMatching()
+    model = network
+    if num_workers > 1:
+        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_workers)
+        model = DistributedDataParallel(network)
     average = [parameter.detach().clone() for parameter in network.parameters()]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     shape = (batch_size, model_config.in_channels, *model_config.latent_size)
@@ -51,7 +60,7 @@ def bare_loop(pipe, model_config, batch_size, threads):
         for step in range(steps + 2):
             if step == 2:  # the first ones fill caches
                 started = time.perf_counter()
-            loss = process.training_losses(network, latents, t, labels, noise)["loss"].mean()
+            loss = process.training_losses(model, latents, t, labels, noise)["loss"].mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), float("inf"))
             optimizer.step()
@@ -62,14 +71,16 @@ def bare_loop(pipe, model_config, batch_size, threads):
 
 
 class BareLoops:
-    """One process for each worker, all at once, without a word between them."""
+    """One process for each worker, all at once."""
 
-    def __init__(self, model_config, batch_size, num_workers):
+    def __init__(self, model_config, batch_size, num_workers, meeting):
+        """meeting: a file that is not there yet, by which they find each other."""
         spawn = multiprocessing.get_context("spawn")
         self.pipes, self.processes = [], []
-        for _ in range(num_workers):
+        for rank in range(num_workers):
             ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=bare_loop, args=(theirs, model_config, batch_size // num_workers, 1))
+            work = (theirs, model_config, batch_size // num_workers, rank, num_workers, f"file://{meeting}")
+            process = spawn.Process(target=bare_loop, args=work)
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
@@ -124,7 +135,7 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers
 
     latents = LatentDataset.open(recipe(1).latents)
     rounds = [worker_settings(recipe(number), latents) for number in range(1, num_rounds + 1)]
-    loops = BareLoops(config_from_dict(rounds[0]["model"]), batch_size, num_workers)
+    loops = BareLoops(config_from_dict(rounds[0]["model"]), batch_size, num_workers, tmp_path / "meeting")
     listeners, bare = [], []
     with StageContext(recipe(1)) as context:
         for number, settings in enumerate(rounds, start=1):
@@ -144,7 +155,8 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers
         f"start {Timing(starts).median:.1f} s"
     )
     name = f"{case}, {num_workers} worker{'s' if num_workers > 1 else ''}"
-    results.faster("train job", name, said, "bare torch loop", Timing(ours), Timing(bare))
+    against = "bare torch loop" if num_workers == 1 else "bare torch loop with DDP"
+    results.faster("train job", name, said, against, Timing(ours), Timing(bare))
 
 
 def batches(rows: int, batch_size: int):
