@@ -20,6 +20,7 @@ from pipelines.recipe_file import resolved
 PACKAGES = ("raydit", "torch", "ray", "mlflow", "diffusers")
 COMMIT, DIRTY = "mlflow.source.git.commit", "raydit.code_dirty"
 """The first is MLflow's own name, which its UI shows."""
+OUTPUT = "raydit.output"
 RECIPE_FILE = "recipe.toml"
 DESCRIPTION = "mlflow.note.content"
 
@@ -27,7 +28,7 @@ DESCRIPTION = "mlflow.note.content"
 def provenance_tags(config: Recipe, stage: str, tags: dict[str, str]) -> dict[str, str]:
     """Tags for a run of a stage; tags: its other ones, of which the description speaks."""
     source = {"mlflow.source.name": f"raydit {stage}", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
-    described = {DESCRIPTION: description(config, stage, tags)}
+    described = {DESCRIPTION: description(config, stage, tags), OUTPUT: storage.absolute(config.output)}
     return {**code_tags(Path(__file__).parents[1]), **environment_tags(), **source, **described}
 
 

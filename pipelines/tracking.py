@@ -17,6 +17,7 @@ from pipelines.experiment_page import experiment_tags, last_samples
 from pipelines.identity import digest_of
 from pipelines.journal import Journal
 from pipelines.progress import say
+from pipelines.provenance import OUTPUT
 from pipelines.store import check_tracking, is_away, mlflow_client, tracking_uri
 
 JOURNAL_FOLDER = ".tracking"
@@ -201,19 +202,39 @@ class MlflowCourier:
         return True
 
     def _run(self, entry: dict, known: dict) -> None:
-        client, key = self._client, f"run {entry['run']}"
-        if key in known:
-            client.update_run(known[key], status="RUNNING")
-            for name, value in entry["tags"].items():
-                client.set_tag(known[key], name, value)
+        key = f"run {entry['run']}"
+        if key not in known:
+            name = entry["experiment"]
+            known[f"experiment {entry['run']}"] = self._find_experiment(name) or self._create_experiment(name)
+            if lost := self._lost_run(known[f"experiment {entry['run']}"], entry):
+                known[key] = lost
+        if key not in known:
+            known[key] = self._create_run(entry, known)
             return
-        experiment = self._find_experiment(entry["experiment"]) or self._create_experiment(entry["experiment"])
+        self._client.update_run(known[key], status="RUNNING")
+        for name, value in entry["tags"].items():
+            self._client.set_tag(known[key], name, value)
+
+    def _lost_run(self, experiment: str, entry: dict) -> str | None:
+        """The run of the same execution, whose machine was lost with the journal on its disk.
+
+        Nobody else runs it: this process holds the lease on the output. Not on a disk, where journal and output are
+        lost together, and where the same path on two machines is two outputs.
+        """
+        output = entry["tags"].get(OUTPUT, "")
+        if storage.is_local(output):
+            return None
+        same = f"attributes.run_name = '{entry['name']}' AND tags.`{OUTPUT}` = '{output}'"
+        found = self._client.search_runs([experiment], f"attributes.status = 'RUNNING' AND {same}", max_results=1)
+        return found[0].info.run_id if found else None
+
+    def _create_run(self, entry: dict, known: dict) -> str:
         tags = {"mlflow.runName": entry["name"], **entry["tags"]}
         if entry["parent"]:
             tags["mlflow.parentRunId"] = known[f"run {entry['parent']}"]
-        run = client.create_run(experiment, start_time=entry["time"], tags=tags, run_name=entry["name"])
-        known[key] = run.info.run_id
-        known[f"experiment {entry['run']}"] = experiment
+        experiment = known[f"experiment {entry['run']}"]
+        run = self._client.create_run(experiment, start_time=entry["time"], tags=tags, run_name=entry["name"])
+        return run.info.run_id
 
     def _find_experiment(self, name: str) -> str | None:
         found = self._client.get_experiment_by_name(name)

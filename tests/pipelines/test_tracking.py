@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+from dataclasses import replace
 
 import pytest
 from mlflow import MlflowClient
@@ -222,6 +223,23 @@ def test_a_run_that_was_cut_off_is_taken_up_again(project, client, monkeypatch, 
     assert ended.info.start_time == cut_off.info.start_time
     assert ended.info.end_time > (cut_off.info.end_time or 0)
     assert [point.step for point in client.get_metric_history(ended.info.run_id, "train/loss")] == [2, 4]
+
+
+@pytest.mark.parametrize(("output", "num_runs"), [("s3://bucket/out", 1), ("/data/out", 2)])
+def test_a_run_whose_journal_is_lost_is_taken_up_where_nobody_else_can_run_it(
+    project, client, monkeypatch, tmp_path, output, num_runs
+):
+    for machine in ("first", "second"):
+        monkeypatch.setattr(project, "config", replace(project.config, output=str(tmp_path / machine)))
+        tracker = project.open()
+        run = tracker.start_run("train", {}, tags={"raydit.output": output})
+        run.tag("machine", machine)
+        if machine == "second":
+            run.end("FINISHED")
+        close_delivered(tracker)
+    runs = project.runs(client)
+    assert len(runs) == num_runs
+    assert (runs[-1].info.status, runs[-1].data.tags["machine"]) == ("FINISHED", "second")
 
 
 def test_a_refused_entry_is_said_and_holds_nothing_up(project, client, capsys, tmp_path):
