@@ -69,8 +69,11 @@ def open_checkpoint(
 
 
 def _open(place: str, model: str | None, overrides: tuple[str, ...]) -> LocatedCheckpoint:
-    if not storage.is_local(place) and not storage.exists(place):
-        raise FileNotFoundError(f"no checkpoint at {place}: expected a folder such as checkpoints/step_0001000")
+    if not storage.exists(place):
+        raise FileNotFoundError(
+            f"no checkpoint at {place}: expected a folder such as checkpoints/step_0001000. Train one with "
+            "`raydit train RECIPE`, or name one of a run (runs:/ID) or of the registry (models:/NAME@champion)"
+        )
     path = Path(storage.fetch_folder(place))
     origin = str(path) if storage.is_local(place) else place
     if path.is_file() or (path / "model_index.json").is_file():

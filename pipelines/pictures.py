@@ -49,7 +49,7 @@ class Neighbours:
         if not self.are_known:
             return []
         reference = self.reference
-        assert reference.features is not None and reference.keys is not None
+        assert reference.features is not None and reference.keys is not None, "are_known says so"
         found, distances = nearest(features, reference.features, NEIGHBOURS)
         suspects = np.argsort(distances[:, 0], kind="stable")[:SUSPECTS]
         keys = [str(key) for key in reference.keys[found[suspects].ravel()]]
