@@ -1,4 +1,4 @@
-"""Memory of a job: of its driver and of Ray's object store, while it runs."""
+"""Memory of a job: what its driver and Ray's object store take while it runs."""
 
 import threading
 from contextlib import contextmanager
@@ -18,16 +18,17 @@ class Peaks:
 
 @contextmanager
 def watched():
-    """Peaks of this process and of the running Ray's object store, looked at ten times a second."""
+    """Peaks of this process, above what it had before, and of Ray's object store, looked at ten times a second."""
     import psutil
     import ray
     from ray._private.internal_api import node_stats
 
     peaks, ended, me = Peaks(), threading.Event(), psutil.Process()
+    before = me.memory_info().rss
 
     def watch():
         while not ended.wait(0.1):
-            peaks.driver = max(peaks.driver, me.memory_info().rss)
+            peaks.driver = max(peaks.driver, me.memory_info().rss - before)
             if ray.is_initialized() and (nodes := ray.nodes()):
                 address, port = nodes[0]["NodeManagerAddress"], nodes[0]["NodeManagerPort"]
                 store = node_stats(address, port, include_memory_info=False).store_stats

@@ -30,7 +30,7 @@ from pipelines.stage import StageContext
 
 pytestmark = pytest.mark.benchmark
 
-SIZES = (1_000, 5_000, 25_000)
+SIZES = (2_000, 7_000, 25_000)
 """Images of the data sets on which the cost of an image and the job's memory are measured."""
 READ_IMAGES = 5_000
 
@@ -170,18 +170,15 @@ def test_cost_and_memory_as_the_data_set_grows(tmp_path, results, quick):
         peaks.append(peak)
         said = (
             f"{1e3 * costs[-1]:.2f} ms for an image, {run.ended - run.started:.0f} s in all; driver "
-            f"{peak.driver / MIB:.0f} MiB, object store {peak.object_store / MIB:.0f} MiB"
+            f"{peak.driver / MIB:.0f} MiB more, object store {peak.object_store / MIB:.0f} MiB"
         )
         results.add("encode job", f"tiny autoencoder, {size:,} images", said)
     assert peaks[0].object_store > 0, "nothing was watched"
     assert all(peak.spilled == 0 for peak in peaks)
     in_flight = (SHARDS_IN_FLIGHT + 1) * shard_bytes(run.config, run.dataset.manifest)
     assert max(peak.object_store for peak in peaks) <= in_flight, f"expected at most {in_flight} bytes"
-    for quantity, values in {"time": costs, "driver's memory": [peak.driver for peak in peaks]}.items():
-        case = f"{quantity} of {sizes[0]:,} to {sizes[-1]:,} images"
-        results.add(
-            "encode job", case, "for an image" if values is costs else "", "growth exponent", exponent(sizes, values)
-        )
+    case = f"time of {sizes[0]:,} to {sizes[-1]:,} images"
+    results.add("encode job", case, f"{1e3 * costs[-1]:.2f} ms for an image", "growth exponent", exponent(sizes, costs))
 
 
 def test_reading_the_latents_back(tmp_path, results):
