@@ -1,3 +1,4 @@
+from away import away  # noqa: F401
 from buckets import gs_bucket, s3_app, s3_bucket, s3_server, throttled  # noqa: F401
 from local_ray import local_ray  # noqa: F401
 from ray_head import ray_head  # noqa: F401

@@ -1,11 +1,13 @@
-"""The demo's own promise: its digits can be read."""
+"""The demo's own promises: its digits can be read, and a cluster gives the numbers of this machine."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from away import assert_same
+from ray_head import started_head
 
-from dit.checkpoint import newest_checkpoint
+from dit.checkpoint import newest_checkpoint, step_name
 from pipelines.config import ImagesConfig
 from pipelines.preprocess import read_cropped
 from pipelines.recipe_file import load_recipe
@@ -13,6 +15,7 @@ from pipelines.reference import RealImages
 from pipelines.run import run_pipeline
 from pipelines.sample import sample_file
 
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:ssl=None is deprecated")]
 RECIPE = Path(__file__).resolve().parents[2] / "pipelines" / "recipes" / "digits.toml"
 
 
@@ -22,13 +25,26 @@ def pixels(config: ImagesConfig, keys: list[str]) -> np.ndarray:
     return images.mean(axis=-1).reshape(len(images), -1) / 255
 
 
-@pytest.mark.slow
-def test_a_classifier_of_real_digits_recognises_sampled_ones(local_ray, tmp_path):
+@pytest.fixture(scope="module")
+def demo(local_ray, tmp_path_factory):
+    """What `make demo` does, here; its recipe."""
+    folder = tmp_path_factory.mktemp("demo")
+    store = f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"
+    config = load_recipe(RECIPE, (f"output={folder / 'output'}", store))
+    run_pipeline(config)
+    return config
+
+
+def test_one_job_with_everything_away_has_the_numbers_of_the_demo(demo, away):
+    with started_head(**away.variables) as head:
+        assert away.submit(head, RECIPE).wait(timeout=1800) == 0, away.said()
+    assert_same(away.objects(), Path(demo.output), step_name(demo.train.steps))
+
+
+def test_a_classifier_of_real_digits_recognises_sampled_ones(demo, tmp_path):
     from sklearn.svm import SVC
 
-    store = f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"
-    config = load_recipe(RECIPE, (f"output={tmp_path / 'output'}", store))
-    run_pipeline(config)
+    config = demo
     real = RealImages.of(config)
     classifier = SVC(C=10).fit(pixels(config.images, real.training.keys), real.training.labels)
     held_out = classifier.score(pixels(config.images, real.held_out.keys), real.held_out.labels)

@@ -3,81 +3,34 @@
 What opens both is in the environment of the head alone.
 """
 
-import json
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
-from buckets import access
+from away import SECRETS, Away, assert_same, report_of
 from mlflow import MlflowClient
-from mlflow_server import MlflowServer, free_port
 from ray_head import RayHead, started_head
 from tiny import RECIPE
-from tiny_run import Submitter
 
 from cluster import jobs
-from pipelines.tracking import check_tracking
+
+LAST = "step_0000006"
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:ssl=None is deprecated")]
-
-SECRETS = {"AWS_SECRET_ACCESS_KEY": "planted/wJalrXUtnFEMI", "MLFLOW_TRACKING_PASSWORD": "planted-correct-horse"}
-
-
-class Away:
-    """Where everything is: a bucket and a server, empty."""
-
-    def __init__(self, s3_server: str, folder: Path):
-        self.folder, self.port = folder, free_port()
-        self.variables = {**access(s3_server), **SECRETS, "MLFLOW_TRACKING_USERNAME": "me"}
-        self.variables["XDG_CACHE_HOME"] = str(folder / "cache")
-        keys = {"aws_access_key_id": "key", "aws_secret_access_key": "another", "region_name": "us-east-1"}
-        self.s3, self.bucket = boto3.client("s3", endpoint_url=s3_server, **keys), folder.name.replace("_", "-")
-        self.s3.create_bucket(Bucket=self.bucket)
-        self.uri, self.store = f"http://127.0.0.1:{self.port}", f"sqlite:///{folder / 'mlflow.db'}"
-        check_tracking(self.store)  # makes the database
-
-    def names(self, prefix: str = "") -> list[str]:
-        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-        return [each["Key"] for page in pages for each in page.get("Contents", ())]
-
-    def objects(self) -> dict[str, bytes]:
-        return {name: self.s3.get_object(Bucket=self.bucket, Key=name)["Body"].read() for name in self.names()}
-
-    def submit(self, head: RayHead, images: Path) -> subprocess.Popen:
-        """`raydit submit -- run`, by somebody without credentials."""
-        places = (f"output=s3://{self.bucket}/out", f"images.path={images}", f"tracking.uri={self.uri}")
-        flags = [part for place in places for part in ("--set", place)]
-        streams = {"stdout": open(self.folder / "said", "a"), "stderr": subprocess.STDOUT}
-        return Submitter(head, self.folder).start("run", str(RECIPE), *flags, **streams)
-
-    def said(self) -> str:
-        return (self.folder / "said").read_text()
-
-
-@pytest.fixture
-def away(s3_server, tmp_path, monkeypatch) -> Iterator[Away]:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    away = Away(s3_server, tmp_path)
-    with MlflowServer(away.store, away.port, tmp_path) as server:
-        server.wait()
-        yield away
 
 
 def test_a_job_with_its_output_in_a_bucket_has_the_numbers_of_one_on_disk_and_tells_no_secret(away, finished):
     here, config = finished
     with started_head(**away.variables) as head:
-        assert away.submit(head, here / "images").wait(timeout=600) == 0, away.said()
+        assert away.submit(head, RECIPE, f"images.path={here / 'images'}").wait(timeout=600) == 0, away.said()
         known_of_jobs = jobs_of(head)
         texts = {file: file.read_bytes() for folder in (head.folder, away.folder) for file in files_below(folder)}
     objects = away.objects()
-    assert_same(objects, here)
+    assert_same(objects, here / "output", LAST)
     runs = {run.data.tags["raydit.stage"]: run for run in runs_of(away)}
     assert set(runs) == {"pipeline", "autoencoder", "encode", "train", "evaluate"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    report = report_of(objects)
+    report = report_of(objects, LAST)
     assert {name: runs["evaluate"].data.metrics[f"eval/{name}"] for name in report["metrics"]} == report["metrics"]
     found = MlflowClient(away.store).search_logged_models([runs["train"].info.experiment_id])
     steps = {model.tags["raydit.checkpoint"] for model in found}
@@ -92,7 +45,7 @@ def test_a_job_with_its_output_in_a_bucket_has_the_numbers_of_one_on_disk_and_te
 def test_a_head_that_is_lost_costs_a_job_nothing_but_time(away, finished):
     here, config = finished
     with started_head(**away.variables) as head:
-        process = away.submit(head, here / "images")
+        process = away.submit(head, RECIPE, f"images.path={here / 'images'}")
         while not away.names("out/checkpoints/step_0000002/COMPLETE"):
             assert process.poll() is None, away.said()
             time.sleep(0.05)
@@ -103,9 +56,9 @@ def test_a_head_that_is_lost_costs_a_job_nothing_but_time(away, finished):
     # Another machine: of what the first had on its own disk nothing is left.
     variables = {**away.variables, "XDG_CACHE_HOME": str(away.folder / "another")}
     with started_head(**variables) as head:
-        assert away.submit(head, here / "images").wait(timeout=600) == 0, away.said()
+        assert away.submit(head, RECIPE, f"images.path={here / 'images'}").wait(timeout=600) == 0, away.said()
     assert away.said().removeprefix(before).count("finished already") >= 2
-    assert_same(away.objects(), here)
+    assert_same(away.objects(), here / "output", LAST)
     # The first machine's journal is lost as well; its unfinished runs are taken up all the same.
     runs = [(run.data.tags["raydit.stage"], run.info.status) for run in runs_of(away)]
     assert sorted(runs) == [(stage, "FINISHED") for stage in sorted({stage for stage, _ in runs})]
@@ -140,19 +93,3 @@ def jobs_of(head: RayHead) -> str:
 
 def files_below(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
-
-
-def report_of(objects: dict[str, bytes]) -> dict:
-    (name,) = [name for name in objects if name.endswith("/step_0000006/report.json")]
-    return json.loads(objects[name])
-
-
-def assert_same(objects: dict[str, bytes], here: Path) -> None:
-    """Latents and weights as on disk to the bit, and the report's numbers, which another process has reduced."""
-    for file in [*(here / "output" / "latents").glob("part-*"), *(here / "output" / "checkpoints").rglob("*ema*")]:
-        assert objects[f"out/{file.relative_to(here / 'output').as_posix()}"] == file.read_bytes(), file
-    (file,) = (here / "output" / "evaluations").glob("*/step_0000006/report.json")
-    found, expected = report_of(objects), json.loads(file.read_text())
-    assert found["protocol"] == expected["protocol"]
-    assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-9)
-    assert found["floor"] == pytest.approx(expected["floor"], rel=1e-9)
