@@ -3,7 +3,6 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -100,8 +99,8 @@ class ReferenceStatistics:
         """Read a reference written by save, or one of ADM's as it is. name: what messages call the file.
 
         ADM files (mu, sigma, mu_s, sigma_s of the whole training set, and images under arr_0) carry no meta:
-        they stand for the published Inception weights. Their images are read by load_images, and give
-        `features` once extracted.
+        they stand for the published Inception weights. Their images are left: like any others they are to
+        be extracted first.
         """
         with np.load(file, allow_pickle=False) as content:
             if "mu" not in content or "sigma" not in content:
@@ -134,16 +133,3 @@ class ReferenceStatistics:
     def _arrays(self) -> dict[str, Array]:
         arrays = {name: getattr(self, name) for name in (*_MOMENTS, *_PER_IMAGE)}
         return {name: array for name, array in arrays.items() if array is not None}
-
-
-def load_images(path: str | Path) -> Array:
-    """The uint8 images (N, H, W, 3) under `arr_0` of an ADM reference or sample file."""
-    with np.load(path, allow_pickle=False) as file:
-        images = file["arr_0"] if "arr_0" in file else None
-        if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            found = ", ".join(file.files) if images is None else f"arr_0 of {images.dtype} {images.shape}"
-            raise ValueError(
-                f"Found {found} in {path}, expected arr_0 of uint8 (N, H, W, 3). "
-                "Give an ADM file with images, such as VIRTUAL_imagenet256_labeled.npz."
-            )
-        return images
