@@ -225,6 +225,23 @@ def guided(
     return guided_model
 
 
+class InBfloat16:
+    """A model that computes under autocast to bfloat16 and answers in float32; it is used in the model's place.
+
+    Weights stay float32, and so does what samplers and guidance make of the answer.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.null_class = getattr(model, "null_class", None)
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        # No cache: a pass reads every weight once, and copies of all of them would take memory.
+        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+            answer = self.model(x, t, y)
+        return answer.float()
+
+
 def _check_fit(sampler: str, process: GaussianDiffusion | FlowMatching, steps: int) -> None:
     kind = SAMPLER_PROCESSES[sampler]
     if process.kind != kind:

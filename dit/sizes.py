@@ -165,6 +165,11 @@ def training_memory(
     )
 
 
-def sampling_bytes(config: DiTConfig | UViTConfig) -> float:
-    """Bytes that one image takes at most on its way through the network without gradients, in float32; about."""
-    return FLOAT32 * config.num_tokens * (6 * config.hidden_size + 2 * config.mlp_size)
+def sampling_bytes(config: DiTConfig | UViTConfig, dtype: str = "float32") -> float:
+    """Bytes that one image takes at most on its way through the network without gradients; about.
+
+    dtype: that of autocast; the sum that runs through the blocks, and what norms give, stay float32.
+    """
+    size = 2 if dtype == "bfloat16" else FLOAT32
+    inside = size * (4 * config.hidden_size + 2 * config.mlp_size)
+    return config.num_tokens * (2 * FLOAT32 * config.hidden_size + inside)

@@ -1,7 +1,7 @@
 """Several reports side by side: only where they are comparable, and with what is no difference marked as such."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import hypot
 
 from evaluation.report import EvaluationReport, aligned
@@ -67,7 +67,7 @@ def compare(reports: Sequence[EvaluationReport], *, allow_unequal: bool = False)
     """
     if len(reports) < 2:
         raise ValueError(f"Found {len(reports)} reports, expected at least 2. Name more checkpoints or reports.")
-    protocols = [report.protocol.to_dict() for report in reports]
+    protocols = [asdict(report.protocol) for report in reports]
     differing = [name for name in protocols[0] if any(other[name] != protocols[0][name] for other in protocols)]
     if differing and not allow_unequal:
         found = "; ".join(f"{name}: {' against '.join(_distinct(protocols, name))}" for name in differing)

@@ -22,6 +22,9 @@ VERIFIED_INCEPTION = "inception"
 
 _INCEPTION_KINDS = {"fd": "fid", "fd_infinity": "fid_infinity", "sfd": "sfid"}
 
+_ADDED = {"dtype": "float32"}
+"""Fields that protocols got later, and what those without them mean: named where they differ, so that ids stay."""
+
 _LABEL_STREAM = 2**31
 """Kept far from the small stream numbers that callers pass to sample_seed."""
 
@@ -51,6 +54,9 @@ class EvaluationProtocol:
     """Times between which guidance is on; None: always."""
     weights: str = "ema"
     """Which weights of the checkpoint sample: the averaged, the raw, or a further average such as "ema_0.05"."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which the network computes; published numbers are of float32. Noise, sampler, guidance and decoder are not
+    affected."""
     decoder: str
     """Identity (id and sha256) of the decoder that turns latents into pixels."""
     uint8_rule: str = UINT8_RULE
@@ -66,6 +72,7 @@ class EvaluationProtocol:
         wanted = {
             "labels": ("'random' or 'balanced'", self.labels in ("random", "balanced")),
             "weights": ("'ema', 'raw' or such as 'ema_0.05'", re.fullmatch(r"raw|ema(_\d.*)?", self.weights)),
+            "dtype": ("'float32' or 'bfloat16'", self.dtype in ("float32", "bfloat16")),
             "num_samples": ("at least 10, one for each split of the Inception Score", self.num_samples >= 10),
             "sampling_steps": ("at least 1", self.sampling_steps >= 1),
         }
@@ -81,8 +88,14 @@ class EvaluationProtocol:
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values. Floats stay floats, so that guidance 4 and 4.0 have one id."""
+        """The fields as JSON values, `dtype` only if it is not float32: ids are older than that field.
+
+        Floats stay floats, so that guidance 4 and 4.0 have one id.
+        """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, usual in _ADDED.items():
+            if values[name] == usual:
+                del values[name]
         interval = self.cfg_interval
         values["cfg_scale"] = float(self.cfg_scale)
         values["cfg_interval"] = None if interval is None else [float(bound) for bound in interval]
@@ -97,7 +110,7 @@ class EvaluationProtocol:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
                 raise ValueError(f"Found unknown protocol field {name!r}. {hint}")
-        missing = [name for name in known if name not in values]
+        missing = [name for name in known if name not in values and name not in _ADDED]
         if missing:
             raise ValueError(
                 f"The protocol lacks {', '.join(missing)}; expected all of {', '.join(known)}. "

@@ -111,6 +111,12 @@ class EvaluateConfig(WorkersConfig):
     """Images per unit of work and of resuming."""
     batch_size: PositiveInt = 50
     """Images per pass through the sampler."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """"bfloat16": the network computes under autocast, and its scores are of another protocol; all else stays
+    float32."""
+    compile: bool = False
+    """Compile the network: a minute or more at the start of each worker, then faster. It moves images by rounding
+    only, so it is no part of the protocol."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -193,7 +193,7 @@ class DrawShard:
 
         # The same number of threads on any number of workers: sums in another order differ in the last bits.
         torch.set_num_threads(config.cpus_per_worker)
-        self.sources, self.batch_size = sources, config.batch_size
+        self.sources, self.batch_size, self.compiled = sources, config.batch_size, config.compile
         self.device = "cuda" if config.gpus_per_worker else "cpu"
 
     def __call__(self, row: dict) -> dict:
@@ -220,7 +220,13 @@ class DrawShard:
 
         if self._opened is None or self._opened[0] != source:
             self._opened = None
-            sampler = Sampler(source.checkpoint, source.protocol, batch_size=self.batch_size, device=self.device)
+            sampler = Sampler(
+                source.checkpoint,
+                source.protocol,
+                batch_size=self.batch_size,
+                device=self.device,
+                compiled=self.compiled,
+            )
             self._opened = (source, sampler)
         return self._opened[1]
 

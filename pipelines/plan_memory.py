@@ -45,7 +45,7 @@ def worker_memory(subject: Subject, settings: ElasticWorkersConfig) -> dict[str,
     if isinstance(settings, EvaluateConfig):
         at_once = settings.batch_size * (2 if settings.cfg_scale > 1 else 1)
         network = FLOAT32 * count_parameters(subject.model).total
-        sampling = {"network": network, "tokens": at_once * sampling_bytes(subject.model)}
+        sampling = {"network": network, "tokens": at_once * sampling_bytes(subject.model, settings.dtype)}
         return _inference(subject.decoder, settings.batch_size) | sampling | beside
     if isinstance(settings, TrainConfig):
         return _training(subject, settings) | beside

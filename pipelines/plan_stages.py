@@ -139,7 +139,7 @@ def plan_evaluate(subject: Subject) -> StagePlan:
         "features": images * 2 * extractor_macs(settings.extractor),
     }
     seconds = {
-        "sampling": flops["sampling"] / _rate(cluster, settings, "sample"),
+        "sampling": flops["sampling"] / _rate(cluster, settings, "sample", settings.dtype, settings.compile),
         "decoding": flops["decoding"] / _rate(cluster, settings, "convolve", "tf32"),
         "features": flops["features"] / _rate(cluster, settings, "features"),
         # An actor reads the real images that it scores, on one core.
@@ -155,7 +155,7 @@ def plan_evaluate(subject: Subject) -> StagePlan:
         flops=sum(flops.values()),
         seconds=sum(seconds.values()),
         limit=max(seconds, key=lambda name: seconds[name]),
-        basis=cluster.basis("sample"),
+        basis=cluster.basis("sample", settings.dtype, settings.compile),
     )
 
 
@@ -198,9 +198,11 @@ def _planned(
     )
 
 
-def _rate(cluster: Cluster, settings: ElasticWorkersConfig, kind: Kind, dtype: str = "float32") -> float:
+def _rate(
+    cluster: Cluster, settings: ElasticWorkersConfig, kind: Kind, dtype: str = "float32", compiled: bool = False
+) -> float:
     """FLOPs per second of a stage's workers."""
-    return cluster.speed(kind, dtype) * cluster.parallel(settings)
+    return cluster.speed(kind, dtype, compiled) * cluster.parallel(settings)
 
 
 def _read(cluster: Cluster, images: int) -> float:

@@ -50,6 +50,7 @@ def sampling_settings(config: Recipe, opened: LocatedCheckpoint) -> dict[str, An
         "cfg_channels": chosen.cfg_channels,
         "cfg_interval": chosen.cfg_interval,
         "weights": chosen.weights,
+        "dtype": chosen.dtype,
         "decoder": decoder,
     }
 

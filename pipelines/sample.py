@@ -32,8 +32,9 @@ def sample_grid(
     labels = [class_label(name, names) for name in classes] if classes else list(range(min(len(names), 20)))
     labels = labels or [0]
     protocol = sampling_protocol(config, opened)
-    device = "cuda" if config.evaluate.gpus_per_worker else "cpu"
-    sampler = Sampler(opened.shared, protocol, batch_size=config.evaluate.batch_size, device=device)
+    settings = config.evaluate
+    device = "cuda" if settings.gpus_per_worker else "cpu"
+    sampler = Sampler(opened.shared, protocol, batch_size=settings.batch_size, device=device, compiled=settings.compile)
     images = sampler.sample(range(len(labels) * columns), np.repeat(labels, columns).astype(np.int64))
     rows = images.reshape(len(labels), columns, *images.shape[1:])
     titles = [names[label] if names else "" for label in labels]

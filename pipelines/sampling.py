@@ -11,7 +11,7 @@ from dit.checkpoint import load_weights
 from dit.config import config_from_dict
 from dit.model import build_model
 from dit.objective import create_process
-from dit.samplers import SAMPLERS, guided
+from dit.samplers import SAMPLERS, InBfloat16, guided
 from evaluation.protocol import EvaluationProtocol, sample_label, sample_seed
 from pipelines.autoencoder import OURS, AutoencoderHandle
 from pipelines.locate import LocatedCheckpoint, open_checkpoint
@@ -51,6 +51,7 @@ class Sampler:
         *,
         batch_size: int,
         device: str = "cpu",
+        compiled: bool = False,
         autoencoder: Path | None = None,
     ):
         """autoencoder: folder of the checkpoint's, where it is not at its usual place."""
@@ -59,6 +60,9 @@ class Sampler:
         config = config_from_dict(opened.config["model"])
         weights = opened.weights("model" if protocol.weights == "raw" else protocol.weights, device)
         self.model = load_weights(build_model(config), weights).to(device).eval()
+        if compiled:
+            # Batches are of one size, with guidance of two: for each a graph of its own, for no other.
+            self.model.compile(dynamic=False)
         self.num_classes = config.num_classes
         self.latent_shape = (config.in_channels, *config.latent_size)
         self.process = create_process(**opened.config["objective"])
@@ -91,8 +95,9 @@ class Sampler:
         start = [_generator(self.protocol.seed, int(index), START_NOISE) for index in padded]
         steps = [_generator(self.protocol.seed, int(index), STEP_NOISE) for index in padded]
         protocol = self.protocol
+        model = InBfloat16(self.model) if protocol.dtype == "bfloat16" else self.model
         latents = SAMPLERS[protocol.sampler](
-            guided(self.model, protocol.cfg_scale, protocol.cfg_channels, protocol.cfg_interval),
+            guided(model, protocol.cfg_scale, protocol.cfg_channels, protocol.cfg_interval),
             self._normal(start),
             torch.from_numpy(np.resize(labels, self.batch_size)).to(self.device) if self.num_classes else None,
             process=self.process,

@@ -82,8 +82,10 @@ def _model_pass(subject: Subject, images: int) -> Callable[[], object]:
     import torch
 
     from dit.model import build_model
+    from dit.samplers import InBfloat16
 
-    model = build_model(subject.model).eval()
+    network = build_model(subject.model).eval()
+    model = InBfloat16(network) if subject.config.evaluate.dtype == "bfloat16" else network
     x = torch.randn(images, subject.model.in_channels, *subject.model.latent_size)
     t, labels = torch.zeros(images), torch.zeros(images, dtype=torch.long)
     return torch.no_grad()(lambda: model(x, t, labels))
