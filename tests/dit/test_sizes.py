@@ -1,19 +1,24 @@
 """Parameters, memory and arithmetic in closed form, held against torch and against files."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_fields import DITS, SHAPES, UVITS
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit.accelerators import ACCELERATORS, accelerator_named, known_accelerator
 from dit.checkpoint import save_checkpoint
 from dit.config import MODEL_NAMES, UVIT_NAMES, config_from_dict, named_config
 from dit.model import build_model
+from dit.samplers import InBfloat16
 from dit.schedule import TrainingConfig
-from dit.sizes import FLOAT32, activation_bytes, checkpoint_bytes, count_parameters, training_memory
+from dit.sizes import FLOAT32, activation_bytes, checkpoint_bytes, count_parameters, sampling_bytes, training_memory
 from dit.step_time import LEAST_BLOCK_SECONDS, exchange_seconds, step_seconds, training_flops, update_bytes
 from dit.train import create_state, train_step
 
@@ -77,6 +82,43 @@ def test_activations_are_what_torch_keeps_for_backward(fields, dtype):
     network = build_model(config)
     per_image = (saved_bytes(network, config, 4, dtype) - saved_bytes(network, config, 2, dtype)) / 2
     assert activation_bytes(config, dtype) == pytest.approx(per_image, rel=0.06)
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes that tensors made under it hold at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = weakref.WeakSet()
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in storages(args)}
+        self.held.update(storage for storage in storages(made) if storage._cdata not in given)  # no views
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in self.held))
+        return made
+
+
+def storages(values):
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fields", [{}, {"conditioning": "cross_attention"}, {"architecture": "uvit"}], ids=str)
+def test_a_pass_without_gradients_holds_what_is_said_at_most(fields, dtype):
+    config = config_from_dict(SMALL | fields)
+    network = build_model(config).eval()
+    model = InBfloat16(network) if dtype == "bfloat16" else network
+
+    def peak(images):
+        x, zero = torch.randn(images, config.in_channels, *config.latent_size), torch.zeros(images, dtype=torch.long)
+        with torch.no_grad(), PeakBytes() as bytes_held:
+            model(x, zero, zero)
+        return bytes_held.peak
+
+    per_image = (peak(8) - peak(4)) / 4
+    assert 0.75 < per_image / sampling_bytes(config, dtype) < 1.25
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

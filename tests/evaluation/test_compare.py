@@ -63,6 +63,13 @@ def test_unequal_protocols_are_refused_by_the_fields_that_differ():
     assert "differ in cfg_scale: 1.0 against 1.5; cfg_channels: None against 3. Evaluate all by one recipe" in message
 
 
+def test_a_precision_is_told_against_the_one_that_is_left_out():
+    for reports in ([A, report("b", 9.6, dtype="bfloat16")], [report("b", 9.6, dtype="bfloat16"), A]):
+        with pytest.raises(ValueError, match=r"differ in dtype: '(float32|bfloat16)' against '(bfloat16|float32)'\."):
+            compare(reports)
+        assert compare(reports, allow_unequal=True).differing == ["dtype"]
+
+
 def test_unequal_protocols_may_be_allowed_and_are_told():
     smaller = replace(report("b", 12.0, num_samples=10_000), metrics={"fid_10k": 12.0})
     found = compare([A, smaller], allow_unequal=True)

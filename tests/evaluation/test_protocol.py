@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,20 @@ def test_protocol_id_is_stable():
     assert PROTOCOL.protocol_id == "8748930f7df4"
 
 
+def test_a_protocol_without_a_precision_keeps_its_text_and_id_and_means_float32():
+    """As reports made before there was a choice have it, and programs that compute ids themselves."""
+    older = (
+        '{"cfg_channels":null,"cfg_interval":null,"cfg_scale":1.0,"decoder":"aa","extractor":"inception",'
+        '"extractor_sha256":"bb","labels":"random","num_samples":50000,"reference_digest":"cc","sampler":"ddpm",'
+        '"sampling_steps":250,"seed":0,"uint8_rule":"floor(clamp(127.5 x + 128, 0, 255))","weights":"ema"}'
+    )
+    protocol = EvaluationProtocol.from_dict(json.loads(older))
+    assert (protocol.dtype, protocol.protocol_id) == ("float32", "a30aafa8015a")
+    assert json.dumps(protocol.to_dict(), sort_keys=True, separators=(",", ":")) == older
+    assert EvaluationProtocol.from_dict({**json.loads(older), "dtype": "float32"}) == protocol
+    assert "dtype" in replace(protocol, dtype="bfloat16").to_dict()
+
+
 def test_every_field_moves_the_protocol_id():
     other = {
         "labels": "random",
@@ -47,14 +62,17 @@ def test_every_field_moves_the_protocol_id():
         "seed": 1,
         "sampling_steps": 49,
         "cfg_scale": 1.5,
+        "dtype": "bfloat16",
     }
-    values = PROTOCOL.to_dict()
+    values = asdict(PROTOCOL)
     ids = {EvaluationProtocol.from_dict({**values, name: other.get(name, "other")}).protocol_id for name in values}
     assert len(ids | {PROTOCOL.protocol_id}) == len(values) + 1
 
 
-def test_protocol_survives_json():
-    assert EvaluationProtocol.from_dict(json.loads(json.dumps(PROTOCOL.to_dict()))) == PROTOCOL
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_protocol_survives_json(dtype):
+    protocol = replace(PROTOCOL, dtype=dtype)
+    assert EvaluationProtocol.from_dict(json.loads(json.dumps(protocol.to_dict()))) == protocol
 
 
 def test_integer_guidance_has_the_id_of_the_float():
@@ -69,7 +87,15 @@ def test_unknown_and_missing_fields_are_named():
 
 
 @pytest.mark.parametrize(
-    "change", [{"labels": "sorted"}, {"weights": "swa"}, {"weights": "ema_"}, {"num_samples": 1}, {"sampling_steps": 0}]
+    "change",
+    [
+        {"labels": "sorted"},
+        {"weights": "swa"},
+        {"weights": "ema_"},
+        {"dtype": "float16"},
+        {"num_samples": 1},
+        {"sampling_steps": 0},
+    ],
 )
 def test_impossible_values_are_refused_by_name(change):
     with pytest.raises(ValueError, match=f"{next(iter(change))} is .*expected"):

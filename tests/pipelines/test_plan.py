@@ -132,6 +132,16 @@ def test_guidance_doubles_the_arithmetic_of_sampling(overrides, calls):
     assert each == calls * 2 * forward_macs(plan.model) + decoding + features
 
 
+def test_the_precision_of_samples_is_planned():
+    recipe = RECIPES / "imagenet256-dit-xl2.toml"
+    settings = ([], ["evaluate.dtype=bfloat16"], ["evaluate.dtype=bfloat16", "evaluate.compile=true"])
+    exact, rounded, compiled = (stages(planned(recipe, "8xH100", *overrides))["evaluate"] for overrides in settings)
+    assert exact.seconds > rounded.seconds > compiled.seconds
+    assert exact.memory["tokens"] > rounded.memory["tokens"] == compiled.memory["tokens"]
+    assert exact.basis.endswith("67 TFLOP/s (float32)") and compiled.basis.endswith("989 TFLOP/s (bfloat16)")
+    assert exact.flops == compiled.flops
+
+
 def cores(**further) -> Cluster:
     return Cluster(name="CPU core", count=2, memory_bytes=16 * 2**30, cores=2, core_flops=1e11, **further)
 

@@ -165,6 +165,11 @@ def test_an_override_of_an_unknown_section_is_refused_by_its_flag(refusal):
         ("steps = 100", "steps = 100\nlearning_rate = 0.0", "RECIPE:18: train.learning_rate: found 0.0, a float; ex"),
         ("steps = 100", "steps = 100\nlearning_rate = nan", "RECIPE:18: train.learning_rate: "),
         ("steps = 100", "steps = 2020-01-01", "RECIPE:17: train.steps: "),
+        (
+            "[evaluate]",
+            '[evaluate]\ndtype = "float16"',
+            "RECIPE:20: evaluate.dtype: found 'float16', a str; expected: ",
+        ),
         ("[train]\nsteps = 100", "[tracking]\nuri = 5\n[train]", "RECIPE:17: tracking.uri: found 5, a int; expected: "),
     ],
 )
