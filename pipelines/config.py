@@ -115,8 +115,8 @@ class EvaluateConfig(WorkersConfig):
     """"bfloat16": the network computes under autocast, and its scores are of another protocol; all else stays
     float32."""
     compile: bool = False
-    """Compile the network: a minute or more at the start of each worker, then faster. It moves images by rounding
-    only, so it is no part of the protocol."""
+    """Compile the network: a minute or more at the start of each worker, then faster. It moves images by the
+    rounding of `dtype` only, so it is no part of the protocol."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

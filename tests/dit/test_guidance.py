@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dit.samplers import guided
+from dit.samplers import InBfloat16, guided
 
 
 def test_guidance_equals_the_reference(dit_a, golden):
@@ -58,3 +58,17 @@ def test_model_without_null_class_cannot_be_guided(small_model):
     for fields in ({"class_dropout_prob": 0.0}, {"num_classes": 0}):
         with pytest.raises(ValueError, match="cfg_scale is 2.0, .* no null class .*: use cfg_scale 1.0"):
             guided(small_model(**fields), 2.0)
+
+
+def test_a_model_in_bfloat16_answers_in_float32_and_so_is_guided(small_model):
+    model = small_model()
+    rounded = InBfloat16(model)
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), torch.tensor([1, 2])
+    both = torch.cat([x, x]), torch.cat([t, t]), torch.tensor([1, 2, 10, 10])
+    answer, exact = rounded(*both), model(*both)
+    assert answer.dtype == torch.float32 and torch.equal(answer, answer.bfloat16().float())
+    assert 0 < (answer - exact).abs().mean() < 0.02 * exact.abs().mean()
+    cond, uncond = answer[:, :4].chunk(2)
+    ours = guided(rounded, 4.0)(x, t, y)[:, :4]
+    assert torch.equal(ours, uncond + 4.0 * (cond - uncond))
+    assert not torch.equal(ours, ours.bfloat16().float())
