@@ -111,14 +111,18 @@ def test_training_step(results, quick, case, compiled):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_guided_sampling(results, quick, case):
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_guided_sampling(results, quick, case, compiled):
     """DDIM, guided, both halves in one call; diffusers' scheduler and model against ours."""
     from diffusers import DDIMScheduler
 
     config, size, rounds = CASES[case]
     latents, _, labels, noise = batch_of(config, size)
     torch.manual_seed(0)
-    ours, theirs = DiT(config).eval(), diffusers_model(config).eval()
+    ours, theirs = DiT(config).eval(), Called(diffusers_model(config)).eval()
+    if compiled:
+        ours.compile(dynamic=False)
+        theirs.compile(dynamic=False)
     process, steps = GaussianDiffusion(), 4
     scheduler = DDIMScheduler(beta_end=0.02, beta_start=1e-4, clip_sample=False)
     null = torch.full_like(labels, config.num_classes)
@@ -128,7 +132,7 @@ def test_guided_sampling(results, quick, case):
         scheduler.set_timesteps(steps)
         x, classes = noise, torch.cat([labels, null])
         for t in scheduler.timesteps:
-            output = theirs(torch.cat([x, x]), timestep=t.expand(2 * size), class_labels=classes).sample
+            output = theirs(torch.cat([x, x]), t.expand(2 * size), classes)
             conditional, unconditional = output[:, : config.in_channels].chunk(2)
             x = scheduler.step(unconditional + 4.0 * (conditional - unconditional), t, x).prev_sample
         return x
@@ -140,7 +144,8 @@ def test_guided_sampling(results, quick, case):
     rounds = 2 if quick else max(5, rounds // 2)
     timings = alternate({"ours": sample_ours, "theirs": sample_theirs}, rounds=rounds)
     said = f"{size / timings['ours'].median * steps / 50:.2f} images/s at 50 steps"
-    results.faster("guided sampling", f"{case}, float32", said, "diffusers", timings["ours"], timings["theirs"])
+    name = f"{case}, float32, {'compiled' if compiled else 'eager'}"
+    results.faster("guided sampling", name, said, "diffusers", timings["ours"], timings["theirs"])
 
 
 @pytest.mark.gpu
