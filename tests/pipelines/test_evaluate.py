@@ -19,6 +19,7 @@ from evaluation.protocol import sample_label, shard_ranges
 from evaluation.report import EvaluationReport
 from evaluation.score import score
 from pipelines.cli import cli
+from pipelines.evaluate import TIME_FILE
 from pipelines.images import open_source
 from pipelines.locate import open_checkpoint
 from pipelines.preprocess import read_cropped
@@ -206,7 +207,7 @@ def test_an_output_in_a_bucket_gets_the_numbers_of_one_on_disk(
     assert (found.metrics, found.protocol, found.checkpoint) == (report.metrics, report.protocol, checkpoint)
     folder = f"{bucket}/out/evaluations/{report.protocol_id}/step_0000004"
     assert f"report       {folder}/report.json" in out
-    assert set(storage.list_files(folder, recursive=True)) == {"report.json", *found.artifacts.values()}
+    assert set(storage.list_files(folder, recursive=True)) == {"report.json", TIME_FILE, *found.artifacts.values()}
     assert all(name.endswith(".npz") for name in storage.list_files(f"{bucket}/out/references", recursive=True))
     from mlflow import MlflowClient
 
