@@ -1,5 +1,8 @@
 """Workers on a real cluster whose nodes carry labels."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
 import pytest
 import ray
 from tiny import tiny_recipe
@@ -26,7 +29,12 @@ def nodes(monkeypatch):
 
 
 def test_workers_run_on_the_nodes_that_are_asked_for(tmp_path, nodes):
-    address, ids = nodes
+    # In a process of its own: in this one other tests may have joined another Ray.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(check_places, tmp_path, *nodes).result()
+
+
+def check_places(tmp_path, address, ids):
     config = tiny_recipe(
         tmp_path, "train.label_selector.pool=big", "encode.label_selector.pool=!in(big, none)", "train.num_workers=2"
     )
