@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow_server import free_port, is_healthy, wait_until
 from tiny import tiny_recipe
 
+from cluster import storage
 from dit.checkpoint import step_name
 from pipelines import ui
 from pipelines.experiment_page import VIEW, VIEW_LINK
@@ -75,7 +76,7 @@ def told(local_ray, tmp_path_factory):
     config = load_recipe(recipe, output) if recipe else tiny_recipe(folder)
     config = replace(config, train=replace(config.train, sample_every=config.train.checkpoint_every))
     run_pipeline(config)
-    promote_checkpoint(str(config.local_folder("checkpoints") / step_name(config.train.steps)), NAME)
+    promote_checkpoint(storage.join(config.folder("checkpoints"), step_name(config.train.steps)), NAME)
     return config
 
 
