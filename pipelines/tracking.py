@@ -202,18 +202,18 @@ class MlflowCourier:
         return True
 
     def _run(self, entry: dict, known: dict) -> None:
-        key = f"run {entry['run']}"
-        if key not in known:
+        key, experiment = f"run {entry['run']}", f"experiment {entry['run']}"
+        if experiment not in known:
             name = entry["experiment"]
-            known[f"experiment {entry['run']}"] = self._find_experiment(name) or self._create_experiment(name)
-            if lost := self._lost_run(known[f"experiment {entry['run']}"], entry):
-                known[key] = lost
-        if key not in known:
+            known[experiment] = self._find_experiment(name) or self._create_experiment(name)
+        run_id = known.get(key) or self._lost_run(known[experiment], entry)
+        if run_id is None:
             known[key] = self._create_run(entry, known)
             return
-        self._client.update_run(known[key], status="RUNNING")
+        known[key] = run_id
+        self._client.update_run(run_id, status="RUNNING")
         for name, value in entry["tags"].items():
-            self._client.set_tag(known[key], name, value)
+            self._client.set_tag(run_id, name, value)
 
     def _lost_run(self, experiment: str, entry: dict) -> str | None:
         """The run of the same execution, whose machine was lost with the journal on its disk.

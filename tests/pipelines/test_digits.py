@@ -26,7 +26,7 @@ def pixels(config: ImagesConfig, keys: list[str]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def demo(local_ray, tmp_path_factory):
+def config(local_ray, tmp_path_factory):
     """What `make demo` does, here; its recipe."""
     folder = tmp_path_factory.mktemp("demo")
     store = f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"
@@ -35,16 +35,15 @@ def demo(local_ray, tmp_path_factory):
     return config
 
 
-def test_one_job_with_everything_away_has_the_numbers_of_the_demo(demo, away):
+def test_one_job_with_everything_away_has_the_numbers_of_the_demo(config, away):
     with started_head(**away.variables) as head:
         assert away.submit(head, RECIPE).wait(timeout=1800) == 0, away.said()
-    assert_same(away.objects(), Path(demo.output), step_name(demo.train.steps))
+    assert_same(away.objects(), Path(config.output), step_name(config.train.steps))
 
 
-def test_a_classifier_of_real_digits_recognises_sampled_ones(demo, tmp_path):
+def test_a_classifier_of_real_digits_recognises_sampled_ones(config, tmp_path):
     from sklearn.svm import SVC
 
-    config = demo
     real = RealImages.of(config)
     classifier = SVC(C=10).fit(pixels(config.images, real.training.keys), real.training.labels)
     held_out = classifier.score(pixels(config.images, real.held_out.keys), real.held_out.labels)
