@@ -225,7 +225,12 @@ def guided(
     return guided_model
 
 
-class InBfloat16:
+def in_dtype(model: Model, dtype: str) -> Model:
+    """The model to sample with: itself for "float32", one that computes in bfloat16 for "bfloat16"."""
+    return _InBfloat16(model) if dtype == "bfloat16" else model
+
+
+class _InBfloat16:
     """A model that computes under autocast to bfloat16 and answers in float32; it is used in the model's place.
 
     Weights stay float32, and so does what samplers and guidance make of the answer.

@@ -11,7 +11,7 @@ from dit.checkpoint import load_weights
 from dit.config import config_from_dict
 from dit.model import build_model
 from dit.objective import create_process
-from dit.samplers import SAMPLERS, InBfloat16, guided
+from dit.samplers import SAMPLERS, guided, in_dtype
 from evaluation.protocol import EvaluationProtocol, sample_label, sample_seed
 from pipelines.autoencoder import OURS, AutoencoderHandle
 from pipelines.locate import LocatedCheckpoint, open_checkpoint
@@ -95,7 +95,7 @@ class Sampler:
         start = [_generator(self.protocol.seed, int(index), START_NOISE) for index in padded]
         steps = [_generator(self.protocol.seed, int(index), STEP_NOISE) for index in padded]
         protocol = self.protocol
-        model = InBfloat16(self.model) if protocol.dtype == "bfloat16" else self.model
+        model = in_dtype(self.model, protocol.dtype)
         latents = SAMPLERS[protocol.sampler](
             guided(model, protocol.cfg_scale, protocol.cfg_channels, protocol.cfg_interval),
             self._normal(start),

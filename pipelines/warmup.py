@@ -82,10 +82,9 @@ def _model_pass(subject: Subject, images: int) -> Callable[[], object]:
     import torch
 
     from dit.model import build_model
-    from dit.samplers import InBfloat16
+    from dit.samplers import in_dtype
 
-    network = build_model(subject.model).eval()
-    model = InBfloat16(network) if subject.config.evaluate.dtype == "bfloat16" else network
+    model = in_dtype(build_model(subject.model).eval(), subject.config.evaluate.dtype)
     x = torch.randn(images, subject.model.in_channels, *subject.model.latent_size)
     t, labels = torch.zeros(images), torch.zeros(images, dtype=torch.long)
     return torch.no_grad()(lambda: model(x, t, labels))

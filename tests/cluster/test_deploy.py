@@ -13,6 +13,8 @@ import ray
 import yaml
 from schemas import COMPOSE, NETWORK_POLICY, RAY_CLUSTER, RAY_JOB
 
+from cluster.session import LOCAL_ENVIRONMENT
+
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "cluster" / "deploy"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -186,6 +188,12 @@ def test_the_dockerfile_is_pinned_small_and_not_root():
             assert all(
                 "==" in requirement for requirement in re.findall(r'"([\w-]+[^" ]*)"', argument.split("pip", 1)[1])
             )
+
+
+def test_memory_is_kept_in_the_image_as_on_one_machine():
+    given = dict(part.split("=") for name, argument in instructions() if name == "ENV" for part in argument.split())
+    ours = {name: value for name, value in LOCAL_ENVIRONMENT.items() if name.startswith("MALLOC")}
+    assert ours and ours.items() <= given.items()
 
 
 def test_the_dockerfile_copies_what_is_there_and_the_context_holds_nothing_else():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dit.samplers import InBfloat16, guided
+from dit.samplers import guided, in_dtype
 
 
 def test_guidance_equals_the_reference(dit_a, golden):
@@ -62,7 +62,7 @@ def test_model_without_null_class_cannot_be_guided(small_model):
 
 def test_a_model_in_bfloat16_answers_in_float32_and_so_is_guided(small_model):
     model = small_model()
-    rounded = InBfloat16(model)
+    rounded = in_dtype(model, "bfloat16")
     x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), torch.tensor([1, 2])
     both = torch.cat([x, x]), torch.cat([t, t]), torch.tensor([1, 2, 10, 10])
     answer, exact = rounded(*both), model(*both)

@@ -16,7 +16,7 @@ from dit.accelerators import ACCELERATORS, accelerator_named, known_accelerator
 from dit.checkpoint import save_checkpoint
 from dit.config import MODEL_NAMES, UVIT_NAMES, config_from_dict, named_config
 from dit.model import build_model
-from dit.samplers import InBfloat16
+from dit.samplers import in_dtype
 from dit.schedule import TrainingConfig
 from dit.sizes import FLOAT32, activation_bytes, checkpoint_bytes, count_parameters, sampling_bytes, training_memory
 from dit.step_time import LEAST_BLOCK_SECONDS, exchange_seconds, step_seconds, training_flops, update_bytes
@@ -108,8 +108,7 @@ def storages(values):
 @pytest.mark.parametrize("fields", [{}, {"conditioning": "cross_attention"}, {"architecture": "uvit"}], ids=str)
 def test_a_pass_without_gradients_holds_what_is_said_at_most(fields, dtype):
     config = config_from_dict(SMALL | fields)
-    network = build_model(config).eval()
-    model = InBfloat16(network) if dtype == "bfloat16" else network
+    model = in_dtype(build_model(config).eval(), dtype)
 
     def peak(images):
         x, zero = torch.randn(images, config.in_channels, *config.latent_size), torch.zeros(images, dtype=torch.long)
