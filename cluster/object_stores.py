@@ -7,12 +7,13 @@ GOOGLE_APPLICATION_CREDENTIALS, ...).
 import functools
 import os
 import random
+import shutil
 import time
 import urllib.parse
 from collections.abc import Callable
 from typing import TypeVar
 
-from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, S3FileSystem
+from pyarrow.fs import AwsStandardS3RetryStrategy, FileInfo, FileSystem, S3FileSystem
 
 ATTEMPTS = 10
 """Of every request to S3 that is throttled or meets a fault: a minute and a half, with growing random pauses."""
@@ -20,6 +21,10 @@ LONGEST_PAUSE_SECONDS = 20.0
 BROKEN_BY_REFUSAL = "Failed to flush response stream"
 """Arrow reads into memory of the size asked for; a refusal that is longer than a small file does not fit, and is then
 an error of its own that the client does not try again."""
+
+LARGEST_COPY = 5_000_000_000
+"""Bytes that S3 copies in one request. The optimizer of a DiT-XL/2 is larger."""
+COPIED_AT_ONCE = 16 * 2**20
 
 Result = TypeVar("Result")
 
@@ -45,6 +50,15 @@ def _client(bucket: str, environment: frozenset[tuple[str, str]]) -> FileSystem:
     _, (options,) = filesystem.__reduce__()
     strategy = AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
     return S3FileSystem(**{**options, "retry_strategy": strategy, "allow_delayed_open": True})
+
+
+def copy_in_store(filesystem: FileSystem, source: FileInfo, destination: str) -> None:
+    """Copy a file within a store: by the store itself, or through this machine where it is too large for that."""
+    if source.size <= LARGEST_COPY:
+        filesystem.copy_file(source.path, destination)
+        return
+    with filesystem.open_input_stream(source.path) as read, filesystem.open_output_stream(destination) as written:
+        shutil.copyfileobj(read, written, COPIED_AT_ONCE)
 
 
 def patiently(read: Callable[[], Result]) -> Result:

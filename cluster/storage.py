@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +22,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 
 from cluster.credentials import refuse_password
 from cluster.local_disk import files_below, publish_on_disk, rename_unless_there, sync
-from cluster.object_stores import patiently, resolve_in_bucket
+from cluster.object_stores import copy_in_store, patiently, resolve_in_bucket
 from cluster.temporaries import TEMPORARY_PREFIX, alone_in, remove_stale, temporary_in
 
 REQUESTS_AT_ONCE = 16
@@ -314,10 +315,10 @@ def move_folder(source: str, destination: str, *, last: str) -> None:
     files = _files(filesystem, FileSelector(inner_source, recursive=True))
     files.sort(key=lambda info: (info.path == f"{inner_source}/{last}", -(info.mtime_ns or 0), info.path))
     assert files and files[-1].base_name == last, f"{source} has no {last}"
-    *others, marker = [(info.path, inner_destination + info.path[len(inner_source) :]) for info in files]
+    targets = [inner_destination + info.path[len(inner_source) :] for info in files]
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        list(pool.map(filesystem.copy_file, *zip(*others, strict=True)) if others else ())
-    filesystem.copy_file(*marker)
+        list(pool.map(copy_in_store, repeat(filesystem), files[:-1], targets[:-1]))
+    copy_in_store(filesystem, files[-1], targets[-1])
     for info in files:
         filesystem.delete_file(info.path)
     remove_folder(source)  # the empty object of its name, which pyarrow puts there for every file removed

@@ -98,6 +98,35 @@ def test_a_move_that_is_cut_off_loses_nothing_and_is_done_again(s3_bucket, monke
     assert not storage.exists(source)
 
 
+def test_a_file_too_large_for_one_copy_goes_through_this_machine(s3_bucket, monkeypatch):
+    source, aside = f"{s3_bucket}/step_0000100", f"{s3_bucket}/superseded/step_0000100"
+    content = {"checkpoint.json": b"{}", "optimizer.safetensors": bytes(range(256)) * 40, "ema.safetensors": b"small"}
+    for name, data in content.items():
+        storage.write_atomically(storage.join(source, name), data)
+    client, _ = storage.resolve(source)
+    copied = []
+
+    class Limited:
+        """The client; it copies what is small, as S3 does."""
+
+        def __getattr__(self, name):
+            return getattr(client, name)
+
+        def copy_file(self, source, destination):
+            assert client.get_file_info(source).size <= 1_000, "S3 refuses this"
+            copied.append(source.rpartition("/")[2])
+            client.copy_file(source, destination)
+
+    resolve = storage.resolve
+    monkeypatch.setattr(storage, "resolve", lambda path: (Limited(), resolve(path)[1]))
+    monkeypatch.setattr(object_stores, "LARGEST_COPY", 1_000)
+    monkeypatch.setattr(object_stores, "COPIED_AT_ONCE", 999)
+    storage.move_folder(source, aside, last="checkpoint.json")
+    assert sorted(copied) == ["checkpoint.json", "ema.safetensors"]
+    assert {name: storage.read_bytes(storage.join(aside, name)) for name in content} == content
+    assert not storage.exists(source)
+
+
 def test_one_fetches_what_all_workers_of_a_machine_use(s3_bucket, s3_app):
     for number in range(5):
         storage.write_atomically(f"{s3_bucket}/folder/{number}", b"data")
