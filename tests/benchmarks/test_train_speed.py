@@ -31,7 +31,7 @@ from pipelines.train_worker import train_worker
 from pipelines.workers import run_workers
 
 pytestmark = pytest.mark.benchmark
-ROUNDS = 4
+ROUNDS = 3
 ROWS = (1_000, 5_000, 25_000)
 CASES = {
     "width 128, depth 4, batch 128": ({"patch_size": 2, "hidden_size": 128, "depth": 4, "num_heads": 4}, 8, 128, 30),
