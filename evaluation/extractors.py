@@ -57,8 +57,9 @@ _PUBLISHED = {
 
 EXTRACTORS = tuple(_PUBLISHED)
 
+_CPU_BATCHES = {EFFICIENTNET_LITE0: 4, INCEPTION: 16}
+"""The fastest: activations of larger batches fit no cache, and few rows of a matrix product cost as much as some."""
 _CPU_BATCH = 4
-"""On a CPU larger batches are slower: malloc gives their activations back, and every page is new again."""
 _DEVICE_BATCH = 256
 
 
@@ -84,6 +85,8 @@ class FeatureExtractor:
     num_logits: int
     """0: none."""
     device: torch.device
+    batch_size: int
+    """Images in one pass. Fixed, because kernels chosen by size change the last digits."""
     forward: Forward
     """uint8 (B, 3, H, W) on `device` -> features (B, D), and logits (B, K), spatial (B, 2023) if there are any."""
 
@@ -92,10 +95,9 @@ class FeatureExtractor:
         import torch
 
         _check_images(images)
-        batch = _CPU_BATCH if self.device.type == "cpu" else _DEVICE_BATCH
         parts: list[dict[str, np.ndarray]] = []
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), _full_float32():
-            for part in images.split(batch):
+            for part in images.split(self.batch_size):
                 outputs = self.forward(part.to(self.device))
                 parts.append({name: output.float().cpu().numpy() for name, output in outputs.items()})
         return Features(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -129,8 +131,9 @@ def create_extractor(name: str, weights: str | Path | None = None, device: str =
         raise ValueError(
             f"Found weights of another network at {path} ({found}...), expected those of {name}. Correct the path."
         ) from error
+    batch_size = _CPU_BATCHES.get(name, _CPU_BATCH) if torch.device(device).type == "cpu" else _DEVICE_BATCH
     return FeatureExtractor(
-        extractor_name(name, sha256), sha256, feature_dim, num_logits, torch.device(device), forward
+        extractor_name(name, sha256), sha256, feature_dim, num_logits, torch.device(device), batch_size, forward
     )
 
 
