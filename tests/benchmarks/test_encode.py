@@ -60,7 +60,7 @@ class Case:
 
 CASES = {
     "tiny autoencoder": Case(autoencoder_folder, num_images=4_096, shard_rows=256, batch_size=32),
-    "autoencoder of Stable Diffusion's size": Case(sd_sized, num_images=24, shard_rows=4, batch_size=4),
+    "autoencoder of Stable Diffusion's size": Case(sd_sized, num_images=64, shard_rows=8, batch_size=4),
 }
 
 
