@@ -69,5 +69,9 @@ def assert_same(objects: dict[str, bytes], output: Path, checkpoint: str) -> Non
     (file,) = (output / "evaluations").glob(f"*/{checkpoint}/report.json")
     found, expected = report_of(objects, checkpoint), json.loads(file.read_text())
     assert found["protocol"] == expected["protocol"]
-    assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-9)
-    assert found["floor"] == pytest.approx(expected["floor"], rel=1e-9)
+    # A job's driver computes with another number of threads. Of fewer images than dimensions a covariance has zeros
+    # among its eigenvalues, and their roots keep half of a float64's digits.
+    for part in ("metrics", "floor"):
+        for name, value in expected[part].items():
+            assert found[part].pop(name) == pytest.approx(value, rel=1e-7 if "fd_" in name else 1e-9), name
+        assert not found[part]
