@@ -116,7 +116,11 @@ def processor() -> str:
 
 
 def commit() -> str:
+    """What was measured: a commit, and a plus where files were changed after it."""
+
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=FOLDER.parent, capture_output=True, text=True).stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    # Results themselves change while figures are added.
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude){FOLDER}")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
