@@ -4,10 +4,10 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,8 +16,6 @@ from processes import processes_below
 from tiny_training import assert_equal, final_weights, training_recipe
 
 from dit.checkpoint import finished_steps
-from pipelines.stage import StageContext
-from pipelines.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, EVERY = 1200, 20
@@ -37,9 +35,10 @@ class Place:
         self.recipe = training_recipe(folder, model=MODEL, **settings)
         self.checkpoints = self.recipe.folder("checkpoints")
 
-    def start(self, *flags: str) -> subprocess.Popen:
+    def start(self, address: str = "", before: str = "") -> subprocess.Popen:
+        """The command in a process of its own; before: code that runs first in it."""
         content = {name: value for name, value in dataclasses.asdict(self.recipe).items() if name != "encode"}
-        script = (
+        script = before + (
             "import json, sys\n"
             "from pipelines.recipe_file import validate_recipe\n"
             "from pipelines.stage import StageContext\n"
@@ -49,7 +48,7 @@ class Place:
             "    train(config, context=context)\n"
         )
         return subprocess.Popen(
-            [sys.executable, "-c", script, json.dumps(content), *(flags or ("",))],
+            [sys.executable, "-c", script, json.dumps(content), address],
             cwd=self.folder,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=open(self.folder / "log", "a"),
@@ -153,40 +152,26 @@ def test_a_lost_node_changes_nothing(tmp_path, unbroken, monkeypatch):
     assert_unbroken(place, unbroken)
 
 
-def test_training_goes_on_with_the_workers_that_are_left_and_grows_again(tmp_path, unbroken, monkeypatch, capsys):
+def test_training_goes_on_with_the_workers_that_are_left_and_grows_again(tmp_path, unbroken, monkeypatch):
     """The same images in every step, whatever the number of workers: the result agrees to rounding."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("pipelines.workers.RESIZE_SECONDS", 2.0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    node = cluster.add_node(num_cpus=1)
-    place = Place(tmp_path, num_workers=[1, 2], steps=6 * STEPS, checkpoint_every=100, keep_last=2)
-
-    def command():
-        with StageContext(place.recipe, address=cluster.address) as context:
-            train(place.recipe, context=context)
-
-    thread = threading.Thread(target=command, daemon=True)
     try:
-        thread.start()
-        wait_until(lambda: place.newest() >= 100, thread)
+        node = cluster.add_node(num_cpus=1)
+        place = Place(tmp_path, num_workers=[1, 2], steps=3 * STEPS, checkpoint_every=100, keep_last=2)
+        often = "import pipelines.workers\npipelines.workers.RESIZE_SECONDS = 2.0\n"
+        process = place.start(cluster.address, before=often)
+        place.wait_for(100, process)
         cluster.remove_node(node, allow_graceful=False)
-        reached = place.newest()
-        wait_until(lambda: place.newest() >= reached + 300, thread)
+        place.wait_for(place.newest() + 300, process)
         cluster.add_node(num_cpus=1)
-        thread.join()
+        place.finish(process)
     finally:
         cluster.shutdown()
-    said = [line for line in capsys.readouterr().out.splitlines() if "of at most 2 workers" in line]
-    numbers = [line.split()[1] for line in said]
-    assert place.newest() == 6 * STEPS
-    assert numbers[0] == numbers[-1] == "2" and "1" in numbers, said
+    numbers = re.findall(r"(\d+) of at most 2 workers", place.log())
+    assert place.newest() == 3 * STEPS
+    assert numbers[0] == numbers[-1] == "2" and "1" in numbers, place.log()
     losses = {step: loss for step, loss in place.losses().items() if step <= STEPS}
     assert losses == pytest.approx(unbroken[1], rel=1e-3)
-
-
-def wait_until(condition, thread):
-    while not condition():
-        assert thread.is_alive()
-        time.sleep(0.1)
