@@ -72,8 +72,8 @@ class Place:
     def finish(self, process: subprocess.Popen) -> None:
         assert process.wait(timeout=600) == 0, self.log()
 
-    def losses(self) -> dict[int, float]:
-        """The losses in the store, by step: the same step twice must be the same number."""
+    def losses(self, rel: float = 0.0) -> dict[int, float]:
+        """The losses in the store, by step: the same step twice must be the same number, or as near as `rel` says."""
         from mlflow import MlflowClient
 
         client = MlflowClient(self.recipe.tracking.uri)
@@ -82,8 +82,8 @@ class Place:
         for run in client.search_runs([experiment.experiment_id]):
             for point in client.get_metric_history(run.info.run_id, "train/loss"):
                 losses.setdefault(point.step, set()).add(point.value)
-        assert all(len(values) == 1 for values in losses.values()), losses
-        return {step: values.pop() for step, values in sorted(losses.items())}
+        assert all(max(values) - min(values) <= rel * max(values) for values in losses.values()), losses
+        return {step: max(values) for step, values in sorted(losses.items())}
 
 
 @pytest.fixture(scope="module")
@@ -173,5 +173,5 @@ def test_training_goes_on_with_the_workers_that_are_left_and_grows_again(tmp_pat
     numbers = re.findall(r"(\d+) of at most 2 workers", place.log())
     assert place.newest() == 3 * STEPS
     assert numbers[0] == numbers[-1] == "2" and "1" in numbers, place.log()
-    losses = {step: loss for step, loss in place.losses().items() if step <= STEPS}
-    assert losses == pytest.approx(unbroken[1], rel=1e-3)
+    losses = {step: loss for step, loss in place.losses(rel=1e-5).items() if step <= STEPS}
+    assert losses == pytest.approx(unbroken[1], rel=1e-5)
