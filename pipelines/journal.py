@@ -76,9 +76,10 @@ class Journal:
     def _run(self) -> None:
         attempts = 0
         while True:
+            closing = self._closing.is_set()  # before reading: what was appended last is read then
             lines = self._next()
             if not lines:
-                if self._closing.is_set():
+                if closing:
                     return
                 self._wake.wait()
                 self._wake.clear()

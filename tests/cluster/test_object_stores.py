@@ -175,14 +175,18 @@ def test_a_folder_in_a_bucket_has_an_owner_until_it_is_released_or_dead(s3_bucke
 def test_of_many_that_come_at_once_one_gets_a_folder_in_a_bucket(s3_bucket, monkeypatch):
     """All find it free before the first has written, and they write one after the other."""
     found_free, won, write = threading.Barrier(4), [], storage.write_atomically
+    written = [threading.Event() for _ in range(4)]
 
-    def write_late(path, data):
+    def write_in_turn(path, data):
+        number = int(json.loads(data)["id"])
         found_free.wait()
-        time.sleep(0.1 * int(json.loads(data)["id"]))
+        if number:
+            written[number - 1].wait()
+            time.sleep(0.1)
         write(path, data)
+        written[number].set()
 
-    monkeypatch.setattr(storage, "write_atomically", write_late)
-    monkeypatch.setattr(leases, "SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr(storage, "write_atomically", write_in_turn)
 
     def contend(number):
         try:

@@ -80,6 +80,28 @@ def test_appending_does_not_wait_for_a_delivery(path):
     assert received == numbered(0, 10)
 
 
+def test_what_is_appended_while_the_courier_finds_nothing_is_delivered_on_closing(path, monkeypatch):
+    """The courier has read an empty journal, and gets on only when all is appended and the journal being closed."""
+    found, go_on, read = threading.Event(), threading.Event(), Journal._next
+
+    def read_slowly(journal):
+        lines = read(journal)
+        if not found.is_set():
+            found.set()
+            assert go_on.wait(30)
+        return lines
+
+    monkeypatch.setattr(Journal, "_next", read_slowly)
+    server = Server()
+    journal = server.open(path)
+    assert found.wait(30)
+    append_all(journal, numbered(0, 5))
+    journal._closing.set()
+    go_on.set()
+    assert journal.close(30)
+    assert server.received == numbered(0, 5)
+
+
 def test_nothing_is_lost_while_the_server_is_away(path):
     server = Server(up=False)
     journal = server.open(path)
