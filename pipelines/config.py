@@ -75,8 +75,8 @@ class EncodeConfig(WorkersConfig):
     """Images per pass through the autoencoder."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the autoencoder; results of bfloat16 can depend on the batch."""
-    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
-    """Layout of the autoencoder's tensors; channels_last with bfloat16 can be several times faster on a CPU."""
+    memory_format: Literal["contiguous", "channels_last"] = "channels_last"
+    """Layout of the autoencoder's tensors; channels_last, as images lie, is the faster one on CPUs."""
     compile: bool = False
     """Compile the autoencoder's encoder: minutes at the start of each worker, then faster on a GPU."""
     max_quarantined: Annotated[float, Ge(0), Le(1)] = 0.05

@@ -168,8 +168,9 @@ class EncodeImages:
         self.batch_size = config.batch_size
         self.flip = config.flip
         self.device = "cuda" if config.gpus_per_worker else "cpu"
+        self.memory_format = MEMORY_FORMATS[config.memory_format]
         self.autoencoder = Autoencoder.load(
-            autoencoder.folder(), self.device, getattr(torch, config.dtype), MEMORY_FORMATS[config.memory_format]
+            autoencoder.folder(), self.device, getattr(torch, config.dtype), self.memory_format
         )
         if config.compile:
             self.autoencoder.module.encoder.compile()
@@ -192,7 +193,8 @@ class EncodeImages:
             part = images[start : start + self.batch_size]
             # Always a full batch: kernels chosen by batch size would make a shard's bytes depend on its length.
             batch[: len(part)] = torch.from_numpy(np.ascontiguousarray(part))
-            moments.append(self.autoencoder.encode(images_from_uint8(batch))[: len(part)].half().cpu())
+            pixels = images_from_uint8(batch).contiguous(memory_format=self.memory_format)
+            moments.append(self.autoencoder.encode(pixels)[: len(part)].half().cpu())
         return torch.cat(moments).numpy()
 
 
@@ -235,8 +237,8 @@ class WriteShard:
 def encode_identity(config: Recipe, listing: Listing, autoencoder: dict) -> dict:
     """What the latents depend on: change any of it, and they are made anew."""
     settings = {name: getattr(config.encode, name) for name in ("flip", "shard_rows", "dtype")}
-    # Named where they differ only: latents made before there was a choice stay valid.
-    for name, usual in (("memory_format", "contiguous"), ("compile", False)):
+    # Named where they differ only: latents made before there was a choice stay valid, to the bit.
+    for name, usual in (("memory_format", "channels_last"), ("compile", False)):
         if getattr(config.encode, name) != usual:
             settings[name] = getattr(config.encode, name)
     return {

@@ -10,6 +10,7 @@ from diffusers import AutoencoderTiny
 from tiny import tiny_recipe
 from tiny_latents import SHAPE, description, make_moments
 
+from dit.autoencoder import MEMORY_FORMATS
 from pipelines.autoencoder import AutoencoderHandle
 from pipelines.config import EncodeConfig
 from pipelines.encode import EncodeImages, WriteShard, encode_identity
@@ -26,9 +27,9 @@ def identity(folder, *overrides):
 @pytest.mark.parametrize(
     ("override", "change"),
     [
-        ("encode.memory_format=channels_last", ['encode.memory_format: null -> "channels_last"']),
+        ("encode.memory_format=contiguous", ['encode.memory_format: null -> "contiguous"']),
         ("encode.dtype=bfloat16", ['encode.dtype: "float32" -> "bfloat16"']),
-        ("encode.memory_format=contiguous", []),
+        ("encode.memory_format=channels_last", []),
         ("encode.num_workers=2", []),
     ],
 )
@@ -55,12 +56,17 @@ def encoded(folder, images, **settings):
     return worker, worker({"images": images})
 
 
-def test_the_layout_and_precision_that_were_asked_for_make_the_same_latents(tiny_autoencoder):
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_the_layout_and_precision_that_were_asked_for_make_the_same_latents(tiny_autoencoder, layout):
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     _, plain = encoded(tiny_autoencoder, images)
-    worker, other = encoded(tiny_autoencoder, images, dtype="bfloat16", memory_format="channels_last")
-    weight = worker.autoencoder.module.encoder.layers[0].weight
-    assert weight.dtype == torch.bfloat16 and weight.is_contiguous(memory_format=torch.channels_last)
+    worker = EncodeImages(AutoencoderHandle(tiny_autoencoder, ""), EncodeConfig(dtype="bfloat16", memory_format=layout))
+    convolution, seen = worker.autoencoder.module.encoder.layers[0], []
+    convolution.register_forward_pre_hook(lambda module, inputs: seen.extend([inputs[0], module.weight]))
+    other = worker({"images": images})
+    for tensor in seen:
+        assert tensor.dtype == torch.bfloat16 and tensor.is_contiguous(memory_format=MEMORY_FORMATS[layout])
+    assert len(seen) == 4, "expected a batch of images and one of their mirrors"
     for name in ("moments", "moments_flip"):
         assert plain[name].shape == (3, 8, 4, 4) and plain[name].dtype == other[name].dtype == np.float16
         assert plain[name].flags.c_contiguous and other[name].flags.c_contiguous
