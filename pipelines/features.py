@@ -21,6 +21,7 @@ from evaluation.protocol import EvaluationProtocol, shard_ranges
 from pipelines.config import EvaluateConfig, ImagesConfig
 from pipelines.images import Listing
 from pipelines.keep import KeptImages
+from pipelines.npz import read_arrays
 from pipelines.stage import StageContext
 
 Record = dict[str, np.ndarray]
@@ -134,8 +135,8 @@ def read_records(shards: Sequence[Shard], without: Collection[str] = ()) -> Iter
     """
     files = opened_in_order([shard.file for shard in shards])
     for shard, file in zip(shards, files, strict=True):
-        with file, np.load(file, allow_pickle=False) as arrays:
-            record = {name: arrays[name] for name in arrays.files if name not in without}
+        with file:
+            record = read_arrays(file, without)
         scored = "features" if "features" in record else "images"
         found = len(record.get(scored, ())) + len(record.get("unreadable", ()))
         if found != len(shard.images):
