@@ -1,6 +1,6 @@
 """All benchmarks, or what needs only torch where Ray is absent.
 
-    make benchmark                                 about 20 minutes on two cores
+    make benchmark                                 about half an hour on two cores
     python tests/benchmarks/run.py --quick         about 3
     python tests/benchmarks/run.py -k training     some of them
 
