@@ -13,7 +13,7 @@ _MAGIC_BYTES, _LENGTH_BYTES = 8, 2
 
 
 def read_arrays(file: BinaryIO, without: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """The arrays of a file that np.savez wrote, by name, without some of them; they cannot be written to.
+    """The arrays of a file that np.savez wrote, by name, without some of them.
 
     Raises zipfile.BadZipFile for what is not whole, ValueError for an array of objects: nothing is unpickled.
     """
@@ -28,7 +28,8 @@ def _array(data: bytes) -> np.ndarray:
     shape, fortran_order, dtype = _parsed(data[:end])
     if dtype.hasobject:
         raise ValueError("found an array of objects, expected numbers or text: it is not one of raydit's records")
-    return np.ndarray(shape, dtype, data, offset=end, order="F" if fortran_order else "C")
+    # A copy, which can be written to.
+    return np.ndarray(shape, dtype, data, offset=end, order="F" if fortran_order else "C").copy(order="K")
 
 
 @lru_cache

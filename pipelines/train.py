@@ -165,7 +165,8 @@ def worker_settings(config: Recipe, latents: LatentDataset) -> dict:
         "checkpoint": describe_checkpoint(
             model=model,
             objective=objective,
-            autoencoder=latents.manifest["autoencoder"],
+            # As this recipe names it: latents that recipes share were made in another output.
+            autoencoder=latents.manifest["autoencoder"] | {"id": autoencoder_of(config).id},
             preprocessing=latents.manifest["preprocessing"],
             class_names=latents.class_names,
             seed=config.seed,

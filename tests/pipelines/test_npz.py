@@ -32,7 +32,7 @@ def test_arrays_are_those_that_numpy_reads():
     found, expected = read_arrays(saved(**ARRAYS)), np.load(saved(**ARRAYS), allow_pickle=False)
     assert list(found) == expected.files == list(ARRAYS)
     for name, array in found.items():
-        assert array.dtype == expected[name].dtype
+        assert array.dtype == expected[name].dtype and array.flags.writeable
         np.testing.assert_array_equal(array, expected[name])
 
 

@@ -1,5 +1,6 @@
 """The train job's worker, alone in this process: resuming, poisoned latents, where latents are read from."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import torch
 from tiny_training import ROWS, Training, assert_equal, training_recipe, write_latents
 
 from dit.checkpoint import newest_checkpoint
+from pipelines.autoencoder import OURS
 from pipelines.guard import GoBack
+from pipelines.locate import open_checkpoint
 from pipelines.messages import Report
 from pipelines.order import EpochOrder
+from pipelines.sampling import checkpoint_autoencoder
 
 
 @pytest.fixture
@@ -175,3 +179,15 @@ def test_a_disk_without_room_for_a_checkpoint_stops_training_and_leaves_nothing_
         run.run()
     assert run.saved == []
     assert list(Path(run.recipe.folder("checkpoints")).iterdir()) == []
+
+
+def test_latents_made_in_another_output_lead_to_the_autoencoder_of_this_recipe(tmp_path):
+    """There the autoencoder was trained beside them, so that they know it by its folder in that output."""
+    recipe = training_recipe(tmp_path, encode={"output": str(tmp_path / "shared")}, steps=2)
+    manifest = Path(recipe.latents) / "manifest.json"
+    told = json.loads(manifest.read_text())
+    told["autoencoder"]["id"] = OURS
+    manifest.write_text(json.dumps(told))
+    Training(recipe).run()
+    checkpoint = open_checkpoint(newest_checkpoint(Path(recipe.output) / "checkpoints").path)
+    assert checkpoint_autoencoder(checkpoint) == tmp_path / "autoencoder"
