@@ -49,7 +49,7 @@ def score(
 
     logits: or the sums made of them while they passed by, or None from an extractor without. extractor: its name,
     which goes into the metrics' names; it must be the reference's. errors: False leaves out standard errors and
-    Frechet distance at infinite N, which cost twenty Frechet distances.
+    Frechet distance at infinite N, which cost up to nineteen Frechet distances.
     Generated images and held-out real ones are scored alike: the latter give the floor, the best score that
     N images can get. What the reference cannot give is left out: kernel distance and the manifold scores need its
     features, sFID its mu_s and sigma_s. Raises ValueError if anything is not of num_samples images.
@@ -63,7 +63,7 @@ def score(
     parts = BLOCKS if errors and num_samples >= 2 * BLOCKS else 1
     measure, blocks = _distance_to(reference.mu, reference.sigma), block_statistics(features, parts)
     found = {"fd": _estimate(blocks, measure)}
-    points = curve(blocks, measure, smallest=2 * len(reference.mu)) if parts > 1 else []
+    points = curve(blocks, measure, found["fd"].value, smallest=2 * len(reference.mu)) if parts > 1 else []
     if len(points) >= _FEWEST_POINTS:
         line = at_infinity(points, found["fd"].error or 0.0)
         found["fd_infinity"] = Estimate(line.value, line.error)

@@ -1,10 +1,12 @@
 """Which checkpoints are kept."""
 
+import json
 import re
 import time
 from collections.abc import Callable
 
 from cluster import storage
+from cluster.read_ahead import opened_in_order
 from evaluation.protocol import HIGHER_IS_BETTER, parse_metric_name
 from evaluation.report import REPORT_FILE
 from pipelines.config_train import TrainConfig
@@ -29,11 +31,14 @@ def best_step(evaluations: str, metric: str) -> int | None:
     """
     sign = -1 if parse_metric_name(metric).kind in HIGHER_IS_BETTER else 1
     scores: dict[str, list[tuple[float, int]]] = {}
-    for name in storage.list_files(evaluations, recursive=True):
-        if match := re.fullmatch(rf"([^/]+)/step_(\d+)/{REPORT_FILE}", name):
-            value = storage.read_json(storage.join(evaluations, name))["metrics"].get(metric)
-            if value is not None:
-                scores.setdefault(match[1], []).append((sign * value, int(match[2])))
+    names = storage.list_files(evaluations, recursive=True)
+    reports = [match for name in names if (match := re.fullmatch(rf"([^/]+)/step_(\d+)/{REPORT_FILE}", name))]
+    files = opened_in_order([storage.join(evaluations, report[0]) for report in reports])
+    for (protocol, step), file in zip((report.groups() for report in reports), files, strict=True):
+        with file:
+            value = json.load(file)["metrics"].get(metric)
+        if value is not None:
+            scores.setdefault(protocol, []).append((sign * value, int(step)))
     most = max(scores, key=lambda protocol: len(scores[protocol]), default=None)
     return min(scores[most])[1] if most else None
 
