@@ -15,14 +15,15 @@ CORES_PER_DEVICE = 12
 """CPU cores of a node for each of its accelerators, an assumption."""
 READ_SECONDS = 0.010
 """Of a core, to read a photograph of ImageNet's size and crop it; an assumption where nothing is measured."""
-Kind = Literal["train", "sample", "reconstruct", "convolve", "features"]
+Kind = Literal["train", "sample", "reconstruct", "encode", "decode", "features"]
 """Kinds of arithmetic: the transformer with and without gradients, the autoencoder alike, the extractor."""
 _TRANSFORMER = {"bfloat16": 0.20, "bfloat16 compiled": 0.30, "float32": 0.60, "float32 compiled": 0.60}
 UTILISATION: dict[Kind, dict[str, float]] = {
     "train": _TRANSFORMER,
     "sample": _TRANSFORMER,
     "reconstruct": {"tf32": 0.30},
-    "convolve": {"tf32": 0.30, "bfloat16": 0.20},
+    "encode": {"tf32": 0.30, "bfloat16": 0.20},
+    "decode": {"tf32": 0.30},
     "features": {"float32": 0.30},
 }
 """Shares of an accelerator's peak that work is assumed to reach, by dtype."""
@@ -30,7 +31,8 @@ CPU_UTILISATION: dict[Kind, float] = {
     "train": 0.6,
     "sample": 0.6,
     "reconstruct": 0.4,
-    "convolve": 0.4,
+    "encode": 0.4,
+    "decode": 0.4,
     "features": 0.25,
 }
 """Of what a core reaches in the product of square matrices, for work that is too much to be measured: about what
@@ -58,6 +60,8 @@ class Cluster:
     """FLOPs per second of a core in products of float32 matrices, measured; where there is no accelerator."""
     speeds: dict[str, float] = field(default_factory=dict)
     """FLOPs per second of a core by kind of work, where they were measured (see pipelines.warmup)."""
+    bfloat16_gains: dict[str, float] = field(default_factory=dict)
+    """How many times as fast a stage's work is with `dtype = "bfloat16"` as with "float32", where it was measured."""
     read_seconds: float | None = None
     """Of a core, to read and crop one image; where it was measured."""
 

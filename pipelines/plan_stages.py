@@ -80,7 +80,7 @@ def plan_encode(subject: Subject) -> StagePlan:
     dtype = "bfloat16" if settings.dtype == "bfloat16" else "tf32"
     # The last pass of a shard is filled up.
     full = math.ceil(settings.shard_rows / settings.batch_size) * settings.batch_size / settings.shard_rows
-    encoding = full * flops / _rate(cluster, settings, "convolve", dtype)
+    encoding = full * flops / _rate(cluster, settings, "encode", dtype)
     reading = _read(cluster, count) / cluster.cores
     return _planned(
         subject,
@@ -92,7 +92,7 @@ def plan_encode(subject: Subject) -> StagePlan:
         # Where an accelerator encodes, cores read meanwhile; without one they do both.
         seconds=max(encoding, reading) if cluster.accelerator else encoding + reading,
         limit="reading images" if reading > encoding else "arithmetic",
-        basis=cluster.basis("convolve", dtype),
+        basis=cluster.basis("encode", dtype),
     )
 
 
@@ -140,7 +140,7 @@ def plan_evaluate(subject: Subject) -> StagePlan:
     }
     seconds = {
         "sampling": flops["sampling"] / _rate(cluster, settings, "sample", settings.dtype, settings.compile),
-        "decoding": flops["decoding"] / _rate(cluster, settings, "convolve", "tf32"),
+        "decoding": flops["decoding"] / _rate(cluster, settings, "decode", "tf32"),
         "features": flops["features"] / _rate(cluster, settings, "features"),
         # An actor reads the real images that it scores, on one core.
         "reading images": _read(cluster, subject.scored) / min(settings.num_workers, cluster.cores),

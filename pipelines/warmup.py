@@ -18,31 +18,59 @@ MEASURED_SECONDS = 0.5
 PASS_SECONDS = 2.0
 """A pass has as many images as should take no longer; what takes longer for one image is not measured."""
 READ_IMAGES = 64
+STAGES: dict[str, str] = {"encode": "encode", "train": "train", "sample": "evaluate"}
+"""Kinds of work whose precision a stage's `dtype` chooses, and the stage."""
 
 
 def warmed_up(subject: Subject) -> Cluster:
-    """This machine's cores, with speeds that were measured now where that takes seconds."""
+    """This machine's cores, with speeds that were measured now where that takes seconds.
+
+    Of bfloat16 and float32 alike where a stage has a choice: which is faster depends on the cores and on the model.
+    """
     import torch
 
     torch.set_num_threads(1)
-    cluster, config = subject.cluster, subject.config
-    autoencoder = 2 * (subject.encoder.macs + subject.decoder.macs)
+    speeds: dict[str, float] = {}
+    gains: dict[str, float] = {}
+    for kind, (flops, most, prepare) in works(subject).items():
+        images = min(most, int(PASS_SECONDS * subject.cluster.core_flops * CPU_UTILISATION[kind] / flops))
+        if images == 0:
+            continue
+        if stage := STAGES.get(kind):
+            by_dtype = {
+                dtype: seconds_of(prepare(with_dtype(subject, stage, dtype), images))
+                for dtype in ("float32", "bfloat16")
+            }
+            gains[stage] = by_dtype["float32"] / by_dtype["bfloat16"]
+            seconds = by_dtype[getattr(subject.config, stage).dtype]
+        else:
+            seconds = seconds_of(prepare(subject, images))
+        speeds[kind] = images * flops / seconds
+    return replace(subject.cluster, speeds=speeds, bfloat16_gains=gains, read_seconds=_read_seconds(subject))
+
+
+def works(subject: Subject) -> dict[Kind, tuple[int, int, Callable]]:
+    """By kind: FLOPs for an image, images of a pass at most, and what prepares a pass of some images."""
+    config = subject.config
     share = config.train.global_batch_size // config.train.most_workers // config.train.accumulation_steps
-    works: dict[Kind, tuple[int, int, Callable]] = {
+    found: dict[Kind, tuple[int, int, Callable]] = {
         "train": (training_flops(subject.model), share, _training_step),
         "sample": (2 * forward_macs(subject.model), config.evaluate.batch_size, _model_pass),
     }
     if own := config.autoencoder.train:
-        works["reconstruct"] = (3 * autoencoder, own.global_batch_size // own.num_workers, _autoencoder_step)
-        works["convolve"] = (autoencoder, config.encode.batch_size, _autoencoder_pass)
+        both = subject.encoder.macs + subject.decoder.macs
+        found["reconstruct"] = (6 * both, own.global_batch_size // own.num_workers, _autoencoder_step)
+        found["encode"] = (2 * subject.encoder.macs, config.encode.batch_size, _encoder_pass)
+        found["decode"] = (2 * subject.decoder.macs, config.evaluate.batch_size, _decoder_pass)
     if config.evaluate.extractor == EFFICIENTNET_LITE0:  # the weights of others may have to be fetched
-        works["features"] = (2 * extractor_macs(EFFICIENTNET_LITE0), 8, _features)
-    speeds: dict[str, float] = {}
-    for kind, (flops, most, prepare) in works.items():
-        images = min(most, int(PASS_SECONDS * cluster.core_flops * CPU_UTILISATION[kind] / flops))
-        if images > 0:
-            speeds[kind] = images * flops / seconds_of(prepare(subject, images))
-    return replace(cluster, speeds=speeds, read_seconds=_read_seconds(subject))
+        found["features"] = (2 * extractor_macs(EFFICIENTNET_LITE0), 8, _features)
+    return found
+
+
+def with_dtype(subject: Subject, stage: str, dtype: str) -> Subject:
+    """The same with another precision of a stage."""
+    settings = replace(getattr(subject.config, stage), dtype=dtype)
+    return replace(subject, config=replace(subject.config, **{stage: settings}))
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -119,14 +147,27 @@ def _autoencoder_step(subject: Subject, images: int) -> Callable[[], object]:
     return lambda: train_step(state, pixels, lambda network, batch: network(batch, noise), whole)
 
 
-def _autoencoder_pass(subject: Subject, images: int) -> Callable[[], object]:
+def _encoder_pass(subject: Subject, images: int) -> Callable[[], object]:
+    import torch
+
+    from dit.autoencoder import MEMORY_FORMATS, Autoencoder
+
+    settings, side = subject.config.encode, subject.config.images.size
+    memory_format = MEMORY_FORMATS[settings.memory_format]
+    module = _own_autoencoder(subject).type(getattr(torch, settings.dtype))
+    autoencoder = Autoencoder(module.to(memory_format=memory_format))
+    pixels = torch.rand(images, 3, side, side).contiguous(memory_format=memory_format)
+    return lambda: autoencoder.encode(pixels)
+
+
+def _decoder_pass(subject: Subject, images: int) -> Callable[[], object]:
     import torch
 
     from dit.autoencoder import Autoencoder
 
-    autoencoder, side = Autoencoder(_own_autoencoder(subject)), subject.config.images.size
-    pixels = torch.rand(images, 3, side, side)
-    return lambda: autoencoder.decode(autoencoder.encode(pixels).chunk(2, dim=1)[0])
+    autoencoder = Autoencoder(_own_autoencoder(subject))
+    latents = torch.randn(images, subject.model.in_channels, *subject.model.latent_size)
+    return lambda: autoencoder.decode(latents)
 
 
 def _features(subject: Subject, images: int) -> Callable[[], object]:

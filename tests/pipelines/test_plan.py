@@ -16,7 +16,7 @@ from evaluation.extractors import extractor_macs
 from pipelines import schema
 from pipelines.plan import Images, image_bytes, make_plan
 from pipelines.plan_cluster import Cluster, parse_cluster
-from pipelines.plan_text import duration, plan_recipe, size_of
+from pipelines.plan_text import duration, plan_lines, plan_recipe, size_of
 from pipelines.recipe_file import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,9 +167,13 @@ def test_this_machine_is_measured_by_the_recipes_own_networks(tmp_path, monkeypa
     plan = plan_recipe(tiny_recipe(tmp_path), (), **words)
     assert plan.images.training + plan.images.held_out == 37
     if plan.cluster.accelerator is None:
-        assert plan.cluster.speeds.keys() == {"train", "sample", "reconstruct", "convolve", "features"}
+        assert plan.cluster.speeds.keys() == {"train", "sample", "reconstruct", "encode", "decode", "features"}
         assert all(speed > 0 for speed in plan.cluster.speeds.values()) and plan.cluster.read_seconds > 0
         assert all(stage.basis.startswith("measured") for stage in plan.stages)
+        gains = plan.cluster.bfloat16_gains
+        for stage in ("encode", "train", "evaluate"):
+            said = f'{stage}.dtype = "bfloat16" is {gains[stage]:.2g} times as fast as float32 on a core (measured)'
+            assert f"dtype        {said}" in plan_lines(plan)
 
 
 def test_the_command_says_all_of_it_and_ends_with_json(raydit):
