@@ -21,11 +21,15 @@ NEIGHBOURS = 5
 def report_pictures(
     images: np.ndarray, labels: np.ndarray, features: np.ndarray, class_names: Sequence[str], neighbours: "Neighbours"
 ) -> dict[str, bytes]:
-    """PNG files by their names on the page. images: uint8 (N, H, W, 3) of the first samples, features: (N, D)."""
+    """PNG files by their names on the page.
+
+    images: uint8 (M, H, W, 3) of the first of N samples. labels: (N,), features: (N, D), of all.
+    """
+    labels, features = labels[: len(images)], features[: len(images)]
     pictures = {"samples": png_of(class_grid(images[:SAMPLES], labels[:SAMPLES], ()))}
     if class_names:
         pictures["classes"] = png_of(class_grid(images, labels, class_names, columns=CLASSES))
-    if rows := neighbours.rows(images, features[: len(images)]):
+    if rows := neighbours.rows(images, features):
         pictures["neighbours"] = png_of(labelled_grid(rows))
     return pictures
 
