@@ -56,7 +56,7 @@ def numbers(report: dict) -> list[str]:
 
 def write(rows: list[list[str]], metrics: list[str], report: dict, evaluations: Path) -> None:
     RESULTS.mkdir(exist_ok=True)
-    pictures = {"grid": evaluations / Path(report["checkpoint"]).name / report["artifacts"]["grid"]}
+    pictures = {"classes": evaluations / Path(report["checkpoint"]).name / report["artifacts"]["classes"]}
     pictures["curve"] = evaluations / "curve.png"
     shown = []
     for name, file in pictures.items():
