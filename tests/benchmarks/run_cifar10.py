@@ -67,8 +67,9 @@ def write(rows: list[list[str]], metrics: list[str], report: dict, evaluations: 
     text = (
         f"CIFAR-10 with `pipelines/recipes/cifar10.toml`, commit {commit()}, protocol {report['protocol_id']}, "
         f"{NUM_SAMPLES:,} samples of every checkpoint. Written by `tests/benchmarks/run_cifar10.py`. Errors: jackknife "
-        "over shards for distances, standard deviation over splits or subsets for the inception score and the kernel "
-        f"distance. The last line is held-out real images against the same reference.\n\n{described}\n\n"
+        "over random tenths of the samples for distances, standard deviation over splits or subsets for the inception "
+        f"score and the kernel distance. The last line is held-out real images against the same reference.\n\n"
+        f"{described}\n\n"
     )
     (RESULTS / "cifar10.md").write_text(text + table(["step", "loss", *metrics], rows) + "\n" + "\n".join(shown) + "\n")
 
