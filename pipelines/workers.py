@@ -128,22 +128,37 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def _lost(error: Exception) -> Exception:
+    return RuntimeError(
+        f"the process that takes the workers' messages was lost ({_first_line(error)}): they have ended, but tracking "
+        "has not heard of all. Checkpoints hold what is missing: the same command tells it"
+    )
+
+
 @contextmanager
 def _mailbox(receive: Callable[[Message], None]):
     """An actor that workers tell, emptied into `receive` by a thread of this process.
 
-    What `receive` raises is logged, and raised when the workers have ended.
+    It is on this process's node: the loss of any other costs no message. What `receive` raises is logged, and raised
+    when the workers have ended; the loss of the actor as well.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
     ended = threading.Event()
     errors: list[Exception] = []
 
     def empty() -> None:
         while True:
             last = ended.wait(0.5)
-            for message in ray.get(mailbox.take.remote()):
+            try:
+                messages = ray.get(mailbox.take.remote())
+            except ray.exceptions.RayActorError as error:
+                errors.append(_lost(error))
+                return
+            for message in messages:
                 try:
                     receive(message)
                 except Exception as error:  # the workers go on, and so must the messages after this one

@@ -1,0 +1,36 @@
+"""The way of messages from workers to the process that started them."""
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from pipelines.messages import Notice
+from pipelines.workers import _mailbox
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """This process on the smallest of three nodes: Ray would choose another."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=4)
+        ray.init(cluster.address, log_to_driver=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_no_other_node_holds_messages_and_a_lost_mailbox_is_told(cluster):
+    here, heard = ray.get_runtime_context().get_node_id(), []
+    with pytest.raises(RuntimeError, match="tracking has not heard of all.*the same command tells it"):
+        for _ in range(3):
+            with _mailbox(heard.append) as mailbox:
+                assert ray.get(mailbox.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())) == here
+                ray.get(mailbox.put.remote(Notice("a")))
+        with _mailbox(heard.append) as mailbox:
+            ray.kill(mailbox)
+    assert heard == [Notice("a")] * 3
