@@ -63,7 +63,9 @@ def score(
     parts = BLOCKS if errors and num_samples >= 2 * BLOCKS else 1
     measure, blocks = _distance_to(reference.mu, reference.sigma), block_statistics(features, parts)
     found = {"fd": _estimate(blocks, measure)}
-    points = curve(blocks, measure, found["fd"].value, smallest=2 * len(reference.mu)) if parts > 1 else []
+    points, smallest = [], 2 * len(reference.mu)
+    if parts > 1 and num_samples >= smallest:
+        points = [*curve(blocks[:-1], measure, smallest), (num_samples, found["fd"].value)]
     if len(points) >= _FEWEST_POINTS:
         line = at_infinity(points, found["fd"].error or 0.0)
         found["fd_infinity"] = Estimate(line.value, line.error)

@@ -51,18 +51,13 @@ def jackknife_error(blocks: Sequence[FeatureStatistics], measure: Measure) -> fl
     return float(np.sqrt((len(blocks) - 1) * left_out.var()))
 
 
-def curve(
-    blocks: Sequence[FeatureStatistics], measure: Measure, whole: float, smallest: int = 2
-) -> list[tuple[int, float]]:
-    """(N, measure) of the first block, the first two, ... and all, from `smallest` samples on: subsets are nested.
-
-    whole: measure of all blocks, which who wants the curve knows already; at 2048 dimensions it costs seconds.
-    """
+def curve(blocks: Sequence[FeatureStatistics], measure: Measure, smallest: int = 2) -> list[tuple[int, float]]:
+    """(N, measure) of the first block, the first two, ... and all, from `smallest` samples on: subsets are nested."""
     points, grown = [], FeatureStatistics(len(blocks[0].mean))
-    for left, block in zip(reversed(range(len(blocks))), blocks, strict=True):
+    for block in blocks:
         grown.merge(block)
         if grown.n >= smallest:
-            points.append((grown.n, measure(grown) if left else whole))
+            points.append((grown.n, measure(grown)))
     return points
 
 

@@ -79,11 +79,10 @@ def test_a_line_in_one_over_n_is_found_exactly():
 
 def test_the_curve_is_of_the_first_blocks():
     features = np.random.RandomState(0).randn(50, 3)
-    blocks = block_statistics(features, 5)
-    points = curve(blocks, distance_to_standard, whole=1.5, smallest=25)
+    points = curve(block_statistics(features, 5), distance_to_standard, smallest=25)
     assert [n for n, _ in points] == [30, 40, 50]
-    assert points[1][1] == pytest.approx(distance_to_standard(merged(blocks[:4])), rel=1e-10)
-    assert points[-1][1] == 1.5, "not measured again"
+    expected = frechet_distance(np.zeros(3), np.eye(3), features.mean(axis=0), np.cov(features, rowvar=False))
+    assert points[-1][1] == pytest.approx(expected, rel=1e-10)
 
 
 def test_at_infinity_the_distance_of_gaussians_has_lost_its_bias_and_knows_its_error():
@@ -94,7 +93,7 @@ def test_at_infinity_the_distance_of_gaussians_has_lost_its_bias_and_knows_its_e
     plain, fits = [], []
     for _ in range(200):
         blocks = block_statistics(rng.randn(n, dim) * scale, 10)
-        points = curve(blocks, distance_to_standard, distance_to_standard(merged(blocks)), smallest=2 * dim)
+        points = curve(blocks, distance_to_standard, smallest=2 * dim)
         plain.append(points[-1][1])
         fits.append(at_infinity(points, jackknife_error(blocks, distance_to_standard)))
     values, errors = np.array([(fit.value, fit.error) for fit in fits]).T
