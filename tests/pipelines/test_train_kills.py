@@ -135,6 +135,19 @@ def test_ctrl_c_and_a_killed_raylet_change_nothing(tmp_path, unbroken):
     assert_unbroken(place, unbroken)
 
 
+def test_lost_messages_are_told_by_the_same_command(tmp_path, unbroken):
+    """The actor that workers tell their losses dies: they train on, the command fails, and the next one tells all."""
+    place = Place(tmp_path)
+    process = place.start()
+    place.wait_for(EVERY, process)
+    (mailbox,) = processes_below(process.pid, "ray::Mailbox")
+    os.kill(mailbox, signal.SIGKILL)
+    assert process.wait(timeout=600) != 0
+    assert "tracking has not heard of all" in place.log()
+    place.finish(place.start())
+    assert_unbroken(place, unbroken)
+
+
 def test_a_lost_node_changes_nothing(tmp_path, unbroken, monkeypatch):
     from ray.cluster_utils import Cluster
 
