@@ -11,7 +11,7 @@ from statistics import fmean
 
 from PIL import Image
 from results import commit, machine
-from study import RECIPES, RESULTS, history, newest_run, raydit, settings, table
+from study import RECIPES, RESULTS, history, newest_run, raydit, score_reconstructions, settings, table
 
 NUM_SAMPLES = 5_000
 AVERAGED = 10
@@ -37,7 +37,8 @@ def main(images: str, output: str = "outputs/cifar10", *flags: str) -> None:
         rows.append([f"{step:,}", f"{loss:.4f}", *numbers(report)])
     report = scored["reports"][-1]
     floor = [f"{report['floor'][name]:.4g}" if name in report["floor"] else "" for name in names(report)]
-    rows.append(["real images", "", *floor])
+    reconstructed = score_reconstructions(recipe, folder, NUM_SAMPLES, *places)
+    rows += [["reconstructed images", "", *numbers(reconstructed)], ["real images", "", *floor]]
     write(rows, names(report), report, folder / "evaluations" / report["protocol_id"])
 
 
@@ -68,7 +69,8 @@ def write(rows: list[list[str]], metrics: list[str], report: dict, evaluations: 
         f"CIFAR-10 with `pipelines/recipes/cifar10.toml`, commit {commit()}, protocol {report['protocol_id']}, "
         f"{NUM_SAMPLES:,} samples of every checkpoint. Written by `tests/benchmarks/run_cifar10.py`. Errors: jackknife "
         "over random tenths of the samples for distances, standard deviation over splits or subsets for the inception "
-        f"score and the kernel distance. The last line is held-out real images against the same reference.\n\n"
+        f"score and the kernel distance. Against the same reference: training images as the autoencoder gives them "
+        f"back, and held-out real images.\n\n"
         f"{described}\n\n"
     )
     (RESULTS / "cifar10.md").write_text(text + table(["step", "loss", *metrics], rows) + "\n" + "\n".join(shown) + "\n")

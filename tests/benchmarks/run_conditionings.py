@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from typing import get_args
 
 from results import commit, machine
-from study import RECIPES, RESULTS, history, raydit, settings, table
+from study import RECIPES, RESULTS, history, raydit, score_reconstructions, settings, table
 
 from dit.checkpoint import load_checkpoint
 from dit.config import config_from_dict
@@ -55,7 +55,10 @@ def main(output: str = "outputs/conditionings", *flags: str) -> None:
         scores = [spread([report["metrics"][metric] for report in reports]) for metric in METRICS]
         rows.append([conditioning, *size(checkpoint), spread(losses), *scores])
         floor = reports[0]["floor"]
-    rows.append(["real images", "", "", "", *(f"{floor[metric]:.3f}" if metric in floor else "" for metric in METRICS)])
+    count = reports[0]["protocol"]["num_samples"]
+    reconstructed = score_reconstructions(recipe, folder / "images", count, *common)["metrics"]
+    for name, metrics in (("reconstructed images", reconstructed), ("real images", floor)):
+        rows.append([name, "", "", "", *(f"{metrics[metric]:.3f}" if metric in metrics else "" for metric in METRICS)])
     write(rows)
 
 
@@ -95,7 +98,8 @@ def write(rows: list[list[str]]) -> None:
     text = (
         f"The digits of `pipelines/recipes/digits.toml` with the four conditionings of the DiT paper, commit "
         f"{commit()}: the same latents, steps and settings, {len(SEEDS)} seeds of training and sampling each; mean and "
-        f"standard error. The last line is held-out real images against the same reference. Written by `tests/benchmarks/run_conditionings.py`.\n\n{described}\n\n"
+        f"standard error. Against the same reference: training images as the autoencoder gives them back, and "
+        f"held-out real images. Written by `tests/benchmarks/run_conditionings.py`.\n\n{described}\n\n"
     )
     head = ["conditioning", "parameters", "MACs", "loss", *METRICS]
     (RESULTS / "conditionings.md").write_text(text + table(head, rows))

@@ -28,6 +28,20 @@ def raydit(*arguments: str | Path) -> dict:
     return json.loads(last)
 
 
+def score_reconstructions(recipe: Path, folder: Path, count: int, *flags: str) -> dict:
+    """Report of `count` training images as the autoencoder gives them back: its own part in every score."""
+    import numpy as np
+
+    from pipelines.latent_view import decode, load_autoencoder, read_rows, spaced
+    from pipelines.latents import LatentDataset
+
+    dataset, target = LatentDataset.open(folder / "latents"), folder / "reconstructions.npz"
+    rows = read_rows(dataset, spaced(len(dataset), count))
+    np.savez(target, arr_0=decode(load_autoencoder(dataset, download=False), rows.moments))
+    output = settings(output=folder, evaluate__num_samples=count)
+    return raydit("evaluate", "--images", target, "--recipe", recipe, *flags, *output)
+
+
 def settings(**values: object) -> list[str]:
     """--set flags: model__conditioning="adaln" is --set model.conditioning="adaln"."""
     flags: list[str] = []
