@@ -1,30 +1,39 @@
 """The way of messages from workers to the process that started them."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from pipelines.messages import Notice
 from pipelines.workers import _mailbox
 
 
 @pytest.fixture
-def cluster(monkeypatch):
-    """This process on the smallest of three nodes: Ray would choose another."""
+def address(monkeypatch):
+    """Of a cluster of three nodes, of which the head is the smallest: Ray would choose another."""
+    from ray.cluster_utils import Cluster
+
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=4)
-        ray.init(cluster.address, log_to_driver=False)
-        yield cluster
+        yield cluster.address
     finally:
-        ray.shutdown()
         cluster.shutdown()
 
 
 @pytest.mark.slow
-def test_no_other_node_holds_messages_and_a_lost_mailbox_is_told(cluster):
+def test_no_other_node_holds_messages_and_a_lost_mailbox_is_told(address):
+    # In a process of its own: in this one other tests may have joined another Ray.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(check_messages, address).result()
+
+
+def check_messages(address):
+    ray.init(address, log_to_driver=False)
     here, heard = ray.get_runtime_context().get_node_id(), []
     with pytest.raises(RuntimeError, match="tracking has not heard of all.*the same command tells it"):
         for _ in range(3):
