@@ -53,7 +53,11 @@ def test_forward_equals_the_reference(dit_a, golden):
 def test_embeddings_equal_the_reference(golden):
     expected = golden("embeddings.safetensors")
     torch.testing.assert_close(position_embedding(64, 4, 4), expected["pos_grid4_dim64"], atol=1e-12, rtol=0)
-    torch.testing.assert_close(timestep_embedding(expected["t"], 256), expected["t_emb_256"], atol=1e-6, rtol=0)
+    # Of exp a machine's library may miss the last bit of a frequency, which an angle is t times: 3e-5 of t = 999.
+    frequencies = 10000.0 ** (-torch.arange(128) / 128)
+    rounding = expected["t"][:, None] * frequencies.repeat(2) * torch.finfo(torch.float32).eps
+    error = (timestep_embedding(expected["t"], 256) - expected["t_emb_256"]).abs()
+    assert (error <= 1e-6 + rounding).all(), error.max()
 
 
 def test_position_embedding_of_a_rectangle_encodes_column_then_row():
