@@ -116,13 +116,15 @@ def test_reverse_step_equals_the_reference(dit_a, golden):
     x_t, t = expected["q_sample"], expected["t"]
     with torch.no_grad():
         step = process.reverse_step(process.predict(dit_a, x_t, t, expected["y"]), x_t, t)
-    for name, value, tolerance in (
-        ("mean", step.mean, 1e-5),
-        ("log_variance", step.log_variance, 1e-5),
-        ("variance", step.log_variance.exp(), 1e-5),
-        ("pred_xstart", step.x0, 1e-4),  # multiplied by up to 157, as above
+    for name, value in (
+        ("mean", step.mean),
+        ("log_variance", step.log_variance),
+        ("variance", step.log_variance.exp()),
     ):
-        torch.testing.assert_close(value, expected[f"p_mean_variance.noclip.{name}"], atol=tolerance, rtol=0)
+        torch.testing.assert_close(value, expected[f"p_mean_variance.noclip.{name}"], atol=1e-5, rtol=0)
+    # The network's output may differ by 1e-5, as in its own test; here it is divided by sqrt(abar), 0.006 at the end.
+    error = (step.x0 - expected["p_mean_variance.noclip.pred_xstart"]).abs().amax((1, 2, 3))
+    assert (error <= 1e-5 / process.alphas_cumprod[t].sqrt()).all(), error
 
 
 def test_training_losses_equal_the_reference(dit_a, golden):
