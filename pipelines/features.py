@@ -1,4 +1,4 @@
-"""Features of many images, by Ray Data: shards of work, each with a record that is written once and kept.
+"""Features of many images, by a pool of Ray actors: shards of work, each with a record that is written once and kept.
 
     keys of images     -> read and crop     -> features      (references, held-out images)
     indices of samples -> sample and decode -> features      (a checkpoint)
@@ -8,7 +8,6 @@ actors does shards of both kinds: starting one costs seconds.
 """
 
 import io
-import json
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pipelines.config import EvaluateConfig, ImagesConfig
 from pipelines.images import Listing
 from pipelines.keep import KeptImages
 from pipelines.npz import read_arrays
+from pipelines.pool import share_out
 from pipelines.stage import StageContext
 
 Record = dict[str, np.ndarray]
@@ -42,15 +42,6 @@ class Shard:
     """Of samples: which of the actors' sources they are drawn from."""
     kept: str | None = None
     """Where the images are written as well, by the source's KeptImages."""
-
-    @property
-    def task(self) -> str:
-        """The work as text, which Ray Data moves as it is."""
-        if isinstance(self.images, range):
-            task = {"samples": [self.images.start, self.images.stop], "source": self.source, "kept": self.kept}
-            return json.dumps({"file": self.file, **task})
-        places = None if self.images.places is None else self.images.places.tolist()
-        return json.dumps({"file": self.file, "keys": self.images.keys, "places": places})
 
 
 @dataclass(frozen=True)
@@ -100,19 +91,9 @@ def compute_features(
         return
     left, total = (sum(len(shard.images) for shard in part) for part in (pending, shards))
     progress = context.progress(stage, total=total, unit="images", start=total - left)
-    ray_data = context.ray_data(workers, stage)
-    rows = [{"index": index, "task": shard.task} for index, shard in enumerate(pending)]
-    finished = ray_data.from_items(rows, override_num_blocks=len(rows)).map(
-        actor or ScoreShard,
-        fn_constructor_args=actor_arguments,
-        compute=ray_data.ActorPoolStrategy(size=min(workers.num_workers, len(rows))),
-        # Half a CPU: actors that hold every CPU leave none for Ray Data's own tasks, and the job hangs.
-        num_cpus=0.5,
-        num_gpus=workers.gpus_per_worker,
-        **workers.placement,
-    )
-    for row in finished.iter_rows():
-        progress.advance(len(pending[row["index"]].images))
+    context.start_ray(workers, stage)
+    for shard in share_out(pending, actor or ScoreShard, actor_arguments, workers):
+        progress.advance(len(shard.images))
 
 
 def unfinished(shards: Sequence[Shard]) -> list[Shard]:
@@ -187,7 +168,7 @@ def load_pictured(shards: Sequence[Shard]) -> np.ndarray:
 
 
 class DrawShard:
-    """A shard's task -> its record, written atomically: indices, labels and images of its samples."""
+    """A shard -> its record, written atomically: indices, labels and images of its samples."""
 
     def __init__(self, config: EvaluateConfig, sources: Sequence[Source] = ()):
         import torch
@@ -197,22 +178,21 @@ class DrawShard:
         self.sources, self.batch_size, self.compiled = sources, config.batch_size, config.compile
         self.device = "cuda" if config.gpus_per_worker else "cpu"
 
-    def __call__(self, row: dict) -> dict:
-        task = json.loads(row["task"])
+    def __call__(self, shard: Shard) -> None:
         buffer = io.BytesIO()
-        np.savez(buffer, **self._record(task))  # type: ignore[arg-type]
-        storage.write_atomically(task["file"], buffer.getvalue())
-        return {"index": row["index"]}
+        np.savez(buffer, **self._record(shard))  # type: ignore[arg-type]
+        storage.write_atomically(shard.file, buffer.getvalue())
 
-    def _record(self, task: dict) -> Record:
-        source, indices = self.sources[task["source"]], range(*task["samples"])
+    def _record(self, shard: Shard) -> Record:
+        source, indices = self.sources[shard.source], shard.images
+        assert isinstance(indices, range), "real images need an extractor"
         sampler = self._sampler(source)
         labels = sampler.labels(indices)
         started = time.perf_counter()
         images = sampler.sample(indices, labels)
         seconds = time.perf_counter() - started
-        if source.kept is not None:
-            source.kept.write(task["kept"], images, labels, indices)
+        if source.kept and shard.kept:
+            source.kept.write(shard.kept, images, labels, indices)
         return {"indices": np.array(indices), "labels": labels, "images": images, SECONDS[0]: np.array(seconds)}
 
     def _sampler(self, source: Source):
@@ -247,19 +227,20 @@ class ScoreShard(DrawShard):
         self.images = images
         self.extractor = create_extractor(config.extractor, config.extractor_weights, self.device)
 
-    def _record(self, task: dict) -> Record:
-        if "keys" in task:
-            return self._real(task["keys"], task["places"])
-        samples = super()._record(task)
-        record = {**samples, **self._extract(samples["images"])}
-        if samples["indices"][0] >= PICTURED:
+    def _record(self, shard: Shard) -> Record:
+        if isinstance(shard.images, Listing):
+            return self._real(shard.images)
+        record = super()._record(shard)
+        record |= self._extract(record["images"])
+        if shard.images.start >= PICTURED:
             del record["images"]
         return record
 
-    def _real(self, keys: list[str], places: list | None) -> Record:
+    def _real(self, listing: Listing) -> Record:
         from pipelines.preprocess import read_cropped
 
-        images, _, errors = read_cropped(self.images, keys, places)
+        places = None if listing.places is None else listing.places.tolist()
+        images, _, errors = read_cropped(self.images, listing.keys, places)
         features = self._extract(images) if len(images) else {}
         return {**features, "unreadable": np.array(sorted(errors), dtype=str)}
 

@@ -81,8 +81,39 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_counted_twice(unbroken, t
     config = tiny_output(tmp_path, *SETTINGS, "evaluate.num_workers=2")
     process = start(tmp_path, "evaluate", str(write_checkpoint(config, 2).path))
     wait_for(tmp_path / "output", "evaluations/*/*/shards-*/shard-00001.npz", process)
-    os.kill(processes_below(process.pid, "MapWorker")[0], signal.SIGKILL)
+    os.kill(processes_below(process.pid, "PoolWorker")[0], signal.SIGKILL)
     finish(process)
+    assert metrics(tmp_path) == metrics(unbroken)
+
+
+def test_a_lost_node_takes_nothing_with_it(unbroken, tmp_path, monkeypatch):
+    """Two workers, a node for each; one goes for good, and the other does the rest."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = tiny_output(tmp_path, *SETTINGS, "evaluate.num_workers=2")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        checkpoint = str(write_checkpoint(config, 2).path)
+        process = start(tmp_path, "evaluate", checkpoint, "--address", cluster.address)
+        wait_for(tmp_path / "output", "evaluations/*/*/shards-*/*.npz", process, 3)
+        cluster.remove_node(node, allow_graceful=False)
+        finish(process)
+    finally:
+        cluster.shutdown()
+    assert metrics(tmp_path) == metrics(unbroken)
+
+
+def test_after_a_killed_raylet_the_same_command_goes_on(unbroken, tmp_path):
+    """Where the work is done before anybody misses it, the first command ends well."""
+    command = ("evaluate", str(write_checkpoint(tiny_output(tmp_path, *SETTINGS), 2).path))
+    process = start(tmp_path, *command)
+    wait_for(tmp_path / "output", "evaluations/*/*/shards-*/*.npz", process, 3)
+    (raylet,) = processes_below(process.pid, "raylet/raylet")
+    os.kill(raylet, signal.SIGKILL)
+    process.communicate(timeout=300)
+    finish(start(tmp_path, *command))
     assert metrics(tmp_path) == metrics(unbroken)
 
 

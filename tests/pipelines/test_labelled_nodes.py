@@ -8,6 +8,8 @@ import ray
 from tiny import tiny_recipe
 
 from cluster.session import require_resources
+from pipelines.config_train import WorkersConfig
+from pipelines.pool import share_out
 from pipelines.stage import StageContext
 from pipelines.workers import run_workers
 
@@ -48,6 +50,9 @@ def check_places(tmp_path, address, ids):
     def node_of(row):
         return {"node": ray.get_runtime_context().get_node_id()}
 
+    def note_node():
+        return lambda file: file.write_text(ray.get_runtime_context().get_node_id())
+
     folder = tmp_path / "nodes"
     folder.mkdir()
     with StageContext(config, address=address) as context:
@@ -56,5 +61,10 @@ def check_places(tmp_path, address, ids):
         ray_data = context.ray_data(config.encode, "encode")
         rows = ray_data.from_items([1, 2], override_num_blocks=2).map(node_of, **config.encode.placement).take_all()
         assert ids["big"] not in {row["node"] for row in rows}
+        drawn = tmp_path / "drawn"
+        drawn.mkdir()
+        placed = WorkersConfig(num_workers=2, label_selector={"pool": "cheap"})
+        list(share_out([drawn / "1", drawn / "2"], note_node, (), placed))
+        assert {file.read_text() for file in drawn.iterdir()} == {ids["cheap"]}
         with pytest.raises(ValueError, match=r"no node has pool = fast \(there: big, cheap\): change train.label_sel"):
             require_resources(1, 1, 0, "train", label_selector={"pool": "fast"})

@@ -84,7 +84,7 @@ def test_the_network_alone_is_under_autocast(sampler):
 def test_features_are_computed_in_float32(output, tmp_path):
     config, source = with_settings(output, dtype="bfloat16")
     shards = make_shards(str(tmp_path), [range(5)])
-    ScoreShard(config.images, config.evaluate, [source])({"index": 0, "task": shards[0].task})
+    ScoreShard(config.images, config.evaluate, [source])(shards[0])
     (record,) = read_records(shards)
     images = torch.from_numpy(record["images"]).permute(0, 3, 1, 2)
     assert np.array_equal(record["features"], create_extractor(config.evaluate.extractor)(images).features)

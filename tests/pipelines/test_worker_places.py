@@ -7,6 +7,7 @@ from tiny import RECIPE
 
 from pipelines.config_train import BESIDE_THE_WEIGHTS, TrainConfig
 from pipelines.identity import settings_identity
+from pipelines.pool import PoolWorker
 from pipelines.recipe_file import RecipeError, load_recipe
 from pipelines.workers import _scaling
 
@@ -38,6 +39,14 @@ def test_ray_data_takes_the_place_by_these_names():
     import ray.data
 
     assert WANTED.keys() <= inspect.signature(ray.data.Dataset.map).parameters.keys()
+
+
+def test_actors_take_the_place_by_these_names():
+    import ray
+
+    assert ray.remote(PoolWorker).options(**WANTED)
+    with pytest.raises(ValueError):
+        ray.remote(PoolWorker).options(place="cheap")
 
 
 def test_results_do_not_depend_on_the_place():
