@@ -1,8 +1,12 @@
 """Timing as ratios: candidates run in turn, round after round, so that a slow minute hits all of them alike."""
 
+import contextlib
+import itertools
+import os
+import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +51,32 @@ def in_turn(candidates: dict[str, Callable[[], float]], rounds: int, warmup: int
             if index >= warmup:
                 seconds[name].append(spent)
     return {name: Timing(values) for name, values in seconds.items()}
+
+
+def take_turns(
+    sides: dict[str, list[int]], seconds: float, over: Callable[[], bool]
+) -> dict[str, list[tuple[float, float]]]:
+    """Let one group of processes work while the other ones are stopped, in turn, until it is over.
+
+    Says from when to when each had its turns, by time.time(); those of the round that it was over in are left out.
+    """
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    while True:
+        for name in sides:
+            for other, processes in sides.items():
+                send(signal.SIGCONT if other == name else signal.SIGSTOP, processes)
+            begun = time.time()
+            time.sleep(seconds)
+            turns[name].append((begun, time.time()))
+        if over():
+            send(signal.SIGCONT, itertools.chain(*sides.values()))
+            return {name: of_side[:-1] for name, of_side in turns.items()}
+
+
+def send(signal_number: int, processes: Iterable[int]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):  # it has done its work
+            os.kill(process, signal_number)
 
 
 def speed(ours: Timing, theirs: Timing) -> tuple[float, float, float]:

@@ -7,16 +7,21 @@ One thread for each process everywhere. Asserts that both sides compute the same
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import pytest
 import torch
-from harness import Timing, alternate, exponent
+from harness import Timing, alternate, exponent, send, take_turns
 from tiny_checkpoint import tiny_output, write_checkpoint
 
 from cluster.session import LOCAL_ENVIRONMENT
@@ -31,12 +36,12 @@ from pipelines.stage import StageContext, located
 
 pytestmark = pytest.mark.benchmark
 
-SIZE, SHARD_ROWS, SHARDS_PER_WORKER, ROUNDS = 32, 10, 16, 5
+SIZE, SHARD_ROWS, SHARDS_PER_WORKER, TURN_SECONDS = 32, 10, 80, 3
 MODEL = DiTConfig(
     input_size=16, patch_size=2, hidden_size=128, depth=4, num_heads=4, in_channels=4, num_classes=3, learn_sigma=False
 )
 PLAIN = """
-import json, sys, time
+import itertools, json, os, sys
 import numpy as np
 import torch
 from evaluation.extractors import create_extractor
@@ -48,16 +53,13 @@ torch.set_num_threads(1)
 protocol = EvaluationProtocol.from_dict(settings["protocol"])
 sampler = Sampler(settings["checkpoint"], protocol, batch_size=settings["rows"])
 extractor = create_extractor("efficientnet-lite0")
-features = []
-for number in range(settings["shards"]):
-    if number == 1:
-        started = time.perf_counter()  # the first shard warms up, as a worker's does
+for number in itertools.count():
     indices = range(number * settings["rows"], (number + 1) * settings["rows"])
     images = sampler.sample(indices, sampler.labels(indices))
-    features.append(extractor(torch.from_numpy(images).permute(0, 3, 1, 2)).features)
-seconds = (time.perf_counter() - started) / ((settings["shards"] - 1) * settings["rows"])
-np.save(settings["features"], np.concatenate(features))
-print(json.dumps(seconds))
+    features = extractor(torch.from_numpy(images).permute(0, 3, 1, 2)).features
+    name = f"{settings['folder']}/shard-{number:05d}"
+    np.save(f"{name}.npy", features)
+    open(f"{name}.by-{os.getpid()}", "w").close()
 """
 
 
@@ -75,73 +77,103 @@ def checkpoint(tmp_path):
     return open_checkpoint(write_checkpoint(config, 2, MODEL).path), config
 
 
-def plain_loop(opened, config, folder: Path) -> float:
-    """Seconds for an image in one process that does nothing else, its freed memory kept as the workers keep theirs."""
+@contextmanager
+def plain_loops(opened, config, folders: list[Path]):
+    """A process for each folder that does nothing else, its freed memory kept as the workers keep theirs."""
     settings = {
         "checkpoint": opened.shared,
         "protocol": evaluation_protocol(config, opened).to_dict(),
         "rows": SHARD_ROWS,
-        "shards": SHARDS_PER_WORKER,
-        "features": str(folder / "plain.npy"),
     }
     env = os.environ | LOCAL_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN, json.dumps(settings)], env=env, capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    with ExitStack() as cleanup:
+        for folder in folders:
+            folder.mkdir()
+            command = [sys.executable, "-c", PLAIN, json.dumps({**settings, "folder": str(folder)})]
+            process = cleanup.enter_context(subprocess.Popen(command, env=env))
+            cleanup.callback(process.kill)
+        while not all(map(times_written, folders)):
+            time.sleep(0.1)
+        yield
 
 
-def distributed(opened, config, context, workers: int, folder: Path) -> float:
-    """Seconds for an image by each of some workers at work."""
+def score_shards(context, opened, config, workers: int, num_shards: int, folder: Path) -> None:
     protocol = evaluation_protocol(config, opened)
-    shards = make_shards(str(folder), shard_ranges(workers * SHARDS_PER_WORKER * SHARD_ROWS, SHARD_ROWS))
+    shards = make_shards(str(folder), shard_ranges(num_shards * SHARD_ROWS, SHARD_ROWS))
     arguments = (located(config.images), config.evaluate, [Source(opened.shared, protocol)])
     settings = replace(config.evaluate, num_workers=workers)
     compute_features(context, "evaluate", shards, arguments, settings, actor=signing_actor())
-    return seconds_at_work(folder, workers)
 
 
 def signing_actor() -> type:
     """ScoreShard that leaves beside each record which process wrote it."""
 
     class Signing(ScoreShard):  # in here it is pickled by value: workers cannot import this file
-        def __call__(self, row: dict) -> dict:
-            done = super().__call__(row)
-            Path(f"{json.loads(row['task'])['file']}.{os.getpid()}").touch()
-            return done
+        def __call__(self, shard):
+            super().__call__(shard)
+            Path(f"{shard.file}.by-{os.getpid()}").touch()
 
     return Signing
 
 
-def seconds_at_work(folder: Path, workers: int) -> float:
-    """For an image by each worker, while all work: one that starts later or ends earlier is not slow."""
-    written: dict[str, list[float]] = {}
-    for file in folder.glob("*.npz.*"):
-        written.setdefault(file.suffix, []).append(file.stat().st_mtime)
-    assert len(written) == workers, "a worker came too late to do anything"
-    since, until = max(map(min, written.values())), min(map(max, written.values()))
-    together = [sorted(time for time in times if since <= time <= until) for times in written.values()]
-    return fmean((times[-1] - times[0]) / ((len(times) - 1) * SHARD_ROWS) for times in together)
+def times_written(folder: Path) -> dict[int, list[float]]:
+    """When each process has written its shards, in order."""
+    times: dict[int, list[float]] = {}
+    for file in folder.glob("*.by-*"):
+        times.setdefault(int(file.suffix.removeprefix(".by-")), []).append(file.stat().st_mtime)
+    return {process: sorted(of_process) for process, of_process in times.items()}
 
 
-def test_workers_against_a_plain_loop(checkpoint, tmp_path, results, quick):
+def seconds_per_image(folders: list[Path], turns: list[tuple[float, float]]) -> Timing:
+    """By each process, in every turn: from the end of its first shard, which an earlier turn began, to the last's."""
+    processes = [times for folder in folders for times in times_written(folder).values()]
+    seconds = []
+    for begun, ended in turns:
+        within = [[time for time in times if begun < time < ended] for times in processes]
+        seconds.append(fmean((times[-1] - times[0]) / ((len(times) - 1) * SHARD_ROWS) for times in within))
+    return Timing(seconds)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_against_a_plain_loop(checkpoint, tmp_path, results, quick, workers):
+    """Stopped and continued in turn every few seconds: within a minute the machine itself changes its pace.
+
+    Two workers also against two loops at once, as a machine may do less on each of its cores when all are at work.
+    """
+    if quick and workers > 1:
+        pytest.skip("takes most of a minute")
     opened, config = checkpoint
-    seconds: dict[str, list[float]] = {"plain": [], "1 worker": [], "2 workers": []}
-    with StageContext(config) as context:
-        for round in range(1 if quick else ROUNDS):
-            seconds["plain"].append(plain_loop(opened, config, tmp_path))
-            for workers in (1, 2):
-                folder = tmp_path / f"{round}-{workers}"
-                each = distributed(opened, config, context, workers, folder)
-                seconds["1 worker" if workers == 1 else "2 workers"].append(each)
-    records = [np.load(file) for file in sorted((tmp_path / "0-1").glob("*.npz"))]
-    found = np.concatenate([record["features"] for record in records])
-    np.testing.assert_array_equal(found, np.load(tmp_path / "plain.npy"))
-    timings = {name: Timing(values) for name, values in seconds.items()}
-    for name in ("1 worker", "2 workers"):
-        said = f"{1 / timings[name].median:.1f} images/s each"
-        case = f"{SIZE} px, {name}"
-        results.faster("sample and score", case, said, "plain loop, per worker", timings[name], timings["plain"])
+    sides = {"plain loop, per worker": [tmp_path / "alone"]}
+    if workers > 1:
+        sides[f"{workers} plain loops at once"] = [tmp_path / f"loop-{number}" for number in range(workers)]
+    job, loops = tmp_path / "job", list(chain(*sides.values()))
+    with StageContext(config) as context, ThreadPoolExecutor(1) as thread:
+        context.start_ray(config.evaluate, "evaluate")  # by this thread: with the one that starts it, Ray ends
+        with plain_loops(opened, config, loops):
+            loop_processes = {folder: next(iter(times_written(folder))) for folder in loops}
+            send(signal.SIGSTOP, loop_processes.values())
+            num_shards = workers * (SHARDS_PER_WORKER // 4 if quick else SHARDS_PER_WORKER)
+            done = thread.submit(score_shards, context, opened, config, workers, num_shards, job)
+            while not done.done() and len(times_written(job)) < workers:
+                time.sleep(0.1)
+            processes = {name: [loop_processes[folder] for folder in folders] for name, folders in sides.items()}
+            turns = take_turns({"job": list(times_written(job)), **processes}, TURN_SECONDS, over=done.done)
+            done.result()
+    ours = seconds_per_image([job], turns["job"])
+    said = f"{1 / ours.median:.1f} images/s each"
+    for against, folders in sides.items():
+        theirs = seconds_per_image(folders, turns[against])
+        case = f"{SIZE} px, {workers} worker{'s' if workers > 1 else ''}"
+        results.faster("sample and score", case, said, against, ours, theirs)
+    check_features(job, loops[0])
+
+
+def check_features(folder: Path, plain: Path) -> None:
+    """That both sides computed the same thing."""
+    names = sorted({file.stem for file in folder.glob("*.npz")} & {file.stem for file in plain.glob("*.npy")})
+    assert len(names) > 4
+    for name in names:
+        np.testing.assert_array_equal(np.load(folder / f"{name}.npz")["features"], np.load(plain / f"{name}.npy"))
 
 
 def test_extractor_against_torch_fidelity(tmp_path, results, quick):
@@ -153,7 +185,8 @@ def test_extractor_against_torch_fidelity(tmp_path, results, quick):
 
     weights = random_inception(tmp_path / "inception.pth")
     torch.set_num_threads(1)
-    images = torch.randint(0, 256, (32, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shape = (8 if quick else 32, 3, SIZE, SIZE)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     ours = create_extractor("inception", weights)
     theirs = FeatureExtractorInceptionV3("theirs", ["2048", "logits_unbiased"], str(weights)).eval()
 
@@ -199,13 +232,13 @@ from pathlib import Path
 started = time.perf_counter()
 from evaluation.protocol import metric_name, shard_ranges
 from evaluation.score import score
-from pipelines.features import load_features, make_shards
+from pipelines.features import load_features, make_shards, unfinished
 from pipelines.reference import given_reference
 
 reference, folder, size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 imported = time.perf_counter()
 shards = make_shards(str(folder), shard_ranges(size, 1))
-tasks = [shard.task for shard in shards]
+assert not unfinished(shards)
 planned = time.perf_counter()
 features, _ = load_features(shards)
 merged = time.perf_counter()
@@ -224,7 +257,7 @@ print(json.dumps({
 
 def test_planning_merging_and_scoring_as_samples_grow(tmp_path, results, quick):
     """Features, 2048, and logits, 1008, from a file for each image; mean and covariance, as ADM's references give."""
-    sizes = SCORED[:2] if quick else SCORED
+    sizes = SCORED[:1] if quick else SCORED
     reference = ReferenceStatistics(
         n=50_000, mu=np.zeros(2048), sigma=np.eye(2048), extractor="inception", extractor_sha256="none"
     )
@@ -243,9 +276,10 @@ def test_planning_merging_and_scoring_as_samples_grow(tmp_path, results, quick):
             f"{found[-1]['score']:.1f} s, {found[-1]['all']:.1f} s in all, {found[-1]['gib']:.2f} GiB"
         )
         results.add("score from files", f"{size:,} images in as many shards", said)
-    costs = [one["plan"] + one["merge"] for one in found]
-    case = f"plan and merge, {sizes[0]:,} to {sizes[-1]:,} images"
-    results.add("score from files", case, f"{costs[-1]:.1f} s", "growth exponent", exponent(sizes, costs))
+    if len(sizes) > 1:
+        costs = [one["plan"] + one["merge"] for one in found]
+        case = f"plan and merge, {sizes[0]:,} to {sizes[-1]:,} images"
+        results.add("score from files", case, f"{costs[-1]:.1f} s", "growth exponent", exponent(sizes, costs))
 
 
 def write_features(folder: Path, size: int) -> None:
