@@ -11,9 +11,9 @@ SHAPE = (4, 3, 5)
 AUTOENCODER = {"id": "here", "sha256": "ab", "latents_mean": [0.0, 0.0], "latents_std": [1.0, 1.0]}
 
 
-def description(flip=False, id="here"):
+def description(flip=False, id="here", shape=SHAPE):
     return schema.describe(
-        moments_shape=SHAPE,
+        moments_shape=shape,
         flip=flip,
         autoencoder={**AUTOENCODER, "id": id},
         preprocessing={"size": 12, "crop": "adm"},
@@ -28,7 +28,7 @@ def make_moments(rows, seed=0):
 def shard(moments, flip=False, first=0, **settings):
     keys = [f"k{first + row}" for row in range(len(moments))]
     table = schema.shard_table(
-        schema.latent_schema(description(flip, **settings)),
+        schema.latent_schema(description(flip, shape=moments.shape[1:], **settings)),
         keys,
         np.arange(len(moments)) % 2,
         moments,
@@ -49,4 +49,5 @@ def write_dataset(folder, parts, flip=False, quarantined=(), **settings):
         records.append({**record, "channels": channel_sums(moments), "quarantined": []})
     if records:
         records[0]["quarantined"] = [{"key": key, "error": "bad"} for key in quarantined]
-    return write_manifest(str(folder), description(flip, **settings), {"seed": 0}, records, recipe={})
+    described = description(flip, shape=parts[0].shape[1:] if parts else SHAPE, **settings)
+    return write_manifest(str(folder), described, {"seed": 0}, records, recipe={})

@@ -1,7 +1,7 @@
 """All benchmarks, or what needs only torch where Ray is absent.
 
     make benchmark                                 about half an hour on two cores
-    python tests/benchmarks/run.py --quick         fewer rounds and sizes
+    make benchmark ARGS=--quick                    about three minutes: what is small, in few rounds
     python tests/benchmarks/run.py -k training     some of them
 
 Further arguments are pytest's. Results go to tests/benchmarks/results.

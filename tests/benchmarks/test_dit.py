@@ -94,6 +94,8 @@ def their_step(network, batch, process, compiled=False):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_training_step(results, quick, case, compiled):
+    if quick and (compiled or "DiT-S/2" in case):
+        pytest.skip("compiles, or takes a quarter of a minute")
     config, size, rounds = CASES[case]
     batch, process = batch_of(config, size), GaussianDiffusion()
     torch.manual_seed(0)
@@ -114,6 +116,8 @@ def test_training_step(results, quick, case, compiled):
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_guided_sampling(results, quick, case, compiled):
     """DDIM, guided, both halves in one call; diffusers' scheduler and model against ours."""
+    if quick and (compiled or "DiT-S/2" in case):
+        pytest.skip("compiles, or takes a quarter of a minute")
     from diffusers import DDIMScheduler
 
     config, size, rounds = CASES[case]

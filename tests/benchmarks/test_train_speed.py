@@ -119,7 +119,7 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers
     model, side, batch_size, steps = CASES[case]
     if quick and (num_workers == 2 or side == 16):
         pytest.skip("takes minutes")
-    num_rounds = 2 if quick else ROUNDS
+    num_rounds, steps = (1, steps // 2) if quick else (ROUNDS, steps)
 
     def recipe(rounds):
         return training_recipe(
@@ -174,7 +174,7 @@ def batches(rows: int, batch_size: int):
     )
 
 
-def test_batches_against_what_training_consumes(results):
+def test_batches_against_what_training_consumes(results, quick):
     batch_size = 8
     stream = batches(4096, batch_size)
     batch = next(stream)
@@ -185,18 +185,21 @@ def test_batches_against_what_training_consumes(results):
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    timings = alternate({"batches": lambda: list(itertools.islice(stream, 4)), "step": step}, rounds=5)
+    timings = alternate(
+        {"batches": lambda: list(itertools.islice(stream, 4)), "step": step}, 1 if quick else 5, warmup=1
+    )
     torch.set_num_threads(threads)
     made, used = 4 * batch_size / timings["batches"].median, batch_size / timings["step"].median
     said = f"{made:,.0f} images/s"
     results.add("batches", "4x32x32 latents, one thread", said, "what DiT-S/2 uses on one core", made / used)
 
 
-def test_batches_as_the_data_set_grows(results):
+def test_batches_as_the_data_set_grows(results, quick):
     """An image's share of a batch, in turn from data sets of three sizes."""
-    streams = {rows: batches(rows, 64) for rows in ROWS}
+    sizes = ROWS[:2] if quick else ROWS
+    streams = {rows: batches(rows, 64) for rows in sizes}
     makers = {f"{rows:,}": lambda stream=stream: list(itertools.islice(stream, 4)) for rows, stream in streams.items()}
-    costs = [timing.median / 256 for timing in alternate(makers, rounds=10).values()]
+    costs = [timing.median / 256 for timing in alternate(makers, rounds=3 if quick else 10).values()]
     said = ", ".join(f"{1e6 * cost:.0f}" for cost in costs) + " \u00b5s for an image"
-    case = f"from {ROWS[0]:,} to {ROWS[-1]:,} rows"
-    results.add("batches", case, said, "growth exponent", exponent(ROWS, costs))
+    case = f"from {sizes[0]:,} to {sizes[-1]:,} rows"
+    results.add("batches", case, said, "growth exponent", exponent(sizes, costs))
