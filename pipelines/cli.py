@@ -138,7 +138,8 @@ def main() -> None:
             _fail(f"{error}; free some space, then the same command goes on from here", FAILED)
         if not _is_ours(error):
             raise
-        _fail(str(error), FAILED if isinstance(error, FloatingPointError | ConnectionError) else BAD_INPUT)
+        failed = isinstance(error, FloatingPointError | ConnectionError | ChildProcessError)
+        _fail(str(error), FAILED if failed else BAD_INPUT)
 
 
 def _fail(message: str, code: int) -> None:

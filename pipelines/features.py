@@ -92,7 +92,8 @@ def compute_features(
     left, total = (sum(len(shard.images) for shard in part) for part in (pending, shards))
     progress = context.progress(stage, total=total, unit="images", start=total - left)
     context.start_ray(workers, stage)
-    for shard in share_out(pending, actor or ScoreShard, actor_arguments, workers):
+    done = share_out(pending, actor or ScoreShard, actor_arguments, workers, lambda text: context.say(stage, text))
+    for shard in done:
         progress.advance(len(shard.images))
 
 

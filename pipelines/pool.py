@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pipelines.config_train import WorkersConfig
+from pipelines.progress import first_line
 
 Task = TypeVar("Task")
 DEATHS = 3
-"""Workers that may die of the same task, and of their start one after the other in each place of the pool."""
+"""Workers that may die of one task, or in a row (times the size of the pool) before any has started."""
 
 
 class PoolWorker:
@@ -30,12 +31,16 @@ class PoolWorker:
 
 
 def share_out(
-    tasks: Sequence[Task], make: Callable[..., Callable[[Any], None]], arguments: tuple, workers: WorkersConfig
+    tasks: Sequence[Task],
+    make: Callable[..., Callable[[Any], None]],
+    arguments: tuple,
+    workers: WorkersConfig,
+    tell: Callable[[str], None],
 ) -> Iterator[Task]:
     """Have `make(*arguments)` called with every task by some worker, in their order; yields each task that is done.
 
-    A worker that has no place in the cluster yet, or has died, holds up no other. Needs a Ray that is started. Raises
-    what workers raise, and RuntimeError if they die again and again.
+    A worker that has no place in the cluster yet, or has died, holds up no other. Needs a Ray that is started. tell:
+    hears of workers that died. Raises what workers raise, and ChildProcessError if they die again and again.
     """
     import ray
 
@@ -65,6 +70,7 @@ def share_out(
             deaths[ended] += not getattr(error, "preempted", False)
             if deaths[ended] >= (DEATHS * workers.num_workers if ended is None else DEATHS):
                 raise _died(error, ended) from error
+            tell(f"a worker died ({first_line(error)}); another does what it had in hand")
             if ended is not None:
                 waiting.append(ended)
             if waiting:
@@ -80,10 +86,9 @@ def share_out(
             yield tasks[ended]
 
 
-def _died(error: Exception, task: int | None) -> RuntimeError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+def _died(error: Exception, task: int | None) -> ChildProcessError:
     when = "at their start" if task is None else "at the same work"
-    return RuntimeError(
-        f"workers died again and again {when}: {reason} Expected them to have the memory and the device that they ask "
-        "for; see `ray logs`, then the same command goes on"
+    return ChildProcessError(
+        f"workers died again and again {when}: {first_line(error)} Expected them to have the memory and the device "
+        "that they need; Ray's logs on their node say more (/tmp/ray/session_latest/logs), and the same command goes on"
     )

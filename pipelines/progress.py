@@ -62,3 +62,8 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short enough for a line about something else."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

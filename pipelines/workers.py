@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.config_train import ElasticWorkersConfig
 from pipelines.messages import Mailbox, Message, Notice, Report, Saved
+from pipelines.progress import first_line
 from pipelines.stage import StageContext
 
 RESIZE_SECONDS = 60.0
@@ -64,7 +65,7 @@ def run_workers(
                 if restarts == RESTARTS or not _may_pass(failure):
                     raise failure from error
                 restarts += 1
-                context.say(stage, f"a worker died ({_first_line(failure)}); starting the group again")
+                context.say(stage, f"a worker died ({first_line(failure)}); starting the group again")
 
 
 def _scaling(workers: ElasticWorkersConfig):
@@ -124,13 +125,9 @@ def _may_pass(failure: BaseException) -> bool:
     return not isinstance(failure, ValueError | OSError | ArithmeticError)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _lost(error: Exception) -> Exception:
-    return RuntimeError(
-        f"the process that takes the workers' messages was lost ({_first_line(error)}): they have ended, but tracking "
+    return ChildProcessError(
+        f"the process that takes the workers' messages was lost ({first_line(error)}): they have ended, but tracking "
         "has not heard of all. Checkpoints hold what is missing: the same command tells it"
     )
 

@@ -82,8 +82,21 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_counted_twice(unbroken, t
     process = start(tmp_path, "evaluate", str(write_checkpoint(config, 2).path))
     wait_for(tmp_path / "output", "evaluations/*/*/shards-*/shard-00001.npz", process)
     os.kill(processes_below(process.pid, "PoolWorker")[0], signal.SIGKILL)
-    finish(process)
+    assert "a worker died" in finish(process)
     assert metrics(tmp_path) == metrics(unbroken)
+
+
+def test_workers_that_die_again_and_again_end_the_command_in_one_line(tmp_path):
+    config = tiny_output(tmp_path, *SETTINGS)
+    process = start(tmp_path, "evaluate", str(write_checkpoint(config, 2).path), "--num-samples", "4000")
+    wait_for(tmp_path / "output", "evaluations/*/*/shards-*/*.npz", process)
+    while process.poll() is None:
+        for worker in processes_below(process.pid, "PoolWorker"):
+            os.kill(worker, signal.SIGKILL)
+        time.sleep(0.02)
+    output = process.stdout.read()
+    assert process.returncode == 1 and "Traceback" not in output
+    assert "raydit: workers died again and again" in output.splitlines()[-1]
 
 
 def test_a_lost_node_takes_nothing_with_it(unbroken, tmp_path, monkeypatch):

@@ -28,6 +28,12 @@ def noting(folder: Path, dies_at: str = "", times: int = 0):
     return make
 
 
+def share(*arguments) -> tuple[list[str], list[str]]:
+    """What is done, and what is told meanwhile."""
+    told: list[str] = []
+    return list(share_out(*arguments, told.append)), told
+
+
 def calls(folder: Path, task: str = "*") -> list[str]:
     return sorted(file.stem for file in folder.glob(f"{task}.*"))
 
@@ -36,20 +42,21 @@ def calls(folder: Path, task: str = "*") -> list[str]:
 def test_every_task_is_done_once(tmp_path, num_workers):
     """By as many workers as there is room for: the Ray of these tests has six CPUs."""
     workers = WorkersConfig(num_workers=num_workers, cpus_per_worker=3 if num_workers == 20 else 1)
-    done = list(share_out(TASKS, noting(tmp_path), (), workers))
-    assert sorted(done) == TASKS == calls(tmp_path)
+    done, told = share(TASKS, noting(tmp_path), (), workers)
+    assert sorted(done) == TASKS == calls(tmp_path) and not told
     assert num_workers > 1 or done == TASKS
 
 
 def test_what_a_dead_worker_had_in_hand_is_done_by_another(tmp_path):
-    done = list(share_out(TASKS, noting(tmp_path, "task-2", times=DEATHS - 1), (), WorkersConfig(num_workers=2)))
+    done, told = share(TASKS, noting(tmp_path, "task-2", times=DEATHS - 1), (), WorkersConfig(num_workers=2))
     assert sorted(done) == TASKS
+    assert [line[:13] for line in told] == ["a worker died"] * (DEATHS - 1)
     assert calls(tmp_path) == sorted([*TASKS, *["task-2"] * (DEATHS - 1)])
 
 
 def test_a_task_that_kills_every_worker_is_not_tried_for_ever(tmp_path):
-    with pytest.raises(RuntimeError, match="workers died again and again at the same work: .*the same command goes on"):
-        list(share_out(TASKS[:2], noting(tmp_path, "task-1", times=100), (), WorkersConfig()))
+    with pytest.raises(ChildProcessError, match="again and again at the same work: .*the same command goes on"):
+        share(TASKS[:2], noting(tmp_path, "task-1", times=100), (), WorkersConfig())
     assert calls(tmp_path, "task-1") == ["task-1"] * DEATHS
 
 
@@ -57,8 +64,8 @@ def test_workers_that_die_before_they_work_are_not_started_for_ever():
     def make():
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(RuntimeError, match="workers died again and again at their start"):
-        list(share_out(TASKS, make, (), WorkersConfig()))
+    with pytest.raises(ChildProcessError, match="workers died again and again at their start"):
+        share(TASKS, make, (), WorkersConfig())
 
 
 @pytest.mark.parametrize("at_start", [True, False])
@@ -72,5 +79,5 @@ def test_errors_are_raised_as_they_were(at_start):
         return refuse
 
     with pytest.raises(ValueError) as raised:
-        list(share_out(TASKS, make, (0,), WorkersConfig(num_workers=2)))
+        share(TASKS, make, (0,), WorkersConfig(num_workers=2))
     assert str(raised.value) == "found 0, expected 1; take another"
