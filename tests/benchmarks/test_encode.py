@@ -128,7 +128,7 @@ def test_images_per_second(tmp_path, results, quick, name):
         return run.seconds_per_image
 
     def theirs(kind: str) -> float:
-        return run_plain(kind, images, autoencoder, tmp_path / "plain", case)
+        return run_plain(kind, images, autoencoder, tmp_path / kind, case)
 
     candidates = {"raydit": ours, "plain loop": lambda: theirs("loop")}
     if not quick:
@@ -136,7 +136,7 @@ def test_images_per_second(tmp_path, results, quick, name):
         candidates["bfloat16"] = lambda: ours(dtype="bfloat16", memory_format="channels_last")
     with ray_session(num_cpus=3):  # as many as a job asks for that starts its own
         timings = in_turn(candidates, case.rounds)
-    check_equal(LatentDataset.open(tmp_path / "job" / "output" / "latents"), tmp_path / "plain")
+    check_equal(LatentDataset.open(tmp_path / "job" / "output" / "latents"), tmp_path / "loop")
     raydit, bfloat16 = timings.pop("raydit"), timings.pop("bfloat16", None)
     name = f"{name}, {SIZE} px, one thread"
     for against, timing in timings.items():
