@@ -1,4 +1,4 @@
-"""The evaluate job: checkpoint -> samples -> features -> metrics, by Ray Data; the same numbers on any cluster."""
+"""The evaluate job: checkpoint -> samples -> features -> metrics, by Ray actors; the same numbers on any cluster."""
 
 import time
 from dataclasses import asdict, replace

@@ -19,7 +19,7 @@ from pipelines.plan_memory import Subject, smaller, worker_memory
 TRAIN_START_SECONDS = 25.0
 """Of a stage of Ray Train before its first step: processes, torch, the process group. Seen on two CPU cores."""
 DATA_START_SECONDS = 12.0
-"""Of a stage of Ray Data before its first image. Seen on two CPU cores."""
+"""Of encode or evaluate before its first image: processes, torch, the weights. Seen on two CPU cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
