@@ -86,13 +86,15 @@ def plain_loops(opened, config, folders: list[Path]):
         "rows": SHARD_ROWS,
     }
     env = os.environ | LOCAL_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+    processes = []
     with ExitStack() as cleanup:
         for folder in folders:
             folder.mkdir()
             command = [sys.executable, "-c", PLAIN, json.dumps({**settings, "folder": str(folder)})]
-            process = cleanup.enter_context(subprocess.Popen(command, env=env))
-            cleanup.callback(process.kill)
+            processes.append(cleanup.enter_context(subprocess.Popen(command, env=env)))
+            cleanup.callback(processes[-1].kill)
         while not all(map(times_written, folders)):
+            assert all(process.poll() is None for process in processes), "a loop ended, for the reason above"
             time.sleep(0.1)
         yield
 
@@ -156,6 +158,7 @@ def test_workers_against_a_plain_loop(checkpoint, tmp_path, results, quick, work
             done = thread.submit(score_shards, context, opened, config, workers, num_shards, job)
             while not done.done() and len(times_written(job)) < workers:
                 time.sleep(0.1)
+            assert len(times_written(job)) == workers, "a worker came too late to do anything"
             processes = {name: [loop_processes[folder] for folder in folders] for name, folders in sides.items()}
             turns = take_turns({"job": list(times_written(job)), **processes}, TURN_SECONDS, over=done.done)
             done.result()
