@@ -1,0 +1,1 @@
+"""What all four packages share: the errors that a user can cause."""
