@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cluster import storage
-from pipelines.config import Recipe
-from pipelines.config_train import BESIDE_THE_WEIGHTS, AutoencoderTrainConfig
-from pipelines.grids import labelled_grid, save_png
-from pipelines.identity import Artifact, settings_identity
-from pipelines.images import Listing, open_source
-from pipelines.messages import Report, Saved
+from pipelines.artifacts import Artifact, settings_identity
+from pipelines.config.recipe import Recipe
+from pipelines.config.training import BESIDE_THE_WEIGHTS, AutoencoderTrainConfig
+from pipelines.images.grids import labelled_grid, save_png
+from pipelines.images.open import Listing, open_source
 from pipelines.stage import StageContext, job, located
-from pipelines.workers import run_workers
+from pipelines.training.group import run_workers
+from pipelines.training.messages import Report, Saved
 
 RECORD = "raydit.json"
 """Written last into the folder of an autoencoder trained here: what it is made from, and how good it is."""
@@ -113,7 +113,7 @@ def image_blocks(config: Recipe, listing: Listing) -> list:
     """References to uint8 arrays (n, size, size, 3) in Ray's object store, which workers of a node share."""
     import ray
 
-    from pipelines.preprocess import read_cropped
+    from pipelines.images.preprocess import read_cropped
 
     images = located(config.images)
 
@@ -133,10 +133,10 @@ def autoencoder_worker(settings: dict) -> None:
     from dit.autoencoder import AutoencoderObjective, create_autoencoder
     from dit.checkpoint import restore, save_checkpoint
     from dit.train import create_state, train
-    from pipelines import checkpoints
-    from pipelines.batches import image_batches, prefetched
-    from pipelines.order import Share
-    from pipelines.worker import CheckpointWriter, Worker
+    from pipelines.checkpoints import stored as checkpoints
+    from pipelines.training.batches import image_batches, prefetched
+    from pipelines.training.order import Share
+    from pipelines.training.worker import CheckpointWriter, Worker
 
     recipe: Recipe = settings["config"]
     config = recipe.autoencoder.train

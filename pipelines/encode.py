@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from cluster import storage
-from pipelines import schema
 from pipelines.autoencoder import AutoencoderHandle, autoencoder_of
-from pipelines.config import EncodeConfig, ImagesConfig, Recipe
-from pipelines.images import Listing, open_source
-from pipelines.latents import LatentDataset, channel_sums, write_manifest
-from pipelines.preprocess import read_cropped
-from pipelines.quarantine import QuarantineLimit
-from pipelines.recipe_file import resolved
-from pipelines.shards import (
+from pipelines.config.reader import resolved
+from pipelines.config.recipe import EncodeConfig, ImagesConfig, Recipe
+from pipelines.images.open import Listing, open_source
+from pipelines.images.preprocess import read_cropped
+from pipelines.latents import schema
+from pipelines.latents.dataset import LatentDataset, channel_sums, write_manifest
+from pipelines.latents.quarantine import QuarantineLimit
+from pipelines.latents.shards import (
     RECORDS,
     Shard,
     claim,

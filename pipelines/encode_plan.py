@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cluster import storage
-from pipelines import schema
+from pipelines.artifacts import Artifact
 from pipelines.autoencoder import autoencoder_of
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.encode import EncodeImages, describe, encode_identity
-from pipelines.identity import Artifact
-from pipelines.images import open_source
-from pipelines.preprocess import read_cropped
-from pipelines.shards import IMAGES, Shard, look, plan_shards, read_records
+from pipelines.images.open import open_source
+from pipelines.images.preprocess import read_cropped
+from pipelines.latents import schema
+from pipelines.latents.shards import IMAGES, Shard, look, plan_shards, read_records
 
 MEASURED_IMAGES = 64
 MEASURED_SECONDS = 3.0

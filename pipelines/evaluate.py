@@ -13,19 +13,19 @@ from evaluation.protocol import EvaluationProtocol, shard_ranges
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import REPORT_FILE, EvaluationReport
 from evaluation.score import Score, score
-from pipelines.config import Recipe
-from pipelines.features import Shard, Source, compute_features, load_features, load_pictured, make_shards
+from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
+from pipelines.config.recipe import Recipe
 from pipelines.figures import FIGURES, timings_figure
-from pipelines.grids import save_png
-from pipelines.keep import KeptImages
-from pipelines.locate import LocatedCheckpoint, open_checkpoint
-from pipelines.logged_models import log_checkpoint
-from pipelines.pictures import Neighbours, report_pictures
-from pipelines.protocols import checkpoint_recipe, evaluation_protocol
-from pipelines.reference import Features, RealImages, extract_adm_images, given_reference, load_real
-from pipelines.reports import load_report, save_figures, save_report
+from pipelines.images.grids import save_png
+from pipelines.scoring.features import Shard, Source, compute_features, load_features, load_pictured, make_shards
+from pipelines.scoring.pictures import Neighbours, report_pictures
+from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
+from pipelines.scoring.references import Features, RealImages, extract_adm_images, given_reference, load_real
+from pipelines.scoring.reports import load_report, save_figures, save_report
+from pipelines.scoring.saved_images import KeptImages
 from pipelines.stage import StageContext, located
-from pipelines.tracking import RunLog
+from pipelines.tracking.logged_models import log_checkpoint
+from pipelines.tracking.tracker import RunLog
 
 EVALUATIONS = "evaluations"
 """The part of an output that an evaluation writes, together with references/: nobody else evaluates there meanwhile."""
@@ -44,8 +44,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Score a checkpoint, or read the report of an earlier evaluation by the same protocol.
 
-    checkpoint: any name of one, see pipelines.locate. protocol: left out, that of `config`'s [evaluate]. config: left
-    out, the recipe that the checkpoint records. force: do it again. kept: where the samples are written as well.
+    checkpoint: any name of one, see pipelines.checkpoints.open. protocol: left out, that of `config`'s [evaluate].
+    config: left out, the recipe that the checkpoint records. force: do it again. kept: where the samples are written as well.
     Raises FileNotFoundError or ValueError before any work if something does not fit.
     """
     opened = open_checkpoint(checkpoint)

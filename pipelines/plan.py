@@ -16,11 +16,11 @@ import numpy as np
 from dit import autoencoder_size
 from dit.config import DiTConfig, UViTConfig
 from dit.sizes import checkpoint_bytes, count_parameters
-from pipelines import schema
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
+from pipelines.latents import schema
 from pipelines.plan_cluster import Cluster, filled
 from pipelines.plan_stages import StagePlan, Subject, plan_autoencoder, plan_encode, plan_evaluate, plan_train
-from pipelines.retention import outdated_steps
+from pipelines.training.retention import outdated_steps
 
 STAGES = ("autoencoder", "encode", "train", "evaluate")
 
@@ -133,7 +133,7 @@ def known_images(config: Recipe, count: int | None, classes: int) -> Images:
     if count is not None:
         aside = round(count * config.images.held_out)
         return Images(training=count - aside, held_out=aside, classes=classes, source="as told by --images")
-    from pipelines.images import open_source
+    from pipelines.images.open import open_source
 
     try:
         training, held_out = open_source(config.images).listing().split(config.images.held_out)

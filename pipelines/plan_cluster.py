@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from dit.accelerators import ACCELERATORS, Accelerator, accelerator_named
-from pipelines.config import AutoencoderConfig, Recipe
-from pipelines.config_train import ElasticWorkersConfig
+from pipelines.config.recipe import AutoencoderConfig, Recipe
+from pipelines.config.training import ElasticWorkersConfig
 
 NODE_DEVICES = 8
 """Accelerators of a node, an assumption."""

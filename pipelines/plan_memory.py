@@ -8,8 +8,8 @@ from typing import Any
 from dit.autoencoder_size import AutoencoderSize
 from dit.config import DiTConfig, UViTConfig
 from dit.sizes import FLOAT32, count_parameters, sampling_bytes, training_memory
-from pipelines.config import EncodeConfig, EvaluateConfig, Recipe
-from pipelines.config_train import AutoencoderTrainConfig, ElasticWorkersConfig, TrainConfig
+from pipelines.config.recipe import EncodeConfig, EvaluateConfig, Recipe
+from pipelines.config.training import AutoencoderTrainConfig, ElasticWorkersConfig, TrainConfig
 from pipelines.plan_cluster import Cluster
 
 ACCELERATOR_BYTES = 2 * 2**30

@@ -11,8 +11,8 @@ from dit.macs import forward_macs
 from dit.schedule import TrainingConfig
 from dit.step_time import StepSeconds, step_seconds, training_flops
 from evaluation.extractors import extractor_macs
-from pipelines.config import EvaluateConfig
-from pipelines.config_train import ElasticWorkersConfig
+from pipelines.config.recipe import EvaluateConfig
+from pipelines.config.training import ElasticWorkersConfig
 from pipelines.plan_cluster import READ_SECONDS, Cluster, Kind
 from pipelines.plan_memory import Subject, smaller, worker_memory
 

@@ -7,7 +7,7 @@ from typing import Any
 from dit.config import MODEL_NAMES, UVIT_NAMES, UViTConfig, named_config
 from dit.macs import forward_macs
 from dit.sizes import count_parameters
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.plan import STAGES, Plan, known_images, make_plan, planned_subject
 from pipelines.plan_cluster import CORES_PER_DEVICE, NODE_DEVICES, READ_SECONDS, TOGETHER, parse_cluster, this_machine
 from pipelines.plan_stages import DATA_START_SECONDS, TRAIN_START_SECONDS, StagePlan

@@ -2,10 +2,10 @@
 
 from evaluation.report import EvaluationReport
 from pipelines.autoencoder import train_autoencoder
-from pipelines.config import Recipe
+from pipelines.config.reader import resolved
+from pipelines.config.recipe import Recipe
 from pipelines.encode import encode
 from pipelines.evaluate import evaluate
-from pipelines.recipe_file import resolved
 from pipelines.stage import StageContext, job
 from pipelines.train import train
 

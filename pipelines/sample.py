@@ -11,10 +11,10 @@ import numpy as np
 from cluster import storage
 from dit.files import publish
 from evaluation.protocol import shard_ranges
-from pipelines.config import Recipe
-from pipelines.grids import labelled_grid, save_png
-from pipelines.locate import LocatedCheckpoint, open_checkpoint
-from pipelines.protocols import sampling_protocol
+from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
+from pipelines.config.recipe import Recipe
+from pipelines.images.grids import labelled_grid, save_png
+from pipelines.scoring.protocols import sampling_protocol
 from pipelines.stage import StageContext
 
 
@@ -25,7 +25,7 @@ def sample_grid(
 
     classes: names or numbers; left out, all (at most 20). Raises ValueError for a class that does not exist.
     """
-    from pipelines.sampling import Sampler
+    from pipelines.scoring.sampler import Sampler
 
     opened = open_checkpoint(checkpoint)
     names = opened.config["class_names"]
@@ -66,8 +66,8 @@ def sample_file(
     are kept beside `out`, a path or URI, until it is whole, so that the same command goes on after an interruption.
     address: of Ray. Raises FileExistsError if `out` is there.
     """
-    from pipelines.features import DrawShard, Source, beside, compute_features, make_shards, read_records
-    from pipelines.identity import digest_of
+    from pipelines.artifacts import digest_of
+    from pipelines.scoring.features import DrawShard, Source, beside, compute_features, make_shards, read_records
 
     storage.refuse_existing(out)
     out, opened = storage.absolute(out), open_checkpoint(checkpoint)

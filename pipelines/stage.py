@@ -11,12 +11,12 @@ from pathlib import Path
 
 from cluster import storage
 from cluster.lease import PATIENCE_SECONDS, InUse, lease
-from pipelines.config import ImagesConfig, Recipe
-from pipelines.config_train import ElasticWorkersConfig, WorkersConfig
-from pipelines.progress import Progress, say
-from pipelines.provenance import provenance_tags, recipe_artifact
-from pipelines.system_metrics import system_metrics
-from pipelines.tracking import RunLog, Tracker
+from pipelines.config.recipe import ImagesConfig, Recipe
+from pipelines.config.training import ElasticWorkersConfig, WorkersConfig
+from pipelines.console import Progress, say
+from pipelines.tracking.provenance import provenance_tags, recipe_artifact
+from pipelines.tracking.system_metrics import system_metrics
+from pipelines.tracking.tracker import RunLog, Tracker
 
 
 class StageContext:
@@ -154,8 +154,8 @@ def located(images: ImagesConfig) -> ImagesConfig:
 
     A data set on a hub by its commit, as others may push to it meanwhile.
     """
-    from pipelines.images import is_on_hub
-    from pipelines.sources.huggingface import pinned
+    from pipelines.images.open import is_on_hub
+    from pipelines.images.sources.huggingface import pinned
 
     if is_on_hub(images):
         return replace(images, path=pinned(images))

@@ -4,21 +4,21 @@ from dataclasses import asdict
 
 from cluster import storage
 from evaluation.protocol import parse_metric_name
+from pipelines.artifacts import Artifact, settings_identity
 from pipelines.autoencoder import autoencoder_of
-from pipelines.config import Recipe
-from pipelines.config_model import ModelConfig
-from pipelines.config_train import BESIDE_THE_WEIGHTS
+from pipelines.config.model import ModelConfig
+from pipelines.config.reader import resolved
+from pipelines.config.recipe import Recipe
+from pipelines.config.training import BESIDE_THE_WEIGHTS
 from pipelines.figures import FIGURES
-from pipelines.identity import Artifact, settings_identity
-from pipelines.latents import LatentDataset
-from pipelines.logged_models import log_checkpoint
-from pipelines.messages import Report, Saved
-from pipelines.previews import Previews
-from pipelines.recipe_file import resolved
-from pipelines.retention import Registered, best_step, outdated_steps
+from pipelines.latents.dataset import LatentDataset
 from pipelines.stage import StageContext, job
-from pipelines.train_figures import TrainFigures
-from pipelines.workers import run_workers
+from pipelines.tracking.logged_models import log_checkpoint
+from pipelines.training.figures import TrainFigures
+from pipelines.training.group import run_workers
+from pipelines.training.messages import Report, Saved
+from pipelines.training.previews import Previews
+from pipelines.training.retention import Registered, best_step, outdated_steps
 
 TOLD = "told.json"
 """Beside the checkpoints: the newest of them that tracking was told of."""
@@ -31,7 +31,7 @@ def train(config: Recipe, *, context: StageContext):
     Returns the last `dit.checkpoint.Checkpoint`. Raises FileNotFoundError or ValueError before any work if the
     latents are not there or do not fit.
     """
-    from pipelines import checkpoints
+    from pipelines.checkpoints import stored as checkpoints
 
     if config.train.keep_best:
         parse_metric_name(config.train.keep_best)  # refused before any work
@@ -57,7 +57,7 @@ def train(config: Recipe, *, context: StageContext):
             context.say("train", f"goes on from step {first:,}")
         watch = Watch(context, config, run, first)
         if first < config.train.steps:
-            from pipelines.train_worker import train_worker
+            from pipelines.training.loop import train_worker
 
             run_workers(context, "train", config.train, train_worker, worker_settings(config, latents), watch.hear)
         newest = checkpoints.newest(folder)
@@ -70,7 +70,7 @@ class Watch:
     """What the driver does while workers train: progress, metrics, models, pictures, and which checkpoints stay."""
 
     def __init__(self, context: StageContext, config: Recipe, run, first: int):
-        from pipelines import checkpoints
+        from pipelines.checkpoints import stored as checkpoints
 
         self._config, self._run = config, run
         self._folder = config.folder("checkpoints")
@@ -89,7 +89,7 @@ class Watch:
 
     def hear(self, message: Report | Saved) -> None:
         """Take note of what the workers tell."""
-        from pipelines import checkpoints
+        from pipelines.checkpoints import stored as checkpoints
 
         if isinstance(message, Saved):
             self._log(message.step)
@@ -113,7 +113,7 @@ class Watch:
         self._progress.done(", ".join([*said, f"checkpoint {newest}"]))
 
     def _tell(self, report: Report) -> None:
-        from pipelines.train_metrics import with_quartiles
+        from pipelines.training.metrics import with_quartiles
 
         self._last = with_quartiles(report.metrics)
         self._figures.add(report.step, self._last)
@@ -121,7 +121,7 @@ class Watch:
 
     def _log(self, step: int) -> None:
         """Tell tracking of a checkpoint; of the reports before it it was told already."""
-        from pipelines import checkpoints
+        from pipelines.checkpoints import stored as checkpoints
 
         checkpoint = checkpoints.described(self._folder, step)
         log_checkpoint(self._run, checkpoint, checkpoint.location)
@@ -129,7 +129,7 @@ class Watch:
         self._told = step
 
     def _retain(self, *, at_the_end: bool = False) -> None:
-        from pipelines import checkpoints
+        from pipelines.checkpoints import stored as checkpoints
 
         train = self._config.train
         if train.keep_last is None:

@@ -183,8 +183,8 @@ def _features(subject: Subject, images: int) -> Callable[[], object]:
 
 def _read_seconds(subject: Subject) -> float | None:
     """Of one image of the recipe's, if they are here."""
-    from pipelines.images import open_source
-    from pipelines.preprocess import read_cropped
+    from pipelines.images.open import open_source
+    from pipelines.images.preprocess import read_cropped
 
     try:
         listing, _ = open_source(subject.config.images).listing().split(subject.config.images.held_out)

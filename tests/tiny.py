@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.config import Recipe
-from pipelines.recipe_file import load_recipe
+from pipelines.config.reader import load_recipe
+from pipelines.config.recipe import Recipe
 
 RECIPE = Path(__file__).resolve().parent / "recipes" / "tiny.toml"
 

@@ -9,9 +9,9 @@ from tiny import tiny_recipe
 
 from dit.autoencoder import LatentScale, create_autoencoder, save_autoencoder
 from pipelines import encode as job
-from pipelines.config import Recipe
-from pipelines.latents import LatentDataset
-from pipelines.progress import Progress, say
+from pipelines.config.recipe import Recipe
+from pipelines.console import Progress, say
+from pipelines.latents.dataset import LatentDataset
 
 
 class Run:

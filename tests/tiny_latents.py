@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 
-from pipelines import schema
-from pipelines.latents import channel_sums, write_manifest
+from pipelines.latents import schema
+from pipelines.latents.dataset import channel_sums, write_manifest
 
 SHAPE = (4, 3, 5)
 AUTOENCODER = {"id": "here", "sha256": "ab", "latents_mean": [0.0, 0.0], "latents_std": [1.0, 1.0]}

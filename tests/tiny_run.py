@@ -15,7 +15,7 @@ import pytest
 from ray_head import RayHead
 from tiny import RECIPE, place_flags, tiny_recipe
 
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,18 +11,18 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 from dit.autoencoder import describe_autoencoder
 from dit.checkpoint import Checkpoint
 from evaluation.report import EvaluationReport
-from pipelines import schema
 from pipelines.autoencoder import OURS
-from pipelines.config import Recipe
+from pipelines.checkpoints.open import open_checkpoint
+from pipelines.config.reader import resolved
+from pipelines.config.recipe import Recipe
 from pipelines.evaluate import scored_folder, track
-from pipelines.images import open_source
-from pipelines.latents import LatentDataset, channel_sums, write_manifest
-from pipelines.locate import open_checkpoint
-from pipelines.logged_models import log_checkpoint
-from pipelines.protocols import evaluation_protocol
-from pipelines.recipe_file import resolved
-from pipelines.reports import save_report
+from pipelines.images.open import open_source
+from pipelines.latents import schema
+from pipelines.latents.dataset import LatentDataset, channel_sums, write_manifest
+from pipelines.scoring.protocols import evaluation_protocol
+from pipelines.scoring.reports import save_report
 from pipelines.stage import StageContext
+from pipelines.tracking.logged_models import log_checkpoint
 
 SCORES = {2: 30.0, 4: 20.0, 6: 20.4}
 ERROR = 0.5

@@ -10,13 +10,14 @@ from tiny_encode import autoencoder_folder
 
 from cluster import storage
 from dit.autoencoder import describe_autoencoder
-from pipelines import checkpoints, schema
-from pipelines.latents import LatentDataset, channel_sums, write_manifest
-from pipelines.messages import Notice, Report, Saved
-from pipelines.recipe_file import validate_recipe
+from pipelines.checkpoints import stored as checkpoints
+from pipelines.config.reader import validate_recipe
+from pipelines.latents import schema
+from pipelines.latents.dataset import LatentDataset, channel_sums, write_manifest
 from pipelines.train import worker_settings
-from pipelines.train_worker import train_as
-from pipelines.worker import Worker
+from pipelines.training.loop import train_as
+from pipelines.training.messages import Notice, Report, Saved
+from pipelines.training.worker import Worker
 
 ROWS, SHARD_ROWS = 48, 6
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import Recipe
-from pipelines.recipe_file import validate_recipe
+from pipelines.config.reader import validate_recipe
+from pipelines.config.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 64

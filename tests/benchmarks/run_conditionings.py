@@ -19,7 +19,7 @@ from dit.checkpoint import load_checkpoint
 from dit.config import config_from_dict
 from dit.macs import forward_macs
 from dit.model import build_model
-from pipelines.config_model import ModelConfig
+from pipelines.config.model import ModelConfig
 
 SEEDS = (0, 1, 2)
 METRICS = (

@@ -32,8 +32,8 @@ def score_reconstructions(recipe: Path, folder: Path, count: int, *flags: str) -
     """Report of `count` training images as the autoencoder gives them back: its own part in every score."""
     import numpy as np
 
-    from pipelines.latent_view import decode, load_autoencoder, read_rows, spaced
-    from pipelines.latents import LatentDataset
+    from pipelines.latents.dataset import LatentDataset
+    from pipelines.latents.show import decode, load_autoencoder, read_rows, spaced
 
     dataset, target = LatentDataset.open(folder / "latents"), folder / "reconstructions.npz"
     rows = read_rows(dataset, spaced(len(dataset), count))
@@ -60,7 +60,7 @@ def history(store: str, run_id: str, metric: str) -> list[tuple[int, float]]:
 
 def newest_run(store: str, experiment: str, stage: str) -> str:
     """Id of an experiment's newest run of a stage."""
-    from pipelines.run_queries import list_runs
+    from pipelines.registry.queries import list_runs
 
     return list_runs(store, experiment=experiment, stage=stage, limit=1)[0]["id"]
 

@@ -24,9 +24,9 @@ from tiny_encode import autoencoder_folder
 from tiny_latents import write_dataset
 
 from cluster.session import LOCAL_ENVIRONMENT, ray_session
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.encode import SHARDS_IN_FLIGHT, encode, shard_bytes
-from pipelines.latents import LatentDataset
+from pipelines.latents.dataset import LatentDataset
 from pipelines.stage import StageContext
 
 pytestmark = pytest.mark.benchmark

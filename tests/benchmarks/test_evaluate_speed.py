@@ -28,10 +28,10 @@ from cluster.session import LOCAL_ENVIRONMENT
 from dit.config import DiTConfig
 from evaluation.protocol import shard_ranges
 from evaluation.reference import ReferenceStatistics
-from pipelines.features import ScoreShard, Source, compute_features, make_shards
-from pipelines.locate import open_checkpoint
-from pipelines.protocols import evaluation_protocol
-from pipelines.reference import save_reference
+from pipelines.checkpoints.open import open_checkpoint
+from pipelines.scoring.features import ScoreShard, Source, compute_features, make_shards
+from pipelines.scoring.protocols import evaluation_protocol
+from pipelines.scoring.references import save_reference
 from pipelines.stage import StageContext, located
 
 pytestmark = pytest.mark.benchmark
@@ -46,7 +46,7 @@ import numpy as np
 import torch
 from evaluation.extractors import create_extractor
 from evaluation.protocol import EvaluationProtocol
-from pipelines.sampling import Sampler
+from pipelines.scoring.sampler import Sampler
 
 settings = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -235,8 +235,8 @@ from pathlib import Path
 started = time.perf_counter()
 from evaluation.protocol import metric_name, shard_ranges
 from evaluation.score import score
-from pipelines.features import load_features, make_shards, unfinished
-from pipelines.reference import given_reference
+from pipelines.scoring.features import load_features, make_shards, unfinished
+from pipelines.scoring.references import given_reference
 
 reference, folder, size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 imported = time.perf_counter()

@@ -20,15 +20,15 @@ from dit.autoencoder import LatentScale
 from dit.config import config_from_dict, named_config
 from dit.flow import FlowMatching
 from dit.model import DiT
-from pipelines.batches import latent_batches
-from pipelines.latents import LatentArrays, LatentDataset
-from pipelines.loading import ArrayLatents
-from pipelines.messages import Report
-from pipelines.order import EpochOrder, Share
+from pipelines.latents.dataset import LatentArrays, LatentDataset
 from pipelines.stage import StageContext
 from pipelines.train import worker_settings
-from pipelines.train_worker import train_worker
-from pipelines.workers import run_workers
+from pipelines.training.batches import latent_batches
+from pipelines.training.group import run_workers
+from pipelines.training.loading import ArrayLatents
+from pipelines.training.loop import train_worker
+from pipelines.training.messages import Report
+from pipelines.training.order import EpochOrder, Share
 
 pytestmark = pytest.mark.benchmark
 ROUNDS = 3

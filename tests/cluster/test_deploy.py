@@ -86,9 +86,9 @@ def test_the_job_runs_on_the_cluster_that_is_described_once():
 
 
 def test_the_command_of_the_job_is_a_raydit_command_on_a_recipe_of_the_image():
-    from pipelines.cli import cli
-    from pipelines.command_line import CommandLine
-    from pipelines.recipe_file import load_recipe
+    from pipelines.cli.command_line import CommandLine
+    from pipelines.cli.main import cli
+    from pipelines.config.reader import load_recipe
 
     program, *texts = shlex.split(JOB["spec"]["entrypoint"])
     command = CommandLine.read(cli, texts)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tiny_story import tell_story
 
-from pipelines.journal import Journal
-from pipelines.promotion import promote_checkpoint
-from pipelines.tracking import JOURNAL_FOLDER, Tracker
+from pipelines.registry.promotion import promote_checkpoint
+from pipelines.tracking.journal import Journal
+from pipelines.tracking.tracker import JOURNAL_FOLDER, Tracker
 
 
 def away(*entries):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from pipelines import cli
+from pipelines.cli import main as cli
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def raydit(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """One database for a module: a fresh one costs seconds."""
-    from pipelines.store import check_tracking
+    from pipelines.tracking.store import check_tracking
 
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     check_tracking(uri)

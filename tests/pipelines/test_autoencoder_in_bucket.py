@@ -11,9 +11,9 @@ from tiny import tiny_recipe
 from cluster import storage
 from dit.autoencoder import Autoencoder, create_autoencoder, describe_autoencoder
 from pipelines.autoencoder import AutoencoderHandle, finish, train_autoencoder
-from pipelines.checkpoints import finished_steps
+from pipelines.checkpoints.stored import finished_steps
 from pipelines.encode import encode
-from pipelines.latent_checks import verify
+from pipelines.latents.verify import verify
 from pipelines.stage import StageContext
 
 

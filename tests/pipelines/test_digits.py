@@ -8,12 +8,12 @@ from away import assert_same
 from ray_head import started_head
 
 from dit.checkpoint import newest_checkpoint, step_name
-from pipelines.config import ImagesConfig
-from pipelines.preprocess import read_cropped
-from pipelines.recipe_file import load_recipe
-from pipelines.reference import RealImages
+from pipelines.config.reader import load_recipe
+from pipelines.config.recipe import ImagesConfig
+from pipelines.images.preprocess import read_cropped
 from pipelines.run import run_pipeline
 from pipelines.sample import sample_file
+from pipelines.scoring.references import RealImages
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:ssl=None is deprecated")]
 RECIPE = Path(__file__).resolve().parents[2] / "pipelines" / "recipes" / "digits.toml"

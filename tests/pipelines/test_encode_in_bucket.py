@@ -11,8 +11,8 @@ from tiny_encode import Context, encode_here, recipe
 
 from cluster import storage
 from pipelines.encode import encode
-from pipelines.latent_checks import verify
-from pipelines.latents import LatentDataset
+from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.verify import verify
 from pipelines.stage import StageContext
 
 

@@ -15,8 +15,8 @@ from processes import processes_below
 from tiny import write_images
 from tiny_encode import autoencoder_folder
 
-from pipelines.latent_checks import verify
-from pipelines.latents import LatentDataset
+from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 PER_CLASS = 80

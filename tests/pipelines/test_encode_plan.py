@@ -10,10 +10,10 @@ from PIL import Image
 from tiny import RECIPE, place_flags, tiny_recipe
 from tiny_encode import encode_here, recipe
 
-from pipelines import cli
+from pipelines.cli import main as cli
 from pipelines.encode_plan import padding, plan_encode, plan_lines
-from pipelines.images import Listing
-from pipelines.shards import plan_shards
+from pipelines.images.open import Listing
+from pipelines.latents.shards import plan_shards
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from pyarrow.fs import LocalFileSystem, copy_files
 from tiny_encode import encode_here, recipe
 
 from cluster import storage
-from pipelines.latent_checks import verify
-from pipelines.latents import LatentDataset
+from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.verify import verify
 
 COUNT = 120
 BROKEN = 4

@@ -18,15 +18,15 @@ from evaluation.metrics import inception_score
 from evaluation.protocol import sample_label, shard_ranges
 from evaluation.report import EvaluationReport
 from evaluation.score import score
-from pipelines.cli import cli
+from pipelines.checkpoints.open import open_checkpoint
+from pipelines.cli.main import cli
 from pipelines.evaluate import TIME_FILE
-from pipelines.images import open_source
-from pipelines.locate import open_checkpoint
-from pipelines.preprocess import read_cropped
-from pipelines.protocols import evaluation_protocol
-from pipelines.reference import RealImages, extract_adm_images, given_reference, load_real
-from pipelines.reports import save_report
-from pipelines.sampling import Sampler
+from pipelines.images.open import open_source
+from pipelines.images.preprocess import read_cropped
+from pipelines.scoring.protocols import evaluation_protocol
+from pipelines.scoring.references import RealImages, extract_adm_images, given_reference, load_real
+from pipelines.scoring.reports import save_report
+from pipelines.scoring.sampler import Sampler
 from pipelines.stage import StageContext
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipelines.figures import _COLOURS, _LEFT, _RIGHT, _WIDTH, lines_figure, time_figure, timings_figure
-from pipelines.train_figures import TrainFigures
+from pipelines.training.figures import TrainFigures
 
 
 def pixels(picture, colour):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from dit.schedule import TrainingConfig
-from pipelines.identity import Artifact, differences, digest_of, settings_identity
+from pipelines.artifacts import Artifact, differences, digest_of, settings_identity
 
 OLD = {"seed": 0, "train": {"learning_rate": 0.001, "betas": [0.9, 0.99]}}
 NEW = {"seed": 0, "train": {"learning_rate": 0.002, "betas": [0.9, 0.99]}}

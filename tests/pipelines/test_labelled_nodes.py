@@ -8,10 +8,10 @@ import ray
 from tiny import tiny_recipe
 
 from cluster.session import require_resources
-from pipelines.config_train import WorkersConfig
-from pipelines.pool import share_out
+from pipelines.config.training import WorkersConfig
+from pipelines.scoring.actor_pool import share_out
 from pipelines.stage import StageContext
-from pipelines.workers import run_workers
+from pipelines.training.group import run_workers
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ from evaluation.protocol import METRIC_KINDS
 from evaluation.report import EvaluationReport
 from pipelines.encode import encode
 from pipelines.evaluate import evaluate
-from pipelines.images import open_source
-from pipelines.latents import LatentDataset
+from pipelines.images.open import open_source
+from pipelines.latents.dataset import LatentDataset
 from pipelines.run import run_pipeline
 from pipelines.train import train
 
@@ -69,7 +69,7 @@ def test_latents_are_what_the_autoencoder_says_of_the_images(finished):
     from diffusers import AutoencoderKL
     from PIL import Image
 
-    from pipelines.preprocess import crop_image
+    from pipelines.images.preprocess import crop_image
 
     folder, _ = finished
     dataset = LatentDataset.open(folder / "output" / "latents")

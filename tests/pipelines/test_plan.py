@@ -13,11 +13,11 @@ from tiny import RECIPE, place_flags, tiny_recipe
 from dit.accelerators import ACCELERATORS
 from dit.macs import forward_macs
 from evaluation.extractors import extractor_macs
-from pipelines import schema
+from pipelines.config.reader import load_recipe
+from pipelines.latents import schema
 from pipelines.plan import Images, image_bytes, make_plan
 from pipelines.plan_cluster import Cluster, parse_cluster
 from pipelines.plan_text import duration, plan_lines, plan_recipe, size_of
-from pipelines.recipe_file import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "pipelines" / "recipes"
@@ -217,7 +217,7 @@ def test_what_cannot_be_planned_is_one_line(raydit, tmp_path, arguments, message
 
 def test_a_plan_for_a_cluster_imports_nothing_heavy():
     script = (
-        "import sys; from pipelines.cli import cli;"
+        "import sys; from pipelines.cli.main import cli;"
         f"cli(['plan', {str(RECIPES / 'imagenet256.toml')!r}, '--cluster', '8xH100', '--images', '1000'],"
         " standalone_mode=False);"
         "print([m for m in ('torch', 'ray', 'mlflow', 'diffusers') if m in sys.modules])"

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from pipelines.progress import Progress
+from pipelines.console import Progress
 
 
 class Terminal(io.StringIO):
@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch):
     """A clock that is set by hand, in seconds."""
     now = [100.0]
-    monkeypatch.setattr("pipelines.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipelines.console.time.monotonic", lambda: now[0])
     return now
 
 

@@ -6,7 +6,7 @@ import pytest
 from tiny_training import Training, assert_equal, training_recipe
 
 from cluster import storage
-from pipelines import checkpoints
+from pipelines.checkpoints import stored as checkpoints
 from pipelines.train import Watch
 
 

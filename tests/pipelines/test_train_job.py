@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from tiny_training import assert_equal, final_weights, training_recipe
 
-from pipelines import checkpoints
+from pipelines.checkpoints import stored as checkpoints
 from pipelines.stage import StageContext
 from pipelines.train import train
 

@@ -40,7 +40,7 @@ class Place:
         content = {name: value for name, value in dataclasses.asdict(self.recipe).items() if name != "encode"}
         script = before + (
             "import json, sys\n"
-            "from pipelines.recipe_file import validate_recipe\n"
+            "from pipelines.config.reader import validate_recipe\n"
             "from pipelines.stage import StageContext\n"
             "from pipelines.train import train\n"
             "config = validate_recipe(json.loads(sys.argv[1]))\n"
@@ -174,7 +174,7 @@ def test_training_goes_on_with_the_workers_that_are_left_and_grows_again(tmp_pat
     try:
         node = cluster.add_node(num_cpus=1)
         place = Place(tmp_path, num_workers=[1, 2], steps=3 * STEPS, checkpoint_every=100, keep_last=2)
-        often = "import pipelines.workers\npipelines.workers.RESIZE_SECONDS = 2.0\n"
+        often = "import pipelines.training.group\npipelines.workers.RESIZE_SECONDS = 2.0\n"
         process = place.start(cluster.address, before=often)
         place.wait_for(100, process)
         cluster.remove_node(node, allow_graceful=False)

@@ -1,0 +1,1 @@
+"""Checkpoints: found by any of their names, opened, imported and exported."""

@@ -1,0 +1,1 @@
+"""The `raydit` command: what it parses, submits and prints."""

@@ -1,0 +1,293 @@
+"""Commands of `raydit` around scores: evaluate, compare, sample, reference build."""
+
+import json
+import os
+
+import click
+
+from pipelines.cli.options import (
+    address_option,
+    dry_run_option,
+    json_option,
+    print_resolved,
+    print_result,
+    set_option,
+)
+
+model_option = click.option("--model", help="Of an official .pt file: the named size of its weights, as DiT-XL/2.")
+
+
+@click.command()
+@click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, type=click.Path())
+@click.option(
+    "--images", type=click.Path(), help="Score these images instead: a folder, table, archive, or ADM's .npz."
+)
+@click.option("--watch", is_flag=True, help="CHECKPOINT is a folder that a training fills: score what appears.")
+@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="With --watch: each n-th only.")
+@click.option("--recipe", type=click.Path(dir_okay=False), help="Take the protocol from here, not from the checkpoint.")
+@click.option("--num-samples", type=click.IntRange(min=10), help="Images to sample.")
+@click.option("--reference", type=click.Path(), help="Reference statistics (.npz) instead of the training images'.")
+@click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Seeds, for error bars.")
+@click.option("--save-images", metavar="FOLDER", type=click.Path(), help="Write the samples as well.")
+@click.option("--save-format", type=click.Choice(["parquet", "png"]), default="parquet", show_default=True)
+@click.option("--promote", metavar="NAME", help="Make the better one `champion` of MLflow's registered model NAME.")
+@click.option("--force", is_flag=True, help="Evaluate again where there is a report already.")
+@model_option
+@set_option
+@address_option
+@dry_run_option
+@json_option
+def evaluate(checkpoints, images, watch, every, recipe, num_samples, reference, model, overrides, **flags) -> None:
+    """Sample from each CHECKPOINT and score the samples.
+
+    A CHECKPOINT is a folder or URI, runs:/RUN_ID, models:/NAME@ALIAS, a diffusers DiT pipeline or an official file.
+    """
+    if bool(checkpoints) == (images is not None):
+        raise click.UsageError("expected one CHECKPOINT or more, or --images FOLDER; found " + _which(images))
+    if watch and len(checkpoints) != 1:
+        raise click.UsageError(f"--watch follows one folder of checkpoints; found {len(checkpoints)}")
+    if num_samples is not None:
+        overrides = (*overrides, f"evaluate.num_samples={num_samples}")
+    if reference is not None:
+        overrides = (*overrides, f"evaluate.reference={json.dumps(reference)}")
+    if images is not None:
+        return _evaluate_images(images, recipe, reference, overrides, flags)
+    _evaluate_checkpoints(checkpoints, watch and every, recipe, model, overrides, flags)
+
+
+def _which(images: str | None) -> str:
+    return "neither" if images is None else "both"
+
+
+def _evaluate_images(images: str, recipe: str | None, reference: str | None, overrides, flags) -> None:
+    """Score images from elsewhere."""
+    from pipelines.config.reader import load_recipe
+    from pipelines.evaluate_images import evaluate_images, reference_recipe
+    from pipelines.stage import StageContext
+
+    for name in ("repeats", "save_images", "promote"):
+        if flags[name] not in (None, 1):
+            raise click.UsageError(f"--{name.replace('_', '-')} is about samples of a checkpoint; leave out --images")
+    if recipe is None and reference is None:
+        raise click.UsageError("--images needs what to compare with: --reference FILE.npz, or --recipe FILE.toml")
+    config = load_recipe(recipe, overrides) if recipe else reference_recipe(str(reference), images, overrides)
+    if flags["dry_run"]:
+        return _print_images_plan(images, config, flags["as_json"])
+    with StageContext(config, address=flags["address"], part="evaluations") as context:
+        report, folder = evaluate_images(images, config=config, context=context, force=flags["force"])
+        print_report(report, folder, flags["as_json"], context.tracker.uri)
+
+
+def _print_images_plan(images: str, config, as_json: bool) -> None:
+    from pipelines.evaluate_images import external_images, images_protocol
+    from pipelines.images.open import open_source
+
+    print_resolved(config)
+    count = len(open_source(external_images(config, images)).listing())
+    protocol = images_protocol(config, count)
+    click.echo(f"plan         {count:,} images of {images}, protocol {protocol.protocol_id}")
+    print_result(as_json, {"images": count, "protocol_id": protocol.protocol_id})
+
+
+def _evaluate_checkpoints(checkpoints, every: int, recipe, model, overrides, flags) -> None:
+    """Score checkpoints; every: 0, or the n of --watch."""
+    from pipelines.config.reader import load_recipe
+    from pipelines.evaluate_series import EvaluationPlan, evaluate_each, watch
+
+    fixed = load_recipe(recipe, overrides) if recipe else None  # a mistake in it is told before anything is looked for
+
+    def recipe_of(opened):
+        from pipelines.scoring.protocols import checkpoint_recipe
+
+        return fixed or checkpoint_recipe(opened, overrides)
+
+    plan = EvaluationPlan(
+        repeats=flags["repeats"],
+        force=flags["force"],
+        keep=flags["save_images"],
+        keep_format=flags["save_format"],
+        promote=flags["promote"],
+    )
+    if every and flags["dry_run"]:
+        raise click.UsageError("--dry-run tells of checkpoints that are there: name one instead of --watch")
+    if every:
+        appearing = ([target] for target in watch(checkpoints[0], every, recipe_of))
+        scored = evaluate_each(appearing, plan, address=flags["address"])
+    else:
+        opened = [_open(checkpoint, model, overrides) for checkpoint in checkpoints]
+        targets = [(each, recipe_of(each)) for each in opened]
+        if flags["dry_run"]:
+            return _print_plan(targets, plan, flags["as_json"])
+        scored = evaluate_each([targets], plan, address=flags["address"], series=len(targets) > 1)
+    if every or len(scored) > 1:
+        _print_series(scored, flags["as_json"])
+    else:
+        print_report(*scored[0][:2], flags["as_json"], scored[0].tracking_uri)
+
+
+def _open(checkpoint, model, overrides):
+    from pipelines.checkpoints.open import open_checkpoint
+
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    return open_checkpoint(checkpoint, model=model, overrides=overrides, tracking_uri=given.get("tracking.uri", ""))
+
+
+def _print_plan(targets, plan, as_json: bool) -> None:
+    """What would be done for each checkpoint; nothing is."""
+    from evaluation.protocol import shard_ranges
+    from pipelines.evaluate import check_scoring, known_report, scored_folder
+    from pipelines.scoring.protocols import evaluation_protocol
+
+    plans = []
+    for opened, config in targets:
+        print_resolved(config)
+        protocol = evaluation_protocol(config, opened)
+        check_scoring(config, protocol)
+        shards = shard_ranges(protocol.num_samples, config.evaluate.shard_rows)
+        folder = scored_folder(config, protocol, opened.name)
+        known = known_report(folder, opened.digest) is not None
+        click.echo(f"checkpoint   {opened.origin} ({opened.digest[:12]})")
+        click.echo(
+            f"plan         {plan.repeats} x {protocol.num_samples:,} samples in {len(shards):,} shards on "
+            f"{config.evaluate.num_workers} workers, protocol {protocol.protocol_id}"
+        )
+        click.echo(f"report       {folder}{' is there' if known else ''}")
+        plans.append({"checkpoint": opened.origin, "protocol_id": protocol.protocol_id, "shards": len(shards)})
+        plans[-1] |= {"samples": plan.repeats * protocol.num_samples, "finished": known}
+    print_result(as_json, {"plans": plans})
+
+
+def _print_series(scored, as_json: bool) -> None:
+    """A table of all, where their curve is, and the best."""
+    from cluster import storage
+    from evaluation.compare import compare
+    from pipelines.scoring.reports import CURVE_FILE
+
+    reports = [each.report for each in scored]
+    if len(reports) > 1:
+        click.echo(f"\n{compare(reports, allow_unequal=True).table()}")
+    best = min(scored, key=lambda each: each.report.estimate(each.report.headline)[0])
+    click.echo(f"best         {best.report.checkpoint} by {best.report.headline}")
+    places = {storage.join(storage.split(each.folder)[0], CURVE_FILE) for each in scored}
+    curves = sorted(place for place in places if storage.exists(place))
+    for curve in curves:
+        click.echo(f"curve        {_shown(curve)}")
+    listed = [json.loads(report.to_json()) for report in reports]
+    print_result(as_json, {"reports": listed, "best": best.report.checkpoint, "curves": curves})
+
+
+def print_report(report, folder: str, as_json: bool, uri: str) -> None:
+    """The numbers, what to know of them, and where everything is."""
+    from cluster import storage
+
+    click.echo(f"\n{report.table()}")
+    for warning in report.warnings:
+        click.echo(f"note: {warning}")
+    click.echo(f"report       {_shown(storage.join(folder, 'report.json'))}")
+    for name in report.artifacts:
+        click.echo(f"{name:<12} {_shown(storage.join(folder, report.artifacts[name]))}")
+    click.echo(f"MLflow UI    raydit ui{'' if uri.startswith('sqlite') else f'   (on {uri})'}")
+    print_result(as_json, json.loads(report.to_json()))
+
+
+def _shown(place: str) -> str:
+    """Relative to the working directory where it lies below: a job's working directory is not its user's."""
+    below = os.path.relpath(place)
+    return place if "://" in place or below.startswith(os.pardir) else below
+
+
+@click.command()
+@click.argument("reports", metavar="A B...", nargs=-1, required=True, type=click.Path())
+@click.option("--protocol", help="Id of the protocol, where checkpoints have reports of several.")
+@click.option("--allow-unequal", is_flag=True, help="Set reports of unequal protocols side by side all the same.")
+@json_option
+def compare(reports, protocol, allow_unequal, as_json) -> None:
+    """Set reports side by side: of checkpoints, or by their files or folders. Refuses unequal protocols."""
+    from evaluation.compare import compare as compare_reports
+    from pipelines.scoring.reports import find_reports
+
+    found = find_reports(reports, protocol_id=protocol)
+    comparison = compare_reports(found, allow_unequal=allow_unequal)
+    click.echo(comparison.table(), nl=False)
+    listed = [json.loads(report.to_json()) for report in found]
+    print_result(as_json, {"names": comparison.names, "differing": comparison.differing, "reports": listed})
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path())
+@click.option("--out", type=click.Path(dir_okay=False), default="grid.png", show_default=True, help="PNG to write.")
+@click.option("--classes", help="Names or numbers with commas between, such as 1,7; default: all.")
+@click.option("--columns", type=click.IntRange(min=1), default=8, show_default=True, help="Images of each class.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the samples; default: the recipe's.")
+@click.option("--npz", type=click.Path(dir_okay=False), help="Write samples and labels for other tools, as ADM does.")
+@click.option("--num-samples", type=click.IntRange(min=1), help="Samples for --npz; default: the recipe's.")
+@model_option
+@set_option
+@address_option
+@json_option
+def sample(checkpoint, out, classes, columns, seed, npz, num_samples, model, overrides, address, as_json) -> None:
+    """Draw a labelled grid of samples from CHECKPOINT, or write many to a file (--npz)."""
+    if npz is None and num_samples is not None:
+        raise click.UsageError("--num-samples is for --npz FILE; a grid has --classes and --columns")
+    if npz is not None and classes is not None:
+        raise click.UsageError(
+            "--classes is for a grid; --npz draws labels by --set evaluate.labels=balanced or random"
+        )
+    if seed is not None:
+        overrides = (*overrides, f"seed={seed}")
+    opened = _open(checkpoint, model, overrides)
+    from pipelines.sample import sample_file, sample_grid
+    from pipelines.scoring.protocols import checkpoint_recipe
+
+    config = checkpoint_recipe(opened, overrides)
+    if npz is not None:
+        count = num_samples or config.evaluate.num_samples
+        path = sample_file(opened, config, npz, num_samples=count, address=address)
+    else:
+        names = [name.strip() for name in classes.split(",")] if classes else None
+        path = sample_grid(opened, config, out, classes=names, columns=columns)
+    click.echo(f"sample       {path}")
+    print_result(as_json, {"path": path})
+
+
+@click.group()
+def reference() -> None:
+    """Statistics of real images, which samples are compared with."""
+
+
+@reference.command()
+@click.argument("images", metavar="IMAGES", type=click.Path())
+@click.option("--out", type=click.Path(dir_okay=False), required=True, help="The .npz file to write.")
+@click.option("--size", type=click.IntRange(min=1), help="Side that images are cropped to, in pixels; default: 256.")
+@click.option("--extractor", help="efficientnet-lite0, inception, dinov2-vit-l-14, ...; default: inception.")
+@set_option
+@address_option
+@dry_run_option
+@json_option
+def build(images, out, size, extractor, overrides, address, dry_run, as_json) -> None:
+    """Extract features of all IMAGES (any source of a recipe) and write their statistics; goes on if cut off.
+
+    Further settings as in a recipe: --set images.crop=resize, --set evaluate.num_workers=8.
+    """
+    shorthands = {"images.size": size, "evaluate.extractor": extractor}
+    overrides = (*(f"{key}={value}" for key, value in shorthands.items() if value is not None), *overrides)
+    from dataclasses import replace
+
+    from pipelines.evaluate_images import image_recipe
+    from pipelines.scoring.references import RealImages, build_reference, work_folder
+
+    config = image_recipe(images, "work", overrides)
+    config = replace(config, output=work_folder(config, out))
+    if dry_run:
+        print_resolved(config)
+        count = len(RealImages.of(config).training)
+        click.echo(f"plan         {count:,} images on {config.evaluate.num_workers} workers, into {out}")
+        return print_result(as_json, {"images": count, "path": str(out)})
+    built = build_reference(config, out, address=address)
+    click.echo(
+        f"reference    {out}: {built.n:,} images, {built.extractor}, {built.size} px, digest {built.digest[:12]}"
+    )
+    print_result(as_json, {"path": str(out), "n": built.n, "extractor": built.extractor, "digest": built.digest})
+
+
+SCORING: tuple[click.Command, ...] = (evaluate, compare, sample, reference)

@@ -1,0 +1,162 @@
+"""The `raydit` command: parses, calls a job, prints. Everything heavy is imported by the command that needs it."""
+
+import errno
+import sys
+from dataclasses import asdict
+
+import click
+
+from pipelines.cli.evaluate import SCORING, print_report
+from pipelines.cli.options import (
+    BAD_INPUT,
+    FAILED,
+    INTERRUPTED,
+    OK,
+    address_option,
+    dry_run_option,
+    json_option,
+    print_resolved,
+    print_result,
+    recipe_argument,
+    set_option,
+)
+from pipelines.cli.runs import RECORDS
+from pipelines.cli.tools import TOOLS
+
+PACKAGES = ("pipelines", "dit", "evaluation", "cluster")
+
+
+def job_options(function):
+    for option in (json_option, dry_run_option, address_option, set_option, recipe_argument):
+        function = option(function)
+    return function
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="raydit")
+def cli() -> None:
+    """Encode, train and evaluate Diffusion Transformers on Ray."""
+
+
+@cli.command()
+@job_options
+def run(recipe, overrides, address, dry_run, as_json) -> None:
+    """All stages of RECIPE in a row; finished ones are skipped."""
+    config = _recipe(recipe, overrides, dry_run)
+    from pipelines.evaluate import report_folder
+    from pipelines.run import run_pipeline
+    from pipelines.stage import StageContext
+
+    with StageContext(config, address=address) as context:
+        report = run_pipeline(config, context=context)
+        print_report(report, report_folder(config, report), as_json, context.tracker.uri)
+
+
+@cli.command()
+@job_options
+def autoencoder(recipe, overrides, address, dry_run, as_json) -> None:
+    """Train the autoencoder of RECIPE, where it asks for its own."""
+    config = _recipe(recipe, overrides, dry_run)
+    from pipelines.autoencoder import train_autoencoder
+
+    handle = _with_context(train_autoencoder, config, address)
+    print_result(as_json, {"id": handle.id, "path": str(handle.folder())})
+
+
+@cli.command()
+@job_options
+def encode(recipe, overrides, address, dry_run, as_json) -> None:
+    """Encode the images of RECIPE into latents; --dry-run says how many, how large and how long."""
+    config = _recipe(recipe, overrides, False)
+    if dry_run:
+        return _print_encode_plan(config, as_json)
+    from pipelines.encode import encode
+
+    dataset = _with_context(encode, config, address)
+    counts = {name: dataset.manifest[name] for name in ("rows", "quarantined", "fingerprint")}
+    print_result(as_json, {"path": str(dataset.path), **counts})
+
+
+@cli.command()
+@job_options
+def train(recipe, overrides, address, dry_run, as_json) -> None:
+    """Train the model of RECIPE on its latents."""
+    config = _recipe(recipe, overrides, dry_run)
+    from pipelines.train import train
+
+    checkpoint = _with_context(train, config, address)
+    print_result(as_json, {"path": str(checkpoint.path), "step": checkpoint.step, "digest": checkpoint.digest})
+
+
+for tool in (*SCORING, *RECORDS, *TOOLS):
+    cli.add_command(tool)
+
+
+def _recipe(path: str, overrides: tuple[str, ...], dry_run: bool):
+    from pipelines.config.reader import load_recipe
+
+    config = load_recipe(path, overrides)
+    if dry_run:  # the resolved recipe, and end: nothing else is done
+        print_resolved(config)
+        sys.exit(OK)
+    return config
+
+
+def _print_encode_plan(config, as_json: bool) -> None:
+    """The resolved recipe, and what there is to encode."""
+    print_resolved(config)
+    from pipelines.encode_plan import plan_encode, plan_lines
+
+    plan = plan_encode(config)
+    for name, text in plan_lines(plan, config):
+        click.echo(f"{name:<12} {text}")
+    print_result(as_json, {**asdict(plan), "bytes": plan.bytes, "seconds": plan.seconds})
+
+
+def _with_context(job, config, address):
+    from pipelines.stage import StageContext
+
+    with StageContext(config, address=address) as context:
+        return job(config, context=context)
+
+
+def main() -> None:
+    """Entry point: exit codes are 0 done, 1 failed, 2 bad usage or input, 130 interrupted."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("interrupted; the same command goes on from here", INTERRUPTED)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from here", INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(BAD_INPUT)
+    except click.exceptions.Exit as exit:
+        sys.exit(exit.exit_code)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _fail(f"{error}; free some space, then the same command goes on from here", FAILED)
+        if not _is_ours(error):
+            raise
+        failed = isinstance(error, FloatingPointError | ConnectionError | ChildProcessError)
+        _fail(str(error), FAILED if failed else BAD_INPUT)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"\nraydit: {message}", err=True)
+    sys.exit(code)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised on purpose, by a line of ours: its message is for the user, its trace is not."""
+    if not isinstance(error, ValueError | OSError | FloatingPointError):
+        return False
+    frame = error.__traceback__
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    module = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
+    return module.split(".")[0] in PACKAGES
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""What the commands of `raydit` share: exit codes, options, and how a result is printed for scripts."""
+
+import json
+
+import click
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+recipe_argument = click.argument("recipe", type=click.Path(dir_okay=False))
+set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe's field.")
+address_option = click.option("--address", help="Ray cluster to use; default: RAY_ADDRESS, else a local Ray.")
+server_option = click.option(
+    "--address", help="http://HOST:8265 of the cluster's head; default: RAY_API_SERVER_ADDRESS, else this machine's."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
+store_option = click.option(
+    "--store",
+    metavar="URI",
+    default="",
+    help="MLflow's; default: a recipe's, MLFLOW_TRACKING_URI, else mlflow.db here.",
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the resolved recipe and touch nothing.")
+
+
+def print_result(as_json: bool, result: dict) -> None:
+    """The last line of a command, where --json asks for it."""
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+def print_resolved(config) -> None:
+    """The recipe with every default filled in."""
+    from pipelines.config.reader import resolved
+
+    click.echo(json.dumps(resolved(config), indent=2))

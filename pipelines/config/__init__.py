@@ -1,0 +1,1 @@
+"""The recipe: its dataclasses, and the reader that validates a TOML file."""

@@ -1,0 +1,1 @@
+"""Image sources: one file for each layout. `pipelines.images.open` chooses among them."""

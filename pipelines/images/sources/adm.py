@@ -1,0 +1,110 @@
+"""ADM's sample and reference files: .npz with images under arr_0 and, perhaps, labels under arr_1."""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from pipelines.images.files import Files
+from pipelines.images.listing import Listing, stamp_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pipelines.config.recipe import ImagesConfig
+
+IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
+_LOCAL_HEADER = 30
+"""Bytes of a ZIP member's own header before its name."""
+
+
+class Stored(NamedTuple):
+    """Where the images lie in the file."""
+
+    shape: tuple[int, ...]
+    offset: int | None
+    """Of the first pixel; images follow each other in C order. None where they are packed."""
+
+
+class AdmSource:
+    """Images uint8 (N, H, W, 3) under arr_0: keys are their places. Each is read by a seek, if arr_0 is not packed.
+
+    Packed ones are held in memory, all of them.
+    """
+
+    def __init__(self, files: Files, name: str, config: "ImagesConfig"):
+        self.files, self.name, self.config = files, name, config
+
+    def listing(self) -> Listing:
+        count, labels = self.shape[0], self._labels
+        known = labels is not None and len(labels) == count
+        numbers = np.asarray(labels if known else np.zeros(count), np.int32)
+        names = tuple(str(label) for label in range(int(numbers.max()) + 1)) if known else ()
+        stamps = np.full(count, self._stamp, np.int64)
+        return Listing([f"{index:07d}" for index in range(count)], numbers, stamps, self.config.class_names or names)
+
+    def read(
+        self, keys: Sequence[str], places: Sequence[Sequence[int]] | None = None
+    ) -> Iterator["Image.Image | Exception"]:
+        from PIL import Image
+
+        _, *shape = self.shape
+        num_bytes, offset = int(np.prod(shape)), self._stored.offset
+        if offset is None:
+            yield from (Image.fromarray(self._unpacked[int(key)]) for key in keys)
+            return
+        with self.files.open(self.name) as file:
+            for key in keys:
+                data = file.read_at(num_bytes, offset + int(key) * num_bytes)
+                yield Image.fromarray(np.frombuffer(data, np.uint8).reshape(shape))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)"""
+        return self._stored.shape
+
+    @cached_property
+    def _unpacked(self) -> np.ndarray:
+        with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive, archive.open(IMAGES) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+
+    @cached_property
+    def _stored(self) -> Stored:
+        place = self.files.path(self.name)
+        with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive:
+            if IMAGES not in archive.namelist():
+                found = ", ".join(archive.namelist())
+                raise ValueError(f"images.path: found {found} in {place}, expected images under arr_0, as in ADM's")
+            info = archive.getinfo(IMAGES)
+            with archive.open(info) as member:
+                shape, fortran, dtype = _read_header(member)
+                header = member.tell()
+            if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or fortran:
+                raise ValueError(f"images.path: found arr_0 of {dtype} {shape} in {place}, expected uint8 (N, H, W, 3)")
+            if info.compress_type != zipfile.ZIP_STORED:
+                return Stored(shape, None)
+            file.seek(info.header_offset + _LOCAL_HEADER - 4)
+            name_and_extra = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
+        return Stored(shape, info.header_offset + _LOCAL_HEADER + name_and_extra + header)
+
+    @cached_property
+    def _labels(self) -> np.ndarray | None:
+        with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive:
+            if LABELS not in archive.namelist():
+                return None
+            with archive.open(LABELS) as member:
+                return np.lib.format.read_array(member, allow_pickle=False).ravel()
+
+    @cached_property
+    def _stamp(self) -> int:
+        """The checksum of all images, which the archive keeps."""
+        with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive:
+            return stamp_of(archive.getinfo(IMAGES).CRC.to_bytes(4, "little"))
+
+
+def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)

@@ -1,0 +1,42 @@
+"""The embedded data set."""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines.images.listing import Listing
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class DigitsSource:
+    """The 1,797 handwritten digits (8x8, 17 grey levels) of Alpaydin & Kaynak 1998 that scikit-learn ships."""
+
+    def listing(self) -> Listing:
+        labels = _digits()[1]
+        keys = [f"digits#{index:04d}" for index in range(len(labels))]
+        return Listing(keys, labels, np.zeros(len(labels), np.int64), tuple("0123456789"))
+
+    def read(
+        self, keys: Sequence[str], places: Sequence[Sequence[int]] | None = None
+    ) -> Iterator["Image.Image | Exception"]:
+        from PIL import Image
+
+        images = _digits()[0]
+        for key in keys:
+            yield Image.fromarray(images[int(key.partition("#")[2])])
+
+
+@lru_cache(maxsize=1)
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    # The file that sklearn.datasets.load_digits reads; importing scikit-learn takes every worker two seconds.
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None and spec.origin is not None, "scikit-learn is a dependency of raydit"
+    table = np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    images = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return images, table[:, -1].astype(np.int32)

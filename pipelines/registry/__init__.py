@@ -1,0 +1,1 @@
+"""The model registry: promotion, lineage, queries and the served model."""

@@ -1,0 +1,93 @@
+"""What MLflow keeps of a promoted checkpoint: what `mlflow.pyfunc.load_model` opens and `mlflow models serve` runs.
+
+A copy, not a reference: whoever reaches the store can load it, without the storage of the training, and it outlives
+the training's own checkpoints. Of the checkpoint only the weights that sample are copied, as they are.
+"""
+
+import json
+import logging
+import os
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from dit.checkpoint import COMPLETE
+from dit.config import SAMPLER_PROCESSES, config_from_dict
+from dit.files import write_json
+from pipelines.checkpoints.open import LocatedCheckpoint
+from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
+from pipelines.scoring.sampler import checkpoint_autoencoder
+
+
+def save_model_files(opened: LocatedCheckpoint, folder: Path, work: Path) -> None:
+    """Write the MLflow model of a checkpoint into `folder`, which must not be there; `work`: an empty folder."""
+    # A progress bar for copying files, and a line on the input example, would stand among ours.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
+    import mlflow.pyfunc
+    import pandas
+
+    from pipelines.registry import served_model
+    from pipelines.registry.served_model import FILES
+
+    settings = gather(opened, work / FILES)
+    names = opened.config["class_names"]
+    example = pandas.DataFrame({"class": [*names, "", ""][:2], "seed": [0, 1]})
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=served_model.__file__,
+        artifacts={FILES: str(work / FILES)},
+        signature=signature(settings["protocol"]),
+        input_example=example,
+        pip_requirements=[f"raydit=={version('raydit')}"],
+        metadata={"raydit.checkpoint": opened.origin, "raydit.checkpoint_digest": opened.digest},
+    )
+
+
+def gather(opened: LocatedCheckpoint, folder: Path) -> dict:
+    """Copy the files that sampling needs, and write the settings of the checkpoint's recipe, which are returned."""
+    from pipelines.registry.served_model import SETTINGS
+
+    config = checkpoint_recipe(opened)
+    protocol = sampling_protocol(config, opened)
+    weights = "model" if protocol.weights == "raw" else protocol.weights
+    kept = ("config.json", f"{weights}.safetensors")
+    _copy(opened.path, folder / "checkpoint", kept)
+    digests = json.loads((opened.path / COMPLETE).read_text())
+    write_json(folder / "checkpoint" / COMPLETE, {name: digests[name] for name in kept})
+    autoencoder = checkpoint_autoencoder(opened)
+    found = {file.suffix: file.name for file in autoencoder.glob("diffusion_pytorch_model.*")}
+    _copy(autoencoder, folder / "autoencoder", ("config.json", found.get(".safetensors") or found[".bin"]))
+    kind = opened.config["objective"]["kind"]
+    fitting = [name for name, fits in SAMPLER_PROCESSES.items() if fits == kind]
+    settings = {
+        "protocol": protocol.to_dict(),
+        "batch_size": config.evaluate.batch_size,
+        "class_names": list(opened.config["class_names"]),
+        "samplers": sorted(fitting, key=lambda name: name != protocol.sampler),
+        "has_null_class": config_from_dict(opened.config["model"]).null_class is not None,
+    }
+    write_json(folder / SETTINGS, settings)
+    return settings
+
+
+def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
+    target.mkdir(parents=True)
+    for name in names:
+        shutil.copyfile(source / name, target / name)
+
+
+def signature(protocol: dict):
+    """Columns in and out, and the settings that a request may choose, with the recipe's as defaults."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    from pipelines.registry.served_model import PARAMS
+
+    types = {str: "string", int: "long", float: "double"}
+    return ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), "class", required=False), ColSpec("long", "seed", required=False)]),
+        outputs=Schema([ColSpec("string", "class"), ColSpec("long", "seed"), ColSpec("binary", "png")]),
+        params=ParamSchema([ParamSpec(name, types[type(protocol[name])], protocol[name]) for name in PARAMS]),
+    )

@@ -1,0 +1,1 @@
+"""Scoring: samples, features and references on Ray actors, protocols and reports."""

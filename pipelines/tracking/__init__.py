@@ -1,0 +1,1 @@
+"""Tracking: runs, metrics, models and pictures on their way to MLflow."""

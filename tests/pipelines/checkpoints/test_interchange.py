@@ -1,0 +1,138 @@
+"""Weights of others on the command line: in, out, sampled from and evaluated without a recipe."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dit.autoencoder import LatentScale, create_autoencoder, save_autoencoder
+from dit.checkpoint import load_checkpoint
+from dit.config import DiTConfig
+from dit.model import DiT
+from evaluation.protocol import sample_label
+from evaluation.reference import ReferenceStatistics
+from pipelines.checkpoints.open import open_checkpoint
+from pipelines.sample import sample_file
+from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol, sampling_protocol
+from pipelines.scoring.references import RealImages, load_real, save_reference
+from pipelines.scoring.sampler import Sampler, checkpoint_autoencoder
+
+HEADS = ("--set", "model.num_heads=4")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A folder with vae/ and official.pt, as a stranger would give them."""
+    folder = tmp_path_factory.mktemp("given")
+    torch.manual_seed(0)
+    module = create_autoencoder(image_size=16, latent_channels=4, downsample=2, width=8)
+    save_autoencoder(module, folder / "vae", LatentScale((0.0,) * 4, (2.0,) * 4))
+    model = DiT(DiTConfig(input_size=8, hidden_size=32, depth=1, num_heads=4, num_classes=3))
+    weights = {name: value + 0.1 * torch.randn_like(value) for name, value in model.state_dict().items()}
+    torch.save(weights | {"pos_embed": model.pos_embed.data}, folder / "official.pt")
+    return folder
+
+
+@pytest.fixture
+def imported(raydit, places, tmp_path, monkeypatch):
+    """An imported checkpoint, `ours` in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = raydit("import", str(places / "official.pt"), "ours", "--autoencoder", str(places / "vae"), *HEADS)
+    assert (code, err) == (0, "")
+    assert "ours: dit, depth 1, width 32, patch 2, 3 classes" in out
+    return open_checkpoint(tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("format", "told"), [("official", "a state dict for the official code"), ("diffusers", "trust_remote_code=True")]
+)
+def test_out_and_in_again_gives_the_same_weights(raydit, imported, tmp_path, places, format, told):
+    code, out, _ = raydit("export", "ours", "theirs", "--format", format)
+    assert code == 0 and told in out
+    given = ("--autoencoder", str(places / "vae"), *HEADS) if format == "official" else ()
+    code, out, _ = raydit("import", "theirs", "again", *given, "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["model"] == imported.config["model"]
+    again = load_checkpoint(tmp_path / "again")
+    assert all(torch.equal(value, imported.weights()[name]) for name, value in again.weights().items())
+    assert ("what the official code does, which is not what diffusers does" in out) == (format == "diffusers")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["import", "GIVEN/official.pt", "other"], "num_heads cannot be read from weights that look like a DiT of no"),
+        (["import", "GIVEN/official.pt", "other", "--model", "DiT-XL/3"], "did you mean 'DiT-XL/"),
+        (["import", "GIVEN/official.pt", "ours", *HEADS], "ours exists already: expected a new path"),
+        (
+            ["import", "GIVEN/official.pt", "other", "--set", "train.steps=4"],
+            "--set train.steps=4: expected a field of",
+        ),
+        (
+            ["import", "GIVEN/official.pt", "other", *HEADS, "--set", "model.heads=4"],
+            "heads is no field of a dit model",
+        ),
+        (["import", "GIVEN/vae", "other"], "vae is no diffusers pipeline: found no model_index.json"),
+        (["import", "GIVEN/vae", "other", "--model", "DiT-XL/2"], "--model: found with a pipeline folder"),
+        (["export", "ours", "GIVEN/vae", "--format", "diffusers"], "vae exists already"),
+        (["export", "ours", "other", "--format", "official", "--weights", "best"], "best"),
+        (["sample", "GIVEN/official.pt"], "is a file: expected a checkpoint folder"),
+        (["evaluate", "ours"], "images.path: found nothing, as the checkpoint is imported; expected images"),
+    ],
+)
+def test_what_does_not_fit_is_one_error_and_changes_nothing(raydit, imported, places, tmp_path, arguments, message):
+    code, _, err = raydit(*[argument.replace("GIVEN", str(places)) for argument in arguments])
+    assert code == 2 and message in err and "Traceback" not in err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["ours"]
+
+
+def test_the_autoencoder_is_compared_where_its_digest_is_known(imported):
+    recorded = imported.config["autoencoder"]
+    checkpoint_autoencoder(imported)
+    recorded["sha256"] = None
+    checkpoint_autoencoder(imported)
+    recorded["sha256"] = "0" * 64
+    with pytest.raises(ValueError, match="its samples would decode to noise"):
+        checkpoint_autoencoder(imported)
+
+
+def test_a_grid_is_drawn_without_recipe_or_images(raydit, imported, tmp_path):
+    code, out, _ = raydit("sample", "ours", "--classes", "0,2", "--columns", "2", "--set", "evaluate.sampling_steps=2")
+    assert code == 0 and (tmp_path / "grid.png").is_file() and "grid.png" in out
+
+
+def test_an_import_is_evaluated_against_given_statistics(imported, tmp_path):
+    statistics = ReferenceStatistics(
+        n=5, mu=np.zeros(4), sigma=np.eye(4), extractor="inception", extractor_sha256="0", size=16, crop="adm"
+    )
+    save_reference(statistics, str(tmp_path / "reference.npz"))
+    config = checkpoint_recipe(
+        imported, (f"evaluate.reference={tmp_path / 'reference.npz'}", "evaluate.extractor=efficientnet-lite0")
+    )
+    assert config.folder("evaluations") == str(tmp_path / "evaluations")
+    assert (config.images.size, config.evaluate.sampler, config.evaluate.sampling_steps) == (16, "ddpm", 250)
+    protocol = evaluation_protocol(config, imported)
+    assert protocol.decoder == imported.config["autoencoder"]["sha256"]
+    reference, held_out = load_real(RealImages.of(config))
+    assert reference.n == 5 and held_out is None
+
+
+@pytest.mark.slow
+def test_a_sample_file_holds_sample_i_at_place_i_whatever_the_shards(raydit, imported, local_ray, tmp_path):
+    settings = ["evaluate.sampling_steps=2", "evaluate.shard_rows=2", "evaluate.batch_size=2", "seed=3"]
+    flags = [part for setting in settings for part in ("--set", setting)]
+    code, out, _ = raydit("sample", "ours", "--npz", "samples.npz", "--num-samples", "5", *flags)
+    assert code == 0 and "samples.npz" in out
+    with np.load("samples.npz", allow_pickle=False) as file:
+        images, labels = file["arr_0"], file["arr_1"]
+        assert file.files == ["arr_0", "arr_1"]
+    assert (images.shape, images.dtype) == ((5, 16, 16, 3), np.uint8)
+    assert labels.dtype == np.int64 and labels.tolist() == [sample_label(3, index, 3, "random") for index in range(5)]
+    config = checkpoint_recipe(imported, tuple(settings))
+    sampler = Sampler(imported.path, sampling_protocol(config, imported), batch_size=2)
+    alone = sampler.sample([3, 1], labels[[3, 1]])
+    assert np.abs(alone.astype(int) - images[[3, 1]]).max() <= 1
+    assert images.std() > 1
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["ours", "samples.npz"]  # no shards are left
+    with pytest.raises(FileExistsError, match="samples.npz exists already"):
+        sample_file(imported.path, config, str(tmp_path / "samples.npz"), num_samples=5)

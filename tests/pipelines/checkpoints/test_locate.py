@@ -1,0 +1,257 @@
+"""A checkpoint is found by every one of its names, and is what the name stands for."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow.fs import LocalFileSystem, copy_files
+from tiny_checkpoint import random_network, tiny_output, write_checkpoint
+
+from cluster import storage
+from dit.autoencoder import describe_autoencoder
+from dit.checkpoint import export_diffusers, load_checkpoint
+from evaluation.protocol import EvaluationProtocol
+from pipelines.checkpoints.open import open_checkpoint
+from pipelines.registry.promotion import Standing, promote
+from pipelines.scoring.protocols import checkpoint_recipe
+from pipelines.scoring.sampler import Sampler, checkpoint_autoencoder
+from pipelines.tracking.logged_models import log_checkpoint
+from pipelines.tracking.tracker import Tracker
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return tiny_output(tmp_path_factory.mktemp("located"))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(config):
+    """Of steps 2, 4 and 6."""
+    return {step: write_checkpoint(config, step) for step in (2, 4, 6)}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "cache"
+
+
+def samples(checkpoint):
+    """Images of four samples."""
+    protocol = EvaluationProtocol(
+        num_samples=10,
+        sampler="euler",
+        sampling_steps=2,
+        decoder="",
+        extractor="",
+        extractor_sha256="",
+        reference_digest="",
+    )
+    sampler = Sampler(checkpoint.shared, protocol, batch_size=4)
+    return sampler.sample(range(4), sampler.labels(range(4)))
+
+
+def test_a_folder_is_itself_by_path_and_by_file_uri(config, checkpoints, monkeypatch):
+    path = checkpoints[6].path
+    monkeypatch.chdir(path.parent)
+    for name in (path, str(path), "step_0000006", f"file://{path}"):
+        found = open_checkpoint(name)
+        assert (found.path, found.origin, found.digest) == (path, str(path), checkpoints[6].digest)
+        assert (found.name, found.output) == ("step_0000006", config.output)
+    assert open_checkpoint(found) is found
+    assert checkpoint_recipe(found) == config
+
+
+def test_a_uri_is_fetched_with_the_autoencoder_beside_it(config, checkpoints, s3_bucket):
+    """By the workers as well, who open what `shared` says."""
+    filesystem, inner = storage.resolve(s3_bucket)
+    for folder in ("checkpoints/step_0000006", "autoencoder"):
+        copy_files(str(Path(config.output) / folder), f"{inner}/out/{folder}", LocalFileSystem(), filesystem)
+    uri = f"{s3_bucket}/out/checkpoints/step_0000006"
+    found = open_checkpoint(uri)
+    assert (found.digest, found.origin, found.shared) == (checkpoints[6].digest, uri, uri)
+    assert (found.name, found.output) == ("step_0000006", f"{s3_bucket}/out")
+    expected = describe_autoencoder(Path(config.folder("autoencoder")))
+    assert describe_autoencoder(checkpoint_autoencoder(found)) == expected
+    assert (samples(found) == samples(open_checkpoint(checkpoints[6].path))).all()
+    with pytest.raises(FileNotFoundError, match="no checkpoint at s3://.*/step_0000008: expected a folder"):
+        open_checkpoint(uri.replace("6", "8"))
+
+
+# MLflow
+
+
+@pytest.fixture(scope="module")
+def told(config, checkpoints):
+    """MLflow's id of a run that made checkpoints 2 and 4, and of a pipeline run that it is a child of."""
+    from mlflow import MlflowClient
+
+    tracker = Tracker.open(config)
+    parent = tracker.start_run("pipeline", {})
+    run = tracker.start_run("train", {}, parent=parent)
+    for step in (2, 4):
+        log_checkpoint(run, open_checkpoint(checkpoints[step].path))
+    run.end("FINISHED")
+    parent.end("FINISHED")
+    tracker.close()
+    client = MlflowClient(config.tracking.uri)
+    experiment = client.get_experiment_by_name(config.name).experiment_id
+    runs = {run.data.tags["raydit.stage"]: run.info.run_id for run in client.search_runs([experiment])}
+    return runs["train"], runs["pipeline"]
+
+
+@pytest.fixture
+def store(config, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", config.tracking.uri)
+    return config.tracking.uri
+
+
+def standing(checkpoint, value, error=0.5, **changes):
+    fields = {"protocol_id": "p1", "metric": "fid_50k", "value": value, "error": error}
+    return Standing(checkpoint.digest, **{**fields, **changes})
+
+
+def test_runs_and_models_lead_to_the_folder(checkpoints, told, store, config):
+    run, pipeline = told
+    steps = {name: open_checkpoint(name).step for name in (f"runs:/{run}", f"runs:/{pipeline}")}
+    assert set(steps.values()) == {4}
+    assert open_checkpoint(f"runs:/{run}/step_0000002").path == checkpoints[2].path
+    said, given = promote(store, config.name, "leads", standing(checkpoints[2], 30.0))
+    assert given and said == "models:/leads@champion is now version 1: 30"
+    for name in ("models:/leads@champion", "models:/leads/1"):
+        assert open_checkpoint(name).path == checkpoints[2].path
+    from mlflow import MlflowClient
+
+    source = MlflowClient(store).get_model_version("leads", "1").source
+    assert open_checkpoint(source).path == checkpoints[2].path and source.startswith("models:/m-")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("runs:/0123", FileNotFoundError, "no runs:/0123 at sqlite:///.*expected a run"),
+        ("runs:/RUN/step_0000006", FileNotFoundError, "leads to no checkpoint: expected one that raydit has told"),
+        ("models:/nobody@champion", FileNotFoundError, "no models:/nobody@champion at sqlite"),
+        ("models:/nobody/newest", ValueError, "models:/nobody/newest: expected models:/NAME@ALIAS, models:/NAME/VERS"),
+        ("models:/m-0123", FileNotFoundError, "no models:/m-0123 at sqlite"),
+    ],
+)
+def test_names_that_lead_nowhere_say_so(told, store, name, error, message):
+    with pytest.raises(error, match=message):
+        open_checkpoint(name.replace("RUN", told[0]))
+
+
+def test_a_store_that_is_away_is_no_missing_checkpoint():
+    with pytest.raises(ConnectionError, match="http://127.0.0.1:9 does not answer, and runs:/0123 is looked up there"):
+        open_checkpoint("runs:/0123", tracking_uri="http://127.0.0.1:9")
+
+
+def test_a_folder_that_was_written_anew_is_not_what_mlflow_was_told_of(config, checkpoints, told, store):
+    path = checkpoints[4].path
+    kept = path.rename(path.with_name("kept"))
+    try:
+        shutil.copytree(checkpoints[2].path, path)
+        with pytest.raises(ValueError, match=f"is the checkpoint {checkpoints[4].digest[:12]}.*now holds .*anew"):
+            open_checkpoint(f"runs:/{told[0]}")
+    finally:
+        shutil.rmtree(path)
+        kept.rename(path)
+
+
+def test_a_training_and_its_evaluation_tell_of_one_model(config, told):
+    """Each has a journal of its own; who comes first makes the model, and the training is what put it out."""
+    from mlflow import MlflowClient
+
+    checkpoint = open_checkpoint(write_checkpoint(config, 8).path)
+    for part, stage in (("evaluations", "evaluate"), ("", "train")):
+        tracker = Tracker.open(config, part)
+        run = tracker.start_run(stage, {"step": 8})
+        log_checkpoint(run, checkpoint)
+        if part:
+            run.metrics({"eval/fid_50k": 5.0}, 8, model=checkpoint.digest, dataset=("reference", "d"))
+        run.end("FINISHED")
+        tracker.close()
+    client = MlflowClient(config.tracking.uri)
+    experiment = client.get_experiment_by_name(config.name).experiment_id
+    same = f"tags.`raydit.checkpoint_digest` = '{checkpoint.digest}'"
+    (model,) = client.search_logged_models([experiment], filter_string=same)
+    assert [metric.value for metric in model.metrics] == [5.0]
+    runs = client.search_runs([experiment], "tags.`raydit.stage` = 'train'")
+    outputs = {output.model_id for run in runs for output in client.get_run(run.info.run_id).outputs.model_outputs}
+    assert model.model_id in outputs
+
+
+# Promotion
+
+
+def test_only_who_is_better_by_more_than_the_error_is_promoted(checkpoints, told, store, config, monkeypatch):
+    def tell(checkpoint, *arguments, **changes):
+        return promote(store, config.name, "best", standing(checkpoint, *arguments, **changes))
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # another store is the usual one
+    assert tell(checkpoints[2], 30.0) == ("models:/best@champion is now version 1: 30", True)
+    assert tell(checkpoints[2], 30.0)[0] == "models:/best@champion is this checkpoint already"
+    said, given = tell(checkpoints[4], 29.4)
+    assert not given and "stays: 30 against 29.4, not better by more than the error of 0.71" in said
+    assert said.endswith("models:/best@challenger is now version 2")
+    said, given = tell(checkpoints[4], 20.0, float("inf"))
+    assert not given and "how sure that is nobody knows" in said
+    assert tell(checkpoints[4], 29.2) == ("models:/best@champion is now version 3: 29.2, before 30", True)
+    assert open_checkpoint("models:/best@champion", tracking_uri=store).path == checkpoints[4].path
+    for changes in ({"protocol_id": "p2"}, {"metric": "fid_10k"}):
+        with pytest.raises(ValueError, match="--promote best: found a score of .*chosen by .*; expected equal ones"):
+            tell(checkpoints[2], 10.0, **changes)
+    with pytest.raises(ConnectionError, match="has not been told of the checkpoint .* yet: best was not promoted"):
+        tell(checkpoints[6], 10.0)
+    assert open_checkpoint("models:/best@champion", tracking_uri=store).path == checkpoints[4].path
+
+
+# Formats of others
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    model = random_network(0)
+    path = tmp_path_factory.mktemp("official") / "tiny.pt"
+    torch.save(dict(model.state_dict()) | {"pos_embed": model.pos_embed.data}, path)
+    return path
+
+
+def test_official_weights_are_imported_once(config, official, cache):
+    overrides = ("model.num_heads=2", f"autoencoder.id={config.folder('autoencoder')}", "objective.kind=flow")
+    found = open_checkpoint(official, overrides=overrides)
+    assert (found.origin, found.name, found.output) == (str(official), "tiny.pt", str(official.parent))
+    assert found.config["objective"]["kind"] == "flow" and found.path.is_relative_to(cache)
+    written = (found.path / "COMPLETE").stat().st_mtime_ns
+    assert open_checkpoint(official, overrides=(*overrides, "evaluate.num_samples=20")).path == found.path
+    assert (found.path / "COMPLETE").stat().st_mtime_ns == written
+    recipe = checkpoint_recipe(found, ("evaluate.num_samples=20",))
+    assert (recipe.output, recipe.images.size, recipe.evaluate.sampler) == (str(official.parent), 16, "euler")
+    assert samples(found).shape == (4, 16, 16, 3)
+
+
+def test_official_weights_without_a_name_say_what_to_do(official):
+    with pytest.raises(ValueError, match="tiny.pt is a file: expected .*--model DiT-XL/2"):
+        open_checkpoint(official)
+    with pytest.raises(ValueError, match="of another model; .* entries differ"):
+        open_checkpoint(official, model="DiT-S/2")
+
+
+def test_a_diffusers_pipeline_samples_as_what_it_was_made_from(tmp_path, config, official, cache):
+    imported = open_checkpoint(
+        official, overrides=("model.num_heads=2", f"autoencoder.id={config.folder('autoencoder')}")
+    )
+    folder = tmp_path / "pipeline"
+    export_diffusers(load_checkpoint(imported.path), folder, autoencoder=config.folder("autoencoder"))
+    found = open_checkpoint(folder)
+    assert (found.origin, found.name, found.output) == (str(folder), "pipeline", str(tmp_path))
+    assert all(torch.equal(value, imported.weights()[name]) for name, value in found.weights().items())
+    with pytest.raises(ValueError, match="--model DiT-S/2: found with|--model: found with"):
+        open_checkpoint(folder, model="DiT-S/2")
+
+
+def test_the_name_of_a_model_is_for_files_only(checkpoints):
+    with pytest.raises(ValueError, match="--model DiT-XL/2: found with .*leave --model out"):
+        open_checkpoint(checkpoints[2].path, model="DiT-XL/2")

@@ -1,0 +1,124 @@
+"""A training is scored while it runs: what appears, every n-th and the last, then the watcher ends by itself."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from pyarrow.fs import LocalFileSystem, copy_files
+from tiny_checkpoint import tiny_output, write_checkpoint
+
+from cluster import storage
+from cluster.lease import InUse, lease
+from pipelines.checkpoints.stored import finished_steps
+from pipelines.evaluate_series import watch
+from pipelines.scoring.protocols import checkpoint_recipe
+from pipelines.stage import StageContext
+
+HOLD = """
+import sys, time
+from cluster.lease import lease
+with lease(sys.argv[1], lost=print):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@contextmanager
+def held(folder, seconds=60):
+    """Another process holds a folder."""
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    command = [sys.executable, "-c", HOLD, folder, str(seconds)]
+    with subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "held\n"
+        yield
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Checkpoints of a training of ten steps, one every second; where they are."""
+    config = tiny_output(tmp_path_factory.mktemp("trained"), "train.steps=10", "train.checkpoint_every=2")
+    for step in range(2, 12, 2):
+        write_checkpoint(config, step)
+    return Path(config.folder("checkpoints"))
+
+
+class Training:
+    """Moves finished checkpoints into a folder, one for each time that the watcher sleeps."""
+
+    def __init__(self, source, target):
+        self.waiting, self.target = sorted(source.glob("step_*")), target
+
+    def __call__(self, seconds):
+        assert self.waiting, "the watcher waits after the last step"
+        shutil.copytree(self.waiting[0], self.target / self.waiting.pop(0).name)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [2, 4, 6, 8, 10]), (2, [4, 8, 10]), (7, [10])])
+def test_every_nth_checkpoint_and_the_last_are_scored_as_they_appear(trained, tmp_path, every, expected):
+    folder = tmp_path / "checkpoints"  # is not there yet
+    found = watch(str(folder), every, checkpoint_recipe, sleep=Training(trained, folder))
+    assert [(opened.step, config.train.steps) for opened, config in found] == [(step, 10) for step in expected]
+
+
+def test_a_watcher_that_comes_late_or_again_chooses_the_same(trained):
+    found = watch(str(trained), 2, checkpoint_recipe, sleep=lambda _: pytest.fail("all is there"))
+    assert [opened.step for opened, _ in found] == [4, 8, 10]
+
+
+def test_a_checkpoint_that_is_being_written_is_left_alone(trained, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(trained / "step_0000002", folder / "step_0000002")
+    shutil.copytree(trained / "step_0000004", folder / "step_0000004")
+    (folder / "step_0000004" / "COMPLETE").unlink()
+    (folder / ".tmp-step_0000006").mkdir()
+    assert finished_steps(str(folder)) == [2]
+
+
+def test_a_bucket_is_watched_like_a_folder(trained, s3_bucket):
+    filesystem, inner = storage.resolve(s3_bucket)
+    copy_files(str(trained), f"{inner}/out/checkpoints", LocalFileSystem(), filesystem)
+    assert finished_steps(f"{s3_bucket}/none") == []
+    found = list(watch(f"{s3_bucket}/out/checkpoints", 3, checkpoint_recipe))
+    assert [opened.origin for opened, _ in found] == [
+        f"{s3_bucket}/out/checkpoints/step_0000006",
+        f"{s3_bucket}/out/checkpoints/step_0000010",
+    ]
+
+
+def test_an_imported_checkpoint_has_no_training_to_watch(trained, tmp_path):
+    folder = tmp_path / "checkpoints" / "step_0000002"
+    shutil.copytree(trained / "step_0000002", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "recipe": None}))
+    with pytest.raises(ValueError, match="is imported: found no recipe.*Evaluate it without --watch"):
+        next(watch(str(folder.parent), 1, checkpoint_recipe))
+
+
+def test_an_output_that_is_trained_may_be_evaluated_but_not_twice_at_once(trained):
+    """Held by other processes: this one may hold a folder several times."""
+    config = checkpoint_recipe(next(watch(str(trained), 7, checkpoint_recipe))[0])
+    with held(config.output):
+        with pytest.raises(InUse):
+            StageContext(config).__enter__()
+        with StageContext(config, part="evaluations") as context:
+            assert context.tracker is not None
+            assert (Path(config.output) / "evaluations" / ".lease.json").is_file()
+    with held(storage.join(config.output, "evaluations")):
+        with pytest.raises(InUse, match="evaluations is in use by"):
+            StageContext(config, part="evaluations").__enter__()
+        with lease(config.output, lost=print):  # a training may begin
+            pass
+
+
+@pytest.mark.slow
+def test_a_run_waits_for_who_evaluates_in_its_output(trained, capsys):
+    config = checkpoint_recipe(next(watch(str(trained), 7, checkpoint_recipe))[0])
+    with held(storage.join(config.output, "evaluations"), seconds=4), StageContext(config) as context:
+        with context.holding("evaluations"):
+            assert "waiting, because" in capsys.readouterr().out

@@ -1,0 +1,151 @@
+"""The command line: help, exit codes, errors for users and errors for us."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from pipelines.cli import main as cli
+
+ROOT = Path(__file__).resolve().parents[3]
+TINY = str(ROOT / "tests" / "recipes" / "tiny.toml")
+NO_SUCH = "no such folder"
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_command_with_what_it_does(raydit, flag):
+    code, out, err = raydit(flag)
+    assert (code, err) == (0, "")
+    lines = {line.split()[0]: line for line in out.partition("Commands:")[2].splitlines() if line.strip()}
+    assert set(lines) == set(cli.cli.commands) >= {"run", "encode", "train", "evaluate", "sample", "submit", "doctor"}
+    assert all(len(line.split()) > 2 for line in lines.values())
+
+
+@pytest.mark.parametrize("command", sorted(cli.cli.commands))
+def test_every_command_has_help_for_every_option(raydit, command):
+    code, out, _ = raydit(command, "--help")
+    assert code == 0 and out.startswith("Usage: ")
+    options = [option for option in cli.cli.commands[command].params if isinstance(option, click.Option)]
+    assert all(option.opts[0] in out for option in options)
+
+
+def test_the_version_is_told(raydit):
+    code, out, _ = raydit("--version")
+    assert code == 0 and "0.1.0" in out
+
+
+@pytest.mark.parametrize("command", ["run", "autoencoder", "train"])
+def test_a_dry_run_prints_the_resolved_recipe_and_touches_nothing(raydit, command, empty_folder):
+    code, out, err = raydit(command, TINY, "--dry-run", "--set", "train.steps=8", "--set", "output=there")
+    assert (code, err) == (0, "")
+    plan = json.loads(out)
+    assert (plan["train"]["steps"], plan["output"], plan["name"]) == (8, "there", "tiny")
+    assert plan["train"]["ema_decay"] and plan["seed"] == 0  # defaults are filled in
+    assert list(empty_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "none.toml"], "no recipe at none.toml: expected a TOML file"),
+        (["run", TINY, "--set", "train.stpes=8"], 'did you mean "train.steps"?'),
+        (["run", TINY, "--set", "train.steps=many"], "--set train.steps: found 'many', a str; expected"),
+        (["run", TINY, "--set", "train.steps"], "--set train.steps: expected KEY=VALUE"),
+        (["run", TINY, "--set", "evaluate.sampler=ddim"], "a sampler for diffusion, with objective.kind = 'flow'"),
+        (["encode", TINY, "--set", "images.path=nowhere"], "images.path: nothing at "),
+        (["train", TINY], "latents"),
+        (["evaluate", NO_SUCH], NO_SUCH),
+        (["sample", NO_SUCH, "--classes", "1,7"], NO_SUCH),
+        (["evaluate", NO_SUCH, NO_SUCH, "--dry-run"], NO_SUCH),
+        (["evaluate", NO_SUCH, "--recipe", TINY, "--set", "train.stpes=8"], 'did you mean "train.steps"?'),
+        (["evaluate", "--images", NO_SUCH, "--reference", NO_SUCH], f"--reference {NO_SUCH}: nothing there; expected"),
+        (["evaluate", "--images", NO_SUCH, "--recipe", TINY], "images.path: nothing at "),
+        (["compare", NO_SUCH, NO_SUCH], NO_SUCH),
+        (["reference", "build", NO_SUCH, "--out", "r.npz"], "images.path: nothing at "),
+        (["reference", "build", "digits", "--out", "r.npz", "--extractor", "vgg"], "evaluate.extractor: found 'vgg'"),
+        (["import", NO_SUCH, "out"], f"no weights at {NO_SUCH}: expected a .safetensors"),
+        (["export", NO_SUCH, "out", "--format", "diffusers"], NO_SUCH),
+        (["submit", "--address", "head:6379", "--", "run", TINY], "found the job server address 'head:6379'"),
+        (["submit", "--", "run", TINY, "--set", "train.stpes=8"], 'did you mean "train.steps"?'),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(raydit, arguments, message):
+    code, _, err = raydit(*arguments)
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert line.startswith("raydit: ") and message in line
+
+
+def test_every_mistake_of_a_recipe_has_its_line(raydit):
+    code, _, err = raydit("run", TINY, "--set", "train.stpes=8", "--set", "encode.flop=1")
+    assert code == 2
+    lines = err.strip().removeprefix("raydit: ").splitlines()
+    assert {line.split(":")[0] for line in lines} == {"--set train.stpes", "--set encode.flop"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trian"],
+        ["run"],
+        ["run", TINY, "--num-sample", "3"],
+        ["submit"],
+        ["sample", NO_SUCH, "--num-samples", "3"],
+        ["evaluate"],
+        ["evaluate", NO_SUCH, "--images", NO_SUCH],
+        ["evaluate", NO_SUCH, NO_SUCH, "--watch"],
+        ["evaluate", "--images", NO_SUCH],
+        ["evaluate", "--images", NO_SUCH, "--reference", NO_SUCH, "--repeats", "2"],
+        ["evaluate", NO_SUCH, "--num-samples", "9"],
+        ["reference", "build", "digits"],
+        ["compare"],
+        ["sample", NO_SUCH, "--npz", "samples.npz", "--classes", "1"],
+        ["export", NO_SUCH, "out"],
+    ],
+)
+def test_bad_usage_is_exit_code_2(raydit, arguments):
+    code, out, err = raydit(*arguments)
+    assert (code, out) == (2, "")
+    assert "Error: " in err and "Traceback" not in err
+
+
+def test_what_a_job_cannot_reach_is_exit_code_1(raydit):
+    code, _, err = raydit("submit", "--address", "http://127.0.0.1:9", "--", "run", TINY)
+    assert code == 1
+    assert err.strip().startswith("raydit: no job server answers at http://127.0.0.1:9")
+
+
+def test_an_interrupted_command_is_exit_code_130(raydit, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_recipe", interrupted)
+    code, out, err = raydit("train", TINY)
+    assert (code, out) == (130, "")
+    assert err.strip() == "raydit: interrupted; the same command goes on from here"
+
+
+@pytest.mark.parametrize(
+    "error", ["json.loads('not JSON')", "{}['key']", "[].pop()", "(_ for _ in ()).throw(RuntimeError('ours to mend'))"]
+)
+def test_an_error_that_is_not_for_users_keeps_its_traceback(error):
+    """In a process of its own: what Python prints is what is looked at."""
+    script = f"import json, sys; from pipelines.cli import main as cli; cli._recipe = lambda *_: {error}; cli.main()"
+    process = subprocess.run(
+        [sys.executable, "-c", script, "train", TINY],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith("Traceback") and "<lambda>" in process.stderr

@@ -1,0 +1,121 @@
+"""`raydit doctor`, on what is here and on what is broken on purpose."""
+
+import json
+import socket
+
+import pytest
+
+from cluster.doctor import Check
+from pipelines.cli import doctor
+from pipelines.cli import main as cli
+
+NAMES = ["python", *doctor.PACKAGES, "devices", "storage", "weights", "tracking", "aliases", "ray"]
+
+
+@pytest.fixture(autouse=True)
+def tracked(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Starting a Ray takes seconds; one test does it."""
+    monkeypatch.setattr(doctor, "check_ray", lambda address: Check("ray", True, f"{address}"))
+
+
+@pytest.fixture
+def raydit_doctor(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["raydit", "doctor", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, capsys.readouterr().out
+
+    return call
+
+
+def red(output):
+    return {check["name"]: check for check in json.loads(output) if not check["ok"]}
+
+
+@pytest.mark.slow
+def test_all_is_green_here(raydit_doctor, tmp_path):
+    code, output = raydit_doctor("--json")
+    assert red(output) == {} and code == 0
+    checks = json.loads(output)
+    assert [check["name"] for check in checks] == NAMES
+    assert all(check["found"] and not check["do"] for check in checks)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ray_that_cannot_start_is_red(raydit_doctor, monkeypatch):
+    import ray
+
+    def init(*args, **kwargs):
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests' Ray is running, and must go on
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    code, output = raydit_doctor("--json")
+    assert code == 1
+    assert list(red(output)) == ["ray"]
+    assert "timed out during startup" in red(output)["ray"]["found"] and red(output)["ray"]["do"]
+
+
+def test_a_tracking_server_that_is_down_is_red(raydit_doctor, no_ray, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        code, output = raydit_doctor("--json")
+    assert code == 1
+    assert list(red(output)) == ["tracking"]
+    tracking = red(output)["tracking"]
+    assert tracking["found"].startswith(uri) and "\n" not in tracking["found"]
+    assert "start the server, or set MLFLOW_TRACKING_URI" in tracking["do"]
+
+
+def test_an_output_that_cannot_be_written_is_red(raydit_doctor, no_ray):
+    code, output = raydit_doctor("--json", "--output", "/proc/raydit")
+    assert code == 1
+    assert list(red(output)) == ["storage"]
+    assert red(output)["storage"]["found"].startswith("/proc/raydit")
+
+
+def test_the_lines_are_aligned_and_printed_as_they_become_known(raydit_doctor, monkeypatch, capsys):
+    printed_before = []
+
+    def check_ray(address):
+        printed_before.extend(capsys.readouterr().out.splitlines())
+        return Check("ray", False, "away", "start one")
+
+    monkeypatch.setattr(doctor, "check_ray", check_ray)
+    code, output = raydit_doctor()
+    assert code == 1
+    assert [line.split()[1] for line in printed_before] == NAMES[:-1]
+    assert output == f"!! {'ray':<{doctor.NAME_WIDTH}}  away -> start one\n"
+    findings = {line[: 5 + doctor.NAME_WIDTH].strip() for line in printed_before}
+    assert findings == {f"ok {name}" for name in NAMES[:-1]}
+
+
+@pytest.mark.slow
+def test_a_cluster_is_asked_by_a_job_of_its_own(raydit_doctor, ray_head, monkeypatch, tmp_path):
+    for name, value in ray_head.env.items():
+        monkeypatch.setenv(name, value)
+    code, output = raydit_doctor("--json", "--address", ray_head.address, "--output", str(tmp_path / "output"))
+    assert red(output) == {} and code == 0
+    checks = {check["name"]: check["found"] for check in json.loads(output)}
+    assert list(checks)[-5:] == ["token", "clock", "nodes", "clocks", "node storage"]
+    assert checks["nodes"].startswith("1 node(s) with Python") and str(tmp_path) in checks["node storage"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_job_that_would_record_for_itself_the_tracking_is_red():
+    checks = [Check("tracking", True, "sqlite:////tmp/x/mlflow.db: 0 experiments"), Check("nodes", True, "1 node(s)")]
+    answers = doctor.answers_of_job(checks, here=False)
+    assert [check.name for check in answers if not check.ok] == ["node tracking"]
+    assert "MLFLOW_TRACKING_URI" in answers[-1].do
+    assert doctor.answers_of_job(checks, here=True) == checks[1:]

@@ -1,0 +1,327 @@
+"""Submitting: what is sent, and real jobs on a real head with token authentication."""
+
+import json
+import time
+
+import pytest
+from tiny import RECIPE as TINY
+from tiny import place_flags
+
+from cluster import jobs
+from pipelines.cli import submission
+from pipelines.cli.command_line import CommandLine
+from pipelines.cli.main import cli
+from pipelines.config.reader import RecipeError, load_recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # Ray passes it to aiohttp
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with a recipe in it, in which no output was ever written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.toml").write_text(TINY.read_text())
+    return tmp_path
+
+
+def line(*texts):
+    return CommandLine.read(cli, list(texts))
+
+
+def unpacked(*command):
+    return submission.unpacked(line(*command))
+
+
+def packed(command, folder, **flags):
+    return submission.packed(line(*command), folder, **flags)
+
+
+def sent_recipe(command):
+    """The recipe as the job will read it, in a folder of its own."""
+    overrides = [value for flag, value in zip(command, command[1:], strict=False) if flag == "--set"]
+    recipe = next(part for part in command if part.endswith(".toml"))
+    return load_recipe(recipe, tuple(overrides))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "my.toml"],
+        ["run", "--set", "train.steps=4", "my.toml"],
+        ["train", "my.toml", "--set=train.steps=4"],
+        ["plan", "--cluster", "8xH100", "my.toml"],
+    ],
+)
+def test_recipe_and_output_become_absolute(here, command):
+    ready = unpacked(*command)
+    assert ready.name == "tiny" and ready.recipe == TINY.read_text()
+    assert ready.command[0] == command[0]
+    assert str(here / "my.toml") in ready.command
+    assert sent_recipe(ready.command).output == str(here / "outputs" / "tiny")
+
+
+def test_an_evaluation_by_a_recipe_writes_where_it_would_here_and_is_named_after_its_checkpoint(here):
+    (here / "outputs" / "step_0000006").mkdir(parents=True)
+    ready = unpacked("evaluate", "--num-samples", "20", "outputs/step_0000006", "--recipe=my.toml")
+    assert ready.name == "step_0000006" and ready.recipe == TINY.read_text()
+    assert f"--recipe={here / 'my.toml'}" in ready.command and str(here / "outputs" / "step_0000006") in ready.command
+    assert f'output="{here / "outputs" / "tiny"}"' in ready.command
+
+
+def test_images_and_statistics_become_absolute_and_uris_stay(here):
+    settings = ["images.path=pictures", "output=s3://bucket/run", "evaluate.reference=stats/r.npz"]
+    flags = [part for setting in settings for part in ("--set", setting)]
+    prepared = unpacked("run", "my.toml", *flags).command
+    config = sent_recipe(prepared)
+    assert config.images.path == str(here / "pictures")
+    assert config.evaluate.reference == str(here / "stats" / "r.npz")
+    assert config.output == "s3://bucket/run"
+
+
+def test_digits_are_kept_even_beside_a_folder_of_that_name(here):
+    (here / "digits").mkdir()
+    prepared = unpacked("run", "my.toml", "--set", "images.path=digits").command
+    assert sent_recipe(prepared).images.path == "digits"
+
+
+@pytest.mark.parametrize("autoencoder", ["stabilityai/sd-vae-ft-ema", "my/vae"])
+def test_an_autoencoder_is_made_absolute_where_it_is_a_folder(here, autoencoder):
+    (here / "my" / "vae").mkdir(parents=True)
+    recipe = (here / "my.toml").read_text().partition("[autoencoder.train]")
+    rest = recipe[2][recipe[2].index("[encode]") :]
+    (here / "my.toml").write_text(f'{recipe[0]}[autoencoder]\nid = "{autoencoder}"\n{rest}')
+    expected = str(here / autoencoder) if autoencoder.startswith("my/") else autoencoder
+    assert sent_recipe(unpacked("run", "my.toml").command).autoencoder.id == expected
+
+
+def test_a_checkpoint_becomes_absolute_and_names_the_job(here):
+    (here / "outputs" / "step_0000006").mkdir(parents=True)
+    (here / "evaluate").mkdir()  # a folder named as the command is no path
+    (here / "20").mkdir()  # nor is one named as a number
+    ready = unpacked("evaluate", "outputs/step_0000006", "--num-samples", "20", "--force")
+    expected = ["evaluate", str(here / "outputs" / "step_0000006"), "--num-samples", "20", "--force"]
+    assert (ready.command, ready.name) == (expected, "step_0000006")
+
+
+def test_a_bad_recipe_is_refused_before_anything_is_sent(here):
+    with pytest.raises(RecipeError, match="train.step"):
+        unpacked("run", "my.toml", "--set", "train.step=4")
+    with pytest.raises(FileNotFoundError, match="no recipe at none.toml"):
+        unpacked("run", "none.toml")
+
+
+def test_the_same_command_has_the_same_readable_id(here):
+    def id_of(*command):
+        return unpacked(*command).job_id
+
+    once = id_of("run", "my.toml")
+    assert once.startswith("raydit-run-tiny-")
+    assert once == id_of("run", "my.toml") == id_of("run", str(here / "my.toml"))
+    assert once != id_of("run", "my.toml", "--set", "seed=1")
+    assert once != id_of("train", "my.toml")
+    assert id_of("run", "my.toml", "--set", "name=my cats/1").startswith("raydit-run-my-cats-1-")
+
+
+def test_a_whole_run_works_as_a_job(submit, whole_run):
+    assert whole_run.returncode == 0
+    assert [stage for stage in ("autoencoder", "encode", "train", "evaluate") if stage in whole_run.stdout] == [
+        "autoencoder",
+        "encode",
+        "train",
+        "evaluate",
+    ]
+    (report,) = (submit.folder / "output" / "evaluations").glob("*/step_0000006/report.json")
+    assert json.loads(report.read_text())["metrics"]
+    assert "Traceback" not in whole_run.stdout + whole_run.stderr
+
+
+def test_the_runs_of_a_job_carry_its_id_and_keep_their_files_here(submit, whole_run):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{submit.folder / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    assert {run.data.tags["raydit.stage"] for run in runs} >= {"pipeline", "encode", "train", "evaluate"}
+    (submission_id,) = {run.data.tags["raydit.job_id"] for run in runs}
+    assert submission_id.startswith("raydit-run-tiny-") and submission_id in whole_run.stdout
+    (evaluation,) = [run for run in runs if run.data.tags["raydit.stage"] == "evaluate"]
+    assert str(submit.folder) in evaluation.info.artifact_uri
+    assert "report.json" in [file.path for file in client.list_artifacts(evaluation.info.run_id)]
+
+
+@pytest.mark.slow
+def test_submitted_again_it_is_a_new_job_that_only_skips(submit, whole_run):
+    again = submit("run", str(TINY), *place_flags(submit.folder))
+    assert again.returncode == 0
+    assert again.stdout.count("finished already") == 4
+    first = whole_run.stdout.split()[2]
+    assert f"job {first}-2 at" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_failing_job_gives_its_exit_code(submit):
+    failed = submit("encode", str(TINY), "--set", "images.path=nowhere", "--set", "output=failing")
+    assert failed.returncode == 2
+    assert "images.path: nothing at" in failed.stdout
+    assert "Traceback" not in failed.stdout + failed.stderr
+
+
+def test_a_wrong_token_is_one_clear_line(submit):
+    refused = submit("run", str(TINY), RAY_AUTH_TOKEN="wrong")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    (line,) = refused.stderr.strip().splitlines()
+    assert "another token (HTTP 403)" in line and "RAY_AUTH_TOKEN" in line
+
+
+@pytest.fixture
+def project(here):
+    """A working directory with data, an output and a secret file beside the recipe."""
+    for name in ("data/cats/1.png", "outputs/tiny/plan.json", "lib/reference.npz", "lib/code.py", ".env"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    return here
+
+
+REMOTE = ["--set", "output=s3://bucket/run", "--set", "images.path=digits"]
+
+
+def test_for_another_machine_the_working_directory_goes_along_without_data(project):
+    ready = packed(["run", "my.toml", *REMOTE, "--set", "evaluate.reference=lib/reference.npz"], project)
+    assert set(ready.package.files) == {"my.toml", "lib/reference.npz", "lib/code.py"}
+    assert ready.command[:2] == ["run", "my.toml"]
+    assert ready.name == "tiny" and ready.job_id.startswith("raydit-run-tiny-")
+
+
+def test_a_recipe_from_elsewhere_goes_along_too(project):
+    ready = packed(["run", str(TINY), *REMOTE], project)
+    assert ready.command[:2] == ["run", "submitted/tiny.toml"]
+    assert ready.package.files["submitted/tiny.toml"] == TINY
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["run", "my.toml"], "output: found 'outputs/tiny', a place on this machine"),
+        (["run", "my.toml", *REMOTE, "--set", "images.path=data/cats"], "images.path: found 'data/cats', a place"),
+        (["evaluate", "outputs/tiny"], "evaluate: found 'outputs/tiny', a place on this machine"),
+    ],
+)
+def test_what_only_this_machine_has_is_refused_before_anything_is_sent(project, command, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        packed(command, project)
+    assert "expected a URI (s3://BUCKET/...) or the absolute path of a mount" in str(refused.value)
+
+
+def test_absolute_paths_and_uris_are_taken_for_shared_ones(project):
+    mounts = ["--set", "output=/mnt/shared/run", "--set", "images.path=gs://bucket/images"]
+    assert packed(["train", "my.toml", *mounts], project).command == ["train", "my.toml", *mounts]
+    assert packed(["evaluate", "runs:/0123"], project).command == ["evaluate", "runs:/0123"]
+
+
+def test_settings_go_along_unless_only_this_machine_reaches_them_and_credentials_never(project, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.com")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    ready = packed(["run", "my.toml", *REMOTE], project)
+    assert ready.env == {"MLFLOW_TRACKING_URI": "https://mlflow.example.com", "AWS_REGION": "eu-west-1"}
+    assert ready.tracking == "https://mlflow.example.com"
+    assert "AWS_ENDPOINT_URL: of this machine only" in capsys.readouterr().out
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////home/me/mlflow.db")
+    assert "MLFLOW_TRACKING_URI" not in packed(["run", "my.toml", *REMOTE], project).env
+    here = unpacked("run", "my.toml")  # on this machine all of it is reached
+    assert here.env["MLFLOW_TRACKING_URI"] == "sqlite:////home/me/mlflow.db"
+    assert here.env["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9000"
+
+
+def test_the_id_of_a_job_is_that_of_its_recipe_and_code(project):
+    def remote():
+        return packed(["run", "my.toml", *REMOTE], project).job_id
+
+    def local():
+        return unpacked("run", "my.toml").job_id
+
+    before = remote(), local()
+    (project / "data" / "cats" / "2.png").touch()
+    assert (remote(), local()) == before
+    (project / "lib" / "code.py").write_text("changed")
+    assert remote() != before[0] and local() == before[1]
+    (project / "my.toml").write_text((project / "my.toml").read_text() + "\n# changed")
+    assert local() != before[1]
+
+
+def test_for_a_plain_cluster_raydit_goes_along_with_pinned_requirements(project):
+    ready = packed(["run", "my.toml", *REMOTE], project, pip=True)
+    sent = set(ready.package.files)
+    assert {"pipelines/cli/main.py", "dit/model.py", "evaluation/metrics.py", "cluster/jobs.py"} <= sent
+    assert any(line.startswith("torch==") for line in ready.pip)
+    assert ready.job_id != packed(["run", "my.toml", *REMOTE], project).job_id
+
+
+@pytest.mark.parametrize(
+    ("address", "sent_along"),
+    [("http://127.0.0.1:8265", False), ("http://localhost:1", False), ("http://[::1]:8265", False)]
+    + [("http://head:8265", True), ("https://10.0.0.7", True), ("http://127.example.com:8265", True)],
+)
+def test_the_working_directory_is_sent_to_other_machines_only(project, address, sent_along, monkeypatch):
+    started = []
+    monkeypatch.setattr(submission, "start", lambda ready, where: started.append(ready) or ("id", False))
+    submission.submit_command(line("run", "my.toml", *REMOTE), address=address, wait=False, pack=None, pip=False)
+    assert (started[0].package is not None) == sent_along
+
+
+FAKE_RAYDIT = """
+import os, sys, time
+from pathlib import Path
+print("sent:", sorted(str(p) for p in Path(".").rglob("*") if p.is_file() and "__pycache__" not in str(p)))
+print("region:", os.environ.get("AWS_REGION"), "arguments:", sys.argv[1:], flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_packed_job_runs_what_was_sent_is_joined_left_and_ended_and_holds_no_credentials(
+    ray_head, project, monkeypatch, capsys
+):
+    """Through a forwarded port, as to a cluster elsewhere: one job, as each takes seconds."""
+    planted = {"AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG", "MLFLOW_TRACKING_PASSWORD": "correct-horse-battery"}
+    for name, value in {**ray_head.env, **planted, "AWS_REGION": "eu-west-1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.invalid")
+    (project / ".env").write_text("\n".join(planted.values()))
+    (project / "pipelines").mkdir()
+    (project / "pipelines" / "__init__.py").touch()
+    (project / "pipelines" / "cli.py").write_text(FAKE_RAYDIT)  # the code that was sent, not what is installed there
+
+    def submit(wait):
+        command = line("train", "my.toml", *REMOTE)
+        return submission.submit_command(command, address=ray_head.address, wait=wait, pack=True, pip=False)
+
+    assert submit(wait=False) == 0
+    job_id = capsys.readouterr().out.split()[2]
+    wait_for(lambda: "region" in jobs.log(job_id, ray_head.address))
+
+    def interrupted(line):
+        if line.startswith("sent:"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(submission.click, "echo", interrupted)
+    assert submit(wait=True) == 130
+    said = capsys.readouterr().out
+    assert f"job {job_id} at {ray_head.address}, running already" in said
+    assert f"detached; job {job_id} goes on. Follow it again: raydit jobs logs -f {job_id} --address" in said
+    assert jobs.status(job_id, ray_head.address).status == "RUNNING"
+
+    assert jobs.stop(job_id, ray_head.address)
+    wait_for(lambda: jobs.status(job_id, ray_head.address).has_ended)
+    log = jobs.log(job_id, ray_head.address)
+    assert "sent: ['lib/code.py', 'lib/reference.npz', 'my.toml', 'pipelines/__init__.py', 'pipelines/cli.py']" in log
+    assert f"region: eu-west-1 arguments: {['train', 'my.toml', *REMOTE]}" in log
+    shown = repr([vars(details) for details in jobs._client(ray_head.address).list_jobs()]) + log
+    assert job_id in shown and "https://mlflow.invalid" in shown
+    assert not [name for name, value in {**planted, "RAY_AUTH_TOKEN": ray_head.token}.items() if value in shown]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

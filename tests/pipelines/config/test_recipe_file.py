@@ -1,0 +1,316 @@
+"""A recipe is validated whole, before anything heavy is imported, and its error says where and what to do."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.config.reader import RecipeError, load_recipe, resolved, validate_recipe
+
+ROOT = Path(__file__).resolve().parents[3]
+DIGITS = ROOT / "pipelines" / "recipes" / "digits.toml"
+
+SMALL = """\
+name = "small"
+output = "out"
+[images]
+path = "digits"
+size = 32
+[autoencoder.train]
+steps = 40
+downsample = 4
+[model]
+patch_size = 2
+hidden_size = 32
+depth = 2
+num_heads = 2
+[objective]
+kind = "flow"
+[train]
+steps = 100
+global_batch_size = 8
+[evaluate]
+sampler = "euler"
+"""
+
+
+@pytest.fixture
+def refusal(tmp_path):
+    """refusal(text, *overrides): the lines of the error that a recipe gives, its path written as RECIPE."""
+
+    def refuse(text: str, *overrides: str) -> list[str]:
+        path = tmp_path / "recipe.toml"
+        path.write_text(text)
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(path, overrides)
+        return str(caught.value).replace(str(path), "RECIPE").splitlines()
+
+    return refuse
+
+
+@pytest.fixture
+def small(tmp_path):
+    """small(*overrides): the small recipe, which is valid."""
+
+    def load(*overrides: str):
+        path = tmp_path / "recipe.toml"
+        path.write_text(SMALL)
+        return load_recipe(path, overrides)
+
+    return load
+
+
+def edited(old: str, new: str) -> str:
+    assert SMALL.count(old) == 1
+    return SMALL.replace(old, new)
+
+
+def test_the_shipped_recipe_loads():
+    recipe = load_recipe(DIGITS)
+    assert recipe.name == "digits"
+    assert recipe.autoencoder.id is None and recipe.autoencoder.train is not None
+    assert recipe.autoencoder.train.downsample == 4
+    assert recipe.train.betas == (0.9, 0.99)
+    assert recipe.objective.kind == "flow" and not recipe.objective.learn_sigma
+
+
+def test_every_recipe_of_the_repository_loads():
+    recipes = [*(ROOT / "pipelines" / "recipes").glob("*.toml"), *(ROOT / "tests" / "recipes").glob("*.toml")]
+    assert len(recipes) >= 2
+    for path in recipes:
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("override", ["train.steps=5", "train.stesp=5", "train.steps=x"])
+def test_good_and_bad_recipes_are_told_apart_without_a_heavy_import(override):
+    code = f"""
+import sys
+from pipelines.config.reader import RecipeError, load_recipe
+try:
+    load_recipe({str(DIGITS)!r}, ({override!r}, "train.warmup_steps=0"))
+except RecipeError:
+    pass
+heavy = {{"torch", "ray", "mlflow", "diffusers", "pyarrow", "sklearn", "PIL"}} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_missing_recipe_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no recipe at .*none.toml: expected a TOML file"):
+        load_recipe(tmp_path / "none.toml")
+
+
+def test_broken_toml_is_refused_with_its_line(refusal):
+    (line,) = refusal(edited('kind = "flow"', "kind = flow"))
+    assert line.startswith("RECIPE: not TOML:") and "line 15" in line
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(SMALL.encode("utf-16"))
+    with pytest.raises(RecipeError, match=r"recipe.toml: not TOML: .*UTF-8"):
+        load_recipe(path)
+
+
+def test_a_misspelt_key_is_refused_with_its_line_and_the_nearest_key(refusal):
+    (line,) = refusal(edited("steps = 100", "stesp = 100"))
+    assert line.startswith('RECIPE:17: train.stesp: unknown key; did you mean "train.steps"? expected one of')
+
+
+def test_a_misspelt_section_is_refused_with_its_line_and_the_nearest_section(refusal):
+    (line,) = refusal(edited("[evaluate]", "[evalute]"))
+    assert line.startswith('RECIPE:19: evalute: unknown key; did you mean "evaluate"? expected one of name, output')
+
+
+def test_a_misspelt_nested_section_is_refused(refusal):
+    (line,) = refusal(edited("[autoencoder.train]", "[autoencoder.trian]"))
+    assert line.startswith('RECIPE:6: autoencoder.trian: unknown key; did you mean "autoencoder.train"?')
+
+
+def test_a_misspelt_key_of_an_inline_table_is_refused_with_the_tables_line(refusal):
+    table = 'images = {path = "digits", sise = 32}\n'
+    (line,) = refusal(edited('[images]\npath = "digits"\nsize = 32\n', table))
+    assert line.startswith('RECIPE:3: images.sise: unknown key; did you mean "images.size"?')
+
+
+def test_a_misspelt_override_is_refused_by_its_flag(refusal):
+    (line,) = refusal(SMALL, "train.learningrate=1")
+    assert line.startswith('--set train.learningrate: unknown key; did you mean "train.learning_rate"?')
+
+
+def test_an_override_of_an_unknown_section_is_refused_by_its_flag(refusal):
+    (line,) = refusal(SMALL, "trian.steps=5")
+    assert line.startswith('--set trian.steps: unknown key; did you mean "train"?')
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("steps = 100", 'steps = "100"', "RECIPE:17: train.steps: found '100', a str; expected: "),
+        ("steps = 100", "steps = 1.5", "RECIPE:17: train.steps: found 1.5, a float; expected: "),
+        ("steps = 100", "steps = true", "RECIPE:17: train.steps: found True, a bool; expected: "),
+        ("steps = 100", "steps = 0", "RECIPE:17: train.steps: found 0, a int; expected: "),
+        ('name = "small"', 'name = ""', "RECIPE:1: name: found '', a str; expected: "),
+        ('name = "small"', "name = 7", "RECIPE:1: name: found 7, a int; expected: "),
+        ("downsample = 4", "downsample = 3", "RECIPE:8: autoencoder.train.downsample: found 3, a int; expected: "),
+        ('path = "digits"', 'path = "digits"\nheld_out = 1.0', "RECIPE:5: images.held_out: found 1.0, a float; expect"),
+        ('path = "digits"', 'path = "digits"\ncrop = "center"', "RECIPE:5: images.crop: found 'center', a str; expect"),
+        ("steps = 100", "steps = 100\nbetas = [0.9, 1.5]", "RECIPE:18: train.betas: found 1.5, a float; expected: "),
+        ("steps = 40", "steps = 40\nbetas = [0.9, 1.5]", "RECIPE:8: autoencoder.train.betas: found 1.5, a float; exp"),
+        ("steps = 100", "steps = 100\nbetas = [0.9]", "RECIPE:18: train.betas: "),
+        ("steps = 100", "steps = 100\nlearning_rate = 0.0", "RECIPE:18: train.learning_rate: found 0.0, a float; ex"),
+        ("steps = 100", "steps = 100\nlearning_rate = nan", "RECIPE:18: train.learning_rate: "),
+        ("steps = 100", "steps = 2020-01-01", "RECIPE:17: train.steps: "),
+        (
+            "[evaluate]",
+            '[evaluate]\ndtype = "float16"',
+            "RECIPE:20: evaluate.dtype: found 'float16', a str; expected: ",
+        ),
+        ("[train]\nsteps = 100", "[tracking]\nuri = 5\n[train]", "RECIPE:17: tracking.uri: found 5, a int; expected: "),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_line_what_was_found_and_what_was_expected(refusal, old, new, expected):
+    (line,) = refusal(edited(old, new))
+    assert line.startswith(expected)
+    assert len(line) > len(expected)
+
+
+def test_a_wrong_override_is_refused_by_its_flag(refusal):
+    (line,) = refusal(SMALL, "train.steps=many")
+    assert line.startswith("--set train.steps: found 'many', a str; expected: ")
+
+
+def test_an_integer_is_accepted_for_a_float(small):
+    assert small("train.learning_rate=1").train.learning_rate == 1.0
+
+
+def test_missing_keys_and_sections_are_refused(refusal):
+    (line,) = refusal(edited('name = "small"\n', ""))
+    assert line == "RECIPE: name: missing; expected a value (every recipe must set it)"
+    lines = refusal('name = "x"\n')
+    assert [line.split(": ")[1] for line in lines] == ["output", "images", "autoencoder", "model"]
+
+
+def test_a_missing_key_of_a_section_names_the_sections_line(refusal):
+    (line,) = refusal(edited('path = "digits"\n', ""))
+    assert line == "RECIPE:3: images.path: missing; expected a value (every recipe must set it)"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "words"),
+    [
+        ("[autoencoder.train]", '[autoencoder]\nid = "x"\n[autoencoder.train]', ":6: autoencoder", "both of id and"),
+        ("[autoencoder.train]\nsteps = 40\ndownsample = 4", "[autoencoder]", ":6: autoencoder", "neither of id and"),
+        ('kind = "flow"', 'kind = "flow"\nschedule = "cosine"', ":14: objective", "remove schedule"),
+        ('kind = "flow"', 'kind = "flow"\nweighting = "min_snr"', ":14: objective", "remove weighting"),
+        ('kind = "flow"', 'kind = "diffusion"\nmin_snr_gamma = 5.0', ":16: objective.min_snr_g", "alone reads it"),
+        ('kind = "flow"', 'kind = "diffusion"\ntime = "uniform"', ":14: objective", "remove time"),
+        ("[model]", '[model]\nname = "DiT-S/2"', ":9: model", "name = 'DiT-S/2' and patch_size"),
+        ("hidden_size = 32\n", "", ":9: model", "no name and no hidden_size"),
+        ("hidden_size = 32", "hidden_size = 33", ":11: model.hidden_size", "multiple of num_heads"),
+        ('sampler = "euler"', 'sampler = "ddim"', ":20: evaluate.sampler", "expected one of euler, heun"),
+        ('sampler = "euler"', 'sampler = "eular"', ":20: evaluate.sampler", "found 'eular', expected one of"),
+        ("num_heads = 2", "num_heads = 2\nclass_dropout_prob = 0", ":22: evaluate.cfg_scale", "null class"),
+        ("global_batch_size = 8", "global_batch_size = 8\nnum_workers = 3", ":18: train.global_batch", "found 8"),
+        ("steps = 40", "steps = 40\nglobal_batch_size = 5\nnum_workers = 2", ":8: autoencoder.train.g", "found 5"),
+        ("steps = 40", "steps = 40\nwidth = 12", ":8: autoencoder.train.width", "multiple of 8"),
+        ('sampler = "euler"', 'weights = "ema_0.2"\nsampler = "euler"', ":20: evaluate.weights", "one of ema, raw; "),
+        ("global_batch_size = 8", "ema_sigma_rels = [0.1, 0.1]", ":18: train.ema_sigma_rels", "twice; remove"),
+        ("global_batch_size = 8", "warmup_steps = 101", ":18: train.warmup_steps", "longer than the training"),
+        ("size = 32\n[auto", "size = 30\n[auto", ":5: images.size", "multiple of autoencoder.train.downsample = 4"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused_with_their_place(refusal, old, new, place, words):
+    text = edited(old, new)
+    if "class_dropout_prob" in new:
+        text += "cfg_scale = 1.5\n"
+    (line,) = refusal(text)
+    assert line.startswith(f"RECIPE{place}")
+    assert words in line
+
+
+def test_an_average_that_training_keeps_can_be_evaluated(small):
+    recipe = small("train.ema_sigma_rels=[0.05, 0.10]", "evaluate.weights=ema_0.1")
+    assert recipe.train.ema_sigma_rels == (0.05, 0.1) and recipe.evaluate.weights == "ema_0.1"
+
+
+def test_overrides_that_contradict_the_recipe_are_refused_by_their_flag(refusal):
+    (line,) = refusal(SMALL, "evaluate.sampler=ddpm")
+    assert line.startswith("--set evaluate.sampler: found 'ddpm', a sampler for diffusion")
+
+
+def test_an_unknown_model_name_is_refused_with_the_nearest(refusal):
+    sizes = "patch_size = 2\nhidden_size = 32\ndepth = 2\nnum_heads = 2"
+    (line,) = refusal(edited(sizes, 'name = "DiT-S2"'))
+    assert line.startswith("RECIPE:9: model: ")
+    assert "'DiT-S2'" in line and "did you mean 'DiT-S/2'?" in line
+
+
+def test_all_mistakes_are_reported_together(refusal):
+    text = edited("steps = 100", "stesp = 100\nlearning_rate = -1.0").replace("size = 32", 'size = "32"', 1)
+    text = text.replace("hidden_size", "hiden_size")
+    lines = refusal(text)
+    assert [line.split(": ")[0] + ": " + line.split(": ")[1] for line in lines] == [
+        "RECIPE:11: model.hiden_size",
+        "RECIPE:17: train.stesp",
+        "RECIPE:5: images.size",
+        "RECIPE:18: train.learning_rate",
+    ]
+
+
+@pytest.mark.parametrize("override", ["train.steps", "=5", " =5"])
+def test_an_override_without_key_and_value_is_refused(refusal, override):
+    (line,) = refusal(SMALL, override)
+    assert line == f"--set {override}: expected KEY=VALUE, such as --set train.learning_rate=2e-4"
+
+
+def test_an_override_below_a_value_is_refused(refusal):
+    (line,) = refusal(SMALL, "name.first=x")
+    assert line == "--set name.first=x: name is a value, not a section"
+
+
+def test_overrides_win_over_the_file_and_the_last_one_over_the_others(small):
+    recipe = small("train.steps=7", "train.steps=9", "name=other", "tracking.uri=sqlite:///a=b.db")
+    assert recipe.train.steps == 9
+    assert recipe.name == "other"
+    assert recipe.tracking.uri == "sqlite:///a=b.db"
+
+
+def test_an_override_repairs_what_the_file_has_wrong(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(edited("steps = 100", 'steps = "x"'))
+    assert load_recipe(path, ("train.steps=5",)).train.steps == 5
+
+
+def test_lists_become_tuples(small):
+    recipe = small("train.betas=[0.8, 0.95]", "evaluate.cfg_interval=[0, 0.5]")
+    assert recipe.train.betas == (0.8, 0.95)
+    assert recipe.evaluate.cfg_interval == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("path", [DIGITS, None])
+def test_a_resolved_recipe_is_json_and_validates_to_an_equal_one(small, path):
+    recipe = load_recipe(path) if path else small("evaluate.cfg_interval=[0.1, 0.5]")
+    again = validate_recipe(json.loads(json.dumps(resolved(recipe), allow_nan=False)))
+    assert again == recipe
+
+
+def test_defaults_are_those_of_the_paper(tmp_path):
+    path = tmp_path / "recipe.toml"
+    lines = ['name = "x"', 'output = "o"', "[images]", 'path = "p"', "[autoencoder]", 'id = "a"', "[model]"]
+    path.write_text("\n".join([*lines, 'name = "DiT-XL/2"']))
+    recipe = load_recipe(path)
+    train = recipe.train
+    assert (train.global_batch_size, train.learning_rate, train.ema_decay) == (256, 1e-4, 0.9999)
+    assert (train.weight_decay, train.warmup_steps, train.lr_schedule) == (0.0, 0, "constant")
+    assert recipe.objective.kind == "diffusion" and recipe.objective.learn_sigma
+    assert (recipe.evaluate.num_samples, recipe.evaluate.sampling_steps) == (50_000, 250)
+
+
+def test_a_recipe_cannot_be_changed(small):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        small().name = "other"

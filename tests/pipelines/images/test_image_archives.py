@@ -1,0 +1,143 @@
+"""WebDataset: samples in tar shards, listed from headers alone and read by a seek."""
+
+import gzip
+import io
+import tarfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import encoded, square, value_of, write, write_tar
+
+from pipelines.config.recipe import ImagesConfig
+from pipelines.images.files import Files
+from pipelines.images.open import open_source
+from pipelines.images.tar import Blocks, _number, members
+
+PNG = [encoded(square(value)) for value in range(4)]
+
+
+def source(path, **settings):
+    return open_source(ImagesConfig(path=str(path), **settings))
+
+
+def found_members(folder, name: str) -> list[tuple]:
+    with Files(str(folder)).open(name) as file:
+        return [(member.name, member.offset, member.size) for member in members(Blocks(file, True))]
+
+
+NAMES = st.text("ab/é.", min_size=1, max_size=120).map(lambda name: name.strip("/") or "a")
+
+
+@settings(max_examples=40, deadline=None)
+@given(files=st.dictionaries(NAMES, st.binary(max_size=1500), max_size=4), kind=st.sampled_from([0, 1, 2]))
+def test_headers_are_read_as_tarfile_reads_them(tmp_path_factory, files, kind):
+    folder = tmp_path_factory.mktemp("tar")
+    try:
+        write_tar(folder / "x.tar", files, format=kind)
+    except ValueError:  # a name that does not fit the oldest format
+        return
+    with tarfile.open(folder / "x.tar") as archive:
+        expected = [(member.name, member.offset_data, member.size) for member in archive]
+    assert found_members(folder, "x.tar") == expected
+
+
+def test_folders_links_and_global_headers_in_a_tar_are_passed_over(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x"}) as archive:
+        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE):
+            info = tarfile.TarInfo("somewhere")
+            info.type, info.linkname = kind, "there"
+            archive.addfile(info)
+        info = tarfile.TarInfo("a.png")
+        info.size, info.mtime = len(PNG[0]), 1.5
+        archive.addfile(info, io.BytesIO(PNG[0]))
+    assert [name for name, _, _ in found_members(tmp_path, "x.tar")] == ["a.png"]
+
+
+def test_lengths_of_eight_gigabytes_and_more_are_binary_in_a_header():
+    for number in (8**11, 2**40 + 5):
+        info = tarfile.TarInfo("x")
+        info.size = number
+        assert _number(info.tobuf(tarfile.GNU_FORMAT)[124:136]) == number
+
+
+def test_samples_are_files_of_one_stem_in_the_order_of_the_tar(tmp_path):
+    files = {"b/2.png": PNG[2], "b/2.cls": b"1", "b/2.txt": b"words", "a.cls": b"0\n", "a.PNG": PNG[0], ".hidden": b""}
+    write_tar(tmp_path / "set" / "x.tar", files)
+    write_tar(tmp_path / "set" / "deep" / "y.tar", {"a.seg.png": PNG[1], "a.png": PNG[3], "a.cls": b"3"})
+    listing = source(tmp_path / "set").listing()
+    assert listing.keys == ["deep/y.tar/a", "x.tar/b/2", "x.tar/a"]
+    assert (listing.labels.tolist(), listing.class_names) == ([3, 1, 0], ("0", "1", "2", "3"))
+    images = source(tmp_path / "set").read(listing.keys, listing.places)
+    assert [value_of(image) for image in images] == [3, 2, 0]
+    assert source(tmp_path / "set" / "x.tar").listing().keys == ["x.tar/b/2", "x.tar/a"]
+    other = source(tmp_path / "set" / "deep", image_column="seg.png")
+    assert [value_of(image) for image in other.read(other.listing().keys)] == [1]
+
+
+def test_an_image_is_read_by_a_seek_to_its_place(tmp_path):
+    file = write_tar(tmp_path / "x.tar", {f"{value}.png": PNG[value] for value in range(4)})
+    listing = source(tmp_path).listing()
+    offset, size = listing.places[2]
+    write(file, bytes(offset) + file.read_bytes()[offset : offset + size])  # all else is gone
+    (image,) = source(tmp_path).read(listing.keys[2:3], listing.places[2:3])
+    assert value_of(image) == 2
+
+
+def test_labels_are_names_or_a_field_of_json(tmp_path):
+    write_tar(tmp_path / "names.tar", {"a.png": PNG[0], "a.cls": b"dog", "b.png": PNG[1], "b.cls": b"7"})
+    listing = source(tmp_path / "names.tar").listing()
+    assert (listing.labels.tolist(), listing.class_names) == ([1, 0], ("7", "dog"))
+    write_tar(tmp_path / "json.tar", {"a.png": PNG[0], "a.json": b'{"label": 2, "kind": "cat"}'})
+    assert source(tmp_path / "json.tar").listing().labels.tolist() == [2]
+    assert source(tmp_path / "json.tar", label_column="kind").listing().class_names == ("cat",)
+    write_tar(tmp_path / "none.tar", {"a.png": PNG[0], "a.json": b'{"width": 2}'})
+    assert source(tmp_path / "none.tar").listing().class_names == ()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.txt": b"x", "a.cls": b"1"}, "x.tar: found no images but cls, txt, expected samples such as 0001.jpg"),
+        ({}, "x.tar: found no images but nothing"),
+        ({"a.png": PNG[0], "a.jpg": PNG[0]}, r"found 2 images in the sample a \(png, jpg\), expected one; set"),
+        ({"a.png": PNG[0], "a.cls": b"1", "b.png": PNG[1]}, "found the sample b without a label among others"),
+        ({"a.png": PNG[0], "a.PNG": PNG[0]}, "found a.PNG twice, expected each name once"),
+        ({"a.png": PNG[0], "a.json": b"{"}, "x.tar, sample a: found .* in its .json, expected JSON; correct it"),
+        ({"a.png": PNG[0], "a.cls": b"-1"}, "found the label -1, expected integers from 0"),
+        ({"a.png": PNG[0], "a.cls": b"1"} | {"b.png": PNG[0], "b.json": b'{"label": null}'}, "the sample b without"),
+    ],
+)
+def test_what_is_wrong_with_a_tar_is_said(tmp_path, files, message):
+    write_tar(tmp_path / "x.tar", files)
+    with pytest.raises(ValueError, match=message):
+        source(tmp_path).listing()
+
+
+@pytest.mark.parametrize("kept", [700, 1024, 1100, 3000])
+def test_a_tar_that_was_cut_off_is_refused_wherever(tmp_path, kept):
+    file = write_tar(tmp_path / "x.tar", {"a.png": PNG[0], "b.png": PNG[1]})
+    assert len(PNG[0]) < 512  # so that both files end at 2048 bytes, where the end mark begins
+    write(file, file.read_bytes()[:2048][:kept])
+    with pytest.raises(ValueError, match="x.tar: found .* expected a whole"):
+        source(tmp_path).listing()
+
+
+def test_a_compressed_tar_and_what_is_no_tar_are_refused(tmp_path):
+    file = write_tar(tmp_path / "x.tar", {"a.png": PNG[0]})
+    write(file, gzip.compress(file.read_bytes()))
+    with pytest.raises(ValueError, match="found a file compressed by gzip, expected a plain tar, .*; unpack it"):
+        source(tmp_path).listing()
+    write(file, b"plain text" * 100)
+    with pytest.raises(ValueError, match="found no tar header at byte 0, expected a whole"):
+        source(tmp_path).listing()
+    (tmp_path / "x.tar").unlink()
+    with pytest.raises(FileNotFoundError, match="no tar files in .*; expected files ending in .tar"):
+        source(tmp_path, format="webdataset").listing()
+
+
+def test_labels_in_one_shard_alone_are_refused(tmp_path):
+    write_tar(tmp_path / "a.tar", {"a.png": PNG[0], "a.cls": b"1"})
+    write_tar(tmp_path / "b.tar", {"a.png": PNG[0]})
+    with pytest.raises(ValueError, match="b.tar and .*a.tar: found labels in one and none in the other"):
+        source(tmp_path).listing()

@@ -1,0 +1,176 @@
+"""Images that are files: in class folders, or named by a table."""
+
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pictures import CLASSES, encoded, pictures, square, value_of, write, write_class_folders, write_with_table
+
+from pipelines.config.recipe import ImagesConfig
+from pipelines.images.open import open_source
+
+
+def source(path, **settings):
+    return open_source(ImagesConfig(path=str(path), **settings))
+
+
+def test_class_folders_are_classes_in_the_order_of_their_names(tmp_path):
+    for place, name in enumerate(["zebra/b.png", "ant/deep/er/a.png", "ant/z.JPG", "zebra/a.webp"]):
+        write(tmp_path / name, encoded(square(place)))
+    write(tmp_path / "ant" / "notes.txt", b"no image")
+    listing = source(tmp_path).listing()
+    assert listing.keys == ["ant/deep/er/a.png", "ant/z.JPG", "zebra/a.webp", "zebra/b.png"]
+    assert listing.class_names == ("ant", "zebra")
+    assert listing.labels.tolist() == [0, 0, 1, 1]
+    assert [image.getpixel((0, 0))[0] for image in source(tmp_path).read(listing.keys[::-1])] == [0, 3, 2, 1]
+
+
+def test_a_flat_folder_has_no_classes(tmp_path):
+    for name in "ba":
+        write(tmp_path / f"{name}.png", encoded(square(9)))
+    listing = source(tmp_path).listing()
+    assert (listing.keys, listing.class_names, listing.labels.tolist()) == (["a.png", "b.png"], (), [0, 0])
+
+
+def test_class_folders_among_loose_images_are_refused(tmp_path):
+    write(tmp_path / "cat" / "a.png", encoded(square(1)))
+    write(tmp_path / "loose.png", encoded(square(1)))
+    with pytest.raises(ValueError, match="holds class folders and loose images such as loose.png; .* Move the loose"):
+        source(tmp_path).listing()
+
+
+def test_linked_class_folders_are_followed_and_dead_links_are_not_dropped(tmp_path):
+    write(tmp_path / "store" / "many" / "a.png", encoded(square(7)))
+    (tmp_path / "set" / "dog").mkdir(parents=True)
+    (tmp_path / "set" / "cat").symlink_to(tmp_path / "store" / "many")
+    (tmp_path / "set" / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    listing = source(tmp_path / "set").listing()
+    assert (listing.keys, listing.class_names) == (["cat/a.png", "dog/gone.png"], ("cat", "dog"))
+    sound, dead = source(tmp_path / "set").read(listing.keys)
+    assert value_of(sound) == 7 and isinstance(dead, FileNotFoundError)
+    (tmp_path / "set" / "dog" / "again").symlink_to(tmp_path / "set")
+    with pytest.raises(ValueError, match="dog/again is a link to a folder above itself; remove"):
+        source(tmp_path / "set").listing()
+
+
+def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
+    for name in ("cat/a.png", "cat/._a.png", ".ipynb_checkpoints/b.png", "cat/.trash/c.png"):
+        write(tmp_path / name, encoded(square(1)))
+    assert source(tmp_path).listing().keys == ["cat/a.png"]
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    os.close(os.open(os.fsencode(tmp_path) + b"/\xff.png", os.O_CREAT))
+    with pytest.raises(ValueError, match=r"found the file name b'\\xff.png' in .*, expected UTF-8; rename it"):
+        source(tmp_path).listing()
+
+
+def test_of_folders_for_parts_the_wanted_one_holds_the_classes(tmp_path):
+    for name in ("train/cat/a.png", "train/dog/b.png", "val/cat/c.png", "test/cat/d.png"):
+        write(tmp_path / name, encoded(square(1)))
+    assert source(tmp_path).listing().keys == ["train/cat/a.png", "train/dog/b.png"]
+    assert source(tmp_path).listing().class_names == ("cat", "dog")
+    assert source(tmp_path, split="validation").listing().keys == ["val/cat/c.png"]
+    assert source(tmp_path, split="all").listing().labels.tolist() == [0, 0, 1, 0]
+    with pytest.raises(
+        ValueError, match="images.split: found 'extra', expected one of the parts .* test, train, valid"
+    ):
+        source(tmp_path, split="extra").listing()
+
+
+def test_given_class_names_number_the_folders_and_name_the_one_that_is_left_over(tmp_path):
+    for name in ("cat/a.png", "dog/b.png"):
+        write(tmp_path / name, encoded(square(1)))
+    listing = source(tmp_path, class_names=("dog", "emu", "cat")).listing()
+    assert (listing.labels.tolist(), listing.class_names) == ([2, 0], ("dog", "emu", "cat"))
+    with pytest.raises(
+        ValueError, match="found the class 'cat', expected one of dog, emu. Add it to images.class_names"
+    ):
+        source(tmp_path, class_names=("dog", "emu")).listing()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_table_names_files_and_labels_whatever_its_order(tmp_path, suffix):
+    found = pictures(24)[:4]
+    write_with_table(tmp_path, found[::-1], suffix)
+    write(tmp_path / "images" / "unnamed.png", encoded(square(1)))
+    for path in (tmp_path, tmp_path / f"metadata.{suffix}"):
+        listing = source(path).listing()
+        assert listing.keys == [f"images/{one.stem}.{one.suffix}" for one in found]
+        assert listing.labels.tolist() == [one.label for one in found] and listing.class_names == CLASSES
+        assert [value_of(image) for image in source(path).read(listing.keys)] == [0, 1, 2, 3]
+
+
+def table_folder(folder, text: str, name: str = "labels.csv", images=("a.png", "b.png")):
+    for value, image in enumerate(images):
+        write(folder / image, encoded(square(value)))
+    write(folder / name, text.encode())
+    return folder
+
+
+def test_labels_of_a_table_are_numbers_where_all_of_them_are(tmp_path):
+    listing = source(table_folder(tmp_path, "file,class\n./b.png,0\na.png,2\n")).listing()
+    assert (listing.keys, listing.labels.tolist()) == (["a.png", "b.png"], [2, 0])
+    assert listing.class_names == ("0", "1", "2")
+    named = source(tmp_path, class_names=("x", "y", "z")).listing()
+    assert (named.labels.tolist(), named.class_names) == ([2, 0], ("x", "y", "z"))
+    with pytest.raises(ValueError, match="found the label 2, expected integers from 0 to 1"):
+        source(tmp_path, class_names=("x", "y")).listing()
+
+
+def test_columns_can_be_chosen_and_names_of_digits_stay_text(tmp_path):
+    table_folder(tmp_path, "id\tkind\tfile_name\n007\tspy\tx\n010\tcook\ty\n", "list.tsv", ("007", "010", "0.png"))
+    listing = source(tmp_path, image_column="id", label_column="kind").listing()
+    assert (listing.keys, listing.class_names) == (["007", "010"], ("cook", "spy"))
+    assert [value_of(image) for image in source(tmp_path).read(listing.keys)] == [0, 1]
+    with pytest.raises(ValueError, match="images.label_column: found 'colour', expected one of the columns .*id, kind"):
+        source(tmp_path, image_column="id", label_column="colour").listing()
+
+
+def test_a_parquet_table_keeps_the_names_of_its_classes(tmp_path):
+    write(tmp_path / "a.png", encoded(square(1)))
+    table = pa.table({"path": ["a.png"], "label": [1]})
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": {"names": ["no", "yes"]}}}})}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "list.parquet")
+    listing = source(tmp_path / "list.parquet").listing()
+    assert (listing.keys, listing.labels.tolist(), listing.class_names) == (["a.png"], [1], ("no", "yes"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.png,1\nb.png,2\n", "has the columns a.png, 1; expected one of file_name, .*Add a line of column names"),
+        ("file,weight\na.png,1\n", 'columns file, weight; expected one of label, .*images.format = "folder" to do'),
+        ("file,label\na.png,\nb.png,1\n", "column label: found no label, expected integers from 0 or class names"),
+        (
+            "file,label\na.png,0.5\n",
+            "column label: found the label 0.5, a double, expected integers from 0 or class names",
+        ),
+        ("file,label\na.png,1\na.png,2\n", "found a.png twice, expected each file once; remove one"),
+        ("file,label\n", "found no rows, expected one for each image"),
+        ("file,label\na.png,1,2\n", "found what is no table .*expected .csv"),
+        ("file,label\nx.png,1\n", "names 1 of 1 files that are not in .*: x.png; expected names relative"),
+        ("file,label\na.png,1\na,1\nb,1\nc,2\nd,2\n", r"4 of 5 files .*: a, b, c, ... \(did you mean \"a.png\"\?\);"),
+        ("file,label\ndeep/b.png,1\n", r"1 of 1 .*: deep/b.png \(did you mean \"b.png\"\?\)"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said(tmp_path, text, message):
+    table_folder(tmp_path, text)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        source(tmp_path).listing()
+
+
+def test_of_several_tables_one_must_be_chosen(tmp_path):
+    table_folder(tmp_path, "file,label\na.png,1\n")
+    write(tmp_path / "other.csv", b"file,label\nb.png,3\n")
+    with pytest.raises(ValueError, match="found labels.csv, other.csv in .* Set images.path to the table itself"):
+        source(tmp_path)
+    assert source(tmp_path / "other.csv").listing().labels.tolist() == [3]
+
+
+def test_class_folders_beside_a_table_of_something_else_stay_class_folders(tmp_path):
+    write_class_folders(tmp_path, pictures(24))
+    write(tmp_path / "notes.csv", b"who,when\nme,now\n")
+    assert source(tmp_path).listing().class_names == CLASSES

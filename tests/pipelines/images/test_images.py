@@ -1,0 +1,93 @@
+"""Any path becomes the source that it holds, or one error; and listings keep their digests and splits."""
+
+import os
+
+import numpy as np
+import pytest
+from pictures import encoded, huge_png, square, write
+from PIL import Image
+
+from pipelines.config.recipe import ImagesConfig
+from pipelines.images.open import open_source
+
+
+def source(path, **settings):
+    return open_source(ImagesConfig(path=str(path), **settings))
+
+
+def test_the_digits_are_1797_in_ten_classes_with_stable_keys():
+    listing = source("digits").listing()
+    assert len(listing) == len(set(listing.keys)) == 1797
+    assert (listing.keys[0], listing.keys[-1]) == ("digits#0000", "digits#1796")
+    assert listing.class_names == tuple("0123456789")
+    assert listing.labels[:10].tolist() == list(range(10))
+    assert listing.digest == source("digits").listing().digest
+    first, again = source("digits").read(["digits#0000", "digits#0000"])
+    assert first.size == (8, 8) and first.tobytes() == again.tobytes()
+
+
+@pytest.mark.parametrize("kind", [None, "folder", "parquet"])
+def test_an_empty_folder_is_refused(tmp_path, kind):
+    with pytest.raises(FileNotFoundError, match=r"images.path: no .* in .*; expected"):
+        source(tmp_path, format=kind).listing()
+
+
+def test_what_is_not_there_or_no_source_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"images.path: nothing at .*none; expected a folder"):
+        source(tmp_path / "none")
+    write(tmp_path / "a.zip", b"x")
+    with pytest.raises(ValueError, match=r"found the file .*a.zip; expected a folder of images, a .parquet"):
+        source(tmp_path / "a.zip")
+
+
+def test_broken_images_come_back_as_exceptions_and_stop_no_others(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    whole = encoded(Image.fromarray(noise), "JPEG")
+    files = {"a.png": encoded(square(1)), "b.jpg": whole[: len(whole) // 2], "c.png": b"", "d.jpg": b"plain text"}
+    files |= {"e.png": huge_png(), "f.png": encoded(Image.fromarray(noise))[:-200], "g.png": encoded(square(2))}
+    for name, data in files.items():
+        write(tmp_path / name, data)
+    images = list(source(tmp_path).read(list(files)))
+    assert [name for name, image in zip(files, images, strict=True) if isinstance(image, Exception)] == [*files][1:6]
+    assert type(images[4]) is Image.DecompressionBombError
+    assert (images[0].getpixel((0, 0))[0], images[6].getpixel((0, 0))[0]) == (1, 2)
+    (gone,) = source(tmp_path).read(["gone.png"])
+    assert isinstance(gone, FileNotFoundError)
+
+
+def test_the_digest_changes_with_the_images_and_not_with_their_place_or_time(tmp_path):
+    for place in ("first", "second"):
+        for name in ("x/a.png", "y/b.png"):
+            write(tmp_path / place / name, encoded(square(1)))
+    digest = source(tmp_path / "first").listing().digest
+    os.utime(tmp_path / "second" / "x" / "a.png", (1, 1))
+    assert source(tmp_path / "second").listing().digest == digest
+    digests = {digest}
+    write(tmp_path / "first" / "x" / "c.png", encoded(square(1)))
+    digests.add(source(tmp_path / "first").listing().digest)
+    write(tmp_path / "first" / "x" / "c.png", encoded(square(1)) + b"longer")
+    digests.add(source(tmp_path / "first").listing().digest)
+    (tmp_path / "first" / "x").rename(tmp_path / "first" / "w")
+    digests.add(source(tmp_path / "first").listing().digest)
+    assert len(digests) == 4
+
+
+def test_a_split_is_disjoint_complete_and_about_as_large_as_asked():
+    listing = source("digits").listing()
+    train, held_out = listing.split(0.2)
+    assert sorted(train.keys + held_out.keys) == listing.keys
+    assert 0.16 < len(held_out) / len(listing) < 0.24
+    label_of = dict(zip(listing.keys, listing.labels, strict=True))
+    for part in (train, held_out):
+        assert [label_of[key] for key in part.keys] == part.labels.tolist()
+    assert len(listing.split(0.0)[1]) == 0
+
+
+def test_growth_moves_no_image_to_the_other_side_of_a_split(tmp_path):
+    for index in range(0, 60, 2):
+        write(tmp_path / f"{index:02d}.png", b"x")
+    before = source(tmp_path).listing().split(0.4)
+    for index in range(1, 60, 2):
+        write(tmp_path / f"{index:02d}.png", b"x")
+    for old, new in zip(before, source(tmp_path).listing().split(0.4), strict=True):
+        assert old.keys and set(old.keys) < set(new.keys)

@@ -1,0 +1,119 @@
+"""What [encode] chooses reaches the autoencoder, and the identity of the latents if it changes bytes."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from tiny import tiny_recipe
+from tiny_latents import SHAPE, description, make_moments
+
+from dit.autoencoder import MEMORY_FORMATS
+from pipelines.artifacts import differences
+from pipelines.autoencoder import AutoencoderHandle
+from pipelines.config.recipe import EncodeConfig
+from pipelines.encode import EncodeImages, WriteShard, encode_identity
+from pipelines.images.open import Listing
+
+LISTING = Listing(["a", "b"], np.zeros(2, np.int32), np.zeros(2, np.int64), ("one",))
+
+
+def identity(folder, *overrides):
+    return encode_identity(tiny_recipe(folder, *overrides), LISTING, {"sha256": "ab"})
+
+
+@pytest.mark.parametrize(
+    ("override", "change"),
+    [
+        ("encode.memory_format=contiguous", ['encode.memory_format: null -> "contiguous"']),
+        ("encode.dtype=bfloat16", ['encode.dtype: "float32" -> "bfloat16"']),
+        ("encode.memory_format=channels_last", []),
+        ("encode.num_workers=2", []),
+    ],
+)
+def test_latents_depend_on_what_changes_their_bytes_and_on_nothing_else(tmp_path, override, change):
+    assert differences(identity(tmp_path), identity(tmp_path, override)) == change
+
+
+@pytest.fixture
+def tiny_autoencoder(tmp_path):
+    torch.manual_seed(0)
+    widths, blocks = (8, 8), (1, 1)
+    AutoencoderTiny(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=blocks,
+        num_decoder_blocks=blocks,
+    ).save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def encoded(folder, images, **settings):
+    config = EncodeConfig(batch_size=2, **settings)
+    worker = EncodeImages(AutoencoderHandle(str(folder), ""), config)
+    return worker, worker({"images": images})
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_the_layout_and_precision_that_were_asked_for_make_the_same_latents(tiny_autoencoder, layout):
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    _, plain = encoded(tiny_autoencoder, images)
+    worker = EncodeImages(AutoencoderHandle(tiny_autoencoder, ""), EncodeConfig(dtype="bfloat16", memory_format=layout))
+    convolution, seen = worker.autoencoder.module.encoder.layers[0], []
+    convolution.register_forward_pre_hook(lambda module, inputs: seen.extend([inputs[0], module.weight]))
+    other = worker({"images": images})
+    for tensor in seen:
+        assert tensor.dtype == torch.bfloat16 and tensor.is_contiguous(memory_format=MEMORY_FORMATS[layout])
+    assert len(seen) == 4, "expected a batch of images and one of their mirrors"
+    for name in ("moments", "moments_flip"):
+        assert plain[name].shape == (3, 8, 4, 4) and plain[name].dtype == other[name].dtype == np.float16
+        assert plain[name].flags.c_contiguous and other[name].flags.c_contiguous
+        np.testing.assert_allclose(other[name], plain[name], atol=0.05 * np.abs(plain[name][:, :4]).max())
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_moments_do_not_depend_on_how_many_images_a_shard_has(tiny_autoencoder, length):
+    """To the bit: where a shard ends, the batch is filled up."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    (_, whole), (_, part) = encoded(tiny_autoencoder, images), encoded(tiny_autoencoder, images[:length])
+    for name in ("moments", "moments_flip"):
+        assert part[name].tobytes() == whole[name][:length].tobytes()
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_makes_the_same_latents(tiny_autoencoder):
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    _, plain = encoded(tiny_autoencoder, images)
+    worker, compiled = encoded(tiny_autoencoder, images, compile=True)
+    assert worker.autoencoder.module.encoder._compiled_call_impl is not None
+    np.testing.assert_allclose(compiled["moments"], plain["moments"], atol=2e-3)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_moments_that_do_not_fit_float16_go_to_the_quarantine(tmp_path, flip):
+    """As do those of an image whose mirror does not fit."""
+    moments, flipped = make_moments(5), make_moments(5, seed=1)
+    moments[1, 0, 0, 0], moments[3, 3, 2, 4], flipped[4, 1, 1, 1] = np.inf, np.nan, -np.inf
+    row = {
+        "shard": 0,
+        "listing": "ab",
+        "keys": [f"k{index}" for index in range(5)],
+        "labels": np.arange(5, dtype=np.int32),
+        "errors": json.dumps({"k9": "broken"}),
+        "moments": moments,
+        "moments_flip": flipped if flip else moments[:0],
+    }
+    record = json.loads(WriteShard(str(tmp_path), description(flip))(row)["record"])
+    bad = ["k1", "k3", "k4"] if flip else ["k1", "k3"]
+    assert record["quarantined"] == [
+        {"key": "k9", "error": "broken"},
+        *({"key": key, "error": "moments do not fit float16"} for key in bad),
+    ]
+    table = pq.read_table(tmp_path / "part-00000.parquet")
+    kept = [index for index in range(5) if f"k{index}" not in bad]
+    assert table["key"].to_pylist() == [f"k{index}" for index in kept] and table["label"].to_pylist() == kept
+    for index, data in zip(kept, table["moments"].to_pylist(), strict=True):
+        np.testing.assert_array_equal(np.frombuffer(data, "<f2").reshape(SHAPE), moments[index])
+    assert record["rows"] == len(kept) and record["channels"]["count"] == len(kept) * 15

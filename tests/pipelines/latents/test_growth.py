@@ -1,0 +1,207 @@
+"""Images added, removed and replaced; jobs cut off; images that cannot be used. All without Ray."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from tiny import write_images
+from tiny_encode import Context, encode_here, recipe
+
+from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.verify import verify
+
+NEW = ("blob/000a.png", "ring/011a.png", "stripe/zzz.png")
+"""They sort at the beginning, in the middle and at the end of what is there."""
+
+
+@pytest.fixture
+def encode(tmp_path, monkeypatch):
+    """Encode the images in tmp_path/images; `kill_after` so many shards."""
+
+    def call(*overrides, kill_after=None, context=None):
+        context = context or Context(kill_after)
+        config = recipe(tmp_path, *overrides)
+        if kill_after is None:
+            return encode_here(config, monkeypatch, context)
+        with pytest.raises(KeyboardInterrupt):
+            encode_here(config, monkeypatch, context)
+
+    return call
+
+
+def add(folder, names=NEW, seed=1):
+    rng = np.random.default_rng(seed)
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (17, 19, 3), dtype=np.uint8)).save(folder / "images" / name)
+
+
+def content(folder) -> dict[str, bytes]:
+    """Every file of the latents."""
+    return {file.name: file.read_bytes() for file in (folder / "output" / "latents").iterdir()}
+
+
+def rows(dataset: LatentDataset) -> dict[str, tuple]:
+    """key -> label and moments."""
+    tables = [table.to_pylist() for table in dataset.tables()]
+    return {row["key"]: (row["label"], row["moments"]) for table in tables for row in table}
+
+
+def times(folder) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in (folder / "output" / "latents").glob("part-*")}
+
+
+def test_new_images_are_all_that_is_encoded(encode, tmp_path, capsys):
+    first = encode()
+    before = times(tmp_path)
+    add(tmp_path)
+    second = encode()
+    assert "adds 3 images to 36 latents" in capsys.readouterr().out
+    assert {name: times(tmp_path)[name] for name in before} == before
+    assert [shard["file"] for shard in second.manifest["shards"][len(before) :]] == ["part-00005.parquet"]
+    assert (second.revision, len(second), second.manifest["quarantined"]) == (2, 39, 1)
+    assert second.fingerprint != first.fingerprint
+    assert all(check.ok for check in verify(second))
+    encode()
+    assert "finished already: 39 latents" in capsys.readouterr().out
+
+
+def test_a_fresh_encode_of_the_grown_source_has_the_same_rows(encode, tmp_path):
+    encode()
+    add(tmp_path)
+    grown = encode()
+    grown_rows = rows(grown)
+    shutil.rmtree(grown.path)
+    fresh = encode()
+    assert fresh.revision == 1 and rows(fresh) == grown_rows and list(rows(fresh)) != list(grown_rows)
+    for name in ("latents_mean", "latents_std"):
+        np.testing.assert_allclose(grown.manifest[name], fresh.manifest[name], rtol=1e-12)
+
+
+def test_growing_twice_ends_the_same_whether_or_not_it_was_cut_off(encode, tmp_path):
+    many = [f"ring/x{index:02d}.png" for index in range(20)]
+    encode()
+    shutil.copytree(tmp_path, tmp_path / "start")
+    add(tmp_path)
+    encode()
+    add(tmp_path, many)
+    (tmp_path / "images" / "ring" / "broken.png").write_bytes(b"")
+    encode()
+    unbroken = content(tmp_path)
+    assert json.loads(unbroken["manifest.json"])["revision"] == 3
+
+    for name in ("images", "output"):
+        shutil.rmtree(tmp_path / name)
+        shutil.move(tmp_path / "start" / name, tmp_path / name)
+    add(tmp_path)
+    encode(kill_after=0)
+    encode()
+    add(tmp_path, many)
+    (tmp_path / "images" / "ring" / "broken.png").write_bytes(b"")
+    encode(kill_after=2)
+    valid = LatentDataset.open(tmp_path / "output" / "latents")
+    assert (valid.revision, len(valid)) == (2, 39) and len(rows(valid)) == 39
+    encode()
+    assert content(tmp_path) == unbroken
+
+
+def test_images_added_while_an_earlier_growth_was_unfinished_take_no_stale_shard(encode, tmp_path):
+    encode()
+    add(tmp_path, [f"ring/x{index:02d}.png" for index in range(20)])
+    encode(kill_after=2)
+    add(tmp_path, ["blob/000a.png"], seed=2)  # shifts every shard that was planned
+    dataset = encode()
+    assert len(dataset) == 57 and all(check.ok for check in verify(dataset))
+
+
+def test_shards_of_a_plan_that_is_no_more_are_removed(encode, tmp_path):
+    encode()
+    first = content(tmp_path)
+    more = [f"ring/x{index:02d}.png" for index in range(20)]
+    add(tmp_path, more)
+    encode(kill_after=2)
+    for name in more[1:]:
+        (tmp_path / "images" / name).unlink()
+    dataset = encode()
+    assert len(dataset) == 37 and all(check.ok for check in verify(dataset))
+    assert {name for name in content(tmp_path) if name.startswith("part")} == {
+        *(name for name in first if name.startswith("part")),
+        "part-00005.parquet",
+    }
+
+
+def test_a_first_encode_that_was_cut_off_goes_on_with_what_still_fits(encode, tmp_path, capsys):
+    encode(kill_after=3)
+    done = times(tmp_path)
+    add(tmp_path, ["stripe/000a.png"])
+    dataset = encode()
+    kept = sorted(name for name, time in times(tmp_path).items() if done.get(name) == time)
+    assert kept == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    assert dataset.revision == 1 and all(check.ok for check in verify(dataset))
+    assert not (tmp_path / "output" / "superseded").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda images: (images / "ring" / "003.png").unlink(), "1 images are gone, such as ring/003.png"),
+        (lambda images: (images / "blob" / "000.png").write_bytes(b"other"), "images, their labels or class names"),
+        (lambda images: (images / "ring").rename(images / "aring"), "12 images are gone, such as ring/000.png"),
+        (lambda images: shutil.copytree(images / "ring", images / "xring"), "images, their labels or class names"),
+    ],
+)
+def test_images_removed_or_replaced_start_anew_and_keep_the_earlier_latents(encode, tmp_path, capsys, change, why):
+    encode()
+    change(tmp_path / "images")
+    dataset = encode()
+    assert why in capsys.readouterr().out
+    assert dataset.revision == 1 and all(check.ok for check in verify(dataset))
+    assert len(LatentDataset.open(tmp_path / "output" / "superseded" / "latents-1")) == 36
+
+
+def test_a_changed_setting_starts_anew_though_images_were_added(encode, tmp_path, capsys):
+    encode()
+    add(tmp_path)
+    dataset = encode("encode.flip=true")
+    assert "encode.flip: false -> true" in capsys.readouterr().out
+    assert dataset.revision == 1 and len(dataset) == 39
+    assert len(LatentDataset.open(tmp_path / "output" / "superseded" / "latents-1")) == 36
+
+
+def test_too_many_unusable_images_stop_the_job_with_examples_and_keep_what_is_finished(encode, tmp_path):
+    write_images(tmp_path / "images")
+    for index in range(11):
+        (tmp_path / "images" / "ring" / f"bad{index:02d}.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="found 12 unusable images among 48, expected at most 10 .*ring/bad00.jpg"):
+        encode()
+    latents = tmp_path / "output" / "latents"
+    assert not (latents / "manifest.json").exists() and len(list(latents.glob("part-*"))) >= 3
+    assert pq.read_table(latents / "quarantine.parquet").num_rows == 12
+    with pytest.raises(ValueError, match="unusable"):
+        encode()  # at once, from what is recorded
+    dataset = encode("encode.max_quarantined=0.5")
+    assert dataset.manifest["quarantined"] == 12 and len(dataset) == 36
+
+
+def test_one_unusable_image_is_too_many_where_none_is_allowed(encode):
+    with pytest.raises(ValueError, match="found 1 unusable images among 37, expected at most 0"):
+        encode("encode.max_quarantined=0.0")
+
+
+def test_a_job_of_which_nothing_is_usable_fails(encode, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="found 2 unusable images among 2, expected at most 1"):
+        encode()
+
+
+def test_tracking_hears_of_every_shard(encode):
+    context = Context()
+    encode(context=context)
+    steps = [step for step, _ in context.last_run.told]
+    assert steps == [8, 16, 24, 32, 37]
+    last = context.last_run.told[-1][1]
+    assert (last["encode/images"], last["encode/quarantined"]) == (36, 1) and last["encode/images_per_second"] > 0

@@ -1,0 +1,195 @@
+"""`raydit latents verify` finds what is wrong with a data set, and `show` draws what is in it."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from tiny import BROKEN
+from tiny_encode import encode_here, recipe
+
+from pipelines.cli import main as cli
+from pipelines.latents import schema
+from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.show import rows_to_show
+from pipelines.latents.verify import description_of, fingerprint_of, verify
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with images, autoencoder and latents of them, mirrors included."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        encode_here(recipe(folder, "encode.flip=true"), monkeypatch)
+    return folder
+
+
+@pytest.fixture
+def dataset(whole, tmp_path):
+    """A copy that a test may break."""
+    shutil.copytree(whole / "output" / "latents", tmp_path / "latents")
+    return LatentDataset.open(tmp_path / "latents")
+
+
+def wrong(path) -> dict[str, str]:
+    return {check.name: check.found for check in verify(LatentDataset.open(path)) if not check.ok}
+
+
+def edit_manifest(dataset, **changes):
+    manifest = {**dataset.manifest, **changes}
+    (Path(dataset.path) / "manifest.json").write_text(json.dumps(manifest))
+    return manifest
+
+
+def rewrite(dataset, change, *, shard=0):
+    """Change the table of a shard and record its new digest, as someone else's tool would."""
+    entry = dict(dataset.manifest["shards"][shard])
+    table = change(pq.read_table(Path(dataset.path) / entry["file"]))
+    data = schema.shard_bytes(table)
+    (Path(dataset.path) / entry["file"]).write_bytes(data)
+    entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "rows": table.num_rows}
+    shards = list(dataset.manifest["shards"])
+    shards[shard] = entry
+    edit_manifest(dataset, shards=shards, fingerprint=fingerprint_of(description_of(dataset.manifest), shards))
+
+
+def replaced(table, name, values):
+    return table.set_column(
+        table.column_names.index(name), table.schema.field(name), pa.array(values, table[name].type)
+    )
+
+
+def test_a_whole_data_set_has_nothing_wrong_and_is_compared_with_its_images(dataset):
+    checks = {check.name: check for check in verify(dataset)}
+    assert all(check.ok and not check.do for check in checks.values())
+    assert "36 rows + 1 quarantined" in checks["counts"].found
+    assert "36 rows decode to " in checks["images"].found and "differ by 0.0" in checks["images"].found
+
+
+def test_a_flipped_bit_is_found(dataset):
+    file = Path(dataset.path) / "part-00001.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    found = wrong(dataset.path)
+    assert found.keys() == {"digests"} and "part-00001.parquet: found " in found["digests"]
+
+
+def test_a_missing_shard_and_one_too_many_are_found(dataset):
+    (Path(dataset.path) / "part-00001.parquet").rename(Path(dataset.path) / "part-00077.parquet")
+    found = [check.found for check in verify(dataset) if check.name == "digests"]
+    assert found == ["part-00001.parquet is not there", "part-00077.parquet is not in the manifest"]
+
+
+def test_moments_of_another_image_are_found_though_every_digest_is_right(dataset):
+    """Rows and images are compared by what the autoencoder says."""
+    rewrite(dataset, lambda table: replaced(table, "moments", table["moments"].to_pylist()[::-1]))
+    assert wrong(dataset.path).keys() == {"images"}
+
+
+def test_a_mirror_that_is_none_is_found(dataset):
+    rewrite(dataset, lambda table: replaced(table, "moments_flip", table["moments"].to_pylist()))
+    assert wrong(dataset.path).keys() == {"images"}
+
+
+def test_a_key_with_two_rows_is_found(dataset):
+    def twice(table):
+        keys = table["key"].to_pylist()
+        return replaced(table, "key", [keys[1], *keys[1:]])
+
+    rewrite(dataset, twice)
+    found = wrong(dataset.path)
+    assert "has a row already" in found["keys"]
+
+
+def test_a_label_without_a_class_and_an_infinite_moment_are_found(dataset):
+    def infinite(table):
+        rows = [np.frombuffer(row, "<f2").copy() for row in table["moments_flip"].to_pylist()]
+        rows[0][3] = np.inf
+        table = replaced(table, "moments_flip", [row.tobytes() for row in rows])
+        return replaced(table, "label", [3, *table["label"].to_pylist()[1:]])
+
+    rewrite(dataset, infinite)
+    found = [check.found for check in verify(LatentDataset.open(dataset.path)) if check.name == "ranges"]
+    assert found == [
+        "part-00000.parquet: labels from 0 to 3, expected 0 to 2",
+        "part-00000.parquet: 1 rows of moments_flip hold infinity or NaN",
+    ]
+
+
+def test_a_lost_row_is_found(dataset):
+    rewrite(dataset, lambda table: table.slice(1))
+    found = wrong(dataset.path)
+    assert {"counts", "statistics"} <= found.keys()
+
+
+def test_other_columns_are_found(dataset):
+    rewrite(dataset, lambda table: table.drop_columns(["label"]))
+    found = wrong(dataset.path)
+    assert "expected key string, label int32, moments fixed_size_binary" in found["schema"]
+
+
+@pytest.mark.parametrize(
+    ("change", "topic"),
+    [
+        ({"rows": 35}, "counts"),
+        ({"quarantined": 0}, "counts"),
+        ({"latents_std": [9.0, 9.0, 9.0, 9.0]}, "statistics"),
+        ({"fingerprint": "0" * 64}, "fingerprint"),
+        ({"class_names": ["blob", "ring", "strap"]}, "schema"),
+    ],
+)
+def test_a_manifest_that_says_otherwise_is_found(dataset, change, topic):
+    edit_manifest(dataset, **change)
+    assert topic in wrong(dataset.path)
+
+
+def test_without_images_the_rest_is_checked_and_why_is_said(dataset, whole):
+    recipe = {**dataset.manifest["recipe"], "images": {**dataset.manifest["recipe"]["images"], "path": "/nowhere"}}
+    edit_manifest(dataset, recipe=recipe)
+    last = list(verify(LatentDataset.open(dataset.path)))[-1]
+    assert last.ok and last.found.startswith("not compared: images.path: nothing at /nowhere")
+
+
+def call(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["raydit", "latents", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+        raise SystemExit(0)
+    return ended.value.code, capsys.readouterr().out
+
+
+def test_the_command_ends_with_1_when_something_is_wrong_and_says_it_in_json(dataset, monkeypatch, capsys):
+    code, out = call(monkeypatch, capsys, "verify", dataset.path)
+    assert code == 0 and all(line.startswith("ok ") for line in out.splitlines())
+    (Path(dataset.path) / "part-00000.parquet").unlink()
+    code, out = call(monkeypatch, capsys, "verify", dataset.path, "--json")
+    said = json.loads(out)
+    assert code == 1 and said["ok"] is False
+    assert {"name": "digests", "ok": False, "found": "part-00000.parquet is not there"}.items() <= said["checks"][
+        0
+    ].items()
+
+
+def test_what_is_no_data_set_is_bad_input(tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, capsys, "verify", tmp_path)[0] == 2
+
+
+def test_show_draws_some_rows_of_each_class(dataset, tmp_path, monkeypatch, capsys):
+    code, out = call(monkeypatch, capsys, "show", dataset.path, "--out", tmp_path / "grid.png", "--json")
+    said = json.loads(out.splitlines()[-1])
+    assert code == 0 and said["fingerprint"] == dataset.fingerprint
+    assert said["classes"] == "3: blob, ring, stripe" and said["quarantined"] == "1"
+    grid = Image.open(tmp_path / "grid.png")
+    assert grid.width > 8 * 64 and grid.height > 3 * 64
+    shown = dataset.arrays.labels[rows_to_show(dataset)]
+    assert np.bincount(shown).tolist() == [8, 8, 8]
+
+
+def test_the_broken_image_is_the_quarantined_one(dataset):
+    assert [entry["key"] for entry in dataset.quarantined()] == [BROKEN]

@@ -1,0 +1,256 @@
+"""What is promoted can be loaded, served and taken back, and stays when the training removes its checkpoint."""
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+from tiny_story import tell_evaluation
+
+from dit.files import sha256_of
+from pipelines.checkpoints.open import open_checkpoint
+from pipelines.cli.doctor import check_aliases
+from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
+from pipelines.scoring.sampler import Sampler
+from pipelines.stage import StageContext
+from pipelines.tracking.lookup import dangling_aliases, model_of, protected_digests
+from pipelines.training.retention import Registered
+
+NAME = "tiny-dit"
+
+
+@pytest.fixture(autouse=True)
+def store(story, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", story.uri)
+    return MlflowClient(story.uri)
+
+
+@pytest.fixture
+def promote(raydit, story):
+    def call(step, *flags, name=NAME):
+        flags = ("--name", name, "--protocol", story.reports[step].protocol_id, *flags, "--json")
+        code, out, err = raydit("promote", str(story.checkpoints[step].path), *flags)
+        assert code == 0, err
+        return json.loads(out.splitlines()[-1])
+
+    return call
+
+
+@pytest.fixture
+def loaded(promote):
+    """As somebody who only knows the store loads it."""
+    promote(4)
+    import mlflow
+
+    return mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+
+
+def images_of(table):
+    return np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in table["png"]])
+
+
+def test_a_champion_loads_in_three_lines_and_draws_the_samples_of_its_evaluations(story, loaded):
+    answer = loaded.predict(pandas.DataFrame({"class": ["ring", "2", "blob"], "seed": [5, 0, 5]}))
+    assert (list(answer["class"]), list(answer["seed"])) == (["ring", "stripe", "blob"], [5, 0, 5])
+    opened = open_checkpoint(story.checkpoints[4].path)
+    sampler = Sampler(opened.shared, sampling_protocol(checkpoint_recipe(opened), opened), batch_size=3)
+    assert (images_of(answer) == sampler.sample([5, 0, 5], np.array([1, 2, 0]))).all()
+
+
+def test_classes_are_names_or_numbers_and_seeds_may_be_left_out(loaded):
+    expected = loaded.predict(pandas.DataFrame({"class": ["stripe", "stripe"], "seed": [0, 1]}))
+    for classes in (["stripe", "stripe"], ["2", "2"], [2, 2], [2.0, 2.0]):
+        answer = loaded.predict(pandas.DataFrame({"class": classes}))
+        assert (images_of(answer) == images_of(expected)).all()
+    assert (images_of(expected)[0] != images_of(expected)[1]).any()
+    with pytest.raises(ValueError, match="class 'square': expected one of blob, ring, stripe"):
+        loaded.predict(pandas.DataFrame({"class": ["square"]}))
+
+
+def test_a_request_chooses_how_it_is_sampled(story, loaded):
+    table = pandas.DataFrame({"class": ["ring"], "seed": [1]})
+    answer = loaded.predict(table, params={"cfg_scale": 3.0, "sampling_steps": 4})
+    opened = open_checkpoint(story.checkpoints[4].path)
+    protocol = replace(sampling_protocol(checkpoint_recipe(opened), opened), cfg_scale=3.0, sampling_steps=4)
+    expected = Sampler(opened.shared, protocol, batch_size=1).sample([1], np.array([1]))
+    assert (images_of(answer) == expected).all()
+    assert (images_of(loaded.predict(table)) != expected).any()
+    with pytest.raises(ValueError, match="sampler: found 'ddpm', expected one of euler, heun"):
+        loaded.predict(table, params={"sampler": "ddpm"})
+
+
+def test_the_model_says_what_it_takes_and_gives_an_example(loaded):
+    assert loaded.metadata.get_input_schema().input_names() == ["class", "seed"]
+    params = {param.name: param.default for param in loaded.metadata.get_params_schema().params}
+    assert params == {"sampler": "euler", "sampling_steps": 2, "cfg_scale": 1.0}
+    example = loaded.input_example
+    assert images_of(loaded.predict(example)).shape == (2, 16, 16, 3)
+
+
+def test_a_version_says_what_it_is_and_holds_the_weights_as_they_are(story, loaded, store):
+    version = store.get_model_version_by_alias(NAME, "champion")
+    report = story.reports[4]
+    assert version.tags["raydit.protocol_id"] == report.protocol_id
+    assert version.tags["raydit.latents_fingerprint"] == story.latents.fingerprint
+    assert f"Step 4: {report.headline} 20 ± 0.5 by protocol `{report.protocol_id}`" in version.description
+    model = store.get_logged_model(model_of(version))
+    assert version.run_id == model.source_run_id
+    assert {"name": NAME, "version": str(version.version)} in json.loads(model.tags["mlflow.modelVersions"])
+    files = {file.path for file in store.list_logged_model_artifacts(model_of(version), "artifacts/files/checkpoint")}
+    below = "artifacts/files/checkpoint"
+    assert files == {f"{below}/COMPLETE", f"{below}/config.json", f"{below}/ema.safetensors"}
+    local = store.get_logged_model(model_of(version)).artifact_location.removeprefix("file://")
+    kept = sha256_of(Path(local) / below / "ema.safetensors")
+    assert kept == sha256_of(story.checkpoints[4].path / "ema.safetensors")
+
+
+def test_a_model_is_a_copy_that_needs_nothing_of_the_output(story, loaded):
+    """Neither the checkpoint, which the training may remove, nor the autoencoder, nor the images."""
+    import mlflow
+
+    table = pandas.DataFrame({"class": ["ring"], "seed": [1]})
+    output = Path(story.config.output)
+    away = output.rename(output.with_name("away"))
+    try:
+        alone = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+        assert (images_of(alone.predict(table)) == images_of(loaded.predict(table))).all()
+    finally:
+        away.rename(output)
+
+
+def test_who_is_better_within_the_error_challenges_and_a_rollback_is_one_command(raydit, story, promote, store):
+    def holders():
+        numbers = store.get_registered_model("race").aliases
+        return {alias: store.get_model_version("race", number).tags["raydit.step"] for alias, number in numbers.items()}
+
+    assert promote(2, name="race")["given"]
+    assert promote(6, name="race")["given"] and holders() == {"champion": "6"}
+    found = promote(4, name="race")  # 20.0 against 20.4, with errors of 0.5 each
+    assert not found["given"] and "models:/race@challenger is now version 3" in found["found"]
+    assert holders() == {"champion": "6", "challenger": "4"}
+    code, out, _ = raydit("promote", "--rollback", "race")
+    assert code == 0 and "models:/race@champion is version 1 again, before 2" in out
+    assert holders() == {"champion": "2", "challenger": "4"}
+    code, _, err = raydit("promote", "--rollback", "race")
+    assert code == 2 and "nobody had it before: found nothing to go back to" in err
+    assert promote(4, name="race")["given"] and holders() == {"champion": "4"}
+
+
+def test_another_protocols_score_is_refused(raydit, story, promote):
+    promote(2, name="fair")
+    other = replace(story.config, evaluate=replace(story.config.evaluate, cfg_scale=2.0))
+    with StageContext(other) as context:
+        report = tell_evaluation(context, other, story.checkpoints[6], 1.0)
+    arguments = ("promote", str(story.checkpoints[6].path), "--name", "fair", "--protocol", report.protocol_id)
+    code, _, err = raydit(*arguments)
+    assert code == 2 and f"found a score of protocol_id {report.protocol_id}" in err and "expected equal ones" in err
+
+
+def test_retention_is_told_of_every_checkpoint_that_an_alias_or_a_rollback_leads_to(story, promote, store, tmp_path):
+    for model in store.search_registered_models():
+        for alias in dict(store.get_registered_model(model.name).aliases):
+            store.delete_registered_model_alias(model.name, alias)
+    assert protected_digests(story.uri) == set()
+    promote(2, name="kept")
+    promote(4, name="kept")
+    assert protected_digests(story.uri) == {story.checkpoints[step].digest for step in (2, 4)}
+    assert protected_digests(f"sqlite:///{tmp_path}/none.db") == set() and not list(tmp_path.iterdir())
+    with pytest.raises(ConnectionError, match="http://127.0.0.1:9 does not answer"):
+        protected_digests("http://127.0.0.1:9")
+
+
+def test_retention_removes_nothing_that_a_registered_model_leads_to(story, promote, monkeypatch):
+    """What the training would remove: everything but its newest."""
+    promote(4, name="stays")
+    said, digests = [], {step: story.checkpoints[step].digest for step in (2, 4)}
+    protected = protected_digests(story.uri)
+    registered = Registered(story.uri, said.append)
+    expected = {step: digest for step, digest in digests.items() if digest not in protected}
+    for _ in range(2):
+        found = registered.without(digests)
+        assert found == expected and 4 not in found
+    assert said.count("checkpoint of step 4 stays: an alias of a registered model leads to it") == 1
+
+
+def test_while_the_registry_cannot_be_asked_all_checkpoints_stay_and_it_is_asked_once_a_minute(story, monkeypatch):
+    said, asked = [], []
+
+    def away(uri):
+        asked.append(uri)
+        raise ConnectionError("http://127.0.0.1:9 does not answer")
+
+    registered = Registered(story.uri, said.append)
+    with monkeypatch.context() as outage:
+        outage.setattr("pipelines.tracking.lookup.protected_digests", away)
+        assert registered.without({}) == {} == registered.without({2: "a"}) == registered.without({2: "a"})
+        assert len(asked) == len(said) == 1 and "127.0.0.1:9 does not answer" in said[0]
+        assert registered.without({2: "a"}, again=True) == {} and len(asked) == 2
+    assert registered.without({2: "a"}, again=True) == {2: "a"}
+
+
+def test_an_alias_that_leads_to_no_files_is_told_by_lineage_and_doctor(raydit, story, promote, store, request):
+    promote(4, name="hollow")
+    before, count = dangling_aliases(story.uri)
+    assert before == [] and count >= 1
+    model = model_of(store.get_model_version_by_alias("hollow", "champion"))
+    files = Path(store.get_logged_model(model).artifact_location.removeprefix("file://"))
+    away = files.rename(files.with_name(f"{files.name}-away"))
+    request.addfinalizer(lambda: away.rename(files))
+    dangling, _ = dangling_aliases(story.uri)
+    assert "models:/hollow@champion" in dangling
+    check = check_aliases()
+    assert not check.ok and "models:/hollow@champion" in check.found and "raydit promote" in check.do
+    code, out, _ = raydit("lineage", "models:/hollow@champion", "--quick")
+    assert code == 1 and "BROKEN: its files are gone from the store" in out
+    assert check_aliases("http://127.0.0.1:9").ok  # the line about tracking is red then
+
+
+@pytest.mark.slow
+def test_a_served_model_answers_over_http_with_an_image(story, loaded, tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{NAME}@champion"]
+    command += ["--env-manager", "local", "--port", str(port)]
+    with open(tmp_path / "server.log", "w") as log:
+        # It runs `uvicorn` by its name, as an activated environment has it.
+        env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        content = {"dataframe_records": [{"class": "ring", "seed": 5}], "params": {"sampling_steps": 2}}
+        answer = post(f"http://127.0.0.1:{port}/invocations", content, server)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+    (row,) = answer["predictions"]
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["png"]))))
+    assert (row["class"], row["seed"]) == ("ring", 5)
+    assert (picture == images_of(loaded.predict(pandas.DataFrame({"class": ["ring"], "seed": [5]})))[0]).all()
+
+
+def post(url, content, server, seconds=120):
+    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return json.load(answer)
+        except urllib.error.URLError as error:
+            assert not isinstance(error, urllib.error.HTTPError), error.read()
+            assert server.poll() is None and time.monotonic() < deadline, "the server did not answer"
+            time.sleep(0.5)

@@ -1,0 +1,70 @@
+"""A sampler is what its checkpoint recorded: the weights that the protocol names, the scale it was trained with."""
+
+import pytest
+import torch
+
+from dit.autoencoder import LatentScale, create_autoencoder, describe_autoencoder, save_autoencoder
+from dit.checkpoint import save_checkpoint, step_name
+from dit.config import DiTConfig
+from dit.model import DiT
+from dit.schedule import TrainingConfig
+from dit.train import create_state
+from evaluation.protocol import EvaluationProtocol
+from pipelines.scoring.sampler import Sampler
+
+MODEL = {"input_size": 4, "hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 2, "learn_sigma": False}
+SCALE = LatentScale((1.0, 2.0, 3.0, 4.0), (0.5, 0.5, 2.0, 2.0))
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A checkpoint whose weights, and each of whose averages, are one number throughout."""
+    folder = tmp_path / "autoencoder"
+    save_autoencoder(
+        create_autoencoder(image_size=8, latent_channels=4, downsample=2, width=8),
+        folder,
+        LatentScale((0.0,) * 4, (1.0,) * 4),
+    )
+    described = {**describe_autoencoder(folder), "latents_mean": SCALE.mean, "latents_std": SCALE.std}
+    state = create_state(DiT(DiTConfig(**MODEL)), TrainingConfig(steps=1, ema_sigma_rels=(0.05, 0.1)))
+    fill(state.network.state_dict(), 0.0)
+    for value, average in enumerate(state.averages.values(), start=1):
+        fill(average.state_dict(), value)
+    config = {"model": MODEL, "objective": {"kind": "flow"}, "autoencoder": {"id": str(folder), **described}}
+    return save_checkpoint(state, tmp_path / "checkpoints" / step_name(0), config, {})
+
+
+def fill(state, value):
+    with torch.no_grad():
+        for tensor in state.values():
+            tensor.fill_(value)
+
+
+def sampler(checkpoint, weights):
+    protocol = EvaluationProtocol(
+        num_samples=10,
+        sampler="euler",
+        sampling_steps=2,
+        weights=weights,
+        decoder="",
+        extractor="",
+        extractor_sha256="",
+        reference_digest="",
+    )
+    return Sampler(checkpoint.path, protocol, batch_size=2)
+
+
+@pytest.mark.parametrize(("weights", "value"), [("raw", 0.0), ("ema", 1.0), ("ema_0.05", 2.0), ("ema_0.1", 3.0)])
+def test_the_weights_that_the_protocol_names_sample(checkpoint, weights, value):
+    state = sampler(checkpoint, weights).model.state_dict()
+    assert all(bool((tensor == value).all()) for tensor in state.values())
+
+
+def test_an_average_that_was_not_kept_is_refused_with_those_that_were(checkpoint):
+    with pytest.raises(FileNotFoundError, match="no weights 'ema_0.2': found ema, ema_0.05, ema_0.1, model"):
+        sampler(checkpoint, "ema_0.2")
+
+
+def test_latents_are_unscaled_by_the_scale_that_the_checkpoint_was_trained_with(checkpoint):
+    latents = torch.randn(1, 4, 4, 4)
+    torch.testing.assert_close(sampler(checkpoint, "ema").autoencoder.scale.unscale(latents), SCALE.unscale(latents))

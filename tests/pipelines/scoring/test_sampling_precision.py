@@ -1,0 +1,114 @@
+"""[evaluate] dtype and compile: what they change of samples, and what stays as it is."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_checkpoint import tiny_output, write_checkpoint
+
+from evaluation.extractors import create_extractor
+from pipelines.checkpoints.open import open_checkpoint
+from pipelines.scoring.features import DrawShard, ScoreShard, Source, make_shards, read_records
+from pipelines.scoring.protocols import sampling_protocol
+from pipelines.scoring.sampler import Sampler
+
+GUIDED = ("evaluate.cfg_scale=2.0", "evaluate.cfg_interval=[0.0, 0.5]", "evaluate.sampling_steps=4")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """A recipe, and a checkpoint with random weights in its output."""
+    config = tiny_output(tmp_path_factory.mktemp("precision"), *GUIDED)
+    return config, open_checkpoint(write_checkpoint(config, 2).path)
+
+
+@pytest.fixture
+def sampler(output):
+    config, opened = output
+
+    def build(dtype="float32", compiled=False, **changes):
+        protocol = replace(sampling_protocol(config, opened), dtype=dtype, **changes)
+        return Sampler(opened.path, protocol, batch_size=4, compiled=compiled)
+
+    return build
+
+
+def with_settings(output, **changes):
+    """The recipe with other fields of [evaluate], and what is then sampled from."""
+    config, opened = output
+    config = replace(config, evaluate=replace(config.evaluate, **changes))
+    return config, Source(str(opened.path), sampling_protocol(config, opened))
+
+
+def images_of(sampler, indices=range(6)):
+    return sampler.sample(indices, sampler.labels(indices))
+
+
+def note_calls(module, inputs):
+    """Keep of every call of a module whether autocast is on, and what it is given."""
+    module.register_forward_pre_hook(lambda _, given: inputs.append((torch.is_autocast_enabled("cpu"), *given)))
+
+
+@pytest.mark.parametrize("changes", [{}, {"cfg_scale": 1.0, "cfg_interval": None}], ids=["guided", "unguided"])
+def test_bfloat16_makes_nearly_the_images_of_float32(sampler, changes):
+    exact, rounded = sampler(**changes), sampler("bfloat16", **changes)
+    expected, images = images_of(exact).astype(int), images_of(rounded).astype(int)
+    assert np.array_equal(exact.labels(range(6)), rounded.labels(range(6)))
+    assert 0 < np.abs(images - expected).mean() < 2
+    assert np.abs(expected[1:] - expected[:-1]).mean() > 20  # grey levels between images
+
+
+def test_an_image_is_the_same_alone_and_in_a_batch(sampler):
+    rounded = sampler("bfloat16")
+    images = images_of(rounded).astype(int)
+    assert np.abs(images_of(rounded, [5]) - images[[5]]).max() <= 1
+
+
+def test_the_network_alone_is_under_autocast(sampler):
+    """It starts from the same noise and classes, in float32, and so does the decoder."""
+    networks: list[tuple] = []
+    decoders: list[tuple] = []
+    for built in (sampler(), sampler("bfloat16")):
+        note_calls(built.model, networks)
+        note_calls(built.autoencoder.module.decoder, decoders)
+        images_of(built, range(4))
+    exact, rounded = networks[:4], networks[4:]
+    assert [on for on, *_ in networks] == [False] * 4 + [True] * 4
+    assert [len(x) for _, x, *_ in rounded] == [8, 8, 8, 4]
+    assert all(map(torch.equal, exact[0][1:], rounded[0][1:]))
+    assert all(x.dtype == torch.float32 for _, x, *_ in networks)
+    assert [(on, x.dtype) for on, x in decoders] == [(False, torch.float32)] * 2
+
+
+def test_features_are_computed_in_float32(output, tmp_path):
+    config, source = with_settings(output, dtype="bfloat16")
+    shards = make_shards(str(tmp_path), [range(5)])
+    ScoreShard(config.images, config.evaluate, [source])(shards[0])
+    (record,) = read_records(shards)
+    images = torch.from_numpy(record["images"]).permute(0, 3, 1, 2)
+    assert np.array_equal(record["features"], create_extractor(config.evaluate.extractor)(images).features)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_network_alone_is_compiled(output, compiled):
+    config, source = with_settings(output, compile=compiled)
+    built = DrawShard(config.evaluate, [source])._sampler(source)
+    assert (built.model._compiled_call_impl is not None) == compiled
+    assert built.autoencoder.module.decoder._compiled_call_impl is None
+
+
+def test_the_precision_is_of_the_protocol_and_compilation_is_not(output):
+    usual = with_settings(output)[1].protocol
+    assert with_settings(output, compile=True)[1].protocol == usual
+    assert with_settings(output, dtype="bfloat16")[1].protocol == replace(usual, dtype="bfloat16")
+
+
+@pytest.mark.slow  # compiles two graphs, for a minute
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.01), ("bfloat16", 1.0)])
+def test_a_compiled_network_makes_the_same_images_and_no_graph_for_another_number_of_them(sampler, dtype, tolerance):
+    compiled = sampler(dtype, compiled=True)
+    images = images_of(compiled)
+    assert np.abs(images.astype(int) - images_of(sampler(dtype))).mean() < tolerance
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert np.array_equal(images_of(compiled, range(3)), images[:3])

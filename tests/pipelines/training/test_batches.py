@@ -1,0 +1,180 @@
+"""Batches are a function of (seed, step, position): not of workers, not of where a run began."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from dit.autoencoder import LatentScale
+from dit.diffusion import GaussianDiffusion
+from dit.flow import FlowMatching
+from pipelines.latents.dataset import LatentArrays
+from pipelines.training.batches import image_batches, latent_batches, prefetched
+from pipelines.training.loading import ArrayLatents
+from pipelines.training.order import EpochOrder, Share, step_rows
+
+ROWS, BATCH = 22, 8
+SCALE = LatentScale((0.5, -1.0), (2.0, 0.25))
+FIELDS = ("latents", "labels", "t", "noise", "rows")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_arrays(rows=ROWS, flip=True, log_variance=-1.0):
+    """Latents whose first pixel is their row, and minus their row in the mirror."""
+    moments = np.zeros((rows, 4, 2, 3), np.float16)
+    moments[:, :2] = np.arange(rows)[:, None, None, None]
+    moments[:, 2:] = log_variance
+    mirrored = moments.copy()
+    mirrored[:, :2] *= -1
+    return LatentArrays(np.arange(rows) % 10, moments, mirrored if flip else None)
+
+
+def batches(arrays, count, *, process=None, rank=0, num_workers=1, first_batch=0, size=BATCH, **changes):
+    settings = {"scale": SCALE, "null_class": 10, "dropout": 0.3, "seed": 5, **changes}
+    share = Share(rank, num_workers, size)
+    latents = ArrayLatents(arrays, EpochOrder(len(arrays.labels), settings["seed"]))
+    stream = latent_batches(latents, process or FlowMatching(), share=share, first_batch=first_batch, **settings)
+    return list(islice(stream, count))
+
+
+def assert_equal(first, second):
+    for name in FIELDS:
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+@pytest.mark.parametrize("num_workers", [2, 4])
+@pytest.mark.parametrize("process", [FlowMatching("logit_normal"), GaussianDiffusion()])
+def test_a_step_is_the_same_whatever_the_number_of_workers(num_workers, process):
+    arrays = make_arrays()
+    whole = batches(arrays, 4, process=process)
+    parts = [batches(arrays, 4, process=process, rank=rank, num_workers=num_workers) for rank in range(num_workers)]
+    for step, batch in enumerate(whole):
+        for name in FIELDS:
+            assert torch.equal(getattr(batch, name), torch.cat([getattr(part[step], name) for part in parts])), name
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_rows_of_a_step_do_not_depend_on_the_workers(num_workers):
+    for step in range(6):
+        shares = [Share(rank, num_workers, BATCH) for rank in range(num_workers)]
+        rows = np.concatenate([step_rows(EpochOrder(ROWS, 3), share, step) for share in shares])
+        np.testing.assert_array_equal(rows, EpochOrder(ROWS, 3).rows(range(step * BATCH, (step + 1) * BATCH)))
+
+
+def test_every_epoch_is_another_permutation():
+    order = EpochOrder(ROWS, seed=0)
+    epochs = [order.rows(range(epoch * ROWS, (epoch + 1) * ROWS)) for epoch in range(5)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(ROWS))
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+    assert not np.array_equal(epochs[0], EpochOrder(ROWS, seed=1).rows(range(ROWS)))
+
+
+def test_rows_do_not_depend_on_what_was_asked_before():
+    order = EpochOrder(ROWS, seed=0)
+    late = order.rows(range(3 * ROWS - 4, 3 * ROWS + 4))
+    order.rows(range(5))
+    np.testing.assert_array_equal(order.rows(range(3 * ROWS - 4, 3 * ROWS + 4)), late)
+
+
+def test_to_start_at_a_step_equals_skipping_those_before():
+    arrays = make_arrays()
+    for whole, resumed in zip(batches(arrays, 7)[4:], batches(arrays, 3, first_batch=4), strict=True):
+        assert_equal(whole, resumed)
+
+
+def test_every_position_and_step_and_seed_has_its_own_noise_and_time():
+    arrays = make_arrays()
+    drawn = batches(arrays, 3) + batches(arrays, 3, seed=6)
+    noise = torch.cat([batch.noise for batch in drawn]).flatten(1)
+    assert len(torch.unique(noise, dim=0)) == len(torch.unique(torch.cat([batch.t for batch in drawn]))) == 6 * BATCH
+
+
+def test_the_share_of_dropped_labels_is_that_asked_for_and_all_become_the_null_class():
+    arrays = make_arrays(rows=2000)
+    (kept,) = batches(arrays, 1, size=2000, dropout=0.0)
+    (batch,) = batches(arrays, 1, size=2000, dropout=0.3)
+    dropped = batch.labels != kept.labels
+    assert (batch.labels[dropped] == 10).all() and kept.labels.max() == 9
+    assert abs(dropped.float().mean().item() - 0.3) < 4 * (0.3 * 0.7 / 2000) ** 0.5
+    (without,) = batches(arrays, 1, size=2000, null_class=None)
+    assert torch.equal(without.labels, kept.labels)
+
+
+def test_labels_and_latents_are_of_the_same_row():
+    (batch,) = batches(make_arrays(flip=False, log_variance=-100.0), 1, dropout=0.0)
+    rows = SCALE.unscale(batch.latents)[:, 0, 0, 0].round().long()
+    assert torch.equal(rows % 10, batch.labels)
+
+
+def test_about_half_of_the_images_are_mirrored_and_come_from_the_mirrors_moments():
+    arrays = make_arrays(rows=1000, log_variance=-100.0)
+    (batch,) = batches(arrays, 1, size=1000)
+    values = SCALE.unscale(batch.latents)[:, 0, 0, 0].round()
+    np.testing.assert_array_equal(np.sort(values.abs().numpy()), np.arange(1000))
+    assert 0.4 < (values < 0).float().mean() < 0.6
+    (plain,) = batches(make_arrays(rows=1000, flip=False, log_variance=-100.0), 1, size=1000)
+    assert (SCALE.unscale(plain.latents)[:, 0, 0, 0].round() >= 0).all()
+    assert (arrays.moments[:, :2] >= 0).all()  # the mirrors were not written into the data set
+
+
+def test_latents_are_the_scaled_mean_where_the_variance_is_zero():
+    arrays = make_arrays(flip=False, log_variance=-np.inf)
+    (batch,) = batches(arrays, 1)
+    rows = step_rows(EpochOrder(ROWS, 5), Share(0, 1, BATCH), 0)
+    mean = torch.tensor([0.5, -1.0]).view(2, 1, 1)
+    expected = (torch.from_numpy(arrays.moments[rows, :2]).float() - mean) / torch.tensor([2.0, 0.25]).view(2, 1, 1)
+    torch.testing.assert_close(batch.latents, expected, rtol=0, atol=1e-5)
+
+
+def test_every_epoch_draws_anew_from_the_posterior():
+    arrays = make_arrays(rows=1, flip=False)
+    latents = torch.cat([batch.latents for batch in batches(arrays, 3, size=1)])
+    assert len(torch.unique(latents.flatten(1), dim=0)) == 3
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_images_of_several_blocks_are_those_of_one(num_workers):
+    images = np.random.default_rng(0).integers(0, 256, (ROWS, 4, 4, 3), dtype=np.uint8)
+
+    def draw(blocks, rank, workers, first_batch=0):
+        share = Share(rank, workers, BATCH)
+        stream = image_batches(blocks, latent_shape=(2, 1, 1), seed=1, share=share, first_batch=first_batch)
+        return list(islice(stream, 5 - first_batch))
+
+    whole = draw([images], 0, 1)
+    blocks = [images[:5], images[5:5], images[5:]]
+    parts = [draw(blocks, rank, num_workers) for rank in range(num_workers)]
+    for step, batch in enumerate(whole):
+        assert torch.equal(batch.images, torch.cat([part[step].images for part in parts]))
+        assert torch.equal(batch.noise, torch.cat([part[step].noise for part in parts]))
+    assert torch.equal(draw([images], 0, 1, first_batch=4)[0].images, whole[4].images)
+
+
+def test_batches_in_parts_are_the_batch():
+    (batch,) = batches(make_arrays(), 1)
+    parts = batch.chunk(3)
+    assert [len(part.labels) for part in parts] == [3, 3, 2]
+    for name in FIELDS:
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+
+
+def test_batches_made_ahead_are_the_same_and_an_error_comes_at_its_place():
+    def failing():
+        yield from range(1, 5)
+        raise ValueError("a shard is gone")
+
+    assert list(prefetched(range(1, 30))) == list(range(1, 30))
+    assert list(islice(prefetched(iter(int, 1)), 5)) == [0] * 5  # of endless ones no more than are used
+    stream = prefetched(failing())
+    assert list(islice(stream, 4)) == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="a shard is gone"):
+        next(stream)

@@ -1,0 +1,108 @@
+"""Orders that read shard by shard, and latents read from files and shards."""
+
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+from tiny_latents import SHAPE, make_moments, write_dataset
+
+from pipelines.training.loading import MEMORY_BYTES, fitting_place, mapped, open_latents
+from pipelines.training.order import Share, WindowOrder, step_rows
+
+SHARDS = [5, 7, 6, 1, 9, 4, 8]
+ROWS = sum(SHARDS)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return write_dataset(tmp_path / "latents", [make_moments(rows, rows) for rows in SHARDS], flip=True)
+
+
+@pytest.mark.parametrize("window_rows", [1, 8, 13, 1000])
+def test_an_epoch_holds_every_row_once_and_needs_few_shards_at_a_time(window_rows):
+    order = WindowOrder(SHARDS, window_rows, seed=4)
+    for epoch in range(3):
+        rows = order.rows(range(epoch * ROWS, (epoch + 1) * ROWS))
+        assert sorted(rows) == list(range(ROWS))
+        place = epoch * ROWS
+        for window in order.windows(epoch):
+            count = sum(SHARDS[shard] for shard in window)
+            assert set(order.shards_of(rows[:count])) == set(window)
+            assert order.windows_from(place)[0] == order.windows_from(place + count - 1)[0] == window
+            rows, place = rows[count:], place + count
+        assert order.windows_from(place - 1)[1] == order.windows(epoch + 1)[0]
+
+
+def test_windows_hold_as_many_rows_as_asked_for_but_the_last():
+    order = WindowOrder(SHARDS, 13, seed=0)
+    for epoch in range(20):
+        sizes = [[SHARDS[shard] for shard in window] for window in order.windows(epoch)]
+        assert all(sum(window) >= 13 > sum(window[:-1]) for window in sizes[:-1])
+
+
+def test_shards_and_the_rows_within_a_window_are_shuffled_anew_in_every_epoch():
+    order = WindowOrder(SHARDS, 13, seed=0)
+    assert len({str(order.windows(epoch)) for epoch in range(10)}) > 5
+    first = order.epoch(0)
+    assert not np.array_equal(first, np.concatenate([order._rows_of(s) for w in order.windows(0) for s in w]))
+    assert not np.array_equal(first, WindowOrder(SHARDS, 13, seed=1).epoch(0))
+
+
+def test_any_number_of_workers_and_any_start_see_the_same_rows():
+    whole = [step_rows(WindowOrder(SHARDS, 13, 0), Share(0, 1, 10), step) for step in range(9)]
+    for workers in (2, 3, 4):
+        for step in reversed(range(9)):
+            shares = [Share(rank, workers, 10) for rank in range(workers)]
+            rows = [step_rows(WindowOrder(SHARDS, 13, 0), share, step) for share in shares]
+            np.testing.assert_array_equal(np.concatenate(rows), whole[step])
+
+
+@pytest.mark.parametrize("place", ["memory", "memmap", "stream"])
+def test_rows_are_those_of_the_data_set_wherever_they_are_read_from(dataset, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    latents = open_latents(dataset, place, seed=0, shuffle_rows=13)
+    assert latents.latent_shape == (2, 3, 5)
+    for step in range(12):
+        rows = step_rows(latents.order, Share(0, 1, 9), step)
+        mirrored = np.arange(9) % 3 == step % 3
+        latents.ahead(9 * step)
+        labels, moments = latents.read(rows, mirrored)
+        np.testing.assert_array_equal(labels, dataset.arrays.labels[rows])
+        expected = np.where(
+            mirrored[:, None, None, None], dataset.arrays.moments_flip[rows], dataset.arrays.moments[rows]
+        )
+        np.testing.assert_array_equal(moments, expected)
+
+
+def test_a_stream_holds_two_windows_of_shards_and_no_more(dataset):
+    latents = open_latents(dataset, "stream", seed=0, shuffle_rows=1)
+    for step in range(3 * ROWS):
+        latents.ahead(step)
+        latents.read(step_rows(latents.order, Share(0, 1, 1), step), np.array([False]))
+        assert len(latents._held) <= 2
+
+
+def test_workers_that_begin_at_once_write_one_file_for_all(dataset, tmp_path):
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        sums = pool.starmap(sum_of_mapped, [(dataset, tmp_path / "cache")] * 3)
+    assert len({identity for _, identity in sums}) == 1
+    assert all(total == dataset.arrays.moments.astype(np.float64).sum() for total, _ in sums)
+    assert sorted(os.listdir(tmp_path / "cache")) == [dataset.fingerprint, f"{dataset.fingerprint}.lock"]
+
+
+def sum_of_mapped(dataset, cache):
+    arrays = mapped(dataset, cache)
+    return arrays.moments.astype(np.float64).sum(), os.stat(arrays.moments.filename).st_ino
+
+
+def test_the_place_follows_from_the_size(dataset, monkeypatch):
+    assert dataset.array_bytes == ROWS * int(np.prod(SHAPE)) * 2 * 2
+    assert fitting_place(dataset) == "memory"
+    rows = MEMORY_BYTES // (dataset.array_bytes // ROWS) + 1
+    assert fitting_place(with_rows(dataset, rows)) == "memmap"
+    assert fitting_place(with_rows(dataset, 10**18)) == "stream"
+
+
+def with_rows(dataset, rows):
+    return type(dataset)(dataset.path, {**dataset.manifest, "rows": rows})
