@@ -65,7 +65,7 @@ class Artifact:
         identity = json.loads(json.dumps(self.identity))  # tuples become lists, as in the record
         return [line for line in differences(recorded, identity) if line.partition(":")[0] not in free]
 
-    def claim(self, reasons: Sequence[str] = (), free: tuple[str, ...] = ()) -> None:
+    def prepare(self, reasons: Sequence[str] = (), free: tuple[str, ...] = ()) -> None:
         """Make the folder this artifact's. One made from something else is moved aside, and why is said.
 
         reasons: further reasons to start anew. free: dotted fields that may change without. Raises ValueError if the

@@ -8,13 +8,13 @@ import numpy as np
 
 from cluster import storage
 from pipelines.artifacts import Artifact
-from pipelines.autoencoder import autoencoder_of
 from pipelines.config.recipe import Recipe
-from pipelines.encode import EncodeImages, describe, encode_identity
 from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
 from pipelines.latents import schema
-from pipelines.latents.shards import IMAGES, Shard, look, plan_shards, read_records
+from pipelines.latents.autoencoder import autoencoder_of
+from pipelines.latents.encoding import EncodeImages, describe_latents, encode_identity
+from pipelines.latents.shards import IMAGES, LatentShard, inspect_existing, plan_shards, read_records
 
 MEASURED_IMAGES = 64
 MEASURED_SECONDS = 3.0
@@ -66,13 +66,13 @@ def plan_encode(config: Recipe) -> EncodePlan:
     finished = 0
     if "sha256" in autoencoder:
         identity = encode_identity(config, listing, autoencoder)
-        earlier, lost = look(folder, identity, listing)
+        earlier, lost = inspect_existing(folder, identity, listing)
         changed = Artifact("encode", folder, identity).changes(() if lost else IMAGES) + lost
         if not changed:
             finished = len(earlier.manifest["shards"]) if earlier else 0
             shards = plan_shards(folder, listing, earlier, config.encode.shard_rows)
     pending = [shard for shard, record in zip(shards, read_records(shards), strict=True) if changed or record is None]
-    shape = tuple(describe(config, listing, autoencoder)["moments_shape"]) if autoencoder else None
+    shape = tuple(describe_latents(config, listing, autoencoder)["moments_shape"]) if autoencoder else None
     size = np.dtype(schema.MOMENTS_DTYPE).itemsize * (1 + config.encode.flip)
     plan = EncodePlan(
         images=len(listing),
@@ -91,7 +91,7 @@ def plan_encode(config: Recipe) -> EncodePlan:
     return plan if unknown or not pending else measured(plan, config, pending)
 
 
-def padding(shards: list[Shard], batch_size: int) -> float:
+def padding(shards: list[LatentShard], batch_size: int) -> float:
     """Share of images in full passes that are none, because no pass holds images of two shards."""
     images = sum(len(shard.images) for shard in shards)
     places = sum(-(-len(shard.images) // batch_size) * batch_size for shard in shards)
@@ -100,7 +100,8 @@ def padding(shards: list[Shard], batch_size: int) -> float:
 
 def known_autoencoder(config: Recipe) -> tuple[dict, str]:
     """What is known of the autoencoder without a download, and why no time can be measured, if so."""
-    from dit.autoencoder import STABLE_DIFFUSION, record_autoencoder
+    from dit.autoencoder import record_autoencoder
+    from dit.autoencoder_size import STABLE_DIFFUSION
 
     try:
         return autoencoder_of(config).describe(download=False), ""
@@ -114,7 +115,7 @@ def known_autoencoder(config: Recipe) -> tuple[dict, str]:
         return shape, f"the autoencoder is trained first ({error})"
 
 
-def measured(plan: EncodePlan, config: Recipe, pending: list[Shard]) -> EncodePlan:
+def measured(plan: EncodePlan, config: Recipe, pending: list[LatentShard]) -> EncodePlan:
     """The plan with speeds: a few of its first images read and encoded in this process."""
     import torch
 

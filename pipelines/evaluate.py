@@ -1,36 +1,37 @@
-"""The evaluate job: checkpoint -> samples -> features -> metrics, by Ray actors; the same numbers on any cluster."""
+"""The evaluate job: checkpoint -> samples -> features -> metrics, of one checkpoint or of several."""
 
-import time
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from cluster import storage
-from evaluation.extractors import weights_path
 from evaluation.page import render_page
-from evaluation.protocol import EvaluationProtocol, shard_ranges
-from evaluation.reference import ReferenceStatistics
-from evaluation.report import REPORT_FILE, EvaluationReport
-from evaluation.score import Score, score
+from evaluation.protocol import EvaluationProtocol
+from evaluation.report import EvaluationReport
+from pipelines.checkpoints.follow import Target
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
-from pipelines.figures import FIGURES, timings_figure
-from pipelines.images.grids import save_png
-from pipelines.scoring.features import Shard, Source, compute_features, load_features, load_pictured, make_shards
-from pipelines.scoring.pictures import Neighbours, report_pictures
+from pipelines.console import say
+from pipelines.scoring.evaluation import (
+    EVALUATIONS,
+    PAGE_FILE,
+    check_scoring,
+    earlier_report,
+    known_report,
+    report_folder_of,
+    sample_shards,
+    score_checkpoint,
+    shard_folder,
+)
+from pipelines.scoring.features import Source, compute_features
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
-from pipelines.scoring.references import Features, RealImages, extract_adm_images, given_reference, load_real
-from pipelines.scoring.reports import load_report, save_figures, save_report
-from pipelines.scoring.saved_images import KeptImages
-from pipelines.stage import StageContext, located
-from pipelines.tracking.logged_models import log_checkpoint
+from pipelines.scoring.references import RealImages
+from pipelines.scoring.reports import draw_figures, reports_in, save_report, step_of
+from pipelines.scoring.saved_images import Format, KeptImages
+from pipelines.stage import StageContext, with_absolute_paths
 from pipelines.tracking.tracker import RunLog
-
-EVALUATIONS = "evaluations"
-"""The part of an output that an evaluation writes, together with references/: nobody else evaluates there meanwhile."""
-PAGE_FILE = "report.html"
-TIME_FILE = "time.png"
 
 
 def evaluate(
@@ -45,8 +46,8 @@ def evaluate(
     """Score a checkpoint, or read the report of an earlier evaluation by the same protocol.
 
     checkpoint: any name of one, see pipelines.checkpoints.open. protocol: left out, that of `config`'s [evaluate].
-    config: left out, the recipe that the checkpoint records. force: do it again. kept: where the samples are written as well.
-    Raises FileNotFoundError or ValueError before any work if something does not fit.
+    config: left out, the recipe that the checkpoint records. force: do it again. kept: where the samples are written
+    as well. Raises FileNotFoundError or ValueError before any work if something does not fit.
     """
     opened = open_checkpoint(checkpoint)
     config = config or checkpoint_recipe(opened)
@@ -54,7 +55,7 @@ def evaluate(
         with StageContext(config, part=EVALUATIONS) as own:
             return evaluate(opened, protocol, config=config, context=own, force=force, kept=kept)
     protocol = protocol or evaluation_protocol(config, opened)
-    folder = scored_folder(config, protocol, opened.name)
+    folder = report_folder_of(config, protocol, opened.name)
     with context.holding(EVALUATIONS):
         report = earlier_report(folder, opened.digest)
         if report is not None and not force and kept is None:
@@ -65,199 +66,171 @@ def evaluate(
         return score_checkpoint(config, context, opened, protocol, folder, kept)
 
 
-def score_checkpoint(
-    config: Recipe,
-    context: StageContext,
-    opened: LocatedCheckpoint,
-    protocol: EvaluationProtocol,
-    folder: str,
-    kept: KeptImages | None = None,
-) -> EvaluationReport:
-    """The graph: reference and floor from real images; samples from the checkpoint; scores of both; the report."""
-    tags = {"raydit.checkpoint": opened.origin, "raydit.checkpoint_digest": opened.digest}
-    tags |= {"raydit.protocol_id": protocol.protocol_id}
-    identity = {"checkpoint": opened.digest, "protocol": protocol.protocol_id}
-    check_scoring(config, protocol)
-    real, clock = RealImages.of(config), Clock()
-    shards = sample_shards(config, opened, protocol, folder, kept)
-    with context.run("evaluate", identity, tags) as run:
-        run.params({"evaluate": asdict(config.evaluate), "protocol": protocol.to_dict()})
-        arguments = (located(config.images), config.evaluate, [Source(opened.shared, protocol, kept)])
-        compute_features(context, "evaluate", [*real.missing_shards(), *shards], arguments, config.evaluate)
-        extract_adm_images(real, context)
-        clock.lap("features_seconds")
-        reference, held_out = load_real(real)
-        samples, seconds = load_features(shards)
-        report = scored(protocol, samples, reference, held_out, checkpoint=opened.origin, digest=opened.digest)
-        clock.lap("scoring_seconds")
-        class_names, neighbours = opened.config["class_names"], Neighbours(reference, config.images)
-        pictures = report_pictures(
-            load_pictured(shards), samples["labels"], samples["features"], class_names, neighbours
-        )
-        clock.lap("pictures_seconds")
-        report = publish(report, folder, pictures, clock.laps | seconds)
-        log_checkpoint(run, opened, opened.origin)
-        track(run, report, folder, opened.step, opened.digest)
-        for figure in save_figures(storage.split(folder)[0], config.train.global_batch_size):
-            run.artifact(figure)
-        storage.remove_folder(shard_folder(config, opened, folder))
-        context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({clock.total:.0f} s)")
-    return report
+class Scored(NamedTuple):
+    """A report, and where it is."""
+
+    report: EvaluationReport
+    folder: str
+    tracking_uri: str
 
 
-def check_scoring(config: Recipe, protocol: EvaluationProtocol) -> None:
-    """Refuse, before anything is computed, a reference of another extractor, size or crop, and absent weights."""
-    if config.evaluate.reference:
-        given_reference(config.evaluate.reference).check_compatible(
-            protocol.extractor, protocol.extractor_sha256, config.images.size, config.images.crop
-        )
-    weights_path(config.evaluate.extractor, config.evaluate.extractor_weights)
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """What is done with every checkpoint."""
+
+    repeats: int = 1
+    """Seeds: the recipe's, and those after it."""
+    force: bool = False
+    """Do again what has a report."""
+    keep: str | None = None
+    """Folder or URI for the samples of the first seed; of several checkpoints each gets a folder in it."""
+    keep_format: Format = "parquet"
+    promote: str | None = None
+    """Registered model whose alias goes to a checkpoint that is better than who has it."""
 
 
-def sample_shards(
-    config: Recipe,
-    opened: LocatedCheckpoint,
-    protocol: EvaluationProtocol,
-    folder: str,
-    kept: KeptImages | None = None,
-) -> list[Shard]:
-    parts = shard_ranges(protocol.num_samples, config.evaluate.shard_rows)
-    return make_shards(shard_folder(config, opened, folder), parts, kept)
+@dataclass(frozen=True)
+class Evaluation:
+    """One checkpoint with one seed, and what is there of it."""
 
-
-def shard_folder(config: Recipe, opened: LocatedCheckpoint, folder: str) -> str:
-    """Where finished shards of samples lie; those of another checkpoint under the same step must not be taken."""
-    return storage.join(folder, f"shards-{opened.digest[:12]}-{config.evaluate.shard_rows}")
-
-
-def scored(
-    protocol: EvaluationProtocol,
-    samples: Features,
-    reference: ReferenceStatistics,
-    held_out: Features | None,
-    *,
-    checkpoint: str,
-    digest: str,
-) -> EvaluationReport:
-    """The numbers of a report: of samples, and of held-out real images as their floor."""
-    generated = score_features(samples, reference, protocol, protocol.num_samples)
-    floor, metrics = {}, dict(generated.metrics)
-    if held_out:
-        # Frechet distance is biased in N: the floor is to be read against as many samples.
-        count = min(len(held_out["features"]), protocol.num_samples)
-        floor = score_features(_spread(held_out, count), reference, protocol, count, errors=False).metrics
-        if count < protocol.num_samples:
-            fewer = score_features(_first(samples, count), reference, protocol, count, errors=False)
-            metrics |= fewer.metrics
-    return EvaluationReport(
-        protocol=protocol,
-        checkpoint=checkpoint,
-        checkpoint_digest=digest,
-        metrics=metrics,
-        errors=generated.errors,
-        floor=floor,
-        curve=generated.curve,
-        warnings=generated.warnings,
-    )
-
-
-def score_features(
-    features: Features,
-    reference: ReferenceStatistics,
-    protocol: EvaluationProtocol,
-    num_samples: int,
-    errors: bool = True,
-) -> Score:
-    return score(
-        features["features"],
-        features.get("logits"),
-        reference,
-        extractor=protocol.extractor,
-        num_samples=num_samples,
-        spatial=features.get("spatial"),
-        errors=errors,
-    )
-
-
-def _first(features: Features, count: int) -> Features:
-    return {name: value[:count] for name, value in features.items()}
-
-
-def _spread(features: Features, count: int) -> Features:
-    """So many of them, evenly far apart: images often lie in the order of their classes."""
-    return {name: value[np.arange(count) * len(value) // count] for name, value in features.items()}
-
-
-def publish(
-    report: EvaluationReport, folder: str, pictures: dict[str, bytes], timings: dict[str, float]
-) -> EvaluationReport:
-    """Write pictures and page, then the report that names them."""
-    files = {name: f"{name}.png" for name in pictures}
-    for name, content in pictures.items():
-        storage.write_atomically(storage.join(folder, files[name]), content)
-    report = replace(report, timings=timings, artifacts={**files, "page": PAGE_FILE})
-    storage.write_atomically(storage.join(folder, PAGE_FILE), render_page(report, pictures).encode())
-    save_report(report, folder)
-    return report
-
-
-def scored_folder(config: Recipe, protocol: EvaluationProtocol, name: str) -> str:
-    """Where a report by a protocol lies; name: of the checkpoint, or of the images from elsewhere."""
-    return storage.join(config.folder(EVALUATIONS), protocol.protocol_id, name)
-
-
-def report_folder(config: Recipe, report: EvaluationReport) -> str:
-    """Where a report lies: output/evaluations/<protocol_id>/<checkpoint's name>."""
-    return scored_folder(config, report.protocol, storage.split(report.checkpoint)[1])
-
-
-def known_report(folder: str, digest: str) -> EvaluationReport | None:
-    """The report in `folder`, if it is of this checkpoint."""
-    report = load_report(folder)
-    return report if report and report.checkpoint_digest == digest else None
-
-
-def earlier_report(folder: str, digest: str) -> EvaluationReport | None:
-    """The report in `folder`, if it is of this checkpoint; another one is kept under another name."""
-    report = load_report(folder)
-    if report is None or report.checkpoint_digest == digest:
-        return report
-    other = storage.join(folder, f"report-{report.checkpoint_digest[:12]}.json")
-    storage.move_file(storage.join(folder, REPORT_FILE), other)
-    return None
-
-
-def track(run: RunLog, report: EvaluationReport, folder: str, step: int = 0, model: str = "") -> None:
-    """The numbers, on the checkpoint's LoggedModel where there is one, and the report and the pictures with the run."""
-    dataset = ("reference", report.protocol.reference_digest)
-    run.input(name="reference", digest=dataset[1], source="reference", context="evaluation")
-    named = {f"eval/{name}": value for name, value in report.metrics.items()}
-    run.metrics(named, step, model=model, dataset=dataset)
-    errors = {f"eval_error/{name}": value for name, value in report.errors.items()}
-    run.metrics(errors, step, model=model, dataset=dataset)
-    run.metrics({f"floor/{name}": value for name, value in report.floor.items()}, step)
-    if report.timings:
-        run.metrics({f"evaluate/{name}": seconds for name, seconds in report.timings.items()}, step)
-        run.artifact(save_png(timings_figure(report.timings), storage.join(folder, TIME_FILE)), FIGURES)
-    run.artifact(storage.join(folder, REPORT_FILE))
-    for name, file in report.artifacts.items():
-        place = storage.join(folder, file)
-        run.artifact(place)
-        if file.endswith(".png"):
-            run.image(place, name, step)
-
-
-class Clock:
-    """Seconds between laps."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name], self._last = round(now - self._last, 3), now
+    opened: LocatedCheckpoint
+    config: Recipe
+    protocol: EvaluationProtocol
+    kept: KeptImages | None
+    report: EvaluationReport | None
+    """The one that stands; None: to be made."""
 
     @property
-    def total(self) -> float:
-        return sum(self.laps.values())
+    def folder(self) -> str:
+        return report_folder_of(self.config, self.protocol, self.opened.name)
+
+
+def evaluate_each(
+    batches: Iterable[Sequence[Target]], plan: EvaluationPlan, *, address: str | None = None, series: bool = True
+) -> list[Scored]:
+    """Evaluate checkpoints as they come, each by its recipe; those of one batch by one pool of workers.
+
+    series: several are meant, even if only one comes. Then, after each, the curve over all reports of its protocol is
+    drawn anew, and the numbers of all go to one MLflow run.
+    """
+    found: list[Scored] = []
+    with ExitStack() as stack:
+        contexts: dict[str, StageContext] = {}
+        runs: dict[str, RunLog] = {}
+        for batch in batches:
+            for _, config in batch:
+                if config.output not in contexts:
+                    context = StageContext(config, address=address, part=EVALUATIONS)
+                    contexts[config.output] = stack.enter_context(context)
+            evaluations = [evaluations_of(opened, config, plan, several=series) for opened, config in batch]
+            compute_together([each for seeds in evaluations for each in seeds], plan, contexts)
+            for seeds in evaluations:
+                config, context = seeds[0].config, contexts[seeds[0].config.output]
+                report, folder = finish_report(seeds, context), seeds[0].folder
+                found.append(Scored(report, folder, context.tracker.uri))
+                if (series or plan.repeats > 1) and any(each.report is None for each in seeds):
+                    reports = storage.split(folder)[0]
+                    if reports not in runs:
+                        identity = {"protocol": report.protocol_id}
+                        runs[reports] = stack.enter_context(context.run("evaluations", identity))
+                    record_series(runs[reports], reports, report, config.train.global_batch_size)
+                if plan.promote:
+                    context.say("promote", promote(report, config, plan.promote, context)[0])
+    return found
+
+
+def evaluations_of(
+    opened: LocatedCheckpoint, config: Recipe, plan: EvaluationPlan, *, several: bool
+) -> list[Evaluation]:
+    """One for each seed. Raises ValueError before any work if something does not fit."""
+    evaluations = []
+    for seed in range(config.seed, config.seed + plan.repeats):
+        seeded = replace(config, seed=seed)
+        protocol = evaluation_protocol(seeded, opened)
+        check_scoring(seeded, protocol)
+        kept = kept_images(plan, opened, several) if seed == config.seed else None
+        again = plan.force or kept is not None
+        folder = report_folder_of(seeded, protocol, opened.name)
+        report = None if again else known_report(folder, opened.digest)
+        evaluations.append(Evaluation(opened, seeded, protocol, kept, report))
+    return evaluations
+
+
+def compute_together(evaluations: list[Evaluation], plan: EvaluationPlan, contexts: dict[str, StageContext]) -> None:
+    """Records of all shards of what is to be made, by one pool of workers for each kind of them."""
+    groups: dict[tuple, list[Evaluation]] = {}
+    for each in evaluations:
+        if each.report is None:
+            groups.setdefault((each.config.output, each.config.images, each.config.evaluate), []).append(each)
+    for (output, images, settings), group in groups.items():
+        shards = RealImages.of(group[0].config).missing_shards()
+        for source, each in enumerate(group):
+            drawn = sample_shards(each.config, each.opened, each.protocol, each.folder, each.kept)
+            if plan.force:
+                storage.remove_folder(shard_folder(each.config, each.opened, each.folder))
+            shards += [replace(shard, source=source) for shard in drawn]
+        sources = [Source(each.opened.shared, each.protocol, each.kept) for each in group]
+        compute_features(
+            contexts[output], "evaluate", shards, (with_absolute_paths(images), settings, sources), settings
+        )
+
+
+def finish_report(seeds: list[Evaluation], context: StageContext) -> EvaluationReport:
+    """The report of the first seed, with the numbers of the others in it."""
+    reports = []
+    for each in seeds:
+        if each.report is not None:
+            context.skipped("evaluate", f"protocol {each.protocol.protocol_id}, report in {each.folder}")
+            reports.append(each.report)
+            continue
+        earlier_report(each.folder, each.opened.digest)  # another checkpoint's, which must not be written over
+        reports.append(score_checkpoint(each.config, context, each.opened, each.protocol, each.folder, each.kept))
+    first = reports[0] if len(seeds) == 1 else with_repeats(reports)
+    if first != reports[0]:
+        rewrite(first, seeds[0].folder)
+    return first
+
+
+def kept_images(plan: EvaluationPlan, opened: LocatedCheckpoint, several: bool) -> KeptImages | None:
+    if plan.keep is None:
+        return None
+    folder = storage.join(plan.keep, opened.name) if several else plan.keep
+    if storage.is_local(folder):
+        folder = storage.local_path(folder)  # workers run in other working directories
+    return KeptImages(folder, plan.keep_format, tuple(opened.config["class_names"]))
+
+
+def with_repeats(reports: list[EvaluationReport]) -> EvaluationReport:
+    """The first of several reports that differ in their seed, with the values of all."""
+    first = reports[0]
+    return replace(first, repeats={name: [report.metrics[name] for report in reports] for name in first.metrics})
+
+
+def rewrite(report: EvaluationReport, folder: str) -> None:
+    """Save a report that was there already with what has been learned since, and its page."""
+    files = {name: file for name, file in report.artifacts.items() if file.endswith(".png")}
+    pictures = {name: storage.read_bytes(storage.join(folder, file)) for name, file in files.items()}
+    storage.write_atomically(storage.join(folder, PAGE_FILE), render_page(report, pictures).encode())
+    save_report(report, folder)
+
+
+def record_series(run: RunLog, folder: str, report: EvaluationReport, images_per_step: int) -> None:
+    """The report's numbers at its step in a run of all of them, and the curve drawn anew."""
+    step = step_of(report)
+    if step is None:
+        return
+    run.metrics({f"eval/{name}": report.estimate(name)[0] for name in report.metrics}, step)
+    reports = reports_in(folder)
+    figures = draw_figures(reports, folder, images_per_step)
+    for figure in figures:
+        run.artifact(figure)
+    if figures:
+        say("evaluate", f"curve over {len(reports)} checkpoints: {figures[0]}")
+
+
+def promote(report: EvaluationReport, config: Recipe, name: str, context: StageContext) -> tuple[str, bool]:
+    """Make a report's checkpoint the champion of a registered model, if it is better."""
+    from pipelines.registry.promotion import promote_report
+
+    context.tracker.flush()
+    return promote_report(context.tracker.uri, config.name, name, report)

@@ -12,29 +12,24 @@ from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of
-from pipelines.config.reader import apply_override, validate_recipe
+from pipelines.config.reader import image_recipe
 from pipelines.config.recipe import ImagesConfig, Recipe
-from pipelines.evaluate import Clock, check_scoring, earlier_report, publish, scored, scored_folder, track
-from pipelines.images.open import Listing, open_source
+from pipelines.images.listing import Listing
+from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
+from pipelines.scoring.evaluation import (
+    Clock,
+    build_report,
+    check_scoring,
+    earlier_report,
+    report_folder_of,
+    track,
+    write_report,
+)
 from pipelines.scoring.features import compute_features, listing_parts, load_features, make_shards
 from pipelines.scoring.pictures import SAMPLES, Neighbours, report_pictures
 from pipelines.scoring.references import RealImages, extract_adm_images, given_reference, load_real, reference_digest
-from pipelines.stage import StageContext, located
-
-
-def image_recipe(path: str, output: str, overrides: tuple[str, ...] = (), **images) -> Recipe:
-    """A recipe for what only looks at images: its model is never built. images: further fields of [images]."""
-    content: dict = {
-        "name": Path(path).stem or "images",
-        "output": output,
-        "images": {"path": path, **images},
-        "autoencoder": {"id": "none"},
-        "model": {"name": "DiT-S/2"},
-    }
-    for override in overrides:
-        apply_override(content, override)
-    return validate_recipe(content)
+from pipelines.stage import StageContext, with_absolute_paths
 
 
 def reference_recipe(reference: str, images: str, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -70,7 +65,7 @@ def evaluate_images(
     protocol = images_protocol(config, len(listing))
     check_scoring(config, protocol)
     name = Path(path.partition("?")[0]).stem or "images"
-    folder = scored_folder(config, protocol, name)
+    folder = report_folder_of(config, protocol, name)
     digest = digest_of([listing.digest, images.size, images.crop])
     report = earlier_report(folder, digest)
     if report is not None and not force:
@@ -85,17 +80,19 @@ def evaluate_images(
     with context.run("evaluate", {"images": digest, "protocol": protocol.protocol_id}, tags) as run:
         run.params({"evaluate": asdict(config.evaluate), "protocol": protocol.to_dict()})
         if missing := real.missing_shards():
-            compute_features(context, "reference", missing, (located(config.images), config.evaluate), config.evaluate)
-        compute_features(context, "evaluate", shards, (located(images), config.evaluate), config.evaluate)
+            compute_features(
+                context, "reference", missing, (with_absolute_paths(config.images), config.evaluate), config.evaluate
+            )
+        compute_features(context, "evaluate", shards, (with_absolute_paths(images), config.evaluate), config.evaluate)
         extract_adm_images(real, context)
         clock.lap("features_seconds")
         reference, held_out = load_real(real)
         features, seconds = load_features(shards)
-        report = scored(protocol, features, reference, held_out, checkpoint=path, digest=digest)
+        report = build_report(protocol, features, reference, held_out, checkpoint=path, digest=digest)
         clock.lap("scoring_seconds")
         pictures = external_pictures(images, listing, features["features"], Neighbours(reference, config.images))
         clock.lap("pictures_seconds")
-        report = publish(report, folder, pictures, clock.laps | seconds)
+        report = write_report(report, folder, pictures, clock.laps | seconds)
         track(run, report, folder)
         storage.remove_folder(work)
         context.say("evaluate", f"{len(listing):,} images scored, report in {folder} ({clock.total:.0f} s)")
@@ -130,5 +127,5 @@ def external_pictures(
     shown = np.linspace(0, len(listing) - 1, min(SAMPLES, len(listing))).astype(int)
     chosen = listing.take(shown)
     places = None if chosen.places is None else chosen.places.tolist()
-    pixels, _, _ = read_cropped(located(images), chosen.keys, places)
+    pixels, _, _ = read_cropped(with_absolute_paths(images), chosen.keys, places)
     return report_pictures(pixels, chosen.labels, features[shown], listing.class_names, neighbours)

@@ -19,7 +19,8 @@ from dit.sizes import checkpoint_bytes, count_parameters
 from pipelines.config.recipe import Recipe
 from pipelines.latents import schema
 from pipelines.plan_cluster import Cluster, filled
-from pipelines.plan_stages import StagePlan, Subject, plan_autoencoder, plan_encode, plan_evaluate, plan_train
+from pipelines.plan_memory import Subject
+from pipelines.plan_stages import StagePlan, plan_autoencoder, plan_encode, plan_evaluate, plan_train
 from pipelines.training.retention import outdated_steps
 
 STAGES = ("autoencoder", "encode", "train", "evaluate")

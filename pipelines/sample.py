@@ -1,4 +1,4 @@
-"""The sample job: a labelled grid from a checkpoint, to look at, or many samples in a file, for other tools."""
+"""The sample job: many samples of a checkpoint in one file, for other tools."""
 
 import tempfile
 import zipfile
@@ -13,43 +13,8 @@ from dit.files import publish
 from evaluation.protocol import shard_ranges
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
-from pipelines.images.grids import labelled_grid, save_png
 from pipelines.scoring.protocols import sampling_protocol
 from pipelines.stage import StageContext
-
-
-def sample_grid(
-    checkpoint: str | Path | LocatedCheckpoint, config: Recipe, out: str, *, classes: list[str] | None, columns: int
-) -> str:
-    """Sample `columns` images of each class and write them as one PNG to a path or URI.
-
-    classes: names or numbers; left out, all (at most 20). Raises ValueError for a class that does not exist.
-    """
-    from pipelines.scoring.sampler import Sampler
-
-    opened = open_checkpoint(checkpoint)
-    names = opened.config["class_names"]
-    labels = [class_label(name, names) for name in classes] if classes else list(range(min(len(names), 20)))
-    labels = labels or [0]
-    protocol = sampling_protocol(config, opened)
-    settings = config.evaluate
-    device = "cuda" if settings.gpus_per_worker else "cpu"
-    sampler = Sampler(opened.shared, protocol, batch_size=settings.batch_size, device=device, compiled=settings.compile)
-    images = sampler.sample(range(len(labels) * columns), np.repeat(labels, columns).astype(np.int64))
-    rows = images.reshape(len(labels), columns, *images.shape[1:])
-    titles = [names[label] if names else "" for label in labels]
-    return save_png(labelled_grid(list(zip(titles, rows, strict=True))), out)
-
-
-def class_label(name: str, class_names: list[str]) -> int:
-    """Number of a class, by its name or its number."""
-    if name in class_names:
-        return class_names.index(name)
-    if name.isdigit() and int(name) < len(class_names):
-        return int(name)
-    raise ValueError(
-        f"class {name!r}: expected one of {', '.join(class_names[:20])} or a number below {len(class_names)}"
-    )
 
 
 def sample_file(
@@ -67,19 +32,26 @@ def sample_file(
     address: of Ray. Raises FileExistsError if `out` is there.
     """
     from pipelines.artifacts import digest_of
-    from pipelines.scoring.features import DrawShard, Source, beside, compute_features, make_shards, read_records
+    from pipelines.scoring.features import (
+        SampleActor,
+        Source,
+        compute_features,
+        make_shards,
+        read_records,
+        temporary_shard_dir,
+    )
 
     storage.refuse_existing(out)
     out, opened = storage.absolute(out), open_checkpoint(checkpoint)
     protocol = sampling_protocol(config, opened)
     parts = shard_ranges(num_samples, config.evaluate.shard_rows)
     identity = digest_of({"checkpoint": opened.digest, "protocol": protocol.to_dict(), "parts": list(map(str, parts))})
-    folder = beside(out, identity)
+    folder = temporary_shard_dir(out, identity)
     shards = make_shards(folder, parts)
     # Nobody else works on this file meanwhile; the checkpoint's own output may be trained in.
     with StageContext(replace(config, output=folder), address=address) as context:
         arguments = (config.evaluate, [Source(opened.shared, protocol)])
-        compute_features(context, "sample", shards, arguments, config.evaluate, actor=DrawShard)
+        compute_features(context, "sample", shards, arguments, config.evaluate, actor=SampleActor)
         write_whole(out, lambda file: write_adm(file, read_records(shards), num_samples))
     storage.remove_folder(folder)  # not earlier: the lease would be written into it once more
     return out

@@ -149,7 +149,7 @@ def _stop_working(reason: str) -> None:
     _thread.interrupt_main()
 
 
-def located(images: ImagesConfig) -> ImagesConfig:
+def with_absolute_paths(images: ImagesConfig) -> ImagesConfig:
     """The same images for workers: by an absolute path, as those of a cluster run in other working directories.
 
     A data set on a hub by its commit, as others may push to it meanwhile.

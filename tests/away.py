@@ -12,7 +12,7 @@ from mlflow_server import MlflowServer, free_port
 from ray_head import RayHead
 from tiny_run import Submitter
 
-from pipelines.tracking.tracker import check_tracking
+from pipelines.tracking.store import check_tracking
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "planted/wJalrXUtnFEMI", "MLFLOW_TRACKING_PASSWORD": "planted-correct-horse"}
 

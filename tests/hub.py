@@ -75,11 +75,11 @@ class Answers(BaseHTTPRequestHandler):
             self.send_file(found[0], found[1] / file)
         else:
             files = sorted(file for file in found[1].rglob("*") if file.is_file())
-            self.answer(200, json.dumps(self.described(name, *found, files, tree=what == "tree")).encode())
+            self.answer(200, json.dumps(self.describe_step(name, *found, files, tree=what == "tree")).encode())
 
     do_HEAD = do_GET
 
-    def described(self, name: str, sha: str, folder: Path, files: list[Path], tree: bool) -> dict | list[dict]:
+    def describe_step(self, name: str, sha: str, folder: Path, files: list[Path], tree: bool) -> dict | list[dict]:
         names = [file.relative_to(folder).as_posix() for file in files]
         if not tree:
             return {"id": name, "sha": sha, "siblings": [{"rfilename": name} for name in names]}

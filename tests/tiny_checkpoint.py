@@ -11,9 +11,9 @@ from dit.config import DiTConfig
 from dit.files import write_json
 from dit.model import DiT
 from dit.train import create_state
-from pipelines.autoencoder import OURS, RECORD
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
+from pipelines.latents.autoencoder import OURS, RECORD
 
 MODEL = DiTConfig(
     input_size=8, patch_size=2, hidden_size=32, depth=1, num_heads=2, in_channels=4, num_classes=3, learn_sigma=False

@@ -71,7 +71,7 @@ def encode_here(config: Recipe, monkeypatch, context: Context | None = None) -> 
 
     def one_after_the_other(config, context, shards, description):
         read = job.ReadImages(config.images)
-        encode = job.EncodeImages(job.autoencoder_of(config).located(), config.encode)
+        encode = job.EncodeImages(job.autoencoder_of(config).with_absolute_paths(), config.encode)
         write = job.WriteShard(config.latents, description)
         for number, shard in enumerate(shards):
             if number == context.kill_after:

@@ -34,7 +34,7 @@ def shard(moments, flip=False, first=0, **settings):
         moments,
         moments[..., ::-1] if flip else None,
     )
-    return schema.shard_bytes(table)
+    return schema.parquet_bytes(table)
 
 
 def write_dataset(folder, parts, flip=False, quarantined=(), **settings):

@@ -11,14 +11,14 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 from dit.autoencoder import describe_autoencoder
 from dit.checkpoint import Checkpoint
 from evaluation.report import EvaluationReport
-from pipelines.autoencoder import OURS
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
-from pipelines.evaluate import scored_folder, track
 from pipelines.images.open import open_source
 from pipelines.latents import schema
+from pipelines.latents.autoencoder import OURS
 from pipelines.latents.dataset import LatentDataset, channel_sums, write_manifest
+from pipelines.scoring.evaluation import report_folder_of, track
 from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.reports import save_report
 from pipelines.stage import StageContext
@@ -77,7 +77,7 @@ def write_latents(config: Recipe) -> LatentDataset:
     )
     moments = np.random.default_rng(0).normal(size=(len(listing), 8, 8, 8)).astype("<f2")
     table = schema.shard_table(schema.latent_schema(description), listing.keys, listing.labels, moments, None)
-    data = schema.shard_bytes(table)
+    data = schema.parquet_bytes(table)
     folder = Path(config.folder("latents"))
     folder.mkdir(parents=True)
     (folder / "part-00000.parquet").write_bytes(data)
@@ -105,7 +105,7 @@ def tell_evaluation(context: StageContext, config: Recipe, checkpoint: Checkpoin
         metrics={name: value} | {name.replace("fd", kind): 1 / value for kind in ("precision", "recall")},
         errors={name: ERROR},
     )
-    folder = scored_folder(config, protocol, opened.name)
+    folder = report_folder_of(config, protocol, opened.name)
     save_report(report, folder)
     tags = {"raydit.checkpoint": opened.origin, "raydit.checkpoint_digest": opened.digest}
     tags |= {"raydit.protocol_id": protocol.protocol_id}

@@ -14,9 +14,9 @@ from pipelines.checkpoints import stored as checkpoints
 from pipelines.config.reader import validate_recipe
 from pipelines.latents import schema
 from pipelines.latents.dataset import LatentDataset, channel_sums, write_manifest
-from pipelines.train import worker_settings
 from pipelines.training.loop import train_as
 from pipelines.training.messages import Notice, Report, Saved
+from pipelines.training.settings import worker_settings
 from pipelines.training.worker import Worker
 
 ROWS, SHARD_ROWS = 48, 6
@@ -73,7 +73,7 @@ def write_latents(recipe, poisoned=(), latent_side=4):
             moments[row - first, 0] = np.nan
         keys, labels = [f"image-{first + row}" for row in range(SHARD_ROWS)], np.arange(SHARD_ROWS) % 3
         table = schema.shard_table(schema.latent_schema(description), keys, labels, moments, moments[..., ::-1])
-        data, name = schema.shard_bytes(table), f"part-{index:05d}.parquet"
+        data, name = schema.parquet_bytes(table), f"part-{index:05d}.parquet"
         storage.write_atomically(storage.join(recipe.latents, name), data)
         record = {"file": name, "rows": SHARD_ROWS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         records.append({**record, "channels": sums, "quarantined": []})

@@ -61,7 +61,7 @@ def open_checkpoint(location: str) -> StoredCheckpoint:
     return StoredCheckpoint(**vars(load_checkpoint(storage.fetch_folder(location))), location=location)
 
 
-def described(location: str, step: int) -> StoredCheckpoint:
+def describe_step(location: str, step: int) -> StoredCheckpoint:
     """The checkpoint of a step as it describes itself. Of one in an object store no weights are fetched to `path`."""
     place = checkpoint_location(location, step)
     if storage.is_local(place):

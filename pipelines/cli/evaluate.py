@@ -91,8 +91,9 @@ def _print_images_plan(images: str, config, as_json: bool) -> None:
 
 def _evaluate_checkpoints(checkpoints, every: int, recipe, model, overrides, flags) -> None:
     """Score checkpoints; every: 0, or the n of --watch."""
+    from pipelines.checkpoints.follow import follow_checkpoints
     from pipelines.config.reader import load_recipe
-    from pipelines.evaluate_series import EvaluationPlan, evaluate_each, watch
+    from pipelines.evaluate import EvaluationPlan, evaluate_each
 
     fixed = load_recipe(recipe, overrides) if recipe else None  # a mistake in it is told before anything is looked for
 
@@ -111,7 +112,7 @@ def _evaluate_checkpoints(checkpoints, every: int, recipe, model, overrides, fla
     if every and flags["dry_run"]:
         raise click.UsageError("--dry-run tells of checkpoints that are there: name one instead of --watch")
     if every:
-        appearing = ([target] for target in watch(checkpoints[0], every, recipe_of))
+        appearing = ([target] for target in follow_checkpoints(checkpoints[0], every, recipe_of))
         scored = evaluate_each(appearing, plan, address=flags["address"])
     else:
         opened = [_open(checkpoint, model, overrides) for checkpoint in checkpoints]
@@ -135,7 +136,7 @@ def _open(checkpoint, model, overrides):
 def _print_plan(targets, plan, as_json: bool) -> None:
     """What would be done for each checkpoint; nothing is."""
     from evaluation.protocol import shard_ranges
-    from pipelines.evaluate import check_scoring, known_report, scored_folder
+    from pipelines.scoring.evaluation import check_scoring, known_report, report_folder_of
     from pipelines.scoring.protocols import evaluation_protocol
 
     plans = []
@@ -144,7 +145,7 @@ def _print_plan(targets, plan, as_json: bool) -> None:
         protocol = evaluation_protocol(config, opened)
         check_scoring(config, protocol)
         shards = shard_ranges(protocol.num_samples, config.evaluate.shard_rows)
-        folder = scored_folder(config, protocol, opened.name)
+        folder = report_folder_of(config, protocol, opened.name)
         known = known_report(folder, opened.digest) is not None
         click.echo(f"checkpoint   {opened.origin} ({opened.digest[:12]})")
         click.echo(
@@ -236,8 +237,9 @@ def sample(checkpoint, out, classes, columns, seed, npz, num_samples, model, ove
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
     opened = _open(checkpoint, model, overrides)
-    from pipelines.sample import sample_file, sample_grid
+    from pipelines.sample import sample_file
     from pipelines.scoring.protocols import checkpoint_recipe
+    from pipelines.scoring.sample_grid import sample_grid
 
     config = checkpoint_recipe(opened, overrides)
     if npz is not None:
@@ -273,8 +275,9 @@ def build(images, out, size, extractor, overrides, address, dry_run, as_json) ->
     overrides = (*(f"{key}={value}" for key, value in shorthands.items() if value is not None), *overrides)
     from dataclasses import replace
 
-    from pipelines.evaluate_images import image_recipe
-    from pipelines.scoring.references import RealImages, build_reference, work_folder
+    from pipelines.build_reference import build_reference, work_folder
+    from pipelines.config.reader import image_recipe
+    from pipelines.scoring.references import RealImages
 
     config = image_recipe(images, "work", overrides)
     config = replace(config, output=work_folder(config, out))

@@ -43,8 +43,8 @@ def cli() -> None:
 def run(recipe, overrides, address, dry_run, as_json) -> None:
     """All stages of RECIPE in a row; finished ones are skipped."""
     config = _recipe(recipe, overrides, dry_run)
-    from pipelines.evaluate import report_folder
     from pipelines.run import run_pipeline
+    from pipelines.scoring.evaluation import report_folder
     from pipelines.stage import StageContext
 
     with StageContext(config, address=address) as context:

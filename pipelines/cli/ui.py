@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.console import say
-from pipelines.tracking.lookup import asked
+from pipelines.tracking.lookup import connected_client
 from pipelines.tracking.store import check_tracking
 
 HOST = "127.0.0.1"
@@ -83,7 +83,7 @@ def _serves(port: int, uri: str) -> bool:
 
 
 def _experiments(uri: str) -> set[tuple]:
-    with asked(uri) as client:
+    with connected_client(uri) as client:
         found = client.search_experiments()
     return {(each.experiment_id, each.name, each.creation_time, each.artifact_location) for each in found}
 

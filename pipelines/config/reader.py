@@ -143,3 +143,17 @@ def _line_numbers(text: str) -> dict[str, int]:
 def resolved(recipe: Recipe) -> dict:
     """The recipe as plain data with every default filled in: what artifacts and runs record."""
     return dataclasses.asdict(recipe)
+
+
+def image_recipe(path: str, output: str, overrides: tuple[str, ...] = (), **images) -> Recipe:
+    """A recipe for what only looks at images: its model is never built. images: further fields of [images]."""
+    content: dict = {
+        "name": Path(path).stem or "images",
+        "output": output,
+        "images": {"path": path, **images},
+        "autoencoder": {"id": "none"},
+        "model": {"name": "DiT-S/2"},
+    }
+    for override in overrides:
+        apply_override(content, override)
+    return validate_recipe(content)

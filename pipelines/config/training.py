@@ -9,7 +9,7 @@ from cluster.placement import label_condition
 from dit.schedule import TrainingConfig
 from pipelines.config.model import PositiveInt
 
-BESIDE_THE_WEIGHTS = (
+NON_IDENTITY_FIELDS = (
     "accumulation_steps",
     "checkpoint_every",
     "log_every",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pipelines.config.recipe import ImagesConfig
-    from pipelines.images.open import ImageSource
+    from pipelines.images.listing import ImageSource
 
 
 MOST_PIXELS = 2**27

@@ -14,7 +14,7 @@ def write_quarantine(path: str, entries: list[dict]) -> None:
     import pyarrow as pa
 
     columns = {name: pa.array([entry[name] for entry in entries], pa.string()) for name in ("key", "error")}
-    storage.write_atomically(path, schema.shard_bytes(pa.table(columns)))
+    storage.write_atomically(path, schema.parquet_bytes(pa.table(columns)))
 
 
 class QuarantineLimit:

@@ -62,7 +62,7 @@ def _binary(moments: np.ndarray, width: int) -> "pa.Array":
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(data), [None, pa.py_buffer(data)])
 
 
-def shard_bytes(table: "pa.Table") -> bytes:
+def parquet_bytes(table: "pa.Table") -> bytes:
     """The table as a Parquet file: no compression and no dictionary, which random bytes only slow down."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -14,7 +14,7 @@ import numpy as np
 from cluster import storage
 from evaluation.protocol import shard_ranges
 from pipelines.artifacts import Artifact
-from pipelines.images.open import Listing
+from pipelines.images.listing import Listing
 from pipelines.latents import schema
 from pipelines.latents.dataset import MANIFEST, LatentDataset
 
@@ -24,7 +24,7 @@ IMAGES = ("images.digest", "images.count")
 
 
 @dataclass(frozen=True)
-class Shard:
+class LatentShard:
     """Some consecutive images of the source's listing, and one file."""
 
     folder: str
@@ -62,7 +62,7 @@ def write_shard(folder: str, index: int, data: bytes, record: dict) -> None:
     storage.write_json_atomically(path, record)
 
 
-def read_records(shards: Sequence[Shard]) -> list[dict | None]:
+def read_records(shards: Sequence[LatentShard]) -> list[dict | None]:
     """For each shard its record if it is finished: of these very images, and with its file whole; else None."""
     if not shards:
         return []
@@ -70,7 +70,7 @@ def read_records(shards: Sequence[Shard]) -> list[dict | None]:
     records = storage.join(folder, RECORDS)
     sizes, recorded = storage.list_files(folder), storage.list_files(records)
 
-    def read(shard: Shard) -> dict | None:
+    def read(shard: LatentShard) -> dict | None:
         name = record_name(shard.index)
         record = storage.read_json(storage.join(records, name)) if name in recorded else None
         if record is None or record["listing"] != shard.images.digest:
@@ -81,17 +81,17 @@ def read_records(shards: Sequence[Shard]) -> list[dict | None]:
         return list(pool.map(read, shards))
 
 
-def plan_shards(folder: str, listing: Listing, earlier: LatentDataset | None, shard_rows: int) -> list[Shard]:
+def plan_shards(folder: str, listing: Listing, earlier: LatentDataset | None, shard_rows: int) -> list[LatentShard]:
     """The shards of all images that `earlier` does not hold, numbered after its own: a function of these alone."""
     first, new = 0, listing
     if earlier is not None:
         first, held = len(earlier.manifest["shards"]), held_keys(earlier)
         new = listing.take(np.array([key not in held for key in listing.keys], dtype=bool))
     ranges = shard_ranges(len(new), shard_rows)
-    return [Shard(folder, first + number, new.take(positions)) for number, positions in enumerate(ranges)]
+    return [LatentShard(folder, first + number, new.take(positions)) for number, positions in enumerate(ranges)]
 
 
-def finished_records(shards: list[Shard]) -> list[dict]:
+def finished_records(shards: list[LatentShard]) -> list[dict]:
     """Records of all shards. Raises ValueError if one is gone: something else changed the folder meanwhile."""
     records = []
     for shard, record in zip(shards, read_records(shards), strict=True):
@@ -104,17 +104,17 @@ def finished_records(shards: list[Shard]) -> list[dict]:
     return records
 
 
-def claim(folder: str, identity: dict, listing: Listing) -> LatentDataset | None:
+def prepare_folder(folder: str, identity: dict, listing: Listing) -> LatentDataset | None:
     """Make the folder this identity's; the finished data set in it, if any, holds the listing or a part of it.
 
     Where nothing changed but that images were added, what is there stays. Any other change starts anew.
     """
-    earlier, lost = look(folder, identity, listing)
-    Artifact("encode", folder, identity).claim(lost, free=() if lost else IMAGES)
+    earlier, lost = inspect_existing(folder, identity, listing)
+    Artifact("encode", folder, identity).prepare(lost, free=() if lost else IMAGES)
     return earlier if earlier is not None and storage.exists(storage.join(folder, MANIFEST)) else None
 
 
-def look(folder: str, identity: dict, listing: Listing) -> tuple[LatentDataset | None, list[str]]:
+def inspect_existing(folder: str, identity: dict, listing: Listing) -> tuple[LatentDataset | None, list[str]]:
     """The finished data set in a folder, if any, and why a listing's images cannot be added to it, if so."""
     if not storage.exists(storage.join(folder, MANIFEST)):
         return None, []
@@ -138,7 +138,7 @@ def held_keys(dataset: LatentDataset) -> set[str]:
     return keys
 
 
-def remove_strays(folder: str, shards: list[Shard], earlier: LatentDataset | None) -> None:
+def remove_strays(folder: str, shards: list[LatentShard], earlier: LatentDataset | None) -> None:
     """Remove files of plans that are no more: no manifest names them, and `part-*.parquet` would read them."""
     kept = {shard_name(shard.index) for shard in shards}
     if earlier is not None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from cluster import storage
-from pipelines.autoencoder import AutoencoderHandle
 from pipelines.images.grids import class_grid, save_png
 from pipelines.latents import schema
+from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.dataset import LatentDataset
 
 COLUMNS, MOST_CLASSES = 8, 20

@@ -11,19 +11,19 @@ from typing import Any
 from cluster import storage
 from dit.checkpoint import COMPLETE
 from evaluation.report import EvaluationReport
-from pipelines.autoencoder import AutoencoderHandle
 from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, open_checkpoint
-from pipelines.checkpoints.stored import described, finished_steps
+from pipelines.checkpoints.stored import describe_step, finished_steps
 from pipelines.config.reader import validate_recipe
 from pipelines.config.recipe import Recipe
 from pipelines.images.open import open_source
+from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.dataset import MANIFEST, LatentDataset, fingerprint_of
 from pipelines.latents.verify import description_of
 from pipelines.registry.queries import find_run
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.references import reference_digest
 from pipelines.scoring.reports import read_report, report_files
-from pipelines.tracking.lookup import CHECKPOINT, DIGEST, REMOVED, asked, find_checkpoint, has_files
+from pipelines.tracking.lookup import CHECKPOINT, DIGEST, REMOVED, connected_client, find_checkpoint, has_files
 from pipelines.tracking.store import tracking_uri
 
 
@@ -80,7 +80,7 @@ def _resolved(target: str, store: str) -> tuple[str, str | None]:
     if storage.exists(target):
         return storage.absolute(target), None
     uri = tracking_uri(store)
-    with asked(uri) as client:
+    with connected_client(uri) as client:
         run = find_run(client, uri, target)
     tags = run.data.tags
     if "raydit.latents" in tags:
@@ -110,7 +110,7 @@ def _around_latents(dataset: LatentDataset, expected: str | None, store: str, qu
     chain = _latents_and_before(dataset.path, expected or dataset.fingerprint, config, quick)
     folder = storage.join(storage.split(dataset.path)[0], "checkpoints")
     for step in finished_steps(folder):
-        checkpoint = described(folder, step)
+        checkpoint = describe_step(folder, step)
         trained_on = checkpoint.config["latents_fingerprint"]
         chain += _checkpoint(checkpoint.location, checkpoint.config, checkpoint.digest, None, quick=True)
         chain[-1].compare("latents that it was trained on", dataset.fingerprint, trained_on)
@@ -220,7 +220,7 @@ def _compare_reference(link: Link, report: EvaluationReport, config: Recipe, cha
 def _in_mlflow(digest: str, uri: str) -> list[Link]:
     """The models and registered versions of a checkpoint."""
     try:
-        with asked(uri) as client:
+        with connected_client(uri) as client:
             return [*_models(client, digest), *_versions(client, digest)]
     except (FileNotFoundError, ConnectionError) as error:
         return [Link("model", "unknown", digest, unknown=[str(error)])]

@@ -14,7 +14,7 @@ from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.registry.model_files import save_model_files
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.reports import find_reports
-from pipelines.tracking.lookup import BEFORE, CHECKPOINT, DIGEST, asked, has_files
+from pipelines.tracking.lookup import BEFORE, CHECKPOINT, DIGEST, connected_client, has_files
 from pipelines.tracking.store import tracking_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -42,7 +42,7 @@ def promote(uri: str, experiment: str, name: str, candidate: Standing, *, alias:
     chosen by another protocol or metric, FileNotFoundError if the checkpoint is gone, and ConnectionError if MLflow
     does not answer or has not been told of it.
     """
-    with asked(uri) as client:
+    with connected_client(uri) as client:
         holders = {each: _holder(client, name, each) for each in (CHAMPION, CHALLENGER)}
         champion = holders[CHAMPION]
         for holder in holders.values():
@@ -92,7 +92,7 @@ def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:
     Raises ValueError if nobody had it before, FileNotFoundError if there is no such alias or that version lost its
     files, ConnectionError if MLflow does not answer.
     """
-    with asked(uri) as client:
+    with connected_client(uri) as client:
         number = _aliases(client, name).get(alias)
         if number is None:
             raise FileNotFoundError(

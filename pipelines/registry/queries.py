@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from evaluation.protocol import HIGHER_IS_BETTER, parse_metric_name
-from pipelines.tracking.lookup import CHECKPOINT, DIGEST, REMOVED, asked, run_link
+from pipelines.tracking.lookup import CHECKPOINT, DIGEST, REMOVED, connected_client, run_link
 
 LOADS = ("autoencoder/psnr", "encode/images", "encode/images_per_second", "train/loss", "train/images_per_second")
 MAIN_METRICS = (*LOADS, "train/mfu")
@@ -21,7 +21,7 @@ def list_runs(uri: str, *, experiment: str = "", stage: str = "", limit: int = 2
     experiment: left out, of all. stage: left out, all.
     Raises FileNotFoundError if there is no such experiment, ConnectionError if MLflow does not answer.
     """
-    with asked(uri) as client:
+    with connected_client(uri) as client:
         names = _experiments(client, uri, experiment)
         query = f"tags.`raydit.stage` = '{stage}'" if stage else ""
         order = ["attributes.start_time DESC"]
@@ -63,7 +63,7 @@ def show_run(uri: str, name: str) -> dict[str, Any]:
 
     Raises FileNotFoundError if there is none, ValueError for several.
     """
-    with asked(uri) as client:
+    with connected_client(uri) as client:
         run = find_run(client, uri, name)
         experiment = client.get_experiment(run.info.experiment_id).name
         parent = run.data.tags.get("mlflow.parentRunId")
@@ -122,7 +122,7 @@ def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: s
     """
     if metric:
         parse_metric_name(metric)
-    with asked(uri) as client:
+    with connected_client(uri) as client:
         (number,) = _experiments(client, uri, experiment)
         order = ["attributes.start_time DESC"]
         query = "tags.`raydit.stage` = 'evaluate'"

@@ -68,7 +68,7 @@ class ServedModel(PythonModel):
         )
 
     def _label(self, given) -> int:
-        from pipelines.sample import class_label
+        from pipelines.scoring.sample_grid import class_label
 
         # A column of JSON numbers, one of them missing, arrives as floats.
         is_whole = isinstance(given, float) and given.is_integer()

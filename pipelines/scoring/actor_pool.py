@@ -30,7 +30,7 @@ class PoolWorker:
         self._run(task)
 
 
-def share_out(
+def run_on_actors(
     tasks: Sequence[Task],
     make: Callable[..., Callable[[Any], None]],
     arguments: tuple,

@@ -18,8 +18,8 @@ from cluster import storage
 from cluster.read_ahead import opened_in_order
 from evaluation.protocol import EvaluationProtocol, shard_ranges
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig
-from pipelines.images.open import Listing
-from pipelines.scoring.actor_pool import share_out
+from pipelines.images.listing import Listing
+from pipelines.scoring.actor_pool import run_on_actors
 from pipelines.scoring.npz import read_arrays
 from pipelines.scoring.saved_images import KeptImages
 from pipelines.stage import StageContext
@@ -27,12 +27,12 @@ from pipelines.stage import StageContext
 Record = dict[str, np.ndarray]
 SECONDS = ("sampling_seconds", "extraction_seconds")
 """What of a record says how long it took, and nothing of the images."""
-PICTURED = 1000
+MAX_PREVIEW_IMAGES = 1000
 """Samples whose images stay in the records of scored ones, to be looked at; 50,000 of 256 px would take 10 GB."""
 
 
 @dataclass(frozen=True)
-class Shard:
+class ScoringShard:
     """Some images to score: real ones by their keys, or samples by their indices."""
 
     file: str
@@ -55,15 +55,15 @@ class Source:
     """Where their images are written as well."""
 
 
-def make_shards(folder: str, parts: Sequence[Listing | range], kept: KeptImages | None = None) -> list[Shard]:
+def make_shards(folder: str, parts: Sequence[Listing | range], kept: KeptImages | None = None) -> list[ScoringShard]:
     """Shards whose records lie in `folder`, an absolute path or URI, numbered."""
     return [
-        Shard(storage.join(folder, f"shard-{index:05d}.npz"), part, kept=kept.file(index) if kept else None)
+        ScoringShard(storage.join(folder, f"shard-{index:05d}.npz"), part, kept=kept.file(index) if kept else None)
         for index, part in enumerate(parts)
     ]
 
 
-def beside(file: str, identity: str) -> str:
+def temporary_shard_dir(file: str, identity: str) -> str:
     """Folder for the shards of a file until it is whole, named after what it is made from."""
     folder, name = storage.split(storage.absolute(file))
     return storage.join(folder, f"{name}.{identity[:12]}.shards")
@@ -77,14 +77,14 @@ def listing_parts(listing: Listing, shard_rows: int) -> list[Listing]:
 def compute_features(
     context: StageContext,
     stage: str,
-    shards: list[Shard],
+    shards: list[ScoringShard],
     actor_arguments: tuple,
     workers: EvaluateConfig,
     actor: type | None = None,
 ) -> None:
     """See to it that every shard has its record: what an earlier run finished is kept, the rest computed now.
 
-    actor: DrawShard for samples alone; left out, ScoreShard.
+    actor: SampleActor for samples alone; left out, ScoringActor.
     """
     pending = unfinished(shards)
     if not pending:
@@ -92,12 +92,14 @@ def compute_features(
     left, total = (sum(len(shard.images) for shard in part) for part in (pending, shards))
     progress = context.progress(stage, total=total, unit="images", start=total - left)
     context.start_ray(workers, stage)
-    done = share_out(pending, actor or ScoreShard, actor_arguments, workers, lambda text: context.say(stage, text))
+    done = run_on_actors(
+        pending, actor or ScoringActor, actor_arguments, workers, lambda text: context.say(stage, text)
+    )
     for shard in done:
         progress.advance(len(shard.images))
 
 
-def unfinished(shards: Sequence[Shard]) -> list[Shard]:
+def unfinished(shards: Sequence[ScoringShard]) -> list[ScoringShard]:
     """Shards without their record, or without the images that are to be kept. Every folder is listed once."""
     listed: dict[str, dict[str, int]] = {}
 
@@ -110,7 +112,7 @@ def unfinished(shards: Sequence[Shard]) -> list[Shard]:
     return [shard for shard in shards if not is_there(shard.file) or (shard.kept and not is_there(shard.kept))]
 
 
-def read_records(shards: Sequence[Shard], without: Collection[str] = ()) -> Iterator[Record]:
+def read_records(shards: Sequence[ScoringShard], without: Collection[str] = ()) -> Iterator[Record]:
     """Records of computed shards, in order, without some of their arrays.
 
     Raises ValueError for one that does not cover its images.
@@ -128,7 +130,7 @@ def read_records(shards: Sequence[Shard], without: Collection[str] = ()) -> Iter
         yield record
 
 
-def load_features(shards: Sequence[Shard]) -> tuple[Record, dict[str, float]]:
+def load_features(shards: Sequence[ScoringShard]) -> tuple[Record, dict[str, float]]:
     """Features, logits, labels and so on of all images of computed shards, in order; images are left where they are.
 
     Also how long workers have sampled and extracted, all of them together. Raises ValueError if a record is not of its
@@ -162,13 +164,13 @@ def _ends(indices: Sequence[int] | np.ndarray) -> str:
     return f"{indices[0]} to {indices[-1]}"
 
 
-def load_pictured(shards: Sequence[Shard]) -> np.ndarray:
+def load_preview_images(shards: Sequence[ScoringShard]) -> np.ndarray:
     """Images of the first samples, uint8 (N, H, W, 3)."""
-    first = [shard for shard in shards if isinstance(shard.images, range) and shard.images.start < PICTURED]
+    first = [shard for shard in shards if isinstance(shard.images, range) and shard.images.start < MAX_PREVIEW_IMAGES]
     return np.concatenate([record["images"] for record in read_records(first)])
 
 
-class DrawShard:
+class SampleActor:
     """A shard -> its record, written atomically: indices, labels and images of its samples."""
 
     def __init__(self, config: EvaluateConfig, sources: Sequence[Source] = ()):
@@ -179,12 +181,12 @@ class DrawShard:
         self.sources, self.batch_size, self.compiled = sources, config.batch_size, config.compile
         self.device = "cuda" if config.gpus_per_worker else "cpu"
 
-    def __call__(self, shard: Shard) -> None:
+    def __call__(self, shard: ScoringShard) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, **self._record(shard))  # type: ignore[arg-type]
         storage.write_atomically(shard.file, buffer.getvalue())
 
-    def _record(self, shard: Shard) -> Record:
+    def _record(self, shard: ScoringShard) -> Record:
         source, indices = self.sources[shard.source], shard.images
         assert isinstance(indices, range), "real images need an extractor"
         sampler = self._sampler(source)
@@ -215,7 +217,7 @@ class DrawShard:
     _opened: tuple | None = None
 
 
-class ScoreShard(DrawShard):
+class ScoringActor(SampleActor):
     """The same with features and logits of the images, in order; of real images, too.
 
     Of those, unreadable ones are named, not dropped.
@@ -228,12 +230,12 @@ class ScoreShard(DrawShard):
         self.images = images
         self.extractor = create_extractor(config.extractor, config.extractor_weights, self.device)
 
-    def _record(self, shard: Shard) -> Record:
+    def _record(self, shard: ScoringShard) -> Record:
         if isinstance(shard.images, Listing):
             return self._real(shard.images)
         record = super()._record(shard)
         record |= self._extract(record["images"])
-        if shard.images.start >= PICTURED:
+        if shard.images.start >= MAX_PREVIEW_IMAGES:
             del record["images"]
         return record
 

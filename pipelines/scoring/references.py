@@ -10,23 +10,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cluster import storage
-from evaluation.extractors import extractor_name, extractor_sha256, weights_path
+from evaluation.extractors import extractor_name, extractor_sha256
 from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import ImagesConfig, Recipe
-from pipelines.images.open import Listing, open_source
+from pipelines.images.listing import Listing
+from pipelines.images.open import open_source
 from pipelines.images.sources.adm import AdmSource
 from pipelines.scoring.features import (
     SECONDS,
-    Shard,
-    beside,
+    ScoringShard,
     compute_features,
     listing_parts,
     make_shards,
     read_records,
 )
-from pipelines.stage import StageContext, located
+from pipelines.stage import StageContext
 
 MOST_FEATURES = 10_000
 """Images whose features are kept, for precision, recall and kernel distance: as many as ADM's references have."""
@@ -68,7 +68,7 @@ class RealImages:
     def shard_folder(self, listing: Listing) -> str:
         return reference_place(self.config, f"{self.digest(listing)[:12]}.shards-{self.config.evaluate.shard_rows}")
 
-    def shards(self, listing: Listing) -> list[Shard]:
+    def shards(self, listing: Listing) -> list[ScoringShard]:
         return make_shards(self.shard_folder(listing), listing_parts(listing, self.config.evaluate.shard_rows))
 
     @property
@@ -77,7 +77,7 @@ class RealImages:
         reference = [] if self.config.evaluate.reference else [self.training]
         return [*reference, self.held_out] if len(self.held_out) > 1 else reference
 
-    def missing_shards(self) -> list[Shard]:
+    def missing_shards(self) -> list[ScoringShard]:
         """What is left to compute before `load_real`."""
         missing = (listing for listing in self.wanted if not storage.exists(self.path(listing)))
         return [shard for listing in missing for shard in self.shards(listing)]
@@ -188,7 +188,7 @@ def adm_features_file(config: Recipe) -> str | None:
     return reference_place(config, f"{identity[:12]}-images.npz")
 
 
-def reference_statistics(config: Recipe, listing: Listing, shards: list[Shard]) -> ReferenceStatistics:
+def reference_statistics(config: Recipe, listing: Listing, shards: list[ScoringShard]) -> ReferenceStatistics:
     """Mean and covariance over all records, and the features of evenly spaced images."""
     weights = _extractor_weights(config)
     stride = max(1, -(-len(listing) // MOST_FEATURES))
@@ -221,37 +221,11 @@ def reference_statistics(config: Recipe, listing: Listing, shards: list[Shard]) 
     )
 
 
-def _readable(shard: Shard, record: Features) -> list[str]:
+def _readable(shard: ScoringShard, record: Features) -> list[str]:
     """Keys of the images that a record's features are of, in order."""
     assert isinstance(shard.images, Listing), "references are of real images"
     unreadable = set(record["unreadable"].tolist())
     return [key for key in shard.images.keys if key not in unreadable]
-
-
-def build_reference(config: Recipe, out: str, *, address: str | None = None) -> ReferenceStatistics:
-    """Statistics of all of a recipe's images in a file of their own, at a path or URI. address: of Ray.
-
-    The recipe's output is the folder of the work (see work_folder): what is finished of it is kept when the command is
-    cut off, and all of it removed at the end. Raises FileExistsError if `out` is there.
-    """
-    storage.refuse_existing(out)
-    images = RealImages.of(config)
-    weights_path(config.evaluate.extractor, config.evaluate.extractor_weights)
-    shards = make_shards(storage.absolute(config.output), listing_parts(images.training, config.evaluate.shard_rows))
-    with StageContext(config, address=address) as context:
-        arguments = (located(config.images), config.evaluate)
-        compute_features(context, "reference", shards, arguments, config.evaluate)
-        reference = reference_statistics(config, images.training, shards)
-        save_reference(reference, out)
-    storage.remove_folder(config.output)  # not earlier: the lease would be written into it once more
-    return reference
-
-
-def work_folder(config: Recipe, out: str) -> str:
-    """Where the shards of a reference lie until it is whole: beside it, named after what it is made from."""
-    images = RealImages.of(config)
-    identity = digest_of([images.digest(images.training), config.evaluate.shard_rows])
-    return beside(out, identity)
 
 
 def save_features(records: Iterator[Features], place: str) -> None:

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 
 from dit.autoencoder import Autoencoder, LatentScale
-from dit.checkpoint import load_weights
 from dit.config import config_from_dict
 from dit.model import build_model
 from dit.objective import create_process
 from dit.samplers import SAMPLERS, guided, in_dtype
+from dit.weights import load_weights
 from evaluation.protocol import EvaluationProtocol, sample_label, sample_seed
-from pipelines.autoencoder import OURS, AutoencoderHandle
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
+from pipelines.latents.autoencoder import OURS, AutoencoderHandle
 
 START_NOISE, STEP_NOISE = 0, 1
 """Streams of a sample's random numbers."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.tracking.store import is_away, mlflow_client, tracking_uri
+from pipelines.tracking.store import is_unavailable, mlflow_client, tracking_uri
 
 CHECKPOINT, DIGEST = "raydit.checkpoint", "raydit.checkpoint_digest"
 REMOVED = "raydit.removed"
@@ -57,7 +57,7 @@ def find_checkpoint(uri: str, name: str) -> Found:
     except Exception as error:
         if isinstance(error, FileNotFoundError | ValueError):
             raise
-        if is_away(error):
+        if is_unavailable(error):
             raise ConnectionError(f"{uri} does not answer, and {name} is looked up there: {_line(error)}") from error
         raise FileNotFoundError(
             f"no {name} at {uri} ({_line(error)}); expected a run, model or version that is there. Look at it with "
@@ -119,7 +119,7 @@ def protected_digests(uri: str) -> set[str]:
     if _is_absent(uri):
         return set()
     digests: set[str] = set()
-    with asked(uri) as client:
+    with connected_client(uri) as client:
         for model in _registered_models(client):
             for number in client.get_registered_model(model.name).aliases.values():
                 digests |= _digests_before(client, model.name, number)
@@ -132,7 +132,7 @@ def dangling_aliases(uri: str) -> tuple[list[str], int]:
     Raises ConnectionError if MLflow does not answer, FileNotFoundError if there is no store.
     """
     dangling, count = [], 0
-    with asked(uri) as client:
+    with connected_client(uri) as client:
         for model in _registered_models(client):
             for alias, number in client.get_registered_model(model.name).aliases.items():
                 version = client.get_model_version(model.name, number)
@@ -150,7 +150,7 @@ def has_files(client, version) -> bool:
     try:
         return bool(model_id and client.list_logged_model_artifacts(model_id))
     except Exception as error:
-        if is_away(error):
+        if is_unavailable(error):
             raise
         return False  # the model itself was deleted
 
@@ -177,7 +177,7 @@ def _registered_models(client) -> Iterator:
 
 
 @contextmanager
-def asked(uri: str) -> Iterator[Any]:
+def connected_client(uri: str) -> Iterator[Any]:
     """A client of a store that is there. Raises FileNotFoundError if it is not, ConnectionError if it is away."""
     if _is_absent(uri):
         raise FileNotFoundError(
@@ -187,7 +187,7 @@ def asked(uri: str) -> Iterator[Any]:
     try:
         yield mlflow_client(uri)
     except Exception as error:
-        if isinstance(error, ValueError | FileNotFoundError | ConnectionError) or not is_away(error):
+        if isinstance(error, ValueError | FileNotFoundError | ConnectionError) or not is_unavailable(error):
             raise
         raise ConnectionError(f"{uri} does not answer: {_line(error)}") from error
 

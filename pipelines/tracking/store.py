@@ -58,7 +58,7 @@ def _make_database(uri: str) -> None:
         MlflowClient(uri).search_experiments(max_results=1)
 
 
-def is_away(error: Exception) -> bool:
+def is_unavailable(error: Exception) -> bool:
     """Whether the same call may succeed later: no answer, a busy database, a server error."""
     from requests import RequestException  # what MLflow's client speaks with; a broken file is an OSError too
 

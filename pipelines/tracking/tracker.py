@@ -18,7 +18,7 @@ from pipelines.console import say
 from pipelines.tracking.experiment_page import experiment_tags, last_samples
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.provenance import OUTPUT
-from pipelines.tracking.store import check_tracking, is_away, mlflow_client, tracking_uri
+from pipelines.tracking.store import check_tracking, is_unavailable, mlflow_client, tracking_uri
 
 JOURNAL_FOLDER = ".tracking"
 CLOSE_SECONDS = 30.0
@@ -181,7 +181,7 @@ class MlflowCourier:
             self._client = self._client or mlflow_client(self._uri)
             getattr(self, f"_{entry['op']}")(entry, known)
         except Exception as error:
-            if is_away(error) and not self._is_stuck(entry):
+            if is_unavailable(error) and not self._is_stuck(entry):
                 raise ConnectionError(str(error).splitlines()[0][:200]) from error
             if count > 1:
                 return self(entries[:1], known)  # only what is refused itself shall be lost

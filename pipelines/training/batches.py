@@ -32,7 +32,7 @@ def generators(seed: int, share: Share, step: int) -> Iterator[torch.Generator]:
         yield generator.manual_seed(int(state[0]))
 
 
-class Parts:
+class MicroBatches:
     """A batch of tensors of which the first axis is the images."""
 
     def chunk(self, count: int) -> list[Self]:
@@ -42,7 +42,7 @@ class Parts:
 
 
 @dataclass
-class LatentBatch(Parts):
+class LatentBatch(MicroBatches):
     """What one training step needs to know."""
 
     latents: Tensor
@@ -84,15 +84,15 @@ def latent_batches(
         if null_class is not None:
             labels = torch.where(uniform[:, 1] < dropout, null_class, labels)
         yield LatentBatch(
-            latents=moved(scale.scale(sample_posterior(moments, normal[:, 0])), device),
-            labels=moved(labels, device),
-            t=moved(process.sample_timesteps(uniform[:, 2]), device),
-            noise=moved(normal[:, 1], device),
+            latents=to_device(scale.scale(sample_posterior(moments, normal[:, 0])), device),
+            labels=to_device(labels, device),
+            t=to_device(process.sample_timesteps(uniform[:, 2]), device),
+            noise=to_device(normal[:, 1], device),
             rows=torch.from_numpy(rows),
         )
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device; to a GPU the copy runs beside what is computed there."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
@@ -108,7 +108,7 @@ def prefetched(batches: Iterable[Batch], depth: int = 2) -> Generator[Batch, Non
 
 
 @dataclass
-class ImageBatch(Parts):
+class ImageBatch(MicroBatches):
     """What one step of autoencoder training needs."""
 
     images: Tensor
@@ -135,6 +135,6 @@ def image_batches(
         images = np.stack([blocks[block][row - starts[block]] for block, row in places])
         noise = [torch.randn(latent_shape, generator=generator) for generator in generators(seed, share, number)]
         yield ImageBatch(
-            images=moved(images_from_uint8(torch.from_numpy(images)), device),
-            noise=moved(torch.stack(noise), device),
+            images=to_device(images_from_uint8(torch.from_numpy(images)), device),
+            noise=to_device(torch.stack(noise), device),
         )

@@ -16,7 +16,7 @@ from cluster import storage
 from pipelines.latents.dataset import LatentArrays, LatentDataset
 from pipelines.training.order import EpochOrder, WindowOrder
 
-Place = Literal["memory", "memmap", "stream"]
+Backend = Literal["memory", "memmap", "stream"]
 MEMORY_BYTES = 256 * 2**20
 """A data set of so many bytes is copied by every worker without a second thought."""
 
@@ -39,7 +39,7 @@ class Latents(Protocol):
         ...
 
 
-def fitting_place(dataset: LatentDataset) -> Place:
+def choose_backend(dataset: LatentDataset) -> Backend:
     """Where a data set is best read from on this node, by its size."""
     if dataset.array_bytes <= MEMORY_BYTES:
         return "memory"
@@ -48,7 +48,7 @@ def fitting_place(dataset: LatentDataset) -> Place:
     return "memmap" if 2 * dataset.array_bytes <= shutil.disk_usage(folder).free else "stream"
 
 
-def open_latents(dataset: LatentDataset, place: Place, *, seed: int, shuffle_rows: int) -> Latents:
+def open_latents(dataset: LatentDataset, place: Backend, *, seed: int, shuffle_rows: int) -> Latents:
     """Open a data set for training. shuffle_rows: images among which a stream is shuffled."""
     if place == "stream":
         shard_rows = [shard["rows"] for shard in dataset.manifest["shards"]]

@@ -18,10 +18,10 @@ from pipelines.checkpoints import stored as checkpoints
 from pipelines.config.recipe import Recipe
 from pipelines.latents.dataset import LatentDataset
 from pipelines.training.batches import latent_batches, prefetched
-from pipelines.training.loading import Latents, Place, fitting_place, open_latents
+from pipelines.training.loading import Backend, Latents, choose_backend, open_latents
 from pipelines.training.messages import Report
 from pipelines.training.metrics import memory_gib, quartile_sums
-from pipelines.training.nonfinite import GoBack, Guard
+from pipelines.training.nonfinite import NonFiniteGuard, RollbackRequested
 from pipelines.training.order import Share
 from pipelines.training.worker import CheckpointWriter, Worker
 
@@ -46,7 +46,7 @@ def train_as(worker: Worker, settings: dict) -> None:
     reports: list[Report] = []
     writer = checkpoint_writer(settings, worker, latents, reports)
     report = reporter(settings, worker, reports)
-    guard = Guard(config.train, worker, dataset)
+    guard = NonFiniteGuard(config.train, worker, dataset)
     while True:
         batches = training_batches(settings, latents, process, worker, first_batch=state.batches)
         try:
@@ -54,11 +54,11 @@ def train_as(worker: Worker, settings: dict) -> None:
                 losses = latent_losses(config, process, worker)
                 train(state, ahead, losses, config.train, report=report, save=writer.save, on_nonfinite=guard)
             break
-        except GoBack:
+        except RollbackRequested:
             writer.wait()
             worker.gather(None)  # all wait for the one that writes
             newest, batches_taken = checkpoints.newest(settings["folder"]), state.batches
-            guard.gone_back(newest.step if newest else None)
+            guard.on_rollback(newest.step if newest else None)
             assert newest is not None, "the guard has seen to it"
             restore(state, newest)
             state.batches = batches_taken  # the same batches would lead to the same place
@@ -82,11 +82,11 @@ def open_for_training(dataset: LatentDataset, config: Recipe, worker: Worker, ne
     Raises ValueError if the recipe asks for another order than the checkpoint's.
     """
     begun = newest.trainer_state.get("order", {"kind": "global"}) if newest else None
-    place: Place
+    place: Backend
     if config.train.loading != "auto":
         place = config.train.loading
     else:
-        own = fitting_place(dataset)
+        own = choose_backend(dataset)
         # All nodes must agree: the order of a stream is another one.
         streamed = "stream" in worker.gather(own) if begun is None else begun["kind"] == "windows"
         place = "stream" if streamed else "memmap" if own == "stream" else own

@@ -11,7 +11,7 @@ QUARTILES = 4
 def quartile_sums(losses: Tensor, t: Tensor, end: float) -> dict[str, Tensor]:
     """Sum and number of the losses (n,) whose timestep t (n,), of those in [0, end], falls in each quarter.
 
-    Both add up over parts of a batch, steps and workers, which means do not; `with_quartiles` divides them in the end.
+    Sums and counts add up over micro-batches, steps and workers; means do not. `add_quartile_losses` divides them.
     """
     quarter = (t.float() * (QUARTILES / end)).long().clamp(max=QUARTILES - 1)
     members = torch.nn.functional.one_hot(quarter, QUARTILES).to(losses.dtype)
@@ -21,7 +21,7 @@ def quartile_sums(losses: Tensor, t: Tensor, end: float) -> dict[str, Tensor]:
     }
 
 
-def with_quartiles(metrics: dict[str, float]) -> dict[str, float]:
+def add_quartile_losses(metrics: dict[str, float]) -> dict[str, float]:
     """The metrics with "loss_quartile_1" (the smallest timesteps) to "_4" for the sums that they were made of."""
     metrics = dict(metrics)
     for q in range(1, QUARTILES + 1):

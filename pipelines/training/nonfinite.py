@@ -15,11 +15,11 @@ RETURNS = 3
 """How often training goes back to the same checkpoint before it stops."""
 
 
-class GoBack(Exception):
+class RollbackRequested(Exception):
     """Too many batches in a row gave no step: the weights themselves are suspect."""
 
 
-class Guard:
+class NonFiniteGuard:
     """Called by the training loop with every such batch: leaves it out, goes back to the last checkpoint, or stops."""
 
     def __init__(self, config: TrainConfig, worker: Worker, dataset: LatentDataset):
@@ -29,7 +29,7 @@ class Guard:
         self._returned_to, self._returns = -1, 0
 
     def __call__(self, error: NonFiniteError, batch: LatentBatch) -> None:
-        """By all workers. Returns to go on without the batch; raises GoBack, or FloatingPointError to stop."""
+        """Skip the batch by returning, or raise RollbackRequested or FloatingPointError. All workers call it."""
         images = self._images(batch)
         if self._config.on_nonfinite == "stop":
             raise FloatingPointError(f"{error}. {images}. Or set train.on_nonfinite to 'skip'")
@@ -40,9 +40,9 @@ class Guard:
             f"this batch is left out ({self._in_a_row} in a row). {images}"
         )
         if self._in_a_row >= self._config.max_skipped:
-            raise GoBack
+            raise RollbackRequested
 
-    def gone_back(self, step: int | None) -> None:
+    def on_rollback(self, step: int | None) -> None:
         """Be told which checkpoint training went back to. Raises FloatingPointError if that cannot help."""
         if step is None or (step == self._returned_to and self._returns == RETURNS):
             where = "there is no checkpoint yet" if step is None else f"going back to step {step:,} did not help"

@@ -67,7 +67,7 @@ def _draw(checkpoint: str, config: Recipe) -> bytes:
     import torch
 
     from pipelines.checkpoints.stored import open_checkpoint
-    from pipelines.sample import sample_grid
+    from pipelines.scoring.sample_grid import sample_grid
 
     torch.set_num_threads(config.evaluate.cpus_per_worker)
     with tempfile.TemporaryDirectory() as folder:

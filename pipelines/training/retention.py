@@ -43,7 +43,7 @@ def best_step(evaluations: str, metric: str) -> int | None:
     return min(scores[most])[1] if most else None
 
 
-class Registered:
+class ProtectedCheckpoints:
     """Which checkpoints the aliases of registered models lead to: none of them is ever removed.
 
     While MLflow does not answer nobody knows, and all are kept; it is not asked again before a minute is over, because
@@ -55,11 +55,14 @@ class Registered:
         self._uri, self._say, self._not_before = uri, say, 0.0
         self._told: set[int] = set()
 
-    def without(self, digests: dict[int, str], *, again: bool = False) -> dict[int, str]:
-        """Of checkpoints, digests by steps, those that no alias leads to. again: ask even if a minute is not over."""
+    def filter_removable(self, digests: dict[int, str], *, force_refresh: bool = False) -> dict[int, str]:
+        """Return the checkpoints (digests by step) that no alias protects.
+
+        force_refresh: ask the registry even if the last failure was less than a minute ago.
+        """
         from pipelines.tracking.lookup import protected_digests
 
-        if not digests or (time.monotonic() < self._not_before and not again):
+        if not digests or (time.monotonic() < self._not_before and not force_refresh):
             return {}
         try:
             protected = protected_digests(self._uri)

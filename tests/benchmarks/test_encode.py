@@ -25,8 +25,9 @@ from tiny_latents import write_dataset
 
 from cluster.session import LOCAL_ENVIRONMENT, ray_session
 from pipelines.config.recipe import Recipe
-from pipelines.encode import SHARDS_IN_FLIGHT, encode, shard_bytes
+from pipelines.encode import SHARDS_IN_FLIGHT, encode
 from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.encoding import bytes_in_flight
 from pipelines.stage import StageContext
 
 pytestmark = pytest.mark.benchmark
@@ -176,7 +177,7 @@ def test_cost_and_memory_as_the_data_set_grows(tmp_path, results, quick):
         results.add("encode job", f"tiny autoencoder, {size:,} images", said)
     assert peaks[0].object_store > 0, "nothing was watched"
     assert all(peak.spilled == 0 for peak in peaks)
-    in_flight = (SHARDS_IN_FLIGHT + 1) * shard_bytes(run.config, run.dataset.manifest)
+    in_flight = (SHARDS_IN_FLIGHT + 1) * bytes_in_flight(run.config, run.dataset.manifest)
     assert max(peak.object_store for peak in peaks) <= in_flight, f"expected at most {in_flight} bytes"
     if len(sizes) > 1:
         case, said = f"time of {sizes[0]:,} to {sizes[-1]:,} images", f"{1e3 * costs[-1]:.2f} ms for an image"

@@ -29,10 +29,10 @@ from dit.config import DiTConfig
 from evaluation.protocol import shard_ranges
 from evaluation.reference import ReferenceStatistics
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.scoring.features import ScoreShard, Source, compute_features, make_shards
+from pipelines.scoring.features import ScoringActor, Source, compute_features, make_shards
 from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.references import save_reference
-from pipelines.stage import StageContext, located
+from pipelines.stage import StageContext, with_absolute_paths
 
 pytestmark = pytest.mark.benchmark
 
@@ -102,15 +102,15 @@ def plain_loops(opened, config, folders: list[Path]):
 def score_shards(context, opened, config, workers: int, num_shards: int, folder: Path) -> None:
     protocol = evaluation_protocol(config, opened)
     shards = make_shards(str(folder), shard_ranges(num_shards * SHARD_ROWS, SHARD_ROWS))
-    arguments = (located(config.images), config.evaluate, [Source(opened.shared, protocol)])
+    arguments = (with_absolute_paths(config.images), config.evaluate, [Source(opened.shared, protocol)])
     settings = replace(config.evaluate, num_workers=workers)
     compute_features(context, "evaluate", shards, arguments, settings, actor=signing_actor())
 
 
 def signing_actor() -> type:
-    """ScoreShard that leaves beside each record which process wrote it."""
+    """ScoringActor that leaves beside each record which process wrote it."""
 
-    class Signing(ScoreShard):  # in here it is pickled by value: workers cannot import this file
+    class Signing(ScoringActor):  # in here it is pickled by value: workers cannot import this file
         def __call__(self, shard):
             super().__call__(shard)
             Path(f"{shard.file}.by-{os.getpid()}").touch()

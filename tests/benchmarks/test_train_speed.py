@@ -22,13 +22,13 @@ from dit.flow import FlowMatching
 from dit.model import DiT
 from pipelines.latents.dataset import LatentArrays, LatentDataset
 from pipelines.stage import StageContext
-from pipelines.train import worker_settings
 from pipelines.training.batches import latent_batches
 from pipelines.training.group import run_workers
 from pipelines.training.loading import ArrayLatents
 from pipelines.training.loop import train_worker
 from pipelines.training.messages import Report
 from pipelines.training.order import EpochOrder, Share
+from pipelines.training.settings import worker_settings
 
 pytestmark = pytest.mark.benchmark
 ROUNDS = 3
@@ -103,7 +103,7 @@ class Listener:
     def __init__(self):
         self.begun, self.first, self.reports = time.perf_counter(), 0.0, []
 
-    def hear(self, message):
+    def on_message(self, message):
         if isinstance(message, Report):
             self.first = self.first or time.perf_counter()
             self.reports.append(message)
@@ -140,7 +140,7 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers
     with StageContext(recipe(1)) as context:
         for number, settings in enumerate(rounds, start=1):
             listeners.append(Listener())
-            run_workers(context, "train", settings["config"].train, train_worker, settings, listeners[-1].hear)
+            run_workers(context, "train", settings["config"].train, train_worker, settings, listeners[-1].on_message)
             assert listeners[-1].reports[-1].step == number * steps
             bare.append(loops.seconds(steps))
     loops.end()

@@ -8,7 +8,7 @@ from tiny import RECIPE
 from cluster import storage
 from cluster.credentials import refuse_credentials
 from pipelines.config.reader import apply_override, load_recipe
-from pipelines.tracking.tracker import tracking_uri
+from pipelines.tracking.store import tracking_uri
 
 PASSWORD = "s3://key:hunter22@bucket/run"
 

@@ -12,7 +12,6 @@ from torch import nn
 from dit.checkpoint import (
     finished_steps,
     load_checkpoint,
-    load_weights,
     newest_checkpoint,
     restore,
     save_checkpoint,
@@ -24,6 +23,7 @@ from dit.flow import FlowMatching
 from dit.model import DiT
 from dit.schedule import TrainingConfig
 from dit.train import create_state, train
+from dit.weights import load_weights
 
 CONFIG = {"class_names": ["a", "b"], "seed": 3}
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_fields import DITS, UVITS
 
-from dit.config import config_from_dict
+from dit.config import MODEL_NAMES, DiTConfig, config_from_dict
 from dit.layers import position_embedding, timestep_embedding, unpatchify
-from dit.model import MODEL_NAMES, DiT, DiTConfig, build_model, create_model
+from dit.model import DiT, build_model, create_model
 
 CONDITIONINGS = ("adaln_zero", "adaln", "cross_attention", "in_context")
 REFINED = {"qk_norm": True, "norm": "rms", "mlp": "swiglu", "position": "rope"}

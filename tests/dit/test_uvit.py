@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from dit.config import UVIT_NAMES, named_config
+from dit.config import UVIT_NAMES, UViTConfig, named_config
 from dit.diffusion import GaussianDiffusion
 from dit.layers import timestep_embedding
 from dit.model import create_model
 from dit.samplers import guided
-from dit.uvit import UViT, UViTConfig
+from dit.uvit import UViT
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,13 @@ from tiny import tiny_recipe
 
 from cluster import storage
 from dit.autoencoder import Autoencoder, create_autoencoder, describe_autoencoder
-from pipelines.autoencoder import AutoencoderHandle, finish, train_autoencoder
+from pipelines.autoencoder import train_autoencoder
 from pipelines.checkpoints.stored import finished_steps
 from pipelines.encode import encode
+from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.verify import verify
 from pipelines.stage import StageContext
+from pipelines.training.autoencoder import finish_autoencoder
 
 
 def test_a_finished_autoencoder_in_a_bucket_is_that_of_a_disk(s3_bucket, tmp_path):
@@ -24,7 +26,7 @@ def test_a_finished_autoencoder_in_a_bucket_is_that_of_a_disk(s3_bucket, tmp_pat
         module = create_autoencoder(image_size=16, latent_channels=4, downsample=2, width=8)
         with pytest.raises(FileNotFoundError, match="no finished autoencoder in .*run `raydit autoencoder`"):
             AutoencoderHandle("autoencoder", output).folder()
-        finish(module, f"{output}/autoencoder", images, [])
+        finish_autoencoder(module, f"{output}/autoencoder", images, [])
     here, there = (AutoencoderHandle("autoencoder", output) for output in (str(tmp_path), s3_bucket))
     assert there.describe() == here.describe() and here.folder() == tmp_path / "autoencoder"
     assert there.folder().is_relative_to(storage.cache_folder("fetched"))

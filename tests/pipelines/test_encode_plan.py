@@ -12,7 +12,7 @@ from tiny_encode import encode_here, recipe
 
 from pipelines.cli import main as cli
 from pipelines.encode_plan import padding, plan_encode, plan_lines
-from pipelines.images.open import Listing
+from pipelines.images.listing import Listing
 from pipelines.latents.shards import plan_shards
 
 

@@ -20,9 +20,9 @@ from evaluation.report import EvaluationReport
 from evaluation.score import score
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.main import cli
-from pipelines.evaluate import TIME_FILE
 from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
+from pipelines.scoring.evaluation import TIME_FILE
 from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.references import RealImages, extract_adm_images, given_reference, load_real
 from pipelines.scoring.reports import save_report

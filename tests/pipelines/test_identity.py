@@ -41,48 +41,48 @@ def test_an_extra_that_is_not_used_leaves_an_identity_as_it_was_before_there_was
 
 def test_a_new_folder_is_claimed_and_records_the_identity(tmp_path, capsys):
     assert artifact(tmp_path).recorded() is None
-    artifact(tmp_path).claim()
+    artifact(tmp_path).prepare()
     assert artifact(tmp_path).recorded() == OLD
     assert capsys.readouterr().out == ""
 
 
 def test_an_empty_folder_is_claimed(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    artifact(tmp_path).claim()
+    artifact(tmp_path).prepare()
     assert artifact(tmp_path).recorded() == OLD
 
 
 def test_the_same_artifact_is_left_as_it_is(tmp_path, capsys):
-    artifact(tmp_path).claim()
+    artifact(tmp_path).prepare()
     (tmp_path / "checkpoints" / "work").write_text("kept")
-    artifact(tmp_path).claim()
+    artifact(tmp_path).prepare()
     assert (tmp_path / "checkpoints" / "work").read_text() == "kept"
     assert not (tmp_path / "superseded").exists()
     assert capsys.readouterr().out == ""
 
 
 def test_tuples_of_an_identity_equal_the_lists_they_are_recorded_as(tmp_path, capsys):
-    artifact(tmp_path, {"interval": (0.1, 0.5)}).claim()
-    artifact(tmp_path, {"interval": (0.1, 0.5)}).claim()
+    artifact(tmp_path, {"interval": (0.1, 0.5)}).prepare()
+    artifact(tmp_path, {"interval": (0.1, 0.5)}).prepare()
     assert capsys.readouterr().out == ""
 
 
 def test_a_changed_artifact_is_moved_aside_and_why_is_said(tmp_path, capsys):
-    artifact(tmp_path).claim()
+    artifact(tmp_path).prepare()
     (tmp_path / "checkpoints" / "work").write_text("first")
-    artifact(tmp_path, NEW).claim()
+    artifact(tmp_path, NEW).prepare()
     assert artifact(tmp_path).recorded() == NEW
     assert (tmp_path / "superseded" / "checkpoints-1" / "work").read_text() == "first"
     said = capsys.readouterr().out
     assert "again, because train.learning_rate: 0.001 -> 0.002." in said and "superseded/checkpoints-1" in said
-    artifact(tmp_path, OLD).claim()
+    artifact(tmp_path, OLD).prepare()
     plans = [json.loads((tmp_path / "superseded" / f"checkpoints-{n}" / "plan.json").read_text()) for n in (1, 2)]
     assert [plan["identity"] for plan in plans] == [OLD, NEW]
 
 
 def test_a_further_reason_starts_anew_though_the_identity_is_equal(tmp_path, capsys):
-    artifact(tmp_path).claim()
-    artifact(tmp_path).claim(["train.steps: 9 -> 5"])
+    artifact(tmp_path).prepare()
+    artifact(tmp_path).prepare(["train.steps: 9 -> 5"])
     assert (tmp_path / "superseded" / "checkpoints-1").is_dir()
     assert "because train.steps: 9 -> 5." in capsys.readouterr().out
     assert artifact(tmp_path).recorded() == OLD
@@ -93,12 +93,12 @@ def test_a_folder_that_is_not_ours_is_refused_and_kept(tmp_path):
     folder.mkdir()
     (folder / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match=r"not empty and not ours: found thesis.tex, expected nothing.*Move it away"):
-        artifact(tmp_path).claim()
+        artifact(tmp_path).prepare()
     assert [entry.name for entry in folder.iterdir()] == ["thesis.tex"]
 
 
 def test_what_a_killed_claim_left_half_written_is_no_reason_to_refuse(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / ".tmp-host-123-0a1b2c3d").write_text("{")
-    artifact(tmp_path).claim()
+    artifact(tmp_path).prepare()
     assert artifact(tmp_path).recorded() == OLD

@@ -9,7 +9,7 @@ from tiny import tiny_recipe
 
 from cluster.session import require_resources
 from pipelines.config.training import WorkersConfig
-from pipelines.scoring.actor_pool import share_out
+from pipelines.scoring.actor_pool import run_on_actors
 from pipelines.stage import StageContext
 from pipelines.training.group import run_workers
 
@@ -64,7 +64,7 @@ def check_places(tmp_path, address, ids):
         drawn = tmp_path / "drawn"
         drawn.mkdir()
         placed = WorkersConfig(num_workers=2, label_selector={"pool": "cheap"})
-        list(share_out([drawn / "1", drawn / "2"], note_node, (), placed, print))
+        list(run_on_actors([drawn / "1", drawn / "2"], note_node, (), placed, print))
         assert {file.read_text() for file in drawn.iterdir()} == {ids["cheap"]}
         with pytest.raises(ValueError, match=r"no node has pool = fast \(there: big, cheap\): change train.label_sel"):
             require_resources(1, 1, 0, "train", label_selector={"pool": "fast"})

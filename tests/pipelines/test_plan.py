@@ -71,7 +71,7 @@ def test_a_shard_takes_the_bytes_that_are_planned_for_its_images(tmp_path, flip)
         schema.latent_schema(description), keys, np.zeros(rows, np.int32), moments, moments if flip else None
     )
     beside = sum(len(key) + 4 for key in keys) + 4 * rows  # keys with their lengths, labels
-    assert 0 < len(schema.shard_bytes(table)) - rows * image_bytes(config) - beside < 4096
+    assert 0 < len(schema.parquet_bytes(table)) - rows * image_bytes(config) - beside < 4096
 
 
 def test_checkpoints_are_counted_with_those_that_go_again():

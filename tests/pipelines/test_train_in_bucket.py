@@ -7,7 +7,7 @@ from tiny_training import Training, assert_equal, training_recipe
 
 from cluster import storage
 from pipelines.checkpoints import stored as checkpoints
-from pipelines.train import Watch
+from pipelines.training.monitor import TrainingMonitor
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,14 @@ def test_the_driver_tells_of_checkpoints_in_a_bucket_and_removes_the_outdated(s3
     recipe = training.recipe
     recipe, run = replace(recipe, train=replace(recipe.train, keep_last=2)), Run()
     folder = recipe.folder("checkpoints")
-    expected = {step: checkpoints.described(folder, step).digest for step in (2, 4, 6, 8)}
-    watch = Watch(Surroundings(), recipe, run, 0)
+    expected = {step: checkpoints.describe_step(folder, step).digest for step in (2, 4, 6, 8)}
+    watch = TrainingMonitor(Surroundings(), recipe, run, 0)
     assert run.models == {
         step: (f"training-step_{step:07d}", f"{folder}/step_{step:07d}", digest) for step, digest in expected.items()
     }
     assert run.losses == training.losses  # of a driver that heard none of it
     again = Run()
-    Watch(Surroundings(), recipe, again, 0)
+    TrainingMonitor(Surroundings(), recipe, again, 0)
     assert again.losses == again.models == {}  # told once
     watch._retain()
     assert run.removed == [expected[2], expected[4]] and checkpoints.finished_steps(folder) == [6, 8]

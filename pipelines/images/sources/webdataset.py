@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SUFFIX = ".tar"
 
 
-class Shard(NamedTuple):
+class TarShard(NamedTuple):
     """The samples of a tar file, in its order."""
 
     stems: list[str]
@@ -64,7 +64,7 @@ class WebDatasetSource:
             )
         return pick_split(names, self.config.split, self.files.root)
 
-    def _labels(self, names: Sequence[str], shards: list[Shard]) -> tuple[np.ndarray, tuple[str, ...]]:
+    def _labels(self, names: Sequence[str], shards: list[TarShard]) -> tuple[np.ndarray, tuple[str, ...]]:
         texts: list[str] = []
         for name, shard in zip(names, shards, strict=True):
             if (shard.labels is None) != (shards[0].labels is None):
@@ -77,7 +77,7 @@ class WebDatasetSource:
             return np.zeros(sum(len(shard.stems) for shard in shards), np.int32), ()
         return number_labels(parse_numbers(texts), self.config.class_names, f"labels in {self.files.root}")
 
-    def _shard(self, name: str) -> Shard:
+    def _shard(self, name: str) -> TarShard:
         where = self.files.path(name)
         with self.files.open(name) as file:
             blocks = Blocks(file, self.files.is_local)
@@ -96,13 +96,13 @@ class WebDatasetSource:
             labels = {stem: self._label(samples[stem], blocks, f"{where}, sample {stem}") for stem in images}
         missing = next((stem for stem, label in labels.items() if label is None), None)
         if missing is None:
-            return Shard(list(images), list(images.values()), [str(label) for label in labels.values()])
+            return TarShard(list(images), list(images.values()), [str(label) for label in labels.values()])
         if any(label is not None for label in labels.values()):
             raise ValueError(
                 f"images.path: {where}: found the sample {missing} without a label among others with one, expected it "
                 "in every sample or in none. Write the tar anew"
             )
-        return Shard(list(images), list(images.values()), None)
+        return TarShard(list(images), list(images.values()), None)
 
     def _image(self, parts: dict[str, Member], stem: str, where: str) -> Member | None:
         if self.config.image_column is not None:

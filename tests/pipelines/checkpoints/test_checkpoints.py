@@ -134,7 +134,7 @@ def test_what_a_killed_process_left_to_upload_is_not_taken_for_the_new_one(s3_bu
 
 def test_a_checkpoint_describes_itself_without_its_weights(location, tmp_path):
     checkpoints.write(location, 7, saver(7))
-    described = checkpoints.described(location, 7)
+    described = checkpoints.describe_step(location, 7)
     assert not (tmp_path / "cache" / "raydit" / "fetched").exists()
     opened = checkpoints.newest(location)
     assert (described.config, described.digest, described.location) == (opened.config, opened.digest, opened.location)

@@ -14,8 +14,8 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 
 from cluster import storage
 from cluster.lease import InUse, lease
+from pipelines.checkpoints.follow import follow_checkpoints
 from pipelines.checkpoints.stored import finished_steps
-from pipelines.evaluate_series import watch
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.stage import StageContext
 
@@ -62,12 +62,12 @@ class Training:
 @pytest.mark.parametrize(("every", "expected"), [(1, [2, 4, 6, 8, 10]), (2, [4, 8, 10]), (7, [10])])
 def test_every_nth_checkpoint_and_the_last_are_scored_as_they_appear(trained, tmp_path, every, expected):
     folder = tmp_path / "checkpoints"  # is not there yet
-    found = watch(str(folder), every, checkpoint_recipe, sleep=Training(trained, folder))
+    found = follow_checkpoints(str(folder), every, checkpoint_recipe, sleep=Training(trained, folder))
     assert [(opened.step, config.train.steps) for opened, config in found] == [(step, 10) for step in expected]
 
 
 def test_a_watcher_that_comes_late_or_again_chooses_the_same(trained):
-    found = watch(str(trained), 2, checkpoint_recipe, sleep=lambda _: pytest.fail("all is there"))
+    found = follow_checkpoints(str(trained), 2, checkpoint_recipe, sleep=lambda _: pytest.fail("all is there"))
     assert [opened.step for opened, _ in found] == [4, 8, 10]
 
 
@@ -84,7 +84,7 @@ def test_a_bucket_is_watched_like_a_folder(trained, s3_bucket):
     filesystem, inner = storage.resolve(s3_bucket)
     copy_files(str(trained), f"{inner}/out/checkpoints", LocalFileSystem(), filesystem)
     assert finished_steps(f"{s3_bucket}/none") == []
-    found = list(watch(f"{s3_bucket}/out/checkpoints", 3, checkpoint_recipe))
+    found = list(follow_checkpoints(f"{s3_bucket}/out/checkpoints", 3, checkpoint_recipe))
     assert [opened.origin for opened, _ in found] == [
         f"{s3_bucket}/out/checkpoints/step_0000006",
         f"{s3_bucket}/out/checkpoints/step_0000010",
@@ -97,12 +97,12 @@ def test_an_imported_checkpoint_has_no_training_to_watch(trained, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "recipe": None}))
     with pytest.raises(ValueError, match="is imported: found no recipe.*Evaluate it without --watch"):
-        next(watch(str(folder.parent), 1, checkpoint_recipe))
+        next(follow_checkpoints(str(folder.parent), 1, checkpoint_recipe))
 
 
 def test_an_output_that_is_trained_may_be_evaluated_but_not_twice_at_once(trained):
     """Held by other processes: this one may hold a folder several times."""
-    config = checkpoint_recipe(next(watch(str(trained), 7, checkpoint_recipe))[0])
+    config = checkpoint_recipe(next(follow_checkpoints(str(trained), 7, checkpoint_recipe))[0])
     with held(config.output):
         with pytest.raises(InUse):
             StageContext(config).__enter__()
@@ -118,7 +118,7 @@ def test_an_output_that_is_trained_may_be_evaluated_but_not_twice_at_once(traine
 
 @pytest.mark.slow
 def test_a_run_waits_for_who_evaluates_in_its_output(trained, capsys):
-    config = checkpoint_recipe(next(watch(str(trained), 7, checkpoint_recipe))[0])
+    config = checkpoint_recipe(next(follow_checkpoints(str(trained), 7, checkpoint_recipe))[0])
     with held(storage.join(config.output, "evaluations"), seconds=4), StageContext(config) as context:
         with context.holding("evaluations"):
             assert "waiting, because" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from pictures import CLASSES, pictures, value_of, write_class_folders, write_rep
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.open import open_source
 from pipelines.images.sources import huggingface
-from pipelines.stage import located
+from pipelines.stage import with_absolute_paths
 
 NAME = "someone/pictures"
 
@@ -96,7 +96,7 @@ def test_workers_read_the_version_that_was_listed(repository):
     """Somebody else may push to the hub while a job runs."""
     open_source(config(f"{NAME}@v1")).listing()
     repository.revisions[NAME, "v1"] = repository.revisions[NAME, "main"]
-    listed = located(config(f"{NAME}@v1"))
+    listed = with_absolute_paths(config(f"{NAME}@v1"))
     assert listed.path == f"{NAME}@{repository.earlier}"
     huggingface._download.cache_clear()
     assert values(listed) == [*range(10), 11]

@@ -12,10 +12,10 @@ from tiny_latents import SHAPE, description, make_moments
 
 from dit.autoencoder import MEMORY_FORMATS
 from pipelines.artifacts import differences
-from pipelines.autoencoder import AutoencoderHandle
 from pipelines.config.recipe import EncodeConfig
-from pipelines.encode import EncodeImages, WriteShard, encode_identity
-from pipelines.images.open import Listing
+from pipelines.images.listing import Listing
+from pipelines.latents.autoencoder import AutoencoderHandle
+from pipelines.latents.encoding import EncodeImages, WriteShard, encode_identity
 
 LISTING = Listing(["a", "b"], np.zeros(2, np.int32), np.zeros(2, np.int64), ("one",))
 

@@ -15,9 +15,9 @@ from tiny_encode import encode_here, recipe
 
 from pipelines.cli import main as cli
 from pipelines.latents import schema
-from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.dataset import LatentDataset, fingerprint_of
 from pipelines.latents.show import rows_to_show
-from pipelines.latents.verify import description_of, fingerprint_of, verify
+from pipelines.latents.verify import description_of, verify
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def rewrite(dataset, change, *, shard=0):
     """Change the table of a shard and record its new digest, as someone else's tool would."""
     entry = dict(dataset.manifest["shards"][shard])
     table = change(pq.read_table(Path(dataset.path) / entry["file"]))
-    data = schema.shard_bytes(table)
+    data = schema.parquet_bytes(table)
     (Path(dataset.path) / entry["file"]).write_bytes(data)
     entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "rows": table.num_rows}
     shards = list(dataset.manifest["shards"])

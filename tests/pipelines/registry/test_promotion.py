@@ -28,7 +28,7 @@ from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
 from pipelines.scoring.sampler import Sampler
 from pipelines.stage import StageContext
 from pipelines.tracking.lookup import dangling_aliases, model_of, protected_digests
-from pipelines.training.retention import Registered
+from pipelines.training.retention import ProtectedCheckpoints
 
 NAME = "tiny-dit"
 
@@ -179,7 +179,7 @@ def test_retention_removes_nothing_that_a_registered_model_leads_to(story, promo
     promote(4, name="stays")
     said, digests = [], {step: story.checkpoints[step].digest for step in (2, 4)}
     protected = protected_digests(story.uri)
-    registered = Registered(story.uri, said.append)
+    registered = ProtectedCheckpoints(story.uri, said.append)
     expected = {step: digest for step, digest in digests.items() if digest not in protected}
     for _ in range(2):
         found = registered.without(digests)
@@ -194,7 +194,7 @@ def test_while_the_registry_cannot_be_asked_all_checkpoints_stay_and_it_is_asked
         asked.append(uri)
         raise ConnectionError("http://127.0.0.1:9 does not answer")
 
-    registered = Registered(story.uri, said.append)
+    registered = ProtectedCheckpoints(story.uri, said.append)
     with monkeypatch.context() as outage:
         outage.setattr("pipelines.tracking.lookup.protected_digests", away)
         assert registered.without({}) == {} == registered.without({2: "a"}) == registered.without({2: "a"})

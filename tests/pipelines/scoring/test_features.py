@@ -7,8 +7,8 @@ import pytest
 
 from cluster import storage
 from evaluation.protocol import EvaluationProtocol, shard_ranges
-from pipelines.images.open import Listing
-from pipelines.scoring.features import SECONDS, load_features, load_pictured, make_shards, unfinished
+from pipelines.images.listing import Listing
+from pipelines.scoring.features import SECONDS, load_features, load_preview_images, make_shards, unfinished
 from pipelines.scoring.saved_images import KeptImages
 
 N, DIM = 11, 3
@@ -44,7 +44,7 @@ def test_records_are_joined_in_the_order_of_the_samples(shards):
     assert set(found) == {"indices", "labels", "features"}
     assert np.array_equal(found["features"], FEATURES) and found["features"].dtype == np.float32
     assert found["indices"].tolist() == list(range(N))
-    assert load_pictured(shards)[:, 0, 0, 0].tolist() == list(range(N))
+    assert load_preview_images(shards)[:, 0, 0, 0].tolist() == list(range(N))
     assert seconds == {"workers_sampling_seconds": 1.5, "workers_extraction_seconds": 0.75}
 
 

@@ -6,7 +6,7 @@ import pytest
 from evaluation.metrics import frechet_distance
 from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
-from pipelines.evaluate import scored
+from pipelines.scoring.evaluation import build_report
 
 DIM, CLASSES = 4, 3
 REFERENCE = ReferenceStatistics(
@@ -33,7 +33,7 @@ def report(num_samples, held_out):
         reference_digest="cc",
         num_samples=num_samples,
     )
-    return scored(protocol, images(num_samples, 0), REFERENCE, held_out, checkpoint="x", digest="y")
+    return build_report(protocol, images(num_samples, 0), REFERENCE, held_out, checkpoint="x", digest="y")
 
 
 def test_of_more_held_out_images_as_many_count_from_all_classes():

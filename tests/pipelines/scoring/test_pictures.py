@@ -11,7 +11,7 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 from evaluation.reference import ReferenceStatistics
 from pipelines.evaluate import evaluate
 from pipelines.images.grids import class_grid
-from pipelines.scoring.features import PICTURED
+from pipelines.scoring.features import MAX_PREVIEW_IMAGES
 from pipelines.scoring.pictures import Neighbours, report_pictures
 
 UNKNOWN = ReferenceStatistics(n=9, mu=np.zeros(2), sigma=np.eye(2), extractor="efficientnet-lite0", extractor_sha256="")
@@ -29,8 +29,11 @@ def test_the_first_of_many_samples_are_shown_by_their_own_labels(tmp_path):
 
 @pytest.mark.slow
 def test_more_samples_than_are_pictured_are_scored_and_shown(tmp_path, local_ray):
-    config = tiny_output(tmp_path, f"evaluate.num_samples={PICTURED + 10}", "evaluate.batch_size=10")
+    config = tiny_output(tmp_path, f"evaluate.num_samples={MAX_PREVIEW_IMAGES + 10}", "evaluate.batch_size=10")
     write_checkpoint(config, 2)
     report = evaluate(Path(config.folder("checkpoints")) / "step_0000002", config=config)
-    assert report.protocol.num_samples == PICTURED + 10 and f"fd_efficientnet_lite0_{PICTURED + 10}" in report.metrics
+    assert (
+        report.protocol.num_samples == MAX_PREVIEW_IMAGES + 10
+        and f"fd_efficientnet_lite0_{MAX_PREVIEW_IMAGES + 10}" in report.metrics
+    )
     assert {"samples", "classes", "neighbours", "page"} <= report.artifacts.keys()

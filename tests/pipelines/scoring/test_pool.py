@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config.training import WorkersConfig
-from pipelines.scoring.actor_pool import DEATHS, share_out
+from pipelines.scoring.actor_pool import DEATHS, run_on_actors
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 TASKS = [f"task-{number}" for number in range(7)]
@@ -31,7 +31,7 @@ def noting(folder: Path, dies_at: str = "", times: int = 0):
 def share(*arguments) -> tuple[list[str], list[str]]:
     """What is done, and what is told meanwhile."""
     told: list[str] = []
-    return list(share_out(*arguments, told.append)), told
+    return list(run_on_actors(*arguments, told.append)), told
 
 
 def calls(folder: Path, task: str = "*") -> list[str]:

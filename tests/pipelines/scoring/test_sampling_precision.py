@@ -9,7 +9,7 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 
 from evaluation.extractors import create_extractor
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.scoring.features import DrawShard, ScoreShard, Source, make_shards, read_records
+from pipelines.scoring.features import SampleActor, ScoringActor, Source, make_shards, read_records
 from pipelines.scoring.protocols import sampling_protocol
 from pipelines.scoring.sampler import Sampler
 
@@ -84,7 +84,7 @@ def test_the_network_alone_is_under_autocast(sampler):
 def test_features_are_computed_in_float32(output, tmp_path):
     config, source = with_settings(output, dtype="bfloat16")
     shards = make_shards(str(tmp_path), [range(5)])
-    ScoreShard(config.images, config.evaluate, [source])(shards[0])
+    ScoringActor(config.images, config.evaluate, [source])(shards[0])
     (record,) = read_records(shards)
     images = torch.from_numpy(record["images"]).permute(0, 3, 1, 2)
     assert np.array_equal(record["features"], create_extractor(config.evaluate.extractor)(images).features)
@@ -93,7 +93,7 @@ def test_features_are_computed_in_float32(output, tmp_path):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_network_alone_is_compiled(output, compiled):
     config, source = with_settings(output, compile=compiled)
-    built = DrawShard(config.evaluate, [source])._sampler(source)
+    built = SampleActor(config.evaluate, [source])._sampler(source)
     assert (built.model._compiled_call_impl is not None) == compiled
     assert built.autoencoder.module.decoder._compiled_call_impl is None
 

@@ -13,7 +13,8 @@ from tiny_training import training_recipe
 from pipelines.checkpoints.stored import finished_steps
 from pipelines.config.recipe import TrackingConfig
 from pipelines.stage import StageContext
-from pipelines.tracking.tracker import Tracker, check_tracking
+from pipelines.tracking.store import check_tracking
+from pipelines.tracking.tracker import Tracker
 from pipelines.train import train
 
 STEPS, EVERY = 2500, 5

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_latents import SHAPE, make_moments, write_dataset
 
-from pipelines.training.loading import MEMORY_BYTES, fitting_place, mapped, open_latents
+from pipelines.training.loading import MEMORY_BYTES, choose_backend, mapped, open_latents
 from pipelines.training.order import Share, WindowOrder, step_rows
 
 SHARDS = [5, 7, 6, 1, 9, 4, 8]
@@ -98,10 +98,10 @@ def sum_of_mapped(dataset, cache):
 
 def test_the_place_follows_from_the_size(dataset, monkeypatch):
     assert dataset.array_bytes == ROWS * int(np.prod(SHAPE)) * 2 * 2
-    assert fitting_place(dataset) == "memory"
+    assert choose_backend(dataset) == "memory"
     rows = MEMORY_BYTES // (dataset.array_bytes // ROWS) + 1
-    assert fitting_place(with_rows(dataset, rows)) == "memmap"
-    assert fitting_place(with_rows(dataset, 10**18)) == "stream"
+    assert choose_backend(with_rows(dataset, rows)) == "memmap"
+    assert choose_backend(with_rows(dataset, 10**18)) == "stream"
 
 
 def with_rows(dataset, rows):

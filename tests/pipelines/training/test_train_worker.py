@@ -10,11 +10,11 @@ import torch
 from tiny_training import ROWS, Training, assert_equal, training_recipe, write_latents
 
 from dit.checkpoint import newest_checkpoint
-from pipelines.autoencoder import OURS
 from pipelines.checkpoints.open import open_checkpoint
+from pipelines.latents.autoencoder import OURS
 from pipelines.scoring.sampler import checkpoint_autoencoder
 from pipelines.training.messages import Report
-from pipelines.training.nonfinite import GoBack
+from pipelines.training.nonfinite import RollbackRequested
 from pipelines.training.order import EpochOrder
 
 
@@ -127,7 +127,7 @@ def test_where_going_back_does_not_help_training_stops_and_says_so(tmp_path):
     run = Training(recipe)
     with pytest.raises(FloatingPointError, match="going back to step 3 did not help.*grad_clip") as stopped:
         run.run()
-    assert not isinstance(stopped.value, GoBack)
+    assert not isinstance(stopped.value, RollbackRequested)
     assert len([notice for notice in run.notices if "is left out" in notice]) == 2 * 4
 
 

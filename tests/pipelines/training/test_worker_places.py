@@ -7,7 +7,7 @@ from tiny import RECIPE
 
 from pipelines.artifacts import settings_identity
 from pipelines.config.reader import RecipeError, load_recipe
-from pipelines.config.training import BESIDE_THE_WEIGHTS, TrainConfig
+from pipelines.config.training import NON_IDENTITY_FIELDS, TrainConfig
 from pipelines.scoring.actor_pool import PoolWorker
 from pipelines.training.group import _scaling
 
@@ -51,8 +51,8 @@ def test_actors_take_the_place_by_these_names():
 
 def test_results_do_not_depend_on_the_place():
     plain, placed = TrainConfig(), TrainConfig(gpus_per_worker=1, **WANTED)
-    assert settings_identity(plain, BESIDE_THE_WEIGHTS) == settings_identity(placed, BESIDE_THE_WEIGHTS)
-    assert not WANTED.keys() & settings_identity(plain, BESIDE_THE_WEIGHTS).keys()
+    assert settings_identity(plain, NON_IDENTITY_FIELDS) == settings_identity(placed, NON_IDENTITY_FIELDS)
+    assert not WANTED.keys() & settings_identity(plain, NON_IDENTITY_FIELDS).keys()
 
 
 @pytest.mark.parametrize(
