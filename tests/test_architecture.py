@@ -13,7 +13,23 @@ FORBIDDEN = {
     "evaluation": {"ray", "mlflow", "dit", "cluster", "pipelines"},
     "cluster": {"mlflow", "dit", "evaluation", "pipelines"},
     "pipelines": set(),
+    "raydit": {"ray", "mlflow", "pyarrow", "torch", "dit", "evaluation", "cluster", "pipelines"},
 }
+JOBS = ("autoencoder", "build_reference", "encode", "evaluate", "evaluate_images", "sample", "train")
+"""Modules of pipelines that are a job each; `run` is the jobs in a row."""
+FLOORS = [
+    ("cli",),
+    ("run",),
+    JOBS,
+    ("registry", "planning"),
+    ("training",),
+    ("scoring",),
+    ("checkpoints", "stage"),
+    ("latents", "tracking"),
+    ("images", "artifacts"),
+    ("config", "console"),
+]
+"""Folders and modules of pipelines from the top down: each may import those on lower floors, and none on its own."""
 SOURCES = [file for package in FORBIDDEN for file in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -60,6 +76,37 @@ def test_files_import_each_other_in_one_direction():
 
     for name in modules:
         visit(name, ())
+
+
+def room_of(module: str) -> str:
+    """The folder or module of pipelines that a dotted name lies in."""
+    return module.split(".")[1]
+
+
+def test_rooms_of_pipelines_import_downwards_only():
+    floor_of = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in SOURCES}
+    found = set()
+    for file in sorted((ROOT / "pipelines").rglob("*.py")):
+        if file == ROOT / "pipelines" / "__init__.py":
+            continue
+        room = room_of(".".join(file.relative_to(ROOT).with_suffix("").parts))
+        assert room in floor_of, (
+            f"{file.relative_to(ROOT)} lies in no room of FLOORS: add it to the floor it belongs to"
+        )
+        for name in imported_names(file) & modules:
+            if name.startswith("pipelines.") and room_of(name) != room and floor_of[room_of(name)] <= floor_of[room]:
+                found.add(f"{file.relative_to(ROOT)} imports {name}")
+    assert not found
+
+
+def test_a_sampling_actor_imports_neither_jobs_nor_tracking():
+    script = "import sys, pipelines.scoring.sampler; print(*(name for name in sys.modules))"
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(output.stdout.split())
+    unwanted = {"pipelines.stage", "pipelines.tracking", "pipelines.registry", "pipelines.training", "pipelines.cli"}
+    unwanted |= {f"pipelines.{job}" for job in JOBS} | {"cluster.lease", "cluster.storage.lease", "mlflow", "ray"}
+    assert "pipelines.scoring.sampler" in loaded and not loaded & unwanted
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from dit.checkpoint import export_diffusers, export_official
+from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
-from pipelines.scoring.sampler import checkpoint_autoencoder
 
 
 def export_checkpoint(

@@ -14,9 +14,9 @@ from pathlib import Path
 from dit.checkpoint import COMPLETE
 from dit.config import SAMPLER_PROCESSES, config_from_dict
 from dit.files import write_json
+from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
-from pipelines.scoring.sampler import checkpoint_autoencoder
 
 
 def save_model_files(opened: LocatedCheckpoint, folder: Path, work: Path) -> None:

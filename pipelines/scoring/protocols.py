@@ -34,7 +34,7 @@ def sampling_settings(config: Recipe, opened: LocatedCheckpoint) -> dict[str, An
     Raises ValueError if the autoencoder is not the checkpoint's, FileNotFoundError if it lacks the weights.
     """
     from dit.autoencoder import describe_autoencoder
-    from pipelines.scoring.sampler import checkpoint_autoencoder
+    from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 
     weights = "model" if config.evaluate.weights == "raw" else config.evaluate.weights
     if not (opened.path / f"{weights}.safetensors").is_file():

@@ -13,32 +13,11 @@ from dit.objective import create_process
 from dit.samplers import SAMPLERS, guided, in_dtype
 from dit.weights import load_weights
 from evaluation.protocol import EvaluationProtocol, sample_label, sample_seed
-from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
-from pipelines.latents.autoencoder import OURS, AutoencoderHandle
+from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
+from pipelines.checkpoints.open import open_checkpoint
 
 START_NOISE, STEP_NOISE = 0, 1
 """Streams of a sample's random numbers."""
-
-
-def checkpoint_autoencoder(checkpoint: LocatedCheckpoint) -> Path:
-    """Folder of the autoencoder that a checkpoint was trained with. Raises ValueError if it is another one.
-
-    An imported checkpoint may not know the digest of its autoencoder: then the one of that name is taken.
-    """
-    from dit.autoencoder import describe_autoencoder
-
-    recorded = checkpoint.config["autoencoder"]
-    # One trained by us lies beside the checkpoints: output/autoencoder and output/checkpoints/step_N.
-    folder = AutoencoderHandle(recorded["id"], checkpoint.output).folder()
-    found = describe_autoencoder(folder)["sha256"]
-    if recorded["sha256"] not in (None, found):
-        where = "output/autoencoder" if recorded["id"] == OURS else recorded["id"]
-        raise ValueError(
-            f"the autoencoder in {folder} has sha256 {found[:12]}, but {checkpoint.origin} was trained on latents of "
-            f"{where} with {recorded['sha256'][:12]}: its samples would decode to noise. Put that autoencoder back, "
-            "or train again on latents of this one"
-        )
-    return folder
 
 
 class Sampler:

@@ -12,10 +12,11 @@ from cluster import storage
 from dit.autoencoder import describe_autoencoder
 from dit.checkpoint import export_diffusers, load_checkpoint
 from evaluation.protocol import EvaluationProtocol
+from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.registry.promotion import Standing, promote
 from pipelines.scoring.protocols import checkpoint_recipe
-from pipelines.scoring.sampler import Sampler, checkpoint_autoencoder
+from pipelines.scoring.sampler import Sampler
 from pipelines.tracking.logged_models import log_checkpoint
 from pipelines.tracking.tracker import Tracker
 

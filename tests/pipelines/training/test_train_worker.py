@@ -10,9 +10,9 @@ import torch
 from tiny_training import ROWS, Training, assert_equal, training_recipe, write_latents
 
 from dit.checkpoint import newest_checkpoint
+from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.latents.autoencoder import OURS
-from pipelines.scoring.sampler import checkpoint_autoencoder
 from pipelines.training.messages import Report
 from pipelines.training.nonfinite import RollbackRequested
 from pipelines.training.order import EpochOrder
