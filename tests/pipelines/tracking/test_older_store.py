@@ -17,14 +17,15 @@ from pipelines.tracking.lookup import find_checkpoint, protected_digests
 from pipelines.tracking.store import check_tracking
 from pipelines.tracking.tracker import JOURNAL_FOLDER, Tracker
 
-CONTENT = Path(__file__).parents[2] / "golden" / "older_store.json.gz"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
-@pytest.fixture(scope="module")
-def older(tmp_path_factory):
+@pytest.fixture(scope="module", params=["older_store.json.gz", "707a9da/store.json.gz"])
+def older(request, tmp_path_factory):
     """The recipe of a folder with the older database and journal, and digests of its checkpoints by step."""
     folder = tmp_path_factory.mktemp("older")
-    content = json.loads(gzip.decompress(CONTENT.read_bytes()).decode().replace("@FOLDER@", str(folder)))
+    text = gzip.decompress((GOLDEN / request.param).read_bytes()).decode()
+    content = json.loads(text.replace("@FOLDER@", str(folder)))
     database = sqlite3.connect(folder / "mlflow.db")
     database.executescript(content["database"])
     database.close()
