@@ -8,9 +8,9 @@ from pipelines.artifacts import Artifact, settings_identity
 from pipelines.config.recipe import Recipe
 from pipelines.config.training import NON_IDENTITY_FIELDS, AutoencoderTrainConfig
 from pipelines.images.listing import Listing
-from pipelines.images.open import open_source
+from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.latents.autoencoder import OURS, RECORD, AutoencoderHandle, autoencoder_of
-from pipelines.stage import StageContext, job, with_absolute_paths
+from pipelines.stage import StageContext, job
 from pipelines.training.autoencoder import RECONSTRUCTIONS, TRAINING, autoencoder_worker
 from pipelines.training.group import run_workers
 from pipelines.training.messages import Report, Saved

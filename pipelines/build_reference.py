@@ -5,9 +5,10 @@ from evaluation.extractors import weights_path
 from evaluation.reference import ReferenceStatistics
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import Recipe
+from pipelines.images.open import with_absolute_paths
 from pipelines.scoring.features import compute_features, listing_parts, make_shards, temporary_shard_dir
 from pipelines.scoring.references import RealImages, reference_statistics, save_reference
-from pipelines.stage import StageContext, with_absolute_paths
+from pipelines.stage import StageContext
 
 
 def build_reference(config: Recipe, out: str, *, address: str | None = None) -> ReferenceStatistics:

@@ -12,7 +12,7 @@ from cluster import storage
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
 from pipelines.images.listing import Listing
-from pipelines.images.open import open_source
+from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.latents.autoencoder import autoencoder_of
 from pipelines.latents.dataset import LatentDataset, write_manifest
 from pipelines.latents.encoding import (
@@ -33,7 +33,7 @@ from pipelines.latents.shards import (
     read_records,
     remove_strays,
 )
-from pipelines.stage import StageContext, job, with_absolute_paths
+from pipelines.stage import StageContext, job
 
 SHARDS_IN_FLIGHT = 16
 """Shards for each worker that the object store holds at most: being read, waiting, being encoded, being written.

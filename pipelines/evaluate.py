@@ -14,6 +14,7 @@ from pipelines.checkpoints.follow import Target
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
+from pipelines.images.open import with_absolute_paths
 from pipelines.scoring.evaluation import (
     EVALUATIONS,
     PAGE_FILE,
@@ -30,8 +31,8 @@ from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
 from pipelines.scoring.references import RealImages
 from pipelines.scoring.reports import draw_figures, reports_in, save_report, step_of
 from pipelines.scoring.saved_images import Format, KeptImages
-from pipelines.stage import StageContext, with_absolute_paths
-from pipelines.tracking.tracker import RunLog
+from pipelines.stage import StageContext
+from pipelines.tracking.run_log import RunLog
 
 
 def evaluate(

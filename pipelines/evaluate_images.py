@@ -15,7 +15,7 @@ from pipelines.artifacts import digest_of
 from pipelines.config.reader import image_recipe
 from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.listing import Listing
-from pipelines.images.open import open_source
+from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.preprocess import read_cropped
 from pipelines.scoring.evaluation import (
     Clock,
@@ -29,7 +29,7 @@ from pipelines.scoring.evaluation import (
 from pipelines.scoring.features import compute_features, listing_parts, load_features, make_shards
 from pipelines.scoring.pictures import SAMPLES, Neighbours, report_pictures
 from pipelines.scoring.references import RealImages, extract_adm_images, given_reference, load_real, reference_digest
-from pipelines.stage import StageContext, with_absolute_paths
+from pipelines.stage import StageContext
 
 
 def reference_recipe(reference: str, images: str, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -1,29 +1,64 @@
-"""What the jobs share: the surroundings in which they run."""
+"""What the jobs share: one Ray session, one tracker, a lease on the output, and the console."""
 
 import _thread
 import functools
 import logging
 import math
 import os
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
 
 from cluster import storage
 from cluster.lease import PATIENCE_SECONDS, InUse, lease
-from pipelines.config.recipe import ImagesConfig, Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.config.training import ElasticWorkersConfig, WorkersConfig
 from pipelines.console import Progress, say
 from pipelines.tracking.provenance import provenance_tags, recipe_artifact
+from pipelines.tracking.run_log import RunLog
 from pipelines.tracking.system_metrics import system_metrics
-from pipelines.tracking.tracker import RunLog, Tracker
+from pipelines.tracking.tracker import Tracker
+
+Result = TypeVar("Result")
+
+
+class JobContext(Protocol):
+    """What a job needs of its surroundings; StageContext is the real one, and tests have a fake."""
+
+    def run(
+        self, stage: str, identity: dict[str, Any], tags: dict[str, str] | None = None
+    ) -> AbstractContextManager[RunLog]:
+        """Open a tracking run for one execution of a stage."""
+        ...
+
+    def progress(self, stage: str, *, total: int, unit: str, start: int = 0) -> Progress:
+        """Show the progress of a stage."""
+        ...
+
+    def say(self, stage: str, text: str) -> None:
+        """Print one line about a stage."""
+        ...
+
+    def skipped(self, stage: str, artifact: str) -> None:
+        """Say that a stage has nothing to do, because its artifact is finished."""
+        ...
+
+    def start_ray(self, workers: ElasticWorkersConfig, stage: str) -> None:
+        """Connect to Ray, and refuse workers that no node can hold."""
+        ...
+
+    def ray_data(self, workers: WorkersConfig, stage: str) -> Any:
+        """Return the module ray.data, on a started Ray."""
+        ...
 
 
 class StageContext:
-    """The surroundings of jobs: one Ray session, one tracker, one way to speak. Use `with`.
+    """The surroundings of jobs, used as a context manager.
 
-    Inside, nobody else works in the recipe's output folder; cluster.lease.InUse says who does. part: only in this
-    folder of the output: what is evaluated may still be trained. It has tracking of its own.
+    While it is open, no other process works in the recipe's output folder; raydit.errors.InUse names the process that
+    does. part: hold this folder of the output only, with tracking of its own: a checkpoint may be evaluated while its
+    training goes on.
     """
 
     def __init__(self, config: Recipe, *, address: str | None = None, part: str = ""):
@@ -32,21 +67,27 @@ class StageContext:
         self.part = part
         self._cleanup = ExitStack()
         self._ray_started = False
-        self._parent: RunLog | None = None
+        self._pipeline_identity: dict[str, Any] | None = None
+        self._pipeline_run: RunLog | None = None
 
     def __enter__(self) -> "StageContext":
         self._hold(self._cleanup, self.part)
         return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
     def _hold(self, held: ExitStack, part: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
         folder = storage.join(self.config.output, part) if part else self.config.output
         earlier = held.enter_context(lease(folder, lost=_stop_working, patience_seconds=patience_seconds))
         if earlier and earlier.expires:
-            self.say("output", f"taken over from {earlier}, which ended without a word")
+            self.say("output", f"took over the folder from {earlier}, which ended without releasing it")
 
     @contextmanager
-    def holding(self, part: str):
-        """Nobody else works in this folder of the output meanwhile; who does is waited for."""
+    def holding(self, part: str) -> Iterator[None]:
+        """Hold a folder of the output as well, waiting for another process that works in it."""
         with ExitStack() as held:
             try:
                 self._hold(held, part)
@@ -55,31 +96,29 @@ class StageContext:
                 self._hold(held, part, patience_seconds=math.inf)
             yield
 
-    def __exit__(self, *error) -> None:
-        self._cleanup.close()
-
     @functools.cached_property
     def tracker(self) -> Tracker:
+        """The tracker of the output, opened when the first run starts."""
         tracker = Tracker.open(self.config, self.part)
         self._cleanup.callback(tracker.close)
         return tracker
 
     def start_ray(self, workers: ElasticWorkersConfig, stage: str) -> None:
-        """Connect to Ray, or start a local one, and refuse what it cannot place."""
+        """Connect to Ray or start a local one. Raises InvalidInput if no node can ever hold such workers."""
         from cluster.session import ray_session, require_resources
 
         if not self._ray_started:
             address = self.address or os.environ.get("RAY_ADDRESS")  # Ray sets it for a job
             self.say(stage, f"joining Ray at {address}" if address else "starting Ray")
-            most = max(part.most_workers * part.cpus_per_worker for part in self._all_workers())
-            # Two more than the workers: reading and writing must never wait for a worker to end.
+            most = max(section.most_workers * section.cpus_per_worker for section in self._worker_sections())
+            # Two CPUs more than the workers ask for: reading and writing must never wait for a worker to end.
             self._cleanup.enter_context(ray_session(self.address, num_cpus=most + 2))
             self._ray_started = True
         per_worker = (workers.cpus_per_worker, workers.gpus_per_worker)
         require_resources(workers.fewest_workers, *per_worker, stage, **workers.placement)
 
-    def ray_data(self, workers: WorkersConfig, stage: str):
-        """Ray Data, on a started Ray. Progress is ours: of its own words only warnings are let through."""
+    def ray_data(self, workers: WorkersConfig, stage: str) -> Any:
+        """Return the module ray.data, on a started Ray. Only its warnings are printed: raydit shows the progress."""
         self.start_ray(workers, stage)
         import ray.data
 
@@ -89,86 +128,77 @@ class StageContext:
         ray.data.DataContext.get_current().enable_progress_bars = False
         return ray.data
 
-    def _all_workers(self) -> list[ElasticWorkersConfig]:
+    def _worker_sections(self) -> list[ElasticWorkersConfig]:
         config = self.config
         trained = [config.autoencoder.train] if config.autoencoder.train else []
         return [*trained, config.encode, config.train, config.evaluate]
 
     def progress(self, stage: str, *, total: int, unit: str, start: int = 0) -> Progress:
+        """Show the progress of a stage, from `start` to `total` units."""
         return Progress(stage, total=total, unit=unit, start=start)
 
     def say(self, stage: str, text: str) -> None:
+        """Print one line about a stage."""
         say(stage, text)
 
-    def skipped(self, stage: str, what: str) -> None:
-        say(stage, f"finished already: {what}")
+    def skipped(self, stage: str, artifact: str) -> None:
+        """Say that a stage has nothing to do, because its artifact is finished."""
+        say(stage, f"already finished: {artifact}")
 
     @contextmanager
-    def pipeline(self, identity: dict):
-        """All runs inside are children of one pipeline run, which exists only if there is one."""
+    def pipeline(self, identity: dict[str, Any]) -> Iterator[None]:
+        """Make all runs inside the children of one pipeline run, which starts with the first of them."""
         self._pipeline_identity = identity
         try:
             yield
         except BaseException as error:
-            self._end_pipeline("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            self._end_pipeline(_status(error))
             raise
         self._end_pipeline("FINISHED")
 
-    _pipeline_identity: dict | None = None
-
     def _end_pipeline(self, status: str) -> None:
-        if self._parent is not None:
-            self._parent.end(status)
-        self._parent = self._pipeline_identity = None
+        if self._pipeline_run is not None:
+            self._pipeline_run.end(status)
+        self._pipeline_run = self._pipeline_identity = None
 
     @contextmanager
-    def run(self, stage: str, identity: dict, tags: dict[str, str] | None = None):
-        """An MLflow run for one execution of a stage; a killed execution's run is taken up again."""
-        if self._pipeline_identity is not None and self._parent is None:
-            self._parent = self._start_run("pipeline", self._pipeline_identity, {})
+    def run(self, stage: str, identity: dict[str, Any], tags: dict[str, str] | None = None) -> Iterator[RunLog]:
+        """Open an MLflow run for one execution of a stage; the run of an interrupted execution is resumed."""
+        if self._pipeline_identity is not None and self._pipeline_run is None:
+            self._pipeline_run = self._start_run("pipeline", self._pipeline_identity, {})
         run = self._start_run(stage, identity, tags or {})
         try:
             with system_metrics(run):
                 yield run
         except BaseException as error:
-            run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            run.end(_status(error))
             raise
         run.end("FINISHED")
 
-    def _start_run(self, stage: str, identity: dict, tags: dict[str, str]) -> RunLog:
-        """A run that says how it came about, with the recipe as a file."""
+    def _start_run(self, stage: str, identity: dict[str, Any], tags: dict[str, str]) -> RunLog:
+        """Start a run that carries its provenance and the recipe."""
         tags = {**provenance_tags(self.config, stage, tags), **tags}
-        run = self.tracker.start_run(stage, identity, parent=self._parent, tags=tags)
+        run = self.tracker.start_run(stage, identity, parent=self._pipeline_run, run_tags=tags)
         run.artifact(recipe_artifact(self.config, self.tracker.folder))
         return run
 
 
+def _status(error: BaseException) -> str:
+    """Return MLflow's status of a run that ended with an error."""
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
 def _stop_working(reason: str) -> None:
-    """End as Ctrl-C does: two at work in one folder would overwrite each other."""
+    """End as Ctrl-C does, because two processes in one folder would overwrite each other's files."""
     say("output", f"{reason}; stopping")
     _thread.interrupt_main()
 
 
-def with_absolute_paths(images: ImagesConfig) -> ImagesConfig:
-    """The same images for workers: by an absolute path, as those of a cluster run in other working directories.
-
-    A data set on a hub by its commit, as others may push to it meanwhile.
-    """
-    from pipelines.images.open import is_on_hub
-    from pipelines.images.sources.huggingface import pinned
-
-    if is_on_hub(images):
-        return replace(images, path=pinned(images))
-    if images.path == "digits" or not Path(images.path).exists():  # a URI
-        return images
-    return replace(images, path=str(Path(images.path).absolute()))
-
-
-def job(function):
-    """Let a job be called with a context to share, or without one: then it has its own."""
+def job(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Let a job be called with or without a context: without one, it opens a StageContext of its own."""
 
     @functools.wraps(function)
-    def with_context(config: Recipe, *args, context: StageContext | None = None, **kwargs):
+    def with_context(config: Recipe, *args: Any, context: StageContext | None = None, **kwargs: Any) -> Result:
         if context is not None:
             return function(config, *args, context=context, **kwargs)
         with StageContext(config) as own:

@@ -4,6 +4,7 @@ A source lists first and reads later, so that a plan is made before any pixel is
 only its share. A key names an image within its source and is all that is needed to read it again.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,20 @@ def is_on_hub(config: "ImagesConfig") -> bool:
     if config.format not in (None, "huggingface") or not is_hub_id(config.path) or Path(config.path).exists():
         return False
     return config.format == "huggingface" or not Path(config.path).parent.exists()
+
+
+def with_absolute_paths(config: "ImagesConfig") -> "ImagesConfig":
+    """Return the same images for workers, which run in other working directories: under an absolute path.
+
+    A data set on a hub is pinned to its current commit, because others may push to it meanwhile.
+    """
+    from pipelines.images.sources.huggingface import pinned
+
+    if is_on_hub(config):
+        return replace(config, path=pinned(config))
+    if config.path == "digits" or not Path(config.path).exists():  # a URI
+        return config
+    return replace(config, path=str(Path(config.path).absolute()))
 
 
 def recognise(place: "Files", name: str | None = None) -> str:

@@ -1,7 +1,7 @@
-"""From pixels to the registry: what an artifact was made from and what was made of it, and whether all is still there.
+"""Lineage from pixels to the registry: the inputs and the results of an artifact, and whether they still match.
 
-images -> autoencoder -> latents -> checkpoint -> evaluations -> registered versions. What every artifact recorded of
-the one before it is compared with what lies on storage now.
+images -> autoencoder -> latents -> checkpoint -> evaluations -> registered versions. What each artifact recorded about
+its inputs is compared with what lies on storage now.
 """
 
 from collections.abc import Iterator
@@ -23,42 +23,44 @@ from pipelines.registry.queries import find_run
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.references import reference_digest
 from pipelines.scoring.reports import read_report, report_files
-from pipelines.tracking.lookup import CHECKPOINT, DIGEST, REMOVED, connected_client, find_checkpoint, has_files
+from pipelines.tracking import tags
+from pipelines.tracking.lookup import connected_client, find_checkpoint, has_files
 from pipelines.tracking.store import tracking_uri
 
 
 @dataclass
 class Link:
-    """One artifact of the chain."""
+    """One artifact of the chain, and the result of comparing it with its record."""
 
     kind: str
     """images, autoencoder, latents, checkpoint, evaluation, model or version."""
     name: str
     digest: str = ""
-    """What is recorded of it by what was made from it, else by itself."""
+    """The digest that its results recorded, or else its own."""
     facts: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
-    """What no longer matches."""
+    """Mismatches between records and storage."""
     unknown: list[str] = field(default_factory=list)
-    """What could not be compared, and why."""
+    """Comparisons that were not possible, and why."""
 
-    def compare(self, what: str, found: str, expected: str | None) -> None:
-        """Take note if a digest is not the one that was recorded; None: none was."""
+    def compare(self, subject: str, found: str, expected: str | None) -> None:
+        """Add a mismatch if a digest is not the recorded one. expected: None if none was recorded."""
         if expected is None:
-            self.unknown.append(f"{what}: nothing was recorded to compare with")
+            self.unknown.append(f"{subject}: no digest was recorded to compare with")
         elif found != expected:
-            self.broken.append(f"{what}: found {found[:12]}, expected {expected[:12]}")
+            self.broken.append(f"{subject}: found {found[:12]}, expected {expected[:12]}")
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the link as JSON values."""
         return asdict(self)
 
 
 def lineage(target: str, *, store: str = "", quick: bool = False) -> list[Link]:
-    """The chain through a latent data set, a checkpoint, an MLflow run or an MLflow model, in the order of making.
+    """Return the chain through a latent data set, a checkpoint, an MLflow run or model, from the images on.
 
     target: a folder or URI of latents, any name of a checkpoint (see pipelines.checkpoints.open), id or name of a run.
-    store: MLflow's; left out, that of the artifact's recipe. quick: compare sizes and recorded digests, read no shard
-    and no weights. Raises FileNotFoundError or ValueError if the target is nothing of these.
+    store: MLflow's URI; empty: that of the artifact's recipe. quick: compare sizes and recorded digests only, without
+    reading shards or weights. Raises NotFound or InvalidInput if the target is none of these.
     """
     place, expected = _resolved(target, store)
     if storage.exists(storage.join(place, MANIFEST)):
@@ -68,13 +70,13 @@ def lineage(target: str, *, store: str = "", quick: bool = False) -> list[Link]:
     except FileNotFoundError as error:
         if expected is None:
             raise
-        gone = Link("checkpoint", place, expected, broken=[f"MLflow was told of it, and it is gone: {error}"])
+        gone = Link("checkpoint", place, expected, broken=[f"MLflow has recorded it, and it is gone: {error}"])
         return [gone, *_in_mlflow(expected, tracking_uri(store))]
     return _around_checkpoint(opened, expected, store, quick)
 
 
 def _resolved(target: str, store: str) -> tuple[str, str | None]:
-    """Where the artifact lies, and the digest that MLflow was told, if it was named through MLflow."""
+    """Return the location of the artifact, and the digest that MLflow recorded if it was named through MLflow."""
     if target.startswith(IN_TRACKING):
         return find_checkpoint(store, target)
     if storage.exists(target):
@@ -82,11 +84,11 @@ def _resolved(target: str, store: str) -> tuple[str, str | None]:
     uri = tracking_uri(store)
     with connected_client(uri) as client:
         run = find_run(client, uri, target)
-    tags = run.data.tags
-    if "raydit.latents" in tags:
-        return tags["raydit.latents"], tags["raydit.latents_fingerprint"]
-    if CHECKPOINT in tags:
-        return tags[CHECKPOINT], tags.get(DIGEST)
+    known = run.data.tags
+    if tags.LATENTS in known:
+        return known[tags.LATENTS], known[tags.LATENTS_FINGERPRINT]
+    if tags.CHECKPOINT in known:
+        return known[tags.CHECKPOINT], known.get(tags.CHECKPOINT_DIGEST)
     return find_checkpoint(store, f"runs:/{run.info.run_id}")
 
 
@@ -94,7 +96,7 @@ def _around_checkpoint(opened: LocatedCheckpoint, expected: str | None, store: s
     config = checkpoint_recipe(opened)
     chain = []
     if opened.config["recipe"] is None:
-        unknown = "the checkpoint is imported: of images and latents nothing is recorded"
+        unknown = "the checkpoint is imported: no images or latents are recorded"
         chain.append(Link("latents", "unknown", unknown=[unknown]))
     else:
         chain += _latents_and_before(config.latents, opened.config["latents_fingerprint"], config, quick)
@@ -113,13 +115,16 @@ def _around_latents(dataset: LatentDataset, expected: str | None, store: str, qu
         checkpoint = describe_step(folder, step)
         trained_on = checkpoint.config["latents_fingerprint"]
         chain += _checkpoint(checkpoint.location, checkpoint.config, checkpoint.digest, None, quick=True)
-        chain[-1].compare("latents that it was trained on", dataset.fingerprint, trained_on)
+        chain[-1].compare("latents it was trained on", dataset.fingerprint, trained_on)
         chain += _in_mlflow(checkpoint.digest, tracking_uri(store or (config.tracking.uri if config else "")))
     return chain
 
 
 def _latents_and_before(path: str, recorded: str | None, config: Recipe | None, quick: bool) -> list[Link]:
-    """Images, autoencoder and latents; recorded: the fingerprint that a checkpoint, or MLflow, knows."""
+    """Return the links of images, autoencoder and latents.
+
+    recorded: the fingerprint that a checkpoint or MLflow recorded.
+    """
     link = Link("latents", path, recorded or "")
     try:
         dataset = LatentDataset.open(path)
@@ -130,21 +135,23 @@ def _latents_and_before(path: str, recorded: str | None, config: Recipe | None, 
     link.facts.append(f"{len(dataset):,} rows in {len(manifest['shards'])} shards, revision {dataset.revision}")
     link.compare("fingerprint", dataset.fingerprint, recorded)
     content = fingerprint_of(description_of(manifest), manifest["shards"])
-    link.compare(f"fingerprint of what {MANIFEST} describes", content, dataset.fingerprint)
+    link.compare(f"fingerprint of the content of {MANIFEST}", content, dataset.fingerprint)
     files = {shard["file"]: (shard["bytes"], shard["sha256"]) for shard in manifest["shards"]}
-    link.broken += _changed(path, files, quick)
+    link.broken += _mismatches(path, files, quick)
     return [_images(manifest, config), _autoencoder(manifest["autoencoder"], storage.split(path)[0]), link]
 
 
 def _images(manifest: dict, config: Recipe | None) -> Link:
     recorded = manifest["identity"].get("images", {}).get("digest", "")
     if config is None:
-        return Link("images", "unknown", recorded, unknown=["the latents record no recipe to find the images by"])
+        return Link(
+            "images", "unknown", recorded, unknown=["the latents record no recipe, which would name the images"]
+        )
     link = Link("images", config.images.path, recorded)
     try:
         listing, _ = open_source(config.images).listing().split(config.images.held_out)
     except (OSError, ValueError) as error:
-        link.unknown.append(f"not at hand: {error}")
+        link.unknown.append(f"not available: {error}")
     else:
         link.facts.append(f"{len(listing):,} images to train on")
         link.compare("listing", listing.digest, recorded or None)
@@ -156,37 +163,40 @@ def _autoencoder(recorded: dict, output: str) -> Link:
     try:
         found = AutoencoderHandle(recorded["id"], output).describe(download=False)
     except (OSError, ValueError) as error:
-        link.unknown.append(f"not at hand: {error}")
+        link.unknown.append(f"not available: {error}")
     else:
         link.compare("weights", found["sha256"], recorded["sha256"])
     return link
 
 
-def _checkpoint(place: str, config: dict, digest: str, expected: str | None, quick: bool) -> Iterator[Link]:
-    link = Link("checkpoint", place, expected or digest, [f"step {config['step']:,}"])
+def _checkpoint(location: str, config: dict, digest: str, expected: str | None, quick: bool) -> Iterator[Link]:
+    link = Link("checkpoint", location, expected or digest, [f"step {config['step']:,}"])
     if expected:
         link.compare("digest", digest, expected)
-    digests = storage.read_json(storage.join(place, COMPLETE))
-    link.broken += _changed(place, {name: (None, sha256) for name, sha256 in digests.items()}, quick)
+    digests = storage.read_json(storage.join(location, COMPLETE))
+    link.broken += _mismatches(location, {name: (None, sha256) for name, sha256 in digests.items()}, quick)
     yield link
 
 
-def _changed(folder: str, files: dict[str, tuple[int | None, str]], quick: bool) -> Iterator[str]:
-    """What is wrong with the files in a folder; by name their sizes, where recorded, and digests."""
+def _mismatches(folder: str, files: dict[str, tuple[int | None, str]], quick: bool) -> Iterator[str]:
+    """Yield what is wrong with the files in a folder.
+
+    files: recorded sizes (None if unknown) and sha256 digests by name.
+    """
     for name, (size, sha256) in files.items():
-        place = storage.join(folder, name)
+        path = storage.join(folder, name)
         try:
-            found = storage.file_size(place)
+            found = storage.file_size(path)
             if size is not None and found != size:
                 yield f"{name}: found {found:,} bytes, expected {size:,}"
-            elif not quick and (digest := storage.sha256_file(place)) != sha256:
+            elif not quick and (digest := storage.sha256_file(path)) != sha256:
                 yield f"{name}: found sha256 {digest[:12]}, expected {sha256[:12]}"
         except FileNotFoundError:
-            yield f"{name} is not there"
+            yield f"{name} is missing"
 
 
 def _evaluations(opened: LocatedCheckpoint, config: Recipe, chain: list[Link]) -> Iterator[Link]:
-    """Reports of the place that the checkpoint lies in."""
+    """Yield the evaluations in the output of the checkpoint."""
     for file in report_files(storage.join(opened.output, "evaluations"), None, opened.name):
         link = Link("evaluation", file)
         yield link
@@ -195,11 +205,11 @@ def _evaluations(opened: LocatedCheckpoint, config: Recipe, chain: list[Link]) -
         except ValueError as error:
             link.broken.append(str(error))
             continue
-        value, deviation = report.estimate(report.headline)
-        score = f"{report.headline} {value:.5g}" + (f" +- {deviation:.2g}" if deviation else "")
+        value, error_bar = report.estimate(report.headline)
+        score = f"{report.headline} {value:.5g}" + (f" +- {error_bar:.2g}" if error_bar else "")
         link.digest = report.protocol_id
         link.facts.append(f"{score}, protocol {report.protocol_id}, reference {report.protocol.reference_digest[:12]}")
-        link.compare("checkpoint that it is of", opened.digest, report.checkpoint_digest)
+        link.compare("checkpoint", opened.digest, report.checkpoint_digest)
         _compare_reference(link, report, config, chain)
 
 
@@ -207,18 +217,18 @@ def _compare_reference(link: Link, report: EvaluationReport, config: Recipe, cha
     try:
         found = reference_digest(config)
     except (OSError, ValueError) as error:
-        link.unknown.append(f"reference: not at hand: {error}")
+        link.unknown.append(f"reference: not available: {error}")
         return
     if found == report.protocol.reference_digest:
         return
     if any(other.kind == "images" and other.broken for other in chain):
         link.compare("reference", found, report.protocol.reference_digest)
     else:
-        link.unknown.append("reference: not the training images', so another file or extractor was given")
+        link.unknown.append("reference: not that of the training images, so another file or extractor was given")
 
 
 def _in_mlflow(digest: str, uri: str) -> list[Link]:
-    """The models and registered versions of a checkpoint."""
+    """Return the LoggedModels and registered versions of a checkpoint."""
     try:
         with connected_client(uri) as client:
             return [*_models(client, digest), *_versions(client, digest)]
@@ -226,23 +236,25 @@ def _in_mlflow(digest: str, uri: str) -> list[Link]:
         return [Link("model", "unknown", digest, unknown=[str(error)])]
 
 
-def _models(client, digest: str) -> Iterator[Link]:
+def _models(client: Any, digest: str) -> Iterator[Link]:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    for model in client.search_logged_models(experiments, filter_string=f"tags.`{DIGEST}` = '{digest}'"):
+    for model in client.search_logged_models(experiments, filter_string=tags.has(tags.CHECKPOINT_DIGEST, digest)):
         facts = [f"{model.name}, run {model.source_run_id}"]
         link = Link("model", f"models:/{model.model_id}", digest, facts)
-        if REMOVED in model.tags:
+        if tags.REMOVED in model.tags:
             link.facts.append("the training has removed its checkpoint")
         yield link
 
 
-def _versions(client, digest: str) -> Iterator[Link]:
-    for version in client.search_model_versions(f"tags.`raydit.digest` = '{digest}'"):
+def _versions(client: Any, digest: str) -> Iterator[Link]:
+    for version in client.search_model_versions(tags.has(tags.VERSION_DIGEST, digest)):
         aliases = client.get_registered_model(version.name).aliases
         held = [alias for alias, number in aliases.items() if str(number) == str(version.version)]
-        facts = [f"{version.tags['raydit.metric']} {float(version.tags['raydit.value']):.5g}"]
+        facts = [f"{version.tags[tags.VERSION_METRIC]} {float(version.tags[tags.VERSION_VALUE]):.5g}"]
         facts += [f"alias {alias}" for alias in sorted(held)]
         link = Link("version", f"models:/{version.name}/{version.version}", digest, facts)
         if not has_files(client, version):
-            link.broken.append("its files are gone from the store: it cannot be loaded. Promote its checkpoint again")
+            link.broken.append(
+                "its files are missing from the store, so it cannot be loaded. Promote its checkpoint again"
+            )
         yield link

@@ -1,7 +1,7 @@
-"""What MLflow keeps of a promoted checkpoint: what `mlflow.pyfunc.load_model` opens and `mlflow models serve` runs.
+"""The files of a promoted checkpoint, which `mlflow.pyfunc.load_model` opens and `mlflow models serve` runs.
 
-A copy, not a reference: whoever reaches the store can load it, without the storage of the training, and it outlives
-the training's own checkpoints. Of the checkpoint only the weights that sample are copied, as they are.
+They are a copy, not a reference: everyone who reaches the store can load the model without access to the storage of
+its training, and it outlives the training's own checkpoints. Only the weights that sample are copied, unchanged.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dit.checkpoint import COMPLETE
 from dit.config import SAMPLER_PROCESSES, config_from_dict
@@ -17,11 +18,15 @@ from dit.files import write_json
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
+from pipelines.tracking import tags
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
 
 
 def save_model_files(opened: LocatedCheckpoint, folder: Path, work: Path) -> None:
-    """Write the MLflow model of a checkpoint into `folder`, which must not be there; `work`: an empty folder."""
-    # A progress bar for copying files, and a line on the input example, would stand among ours.
+    """Write the MLflow model of a checkpoint into `folder`, which must not exist; `work` is an empty folder."""
+    # MLflow prints a progress bar and a line about the input example.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     import mlflow.pyfunc
@@ -40,12 +45,12 @@ def save_model_files(opened: LocatedCheckpoint, folder: Path, work: Path) -> Non
         signature=signature(settings["protocol"]),
         input_example=example,
         pip_requirements=[f"raydit=={version('raydit')}"],
-        metadata={"raydit.checkpoint": opened.origin, "raydit.checkpoint_digest": opened.digest},
+        metadata={tags.CHECKPOINT: opened.origin, tags.CHECKPOINT_DIGEST: opened.digest},
     )
 
 
-def gather(opened: LocatedCheckpoint, folder: Path) -> dict:
-    """Copy the files that sampling needs, and write the settings of the checkpoint's recipe, which are returned."""
+def gather(opened: LocatedCheckpoint, folder: Path) -> dict[str, Any]:
+    """Copy the files that sampling needs, and write and return the sampling settings of the checkpoint's recipe."""
     from pipelines.registry.served_model import SETTINGS
 
     config = checkpoint_recipe(opened)
@@ -77,8 +82,8 @@ def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
         shutil.copyfile(source / name, target / name)
 
 
-def signature(protocol: dict):
-    """Columns in and out, and the settings that a request may choose, with the recipe's as defaults."""
+def signature(protocol: dict[str, Any]) -> "ModelSignature":
+    """Return the columns in and out, and the params that a request may set, with the recipe's as defaults."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType

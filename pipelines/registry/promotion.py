@@ -1,4 +1,4 @@
-"""The registry of models: who is champion, who challenges, and how to go back."""
+"""Promotion in the model registry: which version is champion, which is challenger, and how to roll back."""
 
 import json
 import math
@@ -14,33 +14,54 @@ from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.registry.model_files import save_model_files
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.reports import find_reports
-from pipelines.tracking.lookup import BEFORE, CHECKPOINT, DIGEST, connected_client, has_files
+from pipelines.tracking import tags
+from pipelines.tracking.lookup import connected_client, has_files
 from pipelines.tracking.store import tracking_uri
+from raydit.errors import InvalidInput, NotFound, Unreachable
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-"""Aliases of a registered model: its best version, and one that scored better, but not by more than the error."""
-VERSIONS = "mlflow.modelVersions"
-"""Tag by which MLflow's UI knows what a model is registered as."""
+"""Aliases of a registered model: its best version, and one that scored better by less than the error."""
+REGISTERED_VERSIONS = "mlflow.modelVersions"
+"""Tag by which MLflow's UI knows the registered versions of a LoggedModel."""
 
 
-class Standing(NamedTuple):
-    """A checkpoint's value of the metric that decides, and what makes it comparable."""
+class PromotionScore(NamedTuple):
+    """The score by which a checkpoint is promoted, and what makes it comparable. Kept in tags of its version."""
 
     digest: str
+    """Digest of the checkpoint."""
     protocol_id: str
     metric: str
     value: float
+    """Lower is better."""
     error: float
-    """Standard error of the value; infinite: not known."""
+    """Standard error of the value; infinite if unknown."""
 
 
-def promote(uri: str, experiment: str, name: str, candidate: Standing, *, alias: str = CHAMPION) -> tuple[str, bool]:
-    """Register the candidate under `name` with an alias, if it is better than who has that.
+SCORE_TAGS = {
+    "digest": tags.VERSION_DIGEST,
+    "protocol_id": tags.PROTOCOL_ID,
+    "metric": tags.VERSION_METRIC,
+    "value": tags.VERSION_VALUE,
+    "error": tags.VERSION_ERROR,
+}
+"""Tags of a registered version that keep its PromotionScore, by field."""
 
-    Better is lower by more than sqrt(error^2 + error^2). Who is lower by less than that becomes challenger, instead of
-    champion. Returns what was found, in words, and whether the alias was given. Raises ValueError if the holder was
-    chosen by another protocol or metric, FileNotFoundError if the checkpoint is gone, and ConnectionError if MLflow
-    does not answer or has not been told of it.
+
+class Promotion(NamedTuple):
+    """The outcome of a promotion."""
+
+    explanation: str
+    given: bool
+    """Whether the candidate got the alias."""
+
+
+def promote(uri: str, experiment: str, name: str, candidate: PromotionScore, *, alias: str = CHAMPION) -> Promotion:
+    """Register the candidate under `name` and give it an alias, if it is better than the version that holds it.
+
+    Better means lower by more than the combined error, sqrt(error^2 + error^2). A candidate that is lower by less
+    becomes challenger instead of champion. Raises InvalidInput if the holder was chosen by another protocol or metric,
+    NotFound if the checkpoint is gone, and Unreachable if MLflow does not answer or does not know the checkpoint yet.
     """
     with connected_client(uri) as client:
         holders = {each: _holder(client, name, each) for each in (CHAMPION, CHALLENGER)}
@@ -49,36 +70,36 @@ def promote(uri: str, experiment: str, name: str, candidate: Standing, *, alias:
             if holder is not None:
                 _check_comparable(name, holder, candidate)
         if champion is not None and candidate.digest == champion.digest:
-            return f"models:/{name}@{CHAMPION} is this checkpoint already", False
+            return Promotion(f"models:/{name}@{CHAMPION} is already this checkpoint", False)
         holder = holders[alias]
-        stays = _why_it_stays(name, alias, holder, candidate)
-        if stays is None:
-            number = _give(client, uri, experiment, name, candidate, alias)
+        reason = _reason_to_keep(name, alias, holder, candidate)
+        if reason is None:
+            number = _give_alias(client, uri, experiment, name, candidate, alias)
             before = f", before {holder.value:.5g}" if holder else ""
-            return f"models:/{name}@{alias} is now version {number}: {candidate.value:.5g}{before}", True
+            return Promotion(f"models:/{name}@{alias} is now version {number}: {candidate.value:.5g}{before}", True)
         if alias == CHAMPION and champion is not None and candidate.value < champion.value:
-            if _why_it_stays(name, CHALLENGER, holders[CHALLENGER], candidate) is None:
-                number = _give(client, uri, experiment, name, candidate, CHALLENGER)
-                stays += f"; models:/{name}@{CHALLENGER} is now version {number}"
-        return stays, False
+            if _reason_to_keep(name, CHALLENGER, holders[CHALLENGER], candidate) is None:
+                number = _give_alias(client, uri, experiment, name, candidate, CHALLENGER)
+                reason += f"; models:/{name}@{CHALLENGER} is now version {number}"
+        return Promotion(reason, False)
 
 
 def promote_report(
     uri: str, experiment: str, name: str, report: EvaluationReport, *, alias: str = CHAMPION
-) -> tuple[str, bool]:
-    """The same for the checkpoint of a report, by its first metric."""
+) -> Promotion:
+    """Promote the checkpoint of a report by its headline metric; see `promote`."""
     value, error = report.estimate(report.headline)
     margin = math.inf if error is None else error
-    candidate = Standing(report.checkpoint_digest, report.protocol_id, report.headline, value, margin)
+    candidate = PromotionScore(report.checkpoint_digest, report.protocol_id, report.headline, value, margin)
     return promote(uri, experiment, name, candidate, alias=alias)
 
 
 def promote_checkpoint(
     checkpoint: str, name: str, *, alias: str = CHAMPION, protocol_id: str | None = None, store: str = ""
-) -> tuple[str, bool]:
-    """The same for a checkpoint by any of its names, by the report that is there of it.
+) -> Promotion:
+    """Promote a checkpoint, given by any of its names, by its existing report; see `promote`.
 
-    protocol_id: which, where there are several. store: MLflow's; left out, the one of the checkpoint's recipe.
+    protocol_id: which report, if there are several. store: MLflow's URI; empty: that of the checkpoint's recipe.
     """
     opened = open_checkpoint(checkpoint, tracking_uri=store)
     (report,) = find_reports([opened.origin], protocol_id=protocol_id)
@@ -87,89 +108,95 @@ def promote_checkpoint(
 
 
 def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:
-    """Give an alias back to the version that had it before. Returns what was done, in words.
+    """Give an alias back to the version that held it before, and return what was done, in words.
 
-    Raises ValueError if nobody had it before, FileNotFoundError if there is no such alias or that version lost its
-    files, ConnectionError if MLflow does not answer.
+    Raises InvalidInput if no version held it before, NotFound if there is no such alias or the earlier version has
+    lost its files, and Unreachable if MLflow does not answer.
     """
     with connected_client(uri) as client:
         number = _aliases(client, name).get(alias)
         if number is None:
-            raise FileNotFoundError(
-                f"models:/{name}@{alias} at {uri}: found no such alias, expected one that `raydit promote` has given"
+            raise NotFound(
+                f"models:/{name}@{alias} at {uri}: found no such alias",
+                "one that `raydit promote` has given",
+                f"promote a checkpoint: raydit promote CHECKPOINT --name {name}",
             )
-        before = client.get_model_version(name, number).tags.get(BEFORE)
+        before = client.get_model_version(name, number).tags.get(tags.PREVIOUS_VERSION)
         if not before:
-            raise ValueError(
-                f"models:/{name}@{alias} is version {number}, and nobody had it before: found nothing to go back to. "
-                f"Promote another checkpoint: raydit promote CHECKPOINT --name {name}"
+            raise InvalidInput(
+                f"models:/{name}@{alias} is version {number}, and found no version that held the alias before it",
+                "one to roll back to",
+                f"promote another checkpoint: raydit promote CHECKPOINT --name {name}",
             )
         if not has_files(client, client.get_model_version(name, before)):
-            raise FileNotFoundError(
-                f"models:/{name}/{before}: found no files in the store, expected those of the model: the alias would "
-                "lead to nothing. Promote its checkpoint again"
+            raise NotFound(
+                f"models:/{name}/{before}: found no files in the store",
+                "those of the model, without which the alias would lead to nothing",
+                "promote its checkpoint again",
             )
         client.set_registered_model_alias(name, alias, before)
-    return f"models:/{name}@{alias} is version {before} again, before {number}"
+    return f"models:/{name}@{alias} is version {before} again, instead of {number}"
 
 
-def _check_comparable(name: str, holder: Standing, candidate: Standing) -> None:
+def _check_comparable(name: str, holder: PromotionScore, candidate: PromotionScore) -> None:
     for field in ("protocol_id", "metric"):
         found, expected = getattr(candidate, field), getattr(holder, field)
         if found != expected:
-            raise ValueError(
-                f"--promote {name}: found a score of {field} {found}, but models:/{name}@{CHAMPION} was chosen by "
-                f"{expected}; expected equal ones, or the numbers say nothing. Score both by one protocol, or "
-                "promote under another name"
+            raise InvalidInput(
+                f"--promote {name}: found a score of {field} {found}",
+                f"{expected}, by which models:/{name}@{CHAMPION} was chosen: other scores cannot be compared",
+                "score both checkpoints by one protocol, or promote under another name",
             )
 
 
-def _why_it_stays(name: str, alias: str, holder: Standing | None, candidate: Standing) -> str | None:
-    """Why the holder of an alias keeps it; None if it does not."""
+def _reason_to_keep(name: str, alias: str, holder: PromotionScore | None, candidate: PromotionScore) -> str | None:
+    """Return why the holder keeps an alias; None if the candidate gets it."""
     if holder is None:
         return None
     if candidate.digest == holder.digest:
-        return f"models:/{name}@{alias} is this checkpoint already" if alias == CHALLENGER else None
+        return f"models:/{name}@{alias} is already this checkpoint" if alias == CHALLENGER else None
     margin = math.hypot(holder.error, candidate.error)
     if candidate.value < holder.value - margin:
         return None
     reason = f"not better by more than the error of {margin:.2g}"
     if math.isinf(margin):
-        reason = "and how sure that is nobody knows: score both with --repeats 2 or more"
+        reason = "and the error of a score is unknown: score both with --repeats 2 or more"
     return f"models:/{name}@{alias} stays: {holder.value:.5g} against {candidate.value:.5g}, {reason}"
 
 
-def _aliases(client, name: str) -> dict[str, str]:
-    """Numbers of versions by their alias; none where nothing is registered."""
+def _aliases(client: Any, name: str) -> dict[str, str]:
+    """Return version numbers by alias; empty if there is no registered model of that name."""
     if not client.search_registered_models(f"name = '{name}'"):
         return {}
     return client.get_registered_model(name).aliases
 
 
-def _holder(client, name: str, alias: str) -> Standing | None:
-    """Who has an alias, by the tags of its version."""
+def _holder(client: Any, name: str, alias: str) -> PromotionScore | None:
+    """Return the score of the version that holds an alias, from the tags of the version."""
     number = _aliases(client, name).get(alias)
     if number is None:
         return None
-    tags = client.get_model_version(name, number).tags
-    absent = [field for field in Standing._fields if f"raydit.{field}" not in tags]
+    found = client.get_model_version(name, number).tags
+    absent = [tag for tag in SCORE_TAGS.values() if tag not in found]
     if absent:
-        raise ValueError(
-            f"models:/{name}@{alias} has no tag raydit.{absent[0]}: expected a version that raydit promoted. "
-            "Promote under another name, or remove the alias"
+        raise InvalidInput(
+            f"models:/{name}@{alias}: found a version without the tag {absent[0]}",
+            "one that raydit promoted",
+            "promote under another name, or remove the alias",
         )
-    kept: dict[str, Any] = {field: tags[f"raydit.{field}"] for field in Standing._fields}
-    return Standing(**{**kept, "value": float(kept["value"]), "error": float(kept["error"])})
+    kept: dict[str, Any] = {field: found[tag] for field, tag in SCORE_TAGS.items()}
+    return PromotionScore(**{**kept, "value": float(kept["value"]), "error": float(kept["error"])})
 
 
-def _give(client, uri: str, experiment: str, name: str, candidate: Standing, alias: str) -> str:
-    """Give the candidate's version the alias; the version is made, with the model's files, if it is not there."""
+def _give_alias(client: Any, uri: str, experiment: str, name: str, candidate: PromotionScore, alias: str) -> str:
+    """Give the candidate's version an alias, creating the version and uploading the model's files if needed."""
     model = _logged_model(client, experiment, name, candidate)
-    opened = open_checkpoint(model.tags[CHECKPOINT])
+    opened = open_checkpoint(model.tags[tags.CHECKPOINT])
     if opened.digest != candidate.digest:
-        raise ValueError(
-            f"{opened.origin}: found checkpoint {opened.digest[:12]}, expected {candidate.digest[:12]}, which was "
-            "scored: it was written anew. Score it again"
+        raise InvalidInput(
+            f"{opened.origin}: found checkpoint {opened.digest[:12]}",
+            f"{candidate.digest[:12]}, which was scored: it has been written again since",
+            "score it again",
         )
     if not client.list_logged_model_artifacts(model.model_id):
         upload(client, model.model_id, opened)
@@ -178,7 +205,7 @@ def _give(client, uri: str, experiment: str, name: str, candidate: Standing, ali
     aliases = _aliases(client, name)
     number = _version(client, uri, name, model, opened, candidate)
     if aliases.get(alias) not in (None, number):
-        client.set_model_version_tag(name, number, BEFORE, aliases[alias])
+        client.set_model_version_tag(name, number, tags.PREVIOUS_VERSION, aliases[alias])
     client.set_registered_model_alias(name, alias, number)
     challenger = _holder(client, name, CHALLENGER)
     if alias == CHAMPION and challenger is not None and challenger.digest == candidate.digest:
@@ -186,69 +213,70 @@ def _give(client, uri: str, experiment: str, name: str, candidate: Standing, ali
     return number
 
 
-def _logged_model(client, experiment: str, name: str, candidate: Standing):
+def _logged_model(client: Any, experiment: str, name: str, candidate: PromotionScore) -> Any:
     found = client.get_experiment_by_name(experiment)
-    query = f"tags.`{DIGEST}` = '{candidate.digest}'"
+    query = tags.has(tags.CHECKPOINT_DIGEST, candidate.digest)
     models = client.search_logged_models([found.experiment_id], filter_string=query) if found else []
     if not models:
-        raise ConnectionError(
-            f"MLflow has not been told of the checkpoint {candidate.digest[:12]} yet: {name} was not promoted. Run the "
-            "same command again when the tracking server answers"
+        raise Unreachable(
+            f"MLflow does not know the checkpoint {candidate.digest[:12]} yet, so {name} was not promoted",
+            "",
+            "run the same command again when the tracking server answers",
         )
     return models[0]
 
 
-def upload(client, model_id: str, opened: LocatedCheckpoint) -> None:
-    """Put the files that make a checkpoint loadable beside what MLflow knows of it."""
+def upload(client: Any, model_id: str, opened: LocatedCheckpoint) -> None:
+    """Upload the files that make a checkpoint loadable to its LoggedModel."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         save_model_files(opened, work / "model", work)
-        # The file by which it is recognised last: no half of a model counts.
+        # MLflow recognises a model by this file: uploaded last, so that half an upload does not count.
         recognised = work / "MLmodel"
         (work / "model" / "MLmodel").rename(recognised)
         client.log_model_artifacts(model_id, str(work / "model"))
         client.log_model_artifact(model_id, str(recognised))
 
 
-def _version(client, uri: str, name: str, model, opened: LocatedCheckpoint, candidate: Standing) -> str:
-    """Number of the version with the candidate's score: as it is there, or a new one."""
-    tags = {f"raydit.{field}": str(value) for field, value in candidate._asdict().items()}
+def _version(client: Any, uri: str, name: str, model: Any, opened: LocatedCheckpoint, candidate: PromotionScore) -> str:
+    """Return the number of the version with the candidate's score, creating it if there is none."""
+    score_tags = {SCORE_TAGS[field]: str(value) for field, value in candidate._asdict().items()}
     for version in client.search_model_versions(f"name = '{name}'"):
-        if tags.items() <= version.tags.items():
+        if score_tags.items() <= version.tags.items():
             return str(version.version)
     further = {
-        CHECKPOINT: opened.origin,
-        "raydit.step": str(opened.step),
-        "raydit.latents_fingerprint": opened.config["latents_fingerprint"] or "unknown",
+        tags.CHECKPOINT: opened.origin,
+        tags.VERSION_STEP: str(opened.step),
+        tags.LATENTS_FINGERPRINT: opened.config["latents_fingerprint"] or "unknown",
     }
     with _default_store(uri):
-        made = client.create_model_version(
+        created = client.create_model_version(
             name,
             f"models:/{model.model_id}",
             run_id=model.source_run_id,
-            tags=tags | further,
-            description=_description(opened, candidate),
+            tags=score_tags | further,
+            description=_version_description(opened, candidate),
             model_id=model.model_id,
         )
-    known = json.loads(model.tags.get(VERSIONS, "[]"))
-    versions = [*known, {"name": name, "version": str(made.version)}]
-    client.set_logged_model_tags(model.model_id, {VERSIONS: json.dumps(versions)})
-    return str(made.version)
+    known = json.loads(model.tags.get(REGISTERED_VERSIONS, "[]"))
+    versions = [*known, {"name": name, "version": str(created.version)}]
+    client.set_logged_model_tags(model.model_id, {REGISTERED_VERSIONS: json.dumps(versions)})
+    return str(created.version)
 
 
-def _description(opened: LocatedCheckpoint, candidate: Standing) -> str:
-    """Markdown, shown in the UI."""
+def _version_description(opened: LocatedCheckpoint, candidate: PromotionScore) -> str:
+    """Return the description of a version in Markdown."""
     error = "" if math.isinf(candidate.error) else f" ± {candidate.error:.3g}"
     score = f"{candidate.metric} {candidate.value:.5g}{error} by protocol `{candidate.protocol_id}`"
     return (
-        f"Step {opened.step:,}: {score}.\n\nCheckpoint `{opened.origin}`, digest `{opened.digest[:12]}`. What it was "
-        f"made from: `raydit lineage {opened.origin}`"
+        f"Step {opened.step:,}: {score}.\n\nCheckpoint `{opened.origin}`, digest `{opened.digest[:12]}`. "
+        f"Its lineage: `raydit lineage {opened.origin}`"
     )
 
 
 @contextmanager
 def _default_store(uri: str) -> Iterator[None]:
-    """A registry in a database looks for the model in the process's default store, whatever the client's is."""
+    """Set MLflow's default store: a registry in a database looks models up there, whatever the client's store is."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = uri
     try:

@@ -1,31 +1,34 @@
-"""A checkpoint as MLflow serves it: a table of classes and seeds in, PNG images out.
+"""A checkpoint as a model that MLflow serves: a table of classes and seeds in, PNG images out.
 
-MLflow runs this file itself, from a copy beside the weights; what it needs of raydit must be installed.
+MLflow executes a copy of this file that lies beside the weights, so raydit must be installed where it is served.
 """
 
 import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
+from raydit.errors import InvalidInput
+
 FILES = "files"
 """Name of the folder of files: checkpoint/, autoencoder/ and SETTINGS."""
 SETTINGS = "sampling.json"
 PARAMS = ("sampler", "sampling_steps", "cfg_scale")
-"""Fields of a protocol that a request may choose."""
+"""Fields of the protocol that a request may set."""
 
 
 class ServedModel(PythonModel):
-    """Images of a checkpoint. The image of a row depends on its class, its seed and the settings only.
+    """Samples from a checkpoint. The image of a row depends only on its class, its seed and the params.
 
-    The image of seed i is sample i of the checkpoint's evaluations, where the class is the same.
+    The image of seed i is sample i of the checkpoint's evaluations if the class is the same.
     """
 
-    def load_context(self, context) -> None:
+    def load_context(self, context: Any) -> None:
         import torch
 
         from evaluation.protocol import EvaluationProtocol
@@ -44,10 +47,13 @@ class ServedModel(PythonModel):
             autoencoder=folder / "autoencoder",
         )
 
-    def predict(self, context, model_input: pandas.DataFrame, params=None) -> pandas.DataFrame:
-        """model_input: columns class (names or numbers) and, if wanted, seed; left out, the row's number.
+    def predict(
+        self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
+    ) -> pandas.DataFrame:
+        """Sample one image for each row.
 
-        Returns columns class, seed and png (bytes of a file; base64 over HTTP).
+        model_input: column class (names or numbers) and optionally seed, by default the number of the row. Returns
+        columns class, seed and png (the bytes of a file; base64 over HTTP).
         """
         import numpy as np
         from PIL import Image
@@ -58,7 +64,7 @@ class ServedModel(PythonModel):
         labels = [self._label(given) for given in model_input["class"]] if self.class_names else [0] * len(seeds)
         if not seeds:
             return pandas.DataFrame({"class": [], "seed": [], "png": []})
-        sampler = copy.copy(self.sampler)  # requests may come at once
+        sampler = copy.copy(self.sampler)  # requests may run at the same time
         sampler.protocol = replace(sampler.protocol, **self._chosen(params or {}))
         sampler.batch_size = min(sampler.batch_size, len(seeds))
         images = sampler.sample(seeds, np.array(labels, np.int64))
@@ -67,20 +73,23 @@ class ServedModel(PythonModel):
             {"class": names, "seed": seeds, "png": [png_of(Image.fromarray(image)) for image in images]}
         )
 
-    def _label(self, given) -> int:
+    def _label(self, given: Any) -> int:
         from pipelines.scoring.sample_grid import class_label
 
-        # A column of JSON numbers, one of them missing, arrives as floats.
+        # A column of JSON numbers arrives as floats if one of them is missing.
         is_whole = isinstance(given, float) and given.is_integer()
         return class_label(str(int(given) if is_whole else given), self.class_names)
 
-    def _chosen(self, params: dict) -> dict:
+    def _chosen(self, params: dict[str, Any]) -> dict[str, Any]:
         chosen = {name: params[name] for name in PARAMS if params.get(name) is not None}
         if chosen.get("sampler", self.samplers[0]) not in self.samplers:
-            raise ValueError(f"sampler: found {chosen['sampler']!r}, expected one of {', '.join(self.samplers)}")
+            known = ", ".join(self.samplers)
+            raise InvalidInput(f"sampler: found {chosen['sampler']!r}", f"one of {known}", "choose another sampler")
         if chosen.get("cfg_scale", 1.0) > 1 and not self.has_null_class:
-            raise ValueError(
-                f"cfg_scale: found {chosen['cfg_scale']}, expected 1.0: this model was trained without a null class"
+            raise InvalidInput(
+                f"cfg_scale: found {chosen['cfg_scale']}",
+                "1.0, because this model was trained without a null class",
+                "leave cfg_scale out",
             )
         return chosen
 

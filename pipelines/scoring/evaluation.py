@@ -16,6 +16,7 @@ from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.recipe import Recipe
 from pipelines.figures import FIGURES, timings_figure
 from pipelines.images.grids import save_png
+from pipelines.images.open import with_absolute_paths
 from pipelines.scoring.features import (
     ScoringShard,
     Source,
@@ -28,9 +29,9 @@ from pipelines.scoring.pictures import Neighbours, report_pictures
 from pipelines.scoring.references import Features, RealImages, extract_adm_images, given_reference, load_real
 from pipelines.scoring.reports import load_report, save_figures, save_report
 from pipelines.scoring.saved_images import KeptImages
-from pipelines.stage import StageContext, with_absolute_paths
+from pipelines.stage import StageContext
 from pipelines.tracking.logged_models import log_checkpoint
-from pipelines.tracking.tracker import RunLog
+from pipelines.tracking.run_log import DatasetRef, RunLog
 
 EVALUATIONS = "evaluations"
 """The part of an output that an evaluation writes, together with references/: nobody else evaluates there meanwhile."""
@@ -202,7 +203,7 @@ def earlier_report(folder: str, digest: str) -> EvaluationReport | None:
 
 def track(run: RunLog, report: EvaluationReport, folder: str, step: int = 0, model: str = "") -> None:
     """The numbers, on the checkpoint's LoggedModel where there is one, and the report and the pictures with the run."""
-    dataset = ("reference", report.protocol.reference_digest)
+    dataset = DatasetRef("reference", report.protocol.reference_digest)
     run.input(name="reference", digest=dataset[1], source="reference", context="evaluation")
     named = {f"eval/{name}": value for name, value in report.metrics.items()}
     run.metrics(named, step, model=model, dataset=dataset)

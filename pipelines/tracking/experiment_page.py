@@ -1,13 +1,12 @@
-"""What MLflow's UI shows of an experiment: its kind, a description, and one saved view that compares trainings."""
+"""The page of an experiment in MLflow's UI: its kind, a description, and a saved view that compares trainings."""
 
 import json
 import time
 
 from pipelines.config.training import TrainConfig
+from pipelines.tracking import tags
 
 VIEW, VIEW_ID = "Trainings compared", "raydit-trainings"
-VIEW_LINK = f"#/experiments/%s/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={VIEW_ID}"
-"""Address of the view of the experiment with an id, behind that of the UI."""
 SECTION = "trainings"
 CHARTS = (
     ("train/loss",),
@@ -15,25 +14,28 @@ CHARTS = (
     ("train/images_per_second",),
     ("train/data_wait", "train/checkpoint_wait"),
 )
-"""Metrics of the view, chart by chart."""
+"""Metrics of the charts in the view, chart by chart."""
 
 
 def experiment_tags(name: str, samples_step: int) -> dict[str, str]:
-    """Tags of a new experiment, under MLflow's own names. samples_step: of a training, with samples to show."""
+    """Return the tags of a new experiment, under MLflow's own names.
+
+    samples_step: training step whose samples the view shows.
+    """
     return {
         "mlflow.experimentKind": "custom_model_development",  # else the UI opens for language models and their traces
-        "mlflow.note.content": description(name),
+        tags.DESCRIPTION: experiment_description(name),
         f"mlflow.sharedViewState.{VIEW_ID}": saved_view(samples_step),
     }
 
 
 def last_samples(train: TrainConfig) -> int:
-    """The last step at which a training draws samples."""
+    """Return the last step at which a training draws samples."""
     return train.steps // (train.sample_every or 1) * (train.sample_every or 1)
 
 
-def description(name: str) -> str:
-    """Markdown."""
+def experiment_description(name: str) -> str:
+    """Return the description of a recipe's experiment, in Markdown."""
     return (
         f"Runs of the raydit recipe `{name}`: images, latents, trainings and their scores. A `pipeline` run holds the "
         f"stages that one command ran: open it by its plus sign.\n\nViews, {VIEW}: the trainings side by side, with "
@@ -43,9 +45,9 @@ def description(name: str) -> str:
 
 
 def saved_view(samples_step: int) -> str:
-    """The view as MLflow 3.17's UI saves one: runs of stage train, with charts in a section of their own.
+    """Return the view as MLflow 3.17's UI saves one: runs of stage train, with charts in a section of their own.
 
-    A UI that knows another form of it shows its usual view.
+    A UI that expects another form shows its default view.
     """
     samples = {**_chart(0, "IMAGE"), "imageKeys": ["samples"], "showRunParams": False, "step": samples_step}
     lines = [
@@ -55,8 +57,8 @@ def saved_view(samples_step: int) -> str:
     ]
     section = {"uuid": SECTION, "name": SECTION, "display": True, "isReordered": False, "deleted": False}
     state = {
-        "searchFilter": "tags.`raydit.stage` = 'train'",
-        # Not by date: then the UI folds them into their pipeline runs, whose charts are empty.
+        "searchFilter": tags.has(tags.STAGE, "train"),
+        # Sorted by date, the UI would fold them into their pipeline runs, whose charts are empty.
         "orderByKey": "metrics.`train/loss`",
         "orderByAsc": True,
         "compareRunCharts": [samples, *lines],

@@ -1,7 +1,6 @@
-"""A durable list of things to tell a server: appended at once, delivered when the server answers.
+"""A durable queue of entries for a server: appended at once, delivered in order when the server answers.
 
-The journal outlives the process and the server: what was appended is delivered in order, by this process or by
-the next one that opens the same journal.
+The journal outlives the process and the server: what is left is delivered by the next process that opens it.
 """
 
 import json
@@ -13,24 +12,28 @@ from typing import Any
 
 from cluster import storage
 
-Entry = dict
+Entry = dict[str, Any]
+"""A JSON object with at least `op`, the kind of entry, and `run`, the run that it is about."""
 
 
 class Journal:
     """An append-only JSON Lines file, and a thread that hands its entries to `deliver`, in order.
 
-    `deliver(entries, known)` delivers one or more from the front and returns how many; in `known` (plain data, kept
-    beside the journal) it notes what later entries need. It raises ConnectionError while the server is away.
+    `deliver(entries, ids)` delivers one or more entries from the front and returns how many. In `ids`, which is kept
+    beside the journal, it notes the server's ids that later entries need. It raises ConnectionError while the server
+    is unavailable; `on_unavailable` is then called once with the reason.
     """
 
     RETRY_SECONDS = (1, 2, 4, 8, 15, 30)
 
-    def __init__(self, path: Path, deliver: Callable[[list[Entry], dict], int], away: Callable[[str], None]):
+    def __init__(
+        self, path: Path, deliver: Callable[[list[Entry], dict[str, str]], int], on_unavailable: Callable[[str], None]
+    ):
         self.path = path
         self._state_path = path.with_suffix(".state.json")
-        self._deliver, self._away = deliver, away
+        self._deliver, self._on_unavailable = deliver, on_unavailable
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._cut_torn_line()
+        self._truncate_torn_line()
         self._file = open(path, "ab")
         self._state: dict[str, Any] = (
             json.loads(self._state_path.read_text()) if self._state_path.exists() else {"offset": 0, "known": {}}
@@ -38,23 +41,23 @@ class Journal:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._courier = threading.Thread(target=self._run, name="journal", daemon=True)
-        self._courier.start()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
 
-    def _cut_torn_line(self) -> None:
-        """A process killed while it appended leaves half a line, which would corrupt the next."""
+    def _truncate_torn_line(self) -> None:
+        """Remove the half line that a process leaves when it is killed while appending."""
         if self.path.exists():
             data = self.path.read_bytes()
-            whole = data.rfind(b"\n") + 1
-            if whole < len(data):
-                os.truncate(self.path, whole)
+            end = data.rfind(b"\n") + 1
+            if end < len(data):
+                os.truncate(self.path, end)
 
     def entries(self) -> list[Entry]:
-        """All entries ever appended."""
+        """Return all entries that were ever appended."""
         return [json.loads(line) for line in self.path.read_bytes().splitlines()]
 
     def append(self, entry: Entry) -> None:
-        """Keep an entry; it is on its way when this returns, not delivered."""
+        """Keep an entry. It is on disk when this returns, and delivered later."""
         line = json.dumps(entry).encode() + b"\n"
         with self._lock:
             self._file.write(line)
@@ -63,21 +66,22 @@ class Journal:
 
     @property
     def undelivered(self) -> bool:
+        """Whether any entry still waits for delivery."""
         return self._state["offset"] < self.path.stat().st_size
 
     def close(self, timeout_seconds: float) -> bool:
-        """Deliver what is left, waiting at most so long. True if nothing is left."""
+        """Deliver what is left, waiting at most this long. Return whether everything was delivered."""
         self._closing.set()
         self._wake.set()
-        self._courier.join(timeout_seconds)
+        self._thread.join(timeout_seconds)
         self._file.close()
         return not self.undelivered
 
     def _run(self) -> None:
         attempts = 0
         while True:
-            closing = self._closing.is_set()  # before reading: what was appended last is read then
-            lines = self._next()
+            closing = self._closing.is_set()  # read before the file, so that the last entries are not missed
+            lines = self._next_lines()
             if not lines:
                 if closing:
                     return
@@ -88,7 +92,7 @@ class Journal:
                 count = self._deliver([json.loads(line) for line in lines], self._state["known"])
             except ConnectionError as error:
                 if attempts == 0:
-                    self._away(str(error))
+                    self._on_unavailable(str(error))
                 elif self._closing.is_set():
                     return
                 self._closing.wait(self.RETRY_SECONDS[min(attempts, len(self.RETRY_SECONDS) - 1)])
@@ -98,7 +102,8 @@ class Journal:
                 self._state["offset"] += sum(map(len, lines[:count]))
                 storage.write_json_atomically(str(self._state_path), self._state)
 
-    def _next(self) -> list[bytes]:
+    def _next_lines(self) -> list[bytes]:
+        """Return complete lines from the delivery offset on, about a mebibyte of them."""
         with open(self.path, "rb") as file:
             file.seek(self._state["offset"])
             lines = (file.read(1 << 20) + file.readline()).splitlines(keepends=True)

@@ -1,24 +1,28 @@
-"""Checkpoints as tracking knows them."""
+"""Checkpoints as LoggedModels."""
 
 import re
 
+from dit.checkpoint import Checkpoint
+from pipelines.tracking import tags
+from pipelines.tracking.run_log import RunLog
 
-def log_checkpoint(run, checkpoint, place: str | None = None) -> None:
-    """Tell tracking of a checkpoint; the same one twice is one LoggedModel.
 
-    place: what leads to it, where its local path is a copy.
+def log_checkpoint(run: RunLog, checkpoint: Checkpoint, location: str | None = None) -> None:
+    """Log a checkpoint as a LoggedModel; logging the same one again creates no second.
+
+    location: path or URI under which others find it, if its local path is a copy.
     """
-    recipe, place = checkpoint.config["recipe"], place or str(checkpoint.path)
-    name = place.partition("?")[0].rstrip("/").rpartition("/")[2]
+    recipe, location = checkpoint.config["recipe"], location or str(checkpoint.path)
+    name = location.partition("?")[0].rstrip("/").rpartition("/")[2]
     run.model(
         checkpoint.digest,
-        # Of an imported one the folder's name, without what MLflow does not take.
+        # An imported checkpoint has no recipe: its folder names it, without characters that MLflow refuses.
         name=f"{recipe['name']}-{name}" if recipe else re.sub(r"[^\w-]", "-", name),
         step=checkpoint.step,
         params={"model": checkpoint.config["model"], "objective": checkpoint.config["objective"]},
         tags={
-            "raydit.checkpoint": place,
-            "raydit.checkpoint_digest": checkpoint.digest,
-            "raydit.latents_fingerprint": checkpoint.config["latents_fingerprint"] or "unknown",
+            tags.CHECKPOINT: location,
+            tags.CHECKPOINT_DIGEST: checkpoint.digest,
+            tags.LATENTS_FINGERPRINT: checkpoint.config["latents_fingerprint"] or "unknown",
         },
     )

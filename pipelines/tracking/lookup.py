@@ -1,4 +1,4 @@
-"""What MLflow holds, asked for directly: runs of a job, checkpoints behind runs and models, what aliases protect."""
+"""Lookups in MLflow: the runs of a job, the checkpoint behind a run or model, and what aliases protect."""
 
 import re
 from collections.abc import Iterator
@@ -6,35 +6,37 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.tracking.store import is_unavailable, mlflow_client, tracking_uri
-
-CHECKPOINT, DIGEST = "raydit.checkpoint", "raydit.checkpoint_digest"
-REMOVED = "raydit.removed"
-"""Tag of a model whose checkpoint is gone from where it lay."""
-BEFORE = "raydit.before"
-"""Tag of a registered version: the number of the one that had its alias before it."""
+from pipelines.console import first_line
+from pipelines.tracking import tags
+from pipelines.tracking.store import is_unavailable, mlflow_client, tracking_uri, unreachable
+from raydit.errors import InvalidInput, NotFound, RayditError
 
 
-class Found(NamedTuple):
-    """Where a checkpoint lies, and what it must be."""
+class CheckpointRef(NamedTuple):
+    """A checkpoint that MLflow knows."""
 
-    place: str
+    location: str
+    """Path or URI of its folder."""
     digest: str | None
+    """Digest that it must have; None if MLflow does not know it."""
 
 
 def runs_of_job(uri: str, experiment: str, job_id: str) -> list[dict[str, str]]:
-    """Runs that carry a Ray job's id, oldest first; link is empty where no server shows them. See check_tracking."""
+    """Return the runs that carry a Ray job's id, oldest first, with stage, status, id and link.
+
+    link: address in the UI; empty if no server shows it. Raises Unreachable if MLflow does not answer.
+    """
     client = mlflow_client(uri)
     try:
         found = client.get_experiment_by_name(experiment)
         ids = [found.experiment_id] if found else []
-        query = f"tags.`raydit.job_id` = '{job_id}'"
+        query = tags.has(tags.JOB_ID, job_id)
         runs = client.search_runs(ids, query, order_by=["attributes.start_time"]) if ids else []
     except Exception as error:
-        raise ConnectionError(_line(error)) from error
+        raise unreachable(uri, error) from error
     return [
         {
-            "stage": run.data.tags.get("raydit.stage", ""),
+            "stage": run.data.tags.get(tags.STAGE, ""),
             "status": run.info.status,
             "id": run.info.run_id,
             "link": run_link(uri, run.info.experiment_id, run.info.run_id),
@@ -43,50 +45,54 @@ def runs_of_job(uri: str, experiment: str, job_id: str) -> list[dict[str, str]]:
     ]
 
 
-def find_checkpoint(uri: str, name: str) -> Found:
-    """The checkpoint behind runs:/RUN_ID[/STEP], models:/NAME/VERSION, models:/NAME@ALIAS or models:/MODEL_ID.
+def find_checkpoint(uri: str, name: str) -> CheckpointRef:
+    """Find the checkpoint behind runs:/RUN_ID[/STEP], models:/NAME/VERSION, models:/NAME@ALIAS or models:/MODEL_ID.
 
-    uri: of the store, as in a recipe: empty for the usual one.
-    Raises FileNotFoundError if MLflow knows none, ValueError for other names, ConnectionError if it does not answer.
+    uri: tracking URI as in a recipe; empty for the default store. Raises NotFound if MLflow knows no such checkpoint,
+    InvalidInput for any other form of name, and Unreachable if MLflow does not answer.
     """
     kind, _, rest = name.partition(":/")
     uri = tracking_uri(uri)
     client = mlflow_client(uri)
     try:
-        model = _of_run(client, rest) if kind == "runs" else _of_registry(client, rest)
+        model = _model_of_run(client, rest) if kind == "runs" else _model_of_registry(client, rest)
+    except RayditError:
+        raise
     except Exception as error:
-        if isinstance(error, FileNotFoundError | ValueError):
-            raise
         if is_unavailable(error):
-            raise ConnectionError(f"{uri} does not answer, and {name} is looked up there: {_line(error)}") from error
-        raise FileNotFoundError(
-            f"no {name} at {uri} ({_line(error)}); expected a run, model or version that is there. Look at it with "
-            "`raydit ui`, or set tracking.uri to the store that holds it"
+            raise unreachable(uri, error, name) from error
+        raise NotFound(
+            f"found no {name} at {uri} ({first_line(error)[:200]})",
+            "a run, model or version that exists there",
+            "look at the store with `raydit ui`, or set tracking.uri to the store that holds it",
         ) from error
-    if model is None or CHECKPOINT not in model.tags:
-        raise FileNotFoundError(
-            f"{name} at {uri} leads to no checkpoint: expected one that raydit has told MLflow of. Name its folder"
+    if model is None or tags.CHECKPOINT not in model.tags:
+        raise NotFound(
+            f"{name} at {uri}: found no checkpoint behind it",
+            "a run or model that raydit has logged",
+            "name the folder of the checkpoint",
         )
-    return Found(model.tags[CHECKPOINT], model.tags.get(DIGEST))
+    return CheckpointRef(model.tags[tags.CHECKPOINT], model.tags.get(tags.CHECKPOINT_DIGEST))
 
 
-def _of_run(client, rest: str):
-    """The model with the highest step that a run made, or its children; or that of the named step."""
+def _model_of_run(client: Any, rest: str) -> Any:
+    """Return the LoggedModel with the highest step that a run or its children logged, or that of the named step."""
     run_id, _, step = rest.partition("/")
     run = client.get_run(run_id)
     outputs = list(run.outputs.model_outputs)
     if not outputs:
-        query = f"tags.`mlflow.parentRunId` = '{run_id}'"
+        query = tags.has(tags.PARENT_RUN, run_id)
         children = client.search_runs([run.info.experiment_id], query)
         outputs = [output for child in children for output in client.get_run(child.info.run_id).outputs.model_outputs]
     for output in sorted(outputs, key=lambda output: output.step, reverse=True):
         model = client.get_logged_model(output.model_id)
-        if not step or model.tags.get(CHECKPOINT, "").partition("?")[0].endswith(f"/{step}"):
+        if not step or model.tags.get(tags.CHECKPOINT, "").partition("?")[0].endswith(f"/{step}"):
             return model
     return None
 
 
-def _of_registry(client, rest: str):
+def _model_of_registry(client: Any, rest: str) -> Any:
+    """Return the LoggedModel of m-..., NAME@ALIAS or NAME/VERSION; None if the version is not raydit's."""
     if re.fullmatch(r"m-[0-9a-f]+", rest):
         return client.get_logged_model(rest)
     name, at, alias = rest.partition("@")
@@ -95,25 +101,27 @@ def _of_registry(client, rest: str):
     else:
         name, slash, number = rest.rpartition("/")
         if not slash or not number.isdigit():
-            raise ValueError(
-                f"models:/{rest}: expected models:/NAME@ALIAS, models:/NAME/VERSION with a number, or models:/m-..."
+            raise InvalidInput(
+                f"models:/{rest}: found a name of another form",
+                "models:/NAME@ALIAS, models:/NAME/VERSION with a number, or models:/m-...",
+                "correct the name",
             )
         version = client.get_model_version(name, number)
-    model_id = model_of(version)
+    model_id = model_id_of(version)
     return client.get_logged_model(model_id) if model_id else None
 
 
-def model_of(version) -> str | None:
-    """Id of the model that a registered version is; None for one that somebody else registered otherwise."""
+def model_id_of(version: Any) -> str | None:
+    """Return the id of the LoggedModel behind a registered version; None if the version is not one of raydit's."""
     source = re.fullmatch(r"models:/(m-[0-9a-f]+)", version.source or "")
     return source[1] if source else None
 
 
 def protected_digests(uri: str) -> set[str]:
-    """Digests of the checkpoints that an alias of any registered model points to, or would after `--rollback`.
+    """Return the digests of checkpoints that any alias points to, or would point to after `--rollback`.
 
-    Whoever removes checkpoints leaves these. uri: of the store, as in a recipe. Raises ConnectionError if MLflow does
-    not answer: then nobody knows, and nothing should be removed.
+    Retention keeps these checkpoints. uri: tracking URI as in a recipe. Raises Unreachable if MLflow does not answer:
+    then it is unknown what is protected, and nothing may be removed.
     """
     uri = tracking_uri(uri)
     if _is_absent(uri):
@@ -122,31 +130,31 @@ def protected_digests(uri: str) -> set[str]:
     with connected_client(uri) as client:
         for model in _registered_models(client):
             for number in client.get_registered_model(model.name).aliases.values():
-                digests |= _digests_before(client, model.name, number)
+                digests |= _digests_with_predecessors(client, model.name, number)
     return digests
 
 
 def dangling_aliases(uri: str) -> tuple[list[str], int]:
-    """Names models:/NAME@ALIAS of raydit's models whose files are gone from the store, and how many there are at all.
+    """Return the aliases (models:/NAME@ALIAS) of raydit's models whose files are missing, and the number of all.
 
-    Raises ConnectionError if MLflow does not answer, FileNotFoundError if there is no store.
+    Raises Unreachable if MLflow does not answer, and NotFound if there is no store.
     """
     dangling, count = [], 0
     with connected_client(uri) as client:
         for model in _registered_models(client):
             for alias, number in client.get_registered_model(model.name).aliases.items():
                 version = client.get_model_version(model.name, number)
-                if model_of(version) is None:
-                    continue  # somebody else's, kept otherwise
+                if model_id_of(version) is None:
+                    continue  # registered by another tool
                 count += 1
                 if not has_files(client, version):
                     dangling.append(f"models:/{model.name}@{alias}")
     return dangling, count
 
 
-def has_files(client, version) -> bool:
-    """Whether the model that a registered version is can be loaded from the store."""
-    model_id = model_of(version)
+def has_files(client: Any, version: Any) -> bool:
+    """Return whether the store holds the files of a registered version."""
+    model_id = model_id_of(version)
     try:
         return bool(model_id and client.list_logged_model_artifacts(model_id))
     except Exception as error:
@@ -155,18 +163,18 @@ def has_files(client, version) -> bool:
         return False  # the model itself was deleted
 
 
-def _digests_before(client, name: str, number: str) -> set[str]:
-    """Of a version, and of those that had its alias before it."""
+def _digests_with_predecessors(client: Any, name: str, number: str) -> set[str]:
+    """Return the digests of a version and of all that held its alias before it."""
     digests, seen = set(), set()
     while number and number not in seen:
         seen.add(number)
-        tags = client.get_model_version(name, number).tags
-        digests.add(tags.get("raydit.digest", ""))
-        number = tags.get(BEFORE, "")
+        version_tags = client.get_model_version(name, number).tags
+        digests.add(version_tags.get(tags.VERSION_DIGEST, ""))
+        number = version_tags.get(tags.PREVIOUS_VERSION, "")
     return digests - {""}
 
 
-def _registered_models(client) -> Iterator:
+def _registered_models(client: Any) -> Iterator[Any]:
     token = None
     while True:
         page = client.search_registered_models(page_token=token)
@@ -178,30 +186,29 @@ def _registered_models(client) -> Iterator:
 
 @contextmanager
 def connected_client(uri: str) -> Iterator[Any]:
-    """A client of a store that is there. Raises FileNotFoundError if it is not, ConnectionError if it is away."""
+    """Yield a client of an existing store. Raises NotFound if there is none, and Unreachable if it does not answer."""
     if _is_absent(uri):
-        raise FileNotFoundError(
-            f"no MLflow store at {uri}: expected the database that a raydit command has written. Set tracking.uri or "
-            "MLFLOW_TRACKING_URI to the store in use, or work where it lies"
+        raise NotFound(
+            f"found no MLflow store at {uri}",
+            "the database that a raydit command has written",
+            "set tracking.uri or MLFLOW_TRACKING_URI to the store in use, or run the command in its folder",
         )
     try:
         yield mlflow_client(uri)
+    except RayditError:
+        raise
     except Exception as error:
-        if isinstance(error, ValueError | FileNotFoundError | ConnectionError) or not is_unavailable(error):
+        if isinstance(error, ValueError) or not is_unavailable(error):
             raise
-        raise ConnectionError(f"{uri} does not answer: {_line(error)}") from error
+        raise unreachable(uri, error) from error
 
 
 def _is_absent(uri: str) -> bool:
-    """Whether a store is a database file that nobody has made yet; to ask would make it."""
+    """Return whether a store is a database file that does not exist yet; connecting to it would create it."""
     scheme, _, database = uri.partition(":///")
     return scheme == "sqlite" and not Path(database).is_file()
 
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:
-    """Address of a run in the UI; empty where no server shows it."""
+    """Return the address of a run in the UI; empty if no server shows it."""
     return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if uri.startswith("http") else ""
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,4 +1,4 @@
-"""What every run says of how it came about: description, code, environment, hardware and the resolved recipe."""
+"""Provenance of a run: its description, code, environment, hardware and the resolved recipe."""
 
 import functools
 import getpass
@@ -16,49 +16,57 @@ from cluster import storage
 from pipelines.artifacts import digest_of
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
+from pipelines.tracking import tags
 
 PACKAGES = ("raydit", "torch", "ray", "mlflow", "diffusers")
-COMMIT, DIRTY = "mlflow.source.git.commit", "raydit.code_dirty"
-"""The first is MLflow's own name, which its UI shows."""
-OUTPUT = "raydit.output"
 RECIPE_FILE = "recipe.toml"
-DESCRIPTION = "mlflow.note.content"
 
 
-def provenance_tags(config: Recipe, stage: str, tags: dict[str, str]) -> dict[str, str]:
-    """Tags for a run of a stage; tags: its other ones, of which the description speaks."""
+def provenance_tags(config: Recipe, stage: str, run_tags: dict[str, str]) -> dict[str, str]:
+    """Return the tags that say how a run of a stage came about.
+
+    run_tags: the other tags of the run, which its description mentions.
+    """
     source = {"mlflow.source.name": f"raydit {stage}", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
-    described = {DESCRIPTION: description(config, stage, tags), OUTPUT: storage.absolute(config.output)}
+    described = {
+        tags.DESCRIPTION: run_description(config, stage, run_tags),
+        tags.OUTPUT: storage.absolute(config.output),
+    }
     return {**code_tags(Path(__file__).parents[2]), **environment_tags(), **source, **described}
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may have no name for it
+    except (KeyError, OSError):  # a container may have no name for its user
         return "unknown"
 
 
-def description(config: Recipe, stage: str, tags: dict[str, str]) -> str:
-    """Markdown, shown with the run: what, how again, and where its neighbours are."""
+def run_description(config: Recipe, stage: str, run_tags: dict[str, str]) -> str:
+    """Return the description of a run in Markdown: what it is, how to repeat it, and how to find its lineage."""
     lines = [f"**{stage}** of the recipe `{config.name}`, in `{storage.absolute(config.output)}`."]
     if command := _command():
         lines += ["", f"Called as `{command}`, in `{Path.cwd()}`."]
-    lines += ["", "The same settings again, with this run's artifact:", "", f"    {_again(stage, tags)}"]
-    places = {"checkpoint": tags.get("raydit.checkpoint"), "latents": config.latents}
-    neighbours = [f"`raydit lineage {place}`" for place in places.values() if place]
-    lines += ["", f"What it was made from, and what was made of it: {' or '.join(neighbours)}."]
+    lines += [
+        "",
+        "To repeat it with the same settings, take this run's artifact:",
+        "",
+        f"    {_repeat_command(stage, run_tags)}",
+    ]
+    artifacts = [run_tags.get(tags.CHECKPOINT), config.latents]
+    commands = [f"`raydit lineage {artifact}`" for artifact in artifacts if artifact]
+    lines += ["", f"Its inputs and results: {' or '.join(commands)}."]
     return "\n".join(lines)
 
 
-def _again(stage: str, tags: dict[str, str]) -> str:
+def _repeat_command(stage: str, run_tags: dict[str, str]) -> str:
     if stage in ("evaluate", "evaluations"):
-        return f"raydit evaluate {tags.get('raydit.checkpoint', 'CHECKPOINT')} --recipe {RECIPE_FILE}"
+        return f"raydit evaluate {run_tags.get(tags.CHECKPOINT, 'CHECKPOINT')} --recipe {RECIPE_FILE}"
     return f"raydit {'run' if stage == 'pipeline' else stage} {RECIPE_FILE}"
 
 
 def _command() -> str:
-    """The raydit command of this process; empty in a notebook or a script."""
+    """Return the raydit command of this process; empty in a notebook or a script."""
     name = Path(sys.argv[0]).name
     arguments = [re.sub(r"://[^/@\s]+@", "://...@", argument) for argument in sys.argv[1:]]  # no password in the UI
     return shlex.join(["raydit", *arguments]) if name in ("raydit", "__main__.py") else ""
@@ -66,15 +74,15 @@ def _command() -> str:
 
 @functools.cache
 def code_tags(root: Path) -> dict[str, str]:
-    """Commit of the code in use and whether it was changed since; nothing where it is no git checkout."""
-    if not (root / ".git").exists():  # git itself would look further up, and find another project
+    """Return the commit of the code and whether it has uncommitted changes; nothing outside a git checkout."""
+    if not (root / ".git").exists():  # git would search the parent folders, and find another project
         return {}
     try:
         commit = _git(root, "rev-parse", "HEAD")
         dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {COMMIT: commit, DIRTY: str(dirty).lower()}
+    return {tags.COMMIT: commit, tags.CODE_DIRTY: str(dirty).lower()}
 
 
 def _git(root: Path, *arguments: str) -> str:
@@ -84,18 +92,19 @@ def _git(root: Path, *arguments: str) -> str:
 
 @functools.cache
 def environment_tags() -> dict[str, str]:
-    """Versions, and the machine that the stage was started on; which workers ran it, its settings say."""
+    """Return the versions of packages, and the hardware of the machine that started the stage."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    return {f"raydit.version.{name}": version for name, version in versions.items()} | {"raydit.hardware": hardware()}
+    found = {f"{tags.VERSION_PREFIX}{name}": version for name, version in versions.items()}
+    return {**found, tags.HARDWARE: hardware()}
 
 
 def hardware() -> str:
-    """Cores, memory and GPUs of this machine. Asks no GPU library: that would take memory on a GPU."""
+    """Describe the cores, memory and GPUs of this machine, without a GPU library, which would take GPU memory."""
     gibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     parts = [f"{os.cpu_count()} CPU cores", f"{gibibytes:.0f} GiB"]
     for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
@@ -105,7 +114,7 @@ def hardware() -> str:
 
 
 def recipe_artifact(config: Recipe, folder: Path) -> Path:
-    """The resolved recipe as a file that raydit takes again, in a folder below `folder` named after its content."""
+    """Write the resolved recipe as a TOML file that raydit reads, below `folder` in a folder named after its digest."""
     content = resolved(config)
     path = folder / digest_of(content)[:12] / RECIPE_FILE
     if not path.is_file():

@@ -1,33 +1,51 @@
-"""The MLflow store in use: where it is, whether it answers, and a client of it."""
+"""The MLflow store in use: its URI, a client, and whether it answers."""
 
 import functools
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.credentials import refuse_password
 from cluster.temporaries import alone_in
+from pipelines.console import first_line
+from raydit.errors import Unreachable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 def tracking_uri(config_uri: str = "") -> str:
-    """The recipe's URI, else MLFLOW_TRACKING_URI, else the database that plain `mlflow ui` opens here."""
+    """Return the recipe's URI, else MLFLOW_TRACKING_URI, else that of the database which plain `mlflow ui` opens here.
+
+    Raises InvalidInput for a URI with a password, because logs, pages and jobs show it.
+    """
     uri = config_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
-    refuse_password("tracking URI", uri)  # logs, pages and jobs show it
+    refuse_password("tracking URI", uri)
     return uri
 
 
 def check_tracking(uri: str) -> str:
-    """How many experiments a store has. Raises ConnectionError if it does not answer."""
+    """Return how many experiments a store has, in words. Raises Unreachable if it does not answer."""
     client = mlflow_client(uri)
     try:
         count = len(client.search_experiments())
     except Exception as error:
-        raise ConnectionError(str(error).splitlines()[0][:200]) from error
+        raise unreachable(uri, error) from error
     return f"{count} experiments"
 
 
-def mlflow_client(uri: str):
-    # A server that is away should be found out in seconds, not in MLflow's default of minutes.
+def unreachable(uri: str, error: Exception, wanted: str = "") -> Unreachable:
+    """Return the error for users that stands for a failed request to a store. wanted: name that was looked up there."""
+    found = f"{uri} does not answer, and {wanted} is looked up there" if wanted else f"{uri} does not answer"
+    return Unreachable(
+        f"{found}: {first_line(error)[:200]}", "", "start the server, or set tracking.uri to one that runs"
+    )
+
+
+def mlflow_client(uri: str) -> "MlflowClient":
+    """Return a client that finds out within seconds that a server is down, and prints nothing of its own."""
+    # MLflow's own default is to retry for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     # MLflow prints two lines of links whenever a run on a server ends.
@@ -35,19 +53,19 @@ def mlflow_client(uri: str):
     # A fresh database prints a line for each of its migrations.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # That a server is away is ours to say, once; urllib3 warns of every attempt.
+    # urllib3 warns of every attempt to reach a server; raydit says once that it is down.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    _make_database(uri)
+    _create_database(uri)
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
 
 
 @functools.cache
-def _make_database(uri: str) -> None:
-    """See to it that a database file has its tables, once in a process.
+def _create_database(uri: str) -> None:
+    """Create the tables of a database file, once in a process.
 
-    MLflow makes them by dozens of migrations, and two processes that do so at once break each other's.
+    MLflow creates them by dozens of migrations, and two processes that migrate at once break each other's database.
     """
     folder = Path(uri.removeprefix("sqlite:///")).parent
     if not uri.startswith("sqlite:///") or not folder.is_dir():
@@ -59,7 +77,7 @@ def _make_database(uri: str) -> None:
 
 
 def is_unavailable(error: Exception) -> bool:
-    """Whether the same call may succeed later: no answer, a busy database, a server error."""
+    """Return whether the same request may succeed later: no answer, a busy database, a server error."""
     from requests import RequestException  # what MLflow's client speaks with; a broken file is an OSError too
 
     code = getattr(error, "error_code", "")

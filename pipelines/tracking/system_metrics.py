@@ -1,6 +1,6 @@
-"""CPU, memory and GPUs while a stage runs, told to its run like every other metric.
+"""CPU, memory and GPU usage while a stage runs, logged to its run like every other metric.
 
-MLflow's own recorder is a second writer, which knows this machine alone and stops a stage where a server is away.
+MLflow's own recorder would be a second writer. It sees this machine only, and stops a stage if the server is down.
 """
 
 import logging
@@ -10,18 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cluster.usage import cpu_times, machine_usage, other_nodes_usage
+from pipelines.tracking.run_log import RunLog
 
 PREFIX = "system/"
-"""What MLflow's UI shows on a page of its own."""
+"""MLflow's UI shows metrics of this prefix on a page of their own."""
 FIRST_SECONDS = 10.0
-"""A stage that takes less has no such metrics."""
+"""Seconds before the first point: shorter stages have none."""
 SHARE = 0.01
-"""Pauses grow with the time that has passed: in a day 550 points, not 8,640."""
+"""Pauses grow with the elapsed time by this share of it: a day has 550 points instead of 8,640."""
 
 
 @contextmanager
-def system_metrics(run) -> Iterator[None]:
-    """Tell a RunLog how busy machines are until the block ends: this one, and the other nodes by their addresses."""
+def system_metrics(run: RunLog) -> Iterator[None]:
+    """Log the usage of this machine, and of the other nodes by their addresses, until the block ends."""
     ended = threading.Event()
     thread = threading.Thread(target=_record, args=(run, ended), name="system-metrics", daemon=True)
     thread.start()
@@ -32,7 +33,7 @@ def system_metrics(run) -> Iterator[None]:
         thread.join()
 
 
-def _record(run, ended: threading.Event) -> None:
+def _record(run: RunLog, ended: threading.Event) -> None:
     try:
         begun, since = time.monotonic(), cpu_times()
         while not ended.wait(pause(time.monotonic() - begun)):
@@ -41,10 +42,10 @@ def _record(run, ended: threading.Event) -> None:
             for node, usage in other_nodes_usage().items():
                 metrics |= {f"{PREFIX}{node}/{name}": value for name, value in usage.items()}
             run.metrics(metrics, int(time.monotonic() - begun))
-    except Exception:  # work is worth more than a picture of its machines
+    except Exception:  # a stage must not fail because its machine cannot be measured
         logging.getLogger(__name__).warning("no more system metrics of this stage", exc_info=True)
 
 
 def pause(seconds: float) -> float:
-    """Seconds to the next point of a stage that runs for so long."""
+    """Return the seconds until the next point of a stage that has run for `seconds`."""
     return max(FIRST_SECONDS, SHARE * seconds)

@@ -29,10 +29,11 @@ from dit.config import DiTConfig
 from evaluation.protocol import shard_ranges
 from evaluation.reference import ReferenceStatistics
 from pipelines.checkpoints.open import open_checkpoint
+from pipelines.images.open import with_absolute_paths
 from pipelines.scoring.features import ScoringActor, Source, compute_features, make_shards
 from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.references import save_reference
-from pipelines.stage import StageContext, with_absolute_paths
+from pipelines.stage import StageContext
 
 pytestmark = pytest.mark.benchmark
 

@@ -14,7 +14,7 @@ from dit.checkpoint import export_diffusers, load_checkpoint
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.registry.promotion import Standing, promote
+from pipelines.registry.promotion import PromotionScore, promote
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.sampler import Sampler
 from pipelines.tracking.logged_models import log_checkpoint
@@ -111,7 +111,7 @@ def store(config, monkeypatch):
 
 def standing(checkpoint, value, error=0.5, **changes):
     fields = {"protocol_id": "p1", "metric": "fid_50k", "value": value, "error": error}
-    return Standing(checkpoint.digest, **{**fields, **changes})
+    return PromotionScore(checkpoint.digest, **{**fields, **changes})
 
 
 def test_runs_and_models_lead_to_the_folder(checkpoints, told, store, config):
@@ -132,11 +132,19 @@ def test_runs_and_models_lead_to_the_folder(checkpoints, told, store, config):
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("runs:/0123", FileNotFoundError, "no runs:/0123 at sqlite:///.*expected a run"),
-        ("runs:/RUN/step_0000006", FileNotFoundError, "leads to no checkpoint: expected one that raydit has told"),
-        ("models:/nobody@champion", FileNotFoundError, "no models:/nobody@champion at sqlite"),
-        ("models:/nobody/newest", ValueError, "models:/nobody/newest: expected models:/NAME@ALIAS, models:/NAME/VERS"),
-        ("models:/m-0123", FileNotFoundError, "no models:/m-0123 at sqlite"),
+        ("runs:/0123", FileNotFoundError, "found no runs:/0123 at sqlite:///.*expected a run"),
+        (
+            "runs:/RUN/step_0000006",
+            FileNotFoundError,
+            "found no checkpoint behind it, expected a run or model that raydit has logged",
+        ),
+        ("models:/nobody@champion", FileNotFoundError, "found no models:/nobody@champion at sqlite"),
+        (
+            "models:/nobody/newest",
+            ValueError,
+            "models:/nobody/newest: found .*, expected models:/NAME@ALIAS, models:/NAME/VERS",
+        ),
+        ("models:/m-0123", FileNotFoundError, "found no models:/m-0123 at sqlite"),
     ],
 )
 def test_names_that_lead_nowhere_say_so(told, store, name, error, message):
@@ -193,18 +201,18 @@ def test_only_who_is_better_by_more_than_the_error_is_promoted(checkpoints, told
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # another store is the usual one
     assert tell(checkpoints[2], 30.0) == ("models:/best@champion is now version 1: 30", True)
-    assert tell(checkpoints[2], 30.0)[0] == "models:/best@champion is this checkpoint already"
+    assert tell(checkpoints[2], 30.0)[0] == "models:/best@champion is already this checkpoint"
     said, given = tell(checkpoints[4], 29.4)
     assert not given and "stays: 30 against 29.4, not better by more than the error of 0.71" in said
     assert said.endswith("models:/best@challenger is now version 2")
     said, given = tell(checkpoints[4], 20.0, float("inf"))
-    assert not given and "how sure that is nobody knows" in said
+    assert not given and "the error of a score is unknown" in said
     assert tell(checkpoints[4], 29.2) == ("models:/best@champion is now version 3: 29.2, before 30", True)
     assert open_checkpoint("models:/best@champion", tracking_uri=store).path == checkpoints[4].path
     for changes in ({"protocol_id": "p2"}, {"metric": "fid_10k"}):
         with pytest.raises(ValueError, match="--promote best: found a score of .*chosen by .*; expected equal ones"):
             tell(checkpoints[2], 10.0, **changes)
-    with pytest.raises(ConnectionError, match="has not been told of the checkpoint .* yet: best was not promoted"):
+    with pytest.raises(ConnectionError, match="does not know the checkpoint .* yet, so best was not promoted"):
         tell(checkpoints[6], 10.0)
     assert open_checkpoint("models:/best@champion", tracking_uri=store).path == checkpoints[4].path
 

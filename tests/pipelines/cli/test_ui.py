@@ -23,8 +23,8 @@ from pipelines.cli import ui
 from pipelines.config.reader import load_recipe
 from pipelines.registry.promotion import promote_checkpoint
 from pipelines.run import run_pipeline
-from pipelines.tracking.experiment_page import VIEW, VIEW_LINK
-from pipelines.tracking.lookup import model_of
+from pipelines.tracking.experiment_page import VIEW, VIEW_ID
+from pipelines.tracking.lookup import model_id_of
 from pipelines.tracking.store import check_tracking
 
 pytestmark = pytest.mark.slow
@@ -114,7 +114,8 @@ def test_the_experiment_names_its_runs_and_holds_a_view_that_compares_trainings(
     page.open(f"{served.address}/#/experiments/{experiment}/runs?{CLASSICAL}")
     page.wait_for(f"Runs of the raydit recipe {told.name}", runs["pipeline"].run_name)
     kept("experiment")
-    page.open(f"{served.address}/{VIEW_LINK % experiment}")
+    query = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={VIEW_ID}"
+    page.open(f"{served.address}/#/experiments/{experiment}/runs?{query}")
     page.wait_for(VIEW, runs["train"].run_name, "train/loss")
     page.wait_until(page.has_picture, "expected the samples")
     page.wait_until(
@@ -157,7 +158,7 @@ def test_the_registered_model_shows_its_alias_and_what_it_scored(page, served, t
     page.wait_for(f"Step {told.train.steps:,}: fd_efficientnet_lite0_", "raydit lineage")
     kept("version")
     model, experiment = (
-        model_of(version),
+        model_id_of(version),
         MlflowClient(told.tracking.uri).get_experiment_by_name(told.name).experiment_id,
     )
     page.open(f"{served.address}/#/experiments/{experiment}/models/{model}?{CLASSICAL}")

@@ -5,9 +5,8 @@ from hub import hub  # noqa: F401
 from pictures import CLASSES, pictures, value_of, write_class_folders, write_repository, write_webdataset
 
 from pipelines.config.recipe import ImagesConfig
-from pipelines.images.open import open_source
+from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.sources import huggingface
-from pipelines.stage import with_absolute_paths
 
 NAME = "someone/pictures"
 

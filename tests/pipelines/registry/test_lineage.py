@@ -136,9 +136,7 @@ def test_a_report_of_another_checkpoint_in_its_place_is_not_its_own(story, chain
     changed(file, lambda data: data.replace(report.checkpoint_digest.encode(), b"f" * 64))
     code, links, _ = chain(story.checkpoints[4].path)
     broken = [text for link in links["evaluation"] for text in link["broken"]]
-    assert code == 1 and broken == [
-        f"checkpoint that it is of: found {story.checkpoints[4].digest[:12]}, expected ffffffffffff"
-    ]
+    assert code == 1 and broken == [f"checkpoint: found {story.checkpoints[4].digest[:12]}, expected ffffffffffff"]
 
 
 def test_a_model_whose_checkpoint_is_gone_or_another_is_said_to_be_broken(story, chain, registered, request):
@@ -146,7 +144,7 @@ def test_a_model_whose_checkpoint_is_gone_or_another_is_said_to_be_broken(story,
     away = folder.rename(folder.with_name("away"))
     request.addfinalizer(lambda: away.rename(folder))
     code, links, _ = chain("models:/lineage@champion")
-    assert code == 1 and "MLflow was told of it, and it is gone" in links["checkpoint"][0]["broken"][0]
+    assert code == 1 and "MLflow has recorded it, and it is gone" in links["checkpoint"][0]["broken"][0]
     assert links["version"][0]["name"] == "models:/lineage/1"
     shutil.copytree(story.checkpoints[2].path, folder)
     request.addfinalizer(lambda: shutil.rmtree(folder))

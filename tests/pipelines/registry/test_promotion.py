@@ -27,7 +27,7 @@ from pipelines.cli.doctor import check_aliases
 from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
 from pipelines.scoring.sampler import Sampler
 from pipelines.stage import StageContext
-from pipelines.tracking.lookup import dangling_aliases, model_of, protected_digests
+from pipelines.tracking.lookup import dangling_aliases, model_id_of, protected_digests
 from pipelines.training.retention import ProtectedCheckpoints
 
 NAME = "tiny-dit"
@@ -108,13 +108,15 @@ def test_a_version_says_what_it_is_and_holds_the_weights_as_they_are(story, load
     assert version.tags["raydit.protocol_id"] == report.protocol_id
     assert version.tags["raydit.latents_fingerprint"] == story.latents.fingerprint
     assert f"Step 4: {report.headline} 20 ± 0.5 by protocol `{report.protocol_id}`" in version.description
-    model = store.get_logged_model(model_of(version))
+    model = store.get_logged_model(model_id_of(version))
     assert version.run_id == model.source_run_id
     assert {"name": NAME, "version": str(version.version)} in json.loads(model.tags["mlflow.modelVersions"])
-    files = {file.path for file in store.list_logged_model_artifacts(model_of(version), "artifacts/files/checkpoint")}
+    files = {
+        file.path for file in store.list_logged_model_artifacts(model_id_of(version), "artifacts/files/checkpoint")
+    }
     below = "artifacts/files/checkpoint"
     assert files == {f"{below}/COMPLETE", f"{below}/config.json", f"{below}/ema.safetensors"}
-    local = store.get_logged_model(model_of(version)).artifact_location.removeprefix("file://")
+    local = store.get_logged_model(model_id_of(version)).artifact_location.removeprefix("file://")
     kept = sha256_of(Path(local) / below / "ema.safetensors")
     assert kept == sha256_of(story.checkpoints[4].path / "ema.safetensors")
 
@@ -144,10 +146,10 @@ def test_who_is_better_within_the_error_challenges_and_a_rollback_is_one_command
     assert not found["given"] and "models:/race@challenger is now version 3" in found["found"]
     assert holders() == {"champion": "6", "challenger": "4"}
     code, out, _ = raydit("promote", "--rollback", "race")
-    assert code == 0 and "models:/race@champion is version 1 again, before 2" in out
+    assert code == 0 and "models:/race@champion is version 1 again, instead of 2" in out
     assert holders() == {"champion": "2", "challenger": "4"}
     code, _, err = raydit("promote", "--rollback", "race")
-    assert code == 2 and "nobody had it before: found nothing to go back to" in err
+    assert code == 2 and "found no version that held the alias before it, expected one to roll back to" in err
     assert promote(4, name="race")["given"] and holders() == {"champion": "4"}
 
 
@@ -158,7 +160,11 @@ def test_another_protocols_score_is_refused(raydit, story, promote):
         report = tell_evaluation(context, other, story.checkpoints[6], 1.0)
     arguments = ("promote", str(story.checkpoints[6].path), "--name", "fair", "--protocol", report.protocol_id)
     code, _, err = raydit(*arguments)
-    assert code == 2 and f"found a score of protocol_id {report.protocol_id}" in err and "expected equal ones" in err
+    assert (
+        code == 2
+        and f"found a score of protocol_id {report.protocol_id}" in err
+        and "by which models:/fair@champion was chosen" in err
+    )
 
 
 def test_retention_is_told_of_every_checkpoint_that_an_alias_or_a_rollback_leads_to(story, promote, store, tmp_path):
@@ -182,7 +188,7 @@ def test_retention_removes_nothing_that_a_registered_model_leads_to(story, promo
     registered = ProtectedCheckpoints(story.uri, said.append)
     expected = {step: digest for step, digest in digests.items() if digest not in protected}
     for _ in range(2):
-        found = registered.without(digests)
+        found = registered.filter_removable(digests)
         assert found == expected and 4 not in found
     assert said.count("checkpoint of step 4 stays: an alias of a registered model leads to it") == 1
 
@@ -197,17 +203,22 @@ def test_while_the_registry_cannot_be_asked_all_checkpoints_stay_and_it_is_asked
     registered = ProtectedCheckpoints(story.uri, said.append)
     with monkeypatch.context() as outage:
         outage.setattr("pipelines.tracking.lookup.protected_digests", away)
-        assert registered.without({}) == {} == registered.without({2: "a"}) == registered.without({2: "a"})
+        assert (
+            registered.filter_removable({})
+            == {}
+            == registered.filter_removable({2: "a"})
+            == registered.filter_removable({2: "a"})
+        )
         assert len(asked) == len(said) == 1 and "127.0.0.1:9 does not answer" in said[0]
-        assert registered.without({2: "a"}, again=True) == {} and len(asked) == 2
-    assert registered.without({2: "a"}, again=True) == {2: "a"}
+        assert registered.filter_removable({2: "a"}, force_refresh=True) == {} and len(asked) == 2
+    assert registered.filter_removable({2: "a"}, force_refresh=True) == {2: "a"}
 
 
 def test_an_alias_that_leads_to_no_files_is_told_by_lineage_and_doctor(raydit, story, promote, store, request):
     promote(4, name="hollow")
     before, count = dangling_aliases(story.uri)
     assert before == [] and count >= 1
-    model = model_of(store.get_model_version_by_alias("hollow", "champion"))
+    model = model_id_of(store.get_model_version_by_alias("hollow", "champion"))
     files = Path(store.get_logged_model(model).artifact_location.removeprefix("file://"))
     away = files.rename(files.with_name(f"{files.name}-away"))
     request.addfinalizer(lambda: away.rename(files))
@@ -216,7 +227,7 @@ def test_an_alias_that_leads_to_no_files_is_told_by_lineage_and_doctor(raydit, s
     check = check_aliases()
     assert not check.ok and "models:/hollow@champion" in check.found and "raydit promote" in check.do
     code, out, _ = raydit("lineage", "models:/hollow@champion", "--quick")
-    assert code == 1 and "BROKEN: its files are gone from the store" in out
+    assert code == 1 and "BROKEN: its files are missing from the store" in out
     assert check_aliases("http://127.0.0.1:9").ok  # the line about tracking is red then
 
 

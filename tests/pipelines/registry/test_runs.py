@@ -13,7 +13,7 @@ METRIC = "fd_efficientnet_lite0_16"
 
 
 @pytest.fixture
-def connected_client(raydit, story, monkeypatch, tmp_path):
+def asked(raydit, story, monkeypatch, tmp_path):
     """Call a command on the story's store, and take its JSON."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -28,41 +28,41 @@ def connected_client(raydit, story, monkeypatch, tmp_path):
 
 
 def test_runs_are_listed_newest_first_with_what_they_are_known_by(asked, story):
-    found, shown = connected_client("runs", "list", "tiny")
+    found, shown = asked("runs", "list", "tiny")
     stages = [run["stage"] for run in found["runs"]]
     assert {"encode", "evaluate", "pipeline", "train"} == set(stages)
     starts = [run["start"] for run in found["runs"]]
     assert starts == sorted(starts, reverse=True)
-    (train,) = connected_client("runs", "list", "tiny", "--stage", "train")[0]["runs"]
+    (train,) = asked("runs", "list", "tiny", "--stage", "train")[0]["runs"]
     assert (train["status"], train["experiment"]) == ("FINISHED", "tiny")
     assert train["metrics"] == {"train/loss": 0.5, "train/images_per_second": 8.0}
     assert {f"eval/{METRIC}": SCORES[6]} in [run["metrics"] for run in found["runs"]]
     assert train["name"] in shown and f"eval/{METRIC} 20.4" in shown
-    assert len(connected_client("runs", "list", "--limit", "2")[0]["runs"]) == 2
+    assert len(asked("runs", "list", "--limit", "2")[0]["runs"]) == 2
 
 
 def test_a_run_is_shown_with_its_settings_models_and_neighbours(asked, story):
-    (train,) = connected_client("runs", "list", "tiny", "--stage", "train")[0]["runs"]
+    (train,) = asked("runs", "list", "tiny", "--stage", "train")[0]["runs"]
     for name in (train["id"], train["id"][:8], train["name"]):
-        found, shown = connected_client("runs", "show", name)
+        found, shown = asked("runs", "show", name)
         assert found["id"] == train["id"]
     assert found["params"]["train.steps"] == "6" and "train.steps = 6" in shown
     assert {model["digest"] for model in found["models"]} == {each.digest for each in story.checkpoints.values()}
     assert [read["name"] for read in found["inputs"]] == ["latents"]
     (parent,) = found["parent"]
-    children = connected_client("runs", "show", parent["id"])[0]["children"]
+    children = asked("runs", "show", parent["id"])[0]["children"]
     assert sorted(child["stage"] for child in children) == ["encode", "evaluate", "evaluate", "evaluate", "train"]
 
 
 def test_the_best_checkpoint_is_found_by_the_metrics_own_direction_with_its_error(asked, story):
-    found, shown = connected_client("runs", "best", "tiny")
+    found, shown = asked("runs", "best", "tiny")
     assert (found["metric"], found["protocol_id"]) == (METRIC, story.reports[2].protocol_id)
     assert [(each["step"], each["value"], each["error"]) for each in found["checkpoints"]] == [
         (step, SCORES[step], ERROR) for step in (4, 6, 2)
     ]
     assert found["checkpoints"][0]["checkpoint"] == str(story.checkpoints[4].path)
     assert "20 +- 0.5" in shown
-    found, _ = connected_client("runs", "best", "tiny", "--metric", METRIC.replace("fd", "precision", 1))
+    found, _ = asked("runs", "best", "tiny", "--metric", METRIC.replace("fd", "precision", 1))
     assert [each["step"] for each in found["checkpoints"]] == [4, 6, 2] and found["higher_is_better"]
 
 
@@ -70,11 +70,11 @@ def test_scores_by_another_protocol_are_not_ranked_among_them(asked, story):
     other = replace(story.config, evaluate=replace(story.config.evaluate, cfg_scale=1.5))
     with StageContext(other) as context:
         report = tell_evaluation(context, other, story.checkpoints[2], 1.0)
-    found, shown = connected_client("runs", "best", "tiny")
+    found, shown = asked("runs", "best", "tiny")
     assert found["checkpoints"][0]["value"] == 20.0
     assert found["other_protocols"][report.protocol_id] == 1
     assert f"--protocol {report.protocol_id}" in shown
-    found, _ = connected_client("runs", "best", "tiny", "--protocol", report.protocol_id)
+    found, _ = asked("runs", "best", "tiny", "--protocol", report.protocol_id)
     assert [each["value"] for each in found["checkpoints"]] == [1.0]
 
 
@@ -95,5 +95,5 @@ def test_what_is_not_there_is_said(raydit, story, arguments, message):
 
 def test_to_ask_a_store_that_is_not_there_does_not_make_one(raydit, tmp_path):
     code, _, err = raydit("runs", "list", "--store", f"sqlite:///{tmp_path}/mlflow.db")
-    assert code == 2 and f"no MLflow store at sqlite:///{tmp_path}/mlflow.db: expected the database" in err
+    assert code == 2 and f"found no MLflow store at sqlite:///{tmp_path}/mlflow.db, expected the database" in err
     assert not list(tmp_path.iterdir())

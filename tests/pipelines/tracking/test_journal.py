@@ -82,7 +82,7 @@ def test_appending_does_not_wait_for_a_delivery(path):
 
 def test_what_is_appended_while_the_courier_finds_nothing_is_delivered_on_closing(path, monkeypatch):
     """The courier has read an empty journal, and gets on only when all is appended and the journal being closed."""
-    found, go_on, read = threading.Event(), threading.Event(), Journal._next
+    found, go_on, read = threading.Event(), threading.Event(), Journal._next_lines
 
     def read_slowly(journal):
         lines = read(journal)
@@ -91,7 +91,7 @@ def test_what_is_appended_while_the_courier_finds_nothing_is_delivered_on_closin
             assert go_on.wait(30)
         return lines
 
-    monkeypatch.setattr(Journal, "_next", read_slowly)
+    monkeypatch.setattr(Journal, "_next_lines", read_slowly)
     server = Server()
     journal = server.open(path)
     assert found.wait(30)

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from tiny import tiny_recipe
 
 from pipelines.config.reader import load_recipe, resolved
-from pipelines.tracking.provenance import code_tags, description, recipe_artifact, toml_of
+from pipelines.tracking.provenance import code_tags, recipe_artifact, run_description, toml_of
 
 RECIPES = ("tests/recipes/tiny.toml", "pipelines/recipes/digits.toml")
 
@@ -53,15 +53,15 @@ def test_the_code_is_named_by_its_commit_and_whether_it_was_changed(tmp_path):
 def test_a_description_tells_the_command_and_how_to_do_it_again(tmp_path, monkeypatch):
     config = tiny_recipe(tmp_path)
     monkeypatch.setattr(sys, "argv", ["/bin/raydit", "evaluate", "a checkpoint", "--num-samples", "16"])
-    text = description(config, "evaluate", {"raydit.checkpoint": "/c/step_2"})
+    text = run_description(config, "evaluate", {"raydit.checkpoint": "/c/step_2"})
     assert "Called as `raydit evaluate 'a checkpoint' --num-samples 16`" in text
     assert "\n    raydit evaluate /c/step_2 --recipe recipe.toml\n" in text
     assert "`raydit lineage /c/step_2`" in text
     monkeypatch.setattr(sys, "argv", ["/bin/raydit", "run", "a.toml", "--set", "tracking.uri=https://me:secret@host"])
-    text = description(config, "pipeline", {})
+    text = run_description(config, "pipeline", {})
     assert "secret" not in text and "tracking.uri=https://...@host" in text
     monkeypatch.setattr(sys, "argv", ["/bin/ipython"])
-    text = description(config, "pipeline", {})
+    text = run_description(config, "pipeline", {})
     assert "Called as" not in text and "\n    raydit run recipe.toml\n" in text
 
 

@@ -12,7 +12,7 @@ from mlflow_server import MlflowServer, close_delivered, free_port, wait_until
 
 from pipelines.config.reader import load_recipe
 from pipelines.tracking.journal import Journal
-from pipelines.tracking.tracker import MlflowCourier, Tracker
+from pipelines.tracking.tracker import MlflowWriter, Tracker
 
 ROOT = Path(__file__).resolve().parents[3]
 RUNS, POINTS = 3, 200
@@ -86,8 +86,8 @@ def test_two_processes_write_to_one_server_at_once(tmp_path, store):
 def test_an_experiment_that_another_process_makes_meanwhile_is_taken(tmp_path, store, monkeypatch, capsys):
     """As if it came up between the question and the making."""
     close_delivered(open_and_tell(tmp_path / "first", store))
-    find, answers = MlflowCourier._find_experiment, iter([None])
-    monkeypatch.setattr(MlflowCourier, "_find_experiment", lambda self, name: next(answers, find(self, name)))
+    find, answers = MlflowWriter._find_experiment, iter([None])
+    monkeypatch.setattr(MlflowWriter, "_find_experiment", lambda self, name: next(answers, find(self, name)))
     close_delivered(open_and_tell(tmp_path / "second", store))
     assert "refused" not in capsys.readouterr().out
     client = MlflowClient(store)

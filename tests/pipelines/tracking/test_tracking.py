@@ -12,8 +12,9 @@ from PIL import Image
 
 from pipelines.config.reader import load_recipe, resolved
 from pipelines.tracking.journal import Journal
+from pipelines.tracking.run_log import flatten
 from pipelines.tracking.store import tracking_uri
-from pipelines.tracking.tracker import Tracker, flatten
+from pipelines.tracking.tracker import Tracker
 
 TINY = "tests/recipes/tiny.toml"
 DIGEST = "0123456789abcdef" * 4
@@ -71,7 +72,7 @@ def test_a_pipeline_and_its_stage_become_parent_and_child(project, client, monke
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     tracker = project.open()
     parent = tracker.start_run("pipeline", {"seed": 0})
-    child = tracker.start_run("train", {"seed": 0}, parent=parent, tags={"raydit.latents_fingerprint": "f1"})
+    child = tracker.start_run("train", {"seed": 0}, parent=parent, run_tags={"raydit.latents_fingerprint": "f1"})
     child.params(resolved(project.config))
     child.tag("raydit.checkpoint", "here")
     for step in (2, 4):
@@ -232,7 +233,7 @@ def test_a_run_whose_journal_is_lost_is_taken_up_where_nobody_else_can_run_it(
     for machine in ("first", "second"):
         monkeypatch.setattr(project, "config", replace(project.config, output=str(tmp_path / machine)))
         tracker = project.open()
-        run = tracker.start_run("train", {}, tags={"raydit.output": output})
+        run = tracker.start_run("train", {}, run_tags={"raydit.output": output})
         run.tag("machine", machine)
         if machine == "second":
             run.end("FINISHED")
@@ -258,7 +259,7 @@ def test_a_refused_entry_is_said_and_holds_nothing_up(project, client, capsys, t
     assert run.data.metrics == {"train/loss": 1.0}
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in said] == ["params", "image", "metrics"]
-    assert all(" refused: " in line for line in said)
+    assert all(" was refused by MLflow: " in line for line in said)
 
 
 @pytest.mark.slow

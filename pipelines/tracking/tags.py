@@ -1,0 +1,47 @@
+"""The names of all tags that raydit sets in MLflow: on runs, LoggedModels and registered versions."""
+
+STAGE = "raydit.stage"
+"""Stage of a run: pipeline, autoencoder, encode, train, evaluate or evaluations."""
+JOB_ID = "raydit.job_id"
+"""Submission id of the Ray job that a run belongs to."""
+OUTPUT = "raydit.output"
+"""Absolute path or URI of the recipe's output folder."""
+LATENTS = "raydit.latents"
+"""Path or URI of the latent data set that a run wrote."""
+LATENTS_FINGERPRINT = "raydit.latents_fingerprint"
+IMAGES = "raydit.images"
+"""Path or URI of images that were scored without a checkpoint."""
+CHECKPOINT = "raydit.checkpoint"
+"""Path or URI of a checkpoint."""
+CHECKPOINT_DIGEST = "raydit.checkpoint_digest"
+PROTOCOL_ID = "raydit.protocol_id"
+REMOVED = "raydit.removed"
+"""Set on a LoggedModel when the files of its checkpoint have been removed."""
+
+VERSION_PREFIX = "raydit.version."
+"""Followed by the name of a package: its version."""
+HARDWARE = "raydit.hardware"
+CODE_DIRTY = "raydit.code_dirty"
+"""Whether the code had uncommitted changes: "true" or "false"."""
+
+VERSION_DIGEST = "raydit.digest"
+"""Digest of the checkpoint that a registered version is a copy of."""
+VERSION_METRIC = "raydit.metric"
+"""Name of the metric by which a registered version was promoted."""
+VERSION_VALUE = "raydit.value"
+VERSION_ERROR = "raydit.error"
+"""Standard error of VERSION_VALUE; "inf" if unknown."""
+VERSION_STEP = "raydit.step"
+PREVIOUS_VERSION = "raydit.before"
+"""Number of the registered version that held the alias before this one."""
+
+# MLflow's own names, which its UI shows.
+COMMIT = "mlflow.source.git.commit"
+DESCRIPTION = "mlflow.note.content"
+PARENT_RUN = "mlflow.parentRunId"
+RUN_NAME = "mlflow.runName"
+
+
+def has(tag: str, value: str) -> str:
+    """Return a filter for MLflow's searches: the tag has this value."""
+    return f"tags.`{tag}` = '{value}'"
