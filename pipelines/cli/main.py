@@ -105,7 +105,7 @@ def _recipe(path: str, overrides: tuple[str, ...], dry_run: bool):
 def _print_encode_plan(config, as_json: bool) -> None:
     """The resolved recipe, and what there is to encode."""
     print_resolved(config)
-    from pipelines.encode_plan import plan_encode, plan_lines
+    from pipelines.planning.encode_plan import plan_encode, plan_lines
 
     plan = plan_encode(config)
     for name, text in plan_lines(plan, config):

@@ -81,7 +81,7 @@ def export(checkpoint, out, format, weights, as_json) -> None:
 def plan(recipe, overrides, cluster, images, classes, measured, price, as_json) -> None:
     """Say what the stages of RECIPE would need and take: memory, bytes, FLOPs, hours and cost. Runs nothing."""
     from pipelines.config.reader import load_recipe
-    from pipelines.plan_text import plan_json, plan_lines, plan_recipe
+    from pipelines.planning.render import plan_json, plan_lines, plan_recipe
 
     made = plan_recipe(
         load_recipe(recipe, overrides),

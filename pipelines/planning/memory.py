@@ -7,10 +7,10 @@ from typing import Any
 
 from dit.autoencoder_size import AutoencoderSize
 from dit.config import DiTConfig, UViTConfig
-from dit.sizes import FLOAT32, count_parameters, sampling_bytes, training_memory
 from pipelines.config.recipe import EncodeConfig, EvaluateConfig, Recipe
 from pipelines.config.training import AutoencoderTrainConfig, ElasticWorkersConfig, TrainConfig
-from pipelines.plan_cluster import Cluster
+from pipelines.planning.hardware import Cluster
+from pipelines.planning.sizes import FLOAT32, count_parameters, sampling_bytes, training_memory
 
 ACCELERATOR_BYTES = 2 * 2**30
 """Of a worker on an accelerator beside its tensors: context, libraries, fragments; an assumption."""

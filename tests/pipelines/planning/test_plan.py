@@ -15,11 +15,11 @@ from dit.macs import forward_macs
 from evaluation.extractors import extractor_macs
 from pipelines.config.reader import load_recipe
 from pipelines.latents import schema
-from pipelines.plan import Images, image_bytes, make_plan
-from pipelines.plan_cluster import Cluster, parse_cluster
-from pipelines.plan_text import duration, plan_lines, plan_recipe, size_of
+from pipelines.planning.hardware import Cluster, parse_cluster
+from pipelines.planning.plan import Images, image_bytes, make_plan
+from pipelines.planning.render import duration, plan_lines, plan_recipe, size_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RECIPES = ROOT / "pipelines" / "recipes"
 IMAGENET = Images(training=1_281_167, held_out=0, classes=1000, source="as told")
 OF_THE_PAPER = sorted(RECIPES.glob("imagenet256*.toml"))
@@ -162,7 +162,7 @@ def test_a_recipe_for_gpus_is_planned_for_cores_where_there_are_none():
 
 
 def test_this_machine_is_measured_by_the_recipes_own_networks(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.warmup.MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr("pipelines.planning.measure.MEASURED_SECONDS", 0.0)
     words = {"cluster": None, "images": None, "classes": 1000, "measured": (), "price": None}
     plan = plan_recipe(tiny_recipe(tmp_path), (), **words)
     assert plan.images.training + plan.images.held_out == 37

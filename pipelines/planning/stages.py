@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from dit.config import DiTConfig, UViTConfig
 from dit.macs import forward_macs
 from dit.schedule import TrainingConfig
-from dit.step_time import StepSeconds, step_seconds, training_flops
 from evaluation.extractors import extractor_macs
 from pipelines.config.recipe import EvaluateConfig
 from pipelines.config.training import ElasticWorkersConfig
-from pipelines.plan_cluster import READ_SECONDS, Cluster, Kind
-from pipelines.plan_memory import Subject, smaller, worker_memory
+from pipelines.planning.hardware import READ_SECONDS, Cluster, Kind
+from pipelines.planning.memory import Subject, smaller, worker_memory
+from pipelines.planning.time import StepSeconds, step_seconds, training_flops
 
 TRAIN_START_SECONDS = 25.0
 """Of a stage of Ray Train before its first step: processes, torch, the process group. Seen on two CPU cores."""

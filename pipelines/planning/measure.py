@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from dit.macs import forward_macs
-from dit.step_time import training_flops
 from evaluation.extractors import EFFICIENTNET_LITE0, extractor_macs
-from pipelines.plan_cluster import CPU_UTILISATION, Cluster, Kind
-from pipelines.plan_memory import Subject
+from pipelines.planning.hardware import CPU_UTILISATION, Cluster, Kind
+from pipelines.planning.memory import Subject
+from pipelines.planning.time import training_flops
 
 MEASURED_SECONDS = 0.5
 """Of each kind of work."""

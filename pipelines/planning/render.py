@@ -6,11 +6,18 @@ from typing import Any
 
 from dit.config import MODEL_NAMES, UVIT_NAMES, UViTConfig, named_config
 from dit.macs import forward_macs
-from dit.sizes import count_parameters
 from pipelines.config.recipe import Recipe
-from pipelines.plan import STAGES, Plan, known_images, make_plan, planned_subject
-from pipelines.plan_cluster import CORES_PER_DEVICE, NODE_DEVICES, READ_SECONDS, TOGETHER, parse_cluster, this_machine
-from pipelines.plan_stages import DATA_START_SECONDS, TRAIN_START_SECONDS, StagePlan
+from pipelines.planning.hardware import (
+    CORES_PER_DEVICE,
+    NODE_DEVICES,
+    READ_SECONDS,
+    TOGETHER,
+    parse_cluster,
+    this_machine,
+)
+from pipelines.planning.plan import STAGES, Plan, known_images, make_plan, planned_subject
+from pipelines.planning.sizes import count_parameters
+from pipelines.planning.stages import DATA_START_SECONDS, TRAIN_START_SECONDS, StagePlan
 
 
 def plan_recipe(
@@ -29,7 +36,7 @@ def plan_recipe(
     counted = known_images(config, images, classes)
     machines = this_machine() if cluster is None else parse_cluster(cluster, price)
     if machines.core_flops:
-        from pipelines.warmup import warmed_up
+        from pipelines.planning.measure import warmed_up
 
         machines = warmed_up(planned_subject(config, machines, counted, kept)[0])
     return make_plan(config, machines, counted, kept=kept, given=speeds)

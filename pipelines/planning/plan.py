@@ -1,7 +1,7 @@
 """What a recipe's stages would need and take, before anything runs: `raydit plan`. Starts no Ray, writes nothing.
 
 Everything is counted from the recipe: images, bytes, FLOPs, memory. Time follows from FLOPs and a device's speed:
-assumed shares of its peak (pipelines.plan_cluster), a warm-up on this machine (pipelines.warmup), or speeds given.
+assumed shares of its peak (hardware), a warm-up on this machine (measure), or speeds given.
 """
 
 import json
@@ -15,12 +15,12 @@ import numpy as np
 
 from dit import autoencoder_size
 from dit.config import DiTConfig, UViTConfig
-from dit.sizes import checkpoint_bytes, count_parameters
 from pipelines.config.recipe import Recipe
 from pipelines.latents import schema
-from pipelines.plan_cluster import Cluster, filled
-from pipelines.plan_memory import Subject
-from pipelines.plan_stages import StagePlan, plan_autoencoder, plan_encode, plan_evaluate, plan_train
+from pipelines.planning.hardware import Cluster, filled
+from pipelines.planning.memory import Subject
+from pipelines.planning.sizes import checkpoint_bytes, count_parameters
+from pipelines.planning.stages import StagePlan, plan_autoencoder, plan_encode, plan_evaluate, plan_train
 from pipelines.training.retention import outdated_steps
 
 STAGES = ("autoencoder", "encode", "train", "evaluate")

@@ -11,14 +11,14 @@ from tiny import RECIPE, place_flags, tiny_recipe
 from tiny_encode import encode_here, recipe
 
 from pipelines.cli import main as cli
-from pipelines.encode_plan import padding, plan_encode, plan_lines
 from pipelines.images.listing import Listing
 from pipelines.latents.shards import plan_shards
+from pipelines.planning.encode_plan import padding, plan_encode, plan_lines
 
 
 @pytest.fixture(autouse=True)
 def measure_briefly(monkeypatch):
-    monkeypatch.setattr("pipelines.encode_plan.MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr("pipelines.planning.encode_plan.MEASURED_SECONDS", 0.0)
 
 
 def snapshot(folder: Path) -> dict[str, int]:

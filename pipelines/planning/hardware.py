@@ -59,7 +59,7 @@ class Cluster:
     core_flops: float = 0.0
     """FLOPs per second of a core in products of float32 matrices, measured; where there is no accelerator."""
     speeds: dict[str, float] = field(default_factory=dict)
-    """FLOPs per second of a core by kind of work, where they were measured (see pipelines.warmup)."""
+    """FLOPs per second of a core by kind of work, where they were measured (see pipelines.planning.measure)."""
     bfloat16_gains: dict[str, float] = field(default_factory=dict)
     """How many times as fast a stage's work is with `dtype = "bfloat16"` as with "float32", where it was measured."""
     read_seconds: float | None = None

@@ -10,7 +10,7 @@ from dit.accelerators import Accelerator
 from dit.config import DiTConfig, UViTConfig
 from dit.macs import forward_macs
 from dit.schedule import TrainingConfig
-from dit.sizes import FLOAT32, count_parameters
+from pipelines.planning.sizes import FLOAT32, count_parameters
 
 Strategy = Literal["ddp", "fsdp"]
 LEAST_BLOCK_SECONDS = 100e-6
