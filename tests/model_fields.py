@@ -27,3 +27,5 @@ SHAPES = {
     "class_dropout_prob": st.sampled_from([0.0, 0.1]),
 }
 """For models that are counted: too small for anything else."""
+SMALL = {"input_size": 16, "hidden_size": 96, "depth": 6, "num_heads": 4, "num_classes": 10}
+"""A model that is large enough for its memory to be measured."""

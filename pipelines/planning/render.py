@@ -1,128 +1,64 @@
-"""`raydit plan`: a plan in words, as JSON, and from the command line's words."""
+"""A plan as lines of text, and as JSON."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from dit.config import MODEL_NAMES, UVIT_NAMES, UViTConfig, named_config
 from dit.macs import forward_macs
-from pipelines.config.recipe import Recipe
-from pipelines.planning.hardware import (
-    CORES_PER_DEVICE,
-    NODE_DEVICES,
-    READ_SECONDS,
-    TOGETHER,
-    parse_cluster,
-    this_machine,
-)
-from pipelines.planning.plan import STAGES, Plan, known_images, make_plan, planned_subject
+from pipelines.planning.hardware import CORES_PER_DEVICE, MULTICORE_EFFICIENCY, NODE_DEVICES, READ_SECONDS, Cluster
+from pipelines.planning.plan import Plan
 from pipelines.planning.sizes import count_parameters
 from pipelines.planning.stages import DATA_START_SECONDS, TRAIN_START_SECONDS, StagePlan
 
 
-def plan_recipe(
-    config: Recipe,
-    overrides: tuple[str, ...],
-    *,
-    cluster: str | None,
-    images: int | None,
-    classes: int,
-    measured: tuple[str, ...],
-    price: float | None,
-) -> Plan:
-    """The plan of a recipe for the words of the command line; without `cluster`, for this machine, warmed up."""
-    speeds = given_speeds(measured)
-    kept = frozenset(override.partition("=")[0].strip() for override in overrides)
-    counted = known_images(config, images, classes)
-    machines = this_machine() if cluster is None else parse_cluster(cluster, price)
-    if machines.core_flops:
-        from pipelines.planning.measure import warmed_up
-
-        machines = warmed_up(planned_subject(config, machines, counted, kept)[0])
-    return make_plan(config, machines, counted, kept=kept, given=speeds)
-
-
-def given_speeds(measured: tuple[str, ...]) -> dict[str, float]:
-    """ "train=812" -> images per second of a stage. Raises ValueError for another form or an unknown stage."""
-    speeds = {}
-    for text in measured:
-        stage, _, number = text.partition("=")
-        try:
-            speeds[stage.strip()] = float(number)
-        except ValueError:
-            number = "0"
-        if stage.strip() not in STAGES or not float(number) > 0:
-            raise ValueError(
-                f"--measured: found {text!r}, expected STAGE=IMAGES_PER_SECOND, such as train=812; stages are "
-                f"{', '.join(STAGES)}"
-            )
-    return speeds
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Return a plan as JSON values, in bytes, seconds, FLOPs and dollars."""
+    content = asdict(plan) | {"seconds": plan.seconds, "dollars": plan.dollars}
+    if plan.cluster.accelerator:
+        content["cluster"]["accelerator"] = plan.cluster.accelerator._asdict()
+    for stage, values in zip(plan.stages, content["stages"], strict=True):
+        values["fits"] = stage.fits
+        if stage.step:
+            step = stage.step._asdict()
+            values["step"] = {"exchange" if name == "all_reduce" else name: value for name, value in step.items()}
+    return content
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
-    """The plan in words, a line at a time."""
-    counts = count_parameters(plan.model)
-    size = f"{_model_name(plan)}, {counts.total / 1e6:,.1f}M parameters, {forward_macs(plan.model) / 1e9:,.2f} GMAC"
-    aside = f", {plan.images.held_out:,} held out" if plan.images.held_out else ""
-    yield f"recipe       {plan.name}: {size} an image"
-    yield f"cluster      {_cluster(plan)}"
-    yield f"images       {plan.images.training:,} in {plan.images.classes:,} classes{aside}, {plan.images.source}"
-    yield ""
-    yield from _table(plan)
-    yield ""
-    yield (
-        f"bytes        {size_of(plan.latent_bytes)} of latents; checkpoints of {size_of(plan.checkpoint_bytes)}: "
-        f"{plan.checkpoints_written:,} written, {plan.checkpoints_kept:,} kept, "
-        f"{size_of(plan.checkpoints_kept * plan.checkpoint_bytes)}"
-    )
+    """Yield a plan as lines of text: what is planned, a table of the stages, then details and assumptions."""
+    size = f"{count_parameters(plan.model).total / 1e6:,.1f}M parameters, {forward_macs(plan.model) / 1e9:,.2f} GMAC"
+    held_out = f", {plan.images.held_out:,} held out" if plan.images.held_out else ""
+    yield f"recipe       {plan.name}: {plan.model_name}, {size} per image"
+    yield f"cluster      {_cluster(plan.cluster)}"
+    yield f"images       {plan.images.training:,} in {plan.images.classes:,} classes{held_out}, {plan.images.source}"
+    yield from ("", *_table(plan), "")
+    written, kept = plan.checkpoints_written, plan.checkpoints_kept
+    checkpoints = f"{written:,} written, {kept:,} kept, {format_bytes(kept * plan.checkpoint_bytes)}"
+    yield f"bytes        {format_bytes(plan.latent_bytes)} of latents"
+    yield f"bytes        checkpoints of {format_bytes(plan.checkpoint_bytes)}: {checkpoints}"
     for stage in plan.stages:
-        held = ", ".join(f"{name} {size_of(size)}" for name, size in stage.memory.items() if size)
-        yield f"memory       {stage.stage}: {held}"
+        parts = (f"{name} {format_bytes(size)}" for name, size in stage.memory.items() if size)
+        yield f"memory       {stage.stage}: {', '.join(parts)}"
     for stage in plan.stages:
         if stage.step:
             yield f"step         {_step(stage)}"
         if not stage.fits:
             yield f"does not fit {stage.stage}: {stage.advice}"
     if plan.overrides:
-        yield f"so planned   {' '.join(f'--set {override}' for override in plan.overrides)}"
+        yield f"planned with {' '.join(f'--set {override}' for override in plan.overrides)}"
     for stage in plan.stages:
         yield f"speed        {stage.stage}: {stage.basis}"
-    for stage in plan.stages:
-        if gain := plan.cluster.bfloat16_gains.get(stage.stage):
-            speed = f"{gain:.2g} times as fast as float32 on a core (measured)"
-            yield f'dtype        {stage.stage}.dtype = "bfloat16" is {speed}'
-    yield from _assumptions(plan)
+    for name, gain in plan.cluster.bfloat16_gains.items():
+        times = f"{gain:.2g} times as fast as float32 on a core (measured)"
+        yield f'dtype        {name}.dtype = "bfloat16" is {times}'
+    yield from _assumptions(plan.cluster)
 
 
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON values; bytes, seconds, FLOPs."""
-    content = asdict(plan)
-    stages = [
-        asdict(stage) | {"step": stage.step._asdict() if stage.step else None, "fits": stage.fits}
-        for stage in plan.stages
-    ]
-    cluster = asdict(plan.cluster) | {"accelerator": None}
-    if plan.cluster.accelerator:
-        cluster["accelerator"] = plan.cluster.accelerator._asdict()
-    return content | {"stages": stages, "cluster": cluster, "seconds": plan.seconds, "dollars": plan.dollars}
-
-
-def _model_name(plan: Plan) -> str:
-    given = {name: getattr(plan.model, name) for name in ("patch_size", "hidden_size", "depth", "num_heads")}
-    family = UVIT_NAMES if isinstance(plan.model, UViTConfig) else MODEL_NAMES
-    for name in family:
-        if all(getattr(named_config(name), field) == value for field, value in given.items()):
-            return name
-    kind = "U-ViT" if isinstance(plan.model, UViTConfig) else "DiT"
-    return f"{kind} of width {plan.model.hidden_size} and depth {plan.model.depth}"
-
-
-def _cluster(plan: Plan) -> str:
-    cluster = plan.cluster
+def _cluster(cluster: Cluster) -> str:
     if cluster.accelerator is None:
         return (
             f"this machine: {cluster.count} cores of {cluster.core_flops / 1e9:,.0f} GFLOP/s in products of float32 "
-            f"matrices (measured), {size_of(cluster.memory_bytes)}"
+            f"matrices (measured), {format_bytes(cluster.memory_bytes)}"
         )
     price = f", ${cluster.dollars_per_hour:.2f} an hour each" if cluster.dollars_per_hour else ""
     nodes = f" in nodes of {NODE_DEVICES}" if cluster.count > NODE_DEVICES else ""
@@ -130,21 +66,21 @@ def _cluster(plan: Plan) -> str:
 
 
 def _table(plan: Plan) -> Iterator[str]:
-    rows = [("stage", "work", "most of the time", "workers", "memory of one", "FLOPs", "time", "cost")]
-    share = plan.dollars / plan.seconds if plan.dollars else 0.0
+    rows: list[tuple[str, ...]] = [
+        ("stage", "work", "bottleneck", "workers", "memory of each", "FLOPs", "time", "cost")
+    ]
+    dollars_per_second = (plan.dollars or 0.0) / plan.seconds
     for stage in plan.stages:
         memory = f"{stage.memory_bytes / 2**30:.1f} of {stage.memory_limit / 2**30:.1f} GiB"
-        figures = (f"{stage.workers}", memory, f"{stage.flops:.2g}", duration(stage.seconds))
-        rows.append((stage.stage, stage.work, stage.limit, *figures, _dollars(share * stage.seconds)))
+        figures = (f"{stage.workers}", memory, f"{stage.flops:.2g}", format_duration(stage.seconds))
+        rows.append((stage.stage, stage.work, stage.limit, *figures, _dollars(dollars_per_second * stage.seconds)))
     flops = sum(stage.flops for stage in plan.stages)
-    rows.append(("in all", "", "", "", "", f"{flops:.2g}", duration(plan.seconds), _dollars(plan.dollars or 0.0)))
+    rows.append(("total", *[""] * 4, f"{flops:.2g}", format_duration(plan.seconds), _dollars(plan.dollars or 0.0)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = [
-            text.rjust(width) if i > 2 else text.ljust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+        words = (cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True))
+        numbers = (cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True))
+        yield "  ".join([*words, *numbers])
 
 
 def _dollars(amount: float) -> str:
@@ -152,36 +88,36 @@ def _dollars(amount: float) -> str:
 
 
 def _step(stage: StagePlan) -> str:
-    assert stage.step is not None, "of a training step"
+    assert stage.step is not None, "only a training on accelerators is planned by its steps"
     step, speed = stage.step, stage.images / (stage.seconds - TRAIN_START_SECONDS)
-    beside = f", beside it the exchange of gradients {step.exchange * 1e3:,.1f}" if step.exchange else ""
+    overlapped = f", overlapped by the gradient all-reduce {step.all_reduce * 1e3:,.1f}" if step.all_reduce else ""
     return (
-        f"{step.total * 1e3:,.1f} ms: forward {step.forward * 1e3:,.1f}, backward {step.backward * 1e3:,.1f}{beside}, "
-        f"update {step.update * 1e3:,.1f}; {speed:,.0f} images/s"
+        f"{step.total * 1e3:,.1f} ms: forward {step.forward * 1e3:,.1f}, backward {step.backward * 1e3:,.1f}"
+        f"{overlapped}, update {step.update * 1e3:,.1f}; {speed:,.0f} images/s"
     )
 
 
-def _assumptions(plan: Plan) -> Iterator[str]:
-    """What the figures rest on that was not counted."""
-    reading = plan.cluster.read_seconds
-    read = f"{READ_SECONDS * 1e3:.0f} ms" if reading is None else f"{reading * 1e3:.1f} ms (measured)"
-    start = f"{TRAIN_START_SECONDS:.0f} s for the start of a training stage, {DATA_START_SECONDS:.0f} s for another"
-    yield f"assumed      {start}; {read} of a core to read and crop an image"
-    if plan.cluster.accelerator is None:
-        yield f"assumed      several cores at work together reach {TOGETHER:.0%} of what each reaches alone"
+def _assumptions(cluster: Cluster) -> Iterator[str]:
+    """Yield what the figures rest on that is not counted."""
+    measured = cluster.read_seconds
+    read = f"{READ_SECONDS * 1e3:.0f} ms" if measured is None else f"{measured * 1e3:.1f} ms (measured)"
+    start = f"a training stage starts in {TRAIN_START_SECONDS:.0f} s, another one in {DATA_START_SECONDS:.0f} s"
+    yield f"assumed      {start}; a core reads and crops an image in {read}"
+    if cluster.accelerator is None:
+        yield f"assumed      several cores at work reach {MULTICORE_EFFICIENCY:.0%} of what each reaches alone"
     else:
-        accelerator = plan.cluster.accelerator
+        link, network = cluster.accelerator.link / 1e9, cluster.accelerator.network * 8e-9
         yield (
             f"assumed      nodes of {NODE_DEVICES} devices with {CORES_PER_DEVICE} cores each; all-reduce at "
-            f"{accelerator.link / 1e9:,.0f} GB/s in a node, {accelerator.network * 8e-9:,.0f} Gbit/s a device between"
+            f"{link:,.0f} GB/s within a node, {network:,.0f} Gbit/s per device between nodes"
         )
-        if plan.cluster.dollars_per_hour:
+        if cluster.dollars_per_hour:
             yield "assumed      the price, about an on-demand list price; give yours with --price"
     yield "not counted  waiting for machines, compilation, arithmetic of the metrics, MLflow"
 
 
-def duration(seconds: float) -> str:
-    """ "4 min 33 s", "7 h 12 min", "3.1 days"."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in words, such as "4 min 33 s", "7 h 12 min" or "3.1 days"."""
     if seconds >= 72 * 3600:
         return f"{seconds / 86400:,.1f} days"
     minutes, rest = divmod(round(seconds), 60)
@@ -190,8 +126,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def size_of(number: float) -> str:
-    """Bytes in the unit that fits."""
+def format_bytes(number: float) -> str:
+    """Return a number of bytes in the unit that fits, such as "39.1 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 1024:
             return f"{number:,.0f} B" if unit == "B" else f"{number:,.1f} {unit}"

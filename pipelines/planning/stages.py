@@ -1,210 +1,178 @@
-"""One stage of a recipe on a cluster: arithmetic, memory of a worker, time, and what to change where it does not fit.
+"""Plans of single stages on a cluster: arithmetic, time, memory of a worker, and what to change if it is too much.
 
-No stage counts what an earlier run has finished, nor the wait for a machine.
+A plan counts all of a stage's work, also what an earlier run has finished, and no waiting for machines.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from dit.config import DiTConfig, UViTConfig
 from dit.macs import forward_macs
-from dit.schedule import TrainingConfig
 from evaluation.extractors import extractor_macs
-from pipelines.config.recipe import EvaluateConfig
-from pipelines.config.training import ElasticWorkersConfig
-from pipelines.planning.hardware import READ_SECONDS, Cluster, Kind
-from pipelines.planning.memory import Subject, smaller, worker_memory
+from pipelines.config.recipe import EncodeConfig, EvaluateConfig
+from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
+from pipelines.planning.hardware import NODE_DEVICES, Cluster, Settings
+from pipelines.planning.memory import (
+    Memory,
+    autoencoder_memory,
+    encode_memory,
+    evaluate_memory,
+    suggest_smaller,
+    train_memory,
+)
+from pipelines.planning.networks import Networks
 from pipelines.planning.time import StepSeconds, step_seconds, training_flops
 
 TRAIN_START_SECONDS = 25.0
-"""Of a stage of Ray Train before its first step: processes, torch, the process group. Seen on two CPU cores."""
+"""Seconds of a training stage before its first step: processes, torch, process group; measured on two CPU cores."""
 DATA_START_SECONDS = 12.0
-"""Of encode or evaluate before its first image: processes, torch, the weights. Seen on two CPU cores."""
+"""Seconds of encode or evaluate before the first image: processes, torch, weights; measured on two CPU cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """What one stage needs and takes."""
+    """What one stage needs and how long it takes."""
 
     stage: str
     work: str
+    """The amount of work, in words."""
     images: int
-    """Images that go through; in training those of every step."""
+    """Images that the stage processes; a training counts those of every step."""
     flops: float
     workers: int
-    memory: dict[str, float]
-    """Bytes of one worker, by what they hold."""
-    memory_limit: float
+    memory: Memory = field(default_factory=dict)
+    memory_limit: float = 0.0
     """Bytes that one worker may take."""
     seconds: float
     limit: str
     """What takes most of the time."""
     basis: str
-    """Where the speed is from."""
+    """What the speed rests on, in words."""
     advice: str = ""
-    """What to change where it does not fit."""
+    """What to change if a worker takes more memory than it may."""
     step: StepSeconds | None = None
-    """Of a training step on accelerators."""
+    """One training step on accelerators."""
 
     @property
     def memory_bytes(self) -> float:
+        """Bytes that one worker takes."""
         return sum(self.memory.values())
 
     @property
     def fits(self) -> bool:
+        """Whether a worker takes no more memory than it may."""
         return self.memory_bytes <= self.memory_limit
 
 
-def plan_autoencoder(subject: Subject) -> StagePlan:
-    """Training of the recipe's own autoencoder."""
-    settings, cluster = subject.config.autoencoder.train, subject.cluster
-    assert settings is not None, "asked for only where one is trained"
-    count = settings.steps * settings.global_batch_size
-    flops = count * 6 * (subject.encoder.macs + subject.decoder.macs)
-    return _planned(
-        subject,
-        settings,
+def plan_autoencoder_stage(settings: AutoencoderTrainConfig, networks: Networks, cluster: Cluster) -> StagePlan:
+    """Plan the training of a recipe's own autoencoder."""
+    images = settings.steps * settings.global_batch_size
+    flops, speed = images * 6 * (networks.encoder.macs + networks.decoder.macs), cluster.speed("reconstruct", "tf32")
+    plan = StagePlan(
         stage="autoencoder",
         work=f"{settings.steps:,} steps of {settings.global_batch_size:,} images",
-        images=count,
+        images=images,
         flops=flops,
-        seconds=flops / _rate(cluster, settings, "reconstruct", "tf32"),
-        basis=cluster.basis("reconstruct", "tf32"),
+        workers=settings.num_workers,
+        seconds=TRAIN_START_SECONDS + flops / (speed.flops * cluster.parallelism(settings)),
+        limit="arithmetic",
+        basis=speed.basis,
     )
+    return _with_memory(plan, settings, cluster, lambda changed: autoencoder_memory(networks, changed))
 
 
-def plan_encode(subject: Subject) -> StagePlan:
-    """Images to moments."""
-    settings, cluster, count = subject.config.encode, subject.cluster, subject.images
-    flops = count * 2 * subject.encoder.macs * (1 + settings.flip)
-    dtype = "bfloat16" if settings.dtype == "bfloat16" else "tf32"
-    # The last pass of a shard is filled up.
-    full = math.ceil(settings.shard_rows / settings.batch_size) * settings.batch_size / settings.shard_rows
-    encoding = full * flops / _rate(cluster, settings, "encode", dtype)
-    reading = _read(cluster, count) / cluster.cores
-    return _planned(
-        subject,
-        settings,
+def plan_encode_stage(settings: EncodeConfig, networks: Networks, cluster: Cluster, *, images: int) -> StagePlan:
+    """Plan the encoding of images, and of their horizontal flips if the recipe stores those."""
+    flops = images * 2 * networks.encoder.macs * (1 + settings.flip)
+    speed = cluster.speed("encode", "bfloat16" if settings.dtype == "bfloat16" else "tf32")
+    # The last batch of a shard is padded.
+    padded = math.ceil(settings.shard_rows / settings.batch_size) * settings.batch_size / settings.shard_rows
+    encoding = padded * flops / (speed.flops * cluster.parallelism(settings))
+    reading = images * cluster.seconds_to_read / cluster.cores
+    plan = StagePlan(
         stage="encode",
-        work=f"{count:,} images{' and their mirrors' if settings.flip else ''}",
-        images=count,
+        work=f"{images:,} images{' and their horizontal flips' if settings.flip else ''}",
+        images=images,
         flops=flops,
-        # Where an accelerator encodes, cores read meanwhile; without one they do both.
-        seconds=max(encoding, reading) if cluster.accelerator else encoding + reading,
+        workers=settings.num_workers,
+        # Cores read while accelerators encode; without accelerators they do both.
+        seconds=DATA_START_SECONDS + (max(encoding, reading) if cluster.accelerator else encoding + reading),
         limit="reading images" if reading > encoding else "arithmetic",
-        basis=cluster.basis("encode", dtype),
+        basis=speed.basis,
     )
+    return _with_memory(plan, settings, cluster, lambda changed: encode_memory(networks, changed))
 
 
-def plan_train(subject: Subject) -> StagePlan:
-    """Training of the transformer."""
-    settings, cluster = subject.config.train, subject.cluster
-    count = settings.steps * settings.global_batch_size
-    flops, step = count * training_flops(subject.model), None
+def plan_train_stage(settings: TrainConfig, networks: Networks, cluster: Cluster) -> StagePlan:
+    """Plan the training of the transformer."""
+    images = settings.steps * settings.global_batch_size
+    flops, speed = images * training_flops(networks.model), cluster.speed("train", settings.dtype, settings.compile)
     if cluster.accelerator:
-        step = step_seconds(
-            subject.model,
-            settings,
-            cluster.accelerator,
-            flops_per_second=cluster.speed("train", settings.dtype, settings.compile),
-            workers=settings.most_workers,
-            workers_per_node=cluster.devices_per_node,
-            strategy=settings.strategy,
-        )
+        nodes = min(cluster.count, NODE_DEVICES)
+        step = step_seconds(networks.model, settings, cluster.accelerator, speed.flops, workers_per_node=nodes)
         seconds = settings.steps * step.total
     else:
-        again = 4 / 3 if settings.gradient_checkpointing else 1
-        seconds = flops * again / _rate(cluster, settings, "train")
-    return _planned(
-        subject,
-        settings,
+        step, recomputed = None, 4 / 3 if settings.gradient_checkpointing else 1
+        seconds = flops * recomputed / (speed.flops * cluster.parallelism(settings))
+    plan = StagePlan(
         stage="train",
         work=f"{settings.steps:,} steps of {settings.global_batch_size:,} images",
-        images=count,
+        images=images,
         flops=flops,
-        seconds=seconds,
-        limit="exchange of gradients" if step and step.exchange > step.backward else "arithmetic",
-        basis=cluster.basis("train", settings.dtype, settings.compile),
+        workers=settings.most_workers,
+        seconds=TRAIN_START_SECONDS + seconds,
+        limit="gradient all-reduce" if step and step.all_reduce > step.backward else "arithmetic",
+        basis=speed.basis,
         step=step,
     )
+    return _with_memory(plan, settings, cluster, lambda changed: train_memory(networks.model, changed))
 
 
-def plan_evaluate(subject: Subject) -> StagePlan:
-    """Sampling, decoding, features of samples and of real images; not the metrics' own arithmetic."""
-    settings, cluster = subject.config.evaluate, subject.cluster
-    images = settings.num_samples + subject.scored
-    flops = {
-        "sampling": settings.num_samples * sampling_flops(subject.model, settings),
-        "decoding": settings.num_samples * 2 * subject.decoder.macs,
-        "features": images * 2 * extractor_macs(settings.extractor),
+def plan_evaluate_stage(
+    settings: EvaluateConfig, networks: Networks, cluster: Cluster, *, real_images: int
+) -> StagePlan:
+    """Plan sampling, decoding, and the features of samples and real images, without the metrics' own arithmetic."""
+    samples, images, workers = settings.num_samples, settings.num_samples + real_images, cluster.parallelism(settings)
+    sampling_speed = cluster.speed("sample", settings.dtype, settings.compile)
+    work = {
+        "sampling": (samples * sampling_flops(networks.model, settings), sampling_speed),
+        "decoding": (samples * 2 * networks.decoder.macs, cluster.speed("decode", "tf32")),
+        "features": (images * 2 * extractor_macs(settings.extractor), cluster.speed("features")),
     }
-    seconds = {
-        "sampling": flops["sampling"] / _rate(cluster, settings, "sample", settings.dtype, settings.compile),
-        "decoding": flops["decoding"] / _rate(cluster, settings, "decode", "tf32"),
-        "features": flops["features"] / _rate(cluster, settings, "features"),
-        # An actor reads the real images that it scores, on one core.
-        "reading images": _read(cluster, subject.scored) / min(settings.num_workers, cluster.cores),
-    }
-    real = f", {subject.scored:,} real images" if subject.scored else ""
-    return _planned(
-        subject,
-        settings,
+    seconds = {name: flops / (speed.flops * workers) for name, (flops, speed) in work.items()}
+    # Each worker reads the real images that it scores on one core.
+    seconds["reading images"] = real_images * cluster.seconds_to_read / min(settings.num_workers, cluster.cores)
+    real = f", {real_images:,} real images" if real_images else ""
+    plan = StagePlan(
         stage="evaluate",
-        work=f"{settings.num_samples:,} samples of {settings.sampling_steps:,} steps{real}",
+        work=f"{samples:,} samples of {settings.sampling_steps:,} steps{real}",
         images=images,
-        flops=sum(flops.values()),
-        seconds=sum(seconds.values()),
+        flops=sum(flops for flops, _ in work.values()),
+        workers=settings.num_workers,
+        seconds=DATA_START_SECONDS + sum(seconds.values()),
         limit=max(seconds, key=lambda name: seconds[name]),
-        basis=cluster.basis("sample", settings.dtype, settings.compile),
+        basis=sampling_speed.basis,
     )
+    return _with_memory(plan, settings, cluster, lambda changed: evaluate_memory(networks, changed))
 
 
 def sampling_flops(model: DiTConfig | UViTConfig, settings: EvaluateConfig) -> int:
-    """FLOPs of the network for one sample; guidance doubles them, inside its interval if it has one: counted always."""
+    """Return the network's FLOPs for one sample. Guidance doubles them, here also outside of its interval."""
     calls = settings.sampling_steps * (2 if settings.sampler == "heun" else 1) * (2 if settings.cfg_scale > 1 else 1)
     return 2 * forward_macs(model) * calls
 
 
-def _planned(
-    subject: Subject,
-    settings: ElasticWorkersConfig,
-    *,
-    stage: str,
-    work: str,
-    images: int,
-    flops: float,
-    seconds: float,
-    basis: str,
-    limit: str = "arithmetic",
-    step: StepSeconds | None = None,
+def _with_memory(
+    plan: StagePlan, settings: Settings, cluster: Cluster, memory: Callable[[Settings], Memory]
 ) -> StagePlan:
-    """The plan of a stage, with its memory, and what to change where that is not enough."""
-    memory = worker_memory(subject, settings)
-    room = subject.cluster.worker_memory(settings)
-    start = TRAIN_START_SECONDS if isinstance(settings, TrainingConfig) else DATA_START_SECONDS
-    return StagePlan(
-        stage=stage,
-        work=work,
-        images=images,
-        flops=flops,
-        workers=settings.most_workers,
-        memory=memory,
-        memory_limit=room,
-        seconds=start + seconds,
-        limit=limit,
-        basis=basis,
-        advice=smaller(subject, settings, stage, room) if sum(memory.values()) > room else "",
-        step=step,
-    )
+    """Return a stage's plan with the memory of a worker, and with advice if that is more than the worker may take."""
 
+    def with_process(settings: Settings) -> Memory:
+        return memory(settings) | {"process": cluster.process_bytes}
 
-def _rate(
-    cluster: Cluster, settings: ElasticWorkersConfig, kind: Kind, dtype: str = "float32", compiled: bool = False
-) -> float:
-    """FLOPs per second of a stage's workers."""
-    return cluster.speed(kind, dtype, compiled) * cluster.parallel(settings)
-
-
-def _read(cluster: Cluster, images: int) -> float:
-    """Seconds of one core."""
-    return images * (READ_SECONDS if cluster.read_seconds is None else cluster.read_seconds)
+    plan = replace(plan, memory=with_process(settings), memory_limit=cluster.worker_bytes(settings))
+    if plan.fits:
+        return plan
+    section = "autoencoder.train" if plan.stage == "autoencoder" else plan.stage
+    return replace(plan, advice=suggest_smaller(settings, section, with_process, plan.memory_limit))

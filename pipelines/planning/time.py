@@ -1,86 +1,70 @@
-"""How long a data-parallel training step takes on accelerators; needs no torch.
+"""A model of how long a data-parallel training step takes on accelerators; needs no torch.
 
-A model of a step, not a measurement: the forward pass, then the backward pass beside which gradients are exchanged,
-then the optimiser and the averages, which only move memory.
+A step is the forward pass, then the backward pass, which overlaps with the gradient all-reduce, then the update by
+optimiser and averages, which memory bandwidth bounds.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from dit.accelerators import Accelerator
 from dit.config import DiTConfig, UViTConfig
 from dit.macs import forward_macs
-from dit.schedule import TrainingConfig
+from pipelines.config.training import TrainConfig
 from pipelines.planning.sizes import FLOAT32, count_parameters
 
-Strategy = Literal["ddp", "fsdp"]
-LEAST_BLOCK_SECONDS = 100e-6
-"""Of a block's forward pass, however few its images: about 20 kernels that take 5 microseconds to launch."""
+MIN_BLOCK_SECONDS = 100e-6
+"""Seconds of a block's forward pass on however few images: about 20 kernels of 5 microseconds to launch."""
 
 
 class StepSeconds(NamedTuple):
-    """Seconds of a step by what they are spent on."""
+    """Seconds of one training step."""
 
     forward: float
     backward: float
-    exchange: float
-    """Of gradients, and under FSDP of weights; it goes on beside the backward pass."""
+    all_reduce: float
+    """Gradient all-reduce, or FSDP's gathers of weights and scatter of gradients; overlaps with the backward pass."""
     update: float
-    """Optimiser, averages, and the norm of the gradients."""
+    """Optimiser, averages and gradient norm."""
 
     @property
     def total(self) -> float:
-        return self.forward + max(self.backward, self.exchange) + self.update
+        """Seconds from one step to the next."""
+        return self.forward + max(self.backward, self.all_reduce) + self.update
 
 
-def training_flops(config: DiTConfig | UViTConfig) -> int:
-    """FLOPs of a training step for one image: twice the forward pass's multiply-accumulates, and twice that backward.
+def training_flops(model: DiTConfig | UViTConfig) -> int:
+    """Return the FLOPs of a training step per image: those of the forward pass, and twice as many backward.
 
-    Passes that gradient checkpointing computes again do not count, as they do not in MFU.
+    What gradient checkpointing recomputes does not count, as it does not in MFU.
     """
-    return 6 * forward_macs(config)
+    return 6 * forward_macs(model)
 
 
 def step_seconds(
-    config: DiTConfig | UViTConfig,
-    settings: TrainingConfig,
+    model: DiTConfig | UViTConfig,
+    settings: TrainConfig,
     accelerator: Accelerator,
-    *,
     flops_per_second: float,
-    workers: int,
+    *,
     workers_per_node: int,
-    strategy: Strategy = "ddp",
 ) -> StepSeconds:
-    """A step of `settings.global_batch_size` images on so many workers with an accelerator each.
+    """Return the seconds of a training step whose workers have one accelerator each.
 
     flops_per_second: what one worker reaches in matrix products.
     """
-    images = settings.global_batch_size / workers
-    arithmetic = 2 * forward_macs(config) * images / flops_per_second
-    forward = max(arithmetic, config.depth * LEAST_BLOCK_SECONDS)
-    again = forward if config.gradient_checkpointing else 0
-    shards = workers if strategy == "fsdp" else 1
+    workers, fsdp, counts = settings.most_workers, settings.strategy == "fsdp", count_parameters(model)
+    arithmetic = 2 * forward_macs(model) * (settings.global_batch_size / workers) / flops_per_second
+    forward = max(arithmetic, model.depth * MIN_BLOCK_SECONDS)
+    # A ring all-reduce moves 2 (n - 1) / n of the gradients; FSDP gathers weights twice and scatters gradients once.
+    moved = (3 if fsdp else 2) * (workers - 1) / workers * FLOAT32 * counts.trained
+    one_node = workers <= workers_per_node
+    bandwidth = accelerator.link if one_node else min(accelerator.link, workers_per_node * accelerator.network)
+    # AdamW reads or writes each parameter 7 times, each average 3 times, and the gradient norm reads it twice.
+    averages = 1 + len(settings.ema_sigma_rels)
+    updated = FLOAT32 * (9 * counts.trained + 3 * averages * counts.total)
     return StepSeconds(
         forward=forward,
-        backward=2 * forward + again,
-        exchange=exchange_seconds(config, accelerator, workers, workers_per_node, strategy),
-        update=update_bytes(config, settings) / shards / accelerator.memory_bandwidth,
+        backward=2 * forward + (forward if model.gradient_checkpointing else 0),
+        all_reduce=moved / bandwidth,
+        update=updated / (workers if fsdp else 1) / accelerator.memory_bandwidth,
     )
-
-
-def exchange_seconds(
-    config: DiTConfig | UViTConfig, accelerator: Accelerator, workers: int, workers_per_node: int, strategy: Strategy
-) -> float:
-    """An all-reduce in rings moves 2 (n - 1) / n of the gradients; FSDP gathers weights twice and scatters once."""
-    if workers == 1:
-        return 0.0
-    passes = 3 if strategy == "fsdp" else 2
-    moved = passes * (workers - 1) / workers * FLOAT32 * count_parameters(config).trained
-    within = workers <= workers_per_node
-    return moved / (accelerator.link if within else min(accelerator.link, workers_per_node * accelerator.network))
-
-
-def update_bytes(config: DiTConfig | UViTConfig, settings: TrainingConfig) -> int:
-    """Bytes read and written: 7 passes over a parameter by AdamW, 3 by each average, 2 for the gradients' norm."""
-    counts = count_parameters(config)
-    averages = 1 + len(settings.ema_sigma_rels)
-    return FLOAT32 * (9 * counts.trained + 3 * averages * counts.total)

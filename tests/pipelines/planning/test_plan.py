@@ -16,8 +16,10 @@ from evaluation.extractors import extractor_macs
 from pipelines.config.reader import load_recipe
 from pipelines.latents import schema
 from pipelines.planning.hardware import Cluster, parse_cluster
-from pipelines.planning.plan import Images, image_bytes, make_plan
-from pipelines.planning.render import duration, plan_lines, plan_recipe, size_of
+from pipelines.planning.measure import measure_this_machine
+from pipelines.planning.networks import resolve_networks
+from pipelines.planning.plan import Images, count_images, make_plan
+from pipelines.planning.render import format_bytes, format_duration, plan_lines
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = ROOT / "pipelines" / "recipes"
@@ -26,8 +28,8 @@ OF_THE_PAPER = sorted(RECIPES.glob("imagenet256*.toml"))
 
 
 def planned(recipe, cluster, *overrides, **further):
-    kept = frozenset(override.partition("=")[0] for override in overrides)
-    return make_plan(load_recipe(recipe, overrides), parse_cluster(cluster), IMAGENET, kept=kept, **further)
+    keep = frozenset(override.partition("=")[0] for override in overrides)
+    return make_plan(load_recipe(recipe, overrides), parse_cluster(cluster), IMAGENET, keep=keep, **further)
 
 
 def stages(plan):
@@ -56,12 +58,12 @@ def test_more_devices_take_less_time_but_not_in_proportion():
     eight, many = (planned(RECIPES / "imagenet256-dit-xl2.toml", f"{count}xH100") for count in (8, 64))
     assert eight.seconds / 8 < many.seconds < eight.seconds
     assert many.dollars > eight.dollars
-    assert stages(many)["train"].limit == "exchange of gradients"
+    assert stages(many)["train"].limit == "gradient all-reduce"
 
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_a_shard_takes_the_bytes_that_are_planned_for_its_images(tmp_path, flip):
-    config = tiny_recipe(tmp_path, f"encode.flip={str(flip).lower()}")
+    networks = resolve_networks(tiny_recipe(tmp_path), 2)
     shape, rows = (8, 8, 8), 400
     description = schema.describe(
         moments_shape=shape, flip=flip, autoencoder={}, preprocessing={}, class_names=["a", "b"]
@@ -70,11 +72,11 @@ def test_a_shard_takes_the_bytes_that_are_planned_for_its_images(tmp_path, flip)
     table = schema.shard_table(
         schema.latent_schema(description), keys, np.zeros(rows, np.int32), moments, moments if flip else None
     )
-    beside = sum(len(key) + 4 for key in keys) + 4 * rows  # keys with their lengths, labels
-    assert 0 < len(schema.parquet_bytes(table)) - rows * image_bytes(config) - beside < 4096
+    keys_and_labels = sum(len(key) + 4 for key in keys) + 4 * rows  # keys have their lengths before them
+    assert 0 < len(schema.parquet_bytes(table)) - rows * networks.moments_bytes(flip) - keys_and_labels < 4096
 
 
-def test_checkpoints_are_counted_with_those_that_go_again():
+def test_checkpoints_are_counted_as_written_and_as_kept():
     plan = planned(RECIPES / "imagenet256-dit-xl2.toml", "8xH100")
     assert (plan.checkpoints_written, plan.checkpoints_kept) == (40, 9)  # 8 of every 50,000 steps, and one before
     every = planned(RECIPES / "imagenet256.toml", "8xH100", "train.steps=25_000")
@@ -108,12 +110,12 @@ def test_workers_share_batches_evenly_and_have_work():
 def test_what_the_user_sets_stays():
     plan = planned(RECIPES / "imagenet256.toml", "64xH100", "train.num_workers=16")
     assert [stage.workers for stage in plan.stages] == [64, 16, 64]
-    with pytest.raises(ValueError, match="train.gpus_per_worker: found 0 for 8 x H100; expected 1"):
+    with pytest.raises(ValueError, match="train.gpus_per_worker: found 0 for 8 x H100, expected 1"):
         planned(RECIPES / "imagenet256.toml", "8xH100", "train.gpus_per_worker=0")
 
 
-def test_speeds_that_were_seen_replace_computed_ones():
-    plan = planned(RECIPES / "imagenet256.toml", "8xH100", given={"train": 2000.0})
+def test_measured_speeds_replace_computed_ones():
+    plan = planned(RECIPES / "imagenet256.toml", "8xH100", images_per_second={"train": 2000.0})
     assert stages(plan)["train"].seconds == 400_000 * 256 / 2000
     assert stages(plan)["encode"] == stages(planned(RECIPES / "imagenet256.toml", "8xH100"))["encode"]
 
@@ -163,17 +165,18 @@ def test_a_recipe_for_gpus_is_planned_for_cores_where_there_are_none():
 
 def test_this_machine_is_measured_by_the_recipes_own_networks(tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.planning.measure.MEASURED_SECONDS", 0.0)
-    words = {"cluster": None, "images": None, "classes": 1000, "measured": (), "price": None}
-    plan = plan_recipe(tiny_recipe(tmp_path), (), **words)
-    assert plan.images.training + plan.images.held_out == 37
+    config = tiny_recipe(tmp_path)
+    images = count_images(config, None, 1000)
+    assert (images.training + images.held_out, images.classes) == (37, 3)
+    plan = make_plan(config, measure_this_machine(config, resolve_networks(config, 3)), images)
     if plan.cluster.accelerator is None:
         assert plan.cluster.speeds.keys() == {"train", "sample", "reconstruct", "encode", "decode", "features"}
         assert all(speed > 0 for speed in plan.cluster.speeds.values()) and plan.cluster.read_seconds > 0
         assert all(stage.basis.startswith("measured") for stage in plan.stages)
-        gains = plan.cluster.bfloat16_gains
+        gains, lines = plan.cluster.bfloat16_gains, list(plan_lines(plan))
         for stage in ("encode", "train", "evaluate"):
             said = f'{stage}.dtype = "bfloat16" is {gains[stage]:.2g} times as fast as float32 on a core (measured)'
-            assert f"dtype        {said}" in plan_lines(plan)
+            assert f"dtype        {said}" in lines
 
 
 def test_the_command_says_all_of_it_and_ends_with_json(raydit):
@@ -200,8 +203,8 @@ def test_the_command_says_all_of_it_and_ends_with_json(raydit):
         (["--cluster", "H100"], "--cluster: found 'H100', expected a number and a device, such as 8xH100"),
         (["--cluster", "8xH10"], "did you mean H100?"),
         (["--cluster", "8xH100", "--measured", "train"], "--measured: found 'train', expected STAGE=IMAGES_PER_SECOND"),
-        (["--cluster", "8xH100", "--measured", "tarin=3"], "stages are autoencoder, encode, train, evaluate"),
-        (["--cluster", "8xH100", "--set", "images.path=nowhere"], "say how many: --images"),
+        (["--cluster", "8xH100", "--measured", "tarin=3"], "The stages are autoencoder, encode, train, evaluate"),
+        (["--cluster", "8xH100", "--set", "images.path=nowhere"], "give their number: --images"),
         (
             ["--cluster", "8xH100", "--set", 'autoencoder={id="x/y"}'],
             "autoencoder.id: found 'x/y', which is not on this",
@@ -236,12 +239,12 @@ def test_a_plan_for_a_cluster_imports_nothing_heavy():
         (3.1 * 86400, "3.1 days"),
     ],
 )
-def test_durations_are_said_as_people_do(seconds, said):
-    assert duration(seconds) == said
+def test_durations_read_as_people_say_them(seconds, said):
+    assert format_duration(seconds) == said
 
 
 @pytest.mark.parametrize(
     ("number", "said"), [(0, "0 B"), (1536, "1.5 KiB"), (39.1 * 2**30, "39.1 GiB"), (2**41, "2.0 TiB")]
 )
-def test_bytes_are_said_in_their_unit(number, said):
-    assert size_of(number) == said
+def test_bytes_have_the_unit_that_fits(number, said):
+    assert format_bytes(number) == said

@@ -1,0 +1,78 @@
+"""The model of a training step: its arithmetic against torch's count, and its parts against their closed forms."""
+
+import pytest
+import torch
+from model_fields import SMALL
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dit.accelerators import ACCELERATORS
+from dit.config import config_from_dict, named_config
+from dit.model import build_model
+from pipelines.config.training import TrainConfig
+from pipelines.planning.sizes import FLOAT32, count_parameters
+from pipelines.planning.time import MIN_BLOCK_SECONDS, step_seconds, training_flops
+
+H100 = ACCELERATORS["H100"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"conditioning": "cross_attention"}, {"architecture": "uvit"}])
+def test_a_training_step_is_three_forward_passes(fields):
+    config = config_from_dict(SMALL | fields)
+    network = build_model(config)
+    x, zero = torch.zeros(2, config.in_channels, *config.latent_size), torch.zeros(2, dtype=torch.long)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        network(x, zero, zero).sum().backward()
+    # No gradient of the first layers' inputs is computed, of which there is a third for patches and timesteps.
+    assert 0.98 * 2 * training_flops(config) < counter.get_total_flops() <= 2 * training_flops(config)
+
+
+def test_the_largest_step_of_the_paper_is_counted_in_real_flops():
+    assert training_flops(named_config("DiT-XL/2")) == pytest.approx(0.712e12, rel=0.001)
+
+
+def test_a_step_on_one_device_is_arithmetic_and_update():
+    config = named_config("DiT-S/2")
+    step = step_seconds(config, TrainConfig(), H100, 1e14, workers_per_node=8)
+    assert step.forward + step.backward == pytest.approx(256 * training_flops(config) / 1e14)
+    counts = count_parameters(config)  # AdamW moves 7 numbers per parameter, the norm 2, an average 3
+    assert step.update == FLOAT32 * (9 * counts.trained + 3 * counts.total) / H100.memory_bandwidth
+    assert step.all_reduce == 0
+    assert step.total == sum(step)
+
+
+def test_more_workers_take_less_arithmetic_and_as_long_an_all_reduce():
+    config = named_config("DiT-XL/2")
+
+    def step(workers, strategy="ddp"):
+        settings = TrainConfig(num_workers=workers, strategy=strategy)
+        return step_seconds(config, settings, H100, 3e14, workers_per_node=8)
+
+    assert step(64).forward == step(8).forward / 8
+    assert step(8).all_reduce < step(64).all_reduce < 8 / 7 * step(8).all_reduce
+    assert step(64).total > step(8).total / 8
+    assert step(8, "fsdp").all_reduce == pytest.approx(1.5 * step(8).all_reduce)
+    assert step(8, "fsdp").update == step(8).update / 8
+
+
+def test_a_step_of_few_images_takes_as_long_as_its_launches():
+    config = named_config("DiT-S/2")
+    few, fewer = (
+        step_seconds(config, TrainConfig(num_workers=workers), H100, 3e14, workers_per_node=8) for workers in (128, 256)
+    )
+    assert few.forward == fewer.forward == config.depth * MIN_BLOCK_SECONDS
+
+
+def test_an_all_reduce_between_nodes_uses_their_network_where_that_is_slower():
+    config, l4 = named_config("DiT-S/2"), ACCELERATORS["L4"]._replace(network=0.1e9)
+    moved = 2 * 15 / 16 * FLOAT32 * count_parameters(config).trained
+    step = step_seconds(config, TrainConfig(num_workers=16), l4, 1e13, workers_per_node=8)
+    assert step.all_reduce == pytest.approx(moved / 0.8e9)
+
+
+def test_gradient_checkpointing_costs_a_third_more():
+    plain, recomputing = (
+        step_seconds(named_config("DiT-XL/2", gradient_checkpointing=on), TrainConfig(), H100, 3e14, workers_per_node=1)
+        for on in (False, True)
+    )
+    assert recomputing.forward + recomputing.backward == pytest.approx(4 / 3 * (plain.forward + plain.backward))
