@@ -103,12 +103,12 @@ def _recipe(path: str, overrides: tuple[str, ...], dry_run: bool):
 
 
 def _print_encode_plan(config, as_json: bool) -> None:
-    """The resolved recipe, and what there is to encode."""
+    """Print the resolved recipe, and what there is to encode."""
     print_resolved(config)
-    from pipelines.planning.encode_plan import plan_encode, plan_lines
+    from pipelines.planning.encode_plan import encode_plan_lines, make_encode_plan
 
-    plan = plan_encode(config)
-    for name, text in plan_lines(plan, config):
+    plan = make_encode_plan(config)
+    for name, text in encode_plan_lines(plan, config.encode):
         click.echo(f"{name:<12} {text}")
     print_result(as_json, {**asdict(plan), "bytes": plan.bytes, "seconds": plan.seconds})
 

@@ -1,4 +1,4 @@
-"""`raydit encode --dry-run`: what it says is what then happens, and it touches nothing."""
+"""`raydit encode --dry-run` says what the job then does, and touches nothing."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from tiny_encode import encode_here, recipe
 from pipelines.cli import main as cli
 from pipelines.images.listing import Listing
 from pipelines.latents.shards import plan_shards
-from pipelines.planning.encode_plan import padding, plan_encode, plan_lines
+from pipelines.planning.encode_plan import encode_plan_lines, make_encode_plan, padding_share
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +25,10 @@ def snapshot(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_the_plan_is_what_then_is_written(tmp_path, monkeypatch):
+def test_the_job_writes_what_was_planned(tmp_path, monkeypatch):
     config = recipe(tmp_path, "images.held_out=0.3", "encode.flip=true")
     before = snapshot(tmp_path)
-    plan = plan_encode(config)
+    plan = make_encode_plan(config)
     assert snapshot(tmp_path) == before
     dataset = encode_here(config, monkeypatch)
     shards = dataset.manifest["shards"]
@@ -41,35 +41,35 @@ def test_the_plan_is_what_then_is_written(tmp_path, monkeypatch):
     assert plan.bytes == moments * plan.images / len(dataset) <= dataset.num_bytes
     assert plan.seconds == pytest.approx(plan.images / plan.images_per_second)
     assert plan.seconds_to_read > 0 and plan.seconds_to_encode > 0
-    after = plan_encode(config)
+    after = make_encode_plan(config)
     assert (after.pending_shards, after.bytes, after.changed) == (0, 0, [])
 
 
-def test_a_plan_counts_what_is_new_and_what_would_start_anew(tmp_path, monkeypatch):
+def test_a_plan_counts_new_images_and_what_would_start_over(tmp_path, monkeypatch):
     encode_here(recipe(tmp_path), monkeypatch)
     pixels = np.zeros((20, 20, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "images" / "blob" / "new.png")
-    grown = plan_encode(recipe(tmp_path))
+    grown = make_encode_plan(recipe(tmp_path))
     assert (grown.shards, grown.pending_shards, grown.pending_images, grown.changed) == (6, 1, 1, [])
-    anew = plan_encode(recipe(tmp_path, "encode.flip=true"))
-    assert (anew.shards, anew.pending_images, anew.changed) == (5, 38, ["encode.flip: false -> true"])
-    assert ("anew", "because encode.flip: false -> true; the earlier latents are kept in superseded/") in plan_lines(
-        anew, recipe(tmp_path, "encode.flip=true")
-    )
+    config = recipe(tmp_path, "encode.flip=true")
+    over = make_encode_plan(config)
+    assert (over.shards, over.pending_images, over.changed) == (5, 38, ["encode.flip: false -> true"])
+    said = "because encode.flip: false -> true; the earlier latents are kept in superseded/"
+    assert ("start over", said) in encode_plan_lines(over, config.encode)
 
 
-def test_an_autoencoder_that_is_yet_to_be_trained_leaves_only_the_time_open(tmp_path):
+def test_only_the_time_is_unknown_before_the_autoencoder_is_trained(tmp_path):
     config = tiny_recipe(tmp_path)
-    plan = plan_encode(config)
+    plan = make_encode_plan(config)
     assert plan.moments_shape == (8, 8, 8) and plan.bytes == 1024 * plan.images
     assert plan.seconds is None
-    assert "no estimate: the autoencoder is trained first" in dict(plan_lines(plan, config))["time"]
+    assert "no estimate: the autoencoder is trained first" in dict(encode_plan_lines(plan, config.encode))["time"]
 
 
-def test_an_autoencoder_that_is_not_here_is_not_fetched(tmp_path):
+def test_an_autoencoder_that_is_not_on_this_machine_is_not_downloaded(tmp_path):
     config = tiny_recipe(tmp_path)
     pretrained = type(config.autoencoder)(id="nobody/no-such-autoencoder")
-    plan = plan_encode(type(config)(**{**vars(config), "autoencoder": pretrained}))
+    plan = make_encode_plan(type(config)(**{**vars(config), "autoencoder": pretrained}))
     assert (plan.bytes, plan.seconds) == (None, None) and plan.pending_images == plan.images
     assert plan.unknown == "nobody/no-such-autoencoder is not on this machine"
 
@@ -78,23 +78,23 @@ def test_the_shape_of_stable_diffusions_latents_is_known_without_their_autoencod
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
     config = tiny_recipe(tmp_path, "images.size=256")
     pretrained = type(config.autoencoder)(id="stabilityai/sd-vae-ft-ema")
-    plan = plan_encode(type(config)(**{**vars(config), "autoencoder": pretrained}))
+    plan = make_encode_plan(type(config)(**{**vars(config), "autoencoder": pretrained}))
     assert plan.moments_shape == (8, 32, 32) and plan.bytes == 16_384 * plan.images
     assert (plan.seconds, plan.unknown) == (None, "stabilityai/sd-vae-ft-ema is not on this machine")
 
 
 @pytest.mark.parametrize(("shard_rows", "batch_size", "said"), [(8, 6, True), (8, 8, False), (16, 8, False)])
-def test_padding_is_told_where_it_can_be_helped(tmp_path, shard_rows, batch_size, said):
+def test_much_padding_is_reported_if_another_shard_size_avoids_it(tmp_path, shard_rows, batch_size, said):
     config = recipe(tmp_path, f"encode.shard_rows={shard_rows}", f"encode.batch_size={batch_size}")
-    assert ("padding" in dict(plan_lines(plan_encode(config), config))) is said
+    assert ("padding" in dict(encode_plan_lines(make_encode_plan(config), config.encode))) is said
 
 
 @pytest.mark.parametrize(
     ("rows", "shard_rows", "share"), [(96, 32, 0.0), (97, 32, 1 - 97 / 128), (90, 30, 1 - 90 / 96)]
 )
-def test_padding_is_what_no_pass_over_two_shards_costs(tmp_path, rows, shard_rows, share):
+def test_padding_fills_the_last_batch_of_every_shard(tmp_path, rows, shard_rows, share):
     listing = Listing([str(row) for row in range(rows)], np.zeros(rows, np.int32), np.zeros(rows, np.int64), ())
-    assert padding(plan_shards(tmp_path, listing, None, shard_rows), 32) == pytest.approx(share)
+    assert padding_share(plan_shards(tmp_path, listing, None, shard_rows), 32) == pytest.approx(share)
 
 
 def test_the_command_prints_recipe_and_plan_and_touches_nothing(tmp_path, monkeypatch, capsys):
