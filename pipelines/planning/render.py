@@ -48,9 +48,10 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield f"planned with {' '.join(f'--set {override}' for override in plan.overrides)}"
     for stage in plan.stages:
         yield f"speed        {stage.stage}: {stage.basis}"
-    for name, gain in plan.cluster.bfloat16_gains.items():
-        times = f"{gain:.2g} times as fast as float32 on a core (measured)"
-        yield f'dtype        {name}.dtype = "bfloat16" is {times}'
+    for stage in plan.stages:
+        if gain := plan.cluster.bfloat16_gains.get(stage.stage):
+            speed = f"{gain:.2g} times as fast as float32 on a core (measured)"
+            yield f'dtype        {stage.stage}.dtype = "bfloat16" is {speed}'
     yield from _assumptions(plan.cluster)
 
 
