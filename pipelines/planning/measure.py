@@ -123,8 +123,9 @@ def _transformer_work(config: Recipe, model: DiTConfig | UViTConfig) -> dict[Kin
         return lambda: train_step(state, torch.randn_like(latents), losses, settings)
 
     def model_pass(images: int, dtype: str) -> Work:
-        network, (x, labels) = in_dtype(build_model(model).eval(), dtype), inputs(images)
-        return torch.no_grad()(lambda: network(x, torch.zeros(images), labels))
+        network = in_dtype(build_model(model).eval(), dtype)
+        (x, labels), t = inputs(images), torch.zeros(images)
+        return torch.no_grad()(lambda: network(x, t, labels))
 
     return {
         "train": Workload(training_flops(model), micro_batch, training_step),
