@@ -27,13 +27,13 @@ from torch import Tensor
 
 from dit.autoencoder import LatentScale, record_autoencoder
 from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from_dict
-from dit.diffusers_format import pipeline_scale, read_pipeline, write_pipeline
+from dit.distributed import placed_like
 from dit.files import digest_of_files, publish, sha256_of, sync, unused, write_json
-from dit.official import check_official, published_objective, read_official
-from dit.sharding import placed_like
+from dit.formats.diffusers_pipeline import pipeline_scale, read_pipeline, write_pipeline
+from dit.formats.official import check_official, published_objective, read_official
+from dit.formats.weights import load_weights
 from dit.snapshot import Snapshot, take_snapshot
 from dit.train import TrainState
-from dit.weights import load_weights
 
 FORMAT = "raydit.checkpoint"
 VERSION = 1
@@ -247,7 +247,7 @@ def import_diffusers(
     """Make a checkpoint of a diffusers DiT pipeline folder; nothing in it is run.
 
     numerics: "diffusers" keeps what diffusers computes, "official" is for weights that were converted from official
-    ones; see dit.diffusers_format. autoencoder: another than the pipeline's own vae/, which is not copied.
+    ones; see dit.formats.diffusers_pipeline. autoencoder: another than the pipeline's own vae/, which is not copied.
     Raises FileNotFoundError, FileExistsError if `folder` is taken, and ValueError as read_pipeline does.
     """
     folder = unused(folder)
@@ -310,7 +310,7 @@ def export_diffusers(
     """Write a checkpoint as a pipeline folder of diffusers, which computes the same; autoencoder is a local folder.
 
     With timestep_frequency_shift 1, `DiTPipeline.from_pretrained(folder)` takes it. With 0, the official code's,
-    trust_remote_code=True must be added, and without it diffusers refuses: see dit.diffusers_format.
+    trust_remote_code=True must be added, and without it diffusers refuses: see dit.formats.diffusers_pipeline.
     Raises FileExistsError, and ValueError for what a DiTPipeline cannot express, such as flow.
     """
     folder = unused(folder)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dit.config import Prediction, ProcessKind, Schedule, Variance, Weighting
-from dit.predictions import View, convert, loss_weight, view, x0_and_eps
+from dit.parameterizations import View, convert, loss_weight, view, x0_and_eps
 
 
 class ReverseStep(NamedTuple):
@@ -45,7 +45,7 @@ class GaussianDiffusion:
         """prediction: what the network outputs, v as in https://arxiv.org/abs/2202.00512.
 
         variance: learned_range (2C output channels), or the posterior's (fixed_small) or beta (fixed_large).
-        weighting: of the squared error by timestep (`dit.predictions.loss_weight`); 5 is the paper's gamma.
+        weighting: of the squared error by timestep (`dit.parameterizations.loss_weight`); 5 is the paper's gamma.
         """
         for name, value, choices in (
             ("schedule", schedule, get_args(Schedule)),
@@ -161,7 +161,7 @@ class GaussianDiffusion:
         return x0_and_eps(self.prediction, prediction, x_t, *self._alpha_sigma(t, x_t))
 
     def view(self, kind: View, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The network's prediction seen as "eps", "x0", "v" or "score", (N, C, H, W). Source: `dit.predictions`."""
+        """The network's prediction seen as "eps", "x0", "v" or "score", (N, C, H, W): see `dit.parameterizations`."""
         alpha, sigma = self._alpha_sigma(t, x_t)
         return convert(prediction, x_t, alpha, sigma, source=self.prediction, target=kind)
 

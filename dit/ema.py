@@ -4,8 +4,8 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
+from dit.distributed import fill
 from dit.schedule import LARGEST_SIGMA_REL
-from dit.sharding import fill
 
 
 class EMA:

@@ -6,21 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dit.attention import rotation_table
 from dit.config import MODEL_NAMES, DiTConfig, UViTConfig, named_config
-from dit.inputs import check_inputs
-from dit.layers import (
-    AdaLNBlock,
-    AdaLNZeroBlock,
-    CrossAttentionBlock,
-    FinalLayer,
-    InContextBlock,
-    LabelEmbedder,
-    PatchEmbed,
-    TimestepEmbedder,
-    position_embedding,
-    unpatchify,
-)
+from dit.layers.attention import rotation_table
+from dit.layers.blocks import AdaLNBlock, AdaLNZeroBlock, CrossAttentionBlock, FinalLayer, InContextBlock
+from dit.layers.embeddings import LabelEmbedder, PatchEmbed, TimestepEmbedder, position_embedding, unpatchify
+from dit.layers.inputs import check_inputs
 from dit.macs import forward_macs
 from dit.uvit import UViT
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from dit.config import SAMPLER_PROCESSES
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
-from dit.predictions import x0_and_eps
+from dit.parameterizations import x0_and_eps
 
 Model = Callable[..., Tensor]
 StepNoise = Callable[[int, Tensor], Tensor]

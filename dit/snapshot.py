@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dit.sharding import whole
+from dit.distributed import whole
 from dit.train import TrainState
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dit.distributed import whole
 from dit.ema import EMA, PowerEMA
 from dit.schedule import TrainingConfig, learning_rate, power_ema_name
-from dit.sharding import whole
 
 Losses = dict[str, Tensor]
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dit.attention import Attention
 from dit.config import UViTConfig
-from dit.inputs import check_inputs
-from dit.layers import Mlp, PatchEmbed, timestep_embedding, unpatchify
+from dit.layers.attention import Attention
+from dit.layers.blocks import Mlp
+from dit.layers.embeddings import PatchEmbed, timestep_embedding, unpatchify
+from dit.layers.inputs import check_inputs
 
 __all__ = ["UViT", "UViTConfig"]
 

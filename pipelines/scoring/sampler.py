@@ -8,10 +8,10 @@ import torch
 
 from dit.autoencoder import Autoencoder, LatentScale
 from dit.config import config_from_dict
+from dit.formats.weights import load_weights
 from dit.model import build_model
 from dit.objective import create_process
 from dit.samplers import SAMPLERS, guided, in_dtype
-from dit.weights import load_weights
 from evaluation.protocol import EvaluationProtocol, sample_label, sample_seed
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint

@@ -35,7 +35,7 @@ class Worker:
 
     def wrap(self, network: torch.nn.Module, *, strategy: str = "ddp", compiled: bool = False) -> torch.nn.Module:
         """The network as what is called in training: itself, or data-parallel over the group. All."""
-        from dit.data_parallel import copy_network, shard_network
+        from dit.distributed import copy_network, shard_network
 
         model = network
         if strategy == "fsdp":

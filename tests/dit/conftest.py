@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from dit.autoencoder import LatentScale, create_autoencoder, record_autoencoder, save_autoencoder
 from dit.checkpoint import Checkpoint, describe_checkpoint, save_checkpoint
 from dit.config import DiTConfig, config_from_dict
+from dit.formats.weights import load_weights
 from dit.model import DiT, build_model
 from dit.schedule import TrainingConfig
 from dit.train import create_state
 from dit.uvit import UViT
-from dit.weights import load_weights
 
 TESTS = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("RAYDIT_SHARED", TESTS.parents[1] / "shared"))

@@ -20,10 +20,10 @@ from dit.checkpoint import (
 )
 from dit.config import DiTConfig
 from dit.flow import FlowMatching
+from dit.formats.weights import load_weights
 from dit.model import DiT
 from dit.schedule import TrainingConfig
 from dit.train import create_state, train
-from dit.weights import load_weights
 
 CONFIG = {"class_names": ["a", "b"], "seed": 3}
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from model_fields import DITS, UVITS
 
 from dit.config import MODEL_NAMES, DiTConfig, config_from_dict
-from dit.layers import position_embedding, timestep_embedding, unpatchify
+from dit.layers.embeddings import position_embedding, timestep_embedding, unpatchify
 from dit.model import DiT, build_model, create_model
 
 CONDITIONINGS = ("adaln_zero", "adaln", "cross_attention", "in_context")

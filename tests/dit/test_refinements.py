@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit.attention import Attention, CrossAttention, RMSNorm, rotate, rotation_table
 from dit.config import MODEL_NAMES, DiTConfig, named_config
-from dit.layers import SwiGLU
+from dit.layers.attention import Attention, CrossAttention, RMSNorm, rotate, rotation_table
+from dit.layers.blocks import SwiGLU
 from dit.model import create_model
 
 

@@ -3,7 +3,7 @@ import torch
 
 from dit.config import UVIT_NAMES, UViTConfig, named_config
 from dit.diffusion import GaussianDiffusion
-from dit.layers import timestep_embedding
+from dit.layers.embeddings import timestep_embedding
 from dit.model import create_model
 from dit.samplers import guided
 from dit.uvit import UViT

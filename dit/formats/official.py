@@ -23,9 +23,9 @@ from dit.config import (
     config_from_dict,
     named_config,
 )
-from dit.layers import position_embedding
+from dit.formats.weights import check_weights, read_weights
+from dit.layers.embeddings import position_embedding
 from dit.model import build_model
-from dit.weights import check_weights, read_weights
 
 SIZE_FIELDS = ("architecture", "depth", "hidden_size", "num_heads", "patch_size", "final_conv")
 """What a model's name fixes."""

@@ -7,8 +7,8 @@ import torch.multiprocessing
 
 from dit.checkpoint import load_checkpoint, restore, save_checkpoint
 from dit.config import DiTConfig
-from dit.data_parallel import copy_network, shard_network
 from dit.diffusion import GaussianDiffusion
+from dit.distributed import copy_network, shard_network
 from dit.model import DiT
 from dit.schedule import TrainingConfig
 from dit.snapshot import take_snapshot

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dit.sharding import fill
+from dit.distributed import fill
 
 
 def read_weights(file: str | Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dit.config import Prediction
 from dit.diffusion import GaussianDiffusion
-from dit.predictions import View, convert, loss_weight, view, x0_and_eps
+from dit.parameterizations import View, convert, loss_weight, view, x0_and_eps
 
 VIEWS = ("eps", "x0", "v", "score")
 ANGLES = st.floats(0.05, math.pi / 2 - 0.05)  # at the ends one of the two is hidden below the precision

@@ -30,8 +30,8 @@ from dit.autoencoder import (
     save_autoencoder,
 )
 from dit.config import NORM_EPS, DiTConfig, Numerics, UViTConfig
-from dit.diffusers_weights import PIPELINE_NULL_CLASS, from_diffusers, to_diffusers
-from dit.weights import read_weights
+from dit.formats.diffusers_weights import PIPELINE_NULL_CLASS, from_diffusers, to_diffusers
+from dit.formats.weights import read_weights
 
 MODULE, CLASS = "official_dit", "OfficialDiT"
 OWN_NORM_TYPE = "ada_norm_zero_official"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dit.config import DiTConfig
-from dit.layers import position_embedding
-from dit.official import meta_state
-from dit.weights import check_weights
+from dit.formats.official import meta_state
+from dit.formats.weights import check_weights
+from dit.layers.embeddings import position_embedding
 
 PIPELINE_NULL_CLASS = 1000
 """The class that DiTPipeline takes for "no label", whatever the model."""

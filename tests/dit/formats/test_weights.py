@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dit.weights import check_weights, read_weights
+from dit.formats.weights import check_weights, read_weights
 
 
 class Malicious:

@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 from dit.autoencoder import Autoencoder, LatentScale, save_autoencoder
 from dit.checkpoint import export_diffusers, import_diffusers
 from dit.config import DiTConfig, UViTConfig
-from dit.diffusers_format import SCHEDULES, check_expressible, write_autoencoder
-from dit.diffusers_weights import to_diffusers
 from dit.diffusion import GaussianDiffusion
+from dit.formats.diffusers_pipeline import SCHEDULES, check_expressible, write_autoencoder
+from dit.formats.diffusers_weights import to_diffusers
 from dit.objective import create_process
 from dit.samplers import guided, sample_ddim
 

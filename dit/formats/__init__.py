@@ -1,0 +1,1 @@
+"""Weights and pipelines in the formats of other projects, read and written."""
