@@ -1,1 +1,1 @@
-"""The diffusion transformer: models, objectives, samplers, checkpoints, training loop; in plain torch."""
+"""Diffusion transformers in plain torch: models, objectives, samplers, checkpoints and the training loop."""

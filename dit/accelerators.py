@@ -1,27 +1,30 @@
-"""What accelerators can do at most, from their makers' data sheets; needs no torch."""
+"""Peak performance of accelerators, from their vendors' data sheets. Imports no torch."""
 
 import difflib
 from typing import NamedTuple
 
+from raydit.errors import InvalidInput
+
 
 class Accelerator(NamedTuple):
-    """One device. FLOPs are per second and without sparsity."""
+    """Data sheet of one device; FLOPs are per second and without sparsity."""
 
     bfloat16: float | None
-    """FLOPs of matrix products; None where the device has no units for them."""
+    """FLOPs of bfloat16 matrix products; None if the device has no units for them."""
     tf32: float
-    """FLOPs of float32 convolutions, which torch lets use TF32 by default; float32's where there is none."""
+    """FLOPs of float32 convolutions, which use TF32 by default; those of float32 where the device has no TF32."""
     float32: float
-    """FLOPs of float32 matrix products, which by torch's default do not use TF32."""
+    """FLOPs of float32 matrix products, for which torch does not use TF32 by default."""
     memory_gib: float
+    """Memory in GiB."""
     memory_bandwidth: float
-    """Bytes per second."""
+    """Bandwidth of the memory, in bytes per second."""
     link: float
-    """Bytes per second between the devices of a node that an all-reduce reaches (bus bandwidth), about."""
+    """Approximate bus bandwidth of an all-reduce between the devices of a node, in bytes per second."""
     network: float
-    """Bytes per second of a device's share of its node's network card, as nodes with it usually have."""
+    """Bytes per second of one device's share of the network card that its nodes usually have."""
     dollars_per_hour: float
-    """An assumption: about what clouds list for one on demand. Prices differ by a factor of three, and change."""
+    """Assumed price: roughly the list price of clouds on demand. Prices change, and differ by a factor of three."""
 
 
 ACCELERATORS: dict[str, Accelerator] = {
@@ -38,19 +41,19 @@ ACCELERATORS: dict[str, Accelerator] = {
     "V100": Accelerator(None, 15.7e12, 15.7e12, 16, 900e9, 130e9, 3e9, 2.5),
     "T4": Accelerator(None, 8.1e12, 8.1e12, 16, 320e9, 8e9, 3e9, 0.5),
 }
-"""By a part of the device's name as CUDA tells it; the first that is in it counts."""
+"""Data sheets by a substring of the device name that CUDA reports; the first key that occurs in the name counts."""
 
 
 def known_accelerator(device_name: str) -> Accelerator | None:
-    """By the name that CUDA tells, such as "NVIDIA H100 80GB HBM3"."""
+    """Return the data sheet for a device name that CUDA reports, such as "NVIDIA H100 80GB HBM3", or None."""
     return next((accelerator for part, accelerator in ACCELERATORS.items() if part in device_name), None)
 
 
 def accelerator_named(name: str) -> str:
-    """The key of ACCELERATORS that a person means, whatever the case. Raises ValueError with the nearest."""
+    """Return the key of ACCELERATORS that equals `name` up to case. Raises InvalidInput, suggesting the nearest key."""
     keys = {key.lower(): key for key in ACCELERATORS}
     if name.lower() in keys:
         return keys[name.lower()]
     nearest = difflib.get_close_matches(name.lower(), keys, n=1, cutoff=0.4)
-    hint = f"did you mean {keys[nearest[0]]}?" if nearest else "choose one of them"
-    raise ValueError(f"found the device {name!r}, expected one of {', '.join(ACCELERATORS)}: {hint}")
+    suggestion = f"choose one of them; did you mean {keys[nearest[0]]}?" if nearest else "choose one of them"
+    raise InvalidInput(f"found the device {name!r}", f"one of {', '.join(ACCELERATORS)}", suggestion)

@@ -1,13 +1,16 @@
-"""The autoencoder between images and latents: a thin wrapper over diffusers' AutoencoderKL and AutoencoderTiny.
+"""The autoencoder between images and latents: a thin wrapper around diffusers' AutoencoderKL and AutoencoderTiny.
 
-Images (N, 3, H, W) in [-1, 1] -> moments (N, 2C, h, w): posterior mean, then log variance, unscaled ->
-latents (N, C, h, w): drawn from the posterior and scaled, what a diffusion model sees -> images again.
-A tiny autoencoder has no posterior: its latents are the mean, and the log variance is CERTAIN.
+    images   (N, 3, H, W) in [-1, 1]
+    moments  (N, 2C, h, w) posterior mean, then log variance, unscaled
+    latents  (N, C, h, w) drawn from the posterior and scaled: the input of a diffusion model
+
+An AutoencoderTiny has no posterior: the mean is its latents, and the log variance is DETERMINISTIC_LOG_VARIANCE.
 Source: Rombach et al. 2022 (arXiv 2112.10752).
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,31 +19,32 @@ import torch
 from torch import Tensor, nn
 
 from dit.autoencoder_size import STABLE_DIFFUSION
-from dit.files import full_disk_as_oserror
+from dit.files import translate_full_disk
+from raydit.errors import InvalidInput, NotFound
 
 WEIGHTS = "diffusion_pytorch_model"
-"""Name of the weights in a diffusers folder, without its ending."""
+"""File name of the weights in a diffusers folder, without its suffix."""
 SCALING_FACTORS = {"AutoencoderKL": 0.18215, "AutoencoderTiny": 1.0}
-"""The classes of diffusers that are understood, and the scaling factor of each whose config names none."""
-CERTAIN = -30.0
-"""Log variance of a deterministic latent: the lowest that draws are made with, a deviation of 3e-7."""
+"""Supported classes of diffusers, and the scaling factor of each if its config has none."""
+DETERMINISTIC_LOG_VARIANCE = -30.0
+"""Log variance of deterministic latents: the lower limit in `sample_posterior`, a standard deviation of 3e-7."""
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-"""Layouts of weights and activations by their names in recipes."""
+"""Memory layouts of weights and activations by their names in recipes."""
 
 
 @dataclass(frozen=True)
 class LatentScale:
-    """How raw latents become the model's: (latents - mean) / std, per channel. See `latent_scale`."""
+    """Scale of latents, per channel: (latents - mean) / std is the input of the diffusion model. See `latent_scale`."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def scale(self, latents: Tensor) -> Tensor:
-        """Raw latents (..., C, h, w) -> scaled latents."""
+        """Scale latents (..., C, h, w) of the autoencoder for the diffusion model."""
         return (latents - _per_channel(self.mean, latents)) / _per_channel(self.std, latents)
 
     def unscale(self, latents: Tensor) -> Tensor:
-        """Scaled latents (..., C, h, w) -> raw latents."""
+        """Convert latents (..., C, h, w) of the diffusion model back to those of the autoencoder."""
         return latents * _per_channel(self.std, latents) + _per_channel(self.mean, latents)
 
 
@@ -49,26 +53,33 @@ def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
 
 
 def sample_posterior(moments: Tensor, noise: Tensor) -> Tensor:
-    """Draw raw latents (N, C, h, w) from the posterior that moments (N, 2C, h, w) describe.
+    """Draw unscaled latents (N, C, h, w) from the posterior that moments (N, 2C, h, w) describe.
 
-    The log variance is clamped to [-30, 20] as in diffusers' DiagonalGaussianDistribution.
+    noise: (N, C, h, w), standard normal.
+    The log variance is clamped to [-30, 20], as in diffusers' DiagonalGaussianDistribution.
     """
     mean, log_variance = moments.float().chunk(2, dim=1)
     return mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
 
 
 def images_from_uint8(images: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3) in 0..255 -> float32 (N, 3, H, W) in [-1, 1]."""
+    """Convert uint8 images (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1]."""
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def images_to_uint8(images: Tensor) -> Tensor:
-    """float (N, 3, H, W) in [-1, 1] -> uint8 (N, H, W, 3): clamp(127.5 x + 128, 0, 255), then truncate."""
+    """Convert float images (N, 3, H, W) in [-1, 1] to uint8 (N, H, W, 3).
+
+    Values are clamp(127.5 x + 128, 0, 255), truncated.
+    """
     return (images.float() * 127.5 + 128.0).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def locate_autoencoder(id: str, *, download: bool = True) -> Path:
-    """Local folder of a diffusers autoencoder: a path as it is, a hub id downloaded or from the cache."""
+    """Return the local folder of a diffusers autoencoder, given a path or a hub id.
+
+    The files of a hub id come from the cache, or are downloaded if `download`. Raises NotFound if there is neither.
+    """
     if Path(id).is_dir():
         return Path(id)
     from huggingface_hub import snapshot_download
@@ -79,17 +90,18 @@ def locate_autoencoder(id: str, *, download: bool = True) -> Path:
         )
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise FileNotFoundError(
-            f"no autoencoder at {id!r}: expected a diffusers AutoencoderKL folder, or a hub id that is cached or can "
-            f"be downloaded ({reason[0]}). Check the path, or leave autoencoder.id out and set [autoencoder.train]"
+        raise NotFound(
+            f"no autoencoder at {id!r} ({reason[0]})",
+            "a diffusers AutoencoderKL folder, or a hub id that is cached or can be downloaded",
+            "check the path, or remove autoencoder.id and set [autoencoder.train]",
         ) from None
 
 
-def record_autoencoder(id: str, latent_channels: int) -> dict:
-    """What a checkpoint records of an autoencoder that may not be at hand: its digest only if it is on this machine.
+def record_autoencoder(id: str, latent_channels: int) -> dict[str, Any]:
+    """Return what an imported checkpoint records about its autoencoder; its digest only if it is on this machine.
 
-    Raises FileNotFoundError for one that is neither here nor among Stable Diffusion's, and ValueError if its latents
-    have other channels than latent_channels.
+    id: a hub id or a diffusers folder. Raises NotFound if it is not on this machine and not one of Stable
+    Diffusion's, and InvalidInput if its number of latent channels is not latent_channels.
     """
     folder = Path(id).absolute() if Path(id).is_dir() else _cached(id)
     if folder is not None:
@@ -99,38 +111,46 @@ def record_autoencoder(id: str, latent_channels: int) -> dict:
         described = {"id": id, "class": "AutoencoderKL", "sha256": None, "latent_channels": 4, "downsample": 8}
         described |= unscaled
     else:
-        raise FileNotFoundError(
-            f"no autoencoder at {id!r} on this machine: expected a diffusers AutoencoderKL folder, a hub id that is "
-            f"cached, or one of {', '.join(STABLE_DIFFUSION)}. Check the path, or download it first"
+        raise NotFound(
+            f"no autoencoder at {id!r} on this machine",
+            f"a diffusers AutoencoderKL folder, a hub id that is cached, or one of {', '.join(STABLE_DIFFUSION)}",
+            "check the path, or download it first",
         )
     if described["latent_channels"] != latent_channels:
-        raise ValueError(
-            f"the autoencoder {id!r} makes latents of {described['latent_channels']} channels, but the model expects "
-            f"{latent_channels}: give the autoencoder that the model was trained with"
+        raise InvalidInput(
+            f"the autoencoder {id!r} has latents of {described['latent_channels']} channels",
+            f"{latent_channels} for this model",
+            "pass the autoencoder that the model was trained with",
         )
     return described
 
 
 def _cached(id: str) -> Path | None:
-    """Folder of a hub id's snapshot on this machine, if its config and weights are there."""
+    """Return the cached folder of a hub id, if it contains config and weights, or None."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(id, local_files_only=True))
-    except Exception:  # not a hub id, or not cached: the hub's library has an error for each
+    except Exception:  # huggingface_hub raises different errors for invalid ids and for ids that are not cached
         return None
     return folder if (folder / "config.json").is_file() and any(folder.glob(f"{WEIGHTS}.*")) else None
 
 
-def describe_autoencoder(folder: Path) -> dict:
-    """Identity, shape and scale, as latent data sets and checkpoints record them; reads no weights into memory."""
+def describe_autoencoder(folder: Path) -> dict[str, Any]:
+    """Return identity, shape and scale of a diffusers autoencoder, as latent data sets and checkpoints record them.
+
+    The keys are class, sha256 (of the weights file), latent_channels, downsample, latents_mean and latents_std.
+    Raises NotFound if config or weights are missing, and InvalidInput for an unsupported class.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())
         weights = next(folder.glob(f"{WEIGHTS}.safetensors"), None) or next(folder.glob(f"{WEIGHTS}.bin"))
     except (FileNotFoundError, StopIteration):
         found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
-        raise FileNotFoundError(
-            f"{folder} is no diffusers autoencoder: found {found}; expected config.json and {WEIGHTS}.safetensors"
+        raise NotFound(
+            f"{folder} is not a diffusers autoencoder: it contains {found}",
+            f"config.json and {WEIGHTS}.safetensors",
+            "check the path",
         ) from None
     name = autoencoder_class(config, folder)
     with open(weights, "rb") as file:
@@ -147,21 +167,22 @@ def describe_autoencoder(folder: Path) -> dict:
     }
 
 
-def autoencoder_class(config: dict, folder: Path) -> str:
-    """Name of the diffusers class that a config names. Raises ValueError if it is not understood."""
+def autoencoder_class(config: Mapping[str, Any], folder: Path) -> str:
+    """Return the name of the diffusers class in an autoencoder's config. Raises InvalidInput if it is unsupported."""
     name = config.get("_class_name", "AutoencoderKL")
     if name not in SCALING_FACTORS:
-        raise ValueError(
-            f"{folder} is an autoencoder of class {name!r}, expected {' or '.join(SCALING_FACTORS)}: choose another, "
-            "such as stabilityai/sd-vae-ft-ema or madebyollin/taesd"
+        raise InvalidInput(
+            f"{folder} is an autoencoder of class {name!r}",
+            " or ".join(SCALING_FACTORS),
+            "choose another autoencoder, such as stabilityai/sd-vae-ft-ema or madebyollin/taesd",
         )
     return name
 
 
 class Autoencoder:
-    """A diffusers AutoencoderKL or AutoencoderTiny, frozen, with its scale."""
+    """A frozen AutoencoderKL or AutoencoderTiny of diffusers, with the scale of its latents."""
 
-    def __init__(self, module: Any):
+    def __init__(self, module: Any) -> None:
         self.module = module.eval().requires_grad_(False)
         self.scale = latent_scale(module.config)
 
@@ -172,11 +193,11 @@ class Autoencoder:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
-    ):
-        """Load from a diffusers folder (see `locate_autoencoder`).
+    ) -> "Autoencoder":
+        """Load an autoencoder from a diffusers folder (see `locate_autoencoder`).
 
-        dtype, memory_format: bfloat16 and channels_last are faster on many devices and change the last digits of
-        results, so neither is chosen here.
+        dtype, memory_format: bfloat16 and channels_last are faster on many devices, but change the last digits of
+        results, and are therefore not the defaults.
         """
         import diffusers
 
@@ -188,28 +209,28 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [-1, 1] -> moments (N, 2C, h, w) float32, unscaled."""
+        """Encode images (N, 3, H, W) in [-1, 1] as unscaled moments (N, 2C, h, w) float32."""
         parameter = next(self.module.parameters())
         encoded = self.module.encode(images.to(parameter.device, parameter.dtype))
         if hasattr(encoded, "latent_dist"):
             return encoded.latent_dist.parameters.float().contiguous()
         latents = encoded.latents.float()
-        return torch.cat([latents, torch.full_like(latents, CERTAIN)], dim=1).contiguous()
+        return torch.cat([latents, torch.full_like(latents, DETERMINISTIC_LOG_VARIANCE)], dim=1).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (N, C, h, w) -> uint8 images (N, H, W, 3)."""
+        """Decode scaled latents (N, C, h, w) to uint8 images (N, H, W, 3)."""
         parameter = next(self.module.parameters())
         raw = self.scale.unscale(latents.float()).to(parameter.device, parameter.dtype)
         return images_to_uint8(self.module.decode(raw).sample)
 
 
-def latent_scale(config) -> LatentScale:
-    """Scale of a diffusers config, applied as its pipelines do.
+def latent_scale(config: Mapping[str, Any]) -> LatentScale:
+    """Return the scale that an autoencoder's diffusers config describes, as diffusers' pipelines apply it.
 
-    (latents - latents_mean) * scaling_factor / latents_std where the config has statistics of the channels, as in
-    Stable Diffusion XL's image-to-image pipeline; else (latents - shift_factor) * scaling_factor, as in Stable
-    Diffusion 3's. GLM-Image's pipeline leaves the factor out of the former.
+    If the config has statistics of the channels, it is (latents - latents_mean) * scaling_factor / latents_std, as in
+    Stable Diffusion XL's image-to-image pipeline (GLM-Image's pipeline omits the factor). Otherwise it is
+    (latents - shift_factor) * scaling_factor, as in Stable Diffusion 3.
     """
     channels = config["latent_channels"]
     factor = config.get("scaling_factor") or SCALING_FACTORS[config.get("_class_name", "AutoencoderKL")]
@@ -220,9 +241,10 @@ def latent_scale(config) -> LatentScale:
 
 
 def create_autoencoder(*, image_size: int, latent_channels: int, downsample: int, width: int) -> Any:
-    """A small AutoencoderKL for a domain that no pretrained one fits: one resnet per level, no attention.
+    """Create a small AutoencoderKL, for domains that no pretrained one fits: one resnet per level, no attention.
 
-    width: channels at full resolution, doubled at the lower ones. downsample: a power of two.
+    image_size: in pixels. downsample: image pixels per latent pixel along each side; a power of two.
+    width: channels at full resolution; lower resolutions have twice as many.
     """
     from diffusers import AutoencoderKL
 
@@ -241,15 +263,21 @@ def create_autoencoder(*, image_size: int, latent_channels: int, downsample: int
 
 
 class AutoencoderObjective(nn.Module):
-    """Reconstruction error plus a small KL term (Rombach et al. 2022, appendix G), as one forward pass."""
+    """Training objective of an autoencoder: squared error of the reconstruction, plus a small KL term.
 
-    def __init__(self, autoencoder: Any, kl_weight: float):
+    It is a module, so that a data-parallel wrapper sees one forward pass. Source: Rombach et al. 2022, appendix G.
+    """
+
+    def __init__(self, autoencoder: Any, kl_weight: float) -> None:
         super().__init__()
         self.autoencoder: Any = autoencoder
         self.kl_weight = kl_weight
 
     def forward(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Images (N, 3, H, W) in [-1, 1], noise (N, C, h, w) -> scalars loss, mse, kl (nats per image)."""
+        """Return the scalars {"loss", "mse", "kl"}, with kl in nats per image.
+
+        images: (N, 3, H, W) in [-1, 1]. noise: (N, C, h, w), standard normal.
+        """
         posterior = self.autoencoder.encode(images).latent_dist
         reconstruction = self.autoencoder.decode(posterior.mean + posterior.std * noise).sample
         mse = nn.functional.mse_loss(reconstruction, images)
@@ -258,17 +286,17 @@ class AutoencoderObjective(nn.Module):
 
 
 def psnr(reference: Tensor, reconstruction: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 images: 10 log10(255^2 / mean squared error)."""
+    """Return the peak signal-to-noise ratio of uint8 images in dB: 10 log10(255^2 / mean squared error)."""
     error = (reference.double() - reconstruction.double()).square().mean()
     return float(10 * torch.log10(255.0**2 / error))
 
 
 def save_autoencoder(module: Any, folder: Path, scale: LatentScale) -> None:
-    """Write diffusers' own folder format, with the latent statistics in its config."""
+    """Write an autoencoder as a diffusers folder, with `scale` as latent statistics in its config."""
     module.register_to_config(latents_mean=list(scale.mean), latents_std=list(scale.std), scaling_factor=1.0)
-    with full_disk_as_oserror(folder):
+    with translate_full_disk(folder):
         module.save_pretrained(folder)
-    # diffusers writes its version and the path it came from; the path would make equal files differ.
+    # diffusers records the path that the module was loaded from, which would make equal files differ.
     config_path = folder / "config.json"
     config = json.loads(config_path.read_text())
     config.pop("_name_or_path", None)

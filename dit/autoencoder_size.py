@@ -1,6 +1,7 @@
-"""How much arithmetic, and how many parameters, diffusers' autoencoders have; from their config, without torch.
+"""Multiply-accumulates, parameters and feature maps of diffusers' autoencoders, computed from their configs.
 
-A config is what a diffusers folder's config.json holds. Counted are convolutions and attention, not norms' work.
+Imports no torch. A config is the content of config.json in a diffusers folder. The arithmetic of convolutions and
+attention counts, that of norms does not.
 """
 
 from collections.abc import Iterator, Mapping
@@ -8,54 +9,57 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
-"""The autoencoders of most published weights; they share scale and encoder."""
+"""Hub ids of the autoencoders of most published weights, which share their scale and their encoder."""
 STABLE_DIFFUSION_CONFIG: dict[str, Any] = {
     "_class_name": "AutoencoderKL",
     "block_out_channels": [128, 256, 512, 512],
     "layers_per_block": 2,
     "latent_channels": 4,
 }
-"""Their config, for when they are not on this machine."""
+"""Config of Stable Diffusion's autoencoders, for use when they are not on this machine."""
 
 
 class Layer(NamedTuple):
-    """One convolution or attention on one image."""
+    """Size of one convolution or attention layer on one image."""
 
     macs: int
+    """Multiply-accumulates."""
     parameters: int
-    """With those of the norm before it."""
+    """Number of parameters, including those of the preceding norm."""
     elements: int
-    """Of its output."""
+    """Number of elements of the output."""
 
 
 class AutoencoderSize(NamedTuple):
-    """Of one image's pass through half an autoencoder."""
+    """Size of an encoder or a decoder on one image."""
 
     macs: int
+    """Multiply-accumulates."""
     parameters: int
+    """Number of parameters."""
     largest: int
-    """Elements of the largest feature map."""
+    """Number of elements of the largest feature map."""
     elements: int
-    """Of all feature maps, one for each layer."""
+    """Number of elements of all feature maps, one per layer."""
 
 
 def encoder_size(config: Mapping[str, Any], side: int) -> AutoencoderSize:
-    """Of an image with `side` pixels, to moments."""
+    """Return the size of the encoder on an image of `side` x `side` pixels."""
     return _sum(_tiny_encoder(config, side) if _is_tiny(config) else _kl_encoder(config, side))
 
 
 def decoder_size(config: Mapping[str, Any], side: int) -> AutoencoderSize:
-    """Of latents, to an image with `side` pixels."""
+    """Return the size of the decoder for an image of `side` x `side` pixels."""
     return _sum(_tiny_decoder(config, side) if _is_tiny(config) else _kl_decoder(config, side))
 
 
 def downsample(config: Mapping[str, Any]) -> int:
-    """Image pixels per latent pixel, along each side."""
+    """Return the number of image pixels per latent pixel along each side."""
     return 2 ** (len(config["encoder_block_out_channels" if _is_tiny(config) else "block_out_channels"]) - 1)
 
 
 def own_config(*, latent_channels: int, downsample: int, width: int) -> dict[str, Any]:
-    """That of dit.autoencoder.create_autoencoder."""
+    """Return the fields of the config of `dit.autoencoder.create_autoencoder` that its size depends on."""
     return {
         "_class_name": "AutoencoderKL",
         "block_out_channels": (width,) + (2 * width,) * (downsample.bit_length() - 1),
@@ -76,7 +80,7 @@ def _sum(layers: Iterator[Layer]) -> AutoencoderSize:
 
 
 def _conv(inputs: int, outputs: int, side: int, kernel: int = 3, *, norm: bool = False, bias: bool = True) -> Layer:
-    """side: of the output. norm: whether a group norm of the input comes before."""
+    """Return the size of a convolution; side: of its output. norm: whether a group norm precedes it."""
     weights = inputs * outputs * kernel**2
     parameters = weights + (outputs if bias else 0) + (2 * inputs if norm else 0)
     return Layer(weights * side**2, parameters, outputs * side**2)

@@ -1,23 +1,22 @@
-"""The checkpoint format: a folder that describes itself, complete when its last file is there.
+"""Checkpoints: self-describing folders, which are complete once their last file exists.
 
     step_0001000/
         config.json            format, version, model, objective, autoencoder, class names, step, seed, recipe
-        model.safetensors      the weights as trained
-        ema.safetensors        the averaged weights, which sampling uses
-        ema_0.05.safetensors   further averages, if any, by their relative width
+        model.safetensors      trained weights
+        ema.safetensors        averaged weights, which sampling uses by default
+        ema_0.05.safetensors   power-function averages, if any, by their relative width
         trainer/optimizer.safetensors   moments of AdamW by parameter name
-        trainer/state.json     the data cursor and how random numbers are made
-        COMPLETE               digests of all of the above, written last
+        trainer/state.json     position in the data, and how random numbers are drawn
+        COMPLETE               digests of all other files, written last
 
-An imported one has no trainer/: it can be sampled from and evaluated, not trained on.
-Nothing is pickled: a checkpoint from a stranger cannot run code.
+An imported checkpoint has no trainer/. It can be sampled from and evaluated, but not resumed.
+Nothing is pickled, so that checkpoints from untrusted sources cannot run code.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,31 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dit.autoencoder import LatentScale, record_autoencoder
-from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from_dict
-from dit.distributed import placed_like
-from dit.files import digest_of_files, publish, sha256_of, sync, unused, write_json
+from dit.autoencoder import record_autoencoder
+from dit.config import Numerics, ProcessKind
+from dit.distributed import distribute_like
+from dit.files import digest_of_files, publish, require_unused, sha256_of, sync, write_json
 from dit.formats.diffusers_pipeline import pipeline_scale, read_pipeline, write_pipeline
 from dit.formats.official import check_official, published_objective, read_official
+from dit.formats.record import CheckpointRecord, describe_checkpoint
 from dit.formats.weights import load_weights
 from dit.snapshot import Snapshot, take_snapshot
 from dit.train import TrainState
+from raydit.errors import InvalidInput, NotFound
 
 FORMAT = "raydit.checkpoint"
 VERSION = 1
 COMPLETE = "COMPLETE"
+"""Name of the last file of a checkpoint, without which it is not finished."""
+
+
+def weights_name(which: str) -> str:
+    """Return the name of a weights file without suffix: "model" for "raw", as protocols call it, or else `which`."""
+    return "model" if which == "raw" else which
 
 
 def step_name(step: int) -> str:
-    """Folder name of the checkpoint at `step`; names sort as steps do up to ten million."""
+    """Return the folder name of the checkpoint at `step`; below ten million, names sort in the order of steps."""
     return f"step_{step:07d}"
 
 
@@ -50,43 +57,64 @@ class Checkpoint:
     """A complete checkpoint on a local disk."""
 
     path: Path
-    config: dict
+    config: dict[str, Any]
+    """Content of config.json; `record` is its typed form."""
     digest: str
-    """sha256 over the digests of all files: equal digests, equal checkpoints."""
+    """sha256 over the digests of all files; checkpoints with equal digests are equal."""
 
     @property
     def step(self) -> int:
+        """Number of finished optimiser steps."""
         return self.config["step"]
 
     @property
-    def trainer_state(self) -> dict:
-        """The data cursor; empty for an imported one."""
+    def record(self) -> CheckpointRecord:
+        """What the checkpoint says about itself. Raises InvalidInput if it is not one of a diffusion transformer."""
+        try:
+            return CheckpointRecord.from_dict(self.config)
+        except KeyError as error:
+            raise InvalidInput(
+                f"{self.path}/config.json has no {error.args[0]!r}",
+                "a checkpoint of a diffusion transformer",
+                "choose one that `raydit train` or `raydit import` wrote",
+            ) from None
+
+    @property
+    def trainer_state(self) -> dict[str, Any]:
+        """Position in the data, and how random numbers are drawn; empty for an imported checkpoint."""
         file = self.path / "trainer" / "state.json"
         return json.loads(file.read_text()) if file.is_file() else {}
 
     def weights(self, which: str = "ema", device: str | torch.device = "cpu") -> dict[str, Tensor]:
-        """State dict of the averaged ("ema", "ema_0.05") or the trained ("model") weights."""
-        file = self.path / f"{which}.safetensors"
+        """Load the averaged ("ema", "ema_0.05") or the trained weights ("raw", or "model") as a state dict.
+
+        Raises NotFound, listing those that exist, if the checkpoint does not contain them.
+        """
+        file = self.path / f"{weights_name(which)}.safetensors"
         if not file.is_file():
             found = ", ".join(sorted(other.stem for other in self.path.glob("*.safetensors")))
-            raise FileNotFoundError(
-                f"{self.path} has no weights {which!r}: found {found}. Choose one of them, or train from the start "
-                "with this average in train.ema_sigma_rels"
+            raise NotFound(
+                f"{self.path} has no weights {which!r}: found {found}",
+                "",
+                "choose one of them, or train from the start with this average in train.ema_sigma_rels",
             )
         return load_file(file, device=str(device))
 
 
-def save_checkpoint(state: TrainState | Snapshot, folder: Path, config: dict, cursor: dict) -> Checkpoint:
-    """Write a state, or a snapshot of one, into `folder`, atomically: a reader sees all of it or nothing.
+def save_checkpoint(
+    state: TrainState | Snapshot, folder: Path, config: Mapping[str, Any], cursor: Mapping[str, Any]
+) -> Checkpoint:
+    """Write a training state, or a snapshot of one, into `folder` atomically, and return the checkpoint.
 
-    config: what the artifact says of itself (merged with format, version and step). cursor: what the data side
-    needs to go on. An unfinished folder left by a killed process is replaced; a complete one is kept.
+    config: content of config.json except for format, version and step (see `describe_checkpoint`). cursor: what is
+    needed to resume reading the data; merged into trainer/state.json. An unfinished folder of a killed process is
+    replaced; a complete checkpoint is kept and returned.
     """
     folder = Path(folder)
     if (folder / COMPLETE).exists():
         return load_checkpoint(folder)
     snapshot = state if isinstance(state, Snapshot) else take_snapshot(state)
-    assert snapshot is not None, "kept by this process"
+    assert snapshot is not None, "a snapshot is None only without keep"
 
     def write(folder: Path) -> None:
         (folder / "trainer").mkdir(parents=True)
@@ -94,7 +122,7 @@ def save_checkpoint(state: TrainState | Snapshot, folder: Path, config: dict, cu
         save_file(snapshot.optimizer, folder / "trainer" / "optimizer.safetensors")
         progress = {"step": snapshot.step, "batches": snapshot.batches}
         write_json(folder / "trainer" / "state.json", {**progress, **cursor})
-        _complete(folder, {"step": snapshot.step, **config})
+        _write_completion(folder, {"step": snapshot.step, **config})
 
     publish(folder, write)
     return load_checkpoint(folder)
@@ -102,71 +130,85 @@ def save_checkpoint(state: TrainState | Snapshot, folder: Path, config: dict, cu
 
 def _write_weights(folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, state in weights.items():
-        contiguous = {key: tensor.contiguous() for key, tensor in state.items()}
-        save_file(contiguous, folder / f"{name}.safetensors")
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / f"{name}.safetensors")
 
 
-def _complete(folder: Path, config: Mapping[str, Any]) -> None:
-    """Describe a checkpoint whose other files are written, and say that it is whole."""
+def _write_completion(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write the last two files of a checkpoint: config.json, and COMPLETE with the digests of all other files."""
     write_json(folder / "config.json", {"format": FORMAT, "version": VERSION, **config})
     files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     for name in files:
         sync(folder / name)
     write_json(folder / COMPLETE, {name: sha256_of(folder / name) for name in files})
-    sync(folder / COMPLETE)  # after a power cut, COMPLETE must not be there without what it names
+    sync(folder / COMPLETE)  # last, so that after a power failure COMPLETE does not exist without the other files
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
-    """Open a checkpoint without reading its weights. Raises FileNotFoundError or ValueError if it is not whole."""
+    """Open a checkpoint without reading its weights.
+
+    Raises NotFound if the folder does not exist or is not complete, and InvalidInput if it is not a checkpoint of this
+    format and version.
+    """
     folder = Path(folder)
     if folder.is_file() or (folder / "model_index.json").is_file():
         found = "a file" if folder.is_file() else "a diffusers pipeline"
-        raise ValueError(
-            f"{folder} is {found}: expected a checkpoint folder such as checkpoints/step_0001000. If it holds weights, "
-            f"import them first: raydit import {folder} OUT"
+        raise InvalidInput(
+            f"{folder} is {found}",
+            "a checkpoint folder such as checkpoints/step_0001000",
+            f"import it first if it contains weights: raydit import {folder} OUT",
         )
     if not folder.is_dir():
-        raise FileNotFoundError(f"no checkpoint at {folder}: expected a folder such as checkpoints/step_0001000")
+        raise NotFound(f"no checkpoint at {folder}", "a folder such as checkpoints/step_0001000", "check the path")
     if not (folder / COMPLETE).exists():
-        found = ", ".join(sorted(file.name for file in folder.iterdir())[:6]) or "nothing"
-        steps = ", ".join(step_name(step) for step in finished_steps(folder)[-3:])
-        advice = f"name one of those in it: {steps}" if steps else "choose a finished one, or train again"
-        raise FileNotFoundError(
-            f"{folder} is not a finished checkpoint: found {found}; expected the file {COMPLETE}, which is written "
-            f"last. Either it is not a checkpoint or its writing was cut off; {advice}"
-        )
+        raise _unfinished(folder)
     digests = json.loads((folder / COMPLETE).read_text())
     missing = [name for name in digests if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(
-            f"{folder} lacks {', '.join(missing)}, which its {COMPLETE} file names. Copy the folder again"
+        raise NotFound(
+            f"{folder} lacks {', '.join(missing)}", f"all files that {COMPLETE} lists", "copy the folder again"
         )
     config = json.loads((folder / "config.json").read_text())
     if config.get("format") != FORMAT or config.get("version") != VERSION:
-        raise ValueError(
-            f"{folder}/config.json: found format {config.get('format')!r} version {config.get('version')!r}, "
-            f"expected {FORMAT!r} version {VERSION}. Use the raydit version that wrote it"
+        raise InvalidInput(
+            f"{folder}/config.json: found format {config.get('format')!r} version {config.get('version')!r}",
+            f"{FORMAT!r} version {VERSION}",
+            "use the version of raydit that wrote it",
         )
     return Checkpoint(folder, config, digest_of_files(digests))
 
 
+def _unfinished(folder: Path) -> NotFound:
+    content = ", ".join(sorted(file.name for file in folder.iterdir())[:6]) or "nothing"
+    steps = ", ".join(step_name(step) for step in finished_steps(folder)[-3:])
+    return NotFound(
+        f"{folder} is not a finished checkpoint: it contains {content}",
+        f"the file {COMPLETE}, which is written last",
+        f"name a checkpoint in it: {steps}" if steps else "choose a finished checkpoint, or train again",
+    )
+
+
 def verify_checkpoint(checkpoint: Checkpoint) -> None:
-    """Compare every file with its digest. Raises ValueError naming the first that differs."""
+    """Compare every file of a checkpoint with its digest. Raises InvalidInput, naming the first that differs."""
     for name, expected in json.loads((checkpoint.path / COMPLETE).read_text()).items():
         found = sha256_of(checkpoint.path / name)
         if found != expected:
-            raise ValueError(
-                f"{checkpoint.path / name}: found sha256 {found[:12]}, expected {expected[:12]}: the file changed "
-                "after it was written. Copy the checkpoint again, or use an earlier one"
+            raise InvalidInput(
+                f"{checkpoint.path / name}: the file changed after it was written: found sha256 {found[:12]}",
+                expected[:12],
+                "copy the checkpoint again, or use an earlier one",
             )
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:
-    """Put a checkpoint's weights, averages, optimizer and step into `state`, and return it."""
+    """Load a checkpoint's weights, averages, optimiser and step into `state`, and return it.
+
+    Raises InvalidInput if the checkpoint was imported, is damaged, or is of another model.
+    """
     if not (checkpoint.path / "trainer").is_dir():
-        raise ValueError(
-            f"{checkpoint.path} is imported and holds weights only: found no trainer/, expected the optimizer and the "
-            "data cursor to go on from. Sample from it or evaluate it; training starts anew"
+        raise InvalidInput(
+            f"{checkpoint.path} was imported and contains weights only: found no trainer/",
+            "the optimiser's state and the position in the data",
+            "sample from it or evaluate it; training cannot resume from it",
         )
     verify_checkpoint(checkpoint)
     load_weights(state.network, checkpoint.weights("model"))
@@ -177,39 +219,12 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:
     for key, tensor in tensors.items():
         kind, name = key.split("/", 1)
         parameter = parameters[name]
-        # The step count too: fused AdamW keeps it beside its parameter, though in one piece.
-        moment = tensor.to(parameter.device) if kind == "step" else placed_like(tensor, parameter)
+        # The step count is moved as well: fused AdamW needs it on the parameter's device, though it is not sharded.
+        moment = tensor.to(parameter.device) if kind == "step" else distribute_like(tensor, parameter)
         state.optimizer.state[parameter][kind] = moment
     state.step = checkpoint.step
     state.batches = checkpoint.trainer_state.get("batches", state.step)
     return state
-
-
-def describe_checkpoint(
-    *,
-    model: DiTConfig | UViTConfig,
-    objective: Mapping[str, Any],
-    autoencoder: Mapping[str, Any],
-    class_names: Sequence[str],
-    seed: int,
-    latents_fingerprint: str | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
-    recipe: Mapping[str, Any] | None = None,
-    **further: Any,
-) -> dict[str, Any]:
-    """What a checkpoint's config.json says beside format, version and step; None is for what is not known."""
-    return {
-        "model": asdict(model),
-        "objective": dict(objective),
-        "autoencoder": dict(autoencoder),
-        "preprocessing": preprocessing,
-        "class_names": list(class_names),
-        "seed": seed,
-        "latents_fingerprint": latents_fingerprint,
-        "raydit_version": version("raydit"),
-        "recipe": recipe,
-        **further,
-    }
 
 
 def import_official(
@@ -221,14 +236,15 @@ def import_official(
     autoencoder: str = "stabilityai/sd-vae-ft-ema",
     **known: Any,
 ) -> Checkpoint:
-    """Make a checkpoint of an official DiT or U-ViT weights file (.pt, .pth or .safetensors); nothing in it is run.
+    """Convert an official DiT or U-ViT weights file (.pt, .pth or .safetensors) to a checkpoint, running no code in it.
 
-    model: a name that the weights must fit. objective: "flow" for SiT's weights, which carry DiT's names.
-    autoencoder: hub id or diffusers folder that decodes. known: fields of the configuration that weights cannot
-    tell, such as num_heads where the size has no name. Classes are named by their numbers.
-    Raises FileNotFoundError, FileExistsError if `folder` is taken, and ValueError as read_official does.
+    model: name of a model that the weights must fit. objective: "flow" for SiT's weights, which have DiT's names.
+    autoencoder: hub id or diffusers folder of the autoencoder that decodes samples. known: fields of the configuration
+    that weights do not determine, such as num_heads if the size has no name. Classes are named by their numbers.
+    Raises NotFound if the file or the autoencoder is missing, AlreadyExists if `folder` is in use, and InvalidInput
+    if the file contains anything but weights, or if they do not fit the model.
     """
-    folder = unused(folder)
+    folder = require_unused(folder)
     found = read_official(file, model, **known)
     config = describe_checkpoint(
         model=found.config,
@@ -244,15 +260,16 @@ def import_official(
 def import_diffusers(
     pipeline: str | Path, folder: str | Path, *, numerics: Numerics = "diffusers", autoencoder: str | None = None
 ) -> Checkpoint:
-    """Make a checkpoint of a diffusers DiT pipeline folder; nothing in it is run.
+    """Convert a diffusers DiT pipeline folder to a checkpoint, running no code in it.
 
-    numerics: "diffusers" keeps what diffusers computes, "official" is for weights that were converted from official
-    ones; see dit.formats.diffusers_pipeline. autoencoder: another than the pipeline's own vae/, which is not copied.
-    Raises FileNotFoundError, FileExistsError if `folder` is taken, and ValueError as read_pipeline does.
+    numerics: "diffusers" computes the same as diffusers; "official" is for weights that were converted from official
+    ones, and computes the same as the official code (see `dit.formats.diffusers_pipeline`). autoencoder: hub id or
+    folder to use in place of the pipeline's vae/, which is referred to and not copied.
+    Raises NotFound if a file is missing, AlreadyExists if `folder` is in use, and InvalidInput if the pipeline is of
+    another kind.
     """
-    folder = unused(folder)
+    folder = require_unused(folder)
     found = read_pipeline(pipeline, numerics)
-    shift = found.config.timestep_frequency_shift
     decoder = record_autoencoder(autoencoder or str(Path(pipeline) / "vae"), found.config.in_channels)
     if autoencoder is None:
         scale = pipeline_scale(Path(pipeline) / "vae")
@@ -263,41 +280,39 @@ def import_diffusers(
         autoencoder=decoder,
         class_names=found.class_names,
         seed=0,
-        source={
-            "format": "diffusers",
-            "name": Path(pipeline).absolute().name,
-            "numerics": "diffusers" if shift else "official",
-        },
+        source={"format": "diffusers", "name": Path(pipeline).absolute().name, "numerics": found.numerics},
     )
     return _save_imported(folder, found.weights, found.weights, {"step": 0, **config})
 
 
-def _save_imported(folder: Path, model: Mapping[str, Tensor], ema: Mapping[str, Tensor], config: dict) -> Checkpoint:
+def _save_imported(
+    folder: Path, model: Mapping[str, Tensor], ema: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> Checkpoint:
     def write(folder: Path) -> None:
         folder.mkdir()
         _write_weights(folder, {"model": model, "ema": ema})
-        _complete(folder, config)
+        _write_completion(folder, config)
 
     publish(folder, write)
     return load_checkpoint(folder)
 
 
 def export_official(checkpoint: Checkpoint, file: str | Path, *, weights: str = "ema") -> Path:
-    """Write a checkpoint's averaged ("ema") or trained ("raw") weights as the official code's state dict.
+    """Write a checkpoint's averaged ("ema") or trained ("raw") weights as a state dict for the official code.
 
-    A name that ends in .safetensors makes such a file, any other a PyTorch file. Configuration, objective and
-    autoencoder are not in it. Raises FileExistsError, and ValueError where the official code would compute something
-    else with the weights.
+    A name that ends in .safetensors gives a safetensors file, any other name a PyTorch file. Neither contains
+    configuration, objective or autoencoder. Raises AlreadyExists if the file exists, and InvalidInput if the official
+    code would compute something else with the weights.
     """
-    file = unused(file)
-    check_official(config_from_dict(checkpoint.config["model"]))
-    state = exported_weights(checkpoint, weights)
+    file = require_unused(file)
+    check_official(checkpoint.record.model_config)
+    state = checkpoint.weights(weights)
 
     def write(temporary: Path) -> None:
         if file.suffix == ".safetensors":
             save_file(state, temporary)
         else:
-            with open(temporary, "wb") as opened:  # torch takes an open file of any name, but no name with a dot first
+            with open(temporary, "wb") as opened:  # torch.save refuses names that begin with a dot, but not open files
                 torch.save(state, opened)
 
     publish(file, write)
@@ -307,41 +322,29 @@ def export_official(checkpoint: Checkpoint, file: str | Path, *, weights: str = 
 def export_diffusers(
     checkpoint: Checkpoint, folder: str | Path, *, autoencoder: str | Path, weights: str = "ema"
 ) -> Path:
-    """Write a checkpoint as a pipeline folder of diffusers, which computes the same; autoencoder is a local folder.
+    """Write a checkpoint as a DiTPipeline folder, with which diffusers computes the same.
 
-    With timestep_frequency_shift 1, `DiTPipeline.from_pretrained(folder)` takes it. With 0, the official code's,
-    trust_remote_code=True must be added, and without it diffusers refuses: see dit.formats.diffusers_pipeline.
-    Raises FileExistsError, and ValueError for what a DiTPipeline cannot express, such as flow.
+    autoencoder: a local diffusers folder, which is copied. weights: "ema", another average, or "raw".
+    With timestep_frequency_shift 1, `DiTPipeline.from_pretrained(folder)` loads it. With 0, as in the official code,
+    trust_remote_code=True is needed, without which diffusers refuses (see `dit.formats.diffusers_pipeline`).
+    Raises AlreadyExists if the folder is in use, and InvalidInput for what a DiTPipeline cannot express, such as flow.
     """
-    folder = unused(folder)
-    state = exported_weights(checkpoint, weights)
-    config = checkpoint.config
-    model = config_from_dict(config["model"])
-    scale = LatentScale(config["autoencoder"]["latents_mean"], config["autoencoder"]["latents_std"])
+    folder = require_unused(folder)
+    state = checkpoint.weights(weights)
+    record = checkpoint.record
 
     def write(folder: Path) -> None:
-        objective, names = config["objective"], config["class_names"]
-        write_pipeline(folder, model, objective, state, names, Path(autoencoder), scale)
+        model, scale = record.model_config, record.autoencoder.scale
+        write_pipeline(folder, model, record.objective, state, record.class_names, Path(autoencoder), scale)
 
     publish(folder, write)
     return folder
 
 
-def exported_weights(checkpoint: Checkpoint, which: str) -> dict[str, Tensor]:
-    """State dict by the name that protocols use: "raw" for the weights as trained."""
-    return checkpoint.weights("model" if which == "raw" else which)
-
-
 def finished_steps(folder: str | Path) -> list[int]:
-    """Steps of the complete checkpoints in `folder`, ascending."""
+    """Return the steps of the complete checkpoints in a local folder, in ascending order."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
     steps = (re.fullmatch(r"step_(\d+)", entry.name) for entry in folder.iterdir())
     return sorted(int(match[1]) for match in steps if match and (folder / match[0] / COMPLETE).exists())
-
-
-def newest_checkpoint(folder: str | Path) -> Checkpoint | None:
-    """The complete checkpoint with the highest step, or None."""
-    steps = finished_steps(folder)
-    return load_checkpoint(Path(folder) / step_name(steps[-1])) if steps else None

@@ -1,14 +1,21 @@
-"""What a diffusion transformer and a sampler may be; needs no torch, so recipes are checked at once."""
+"""Configurations of the transformers, and the choices of objectives and samplers.
+
+Imports no torch, so that recipes are validated without its start-up time.
+"""
 
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from raydit.errors import InvalidInput
+
+Architecture = Literal["dit", "uvit"]
 Conditioning = Literal["adaln_zero", "adaln", "cross_attention", "in_context"]
 Norm = Literal["layer", "rms"]
 Mlp = Literal["gelu", "swiglu"]
 Position = Literal["sincos", "rope"]
+FrequencyShift = Literal[0, 1]
 Numerics = Literal["diffusers", "official"]
 ProcessKind = Literal["diffusion", "flow"]
 Schedule = Literal["linear", "cosine", "scaled_linear"]
@@ -21,7 +28,7 @@ TIMESTEP_FREQUENCIES = 256
 """Width of the sinusoidal timestep embedding before its two linear layers."""
 
 NORM_EPS = 1e-6
-"""Epsilon of DiT's norms."""
+"""Epsilon of DiT's normalisation layers."""
 
 MODEL_SIZES: dict[str, dict[str, int]] = {
     "S": {"depth": 12, "hidden_size": 384, "num_heads": 6},
@@ -29,10 +36,10 @@ MODEL_SIZES: dict[str, dict[str, int]] = {
     "L": {"depth": 24, "hidden_size": 1024, "num_heads": 16},
     "XL": {"depth": 28, "hidden_size": 1152, "num_heads": 16},
 }
-"""Depth, width and heads of the four sizes. Source: Peebles & Xie 2022, table 1 (https://arxiv.org/abs/2212.09748)."""
+"""Depth, width and heads of DiT's four sizes. Source: Peebles & Xie 2022, table 1 (https://arxiv.org/abs/2212.09748)."""
 
 MODEL_NAMES: tuple[str, ...] = tuple(f"DiT-{size}/{patch}" for size in MODEL_SIZES for patch in (2, 4, 8))
-"""The twelve models of the paper; the number after the slash is the patch size."""
+"""Names of the twelve DiT models of the paper; the number after the slash is the patch size."""
 
 UVIT_SIZES: dict[str, dict[str, int | bool]] = {
     "S": {"depth": 12, "hidden_size": 512, "num_heads": 8},
@@ -41,11 +48,11 @@ UVIT_SIZES: dict[str, dict[str, int | bool]] = {
     "L": {"depth": 20, "hidden_size": 1024, "num_heads": 16},
     "H": {"depth": 28, "hidden_size": 1152, "num_heads": 16, "final_conv": False},
 }
-"""U-ViT's sizes; the middle block comes on top of depth, as in the published weights' settings, and only the
-published H ends without a convolution. Source: Bao et al. 2022, table 1 (https://arxiv.org/abs/2209.12152)."""
+"""Fields that each of U-ViT's sizes fixes. As in the published settings, depth does not count the middle block, and
+only H has no final convolution. Source: Bao et al. 2022, table 1 (https://arxiv.org/abs/2209.12152)."""
 
 UVIT_NAMES: tuple[str, ...] = tuple(f"U-ViT-{size}/{patch}" for size in UVIT_SIZES for patch in (2, 4))
-"""U-ViT's sizes with the two patch sizes of its paper."""
+"""Names of the U-ViT models: every size with the two patch sizes of the paper."""
 
 SAMPLER_PROCESSES: dict[str, ProcessKind] = {
     "ddpm": "diffusion",
@@ -54,24 +61,24 @@ SAMPLER_PROCESSES: dict[str, ProcessKind] = {
     "euler": "flow",
     "heun": "flow",
 }
-"""Every sampler's name and the kind of process that it integrates."""
+"""Name of every sampler, and the kind of process that it integrates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """What both architectures share: the latents' shape, the transformer's size, the labels.
+    """Fields that both architectures share: shape of the latents, size of the transformer, classes.
 
-    Raises ValueError when fields do not fit together.
+    Raises InvalidInput if a field is out of range or fields contradict each other.
     """
 
     input_size: int | tuple[int, int] = 32
-    """Height and width of the latents, in latent pixels; one number means a square."""
+    """Height and width of the latents, in latent pixels; a single number for square latents."""
     patch_size: int = 2
-    """Side of the square patch that becomes one token, in latent pixels."""
+    """Side length of the square patch that becomes one token, in latent pixels."""
     in_channels: int = 4
     """Channels of the latents."""
     hidden_size: int = 1152
-    """Width of the tokens; a multiple of num_heads and of 4 (U-ViT: of 2)."""
+    """Width of the tokens; must be a multiple of num_heads and of 4 (U-ViT: of 2)."""
     depth: int = 28
     """Number of transformer blocks."""
     num_heads: int = 16
@@ -79,21 +86,22 @@ class TransformerConfig:
     mlp_ratio: float = 4.0
     """Hidden width of the MLP, in multiples of hidden_size."""
     num_classes: int = 1000
-    """Number of classes; 0 makes an unconditional model, which takes no labels."""
+    """Number of classes; 0 for an unconditional model, which takes no labels."""
     class_dropout_prob: float = 0.1
-    """Share of training labels replaced by the null class; above 0 the label table gets a row for it."""
+    """Probability that a training label is replaced by the null class; above 0, the label table has a row for it."""
     gradient_checkpointing: bool = False
-    """Whether blocks are recomputed in the backward pass: about a third more time for much less memory."""
+    """Whether the backward pass recomputes the blocks: takes about a third more time and much less memory."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.input_size, list):  # JSON and TOML know no tuples
+        if isinstance(self.input_size, list):  # JSON and TOML have no tuples
             object.__setattr__(self, "input_size", tuple(self.input_size))
         self._check_ranges()
         height, width = self.latent_size
         if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"input_size is {height}x{width}, but patch_size {self.patch_size} must divide both sides: "
-                "choose another patch_size, or another image size"
+            raise InvalidInput(
+                f"input_size is {height}x{width}",
+                f"both sides to be multiples of patch_size = {self.patch_size}",
+                "choose another patch_size or another image size",
             )
 
     def _check_ranges(self) -> None:
@@ -103,29 +111,29 @@ class TransformerConfig:
         }
         for name, value in sizes.items():
             if value <= 0:
-                raise ValueError(f"{name} is {value}, but it must be above 0: give a positive number")
+                raise InvalidInput(f"{name} is {value}", "a number above 0", f"set {name} to a positive number")
         if self.num_classes < 0:
-            raise ValueError(f"num_classes is {self.num_classes}, but it must be 0 or more: use 0 for no labels")
+            raise InvalidInput(f"num_classes is {self.num_classes}", "0 or more", "use 0 for an unconditional model")
         if not 0 <= self.class_dropout_prob < 1:
-            raise ValueError(
-                f"class_dropout_prob is {self.class_dropout_prob}, but it must be in [0, 1): "
-                "use 0.1 as in the paper, or 0 for a model that is never guided"
+            raise InvalidInput(
+                f"class_dropout_prob is {self.class_dropout_prob}",
+                "a number in [0, 1)",
+                "use 0.1 as in the paper, or 0 for a model that is not going to be guided",
             )
 
     def _check_width(self, multiple: int, reason: str) -> None:
         if self.hidden_size % self.num_heads or self.hidden_size % multiple:
-            raise ValueError(
-                f"hidden_size is {self.hidden_size}, but it must be a multiple of num_heads {self.num_heads} "
-                f"and of {multiple} ({reason}): change hidden_size or num_heads"
+            raise InvalidInput(
+                f"hidden_size is {self.hidden_size}",
+                f"a multiple of num_heads = {self.num_heads} and of {multiple} ({reason})",
+                "change hidden_size or num_heads",
             )
 
     def _check_choices(self, **choices: Any) -> None:
         for name, literal in choices.items():
             found, known = getattr(self, name), get_args(literal)
             if found not in known:
-                raise ValueError(
-                    f"{name} is {found!r}, but it must be one of {', '.join(known)}: {_advice(found, known)}"
-                )
+                raise InvalidInput(f"{name} is {found!r}", f"one of {', '.join(known)}", _suggestion(found, known))
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -140,13 +148,13 @@ class TransformerConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Number of image tokens."""
+        """Number of image tokens, which is the number of patches."""
         rows, columns = self.grid_size
         return rows * columns
 
     @property
     def num_conditions(self) -> int:
-        """What the model is conditioned on: the timestep, and the label if there are classes."""
+        """Number of conditions: the timestep, and the label if there are classes."""
         return 2 if self.num_classes else 1
 
     @property
@@ -171,36 +179,39 @@ class TransformerConfig:
 
     @property
     def num_labels(self) -> int:
-        """Rows of the label table: the classes, and the null class if there is one."""
+        """Number of rows of the label table: the classes, and the null class if there is one."""
         return self.num_classes + (self.null_class is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig(TransformerConfig):
-    """Shape of a diffusion transformer; the defaults are DiT-XL/2 on 256 px ImageNet latents.
+    """Configuration of a diffusion transformer; the defaults are DiT-XL/2 on 256 px ImageNet latents.
 
-    Source: Peebles & Xie 2022 (https://arxiv.org/abs/2212.09748). The last six fields are off by default: later
-    refinements, which change the paper's numbers, and two of diffusers' deviations from the official code.
+    Source: Peebles & Xie 2022 (https://arxiv.org/abs/2212.09748). The defaults of the last six fields are the paper's.
+    Four of them are later refinements, which change the paper's numbers; the last two are the points in which
+    diffusers differs from the official code.
     """
 
     architecture: Literal["dit"] = "dit"
-    """Tells a recorded configuration from a U-ViT's."""
+    """Distinguishes a recorded configuration from that of a U-ViT."""
     learn_sigma: bool = True
-    """Whether a second set of channels is predicted, for the variance "learned_range" of a diffusion."""
+    """Whether the model predicts a second set of channels, for the variance "learned_range" of a diffusion."""
     conditioning: Conditioning = "adaln_zero"
-    """How timestep and label reach the tokens: one of the four block designs of the paper's section 3.2."""
+    """How timestep and label reach the tokens: one of the four block designs of section 3.2 of the paper."""
     qk_norm: bool = False
-    """Whether each head's queries and keys pass an RMS norm with weights (https://arxiv.org/abs/2302.05442)."""
+    """Whether the queries and keys of each head pass an RMS norm with weights (https://arxiv.org/abs/2302.05442)."""
     norm: Norm = "layer"
-    """"rms" leaves out the mean and the shift of every norm (https://arxiv.org/abs/1910.07467)."""
+    """Normalisation layer; "rms" neither subtracts the mean nor adds a shift (https://arxiv.org/abs/1910.07467)."""
     mlp: Mlp = "gelu"
-    """"swiglu" gates with SiLU (https://arxiv.org/abs/2002.05202), two thirds as wide: as many parameters."""
+    """Feed-forward layer; "swiglu" is gated by SiLU (https://arxiv.org/abs/2002.05202) and two thirds as wide, which
+keeps the number of parameters."""
     position: Position = "sincos"
-    """"rope" rotates queries and keys of image tokens by row and column (https://arxiv.org/abs/2104.09864)."""
+    """Position encoding; "rope" rotates queries and keys of image tokens by row and column
+(https://arxiv.org/abs/2104.09864)."""
     timestep_frequency_shift: int = 0
-    """0: frequencies of the timestep embedding as in the official code; 1: as in diffusers' DiT."""
+    """Frequencies of the timestep embedding: 0 as in the official code, 1 as in diffusers' DiT."""
     mlp_norm_eps: float = NORM_EPS
-    """Epsilon of the layer norm before each MLP of an adaLN-Zero model; 1e-5 in most of diffusers' DiTs."""
+    """Epsilon of the layer norm before each MLP of an adaLN-Zero model; 1e-5 in most DiT pipelines of diffusers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -208,26 +219,29 @@ class DiTConfig(TransformerConfig):
             architecture=Literal["dit"], conditioning=Conditioning, norm=Norm, mlp=Mlp, position=Position
         )
         self._check_width(4, "two sines and two cosines per position")
-        if self.timestep_frequency_shift not in (0, 1):
-            raise ValueError(
-                f"timestep_frequency_shift is {self.timestep_frequency_shift}, but it must be 0 or 1: use 0 as in the "
-                "official code, or 1 for a model that diffusers runs as it is"
+        if self.timestep_frequency_shift not in get_args(FrequencyShift):
+            raise InvalidInput(
+                f"timestep_frequency_shift is {self.timestep_frequency_shift}",
+                "0 or 1",
+                "use 0 as in the official code, or 1 for a model that diffusers can run without extra code",
             )
         if self.mlp_norm_eps != NORM_EPS and (self.conditioning, self.norm) != ("adaln_zero", "layer"):
-            raise ValueError(
-                f"mlp_norm_eps is {self.mlp_norm_eps}, but only layer norms of adaln_zero blocks can differ from "
-                f"{NORM_EPS}: leave it out"
+            raise InvalidInput(
+                f"mlp_norm_eps is {self.mlp_norm_eps}",
+                f"{NORM_EPS} unless conditioning is 'adaln_zero' and norm is 'layer'",
+                "remove mlp_norm_eps",
             )
         if self.position == "rope" and self.head_size % 4:
-            raise ValueError(
-                f"position is 'rope', but heads are {self.head_size} wide (hidden_size {self.hidden_size} / num_heads "
-                f"{self.num_heads}) and must be a multiple of 4 wide, a pair for each axis: change num_heads, or use "
-                "'sincos'"
+            raise InvalidInput(
+                f"position is 'rope' with heads of width {self.head_size} (hidden_size {self.hidden_size} / num_heads "
+                f"{self.num_heads})",
+                "a head width that is a multiple of 4, which gives each axis pairs of entries to rotate",
+                "change num_heads, or use 'sincos'",
             )
 
     @property
     def mlp_size(self) -> int:
-        """Hidden width of the MLP; of the gated one, a multiple of 8 near two thirds of the plain one's."""
+        """Hidden width of the MLP; with "swiglu" the multiple of 8 nearest to two thirds of the width with "gelu"."""
         plain = super().mlp_size
         return max(8, 8 * round(plain / 12)) if self.mlp == "swiglu" else plain
 
@@ -239,42 +253,43 @@ class DiTConfig(TransformerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class UViTConfig(TransformerConfig):
-    """Shape of a U-ViT; the defaults are H/2's on 256 px ImageNet latents, with a last convolution.
+    """Configuration of a U-ViT; the defaults are H/2 on 256 px ImageNet latents, plus a final convolution.
 
-    Source: Bao et al. 2022 (https://arxiv.org/abs/2209.12152). depth counts the blocks that long skip
-    connections join two by two; the middle block comes on top. Sigma is never learned.
+    Source: Bao et al. 2022 (https://arxiv.org/abs/2209.12152). depth counts the blocks that long skip connections
+    join in pairs, and not the middle block. A U-ViT never learns sigma.
     """
 
     architecture: Literal["uvit"] = "uvit"
-    """Tells a recorded configuration from a DiT's."""
+    """Distinguishes a recorded configuration from that of a DiT."""
     qkv_bias: bool = False
     """Whether queries, keys and values have a bias."""
     mlp_time_embed: bool = False
-    """Whether the timestep's embedding passes two linear layers before it becomes a token."""
+    """Whether the timestep embedding passes two linear layers before it becomes a token."""
     final_conv: bool = True
-    """Whether a 3x3 convolution follows the patches' linear map."""
+    """Whether a 3x3 convolution follows the linear map from tokens to patches."""
     first_timestep: int = 0
-    """Added to every timestep that the model is given; 1 for the official weights, which count 1..1000."""
+    """Offset added to every timestep; 1 for the official weights, which count timesteps from 1 to 1000."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_choices(architecture=Literal["uvit"])
         self._check_width(2, "a sine and a cosine per frequency of the timestep")
         if self.depth % 2:
-            raise ValueError(
-                f"depth is {self.depth}, but it must be even, as skip connections join blocks two by two: leave the "
-                "middle block out of the count"
+            raise InvalidInput(
+                f"depth is {self.depth}",
+                "an even number, because skip connections join blocks in pairs",
+                "do not count the middle block",
             )
 
 
 def named_config(name: str, **overrides: Any) -> DiTConfig | UViTConfig:
-    """The configuration of one of MODEL_NAMES or UVIT_NAMES, its fields replaced by overrides.
+    """Return the configuration of one of MODEL_NAMES or UVIT_NAMES, with `overrides` in place of its own fields.
 
-    Raises ValueError for an unknown name, and as the configurations do.
+    Raises InvalidInput for an unknown name, an unknown field or a value out of range.
     """
     known = MODEL_NAMES + UVIT_NAMES
     if name not in known:
-        raise ValueError(f"model name is {name!r}, but it must be one of {', '.join(known)}: {_advice(name, known)}")
+        raise InvalidInput(f"model name is {name!r}", f"one of {', '.join(known)}", _suggestion(name, known))
     size, patch = name.removeprefix("U-ViT-").removeprefix("DiT-").split("/")
     if name in UVIT_NAMES:
         return config_from_dict({"architecture": "uvit", **UVIT_SIZES[size], "patch_size": int(patch), **overrides})
@@ -282,28 +297,29 @@ def named_config(name: str, **overrides: Any) -> DiTConfig | UViTConfig:
 
 
 def config_from_dict(content: Mapping[str, Any]) -> DiTConfig | UViTConfig:
-    """The configuration that a checkpoint records under "model"; without an architecture it is a DiT's.
+    """Build a configuration from the fields that a checkpoint records under "model".
 
-    Raises ValueError for an unknown architecture or field, and as the configurations do.
+    Without "architecture" the fields are those of a DiT. Raises InvalidInput for an unknown architecture, an unknown
+    field or a value out of range.
     """
     known = {"dit": DiTConfig, "uvit": UViTConfig}
     architecture = content.get("architecture", "dit")
     if architecture not in known:
-        raise ValueError(
-            f"architecture is {architecture!r}, but it must be one of {', '.join(known)}: "
-            f"{_advice(architecture, tuple(known))}"
+        raise InvalidInput(
+            f"architecture is {architecture!r}", f"one of {', '.join(known)}", _suggestion(architecture, tuple(known))
         )
     config = known[architecture]
     names = tuple(field.name for field in fields(config))
     for name in content:
         if name not in names:
-            raise ValueError(
-                f"{name} is no field of a {architecture} model, which has {', '.join(names)}: "
-                f"{_advice(name, names, cutoff=0.6)}"
+            raise InvalidInput(
+                f"{name} is not a field of a {architecture} model",
+                f"one of {', '.join(names)}",
+                _suggestion(name, names, cutoff=0.6),
             )
     return config(**content)
 
 
-def _advice(name: str, known: tuple[str, ...], cutoff: float = 0.4) -> str:
+def _suggestion(name: str, known: tuple[str, ...], cutoff: float = 0.4) -> str:
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=cutoff)
-    return f"did you mean {nearest[0]!r}?" if nearest else "choose one of them"
+    return f"choose one of them; did you mean {nearest[0]!r}?" if nearest else "choose one of them"

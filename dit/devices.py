@@ -1,4 +1,4 @@
-"""How fast devices multiply matrices at most: what a training step's speed is compared with."""
+"""Peak speed of matrix products on a device, to which the speed of training is compared (MFU)."""
 
 import time
 
@@ -8,7 +8,7 @@ from dit.accelerators import known_accelerator
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second that a device can do at most: from its data sheet, or as measured now."""
+    """Return the peak FLOPs per second of a device: from its data sheet if it is known, or else measured now."""
     if device.type == "cuda":
         accelerator = known_accelerator(torch.cuda.get_device_name(device))
         known = {torch.bfloat16: accelerator.bfloat16, torch.float32: accelerator.float32} if accelerator else {}
@@ -18,12 +18,15 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of the best of some products of square matrices: tenths of a second on a CPU core."""
+    """Measure the FLOPs per second of the fastest of four products of square matrices.
+
+    Takes some tenths of a second on a CPU core.
+    """
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     best = float("inf")
     for _ in range(4):
         started = time.perf_counter()
-        (a @ b)[0, 0].item()  # the number is there when the product is done
+        (a @ b)[0, 0].item()  # reading a number waits for the product
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best

@@ -1,6 +1,6 @@
-"""Networks and tensors on several processes of a torch.distributed group: a copy in each, or a share in each.
+"""Data-parallel networks, replicated (DDP) or sharded (FSDP2), and conversion between full and sharded tensors.
 
-torch.distributed.tensor and torch.distributed.fsdp, which take a while to import, are imported only where used.
+torch.distributed.tensor and torch.distributed.fsdp are imported where they are used, because importing them is slow.
 """
 
 import warnings
@@ -10,21 +10,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def copy_network(network: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """A whole copy in every process, gradients averaged while backward runs (DDP)."""
-    # On CPUs communication takes the cores that it would overlap with: one bucket costs least.
+def replicate_network(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """Wrap a network for DDP: every process holds a full copy, and the backward pass all-reduces the gradients."""
+    # On CPUs, communication uses the same cores as the backward pass, and overlapping gains nothing: use one bucket.
     bucket_mb = 25 if device.type == "cuda" else 1000
     return DistributedDataParallel(network, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb)
 
 
 def shard_network(network: nn.Module) -> nn.Module:
-    """Weights, gradients and what the optimiser keeps divided over the processes, block by block (FSDP2).
+    """Shard a network in place for FSDP2, block by block, and return it; its parameters become DTensors.
 
-    For models that do not fit into one GPU. In place: the network's parameters become DTensors.
+    Weights, gradients and optimiser state are then divided among the processes. For models that do not fit on one
+    GPU.
     """
     from torch.distributed.fsdp import fully_shard
 
-    # The output is a view, which is of no harm where nothing writes into it.
+    # A returned view does no harm, because nothing writes into the output.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     for module in network.modules():
         if isinstance(module, nn.ModuleList):
@@ -34,13 +35,16 @@ def shard_network(network: nn.Module) -> nn.Module:
     return network
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor in one piece. Of sharded ones every process must call it, in the same order."""
+def gather_full_tensor(tensor: Tensor) -> Tensor:
+    """Return the full tensor of a sharded one, and any other tensor as it is.
+
+    For sharded tensors this is a collective: all processes must call it, in the same order.
+    """
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor on the device of `like`, and sharded as it is. Every process has the same whole tensor."""
+def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a full tensor, equal in all processes, on the device of `like` and sharded like it, if it is sharded."""
     tensor = tensor.to(like.device)
     if not is_sharded(like):
         return tensor
@@ -51,11 +55,11 @@ def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fill(target: Tensor, source: Tensor) -> None:
-    """Overwrite a tensor, sharded or not, by a whole one."""
-    target.copy_(placed_like(source, target))
+def copy_full_tensor(target: Tensor, source: Tensor) -> None:
+    """Copy a full tensor, equal in all processes, into a tensor that may be sharded."""
+    target.copy_(distribute_like(source, target))
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds only a part of it."""
+    """Return whether this process holds only a shard of the tensor."""
     return hasattr(tensor, "full_tensor")

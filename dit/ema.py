@@ -1,25 +1,30 @@
-"""Moving averages of a model's weights: by a constant decay, and by the power functions of Karras et al. 2024."""
+"""Moving averages of weights: with a constant decay, and with the power functions of Karras et al. 2024."""
 
 import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
-from dit.distributed import fill
+from dit.distributed import copy_full_tensor
 from dit.schedule import LARGEST_SIGMA_REL
+from raydit.errors import InvalidInput
 
 
 class EMA:
-    """Averaged copy of a model, in float32: parameters are averaged, persistent buffers copied.
+    """Averaged copy of a model's weights in float32: parameters are averaged, persistent buffers copied.
 
-    Starts as the model's weights. Give the model itself, not a wrapper that renames parameters
-    (DistributedDataParallel, torch.compile), so that the averaged weights carry the model's names.
+    It starts as a copy of the model's weights. Pass the model itself rather than a wrapper that renames parameters
+    (DistributedDataParallel, torch.compile), so that the averaged weights have the model's names.
     Source of the default decay: Peebles & Xie 2022, section 4.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, warmup: bool = False) -> None:
-        """warmup: shorten the average early in training, to min(decay, (1 + n) / (10 + n)) at step n."""
+        """Copy the model's weights. Raises InvalidInput if decay is out of range.
+
+        decay: weight of the average in an update, in [0, 1).
+        warmup: shorten the average early in training, with decay min(decay, (1 + n) / (10 + n)) at step n.
+        """
         if not 0 <= decay < 1:
-            raise ValueError(f"ema decay is {decay}, but it must be in [0, 1): use 0.9999 as in the paper")
+            raise InvalidInput(f"ema_decay is {decay}", "a number in [0, 1)", "use 0.9999 as in the paper")
         self.decay = decay
         self.warmup = warmup
         parameters, buffers = _parameters_and_buffers(model)
@@ -27,12 +32,12 @@ class EMA:
         self._buffers = {name: value.detach().clone() for name, value in buffers.items()}
 
     def decay_at(self, step: int) -> float:
-        """The decay used by the update after optimiser step number `step`."""
+        """Return the decay of the update after optimiser step number `step`, counted from 0."""
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Average in the model's present weights: average = decay * average + (1 - decay) * weights."""
+        """Update the average with the model's current weights: average = decay * average + (1 - decay) * weights."""
         parameters, buffers = _parameters_and_buffers(model)
         current = [parameters[name].float() for name in self._parameters]
         torch._foreach_lerp_(list(self._parameters.values()), current, 1 - self.decay_at(step))
@@ -40,70 +45,69 @@ class EMA:
             buffer.copy_(buffers[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights under the model's names; the model's load_state_dict takes them."""
+        """Return the averaged weights by the model's names, ready for the model's load_state_dict."""
         return {**self._parameters, **self._buffers}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from averaged weights saved by state_dict.
+        """Overwrite the average by weights that state_dict returned earlier.
 
-        Raises ValueError when names or shapes differ from the model's.
+        Raises InvalidInput if names or shapes differ from the model's.
         """
         own = self.state_dict()
         different = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
         if different:
-            raise ValueError(
-                f"averaged weights differ from the model's in {len(different)} entries (as {different[0]}), "
-                "but names and shapes must be equal: load a checkpoint of the same model configuration"
+            raise InvalidInput(
+                f"averaged weights differ from the model's in {len(different)} entries, such as {different[0]}",
+                "equal names and shapes",
+                "load a checkpoint of the same model configuration",
             )
         for name, value in own.items():
-            fill(value, state[name])
+            copy_full_tensor(value, state[name])
 
     def copy_to(self, model: nn.Module) -> None:
-        """Overwrite the model's weights by the averaged ones, cast to the model's own dtype."""
+        """Overwrite the model's weights by the averaged ones, cast to the dtype of the model."""
         model.load_state_dict(self.state_dict())
 
 
 class PowerEMA(EMA):
-    """Average over a window that grows with training: its width is sigma_rel of the steps so far.
+    """Average over a window whose width is the share sigma_rel of the steps so far, and so grows with training.
 
-    The weights after step tau count in proportion to tau^gamma, so the start of training is soon forgotten
-    whatever its length. After t steps the average is the sum over n of theta_n (n^(gamma+1) - (n-1)^(gamma+1)) /
-    t^(gamma+1). Two of them let any other be made after the training (`dit.posthoc_ema`).
+    The weights after step tau count in proportion to tau^gamma, so that the average forgets the start of training.
+    After t steps it is the sum over n of theta_n (n^(gamma+1) - (n-1)^(gamma+1)) / t^(gamma+1). From two such
+    averages any other can be reconstructed after training (`dit.posthoc_ema`).
     Source: Karras et al. 2024, section 3.1 (https://arxiv.org/abs/2312.02696).
     """
 
     def __init__(self, model: nn.Module, sigma_rel: float) -> None:
-        """sigma_rel: standard deviation of the window, as a share of the steps so far; 0.05 and 0.10 in the paper."""
-        self.gamma = gamma_of(sigma_rel)
+        """Copy the model's weights. Raises InvalidInput if sigma_rel is out of range.
+
+        sigma_rel: standard deviation of the window, as a share of the steps so far; 0.05 and 0.10 in the paper.
+        """
+        self.gamma = gamma_from_sigma_rel(sigma_rel)
         super().__init__(model)
 
     def decay_at(self, step: int) -> float:
-        """The decay used by the update after optimiser step number `step`, which counts from 0."""
+        """Return the decay of the update after optimiser step number `step`, counted from 0."""
         return power_decay(step + 1, self.gamma)
 
 
 def power_decay(t: int, gamma: float) -> float:
-    """Decay of the update that follows the t-th step: (1 - 1/t)^(gamma + 1). Source: Karras et al. 2024, eq. 2."""
+    """Return the decay of the update after the t-th step: (1 - 1/t)^(gamma + 1). Source: Karras et al. 2024, eq. 2."""
     return (1 - 1 / t) ** (gamma + 1)
 
 
-def sigma_rel_of(gamma: float) -> float:
-    """Standard deviation of the profile tau^gamma on [0, 1]: sqrt((gamma + 1) / ((gamma + 2)² (gamma + 3))).
+def gamma_from_sigma_rel(sigma_rel: float) -> float:
+    """Return the exponent gamma of the profile tau^gamma on [0, 1] whose standard deviation is sigma_rel.
 
+    It is the largest root of the cubic sigma_rel² (gamma + 2)² (gamma + 3) = gamma + 1.
+    Raises InvalidInput outside (0, 0.288], whose upper end is nearly the uniform average (gamma = 0).
     Source: Karras et al. 2024, section 3.1.
     """
-    return ((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5
-
-
-def gamma_of(sigma_rel: float) -> float:
-    """Exponent of the profile of standard deviation sigma_rel: the largest root of the cubic in `sigma_rel_of`.
-
-    Raises ValueError outside of (0, 0.288], whose upper end is nearly the uniform average (gamma = 0).
-    """
     if not 0 < sigma_rel <= LARGEST_SIGMA_REL:
-        raise ValueError(
-            f"sigma_rel is {sigma_rel}, but it must be above 0 and at most {LARGEST_SIGMA_REL}, a uniform average: "
-            "use 0.05 and 0.10 as in the paper"
+        raise InvalidInput(
+            f"sigma_rel is {sigma_rel}",
+            f"a number above 0 and at most {LARGEST_SIGMA_REL}, nearly the uniform average",
+            "use 0.05 and 0.10 as in the paper",
         )
     precision = sigma_rel**-2
     return float(max(Polynomial((12 - precision, 16 - precision, 7, 1)).roots().real))

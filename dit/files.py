@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and never over what somebody has."""
+"""Atomic writing of files and folders, protection of existing files, and digests."""
 
 import errno
 import glob
@@ -10,13 +10,16 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
+from raydit.errors import AlreadyExists
+
 
 @contextmanager
-def full_disk_as_oserror(path: Path) -> Iterator[None]:
-    """Raise OSError (ENOSPC) where safetensors, whose errors carry no code, finds no room at `path`."""
+def translate_full_disk(path: Path) -> Iterator[None]:
+    """Raise OSError (ENOSPC) where safetensors, whose errors have no errno, finds the disk of `path` full."""
     try:
         yield
     except SafetensorError as error:
@@ -25,32 +28,32 @@ def full_disk_as_oserror(path: Path) -> Iterator[None]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
-def unused(path: str | Path) -> Path:
-    """The path, if nothing is there but perhaps an empty folder. Raises FileExistsError."""
+def require_unused(path: str | Path) -> Path:
+    """Return the path if it does not exist or is an empty folder. Raises AlreadyExists otherwise."""
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise FileExistsError(f"{path} exists already: expected a new path. Choose another, or move it away")
+        raise AlreadyExists(f"{path} exists already", "a new path", "choose another path, or move this one away")
     return path
 
 
 def publish(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file or folder under a temporary name beside `path`, then give it its name.
+    """Write a file or folder atomically: call `write` with a temporary path next to `path`, then rename it.
 
-    What stands at `path` is replaced only then; a `write` that fails leaves nothing behind, and what one that was
-    killed left is removed by the next. Two processes that write the same path do not meet: the last one wins.
+    Whatever exists at `path` is replaced only by the rename. A failed `write` leaves nothing behind; the leftovers of
+    a killed process are removed by the next call. If two processes write the same path, the last one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    ours = f".tmp-{path.name}-{platform.node()}-"
-    for left in path.parent.glob(f"{glob.escape(ours)}*"):
-        if not _is_running(left.name.removeprefix(ours)):
-            _remove(left)
-    temporary = path.with_name(f"{ours}{os.getpid()}")
+    prefix = f".tmp-{path.name}-{platform.node()}-"
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _is_running(leftover.name.removeprefix(prefix)):
+            _remove(leftover)
+    temporary = path.with_name(f"{prefix}{os.getpid()}")
     _remove(temporary)
     try:
-        with full_disk_as_oserror(path):
+        with translate_full_disk(path):
             write(temporary)
         if path.is_dir():
-            shutil.rmtree(path)  # a file is replaced in one step, a folder only when it is empty
+            shutil.rmtree(path)  # os.replace replaces a file, but not a folder with content
         os.replace(temporary, path)
     except BaseException:
         _remove(temporary)
@@ -59,9 +62,9 @@ def publish(path: Path, write: Callable[[Path], None]) -> None:
 
 def _is_running(process_id: str) -> bool:
     if not process_id.isdigit():
-        return True  # not ours to judge
+        return True  # an unknown name, which may be in use
     try:
-        os.kill(int(process_id), 0)  # signal 0 asks only whether the process is there
+        os.kill(int(process_id), 0)  # signal 0 only checks whether the process exists
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -76,13 +79,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write JSON that people can read and compare: indented, keys sorted."""
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with indentation and sorted keys, so that files can be read and compared."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def sync(path: Path) -> None:
-    """Force a file to disk."""
+    """Flush a file to disk with fsync."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -91,11 +94,11 @@ def sync(path: Path) -> None:
 
 
 def digest_of_files(digests: Mapping[str, str]) -> str:
-    """One sha256 over the digests of several files by their names."""
+    """Return one sha256 over the digests of several files, which are given by file name."""
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
-    """Digest of a file's bytes, as 64 hexadecimal digits."""
+    """Return the sha256 of a file as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
-"""How much arithmetic a forward pass is; needs no torch.
+"""Number of multiply-accumulates (MACs) of a forward pass. Imports no torch.
 
-Counted are matrix products (linear layers, attention, convolutions), not element-wise work such as norms and
+Only matrix products count (linear layers, attention, convolutions), not element-wise operations such as norms and
 rotations. A training step costs three forward passes: 6 * forward_macs FLOPs per image.
 """
 
@@ -8,15 +8,15 @@ from dit.config import TIMESTEP_FREQUENCIES, DiTConfig, UViTConfig
 
 
 def forward_macs(config: DiTConfig | UViTConfig) -> int:
-    """Multiply-accumulates of one forward pass on one image; FLOPs are twice this number.
+    """Return the multiply-accumulates of a forward pass on one image; FLOPs are twice this number.
 
-    The "Gflops" printed in Peebles & Xie 2022 are these multiply-accumulates: 118.6 G for DiT-XL/2.
+    The "Gflops" in Peebles & Xie 2022 are these multiply-accumulates: 118.6 G for DiT-XL/2.
     """
     return uvit_macs(config) if isinstance(config, UViTConfig) else dit_macs(config)
 
 
 def dit_macs(config: DiTConfig) -> int:
-    """Multiply-accumulates of one image's pass through a DiT: the paper's "Gflops" (Peebles & Xie 2022, table 1)."""
+    """Return the multiply-accumulates of a DiT on one image: the "Gflops" of Peebles & Xie 2022, table 1."""
     width, tokens, conditions = config.hidden_size, config.num_tokens, config.num_conditions
     block_tokens = tokens + conditions if config.conditioning == "in_context" else tokens
     mlp_layers = 3 if config.mlp == "swiglu" else 2
@@ -33,7 +33,7 @@ def dit_macs(config: DiTConfig) -> int:
 
 
 def uvit_macs(config: UViTConfig) -> int:
-    """Of one image's pass through a U-ViT (Bao et al. 2022, https://arxiv.org/abs/2209.12152)."""
+    """Return the multiply-accumulates of a U-ViT on one image (Bao et al. 2022, https://arxiv.org/abs/2209.12152)."""
     width, tokens = config.hidden_size, config.num_tokens + config.num_conditions
     block = self_attention_macs(tokens, width) + 2 * tokens * width * config.mlp_size
     skip = 2 * tokens * width**2
@@ -44,11 +44,11 @@ def uvit_macs(config: UViTConfig) -> int:
 
 
 def self_attention_macs(tokens: int, width: int) -> int:
-    """Queries, keys, values and output, then scores and their weighted sum."""
+    """Return the multiply-accumulates of self-attention: four projections, attention scores and weighted sum."""
     return 4 * tokens * width**2 + 2 * tokens**2 * width
 
 
 def end_macs(config: DiTConfig | UViTConfig) -> int:
-    """From patches to tokens and back."""
+    """Return the multiply-accumulates of the linear maps from patches to tokens and back."""
     patch = config.patch_size**2 * (config.in_channels + config.out_channels)
     return config.num_tokens * config.hidden_size * patch

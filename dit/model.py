@@ -25,25 +25,28 @@ BLOCKS = {
 
 
 def create_model(name: str, **overrides: Any) -> "DiT | UViT":
-    """Build one of MODEL_NAMES or UVIT_NAMES, freshly initialised; overrides are fields of its configuration."""
+    """Build and initialise one of MODEL_NAMES or UVIT_NAMES; overrides are fields of its configuration.
+
+    Raises InvalidInput for an unknown name, an unknown field or a value out of range.
+    """
     return build_model(named_config(name, **overrides))
 
 
 def build_model(config: DiTConfig | UViTConfig) -> "DiT | UViT":
-    """The network that a configuration describes, freshly initialised."""
+    """Build and initialise the network that a configuration describes."""
     return UViT(config) if isinstance(config, UViTConfig) else DiT(config)
 
 
 class DiT(nn.Module):
     """Diffusion transformer on latents, conditioned on timestep and class.
 
-    Parameters of the adaLN-Zero model carry the names of the official checkpoints. Labels are not
-    dropped in here: training batches already carry the null class at the dropped places, as a function
-    of (seed, step, position), so that a run gives the same labels whatever its number of workers.
+    Parameters of the adaLN-Zero model have the names of the official checkpoints. The model does not drop labels:
+    training batches contain the null class where a label is dropped, as a function of (seed, step, position), so that
+    labels do not depend on the number of workers.
     """
 
     rotation: Tensor | None
-    """Cosines and sines of the tokens' positions; None with sine-cosine positions."""
+    """Cosines and sines of the token positions; None with sine-cosine position embeddings."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -53,7 +56,7 @@ class DiT(nn.Module):
         self.t_embedder = TimestepEmbedder(width, config.timestep_frequency_shift)
         self.y_embedder = LabelEmbedder(config.num_labels, width) if config.num_classes else None
         rope = config.position == "rope"
-        # A parameter, though never trained, because official checkpoints and parameter counts include it.
+        # A parameter although it is never trained, because official checkpoints and parameter counts include it.
         table = position_embedding(width, *config.grid_size).float()
         self.pos_embed = None if rope else nn.Parameter(table[None], requires_grad=False)
         unrotated = config.num_conditions if config.conditioning == "in_context" else 0
@@ -66,13 +69,13 @@ class DiT(nn.Module):
 
     @property
     def null_class(self) -> int | None:
-        """Label that stands for "no label", or None when the model has none."""
+        """Label that stands for "no label", or None if the model has none."""
         return self.config.null_class
 
     def initialize_weights(self) -> None:
-        """Xavier-uniform linear layers, normal embeddings, zero modulations and a zero final layer.
+        """Initialise linear layers Xavier-uniform, embeddings normal, and modulations and the final layer zero.
 
-        The generic rule comes first, the exceptions after it.
+        The general rule comes first; exceptions overwrite it.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -94,15 +97,15 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Predict noise, velocity or clean latents (and the variance's channels) from noised latents.
+        """Predict noise, velocity or clean latents, and the variance's channels if learned, from noised latents.
 
-        x: (N, C, H, W) noised latents. t: (N,) timesteps, integers 0..999 of the full process for
-        diffusion, times in [0, 1] for flow. y: (N,) int64 classes, null_class for "no label"; not read
-        by an unconditional model. Returns (N, 2C, H, W) when learn_sigma, else (N, C, H, W).
-        Raises ValueError when shapes, or classes on the CPU, do not fit the model.
+        x: (N, C, H, W) noised latents. t: (N,) timesteps: integers 0..999 of the full process for diffusion, times
+        in [0, 1] for flow. y: (N,) int64 classes, null_class for "no label"; ignored by an unconditional model.
+        Returns (N, 2C, H, W) if learn_sigma, else (N, C, H, W).
+        Raises InvalidInput if shapes, or classes on the CPU, do not fit the model.
         """
         check_inputs(self.config, x, t, y)
-        # Under autocast patches are bfloat16; the sum that runs through all blocks keeps the weights' precision.
+        # Under autocast patches are bfloat16; the residual stream keeps the precision of the weights.
         tokens = self.x_embedder(x).to(self.x_embedder.proj.weight.dtype)  # (N, T, D)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed

@@ -1,13 +1,19 @@
-"""What the model learns, by the settings that a recipe and a checkpoint record."""
+"""The process that a model is trained on, built from the settings that recipes and checkpoints record."""
+
+from typing import Any
 
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
+from raydit.errors import InvalidInput
 
 
-def create_process(kind: str, **settings) -> GaussianDiffusion | FlowMatching:
-    """The diffusion or flow that `kind` names, with its constructor's settings."""
+def create_process(kind: str, **settings: Any) -> GaussianDiffusion | FlowMatching:
+    """Build the process that `kind` names, "flow" or "diffusion", with `settings` as arguments of its constructor.
+
+    Raises InvalidInput for another kind, an unknown choice or a value out of range.
+    """
     if kind == "flow":
         return FlowMatching(**settings)
     if kind == "diffusion":
         return GaussianDiffusion(**settings)
-    raise ValueError(f"objective kind: found {kind!r}, expected 'flow' or 'diffusion'")
+    raise InvalidInput(f"objective kind is {kind!r}", "'flow' or 'diffusion'", "choose one of them")

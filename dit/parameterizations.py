@@ -1,8 +1,8 @@
-"""Four views of one thing: the noise, the clean latents, the velocity v and the score, at x_t = alpha x0 + sigma eps.
+"""Four parameterizations of x_t = alpha x0 + sigma eps: the noise, the clean latents, the velocity and the score.
 
-Plain functions of tensors, or of numbers, with alpha² + sigma² = 1; whoever knows one view of x_t knows all.
-v = alpha eps - sigma x0 (Salimans & Ho 2022, section 4, https://arxiv.org/abs/2202.00512); the score, the
-gradient of the log density of x_t, is -eps / sigma (Song et al. 2020, https://arxiv.org/abs/2011.13456).
+Given x_t, each of them determines the other three. Functions take tensors or numbers with alpha² + sigma² = 1.
+The velocity is v = alpha eps - sigma x0 (Salimans & Ho 2022, section 4, https://arxiv.org/abs/2202.00512). The score,
+the gradient of the log density of x_t, is -eps / sigma (Song et al. 2020, https://arxiv.org/abs/2011.13456).
 """
 
 from typing import Literal
@@ -11,13 +11,16 @@ from torch import Tensor
 
 from dit.config import Prediction, Weighting
 
-View = Literal[Prediction, "score"]
+Parameterization = Literal[Prediction, "score"]
 
 
 def x0_and_eps(
-    kind: View, prediction: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float
+    kind: Parameterization, prediction: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float
 ) -> tuple[Tensor, Tensor]:
-    """Clean latents and noise from one view of x_t; all (N, C, H, W), or what broadcasts to it."""
+    """Return clean latents and noise, given x_t and its parameterization `kind`.
+
+    All are (N, C, H, W), or broadcast to it.
+    """
     if kind == "v":
         return alpha * x_t - sigma * prediction, sigma * x_t + alpha * prediction
     if kind == "x0":
@@ -26,8 +29,13 @@ def x0_and_eps(
     return (x_t - sigma * eps) / alpha, eps
 
 
-def view(kind: View, x0: Tensor, eps: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
-    """One view of x_t from its clean latents and its noise, (N, C, H, W): the inverse of `x0_and_eps`."""
+def from_x0_and_eps(
+    kind: Parameterization, x0: Tensor, eps: Tensor, alpha: Tensor | float, sigma: Tensor | float
+) -> Tensor:
+    """Return the parameterization `kind`, (N, C, H, W), of the given clean latents and noise.
+
+    Inverse of `x0_and_eps`.
+    """
     if kind == "v":
         return alpha * eps - sigma * x0
     if kind == "score":
@@ -35,15 +43,21 @@ def view(kind: View, x0: Tensor, eps: Tensor, alpha: Tensor | float, sigma: Tens
     return x0 if kind == "x0" else eps
 
 
-def convert(
-    prediction: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float, *, source: View, target: View
+def convert_prediction(
+    prediction: Tensor,
+    x_t: Tensor,
+    alpha: Tensor | float,
+    sigma: Tensor | float,
+    *,
+    source: Parameterization,
+    target: Parameterization,
 ) -> Tensor:
-    """The view `target` of x_t from the view `source`, all (N, C, H, W)."""
-    return view(target, *x0_and_eps(source, prediction, x_t, alpha, sigma), alpha, sigma)
+    """Convert a prediction for x_t from the parameterization `source` to `target`; all are (N, C, H, W)."""
+    return from_x0_and_eps(target, *x0_and_eps(source, prediction, x_t, alpha, sigma), alpha, sigma)
 
 
 def loss_weight(weighting: Weighting, kind: Prediction, snr: Tensor, gamma: float) -> Tensor:
-    """Weight of the squared error at signal-to-noise ratios alpha² / sigma², in their shape.
+    """Return the weight of the squared error at signal-to-noise ratios alpha² / sigma², in the shape of `snr`.
 
     min_snr: min(snr, gamma) for x0, that over snr for eps, and that over snr + 1 for v, which all put the same
     weight on the error in the clean latents. Source: Hang et al. 2023, section 3.4 (https://arxiv.org/abs/2303.09556).

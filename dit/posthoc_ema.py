@@ -1,85 +1,88 @@
-"""Any average of the weights after the training, from the power-function averages that checkpoints hold.
+"""Reconstruction of any average of the weights after training, from the power-function averages in checkpoints.
 
-Every stored average weighs the course of training by a profile; a sum of profiles that is close to the wanted
-one tells how to add up the averages. Source: Karras et al. 2024, section 3.2 and appendix C
-(https://arxiv.org/abs/2312.02696).
+A stored average weights the course of training by its profile. The linear combination of stored profiles that is
+closest to the desired profile gives the coefficients by which the stored averages are combined.
+Source: Karras et al. 2024, section 3.2 and appendix C (https://arxiv.org/abs/2312.02696).
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from dit.checkpoint import Checkpoint
-from dit.ema import gamma_of
+from dit.ema import gamma_from_sigma_rel
+from raydit.errors import InvalidInput
 
 
 class Profile(NamedTuple):
-    """How a power-function average weighs time tau: (gamma + 1) tau^gamma / step^(gamma + 1) up to step, then 0."""
+    """Profile of a power-function average: (gamma + 1) tau^gamma / step^(gamma + 1) at times tau <= step, else 0."""
 
     step: float
     gamma: float
 
 
 def profile_product(one: Profile, other: Profile) -> float:
-    """Inner product of two profiles: the integral of their product over time, in 1 / steps."""
+    """Return the inner product of two profiles, the integral of their product over time, in 1 / steps."""
     earlier, later = sorted((one, other))
     gammas = (one.gamma + 1) * (other.gamma + 1) / (one.gamma + other.gamma + 1)
     return gammas * (earlier.step / later.step) ** later.gamma / later.step
 
 
 def reconstruction_weights(stored: Sequence[Profile], target: Profile) -> Tensor:
-    """Weights (len(stored),) float64, of sum 1, by which stored profiles add up to the target as nearly as they can.
+    """Return the coefficients (len(stored),) float64, of sum 1, that best combine stored profiles to the target.
 
-    Least squares over time, as in the paper, which leaves the sum to the fit. With the sum held at 1, a parameter
-    that did not change comes back exactly, and few snapshots give a nearer average.
-    Raises ValueError if the target is later than everything stored.
+    Least squares over time, as in the paper, which does not constrain the sum. With the sum held at 1, a parameter
+    that did not change is reconstructed exactly, and few checkpoints give a closer average.
+    Raises InvalidInput if the target is later than all stored profiles.
     """
     newest = max((profile.step for profile in stored), default=0)
     if not 0 < target.step <= newest:
-        raise ValueError(
-            f"an average at step {target.step:g} was asked for, but there are snapshots up to step {newest:g} only: "
-            "choose an earlier step, or give later checkpoints"
+        raise InvalidInput(
+            f"an average at step {target.step:g} was requested from checkpoints up to step {newest:g}",
+            "a step that the checkpoints reach",
+            "choose an earlier step, or pass later checkpoints",
         )
-    scale = target.step  # in units of the target's time the products are near 1, as the sum's row is
+    scale = target.step  # brings the products near 1, like the row of the constraint
     products = [[scale * profile_product(one, other) for other in stored] for one in stored]
-    normal = torch.ones(len(stored) + 1, len(stored) + 1, dtype=torch.float64)  # the last row: the sum
+    normal = torch.ones(len(stored) + 1, len(stored) + 1, dtype=torch.float64)  # last row: the constraint
     normal[:-1, :-1] = torch.tensor(products, dtype=torch.float64)
     normal[-1, -1] = 0
     wanted = torch.tensor([scale * profile_product(one, target) for one in stored] + [1.0], dtype=torch.float64)
-    # Of equally good weights the smallest: large ones that cancel would multiply the snapshots' rounding.
+    # gelsd returns the smallest of equally good solutions; large coefficients would amplify rounding errors.
     return torch.linalg.lstsq(normal, wanted[:, None], driver="gelsd").solution[:-1, 0]
 
 
 def reconstruct_ema(checkpoints: Sequence[Checkpoint], sigma_rel: float, step: int | None = None) -> dict[str, Tensor]:
-    """State dict of the average of relative width sigma_rel at `step`, from the averages in checkpoints of one run.
+    """Return the state dict of the average of relative width sigma_rel at `step`, from checkpoints of one run.
 
-    step: left out, that of the last checkpoint. What is not floating point comes from the last checkpoint.
-    Raises ValueError if the checkpoints hold no power-function average, or none as late as `step`.
+    step: by default that of the last checkpoint. Tensors that are not floating point come from the last checkpoint.
+    Raises InvalidInput if the checkpoints hold no power-function average, or none as late as `step`.
     """
     files = {
-        Profile(checkpoint.step, gamma_of(float(file.stem.removeprefix("ema_")))): file
+        Profile(checkpoint.step, gamma_from_sigma_rel(float(file.stem.removeprefix("ema_")))): file
         for checkpoint in checkpoints
         for file in sorted(checkpoint.path.glob("ema_*.safetensors"))
     }
     if not files:
         where = ", ".join(str(checkpoint.path) for checkpoint in checkpoints[:3]) or "no checkpoints"
-        raise ValueError(
-            f"found no power-function averages in {where}; expected files such as ema_0.05.safetensors: train with "
-            "train.ema_sigma_rels = [0.05, 0.10]"
+        raise InvalidInput(
+            f"found no power-function averages in {where}",
+            "files such as ema_0.05.safetensors",
+            "train with train.ema_sigma_rels = [0.05, 0.10]",
         )
     last = max(files)
-    target = Profile(last.step if step is None else step, gamma_of(sigma_rel))
+    target = Profile(last.step if step is None else step, gamma_from_sigma_rel(sigma_rel))
     weights = reconstruction_weights(list(files), target)
     opened = [safe_open(file, "pt") for file in files.values()]
     newest = opened[list(files).index(last)]
     return {name: _weighted_sum(name, opened, weights.tolist(), newest) for name in newest.keys()}
 
 
-def _weighted_sum(name: str, opened: list, weights: list[float], newest) -> Tensor:
-    """One tensor at a time, in float64: snapshots of a large model do not fit into memory together."""
+def _weighted_sum(name: str, opened: list[Any], weights: list[float], newest: Any) -> Tensor:
+    """Combine one tensor of all files in float64; all tensors of a large model would not fit into memory at once."""
     latest = newest.get_tensor(name)
     if not latest.is_floating_point():
         return latest

@@ -1,10 +1,16 @@
-"""Samplers: from noise to latents with a trained model; and guidance, which wraps the model.
+"""Samplers, which turn noise into latents with a trained model; and guidance, which wraps the model.
 
-Every sampler has the signature (model, noise, labels, *, process, steps, step_noise=None, callback=None):
-model(x, t, labels) is a DiT or anything called like it, noise (N, C, H, W) the start, labels (N,) or None,
-process the diffusion or flow that the model was trained with, steps the number of sampling steps.
-step_noise(i, x) gives the noise of step i in the shape of x, where the sampler needs any: a caller that
-derives it from a sample's own seed gets the same sample in every batch. callback(i, x) sees step i's result.
+All samplers have the signature (model, noise, labels, *, process, steps, step_noise=None, callback=None):
+
+    model       a DiT, a U-ViT or any callable model(x, t, labels)
+    noise       (N, C, H, W) where sampling starts
+    labels      (N,) classes, or None for an unconditional model
+    process     the diffusion or flow that the model was trained with
+    steps       number of sampling steps
+    step_noise  step_noise(i, x) returns the noise of step i, in the shape of x, for samplers that add noise; by
+                default it comes from torch's global generator. Derived from each sample's own seed, it makes a
+                sample independent of its batch
+    callback    callback(i, x) is called with the latents after step i, for instance to display progress
 """
 
 import math
@@ -17,6 +23,7 @@ from dit.config import SAMPLER_PROCESSES
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
 from dit.parameterizations import x0_and_eps
+from raydit.errors import InvalidInput
 
 Model = Callable[..., Tensor]
 StepNoise = Callable[[int, Tensor], Tensor]
@@ -34,8 +41,10 @@ def sample_ddpm(
     step_noise: StepNoise | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """Ancestral sampling of a diffusion, on evenly spaced timesteps; the last step adds no noise.
+    """Sample from a diffusion by ancestral sampling, on evenly spaced timesteps; the last step adds no noise.
 
+    Arguments are described at the top of this module. Raises InvalidInput if the process is not a diffusion, or has
+    fewer than `steps` timesteps.
     Source: Ho et al. 2020, algorithm 2 (https://arxiv.org/abs/2006.11239); spacing: iDDPM, section 4.
     """
     _check_fit("ddpm", process, steps)
@@ -62,10 +71,12 @@ def sample_ddim(
     callback: StepCallback | None = None,
     eta: float = 0.0,
 ) -> Tensor:
-    """DDIM sampling of a diffusion; eta 0 is deterministic, eta 1 has the posterior's variance.
+    """Sample from a diffusion by DDIM, on evenly spaced timesteps.
 
-    A learned variance is not read. Timesteps are evenly spaced; for the constant stride that "ddimN" means
-    elsewhere, give process.spaced(N, constant_stride=True) and N steps.
+    eta: share of the posterior's standard deviation that each step adds as noise; 0 is deterministic, 1 is ancestral
+    sampling. A learned variance is ignored. "ddimN" in other code means a constant stride: for it, pass
+    process.spaced(N, constant_stride=True) and N steps. Other arguments are described at the top of this module.
+    Raises InvalidInput if the process is not a diffusion, or has fewer than `steps` timesteps.
     Source: Song et al. 2020, eq. 12 and 16 (https://arxiv.org/abs/2010.02502).
     """
     _check_fit("ddim", process, steps)
@@ -97,11 +108,14 @@ def sample_dpmpp_2m(
     callback: StepCallback | None = None,
     karras: bool = True,
 ) -> Tensor:
-    """DPM-Solver++ (2M) on a diffusion: second order, one model evaluation per step; step_noise is not read.
+    """Sample from a diffusion by DPM-Solver++ (2M): second order, one model evaluation per step.
 
-    karras: noise levels of Karras et al. 2022, eq. 5 (https://arxiv.org/abs/2206.00364), else evenly spaced
-    timesteps. The first step, and the last, to noise level 0, are of first order, as in diffusers'
-    DPMSolverMultistepScheduler. Source: Lu et al. 2022, algorithm 2 (https://arxiv.org/abs/2211.01095).
+    karras: use the noise levels of Karras et al. 2022, eq. 5 (https://arxiv.org/abs/2206.00364), or else evenly
+    spaced timesteps. The first step and the last, which ends at noise level 0, are of first order, as in diffusers'
+    DPMSolverMultistepScheduler. step_noise is ignored, because the sampler is deterministic. Other arguments are
+    described at the top of this module.
+    Raises InvalidInput if the process is not a diffusion, or does not have more than `steps` timesteps.
+    Source: Lu et al. 2022, algorithm 2 (https://arxiv.org/abs/2211.01095).
     """
     _check_fit("dpmpp_2m", process, steps)
     ratios, indices = _dpm_noise_levels(process, steps, karras)
@@ -138,7 +152,11 @@ def sample_euler(
     step_noise: StepNoise | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """Euler's method on a flow, in equal steps from t = 0 (noise) to t = 1 (data); step_noise is not read."""
+    """Sample from a flow by Euler's method, in equal steps from t = 0 (noise) to t = 1 (data).
+
+    step_noise is ignored, because the sampler is deterministic. Other arguments are described at the top of this
+    module. Raises InvalidInput if the process is not a flow.
+    """
     _check_fit("euler", process, steps)
     x = noise.float()
     for i in range(steps):
@@ -159,7 +177,11 @@ def sample_heun(
     step_noise: StepNoise | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """Heun's method on a flow: second order, two model evaluations per step; step_noise is not read."""
+    """Sample from a flow by Heun's method: second order, two model evaluations per step.
+
+    Steps are equal, from t = 0 (noise) to t = 1 (data). step_noise is ignored, because the sampler is deterministic.
+    Other arguments are described at the top of this module. Raises InvalidInput if the process is not a flow.
+    """
     _check_fit("heun", process, steps)
     x = noise.float()
     for i in range(steps):
@@ -178,7 +200,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "euler": sample_euler,
     "heun": sample_heun,
 }
-"""Every sampler by its name in recipes; SAMPLER_PROCESSES says which process each is for."""
+"""The samplers by their names in recipes; `dit.config.SAMPLER_PROCESSES` holds the kind of process of each."""
 
 
 def guided(
@@ -187,26 +209,30 @@ def guided(
     channels: int | None = None,
     interval: tuple[float, float] | None = None,
 ) -> Model:
-    """Classifier-free guidance: a model that answers uncond + cfg_scale * (cond - uncond), at twice the cost.
+    """Wrap a model for classifier-free guidance: it returns uncond + cfg_scale * (cond - uncond), at twice the cost.
 
-    cfg_scale 1.0 means no guidance, and returns the model itself. channels: guide only the first so many of
-    the latent channels (3 in DiT's published numbers), None for all; other channels, and a learned sigma's,
-    stay the conditional ones. interval: guide only where low <= t <= high, in the model's own t (diffusion:
-    0 clean to 999 noise; flow: 0 noise to 1 data). Sources: Ho & Salimans 2022
-    (https://arxiv.org/abs/2207.12598), Kynkäänniemi et al. 2024 (https://arxiv.org/abs/2404.07724).
+    cfg_scale: 1.0 means no guidance, and returns the model itself.
+    channels: number of leading latent channels to guide (3 in DiT's published numbers), or None for all. Other
+    channels, and those of a learned sigma, remain conditional.
+    interval: guide only where low <= t <= high, in the model's own t (diffusion: 0 clean to 999 noise; flow: 0 noise
+    to 1 data), or None for all t.
+    Raises InvalidInput if the model has no null class, or for channels or an interval out of range.
+    Sources: Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598), Kynkäänniemi et al. 2024
+    (https://arxiv.org/abs/2404.07724).
     """
     if cfg_scale == 1.0:
         return model
     null_class = getattr(model, "null_class", None)
     if null_class is None:
-        raise ValueError(
-            f"cfg_scale is {cfg_scale}, but this model has no null class to guide away from: "
-            "use cfg_scale 1.0, or train with classes and class_dropout_prob above 0"
+        raise InvalidInput(
+            f"cfg_scale is {cfg_scale} for a model with no null class",
+            "1.0, or a model that was trained with one",
+            "use cfg_scale 1.0, or train with classes and class_dropout_prob above 0",
         )
     if channels is not None and channels < 1:
-        raise ValueError(f"cfg channels is {channels}, but it must be 1 or more: leave it out to guide all")
+        raise InvalidInput(f"cfg_channels is {channels}", "1 or more", "leave it out to guide all channels")
     if interval is not None and interval[0] > interval[1]:
-        raise ValueError(f"cfg interval is {interval}, but it must be (low, high): swap the two")
+        raise InvalidInput(f"cfg_interval is {interval}", "(low, high)", "swap the two numbers")
 
     def guided_model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         inside = torch.ones_like(t, dtype=torch.bool)
@@ -215,7 +241,7 @@ def guided(
             if not inside.any():
                 return model(x, t, y)
         both = torch.cat([y, torch.full_like(y, null_class)])
-        # float32: the difference of two close half-precision numbers has few digits left to scale up.
+        # In float32, because guidance amplifies the difference of two close numbers.
         cond, uncond = model(torch.cat([x, x]), torch.cat([t, t]), both).float().chunk(2)
         count = x.shape[1] if channels is None else min(channels, x.shape[1])
         cond, uncond, rest = cond[:, :count], uncond[:, :count], cond[:, count:]
@@ -226,37 +252,39 @@ def guided(
 
 
 def in_dtype(model: Model, dtype: str) -> Model:
-    """The model to sample with: itself for "float32", one that computes in bfloat16 for "bfloat16"."""
+    """Return the model to sample with: itself for "float32", or a wrapper that computes in bfloat16 for "bfloat16".
+
+    The wrapper runs the model under autocast and returns float32. Weights stay float32, and samplers and guidance
+    compute in float32.
+    """
     return _InBfloat16(model) if dtype == "bfloat16" else model
 
 
 class _InBfloat16:
-    """A model that computes under autocast to bfloat16 and answers in float32; it is used in the model's place.
-
-    Weights stay float32, and so does what samplers and guidance make of the answer.
-    """
+    """Wrapper that runs a model under autocast to bfloat16 and returns float32; see `in_dtype`."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.null_class = getattr(model, "null_class", None)
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        # No cache: a pass reads every weight once, and copies of all of them would take memory.
+        # A forward pass reads every weight once, so that a cache of their casts would only take memory.
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
-            answer = self.model(x, t, y)
-        return answer.float()
+            output = self.model(x, t, y)
+        return output.float()
 
 
 def _check_fit(sampler: str, process: GaussianDiffusion | FlowMatching, steps: int) -> None:
     kind = SAMPLER_PROCESSES[sampler]
     if process.kind != kind:
         fitting = [name for name, k in SAMPLER_PROCESSES.items() if k == process.kind]
-        raise ValueError(
-            f"sampler {sampler!r} is for {kind} models, but this model was trained with {process.kind}: "
-            f"use {' or '.join(fitting)}"
+        raise InvalidInput(
+            f"sampler {sampler!r} is for {kind} models, and this model was trained with {process.kind}",
+            "a sampler for its process",
+            f"use {' or '.join(fitting)}",
         )
     if steps < 1:
-        raise ValueError(f"{steps} sampling steps were asked for, but it takes at least 1: choose more")
+        raise InvalidInput(f"{steps} sampling steps requested", "at least 1", "use more steps")
 
 
 def _draw(step_noise: StepNoise | None, i: int, x: Tensor) -> Tensor:
@@ -264,7 +292,7 @@ def _draw(step_noise: StepNoise | None, i: int, x: Tensor) -> Tensor:
 
 
 def _descending(process: GaussianDiffusion, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Sampling step i and its timestep for every image (N,), from the noisiest down."""
+    """Yield each sampling step i with its timestep for every image, (N,), in descending order of noise."""
     for i in range(process.num_timesteps):
         yield i, torch.full((len(x),), process.num_timesteps - 1 - i, device=x.device)
 
@@ -274,11 +302,11 @@ def _time(x: Tensor, t: float) -> Tensor:
 
 
 def _dpm_noise_levels(process: GaussianDiffusion, steps: int, karras: bool) -> tuple[list[float], list[int]]:
-    """Noise-to-signal ratios sigma / alpha of each step, descending, and the nearest timestep's index."""
+    """Return the noise-to-signal ratios sigma / alpha, descending, and the indices of their nearest timesteps."""
     table = ((1 - process.alphas_cumprod) / process.alphas_cumprod).sqrt()
     last = process.num_timesteps - 1
     if not 1 <= steps <= last:
-        raise ValueError(f"{steps} sampling steps were asked for, but dpmpp_2m takes 1 to {last}: use fewer")
+        raise InvalidInput(f"{steps} sampling steps requested from dpmpp_2m", f"1 to {last}", "use fewer steps")
     if not karras:
         indices = torch.linspace(0, last, steps + 1, dtype=torch.float64).round().long().flip(0)[:-1]
         return table[indices].tolist(), indices.tolist()
@@ -290,13 +318,13 @@ def _dpm_noise_levels(process: GaussianDiffusion, steps: int, karras: bool) -> t
 
 
 def _nearest_index(log_table: Tensor, log_ratio: float) -> int:
-    """Index into an ascending table at which, interpolated linearly, it takes the given value; rounded."""
+    """Return the index, rounded, at which an ascending table, interpolated linearly, takes the value `log_ratio`."""
     low = int((log_table <= log_ratio).sum().clamp(1, len(log_table) - 1)) - 1
     fraction = (log_ratio - float(log_table[low])) / float(log_table[low + 1] - log_table[low])
     return round(low + min(max(fraction, 0.0), 1.0))
 
 
 def _alpha_sigma(ratio: float) -> tuple[float, float]:
-    """Signal and noise coefficients, alpha² + sigma² = 1, from their ratio sigma / alpha."""
+    """Return the signal and noise coefficients, with alpha² + sigma² = 1, for the ratio sigma / alpha."""
     alpha = 1 / math.sqrt(1 + ratio**2)
     return alpha, ratio * alpha

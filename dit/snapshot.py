@@ -1,45 +1,49 @@
-"""A training state held still: whole, on the CPU, apart from the tensors that training changes meanwhile."""
+"""A copy of a training state on the CPU, from which a checkpoint is written while training continues."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dit.distributed import whole
+from dit.distributed import gather_full_tensor
 from dit.train import TrainState
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint holds of a training state."""
+    """The part of a training state that a checkpoint holds, as full tensors on the CPU."""
 
     step: int
     batches: int
-    """Where the data go on."""
+    """Number of batches consumed, including skipped ones."""
     weights: dict[str, dict[str, Tensor]]
-    """State dicts by the names of their files: "model" as trained, "ema" and others averaged."""
+    """State dicts by the names of their files: "model" for the trained weights, "ema" and others for averages."""
     optimizer: dict[str, Tensor]
-    """The optimiser's tensors by "<kind>/<parameter's name>", as "exp_avg/blocks.0.attn.qkv.weight"."""
+    """Tensors of the optimiser by kind and parameter name, such as "exp_avg/blocks.0.attn.qkv.weight"."""
 
 
 def take_snapshot(state: TrainState, *, keep: bool = True) -> Snapshot | None:
-    """Copy what a checkpoint needs. Of a sharded state every process calls it, and one keeps the copy."""
+    """Copy a state to the CPU; return None without keep.
+
+    For a sharded state this is a collective: all processes must call it, and those without keep only take part in
+    gathering tensors.
+    """
     averages = {name: average.state_dict() for name, average in state.averages.items()}
     weights = {
-        name: {key: _copied(tensor, keep) for key, tensor in state_dict.items()}
+        name: {key: _copy_to_cpu(tensor, keep) for key, tensor in state_dict.items()}
         for name, state_dict in {"model": state.network.state_dict(), **averages}.items()
     }
-    optimizer = {name: _copied(tensor, keep) for name, tensor in _optimizer_tensors(state).items()}
+    optimizer = {name: _copy_to_cpu(tensor, keep) for name, tensor in _optimizer_tensors(state).items()}
     return Snapshot(state.step, state.batches, weights, optimizer) if keep else None
 
 
-def _copied(tensor: Tensor, keep: bool) -> Tensor:
-    gathered = whole(tensor.detach())  # by all processes, and by most to be dropped at once
+def _copy_to_cpu(tensor: Tensor, keep: bool) -> Tensor:
+    gathered = gather_full_tensor(tensor.detach())  # a collective, also for processes that do not keep the result
     return gathered.to("cpu", copy=True).contiguous() if keep else torch.empty(0)
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    # In the parameters' order, which is every process's.
+    # In the order of the parameters, which is the same in all processes.
     named = dict(state.network.named_parameters())
     return {
         f"{kind}/{name}": tensor

@@ -1,8 +1,8 @@
-"""The training loop: for every batch a step, a report every so often, a checkpoint every so often.
+"""The training loop: one optimiser step per batch, with reports and checkpoints at regular intervals.
 
-Knows torch and nothing else. Where batches come from, where reports and checkpoints go, and whether `model`
-is one copy or a data-parallel one is the caller's business. Nothing in the loop draws random numbers: batches
-bring noise, timesteps and dropped labels with them, so that a run can be resumed to the bit.
+The loop depends on torch only. Its caller decides where batches come from, where reports and checkpoints go, and
+whether `model` is data-parallel. The loop draws no random numbers: batches contain noise, timesteps and dropped
+labels, so that a run can be resumed bit for bit.
 """
 
 import math
@@ -16,57 +16,70 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dit.distributed import whole
+from dit.distributed import gather_full_tensor
 from dit.ema import EMA, PowerEMA
 from dit.schedule import TrainingConfig, learning_rate, power_ema_name
+from raydit.errors import Diverged
 
 Losses = dict[str, Tensor]
 
 
-class NonFiniteError(FloatingPointError):
-    """A gradient is not finite; the weights are as before."""
+class NonFiniteError(Diverged):
+    """A gradient is not finite. The step was not taken, and the weights are unchanged."""
 
-    def __init__(self, step: int, loss: float, grad_norm: float, lr: float):
+    def __init__(self, step: int, loss: float, grad_norm: float, lr: float) -> None:
         self.step, self.loss, self.grad_norm, self.lr = step, loss, grad_norm, lr
         super().__init__(
-            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}, learning rate {lr:.1e}; expected finite "
-            f"numbers. The weights are those of step {step}. Lower learning_rate, or set grad_clip"
+            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}, learning rate {lr:.1e}; the weights are still "
+            f"those of step {step}",
+            "finite numbers",
+            "lower learning_rate, or set grad_clip",
         )
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["NonFiniteError"], tuple[int, float, float, float]]:
         return NonFiniteError, (self.step, self.loss, self.grad_norm, self.lr)
 
 
-def _stop(error: NonFiniteError, batch: Any) -> None:
+def _raise(error: NonFiniteError, batch: Any) -> None:
     raise error
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    return network
 
 
 @dataclass
 class TrainState:
-    """All that changes while training, and all that a checkpoint must hold."""
+    """Everything that changes during training, and that a checkpoint must therefore hold."""
 
     network: nn.Module
-    """The weights that are learned."""
+    """The network whose weights are trained."""
     model: nn.Module
-    """What is called in the forward pass: the network, or its data-parallel wrapper."""
+    """The module that the forward pass calls: the network, or its data-parallel wrapper."""
     ema: EMA
+    """The averaged weights that sampling uses by default."""
     optimizer: torch.optim.Optimizer
     power_emas: dict[str, PowerEMA] = field(default_factory=dict)
-    """Further averages by their names (`dit.schedule.power_ema_name`)."""
+    """Additional averages by their names (`dit.schedule.power_ema_name`)."""
     step: int = 0
-    """Finished optimiser steps."""
+    """Number of finished optimiser steps."""
     batches: int = 0
-    """Batches taken, with those that were left out: where the data go on."""
+    """Number of batches consumed, including skipped ones: the position in the data at which training resumes."""
 
     @property
     def averages(self) -> dict[str, EMA]:
-        """All averages, by the names of their files in a checkpoint."""
+        """All averages by the names of their files in a checkpoint."""
         return {"ema": self.ema, **self.power_emas}
 
 
-def create_state(network: nn.Module, config: TrainingConfig, wrap: Callable = lambda network: network):
-    """Start of training: AdamW and averages as `config` asks; `wrap` makes the network data-parallel."""
-    model = wrap(network)  # first: it may divide the parameters that the optimizer and the averages are made of
+def create_state(
+    network: nn.Module, config: TrainingConfig, wrap: Callable[[nn.Module], nn.Module] = _unwrapped
+) -> TrainState:
+    """Create the state at the start of training, with AdamW and the averages that `config` describes.
+
+    wrap: makes the network data-parallel.
+    """
+    model = wrap(network)  # first, because it may replace the parameters by shards
     optimizer = torch.optim.AdamW(
         [parameter for parameter in network.parameters() if parameter.requires_grad],
         lr=config.learning_rate,
@@ -81,25 +94,25 @@ def create_state(network: nn.Module, config: TrainingConfig, wrap: Callable = la
 
 def train(
     state: TrainState,
-    batches: Iterable,
+    batches: Iterable[Any],
     losses: Callable[[nn.Module, Any], Losses],
     config: TrainingConfig,
     *,
     report: Callable[[int, dict[str, float]], object],
     save: Callable[[TrainState], object],
-    on_nonfinite: Callable[[NonFiniteError, Any], None] = _stop,
+    on_nonfinite: Callable[[NonFiniteError, Any], None] = _raise,
 ) -> TrainState:
-    """Train until `config.steps`, one step for each of `batches`, and return the state.
+    """Train until `config.steps`, taking one step for each of `batches`, and return the state.
 
-    `losses(model, batch)` gives scalars, "loss" among them: the mean over this worker's share of the batch; of a
-    part of it (`batch.chunk(config.accumulation_steps)`), the part's contribution to that mean.
-    `report(step, metrics)` gets the means since the last report; `save(state)` writes a checkpoint.
-    `on_nonfinite(error, batch)` hears of a batch that would have spoilt the weights: it returns to go on without that
-    batch, or raises, which it does when left out.
+    losses(model, batch) returns scalars, including "loss": their mean over this worker's share of the global batch.
+    For a micro-batch, one of batch.chunk(config.accumulation_steps), it returns the contribution to that mean.
+    report(step, metrics) receives the means since the last report. save(state) writes a checkpoint.
+    on_nonfinite(error, batch) is called for a batch whose gradient is not finite: returning skips the batch, raising
+    stops training. The default raises the error.
     """
-    window = Window(config.global_batch_size)
-    batches = window.timed(batches)
-    while state.step < config.steps and (batch := next(batches, None)) is not None:
+    window = MetricsWindow(config.global_batch_size)
+    timed_batches = window.time_batches(batches)
+    while state.step < config.steps and (batch := next(timed_batches, None)) is not None:
         state.batches += 1
         try:
             metrics = train_step(state, batch, losses, config)
@@ -108,33 +121,36 @@ def train(
             continue
         window.add(metrics)
         checkpoint_due = state.step % config.checkpoint_every == 0 or state.step == config.steps
-        # At a checkpoint too, so that a resumed run reports the very numbers of an unbroken one.
+        # Reporting at checkpoints too makes a resumed run report the same means as an uninterrupted one.
         if checkpoint_due or state.step % config.log_every == 0:
             report(state.step, window.means())
         if checkpoint_due:
-            with window.saving():
+            with window.time_saving():
                 save(state)
     return state
 
 
-def train_step(state: TrainState, batch, losses, config: TrainingConfig) -> dict[str, Tensor | float]:
-    """One optimiser step: forward and backward for every part of the batch, clip, update, average.
+def train_step(
+    state: TrainState, batch: Any, losses: Callable[[nn.Module, Any], Losses], config: TrainingConfig
+) -> dict[str, Tensor | float]:
+    """Take one optimiser step: forward and backward pass of every micro-batch, clipping, update, averages.
 
-    Raises NonFiniteError, with gradients dropped and nothing else changed, if a gradient is not finite.
+    Returns the sums of the losses over the micro-batches, the learning rate "lr" and the gradient norm "grad_norm".
+    Raises NonFiniteError if a gradient is not finite, with gradients dropped and nothing else changed.
     """
     lr = learning_rate(config, state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     sums: dict[str, Tensor | float] = {}
-    parts = batch.chunk(config.accumulation_steps) if config.accumulation_steps > 1 else [batch]
-    for number, part in enumerate(parts, start=1):
-        with averaging(state.model, number == len(parts)):
-            values = losses(state.model, part)
+    micro_batches = batch.chunk(config.accumulation_steps) if config.accumulation_steps > 1 else [batch]
+    for number, micro_batch in enumerate(micro_batches, start=1):
+        with gradient_all_reduce(state.model, enabled=number == len(micro_batches)):
+            values = losses(state.model, micro_batch)
             values["loss"].backward()
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value.detach()
-    # Over all workers already: data-parallel gradients are averaged during backward.
-    grad_norm = whole(nn.utils.clip_grad_norm_(state.network.parameters(), config.grad_clip or math.inf))
+    # The norm is that of all workers, because the backward pass has averaged data-parallel gradients.
+    grad_norm = gather_full_tensor(nn.utils.clip_grad_norm_(state.network.parameters(), config.grad_clip or math.inf))
     if not torch.isfinite(grad_norm):
         state.optimizer.zero_grad(set_to_none=True)
         raise NonFiniteError(state.step, float(sums["loss"]), float(grad_norm), lr)
@@ -146,22 +162,26 @@ def train_step(state: TrainState, batch, losses, config: TrainingConfig) -> dict
     return sums | {"lr": lr, "grad_norm": grad_norm}
 
 
-def averaging(model: nn.Module, last: bool) -> AbstractContextManager:
-    """In a data-parallel model, let gradients be averaged over workers with the last part of a batch, not before."""
+def gradient_all_reduce(model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
+    """Enable or disable the gradient all-reduce of a data-parallel model in the context's backward pass.
+
+    It is enabled for the last micro-batch of a step only. Has no effect on a model that is not data-parallel.
+    """
     if isinstance(model, DistributedDataParallel):
-        return nullcontext() if last else model.no_sync()
+        return nullcontext() if enabled else model.no_sync()
     if hasattr(model, "set_requires_gradient_sync"):  # FSDP2
-        model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        model.set_requires_gradient_sync(enabled)  # type: ignore[operator]
     return nullcontext()
 
 
-class Window:
-    """Means of the metrics since the last report, images per second of all workers, and shares of the time.
+class MetricsWindow:
+    """Means of the metrics since the last report, throughput, and shares of time spent waiting.
 
-    Those are what was waited for data, and for a checkpoint to be taken, which comes after the report of its step.
+    Throughput is in images per second over all workers. Training waits for data, and for checkpoints to be taken; the
+    time of a checkpoint counts towards the next window, because it is taken after the report of its step.
     """
 
-    def __init__(self, images_per_step: int):
+    def __init__(self, images_per_step: int) -> None:
         self.images_per_step = images_per_step
         self._restart()
 
@@ -171,8 +191,8 @@ class Window:
         self.waited = self.saved = 0.0
         self.started = time.perf_counter()
 
-    def timed(self, batches: Iterable) -> Iterator:
-        """The same batches; how long each is waited for is counted."""
+    def time_batches(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches, and add up the time that each takes to arrive."""
         iterator = iter(batches)
         while True:
             started = time.perf_counter()
@@ -184,20 +204,24 @@ class Window:
             yield batch
 
     @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Count how long a checkpoint holds up the steps."""
+    def time_saving(self) -> Iterator[None]:
+        """Add up the time that checkpoints delay training, which is the time inside this context."""
         started = time.perf_counter()
         yield
         self.saved += time.perf_counter() - started
 
     def add(self, metrics: dict[str, Tensor | float]) -> None:
-        # Sums stay on the device: reading a number every step would make the GPU wait.
+        """Add the metrics of one step."""
+        # Sums stay on the device, because reading a number at every step would make the GPU wait.
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.steps += 1
 
     def means(self) -> dict[str, float]:
-        """Close the window."""
+        """Return the means of the window, and start a new one.
+
+        They include images_per_second, data_wait and checkpoint_wait, the last two as shares of the elapsed time.
+        """
         means = {name: float(value) / self.steps for name, value in self.sums.items()}
         seconds = time.perf_counter() - self.started
         means["images_per_second"] = self.images_per_step * self.steps / seconds

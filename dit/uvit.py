@@ -1,4 +1,4 @@
-"""U-ViT: a transformer in which timestep, label and patches are tokens alike, with long skip connections.
+"""U-ViT: a transformer with long skip connections whose tokens are the timestep, the label and the patches.
 
 Source: Bao et al. 2022 (https://arxiv.org/abs/2209.12152).
 """
@@ -17,12 +17,12 @@ __all__ = ["UViT", "UViTConfig"]
 
 
 class Block(nn.Module):
-    """Standard transformer block on tokens (N, T, D); with skip, a linear map first joins a shallow block's to them."""
+    """Transformer block on tokens (N, T, D); with skip, it first merges them with those of a shallow block."""
 
     def __init__(self, config: UViTConfig, skip: bool = False) -> None:
         super().__init__()
         width = config.hidden_size
-        # Norms have weights and torch's epsilon, 1e-5, not DiT's.
+        # As in the official code, norms have weights and torch's default epsilon, 1e-5, unlike DiT's.
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, config.num_heads, qkv_bias=config.qkv_bias)
         self.norm2 = nn.LayerNorm(width)
@@ -30,7 +30,7 @@ class Block(nn.Module):
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
     def forward(self, x: Tensor, *shallow: Tensor) -> Tensor:
-        """shallow: one (N, T, D) with skip, none without."""
+        """Return tokens (N, T, D); shallow: the tokens (N, T, D) of a shallow block with skip, nothing without."""
         if self.skip_linear is not None:
             x = self.skip_linear(torch.cat([x, *shallow], dim=-1))
         x = x + self.attn(self.norm1(x))
@@ -40,9 +40,9 @@ class Block(nn.Module):
 class UViT(nn.Module):
     """U-ViT on latents, conditioned on timestep and class.
 
-    Parameters carry the names of the official checkpoints. Their discrete-time models were trained with
-    timesteps 1..1000 where DiT counts 0..999: for those, first_timestep is 1. As in `dit.model.DiT`, labels
-    are not dropped in here.
+    Parameters have the names of the official checkpoints. Official discrete-time models were trained with timesteps
+    1..1000, where DiT counts 0..999: for those, first_timestep is 1. As in `dit.model.DiT`, training batches contain
+    the null class where a label is dropped.
     """
 
     def __init__(self, config: UViTConfig) -> None:
@@ -68,11 +68,11 @@ class UViT(nn.Module):
 
     @property
     def null_class(self) -> int | None:
-        """Label that stands for "no label", or None when the model has none."""
+        """Label that stands for "no label", or None if the model has none."""
         return self.config.null_class
 
     def initialize_weights(self) -> None:
-        """Normal linear layers and positions (standard deviation 0.02), zero biases; the rest as torch makes it."""
+        """Initialise linear layers and positions normal (standard deviation 0.02), biases zero, the rest by default."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -83,31 +83,31 @@ class UViT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict noise, velocity or clean latents from noised latents.
 
-        x: (N, C, H, W) noised latents. t: (N,) timesteps, integers of the full process for diffusion, times in
-        [0, 1] for flow. y: (N,) int64 classes, null_class for "no label"; not read by an unconditional model.
-        Returns (N, C, H, W). Raises ValueError when shapes, or classes on the CPU, do not fit the model.
+        x: (N, C, H, W) noised latents. t: (N,) timesteps: integers of the full process for diffusion, times in
+        [0, 1] for flow. y: (N,) int64 classes, null_class for "no label"; ignored by an unconditional model.
+        Returns (N, C, H, W). Raises InvalidInput if shapes, or classes on the CPU, do not fit the model.
         """
         check_inputs(self.config, x, t, y)
         time = timestep_embedding(t + self.config.first_timestep, self.config.hidden_size).to(self.pos_embed.dtype)
-        parts = [self.time_embed(time)[:, None], self.patch_embed(x)]
+        sequence = [self.time_embed(time)[:, None], self.patch_embed(x)]
         if self.label_emb is not None:
-            parts.insert(0, self.label_emb(y)[:, None])
-        tokens = self._blocks(torch.cat(parts, dim=1) + self.pos_embed)  # (N, S + T, D)
+            sequence.insert(0, self.label_emb(y)[:, None])
+        tokens = self._run_blocks(torch.cat(sequence, dim=1) + self.pos_embed)  # (N, S + T, D)
         patches = self.decoder_pred(self.norm(tokens[:, self.config.num_conditions :]))
         return self.final_layer(unpatchify(patches, self.config.patch_size, self.config.grid_size))
 
-    def _blocks(self, tokens: Tensor) -> Tensor:
-        """The first shallow block's tokens reach the last deep block, the second's the last but one, and so on."""
+    def _run_blocks(self, tokens: Tensor) -> Tensor:
+        """Pass tokens (N, S + T, D) through all blocks; skips join the first and the last block, and so on inwards."""
         shallow: list[Tensor] = []
         for block in self.in_blocks:
-            tokens = self._block(block, tokens)
+            tokens = self._run_block(block, tokens)
             shallow.append(tokens)
-        tokens = self._block(self.mid_block, tokens)
+        tokens = self._run_block(self.mid_block, tokens)
         for block in self.out_blocks:
-            tokens = self._block(block, tokens, shallow.pop())
+            tokens = self._run_block(block, tokens, shallow.pop())
         return tokens
 
-    def _block(self, block: nn.Module, *tokens: Tensor) -> Tensor:
+    def _run_block(self, block: nn.Module, *tokens: Tensor) -> Tensor:
         if self.config.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *tokens, use_reentrant=False)
         return block(*tokens)

@@ -1,1 +1,1 @@
-"""Weights and pipelines in the formats of other projects, read and written."""
+"""The record in config.json of a checkpoint, weights files, and the formats of other projects."""

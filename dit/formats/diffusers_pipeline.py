@@ -1,11 +1,13 @@
-"""DiT pipelines of diffusers: folders with transformer/, vae/, scheduler/ and model_index.json, read and written.
+"""DiT pipelines of diffusers: folders with transformer/, vae/, scheduler/ and model_index.json.
 
-diffusers' DiTTransformer2DModel is the adaLN-Zero model with two deviations from the official code, also for weights
-that were converted from it: frequencies of the timestep embedding are spaced over 127 steps, not 128 (outputs
-differ by more than 1), and the norm before each MLP has an epsilon of 1e-5 unless its config says otherwise. Our
-configuration has a field for each, so either computation can be had exactly; weights tell nothing of which one they
-were trained with. On the way out, a model with frequency shift 1 becomes a plain pipeline. One with shift 0, the
-official code's, comes with a class of its own that diffusers loads with trust_remote_code=True, and without refuses.
+diffusers' DiTTransformer2DModel is the adaLN-Zero model with two differences from the official code, even for weights
+that were converted from it: the frequencies of the timestep embedding are spaced over 127 steps instead of 128
+(outputs differ by more than 1), and the norm before each MLP has an epsilon of 1e-5 unless its config says otherwise.
+DiTConfig has a field for each, so that either computation can be reproduced exactly. Weights do not reveal which one
+they were trained with.
+
+A model with frequency shift 1 is written as a plain pipeline. One with shift 0, as in the official code, is written
+with a class of its own, which diffusers loads with trust_remote_code=True and refuses to load without it.
 """
 
 import inspect
@@ -32,10 +34,11 @@ from dit.autoencoder import (
 from dit.config import NORM_EPS, DiTConfig, Numerics, UViTConfig
 from dit.formats.diffusers_weights import PIPELINE_NULL_CLASS, from_diffusers, to_diffusers
 from dit.formats.weights import read_weights
+from raydit.errors import InvalidInput, NotFound
 
 MODULE, CLASS = "official_dit", "OfficialDiT"
 OWN_NORM_TYPE = "ada_norm_zero_official"
-"""Recorded for our class, so that diffusers' own, which would compute something else, refuses to load it."""
+"""Recorded for this class, so that diffusers' own, which would compute something else, refuses the config."""
 OWN_MODULE = f'''"""diffusers' DiT with the timestep frequencies of the official code."""
 
 import functools
@@ -57,17 +60,22 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 FIXED = {"activation_fn": "gelu-approximate", "attention_bias": True, "norm_elementwise_affine": False}
-"""What diffusers lets a DiT's config say, and ours has no other value of."""
+"""Fields of diffusers' config, with the only values that DiT implements."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a pipeline folder holds of a diffusion transformer; weights by official names, in float32."""
+    """A diffusion transformer read from a pipeline folder; weights have official names and are in float32."""
 
     config: DiTConfig
     objective: dict[str, Any]
     weights: dict[str, Tensor]
     class_names: list[str]
+
+    @property
+    def numerics(self) -> Numerics:
+        """The code that computes the same as this configuration."""
+        return "diffusers" if self.config.timestep_frequency_shift else "official"
 
 
 def write_pipeline(
@@ -79,7 +87,12 @@ def write_pipeline(
     autoencoder: Path,
     scale: LatentScale,
 ) -> None:
-    """Write a DiTPipeline into `folder`; autoencoder is a diffusers folder. Raises as check_expressible does."""
+    """Write a DiTPipeline into `folder`.
+
+    weights: by official names. autoencoder: a diffusers folder. scale: that of the latents the model was trained on.
+    Raises InvalidInput if a DiTPipeline cannot compute what the configuration and the objective describe, or if the
+    autoencoder cannot absorb the scale.
+    """
     from diffusers import DDIMScheduler, DiTTransformer2DModel
     from diffusers import __version__ as diffusers_version
 
@@ -113,9 +126,12 @@ def write_pipeline(
 
 
 def check_expressible(config: DiTConfig | UViTConfig, objective: Mapping[str, Any]) -> DiTConfig:
-    """The configuration, if DiTPipeline can compute what it describes. Raises ValueError naming what it cannot."""
+    """Return the configuration if a DiTPipeline can compute what it describes; raise InvalidInput otherwise.
+
+    The message names the first field that cannot be expressed.
+    """
     if isinstance(config, UViTConfig):
-        raise ValueError("DiTPipeline runs no U-ViT: found one, expected a DiT. Export as official instead")
+        raise InvalidInput("a U-ViT, which DiTPipeline cannot run", "a DiT", "use --format official instead")
     wanted: dict[str, tuple[Any, Any]] = {
         "objective kind": (objective["kind"], "diffusion"),
         "conditioning": (config.conditioning, "adaln_zero"),
@@ -129,24 +145,27 @@ def check_expressible(config: DiTConfig | UViTConfig, objective: Mapping[str, An
     }
     for name, (found, expected) in wanted.items():
         if found != expected:
-            raise ValueError(
-                f"DiTPipeline cannot express {name} = {found!r}: expected {expected!r}. Export as official, or keep "
-                "the checkpoint as it is"
+            raise InvalidInput(
+                f"DiTPipeline cannot express {name} = {found!r}",
+                f"{expected!r}",
+                "use --format official, or keep the checkpoint as it is",
             )
     if config.num_classes > PIPELINE_NULL_CLASS:
-        raise ValueError(
-            f"DiTPipeline takes class {PIPELINE_NULL_CLASS} for no label: found {config.num_classes} classes, expected "
-            f"at most {PIPELINE_NULL_CLASS}. Export as official instead"
+        raise InvalidInput(
+            f"found {config.num_classes} classes",
+            f"at most {PIPELINE_NULL_CLASS}, because DiTPipeline uses class {PIPELINE_NULL_CLASS} for no label",
+            "use --format official instead",
         )
     return config
 
 
 def read_pipeline(folder: str | Path, numerics: Numerics = "diffusers") -> Pipeline:
-    """Read a pipeline folder; nothing in it is run.
+    """Read a pipeline folder without running code from it.
 
-    numerics: "diffusers" computes what diffusers computes with these files. "official" is for weights converted from
-    official ones, such as facebook/DiT-XL-2-256, and computes what the official code does. A pipeline written by us
-    with the official frequencies has only one answer. Raises FileNotFoundError or ValueError for anything else.
+    numerics: "diffusers" computes the same as diffusers with these files. "official" is for weights converted from
+    official ones, such as facebook/DiT-XL-2-256, and computes the same as the official code. It has no effect on a
+    pipeline that raydit wrote with the official frequencies.
+    Raises NotFound if a file is missing, and InvalidInput for pipelines that cannot be imported.
     """
     folder = Path(folder)
     index = _read_json(folder / "model_index.json", folder)
@@ -154,15 +173,19 @@ def read_pipeline(folder: str | Path, numerics: Numerics = "diffusers") -> Pipel
     own = kind == (MODULE, CLASS)
     stock = kind in (("diffusers", "DiTTransformer2DModel"), ("diffusers", "Transformer2DModel"))
     if index.get("_class_name") != "DiTPipeline" or not (own or stock):
-        raise ValueError(
-            f"{folder} is no DiT pipeline: found {index.get('_class_name')} with transformer {'.'.join(kind) or None}, "
-            "expected DiTPipeline with diffusers.DiTTransformer2DModel. Other pipelines cannot be imported"
+        raise InvalidInput(
+            f"{folder} is not a DiT pipeline: found {index.get('_class_name')} with transformer "
+            f"{'.'.join(kind) or None}",
+            "DiTPipeline with diffusers.DiTTransformer2DModel",
+            "choose a DiT pipeline: no others can be imported",
         )
     fields = _transformer_defaults() | _read_json(folder / "transformer" / "config.json", folder)
     for name, expected in FIXED.items():
         if fields[name] != expected:
-            raise ValueError(
-                f"{folder}/transformer/config.json: found {name} = {fields[name]!r}, expected {expected!r}"
+            raise InvalidInput(
+                f"{folder}/transformer/config.json: found {name} = {fields[name]!r}",
+                f"{expected!r}",
+                "choose another pipeline: this one cannot be imported",
             )
     if own:
         numerics_fields = {"timestep_frequency_shift": 0, "mlp_norm_eps": fields["norm_eps"]}
@@ -180,15 +203,16 @@ def read_pipeline(folder: str | Path, numerics: Numerics = "diffusers") -> Pipel
 
 def _read_json(file: Path, folder: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder} is no diffusers pipeline: found no {file.relative_to(folder)}, expected a folder with "
-            "model_index.json, transformer/, vae/ and scheduler/, as save_pretrained writes it"
+        raise NotFound(
+            f"{folder} is not a diffusers pipeline: found no {file.relative_to(folder)}",
+            "a folder with model_index.json, transformer/, vae/ and scheduler/, as save_pretrained writes it",
+            "check the path",
         )
     return json.loads(file.read_text())
 
 
 def _transformer_defaults() -> dict[str, Any]:
-    """diffusers' own defaults, for what older configs leave out."""
+    """Return the defaults of diffusers' DiTTransformer2DModel, for fields that older configs do not contain."""
     from diffusers import DiTTransformer2DModel
 
     parameters = inspect.signature(DiTTransformer2DModel.__init__).parameters
@@ -205,7 +229,7 @@ def _update_json(file: Path, **changes: Any) -> None:
 
 
 def _objective(scheduler: Mapping[str, Any], learn_sigma: bool) -> dict[str, Any]:
-    """The diffusion that a scheduler's config describes. Raises ValueError for one that ours cannot be."""
+    """Return the objective that a scheduler's config describes. Raises InvalidInput if it cannot be expressed."""
     defaults = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
     found = defaults | {name: scheduler[name] for name in defaults if name in scheduler}
     known = {name: defaults | settings for name, settings in SCHEDULES.items()}
@@ -213,10 +237,11 @@ def _objective(scheduler: Mapping[str, Any], learn_sigma: bool) -> dict[str, Any
     prediction = scheduler.get("prediction_type", "epsilon")
     altered = [name for name in ("trained_betas", "rescale_betas_zero_snr") if scheduler.get(name)]
     if schedule is None or prediction not in PREDICTIONS.values() or altered:
-        raise ValueError(
-            f"the scheduler's noise is none of ours: found {found} with prediction_type {prediction!r}"
-            f"{''.join(f' and {name}' for name in altered)}; expected {' or '.join(map(str, SCHEDULES.values()))}, "
-            "1000 timesteps. It cannot be imported"
+        raise InvalidInput(
+            f"the scheduler's noise schedule is not supported: found {found} with prediction_type {prediction!r}"
+            f"{''.join(f' and {name}' for name in altered)}",
+            f"{' or '.join(map(str, SCHEDULES.values()))}, with 1000 timesteps",
+            "choose another pipeline: this one cannot be imported",
         )
     return {
         "kind": "diffusion",
@@ -227,7 +252,7 @@ def _objective(scheduler: Mapping[str, Any], learn_sigma: bool) -> dict[str, Any
 
 
 def pipeline_scale(autoencoder: Path) -> LatentScale:
-    """The scale that DiTPipeline takes from an autoencoder's config: the factor and nothing else."""
+    """Return the scale that DiTPipeline reads from an autoencoder's config: only the scaling factor."""
     config = json.loads((autoencoder / "config.json").read_text())
     factor = config.get("scaling_factor") or SCALING_FACTORS[autoencoder_class(config, autoencoder)]
     channels = config["latent_channels"]
@@ -235,10 +260,11 @@ def pipeline_scale(autoencoder: Path) -> LatentScale:
 
 
 def write_autoencoder(source: Path, target: Path, scale: LatentScale) -> None:
-    """Copy an autoencoder for a model of latents by `scale`, in the form that DiTPipeline reads.
+    """Copy an autoencoder for a model trained on latents of the given scale, in a form that DiTPipeline reads.
 
-    A scale with means, or a deviation per channel, goes into the 1x1 convolutions next to the latents, after which
-    the scaling factor is 1: the same function, to rounding. Raises ValueError if there are no such convolutions.
+    A scale with means, or with standard deviations that differ by channel, is absorbed by the 1x1 convolutions next
+    to the latents, and the scaling factor becomes 1: the same function, up to rounding.
+    Raises InvalidInput if there are no such convolutions.
     """
     plain = pipeline_scale(source)
     if not any(scale.mean) and all(map(math.isclose, scale.std, plain.std)):
@@ -256,18 +282,20 @@ def write_autoencoder(source: Path, target: Path, scale: LatentScale) -> None:
 
 @torch.no_grad()
 def _fold_scale(module: Any, scale: LatentScale) -> None:
-    """Let an AutoencoderKL's own latents be the scaled ones."""
+    """Change the 1x1 convolutions of an AutoencoderKL in place, so that its latents are the scaled ones."""
     before, after = getattr(module, "quant_conv", None), getattr(module, "post_quant_conv", None)
     if before is None or after is None:
-        raise ValueError(
-            "DiTPipeline knows no scale per channel, and this autoencoder has no 1x1 convolution to take it up: found "
-            "use_quant_conv or use_post_quant_conv off, expected both on. Export as official instead"
+        raise InvalidInput(
+            "the latents have a scale per channel, which DiTPipeline cannot express and this autoencoder cannot "
+            "absorb: found use_quant_conv or use_post_quant_conv off",
+            "both on",
+            "use --format official instead",
         )
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in (scale.mean, scale.std))
     kernel = after.weight.double()[:, :, 0, 0]
     after.bias.copy_(after.bias.double() + kernel @ mean)
     after.weight.copy_(after.weight.double() * std.view(1, -1, 1, 1))
-    # Moments: means are scaled, log variances shifted.
+    # Of the moments, means are scaled, and log variances shifted.
     channels = len(mean)
     before.weight[:channels].copy_(before.weight[:channels].double() / std.view(-1, 1, 1, 1))
     before.bias[:channels].copy_((before.bias[:channels].double() - mean) / std)

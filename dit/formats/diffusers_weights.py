@@ -1,6 +1,6 @@
-"""Parameters of the adaLN-Zero DiT by diffusers' names, to and from the official ones.
+"""Conversion of adaLN-Zero DiT weights between official names and diffusers' names.
 
-diffusers keeps a copy of both embedders in every block, and queries, keys and values apart.
+diffusers has a copy of both embedders in every block, and separate layers for queries, keys and values.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,9 +13,10 @@ from dit.config import DiTConfig
 from dit.formats.official import meta_state
 from dit.formats.weights import check_weights
 from dit.layers.embeddings import position_embedding
+from raydit.errors import InvalidInput
 
 PIPELINE_NULL_CLASS = 1000
-"""The class that DiTPipeline takes for "no label", whatever the model."""
+"""Class that DiTPipeline uses for "no label" in every model."""
 LABELS = "y_embedder.embedding_table.weight"
 EMBEDDERS = {
     "t_embedder.mlp.0": "timestep_embedder.linear_1",
@@ -37,7 +38,10 @@ ENDS = {
 
 
 def to_diffusers(config: DiTConfig, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Arguments and state dict of a DiTTransformer2DModel, which must be told of a frequency shift other than 1."""
+    """Return the arguments and the state dict of a DiTTransformer2DModel.
+
+    They do not contain the frequency shift, which is 1 in diffusers.
+    """
     table = _table_for_pipeline(config, weights)
     fields = {
         "num_attention_heads": config.num_heads,
@@ -53,20 +57,21 @@ def to_diffusers(config: DiTConfig, weights: Mapping[str, Tensor]) -> tuple[dict
     state: dict[str, Tensor] = {}
     for official, theirs, split in _names(config.depth):
         tensor = table if official == LABELS else weights[official]
-        parts = tensor.chunk(len(theirs)) if split else [tensor] * len(theirs)
-        # Copies, because a safetensors file holds no tensor twice.
-        state |= {name: part.clone() for name, part in zip(theirs, parts, strict=True)}
+        values = tensor.chunk(len(theirs)) if split else [tensor] * len(theirs)
+        # Copies, because a safetensors file cannot contain a tensor twice.
+        state |= {name: value.clone() for name, value in zip(theirs, values, strict=True)}
     return fields, state
 
 
 def from_diffusers(
     fields: Mapping[str, Any], state: Mapping[str, Tensor], num_classes: int | None
 ) -> tuple[DiTConfig, dict[str, Tensor]]:
-    """Configuration and weights, in float32, from a DiTTransformer2DModel's arguments and state dict.
+    """Return configuration and weights, in float32, of a DiTTransformer2DModel.
 
-    fields: those, with our timestep_frequency_shift and mlp_norm_eps. num_classes: the pipeline's named classes;
-    None, one fewer than the label table has rows. Raises ValueError for other names, for blocks whose embedders
-    differ, as our model has one for all, and for rows that are neither a class nor the null class.
+    fields: its arguments, plus timestep_frequency_shift and mlp_norm_eps of DiTConfig. state: its state dict.
+    num_classes: number of classes that the pipeline names, or None for one less than the label table has rows.
+    Raises InvalidInput if names differ, if the blocks have different embedders, because DiT has one for all blocks,
+    or if the label table has rows that are neither a class nor the null class.
     """
     state = {name: tensor.float() for name, tensor in state.items() if name != "pos_embed.pos_embed"}
     depth, width = fields["num_layers"], fields["num_attention_heads"] * fields["attention_head_dim"]
@@ -87,23 +92,24 @@ def from_diffusers(
     check_weights(_diffusers_meta(config, rows), state)
     weights = {"pos_embed": position_embedding(width, *config.grid_size).float()[None]}
     for official, theirs, split in _names(depth):
-        parts = [state[name] for name in theirs]
-        different = [name for name, part in zip(theirs, parts, strict=True) if not part.equal(parts[0])]
+        values = [state[name] for name in theirs]
+        different = [name for name, value in zip(theirs, values, strict=True) if not value.equal(values[0])]
         if different and not split:
-            raise ValueError(
-                f"{different[0]} differs from {theirs[0]}: expected equal embedders in all blocks, as our model has "
-                "one for all. A pipeline whose blocks' embedders were trained apart cannot be imported"
+            raise InvalidInput(
+                f"{different[0]} differs from {theirs[0]}",
+                "equal embedders in all blocks, because raydit's model has one for all blocks",
+                "choose another pipeline: one whose blocks have separately trained embedders cannot be imported",
             )
-        weights[official] = torch.cat(parts) if split else parts[0]
+        weights[official] = torch.cat(values) if split else values[0]
     if config.num_classes:
-        weights[LABELS] = _own_rows(weights[LABELS], config)
+        weights[LABELS] = _without_repeated_rows(weights[LABELS], config)
     else:
         del weights[LABELS]
     return config, weights
 
 
 def _names(depth: int) -> Iterator[tuple[str, list[str], bool]]:
-    """Official name, diffusers' names, and whether those are parts of it; otherwise they are copies."""
+    """Yield each official name with diffusers' names for it, and whether those are chunks of it rather than copies."""
     blocks = [f"transformer_blocks.{i}." for i in range(depth)]
     for kind in ("weight", "bias"):
         for official, theirs in ENDS.items():
@@ -117,20 +123,20 @@ def _names(depth: int) -> Iterator[tuple[str, list[str], bool]]:
 
 
 def _diffusers_meta(config: DiTConfig, rows: int) -> dict[str, Tensor]:
-    """Names and shapes of a DiTTransformer2DModel's state dict; takes no memory."""
+    """Return the state dict of a DiTTransformer2DModel on the meta device: names and shapes without memory."""
     own = meta_state(config) | {LABELS: torch.empty(rows, config.hidden_size, device="meta")}
     expected: dict[str, Tensor] = {}
     for official, theirs, split in _names(config.depth):
-        parts = own[official].chunk(len(theirs)) if split else [own[official]] * len(theirs)
-        expected |= dict(zip(theirs, parts, strict=True))
+        values = own[official].chunk(len(theirs)) if split else [own[official]] * len(theirs)
+        expected |= dict(zip(theirs, values, strict=True))
     return expected
 
 
 def _table_for_pipeline(config: DiTConfig, weights: Mapping[str, Tensor]) -> Tensor:
-    """The label table (rows, D) with which DiTPipeline's labels mean what ours do.
+    """Return a label table (rows, D) with which labels mean the same in DiTPipeline as here.
 
-    The null row is repeated up to the pipeline's null class. Without a null row the table stays short, and the
-    pipeline, asked to guide, fails on the missing row; so it does without classes, where all labels are zeros.
+    The null row is repeated up to the pipeline's null class. A model without null class, or without classes, has no
+    such row, and guidance in the pipeline fails on the missing row. Without classes all labels are zero vectors.
     """
     if config.num_classes == 0:
         return torch.zeros(1, config.hidden_size)
@@ -140,12 +146,14 @@ def _table_for_pipeline(config: DiTConfig, weights: Mapping[str, Tensor]) -> Ten
     return torch.cat([table, table[-1:].expand(PIPELINE_NULL_CLASS - config.num_classes, -1)])
 
 
-def _own_rows(table: Tensor, config: DiTConfig) -> Tensor:
-    """The classes' rows and the null row, if there is one, of a table that may repeat the latter."""
+def _without_repeated_rows(table: Tensor, config: DiTConfig) -> Tensor:
+    """Return the rows of the classes and the null row, if there is one, of a table that may repeat the null row."""
     null_rows = table[config.num_classes :]
     if len(null_rows) and not null_rows.equal(null_rows[:1].expand_as(null_rows)):
-        raise ValueError(
-            f"the label table has {len(table)} rows for {config.num_classes} named classes: found different rows after "
-            "them, expected one for the null class. Name all classes in model_index.json's id2label"
+        raise InvalidInput(
+            f"the label table has {len(table)} rows for {config.num_classes} named classes, with different rows after "
+            "theirs",
+            "one for the null class",
+            "name all classes under id2label in model_index.json",
         )
     return table[: config.num_labels]

@@ -1,7 +1,8 @@
-"""Weights files of the official DiT and U-ViT code: recognised by their names and shapes, and written.
+"""Weights files of the official DiT and U-ViT code.
 
-A file of theirs holds no configuration. Nearly all of it shows in the shapes; the number of heads does not, so it
-is taken from the named size that the rest fits, from a training checkpoint's arguments, or must be given.
+Such a file contains no configuration. The names and shapes of the weights determine all of it except the number of
+heads, which comes from the named size that fits the weights or from the arguments in a training checkpoint; otherwise
+it must be given.
 """
 
 import argparse
@@ -26,42 +27,46 @@ from dit.config import (
 from dit.formats.weights import check_weights, read_weights
 from dit.layers.embeddings import position_embedding
 from dit.model import build_model
+from raydit.errors import InvalidInput
 
 SIZE_FIELDS = ("architecture", "depth", "hidden_size", "num_heads", "patch_size", "final_conv")
-"""What a model's name fixes."""
+"""Fields of a configuration that the name of a model fixes."""
 
 
 @dataclass(frozen=True)
 class OfficialWeights:
-    """What an official file holds, in float32."""
+    """Content of an official file; weights are in float32."""
 
     config: DiTConfig | UViTConfig
+    """Configuration that the weights were recognised as."""
     model: dict[str, Tensor]
-    """The weights as trained; the averaged ones again where the file has no others."""
+    """The trained weights, or the averaged weights if the file contains no others."""
     ema: dict[str, Tensor]
+    """The averaged weights."""
     step: int
-    """Training steps, by the number that the official code puts into the file's name; 0 where there is none."""
+    """Number of training steps, from the file name that the official code gives; 0 if it contains none."""
     seed: int
+    """Seed among the arguments of a training checkpoint; 0 without them."""
 
 
 def read_official(file: str | Path, model: str | None = None, **known: Any) -> OfficialWeights:
-    """Read a state dict (as published) or a training checkpoint ("model", "ema", "opt", "args").
+    """Read a state dict, as published, or a training checkpoint ("model", "ema", "opt", "args").
 
-    model: one of MODEL_NAMES or UVIT_NAMES that the weights must be of. known: fields of the configuration, such as
-    num_heads. Raises FileNotFoundError, or ValueError, listing the first names that differ and what the weights
-    look like, if they are of another model.
+    model: one of MODEL_NAMES or UVIT_NAMES that the weights must fit. known: fields of the configuration, such as
+    num_heads. Raises NotFound, or InvalidInput if the weights do not fit the model; the message lists the first
+    differences, and what the weights look like.
     """
     file = Path(file)
     content = read_weights(file)
     arguments = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
     weights = {which: content.get(which) for which in ("model", "ema")}
-    averaged = next((part for part in (weights["ema"], weights["model"]) if isinstance(part, dict)), content)
+    averaged = next((state for state in (weights["ema"], weights["model"]) if isinstance(state, dict)), content)
     trained = weights["model"] if isinstance(weights["model"], dict) else averaged
-    config = recognise(averaged, model or _named(arguments.get("model")), **known)
+    config = recognise(averaged, model or _known_name(arguments.get("model")), **known)
     expected = meta_state(config)
     hint = f"The weights look like {looks_like(averaged)}."
-    for part in (averaged, trained):
-        check_weights(expected, part, hint)
+    for state in (averaged, trained):
+        check_weights(expected, state, hint)
     in_float32 = {name: tensor.float() for name, tensor in averaged.items()}
     return OfficialWeights(
         config=config,
@@ -72,48 +77,49 @@ def read_official(file: str | Path, model: str | None = None, **known: Any) -> O
     )
 
 
-def _named(name: Any) -> str | None:
+def _known_name(name: Any) -> str | None:
     return name if name in MODEL_NAMES else None
 
 
 def meta_state(config: DiTConfig | UViTConfig) -> dict[str, Tensor]:
-    """Names and shapes of a model's state dict; takes no memory."""
+    """Return the state dict of a model on the meta device: names and shapes without memory."""
     with torch.device("meta"):
         return build_model(config).state_dict()
 
 
 def recognise(weights: Mapping[str, Tensor], model: str | None = None, **known: Any) -> DiTConfig | UViTConfig:
-    """The configuration of a state dict with official names, which may lie on the meta device.
+    """Return the configuration of a state dict with official names; its tensors may be on the meta device.
 
-    model: a name that fixes the size, whatever the weights look like. known: fields that are taken as given.
-    Raises ValueError for names of another family, and where num_heads is neither known nor that of a named size.
+    model: a name that fixes the size, even if the weights have another. known: fields that override those found.
+    Raises InvalidInput for names of other networks, and if num_heads is neither given nor that of a named size.
     """
     found = _shape_fields(weights)
     if model is not None:
-        found = _resized(found, model)
+        found = _with_named_size(found, model)
     elif fitting := _fitting_name(found):
         found["num_heads"] = named_config(fitting).num_heads
     elif "num_heads" not in known:
-        raise ValueError(
-            f"num_heads cannot be read from weights that look like {looks_like(weights)}: expected a named size, or "
-            "the number of attention heads beside the file. Give num_heads (--set model.num_heads=N)"
+        raise InvalidInput(
+            f"num_heads cannot be read from weights that look like {looks_like(weights)}",
+            "a named size, or the number of attention heads",
+            "give num_heads (--set model.num_heads=N)",
         )
     if known.get("num_classes") == _label_rows(weights) > 0:
-        found["class_dropout_prob"] = 0.0  # every row is a class: there is none for "no label"
+        found["class_dropout_prob"] = 0.0  # every row is a class, so that no row means "no label"
     return config_from_dict({**found, **known})
 
 
-def _resized(found: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """Fields that weights tell, with the size that a name fixes in place of theirs."""
+def _with_named_size(found: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Return the fields found in weights, with the size replaced by that of a named model."""
     named = asdict(named_config(model))
     kept = {name: value for name, value in found.items() if name in named and name not in SIZE_FIELDS}
-    # The grid, not the latents' size, is what weights tell: the patch is the name's.
+    # The weights determine the grid of patches, and the name the patch size; the size of latents follows.
     grid = _scaled(found["input_size"], found["patch_size"], named["patch_size"])
     return {**named, **kept, "input_size": grid}
 
 
 def looks_like(weights: Mapping[str, Tensor]) -> str:
-    """What weights are by their names and shapes, in words."""
+    """Return in words which model weights are of, judged by their names and shapes: a name, or the dimensions."""
     found = _shape_fields(weights)
     kind = "U-ViT" if found["architecture"] == "uvit" else "DiT"
     size = f"depth {found['depth']}, hidden_size {found['hidden_size']}, patch_size {found['patch_size']}"
@@ -121,7 +127,7 @@ def looks_like(weights: Mapping[str, Tensor]) -> str:
 
 
 def _fitting_name(found: Mapping[str, Any]) -> str | None:
-    """The named model whose depth, width and patch are those found."""
+    """Return the name of the model with the architecture, depth, width and patch size that were found, or None."""
     for name in (*MODEL_NAMES, *UVIT_NAMES):
         named = asdict(named_config(name))
         if all(named[key] == found[key] for key in ("architecture", "depth", "hidden_size", "patch_size")):
@@ -130,15 +136,16 @@ def _fitting_name(found: Mapping[str, Any]) -> str | None:
 
 
 def _shape_fields(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Every field that names and shapes tell. Raises ValueError when they are no DiT's and no U-ViT's."""
+    """Return all fields that names and shapes determine. Raises InvalidInput if they are of another network."""
     try:
         return _uvit_fields(weights) if "decoder_pred.weight" in weights else _dit_fields(weights)
     except (KeyError, ValueError, AttributeError) as error:
         first = ", ".join(sorted(map(str, weights))[:5]) or "nothing"
         missing = f", but no {error.args[0]}" if isinstance(error, KeyError) else ""
-        raise ValueError(
-            f"these weights are no DiT's and no U-ViT's: found {first}{missing}; expected official names such as "
-            "x_embedder.proj.weight and blocks.0.attn.qkv.weight. Of a diffusers pipeline, give the folder"
+        raise InvalidInput(
+            f"these weights are neither those of a DiT nor of a U-ViT: found {first}{missing}",
+            "official names such as x_embedder.proj.weight and blocks.0.attn.qkv.weight",
+            "pass the folder if the weights are part of a diffusers pipeline",
         ) from None
 
 
@@ -186,7 +193,7 @@ def _uvit_fields(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _label_rows(weights: Mapping[str, Tensor]) -> int:
-    """Rows of the label table: the classes and, unless they were trained without, one for "no label"."""
+    """Return the number of rows of the label table: one per class and, if labels were dropped, one for "no label"."""
     names = ("y_embedder.embedding_table.weight", "label_emb.weight")
     return next((len(weights[name]) for name in names if name in weights), 0)
 
@@ -196,9 +203,10 @@ def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def _latent_size(positions: Tensor, patch: int) -> int | tuple[int, int]:
-    """Side, or height and width, of the latents whose grid a position table (1, T, D) is for.
+    """Return the side, or height and width, of the latents that a position table (1, T, D) is for.
 
-    The sine-cosine table itself tells 4 x 16 patches from 8 x 8; a learned one, or one without values, is a square's.
+    The values of a sine-cosine table distinguish 4 x 16 patches from 8 x 8. A learned table, or one on the meta
+    device, is taken to be that of a square.
     """
     _, tokens, width = positions.shape
     side = round(tokens**0.5)
@@ -209,7 +217,7 @@ def _latent_size(positions: Tensor, patch: int) -> int | tuple[int, int]:
             if _is_grid(positions, rows, tokens // rows):
                 return rows * patch, tokens // rows * patch
     if side**2 != tokens:
-        raise ValueError(f"{tokens} positions are no grid")
+        raise ValueError(f"{tokens} positions do not form a grid")
     return side * patch
 
 
@@ -227,13 +235,15 @@ def _scaled(size: int | tuple[int, int], patch: int, new_patch: int) -> int | tu
 
 
 def published_objective(config: DiTConfig | UViTConfig, kind: ProcessKind = "diffusion") -> dict[str, Any]:
-    """What the published weights of an architecture were trained for; "flow" for SiT's, in DiT's architecture.
+    """Return the objective that the published weights of an architecture were trained with.
 
-    Raises ValueError for a flow in U-ViT's.
+    kind: "flow" for SiT's weights, which share DiT's architecture. Raises InvalidInput for a U-ViT with "flow".
     """
     if isinstance(config, UViTConfig):
         if kind == "flow":
-            raise ValueError("objective is 'flow', but U-ViT's official weights are of a diffusion: leave it out")
+            raise InvalidInput(
+                "objective is 'flow' for U-ViT's official weights", "'diffusion'", "remove the objective"
+            )
         return {"kind": "diffusion", "schedule": "scaled_linear", "prediction": "eps", "variance": "fixed_small"}
     if kind == "flow":
         return {"kind": "flow"}
@@ -242,19 +252,17 @@ def published_objective(config: DiTConfig | UViTConfig, kind: ProcessKind = "dif
 
 
 def check_official(config: DiTConfig | UViTConfig) -> None:
-    """Refuse to write weights as an official file when the official code would compute something else with them.
-
-    Raises ValueError naming the first field.
-    """
+    """Raise InvalidInput, naming a field, if the official code would compute something else with the weights."""
     if isinstance(config, UViTConfig):
-        plain: dict[str, Any] = {"first_timestep": 1}
+        assumed: dict[str, Any] = {"first_timestep": 1}
     else:
         refinements = ("qk_norm", "norm", "mlp", "position", "timestep_frequency_shift", "mlp_norm_eps")
-        plain = {name: getattr(DiTConfig(), name) for name in refinements}
-    for name, expected in plain.items():
+        assumed = {name: getattr(DiTConfig(), name) for name in refinements}
+    for name, expected in assumed.items():
         found = getattr(config, name)
         if found != expected:
-            raise ValueError(
-                f"{name} is {found!r}, but an official file cannot say so and its reader assumes {expected!r}: its "
-                "outputs would differ. Keep the checkpoint as it is"
+            raise InvalidInput(
+                f"{name} is {found!r}, which an official file cannot express",
+                f"{expected!r}, which the official code assumes",
+                "keep the checkpoint as it is",
             )

@@ -1,4 +1,4 @@
-"""Weights files from anywhere: read without running anything in them, and compared with what a model expects."""
+"""Reading of weights files without running code from them, and comparison with what a model expects."""
 
 import argparse
 import re
@@ -12,68 +12,77 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dit.distributed import fill
+from dit.distributed import copy_full_tensor
+from raydit.errors import InvalidInput, NotFound
 
 
 def read_weights(file: str | Path) -> dict[str, Any]:
-    """Content of a safetensors file, or of a PyTorch file (.pt, .pth, .ckpt, .bin), on the CPU.
+    """Read a safetensors file, or a PyTorch file (.pt, .pth, .ckpt, .bin), to the CPU.
 
-    A PyTorch file is a pickle, which could name any function to be called: only tensors, plain containers and the
-    argparse.Namespace of the official training checkpoints are let through, and nothing is called.
-    Raises FileNotFoundError, or ValueError if the file holds anything else.
+    A PyTorch file is a pickle, which can call arbitrary functions when it is opened. Only tensors, plain containers
+    and the argparse.Namespace of official training checkpoints are accepted, and nothing is called.
+    Raises NotFound, or InvalidInput if the file contains anything else.
     """
     file = Path(file)
     if not file.is_file():
-        raise FileNotFoundError(f"no weights at {file}: expected a .safetensors or a PyTorch file (.pt)")
+        raise NotFound(f"no weights at {file}", "a .safetensors or a PyTorch file (.pt)", "check the path")
     try:
         content = load_file(file) if file.suffix == ".safetensors" else _unpickle(file)
-    except Exception as error:  # the parsers of strangers' bytes raise anything from KeyError to OSError
-        raise ValueError(_unreadable(file, error)) from None
+    except Exception as error:  # parsers of malformed files raise anything from KeyError to OSError
+        raise _unreadable(file, error) from None
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}; expected tensors by name. Save its state_dict()")
+        raise InvalidInput(
+            f"{file} contains a {type(content).__name__}", "a dict of tensors by name", "save the model's state_dict()"
+        )
     return content
 
 
 def _unpickle(file: Path) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
         warnings.simplefilter("ignore")
-        # Mapped, not read: a training checkpoint is four times as large as the weights that are taken from it.
+        # Memory-mapped, because a training checkpoint is four times as large as the weights that are read from it.
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
 
 
-def _unreadable(file: Path, error: Exception) -> str:
+def _unreadable(file: Path, error: Exception) -> InvalidInput:
     if foreign := re.search(r"GLOBAL (\S+)", str(error)):
-        return (
-            f"{file} is not read: found {foreign[1]}, which would run code on opening it; expected tensors and plain "
-            "containers only. Ask whoever made it for a state dict, best as .safetensors"
+        return InvalidInput(
+            f"{file} refers to {foreign[1]}, which would run code when the file is opened",
+            "tensors and plain containers only",
+            "ask its author for a state dict, preferably as .safetensors",
         )
-    return (
-        f"{file} cannot be read ({type(error).__name__}): expected a .safetensors or a PyTorch file (.pt) with "
-        "nothing but tensors and plain containers. Copy it again, or convert it to .safetensors where you trust it"
+    return InvalidInput(
+        f"{file} cannot be read ({type(error).__name__})",
+        "a .safetensors or a PyTorch file (.pt) with tensors and plain containers only",
+        "copy it again, or convert it to .safetensors where you trust it",
     )
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """Load a state dict whose names must match exactly; the error lists the first that differ."""
+    """Load a state dict into a network, which may be sharded, and return the network.
+
+    Raises InvalidInput, listing the first differences, unless names and shapes equal the network's.
+    """
     own = network.state_dict()
     check_weights(own, weights)
     for name, value in own.items():
-        fill(value, weights[name])
+        copy_full_tensor(value, weights[name])
     return network
 
 
 def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], hint: str = "") -> None:
-    """Raise ValueError, listing the first that differ, unless names and shapes are equal; hint ends the message."""
+    """Raise InvalidInput, listing the first differences, unless names and shapes are equal.
+
+    hint: a last line for the message.
+    """
     wrong = sorted(expected.keys() ^ found.keys())
     wrong += sorted(name for name in expected.keys() & found.keys() if _shape(expected[name]) != _shape(found[name]))
     if wrong:
         lines = [
             f"  {name}: found {_shape(found.get(name))}, expected {_shape(expected.get(name))}" for name in wrong[:5]
         ]
-        raise ValueError(
-            f"these weights are of another model; {len(wrong)} entries differ, the first:\n"
-            + "\n".join([*lines, *([hint] if hint else [])])
-        )
+        headline = f"these weights are of another model; {len(wrong)} entries differ, the first:"
+        raise InvalidInput("\n".join([headline, *lines, *([hint] if hint else [])]), "", "")
 
 
 def _shape(value: Any) -> str:

@@ -1,1 +1,1 @@
-"""What transformer networks are built of: attention, embeddings, blocks, and the check of their inputs."""
+"""Building blocks of the transformers: attention, embeddings, blocks, and the check of their inputs."""

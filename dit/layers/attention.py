@@ -1,4 +1,7 @@
-"""Attention of both architectures, and rotary positions. Shapes: N images, T tokens of width D, heads of width d."""
+"""Attention of both architectures, and rotary positions.
+
+Shapes: N images, T tokens of width D, S conditioning tokens, heads of width d.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +11,11 @@ from dit.config import NORM_EPS
 
 
 def rotation_table(head_size: int, rows: int, columns: int, num_unrotated: int = 0) -> Tensor:
-    """Cosines and sines of axial rotary positions: (2, num_unrotated + rows * columns, head_size / 2) float64.
+    """Return the cosines and sines of axial rotary positions: (2, num_unrotated + rows * columns, head_size / 2).
 
-    Grids are in row-major order. The first half of the frequencies turns with the column, the second with the
-    row, as in `position_embedding`; the leading num_unrotated tokens, which are nowhere, do not turn.
+    The result is float64, and grids are in row-major order. The first half of the frequencies rotates with the
+    column, the second with the row, as in `position_embedding`. The leading num_unrotated tokens have no position in
+    the grid and are not rotated.
     Source: Su et al. 2021, section 3.2.2 (https://arxiv.org/abs/2104.09864), one half for each axis.
     """
     quarter = head_size // 4
@@ -25,15 +29,15 @@ def rotation_table(head_size: int, rows: int, columns: int, num_unrotated: int =
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn queries or keys (N, heads, T, d) by `rotation` (2, T, d / 2): entries i and i + d / 2 are a pair."""
+    """Rotate queries or keys (N, heads, T, d) by `rotation` (2, T, d / 2); entries i and i + d / 2 form a pair."""
     cos, sin = rotation
     first, second = x.chunk(2, dim=-1)
-    # The table keeps its precision; products with bfloat16 are made in the table's.
+    # The table stays float32 under autocast, and so do its products with bfloat16.
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """Divide the last dimension by its root mean square, then multiply by weights if affine.
+    """Normalisation of the last dimension by its root mean square, followed by weights if affine.
 
     Source: Zhang & Sennrich 2019, eq. 4 (https://arxiv.org/abs/1910.07467).
     """
@@ -43,13 +47,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        # In float32 even where autocast brings bfloat16 to a float32 weight, which torch's own module promotes.
+        """Normalise x (..., size) in float32 and return it in its own dtype."""
+        # torch's own module would promote bfloat16 inputs to the dtype of float32 weights.
         weight = None if self.weight is None else self.weight.float()
         return F.rms_norm(x.float(), x.shape[-1:], weight, NORM_EPS).to(x.dtype)
 
 
 def head_norm(head_size: int, qk_norm: bool) -> nn.Module:
-    """RMS norm of each head's queries or keys, its weights shared by the heads; or nothing."""
+    """Build the norm of queries or keys: an RMS norm whose weights all heads share, or the identity."""
     return RMSNorm(head_size) if qk_norm else nn.Identity()
 
 
@@ -65,7 +70,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """rotation: (2, T, d / 2) cosines and sines of the tokens' positions, None for none."""
+        """Return attended tokens (N, T, D).
+
+        rotation: (2, T, d / 2) cosines and sines of rotary positions, or None without them.
+        """
         # (N, T, 3D) -> (3, N, heads, T, d)
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -88,6 +96,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Return tokens (N, T, D), each a mixture of the conditioning tokens c (N, S, D)."""
         q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv(c).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         attended = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)

@@ -16,7 +16,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU between, on the last dimension."""
+    """Feed-forward layer on the last dimension: linear layer, GELU, linear layer."""
 
     def __init__(self, hidden_size: int, mlp_size: int, approximate: str = "tanh") -> None:
         super().__init__()
@@ -29,9 +29,9 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Two linear layers with gates between: fc1 makes gates and values, which SiLU of the gates multiplies.
+    """Gated feed-forward layer: fc1 computes gates and values, fc2 maps SiLU(gates) * values back.
 
-    Source: Shazeer 2020, eq. 6 (https://arxiv.org/abs/2002.05202), with biases as everywhere in DiT.
+    Source: Shazeer 2020, eq. 6 (https://arxiv.org/abs/2002.05202), with biases as in the other layers of DiT.
     """
 
     def __init__(self, hidden_size: int, mlp_size: int) -> None:
@@ -45,31 +45,35 @@ class SwiGLU(nn.Module):
 
 
 def self_attention(config: DiTConfig) -> Attention:
-    """Of a block: multi-head attention of the tokens to one another."""
+    """Build the multi-head self-attention of a block."""
     return Attention(config.hidden_size, config.num_heads, qk_norm=config.qk_norm)
 
 
 def feed_forward(config: DiTConfig) -> nn.Module:
-    """Of a block: what every token passes by itself."""
+    """Build the feed-forward layer of a block, which processes every token separately."""
     return (SwiGLU if config.mlp == "swiglu" else Mlp)(config.hidden_size, config.mlp_size)
 
 
 def norm_layer(config: DiTConfig, affine: bool, eps: float = NORM_EPS) -> nn.Module:
-    """The norm before a branch; without weights where the conditioning supplies shift and scale."""
+    """Build the norm before a residual branch.
+
+    affine: whether it has weights of its own; not where the conditioning supplies shift and scale. eps: of a layer
+    norm; an RMS norm always uses NORM_EPS.
+    """
     if config.norm == "rms":
         return RMSNorm(config.hidden_size, affine)
     return nn.LayerNorm(config.hidden_size, eps=eps, elementwise_affine=affine)
 
 
 def modulation(hidden_size: int, num_vectors: int) -> nn.Sequential:
-    """Condition (N, D) -> num_vectors shifts, scales or gates, concatenated (N, num_vectors * D)."""
+    """Build the map from a condition (N, D) to shifts, scales and gates, concatenated: (N, num_vectors * D)."""
     return nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, num_vectors * hidden_size))
 
 
 class AdaLNZeroBlock(nn.Module):
-    """Transformer block; the condition (N, D) shifts and scales its norms and gates its branches.
+    """Transformer block in which the condition (N, D) shifts and scales the norms and gates the branches.
 
-    Gates start at zero, so the block starts as the identity. Source: Peebles & Xie 2022, section 3.2.
+    Gates are initialised to zero, so that the block starts as the identity. Source: Peebles & Xie 2022, section 3.2.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -88,7 +92,7 @@ class AdaLNZeroBlock(nn.Module):
 
 
 class AdaLNBlock(nn.Module):
-    """Transformer block; the condition (N, D) shifts and scales its norms, nothing is gated."""
+    """Transformer block in which the condition (N, D) shifts and scales the norms."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -105,7 +109,7 @@ class AdaLNBlock(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Transformer block with attention to the conditioning tokens (N, S, D) after self-attention."""
+    """Transformer block with cross-attention to the conditioning tokens (N, S, D) after self-attention."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -123,7 +127,7 @@ class CrossAttentionBlock(nn.Module):
 
 
 class InContextBlock(nn.Module):
-    """Standard transformer block on image and conditioning tokens in one sequence (N, S + T, D)."""
+    """Standard transformer block on one sequence of conditioning and image tokens (N, S + T, D)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -133,13 +137,13 @@ class InContextBlock(nn.Module):
         self.mlp = feed_forward(config)
 
     def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """c is not read: the condition is already among the tokens; all blocks are called alike."""
+        """Return tokens (N, S + T, D); c is ignored, because the conditioning tokens are among x already."""
         x = x + self.attn(self.norm1(x), rotation)
         return x + self.mlp(self.norm2(x))
 
 
 class FinalLayer(nn.Module):
-    """Tokens (N, T, D) -> patches (N, T, patch * patch * C), by way of a norm that c (N, D) modulates or not."""
+    """Map of tokens (N, T, D) to patches (N, T, patch * patch * C), after a norm that c (N, D) may modulate."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from pipelines.latents.dataset import LatentDataset
 
 def worker_settings(config: Recipe, latents: LatentDataset) -> dict:
     """What every worker is told: the recipe, and what follows from it and the latents."""
-    from dit.checkpoint import describe_checkpoint
+    from dit.formats.record import describe_checkpoint
 
     model = model_config(config.model, config, latents)
     objective = {"kind": config.objective.kind, **config.objective.settings()}

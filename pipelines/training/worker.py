@@ -35,13 +35,13 @@ class Worker:
 
     def wrap(self, network: torch.nn.Module, *, strategy: str = "ddp", compiled: bool = False) -> torch.nn.Module:
         """The network as what is called in training: itself, or data-parallel over the group. All."""
-        from dit.distributed import copy_network, shard_network
+        from dit.distributed import replicate_network, shard_network
 
         model = network
         if strategy == "fsdp":
             model = shard_network(network)
         elif self.num_workers > 1:
-            model = copy_network(network, self.device)
+            model = replicate_network(network, self.device)
         if compiled:
             model.compile()  # in place: the wrapper and the names of the weights stay
         return model

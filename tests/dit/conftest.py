@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from dit.autoencoder import LatentScale, create_autoencoder, record_autoencoder, save_autoencoder
-from dit.checkpoint import Checkpoint, describe_checkpoint, save_checkpoint
+from dit.checkpoint import Checkpoint, save_checkpoint
 from dit.config import DiTConfig, config_from_dict
+from dit.formats.record import describe_checkpoint
 from dit.formats.weights import load_weights
 from dit.model import DiT, build_model
 from dit.schedule import TrainingConfig

@@ -202,7 +202,7 @@ def test_a_folder_that_is_there_is_taken_as_it_is(tmp_path):
 
 
 def test_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no autoencoder at '.*none': expected a diffusers .*Check the path"):
+    with pytest.raises(FileNotFoundError, match=r"no autoencoder at '.*none' .*, expected a diffusers .*Check the"):
         locate_autoencoder(str(tmp_path / "none"))
 
 
@@ -211,7 +211,9 @@ def test_a_folder_that_holds_no_autoencoder_is_refused_with_what_it_holds(tmp_pa
     for name in present:
         (tmp_path / name).write_text("{}")
     found = ", ".join(present) or "nothing"
-    with pytest.raises(FileNotFoundError, match=f"is no diffusers autoencoder: found {found}; expected config.json"):
+    with pytest.raises(
+        FileNotFoundError, match=f"is not a diffusers autoencoder: it contains {found}, expected config"
+    ):
         describe_autoencoder(tmp_path)
 
 
@@ -219,7 +221,7 @@ def test_an_autoencoder_of_another_class_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderDC"}')
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     for call in (describe_autoencoder, Autoencoder.load):
-        with pytest.raises(ValueError, match="'AutoencoderDC', expected AutoencoderKL or AutoencoderTiny: choose"):
+        with pytest.raises(ValueError, match="'AutoencoderDC', expected AutoencoderKL or AutoencoderTiny\. Choose"):
             call(tmp_path)
 
 

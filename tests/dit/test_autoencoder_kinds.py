@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from dit.autoencoder import (
-    CERTAIN,
+    DETERMINISTIC_LOG_VARIANCE,
     MEMORY_FORMATS,
     Autoencoder,
     AutoencoderObjective,
@@ -69,14 +69,14 @@ def test_a_tiny_autoencoders_latents_are_the_mean_of_a_posterior_without_spread(
         latents = module.encode(images).latents
     mean, log_variance = moments.chunk(2, dim=1)
     assert moments.shape == (2, 8, 4, 4) and moments.dtype == torch.float32
-    assert torch.equal(mean, latents) and bool((log_variance == CERTAIN).all())
+    assert torch.equal(mean, latents) and bool((log_variance == DETERMINISTIC_LOG_VARIANCE).all())
     torch.testing.assert_close(sample_posterior(moments, torch.randn_like(mean)), latents, atol=2e-6, rtol=0)
 
 
 def test_a_tiny_autoencoders_moments_fit_the_stored_type(tiny):
     moments = Autoencoder.load(tiny[1]).encode(torch.rand(1, 3, 16, 16) * 2 - 1).numpy()
     stored = moments.astype(np.float16)
-    assert bool((stored[:, 4:] == CERTAIN).all()) and bool(np.isfinite(stored).all())
+    assert bool((stored[:, 4:] == DETERMINISTIC_LOG_VARIANCE).all()) and bool(np.isfinite(stored).all())
 
 
 def test_a_tiny_autoencoder_decodes_by_its_own_scale(tiny):

@@ -12,7 +12,6 @@ from torch import nn
 from dit.checkpoint import (
     finished_steps,
     load_checkpoint,
-    newest_checkpoint,
     restore,
     save_checkpoint,
     step_name,
@@ -147,27 +146,27 @@ def test_the_config_says_what_the_checkpoint_is(saved):
 def test_a_folder_without_its_last_file_is_refused_with_what_is_there(saved):
     _, checkpoint = saved
     (checkpoint.path / "COMPLETE").unlink()
-    with pytest.raises(FileNotFoundError, match=r"not a finished checkpoint: found config.json, ema.safetensors, ema_"):
+    with pytest.raises(FileNotFoundError, match=r"not a finished checkpoint: it contains config.json, ema.safet"):
         load_checkpoint(checkpoint.path)
-    assert newest_checkpoint(checkpoint.path.parent) is None
+    assert finished_steps(checkpoint.path.parent) == []
 
 
 def test_a_folder_of_checkpoints_is_refused_with_those_it_holds(saved):
     _, checkpoint = saved
-    with pytest.raises(FileNotFoundError, match="name one of those in it: step_0000003"):
+    with pytest.raises(FileNotFoundError, match="Name a checkpoint in it: step_0000003"):
         load_checkpoint(checkpoint.path.parent)
 
 
 def test_an_absent_folder_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*none: expected a folder"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*none, expected a folder"):
         load_checkpoint(tmp_path / "none")
-    assert newest_checkpoint(tmp_path / "none") is None
+    assert finished_steps(tmp_path / "none") == []
 
 
 def test_a_missing_file_is_named(saved):
     _, checkpoint = saved
     (checkpoint.path / "ema.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks ema.safetensors.*Copy the folder again"):
+    with pytest.raises(FileNotFoundError, match=r"lacks ema.safetensors, expected all files .*Copy the folder again"):
         load_checkpoint(checkpoint.path)
 
 
@@ -187,7 +186,7 @@ def test_one_flipped_bit_is_found_before_anything_is_restored(saved, name):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ValueError, match=rf"{name}: found sha256 \w{{12}}, expected \w{{12}}: the file changed"):
+    with pytest.raises(ValueError, match=rf"{name}: the file changed .* found sha256 \w{{12}}, expected \w{{12}}"):
         verify_checkpoint(checkpoint)
     fresh = new_state(seed=9)
     with pytest.raises(ValueError, match="the file changed"):
@@ -203,8 +202,6 @@ def test_only_finished_checkpoints_count_and_the_newest_is_the_highest_step(save
     shutil.copytree(checkpoint.path, tmp_path / "best")
     shutil.copytree(checkpoint.path, tmp_path / "step_0000002")
     assert finished_steps(tmp_path) == [2, 3]
-    newest = newest_checkpoint(tmp_path)
-    assert newest is not None and newest.path == checkpoint.path
 
 
 def test_an_unfinished_folder_is_replaced_and_a_finished_one_kept(saved, tmp_path):

@@ -49,8 +49,18 @@ def test_recorded_config_without_the_later_fields_is_the_papers_dit():
     ("content", "found", "expected", "advice"),
     [
         ({"architecture": "vit"}, "architecture is 'vit'", "one of dit, uvit", "did you mean 'uvit'?"),
-        ({"qknorm": True}, "qknorm is no field of a dit model", "which has input_size", "did you mean 'qk_norm'?"),
-        ({"architecture": "uvit", "learn_sigma": True}, "learn_sigma is no field of a uvit", "which has", "choose"),
+        (
+            {"qknorm": True},
+            "qknorm is not a field of a dit model",
+            "expected one of input_size",
+            "did you mean 'qk_norm'?",
+        ),
+        (
+            {"architecture": "uvit", "learn_sigma": True},
+            "learn_sigma is not a field of a uvit",
+            "expected one of",
+            "Choose",
+        ),
     ],
 )
 def test_a_foreign_recorded_config_is_refused(content, found, expected, advice):
@@ -68,14 +78,19 @@ def test_every_sampler_has_a_process():
 @pytest.mark.parametrize(
     ("fields", "found", "expected", "advice"),
     [
-        ({"patch_size": 3}, "32x32", "patch_size 3 must divide", "choose another patch_size"),
-        ({"input_size": (32, 30), "patch_size": 4}, "32x30", "must divide both sides", "choose another"),
-        ({"num_heads": 7}, "hidden_size is 1152", "multiple of num_heads 7", "change hidden_size"),
-        ({"hidden_size": 18, "num_heads": 3}, "hidden_size is 18", "and of 4", "change hidden_size"),
-        ({"depth": 0}, "depth is 0", "must be above 0", "give a positive number"),
-        ({"mlp_ratio": -1.0}, "mlp_ratio is -1.0", "must be above 0", "give a positive number"),
-        ({"num_classes": -1}, "num_classes is -1", "0 or more", "use 0 for no labels"),
-        ({"class_dropout_prob": 1.5}, "is 1.5", "[0, 1)", "use 0.1"),
+        (
+            {"patch_size": 3},
+            "32x32",
+            "both sides to be multiples of patch_size = 3",
+            "Choose another patch_size",
+        ),
+        ({"input_size": (32, 30), "patch_size": 4}, "32x30", "both sides", "Choose another"),
+        ({"num_heads": 7}, "hidden_size is 1152", "multiple of num_heads = 7", "Change hidden_size"),
+        ({"hidden_size": 18, "num_heads": 3}, "hidden_size is 18", "and of 4", "Change hidden_size"),
+        ({"depth": 0}, "depth is 0", "expected a number above 0", "Set depth to a positive number"),
+        ({"mlp_ratio": -1.0}, "mlp_ratio is -1.0", "expected a number above 0", "Set mlp_ratio to a positive number"),
+        ({"num_classes": -1}, "num_classes is -1", "expected 0 or more", "Use 0 for an unconditional"),
+        ({"class_dropout_prob": 1.5}, "is 1.5", "[0, 1)", "Use 0.1"),
         ({"conditioning": "adaln-zero"}, "'adaln-zero'", "one of adaln_zero", "did you mean 'adaln_zero'?"),
     ],
 )
@@ -88,5 +103,5 @@ def test_errors_tell_found_expected_and_what_to_do(fields, found, expected, advi
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'DiT-XL/2'"):
         named_config("DiT-XL-2")
-    with pytest.raises(ValueError, match="choose one of them"):
+    with pytest.raises(ValueError, match="Choose one of them"):
         named_config("resnet")

@@ -151,7 +151,7 @@ def test_target_gives_back_latents_and_noise(prediction, schedule):
 
 @pytest.mark.parametrize("steps", [1000, 50])
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "scaled_linear"])
-def test_noising_step_by_step_is_noising_in_one_jump_in_distribution(schedule, steps):
+def test_noising_step_by_step_equals_one_jump_in_distribution(schedule, steps):
     """Both are linear in latents and independent noises: equal mean and variance make equal distributions.
 
     Row 0 carries the latents through all steps without noise; row k carries the noise of step k - 1 alone.
@@ -161,20 +161,11 @@ def test_noising_step_by_step_is_noising_in_one_jump_in_distribution(schedule, s
     x[0] = 1
     for step in range(steps):
         noise = impulses[step + 1].view(-1, 1, 1, 1)
-        x = process.add_noise_step(x, noise, torch.full((steps + 1,), step))
+        beta = process.betas[step]
+        x = (1 - beta).sqrt() * x + beta.sqrt() * noise  # Ho et al. 2020, eq. 2
         mean, variance = float(x[0]), float(x[1:].double().square().sum())
         assert mean == pytest.approx(float(process.sqrt_alphas_cumprod[step]), rel=1e-4)
         assert variance == pytest.approx(float(1 - process.alphas_cumprod[step]), rel=1e-4)
-
-
-def test_noise_drawn_step_by_step_has_the_moments_of_one_jump():
-    process = GaussianDiffusion().spaced(20)
-    x = torch.full((1, 4, 100, 100), 2.0)
-    for step in range(10):
-        x = process.add_noise_step(x, torch.randn_like(x), torch.tensor([step]))
-    jump = process.add_noise(torch.full_like(x, 2.0), torch.randn_like(x), torch.tensor([9]))
-    assert float(x.mean()) == pytest.approx(float(jump.mean()), abs=0.02)
-    assert float(x.std()) == pytest.approx(float(jump.std()), abs=0.02)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "scaled_linear"])
@@ -272,29 +263,32 @@ def test_uniform_numbers_become_timesteps(steps, uniform):
 @pytest.mark.parametrize(
     ("call", "found", "expected", "advice"),
     [
-        (lambda p, x: GaussianDiffusion(schedule="sqrt"), "'sqrt'", "one of linear, cosine", "choose one"),
-        (lambda p, x: GaussianDiffusion(prediction="noise"), "'noise'", "eps, x0, v", "choose one"),
-        (lambda p, x: GaussianDiffusion(variance="none"), "'none'", "learned_range", "choose one"),
-        (lambda p, x: GaussianDiffusion(weighting="snr"), "'snr'", "none, min_snr", "choose one"),
-        (lambda p, x: GaussianDiffusion(min_snr_gamma=0), "is 0", "above 0", "use 5"),
-        (lambda p, x: GaussianDiffusion(10), "is 10", "all signal in one step", "use more timesteps"),
-        (lambda p, x: p.spaced(0), "0 sampling steps", "1000 timesteps", "choose 1 to 1000"),
-        (lambda p, x: p.spaced(1001), "1001 sampling steps", "1000 timesteps", "choose 1 to 1000"),
-        (lambda p, x: p.spaced(600, constant_stride=True), "600 steps", "gives 500", "choose 500"),
-        (lambda p, x: p.add_noise(x, x[:1], torch.tensor([1, 2])), "(1, 4, 8, 8)", "shape", "give one"),
-        (lambda p, x: p.add_noise(x, x, torch.tensor([1])), "(1,)", "shape", "give one timestep"),
+        (lambda p, x: GaussianDiffusion(schedule="sqrt"), "'sqrt'", "one of linear, cosine", "Choose one"),
+        (lambda p, x: GaussianDiffusion(prediction="noise"), "'noise'", "eps, x0, v", "Choose one"),
+        (lambda p, x: GaussianDiffusion(variance="none"), "'none'", "learned_range", "Choose one"),
+        (lambda p, x: GaussianDiffusion(weighting="snr"), "'snr'", "none, min_snr", "Choose one"),
+        (lambda p, x: GaussianDiffusion(min_snr_gamma=0), "is 0", "above 0", "Use 5"),
+        (lambda p, x: GaussianDiffusion(10), "is 10", "all signal in one step", "Use more timesteps"),
+        (lambda p, x: p.spaced(0), "0 sampling steps", "expected 1 to 1000", "Change the number"),
+        (lambda p, x: p.spaced(1001), "1001 sampling steps", "expected 1 to 1000", "Change the number"),
+        (lambda p, x: p.spaced(600, constant_stride=True), "600 steps", "gives 500", "Choose 500"),
+        (lambda p, x: p.add_noise(x, x[:1], torch.tensor([1, 2])), "(1, 4, 8, 8)", "shape", "Give one"),
+        (lambda p, x: p.add_noise(x, x, torch.tensor([1])), "(1,)", "shape", "Give one timestep"),
         (lambda p, x: p.add_noise(x, x, torch.tensor([0, 1000])), "1000", "[0, 1000)", "sample_timesteps"),
         (lambda p, x: p.add_noise(x, x, torch.tensor([0.1, 0.2])), "float32", "integers", "sample_timesteps"),
-        (lambda p, x: p.add_noise_step(x, x[:1], torch.tensor([1, 2])), "(1, 4, 8, 8)", "shape", "give one"),
-        (lambda p, x: p.add_noise_step(x, x, torch.tensor([0, 1000])), "1000", "[0, 1000)", "sample_timesteps"),
         (lambda p, x: p.posterior(x, x, torch.tensor([-1, 5])), "-1", "[0, 1000)", "sample_timesteps"),
         (lambda p, x: p.predict(None, x, torch.tensor([-1, 5]), None), "-1", "[0, 1000)", "sample_timesteps"),
-        (lambda p, x: p.view("score", x, x, torch.tensor([5, 1000])), "1000", "[0, 1000)", "sample_timesteps"),
+        (
+            lambda p, x: p.convert_prediction(x, x, torch.tensor([5, 1000]), target="score"),
+            "1000",
+            "[0, 1000)",
+            "sample_timesteps",
+        ),
         (
             lambda p, x: p.training_losses(lambda *_: x, x, torch.tensor([1, 2]), None, x),
             "returns 4 channels",
-            "needs 8",
-            "use learn_sigma",
+            "expected 8",
+            "Use learn_sigma",
         ),
     ],
 )

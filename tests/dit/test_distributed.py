@@ -8,7 +8,7 @@ import torch.multiprocessing
 from dit.checkpoint import load_checkpoint, restore, save_checkpoint
 from dit.config import DiTConfig
 from dit.diffusion import GaussianDiffusion
-from dit.distributed import copy_network, shard_network
+from dit.distributed import replicate_network, shard_network
 from dit.model import DiT
 from dit.schedule import TrainingConfig
 from dit.snapshot import take_snapshot
@@ -78,7 +78,7 @@ def run_worker(rank, num_workers, folder):
     torch.set_num_threads(1)
     meeting = f"file://{folder / 'meeting'}"
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_workers)
-    wraps = {"ddp": lambda network: copy_network(network, torch.device("cpu")), "fsdp": shard_network}
+    wraps = {"ddp": lambda network: replicate_network(network, torch.device("cpu")), "fsdp": shard_network}
     for name, options in WAYS.items():
         paths = {key: folder / options[key] for key in ("saved", "first") if key in options}
         state = learn(wraps[name.split()[0]], rank, num_workers, **(options | paths))

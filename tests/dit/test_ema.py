@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dit.ema import EMA, PowerEMA, gamma_of, power_decay, sigma_rel_of
+from dit.ema import EMA, PowerEMA, gamma_from_sigma_rel, power_decay
 from dit.schedule import LARGEST_SIGMA_REL
 
 
@@ -49,7 +49,7 @@ def test_warmup_follows_the_closed_form():
 def test_power_average_is_the_integral_of_the_weights_over_their_profile(sigma_rel):
     """Of weights that stay as they are between steps: theta_n for n - 1 < tau <= n, weighed by tau^gamma."""
     model, values = Scalar(), torch.randn(60, dtype=torch.float64)
-    ema, gamma = PowerEMA(model, sigma_rel), gamma_of(sigma_rel)
+    ema, gamma = PowerEMA(model, sigma_rel), gamma_from_sigma_rel(sigma_rel)
     for step, value in enumerate(values.tolist()):
         model.set(value)
         ema.update(model, step)
@@ -70,7 +70,9 @@ def test_power_average_forgets_the_start_and_begins_with_the_first_step():
 def test_the_profile_has_the_relative_width_it_is_named_by(sigma_rel):
     """Of the decays themselves, over many steps: the standard deviation of the steps that they average."""
     steps = 4000
-    keeps = torch.tensor([power_decay(t, gamma_of(sigma_rel)) for t in range(1, steps + 1)], dtype=torch.float64)
+    keeps = torch.tensor(
+        [power_decay(t, gamma_from_sigma_rel(sigma_rel)) for t in range(1, steps + 1)], dtype=torch.float64
+    )
     later = torch.cat([keeps.flip(0).cumprod(0).flip(0)[1:], torch.ones(1, dtype=torch.float64)])
     weights = (1 - keeps) * later
     time = torch.arange(1, steps + 1, dtype=torch.float64) / steps
@@ -81,19 +83,24 @@ def test_the_profile_has_the_relative_width_it_is_named_by(sigma_rel):
 
 @pytest.mark.parametrize(("sigma_rel", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
 def test_exponents_are_the_papers(sigma_rel, gamma):
-    assert gamma_of(sigma_rel) == pytest.approx(gamma, abs=0.005)
+    assert gamma_from_sigma_rel(sigma_rel) == pytest.approx(gamma, abs=0.005)
+
+
+def standard_deviation(gamma):
+    """That of the density proportional to tau^gamma on [0, 1]. Source: Karras et al. 2024, section 3.1."""
+    return ((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(1e-3, LARGEST_SIGMA_REL))
-def test_widths_and_exponents_are_inverse(sigma_rel):
-    assert sigma_rel_of(gamma_of(sigma_rel)) == pytest.approx(sigma_rel, rel=1e-9)
+def test_profile_has_the_requested_standard_deviation(sigma_rel):
+    assert standard_deviation(gamma_from_sigma_rel(sigma_rel)) == pytest.approx(sigma_rel, rel=1e-9)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0.02, 300))
-def test_exponents_and_widths_are_inverse(gamma):
-    assert gamma_of(sigma_rel_of(gamma)) == pytest.approx(gamma, rel=1e-6)
+def test_exponent_is_recovered_from_the_standard_deviation(gamma):
+    assert gamma_from_sigma_rel(standard_deviation(gamma)) == pytest.approx(gamma, rel=1e-6)
 
 
 def test_frozen_parameters_stay_bit_equal_and_buffers_are_copied():
@@ -156,13 +163,13 @@ def test_model_takes_the_average(small_model):
 
 
 def test_errors_tell_found_expected_and_what_to_do(small_model):
-    with pytest.raises(ValueError, match=r"decay is 1.5, but it must be in \[0, 1\): use 0.9999"):
+    with pytest.raises(ValueError, match=r"ema_decay is 1.5, expected a number in \[0, 1\). Use 0.9999"):
         EMA(Scalar(), decay=1.5)
     for sigma_rel in (0.0, -0.05, 0.3):
-        with pytest.raises(ValueError, match=f"sigma_rel is {sigma_rel}, but .* at most 0.288.*: use 0.05 and 0.10"):
+        with pytest.raises(ValueError, match=rf"sigma_rel is {sigma_rel}, expected .* at most 0.288.*\. Use 0.05"):
             PowerEMA(Scalar(), sigma_rel)
     ema = EMA(small_model())
-    with pytest.raises(ValueError, match="blocks.2.*must be equal: load a checkpoint of the same model"):
+    with pytest.raises(ValueError, match="blocks.2.*expected equal names and shapes. Load a checkpoint"):
         ema.load_state_dict(EMA(small_model(depth=3)).state_dict())
-    with pytest.raises(ValueError, match="x_embedder.*must be equal"):
+    with pytest.raises(ValueError, match="x_embedder.*expected equal names and shapes"):
         ema.load_state_dict(EMA(small_model(in_channels=3, learn_sigma=False)).state_dict())

@@ -67,9 +67,9 @@ def test_logit_normal_times_have_normal_logits():
 @pytest.mark.parametrize(
     ("call", "found", "expected", "advice"),
     [
-        (lambda f, x: FlowMatching("cosine"), "'cosine'", "uniform or logit_normal", "choose one"),
-        (lambda f, x: f.add_noise(x, x[:1], torch.zeros(2)), "(1, 4, 8, 8)", "shape", "give one time"),
-        (lambda f, x: f.add_noise(x, x, torch.zeros(3)), "(3,)", "shape", "give one time per image"),
+        (lambda f, x: FlowMatching("cosine"), "'cosine'", "uniform or logit_normal", "Choose one"),
+        (lambda f, x: f.add_noise(x, x[:1], torch.zeros(2)), "(1, 4, 8, 8)", "shape", "Give one time"),
+        (lambda f, x: f.add_noise(x, x, torch.zeros(3)), "(3,)", "shape", "Give one time per image"),
         (lambda f, x: f.add_noise(x, x, torch.tensor([0.0, 999.0])), "999.0", "[0, 1]", "sample_timesteps"),
     ],
 )

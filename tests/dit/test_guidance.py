@@ -44,8 +44,8 @@ def test_guidance_keeps_to_its_interval(small_model):
 @pytest.mark.parametrize(
     ("options", "found", "expected", "advice"),
     [
-        ({"channels": 0}, "channels is 0", "1 or more", "leave it out"),
-        ({"interval": (5, 1)}, "interval is (5, 1)", "(low, high)", "swap"),
+        ({"channels": 0}, "cfg_channels is 0", "1 or more", "Leave it out"),
+        ({"interval": (5, 1)}, "cfg_interval is (5, 1)", "(low, high)", "Swap"),
     ],
 )
 def test_errors_tell_found_expected_and_what_to_do(options, found, expected, advice, small_model):
@@ -56,7 +56,7 @@ def test_errors_tell_found_expected_and_what_to_do(options, found, expected, adv
 
 def test_model_without_null_class_cannot_be_guided(small_model):
     for fields in ({"class_dropout_prob": 0.0}, {"num_classes": 0}):
-        with pytest.raises(ValueError, match="cfg_scale is 2.0, .* no null class .*: use cfg_scale 1.0"):
+        with pytest.raises(ValueError, match="cfg_scale is 2.0 .* no null class, .*Use cfg_scale 1.0"):
             guided(small_model(**fields), 2.0)
 
 

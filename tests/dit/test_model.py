@@ -233,13 +233,13 @@ def test_unconditional_model_takes_no_labels(architecture, small_model):
 @pytest.mark.parametrize(
     ("change", "found", "expected", "advice"),
     [
-        ({"x": torch.zeros(2, 4, 16, 16)}, "(2, 4, 16, 16)", "expects (N, 4, 8, 8)", "input_size"),
-        ({"x": torch.zeros(2, 3, 8, 8)}, "(2, 3, 8, 8)", "expects (N, 4, 8, 8)", "in_channels"),
-        ({"t": torch.tensor(3)}, "shape ()", "need (2,)", "one timestep per image"),
-        ({"y": None}, "missing", "need (2,)", "null_class"),
-        ({"y": torch.zeros(3, dtype=torch.long)}, "(3,)", "need (2,)", "one class per image"),
-        ({"y": torch.tensor([0, 11])}, "0 to 11", "knows 0 to 10", "check num_classes"),
-        ({"y": torch.tensor([-1, 1])}, "-1 to 1", "knows 0 to 10", "check num_classes"),
+        ({"x": torch.zeros(2, 4, 16, 16)}, "(2, 4, 16, 16)", "expected (N, 4, 8, 8)", "input_size"),
+        ({"x": torch.zeros(2, 3, 8, 8)}, "(2, 3, 8, 8)", "expected (N, 4, 8, 8)", "in_channels"),
+        ({"t": torch.tensor(3)}, "shape ()", "expected (2,)", "one timestep per image"),
+        ({"y": None}, "missing", "expected (2,)", "null_class"),
+        ({"y": torch.zeros(3, dtype=torch.long)}, "(3,)", "expected (2,)", "one class per image"),
+        ({"y": torch.tensor([0, 11])}, "0 to 11", "expected 0 to 10", "Check num_classes"),
+        ({"y": torch.tensor([-1, 1])}, "-1 to 1", "expected 0 to 10", "Check num_classes"),
     ],
 )
 def test_errors_tell_found_expected_and_what_to_do(change, found, expected, advice, architecture, small_model):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from dit.config import Prediction
 from dit.diffusion import GaussianDiffusion
-from dit.parameterizations import View, convert, loss_weight, view, x0_and_eps
+from dit.parameterizations import Parameterization, convert_prediction, from_x0_and_eps, loss_weight, x0_and_eps
 
-VIEWS = ("eps", "x0", "v", "score")
+PARAMETERIZATIONS = ("eps", "x0", "v", "score")
 ANGLES = st.floats(0.05, math.pi / 2 - 0.05)  # at the ends one of the two is hidden below the precision
 
 
@@ -27,9 +27,9 @@ def numbers(angle):
 @given(ANGLES)
 def test_every_view_converts_to_every_other_and_back(angle):
     prediction, x_t, alpha, sigma = numbers(angle)
-    for source, target in itertools.product(VIEWS, VIEWS):
-        there = convert(prediction, x_t, alpha, sigma, source=source, target=target)
-        back = convert(there, x_t, alpha, sigma, source=target, target=source)
+    for source, target in itertools.product(PARAMETERIZATIONS, PARAMETERIZATIONS):
+        there = convert_prediction(prediction, x_t, alpha, sigma, source=source, target=target)
+        back = convert_prediction(there, x_t, alpha, sigma, source=target, target=source)
         torch.testing.assert_close(back, prediction, atol=1e-9, rtol=1e-9)
         if source == target:
             torch.testing.assert_close(there, prediction, atol=1e-12, rtol=1e-12)
@@ -39,10 +39,10 @@ def test_every_view_converts_to_every_other_and_back(angle):
 @given(ANGLES)
 def test_a_way_through_a_third_view_is_the_direct_one(angle):
     prediction, x_t, alpha, sigma = numbers(angle)
-    for source, between, target in itertools.permutations(VIEWS, 3):
-        halfway = convert(prediction, x_t, alpha, sigma, source=source, target=between)
-        around = convert(halfway, x_t, alpha, sigma, source=between, target=target)
-        direct = convert(prediction, x_t, alpha, sigma, source=source, target=target)
+    for source, between, target in itertools.permutations(PARAMETERIZATIONS, 3):
+        halfway = convert_prediction(prediction, x_t, alpha, sigma, source=source, target=between)
+        around = convert_prediction(halfway, x_t, alpha, sigma, source=between, target=target)
+        direct = convert_prediction(prediction, x_t, alpha, sigma, source=source, target=target)
         torch.testing.assert_close(around, direct, atol=1e-8, rtol=1e-8)
 
 
@@ -50,7 +50,7 @@ def test_a_way_through_a_third_view_is_the_direct_one(angle):
 @given(ANGLES)
 def test_clean_latents_and_noise_of_every_view_add_up_to_the_sample(angle):
     prediction, x_t, alpha, sigma = numbers(angle)
-    for kind in VIEWS:
+    for kind in PARAMETERIZATIONS:
         x0, eps = x0_and_eps(kind, prediction, x_t, alpha, sigma)
         torch.testing.assert_close(alpha * x0 + sigma * eps, x_t, atol=1e-10, rtol=1e-10)
 
@@ -59,7 +59,7 @@ def test_v_is_the_velocity_of_the_rotation_from_latents_to_noise():
     x0, eps = torch.randn(2, 100, dtype=torch.float64)
     angle = torch.tensor(0.4, dtype=torch.float64)
     _, velocity = torch.autograd.functional.jvp(lambda a: a.cos() * x0 + a.sin() * eps, angle, torch.ones_like(angle))
-    torch.testing.assert_close(view("v", x0, eps, math.cos(0.4), math.sin(0.4)), velocity)
+    torch.testing.assert_close(from_x0_and_eps("v", x0, eps, math.cos(0.4), math.sin(0.4)), velocity)
 
 
 @pytest.mark.parametrize("prediction", get_args(Prediction))
@@ -72,7 +72,7 @@ def test_the_score_is_the_gradient_of_the_log_density(prediction):
     abar = process.alphas_cumprod[t].float().view(-1, 1, 1, 1)
     density = torch.distributions.Normal(abar.sqrt() * latents, (1 - abar).sqrt())
     (gradient,) = torch.autograd.grad(density.log_prob(x_t).sum(), x_t)
-    score = process.view("score", process.target(latents, noise, t), x_t.detach(), t)
+    score = process.convert_prediction(process.target(latents, noise, t), x_t.detach(), t, target="score")
     torch.testing.assert_close(score, gradient, atol=1e-2, rtol=1e-3)
 
 
@@ -85,11 +85,11 @@ def test_the_best_noise_prediction_for_gaussian_data_is_the_score_of_its_noised_
     eps = sigma * (x_t - alpha * mean) / variance
     density = torch.distributions.Normal(alpha * mean, math.sqrt(variance))
     (gradient,) = torch.autograd.grad(density.log_prob(x_t).sum(), x_t)
-    torch.testing.assert_close(convert(eps, x_t, alpha, sigma, source="eps", target="score"), gradient)
+    torch.testing.assert_close(convert_prediction(eps, x_t, alpha, sigma, source="eps", target="score"), gradient)
 
 
 def test_views_are_the_predictions_and_the_score():
-    assert get_args(View) == (*get_args(Prediction), "score")
+    assert get_args(Parameterization) == (*get_args(Prediction), "score")
 
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
@@ -109,7 +109,7 @@ def test_min_snr_weighs_the_error_in_the_clean_latents_alike_whatever_is_predict
         process = GaussianDiffusion(prediction=prediction, variance="fixed_small", weighting="min_snr")
         x_t = process.add_noise(latents, noise, t)
         alpha, sigma = (table[t].float().view(-1, 1, 1, 1) for table in tables(process))
-        answer = convert(wrong, x_t, alpha, sigma, source="x0", target=prediction)
+        answer = convert_prediction(wrong, x_t, alpha, sigma, source="x0", target=prediction)
         losses.append(process.training_losses(lambda *_, answer=answer: answer, latents, t, None, noise)["loss"])
     snr = process.alphas_cumprod[t] / (1 - process.alphas_cumprod[t])
     expected = snr.clamp(max=5).float() * (wrong - latents).square().flatten(1).mean(1)

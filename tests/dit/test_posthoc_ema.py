@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dit.checkpoint import save_checkpoint, step_name
-from dit.ema import PowerEMA, gamma_of
+from dit.ema import PowerEMA, gamma_from_sigma_rel
 from dit.posthoc_ema import Profile, profile_product, reconstruct_ema, reconstruction_weights
 from dit.schedule import TrainingConfig
 from dit.train import create_state
@@ -112,7 +112,7 @@ def test_a_model_takes_the_reconstructed_average(run):
 def test_weights_add_up_to_one_and_leave_no_nearer_sum_beside_them(stored, sigma_rel, share):
     """The error of the sum is orthogonal to every change of the weights that keeps their sum."""
     newest = max(profile.step for profile in stored)
-    target = Profile(share * newest, gamma_of(sigma_rel))
+    target = Profile(share * newest, gamma_from_sigma_rel(sigma_rel))
     weights = reconstruction_weights(stored, target)
     assert float(weights.sum()) == pytest.approx(1, abs=1e-6)
     slopes = [
@@ -134,13 +134,13 @@ def test_a_snapshot_that_is_given_twice_changes_nothing():
 
 def test_errors_tell_found_expected_and_what_to_do(run, tmp_path):
     checkpoints, _ = run
-    with pytest.raises(ValueError, match="at step 401 was asked for, but .* up to step 400 only: choose an earlier"):
+    with pytest.raises(ValueError, match="at step 401 was requested .* up to step 400, .*\. Choose an earlier"):
         reconstruct_ema(checkpoints, 0.07, step=STEPS + 1)
-    with pytest.raises(ValueError, match=r"sigma_rel is 0.5, but it must be"):
+    with pytest.raises(ValueError, match=r"sigma_rel is 0.5, expected"):
         reconstruct_ema(checkpoints, 0.5)
     state = create_state(Weights(), TrainingConfig(steps=1))
     plain = save_checkpoint(state, tmp_path / step_name(0), {}, {})
-    with pytest.raises(ValueError, match=r"no power-function averages in .*step_0000000; expected .*ema_sigma_rels"):
+    with pytest.raises(ValueError, match=r"no power-function averages in .*step_0000000, expected .*ema_sigma_rels"):
         reconstruct_ema([plain], 0.07)
     with pytest.raises(ValueError, match="in no checkpoints"):
         reconstruct_ema([], 0.07)

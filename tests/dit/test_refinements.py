@@ -147,7 +147,12 @@ def test_refinements_change_the_parameters_by_their_formulas():
         ({"norm": "rmsnorm"}, "norm is 'rmsnorm'", "one of layer, rms", "did you mean 'rms'?"),
         ({"mlp": "geglu"}, "mlp is 'geglu'", "one of gelu, swiglu", "did you mean"),
         ({"position": "rotary"}, "position is 'rotary'", "one of sincos, rope", "did you mean 'rope'?"),
-        ({"position": "rope", "num_heads": 192}, "heads are 6 wide", "multiple of 4 wide", "change num_heads"),
+        (
+            {"position": "rope", "num_heads": 192},
+            "heads of width 6",
+            "a head width that is a multiple of 4",
+            "Change num_heads",
+        ),
     ],
 )
 def test_errors_tell_found_expected_and_what_to_do(fields, found, expected, advice):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dit.schedule import TrainingConfig, learning_rate
-from dit.train import Window, create_state, train, train_step
+from dit.train import MetricsWindow, create_state, train, train_step
 
 NOTHING = {"report": lambda step, metrics: None, "save": lambda state: None}
 
@@ -148,7 +148,10 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(bad):
     batches = make_batches(5)
     batches[2][1][0, 0] = bad
     state = create_state(linear_model(), config())
-    with pytest.raises(FloatingPointError, match=r"step 3: loss (nan|inf), gradient norm .*those of step 2\. Lower"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"step 3: loss (nan|inf), gradient norm .*those of step 2, expected finite .*Lower",
+    ):
         train(state, batches, squared_error, config(), **NOTHING)
     same = train(create_state(linear_model(), config()), batches[:2], squared_error, config(), **NOTHING)
     assert state.step == 2
@@ -197,7 +200,7 @@ def test_the_forward_pass_goes_through_the_wrapper_and_the_averages_carry_the_ne
 
 
 def test_reported_metrics_are_the_means_since_the_last_report():
-    window = Window(images_per_step=4)
+    window = MetricsWindow(images_per_step=4)
     for value in (1.0, 2.0, 6.0):
         window.add({"loss": torch.tensor(value), "lr": 0.5})
     means = window.means()
@@ -208,10 +211,10 @@ def test_reported_metrics_are_the_means_since_the_last_report():
 
 
 def test_what_a_checkpoint_holds_up_counts_from_the_report_after_it():
-    window = Window(images_per_step=4)
+    window = MetricsWindow(images_per_step=4)
     window.add({"loss": 1.0})
     assert window.means()["checkpoint_wait"] == 0.0
-    with window.saving():
+    with window.time_saving():
         time.sleep(0.02)
     window.add({"loss": 1.0})
     assert 0.0 < window.means()["checkpoint_wait"] <= 1.0

@@ -115,17 +115,17 @@ def test_a_learned_variance_is_refused_and_a_fixed_one_taken(small_model):
     batch = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 9]), torch.randn(2, 4, 8, 8)
     losses = GaussianDiffusion(schedule="scaled_linear", variance="fixed_small").training_losses(model, *batch)
     assert losses["loss"].isfinite().all()
-    with pytest.raises(ValueError, match='use learn_sigma with "learned_range"'):
+    with pytest.raises(ValueError, match='Use learn_sigma with "learned_range"'):
         GaussianDiffusion(variance="learned_range").training_losses(model, *batch)
 
 
 @pytest.mark.parametrize(
     ("fields", "found", "expected", "advice"),
     [
-        ({"depth": 13}, "depth is 13", "must be even", "leave the middle block out"),
-        ({"num_heads": 7}, "hidden_size is 1152", "multiple of num_heads 7", "change hidden_size"),
-        ({"hidden_size": 15, "num_heads": 3}, "hidden_size is 15", "and of 2", "change hidden_size"),
-        ({"patch_size": 3}, "32x32", "patch_size 3 must divide", "choose another patch_size"),
+        ({"depth": 13}, "depth is 13", "expected an even number", "Do not count the middle block"),
+        ({"num_heads": 7}, "hidden_size is 1152", "multiple of num_heads = 7", "Change hidden_size"),
+        ({"hidden_size": 15, "num_heads": 3}, "hidden_size is 15", "and of 2", "Change hidden_size"),
+        ({"patch_size": 3}, "32x32", "multiples of patch_size = 3", "Choose another patch_size"),
         ({"architecture": "dit"}, "architecture is 'dit'", "one of uvit", "did you mean 'uvit'?"),
     ],
 )

@@ -226,7 +226,7 @@ def test_an_autoencoder_that_cannot_take_up_its_scale_is_refused(tmp_path):
     scale = LatentScale((1.0,) * 4, (2.0,) * 4)
     save_autoencoder(module, tmp_path / "vae", scale)
     with pytest.raises(
-        ValueError, match="knows no scale per channel, .* found use_quant_conv or use_post_quant_conv off"
+        ValueError, match="the latents have a scale per channel, .* found use_quant_conv or use_post_quant_conv off"
     ):
         write_autoencoder(tmp_path / "vae", tmp_path / "out", scale)
 
@@ -234,17 +234,17 @@ def test_an_autoencoder_that_cannot_take_up_its_scale_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("config", "objective", "message"),
     [
-        (DiTConfig(), {"kind": "flow"}, "objective kind = 'flow': expected 'diffusion'"),
-        (DiTConfig(), {"num_timesteps": 100}, "num_timesteps = 100: expected 1000"),
-        (DiTConfig(conditioning="adaln"), {}, "conditioning = 'adaln': expected 'adaln_zero'"),
-        (DiTConfig(qk_norm=True), {}, "qk_norm = True: expected False"),
-        (DiTConfig(norm="rms"), {}, "norm = 'rms': expected 'layer'"),
-        (DiTConfig(mlp="swiglu"), {}, "mlp = 'swiglu': expected 'gelu'"),
-        (DiTConfig(position="rope", hidden_size=1024), {}, "position = 'rope': expected 'sincos'"),
-        (DiTConfig(mlp_ratio=2.0), {}, "MLP width = 2304: expected 4608"),
-        (DiTConfig(input_size=(16, 32)), {}, "width of the latents = 32: expected 16"),
+        (DiTConfig(), {"kind": "flow"}, "objective kind = 'flow', expected 'diffusion'"),
+        (DiTConfig(), {"num_timesteps": 100}, "num_timesteps = 100, expected 1000"),
+        (DiTConfig(conditioning="adaln"), {}, "conditioning = 'adaln', expected 'adaln_zero'"),
+        (DiTConfig(qk_norm=True), {}, "qk_norm = True, expected False"),
+        (DiTConfig(norm="rms"), {}, "norm = 'rms', expected 'layer'"),
+        (DiTConfig(mlp="swiglu"), {}, "mlp = 'swiglu', expected 'gelu'"),
+        (DiTConfig(position="rope", hidden_size=1024), {}, "position = 'rope', expected 'sincos'"),
+        (DiTConfig(mlp_ratio=2.0), {}, "MLP width = 2304, expected 4608"),
+        (DiTConfig(input_size=(16, 32)), {}, "width of the latents = 32, expected 16"),
         (DiTConfig(num_classes=1001), {}, "found 1001 classes, expected at most 1000"),
-        (UViTConfig(), {}, "runs no U-ViT"),
+        (UViTConfig(), {}, "DiTPipeline cannot run"),
     ],
 )
 def test_what_a_pipeline_cannot_express_is_refused(config, objective, message):
@@ -259,13 +259,21 @@ def change(file, **changes):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "no DiT pipeline: found StableDiffusionPip"),
+        (
+            "model_index.json",
+            {"_class_name": "StableDiffusionPipeline"},
+            "not a DiT pipeline: found StableDiffusion",
+        ),
         ("model_index.json", {"transformer": ["my_code", "MyDiT"]}, "with transformer my_code.MyDiT, expected DiTPip"),
         ("transformer/config.json", {"activation_fn": "geglu"}, "found activation_fn = 'geglu', expected 'gelu-app"),
         ("transformer/config.json", {"num_layers": 3}, "of another model; 19 entries differ"),
-        ("scheduler/scheduler_config.json", {"beta_end": 0.03}, "noise is none of ours: found .*0.03"),
-        ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "noise is none of ours: found .*trained_betas"),
-        ("model_index.json", {"id2label": {"0": "cat"}}, "found different rows after them, expected one for the null"),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.03}, "schedule is not supported: found .*0.03"),
+        (
+            "scheduler/scheduler_config.json",
+            {"trained_betas": [0.1]},
+            "schedule is not supported: found .*trained_betas",
+        ),
+        ("model_index.json", {"id2label": {"0": "cat"}}, "with different rows after theirs, expected one for the null"),
     ],
 )
 def test_a_pipeline_that_is_another_is_refused(stock, tmp_path, file, changes, message):
@@ -282,7 +290,7 @@ def test_a_pipeline_whose_blocks_have_embedders_of_their_own_is_refused(stock, t
         model.transformer_blocks[1].norm1.emb.timestep_embedder.linear_1.bias.add_(1e-3)
     model.save_pretrained(folder / "transformer")
     with pytest.raises(
-        ValueError, match=r"blocks.1.*linear_1.bias differs from .*blocks.0.*: expected equal embedders"
+        ValueError, match=r"blocks.1.*linear_1.bias differs from .*blocks.0.*, expected equal embedders"
     ):
         import_diffusers(folder, tmp_path / "ours")
 

@@ -64,16 +64,16 @@ def test_out_and_in_again_gives_the_same_weights(raydit, imported, tmp_path, pla
     [
         (["import", "GIVEN/official.pt", "other"], "num_heads cannot be read from weights that look like a DiT of no"),
         (["import", "GIVEN/official.pt", "other", "--model", "DiT-XL/3"], "did you mean 'DiT-XL/"),
-        (["import", "GIVEN/official.pt", "ours", *HEADS], "ours exists already: expected a new path"),
+        (["import", "GIVEN/official.pt", "ours", *HEADS], "ours exists already, expected a new path"),
         (
             ["import", "GIVEN/official.pt", "other", "--set", "train.steps=4"],
             "--set train.steps=4: expected a field of",
         ),
         (
             ["import", "GIVEN/official.pt", "other", *HEADS, "--set", "model.heads=4"],
-            "heads is no field of a dit model",
+            "heads is not a field of a dit model",
         ),
-        (["import", "GIVEN/vae", "other"], "vae is no diffusers pipeline: found no model_index.json"),
+        (["import", "GIVEN/vae", "other"], "vae is not a diffusers pipeline: found no model_index.json"),
         (["import", "GIVEN/vae", "other", "--model", "DiT-XL/2"], "--model: found with a pipeline folder"),
         (["export", "ours", "GIVEN/vae", "--format", "diffusers"], "vae exists already"),
         (["export", "ours", "other", "--format", "official", "--weights", "best"], "best"),

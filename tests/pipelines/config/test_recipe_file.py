@@ -219,7 +219,12 @@ def test_a_missing_key_of_a_section_names_the_sections_line(refusal):
         ("steps = 40", "steps = 40\nglobal_batch_size = 5\nnum_workers = 2", ":8: autoencoder.train.g", "found 5"),
         ("steps = 40", "steps = 40\nwidth = 12", ":8: autoencoder.train.width", "multiple of 8"),
         ('sampler = "euler"', 'weights = "ema_0.2"\nsampler = "euler"', ":20: evaluate.weights", "one of ema, raw; "),
-        ("global_batch_size = 8", "ema_sigma_rels = [0.1, 0.1]", ":18: train.ema_sigma_rels", "twice; remove"),
+        (
+            "global_batch_size = 8",
+            "ema_sigma_rels = [0.1, 0.1]",
+            ":18: train.ema_sigma_rels",
+            "twice, expected diff",
+        ),
         ("global_batch_size = 8", "warmup_steps = 101", ":18: train.warmup_steps", "longer than the training"),
         ("size = 32\n[auto", "size = 30\n[auto", ":5: images.size", "multiple of autoencoder.train.downsample = 4"),
     ],

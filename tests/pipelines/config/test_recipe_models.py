@@ -67,8 +67,8 @@ def test_options_left_out_make_no_other_artifact_of_an_earlier_training():
         ({"name": "U-ViT-S/2", "conditioning": "adaln"}, "model.conditioning", "remove conditioning, or choose a DiT"),
         ({"name": "U-ViT-S/2", "architecture": "dit"}, "model", "and architecture; a named size fixes it"),
         ({"name": "U-ViT-S2"}, "model", "did you mean 'U-ViT-S/2'?"),
-        ({**SIZES, "architecture": "uvit", "depth": 3}, "model.depth", "is 3, but it must be even"),
-        ({**SIZES, "num_heads": 16, "position": "rope"}, "model.position", "heads are 2 wide"),
+        ({**SIZES, "architecture": "uvit", "depth": 3}, "model.depth", "is 3, expected an even number"),
+        ({**SIZES, "num_heads": 16, "position": "rope"}, "model.position", "heads of width 2"),
         ({**SIZES, "norm": "rmsnorm"}, "model.norm", "found 'rmsnorm', a str; expected: Input should be 'layer' or 'r"),
     ],
 )

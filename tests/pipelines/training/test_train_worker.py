@@ -9,13 +9,17 @@ import pytest
 import torch
 from tiny_training import ROWS, Training, assert_equal, training_recipe, write_latents
 
-from dit.checkpoint import newest_checkpoint
+from dit.checkpoint import load_checkpoint
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.latents.autoencoder import OURS
 from pipelines.training.messages import Report
 from pipelines.training.nonfinite import RollbackRequested
 from pipelines.training.order import EpochOrder
+
+
+def newest_checkpoint(recipe):
+    return load_checkpoint(max(Path(recipe.folder("checkpoints")).glob("step_*")))
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def test_losses_are_reported_alike_though_a_checkpoint_falls_between_reports(tra
 def test_checkpoints_come_at_their_steps_and_at_the_end(trained):
     run = trained()
     assert run.saved == [3, 6, 8]
-    cursor = newest_checkpoint(run.recipe.folder("checkpoints")).trainer_state
+    cursor = newest_checkpoint(run.recipe).trainer_state
     assert [report["step"] for report in cursor.pop("reports")] == [7, 8]  # since the checkpoint before
     assert cursor == {"step": 8, "batches": 8, "seed": 3, "images_seen": 64, "order": {"kind": "global"}}
 
@@ -91,7 +95,7 @@ def test_a_poisoned_image_is_left_out_and_named(tmp_path):
     assert "1 in a row" in notice and "Of its 8 images" in notice
     first = int(notice.split()[1].rstrip(":"))
     assert [run.losses[step] for step in range(1, first)] == [clean.losses[step] for step in range(1, first)]
-    state = newest_checkpoint(recipe.folder("checkpoints")).trainer_state
+    state = newest_checkpoint(recipe).trainer_state
     assert state["step"] == 8 and state["batches"] == 8 + 1 + len(others)
 
 
@@ -115,7 +119,7 @@ def test_several_in_a_row_lead_back_to_the_last_checkpoint_with_other_batches(tm
     assert run.notices[1] == "1 batches in a row were left out; back to step 3"
     fourth = [message.metrics["loss"] for message in run.messages if isinstance(message, Report) and message.step == 4]
     assert len(fourth) == len(set(fourth)) > 1
-    checkpoint = newest_checkpoint(run.recipe.folder("checkpoints"))
+    checkpoint = newest_checkpoint(run.recipe)
     assert checkpoint.step == 8 and checkpoint.trainer_state["batches"] >= 10  # those of steps 4 and 5 gave nothing
     assert all(torch.isfinite(tensor).all() for tensor in run.weights.values())
 
@@ -189,5 +193,5 @@ def test_latents_made_in_another_output_lead_to_the_autoencoder_of_this_recipe(t
     told["autoencoder"]["id"] = OURS
     manifest.write_text(json.dumps(told))
     Training(recipe).run()
-    checkpoint = open_checkpoint(newest_checkpoint(Path(recipe.output) / "checkpoints").path)
+    checkpoint = open_checkpoint(newest_checkpoint(recipe).path)
     assert checkpoint_autoencoder(checkpoint) == tmp_path / "autoencoder"

@@ -1,0 +1,143 @@
+"""The record that a checkpoint's config.json contains: what was trained, on which latents, with which recipe."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+from dit.autoencoder import LatentScale
+from dit.config import DiTConfig, ProcessKind, UViTConfig, config_from_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRecord:
+    """The autoencoder whose latents a model was trained on."""
+
+    id: str
+    """Hub id or folder; "autoencoder" for one that raydit trained next to the checkpoints."""
+    class_name: str
+    """Name of the diffusers class; recorded as "class"."""
+    sha256: str | None
+    """Digest of the weights file; None if the autoencoder was not on the machine that imported the checkpoint."""
+    latent_channels: int
+    """Channels of the latents."""
+    downsample: int
+    """Image pixels per latent pixel along each side."""
+    latents_mean: tuple[float, ...]
+    """Mean of the scale, per channel."""
+    latents_std: tuple[float, ...]
+    """Standard deviation of the scale, per channel."""
+
+    @property
+    def scale(self) -> LatentScale:
+        """Scale of the latents that the model was trained on."""
+        return LatentScale(self.latents_mean, self.latents_std)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "AutoencoderRecord":
+        """Read the record from its JSON form. Raises KeyError for a missing field."""
+        return cls(
+            id=content["id"],
+            class_name=content["class"],
+            sha256=content["sha256"],
+            latent_channels=content["latent_channels"],
+            downsample=content["downsample"],
+            latents_mean=tuple(content["latents_mean"]),
+            latents_std=tuple(content["latents_std"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """The file or folder that an imported checkpoint was made from."""
+
+    format: Literal["official", "diffusers"]
+    name: str
+    """Name of the file or folder, without its path."""
+    numerics: Literal["diffusers", "official"] | None = None
+    """Which of the two an imported pipeline computes the same as; None for an official file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecord:
+    """What a checkpoint says about itself in config.json."""
+
+    step: int
+    """Number of finished optimiser steps."""
+    seed: int
+    """Seed of the training."""
+    model: Mapping[str, Any]
+    """Fields of the model's configuration, as recorded."""
+    objective: Mapping[str, Any]
+    """Kind and settings of the process: the arguments of `dit.objective.create_process`."""
+    autoencoder: AutoencoderRecord
+    class_names: tuple[str, ...]
+    """Names of the classes in the order of their labels."""
+    preprocessing: Mapping[str, Any] | None = None
+    """How images were cropped and resized before encoding; None if unknown."""
+    latents_fingerprint: str | None = None
+    """Fingerprint of the latent data set that the model was trained on; None if unknown."""
+    recipe: Mapping[str, Any] | None = None
+    """The resolved recipe; None for an imported checkpoint."""
+    source: SourceRecord | None = None
+    """Origin of an imported checkpoint; None for one that raydit trained."""
+    raydit_version: str = ""
+    """Version of raydit that wrote the checkpoint."""
+
+    @property
+    def model_config(self) -> DiTConfig | UViTConfig:
+        """The model's configuration. Raises InvalidInput if a newer version of raydit recorded unknown fields."""
+        return config_from_dict(self.model)
+
+    @property
+    def process_kind(self) -> ProcessKind:
+        """Kind of process that the model was trained with."""
+        return self.objective["kind"]
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "CheckpointRecord":
+        """Read the record from the content of config.json. Raises KeyError for a missing field."""
+        source = content.get("source")
+        return cls(
+            step=content["step"],
+            seed=content["seed"],
+            model=content["model"],
+            objective=content["objective"],
+            autoencoder=AutoencoderRecord.from_dict(content["autoencoder"]),
+            class_names=tuple(content["class_names"]),
+            preprocessing=content.get("preprocessing"),
+            latents_fingerprint=content.get("latents_fingerprint"),
+            recipe=content.get("recipe"),
+            source=None if source is None else SourceRecord(**source),
+            raydit_version=content.get("raydit_version", ""),
+        )
+
+
+def describe_checkpoint(
+    *,
+    model: DiTConfig | UViTConfig,
+    objective: Mapping[str, Any],
+    autoencoder: Mapping[str, Any],
+    class_names: Sequence[str],
+    seed: int,
+    latents_fingerprint: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    **further: Any,
+) -> dict[str, Any]:
+    """Return the content of config.json, except for format, version and step; None means that a value is unknown.
+
+    autoencoder: id, and the fields that `dit.autoencoder.describe_autoencoder` returns. further: more fields.
+    """
+    return {
+        "model": asdict(model),
+        "objective": dict(objective),
+        "autoencoder": dict(autoencoder),
+        "preprocessing": preprocessing,
+        "class_names": list(class_names),
+        "seed": seed,
+        "latents_fingerprint": latents_fingerprint,
+        "raydit_version": version("raydit"),
+        "recipe": recipe,
+        **further,
+    }
