@@ -11,10 +11,9 @@ from dit.layers.attention import rotation_table
 from dit.layers.blocks import AdaLNBlock, AdaLNZeroBlock, CrossAttentionBlock, FinalLayer, InContextBlock
 from dit.layers.embeddings import LabelEmbedder, PatchEmbed, TimestepEmbedder, position_embedding, unpatchify
 from dit.layers.inputs import check_inputs
-from dit.macs import forward_macs
 from dit.uvit import UViT
 
-__all__ = ["MODEL_NAMES", "DiT", "DiTConfig", "build_model", "create_model", "forward_macs"]
+__all__ = ["MODEL_NAMES", "DiT", "DiTConfig", "build_model", "create_model"]
 
 BLOCKS = {
     "adaln_zero": AdaLNZeroBlock,

@@ -36,17 +36,17 @@ from dit.formats.diffusers_weights import PIPELINE_NULL_CLASS, from_diffusers, t
 from dit.formats.weights import read_weights
 from raydit.errors import InvalidInput, NotFound
 
-MODULE, CLASS = "official_dit", "OfficialDiT"
-OWN_NORM_TYPE = "ada_norm_zero_official"
+CUSTOM_MODULE_NAME, CUSTOM_CLASS_NAME = "official_dit", "OfficialDiT"
+CUSTOM_NORM_TYPE = "ada_norm_zero_official"
 """Recorded for this class, so that diffusers' own, which would compute something else, refuses the config."""
-OWN_MODULE = f'''"""diffusers' DiT with the timestep frequencies of the official code."""
+CUSTOM_MODULE = f'''"""diffusers' DiT with the timestep frequencies of the official code."""
 
 import functools
 
 from diffusers import DiTTransformer2DModel
 
 
-class {CLASS}(DiTTransformer2DModel):
+class {CUSTOM_CLASS_NAME}(DiTTransformer2DModel):
     @functools.wraps(DiTTransformer2DModel.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **{{**kwargs, "norm_type": "ada_norm_zero"}})
@@ -109,17 +109,17 @@ def write_pipeline(
     )
     scheduler.save_pretrained(folder / "scheduler")
     write_autoencoder(autoencoder, folder / "vae", scale)
-    own = config.timestep_frequency_shift == 0
-    if own:
-        (folder / "transformer" / f"{MODULE}.py").write_text(OWN_MODULE)
-        _update_json(folder / "transformer" / "config.json", _class_name=CLASS, norm_type=OWN_NORM_TYPE)
+    custom = config.timestep_frequency_shift == 0
+    if custom:
+        (folder / "transformer" / f"{CUSTOM_MODULE_NAME}.py").write_text(CUSTOM_MODULE)
+        _update_json(folder / "transformer" / "config.json", _class_name=CUSTOM_CLASS_NAME, norm_type=CUSTOM_NORM_TYPE)
     names = class_names or [str(label) for label in range(config.num_classes)]
     index = {
         "_class_name": "DiTPipeline",
         "_diffusers_version": diffusers_version,
         "id2label": {str(label): name for label, name in enumerate(names)},
         "scheduler": ["diffusers", "DDIMScheduler"],
-        "transformer": [MODULE, CLASS] if own else ["diffusers", "DiTTransformer2DModel"],
+        "transformer": [CUSTOM_MODULE_NAME, CUSTOM_CLASS_NAME] if custom else ["diffusers", "DiTTransformer2DModel"],
         "vae": ["diffusers", describe_autoencoder(autoencoder)["class"]],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -170,9 +170,9 @@ def read_pipeline(folder: str | Path, numerics: Numerics = "diffusers") -> Pipel
     folder = Path(folder)
     index = _read_json(folder / "model_index.json", folder)
     kind = tuple(index.get("transformer") or ())
-    own = kind == (MODULE, CLASS)
+    custom = kind == (CUSTOM_MODULE_NAME, CUSTOM_CLASS_NAME)
     stock = kind in (("diffusers", "DiTTransformer2DModel"), ("diffusers", "Transformer2DModel"))
-    if index.get("_class_name") != "DiTPipeline" or not (own or stock):
+    if index.get("_class_name") != "DiTPipeline" or not (custom or stock):
         raise InvalidInput(
             f"{folder} is not a DiT pipeline: found {index.get('_class_name')} with transformer "
             f"{'.'.join(kind) or None}",
@@ -187,7 +187,7 @@ def read_pipeline(folder: str | Path, numerics: Numerics = "diffusers") -> Pipel
                 f"{expected!r}",
                 "choose another pipeline: this one cannot be imported",
             )
-    if own:
+    if custom:
         numerics_fields = {"timestep_frequency_shift": 0, "mlp_norm_eps": fields["norm_eps"]}
     elif numerics == "diffusers":
         numerics_fields = {"timestep_frequency_shift": 1, "mlp_norm_eps": fields["norm_eps"]}
@@ -246,7 +246,7 @@ def _objective(scheduler: Mapping[str, Any], learn_sigma: bool) -> dict[str, Any
     return {
         "kind": "diffusion",
         "schedule": schedule,
-        "prediction": next(ours for ours, theirs in PREDICTIONS.items() if theirs == prediction),
+        "prediction": next(name for name, diffusers_name in PREDICTIONS.items() if diffusers_name == prediction),
         "variance": "learned_range" if learn_sigma else "fixed_small",
     }
 

@@ -55,11 +55,11 @@ def to_diffusers(config: DiTConfig, weights: Mapping[str, Tensor]) -> tuple[dict
         "norm_eps": config.mlp_norm_eps,
     }
     state: dict[str, Tensor] = {}
-    for official, theirs, split in _names(config.depth):
+    for official, diffusers_names, split in _names(config.depth):
         tensor = table if official == LABELS else weights[official]
-        values = tensor.chunk(len(theirs)) if split else [tensor] * len(theirs)
+        values = tensor.chunk(len(diffusers_names)) if split else [tensor] * len(diffusers_names)
         # Copies, because a safetensors file cannot contain a tensor twice.
-        state |= {name: value.clone() for name, value in zip(theirs, values, strict=True)}
+        state |= {name: value.clone() for name, value in zip(diffusers_names, values, strict=True)}
     return fields, state
 
 
@@ -91,12 +91,12 @@ def from_diffusers(
     )
     check_weights(_diffusers_meta(config, rows), state)
     weights = {"pos_embed": position_embedding(width, *config.grid_size).float()[None]}
-    for official, theirs, split in _names(depth):
-        values = [state[name] for name in theirs]
-        different = [name for name, value in zip(theirs, values, strict=True) if not value.equal(values[0])]
+    for official, diffusers_names, split in _names(depth):
+        values = [state[name] for name in diffusers_names]
+        different = [name for name, value in zip(diffusers_names, values, strict=True) if not value.equal(values[0])]
         if different and not split:
             raise InvalidInput(
-                f"{different[0]} differs from {theirs[0]}",
+                f"{different[0]} differs from {diffusers_names[0]}",
                 "equal embedders in all blocks, because raydit's model has one for all blocks",
                 "choose another pipeline: one whose blocks have separately trained embedders cannot be imported",
             )
@@ -112,11 +112,11 @@ def _names(depth: int) -> Iterator[tuple[str, list[str], bool]]:
     """Yield each official name with diffusers' names for it, and whether those are chunks of it rather than copies."""
     blocks = [f"transformer_blocks.{i}." for i in range(depth)]
     for kind in ("weight", "bias"):
-        for official, theirs in ENDS.items():
-            yield f"{official}.{kind}", [f"{theirs}.{kind}"], False
-        for official, theirs in EMBEDDERS.items():
+        for official, diffusers_name in ENDS.items():
+            yield f"{official}.{kind}", [f"{diffusers_name}.{kind}"], False
+        for official, diffusers_name in EMBEDDERS.items():
             if f"{official}.{kind}" != "y_embedder.embedding_table.bias":
-                yield f"{official}.{kind}", [f"{block}norm1.emb.{theirs}.{kind}" for block in blocks], False
+                yield f"{official}.{kind}", [f"{block}norm1.emb.{diffusers_name}.{kind}" for block in blocks], False
         for i, block in enumerate(blocks):
             for official, parts in BLOCK.items():
                 yield f"blocks.{i}.{official}.{kind}", [f"{block}{part}.{kind}" for part in parts], len(parts) > 1
@@ -124,11 +124,11 @@ def _names(depth: int) -> Iterator[tuple[str, list[str], bool]]:
 
 def _diffusers_meta(config: DiTConfig, rows: int) -> dict[str, Tensor]:
     """Return the state dict of a DiTTransformer2DModel on the meta device: names and shapes without memory."""
-    own = meta_state(config) | {LABELS: torch.empty(rows, config.hidden_size, device="meta")}
+    shapes = meta_state(config) | {LABELS: torch.empty(rows, config.hidden_size, device="meta")}
     expected: dict[str, Tensor] = {}
-    for official, theirs, split in _names(config.depth):
-        values = own[official].chunk(len(theirs)) if split else [own[official]] * len(theirs)
-        expected |= dict(zip(theirs, values, strict=True))
+    for official, diffusers_names, split in _names(config.depth):
+        values = shapes[official].chunk(len(diffusers_names)) if split else [shapes[official]] * len(diffusers_names)
+        expected |= dict(zip(diffusers_names, values, strict=True))
     return expected
 
 

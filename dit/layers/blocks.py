@@ -25,6 +25,7 @@ class Mlp(nn.Module):
         self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of x (..., hidden_size)."""
         return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
@@ -40,6 +41,7 @@ class SwiGLU(nn.Module):
         self.fc2 = nn.Linear(mlp_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of x (..., hidden_size)."""
         gate, value = self.fc1(x).chunk(2, dim=-1)
         return self.fc2(F.silu(gate) * value)
 
@@ -85,6 +87,7 @@ class AdaLNZeroBlock(nn.Module):
         self.adaLN_modulation = modulation(config.hidden_size, 6)
 
     def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """Return tokens (N, T, D); rotation: rotary positions (2, T, d / 2), or None."""
         vectors = self.adaLN_modulation(c).chunk(6, dim=1)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = vectors
         x = x + gate_msa[:, None] * self.attn(modulate(self.norm1(x), shift_msa, scale_msa), rotation)
@@ -103,6 +106,7 @@ class AdaLNBlock(nn.Module):
         self.adaLN_modulation = modulation(config.hidden_size, 4)
 
     def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """Return tokens (N, T, D); rotation: rotary positions (2, T, d / 2), or None."""
         shift_msa, scale_msa, shift_mlp, scale_mlp = self.adaLN_modulation(c).chunk(4, dim=1)
         x = x + self.attn(modulate(self.norm1(x), shift_msa, scale_msa), rotation)
         return x + self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
@@ -121,6 +125,7 @@ class CrossAttentionBlock(nn.Module):
         self.mlp = feed_forward(config)
 
     def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """Return tokens (N, T, D); rotation: rotary positions (2, T, d / 2), or None."""
         x = x + self.attn(self.norm1(x), rotation)
         x = x + self.cross_attn(self.norm_cross(x), c)
         return x + self.mlp(self.norm2(x))
@@ -153,6 +158,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = modulation(config.hidden_size, 2) if modulated else None
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Return patches (N, T, patch * patch * C); c is ignored if it does not modulate the norm."""
         x = self.norm_final(x)
         if self.adaLN_modulation is not None:
             x = modulate(x, *self.adaLN_modulation(c).chunk(2, dim=1))

@@ -43,7 +43,7 @@ def seeded() -> None:
 def golden() -> Callable[[str], Any]:
     """golden("embeddings.safetensors") or golden("configs.json"): outputs of reference implementations.
 
-    Small files lie in tests/golden; tests that need a large one are skipped where it is not at hand.
+    Small files are in tests/golden; tests that need a large one are skipped where it is missing.
     """
 
     def load(name: str) -> Any:
@@ -93,7 +93,7 @@ def tiny_autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def save_model(tmp_path: Path, tiny_autoencoder: Path) -> Callable[..., Checkpoint]:
-    """save_model(model): its checkpoint, after a step of no training; what is averaged is half of what was trained."""
+    """save_model(model): its checkpoint at step 3 without training; averaged weights are half of the trained ones."""
 
     def save(model: DiT | UViT, name: str = "step_0000003", **config: Any) -> Checkpoint:
         state = create_state(model, TrainingConfig(steps=3, global_batch_size=1))

@@ -41,7 +41,7 @@ def test_unscale_is_the_inverse_of_scale():
     torch.testing.assert_close(SCALE.scale(SCALE.unscale(latents)), latents)
 
 
-def test_scale_subtracts_the_mean_and_divides_by_the_deviation_of_each_channel():
+def test_scale_subtracts_the_mean_and_divides_by_the_standard_deviation_of_each_channel():
     latents = torch.ones(1, 4, 2, 2)
     scaled = SCALE.scale(latents)
     assert scaled[0, :, 0, 0].tolist() == [0.25, 8.0, -1.0, 0.25]
@@ -68,7 +68,7 @@ def test_scaling_and_shift_factor_apply_as_diffusers_pipelines_do(config, mean, 
 
 
 def test_statistics_of_the_channels_and_the_factor_apply_together_as_diffusers_pipelines_do():
-    """Encoding and decoding as written in pipeline_stable_diffusion_xl_img2img.py; the shift is not read there."""
+    """Encoding and decoding are those of pipeline_stable_diffusion_xl_img2img.py, which ignores the shift."""
     mean, std, factor = [-1.6, 1.1], [8.4, 5.0], 0.5
     config = {"latent_channels": 2, "latents_mean": mean, "latents_std": std, "scaling_factor": factor}
     scale = latent_scale({**config, "shift_factor": 9.0})
@@ -79,12 +79,12 @@ def test_statistics_of_the_channels_and_the_factor_apply_together_as_diffusers_p
 
 
 @pytest.mark.parametrize("absent", ["latents_mean", "latents_std"])
-def test_a_mean_or_a_deviation_alone_is_not_read(absent):
+def test_a_mean_without_a_standard_deviation_is_ignored_and_vice_versa(absent):
     config = {"latent_channels": 2, "latents_mean": [1, 2], "latents_std": [3, 4], "scaling_factor": 0.5}
     assert latent_scale({**config, absent: None}) == LatentScale((0.0, 0.0), (2.0, 2.0))
 
 
-def test_all_256_values_survive_the_way_to_floats_and_back():
+def test_all_256_values_survive_conversion_to_floats_and_back():
     values = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
     floats = images_from_uint8(values)
     assert floats.shape == (1, 3, 16, 16)
@@ -96,19 +96,19 @@ def test_all_256_values_survive_the_way_to_floats_and_back():
     ("value", "expected"),
     [(-1.0, 0), (1.0, 255), (0.0, 128), (-7.0, 0), (7.0, 255), (-0.004, 127), (0.0078, 128), (0.0079, 129)],
 )
-def test_floats_become_bytes_by_127_5_x_plus_128_truncated(value, expected):
+def test_floats_convert_to_bytes_as_127_5_x_plus_128_truncated(value, expected):
     image = torch.full((1, 3, 1, 1), value)
     assert images_to_uint8(image).flatten().tolist() == [expected] * 3
     assert expected == min(255, max(0, math.floor(127.5 * value + 128)))
 
 
-def test_layouts_change_between_bytes_and_floats():
+def test_conversion_between_bytes_and_floats_permutes_the_axes():
     images = torch.randint(0, 256, (2, 4, 6, 3), dtype=torch.uint8)
     assert images_from_uint8(images).shape == (2, 3, 4, 6)
     assert torch.equal(images_from_uint8(images)[1, 2], images[1, :, :, 2] / 127.5 - 1)
 
 
-def test_a_posterior_draw_is_the_mean_plus_noise_times_the_deviation():
+def test_a_posterior_sample_is_the_mean_plus_noise_times_the_standard_deviation():
     mean, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     log_variance = torch.full_like(mean, 2 * math.log(3.0))
     draw = sample_posterior(torch.cat([mean, log_variance], dim=1), noise)
@@ -156,7 +156,7 @@ def test_the_objective_is_the_squared_error_plus_the_weighted_kl(module, images)
     torch.testing.assert_close(terms["loss"], mse + 0.5 * kl / (3 * 16 * 16))
 
 
-def test_a_saved_autoencoder_loads_with_plain_diffusers_and_carries_its_statistics(module, images, tmp_path):
+def test_a_saved_autoencoder_loads_with_plain_diffusers_and_has_its_statistics(module, images, tmp_path):
     save_autoencoder(module, tmp_path, SCALE)
     plain = AutoencoderKL.from_pretrained(tmp_path, local_files_only=True)
     assert tuple(plain.config.latents_mean) == SCALE.mean
@@ -167,7 +167,7 @@ def test_a_saved_autoencoder_loads_with_plain_diffusers_and_carries_its_statisti
     assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
 
 
-def test_a_description_is_what_the_files_say(module, tmp_path):
+def test_a_description_agrees_with_the_files(module, tmp_path):
     save_autoencoder(module, tmp_path, SCALE)
     weights = (tmp_path / "diffusion_pytorch_model.safetensors").read_bytes()
     assert describe_autoencoder(tmp_path) == {
@@ -187,7 +187,7 @@ def test_a_saved_autoencoder_has_the_scale_it_was_saved_with_whatever_its_factor
     assert describe_autoencoder(tmp_path)["latents_std"] == list(SCALE.std)
 
 
-def test_equal_autoencoders_make_equal_files_wherever_they_lie(module, tmp_path):
+def test_equal_autoencoders_give_equal_files_in_any_folder(module, tmp_path):
     for name in ("first", "second"):
         save_autoencoder(module, tmp_path / name, SCALE)
     reloaded = AutoencoderKL.from_pretrained(tmp_path / "first", local_files_only=True)
@@ -197,7 +197,7 @@ def test_equal_autoencoders_make_equal_files_wherever_they_lie(module, tmp_path)
         assert file.read_bytes() == (tmp_path / "third" / file.name).read_bytes()
 
 
-def test_a_folder_that_is_there_is_taken_as_it_is(tmp_path):
+def test_an_existing_folder_is_located_without_the_hub(tmp_path):
     assert locate_autoencoder(str(tmp_path)) == tmp_path
 
 
@@ -207,7 +207,7 @@ def test_a_missing_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("present", [[], ["config.json"], ["diffusion_pytorch_model.safetensors"]])
-def test_a_folder_that_holds_no_autoencoder_is_refused_with_what_it_holds(tmp_path, present):
+def test_a_folder_without_an_autoencoder_is_refused_with_its_content(tmp_path, present):
     for name in present:
         (tmp_path / name).write_text("{}")
     found = ", ".join(present) or "nothing"
@@ -226,7 +226,7 @@ def test_an_autoencoder_of_another_class_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("downsample", [2, 4, 8])
-def test_a_new_autoencoder_has_the_asked_shape(downsample):
+def test_a_new_autoencoder_has_the_requested_shape(downsample):
     small = create_autoencoder(image_size=16, latent_channels=3, downsample=downsample, width=8)
     moments = Autoencoder(small).encode(torch.zeros(1, 3, 16, 16))
     assert moments.shape == (1, 6, 16 // downsample, 16 // downsample)

@@ -1,4 +1,4 @@
-"""Tiny autoencoders, and what precision and layout change: nothing that can be seen."""
+"""Tiny autoencoders; and autoencoders in other precisions and memory layouts, which hardly change results."""
 
 import hashlib
 import json
@@ -61,7 +61,7 @@ def trained(tmp_path_factory):
     return folder, images_to_uint8(images)
 
 
-def test_a_tiny_autoencoders_latents_are_the_mean_of_a_posterior_without_spread(tiny):
+def test_latents_of_a_tiny_autoencoder_are_the_mean_of_a_deterministic_posterior(tiny):
     module, folder = tiny
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     moments = Autoencoder.load(folder).encode(images)
@@ -73,7 +73,7 @@ def test_a_tiny_autoencoders_latents_are_the_mean_of_a_posterior_without_spread(
     torch.testing.assert_close(sample_posterior(moments, torch.randn_like(mean)), latents, atol=2e-6, rtol=0)
 
 
-def test_a_tiny_autoencoders_moments_fit_the_stored_type(tiny):
+def test_moments_of_a_tiny_autoencoder_are_finite_in_the_stored_dtype(tiny):
     moments = Autoencoder.load(tiny[1]).encode(torch.rand(1, 3, 16, 16) * 2 - 1).numpy()
     stored = moments.astype(np.float16)
     assert bool((stored[:, 4:] == DETERMINISTIC_LOG_VARIANCE).all()) and bool(np.isfinite(stored).all())
@@ -89,7 +89,7 @@ def test_a_tiny_autoencoder_decodes_by_its_own_scale(tiny):
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.25])
-def test_a_tiny_autoencoder_is_described_as_it_is_loaded(tiny, tmp_path, factor):
+def test_the_description_of_a_tiny_autoencoder_agrees_with_the_loaded_one(tiny, tmp_path, factor):
     module, folder = tiny
     weights = (folder / WEIGHTS).read_bytes()
     config = {**json.loads((folder / "config.json").read_text()), "scaling_factor": factor}
@@ -106,7 +106,7 @@ def test_a_tiny_autoencoder_is_described_as_it_is_loaded(tiny, tmp_path, factor)
     assert Autoencoder.load(tmp_path).scale == LatentScale((0.0,) * 4, (1 / factor,) * 4)
 
 
-def test_a_config_without_a_factor_has_its_classes_own():
+def test_a_config_without_a_scaling_factor_has_that_of_its_class():
     std = {
         name: latent_scale({"_class_name": name, "latent_channels": 1}).std
         for name in ("AutoencoderKL", "AutoencoderTiny")
@@ -131,7 +131,7 @@ def test_reconstructions_are_as_good_in_every_precision_and_layout(trained, dtyp
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
-def test_weights_have_the_layout_that_was_asked_for_and_moments_always_the_plain_one(trained, layout):
+def test_weights_have_the_requested_layout_and_moments_are_always_contiguous(trained, layout):
     folder, images = trained
     autoencoder = Autoencoder.load(folder, memory_format=MEMORY_FORMATS[layout])
     convolution = autoencoder.module.encoder.conv_in.weight

@@ -1,4 +1,4 @@
-"""Arithmetic and parameters of autoencoders, held against diffusers' own networks."""
+"""Arithmetic and parameters of autoencoders, compared with diffusers' networks."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def tiny():
     ],
     ids=["kl", "tiny", "two-levels", "without-quant-conv", "own"],
 )
-def test_passes_are_as_torch_counts_them(create):
+def test_macs_and_parameters_equal_those_that_torch_counts(create):
     module = create().eval()
     config = dict(module.config) | {"_class_name": type(module).__name__}
     small = SIDE // downsample(config)
@@ -63,7 +63,7 @@ def test_passes_are_as_torch_counts_them(create):
         assert size.parameters == sum(p.numel() for name, p in module.named_parameters() if name.startswith(names))
 
 
-def test_the_recipes_own_autoencoder_has_this_config():
+def test_own_config_is_that_of_create_autoencoder():
     module = create_autoencoder(image_size=SIDE, **OWN)
     expected = own_config(**OWN)
     assert {"_class_name": type(module).__name__, **module.config} == dict(module.config) | expected

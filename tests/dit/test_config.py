@@ -32,13 +32,13 @@ def test_config_survives_json():
     assert DiTConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
-def test_null_class_is_there_only_with_classes_and_dropout():
+def test_null_class_exists_only_with_classes_and_dropout():
     assert DiTConfig(num_classes=10).null_class == 10
     assert DiTConfig(num_classes=10, class_dropout_prob=0).null_class is None
     assert DiTConfig(num_classes=0).null_class is None
 
 
-def test_recorded_config_without_the_later_fields_is_the_papers_dit():
+def test_a_recorded_config_without_later_fields_is_that_of_the_paper():
     first = {"input_size": [16, 8], "hidden_size": 64, "depth": 2, "num_heads": 4, "learn_sigma": False}
     config = config_from_dict(first)
     assert config == DiTConfig(input_size=(16, 8), hidden_size=64, depth=2, num_heads=4, learn_sigma=False)
@@ -63,7 +63,7 @@ def test_recorded_config_without_the_later_fields_is_the_papers_dit():
         ),
     ],
 )
-def test_a_foreign_recorded_config_is_refused(content, found, expected, advice):
+def test_an_unknown_recorded_config_is_refused(content, found, expected, advice):
     with pytest.raises(ValueError) as error:
         config_from_dict(content)
     assert all(part in str(error.value) for part in (found, expected, advice)), str(error.value)
@@ -94,7 +94,7 @@ def test_every_sampler_has_a_process():
         ({"conditioning": "adaln-zero"}, "'adaln-zero'", "one of adaln_zero", "did you mean 'adaln_zero'?"),
     ],
 )
-def test_errors_tell_found_expected_and_what_to_do(fields, found, expected, advice):
+def test_errors_say_what_was_found_and_expected_and_what_to_do(fields, found, expected, advice):
     with pytest.raises(ValueError) as error:
         DiTConfig(**fields)
     assert all(part in str(error.value) for part in (found, expected, advice)), str(error.value)

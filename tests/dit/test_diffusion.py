@@ -57,7 +57,7 @@ def test_scaled_linear_schedule_is_linear_in_its_root():
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear"])
-def test_fewer_timesteps_reach_about_the_same_noise(schedule):
+def test_fewer_timesteps_end_at_about_the_same_noise_level(schedule):
     full, short = GaussianDiffusion(1000, schedule), GaussianDiffusion(500, schedule)
     assert short.alphas_cumprod[-1].log() == pytest.approx(float(full.alphas_cumprod[-1].log()), rel=0.02)
 
@@ -255,7 +255,7 @@ def test_probabilities_of_all_grey_levels_add_up_to_one(mean, scale):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 1000), st.floats(0, 1, exclude_max=True, width=32))
-def test_uniform_numbers_become_timesteps(steps, uniform):
+def test_uniform_numbers_map_to_timesteps(steps, uniform):
     t = GaussianDiffusion().spaced(steps).sample_timesteps(torch.tensor([uniform], dtype=torch.float32))
     assert t.dtype == torch.int64 and t.item() == math.floor(uniform * steps) < steps
 
@@ -292,7 +292,7 @@ def test_uniform_numbers_become_timesteps(steps, uniform):
         ),
     ],
 )
-def test_errors_tell_found_expected_and_what_to_do(call, found, expected, advice):
+def test_errors_say_what_was_found_and_expected_and_what_to_do(call, found, expected, advice):
     with pytest.raises(ValueError) as error:
         call(GaussianDiffusion(), torch.zeros(2, 4, 8, 8))
     assert all(part in str(error.value) for part in (found, expected, advice)), str(error.value)

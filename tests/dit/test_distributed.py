@@ -1,4 +1,4 @@
-"""Several processes on one global batch: DDP and FSDP2 against one process."""
+"""Data-parallel training with DDP and FSDP2, compared with one process."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ class Batch:
 
 
 def share(step, rank, num_workers):
-    """One worker's part of a global batch."""
+    """Return one worker's share of a global batch."""
     generator = torch.Generator().manual_seed(step)
     latents, noise = (torch.randn(BATCH, 2, 4, 4, generator=generator) for _ in range(2))
     t = torch.randint(0, 1000, (BATCH,), generator=generator)
@@ -43,7 +43,7 @@ def share(step, rank, num_workers):
 
 
 def learn(wrap, rank, num_workers, *, first=None, saved=None, parts=1):
-    """Train a small DiT, from a checkpoint or from the start; returns the state."""
+    """Train a small DiT, from a checkpoint or from the start, and return the state."""
     config = TrainingConfig(
         steps=STEPS,
         global_batch_size=BATCH,
@@ -74,7 +74,7 @@ def learn(wrap, rank, num_workers, *, first=None, saved=None, parts=1):
 
 
 def run_worker(rank, num_workers, folder):
-    """Train in every way that is tested, one after the other: starting processes takes most of the time."""
+    """Train in all tested ways in the same processes, because starting processes takes most of the time."""
     torch.set_num_threads(1)
     meeting = f"file://{folder / 'meeting'}"
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_workers)
@@ -115,5 +115,5 @@ def test_two_processes_agree_with_one(alone, trained, way):
     assert_agree(torch.load(trained / f"{way}.pt", weights_only=False), alone)  # pickled by this test itself
 
 
-def test_a_checkpoint_of_divided_weights_is_a_checkpoint_like_any_other(alone, trained):
+def test_a_checkpoint_of_sharded_weights_equals_one_of_full_weights(alone, trained):
     assert_agree(take_snapshot(learn(lambda network: network, 0, 1, first=trained / "step")), alone)

@@ -47,7 +47,7 @@ def test_warmup_follows_the_closed_form():
 
 @pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.1, 0.25])
 def test_power_average_is_the_integral_of_the_weights_over_their_profile(sigma_rel):
-    """Of weights that stay as they are between steps: theta_n for n - 1 < tau <= n, weighed by tau^gamma."""
+    """Weights are constant between steps, theta_n for n - 1 < tau <= n, and weighted by tau^gamma."""
     model, values = Scalar(), torch.randn(60, dtype=torch.float64)
     ema, gamma = PowerEMA(model, sigma_rel), gamma_from_sigma_rel(sigma_rel)
     for step, value in enumerate(values.tolist()):
@@ -67,8 +67,8 @@ def test_power_average_forgets_the_start_and_begins_with_the_first_step():
 
 
 @pytest.mark.parametrize("sigma_rel", [0.05, 0.1])
-def test_the_profile_has_the_relative_width_it_is_named_by(sigma_rel):
-    """Of the decays themselves, over many steps: the standard deviation of the steps that they average."""
+def test_the_profile_of_the_decays_has_the_requested_relative_width(sigma_rel):
+    """The width is the standard deviation of the steps that the decays average over, for many steps."""
     steps = 4000
     keeps = torch.tensor(
         [power_decay(t, gamma_from_sigma_rel(sigma_rel)) for t in range(1, steps + 1)], dtype=torch.float64
@@ -82,12 +82,12 @@ def test_the_profile_has_the_relative_width_it_is_named_by(sigma_rel):
 
 
 @pytest.mark.parametrize(("sigma_rel", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
-def test_exponents_are_the_papers(sigma_rel, gamma):
+def test_exponents_equal_those_of_the_paper(sigma_rel, gamma):
     assert gamma_from_sigma_rel(sigma_rel) == pytest.approx(gamma, abs=0.005)
 
 
 def standard_deviation(gamma):
-    """That of the density proportional to tau^gamma on [0, 1]. Source: Karras et al. 2024, section 3.1."""
+    """Return that of the density proportional to tau^gamma on [0, 1]. Source: Karras et al. 2024, section 3.1."""
     return ((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5
 
 
@@ -151,7 +151,7 @@ def test_resumed_average_continues_bit_for_bit():
     assert torch.equal(ema.state_dict()["weight"], again.state_dict()["weight"])
 
 
-def test_model_takes_the_average(small_model):
+def test_model_loads_the_average(small_model):
     model = small_model()
     ema = EMA(small_model(), decay=0.5)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_model_takes_the_average(small_model):
     assert all(torch.equal(value, ema.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_errors_tell_found_expected_and_what_to_do(small_model):
+def test_errors_say_what_was_found_and_expected_and_what_to_do(small_model):
     with pytest.raises(ValueError, match=r"ema_decay is 1.5, expected a number in \[0, 1\). Use 0.9999"):
         EMA(Scalar(), decay=1.5)
     for sigma_rel in (0.0, -0.05, 0.3):

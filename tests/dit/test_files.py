@@ -1,4 +1,4 @@
-"""Writing weights where there is no room."""
+"""Atomic writing of files, also on a full disk."""
 
 import errno
 import os
@@ -14,20 +14,20 @@ from safetensors.torch import save_file
 from dit.files import publish, translate_full_disk
 
 
-def test_a_full_disk_is_an_oserror_that_names_the_place(tiny_disk):
+def test_a_full_disk_is_an_oserror_with_the_path(tiny_disk):
     file = tiny_disk / "weights.safetensors"
     with pytest.raises(OSError, match="No space left.*weights") as refused, translate_full_disk(file):
         save_file({"w": torch.zeros(1_000_000)}, file)
     assert refused.value.errno == errno.ENOSPC
 
 
-def test_other_errors_stay_what_they_are(tmp_path):
+def test_other_errors_are_not_translated(tmp_path):
     file = tmp_path / "nowhere" / "weights.safetensors"
     with pytest.raises(SafetensorError), translate_full_disk(file):
         save_file({"w": torch.zeros(1)}, file)
 
 
-def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+def test_leftovers_of_killed_writers_are_removed_and_files_of_running_ones_kept(tmp_path):
     target, host = tmp_path / "step", platform.node()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -40,7 +40,7 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_no
     assert (living / "half").exists()
 
 
-def test_two_processes_that_write_one_path_do_not_meet(tmp_path):
+def test_two_processes_can_write_the_same_path(tmp_path):
     def write(folder):
         folder.mkdir()
         (folder / "file").write_text("first")

@@ -50,7 +50,7 @@ def test_perfect_velocity_has_no_loss():
     st.lists(st.floats(0, 1, exclude_max=True, width=32), min_size=1, max_size=5),
     st.sampled_from(["uniform", "logit_normal"]),
 )
-def test_uniform_numbers_become_ascending_times_in_the_unit_interval(uniform, time):
+def test_uniform_numbers_map_to_ascending_times_in_the_unit_interval(uniform, time):
     t = FlowMatching(time).sample_timesteps(torch.tensor(sorted(uniform), dtype=torch.float32))
     assert t.dtype == torch.float32
     assert bool(((t >= 0) & (t <= 1)).all()) and bool((t.diff() >= 0).all())
@@ -73,7 +73,7 @@ def test_logit_normal_times_have_normal_logits():
         (lambda f, x: f.add_noise(x, x, torch.tensor([0.0, 999.0])), "999.0", "[0, 1]", "sample_timesteps"),
     ],
 )
-def test_errors_tell_found_expected_and_what_to_do(call, found, expected, advice):
+def test_errors_say_what_was_found_and_expected_and_what_to_do(call, found, expected, advice):
     with pytest.raises(ValueError) as error:
         call(FlowMatching(), torch.zeros(2, 4, 8, 8))
     assert all(part in str(error.value) for part in (found, expected, advice)), str(error.value)

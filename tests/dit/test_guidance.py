@@ -29,7 +29,7 @@ def test_no_guidance_is_the_model_itself(small_model):
     assert guided(model, 1.0) is model
 
 
-def test_guidance_keeps_to_its_interval(small_model):
+def test_guidance_applies_in_its_interval_only(small_model):
     model, sizes = small_model(), []
     model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     x, y = torch.randn(2, 4, 8, 8), torch.tensor([1, 2])
@@ -48,7 +48,7 @@ def test_guidance_keeps_to_its_interval(small_model):
         ({"interval": (5, 1)}, "cfg_interval is (5, 1)", "(low, high)", "Swap"),
     ],
 )
-def test_errors_tell_found_expected_and_what_to_do(options, found, expected, advice, small_model):
+def test_errors_say_what_was_found_and_expected_and_what_to_do(options, found, expected, advice, small_model):
     with pytest.raises(ValueError) as error:
         guided(small_model(), 2.0, **options)
     assert all(part in str(error.value) for part in (found, expected, advice)), str(error.value)
@@ -60,7 +60,7 @@ def test_model_without_null_class_cannot_be_guided(small_model):
             guided(small_model(**fields), 2.0)
 
 
-def test_a_model_in_bfloat16_answers_in_float32_and_so_is_guided(small_model):
+def test_a_model_in_bfloat16_returns_float32_and_is_guided_in_float32(small_model):
     model = small_model()
     rounded = in_dtype(model, "bfloat16")
     x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), torch.tensor([1, 2])

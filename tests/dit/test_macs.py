@@ -21,7 +21,7 @@ def test_macs_of_the_twelve_models_equal_the_references(name, golden):
     ("conditioning", "paper"),
     [("in_context", 119.37), ("cross_attention", 137.62), ("adaln", 118.56), ("adaln_zero", 118.64)],
 )
-def test_macs_of_the_four_conditionings_are_the_papers(conditioning, paper):
+def test_macs_of_the_four_conditionings_equal_those_of_the_paper(conditioning, paper):
     macs = forward_macs(named_config("DiT-XL/2", conditioning=conditioning))
     assert macs / 1e9 == pytest.approx(paper, abs=0.02)
 
@@ -39,6 +39,6 @@ def test_macs_are_half_the_flops_that_torch_counts(fields):
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
-def test_refinements_leave_the_macs_nearly_equal(name):
+def test_refinements_hardly_change_the_macs(name):
     refined = named_config(name, qk_norm=True, norm="rms", mlp="swiglu", position="rope")
     assert forward_macs(refined) == pytest.approx(forward_macs(named_config(name)), rel=0.002)

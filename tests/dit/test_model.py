@@ -88,7 +88,7 @@ def test_parameter_counts_are_the_official_ones(name, golden):
     ("conditioning", "paper"),
     [("in_context", 449), ("cross_attention", 598), ("adaln", 600), ("adaln_zero", 675)],
 )
-def test_parameter_counts_of_the_four_conditionings_are_the_papers(conditioning, paper):
+def test_parameter_counts_of_the_four_conditionings_equal_those_of_the_paper(conditioning, paper):
     with torch.device("meta"):
         model = create_model("DiT-XL/2", conditioning=conditioning)
     assert sum(p.numel() for p in model.parameters()) // 10**6 == paper
@@ -242,7 +242,9 @@ def test_unconditional_model_takes_no_labels(architecture, small_model):
         ({"y": torch.tensor([-1, 1])}, "-1 to 1", "expected 0 to 10", "Check num_classes"),
     ],
 )
-def test_errors_tell_found_expected_and_what_to_do(change, found, expected, advice, architecture, small_model):
+def test_errors_say_what_was_found_and_expected_and_what_to_do(
+    change, found, expected, advice, architecture, small_model
+):
     model = small_model(architecture=architecture)
     x, t, y = inputs(model.config)
     with pytest.raises(ValueError) as error:
@@ -251,7 +253,7 @@ def test_errors_tell_found_expected_and_what_to_do(change, found, expected, advi
 
 
 @every_variant
-def test_model_rebuilt_from_its_recorded_config_takes_its_weights(fields, small_model):
+def test_a_model_rebuilt_from_its_recorded_config_loads_its_weights(fields, small_model):
     model = small_model(**fields)
     again = build_model(config_from_dict(json.loads(json.dumps(dataclasses.asdict(model.config)))))
     again.load_state_dict(model.state_dict())

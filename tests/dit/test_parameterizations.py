@@ -1,4 +1,4 @@
-"""Conversions between the views of a noised sample, and the weights that their errors get."""
+"""Conversions between the parameterizations of a noised sample, and the weights of their errors."""
 
 import itertools
 import math
@@ -18,14 +18,14 @@ ANGLES = st.floats(0.05, math.pi / 2 - 0.05)  # at the ends one of the two is hi
 
 
 def numbers(angle):
-    """Any prediction, any x_t, and a level of noise; float64."""
+    """Return a random prediction and x_t in float64, and alpha and sigma of a noise level."""
     prediction, x_t = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     return prediction, x_t, math.cos(angle), math.sin(angle)
 
 
 @settings(max_examples=30, deadline=None)
 @given(ANGLES)
-def test_every_view_converts_to_every_other_and_back(angle):
+def test_every_parameterization_converts_to_every_other_and_back(angle):
     prediction, x_t, alpha, sigma = numbers(angle)
     for source, target in itertools.product(PARAMETERIZATIONS, PARAMETERIZATIONS):
         there = convert_prediction(prediction, x_t, alpha, sigma, source=source, target=target)
@@ -37,7 +37,7 @@ def test_every_view_converts_to_every_other_and_back(angle):
 
 @settings(max_examples=30, deadline=None)
 @given(ANGLES)
-def test_a_way_through_a_third_view_is_the_direct_one(angle):
+def test_conversion_through_a_third_parameterization_equals_direct_conversion(angle):
     prediction, x_t, alpha, sigma = numbers(angle)
     for source, between, target in itertools.permutations(PARAMETERIZATIONS, 3):
         halfway = convert_prediction(prediction, x_t, alpha, sigma, source=source, target=between)
@@ -48,7 +48,7 @@ def test_a_way_through_a_third_view_is_the_direct_one(angle):
 
 @settings(max_examples=30, deadline=None)
 @given(ANGLES)
-def test_clean_latents_and_noise_of_every_view_add_up_to_the_sample(angle):
+def test_clean_latents_and_noise_of_every_parameterization_add_up_to_the_sample(angle):
     prediction, x_t, alpha, sigma = numbers(angle)
     for kind in PARAMETERIZATIONS:
         x0, eps = x0_and_eps(kind, prediction, x_t, alpha, sigma)
@@ -64,7 +64,7 @@ def test_v_is_the_velocity_of_the_rotation_from_latents_to_noise():
 
 @pytest.mark.parametrize("prediction", get_args(Prediction))
 def test_the_score_is_the_gradient_of_the_log_density(prediction):
-    """Of x_t given the clean latents, seen by a network that knows them."""
+    """The density is that of x_t given the clean latents, which the network predicts exactly."""
     process = GaussianDiffusion(prediction=prediction)
     latents, noise = torch.randn(2, 6, 4, 8, 8)
     t = torch.tensor([20, 100, 300, 500, 700, 900])
@@ -77,7 +77,7 @@ def test_the_score_is_the_gradient_of_the_log_density(prediction):
 
 
 def test_the_best_noise_prediction_for_gaussian_data_is_the_score_of_its_noised_density():
-    """Tweedie's formula, with the noise predictor of least squared error: E[eps | x_t], by linear regression."""
+    """Tweedie's formula; E[eps | x_t], the noise predictor of least squared error, is found by linear regression."""
     mean, std, angle = 0.7, 0.5, 0.9
     alpha, sigma = math.cos(angle), math.sin(angle)
     variance = (alpha * std) ** 2 + sigma**2
@@ -88,12 +88,12 @@ def test_the_best_noise_prediction_for_gaussian_data_is_the_score_of_its_noised_
     torch.testing.assert_close(convert_prediction(eps, x_t, alpha, sigma, source="eps", target="score"), gradient)
 
 
-def test_views_are_the_predictions_and_the_score():
+def test_parameterizations_are_the_predictions_and_the_score():
     assert get_args(Parameterization) == (*get_args(Prediction), "score")
 
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
-def test_min_snr_weights_are_the_papers(gamma):
+def test_min_snr_weights_equal_those_of_the_paper(gamma):
     for snr in torch.logspace(-4, 4, 33, dtype=torch.float64):
         least = min(float(snr), gamma)
         for prediction, expected in (("x0", least), ("eps", least / snr), ("v", least / (snr + 1))):
@@ -101,7 +101,7 @@ def test_min_snr_weights_are_the_papers(gamma):
     assert torch.equal(loss_weight("none", "v", torch.rand(5), gamma), torch.ones(5))
 
 
-def test_min_snr_weighs_the_error_in_the_clean_latents_alike_whatever_is_predicted():
+def test_min_snr_weights_the_error_in_the_clean_latents_equally_for_every_prediction():
     latents, noise, wrong = torch.randn(3, 6, 4, 8, 8)
     t = torch.tensor([20, 100, 300, 500, 700, 900])
     losses = []
@@ -123,7 +123,7 @@ def tables(process):
 
 @pytest.mark.parametrize("prediction", get_args(Prediction))
 @pytest.mark.parametrize("variance", ["learned_range", "fixed_large"])
-def test_weights_change_the_squared_error_alone_and_are_off_by_default(prediction, variance):
+def test_weights_change_only_the_squared_error_and_are_off_by_default(prediction, variance):
     latents, noise = torch.randn(2, 6, 4, 8, 8)
     t = torch.tensor([0, 20, 300, 500, 700, 999])
     answer = torch.randn(6, 8 if variance == "learned_range" else 4, 8, 8)

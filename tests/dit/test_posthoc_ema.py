@@ -1,4 +1,4 @@
-"""Averages made after the training equal those that were tracked during it."""
+"""Averages reconstructed after training equal those that were tracked during training."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ PROFILES = st.builds(Profile, st.integers(1, 1000), st.floats(0.5, 60))
 
 
 class Weights(nn.Module):
-    """What a state dict may hold: weights that wander, weights that settle, frozen ones, a counter."""
+    """Weights of all kinds: a random walk, converging weights, frozen weights and a counter."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ class Weights(nn.Module):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Checkpoints with averages of widths 0.05 and 0.1, and averages of other widths at every checkpoint."""
+    """Checkpoints with averages of widths 0.05 and 0.1, and tracked averages of other widths at each of them."""
     torch.manual_seed(0)
     folder, network = tmp_path_factory.mktemp("checkpoints"), Weights()
     state = create_state(network, TrainingConfig(steps=STEPS, ema_sigma_rels=(0.05, 0.1)))
@@ -56,7 +56,7 @@ def run(tmp_path_factory):
 
 @settings(max_examples=50, deadline=None)
 @given(PROFILES, PROFILES)
-def test_the_product_of_profiles_is_its_integral(one, other):
+def test_the_inner_product_of_profiles_equals_its_integral(one, other):
     time = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000 * min(one.step, other.step)
     values = [(p.gamma + 1) / p.step * (time / p.step) ** p.gamma for p in (one, other)]
     integral = float((values[0] * values[1]).mean()) * min(one.step, other.step)
@@ -65,7 +65,7 @@ def test_the_product_of_profiles_is_its_integral(one, other):
 
 
 @pytest.mark.parametrize(("sigma_rel", "tolerance"), [(0.04, 2e-3), (0.07, 5e-4), (0.15, 2e-3), (0.2, 1e-2)])
-def test_an_average_made_afterwards_equals_the_one_tracked_during_training(run, sigma_rel, tolerance):
+def test_a_reconstructed_average_equals_one_tracked_during_training(run, sigma_rel, tolerance):
     checkpoints, tracked = run
     made, expected = reconstruct_ema(checkpoints, sigma_rel), tracked[sigma_rel, STEPS]
     assert made.keys() == expected.keys()
@@ -77,21 +77,21 @@ def test_an_average_made_afterwards_equals_the_one_tracked_during_training(run, 
     assert float((made["wandering"] - expected["wandering"]).abs().max()) < nearest / 20
 
 
-def test_an_average_at_an_earlier_step_is_made_too(run):
+def test_an_average_at_an_earlier_step_is_reconstructed_too(run):
     checkpoints, tracked = run
     made = reconstruct_ema(checkpoints, 0.07, step=300)
     torch.testing.assert_close(made["wandering"], tracked[0.07, 300]["wandering"], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("sigma_rel", "step"), [(0.05, STEPS), (0.1, STEPS), (0.05, EVERY), (0.1, 200)])
-def test_a_stored_average_comes_back_as_it_is(run, sigma_rel, step):
+def test_a_stored_average_is_reconstructed_exactly(run, sigma_rel, step):
     checkpoints, _ = run
     stored = checkpoints[step // EVERY - 1].weights(f"ema_{sigma_rel}")
     made = reconstruct_ema(checkpoints, sigma_rel, step)
     torch.testing.assert_close(made["wandering"], stored["wandering"], atol=1e-6, rtol=0)
 
 
-def test_what_did_not_change_comes_back_exactly_and_counters_are_the_last(run):
+def test_constant_weights_are_reconstructed_exactly_and_counters_are_the_last(run):
     checkpoints, _ = run
     for few in (checkpoints[-1:], checkpoints[::7], checkpoints):
         made = reconstruct_ema(few, 0.15, few[-1].step)
@@ -100,7 +100,7 @@ def test_what_did_not_change_comes_back_exactly_and_counters_are_the_last(run):
         assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in made.values())
 
 
-def test_a_model_takes_the_reconstructed_average(run):
+def test_a_model_loads_the_reconstructed_average(run):
     checkpoints, _ = run
     model, made = Weights(), reconstruct_ema(checkpoints, 0.07)
     model.load_state_dict(made)
@@ -109,8 +109,8 @@ def test_a_model_takes_the_reconstructed_average(run):
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(PROFILES, min_size=1, max_size=12), st.floats(0.01, 0.25), st.floats(0.05, 1))
-def test_weights_add_up_to_one_and_leave_no_nearer_sum_beside_them(stored, sigma_rel, share):
-    """The error of the sum is orthogonal to every change of the weights that keeps their sum."""
+def test_coefficients_add_up_to_one_and_are_optimal(stored, sigma_rel, share):
+    """The error of the fit is orthogonal to every change of the coefficients that keeps their sum."""
     newest = max(profile.step for profile in stored)
     target = Profile(share * newest, gamma_from_sigma_rel(sigma_rel))
     weights = reconstruction_weights(stored, target)
@@ -124,7 +124,7 @@ def test_weights_add_up_to_one_and_leave_no_nearer_sum_beside_them(stored, sigma
     assert max(slopes) - min(slopes) <= 1e-6 * largest * (1 + float(weights.abs().max()))
 
 
-def test_a_snapshot_that_is_given_twice_changes_nothing():
+def test_passing_a_checkpoint_twice_changes_nothing():
     once = [Profile(step, gamma) for step in (50, 100) for gamma in (7.0, 17.0)]
     target = Profile(100, 12.0)
     weights = reconstruction_weights([*once, once[-1]], target)
@@ -132,7 +132,7 @@ def test_a_snapshot_that_is_given_twice_changes_nothing():
     torch.testing.assert_close(merged, reconstruction_weights(once, target), atol=1e-9, rtol=0)
 
 
-def test_errors_tell_found_expected_and_what_to_do(run, tmp_path):
+def test_errors_say_what_was_found_and_expected_and_what_to_do(run, tmp_path):
     checkpoints, _ = run
     with pytest.raises(ValueError, match="at step 401 was requested .* up to step 400, .*\. Choose an earlier"):
         reconstruct_ema(checkpoints, 0.07, step=STEPS + 1)

@@ -1,4 +1,4 @@
-"""The options that the paper does not have: QK-norm, RMS norm, SwiGLU, rotary positions."""
+"""Refinements that the paper does not have: QK-norm, RMS norm, SwiGLU, rotary positions."""
 
 import cmath
 
@@ -54,7 +54,7 @@ def test_in_context_model_rotates_image_tokens_only(small_model):
     assert small_model(conditioning="in_context", position="rope", num_classes=0).rotation.shape == (2, 17, 4)
 
 
-def test_the_grid_is_still_seen_without_the_position_table(small_model):
+def test_rope_models_see_positions_without_a_position_table(small_model):
     """Rolling the latents by a patch must do more than roll the output, as it would without positions."""
     x, t, y = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.tensor([3])
     moved = x.roll(2, dims=3)
@@ -64,7 +64,7 @@ def test_the_grid_is_still_seen_without_the_position_table(small_model):
 
 
 @pytest.mark.parametrize("position", ["sincos", "rope"])
-def test_tokens_run_through_the_blocks_in_float32_under_autocast(position, small_model):
+def test_the_residual_stream_is_float32_under_autocast(position, small_model):
     model, seen = small_model(position=position), []
     for block in model.blocks:
         block.register_forward_hook(lambda _, args, out: seen.extend([args[0].dtype, out.dtype]))
@@ -86,7 +86,7 @@ def test_rms_norm_equals_torchs_and_keeps_the_dtype():
     torch.testing.assert_close(low.float(), torchs(x), atol=0.02, rtol=0.02)
 
 
-def test_attention_with_normed_heads_ignores_the_size_of_queries_and_keys():
+def test_attention_with_qk_norm_ignores_the_scale_of_queries_and_keys():
     x, c = torch.randn(2, 5, 16), torch.randn(2, 3, 16)
     attention, cross = Attention(16, 4, qk_norm=True), CrossAttention(16, 4, qk_norm=True)
     before = attention(x), cross(x, c)
@@ -97,7 +97,7 @@ def test_attention_with_normed_heads_ignores_the_size_of_queries_and_keys():
     torch.testing.assert_close((attention(x), cross(x, c)), before, atol=1e-4, rtol=1e-3)
 
 
-def test_attention_with_normed_and_rotated_heads_equals_the_formula():
+def test_attention_with_qk_norm_and_rope_equals_the_formula():
     attention, x = Attention(8, 2, qk_norm=True).double(), torch.randn(1, 6, 8, dtype=torch.float64)
     table = rotation_table(4, 2, 3)
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_swiglu_multiplies_values_by_silu_of_gates():
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
-def test_swiglu_leaves_the_number_of_parameters_nearly_equal(name):
+def test_swiglu_hardly_changes_the_number_of_parameters(name):
     assert count(name, mlp="swiglu") == pytest.approx(count(name), rel=0.002)
     assert named_config(name, mlp="swiglu").mlp_size % 8 == 0
 
@@ -155,7 +155,7 @@ def test_refinements_change_the_parameters_by_their_formulas():
         ),
     ],
 )
-def test_errors_tell_found_expected_and_what_to_do(fields, found, expected, advice):
+def test_errors_say_what_was_found_and_expected_and_what_to_do(fields, found, expected, advice):
     with pytest.raises(ValueError) as error:
         DiTConfig(**fields)
     assert all(part in str(error.value) for part in (found, expected, advice)), str(error.value)

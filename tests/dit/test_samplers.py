@@ -25,7 +25,7 @@ def process_for(name):
 
 
 def optimal_eps(mean=MEAN, std=STD):
-    """The best noise predictor for data from N(mean, std²)."""
+    """Return the optimal noise predictor for data from N(mean, std²)."""
     alphas_cumprod = GaussianDiffusion().alphas_cumprod
 
     def model(x, t, labels):
@@ -37,7 +37,7 @@ def optimal_eps(mean=MEAN, std=STD):
 
 
 def optimal_velocity(mean=MEAN, std=STD):
-    """The best velocity predictor for data from N(mean, std²)."""
+    """Return the optimal velocity predictor for data from N(mean, std²)."""
 
     def model(x, t, labels):
         t = t.view(-1, 1, 1, 1)
@@ -99,7 +99,7 @@ def test_euler_equals_the_reference(dit_a, golden):
 
 
 def diffusers_samples(model, x, labels, variance):
-    """Samples as diffusers' schedulers with 20 steps draw them."""
+    """Return samples as diffusers' schedulers with 20 steps draw them."""
     process = GaussianDiffusion(variance=variance)
     strided = process.spaced(20, constant_stride=True)
     return {
@@ -117,7 +117,7 @@ def test_samples_equal_those_of_diffusers_schedulers(dit_a, golden):
 
 
 def test_samples_of_a_gaussian_equal_those_of_diffusers_schedulers(golden):
-    """The Gaussian's deviation is 0.5; its mean, one number per latent, is not stored.
+    """The Gaussian's standard deviation is 0.5; its mean, one number per latent, is not stored.
 
     Samples are affine in noise and mean, so the mean follows from one scheduler and must explain the others.
     """
@@ -315,7 +315,7 @@ def test_default_step_noise_is_torchs_generator(small_model):
         ),
     ],
 )
-def test_errors_tell_found_expected_and_what_to_do(call, found, expected, advice, small_model):
+def test_errors_say_what_was_found_and_expected_and_what_to_do(call, found, expected, advice, small_model):
     with pytest.raises(ValueError) as error:
         call(small_model(), torch.zeros(2, 4, 8, 8))
     assert all(part in str(error.value) for part in (found, expected, advice)), str(error.value)

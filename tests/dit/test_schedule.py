@@ -16,14 +16,14 @@ def test_constant_rate_is_the_peak_throughout():
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_warmup_rises_by_equal_parts_to_the_peak(schedule):
+def test_warmup_rises_linearly_to_the_peak(schedule):
     rates = [learning_rate(config(warmup_steps=10, lr_schedule=schedule), step) for step in range(11)]
     assert rates[:10] == pytest.approx([PEAK * n / 10 for n in range(1, 11)])
     assert rates[9] == rates[10] == PEAK
 
 
 @pytest.mark.parametrize("warmup", [0, 20])
-def test_linear_decay_falls_by_equal_parts_to_zero(warmup):
+def test_linear_decay_falls_linearly_to_zero(warmup):
     settings = config(warmup_steps=warmup, lr_schedule="linear")
     rates = [learning_rate(settings, step) for step in range(warmup, 101)]
     assert rates == pytest.approx([PEAK * n / (100 - warmup) for n in range(100 - warmup, -1, -1)])
@@ -41,7 +41,7 @@ def test_cosine_decay_is_half_way_at_its_middle_and_zero_at_its_end(warmup):
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_training_that_is_all_warmup_ends_at_the_peak(schedule):
+def test_training_that_consists_of_warmup_ends_at_the_peak(schedule):
     settings = config(warmup_steps=100, lr_schedule=schedule)
     assert learning_rate(settings, 99) == PEAK
 
@@ -51,7 +51,7 @@ def test_warmup_longer_than_the_training_is_refused():
         config(warmup_steps=101)
 
 
-def test_a_width_of_averages_that_is_named_twice_is_refused():
+def test_a_repeated_width_of_averages_is_refused():
     with pytest.raises(
         ValueError,
         match=r"ema_sigma_rels = \[0.05, 0.05\] contains a width twice, .*Remove one",

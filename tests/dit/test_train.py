@@ -1,4 +1,4 @@
-"""The loop against the formulas of AdamW, clipping and EMA written out by hand."""
+"""The training loop, compared with the formulas of AdamW, clipping and EMA written out by hand."""
 
 import math
 import time
@@ -97,7 +97,7 @@ def settings_with(settings, **changes):
     return TrainingConfig(**{**vars(settings), **changes})
 
 
-def test_reports_and_checkpoints_come_at_their_steps_and_after_the_last():
+def test_reports_and_checkpoints_are_made_at_their_steps_and_after_the_last():
     settings = config(steps=7, log_every=3, checkpoint_every=2)
     events = []
     state = train(
@@ -115,7 +115,7 @@ def test_reports_and_checkpoints_come_at_their_steps_and_after_the_last():
     assert events[-2:] == [("report", 7), ("save", 7)]
 
 
-def test_a_last_step_that_is_due_anyway_is_reported_and_saved_once():
+def test_a_last_step_at_which_reports_are_due_is_reported_and_saved_once():
     settings = config(steps=4, log_every=2, checkpoint_every=2)
     events = []
     train(
@@ -135,7 +135,7 @@ def test_no_batch_is_drawn_beyond_the_last_step():
     assert len(list(batches)) == 5
 
 
-def test_a_finished_training_takes_no_further_step():
+def test_a_finished_training_takes_no_more_steps():
     state = train(create_state(linear_model(), config()), make_batches(5), squared_error, config(), **NOTHING)
     weight = state.network.weight.detach().clone()
     train(state, make_batches(3), squared_error, config(), **NOTHING)
@@ -171,7 +171,7 @@ def test_a_gradient_that_is_not_finite_stops_though_the_loss_is_finite():
     assert torch.equal(state.network.weight, before)
 
 
-def test_frozen_parameters_stay_as_they_are():
+def test_frozen_parameters_do_not_change():
     network = linear_model()
     network.bias.requires_grad_(False)
     before = network.bias.detach().clone()
@@ -181,7 +181,7 @@ def test_frozen_parameters_stay_as_they_are():
     assert torch.equal(state.ema.state_dict()["bias"], before)
 
 
-def test_the_forward_pass_goes_through_the_wrapper_and_the_averages_carry_the_networks_names():
+def test_the_forward_pass_uses_the_wrapper_and_averages_have_the_networks_names():
     calls = []
 
     class Wrapper(nn.Module):
@@ -210,7 +210,7 @@ def test_reported_metrics_are_the_means_since_the_last_report():
     assert window.means()["loss"] == 10.0
 
 
-def test_what_a_checkpoint_holds_up_counts_from_the_report_after_it():
+def test_the_time_of_a_checkpoint_counts_towards_the_next_report():
     window = MetricsWindow(images_per_step=4)
     window.add({"loss": 1.0})
     assert window.means()["checkpoint_wait"] == 0.0

@@ -1,4 +1,4 @@
-"""Batches in parts, batches left out, and where the data go on."""
+"""Micro-batches, skipped batches, and the position in the data."""
 
 import pickle
 
@@ -13,7 +13,7 @@ GLOBAL_BATCH = 12
 
 
 class Batch:
-    """Inputs and targets that can be taken in parts."""
+    """Inputs and targets that can be split into micro-batches."""
 
     def __init__(self, inputs, targets):
         self.inputs, self.targets = inputs, targets
@@ -31,13 +31,13 @@ def batches(count, poisoned=()):
 
 
 def share_of_mean(model, batch):
-    """A part's contribution to the mean over the whole batch."""
+    """Return the contribution of a micro-batch to the mean over the global batch."""
     squares = (model(batch.inputs) - batch.targets).square().mean(1)
     return {"loss": squares.sum() / GLOBAL_BATCH}
 
 
 def run(given, **settings):
-    """The state after training, what was reported, and the batches that were left out."""
+    """Return the state after training, the reported losses, and the skipped batches."""
     config = TrainingConfig(steps=4, global_batch_size=GLOBAL_BATCH, learning_rate=0.05, log_every=1, **settings)
     torch.manual_seed(1)
     state = create_state(nn.Linear(3, 2), config)
@@ -55,14 +55,14 @@ def run(given, **settings):
 
 
 @pytest.mark.parametrize("parts", [2, 3, 5])
-def test_a_batch_in_parts_gives_the_step_of_the_whole_batch(parts):
+def test_micro_batches_give_the_step_of_the_full_batch(parts):
     whole, losses, _ = run(batches(4))
     divided, same, _ = run(batches(4), accumulation_steps=parts)
     torch.testing.assert_close(divided.network.state_dict(), whole.network.state_dict(), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(same, losses, rtol=1e-5, atol=0)
 
 
-def test_training_without_a_poisoned_batch_is_that_which_never_saw_it():
+def test_skipping_a_poisoned_batch_equals_never_having_seen_it():
     given = batches(6, poisoned=[1, 2])
     state, losses, left_out = run(given)
     clean, same, none = run([given[0], *given[3:]])
@@ -74,19 +74,19 @@ def test_training_without_a_poisoned_batch_is_that_which_never_saw_it():
         assert torch.equal(state.ema.state_dict()[name], clean.ema.state_dict()[name])
 
 
-def test_batches_that_gave_no_step_count_for_where_the_data_go_on():
+def test_skipped_batches_count_in_the_position_of_the_data():
     state, _, _ = run(batches(6, poisoned=[1, 2]))
     assert (state.step, state.batches) == (4, 6)
 
 
-def test_the_gradients_of_a_batch_left_out_do_not_reach_the_next(recwarn):
+def test_gradients_of_a_skipped_batch_do_not_reach_the_next(recwarn):
     given = batches(2, poisoned=[0])
     state, _, _ = run(given, accumulation_steps=3)
     clean, _, _ = run(given[1:], accumulation_steps=3)
     assert torch.equal(state.network.weight, clean.network.weight)
 
 
-def test_the_error_comes_whole_out_of_another_process():
+def test_the_error_survives_pickling():
     error = NonFiniteError(7, float("nan"), float("inf"), 1e-4)
     again = pickle.loads(pickle.dumps(error))
     assert (again.step, again.grad_norm, again.lr, str(again)) == (7, float("inf"), 1e-4, str(error))

@@ -42,7 +42,7 @@ def test_forward_equals_the_reference(uvit_a, golden):
     ("name", "paper"),
     [("U-ViT-S/2", 44), ("U-ViT-S-Deep/2", 58), ("U-ViT-M/4", 131), ("U-ViT-L/2", 287), ("U-ViT-H/2", 501)],
 )
-def test_parameter_counts_are_the_papers(name, paper):
+def test_parameter_counts_equal_those_of_the_paper(name, paper):
     # S is the paper's CIFAR-10 model and S-Deep its text-to-image model: neither has a label table.
     unlabelled = {"num_classes": 0} if name.startswith("U-ViT-S") else {}
     with torch.device("meta"):
@@ -91,7 +91,7 @@ def test_blocks_use_the_exact_gelu(small_model):
     torch.testing.assert_close(mlp(x), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_shallow_block_reaches_the_deep_one_at_the_same_depth(small_model):
+def test_a_skip_connects_each_shallow_block_to_the_deep_one_of_the_same_depth(small_model):
     model = small_model(architecture="uvit", depth=6)
     given = {}
     for kind in ("in_blocks", "out_blocks"):
@@ -110,7 +110,7 @@ def test_guidance_finds_the_null_class(small_model):
     torch.testing.assert_close(guided(model, 3.0)(x, t, y), unlabelled + 3 * (labelled - unlabelled))
 
 
-def test_a_learned_variance_is_refused_and_a_fixed_one_taken(small_model):
+def test_a_learned_variance_is_refused_and_a_fixed_one_accepted(small_model):
     model = small_model(architecture="uvit")
     batch = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 9]), torch.randn(2, 4, 8, 8)
     losses = GaussianDiffusion(schedule="scaled_linear", variance="fixed_small").training_losses(model, *batch)
@@ -129,7 +129,7 @@ def test_a_learned_variance_is_refused_and_a_fixed_one_taken(small_model):
         ({"architecture": "dit"}, "architecture is 'dit'", "one of uvit", "did you mean 'uvit'?"),
     ],
 )
-def test_errors_tell_found_expected_and_what_to_do(fields, found, expected, advice):
+def test_errors_say_what_was_found_and_expected_and_what_to_do(fields, found, expected, advice):
     with pytest.raises(ValueError) as error:
         UViTConfig(**fields)
     assert all(part in str(error.value) for part in (found, expected, advice)), str(error.value)

@@ -1,4 +1,4 @@
-"""Pipelines of diffusers: equal outputs in both directions, against diffusers' own classes, or a refusal."""
+"""diffusers pipelines: export and import give equal outputs with diffusers' classes, or are refused."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ T, Y = torch.tensor([0, 10, 500, 999]), torch.tensor([0, 3, 9, 10])
 
 @pytest.fixture(autouse=True)
 def own_module_cache(tmp_path, monkeypatch):
-    """diffusers copies a folder's class to a cache before it imports it: to one of this test's own."""
+    """Give each test its own cache, into which diffusers copies a folder's class before importing it."""
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
 
 
@@ -68,7 +68,7 @@ def close(one, other):
 
 
 @pytest.mark.parametrize("eps", [{}, {"norm_eps": 1e-6}, {"norm_eps": 1e-2}])
-def test_an_imported_pipeline_computes_what_diffusers_does(stock, rebuilt, tmp_path, eps):
+def test_an_imported_pipeline_computes_the_same_as_diffusers(stock, rebuilt, tmp_path, eps):
     folder, model = stock(**eps)
     checkpoint = import_diffusers(folder, tmp_path / "ours")
     x = torch.randn(4, 4, 8, 8)
@@ -93,7 +93,7 @@ def test_an_imported_pipeline_computes_what_diffusers_does(stock, rebuilt, tmp_p
     ],
     ids=lambda fields: " ".join(fields) or "plain",
 )
-def test_from_ours_to_diffusers_and_back_nothing_changes(
+def test_export_to_diffusers_and_import_change_nothing(
     fields, shift, small_model, save_model, export, tmp_path, rebuilt
 ):
     model = small_model(timestep_frequency_shift=shift, **fields)
@@ -114,7 +114,7 @@ def test_from_ours_to_diffusers_and_back_nothing_changes(
             close(theirs(x, T, torch.full_like(y, 1000)).sample, rebuilt(ours)(x, T, last))
 
 
-def test_official_frequencies_are_refused_by_diffusers_until_it_may_use_the_folders_class(small_model, export):
+def test_diffusers_refuses_official_frequencies_without_trust_remote_code(small_model, export):
     folder = export(small_model())
     with pytest.raises(ValueError, match="custom code in official_dit.py"):
         load(folder)
@@ -123,14 +123,16 @@ def test_official_frequencies_are_refused_by_diffusers_until_it_may_use_the_fold
     assert type(load(folder, trust_remote_code=True).transformer).__name__ == "OfficialDiT"
 
 
-def test_a_model_with_diffusers_frequencies_needs_no_class_of_ours(small_model, export):
+def test_a_model_with_diffusers_frequencies_is_exported_without_code(small_model, export):
     folder = export(small_model(timestep_frequency_shift=1))
     assert not [file for file in folder.rglob("*") if file.suffix == ".py"]
     assert type(load(folder).transformer) is DiTTransformer2DModel
 
 
-def test_weights_converted_from_official_ones_can_be_had_either_way(small_model, stock, rebuilt, tmp_path):
-    """As the published conversion of DiT-XL/2 was made: official weights in diffusers' class."""
+def test_weights_converted_from_official_ones_can_be_imported_with_either_numerics(
+    small_model, stock, rebuilt, tmp_path
+):
+    """Official weights are loaded into diffusers' class, as in the published conversion of DiT-XL/2."""
     folder, theirs = stock()
     model = small_model()
     _, state = to_diffusers(DiTConfig(**{**vars(model.config), "num_classes": 10}), model.state_dict())
@@ -155,10 +157,10 @@ def test_weights_converted_from_official_ones_can_be_had_either_way(small_model,
         (1.0, {"variance": "learned_range", "schedule": "scaled_linear", "prediction": "x0"}, {"num_classes": 0}),
     ],
 )
-def test_a_pipeline_samples_the_images_that_we_do(
+def test_a_pipeline_samples_the_same_images(
     cfg_scale, objective, fields, small_model, save_model, export, rebuilt, tiny_autoencoder
 ):
-    """DDIM, 5 steps from the same noise, all the way to pixels, through an autoencoder with a scale per channel."""
+    """Both sample 5 DDIM steps from the same noise, and decode with an autoencoder that has a scale per channel."""
     model = small_model(**fields)
     objective = {"kind": "diffusion", **objective}
     network = rebuilt(save_model(model, objective=objective))
@@ -181,7 +183,7 @@ def test_a_pipeline_samples_the_images_that_we_do(
     torch.testing.assert_close(torch.from_numpy(images), expected.clamp(0, 1), atol=2e-5, rtol=0)
 
 
-def test_guiding_a_pipeline_without_null_class_fails_and_is_not_silently_wrong(small_model, export):
+def test_guiding_a_pipeline_without_null_class_fails(small_model, export):
     pipeline = load(export(small_model(class_dropout_prob=0.0)), trust_remote_code=True)
     with pytest.raises(IndexError):
         pipeline([1], guidance_scale=4.0, num_inference_steps=1)
@@ -198,7 +200,7 @@ def test_labels_are_found_by_their_names(small_model, export):
     assert pipeline.get_label_ids(["class 3", "class 9"]) == [3, 9]
 
 
-def test_the_autoencoders_scale_becomes_part_of_it(tiny_autoencoder, tmp_path):
+def test_the_scale_is_absorbed_by_the_autoencoder(tiny_autoencoder, tmp_path):
     ours = Autoencoder.load(tiny_autoencoder)
     write_autoencoder(tiny_autoencoder, tmp_path / "vae", ours.scale)
     theirs = Autoencoder.load(tmp_path / "vae")
@@ -212,7 +214,7 @@ def test_the_autoencoders_scale_becomes_part_of_it(tiny_autoencoder, tmp_path):
     assert (theirs.decode(latents).int() - ours.decode(latents).int()).abs().max() <= 1
 
 
-def test_an_autoencoder_with_a_plain_scaling_factor_is_copied_to_the_bit(tiny_autoencoder, tmp_path):
+def test_an_autoencoder_with_a_plain_scaling_factor_is_copied_unchanged(tiny_autoencoder, tmp_path):
     module = AutoencoderKL.from_pretrained(tiny_autoencoder, low_cpu_mem_usage=False)
     module.register_to_config(latents_mean=None, latents_std=None, scaling_factor=0.18215)
     module.save_pretrained(tmp_path / "plain")
@@ -221,7 +223,7 @@ def test_an_autoencoder_with_a_plain_scaling_factor_is_copied_to_the_bit(tiny_au
         assert (tmp_path / "vae" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
-def test_an_autoencoder_that_cannot_take_up_its_scale_is_refused(tmp_path):
+def test_an_autoencoder_that_cannot_absorb_its_scale_is_refused(tmp_path):
     module = AutoencoderKL(latent_channels=4, norm_num_groups=8, block_out_channels=(8,), use_post_quant_conv=False)
     scale = LatentScale((1.0,) * 4, (2.0,) * 4)
     save_autoencoder(module, tmp_path / "vae", scale)
@@ -276,7 +278,7 @@ def change(file, **changes):
         ("model_index.json", {"id2label": {"0": "cat"}}, "with different rows after theirs, expected one for the null"),
     ],
 )
-def test_a_pipeline_that_is_another_is_refused(stock, tmp_path, file, changes, message):
+def test_an_unsupported_pipeline_is_refused(stock, tmp_path, file, changes, message):
     folder, _ = stock()
     change(folder / file, **changes)
     with pytest.raises(ValueError, match=message):
@@ -284,7 +286,7 @@ def test_a_pipeline_that_is_another_is_refused(stock, tmp_path, file, changes, m
     assert not (tmp_path / "ours").exists()
 
 
-def test_a_pipeline_whose_blocks_have_embedders_of_their_own_is_refused(stock, tmp_path):
+def test_a_pipeline_with_different_embedders_per_block_is_refused(stock, tmp_path):
     folder, model = stock()
     with torch.no_grad():
         model.transformer_blocks[1].norm1.emb.timestep_embedder.linear_1.bias.add_(1e-3)
@@ -295,7 +297,7 @@ def test_a_pipeline_whose_blocks_have_embedders_of_their_own_is_refused(stock, t
         import_diffusers(folder, tmp_path / "ours")
 
 
-def test_a_folder_that_lacks_a_part_is_refused(stock, tmp_path):
+def test_an_incomplete_folder_is_refused(stock, tmp_path):
     folder, _ = stock()
     shutil.rmtree(folder / "scheduler")
     with pytest.raises(FileNotFoundError, match=r"found no scheduler/scheduler_config.json, expected a folder with"):
@@ -304,7 +306,7 @@ def test_a_folder_that_lacks_a_part_is_refused(stock, tmp_path):
         import_diffusers(tmp_path, tmp_path / "ours")
 
 
-def test_a_folder_that_somebody_has_is_not_written_to(small_model, export, tmp_path):
+def test_a_folder_in_use_is_not_written_to(small_model, export, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="exists already"):

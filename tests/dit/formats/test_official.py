@@ -1,4 +1,4 @@
-"""Official weights files: what they compute, what they are recognised as, and what is refused."""
+"""Official weights files: equal outputs, recognition of the model, and refusal of other files."""
 
 import argparse
 
@@ -24,7 +24,7 @@ T, Y = torch.tensor([3, 990]), torch.tensor([1, 9])
 
 @pytest.fixture
 def imported(tmp_path, tiny_autoencoder):
-    """imported(content, name): content saved as an official file, and the checkpoint made of it."""
+    """imported(content, name): save content as an official file, and import it as a checkpoint."""
 
     def make(content, name="weights.pt", **known):
         torch.save(content, tmp_path / name)
@@ -34,7 +34,7 @@ def imported(tmp_path, tiny_autoencoder):
     return make
 
 
-def test_an_imported_dit_computes_what_the_official_code_does(imported, rebuilt, golden):
+def test_an_imported_dit_computes_the_same_as_the_official_code(imported, rebuilt, golden):
     io = golden("dit_a.io.safetensors")
     checkpoint = imported(golden("dit_a.state_dict.safetensors"))
     with torch.no_grad():
@@ -43,9 +43,7 @@ def test_an_imported_dit_computes_what_the_official_code_does(imported, rebuilt,
     assert checkpoint.config["model"] == {**checkpoint.config["model"], **golden("configs.json")["dit_a"]}
 
 
-def test_an_imported_uvit_computes_what_the_official_code_does_at_the_step_that_it_counts_from_one(
-    imported, rebuilt, golden
-):
+def test_an_imported_uvit_computes_the_same_as_the_official_code_with_timesteps_from_one(imported, rebuilt, golden):
     io = golden("uvit_a.io.safetensors")
     checkpoint = imported(golden("uvit_a.state_dict.safetensors"), name="nnet_ema.pth")
     with torch.no_grad():
@@ -73,7 +71,7 @@ def test_an_imported_uvit_computes_what_the_official_code_does_at_the_step_that_
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(map(str, value.values())) or "adaln_zero",
 )
-def test_from_ours_to_official_and_back_nothing_changes(fields, name, small_model, save_model, tmp_path, rebuilt):
+def test_export_to_official_and_import_change_nothing(fields, name, small_model, save_model, tmp_path, rebuilt):
     model = small_model(**fields)
     ours = save_model(model)
     file = export_official(ours, tmp_path / name)
@@ -90,19 +88,19 @@ def test_from_ours_to_official_and_back_nothing_changes(fields, name, small_mode
         assert torch.equal(rebuilt(trained)(x, T, y), model(x, T, y))
 
 
-def test_a_file_of_ours_is_a_plain_state_dict(small_model, save_model, tmp_path):
+def test_an_exported_file_is_a_plain_state_dict(small_model, save_model, tmp_path):
     model = small_model()
     weights = torch.load(export_official(save_model(model), tmp_path / "out.pt"), weights_only=True)
     DiT(model.config).load_state_dict(weights)
 
 
-def test_a_table_without_null_row_is_known_by_its_number_of_classes(imported, small_model):
+def test_num_classes_tells_a_label_table_without_null_row(imported, small_model):
     model = small_model(num_classes=10, class_dropout_prob=0.0)
     assert imported(model.state_dict(), num_classes=10).config["model"]["class_dropout_prob"] == 0.0
     assert imported(model.state_dict(), "other.pt").config["model"]["num_classes"] == 9
 
 
-def test_a_training_checkpoint_gives_both_weights_its_step_and_its_seed(imported, small_model):
+def test_both_weights_step_and_seed_of_a_training_checkpoint_are_imported(imported, small_model):
     trained = small_model().state_dict()
     averaged = {name: value / 2 for name, value in trained.items()}
     content = {"model": trained, "ema": averaged, "opt": {"state": {}, "param_groups": [{"lr": 1e-4}]}}
@@ -113,7 +111,7 @@ def test_a_training_checkpoint_gives_both_weights_its_step_and_its_seed(imported
         assert all(torch.equal(value, expected[name]) for name, value in checkpoint.weights(which).items())
 
 
-def test_half_precision_weights_become_float32(imported, small_model):
+def test_half_precision_weights_are_imported_as_float32(imported, small_model):
     model = small_model().bfloat16()
     weights = imported(model.state_dict()).weights()
     assert all(value.dtype == torch.float32 for value in weights.values())
@@ -154,7 +152,7 @@ def test_an_extra_name_is_refused(imported, small_model):
         imported({**small_model().state_dict(), "more": torch.zeros(2)})
 
 
-def test_heads_that_no_size_tells_must_be_given(small_model):
+def test_num_heads_must_be_given_for_a_size_without_a_name(small_model):
     with pytest.raises(ValueError, match=r"look like a DiT of no named size \(depth 2, hidden_size 32, .* Give num_h"):
         recognise(small_model().state_dict())
 
@@ -162,7 +160,7 @@ def test_heads_that_no_size_tells_must_be_given(small_model):
 @pytest.mark.parametrize(
     "content", [{}, {"state_dict": {}, "epoch": 3}, {"conv1.weight": torch.zeros(2, 2)}, {"x_embedder.proj.weight": 1}]
 )
-def test_what_is_no_transformer_is_refused_with_its_first_names(imported, content):
+def test_weights_of_other_networks_are_refused_with_their_first_names(imported, content):
     first = next(iter(sorted(content)), "nothing")
     with pytest.raises(
         ValueError, match=rf"neither those of a DiT nor of a U-ViT: found {first}.*, expected official names"
@@ -170,7 +168,7 @@ def test_what_is_no_transformer_is_refused_with_its_first_names(imported, conten
         imported(content)
 
 
-def test_an_import_is_a_whole_checkpoint_that_cannot_be_trained_on(imported, small_model):
+def test_an_imported_checkpoint_is_complete_and_cannot_be_resumed(imported, small_model):
     checkpoint = imported(small_model().state_dict())
     verify_checkpoint(checkpoint)
     assert load_checkpoint(checkpoint.path) == checkpoint
@@ -184,7 +182,7 @@ def test_an_import_is_a_whole_checkpoint_that_cannot_be_trained_on(imported, sma
         restore(create_state(small_model(), TrainingConfig(steps=1, global_batch_size=1)), checkpoint)
 
 
-def test_an_autoencoder_that_is_not_at_hand_is_recorded_without_digest(tmp_path, small_model, monkeypatch):
+def test_an_autoencoder_that_is_not_on_this_machine_is_recorded_without_digest(tmp_path, small_model, monkeypatch):
     monkeypatch.setattr("dit.autoencoder._cached", lambda id: None)
     save_file(small_model().state_dict(), tmp_path / "w.safetensors")
     recorded = import_official(tmp_path / "w.safetensors", tmp_path / "out", num_heads=4).config["autoencoder"]
@@ -202,7 +200,7 @@ def test_an_autoencoder_with_other_channels_is_refused(imported, small_model):
         imported(small_model(in_channels=3).state_dict())
 
 
-def test_what_somebody_has_is_never_overwritten(imported, small_model, save_model, tmp_path):
+def test_existing_files_are_never_overwritten(imported, small_model, save_model, tmp_path):
     checkpoint = imported(small_model().state_dict())
     before = {file: file.stat().st_mtime_ns for file in checkpoint.path.iterdir()}
     with pytest.raises(FileExistsError, match="exists already, expected a new path"):
@@ -226,13 +224,15 @@ def test_what_somebody_has_is_never_overwritten(imported, small_model, save_mode
         ({"architecture": "uvit"}, "first_timestep is 0, .* expected 1, which"),
     ],
 )
-def test_what_an_official_file_cannot_say_is_not_exported(fields, message, small_model, save_model, tmp_path):
+def test_a_model_that_an_official_file_cannot_express_is_not_exported(
+    fields, message, small_model, save_model, tmp_path
+):
     with pytest.raises(ValueError, match=message):
         export_official(save_model(small_model(**fields)), tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
 
 
-def test_objectives_are_the_published_ones():
+def test_objectives_equal_the_published_ones():
     assert published_objective(DiTConfig())["variance"] == "learned_range"
     assert published_objective(DiTConfig(learn_sigma=False))["variance"] == "fixed_large"
     assert published_objective(DiTConfig(), "flow") == {"kind": "flow"}

@@ -1,4 +1,4 @@
-"""Files of strangers: nothing in them is run, and what does not fit is named."""
+"""Weights files from untrusted sources: no code in them is run, and what does not fit is listed."""
 
 import argparse
 import pickle
@@ -6,8 +6,9 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from dit.formats.weights import check_weights, read_weights
+from dit.formats.weights import check_weights, load_weights, read_weights
 
 
 class Malicious:
@@ -21,7 +22,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("where", ["beside the weights", "in the arguments", "as a bare pickle"])
-def test_a_malicious_pickle_runs_nothing_and_gives_one_clear_error(tmp_path, where):
+def test_a_malicious_pickle_runs_no_code_and_gives_one_clear_error(tmp_path, where):
     mark, file = tmp_path / "executed", tmp_path / "weights.pt"
     weights = {"x_embedder.proj.weight": torch.zeros(2)}
     if where == "beside the weights":
@@ -40,14 +41,14 @@ def test_a_malicious_pickle_runs_nothing_and_gives_one_clear_error(tmp_path, whe
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
-def test_tensors_come_as_they_are(tmp_path, name):
+def test_tensors_are_read_unchanged(tmp_path, name):
     weights = {"a": torch.randn(3, 2), "b": torch.randn(4).bfloat16()}
     (save_file if name.endswith("safetensors") else torch.save)(weights, tmp_path / name)
     read = read_weights(tmp_path / name)
     assert read.keys() == weights.keys() and all(torch.equal(read[key], weights[key]) for key in weights)
 
 
-def test_a_file_in_the_format_before_zip_is_read(tmp_path):
+def test_a_file_in_torchs_format_before_zip_is_read(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert read_weights(tmp_path / "old.pt")["a"].tolist() == [1, 1]
 
@@ -60,13 +61,13 @@ def test_arguments_of_a_training_checkpoint_are_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["junk.pt", "junk.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"no weights at all " * 10, b"PK\x03\x04 cut off"])
-def test_a_broken_file_is_refused(tmp_path, name, content):
+def test_a_damaged_file_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} cannot be read .*, expected a .safetensors or a PyTorch file"):
         read_weights(tmp_path / name)
 
 
-def test_what_is_no_dictionary_or_not_there_is_refused(tmp_path):
+def test_a_list_and_a_missing_file_are_refused(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"contains a list, expected a dict of tensors by name. Save the"):
         read_weights(tmp_path / "list.pt")
@@ -74,7 +75,7 @@ def test_what_is_no_dictionary_or_not_there_is_refused(tmp_path):
         read_weights(tmp_path / "none.pt")
 
 
-def test_names_that_differ_are_listed_with_what_they_hold():
+def test_differing_names_are_listed_with_their_shapes():
     expected = {"a": torch.zeros(2), "b": torch.zeros(3, device="meta")}
     check_weights(expected, {"a": torch.ones(2), "b": torch.ones(3)})
     with pytest.raises(ValueError) as caught:
@@ -86,3 +87,28 @@ def test_names_that_differ_are_listed_with_what_they_hold():
         "  a: found (4,), expected (2,)",
         "A hint.",
     ]
+
+
+def test_weights_of_another_model_are_refused_with_the_first_differences():
+    network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    good = {name: value.clone() for name, value in network.state_dict().items()}
+    assert load_weights(network, good) is network
+    other = {**good, "0.weight": torch.zeros(2, 4), "9.weight": torch.zeros(1)}
+    del other["1.bias"]
+    with pytest.raises(ValueError) as caught:
+        load_weights(network, other)
+    assert str(caught.value).splitlines() == [
+        "these weights are of another model; 3 entries differ, the first:",
+        "  1.bias: found nothing, expected (2,)",
+        "  9.weight: found (1,), expected nothing",
+        "  0.weight: found (2, 4), expected (2, 3)",
+    ]
+
+
+def test_the_first_of_many_differing_weights_are_the_same_in_every_process():
+    network = nn.Sequential(*[nn.Linear(1, 1) for _ in range(8)])
+    other = {name: torch.zeros(5) for name in network.state_dict()}
+    with pytest.raises(ValueError, match="16 entries differ") as caught:
+        load_weights(network, other)
+    listed = [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]]
+    assert listed == ["0.bias", "0.weight", "1.bias", "1.weight", "2.bias"]
