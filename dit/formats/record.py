@@ -1,12 +1,17 @@
-"""The record that a checkpoint's config.json contains: what was trained, on which latents, with which recipe."""
+"""The record that a checkpoint's config.json contains: what was trained, on which latents, with which recipe.
+
+Imports no torch.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from dit.autoencoder import LatentScale
-from dit.config import DiTConfig, ProcessKind, UViTConfig, config_from_dict
+from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from_dict
+
+if TYPE_CHECKING:
+    from dit.autoencoder import LatentScale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +34,10 @@ class AutoencoderRecord:
     """Standard deviation of the scale, per channel."""
 
     @property
-    def scale(self) -> LatentScale:
+    def scale(self) -> "LatentScale":
         """Scale of the latents that the model was trained on."""
+        from dit.autoencoder import LatentScale
+
         return LatentScale(self.latents_mean, self.latents_std)
 
     @classmethod
@@ -54,7 +61,7 @@ class SourceRecord:
     format: Literal["official", "diffusers"]
     name: str
     """Name of the file or folder, without its path."""
-    numerics: Literal["diffusers", "official"] | None = None
+    numerics: Numerics | None = None
     """Which of the two an imported pipeline computes the same as; None for an official file."""
 
 

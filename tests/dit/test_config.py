@@ -9,7 +9,7 @@ from dit.config import MODEL_NAMES, SAMPLER_PROCESSES, DiTConfig, config_from_di
 
 
 def test_config_is_read_without_torch():
-    code = "import sys, dit.config, dit.macs; sys.exit('torch' in sys.modules)"
+    code = "import sys, dit.config, dit.formats.record, dit.macs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
