@@ -198,7 +198,7 @@ def kept_images(plan: EvaluationPlan, opened: LocatedCheckpoint, several: bool) 
     folder = storage.join(plan.keep, opened.name) if several else plan.keep
     if storage.is_local(folder):
         folder = storage.local_path(folder)  # workers run in other working directories
-    return KeptImages(folder, plan.keep_format, tuple(opened.config["class_names"]))
+    return KeptImages(folder, plan.keep_format, opened.record.class_names)
 
 
 def with_repeats(reports: list[EvaluationReport]) -> EvaluationReport:

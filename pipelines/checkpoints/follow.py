@@ -34,7 +34,7 @@ def follow_checkpoints(
             except FileNotFoundError:
                 say("evaluate", f"step {step:,} was removed before it could be scored: the training keeps fewer")
                 continue
-            train = (opened.config["recipe"] or {}).get("train")
+            train = (opened.record.recipe or {}).get("train")
             if train is None:
                 raise ValueError(
                     f"{opened.origin} is imported: found no recipe, expected a checkpoint of a training to watch. "

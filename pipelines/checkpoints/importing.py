@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dit.config import Numerics, ProcessKind, config_from_dict
+from dit.config import Numerics, ProcessKind
+from dit.formats.record import CheckpointRecord
 from pipelines.config.reader import RecipeError, apply_override
 
 
@@ -52,17 +53,18 @@ def import_settings(overrides: Sequence[str], *, pipeline: bool) -> dict:
 
 def import_summary(checkpoint) -> Iterator[str]:
     """What an import made, and what it computes, in lines to print."""
-    config = checkpoint.config
-    model, source, autoencoder = config["model"], config["source"], config["autoencoder"]
-    size = f"depth {model['depth']}, width {model['hidden_size']}, patch {model['patch_size']}"
-    yield f"{checkpoint.path}: {model['architecture']}, {size}, {model['num_classes']} classes"
-    if source["format"] == "diffusers":
+    record = checkpoint.record
+    assert record.source is not None, "an imported checkpoint records its source"
+    model, source, autoencoder = record.model_config, record.source, record.autoencoder
+    size = f"depth {model.depth}, width {model.hidden_size}, patch {model.patch_size}"
+    yield f"{checkpoint.path}: {model.architecture}, {size}, {model.num_classes} classes"
+    if source.format == "diffusers":
         kept, other = "diffusers", "the official code"
-        if source["numerics"] == "official":
+        if source.numerics == "official":
             kept, other = other, kept
         yield f"computes with these weights what {kept} does, which is not what {other} does (timestep frequencies)"
-    if autoencoder["sha256"] is None:
-        yield f"{autoencoder['id']} is not on this machine: sampling fetches it, and cannot check that it is the same"
+    if autoencoder.sha256 is None:
+        yield f"{autoencoder.id} is not on this machine: sampling fetches it, and cannot check that it is the same"
 
 
 def model_fields(overrides: Sequence[str]) -> dict:
@@ -75,22 +77,23 @@ def model_fields(overrides: Sequence[str]) -> dict:
     return content.get("model", {})
 
 
-def imported_recipe(config: dict) -> dict:
+def imported_recipe(record: CheckpointRecord) -> dict:
     """A recipe for a checkpoint that records none: what its config says, and no images to compare with.
 
     Samplers are the papers': 250 ancestral steps for DiT, 50 steps of DPM-Solver++ for U-ViT, 50 Euler steps for flow.
     """
-    model = config_from_dict(config["model"])
+    assert record.source is not None, "a checkpoint without a recipe is imported and records its source"
+    model = record.model_config
     uvit = model.architecture == "uvit"
-    sampler = "euler" if config["objective"]["kind"] == "flow" else ("dpmpp_2m" if uvit else "ddpm")
+    sampler = "euler" if record.process_kind == "flow" else ("dpmpp_2m" if uvit else "ddpm")
     shared = ("architecture", "patch_size", "hidden_size", "depth", "num_heads", "mlp_ratio", "class_dropout_prob")
     of_dit = () if uvit else ("conditioning", "timestep_frequency_shift")
     return {
-        "name": Path(config["source"]["name"]).stem,
-        "seed": config["seed"],
-        "images": {"path": "", "size": model.latent_size[0] * config["autoencoder"]["downsample"]},
-        "autoencoder": {"id": config["autoencoder"]["id"]},
+        "name": Path(record.source.name).stem,
+        "seed": record.seed,
+        "images": {"path": "", "size": model.latent_size[0] * record.autoencoder.downsample},
+        "autoencoder": {"id": record.autoencoder.id},
         "model": {name: getattr(model, name) for name in (*shared, *of_dit)},
-        "objective": config["objective"],
+        "objective": record.objective,
         "evaluate": {"sampler": sampler, "sampling_steps": 250 if sampler == "ddpm" else 50},
     }

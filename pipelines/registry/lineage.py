@@ -95,11 +95,11 @@ def _resolved(target: str, store: str) -> tuple[str, str | None]:
 def _around_checkpoint(opened: LocatedCheckpoint, expected: str | None, store: str, quick: bool) -> list[Link]:
     config = checkpoint_recipe(opened)
     chain = []
-    if opened.config["recipe"] is None:
+    if opened.record.recipe is None:
         unknown = "the checkpoint is imported: no images or latents are recorded"
         chain.append(Link("latents", "unknown", unknown=[unknown]))
     else:
-        chain += _latents_and_before(config.latents, opened.config["latents_fingerprint"], config, quick)
+        chain += _latents_and_before(config.latents, opened.record.latents_fingerprint, config, quick)
     if not any(link.kind == "autoencoder" for link in chain):
         chain.append(_autoencoder(opened.config["autoencoder"], opened.output))
     chain += _checkpoint(opened.origin, opened.config, opened.digest, expected, quick)
@@ -113,7 +113,7 @@ def _around_latents(dataset: LatentDataset, expected: str | None, store: str, qu
     folder = storage.join(storage.split(dataset.path)[0], "checkpoints")
     for step in finished_steps(folder):
         checkpoint = describe_step(folder, step)
-        trained_on = checkpoint.config["latents_fingerprint"]
+        trained_on = checkpoint.record.latents_fingerprint
         chain += _checkpoint(checkpoint.location, checkpoint.config, checkpoint.digest, None, quick=True)
         chain[-1].compare("latents it was trained on", dataset.fingerprint, trained_on)
         chain += _in_mlflow(checkpoint.digest, tracking_uri(store or (config.tracking.uri if config else "")))

@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit.checkpoint import COMPLETE
-from dit.config import SAMPLER_PROCESSES, config_from_dict
+from dit.checkpoint import COMPLETE, weights_name
+from dit.config import SAMPLER_PROCESSES
 from dit.files import write_json
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint
@@ -36,7 +36,7 @@ def save_model_files(opened: LocatedCheckpoint, folder: Path, work: Path) -> Non
     from pipelines.registry.served_model import FILES
 
     settings = gather(opened, work / FILES)
-    names = opened.config["class_names"]
+    names = opened.record.class_names
     example = pandas.DataFrame({"class": [*names, "", ""][:2], "seed": [0, 1]})
     mlflow.pyfunc.save_model(
         folder,
@@ -55,7 +55,7 @@ def gather(opened: LocatedCheckpoint, folder: Path) -> dict[str, Any]:
 
     config = checkpoint_recipe(opened)
     protocol = sampling_protocol(config, opened)
-    weights = "model" if protocol.weights == "raw" else protocol.weights
+    weights = weights_name(protocol.weights)
     kept = ("config.json", f"{weights}.safetensors")
     _copy(opened.path, folder / "checkpoint", kept)
     digests = json.loads((opened.path / COMPLETE).read_text())
@@ -63,14 +63,14 @@ def gather(opened: LocatedCheckpoint, folder: Path) -> dict[str, Any]:
     autoencoder = checkpoint_autoencoder(opened)
     found = {file.suffix: file.name for file in autoencoder.glob("diffusion_pytorch_model.*")}
     _copy(autoencoder, folder / "autoencoder", ("config.json", found.get(".safetensors") or found[".bin"]))
-    kind = opened.config["objective"]["kind"]
+    kind = opened.record.process_kind
     fitting = [name for name, fits in SAMPLER_PROCESSES.items() if fits == kind]
     settings = {
         "protocol": protocol.to_dict(),
         "batch_size": config.evaluate.batch_size,
-        "class_names": list(opened.config["class_names"]),
+        "class_names": list(opened.record.class_names),
         "samplers": sorted(fitting, key=lambda name: name != protocol.sampler),
-        "has_null_class": config_from_dict(opened.config["model"]).null_class is not None,
+        "has_null_class": opened.record.model_config.null_class is not None,
     }
     write_json(folder / SETTINGS, settings)
     return settings

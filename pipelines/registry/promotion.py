@@ -247,7 +247,7 @@ def _version(client: Any, uri: str, name: str, model: Any, opened: LocatedCheckp
     further = {
         tags.CHECKPOINT: opened.origin,
         tags.VERSION_STEP: str(opened.step),
-        tags.LATENTS_FINGERPRINT: opened.config["latents_fingerprint"] or "unknown",
+        tags.LATENTS_FINGERPRINT: opened.record.latents_fingerprint or "unknown",
     }
     with _default_store(uri):
         created = client.create_model_version(

@@ -64,7 +64,7 @@ def score_checkpoint(
         samples, seconds = load_features(shards)
         report = build_report(protocol, samples, reference, held_out, checkpoint=opened.origin, digest=opened.digest)
         clock.lap("scoring_seconds")
-        class_names, neighbours = opened.config["class_names"], Neighbours(reference, config.images)
+        class_names, neighbours = opened.record.class_names, Neighbours(reference, config.images)
         pictures = report_pictures(
             load_preview_images(shards), samples["labels"], samples["features"], class_names, neighbours
         )

@@ -34,9 +34,10 @@ def sampling_settings(config: Recipe, opened: LocatedCheckpoint) -> dict[str, An
     Raises ValueError if the autoencoder is not the checkpoint's, FileNotFoundError if it lacks the weights.
     """
     from dit.autoencoder import describe_autoencoder
+    from dit.checkpoint import weights_name
     from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 
-    weights = "model" if config.evaluate.weights == "raw" else config.evaluate.weights
+    weights = weights_name(config.evaluate.weights)
     if not (opened.path / f"{weights}.safetensors").is_file():
         opened.weights(weights)  # raises, and says which there are
     decoder = describe_autoencoder(checkpoint_autoencoder(opened))["sha256"]
@@ -63,8 +64,8 @@ def checkpoint_recipe(opened: LocatedCheckpoint, overrides: tuple[str, ...] = ()
     from pipelines.checkpoints.importing import imported_recipe
     from pipelines.config.reader import apply_override, validate_recipe
 
-    recorded = opened.config["recipe"]
-    content = {**(imported_recipe(opened.config) if recorded is None else recorded), "output": opened.output}
+    recorded = opened.record.recipe
+    content = {**(imported_recipe(opened.record) if recorded is None else recorded), "output": opened.output}
     for override in overrides:
         apply_override(content, override)
     return validate_recipe(content)

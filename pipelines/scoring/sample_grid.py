@@ -1,5 +1,6 @@
 """The sample job: a labelled grid from a checkpoint, to look at, or many samples in a file, for other tools."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def sample_grid(
     from pipelines.scoring.sampler import Sampler
 
     opened = open_checkpoint(checkpoint)
-    names = opened.config["class_names"]
+    names = opened.record.class_names
     labels = [class_label(name, names) for name in classes] if classes else list(range(min(len(names), 20)))
     labels = labels or [0]
     protocol = sampling_protocol(config, opened)
@@ -33,7 +34,7 @@ def sample_grid(
     return save_png(labelled_grid(list(zip(titles, rows, strict=True))), out)
 
 
-def class_label(name: str, class_names: list[str]) -> int:
+def class_label(name: str, class_names: Sequence[str]) -> int:
     """Number of a class, by its name or its number."""
     if name in class_names:
         return class_names.index(name)

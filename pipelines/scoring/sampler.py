@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit.autoencoder import Autoencoder, LatentScale
-from dit.config import config_from_dict
+from dit.autoencoder import Autoencoder
 from dit.formats.weights import load_weights
 from dit.model import build_model
 from dit.objective import create_process
@@ -36,19 +35,18 @@ class Sampler:
         """autoencoder: folder of the checkpoint's, where it is not at its usual place."""
         opened = open_checkpoint(checkpoint)
         self.protocol, self.batch_size, self.device = protocol, batch_size, device
-        config = config_from_dict(opened.config["model"])
-        weights = opened.weights("model" if protocol.weights == "raw" else protocol.weights, device)
+        config = opened.record.model_config
+        weights = opened.weights(protocol.weights, device)
         self.model = load_weights(build_model(config), weights).to(device).eval()
         if compiled:
             # Batches are of one size, with guidance of two: for each a graph of its own, for no other.
             self.model.compile(dynamic=False)
         self.num_classes = config.num_classes
         self.latent_shape = (config.in_channels, *config.latent_size)
-        self.process = create_process(**opened.config["objective"])
+        self.process = create_process(**opened.record.objective)
         self.autoencoder = Autoencoder.load(autoencoder or checkpoint_autoencoder(opened), device)
         # The scale that the model was trained with, whatever the autoencoder's folder says today.
-        recorded = opened.config["autoencoder"]
-        self.autoencoder.scale = LatentScale(recorded["latents_mean"], recorded["latents_std"])
+        self.autoencoder.scale = opened.record.autoencoder.scale
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
         """Classes of samples, int64."""

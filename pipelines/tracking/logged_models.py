@@ -12,17 +12,17 @@ def log_checkpoint(run: RunLog, checkpoint: Checkpoint, location: str | None = N
 
     location: path or URI under which others find it, if its local path is a copy.
     """
-    recipe, location = checkpoint.config["recipe"], location or str(checkpoint.path)
+    recipe, location = checkpoint.record.recipe, location or str(checkpoint.path)
     name = location.partition("?")[0].rstrip("/").rpartition("/")[2]
     run.model(
         checkpoint.digest,
         # An imported checkpoint has no recipe: its folder names it, without characters that MLflow refuses.
         name=f"{recipe['name']}-{name}" if recipe else re.sub(r"[^\w-]", "-", name),
         step=checkpoint.step,
-        params={"model": checkpoint.config["model"], "objective": checkpoint.config["objective"]},
+        params={"model": checkpoint.record.model, "objective": checkpoint.record.objective},
         tags={
             tags.CHECKPOINT: location,
             tags.CHECKPOINT_DIGEST: checkpoint.digest,
-            tags.LATENTS_FINGERPRINT: checkpoint.config["latents_fingerprint"] or "unknown",
+            tags.LATENTS_FINGERPRINT: checkpoint.record.latents_fingerprint or "unknown",
         },
     )
