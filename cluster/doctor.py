@@ -9,7 +9,7 @@ from importlib import metadata
 
 from cluster import jobs, storage
 from cluster.session import ray_session
-from cluster.temporaries import TEMPORARY_PREFIX
+from cluster.storage.temporaries import TEMPORARY_PREFIX
 
 OLDEST_PYTHON = (3, 11)
 

@@ -11,7 +11,7 @@ from importlib import metadata
 
 from cluster import storage
 from cluster.doctor import Check, check_storage
-from cluster.temporaries import TEMPORARY_PREFIX
+from cluster.storage.temporaries import TEMPORARY_PREFIX
 
 ANSWER_SECONDS = 60.0
 MOST_SKEW_SECONDS = 30.0

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from cluster import storage
-from cluster.lease import PATIENCE_SECONDS, InUse, lease
+from cluster.storage.lease import PATIENCE_SECONDS, InUse, lease
 from pipelines.config.recipe import Recipe
 from pipelines.config.training import ElasticWorkersConfig, WorkersConfig
 from pipelines.console import Progress, say

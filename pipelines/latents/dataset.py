@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cluster import storage
-from cluster.object_stores import patiently
+from cluster.storage.object_stores import patiently
 from pipelines.latents import schema
 from pipelines.latents.quarantine import QUARANTINE, write_quarantine
 

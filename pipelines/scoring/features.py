@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster import storage
-from cluster.read_ahead import opened_in_order
+from cluster.storage.read_ahead import opened_in_order
 from evaluation.protocol import EvaluationProtocol, shard_ranges
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig
 from pipelines.images.listing import Listing

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from cluster import storage
-from cluster.read_ahead import opened_in_order
+from cluster.storage.read_ahead import opened_in_order
 from evaluation.protocol import parse_metric_name
 from evaluation.report import REPORT_FILE, EvaluationReport
 from evaluation.step_plot import StepValue, step_plot

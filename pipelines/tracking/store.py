@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.credentials import refuse_password
-from cluster.temporaries import alone_in
+from cluster.storage.temporaries import alone_in
 from pipelines.console import first_line
 from raydit.errors import Unreachable
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from cluster import storage
-from cluster.read_ahead import opened_in_order
+from cluster.storage.read_ahead import opened_in_order
 from evaluation.protocol import HIGHER_IS_BETTER, parse_metric_name
 from evaluation.report import REPORT_FILE
 from pipelines.config.training import TrainConfig

@@ -13,7 +13,7 @@ from pyarrow.fs import LocalFileSystem, copy_files
 from tiny_checkpoint import tiny_output, write_checkpoint
 
 from cluster import storage
-from cluster.lease import InUse, lease
+from cluster.storage.lease import InUse, lease
 from pipelines.checkpoints.follow import follow_checkpoints
 from pipelines.checkpoints.stored import finished_steps
 from pipelines.scoring.protocols import checkpoint_recipe
@@ -21,7 +21,7 @@ from pipelines.stage import StageContext
 
 HOLD = """
 import sys, time
-from cluster.lease import lease
+from cluster.storage.lease import lease
 with lease(sys.argv[1], lost=print):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -12,16 +12,15 @@ from pathlib import Path
 import pytest
 from tiny import tiny_recipe
 
-from cluster import lease as leases
-from cluster import storage
-from cluster.lease import FILE, InUse, Owner, lease
-from cluster.temporaries import StorageFull
+from cluster.storage import lease as leases
+from cluster.storage.lease import FILE, InUse, Owner, lease
+from cluster.storage.temporaries import StorageFull
 from pipelines.stage import StageContext
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
 import signal, sys, time
-from cluster.lease import lease
+from cluster.storage.lease import lease
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 with lease(sys.argv[1], lost=print):
     print("held", flush=True)
@@ -124,7 +123,7 @@ def test_one_process_may_hold_a_folder_twice(tmp_path):
 
 def test_signs_of_life_put_the_end_off_and_a_full_disk_does_not_end_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
-    write, full = storage.write_atomically, [True] * 3
+    write, full = leases.write_atomically, [True] * 3
 
     def sometimes_full(path, data):
         if full:
@@ -132,7 +131,7 @@ def test_signs_of_life_put_the_end_off_and_a_full_disk_does_not_end_the_work(tmp
             raise StorageFull("no room")
         write(path, data)
 
-    monkeypatch.setattr(storage, "write_atomically", sometimes_full)
+    monkeypatch.setattr(leases, "write_atomically", sometimes_full)
     with hold(tmp_path):
         first = json.loads((tmp_path / FILE).read_text())["expires"]
         wait_until(lambda: json.loads((tmp_path / FILE).read_text())["expires"] > first)
@@ -154,7 +153,7 @@ def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path):
         plant(tmp_path / str(index), machine="another", expires=0.0)
     code = """
 import sys
-from cluster import lease
+from cluster.storage import lease
 owner = lease.Owner.here()
 print("ready", flush=True); sys.stdin.readline()
 for index in range(40):

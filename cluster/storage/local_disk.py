@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from cluster.temporaries import temporary_in
+from cluster.storage.temporaries import temporary_in
 
 
 def publish_on_disk(local_folder: str, target: str) -> None:

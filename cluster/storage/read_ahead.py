@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
-from cluster import storage
+from cluster.storage.files import REQUESTS_AT_ONCE, opened
+from cluster.storage.paths import is_local
 
 
 def opened_in_order(paths: Sequence[str]) -> Iterator[BinaryIO]:
@@ -13,15 +14,15 @@ def opened_in_order(paths: Sequence[str]) -> Iterator[BinaryIO]:
 
     Of an object store the content of a few files is in memory, of those that come next.
     """
-    if all(map(storage.is_local, paths)):
-        yield from map(storage.opened, paths)
+    if all(map(is_local, paths)):
+        yield from map(opened, paths)
         return
-    with ThreadPoolExecutor(storage.REQUESTS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         ahead: deque[Future[BinaryIO]] = deque()
         try:
             for path in paths:
-                ahead.append(pool.submit(storage.opened, path))
-                if len(ahead) >= storage.REQUESTS_AT_ONCE:
+                ahead.append(pool.submit(opened, path))
+                if len(ahead) >= REQUESTS_AT_ONCE:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()

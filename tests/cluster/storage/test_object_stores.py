@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster import lease as leases
-from cluster import object_stores, storage
-from cluster.lease import FILE, InUse, Owner, lease
+from cluster import storage
+from cluster.storage import lease as leases
+from cluster.storage import object_stores, paths
+from cluster.storage.lease import FILE, InUse, Owner, lease
+from cluster.storage.object_stores import resolve_in_bucket
 
 
 def test_a_client_is_made_once_for_a_bucket_and_anew_for_another_account(s3_bucket, monkeypatch):
@@ -87,11 +89,10 @@ def test_a_move_that_is_cut_off_loses_nothing_and_is_done_again(s3_bucket, monke
             removed.append(path)
             client.delete_file(path)
 
-    resolve = storage.resolve
-    monkeypatch.setattr(storage, "resolve", lambda path: (Interrupted(), resolve(path)[1]))
+    monkeypatch.setattr(paths, "resolve_in_bucket", lambda uri: (Interrupted(), resolve_in_bucket(uri)[1]))
     with pytest.raises(KeyboardInterrupt):
         storage.move_folder(source, aside, last="plan.json")
-    monkeypatch.setattr(storage, "resolve", resolve)
+    monkeypatch.setattr(paths, "resolve_in_bucket", resolve_in_bucket)
     assert removed[0].endswith("/manifest.json")  # written last, so that what is left counts as nothing
     assert {name: storage.read_bytes(storage.join(aside, name)) for name in content} == content
     storage.move_folder(source, f"{aside}-rest", last="plan.json")
@@ -117,8 +118,7 @@ def test_a_file_too_large_for_one_copy_goes_through_this_machine(s3_bucket, monk
             copied.append(source.rpartition("/")[2])
             client.copy_file(source, destination)
 
-    resolve = storage.resolve
-    monkeypatch.setattr(storage, "resolve", lambda path: (Limited(), resolve(path)[1]))
+    monkeypatch.setattr(paths, "resolve_in_bucket", lambda uri: (Limited(), resolve_in_bucket(uri)[1]))
     monkeypatch.setattr(object_stores, "LARGEST_COPY", 1_000)
     monkeypatch.setattr(object_stores, "COPIED_AT_ONCE", 999)
     storage.move_folder(source, aside, last="checkpoint.json")
@@ -174,7 +174,7 @@ def test_a_folder_in_a_bucket_has_an_owner_until_it_is_released_or_dead(s3_bucke
 
 def test_of_many_that_come_at_once_one_gets_a_folder_in_a_bucket(s3_bucket, monkeypatch):
     """All find it free before the first has written, and they write one after the other."""
-    found_free, won, write = threading.Barrier(4), [], storage.write_atomically
+    found_free, won, write = threading.Barrier(4), [], leases.write_atomically
     written = [threading.Event() for _ in range(4)]
 
     def write_in_turn(path, data):
@@ -186,7 +186,7 @@ def test_of_many_that_come_at_once_one_gets_a_folder_in_a_bucket(s3_bucket, monk
         write(path, data)
         written[number].set()
 
-    monkeypatch.setattr(storage, "write_atomically", write_in_turn)
+    monkeypatch.setattr(leases, "write_atomically", write_in_turn)
 
     def contend(number):
         try:

@@ -5,8 +5,7 @@ import threading
 import pytest
 
 from cluster import storage
-from cluster.read_ahead import opened_in_order
-from cluster.storage import REQUESTS_AT_ONCE
+from cluster.storage import REQUESTS_AT_ONCE, opened_in_order, read_ahead
 
 
 def contents(paths):
@@ -42,7 +41,7 @@ def test_requests_to_an_object_store_go_side_by_side_and_not_further_ahead_than_
         together.wait(timeout=60)
         return path
 
-    monkeypatch.setattr(storage, "opened", opened)
+    monkeypatch.setattr(read_ahead, "opened", opened)
     files = opened_in_order([f"s3://bucket/{index}" for index in range(2 * REQUESTS_AT_ONCE)])
     assert next(files) == "s3://bucket/0" and len(asked) == REQUESTS_AT_ONCE
     assert len(list(files)) == 2 * REQUESTS_AT_ONCE - 1

@@ -20,9 +20,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cluster import storage
 from cluster.jobs import current_job_id
-from cluster.temporaries import alone_in, is_running, temporary_in
+from cluster.storage.files import read_bytes, write_atomically
+from cluster.storage.folders import remove_stale_temporaries
+from cluster.storage.paths import is_local, join, local_path, nearest_folder
+from cluster.storage.temporaries import alone_in, is_running, temporary_in
 
 FILE = ".lease.json"
 EXPIRES_SECONDS = 90.0
@@ -103,13 +105,13 @@ def lease(
     happen only to a process that could not give a sign of life for 90 seconds.
     Raises InUse if another living process holds it.
     """
-    path, owner = storage.join(folder, FILE), Owner.here()
-    existing = storage.nearest_folder(folder) if storage.is_local(folder) else None
+    path, owner = join(folder, FILE), Owner.here()
+    existing = nearest_folder(folder) if is_local(folder) else None
     earlier = _acquire(path, owner, patience_seconds)
     if earlier and earlier.is_this_process:
         yield None
         return
-    storage.remove_stale_temporaries(folder)
+    remove_stale_temporaries(folder)
     ended = threading.Event()
     thread = threading.Thread(target=_keep, args=(path, owner, ended, lost), name="lease", daemon=True)
     thread.start()
@@ -120,7 +122,7 @@ def lease(
         thread.join()
         _release(path, owner)
         if existing:
-            _remove_empty(storage.local_path(folder), existing)
+            _remove_empty(local_path(folder), existing)
 
 
 def _acquire(path: str, owner: Owner, patience_seconds: float) -> Owner | None:
@@ -143,16 +145,16 @@ def _acquire(path: str, owner: Owner, patience_seconds: float) -> Owner | None:
 def _replace(path: str, dead: Owner | None, owner: Owner) -> bool:
     """Put our lease where none is, or that of a dead owner; whether it is ours now."""
     content = _content(owner, expires=owner.expires)
-    if storage.is_local(path):
-        folder = os.path.dirname(storage.local_path(path))
+    if is_local(path):
+        folder = os.path.dirname(local_path(path))
         os.makedirs(folder, exist_ok=True)
         with alone_in(folder), temporary_in(folder, len(content)) as temporary:
             if dead:
                 _remove(path, dead)
             Path(temporary).write_bytes(content)
-            _link(temporary, storage.local_path(path))
+            _link(temporary, local_path(path))
     else:
-        storage.write_atomically(path, content)
+        write_atomically(path, content)
         time.sleep(SETTLE_SECONDS)
     found = _read(path)
     return found is not None and found.id == owner.id
@@ -171,7 +173,7 @@ def _link(temporary: str, target: str) -> None:
 
 def _remove(path: str, dead: Owner) -> None:
     """Remove the lease of a dead owner; if somebody was faster and it is a new one, put it back."""
-    target = storage.local_path(path)
+    target = local_path(path)
     with temporary_in(os.path.dirname(target), 0) as aside:
         try:
             os.rename(target, aside)
@@ -190,7 +192,7 @@ def _keep(path: str, owner: Owner, ended: threading.Event, lost: Callable[[str],
             if found is not None and found.id != owner.id:
                 lost(f"the folder was taken over by {found}")
                 return
-            storage.write_atomically(path, _content(owner, expires=time.time() + EXPIRES_SECONDS))
+            write_atomically(path, _content(owner, expires=time.time() + EXPIRES_SECONDS))
 
 
 def _release(path: str, owner: Owner) -> None:
@@ -198,10 +200,10 @@ def _release(path: str, owner: Owner) -> None:
         found = _read(path)
         if found is None or found.id != owner.id:
             return
-        if storage.is_local(path):
-            os.remove(storage.local_path(path))
+        if is_local(path):
+            os.remove(local_path(path))
         else:
-            storage.write_atomically(path, _content(owner, expires=0.0))
+            write_atomically(path, _content(owner, expires=0.0))
 
 
 def _remove_empty(folder: str, existing: str) -> None:
@@ -214,7 +216,7 @@ def _remove_empty(folder: str, existing: str) -> None:
 def _read(path: str) -> Owner | None:
     """The owner, or None. What cannot be read was torn by a crash of the machine: nobody alive wrote it."""
     try:
-        return Owner(**json.loads(storage.read_bytes(path)))
+        return Owner(**json.loads(read_bytes(path)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
@@ -226,7 +228,7 @@ def _content(owner: Owner, *, expires: float) -> bytes:
 
 
 def _refusal(path: str, owner: Owner) -> str:
-    folder = os.path.dirname(storage.local_path(path)) if storage.is_local(path) else path.replace(f"/{FILE}", "")
+    folder = os.path.dirname(local_path(path)) if is_local(path) else path.replace(f"/{FILE}", "")
     end = f"raydit jobs stop {owner.job}" if owner.job else f"kill -INT {owner.process} on {owner.host}"
     return (
         f"{folder} is in use by {owner}; expected nobody, because two at once would overwrite each other. Wait until "
