@@ -1,41 +1,41 @@
-"""How busy machines are: CPU, memory and GPUs, of this one or of all nodes of a Ray."""
+"""How busy machines are: CPU, memory and GPUs of this machine, or of all nodes of a Ray cluster."""
 
 import shutil
 import subprocess
 import sys
-import time
+
+import psutil
+
+from cluster.node_tasks import call_on_nodes
 
 ANSWER_SECONDS = 5.0
 _GPU_FIELDS = ("utilization.gpu", "memory.used", "memory.total")
 
-CpuTimes = tuple[int, int]
+
+def start_measuring_cpu() -> None:
+    """Begin the interval over which this thread's next call of measure_usage averages the CPU utilization."""
+    psutil.cpu_percent()
 
 
-def cpu_times() -> CpuTimes:
-    """Time that all cores together have worked, and that has passed, since the start of the machine; Linux's ticks."""
-    with open("/proc/stat") as file:
-        ticks = [int(field) for field in file.readline().split()[1:9]]
-    idle = ticks[3] + ticks[4]  # the disk is waited for in the second
-    return sum(ticks) - idle, sum(ticks)
+def measure_usage(seconds: float | None = None) -> dict[str, float]:
+    """Return the usage of this machine in percent and MiB, by the metric names that MLflow's UI groups.
+
+    CPU utilization is averaged over the given time, in which this function blocks, or since the previous call in the
+    same thread (see start_measuring_cpu). Memory and GPUs are read at the end of it.
+    """
+    usage = {"cpu_utilization_percentage": psutil.cpu_percent(seconds)}
+    memory = psutil.virtual_memory()
+    used = memory.total - memory.available
+    usage["system_memory_usage_megabytes"] = used / 2**20
+    usage["system_memory_usage_percentage"] = 100.0 * used / memory.total
+    return usage | query_gpu_usage()
 
 
-def machine_usage(since: CpuTimes) -> dict[str, float]:
-    """Shares in percent and memory in MiB, of the CPU since `since`, by the names that MLflow's UI groups."""
-    worked, passed = (now - before for now, before in zip(cpu_times(), since, strict=True))
-    usage = {"cpu_utilization_percentage": 100.0 * worked / max(1, passed)}
-    memory = {}
-    with open("/proc/meminfo") as file:
-        for line in file:
-            name, value = line.split()[:2]
-            memory[name] = int(value) / 1024
-    used = memory["MemTotal:"] - memory["MemAvailable:"]
-    usage["system_memory_usage_megabytes"] = used
-    usage["system_memory_usage_percentage"] = 100.0 * used / memory["MemTotal:"]
-    return usage | gpu_usage()
+def query_gpu_usage() -> dict[str, float]:
+    """Return the usage of NVIDIA GPUs in percent and MiB; empty without nvidia-smi.
 
-
-def gpu_usage() -> dict[str, float]:
-    """The same of NVIDIA's GPUs, asked through their tool, which takes no memory on them; nothing without it."""
+    nvidia-smi is asked because, unlike a CUDA context, it takes no GPU memory.
+    """
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return {}
@@ -44,11 +44,11 @@ def gpu_usage() -> dict[str, float]:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER_SECONDS).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    return gpus_of(answer)
+    return parse_gpu_usage(answer)
 
 
-def gpus_of(answer: str) -> dict[str, float]:
-    """The numbers in nvidia-smi's answer, a line for each GPU; what a GPU does not tell is left out."""
+def parse_gpu_usage(answer: str) -> dict[str, float]:
+    """Return the metrics in nvidia-smi's answer, which has a line for each GPU, without values that a GPU lacks."""
     usage = {}
     for index, line in enumerate(answer.splitlines()):
         busy, used, total = (_number(field) for field in line.split(","))
@@ -63,39 +63,21 @@ def gpus_of(answer: str) -> dict[str, float]:
 def _number(field: str) -> float | None:
     try:
         return float(field)
-    except ValueError:  # such as [N/A], of a divided GPU
+    except ValueError:  # such as [N/A], of a GPU that is divided (MIG)
         return None
 
 
-def other_nodes_usage() -> dict[str, dict[str, float]]:
-    """Usage of every node but this one of the Ray that this process has joined, by its address; of those that answer.
+def measure_other_nodes() -> dict[str, dict[str, float]]:
+    """Return the usage of the other nodes of the Ray cluster that this process has joined, by their addresses.
 
-    Nothing without a Ray, or on one machine.
+    CPU utilization is averaged over a second. A node that does not answer is left out. Empty without Ray, and on one
+    machine.
     """
     if "ray" not in sys.modules:
         return {}
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if not ray.is_initialized():
         return {}
-    here = ray.get_runtime_context().get_node_id()
-    task, asked = ray.remote(num_cpus=0, max_retries=0)(_usage_of_a_second), {}
-    for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] != here:
-            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[task.options(scheduling_strategy=place).remote()] = node["NodeManagerAddress"]
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
-    usage = {}
-    for reference in answered:
-        try:
-            usage[asked[reference]] = ray.get(reference)
-        except Exception:  # a node that is lost meanwhile is missed by the work itself
-            continue
-    return usage
-
-
-def _usage_of_a_second() -> dict[str, float]:
-    since = cpu_times()
-    time.sleep(1.0)
-    return machine_usage(since)
+    replies = call_on_nodes(measure_usage, 1.0, timeout_seconds=ANSWER_SECONDS, include_this_node=False)
+    return {reply.address: reply.result for reply in replies if reply.result is not None}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cluster.usage import cpu_times, machine_usage, other_nodes_usage
+from cluster.usage import measure_other_nodes, measure_usage, start_measuring_cpu
 from pipelines.tracking.run_log import RunLog
 
 PREFIX = "system/"
@@ -35,11 +35,11 @@ def system_metrics(run: RunLog) -> Iterator[None]:
 
 def _record(run: RunLog, ended: threading.Event) -> None:
     try:
-        begun, since = time.monotonic(), cpu_times()
+        begun = time.monotonic()
+        start_measuring_cpu()
         while not ended.wait(pause(time.monotonic() - begun)):
-            metrics = {f"{PREFIX}{name}": value for name, value in machine_usage(since).items()}
-            since = cpu_times()
-            for node, usage in other_nodes_usage().items():
+            metrics = {f"{PREFIX}{name}": value for name, value in measure_usage().items()}
+            for node, usage in measure_other_nodes().items():
                 metrics |= {f"{PREFIX}{node}/{name}": value for name, value in usage.items()}
             run.metrics(metrics, int(time.monotonic() - begun))
     except Exception:  # a stage must not fail because its machine cannot be measured

@@ -37,11 +37,11 @@ def test_a_stage_of_seconds_has_none():
 
 
 def test_a_machine_that_cannot_be_asked_stops_no_stage(monkeypatch, caplog):
-    def broken(since):
+    def broken():
         raise OSError("no /proc")
 
     monkeypatch.setattr(system_metrics, "FIRST_SECONDS", 0.01)
-    monkeypatch.setattr(system_metrics, "machine_usage", broken)
+    monkeypatch.setattr(system_metrics, "measure_usage", broken)
     run = Run()
     with system_metrics.system_metrics(run):
         (thread,) = [thread for thread in threading.enumerate() if thread.name == "system-metrics"]
