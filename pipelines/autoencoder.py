@@ -56,7 +56,7 @@ def train_autoencoder(config: Recipe, *, context: StageContext) -> AutoencoderHa
         record = storage.read_json(finished)
         storage.remove_folder(storage.join(folder, TRAINING))
         run.metrics({"autoencoder/psnr": record["psnr"]}, settings.steps)
-        picture = Path(storage.on_this_machine(folder)) / RECONSTRUCTIONS
+        picture = Path(storage.local_folder_for(folder)) / RECONSTRUCTIONS
         if not storage.is_local(folder):
             storage.write_atomically(str(picture), storage.read_bytes(storage.join(folder, RECONSTRUCTIONS)))
         run.image(picture, "reconstructions", settings.steps)

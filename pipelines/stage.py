@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from cluster import storage
-from cluster.storage.lease import PATIENCE_SECONDS, InUse, lease
+from cluster.storage.lease import WAIT_SECONDS, hold_folder
 from pipelines.config.recipe import Recipe
 from pipelines.config.training import ElasticWorkersConfig, WorkersConfig
 from pipelines.console import Progress, say
@@ -19,6 +19,7 @@ from pipelines.tracking.provenance import provenance_tags, recipe_artifact
 from pipelines.tracking.run_log import RunLog
 from pipelines.tracking.system_metrics import system_metrics
 from pipelines.tracking.tracker import Tracker
+from raydit.errors import InUse
 
 Result = TypeVar("Result")
 
@@ -79,9 +80,9 @@ class StageContext:
     ) -> None:
         self._cleanup.close()
 
-    def _hold(self, held: ExitStack, part: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def _hold(self, held: ExitStack, part: str, wait_seconds: float = WAIT_SECONDS) -> None:
         folder = storage.join(self.config.output, part) if part else self.config.output
-        earlier = held.enter_context(lease(folder, lost=_stop_working, patience_seconds=patience_seconds))
+        earlier = held.enter_context(hold_folder(folder, on_lost=_stop_working, wait_seconds=wait_seconds))
         if earlier and earlier.expires:
             self.say("output", f"took over the folder from {earlier}, which ended without releasing it")
 
@@ -93,7 +94,7 @@ class StageContext:
                 self._hold(held, part)
             except InUse as error:
                 self.say("output", f"waiting, because {error}")
-                self._hold(held, part, patience_seconds=math.inf)
+                self._hold(held, part, wait_seconds=math.inf)
             yield
 
     @functools.cached_property

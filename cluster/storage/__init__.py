@@ -1,19 +1,19 @@
 """Files and folders on a disk or in an object store (s3://, gs://), read and written by the same functions.
 
-Nothing half-written is ever seen under its final name: on disk a file or folder gets a temporary name first and is
-renamed; in an object store one put is atomic, and a folder is finished when its last file is there.
+An incomplete file or folder never has its final name: on a disk it gets a temporary name first and is renamed. In an
+object store a put is atomic, and a folder is finished when the file that is written last is there.
 """
 
 from cluster.storage.downloads import fetch_file, fetch_folder, local_copy
 from cluster.storage.files import (
-    REQUESTS_AT_ONCE,
+    MAX_CONCURRENT_REQUESTS,
     exists,
     file_size,
     free_bytes,
     list_files,
     list_names,
     move_file,
-    opened,
+    open_file,
     read_bytes,
     read_json,
     refuse_existing,
@@ -24,26 +24,25 @@ from cluster.storage.files import (
     write_json_atomically,
 )
 from cluster.storage.folders import move_folder, publish_folder, remove_folder, remove_stale_temporaries
-from cluster.storage.object_stores import patiently
+from cluster.storage.object_stores import retry_throttled
 from cluster.storage.paths import (
     absolute,
     cache_folder,
     is_local,
     join,
+    local_folder_for,
     local_path,
     nearest_folder,
-    on_this_machine,
     resolve,
     split,
 )
-from cluster.storage.read_ahead import opened_in_order
-from cluster.storage.temporaries import TEMPORARY_PREFIX, alone_in, temporary_in
+from cluster.storage.read_ahead import open_in_order
+from cluster.storage.temporaries import TEMPORARY_PREFIX, lock, temporary_path
 
 __all__ = [
-    "REQUESTS_AT_ONCE",
+    "MAX_CONCURRENT_REQUESTS",
     "TEMPORARY_PREFIX",
     "absolute",
-    "alone_in",
     "cache_folder",
     "exists",
     "fetch_file",
@@ -55,14 +54,14 @@ __all__ = [
     "list_files",
     "list_names",
     "local_copy",
+    "local_folder_for",
     "local_path",
+    "lock",
     "move_file",
     "move_folder",
     "nearest_folder",
-    "on_this_machine",
-    "opened",
-    "opened_in_order",
-    "patiently",
+    "open_file",
+    "open_in_order",
     "publish_folder",
     "read_bytes",
     "read_json",
@@ -71,9 +70,10 @@ __all__ = [
     "remove_folder",
     "remove_stale_temporaries",
     "resolve",
+    "retry_throttled",
     "sha256_file",
     "split",
-    "temporary_in",
+    "temporary_path",
     "upload_file",
     "write_atomically",
     "write_json_atomically",

@@ -9,65 +9,75 @@ from pathlib import Path
 
 from pyarrow.fs import FileInfo, FileSelector, LocalFileSystem, copy_files
 
-from cluster.storage.files import file_size, files_in, read_bytes
+from cluster.storage.files import file_size, read_bytes, select_files
 from cluster.storage.folders import remove_stale_temporaries
-from cluster.storage.local_disk import rename_unless_there
-from cluster.storage.object_stores import patiently
+from cluster.storage.local_disk import rename_unless_exists
+from cluster.storage.object_stores import retry_throttled
 from cluster.storage.paths import cache_folder, is_local, local_path, resolve, split
-from cluster.storage.temporaries import alone_in, temporary_in
+from cluster.storage.temporaries import lock, raise_storage_full, temporary_path
 
 
 def fetch_folder(path: str) -> str:
-    """A local folder with the content of `path`: itself when local, else a copy that the workers share.
+    """Return a local folder with the content of `path`: the folder itself if it is local, else a cached copy.
 
-    The copy is named after the URI and its listing (names, sizes, times), so a folder that was rewritten
-    at the same address is fetched anew. Of several workers one fetches and the others wait for it.
+    The copy is named after the URI and its listing (names, sizes, times), so a folder that was rewritten at the same
+    URI is downloaded again. One worker of a machine downloads, and the others wait for it.
+    Raises StorageFull when the cache's disk has no space left.
     """
     if is_local(path):
         return local_path(path)
     filesystem, inner = resolve(path)
-    infos = files_in(filesystem, FileSelector(inner, recursive=True))
-    return _fetched(path, infos, lambda folder: copy_files(inner, folder, filesystem, LocalFileSystem()))
+    infos = select_files(filesystem, FileSelector(inner, recursive=True))
+    return _fetch(path, infos, lambda folder: copy_files(inner, folder, filesystem, LocalFileSystem()))
 
 
 def fetch_file(path: str) -> str:
-    """The same for a file. Raises FileNotFoundError."""
-    file_size(path)  # raises
+    """Return a local file with the content of `path`: the file itself if it is local, else a cached copy.
+
+    The copy is kept and shared as that of a folder is (see fetch_folder). Raises NotFound, and StorageFull when the
+    cache's disk has no space left.
+    """
+    file_size(path)  # raises NotFound
     if is_local(path):
         return local_path(path)
     filesystem, inner = resolve(path)
     infos, name = [filesystem.get_file_info(inner)], split(path)[1]
-    folder = _fetched(
+    folder = _fetch(
         path, infos, lambda folder: copy_files(inner, os.path.join(folder, name), filesystem, LocalFileSystem())
     )
     return os.path.join(folder, name)
 
 
-def _fetched(path: str, infos: list[FileInfo], copy: Callable[[str], None]) -> str:
-    """The folder in the cache that `copy` has filled with the files that are described."""
+def _fetch(path: str, infos: list[FileInfo], copy: Callable[[str], None]) -> str:
+    """Return the folder in the cache for the described files; `copy` fills it if it is not there yet."""
     files = sorted((info.path, info.size, info.mtime_ns) for info in infos)
     name = hashlib.sha256(repr((path, files)).encode()).hexdigest()[:16]
     cache = cache_folder("fetched")
     fetched = os.path.join(cache, name)
-    os.makedirs(cache, exist_ok=True)
-    with alone_in(cache):
+    num_bytes = sum(size for _, size, _ in files)
+    with raise_storage_full(cache, num_bytes):
+        os.makedirs(cache, exist_ok=True)
+    with lock(cache):
         if not os.path.isdir(fetched):
             remove_stale_temporaries(cache)
-            num_bytes = sum(size for _, size, _ in files)
-            with temporary_in(cache, num_bytes) as temporary:
+            with temporary_path(cache, num_bytes) as temporary:
                 os.mkdir(temporary)
-                patiently(lambda: copy(temporary))
-                rename_unless_there(temporary, fetched)
+                retry_throttled(lambda: copy(temporary))
+                rename_unless_exists(temporary, fetched)
     return fetched
 
 
 @contextlib.contextmanager
 def local_copy(path: str) -> Iterator[str]:
-    """The file itself when local, else a copy with its name, gone afterwards."""
+    """Provide a local file inside a `with` block: the file itself if it is local, else a copy that is removed again.
+
+    The copy has the same file name.
+    """
     if is_local(path):
         yield local_path(path)
         return
     with tempfile.TemporaryDirectory() as folder:
-        copy = os.path.join(folder, split(path)[1])
-        Path(copy).write_bytes(read_bytes(path))
+        copy, content = os.path.join(folder, split(path)[1]), read_bytes(path)
+        with raise_storage_full(folder, len(content)):
+            Path(copy).write_bytes(content)
         yield copy

@@ -1,4 +1,8 @@
-"""Files at a path or URI: read, listed, and written so that nothing half-written is ever seen under its final name."""
+"""Files at a path or URI: list, read, write, move and remove them.
+
+A file that is being written has a temporary name on a disk, and is a single put to an object store. So a reader finds
+the old content or the new one, never a part of it.
+"""
 
 import contextlib
 import hashlib
@@ -6,102 +10,119 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
-from cluster.storage.local_disk import sync
-from cluster.storage.object_stores import patiently
+from cluster.storage.local_disk import sync_to_disk
+from cluster.storage.object_stores import retry_throttled
 from cluster.storage.paths import is_local, local_path, nearest_folder, resolve
-from cluster.storage.temporaries import TEMPORARY_PREFIX, temporary_in
+from cluster.storage.temporaries import TEMPORARY_PREFIX, raise_storage_full, temporary_path
+from raydit.errors import AlreadyExists, InvalidInput, NotFound
 
-REQUESTS_AT_ONCE = 16
-"""To an object store, where each takes tens of milliseconds and many go side by side."""
+MAX_CONCURRENT_REQUESTS = 16
+"""Requests to an object store that are made at the same time; each takes tens of milliseconds."""
 
 
 def exists(path: str) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether a file or folder exists."""
     filesystem, inner = resolve(path)
     return filesystem.get_file_info(inner).type != FileType.NotFound
 
 
 def read_bytes(path: str) -> bytes:
-    """A file's whole content."""
+    """Return the content of a file. Raises NotFound."""
     filesystem, inner = resolve(path)
 
     def read() -> bytes:
         with filesystem.open_input_stream(inner) as stream:
             return stream.read()
 
-    return patiently(read)
+    with _raise_not_found(path, "a file"):
+        return retry_throttled(read)
 
 
-def opened(path: str) -> BinaryIO:
-    """A file to read from and seek in: on disk the file itself, of an object store all its content in memory."""
-    return open(local_path(path), "rb") if is_local(path) else io.BytesIO(read_bytes(path))
+def open_file(path: str) -> BinaryIO:
+    """Open a file for reading and seeking. Raises NotFound.
+
+    On a local disk this is the file itself; a file in an object store is downloaded into memory as a whole.
+    """
+    if not is_local(path):
+        return io.BytesIO(read_bytes(path))
+    with _raise_not_found(path, "a file"):
+        return open(local_path(path), "rb")
 
 
 def read_json(path: str) -> Any:
-    """Parse a JSON file; a broken one is named in the ValueError."""
+    """Parse a JSON file. Raises NotFound, and InvalidInput for a file that is not JSON."""
+    content = read_bytes(path)
     try:
-        return json.loads(read_bytes(path))
+        return json.loads(content)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); restore the file or write it anew") from error
+        do = "restore the file, or remove it and run the command that writes it again"
+        raise InvalidInput(f"{path} is not valid JSON ({error})", "", do) from error
 
 
 def list_names(folder: str) -> list[str]:
-    """Sorted names of the files and folders directly inside a folder, without temporary ones."""
+    """Return the sorted names of the files and folders directly inside a folder, without temporary ones.
+
+    Raises NotFound.
+    """
     filesystem, inner = resolve(folder)
-    names = (info.base_name for info in filesystem.get_file_info(FileSelector(inner)))
+    with _raise_not_found(folder, "a folder"):
+        names = [info.base_name for info in filesystem.get_file_info(FileSelector(inner))]
     return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
 
 
 def list_files(folder: str, *, recursive: bool = False) -> dict[str, int]:
-    """Relative name and size in bytes of the files in a folder, in order, without temporary ones.
+    """Return the relative names of the files in a folder, sorted, with their sizes in bytes; without temporary files.
 
-    One request for a thousand of them in an object store. A folder that is not there has none.
+    A folder that does not exist has no files. An object store lists a thousand files per request.
     """
     filesystem, inner = resolve(folder)
-    infos = files_in(filesystem, FileSelector(inner, allow_not_found=True, recursive=recursive))
+    infos = select_files(filesystem, FileSelector(inner, allow_not_found=True, recursive=recursive))
     sizes = {info.path[len(inner) :].lstrip("/"): info.size for info in infos}
     return {name: sizes[name] for name in sorted(sizes) if f"/{TEMPORARY_PREFIX}" not in f"/{name}"}
 
 
-def files_in(filesystem: FileSystem, selector: FileSelector) -> list[FileInfo]:
+def select_files(filesystem: FileSystem, selector: FileSelector) -> list[FileInfo]:
+    """Return pyarrow's description of the files that a selector selects, without folders."""
     return [info for info in filesystem.get_file_info(selector) if info.type == FileType.File]
 
 
 def file_size(path: str) -> int:
-    """Size of a file in bytes."""
+    """Return the size of a file in bytes. Raises NotFound for a folder, and where nothing exists."""
     filesystem, inner = resolve(path)
     info = filesystem.get_file_info(inner)
     if info.type != FileType.File:
-        raise FileNotFoundError(f"{path} is not a file")
+        found = f"{path} does not exist" if info.type == FileType.NotFound else f"{path} is not a file"
+        raise NotFound(found, "a file", "correct the path")
     return info.size
 
 
 def refuse_existing(path: str) -> None:
-    """Raise FileExistsError where something is, which nobody asked to replace."""
+    """Raise AlreadyExists if a file or folder exists at a path, so that it is not overwritten."""
     if exists(path):
-        raise FileExistsError(f"{path} exists already: expected a new path. Choose another, or move it away")
+        raise AlreadyExists(f"{path} exists already", "a new path", "choose another, or move the existing one away")
 
 
 def sha256_file(path: str) -> str:
-    """Hexadecimal sha256 of a file's bytes, read in pieces."""
+    """Return the hexadecimal SHA-256 of a file, read in pieces. Raises NotFound."""
     filesystem, inner = resolve(path)
-    with filesystem.open_input_file(inner) as stream:
+    with _raise_not_found(path, "a file"), filesystem.open_input_file(inner) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def free_bytes(path: str) -> int | None:
-    """Bytes that can still be written at a path that need not exist yet; None for an object store."""
+    """Return the free bytes on the disk of a path, which need not exist yet; None for an object store."""
     return shutil.disk_usage(nearest_folder(path)).free if is_local(path) else None
 
 
 def write_atomically(path: str, data: bytes) -> None:
-    """Write a file so that a reader finds the old content or the new, never a part of it.
+    """Write a file so that a reader finds the old content or the new one, never a part of it.
 
-    Raises StorageFull, and removes what was half-written, when the disk has no room.
+    Raises StorageFull, and removes the incomplete file, when the disk has no space left.
     """
     if not is_local(path):
         filesystem, inner = resolve(path)
@@ -109,35 +130,46 @@ def write_atomically(path: str, data: bytes) -> None:
             stream.write(data)
         return
     target = local_path(path)
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    with temporary_in(os.path.dirname(target), len(data)) as temporary:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    sync(os.path.dirname(target))
+    folder = os.path.dirname(target)
+    with raise_storage_full(folder, len(data)):
+        os.makedirs(folder, exist_ok=True)
+        with temporary_path(folder, len(data)) as temporary:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        sync_to_disk(folder)
 
 
 def write_json_atomically(path: str, value: Any) -> None:
-    """Write a value as indented JSON; NaN and infinity, which JSON does not know, are refused."""
+    """Write a value as indented JSON; raises ValueError for NaN and infinity, which JSON does not have."""
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def upload_file(local_file: str, destination: str) -> None:
-    """Put a file into an object store, where it appears whole or not at all."""
+    """Copy a local file to an object store, where it appears completely or not at all."""
     filesystem, inner = resolve(destination)
     copy_files(local_file, inner, LocalFileSystem(), filesystem)
 
 
 def move_file(source: str, destination: str) -> None:
-    """Move a file within one file system; what is at the destination is replaced."""
+    """Move a file within one file system; a file at the destination is replaced."""
     filesystem, inner = resolve(source)
     filesystem.move(inner, resolve(destination)[1])
 
 
 def remove_file(path: str) -> None:
-    """Remove a file; one that is not there is fine."""
+    """Remove a file if it exists."""
     filesystem, inner = resolve(path)
     with contextlib.suppress(FileNotFoundError):
         filesystem.delete_file(inner)
+
+
+@contextlib.contextmanager
+def _raise_not_found(path: str, expected: str) -> Iterator[None]:
+    """Replace a FileNotFoundError of the file system with one that names the path as the caller gave it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound(f"{path} does not exist", expected, "correct the path") from error

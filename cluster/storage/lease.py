@@ -1,9 +1,10 @@
-"""One owner for an output folder: who comes second is told who is there, or takes over from an owner that is dead.
+"""Give an output folder one owner at a time: a second process is refused, unless the owner is dead.
 
-The lease is a small file in the folder. On disk it is made by a hard link, which exactly one of several can make,
-also on NFS. An object store has no such thing in pyarrow: there the last to write wins, and everyone looks again a
-moment after writing, when whoever saw no lease before has written, too (Fischer's algorithm: Lamport 1987, "A fast
-mutual exclusion algorithm"). One whose request took longer than that moment is told by the next sign of life.
+The lease is a small file in the folder. On a disk it is created by a hard link, which exactly one of several processes
+can create, also on NFS. pyarrow has nothing like it for object stores: there the last writer wins, and every process
+reads the lease again some seconds after it has written its own, when each process that saw no lease before has written,
+too (Fischer's algorithm: Lamport 1987, "A fast mutual exclusion algorithm"). A process whose request took longer than
+that learns of the other owner at its next heartbeat.
 """
 
 import contextlib
@@ -20,46 +21,45 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
+
 from cluster.jobs import current_job_id
 from cluster.storage.files import read_bytes, write_atomically
 from cluster.storage.folders import remove_stale_temporaries
 from cluster.storage.paths import is_local, join, local_path, nearest_folder
-from cluster.storage.temporaries import alone_in, is_running, temporary_in
+from cluster.storage.temporaries import lock, raise_storage_full, temporary_path
+from raydit.errors import InUse
 
-FILE = ".lease.json"
-EXPIRES_SECONDS = 90.0
-"""How long an owner on another machine counts as alive after its last sign of life."""
+LEASE_FILE = ".lease.json"
+EXPIRY_SECONDS = 90.0
+"""Time after its last heartbeat at which an owner on another machine counts as dead."""
 HEARTBEAT_SECONDS = 15.0
-PATIENCE_SECONDS = 2.0
-"""How long to wait for the folder before refusing: one that only found everything finished is gone by then."""
+WAIT_SECONDS = 2.0
+"""Time to wait for a folder before it is refused: a process that only finds everything finished is gone by then."""
 
 SETTLE_SECONDS = 3.0
-"""How long after writing a lease in an object store to look whether it is still ours: longer than a slow request."""
-
-
-class InUse(OSError):
-    """The folder belongs to another process that is alive."""
+"""Time between writing a lease to an object store and reading it again; longer than a slow request takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Owner:
-    """Who holds a folder. Times are seconds since 1970."""
+class LeaseOwner:
+    """The process that holds a folder, as the lease file records it. Times are seconds since 1970."""
 
     id: str
     user: str
     host: str
     process: int
     process_started: str
-    """Tells the process from a later one of the same number; empty where the system does not say."""
+    """Start time, which distinguishes the process from a later one with the same id; empty if it is unknown."""
     machine: str
-    """Equal where process numbers mean the same processes: this boot, this container."""
+    """Equal for two processes that see each other's process ids: the same boot, the same container."""
     job: str | None
     since: float
     expires: float
-    """0 for one that has ended and left its record behind, as in an object store."""
+    """0 for an owner that has ended; in an object store its record stays."""
 
     @classmethod
-    def here(cls) -> "Owner":
+    def this_process(cls) -> "LeaseOwner":
         now, process = time.time(), os.getpid()
         return cls(
             id=secrets.token_hex(8),
@@ -70,7 +70,7 @@ class Owner:
             machine=_machine(),
             job=current_job_id(),
             since=now,
-            expires=now + EXPIRES_SECONDS,
+            expires=now + EXPIRY_SECONDS,
         )
 
     @property
@@ -80,40 +80,44 @@ class Owner:
 
     @property
     def is_dead(self) -> bool:
-        """On this machine: whether the process is gone. On another: whether its time is up."""
+        """Whether the process has ended, if it is on this machine; whether its lease has expired, if on another."""
         if not self.machine or self.machine != _machine():
             return time.time() > self.expires
         started = _process_started(self.process)
-        return not is_running(self.process) if started is None else started != self.process_started
+        return not psutil.pid_exists(self.process) if started is None else started != self.process_started
 
     def __str__(self) -> str:
         job = f", job {self.job}" if self.job else ""
-        return f"{self.user}, process {self.process} on {self.host}{job}, since {_clock(self.since)}"
+        return f"{self.user}, process {self.process} on {self.host}{job}, since {_format_time(self.since)}"
 
 
-NOBODY = Owner(id="", user="", host="", process=0, process_started="", machine="", job=None, since=0.0, expires=0.0)
+UNKNOWN_OWNER = LeaseOwner(
+    id="", user="", host="", process=0, process_started="", machine="", job=None, since=0.0, expires=0.0
+)
+"""The owner of a lease file that cannot be read; it counts as dead."""
 
 
 @contextlib.contextmanager
-def lease(
-    folder: str, *, lost: Callable[[str], object], patience_seconds: float = PATIENCE_SECONDS
-) -> Iterator[Owner | None]:
-    """Hold a folder for as long as the block runs; yields the dead owner from whom it was taken over, if any.
+def hold_folder(
+    folder: str, *, on_lost: Callable[[str], object], wait_seconds: float = WAIT_SECONDS
+) -> Iterator[LeaseOwner | None]:
+    """Hold a folder for the duration of the block; provides the dead owner that held it before, or None.
 
-    folder: path or URI; made if it is not there, and removed again if nothing was put in. A process may hold a
-    folder several times. lost: called from another thread if somebody took the folder over from us, which can
-    happen only to a process that could not give a sign of life for 90 seconds.
-    Raises InUse if another living process holds it.
+    folder: path or URI. It is created if it does not exist, and removed again if it is still empty at the end. A
+    process may hold a folder several times. on_lost: called from another thread with a message if another process takes
+    the folder over, which happens only to a process that could not write a heartbeat for 90 seconds. wait_seconds: how
+    long to wait for a living owner.
+    Raises InUse if another living process holds the folder.
     """
-    path, owner = join(folder, FILE), Owner.here()
+    path, owner = join(folder, LEASE_FILE), LeaseOwner.this_process()
     existing = nearest_folder(folder) if is_local(folder) else None
-    earlier = _acquire(path, owner, patience_seconds)
+    earlier = _acquire(path, owner, wait_seconds)
     if earlier and earlier.is_this_process:
         yield None
         return
     remove_stale_temporaries(folder)
     ended = threading.Event()
-    thread = threading.Thread(target=_keep, args=(path, owner, ended, lost), name="lease", daemon=True)
+    thread = threading.Thread(target=_send_heartbeats, args=(path, owner, ended, on_lost), name="lease", daemon=True)
     thread.start()
     try:
         yield earlier
@@ -122,12 +126,12 @@ def lease(
         thread.join()
         _release(path, owner)
         if existing:
-            _remove_empty(local_path(folder), existing)
+            _remove_empty_folders(local_path(folder), existing)
 
 
-def _acquire(path: str, owner: Owner, patience_seconds: float) -> Owner | None:
-    """Become the owner; returns the dead one before, or this process if it is the owner already."""
-    deadline, dead = time.monotonic() + patience_seconds, None
+def _acquire(path: str, owner: LeaseOwner, wait_seconds: float) -> LeaseOwner | None:
+    """Become the owner; return the dead owner before, or the present lease if this process holds the folder already."""
+    deadline, dead = time.monotonic() + wait_seconds, None
     while True:
         found = _read(path)
         if found and found.is_this_process:
@@ -137,18 +141,19 @@ def _acquire(path: str, owner: Owner, patience_seconds: float) -> Owner | None:
             if _replace(path, found, owner):
                 return dead
         elif time.monotonic() > deadline:
-            raise InUse(_refusal(path, found))
+            raise _in_use(path, found)
         else:
             time.sleep(0.1)
 
 
-def _replace(path: str, dead: Owner | None, owner: Owner) -> bool:
-    """Put our lease where none is, or that of a dead owner; whether it is ours now."""
-    content = _content(owner, expires=owner.expires)
+def _replace(path: str, dead: LeaseOwner | None, owner: LeaseOwner) -> bool:
+    """Write our lease where there is none, or instead of a dead owner's; return whether it is ours afterwards."""
+    content = _encode(owner, expires=owner.expires)
     if is_local(path):
         folder = os.path.dirname(local_path(path))
-        os.makedirs(folder, exist_ok=True)
-        with alone_in(folder), temporary_in(folder, len(content)) as temporary:
+        with raise_storage_full(folder, len(content)):
+            os.makedirs(folder, exist_ok=True)
+        with lock(folder), temporary_path(folder, len(content)) as temporary:
             if dead:
                 _remove(path, dead)
             Path(temporary).write_bytes(content)
@@ -168,76 +173,80 @@ def _link(temporary: str, target: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
-        os.rename(temporary, target)  # no hard links here: the last one wins, as in an object store
+        os.rename(temporary, target)  # no hard links on this disk: the last writer wins, as in an object store
 
 
-def _remove(path: str, dead: Owner) -> None:
-    """Remove the lease of a dead owner; if somebody was faster and it is a new one, put it back."""
+def _remove(path: str, dead: LeaseOwner) -> None:
+    """Remove a dead owner's lease; put it back if another process has replaced it in the meantime."""
     target = local_path(path)
-    with temporary_in(os.path.dirname(target), 0) as aside:
+    with temporary_path(os.path.dirname(target), 0) as renamed:
         try:
-            os.rename(target, aside)
+            os.rename(target, renamed)
         except FileNotFoundError:
             return
-        found = _read(aside)
+        found = _read(renamed)
         if found is not None and found.id != dead.id:
-            _link(aside, target)
+            _link(renamed, target)
 
 
-def _keep(path: str, owner: Owner, ended: threading.Event, lost: Callable[[str], object]) -> None:
-    """Give a sign of life now and then. A disk that is full or away for a while does not end the work."""
+def _send_heartbeats(path: str, owner: LeaseOwner, ended: threading.Event, on_lost: Callable[[str], object]) -> None:
+    """Extend the lease every few seconds. A disk that is full or unreachable for a while does not stop the work."""
     while not ended.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError):
             found = _read(path)
             if found is not None and found.id != owner.id:
-                lost(f"the folder was taken over by {found}")
+                on_lost(f"the folder was taken over by {found}")
                 return
-            write_atomically(path, _content(owner, expires=time.time() + EXPIRES_SECONDS))
+            write_atomically(path, _encode(owner, expires=time.time() + EXPIRY_SECONDS))
 
 
-def _release(path: str, owner: Owner) -> None:
-    with contextlib.suppress(OSError):  # the folder may be gone, or its disk; the lease then dies with us
+def _release(path: str, owner: LeaseOwner) -> None:
+    with contextlib.suppress(OSError):  # the folder or its disk may be gone; the lease then ends with this process
         found = _read(path)
         if found is None or found.id != owner.id:
             return
         if is_local(path):
             os.remove(local_path(path))
         else:
-            write_atomically(path, _content(owner, expires=0.0))
+            write_atomically(path, _encode(owner, expires=0.0))
 
 
-def _remove_empty(folder: str, existing: str) -> None:
-    with contextlib.suppress(OSError):  # not empty: then it stays
+def _remove_empty_folders(folder: str, existing: str) -> None:
+    with contextlib.suppress(OSError):  # a folder that is not empty stays
         while folder != existing:
             os.rmdir(folder)
             folder = os.path.dirname(folder)
 
 
-def _read(path: str) -> Owner | None:
-    """The owner, or None. What cannot be read was torn by a crash of the machine: nobody alive wrote it."""
+def _read(path: str) -> LeaseOwner | None:
+    """Return the owner, or None if there is no lease.
+
+    A file that cannot be parsed was cut off by a crash of its machine, so no living process holds the folder.
+    """
     try:
-        return Owner(**json.loads(read_bytes(path)))
+        return LeaseOwner(**json.loads(read_bytes(path)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
-        return NOBODY
+        return UNKNOWN_OWNER
 
 
-def _content(owner: Owner, *, expires: float) -> bytes:
+def _encode(owner: LeaseOwner, *, expires: float) -> bytes:
     return json.dumps(asdict(owner) | {"expires": expires}).encode()
 
 
-def _refusal(path: str, owner: Owner) -> str:
-    folder = os.path.dirname(local_path(path)) if is_local(path) else path.replace(f"/{FILE}", "")
-    end = f"raydit jobs stop {owner.job}" if owner.job else f"kill -INT {owner.process} on {owner.host}"
-    return (
-        f"{folder} is in use by {owner}; expected nobody, because two at once would overwrite each other. Wait until "
-        f"it has ended, end it ({end}), or set output to another folder; if its machine is gone, the folder is free "
-        f"at {_clock(owner.expires)}"
+def _in_use(path: str, owner: LeaseOwner) -> InUse:
+    folder = os.path.dirname(local_path(path)) if is_local(path) else path.replace(f"/{LEASE_FILE}", "")
+    stop = f"raydit jobs stop {owner.job}" if owner.job else f"kill -INT {owner.process} on {owner.host}"
+    return InUse(
+        f"{folder} is in use by {owner}",
+        "no other process, because two would overwrite each other's files",
+        f"wait until it ends, stop it ({stop}), or set output to another folder; if its machine is gone, the folder is "
+        f"free from {_format_time(owner.expires)} on",
     )
 
 
-def _clock(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
@@ -249,7 +258,7 @@ def _user() -> str:
 
 
 def _machine() -> str:
-    """What is equal for two processes that can see each other's numbers; empty where the system does not say."""
+    """Return a string that is equal for two processes that see each other's process ids; empty if it is unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -258,9 +267,10 @@ def _machine() -> str:
 
 
 def _process_started(process: int) -> str | None:
-    """When a process started, in ticks since boot; None where the system does not say, or there is none.
+    """Return the start time of a process in ticks since boot; None if it is unknown or there is no such process.
 
-    One that is dead and not yet buried by its parent still has a number: of it, "ended".
+    Not psutil's, because lease files record this one. "ended" stands for a process that has ended and still has its id
+    because its parent has not waited for it.
     """
     try:
         state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

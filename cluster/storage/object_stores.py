@@ -1,4 +1,4 @@
-"""Clients of object stores: one for each bucket, which waits and asks again where the store asks for patience.
+"""Clients of object stores: one for each bucket, which retries the requests that the store throttles.
 
 Credentials and endpoints come from the environment of pyarrow.fs (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
 GOOGLE_APPLICATION_CREDENTIALS, ...).
@@ -15,22 +15,22 @@ from typing import TypeVar
 
 from pyarrow.fs import AwsStandardS3RetryStrategy, FileInfo, FileSystem, S3FileSystem
 
-ATTEMPTS = 10
-"""Of every request to S3 that is throttled or meets a fault: a minute and a half, with growing random pauses."""
-LONGEST_PAUSE_SECONDS = 20.0
-BROKEN_BY_REFUSAL = "Failed to flush response stream"
-"""Arrow reads into memory of the size asked for; a refusal that is longer than a small file does not fit, and is then
-an error of its own that the client does not try again."""
+MAX_ATTEMPTS = 10
+"""Attempts at a request to S3 that is throttled or fails; with growing random pauses they take a minute and a half."""
+MAX_PAUSE_SECONDS = 20.0
+THROTTLED_READ_ERROR = "Failed to flush response stream"
+"""Arrow reads a file into memory of the size that was requested. A throttling response that is longer than a small
+file does not fit there, which is an error that the client itself does not retry."""
 
-LARGEST_COPY = 5_000_000_000
-"""Bytes that S3 copies in one request. The optimizer of a DiT-XL/2 is larger."""
-COPIED_AT_ONCE = 16 * 2**20
+MAX_COPY_BYTES = 5_000_000_000
+"""Largest file that S3 copies in one request. The optimizer state of a DiT-XL/2 is larger."""
+COPY_BUFFER_BYTES = 16 * 2**20
 
 Result = TypeVar("Result")
 
 
 def resolve_in_bucket(uri: str) -> tuple[FileSystem, str] | None:
-    """The client for a URI in a bucket, and BUCKET/KEY; None if it is of another kind of store."""
+    """Return the client for a URI in a bucket and the path BUCKET/KEY; None for a URI of another kind."""
     url = urllib.parse.urlsplit(uri)
     if url.scheme not in ("s3", "gs", "gcs"):
         return None
@@ -42,32 +42,35 @@ def resolve_in_bucket(uri: str) -> tuple[FileSystem, str] | None:
 
 @functools.lru_cache(maxsize=32)
 def _client(bucket: str, environment: frozenset[tuple[str, str]]) -> FileSystem:
-    """environment: what the client reads of it; another one needs another client. To make one takes 50 ms."""
+    """Create the client of a bucket, which takes 50 ms.
+
+    environment: the variables that the client reads, so that a change of them leads to another client.
+    """
     filesystem, _ = FileSystem.from_uri(bucket)
     if not isinstance(filesystem, S3FileSystem):
-        return filesystem  # Google's own retries for minutes
-    # With a URI pyarrow takes no retry strategy; its own asks five times a second and gives up after six seconds.
+        return filesystem  # Google's client itself retries for minutes
+    # pyarrow takes no retry strategy with a URI, and its default retries five times a second for only six seconds.
     _, (options,) = filesystem.__reduce__()
-    strategy = AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
+    strategy = AwsStandardS3RetryStrategy(max_attempts=MAX_ATTEMPTS)
     return S3FileSystem(**{**options, "retry_strategy": strategy, "allow_delayed_open": True})
 
 
 def copy_in_store(filesystem: FileSystem, source: FileInfo, destination: str) -> None:
-    """Copy a file within a store: by the store itself, or through this machine where it is too large for that."""
-    if source.size <= LARGEST_COPY:
+    """Copy a file within an object store: by one request, or through this machine if it is too large for that."""
+    if source.size <= MAX_COPY_BYTES:
         filesystem.copy_file(source.path, destination)
         return
     with filesystem.open_input_stream(source.path) as read, filesystem.open_output_stream(destination) as written:
-        shutil.copyfileobj(read, written, COPIED_AT_ONCE)
+        shutil.copyfileobj(read, written, COPY_BUFFER_BYTES)
 
 
-def patiently(read: Callable[[], Result]) -> Result:
-    """What `read` returns, called again where a throttled request broke it off."""
-    for attempt in range(ATTEMPTS - 1):
+def retry_throttled(read: Callable[[], Result]) -> Result:
+    """Call `read` and return its result; call it again if it fails because an object store throttled the request."""
+    for attempt in range(MAX_ATTEMPTS - 1):
         try:
             return read()
         except OSError as error:
-            if BROKEN_BY_REFUSAL not in str(error):
+            if THROTTLED_READ_ERROR not in str(error):
                 raise
-        time.sleep(random.uniform(0, min(2.0**attempt, LONGEST_PAUSE_SECONDS)))
+        time.sleep(random.uniform(0, min(2.0**attempt, MAX_PAUSE_SECONDS)))
     return read()

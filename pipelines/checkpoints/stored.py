@@ -67,7 +67,7 @@ def describe_step(location: str, step: int) -> StoredCheckpoint:
     if storage.is_local(place):
         return open_checkpoint(place)
     return StoredCheckpoint(
-        path=Path(storage.on_this_machine(location)) / step_name(step),
+        path=Path(storage.local_folder_for(location)) / step_name(step),
         config=storage.read_json(storage.join(place, "config.json")),
         digest=digest_of_files(storage.read_json(storage.join(place, COMPLETE))),
         location=place,
@@ -79,7 +79,7 @@ def write(location: str, step: int, save: Callable[[Path], object]) -> None:
 
     Where `location` is on disk that is its place; else it is published and the local folder removed.
     """
-    folder = Path(storage.on_this_machine(location)) / step_name(step)
+    folder = Path(storage.local_folder_for(location)) / step_name(step)
     if storage.is_local(location):
         save(folder)
         return

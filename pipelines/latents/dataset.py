@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cluster import storage
-from cluster.storage.object_stores import patiently
 from pipelines.latents import schema
 from pipelines.latents.quarantine import QUARANTINE, write_quarantine
 
@@ -108,7 +107,7 @@ class LatentDataset:
         if storage.is_local(file):
             return pq.read_table(file, columns=columns, memory_map=True)
         filesystem, inner = storage.resolve(file)
-        return patiently(lambda: pq.read_table(inner, columns=columns, filesystem=filesystem))
+        return storage.retry_throttled(lambda: pq.read_table(inner, columns=columns, filesystem=filesystem))
 
     def _checked(self, shard: dict) -> str:
         file = storage.join(self.path, shard["file"])

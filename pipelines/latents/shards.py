@@ -77,7 +77,7 @@ def read_records(shards: Sequence[LatentShard]) -> list[dict | None]:
             return None
         return record if sizes.get(shard_name(shard.index)) == record["bytes"] else None
 
-    with ThreadPoolExecutor(storage.REQUESTS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(storage.MAX_CONCURRENT_REQUESTS) as pool:
         return list(pool.map(read, shards))
 
 

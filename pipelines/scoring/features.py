@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster import storage
-from cluster.storage.read_ahead import opened_in_order
 from evaluation.protocol import EvaluationProtocol, shard_ranges
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig
 from pipelines.images.listing import Listing
@@ -117,7 +116,7 @@ def read_records(shards: Sequence[ScoringShard], without: Collection[str] = ()) 
 
     Raises ValueError for one that does not cover its images.
     """
-    files = opened_in_order([shard.file for shard in shards])
+    files = storage.open_in_order([shard.file for shard in shards])
     for shard, file in zip(shards, files, strict=True):
         with file:
             record = read_arrays(file, without)

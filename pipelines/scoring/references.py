@@ -130,7 +130,7 @@ def load_real(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:
         storage.remove_folder(real.shard_folder(listing))
     held_out = None
     if len(real.held_out) > 1:
-        with storage.opened(real.path(real.held_out)) as file, np.load(file, allow_pickle=False) as arrays:
+        with storage.open_file(real.path(real.held_out)) as file, np.load(file, allow_pickle=False) as arrays:
             held_out = dict(arrays) if len(arrays.get("features", ())) > 1 else None
     return with_adm_features(real), held_out
 
@@ -146,12 +146,12 @@ def with_adm_features(real: RealImages) -> ReferenceStatistics:
     if real.config.evaluate.reference:
         reference = given_reference(real.config.evaluate.reference)
     else:
-        with storage.opened(place := real.path(real.training)) as file:
+        with storage.open_file(place := real.path(real.training)) as file:
             reference = ReferenceStatistics.load(file, place)
     images = adm_features_file(real.config)
     if reference.features is not None or images is None or not storage.exists(images):
         return reference
-    with storage.opened(images) as file, np.load(file, allow_pickle=False) as arrays:
+    with storage.open_file(images) as file, np.load(file, allow_pickle=False) as arrays:
         return replace(reference, features=arrays["features"])
 
 

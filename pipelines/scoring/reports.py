@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from cluster import storage
-from cluster.storage.read_ahead import opened_in_order
 from evaluation.protocol import parse_metric_name
 from evaluation.report import REPORT_FILE, EvaluationReport
 from evaluation.step_plot import StepValue, step_plot
@@ -77,7 +76,7 @@ def reports_of(name: str, protocol_id: str | None = None) -> list[EvaluationRepo
 
 
 def read_reports(files: Sequence[str]) -> Iterator[EvaluationReport]:
-    for file in opened_in_order(files):
+    for file in storage.open_in_order(files):
         with file:
             yield EvaluationReport.from_json(file.read().decode())
 

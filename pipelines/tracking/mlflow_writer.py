@@ -177,7 +177,7 @@ class MlflowWriter:
         if storage.exists(entry["path"]):
             from PIL import Image
 
-            with storage.opened(entry["path"]) as file, Image.open(file) as image:
+            with storage.open_file(entry["path"]) as file, Image.open(file) as image:
                 self._client.log_image(ids[f"run {entry['run']}"], image, key=entry["key"], step=entry["step"])
 
     def _end(self, entry: Entry, ids: dict[str, str]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.credentials import refuse_password
-from cluster.storage.temporaries import alone_in
 from pipelines.console import first_line
 from raydit.errors import Unreachable
 
@@ -72,7 +71,9 @@ def _create_database(uri: str) -> None:
         return
     from mlflow import MlflowClient
 
-    with alone_in(str(folder)):
+    from cluster import storage
+
+    with storage.lock(str(folder)):
         MlflowClient(uri).search_experiments(max_results=1)
 
 

@@ -45,7 +45,7 @@ class Tracker:
         """
         uri = tracking_uri(config.tracking.uri)
         name = f"{part and part + '-'}{digest_of(uri)[:12]}.jsonl"
-        path = Path(storage.on_this_machine(config.folder(JOURNAL_FOLDER))) / name
+        path = Path(storage.local_folder_for(config.folder(JOURNAL_FOLDER))) / name
 
         def on_unavailable(reason: str) -> None:
             say("tracking", f"{uri} does not answer ({reason}); work continues, and results are kept in {path}")

@@ -91,7 +91,7 @@ def finish_autoencoder(module, folder: str, blocks: list, held_out: list) -> Non
     module.eval()
     images = np.concatenate(blocks)[:STATISTICS_IMAGES]
     scale = latent_statistics(Autoencoder(module), images)
-    local = Path(storage.on_this_machine(folder))
+    local = Path(storage.local_folder_for(folder))
     save_autoencoder(module, local, scale)
     aside = np.concatenate(held_out)[:STATISTICS_IMAGES] if held_out else images
     which = f"{len(aside):,} {'held-out' if held_out else 'training'} images"

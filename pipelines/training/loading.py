@@ -110,10 +110,10 @@ def mapped(dataset: LatentDataset, cache: Path) -> LatentArrays:
     lock = cache / f"{dataset.fingerprint}.lock"
     cache.mkdir(parents=True, exist_ok=True)
     lock.touch()
-    with storage.alone_in(str(lock)):
+    with storage.lock(str(lock)):
         if not folder.is_dir():
             storage.remove_stale_temporaries(str(cache))
-            with storage.temporary_in(str(cache), dataset.array_bytes) as temporary:
+            with storage.temporary_path(str(cache), dataset.array_bytes) as temporary:
                 _write_arrays(dataset, Path(temporary))
                 os.rename(temporary, folder)
     flip = folder / "moments_flip.npy"

@@ -19,7 +19,7 @@ class Previews:
 
     def __init__(self, context: StageContext, config: Recipe, run):
         self._context, self._config, self._run = context, config, run
-        self._folder = Path(storage.on_this_machine(config.folder("samples")))
+        self._folder = Path(storage.local_folder_for(config.folder("samples")))
         self._pending: dict = {}
 
     @property

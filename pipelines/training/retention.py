@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 from cluster import storage
-from cluster.storage.read_ahead import opened_in_order
 from evaluation.protocol import HIGHER_IS_BETTER, parse_metric_name
 from evaluation.report import REPORT_FILE
 from pipelines.config.training import TrainConfig
@@ -33,7 +32,7 @@ def best_step(evaluations: str, metric: str) -> int | None:
     scores: dict[str, list[tuple[float, int]]] = {}
     names = storage.list_files(evaluations, recursive=True)
     reports = [match for name in names if (match := re.fullmatch(rf"([^/]+)/step_(\d+)/{REPORT_FILE}", name))]
-    files = opened_in_order([storage.join(evaluations, report[0]) for report in reports])
+    files = storage.open_in_order([storage.join(evaluations, report[0]) for report in reports])
     for (protocol, step), file in zip((report.groups() for report in reports), files, strict=True):
         with file:
             value = json.load(file)["metrics"].get(metric)

@@ -1,4 +1,4 @@
-"""Two at once in one output folder: refused, taken over from the dead, never both."""
+"""An output folder has one owner: a second process is refused, and takes over only from a dead owner."""
 
 import json
 import os
@@ -13,16 +13,16 @@ import pytest
 from tiny import tiny_recipe
 
 from cluster.storage import lease as leases
-from cluster.storage.lease import FILE, InUse, Owner, lease
-from cluster.storage.temporaries import StorageFull
+from cluster.storage.lease import LEASE_FILE, LeaseOwner, hold_folder
 from pipelines.stage import StageContext
+from raydit.errors import InUse, StorageFull
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
 import signal, sys, time
-from cluster.storage.lease import lease
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
-with lease(sys.argv[1], lost=print):
+from cluster.storage.lease import hold_folder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes of a shell ignore it
+with hold_folder(sys.argv[1], on_lost=print):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -44,47 +44,47 @@ def holder(tmp_path):
 
 
 def hold(folder, **options):
-    return lease(str(folder), lost=lambda reason: None, **{"patience_seconds": 0.0} | options)
+    return hold_folder(str(folder), on_lost=lambda reason: None, **{"wait_seconds": 0.0} | options)
 
 
 def plant(folder, **changed):
-    """The lease of an owner that differs from this process in what is given."""
+    """Write the lease of an owner that differs from this process in the given fields."""
     folder.mkdir(exist_ok=True)
-    owner = replace(Owner.here(), **changed)
-    (folder / FILE).write_text(json.dumps(asdict(owner)))
+    owner = replace(LeaseOwner.this_process(), **changed)
+    (folder / LEASE_FILE).write_text(json.dumps(asdict(owner)))
     return owner
 
 
-def test_the_second_is_refused_and_told_who_is_there_and_what_to_do(holder, tmp_path):
+def test_a_second_process_is_refused_with_the_owner_and_what_to_do(holder, tmp_path):
     with pytest.raises(InUse, match=f"is in use by .*process {holder.pid} on .*kill -INT {holder.pid}") as refused:
         hold(tmp_path / "output").__enter__()
     assert str(tmp_path / "output") in str(refused.value)
-    holder.send_signal(signal.SIGSTOP)  # asleep is not dead
+    holder.send_signal(signal.SIGSTOP)  # a suspended owner is not dead
     with pytest.raises(InUse):
         hold(tmp_path / "output").__enter__()
 
 
 def test_the_folder_of_a_killed_process_is_free_at_once(holder, tmp_path):
     holder.kill()
-    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # dead, but not buried: it still has a number
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # dead, but it still has a process id
     with hold(tmp_path / "output") as earlier:
         assert earlier.process == holder.pid
     holder.wait()
 
 
-def test_one_that_ends_meanwhile_is_waited_for(holder, tmp_path):
+def test_an_owner_that_is_about_to_end_is_waited_for(holder, tmp_path):
     holder.send_signal(signal.SIGINT)
-    with hold(tmp_path / "output", patience_seconds=10.0) as earlier:
+    with hold(tmp_path / "output", wait_seconds=10.0) as earlier:
         assert earlier is None or earlier.process == holder.pid
 
 
-def test_a_process_number_that_was_given_again_is_not_its_owner(tmp_path):
+def test_a_later_process_with_the_owners_id_is_not_the_owner(tmp_path):
     owner = plant(tmp_path / "output", process=os.getppid(), process_started="1")  # the parent started later
     with hold(tmp_path / "output") as earlier:
         assert earlier == owner
 
 
-def test_an_owner_on_another_machine_is_believed_until_its_time_is_up(tmp_path):
+def test_an_owner_on_another_machine_is_alive_until_its_lease_expires(tmp_path):
     plant(tmp_path / "output", machine="another", host="node-7", expires=time.time() + 60)
     with pytest.raises(InUse, match="node-7"):
         hold(tmp_path / "output").__enter__()
@@ -93,21 +93,21 @@ def test_an_owner_on_another_machine_is_believed_until_its_time_is_up(tmp_path):
         assert earlier.host == "node-7"
 
 
-def test_a_lease_torn_by_a_crash_of_the_machine_holds_nobody_up(tmp_path):
-    (tmp_path / FILE).write_bytes(b"\0\0")
+def test_a_lease_that_was_cut_off_by_a_crash_is_taken_over(tmp_path):
+    (tmp_path / LEASE_FILE).write_bytes(b"\0\0")
     with hold(tmp_path):
-        assert json.loads((tmp_path / FILE).read_text())["process"] == os.getpid()
+        assert json.loads((tmp_path / LEASE_FILE).read_text())["process"] == os.getpid()
 
 
-def test_a_job_is_named_with_how_to_stop_it(tmp_path):
+def test_an_owner_that_is_a_job_is_named_with_the_command_that_stops_it(tmp_path):
     plant(tmp_path, machine="another", job="raydit-run-cats-1")
     with pytest.raises(InUse, match="raydit jobs stop raydit-run-cats-1"):
         hold(tmp_path).__enter__()
 
 
-def test_nothing_is_left_behind_and_what_was_put_in_stays(tmp_path):
+def test_empty_folders_are_removed_and_files_stay(tmp_path):
     with hold(tmp_path / "outputs" / "cats"):
-        assert (tmp_path / "outputs" / "cats" / FILE).exists()
+        assert (tmp_path / "outputs" / "cats" / LEASE_FILE).exists()
     assert list(tmp_path.iterdir()) == []
     with hold(tmp_path / "outputs"):
         (tmp_path / "outputs" / "file").touch()
@@ -118,48 +118,49 @@ def test_one_process_may_hold_a_folder_twice(tmp_path):
     with hold(tmp_path):
         with hold(tmp_path):
             pass
-        assert (tmp_path / FILE).exists()
+        assert (tmp_path / LEASE_FILE).exists()
 
 
-def test_signs_of_life_put_the_end_off_and_a_full_disk_does_not_end_the_work(tmp_path, monkeypatch):
+def test_heartbeats_extend_the_lease_and_a_full_disk_does_not_stop_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
     write, full = leases.write_atomically, [True] * 3
 
     def sometimes_full(path, data):
         if full:
             full.pop()
-            raise StorageFull("no room")
+            raise StorageFull("the disk is full", "", "")
         write(path, data)
 
     monkeypatch.setattr(leases, "write_atomically", sometimes_full)
     with hold(tmp_path):
-        first = json.loads((tmp_path / FILE).read_text())["expires"]
-        wait_until(lambda: json.loads((tmp_path / FILE).read_text())["expires"] > first)
+        first = json.loads((tmp_path / LEASE_FILE).read_text())["expires"]
+        wait_until(lambda: json.loads((tmp_path / LEASE_FILE).read_text())["expires"] > first)
 
 
-def test_one_from_whom_it_was_taken_is_told_and_leaves_the_new_owner_alone(tmp_path, monkeypatch):
+def test_an_owner_that_lost_its_folder_is_notified_and_keeps_the_new_lease(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
-    told = []
-    with lease(str(tmp_path), lost=told.append):
+    messages = []
+    with hold_folder(str(tmp_path), on_lost=messages.append):
         new = plant(tmp_path, machine="another", host="node-7")
-        wait_until(lambda: told)
-    assert "node-7" in told[0]
-    assert json.loads((tmp_path / FILE).read_text())["id"] == new.id
+        wait_until(lambda: messages)
+    assert "node-7" in messages[0]
+    assert json.loads((tmp_path / LEASE_FILE).read_text())["id"] == new.id
 
 
 @pytest.mark.slow
-def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path):
+def test_one_of_several_processes_takes_over_from_a_dead_owner(tmp_path):
     for index in range(40):
         plant(tmp_path / str(index), machine="another", expires=0.0)
     code = """
 import sys
 from cluster.storage import lease
-owner = lease.Owner.here()
+from raydit.errors import InUse
+owner = lease.LeaseOwner.this_process()
 print("ready", flush=True); sys.stdin.readline()
 for index in range(40):
     try:
         lease._acquire(f"{sys.argv[1]}/{index}/.lease.json", owner, 0.0); print(index, flush=True)
-    except lease.InUse: pass
+    except InUse: pass
 print("end", flush=True); sys.stdin.readline()
 """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -174,12 +175,12 @@ print("end", flush=True); sys.stdin.readline()
     assert sorted(won) == list(range(40))
 
 
-def test_a_stage_is_refused_where_another_process_works(holder, tmp_path):
+def test_a_stage_is_refused_in_the_folder_of_another_process(holder, tmp_path):
     with pytest.raises(InUse, match=f"process {holder.pid}"):
         StageContext(tiny_recipe(tmp_path)).__enter__()
 
 
-def test_a_stage_says_from_whom_it_took_over(tmp_path, capsys):
+def test_a_stage_reports_the_owner_from_which_it_took_over(tmp_path, capsys):
     plant(tmp_path / "output", machine="another", host="node-7", expires=time.time() - 1)
     with StageContext(tiny_recipe(tmp_path)):
         assert "taken over from" in (said := capsys.readouterr().out) and "node-7" in said

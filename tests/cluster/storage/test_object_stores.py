@@ -1,4 +1,4 @@
-"""A real S3 server: what is kept there is whole, requests are patient, and a folder has one owner."""
+"""Storage on a real S3 server: objects are complete, throttled requests are retried, and a folder has one owner."""
 
 import json
 import threading
@@ -11,11 +11,12 @@ import pytest
 from cluster import storage
 from cluster.storage import lease as leases
 from cluster.storage import object_stores, paths
-from cluster.storage.lease import FILE, InUse, Owner, lease
+from cluster.storage.lease import LEASE_FILE, LeaseOwner, hold_folder
 from cluster.storage.object_stores import resolve_in_bucket
+from raydit.errors import InUse
 
 
-def test_a_client_is_made_once_for_a_bucket_and_anew_for_another_account(s3_bucket, monkeypatch):
+def test_a_bucket_has_one_client_for_each_account(s3_bucket, monkeypatch):
     client, inner = storage.resolve(f"{s3_bucket}/a/b%20c/")
     assert inner == f"{s3_bucket.removeprefix('s3://')}/a/b c"
     assert storage.resolve(f"{s3_bucket}/other")[0] is client
@@ -23,7 +24,7 @@ def test_a_client_is_made_once_for_a_bucket_and_anew_for_another_account(s3_buck
     assert storage.resolve(f"{s3_bucket}/other")[0] is not client
 
 
-def test_an_endpoint_may_stand_in_the_uri_and_an_account_not(s3_server, s3_bucket, monkeypatch):
+def test_a_uri_may_hold_an_endpoint_but_no_password(s3_server, s3_bucket, monkeypatch):
     storage.write_atomically(f"{s3_bucket}/file", b"data")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     host = s3_server.removeprefix("http://").replace(":", "%3A")
@@ -33,7 +34,7 @@ def test_an_endpoint_may_stand_in_the_uri_and_an_account_not(s3_server, s3_bucke
         storage.read_bytes(storage.join(uri.replace("s3://", "s3://key:secret@"), "file"))
 
 
-def test_a_throttled_request_is_made_again(s3_bucket, throttled):
+def test_a_throttled_request_is_retried(s3_bucket, throttled):
     throttled.share = 0.3
     for number in range(4):
         storage.write_atomically(f"{s3_bucket}/{number}", b"data")
@@ -41,8 +42,8 @@ def test_a_throttled_request_is_made_again(s3_bucket, throttled):
     assert throttled.refused > 0
 
 
-def test_a_store_that_refuses_everything_is_an_error_in_the_end(s3_bucket, throttled, monkeypatch):
-    monkeypatch.setattr(object_stores, "ATTEMPTS", 2)
+def test_a_store_that_throttles_every_request_is_an_error_in_the_end(s3_bucket, throttled, monkeypatch):
+    monkeypatch.setattr(object_stores, "MAX_ATTEMPTS", 2)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "for a client of its own")
     throttled.share = 1.0
     with pytest.raises(OSError, match="SLOW_DOWN"):
@@ -50,7 +51,7 @@ def test_a_store_that_refuses_everything_is_an_error_in_the_end(s3_bucket, throt
     assert throttled.refused == 2
 
 
-def test_files_are_listed_with_their_sizes_however_deep(s3_bucket, tmp_path):
+def test_files_are_listed_with_their_sizes_at_any_depth(s3_bucket, tmp_path):
     for base in (s3_bucket, str(tmp_path)):
         for name in ("b/c/deep", "a", "b/.tmp-x", ".tmp-y"):
             storage.write_atomically(storage.join(base, "folder", name), name.encode())
@@ -60,7 +61,7 @@ def test_files_are_listed_with_their_sizes_however_deep(s3_bucket, tmp_path):
         assert storage.list_files(storage.join(base, "none")) == {}
 
 
-def test_a_file_is_removed_once_and_again(s3_bucket, tmp_path):
+def test_removing_a_file_twice_is_fine(s3_bucket, tmp_path):
     for base in (s3_bucket, str(tmp_path)):
         storage.write_atomically(storage.join(base, "folder", "file"), b"data")
         for _ in range(2):
@@ -68,17 +69,17 @@ def test_a_file_is_removed_once_and_again(s3_bucket, tmp_path):
         assert storage.list_files(storage.join(base, "folder")) == {}
 
 
-def test_a_move_that_is_cut_off_loses_nothing_and_is_done_again(s3_bucket, monkeypatch):
+def test_an_interrupted_move_loses_nothing_and_can_be_repeated(s3_bucket, monkeypatch):
     source, aside = f"{s3_bucket}/latents", f"{s3_bucket}/superseded/latents-1"
-    content = {"plan.json": b"{}", "part-0": b"rows", "sub/part-1": b"more rows", "manifest.json": b"whole"}
+    content = {"plan.json": b"{}", "part-0": b"rows", "sub/part-1": b"more rows", "manifest.json": b"complete"}
     for name, data in content.items():
         storage.write_atomically(storage.join(source, name), data)
-        time.sleep(1.0 if name == "sub/part-1" else 0.0)  # times are whole seconds
+        time.sleep(1.0 if name == "sub/part-1" else 0.0)  # times have a resolution of one second
     client, _ = storage.resolve(source)
     removed = []
 
     class Interrupted:
-        """The client; it breaks off before the second file is removed."""
+        """The client, which is interrupted before it removes the second file."""
 
         def __getattr__(self, name):
             return getattr(client, name)
@@ -93,7 +94,7 @@ def test_a_move_that_is_cut_off_loses_nothing_and_is_done_again(s3_bucket, monke
     with pytest.raises(KeyboardInterrupt):
         storage.move_folder(source, aside, last="plan.json")
     monkeypatch.setattr(paths, "resolve_in_bucket", resolve_in_bucket)
-    assert removed[0].endswith("/manifest.json")  # written last, so that what is left counts as nothing
+    assert removed[0].endswith("/manifest.json")  # written last, so that the rest does not count as finished
     assert {name: storage.read_bytes(storage.join(aside, name)) for name in content} == content
     storage.move_folder(source, f"{aside}-rest", last="plan.json")
     assert not storage.exists(source)
@@ -108,7 +109,7 @@ def test_a_file_too_large_for_one_copy_goes_through_this_machine(s3_bucket, monk
     copied = []
 
     class Limited:
-        """The client; it copies what is small, as S3 does."""
+        """The client, which copies only small files, as S3 does."""
 
         def __getattr__(self, name):
             return getattr(client, name)
@@ -119,15 +120,15 @@ def test_a_file_too_large_for_one_copy_goes_through_this_machine(s3_bucket, monk
             client.copy_file(source, destination)
 
     monkeypatch.setattr(paths, "resolve_in_bucket", lambda uri: (Limited(), resolve_in_bucket(uri)[1]))
-    monkeypatch.setattr(object_stores, "LARGEST_COPY", 1_000)
-    monkeypatch.setattr(object_stores, "COPIED_AT_ONCE", 999)
+    monkeypatch.setattr(object_stores, "MAX_COPY_BYTES", 1_000)
+    monkeypatch.setattr(object_stores, "COPY_BUFFER_BYTES", 999)
     storage.move_folder(source, aside, last="checkpoint.json")
     assert sorted(copied) == ["checkpoint.json", "ema.safetensors"]
     assert {name: storage.read_bytes(storage.join(aside, name)) for name in content} == content
     assert not storage.exists(source)
 
 
-def test_one_fetches_what_all_workers_of_a_machine_use(s3_bucket, s3_app):
+def test_the_workers_of_a_machine_share_one_download(s3_bucket, s3_app):
     for number in range(5):
         storage.write_atomically(f"{s3_bucket}/folder/{number}", b"data")
     folders, before = [], s3_app.count
@@ -148,32 +149,32 @@ def settles(monkeypatch):
 
 
 def hold(folder):
-    return lease(folder, lost=lambda reason: None, patience_seconds=0.0)
+    return hold_folder(folder, on_lost=lambda reason: None, wait_seconds=0.0)
 
 
-def elsewhere(number: int) -> Owner:
-    """An owner on another machine."""
-    return replace(Owner.here(), id=str(number), machine=f"machine-{number}", host=f"node-{number}")
+def elsewhere(number: int) -> LeaseOwner:
+    """Return an owner on another machine."""
+    return replace(LeaseOwner.this_process(), id=str(number), machine=f"machine-{number}", host=f"node-{number}")
 
 
 def test_a_folder_in_a_bucket_has_an_owner_until_it_is_released_or_dead(s3_bucket, settles):
     folder = f"{s3_bucket}/output"
     with hold(folder) as earlier:
         assert earlier is None
-        assert storage.read_json(f"{folder}/{FILE}")["expires"] > time.time()
-    assert storage.read_json(f"{folder}/{FILE}")["expires"] == 0
+        assert storage.read_json(f"{folder}/{LEASE_FILE}")["expires"] > time.time()
+    assert storage.read_json(f"{folder}/{LEASE_FILE}")["expires"] == 0
     owner = elsewhere(7)
-    storage.write_atomically(f"{folder}/{FILE}", leases._content(owner, expires=time.time() + 60))
+    storage.write_atomically(f"{folder}/{LEASE_FILE}", leases._encode(owner, expires=time.time() + 60))
     with pytest.raises(InUse, match=rf"{folder} is in use by .*on node-7") as refused:
         hold(folder).__enter__()
     assert "kill -INT" in str(refused.value)
-    storage.write_atomically(f"{folder}/{FILE}", leases._content(owner, expires=time.time() - 1))
+    storage.write_atomically(f"{folder}/{LEASE_FILE}", leases._encode(owner, expires=time.time() - 1))
     with hold(folder) as earlier:
         assert earlier.host == "node-7"
 
 
-def test_of_many_that_come_at_once_one_gets_a_folder_in_a_bucket(s3_bucket, monkeypatch):
-    """All find it free before the first has written, and they write one after the other."""
+def test_one_of_several_simultaneous_processes_gets_a_folder_in_a_bucket(s3_bucket, monkeypatch):
+    """All find the folder free before the first has written its lease; then they write one after the other."""
     found_free, won, write = threading.Barrier(4), [], leases.write_atomically
     written = [threading.Event() for _ in range(4)]
 
@@ -190,7 +191,7 @@ def test_of_many_that_come_at_once_one_gets_a_folder_in_a_bucket(s3_bucket, monk
 
     def contend(number):
         try:
-            leases._acquire(f"{s3_bucket}/output/{FILE}", elsewhere(number), 0.0)
+            leases._acquire(f"{s3_bucket}/output/{LEASE_FILE}", elsewhere(number), 0.0)
         except InUse:
             return
         won.append(number)
@@ -203,6 +204,6 @@ def test_of_many_that_come_at_once_one_gets_a_folder_in_a_bucket(s3_bucket, monk
     assert won == [3]
 
 
-def test_a_bucket_that_is_not_there_is_named(s3_bucket):
+def test_a_missing_bucket_is_named(s3_bucket):
     with pytest.raises(OSError, match=r"no-such-bucket"):
         hold("s3://no-such-bucket/output").__enter__()

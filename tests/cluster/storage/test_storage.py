@@ -1,5 +1,6 @@
-"""Storage on a local disk, through file:// URIs, and through an object store that is stood in for."""
+"""Storage on a local disk, through file:// URIs, and through a substitute for an object store."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,13 +14,15 @@ from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from cluster import storage
 from cluster.storage import files, paths
+from cluster.storage.lease import hold_folder
 from cluster.storage.object_stores import resolve_in_bucket
-from cluster.storage.temporaries import TEMPORARY_PREFIX, StorageFull
+from cluster.storage.temporaries import TEMPORARY_PREFIX
+from raydit.errors import StorageFull
 
 
 @pytest.fixture(params=["path", "uri", "bucket"])
 def base(request, tmp_path, monkeypatch):
-    """A folder under its plain path, one under a file:// URI, and a bucket: objects in memory, no folders."""
+    """A local path, a file:// URI, and a bucket whose objects are in memory and which has no folders."""
     if request.param != "bucket":
         return str(tmp_path) if request.param == "path" else tmp_path.as_uri()
     bucket = PyFileSystem(FSSpecHandler(MemoryFileSystem()))
@@ -78,7 +81,7 @@ def test_publishing_over_a_finished_folder_is_refused(base, tmp_path):
     published = storage.join(base, "step_1")
     storage.publish_folder(write_folder(tmp_path / "one"), published, last="COMPLETE")
     again = write_folder(tmp_path / "two")
-    with pytest.raises(FileExistsError, match="step_1 is there already; move it aside"):
+    with pytest.raises(FileExistsError, match="step_1 exists already, expected a new path. Move it away"):
         storage.publish_folder(again, published, last="COMPLETE")
     assert os.path.exists(again)
     other = storage.join(base, "other")
@@ -87,7 +90,7 @@ def test_publishing_over_a_finished_folder_is_refused(base, tmp_path):
         storage.move_folder(other, published, last="COMPLETE")
 
 
-def test_the_last_file_is_put_last_and_a_broken_upload_can_be_done_again(tmp_path, monkeypatch):
+def test_the_last_file_is_uploaded_last_and_a_broken_upload_can_be_repeated(tmp_path, monkeypatch):
     put, copy_files = [], files.copy_files
     bucket = tmp_path / "bucket"
 
@@ -152,11 +155,13 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tiny_disk, tmp_path):
-    with pytest.raises(StorageFull, match=r"1,000,000 bytes were to be written, 262,144 are free; free"):
+    with pytest.raises(
+        StorageFull, match=r"no space left \(262,144 bytes are free\), expected room for 1,000,000 bytes. Free"
+    ):
         storage.write_atomically(str(tiny_disk / "part-00000.parquet"), b"0" * 1_000_000)
     local = Path(write_folder(tmp_path / "step"))
     (local / "weights").write_bytes(b"0" * 1_000_000)
-    with pytest.raises(StorageFull, match="no room left"):
+    with pytest.raises(StorageFull, match="no space left"):
         storage.publish_folder(str(local), str(tiny_disk / "step"), last="COMPLETE")
     assert os.listdir(tiny_disk) == []
     assert (local / "weights").stat().st_size == 1_000_000
@@ -165,7 +170,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tiny_dis
     assert (tiny_disk / "step" / "weights").read_bytes() == b"small"
 
 
-def test_a_disk_that_fills_while_a_folder_is_fetched_is_said(tiny_disk, tmp_path, monkeypatch):
+def test_a_disk_that_fills_during_a_download_is_reported(tiny_disk, tmp_path, monkeypatch):
     source = write_folder(tmp_path / "step")
     (Path(source) / "weights").write_bytes(b"0" * 1_000_000)
     monkeypatch.setattr(paths, "resolve_in_bucket", lambda uri: (LocalFileSystem(), source))
@@ -190,27 +195,27 @@ def test_a_path_is_its_folder_and_its_name(path):
     assert name == "y" and storage.join(folder, name) == path
 
 
-def test_a_place_is_the_same_from_another_working_directory(tmp_path, monkeypatch):
+def test_an_absolute_path_means_the_same_in_another_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("out/a") == str(tmp_path / "out" / "a")
     assert storage.absolute(tmp_path.as_uri()) == str(tmp_path)
     assert storage.absolute("s3://bucket/x?scheme=http") == "s3://bucket/x?scheme=http"
 
 
-def test_what_cannot_lie_in_an_object_store_has_a_folder_here(tmp_path, monkeypatch):
+def test_files_that_cannot_be_in_an_object_store_have_a_local_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert storage.on_this_machine(str(tmp_path)) == storage.on_this_machine(tmp_path.as_uri()) == str(tmp_path)
-    here = {storage.on_this_machine(f"s3://bucket/{name}") for name in ("a", "b", "a")}
+    assert storage.local_folder_for(str(tmp_path)) == storage.local_folder_for(tmp_path.as_uri()) == str(tmp_path)
+    here = {storage.local_folder_for(f"s3://bucket/{name}") for name in ("a", "b", "a")}
     assert len(here) == 2 and all(folder.startswith(str(tmp_path / "cache")) for folder in here)
 
 
-def test_free_bytes_are_known_for_a_disk_only(tmp_path):
+def test_free_bytes_are_known_only_for_a_disk(tmp_path):
     assert storage.free_bytes(str(tmp_path / "not" / "yet")) > 0
     assert storage.free_bytes("s3://bucket/x") is None
 
 
 def test_a_scheme_that_cannot_be_opened_is_named():
-    with pytest.raises(ValueError, match="found the path 'ftp://x/y', expected .*s3://"):
+    with pytest.raises(ValueError, match="path: found 'ftp://x/y', expected .*s3://"):
         storage.exists("ftp://x/y")
 
 
@@ -233,3 +238,21 @@ def test_a_folder_goes_through_a_real_s3_server(s3_bucket, tmp_path):
     assert (Path(storage.fetch_folder(published)) / "trainer" / "state").read_bytes() == b"s"
     storage.move_folder(published, published + ".superseded", last="COMPLETE")
     assert storage.exists(published + ".superseded/COMPLETE") and not storage.exists(published)
+
+
+def test_a_full_disk_is_reported_wherever_storage_writes(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(os, "makedirs", fail)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(paths, "resolve_in_bucket", lambda uri: (LocalFileSystem(), str(tmp_path)))
+    for write in (
+        lambda: storage.write_atomically(str(tmp_path / "new" / "file"), b"data"),
+        lambda: storage.move_folder(str(tmp_path / "folder"), str(tmp_path / "new" / "folder"), last="COMPLETE"),
+        lambda: storage.fetch_folder("s3://bucket/folder"),
+        lambda: hold_folder(str(tmp_path / "new"), on_lost=print).__enter__(),
+    ):
+        with pytest.raises(StorageFull, match="disk quota exceeded .*run the same command again"):
+            write()

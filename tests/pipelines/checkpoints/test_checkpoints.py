@@ -124,7 +124,7 @@ def test_from_a_bucket_it_is_fetched_once(s3_bucket, s3_app):
 
 
 def test_what_a_killed_process_left_to_upload_is_not_taken_for_the_new_one(s3_bucket):
-    left = Path(storage.on_this_machine(s3_bucket)) / step_name(1)
+    left = Path(storage.local_folder_for(s3_bucket)) / step_name(1)
     saver(1, seed=0)(left)
     checkpoints.write(s3_bucket, 1, saver(1, seed=1))
     saver(1, seed=1)(left.with_name("expected"))

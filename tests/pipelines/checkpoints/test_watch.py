@@ -13,16 +13,17 @@ from pyarrow.fs import LocalFileSystem, copy_files
 from tiny_checkpoint import tiny_output, write_checkpoint
 
 from cluster import storage
-from cluster.storage.lease import InUse, lease
+from cluster.storage.lease import hold_folder
 from pipelines.checkpoints.follow import follow_checkpoints
 from pipelines.checkpoints.stored import finished_steps
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.stage import StageContext
+from raydit.errors import InUse
 
 HOLD = """
 import sys, time
-from cluster.storage.lease import lease
-with lease(sys.argv[1], lost=print):
+from cluster.storage.lease import hold_folder
+with hold_folder(sys.argv[1], on_lost=print):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -112,7 +113,7 @@ def test_an_output_that_is_trained_may_be_evaluated_but_not_twice_at_once(traine
     with held(storage.join(config.output, "evaluations")):
         with pytest.raises(InUse, match="evaluations is in use by"):
             StageContext(config, part="evaluations").__enter__()
-        with lease(config.output, lost=print):  # a training may begin
+        with hold_folder(config.output, on_lost=print):  # a training may begin
             pass
 
 
