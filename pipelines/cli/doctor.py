@@ -20,7 +20,7 @@ from cluster.doctor import (
     check_token,
     render,
 )
-from cluster.nodes import ASKER, MOST_SKEW_SECONDS, check_nodes, versions
+from cluster.node_checks import ASKER, MOST_SKEW_SECONDS, check_nodes, versions
 from pipelines.cli.submission import job_environment, sendable_environment
 from pipelines.tracking.lookup import dangling_aliases
 from pipelines.tracking.store import check_tracking, tracking_uri

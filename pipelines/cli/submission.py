@@ -1,7 +1,7 @@
 """`raydit submit`: the same command, as a job on a cluster.
 
 On this machine a job sees the same files, so paths are made absolute. On another one it gets the working directory
-along (see cluster.packing), and reads and writes data where the cluster does: at URIs and absolute paths.
+along (see cluster.job_package), and reads and writes data where the cluster does: at URIs and absolute paths.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from cluster import jobs, packing, storage
+from cluster import job_package, jobs, storage
 from pipelines.artifacts import digest_of
 from pipelines.cli.command_line import CommandLine
 from pipelines.config.recipe import Recipe
@@ -45,7 +45,7 @@ class Submission:
     """Where its runs are recorded, if that is decided here."""
     recipe: str = ""
     """The recipe's text."""
-    package: packing.Package | None = None
+    package: job_package.Package | None = None
     """The working directory, for a job on another machine."""
     pip: tuple[str, ...] = ()
 
@@ -143,7 +143,7 @@ def packed(command: CommandLine, folder: Path, *, pip: bool = False) -> Submissi
         name = recipe.relative_to(folder).as_posix() if inside else f"submitted/{recipe.name}"
         command = command.with_recipe(name)
         extra |= {name: recipe}
-    package = packing.pack(folder, extra)
+    package = job_package.pack(folder, extra)
     for key, path in [*relative_places(config).items(), *relative_arguments(command)]:
         refuse_unreachable(key, path, package)
     env = sendable_environment()
@@ -156,7 +156,7 @@ def packed(command: CommandLine, folder: Path, *, pip: bool = False) -> Submissi
         tracking=(config and config.tracking.uri) or env.get("MLFLOW_TRACKING_URI", ""),
         recipe=text,
         package=package,
-        pip=tuple(packing.pinned_requirements("raydit")) if pip else (),
+        pip=tuple(job_package.pinned_requirements("raydit")) if pip else (),
     )
 
 
@@ -201,7 +201,7 @@ def is_relative(path: str) -> bool:
     return storage.is_local(path) and not path.startswith("file://") and not Path(path).is_absolute()
 
 
-def refuse_unreachable(key: str, path: str, package: packing.Package) -> None:
+def refuse_unreachable(key: str, path: str, package: job_package.Package) -> None:
     """Refuse what would be looked for in a job's own folder, which is empty but for the package, and is not kept."""
     if key == "output" or not package.holds(path):
         raise ValueError(

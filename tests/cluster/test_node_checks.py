@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from cluster import nodes
+from cluster import node_checks
 from cluster.doctor import Check
-from cluster.nodes import Answer, versions
+from cluster.node_checks import Answer, versions
 
 GOOD = Check("storage", True, "s3://bucket can be written")
 FULL = Check("storage", False, "/tmp: full", "free some space")
@@ -20,8 +20,8 @@ def answer(node, *checks, **changed):
 @pytest.fixture
 def found(monkeypatch, tmp_path):
     def check(*answers, silent=()):
-        monkeypatch.setattr(nodes, "_ask", lambda *_: (list(answers), list(silent)))
-        return {check.name: check for check in nodes.check_nodes(str(tmp_path / "output"))}
+        monkeypatch.setattr(node_checks, "_ask", lambda *_: (list(answers), list(silent)))
+        return {check.name: check for check in node_checks.check_nodes(str(tmp_path / "output"))}
 
     yield check
     assert list(tmp_path.iterdir()) == []
@@ -41,7 +41,7 @@ def test_another_version_on_a_node_is_named_with_ours(found):
 
 
 def test_a_doctor_that_runs_as_a_job_compares_with_who_sent_it(found, monkeypatch):
-    monkeypatch.setenv(nodes.ASKER, json.dumps(versions() | {"Python": "3.99.0"}))
+    monkeypatch.setenv(node_checks.ASKER, json.dumps(versions() | {"Python": "3.99.0"}))
     assert "(here 3.99.0)" in found(answer("10.0.0.1"))["nodes"].found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.packing import Package, pack, pinned_requirements
+from cluster.job_package import Package, pack, pinned_requirements
 
 CODE = ("my.toml", "src/data/loader.py", "src/model.py", "run.sh")
 LEFT_OUT = (
