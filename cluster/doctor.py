@@ -1,4 +1,4 @@
-"""Is this machine, this cluster, this storage fit to run raydit? One check and one line each."""
+"""The doctor's checks of this machine, a Ray cluster and storage, each printed on one line."""
 
 import os
 import secrets
@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-from cluster import jobs, storage
+from cluster import job_server, jobs, storage
 from cluster.session import ray_session
-from cluster.storage.temporaries import TEMPORARY_PREFIX
 
-OLDEST_PYTHON = (3, 11)
+MIN_PYTHON = (3, 11)
 
 
 @dataclass(frozen=True)
 class Check:
-    """name: what was looked at. found: what is there. do: what to do about it, empty when ok."""
+    """The result of one check.
+
+    name: what was checked. found: what was found. do: what to do about it; empty if ok.
+    """
 
     name: str
     ok: bool
@@ -25,13 +27,14 @@ class Check:
 
 
 def check_python() -> Check:
+    """Check the version of the Python that runs this process."""
     found = f"{sys.version.split()[0]} at {sys.executable}"
-    oldest = ".".join(map(str, OLDEST_PYTHON))
-    return _check("python", sys.version_info >= OLDEST_PYTHON, found, f"install Python {oldest} or newer")
+    minimum = ".".join(map(str, MIN_PYTHON))
+    return _check("python", sys.version_info >= MIN_PYTHON, found, f"install Python {minimum} or newer")
 
 
 def check_packages(names: Sequence[str]) -> list[Check]:
-    """One check per distribution: is it installed, and which version. Nothing is imported."""
+    """Check for each distribution whether it is installed, and in which version, without importing it."""
     return [_check_package(name) for name in names]
 
 
@@ -43,7 +46,7 @@ def _check_package(name: str) -> Check:
 
 
 def check_devices() -> Check:
-    """CPU cores and CUDA devices; a machine without CUDA is slow, not broken."""
+    """Report CPU cores and CUDA devices; a machine without CUDA passes, because it is slow but works."""
     cores = f"{os.cpu_count()} CPU cores"
     try:
         import torch
@@ -55,18 +58,18 @@ def check_devices() -> Check:
 
 
 def check_ray(address: str | None = None) -> Check:
-    """Reach the Ray of this address: http://... asks its job server, any other is joined, None starts one."""
+    """Check a Ray cluster: ask the job server at http://..., join any other address, or start Ray here if None."""
     try:
         found = _ask_job_server(address) if address and "://" in address else _ask_ray(address)
-    except Exception as error:  # Ray that cannot start raises a bare one
+    except Exception as error:  # a failed start of Ray raises a bare Exception
         do = "correct --address, or leave it out for a local Ray" if address else "see /tmp/ray/session_latest/logs"
         return Check("ray", False, _one_line(error), do)
     return Check("ray", True, found)
 
 
 def _ask_job_server(address: str) -> str:
-    jobs.list_jobs(address)  # refuses another Ray version
-    return f"Ray {jobs.check_server(address)} takes jobs at {address}"
+    jobs.list_jobs(address)  # raises for another Ray version
+    return f"Ray {job_server.server_version(address)} accepts jobs at {address}"
 
 
 def _ask_ray(address: str | None) -> str:
@@ -81,48 +84,53 @@ def _ask_ray(address: str | None) -> str:
 
 
 def check_token(address: str) -> Check:
-    """Whether a job server refuses jobs without a token: with none, whoever reaches it runs code there."""
+    """Check that a job server refuses jobs without a token: otherwise everyone who can reach it can run code there."""
     try:
-        is_open = jobs.is_open(address)
+        is_open = job_server.accepts_jobs_without_token(address)
     except OSError as error:
         return Check("token", False, _one_line(error), "correct --address")
     if not is_open:
         return Check("token", True, "jobs without a token are refused")
-    do = "stop it and start it with RAY_AUTH_MODE=token; keep its ports behind a firewall (cluster/README.md)"
-    return Check("token", False, f"{address} runs the code of anybody who reaches it (CVE-2023-48022)", do)
+    do = "restart it with RAY_AUTH_MODE=token, and keep its ports behind a firewall (cluster/README.md)"
+    return Check("token", False, f"{address} runs code for everyone who can reach it (CVE-2023-48022)", do)
 
 
-def check_head_clock(address: str, most_seconds: float) -> Check:
-    """Whether the clock of a job server agrees with ours."""
+def check_head_clock(address: str, max_seconds: float) -> Check:
+    """Check that the clock of a job server differs from ours by at most `max_seconds`."""
     try:
-        skew = jobs.clock_skew_seconds(address)
+        skew = job_server.clock_skew_seconds(address)
     except (OSError, TypeError, ValueError) as error:
         return Check("clock", False, _one_line(error), "correct --address")
-    found = f"the head's clock is {skew:.0f} s off ours"
-    return _check("clock", skew <= most_seconds, found, "let both keep time by NTP")
+    found = f"the head's clock differs from ours by {skew:.0f} s"
+    return _check("clock", skew <= max_seconds, found, "synchronize both by NTP")
 
 
 def check_storage(path: str) -> Check:
-    """Write, replace and read a small file where artifacts shall go, and remove it again."""
-    folder = storage.nearest_folder(path) if storage.is_local(path) else path
-    probe = storage.join(folder, f"{TEMPORARY_PREFIX}doctor-{secrets.token_hex(4)}")
+    """Check a folder for outputs: write, replace and read a small file, and remove it again."""
+    probe = probe_folder(path)
     file = storage.join(probe, "probe")
     try:
         storage.write_atomically(file, b"old")
         storage.write_atomically(file, b"new")
-        whole = storage.read_bytes(file) == b"new"
+        replaced = storage.read_bytes(file) == b"new"
         storage.remove_folder(probe)
     except (OSError, ValueError) as error:
-        return Check("storage", False, f"{path}: {_one_line(error)}", "choose a path or URI that can be written")
+        return Check("storage", False, f"{path}: {_one_line(error)}", "choose a path or URI that is writable")
     free = storage.free_bytes(path)
-    found = f"{path} can be written" + (f", {free / 2**30:.1f} GiB free" if free is not None else "")
-    return _check("storage", whole, found, "a file that was replaced reads as the old one; choose another path")
+    found = f"{path} is writable" + (f", {free / 2**30:.1f} GiB free" if free is not None else "")
+    return _check("storage", replaced, found, "a replaced file still reads as the old one; choose another path")
+
+
+def probe_folder(path: str) -> str:
+    """Return a new temporary folder for a test of an output, which need not exist yet."""
+    folder = storage.nearest_folder(path) if storage.is_local(path) else path
+    return storage.join(folder, f"{storage.TEMPORARY_PREFIX}doctor-{secrets.token_hex(4)}")
 
 
 def render(checks: Sequence[Check], width: int = 0) -> str:
-    """One aligned line per check; what to do comes after an arrow.
+    """Format each check as one aligned line, with what to do after an arrow.
 
-    width: of the names, for checks that are printed one by one as they become known.
+    width: minimum width of the column of names, for checks that are printed one at a time.
     """
     width = max((width, *(len(check.name) for check in checks)))
     return "\n".join(

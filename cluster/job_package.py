@@ -1,4 +1,4 @@
-"""What a job on another machine gets of the working directory: code and recipes, not data, outputs or keys."""
+"""The files that are sent with a job to another machine: code and recipes, but no data, outputs or keys."""
 
 import fnmatch
 import hashlib
@@ -14,14 +14,15 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 from cluster.credentials import refuse_files_with_credentials
+from raydit.errors import InvalidInput
 
-LIMIT_BYTES = 100 * 2**20
+MAX_PACKAGE_BYTES = 100 * 2**20
 """The head keeps packages in memory; Ray itself refuses more than 512 MB."""
-LEFT_OUT_AT_THE_TOP = ("data", "outputs", "mlruns", "mlartifacts", "build", "dist", "mlflow.db*")
-LEFT_OUT_ANYWHERE = (".*", "__pycache__", "venv", "node_modules", "*.egg-info")
-"""What begins with a dot: .git, .venv, caches, and .env, .aws, .netrc, where keys are kept."""
-KEYS = ("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", "auth_token", "credentials", "credentials.json")
-OLDEST_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+EXCLUDED_AT_TOP = ("data", "outputs", "mlruns", "mlartifacts", "build", "dist", "mlflow.db*")
+EXCLUDED_ANYWHERE = (".*", "__pycache__", "venv", "node_modules", "*.egg-info")
+"""Names that begin with a dot are .git, .venv and caches, and .env, .aws and .netrc, which contain keys."""
+KEY_FILES = ("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", "auth_token", "credentials", "credentials.json")
+EARLIEST_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,48 +30,48 @@ class Package:
     """Files to send with a job."""
 
     files: Mapping[str, Path]
-    """By their name in the job's working directory, with slashes."""
+    """Local files by their names in the job's working directory, with slashes."""
 
     @property
     def num_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files.values())
 
-    def holds(self, path: str) -> bool:
-        """Whether a file, or anything in a folder, is part of the package."""
+    def contains(self, path: str) -> bool:
+        """Return whether a file, or any file in a folder, is part of the package."""
         name = PurePosixPath(path).as_posix()
         return name in self.files or any(other.startswith(f"{name}/") for other in self.files)
 
     def digest(self) -> str:
-        """sha256 of names and contents: equal for equal content, whatever the times."""
+        """Return the SHA-256 of all names and contents, which does not depend on the files' times."""
         total = hashlib.sha256()
         for name in sorted(self.files):
             total.update(f"{name}\0{hashlib.sha256(self.files[name].read_bytes()).hexdigest()}\n".encode())
         return total.hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write it as a zip file, the same bytes for the same content."""
+        """Write the package as a zip file, whose bytes depend only on names, contents and execute permissions."""
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in sorted(self.files):
-                info = zipfile.ZipInfo(name, OLDEST_ZIP_TIME)
+                info = zipfile.ZipInfo(name, EARLIEST_ZIP_TIME)
                 info.external_attr = (0o755 if os.access(self.files[name], os.X_OK) else 0o644) << 16
                 archive.writestr(info, self.files[name].read_bytes(), zipfile.ZIP_DEFLATED)
 
 
-def pack(folder: Path, extra: Mapping[str, Path] | None = None, *, limit_bytes: int = LIMIT_BYTES) -> Package:
-    """Choose what of a folder goes along: neither what .gitignore names nor data, outputs and keys.
+def pack(folder: Path, extra: Mapping[str, Path] | None = None, *, max_bytes: int = MAX_PACKAGE_BYTES) -> Package:
+    """Return the package of a folder: its files without data, outputs, keys and what .gitignore excludes.
 
-    extra: further files, taken in any case. Raises ValueError if there is too much, naming the largest, or if a file
-    holds a credential of this environment.
+    extra: further files by their names in the package, which are never excluded. Raises InvalidInput if the package is
+    larger than max_bytes, naming the largest files, or if a file contains a credential of this environment.
     """
-    names = [name for name in _listed(folder) if not _is_left_out(name) and (folder / name).is_file()]
+    names = [name for name in _list_not_ignored(folder) if not _is_excluded(name) and (folder / name).is_file()]
     package = Package(files={name: folder / name for name in names} | dict(extra or {}))
-    if package.num_bytes > limit_bytes:
+    if package.num_bytes > max_bytes:
         sizes = sorted(((file.stat().st_size, name) for name, file in package.files.items()), reverse=True)
         largest = ", ".join(f"{name} ({_mib(size)})" for size, name in sizes[:5])
-        raise ValueError(
-            f"found {len(sizes):,} files of {_mib(package.num_bytes)} in {folder} to send with the job, expected at "
-            f"most {_mib(limit_bytes)}; the largest: {largest}. List them in .gitignore, move them into data/, or "
-            "keep them on storage that the cluster reads"
+        raise InvalidInput(
+            f"{folder}: found {len(sizes):,} files of {_mib(package.num_bytes)} to send (the largest: {largest})",
+            f"at most {_mib(max_bytes)}",
+            "list them in .gitignore, move them into data/, or keep them on storage that the cluster reads",
         )
     refuse_files_with_credentials(package.files.items())
     return package
@@ -80,17 +81,17 @@ def _mib(num_bytes: int) -> str:
     return f"{num_bytes / 2**20:.1f} MiB"
 
 
-def _is_left_out(name: str) -> bool:
+def _is_excluded(name: str) -> bool:
     parts = name.split("/")
     return (
-        any(fnmatch.fnmatch(parts[0], pattern) for pattern in LEFT_OUT_AT_THE_TOP)
-        or any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in LEFT_OUT_ANYWHERE)
-        or any(fnmatch.fnmatch(parts[-1], pattern) for pattern in KEYS)
+        any(fnmatch.fnmatch(parts[0], pattern) for pattern in EXCLUDED_AT_TOP)
+        or any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in EXCLUDED_ANYWHERE)
+        or any(fnmatch.fnmatch(parts[-1], pattern) for pattern in KEY_FILES)
     )
 
 
-def _listed(folder: Path) -> list[str]:
-    """Names of all files that git does not ignore, whether or not the folder is in a repository."""
+def _list_not_ignored(folder: Path) -> list[str]:
+    """Return the names of all files that git does not ignore; the folder need not be in a repository."""
     if shutil.which("git") is None:
         return [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
     listing = ["ls-files", "-z", "--others", "--exclude-standard"]
@@ -98,13 +99,16 @@ def _listed(folder: Path) -> list[str]:
     if result.returncode != 0:
         with tempfile.TemporaryDirectory() as empty:
             subprocess.run(["git", "init", "--quiet", empty], check=True, capture_output=True)
-            elsewhere = [f"--git-dir={empty}/.git", f"--work-tree={folder}"]
-            result = subprocess.run(["git", *elsewhere, *listing], cwd=folder, capture_output=True, check=True)
+            empty_repository = [f"--git-dir={empty}/.git", f"--work-tree={folder}"]
+            result = subprocess.run(["git", *empty_repository, *listing], cwd=folder, capture_output=True, check=True)
     return sorted({os.fsdecode(name) for name in result.stdout.split(b"\0") if name})
 
 
 def pinned_requirements(distribution: str) -> list[str]:
-    """What a distribution needs, each in the version that is installed here; without Ray, which is the cluster's."""
+    """Return the requirements of a distribution, pinned to the versions installed here.
+
+    Ray is left out, because the cluster has its own.
+    """
     needed = [line for line in metadata.requires(distribution) or [] if "extra ==" not in line]
     names = sorted({re.split(r"[^\w.-]", line)[0] for line in needed})
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names if name != "ray"]

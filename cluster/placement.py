@@ -1,25 +1,34 @@
-"""Which nodes can hold a stage's workers, and what is missing where none can; plain dictionaries, no Ray.
+"""Count how many workers of a stage fit on the nodes of a cluster, and say what is missing if they do not.
 
-A node is an entry of `ray.nodes()`: "Resources" by name, and "Labels".
+The functions take entries of `ray.nodes()` and do not import Ray.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
-ACCELERATOR = "accelerator_type:"
-"""Prefix of the resource by which a node tells the type of its accelerators."""
+from raydit.errors import InvalidInput
+
+ACCELERATOR_PREFIX = "accelerator_type:"
+"""Prefix of the resource that names the type of a node's accelerators."""
 ACCELERATOR_SHARE = 0.001
-"""What Ray takes of it for a worker that asks for a type."""
+"""Amount of that resource that Ray reserves for a worker that requires the type."""
 _NAME = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
 _CONDITION = re.compile(rf"(!?)(?:({_NAME})|in\(({_NAME}(?:, ?{_NAME})*)\))")
 
 
+class RayNode(TypedDict, total=False):
+    """An entry of `ray.nodes()`, as far as it is used here."""
+
+    Resources: dict[str, float]
+    Labels: dict[str, str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkerNeeds:
-    """What a node must have for one worker. Raises ValueError for a label condition that Ray would not take."""
+    """What a node must have for one worker. Raises InvalidInput for a label condition that Ray would refuse."""
 
     cpus: float
     gpus: float = 0
@@ -28,93 +37,104 @@ class WorkerNeeds:
 
     def __post_init__(self) -> None:
         for key, condition in self.label_selector.items():
-            label_condition(key, condition)
+            parse_label_condition(key, condition)
 
     def __str__(self) -> str:
         parts = [f"{self.cpus:g} CPU, {self.gpus:g} GPU each"]
         if self.accelerator_type:
             parts.append(f"on {self.accelerator_type}")
         if self.label_selector:
-            parts.append(f"on nodes labelled {_listed(self.label_selector)}")
+            parts.append(f"on nodes labelled {_format_labels(self.label_selector)}")
         return " ".join(parts)
 
     @property
     def resources(self) -> dict[str, float]:
-        """By Ray's names."""
-        typed = {f"{ACCELERATOR}{self.accelerator_type}": ACCELERATOR_SHARE} if self.accelerator_type else {}
+        """Required amounts by the names of Ray's resources."""
+        typed = {f"{ACCELERATOR_PREFIX}{self.accelerator_type}": ACCELERATOR_SHARE} if self.accelerator_type else {}
         return {"CPU": self.cpus, "GPU": self.gpus, **typed}
 
 
-def label_condition(key: str, condition: str) -> tuple[bool, list[str]]:
-    """Whether a label must be (or must not be) one of some values: "a", "!a", "in(a, b)" or "!in(a, b)"."""
+def parse_label_condition(key: str, condition: str) -> tuple[bool, list[str]]:
+    """Parse the condition on a label: "a", "!a", "in(a, b)" or "!in(a, b)".
+
+    Returns whether the label must be (True) or must not be (False) one of some values, and these values. Raises
+    InvalidInput.
+    """
     match = _CONDITION.fullmatch(condition)
     if match is None:
-        raise ValueError(
-            f'label_selector: found {key} = {condition!r}, expected a value, "!value", "in(value, value)" or '
-            '"!in(value, value)" of letters, digits, dots, dashes and underscores'
+        raise InvalidInput(
+            f"label_selector: found {key} = {condition!r}",
+            'a value, "!value", "in(value, value)" or "!in(value, value)"',
+            "correct the condition; values consist of letters, digits, dots, dashes and underscores",
         )
     values = [match[2]] if match[2] else re.split(", ?", match[3])
     return not match[1], values
 
 
-def fits_labels(node: Mapping[str, Any], selector: Mapping[str, str]) -> bool:
-    """Whether a node's labels meet all conditions; a label that is not there is none of the values."""
+def has_labels(node: RayNode, selector: Mapping[str, str]) -> bool:
+    """Return whether a node's labels meet all conditions; a missing label equals none of the values."""
     labels = node.get("Labels", {})
-    conditions = ((labels.get(key), *label_condition(key, condition)) for key, condition in selector.items())
+    conditions = ((labels.get(key), *parse_label_condition(key, condition)) for key, condition in selector.items())
     return all((value in values) is wanted for value, wanted, values in conditions)
 
 
-def workers_on(node: Mapping[str, Any], needs: WorkerNeeds) -> float:
-    """How many workers one node holds; a worker cannot be split over two."""
-    if not fits_labels(node, needs.label_selector):
+def count_workers(node: RayNode, needs: WorkerNeeds) -> float:
+    """Return how many workers fit on one node; a worker cannot be split between nodes."""
+    if not has_labels(node, needs.label_selector):
         return 0
     asked = [(node["Resources"].get(name, 0), amount) for name, amount in needs.resources.items()]
     return min((have // amount for have, amount in asked if amount), default=math.inf)
 
 
 def can_grow_to(largest: Mapping[str, float], num_workers: int, needs: WorkerNeeds) -> bool:
-    """Whether an autoscaler may still add enough nodes.
+    """Return whether an autoscaler can add enough nodes.
 
-    largest: what the cluster may have at most; empty for one of fixed size. Labels of nodes that are not there yet
-    are not told, and their accelerators only by some autoscalers, so these count as there.
+    largest: maximum resources of the cluster; empty for a cluster of fixed size. Autoscalers do not report the labels
+    of nodes that they could add, and only some report their accelerators; what is not reported counts as available.
     """
     if not largest:
         return False
-    tells_types = any(name.startswith(ACCELERATOR) for name in largest)
-    asked = {name: amount for name, amount in needs.resources.items() if tells_types or name in ("CPU", "GPU")}
+    reports_types = any(name.startswith(ACCELERATOR_PREFIX) for name in largest)
+    asked = {name: amount for name, amount in needs.resources.items() if reports_types or name in ("CPU", "GPU")}
     return all(largest.get(name, 0) >= num_workers * amount for name, amount in asked.items())
 
 
-def what_is_missing(nodes: Sequence[Mapping[str, Any]], num_workers: int, needs: WorkerNeeds, stage: str) -> str | None:
-    """Why a cluster of these nodes can never hold a stage's workers, and what to do; None if it can."""
-    room = sum(workers_on(node, needs) for node in nodes)
+def explain_missing_resources(
+    nodes: Sequence[RayNode], num_workers: int, needs: WorkerNeeds, stage: str
+) -> InvalidInput | None:
+    """Return the error for a stage whose workers never fit on these nodes, with what to do; None if they fit."""
+    room = sum(count_workers(node, needs) for node in nodes)
     if room >= num_workers:
         return None
     cpus, gpus = (sum(node["Resources"].get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     found = f"{cpus:g} CPU and {gpus:g} GPU on {len(nodes)} node(s)"
-    advice = _advice(nodes, needs, stage, room, gpus)
-    return (
-        f"{stage} asks for {num_workers} workers of {needs}, the Ray cluster has room for {room:g} ({found}); "
-        f"{advice}, or join a larger cluster with --address"
+    return InvalidInput(
+        f"{stage} asks for {num_workers} workers of {needs}",
+        f"no more than fit on the Ray cluster: {room:g} ({found})",
+        f"{_advise(nodes, needs, stage, room, gpus)}, or join a larger cluster with --address",
     )
 
 
-def _advice(nodes: Sequence[Mapping[str, Any]], needs: WorkerNeeds, stage: str, room: float, gpus: float) -> str:
-    types = {name.removeprefix(ACCELERATOR) for node in nodes for name in node["Resources"] if ACCELERATOR in name}
+def _advise(nodes: Sequence[RayNode], needs: WorkerNeeds, stage: str, room: float, gpus: float) -> str:
+    types = {
+        name.removeprefix(ACCELERATOR_PREFIX)
+        for node in nodes
+        for name in node["Resources"]
+        if name.startswith(ACCELERATOR_PREFIX)
+    }
     if needs.gpus and not gpus:
         return f"set {stage}.gpus_per_worker to 0"
     if needs.accelerator_type and needs.accelerator_type not in types:
-        return f"set {stage}.accelerator_type to what is there ({', '.join(sorted(types)) or 'none'}) or leave it out"
+        return f"set {stage}.accelerator_type to an available type ({', '.join(sorted(types)) or 'none'}) or remove it"
     for key, condition in needs.label_selector.items():
-        if not any(fits_labels(node, {key: condition}) for node in nodes):
-            there = sorted({node["Labels"][key] for node in nodes if key in node.get("Labels", {})})
-            return (
-                f"no node has {key} = {condition} (there: {', '.join(there) or 'none'}): change {stage}.label_selector"
-            )
+        if not any(has_labels(node, {key: condition}) for node in nodes):
+            values = sorted({node["Labels"][key] for node in nodes if key in node.get("Labels", {})})
+            found = f"no node has {key} = {condition} (values: {', '.join(values) or 'none'})"
+            return f"change {stage}.label_selector: {found}"
     if room:
         return f"set {stage}.num_workers to {room:g} or less"
-    return f"lower what {stage} asks for per worker"
+    return f"reduce the resources that {stage} asks for per worker"
 
 
-def _listed(labels: Mapping[str, str]) -> str:
+def _format_labels(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in labels.items())

@@ -20,7 +20,7 @@ from cluster.doctor import (
     check_token,
     render,
 )
-from cluster.node_checks import ASKER, MOST_SKEW_SECONDS, check_nodes, versions
+from cluster.node_checks import MAX_CLOCK_SKEW_SECONDS, SENDER_VERSIONS, check_nodes, installed_versions
 from pipelines.cli.submission import job_environment, sendable_environment
 from pipelines.tracking.lookup import dangling_aliases
 from pipelines.tracking.store import check_tracking, tracking_uri
@@ -63,7 +63,7 @@ def check_cluster(address: str, output: str) -> Iterator[Check]:
         yield from joined_nodes(address, output)
         return
     yield check_token(address)
-    yield check_head_clock(address, MOST_SKEW_SECONDS)
+    yield check_head_clock(address, MAX_CLOCK_SKEW_SECONDS)
     yield from nodes_by_job(address, output)
 
 
@@ -78,14 +78,14 @@ def joined_nodes(address: str, output: str) -> list[Check]:
 
 def nodes_by_job(address: str, output: str) -> list[Check]:
     """The checks of the nodes from a `raydit doctor` that runs there as a job."""
-    from cluster import jobs
+    from cluster import job_server, jobs
 
-    here = jobs.is_this_machine(address)
+    here = job_server.is_this_machine(address)
     command = ["doctor", "--address", "auto", "--json"]
     if output != HERE:
         command += ["--output", str(Path(output).absolute()) if here and storage.is_local(output) else output]
     env = job_environment() if here else sendable_environment()
-    job = jobs.submit(command, address=address, env=env | {ASKER: json.dumps(versions())})
+    job = jobs.submit(command, address=address, env=env | {SENDER_VERSIONS: json.dumps(installed_versions())})
     lines: list[str] = []
     code = jobs.follow(job, address, write=lines.append)
     found = next((line for line in reversed(lines) if line.startswith("[{")), None)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from cluster import jobs
+from cluster import job_server, jobs
 from cluster.jobs import Job
 from pipelines.cli.submission import follow
 from pipelines.tracking.lookup import runs_of_job
@@ -24,12 +24,12 @@ def print_jobs(address: str | None, as_json: bool) -> None:
             f"{job.submission_id:<{width}}  {job.status:<9}  {started:<23}  {job.metadata.get('raydit.name', '')}"
         )
     if not found:
-        click.echo(f"no jobs at {jobs.server_url(address)}; start one: raydit submit -- run RECIPE")
+        click.echo(f"no jobs at {job_server.server_url(address)}; start one: raydit submit -- run RECIPE")
 
 
 def print_status(submission_id: str, address: str | None, as_json: bool) -> None:
     """All that is known about a job, with the MLflow runs that carry its id."""
-    job = jobs.status(submission_id, address)
+    job = jobs.get_job(submission_id, address)
     runs, reason = runs_of(job)
     if as_json:
         click.echo(json.dumps({**asdict(job), "runs": runs}))
@@ -59,7 +59,7 @@ def print_log(submission_id: str, address: str | None, to_the_end: bool) -> int:
     """The log so far, or until the end; the exit code is the job's only if its end was waited for."""
     if to_the_end:
         return follow(submission_id, address)
-    click.echo(jobs.log(submission_id, address), nl=False)
+    click.echo(jobs.read_log(submission_id, address), nl=False)
     return 0
 
 

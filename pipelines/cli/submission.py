@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from cluster import job_package, jobs, storage
+from cluster import job_package, job_server, jobs, storage
 from pipelines.artifacts import digest_of
 from pipelines.cli.command_line import CommandLine
 from pipelines.config.recipe import Recipe
@@ -62,8 +62,8 @@ def submit_command(command: CommandLine, *, address: str | None, wait: bool, pac
     is sent along; left out, it is for a server that is not at a loopback address. pip: let the cluster install what
     raydit needs, in the versions that are installed here.
     """
-    address = jobs.server_url(address)
-    if pack or pip or (pack is None and not jobs.is_this_machine(address)):
+    address = job_server.server_url(address)
+    if pack or pip or (pack is None and not job_server.is_this_machine(address)):
         submission = packed(command, Path.cwd(), pip=pip)
     else:
         submission = unpacked(command)
@@ -109,12 +109,12 @@ def follow(job: str, address: str | None) -> int:
         return jobs.follow(job, address, write=click.echo)
     except KeyboardInterrupt:
         say("submit", f"detached; job {job} goes on. Follow it again: {follow_command(job, address)}")
-        say("submit", f"end it: raydit jobs stop {job} --address {jobs.server_url(address)}")
+        say("submit", f"end it: raydit jobs stop {job} --address {job_server.server_url(address)}")
         return jobs.INTERRUPTED
 
 
 def follow_command(job: str, address: str | None) -> str:
-    return f"raydit jobs logs -f {job} --address {jobs.server_url(address)}"
+    return f"raydit jobs logs -f {job} --address {job_server.server_url(address)}"
 
 
 def job_id(name: str, command: list[str], *content: str) -> str:
@@ -203,7 +203,7 @@ def is_relative(path: str) -> bool:
 
 def refuse_unreachable(key: str, path: str, package: job_package.Package) -> None:
     """Refuse what would be looked for in a job's own folder, which is empty but for the package, and is not kept."""
-    if key == "output" or not package.holds(path):
+    if key == "output" or not package.contains(path):
         raise ValueError(
             f"{key}: found {path!r}, a place on this machine that a job on another one does not have; expected a URI "
             "(s3://BUCKET/...) or the absolute path of a mount that all nodes of the cluster share"
@@ -222,7 +222,7 @@ def sendable_environment() -> dict[str, str]:
 def is_of_this_machine(value: str) -> bool:
     """Whether a setting names a place that only this machine reaches: its own disk, or its loopback address."""
     if value.startswith(("http://", "https://")):
-        return jobs.is_this_machine(value)
+        return job_server.is_this_machine(value)
     return value.startswith(("sqlite:", "file:", "/", "."))
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from cluster.placement import label_condition
+from cluster.placement import parse_label_condition
 from dit.schedule import TrainingConfig
 from pipelines.config.model import PositiveInt
 
@@ -56,7 +56,7 @@ class ElasticWorkersConfig:
                 "CPU; set gpus_per_worker = 1, or remove accelerator_type"
             )
         for key, condition in (self.label_selector or {}).items():
-            label_condition(key, condition)
+            parse_label_condition(key, condition)
 
     @property
     def fewest_workers(self) -> int:

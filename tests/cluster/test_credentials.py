@@ -1,4 +1,4 @@
-"""Credentials are refused wherever they would be shown, and never shown in the refusal."""
+"""Credentials are refused wherever they would be shown, and error messages do not repeat them."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def test_the_value_of_a_secret_variable_is_refused(monkeypatch):
     ("name", "value"),
     [("TOKENIZER_NAME", "stabilityai"), ("RAY_AUTH_TOKEN_PATH", "/run/secrets/token"), ("HF_TOKEN", "short")],
 )
-def test_what_only_looks_like_a_secret_is_fine(name, value, monkeypatch):
+def test_a_value_that_only_looks_like_a_secret_is_fine(name, value, monkeypatch):
     monkeypatch.setenv(name, value)
     refuse_credentials({"the command": f"run {value}"})
 
@@ -58,7 +58,7 @@ def test_a_recipe_with_a_password_is_refused_by_every_command(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["output", "images.path", "encode.output", "evaluate.reference", "tracking.uri"])
-def test_a_recipe_that_is_made_without_a_file_takes_no_password_either(key):
+def test_a_recipe_built_in_python_takes_no_password_either(key):
     recipe = load_recipe(RECIPE)
     *sections, name = key.split(".")
     for section in sections:
@@ -68,9 +68,9 @@ def test_a_recipe_that_is_made_without_a_file_takes_no_password_either(key):
     assert "hunter22" not in str(refused.value)
 
 
-def test_overrides_of_a_checkpoints_recipe_are_looked_at_before_they_are_shown():
-    for override, place in ((f"output={PASSWORD}", "--set output"), (PASSWORD, "--set ...")):
-        with pytest.raises(ValueError, match=rf"^{place}: found a URI with a password") as refused:
+def test_overrides_of_a_checkpoints_recipe_are_checked_before_they_are_shown():
+    for override, flag in ((f"output={PASSWORD}", "--set output"), (PASSWORD, "--set ...")):
+        with pytest.raises(ValueError, match=rf"^{flag}: found a URI with a password") as refused:
             apply_override({}, override)
         assert "hunter22" not in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""What is sent with a job: the code, never data, outputs or keys."""
+"""Files that are sent with a job: the code, never data, outputs or keys."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from cluster.job_package import Package, pack, pinned_requirements
 
 CODE = ("my.toml", "src/data/loader.py", "src/model.py", "run.sh")
-LEFT_OUT = (
+EXCLUDED = (
     *(".env", ".aws/credentials", ".venv/bin/python", "src/__pycache__/model.pyc", "data/a.png", "outputs/x/plan.json"),
     *("mlflow.db", "mlflow.db-wal", "certificates/server.key", "ignored.bin", "big/huge.npz", "auth_token"),
 )
@@ -18,7 +18,7 @@ LEFT_OUT = (
 
 @pytest.fixture
 def tree(tmp_path):
-    for name in (*CODE, *LEFT_OUT):
+    for name in (*CODE, *EXCLUDED):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"content of {name}")
     (tmp_path / ".gitignore").write_text("ignored.bin\n")
@@ -32,32 +32,32 @@ def git(folder, *arguments):
     subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
 
 
-def test_code_and_recipes_go_along_and_nothing_else(tree):
+def test_only_code_and_recipes_are_packed(tree):
     assert set(pack(tree).files) == set(CODE)
 
 
-def test_a_repository_below_its_root_is_packed_alike(tree):
+def test_a_subfolder_of_a_repository_can_be_packed(tree):
     git(tree, "init")
     git(tree, "add", "src/model.py")
     (tree / "src" / "deleted.py").touch()
     git(tree, "add", "src/deleted.py")
     (tree / "src" / "deleted.py").unlink()
     assert set(pack(tree).files) == set(CODE)
-    assert set(pack(tree / "src").files) == {"model.py"}  # at the top of what is sent, data is data
+    assert set(pack(tree / "src").files) == {"model.py"}  # src/data is now a data folder at the top
 
 
-def test_without_git_only_gitignore_is_lost(tree, monkeypatch):
+def test_without_git_only_gitignore_has_no_effect(tree, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert set(pack(tree).files) == {*CODE, "ignored.bin", "big/huge.npz"}
 
 
-def test_too_much_is_refused_with_the_largest_named(tree):
+def test_a_package_that_is_too_large_is_refused_with_its_largest_files(tree):
     (tree / "src" / "weights.bin").write_bytes(bytes(3 * 2**20))
-    with pytest.raises(ValueError, match=r"5 files of 3\.0 MiB.*at most 2\.0 MiB.*largest: src/weights.bin \(3\.0 MiB"):
-        pack(tree, limit_bytes=2 * 2**20)
+    with pytest.raises(ValueError, match=r"5 files of 3\.0 MiB.*largest: src/weights.bin \(3\.0 MiB.*at most 2\.0 MiB"):
+        pack(tree, max_bytes=2 * 2**20)
 
 
-def test_the_digest_is_that_of_the_content(tree, tmp_path_factory):
+def test_the_digest_depends_on_the_content_only(tree, tmp_path_factory):
     before = pack(tree).digest()
     os.utime(tree / "src" / "model.py", (1, 1))
     assert pack(tree).digest() == before
@@ -67,7 +67,7 @@ def test_the_digest_is_that_of_the_content(tree, tmp_path_factory):
     assert pack(tree).digest() != before
 
 
-def test_the_archive_is_the_same_bytes_and_keeps_what_can_be_executed(tree, tmp_path_factory):
+def test_archives_of_equal_content_are_equal_and_keep_execute_permissions(tree, tmp_path_factory):
     folder = tmp_path_factory.mktemp("archives")
     for name in ("first.zip", "second.zip"):
         pack(tree).write(folder / name)
@@ -79,12 +79,12 @@ def test_the_archive_is_the_same_bytes_and_keeps_what_can_be_executed(tree, tmp_
         assert archive.read("src/model.py") == b"content of src/model.py"
 
 
-def test_further_files_are_taken_from_anywhere(tree, tmp_path_factory):
-    recipe = tmp_path_factory.mktemp("elsewhere") / "other.toml"
+def test_extra_files_may_be_anywhere(tree, tmp_path_factory):
+    recipe = tmp_path_factory.mktemp("another_folder") / "other.toml"
     recipe.write_text("name = 'other'")
     package = pack(tree, {"submitted/other.toml": recipe})
     assert package.files["submitted/other.toml"] == recipe
-    assert package.holds("src") and package.holds("src/model.py") and not package.holds("data")
+    assert package.contains("src") and package.contains("src/model.py") and not package.contains("data")
 
 
 def test_a_file_with_a_secret_of_this_environment_is_refused(tree, monkeypatch):
@@ -95,7 +95,7 @@ def test_a_file_with_a_secret_of_this_environment_is_refused(tree, monkeypatch):
     assert "wJalrXUtnFEMI" not in str(refused.value)
 
 
-def test_requirements_are_pinned_to_what_is_installed_here():
+def test_requirements_are_pinned_to_the_installed_versions():
     from importlib.metadata import version
 
     pinned = pinned_requirements("raydit")
@@ -104,4 +104,4 @@ def test_requirements_are_pinned_to_what_is_installed_here():
 
 
 def test_an_empty_package_has_no_bytes():
-    assert Package(files={}).num_bytes == 0 and not Package(files={}).holds(str(Path("src")))
+    assert Package(files={}).num_bytes == 0 and not Package(files={}).contains(str(Path("src")))

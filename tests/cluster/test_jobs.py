@@ -1,4 +1,4 @@
-"""Jobs on a real head with token authentication, started from an environment that is not activated."""
+"""Jobs on a real head with token authentication, whose Python environment is not activated."""
 
 import http.server
 import shlex
@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from cluster import jobs
+from cluster import job_server, jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # Ray passes it to aiohttp
 
@@ -44,7 +44,7 @@ def test_a_job_runs_in_the_clusters_python_with_its_arguments_unchanged(address,
 
 
 @pytest.mark.slow
-def test_a_running_id_is_joined_and_a_stopped_one_is_refused(address):
+def test_a_running_job_is_joined_and_the_id_of_a_stopped_one_is_refused(address):
     code = "import time\ntry:\n  print('started'); time.sleep(600)\nfinally: print('cleaned up')"
     assert run(code, address, submission_id="once") == "once"
     assert run("print('twice')", address, submission_id="once") == "once"
@@ -67,14 +67,14 @@ def wait_for_line(line, submission_id, address):
 
 
 @pytest.mark.slow
-def test_a_failing_job_is_named_and_its_broken_log_taken_up_where_it_broke(address, monkeypatch):
+def test_a_failing_job_is_reported_and_its_log_continues_after_a_broken_connection(address, monkeypatch):
     from ray.job_submission import JobSubmissionClient
 
-    whole_tail, calls = JobSubmissionClient.tail_job_logs, []
+    original_tail, calls = JobSubmissionClient.tail_job_logs, []
 
     async def breaking_tail(self, submission_id):
         calls.append(submission_id)
-        async for text in whole_tail(self, submission_id):
+        async for text in original_tail(self, submission_id):
             yield text
             if "line 1" in text and len(calls) == 1:
                 raise RuntimeError("WebSocket connection closed unexpectedly")
@@ -91,7 +91,7 @@ def test_a_failing_job_is_named_and_its_broken_log_taken_up_where_it_broke(addre
 
 def test_a_wrong_token_is_refused_with_one_line(address, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
-    with pytest.raises(ValueError, match="another token.*403.*set RAY_AUTH_TOKEN") as refusal:
+    with pytest.raises(ValueError, match="another token.*403.*Set RAY_AUTH_TOKEN") as refusal:
         run("pass", address)
     assert "\n" not in str(refusal.value)
 
@@ -103,16 +103,16 @@ def test_a_missing_token_is_refused_with_one_line(address, monkeypatch, tmp_path
         jobs.list_jobs(address)
 
 
-def test_the_token_may_lie_in_a_file(address, ray_head, monkeypatch, tmp_path):
+def test_the_token_may_be_in_a_file(address, ray_head, monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     (tmp_path / "token").write_text(ray_head.token + "\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    assert jobs.check_server(address).startswith("2.")
+    assert job_server.server_version(address).startswith("2.")
 
 
 def test_an_unknown_job_is_named(address):
     with pytest.raises(ValueError, match="no job nowhere"):
-        jobs.status("nowhere", address)
+        jobs.get_job("nowhere", address)
 
 
 def test_another_ray_version_is_refused(address, monkeypatch):
@@ -121,19 +121,19 @@ def test_another_ray_version_is_refused(address, monkeypatch):
         jobs.list_jobs(address)
 
 
-def test_nobody_at_the_address_is_a_connection_error():
+def test_an_address_without_a_server_is_a_connection_error():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectionError, match="no job server answers.*ray start --head"):
             jobs.list_jobs(f"http://127.0.0.1:{unused.getsockname()[1]}")
 
 
-def test_another_web_server_is_told_from_a_job_server():
+def test_another_web_server_is_not_taken_for_a_job_server():
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with pytest.raises(ValueError, match="HTTP 501, expected a Ray job server"):
-            jobs.check_server(f"http://127.0.0.1:{server.server_port}")
+            job_server.server_version(f"http://127.0.0.1:{server.server_port}")
     finally:
         server.shutdown()
         server.server_close()
@@ -141,4 +141,4 @@ def test_another_web_server_is_told_from_a_job_server():
 
 def test_an_address_without_http_is_refused():
     with pytest.raises(ValueError, match="'head:6379', expected http://"):
-        jobs.check_server("head:6379")
+        job_server.server_version("head:6379")

@@ -1,4 +1,4 @@
-"""A session on a real Ray: the one of all tests, and in processes of their own where it starts or ends."""
+"""Sessions on a real Ray: the one that all tests share, and in separate processes where a test starts or ends Ray."""
 
 import os
 import socket
@@ -37,13 +37,13 @@ def run_python(code):
 
 
 @pytest.mark.slow
-def test_a_session_writes_nothing_of_its_own():
+def test_a_session_prints_nothing():
     done = run_python(SESSION_CODE)
     assert (done.stdout, done.stderr) == ("42\n", "")
 
 
 @pytest.mark.slow
-def test_a_session_is_gone_when_it_ends_even_by_ctrl_c():
+def test_ray_stops_when_a_session_ends_even_by_ctrl_c():
     done = run_python(INTERRUPTED_CODE)
     assert (done.stdout, done.stderr) == ("True False\n", "")
 
@@ -65,20 +65,22 @@ def test_workers_that_fit_are_accepted(local_ray):
 
 
 def test_too_many_workers_are_refused_with_the_number_that_fits(local_ray):
-    with pytest.raises(ValueError, match=r"train asks for 1000 workers.*set train.num_workers to \d+ or less"):
+    with pytest.raises(ValueError, match=r"train asks for 1000 workers.*Set train.num_workers to \d+ or less"):
         require_resources(1000, cpus_per_worker=1, gpus_per_worker=0, stage="train")
 
 
-def test_a_gpu_on_a_cluster_without_is_refused(local_ray):
-    with pytest.raises(ValueError, match="0 GPU on 1 node.*set encode.gpus_per_worker to 0"):
+def test_a_gpu_on_a_cluster_without_gpus_is_refused(local_ray):
+    with pytest.raises(ValueError, match="0 GPU on 1 node.*Set encode.gpus_per_worker to 0"):
         require_resources(1, cpus_per_worker=1, gpus_per_worker=1000, stage="encode")
 
 
-def test_a_worker_is_not_split_over_two_nodes(monkeypatch, local_ray):
+def test_a_worker_is_not_split_between_two_nodes(monkeypatch, local_ray):
     node = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 4.0}}
     monkeypatch.setattr("ray.nodes", lambda: [node, node, {"Alive": False, "Resources": {"GPU": 8.0}}])
     require_resources(2, cpus_per_worker=1, gpus_per_worker=4, stage="train")
-    with pytest.raises(ValueError, match="room for 0 .*8 GPU on 2 node.*lower what train asks for"):
+    with pytest.raises(
+        ValueError, match="fit on the Ray cluster: 0 .*8 GPU on 2 node.*Reduce the resources that train asks for"
+    ):
         require_resources(1, cpus_per_worker=1, gpus_per_worker=8, stage="train")
 
 
@@ -96,7 +98,7 @@ def test_an_address_of_another_kind_is_refused(address, monkeypatch):
         pass
 
 
-def test_nobody_at_the_address_is_said_at_once(monkeypatch):
+def test_an_address_without_ray_is_reported_immediately(monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     with socket.socket() as unused:

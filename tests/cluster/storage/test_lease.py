@@ -183,7 +183,8 @@ def test_a_stage_is_refused_in_the_folder_of_another_process(holder, tmp_path):
 def test_a_stage_reports_the_owner_from_which_it_took_over(tmp_path, capsys):
     plant(tmp_path / "output", machine="another", host="node-7", expires=time.time() - 1)
     with StageContext(tiny_recipe(tmp_path)):
-        assert "taken over from" in (said := capsys.readouterr().out) and "node-7" in said
+        output = capsys.readouterr().out
+        assert "took over the folder from" in output and "node-7" in output
 
 
 def wait_until(condition):

@@ -98,7 +98,7 @@ def test_stopping_a_job_that_has_ended_is_no_error(raydit_jobs, failed_job):
 def test_an_unknown_job_is_named_with_where_to_look(raydit_jobs, command):
     code, out, err = raydit_jobs(command, "nowhere")
     assert (code, out) == (2, "")
-    assert err.strip().startswith("raydit: found no job nowhere at http://") and "raydit jobs list" in err
+    assert err.strip().startswith("raydit: no job nowhere at http://") and "raydit jobs list" in err
 
 
 def test_no_jobs_are_said_with_how_to_start_one(monkeypatch, capsys):

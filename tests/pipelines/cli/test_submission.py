@@ -297,7 +297,7 @@ def test_a_packed_job_runs_what_was_sent_is_joined_left_and_ended_and_holds_no_c
 
     assert submit(wait=False) == 0
     job_id = capsys.readouterr().out.split()[2]
-    wait_for(lambda: "region" in jobs.log(job_id, ray_head.address))
+    wait_for(lambda: "region" in jobs.read_log(job_id, ray_head.address))
 
     def interrupted(line):
         if line.startswith("sent:"):
@@ -308,11 +308,11 @@ def test_a_packed_job_runs_what_was_sent_is_joined_left_and_ended_and_holds_no_c
     said = capsys.readouterr().out
     assert f"job {job_id} at {ray_head.address}, running already" in said
     assert f"detached; job {job_id} goes on. Follow it again: raydit jobs logs -f {job_id} --address" in said
-    assert jobs.status(job_id, ray_head.address).status == "RUNNING"
+    assert jobs.get_job(job_id, ray_head.address).status == "RUNNING"
 
     assert jobs.stop(job_id, ray_head.address)
-    wait_for(lambda: jobs.status(job_id, ray_head.address).has_ended)
-    log = jobs.log(job_id, ray_head.address)
+    wait_for(lambda: jobs.get_job(job_id, ray_head.address).has_ended)
+    log = jobs.read_log(job_id, ray_head.address)
     assert "sent: ['lib/code.py', 'lib/reference.npz', 'my.toml', 'pipelines/__init__.py', 'pipelines/cli.py']" in log
     assert f"region: eu-west-1 arguments: {['train', 'my.toml', *REMOTE]}" in log
     shown = repr([vars(details) for details in jobs._client(ray_head.address).list_jobs()]) + log

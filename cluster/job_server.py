@@ -1,0 +1,108 @@
+"""The job server of a Ray cluster: its address, token, version and clock.
+
+It is the dashboard of the head node (port 8265), which is reached over HTTP. The token is read from where Ray reads it:
+RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token.
+"""
+
+import ipaddress
+import json
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+from raydit.errors import InvalidInput, Unreachable
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+ANSWER_SECONDS = 10
+
+
+def server_url(address: str | None) -> str:
+    """Return the URL of the job server: the given address, RAY_API_SERVER_ADDRESS, or port 8265 of this machine.
+
+    Raises InvalidInput for an address that is not a URL.
+    """
+    url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    if not url.startswith(("http://", "https://")):
+        raise InvalidInput(
+            f"job server address: found {url!r}",
+            f"http://HOST:PORT of the head's dashboard, for example {DEFAULT_ADDRESS}",
+            "correct --address or RAY_API_SERVER_ADDRESS",
+        )
+    return url.rstrip("/")
+
+
+def is_this_machine(address: str | None) -> bool:
+    """Return whether a job server has a loopback address, so that its jobs see the same files as this process."""
+    host = urllib.parse.urlsplit(server_url(address)).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def server_version(address: str | None = None) -> str:
+    """Return the Ray version of a job server.
+
+    Raises InvalidInput for a refused token and for a server of another kind, and Unreachable if nothing answers.
+    """
+    url = server_url(address)
+    check_port = "check the port (8265 by default)"
+    try:
+        with urllib.request.urlopen(_version_request(url), timeout=ANSWER_SECONDS) as response:
+            return json.load(response)["ray_version"]
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            found = "no token" if error.code == 401 else "another token"
+            raise InvalidInput(
+                f"the job server at {url} received {found} (HTTP {error.code})",
+                "the token of its cluster",
+                "set RAY_AUTH_TOKEN to it, or RAY_AUTH_TOKEN_PATH to a file that contains it",
+            ) from None
+        raise InvalidInput(f"{url} answered HTTP {error.code}", "a Ray job server", check_port) from None
+    except (ValueError, KeyError):
+        raise InvalidInput(f"{url} is not a Ray job server", "", check_port) from None
+    except OSError as error:
+        raise Unreachable(
+            f"no job server answers at {url} ({getattr(error, 'reason', error)})",
+            "the dashboard of a Ray head",
+            "start one with `ray start --head`, or forward its port 8265 to this machine",
+        ) from None
+
+
+def accepts_jobs_without_token(address: str | None = None) -> bool:
+    """Return whether a job server accepts jobs without a token. Raises OSError if it does not answer."""
+    request = urllib.request.Request(f"{server_url(address)}/api/jobs/")
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
+            return True
+    except urllib.error.HTTPError:
+        return False
+
+
+def clock_skew_seconds(address: str | None = None) -> float:
+    """Return by how many seconds at least a job server's clock differs from ours.
+
+    The server reports whole seconds, and the time that the request takes is not counted as a difference.
+    Raises OSError if it does not answer, and TypeError or ValueError if the answer has no date.
+    """
+    before = time.time()
+    with urllib.request.urlopen(_version_request(server_url(address)), timeout=ANSWER_SECONDS) as response:
+        theirs = parsedate_to_datetime(response.headers["Date"]).timestamp()
+    return max(theirs - time.time(), before - theirs - 1.0, 0.0)
+
+
+def _version_request(url: str) -> urllib.request.Request:
+    return urllib.request.Request(f"{url}/api/version", headers=token_header())
+
+
+def token_header() -> dict[str, str]:
+    """Return the HTTP header with the token, looked up in the same order as Ray's own tools do; empty without one."""
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    if not token:
+        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+        token = file.read_text() if file.is_file() else ""
+    return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
