@@ -1,4 +1,4 @@
-"""What Kubernetes, KubeRay 1.6 (ray.io/v1) and Compose accept, as far as our files use it; unknown fields are mistakes.
+"""Schemas of the fields of Kubernetes, KubeRay 1.6 (ray.io/v1) and Compose that our files use; others are mistakes.
 
 From the API references: docs.ray.io/en/master/cluster/kubernetes/references/api.html, kubernetes.io/docs/reference
 (Pod v1, NetworkPolicy networking.k8s.io/v1) and docs.docker.com/reference/compose-file.

@@ -1,4 +1,4 @@
-"""The deployment files, checked as far as that goes without a cloud: schema, versions, security."""
+"""Schemas, versions and security of the deployment files, as far as they can be checked without a cloud."""
 
 import json
 import re
@@ -65,10 +65,10 @@ def test_every_field_is_known_and_of_its_type(content, schema):
 )
 def test_a_mistake_is_found(content, schema, path, value):
     broken = json.loads(json.dumps(content))
-    place = broken
-    for part in path[:-1]:
-        place = place[part]
-    place[path[-1]] = value
+    parent = broken
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = value
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(broken, schema, cls=jsonschema.Draft7Validator)
 
@@ -81,7 +81,7 @@ def test_images_and_ray_are_those_of_this_version():
     assert all(re.search(r":[\w.-]*\d[\w.-]*$", image) and "latest" not in image for image in images)
 
 
-def test_the_job_runs_on_the_cluster_that_is_described_once():
+def test_the_job_has_the_same_cluster_as_raycluster_yaml():
     assert JOB["spec"]["rayClusterSpec"] == CLUSTER["spec"]
 
 
@@ -97,7 +97,7 @@ def test_the_command_of_the_job_is_a_raydit_command_on_a_recipe_of_the_image():
     assert config.output.startswith(PODS[0]["template"]["spec"]["containers"][0]["volumeMounts"][0]["mountPath"])
 
 
-def test_heads_hold_no_tasks_and_workers_come_and_go():
+def test_heads_run_no_tasks_and_workers_are_autoscaled():
     assert RAY_UP["available_node_types"]["head"]["resources"] == {"CPU": 0, "GPU": 0}
     assert "--num-cpus=0" in SERVICES["ray-head"]["command"] and "--num-gpus=0" in SERVICES["ray-head"]["command"]
     start = CLUSTER["spec"]["headGroupSpec"]["rayStartParams"]
@@ -127,7 +127,7 @@ def test_every_pod_has_probes_shared_storage_and_tracking_and_is_not_root():
         assert POLICY["spec"]["podSelector"]["matchLabels"].items() <= pod["template"]["metadata"]["labels"].items()
 
 
-def test_a_token_is_needed_everywhere():
+def test_a_token_is_required_everywhere():
     assert CLUSTER["spec"]["authOptions"] == {"mode": "token", "secretName": "raydit-token"}
     assert "--env RAY_AUTH_MODE=token" in RAY_UP["docker"]["run_options"]
     assert RAY_UP["file_mounts"] == {"/home/raydit/.ray/auth_token": "~/.ray/auth_token"}
@@ -150,7 +150,7 @@ def test_nothing_is_published_beyond_this_machine():
 
 
 def test_no_secret_is_written_in_any_file():
-    """Every value under a secret name comes from outside: an environment variable that must be set, or a secret."""
+    """Every value with a secret name comes from an environment variable that must be set, or from a secret."""
     for service in SERVICES.values():
         for name, value in service.get("environment", {}).items():
             if re.search(r"PASSWORD|SECRET|_TOKEN$", name):
@@ -166,7 +166,7 @@ def test_no_secret_is_written_in_any_file():
 
 
 def instructions():
-    """(instruction, argument) of the Dockerfile, continuation lines joined."""
+    """Return the instructions of the Dockerfile with their arguments, with continuation lines joined."""
     joined = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE))
     return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
 
@@ -190,26 +190,26 @@ def test_the_dockerfile_is_pinned_small_and_not_root():
             )
 
 
-def test_memory_is_kept_in_the_image_as_on_one_machine():
+def test_the_image_sets_the_same_malloc_options_as_a_local_ray():
     given = dict(part.split("=") for name, argument in instructions() if name == "ENV" for part in argument.split())
     ours = {name: value for name, value in LOCAL_ENVIRONMENT.items() if name.startswith("MALLOC")}
     assert ours and ours.items() <= given.items()
 
 
-def test_the_dockerfile_copies_what_is_there_and_the_context_holds_nothing_else():
+def test_the_build_context_holds_exactly_the_files_that_the_dockerfile_copies():
     copied = {part for name, argument in instructions() if name == "COPY" for part in argument.split()[:-1]}
     assert all((ROOT / part).exists() for part in copied)
     ignore = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     assert "*" in ignore and {line[1:] for line in ignore if line.startswith("!")} == copied
 
 
-def test_services_wait_only_for_what_tells_that_it_is_ready():
+def test_services_wait_only_for_services_that_report_readiness():
     for service in SERVICES.values():
         for other, wait in service.get("depends_on", {}).items():
             if wait["condition"] == "service_healthy":
                 assert SERVICES[other]["healthcheck"]
             else:
-                assert "restart" not in SERVICES[other], "what is waited for to end must not be started again"
+                assert "restart" not in SERVICES[other], "a service whose end is waited for must not restart"
     users = {mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", [])}
     assert users == set(COMPOSE_FILE["volumes"])
 

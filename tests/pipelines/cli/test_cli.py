@@ -75,7 +75,7 @@ def test_a_dry_run_prints_the_resolved_recipe_and_touches_nothing(raydit, comman
         (["reference", "build", "digits", "--out", "r.npz", "--extractor", "vgg"], "evaluate.extractor: found 'vgg'"),
         (["import", NO_SUCH, "out"], f"no weights at {NO_SUCH}, expected a .safetensors"),
         (["export", NO_SUCH, "out", "--format", "diffusers"], NO_SUCH),
-        (["submit", "--address", "head:6379", "--", "run", TINY], "found the job server address 'head:6379'"),
+        (["submit", "--address", "head:6379", "--", "run", TINY], "job server address: found 'head:6379'"),
         (["submit", "--", "run", TINY, "--set", "train.stpes=8"], 'did you mean "train.steps"?'),
     ],
 )
