@@ -11,7 +11,7 @@ from tiny import tiny_recipe
 from cluster import storage
 from dit.autoencoder import Autoencoder, create_autoencoder, describe_autoencoder
 from pipelines.autoencoder import train_autoencoder
-from pipelines.checkpoints.stored import finished_steps
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.encode import encode
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.verify import verify
@@ -45,7 +45,7 @@ def test_the_jobs_train_and_encode_in_a_bucket(s3_bucket, tmp_path, local_ray):
         handle = train_autoencoder(config, context=context)
         recorded = storage.read_json(f"{config.output}/autoencoder/raydit.json")
         assert describe_autoencoder(handle.folder()) == recorded["autoencoder"]
-        assert finished_steps(f"{config.output}/autoencoder/training") == []
+        assert CheckpointFolder(f"{config.output}/autoencoder/training").finished_steps() == []
         dataset = encode(config, context=context)
     assert dataset.manifest["autoencoder"]["sha256"] == recorded["autoencoder"]["sha256"]
     assert all(check.ok for check in verify(dataset))

@@ -11,7 +11,7 @@ from cluster.session import require_resources
 from pipelines.config.training import WorkersConfig
 from pipelines.scoring.actor_pool import run_on_actors
 from pipelines.stage import StageContext
-from pipelines.training.group import run_workers
+from pipelines.training.group import RAY_FOLDER, run_workers
 
 pytestmark = pytest.mark.slow
 
@@ -41,11 +41,8 @@ def check_places(tmp_path, address, ids):
         tmp_path, "train.label_selector.pool=big", "encode.label_selector.pool=!in(big, none)", "train.num_workers=2"
     )
 
-    def tell_node(settings):
-        import ray.train
-
-        rank = ray.train.get_context().get_world_rank()
-        (settings["folder"] / f"{rank}").write_text(ray.get_runtime_context().get_node_id())
+    def write_node(worker, folder):
+        (folder / f"{worker.rank}").write_text(ray.get_runtime_context().get_node_id())
 
     def node_of(row):
         return {"node": ray.get_runtime_context().get_node_id()}
@@ -56,7 +53,15 @@ def check_places(tmp_path, address, ids):
     folder = tmp_path / "nodes"
     folder.mkdir()
     with StageContext(config, address=address) as context:
-        run_workers(context, "train", config.train, tell_node, {"folder": folder}, lambda message: None)
+        run_workers(
+            context,
+            "train",
+            config.train,
+            write_node,
+            folder,
+            lambda message: None,
+            ray_folder=config.folder(RAY_FOLDER),
+        )
         assert {file.read_text() for file in folder.iterdir()} == {ids["big"]}
         ray_data = context.ray_data(config.encode, "encode")
         rows = ray_data.from_items([1, 2], override_num_blocks=2).map(node_of, **config.encode.placement).take_all()

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from tiny_training import assert_equal, final_weights, training_recipe
 
-from pipelines.checkpoints import stored as checkpoints
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.stage import StageContext
 from pipelines.train import train
 
@@ -39,7 +39,7 @@ def watched(local_ray, tmp_path_factory):
 
 
 def test_of_the_checkpoints_those_asked_for_are_kept_and_tracking_knows(watched):
-    assert checkpoints.finished_steps(watched.folder("checkpoints")) == [6, 8]
+    assert CheckpointFolder(watched.folder("checkpoints")).finished_steps() == [6, 8]
     _, _, models = store(watched)
     removed = {name: model.tags.get("raydit.removed") for name, model in models.items()}
     assert removed == {
@@ -76,7 +76,7 @@ def test_a_training_at_a_uri_is_that_on_disk_and_goes_on(local_ray, s3_bucket, t
     run(training_recipe(tmp_path, f"{s3_bucket}/output", steps=4, **latents), local_ray)
     in_bucket = training_recipe(tmp_path, f"{s3_bucket}/output", **latents)
     checkpoint = run(in_bucket, local_ray)
-    assert checkpoint.location == f"{s3_bucket}/output/checkpoints/step_0000008"
+    assert checkpoint.origin == f"{s3_bucket}/output/checkpoints/step_0000008"
     assert_equal(final_weights(in_bucket), final_weights(on_disk))
 
 

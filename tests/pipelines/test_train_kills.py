@@ -15,7 +15,7 @@ import pytest
 from processes import processes_below
 from tiny_training import assert_equal, final_weights, training_recipe
 
-from dit.checkpoint import finished_steps
+from pipelines.checkpoints.folder import CheckpointFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, EVERY = 1200, 20
@@ -33,7 +33,7 @@ class Place:
         self.folder = folder
         settings = {"steps": STEPS, "checkpoint_every": EVERY, "log_every": 5, "num_workers": 2, **train}
         self.recipe = training_recipe(folder, model=MODEL, **settings)
-        self.checkpoints = self.recipe.folder("checkpoints")
+        self.checkpoints = CheckpointFolder(self.recipe.folder("checkpoints"))
 
     def start(self, address: str = "", before: str = "") -> subprocess.Popen:
         """The command in a process of its own; before: code that runs first in it."""
@@ -59,12 +59,12 @@ class Place:
 
     def wait_for(self, step: int, process: subprocess.Popen) -> None:
         """Until a checkpoint of this step or a later one is there."""
-        while not any(found >= step for found in finished_steps(self.checkpoints)):
+        while self.newest() < step:
             assert process.poll() is None, self.log()
             time.sleep(0.01)
 
     def newest(self) -> int:
-        return max(finished_steps(self.checkpoints), default=0)
+        return self.checkpoints.last_step()
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
@@ -143,7 +143,7 @@ def test_lost_messages_are_told_by_the_same_command(tmp_path, unbroken):
     (mailbox,) = processes_below(process.pid, "ray::Mailbox")
     os.kill(mailbox, signal.SIGKILL)
     assert process.wait(timeout=600) != 0
-    assert "tracking has not heard of all" in place.log()
+    assert "reports did not reach tracking" in place.log()
     place.finish(place.start())
     assert_unbroken(place, unbroken)
 
@@ -174,7 +174,7 @@ def test_training_goes_on_with_the_workers_that_are_left_and_grows_again(tmp_pat
     try:
         node = cluster.add_node(num_cpus=1)
         place = Place(tmp_path, num_workers=[1, 2], steps=3 * STEPS, checkpoint_every=100, keep_last=2)
-        often = "import pipelines.training.group\npipelines.workers.RESIZE_SECONDS = 2.0\n"
+        often = "import pipelines.training.group\npipelines.training.group.RESIZE_SECONDS = 2.0\n"
         process = place.start(cluster.address, before=often)
         place.wait_for(100, process)
         cluster.remove_node(node, allow_graceful=False)

@@ -77,7 +77,7 @@ def test_out_and_in_again_gives_the_same_weights(raydit, imported, tmp_path, pla
         (["import", "GIVEN/vae", "other", "--model", "DiT-XL/2"], "--model: found with a pipeline folder"),
         (["export", "ours", "GIVEN/vae", "--format", "diffusers"], "vae exists already"),
         (["export", "ours", "other", "--format", "official", "--weights", "best"], "best"),
-        (["sample", "GIVEN/official.pt"], "is a file: expected a checkpoint folder"),
+        (["sample", "GIVEN/official.pt"], "is a file, expected a checkpoint folder"),
         (["evaluate", "ours"], "images.path: found nothing, as the checkpoint is imported; expected images"),
     ],
 )

@@ -14,8 +14,8 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 
 from cluster import storage
 from cluster.lease import InUse, lease
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.follow import follow_checkpoints
-from pipelines.checkpoints.stored import finished_steps
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.stage import StageContext
 
@@ -77,13 +77,13 @@ def test_a_checkpoint_that_is_being_written_is_left_alone(trained, tmp_path):
     shutil.copytree(trained / "step_0000004", folder / "step_0000004")
     (folder / "step_0000004" / "COMPLETE").unlink()
     (folder / ".tmp-step_0000006").mkdir()
-    assert finished_steps(str(folder)) == [2]
+    assert CheckpointFolder(str(folder)).finished_steps() == [2]
 
 
 def test_a_bucket_is_watched_like_a_folder(trained, s3_bucket):
     filesystem, inner = storage.resolve(s3_bucket)
     copy_files(str(trained), f"{inner}/out/checkpoints", LocalFileSystem(), filesystem)
-    assert finished_steps(f"{s3_bucket}/none") == []
+    assert CheckpointFolder(f"{s3_bucket}/none").finished_steps() == []
     found = list(follow_checkpoints(f"{s3_bucket}/out/checkpoints", 3, checkpoint_recipe))
     assert [opened.origin for opened, _ in found] == [
         f"{s3_bucket}/out/checkpoints/step_0000006",
@@ -96,7 +96,7 @@ def test_an_imported_checkpoint_has_no_training_to_watch(trained, tmp_path):
     shutil.copytree(trained / "step_0000002", folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "recipe": None}))
-    with pytest.raises(ValueError, match="is imported: found no recipe.*Evaluate it without --watch"):
+    with pytest.raises(ValueError, match="is imported and records no recipe.*Evaluate it without --watch"):
         next(follow_checkpoints(str(folder.parent), 1, checkpoint_recipe))
 
 

@@ -10,9 +10,9 @@ from dit.autoencoder import LatentScale
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
 from pipelines.latents.dataset import LatentArrays
-from pipelines.training.batches import image_batches, latent_batches, prefetched
+from pipelines.training.batches import image_batches, latent_batches, prefetch
 from pipelines.training.loading import ArrayLatents
-from pipelines.training.order import EpochOrder, Share, step_rows
+from pipelines.training.order import EpochOrder, WorkerShare, batch_rows
 
 ROWS, BATCH = 22, 8
 SCALE = LatentScale((0.5, -1.0), (2.0, 0.25))
@@ -39,7 +39,7 @@ def make_arrays(rows=ROWS, flip=True, log_variance=-1.0):
 
 def batches(arrays, count, *, process=None, rank=0, num_workers=1, first_batch=0, size=BATCH, **changes):
     settings = {"scale": SCALE, "null_class": 10, "dropout": 0.3, "seed": 5, **changes}
-    share = Share(rank, num_workers, size)
+    share = WorkerShare(rank, num_workers, size)
     latents = ArrayLatents(arrays, EpochOrder(len(arrays.labels), settings["seed"]))
     stream = latent_batches(latents, process or FlowMatching(), share=share, first_batch=first_batch, **settings)
     return list(islice(stream, count))
@@ -64,8 +64,8 @@ def test_a_step_is_the_same_whatever_the_number_of_workers(num_workers, process)
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_rows_of_a_step_do_not_depend_on_the_workers(num_workers):
     for step in range(6):
-        shares = [Share(rank, num_workers, BATCH) for rank in range(num_workers)]
-        rows = np.concatenate([step_rows(EpochOrder(ROWS, 3), share, step) for share in shares])
+        shares = [WorkerShare(rank, num_workers, BATCH) for rank in range(num_workers)]
+        rows = np.concatenate([batch_rows(EpochOrder(ROWS, 3), share, step) for share in shares])
         np.testing.assert_array_equal(rows, EpochOrder(ROWS, 3).rows(range(step * BATCH, (step + 1) * BATCH)))
 
 
@@ -129,7 +129,7 @@ def test_about_half_of_the_images_are_mirrored_and_come_from_the_mirrors_moments
 def test_latents_are_the_scaled_mean_where_the_variance_is_zero():
     arrays = make_arrays(flip=False, log_variance=-np.inf)
     (batch,) = batches(arrays, 1)
-    rows = step_rows(EpochOrder(ROWS, 5), Share(0, 1, BATCH), 0)
+    rows = batch_rows(EpochOrder(ROWS, 5), WorkerShare(0, 1, BATCH), 0)
     mean = torch.tensor([0.5, -1.0]).view(2, 1, 1)
     expected = (torch.from_numpy(arrays.moments[rows, :2]).float() - mean) / torch.tensor([2.0, 0.25]).view(2, 1, 1)
     torch.testing.assert_close(batch.latents, expected, rtol=0, atol=1e-5)
@@ -146,7 +146,7 @@ def test_images_of_several_blocks_are_those_of_one(num_workers):
     images = np.random.default_rng(0).integers(0, 256, (ROWS, 4, 4, 3), dtype=np.uint8)
 
     def draw(blocks, rank, workers, first_batch=0):
-        share = Share(rank, workers, BATCH)
+        share = WorkerShare(rank, workers, BATCH)
         stream = image_batches(blocks, latent_shape=(2, 1, 1), seed=1, share=share, first_batch=first_batch)
         return list(islice(stream, 5 - first_batch))
 
@@ -172,9 +172,9 @@ def test_batches_made_ahead_are_the_same_and_an_error_comes_at_its_place():
         yield from range(1, 5)
         raise ValueError("a shard is gone")
 
-    assert list(prefetched(range(1, 30))) == list(range(1, 30))
-    assert list(islice(prefetched(iter(int, 1)), 5)) == [0] * 5  # of endless ones no more than are used
-    stream = prefetched(failing())
+    assert list(prefetch(range(1, 30))) == list(range(1, 30))
+    assert list(islice(prefetch(iter(int, 1)), 5)) == [0] * 5  # of endless ones no more than are used
+    stream = prefetch(failing())
     assert list(islice(stream, 4)) == [1, 2, 3, 4]
     with pytest.raises(ValueError, match="a shard is gone"):
         next(stream)

@@ -9,9 +9,8 @@ import pytest
 import torch
 from tiny_training import ROWS, Training, assert_equal, training_recipe, write_latents
 
-from dit.checkpoint import newest_checkpoint
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
-from pipelines.checkpoints.open import open_checkpoint
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.latents.autoencoder import OURS
 from pipelines.training.messages import Report
 from pipelines.training.nonfinite import RollbackRequested
@@ -26,6 +25,10 @@ def trained(tmp_path):
         return Training(training_recipe(tmp_path / name, **settings)).run()
 
     return run
+
+
+def newest_checkpoint(recipe):
+    return CheckpointFolder(recipe.folder("checkpoints")).newest()
 
 
 def poison(tmp_path, rows, name="run", **settings):
@@ -65,7 +68,7 @@ def test_losses_are_reported_alike_though_a_checkpoint_falls_between_reports(tra
 def test_checkpoints_come_at_their_steps_and_at_the_end(trained):
     run = trained()
     assert run.saved == [3, 6, 8]
-    cursor = newest_checkpoint(run.recipe.folder("checkpoints")).trainer_state
+    cursor = newest_checkpoint(run.recipe).trainer_state
     assert [report["step"] for report in cursor.pop("reports")] == [7, 8]  # since the checkpoint before
     assert cursor == {"step": 8, "batches": 8, "seed": 3, "images_seen": 64, "order": {"kind": "global"}}
 
@@ -88,10 +91,10 @@ def test_a_poisoned_image_is_left_out_and_named(tmp_path):
     assert all(torch.isfinite(tensor).all() for tensor in run.weights.values())
     (notice, *others) = run.notices
     assert "image-17 (t = " in notice and "latents not finite" in notice and "learning rate 1.0e-03" in notice
-    assert "1 in a row" in notice and "Of its 8 images" in notice
+    assert "1 in a row" in notice and "8 images include" in notice
     first = int(notice.split()[1].rstrip(":"))
     assert [run.losses[step] for step in range(1, first)] == [clean.losses[step] for step in range(1, first)]
-    state = newest_checkpoint(recipe.folder("checkpoints")).trainer_state
+    state = newest_checkpoint(recipe).trainer_state
     assert state["step"] == 8 and state["batches"] == 8 + 1 + len(others)
 
 
@@ -105,17 +108,17 @@ def test_a_run_with_a_poisoned_image_goes_on_to_the_bit(tmp_path):
 
 def test_training_stops_at_a_poisoned_image_if_told_so(tmp_path):
     recipe = poison(tmp_path, [17], on_nonfinite="stop")
-    with pytest.raises(FloatingPointError, match=r"expected finite numbers.*image-17 \(t = .*on_nonfinite to 'skip'"):
+    with pytest.raises(FloatingPointError, match=r"image-17 \(t = .*expected finite numbers.*on_nonfinite to 'skip'"):
         Training(recipe).run()
 
 
 def test_several_in_a_row_lead_back_to_the_last_checkpoint_with_other_batches(tmp_path):
     of_step_5 = EpochOrder(ROWS, seed=3).rows(range(4 * 8, 5 * 8))
     run = Training(poison(tmp_path, of_step_5[:1], max_skipped=1)).run()
-    assert run.notices[1] == "1 batches in a row were left out; back to step 3"
+    assert run.notices[1] == "batches skipped in a row: 1; rolling back to step 3"
     fourth = [message.metrics["loss"] for message in run.messages if isinstance(message, Report) and message.step == 4]
     assert len(fourth) == len(set(fourth)) > 1
-    checkpoint = newest_checkpoint(run.recipe.folder("checkpoints"))
+    checkpoint = newest_checkpoint(run.recipe)
     assert checkpoint.step == 8 and checkpoint.trainer_state["batches"] >= 10  # those of steps 4 and 5 gave nothing
     assert all(torch.isfinite(tensor).all() for tensor in run.weights.values())
 
@@ -125,10 +128,10 @@ def test_where_going_back_does_not_help_training_stops_and_says_so(tmp_path):
     Training(training_recipe(tmp_path / "run", steps=3, max_skipped=2)).run()
     recipe = poison(tmp_path, range(ROWS), max_skipped=2)
     run = Training(recipe)
-    with pytest.raises(FloatingPointError, match="going back to step 3 did not help.*grad_clip") as stopped:
+    with pytest.raises(FloatingPointError, match="rolling back to step 3 did not help.*grad_clip") as stopped:
         run.run()
     assert not isinstance(stopped.value, RollbackRequested)
-    assert len([notice for notice in run.notices if "is left out" in notice]) == 2 * 4
+    assert len([notice for notice in run.notices if "skipped the batch" in notice]) == 2 * 4
 
 
 def test_before_the_first_checkpoint_there_is_nowhere_to_go_back_to(tmp_path):
@@ -150,7 +153,7 @@ def test_a_stream_goes_on_to_the_bit_and_keeps_its_order(trained):
     trained("parts", loading="stream", shuffle_rows=12, steps=4)
     rest = trained("parts", shuffle_rows=12)  # found again without being told
     assert_equal(rest.weights, whole.weights)
-    with pytest.raises(ValueError, match="train.loading: found 'memory'.*set train.loading"):
+    with pytest.raises(ValueError, match="train.loading: found 'memory'.*Set train.loading"):
         trained("parts", loading="memory", shuffle_rows=12, steps=9)
     assert trained("memory").losses != whole.losses
 
@@ -189,5 +192,5 @@ def test_latents_made_in_another_output_lead_to_the_autoencoder_of_this_recipe(t
     told["autoencoder"]["id"] = OURS
     manifest.write_text(json.dumps(told))
     Training(recipe).run()
-    checkpoint = open_checkpoint(newest_checkpoint(Path(recipe.output) / "checkpoints").path)
+    checkpoint = newest_checkpoint(recipe)
     assert checkpoint_autoencoder(checkpoint) == tmp_path / "autoencoder"

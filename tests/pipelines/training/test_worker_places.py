@@ -9,7 +9,7 @@ from pipelines.artifacts import settings_identity
 from pipelines.config.reader import RecipeError, load_recipe
 from pipelines.config.training import NON_IDENTITY_FIELDS, TrainConfig
 from pipelines.scoring.actor_pool import PoolWorker
-from pipelines.training.group import _scaling
+from pipelines.training.group import _scaling_config
 
 ASKED = (
     "train.gpus_per_worker=1",
@@ -28,10 +28,10 @@ def test_a_recipe_says_where_workers_may_be():
 
 
 def test_ray_train_is_given_the_place():
-    scaling = _scaling(load_recipe(RECIPE, ASKED).train)
+    scaling = _scaling_config(load_recipe(RECIPE, ASKED).train)
     assert (scaling.accelerator_type, scaling.label_selector) == ("H100", WANTED["label_selector"])
     assert scaling._resources_per_worker_not_none == {"CPU": 1.0, "GPU": 1.0, "accelerator_type:H100": 0.001}
-    plain = _scaling(load_recipe(RECIPE).train)
+    plain = _scaling_config(load_recipe(RECIPE).train)
     assert (plain.accelerator_type, plain.label_selector) == (None, None)
 
 
