@@ -140,7 +140,7 @@ def _first_cause(error: Exception) -> BaseException:
 
 
 def _is_retryable(failure: BaseException) -> bool:
-    """Tell a worker that died, or that lost contact with one, from an error that the next attempt would meet again."""
+    """Return whether a worker died or lost contact with one that did; other errors would recur in the next attempt."""
     return not isinstance(failure, RayditError | ValueError | OSError | ArithmeticError)
 
 

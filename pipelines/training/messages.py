@@ -57,8 +57,8 @@ def receive_messages(on_message: Callable[[Message], None]) -> Iterator[Any]:
     """Start a Mailbox, yield its actor handle, and call `on_message` with its messages in a thread of this process.
 
     The actor runs on this process's node, so that losing another node loses no message. An error of `on_message` is
-    logged at once and raised at the end, so that training and the later messages go on. Raises WorkersDied at the end
-    if the actor died.
+    logged at once and raised at the end, so that training and later messages are not held up. Raises WorkersDied at
+    the end if the actor died.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

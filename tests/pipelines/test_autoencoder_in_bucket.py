@@ -1,4 +1,4 @@
-"""An autoencoder trained into a bucket: published whole, fetched by whoever encodes with it."""
+"""An autoencoder that is trained into a bucket: published completely, and fetched for encoding."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from pipelines.stage import StageContext
 from pipelines.training.autoencoder import finish_autoencoder
 
 
-def test_a_finished_autoencoder_in_a_bucket_is_that_of_a_disk(s3_bucket, tmp_path):
+def test_an_autoencoder_in_a_bucket_equals_one_on_disk(s3_bucket, tmp_path):
     images = [np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)]
     for output in (str(tmp_path), s3_bucket):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Workers on a real cluster whose nodes carry labels."""
+"""Workers on a cluster whose nodes have labels."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """The address of a cluster, and the ids of its labelled nodes."""
+    """Return the address of a cluster, and the ids of its labelled nodes by label."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -30,13 +30,13 @@ def nodes(monkeypatch):
         cluster.shutdown()
 
 
-def test_workers_run_on_the_nodes_that_are_asked_for(tmp_path, nodes):
+def test_workers_run_on_nodes_with_the_selected_label(tmp_path, nodes):
     # In a process of its own: in this one other tests may have joined another Ray.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        process.submit(check_places, tmp_path, *nodes).result()
+        process.submit(check_nodes, tmp_path, *nodes).result()
 
 
-def check_places(tmp_path, address, ids):
+def check_nodes(tmp_path, address, ids):
     config = tiny_recipe(
         tmp_path, "train.label_selector.pool=big", "encode.label_selector.pool=!in(big, none)", "train.num_workers=2"
     )

@@ -1,4 +1,4 @@
-"""Training from latents in a bucket into a bucket: the weights are those of a disk, to the bit."""
+"""Training with latents and checkpoints in a bucket gives the weights of a training on disk, to the bit."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from pipelines.train import start_monitor
     "loading",
     [pytest.param("memory", marks=pytest.mark.slow), pytest.param("memmap", marks=pytest.mark.slow), "stream"],
 )
-def test_a_run_in_a_bucket_goes_on_to_the_weights_of_one_on_disk(s3_bucket, tmp_path, loading):
+def test_a_run_resumed_in_a_bucket_gives_the_weights_of_one_on_disk(s3_bucket, tmp_path, loading):
     here = Training(training_recipe(tmp_path, loading=loading)).run()
     Training(training_recipe(tmp_path, output=f"{s3_bucket}/output", loading=loading, steps=4)).run()
     there = Training(training_recipe(tmp_path, output=f"{s3_bucket}/output", loading=loading)).run()

@@ -37,7 +37,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_written_is_found_and_opened_by_its_step(checkpoints):
+def test_a_checkpoint_is_found_and_opened_by_its_step(checkpoints):
     assert checkpoints.finished_steps() == [] and checkpoints.newest() is None
     for step in (20, 3, 100):
         checkpoints.write(step, saver(step, seed=step))
@@ -52,7 +52,7 @@ def test_what_is_written_is_found_and_opened_by_its_step(checkpoints):
     assert open_checkpoint(storage.join(checkpoints.uri, "step_0000003")).step == 3
 
 
-def test_a_published_folder_is_the_checkpoint_and_gone_from_where_it_was(checkpoints, tmp_path):
+def test_publishing_moves_a_local_folder(checkpoints, tmp_path):
     saver(5)(tmp_path / "elsewhere")
     expected = content(tmp_path / "elsewhere")
     checkpoints.publish(str(tmp_path / "elsewhere"), 5)
@@ -60,20 +60,20 @@ def test_a_published_folder_is_the_checkpoint_and_gone_from_where_it_was(checkpo
     assert content(checkpoints.newest().path) == expected
 
 
-def test_a_folder_without_complete_does_not_count_and_is_replaced(checkpoints, tmp_path):
+def test_an_incomplete_checkpoint_does_not_count_and_is_replaced(checkpoints, tmp_path):
     checkpoints.write(1, saver(1))
     for name in ("model.safetensors", "of_another_try.safetensors"):
         storage.write_atomically(storage.join(checkpoints.uri_of(2), name), b"half")
     assert checkpoints.finished_steps() == [1] and checkpoints.newest().step == 1
     with pytest.raises(FileNotFoundError, match="step_0000002.*COMPLETE"):
         checkpoints.open(2)
-    saver(2)(tmp_path / "whole")
-    checkpoints.publish(str(tmp_path / "whole"), 2)
+    saver(2)(tmp_path / "complete")
+    checkpoints.publish(str(tmp_path / "complete"), 2)
     newest = checkpoints.newest()
     assert newest.step == 2 and "of_another_try.safetensors" not in content(newest.path)
 
 
-def test_a_complete_one_is_kept(checkpoints, tmp_path):
+def test_a_complete_checkpoint_is_not_replaced(checkpoints, tmp_path):
     checkpoints.write(4, saver(4, seed=0))
     digest = checkpoints.newest().digest
     checkpoints.write(4, saver(4, seed=1))
@@ -82,7 +82,7 @@ def test_a_complete_one_is_kept(checkpoints, tmp_path):
     assert checkpoints.newest().digest == digest and not (tmp_path / "other").exists()
 
 
-def test_a_removed_one_is_gone_whether_or_not_it_was_there(checkpoints):
+def test_removing_is_repeatable(checkpoints):
     for step in (1, 2):
         checkpoints.write(step, saver(step))
     for _ in range(2):
@@ -91,7 +91,7 @@ def test_a_removed_one_is_gone_whether_or_not_it_was_there(checkpoints):
     assert not storage.exists(checkpoints.uri_of(2))
 
 
-def test_a_removal_that_is_cut_off_leaves_nothing_that_counts(checkpoints, monkeypatch):
+def test_an_interrupted_removal_leaves_no_checkpoint_that_counts(checkpoints, monkeypatch):
     def cut(path):
         raise KeyboardInterrupt
 
@@ -102,7 +102,7 @@ def test_a_removal_that_is_cut_off_leaves_nothing_that_counts(checkpoints, monke
     assert checkpoints.finished_steps() == []
 
 
-def test_on_disk_nothing_is_copied(tmp_path):
+def test_publishing_on_disk_copies_nothing(tmp_path):
     location = tmp_path / "checkpoints"
     saver(1)(tmp_path / "elsewhere")
     inode = os.stat(tmp_path / "elsewhere" / "model.safetensors").st_ino
@@ -114,7 +114,7 @@ def test_on_disk_nothing_is_copied(tmp_path):
     assert CheckpointFolder(location.as_uri()).newest().path == opened.path
 
 
-def test_from_a_bucket_it_is_fetched_once(s3_bucket, s3_app):
+def test_a_checkpoint_in_a_bucket_is_fetched_once(s3_bucket, s3_app):
     checkpoints = CheckpointFolder(s3_bucket)
     checkpoints.write(1, saver(1))
     first = checkpoints.newest()
@@ -122,10 +122,10 @@ def test_from_a_bucket_it_is_fetched_once(s3_bucket, s3_app):
     again = checkpoints.newest()
     assert again.path == first.path and s3_app.count - before < 8
     (entry,) = Path(storage.cache_folder("beside")).iterdir()
-    assert list(entry.iterdir()) == []  # what was uploaded is not kept twice
+    assert list(entry.iterdir()) == []  # no local copy is kept after the upload
 
 
-def test_what_a_killed_process_left_to_upload_is_not_taken_for_the_new_one(s3_bucket):
+def test_a_local_folder_left_by_a_killed_process_is_not_uploaded(s3_bucket):
     left = Path(storage.on_this_machine(s3_bucket)) / step_name(1)
     saver(1, seed=0)(left)
     CheckpointFolder(s3_bucket).write(1, saver(1, seed=1))
@@ -134,7 +134,7 @@ def test_what_a_killed_process_left_to_upload_is_not_taken_for_the_new_one(s3_bu
     assert (CheckpointFolder(s3_bucket).newest().path / COMPLETE).read_bytes() == expected
 
 
-def test_a_checkpoint_describes_itself_without_its_weights(checkpoints, tmp_path):
+def test_describing_a_checkpoint_fetches_no_weights(checkpoints, tmp_path):
     checkpoints.write(7, saver(7))
     described = checkpoints.describe(7)
     assert not (tmp_path / "cache" / "raydit" / "fetched").exists()
@@ -142,7 +142,7 @@ def test_a_checkpoint_describes_itself_without_its_weights(checkpoints, tmp_path
     assert (described.config, described.digest, described.origin) == (opened.config, opened.digest, opened.origin)
 
 
-def test_a_folder_of_checkpoints_names_those_in_it(checkpoints):
+def test_opening_the_folder_itself_names_the_checkpoints_in_it(checkpoints):
     checkpoints.write(7, saver(7))
     with pytest.raises(FileNotFoundError, match=r"step_0000007"):
         open_checkpoint(checkpoints.uri)

@@ -1,4 +1,4 @@
-"""A training is scored while it runs: what appears, every n-th and the last, then the watcher ends by itself."""
+"""The checkpoints of a running training are evaluated as they appear: every n-th one, and the last."""
 
 import json
 import os
@@ -30,7 +30,7 @@ with lease(sys.argv[1], lost=print):
 
 @contextmanager
 def held(folder, seconds=60):
-    """Another process holds a folder."""
+    """Hold a folder in another process."""
     env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     command = [sys.executable, "-c", HOLD, folder, str(seconds)]
     with subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE) as process:
@@ -41,7 +41,7 @@ def held(folder, seconds=60):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Checkpoints of a training of ten steps, one every second; where they are."""
+    """Return the folder with the checkpoints of a training of ten steps, one for every second step."""
     config = tiny_output(tmp_path_factory.mktemp("trained"), "train.steps=10", "train.checkpoint_every=2")
     for step in range(2, 12, 2):
         write_checkpoint(config, step)
@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
 
 
 class Training:
-    """Moves finished checkpoints into a folder, one for each time that the watcher sleeps."""
+    """A `sleep` that copies the next finished checkpoint into a folder whenever it is called."""
 
     def __init__(self, source, target):
         self.waiting, self.target = sorted(source.glob("step_*")), target
@@ -66,12 +66,12 @@ def test_every_nth_checkpoint_and_the_last_are_scored_as_they_appear(trained, tm
     assert [(opened.step, config.train.steps) for opened, config in found] == [(step, 10) for step in expected]
 
 
-def test_a_watcher_that_comes_late_or_again_chooses_the_same(trained):
+def test_a_late_or_restarted_watcher_chooses_the_same_checkpoints(trained):
     found = follow_checkpoints(str(trained), 2, checkpoint_recipe, sleep=lambda _: pytest.fail("all is there"))
     assert [opened.step for opened, _ in found] == [4, 8, 10]
 
 
-def test_a_checkpoint_that_is_being_written_is_left_alone(trained, tmp_path):
+def test_an_unfinished_checkpoint_is_ignored(trained, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(trained / "step_0000002", folder / "step_0000002")
     shutil.copytree(trained / "step_0000004", folder / "step_0000004")
@@ -91,7 +91,7 @@ def test_a_bucket_is_watched_like_a_folder(trained, s3_bucket):
     ]
 
 
-def test_an_imported_checkpoint_has_no_training_to_watch(trained, tmp_path):
+def test_an_imported_checkpoint_cannot_be_watched(trained, tmp_path):
     folder = tmp_path / "checkpoints" / "step_0000002"
     shutil.copytree(trained / "step_0000002", folder)
     config = json.loads((folder / "config.json").read_text())
@@ -100,8 +100,8 @@ def test_an_imported_checkpoint_has_no_training_to_watch(trained, tmp_path):
         next(follow_checkpoints(str(folder.parent), 1, checkpoint_recipe))
 
 
-def test_an_output_that_is_trained_may_be_evaluated_but_not_twice_at_once(trained):
-    """Held by other processes: this one may hold a folder several times."""
+def test_an_output_in_training_can_be_evaluated_by_one_process_at_a_time(trained):
+    """Other processes hold the folders, because one process may hold a folder several times."""
     config = checkpoint_recipe(next(follow_checkpoints(str(trained), 7, checkpoint_recipe))[0])
     with held(config.output):
         with pytest.raises(InUse):
@@ -117,7 +117,7 @@ def test_an_output_that_is_trained_may_be_evaluated_but_not_twice_at_once(traine
 
 
 @pytest.mark.slow
-def test_a_run_waits_for_who_evaluates_in_its_output(trained, capsys):
+def test_a_run_waits_for_an_evaluation_in_its_output(trained, capsys):
     config = checkpoint_recipe(next(follow_checkpoints(str(trained), 7, checkpoint_recipe))[0])
     with held(storage.join(config.output, "evaluations"), seconds=4), StageContext(config) as context:
         with context.holding("evaluations"):

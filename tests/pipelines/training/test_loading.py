@@ -1,4 +1,4 @@
-"""Orders that read shard by shard, and latents read from files and shards."""
+"""Orders of reading shard by shard, and latents read from memory, memory-mapped files and shards."""
 
 import multiprocessing
 import os
@@ -38,14 +38,14 @@ def test_an_epoch_holds_every_row_once_and_needs_few_shards_at_a_time(window_row
         assert order.current_and_next_window(position - 1)[1] == order.windows(epoch + 1)[0]
 
 
-def test_windows_hold_as_many_rows_as_asked_for_but_the_last():
+def test_every_window_but_the_last_holds_the_given_number_of_rows():
     order = WindowOrder(SHARDS, 13, seed=0)
     for epoch in range(20):
         sizes = [[SHARDS[shard] for shard in window] for window in order.windows(epoch)]
         assert all(sum(window) >= 13 > sum(window[:-1]) for window in sizes[:-1])
 
 
-def test_shards_and_the_rows_within_a_window_are_shuffled_anew_in_every_epoch():
+def test_shards_and_the_rows_within_a_window_are_shuffled_differently_in_every_epoch():
     order = WindowOrder(SHARDS, 13, seed=0)
     assert len({str(order.windows(epoch)) for epoch in range(10)}) > 5
     first = order.epoch_rows(0)
@@ -53,17 +53,17 @@ def test_shards_and_the_rows_within_a_window_are_shuffled_anew_in_every_epoch():
     assert not np.array_equal(first, WindowOrder(SHARDS, 13, seed=1).epoch_rows(0))
 
 
-def test_any_number_of_workers_and_any_start_see_the_same_rows():
-    whole = [batch_rows(WindowOrder(SHARDS, 13, 0), WorkerShare(0, 1, 10), step) for step in range(9)]
+def test_rows_do_not_depend_on_the_number_of_workers_or_the_first_batch():
+    full = [batch_rows(WindowOrder(SHARDS, 13, 0), WorkerShare(0, 1, 10), step) for step in range(9)]
     for workers in (2, 3, 4):
         for step in reversed(range(9)):
             shares = [WorkerShare(rank, workers, 10) for rank in range(workers)]
             rows = [batch_rows(WindowOrder(SHARDS, 13, 0), share, step) for share in shares]
-            np.testing.assert_array_equal(np.concatenate(rows), whole[step])
+            np.testing.assert_array_equal(np.concatenate(rows), full[step])
 
 
 @pytest.mark.parametrize("backend", ["memory", "memmap", "stream"])
-def test_rows_are_those_of_the_data_set_wherever_they_are_read_from(dataset, backend, tmp_path, monkeypatch):
+def test_every_backend_reads_the_rows_of_the_data_set(dataset, backend, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     latents = open_latent_source(dataset, backend, seed=0, shuffle_rows=13)
     assert latents.latent_shape == (2, 3, 5)
@@ -85,7 +85,7 @@ def test_a_stream_holds_two_windows_of_shards_and_no_more(dataset):
         assert len(latents._held) <= 2
 
 
-def test_workers_that_begin_at_once_write_one_file_for_all(dataset, tmp_path):
+def test_workers_that_start_together_share_one_memory_mapped_file(dataset, tmp_path):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         sums = pool.starmap(sum_of_memory_mapped, [(dataset, tmp_path / "cache")] * 3)
     assert len({identity for _, identity in sums}) == 1
