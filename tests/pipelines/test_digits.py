@@ -7,7 +7,8 @@ import pytest
 from away import assert_same
 from ray_head import started_head
 
-from dit.checkpoint import newest_checkpoint, step_name
+from dit.checkpoint import step_name
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.reader import load_recipe
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.preprocess import read_cropped
@@ -49,7 +50,7 @@ def test_a_classifier_of_real_digits_recognises_sampled_ones(config, tmp_path):
     held_out = classifier.score(pixels(config.images, real.held_out.keys), real.held_out.labels)
     assert held_out > 0.95
 
-    checkpoint = newest_checkpoint(config.folder("checkpoints"))
+    checkpoint = CheckpointFolder(config.folder("checkpoints")).newest()
     sample_file(checkpoint.path, config, str(tmp_path / "samples.npz"), num_samples=1000)
     with np.load(tmp_path / "samples.npz") as file:
         images, labels = file["arr_0"].mean(axis=-1), file["arr_1"]
