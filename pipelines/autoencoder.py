@@ -1,26 +1,37 @@
-"""The autoencoder: a pretrained one by id, or one trained on the recipe's own images by Ray Train."""
+"""The autoencoder job: a pretrained autoencoder by id, or one trained on the recipe's own images by Ray Train."""
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cluster import storage
 from pipelines.artifacts import Artifact, settings_identity
-from pipelines.config.recipe import Recipe
+from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.config.training import NON_IDENTITY_FIELDS, AutoencoderTrainConfig
+from pipelines.console import Progress
 from pipelines.images.listing import Listing
 from pipelines.images.open import open_source, with_absolute_paths
-from pipelines.latents.autoencoder import OURS, RECORD, AutoencoderHandle, autoencoder_of
-from pipelines.stage import StageContext, job
-from pipelines.training.autoencoder import RECONSTRUCTIONS, TRAINING, autoencoder_worker
-from pipelines.training.group import run_workers
+from pipelines.images.preprocess import read_cropped
+from pipelines.latents.autoencoder import OURS, AutoencoderHandle, autoencoder_of
+from pipelines.stage import JobContext, job
+from pipelines.tracking.run_log import RunLog
+from pipelines.training.autoencoder import (
+    RECONSTRUCTIONS,
+    TRAINING,
+    AutoencoderRecord,
+    AutoencoderWorkerSettings,
+    autoencoder_worker,
+)
+from pipelines.training.group import RAY_FOLDER, run_workers
 from pipelines.training.messages import Report, Saved
 
 BLOCK_IMAGES = 2048
+"""Images of one array in Ray's object store."""
 
 
 @job
-def train_autoencoder(config: Recipe, *, context: StageContext) -> AutoencoderHandle:
-    """Train the recipe's own autoencoder, or go on where an earlier run stopped. Nothing to do for a pretrained one."""
+def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHandle:
+    """Train the recipe's own autoencoder, or resume where an earlier run stopped; a pretrained one needs no work."""
     handle = autoencoder_of(config)
     settings = config.autoencoder.train
     if settings is None:
@@ -30,60 +41,80 @@ def train_autoencoder(config: Recipe, *, context: StageContext) -> AutoencoderHa
     listing, held_out = open_source(config.images).listing().split(config.images.held_out)
     identity = autoencoder_identity(config, settings, listing)
     Artifact("autoencoder", folder, identity).prepare()
-    finished = storage.join(folder, RECORD)
-    if storage.exists(finished):
-        record = storage.read_json(finished)
-        context.skipped("autoencoder", f"{record['psnr']:.1f} dB, in {folder}")
+    if record := AutoencoderRecord.read(folder):
+        context.skipped("autoencoder", f"{record.psnr:.1f} dB, in {folder}")
         return handle
 
     with context.run("autoencoder", identity) as run:
         run.params({"images": asdict(config.images), "autoencoder": asdict(settings)})
         progress = context.progress("autoencoder", total=settings.steps, unit="steps")
+        context.start_ray(settings, "autoencoder")
+        worker_settings = AutoencoderWorkerSettings(
+            train=settings,
+            seed=config.seed,
+            image_size=config.images.size,
+            folder=folder,
+            images=put_images(config.images, listing),
+            held_out=put_images(config.images, held_out),
+        )
 
         def on_message(message: Report | Saved) -> None:
             if isinstance(message, Report):
-                progress.to(message.step, mse=message.metrics["mse"])
-                run.metrics({f"autoencoder/{name}": value for name, value in message.metrics.items()}, message.step)
+                log_report(run, progress, message)
 
-        context.start_ray(settings, "autoencoder")
-        worker_settings = {
-            "config": config,
-            "folder": folder,
-            "images": image_blocks(config, listing),
-            "held_out": image_blocks(config, held_out),
-        }
-        run_workers(context, "autoencoder", settings, autoencoder_worker, worker_settings, on_message)
-        record = storage.read_json(finished)
+        run_workers(
+            context,
+            "autoencoder",
+            settings,
+            autoencoder_worker,
+            worker_settings,
+            on_message,
+            ray_folder=config.folder(RAY_FOLDER),
+        )
+        record = AutoencoderRecord.read(folder)
+        assert record is not None, "rank 0 writes the record at the end of training"
         storage.remove_folder(storage.join(folder, TRAINING))
-        run.metrics({"autoencoder/psnr": record["psnr"]}, settings.steps)
-        picture = Path(storage.local_folder_for(folder)) / RECONSTRUCTIONS
-        if not storage.is_local(folder):
-            storage.write_atomically(str(picture), storage.read_bytes(storage.join(folder, RECONSTRUCTIONS)))
-        run.image(picture, "reconstructions", settings.steps)
-        progress.done(f"{record['psnr']:.1f} dB on {record['psnr_images']}, in {folder}")
+        log_result(run, record, folder, settings.steps)
+        progress.done(f"{record.psnr:.1f} dB on {record.psnr_images}, in {folder}")
     return handle
 
 
-def image_blocks(config: Recipe, listing: Listing) -> list:
-    """References to uint8 arrays (n, size, size, 3) in Ray's object store, which workers of a node share."""
+def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> dict[str, Any]:
+    """Return what the weights depend on."""
+    return {
+        "seed": config.seed,
+        "images": {"digest": listing.digest, "size": config.images.size, "crop": config.images.crop},
+        "autoencoder": settings_identity(settings, NON_IDENTITY_FIELDS),
+    }
+
+
+def put_images(images: ImagesConfig, listing: Listing) -> list[Any]:
+    """Read images into Ray's object store, which the workers of a node share, by Ray tasks.
+
+    Returns references to uint8 arrays (n, size, size, 3).
+    """
     import ray
 
-    from pipelines.images.preprocess import read_cropped
-
-    images = with_absolute_paths(config.images)
+    images = with_absolute_paths(images)
 
     @ray.remote(num_cpus=1)
-    def read(keys: list[str]):
+    def read(keys: list[str]) -> Any:
         return read_cropped(images, keys)[0]
 
     starts = range(0, len(listing), BLOCK_IMAGES)
     return [read.remote(listing.keys[start : start + BLOCK_IMAGES]) for start in starts]
 
 
-def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> dict:
-    """What the weights depend on."""
-    return {
-        "seed": config.seed,
-        "images": {"digest": listing.digest, "size": config.images.size, "crop": config.images.crop},
-        "autoencoder": settings_identity(settings, NON_IDENTITY_FIELDS),
-    }
+def log_report(run: RunLog, progress: Progress, report: Report) -> None:
+    """Show and log the metrics of a report."""
+    progress.to(report.step, mse=report.metrics["mse"])
+    run.metrics({f"autoencoder/{name}": value for name, value in report.metrics.items()}, report.step)
+
+
+def log_result(run: RunLog, record: AutoencoderRecord, folder: str, step: int) -> None:
+    """Log the PSNR and the picture of reconstructions, at the last step."""
+    run.metrics({"autoencoder/psnr": record.psnr}, step)
+    picture = Path(storage.local_folder_for(folder)) / RECONSTRUCTIONS
+    if not storage.is_local(folder):
+        storage.write_atomically(str(picture), storage.read_bytes(storage.join(folder, RECONSTRUCTIONS)))
+    run.image(picture, "reconstructions", step)

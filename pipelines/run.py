@@ -17,4 +17,4 @@ def run_pipeline(config: Recipe, *, context: StageContext) -> EvaluationReport:
         train_autoencoder(config, context=context)
         encode(config, context=context)
         checkpoint = train(config, context=context)
-        return evaluate(checkpoint.location, config=config, context=context)
+        return evaluate(checkpoint, config=config, context=context)

@@ -1,4 +1,4 @@
-"""Checkpoints of the tiny recipe with random weights, beside images and an autoencoder: all that evaluation needs."""
+"""Checkpoints of the tiny recipe with random weights, with images and an autoencoder: all that evaluation needs."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ MODEL = DiTConfig(
 
 
 def tiny_output(folder: Path, *overrides: str, size: int = 16) -> Recipe:
-    """The recipe of a folder that holds images and output/autoencoder, which halves images of `size` pixels."""
+    """Write an autoencoder that halves the sides of images of `size` pixels, and return the recipe of the folder."""
     config = tiny_recipe(folder, *overrides)
     torch.manual_seed(0)
     autoencoder = create_autoencoder(image_size=size, latent_channels=4, downsample=2, width=8)
@@ -32,7 +32,7 @@ def tiny_output(folder: Path, *overrides: str, size: int = 16) -> Recipe:
 
 
 def random_network(seed: int, model: DiTConfig = MODEL) -> DiT:
-    """Not as initialised, which would sample nothing but noise; positions stay what they are."""
+    """Return a network with random weights, but for its positions: as initialised it would sample noise only."""
     torch.manual_seed(seed)
     network = DiT(model)
     for name, weight in network.named_parameters():
@@ -44,7 +44,7 @@ def random_network(seed: int, model: DiTConfig = MODEL) -> DiT:
 def write_checkpoint(
     config: Recipe, step: int, model: DiTConfig = MODEL, latents_fingerprint: str | None = None
 ) -> Checkpoint:
-    """A finished checkpoint at a step of the recipe's training; another step, other weights."""
+    """Write a finished checkpoint for a step of the recipe's training; every step has other weights."""
     state = create_state(random_network(step, model), config.train)
     state.step = step
     described = describe_checkpoint(

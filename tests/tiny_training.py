@@ -10,20 +10,20 @@ from tiny_encode import autoencoder_folder
 
 from cluster import storage
 from dit.autoencoder import describe_autoencoder
-from pipelines.checkpoints import stored as checkpoints
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.reader import validate_recipe
 from pipelines.latents import schema
 from pipelines.latents.dataset import LatentDataset, channel_sums, write_manifest
-from pipelines.training.loop import train_as
+from pipelines.training.loop import train_worker
 from pipelines.training.messages import Notice, Report, Saved
-from pipelines.training.settings import worker_settings
+from pipelines.training.settings import train_worker_settings
 from pipelines.training.worker import Worker
 
 ROWS, SHARD_ROWS = 48, 6
 
 
 def training_recipe(folder, output=None, model=None, encode=None, latent_side=4, **train):
-    """Writes autoencoder and latents on the first call; `train` are settings of [train]."""
+    """Return a recipe; the first call for a folder writes its autoencoder and latents. train: settings of [train]."""
     if not (folder / "autoencoder").exists():
         autoencoder_folder(folder / "autoencoder")
     recipe = validate_recipe(
@@ -55,7 +55,7 @@ def training_recipe(folder, output=None, model=None, encode=None, latent_side=4,
 
 
 def write_latents(recipe, poisoned=(), latent_side=4):
-    """Random latents of three classes; poisoned rows are not finite."""
+    """Write random latents of three classes; poisoned rows are not finite."""
     shape = (8, latent_side, latent_side)
     autoencoder = {"id": recipe.autoencoder.id, **describe_autoencoder(Path(recipe.autoencoder.id))}
     description = schema.describe(
@@ -81,18 +81,17 @@ def write_latents(recipe, poisoned=(), latent_side=4):
 
 
 class Training:
-    """What one process's training told, and what it left."""
+    """The training of one process: the messages that it sent, and the checkpoints that it wrote."""
 
     def __init__(self, recipe):
         self.recipe, self.messages = recipe, []
-        self.error = None
 
     def run(self):
-        settings = worker_settings(self.recipe, LatentDataset.open(self.recipe.latents))
+        settings = train_worker_settings(self.recipe, LatentDataset.open(self.recipe.latents))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            train_as(Worker(0, 1, torch.device("cpu"), self.messages.append), settings)
+            train_worker(Worker(0, 1, torch.device("cpu"), self.messages.append), settings)
         finally:
             torch.set_num_threads(threads)
         return self
@@ -115,8 +114,8 @@ class Training:
 
 
 def final_weights(recipe):
-    """Every tensor of the newest checkpoint: weights, averages, optimizer."""
-    newest = checkpoints.newest(recipe.folder("checkpoints"))
+    """Return every tensor of the newest checkpoint by name: weights, averages, optimizer."""
+    newest = CheckpointFolder(recipe.folder("checkpoints")).newest()
     return {
         f"{newest.step}/{file.stem}/{name}": tensor
         for file in sorted(newest.path.rglob("*.safetensors"))
@@ -125,7 +124,7 @@ def final_weights(recipe):
 
 
 def assert_equal(found, expected):
-    """Tensors by name, to the bit."""
+    """Assert that tensors, given by name, are equal to the bit."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name

@@ -1,1 +1,1 @@
-"""Checkpoints: found by any of their names, opened, imported and exported."""
+"""Checkpoints: folders of them, opened by any of their names, imported and exported."""

@@ -1,44 +1,50 @@
-"""Follow a training: its checkpoints as they appear."""
+"""Follow a training: yield its checkpoints as they are written."""
 
 import time
 from collections.abc import Callable, Iterator
 
-from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
-from pipelines.checkpoints.stored import checkpoint_location, finished_steps
+from pipelines.checkpoints.folder import CheckpointFolder
+from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
+from raydit.errors import InvalidInput
 
 POLL_SECONDS = 5.0
 
-
 Target = tuple[LocatedCheckpoint, Recipe]
+"""A checkpoint, and the recipe that it is evaluated by."""
 
 
 def follow_checkpoints(
-    folder: str, every: int, recipe_of: Callable[[LocatedCheckpoint], Recipe], *, sleep: Callable = time.sleep
+    folder: str,
+    every: int,
+    recipe_of: Callable[[LocatedCheckpoint], Recipe],
+    *,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> Iterator[Target]:
-    """Checkpoints of a training as they appear in `folder`, every n-th and the last, with which it ends.
+    """Yield every n-th checkpoint of a training as it appears in `folder`, and end with the last one.
 
-    The n-th: its step divided by train.checkpoint_every is a multiple of n, so that a watcher that is started again
-    chooses the same ones.
+    A checkpoint is an n-th one if its step divided by train.checkpoint_every is a multiple of `every`, so that a
+    restarted watcher chooses the same checkpoints. Raises InvalidInput for an imported checkpoint.
     """
-    done: set[int] = set()
-    say("evaluate", f"watching {folder}; Ctrl-C ends it, the same command goes on")
+    checkpoints, seen = CheckpointFolder(folder), set[int]()
+    say("evaluate", f"watching {folder}; press Ctrl-C to stop, and run the same command to resume")
     while True:
-        for step in finished_steps(folder):
-            if step in done:
+        for step in checkpoints.finished_steps():
+            if step in seen:
                 continue
-            done.add(step)
+            seen.add(step)
             try:
-                opened = open_checkpoint(checkpoint_location(folder, step))
+                opened = checkpoints.open(step)
             except FileNotFoundError:
-                say("evaluate", f"step {step:,} was removed before it could be scored: the training keeps fewer")
+                say("evaluate", f"step {step:,} was removed before it was scored: the training keeps fewer checkpoints")
                 continue
             train = (opened.record.recipe or {}).get("train")
             if train is None:
-                raise ValueError(
-                    f"{opened.origin} is imported: found no recipe, expected a checkpoint of a training to watch. "
-                    "Evaluate it without --watch"
+                raise InvalidInput(
+                    f"{opened.origin} is imported and records no recipe",
+                    "a checkpoint of a training",
+                    "evaluate it without --watch",
                 )
             is_last = opened.step >= train["steps"]
             if is_last or opened.step // train["checkpoint_every"] % every == 0:

@@ -1,4 +1,4 @@
-"""Checkpoints by any of their names: a folder, a URI, an MLflow run or model, a diffusers pipeline, an official file.
+"""Open a checkpoint by any of its names: a folder, a URI, an MLflow run or model, a diffusers pipeline, a weights file.
 
 outputs/x/checkpoints/step_0001000      s3://BUCKET/x/checkpoints/step_0001000      file:///...
 runs:/RUN_ID  runs:/RUN_ID/step_0001000  models:/NAME@champion  models:/NAME/3  models:/m-...
@@ -8,19 +8,33 @@ a DiT pipeline folder of diffusers      a .pt or .safetensors file of the offici
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster import storage
 from dit.checkpoint import Checkpoint, load_checkpoint
+from raydit.errors import InvalidInput, NotFound
 
 IN_TRACKING = ("runs:/", "models:/")
+"""Prefixes of the names that MLflow resolves."""
 
 
 @dataclass(frozen=True)
 class LocatedCheckpoint(Checkpoint):
-    """A checkpoint on a local disk, and where it came from."""
+    """A checkpoint, and where it was opened from."""
 
     origin: str
-    """Absolute path or URI of what was named; `path` is a copy where that is a URI or somebody else's format."""
+    """Absolute path or URI that was opened. `path` is a local copy if that is a URI or another project's format."""
+
+    @classmethod
+    def at(cls, origin: str, checkpoint: Checkpoint) -> "LocatedCheckpoint":
+        """Add its origin to a checkpoint on the local disk."""
+        return cls(checkpoint.path, checkpoint.config, checkpoint.digest, origin)
+
+    @property
+    def trainer_state(self) -> dict[str, Any]:
+        """Content of trainer/state.json at the origin; empty for an imported checkpoint."""
+        file = storage.join(self.origin, "trainer", "state.json")
+        return storage.read_json(file) if storage.exists(file) else {}
 
     @property
     def name(self) -> str:
@@ -29,71 +43,76 @@ class LocatedCheckpoint(Checkpoint):
 
     @property
     def output(self) -> str:
-        """The output that it belongs to: output/checkpoints/step_N, or what an imported one lies in."""
+        """The output folder that it belongs to: that of output/checkpoints/step_N; an imported one's parent folder."""
         folder = storage.split(self.origin)[0]
         return folder if self.config.get("recipe") is None else storage.split(folder)[0]
 
     @property
     def shared(self) -> str:
-        """What another machine opens: a URI, or a path that it shares."""
+        """What workers on other machines open: the URI, or a path that they must share."""
         return str(self.path) if storage.is_local(self.origin) else self.origin
 
 
 def open_checkpoint(
-    where: "str | Path | LocatedCheckpoint",
+    name: "str | Path | LocatedCheckpoint",
     *,
     model: str | None = None,
     overrides: tuple[str, ...] = (),
     tracking_uri: str = "",
 ) -> LocatedCheckpoint:
-    """Find a checkpoint and open it; what lies elsewhere, or is of another format, is copied into a cache first.
+    """Find a checkpoint by any of its names and open it; one that is remote or in another format is copied to a cache.
 
-    model: name that official weights must have. overrides: of them autoencoder.id, objective.kind and the model's
-    fields say what official weights cannot. tracking_uri: of MLflow, as in a recipe.
-    Raises FileNotFoundError, ValueError, and ConnectionError if MLflow does not answer.
+    name: see the head of this module; an open checkpoint is returned as it is. model: published size that official
+    weights must have, such as "DiT-XL/2". overrides: recipe overrides; autoencoder.id, objective.kind and model.*
+    state what official weights do not record. tracking_uri: MLflow's, as in a recipe.
+    Raises NotFound, InvalidInput, and Unreachable if MLflow does not answer.
     """
-    if isinstance(where, LocatedCheckpoint):
-        return where
-    place, expected = str(where), None
-    if place.startswith(IN_TRACKING):
+    if isinstance(name, LocatedCheckpoint):
+        return name
+    uri, expected = str(name), None
+    if uri.startswith(IN_TRACKING):
         from pipelines.tracking.lookup import find_checkpoint
 
-        place, expected = find_checkpoint(tracking_uri, place)
-    opened = _open(place, model, overrides)
+        uri, expected = find_checkpoint(tracking_uri, uri)
+    opened = _open(uri, model, overrides)
     if expected and opened.digest != expected:
-        raise ValueError(
-            f"{where} is the checkpoint {expected[:12]}, but {place} now holds {opened.digest[:12]}: it was written "
-            "anew after MLflow was told of it. Name the folder itself, or put the earlier checkpoint back"
+        raise InvalidInput(
+            f"{name}: the checkpoint at {uri} now has the digest {opened.digest[:12]}",
+            f"{expected[:12]}, as MLflow recorded it",
+            "name the folder itself, or restore the checkpoint that was overwritten",
         )
     return opened
 
 
-def _open(place: str, model: str | None, overrides: tuple[str, ...]) -> LocatedCheckpoint:
-    if not storage.exists(place):
-        raise FileNotFoundError(
-            f"no checkpoint at {place}: expected a folder such as checkpoints/step_0001000. Train one with "
-            "`raydit train RECIPE`, or name one of a run (runs:/ID) or of the registry (models:/NAME@champion)"
+def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedCheckpoint:
+    if not storage.exists(uri):
+        raise NotFound(
+            f"no checkpoint at {uri}",
+            "a folder such as checkpoints/step_0001000",
+            "train one with `raydit train RECIPE`, or name one of a run (runs:/ID) or of the registry "
+            "(models:/NAME@champion)",
         )
-    path = Path(storage.fetch_folder(place))
-    origin = str(path) if storage.is_local(place) else place
+    path = Path(storage.fetch_folder(uri))
+    origin = str(path) if storage.is_local(uri) else uri
     if path.is_file() or (path / "model_index.json").is_file():
-        found = _imported(path, model, overrides)
-    elif model is not None:
-        raise ValueError(f"--model {model}: found with {place}, which says itself what it is; leave --model out")
-    else:
-        found = load_checkpoint(path)
-    return LocatedCheckpoint(found.path, found.config, found.digest, origin)
+        return LocatedCheckpoint.at(origin, _import_once(path, model, overrides))
+    if model is not None:
+        raise InvalidInput(
+            f"--model {model}: found with {uri}", "weights that do not record what they are of", "omit --model"
+        )
+    return LocatedCheckpoint.at(origin, load_checkpoint(path))
 
 
-def _imported(path: Path, model: str | None, overrides: tuple[str, ...]) -> Checkpoint:
-    """A checkpoint made of somebody else's weights, kept in the cache under what it was made from."""
+def _import_once(path: Path, model: str | None, overrides: tuple[str, ...]) -> Checkpoint:
+    """Import another project's weights into the cache, unless the same files were imported in the same way before."""
     from pipelines.checkpoints.importing import import_checkpoint, import_settings
 
     settings = import_settings(overrides, pipeline=path.is_dir())
     if path.is_file() and model is None and "overrides" not in settings:
-        raise ValueError(
-            f"{path} is a file: expected a checkpoint folder, or the name of the model that these official weights are "
-            f"of, such as --model DiT-XL/2; for a size without a name: raydit import {path} OUT"
+        raise InvalidInput(
+            f"{path} is a file",
+            "a checkpoint folder, or the size that these official weights have",
+            f"add --model, such as --model DiT-XL/2; for a size that has no name: raydit import {path} OUT",
         )
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -36,7 +36,7 @@ from pipelines.cli.options import FAILED, OK, json_option, print_result, recipe_
 @json_option
 def import_(source, out, model, autoencoder, objective, numerics, overrides, as_json) -> None:
     """Make a checkpoint OUT of FILE: official DiT or U-ViT weights, or a diffusers DiT pipeline folder."""
-    from pipelines.checkpoints.importing import import_checkpoint, import_summary
+    from pipelines.checkpoints.importing import import_checkpoint, summarize_import
 
     checkpoint = import_checkpoint(
         source,
@@ -47,7 +47,7 @@ def import_(source, out, model, autoencoder, objective, numerics, overrides, as_
         autoencoder=autoencoder,
         overrides=overrides,
     )
-    for line in import_summary(checkpoint):
+    for line in summarize_import(checkpoint):
         click.echo(f"import       {line}")
     print_result(
         as_json, {"path": str(checkpoint.path), "digest": checkpoint.digest, "model": checkpoint.config["model"]}
@@ -62,10 +62,10 @@ def import_(source, out, model, autoencoder, objective, numerics, overrides, as_
 @json_option
 def export(checkpoint, out, format, weights, as_json) -> None:
     """Write CHECKPOINT as OUT, for diffusers' DiTPipeline or for the official code."""
-    from pipelines.checkpoints.exporting import export_checkpoint, how_to_load
+    from pipelines.checkpoints.exporting import describe_export, export_checkpoint
 
     path = export_checkpoint(checkpoint, out, format=format, weights=weights)
-    click.echo(f"export       {path}\n             {how_to_load(path)}")
+    click.echo(f"export       {path}\n             {describe_export(path)}")
     print_result(as_json, {"path": str(path)})
 
 

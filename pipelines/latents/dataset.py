@@ -169,11 +169,11 @@ class LatentArrays:
             moments_flip=schema.moments_array(table.column(schema.MOMENTS_FLIP), shape) if flip else None,
         )
 
-    def chosen(self, rows: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
-        """Moments of rows, of the mirrored ones (bool) those of the mirror where it was encoded. A copy."""
+    def select_moments(self, rows: np.ndarray, flip: np.ndarray) -> np.ndarray:
+        """Return a copy of the moments of rows (n,); where flip (n,), bool, those of the flipped image, if encoded."""
         moments = self.moments[rows]
         if self.moments_flip is not None:
-            moments[mirrored] = self.moments_flip[rows[mirrored]]
+            moments[flip] = self.moments_flip[rows[flip]]
         return moments
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from cluster import storage
 from dit.checkpoint import COMPLETE
 from evaluation.report import EvaluationReport
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, open_checkpoint
-from pipelines.checkpoints.stored import describe_step, finished_steps
 from pipelines.config.reader import validate_recipe
 from pipelines.config.recipe import Recipe
 from pipelines.images.open import open_source
@@ -110,11 +110,11 @@ def _around_checkpoint(opened: LocatedCheckpoint, expected: str | None, store: s
 def _around_latents(dataset: LatentDataset, expected: str | None, store: str, quick: bool) -> list[Link]:
     config = validate_recipe(dataset.manifest["recipe"]) if dataset.manifest["recipe"] else None
     chain = _latents_and_before(dataset.path, expected or dataset.fingerprint, config, quick)
-    folder = storage.join(storage.split(dataset.path)[0], "checkpoints")
-    for step in finished_steps(folder):
-        checkpoint = describe_step(folder, step)
+    checkpoints = CheckpointFolder(storage.join(storage.split(dataset.path)[0], "checkpoints"))
+    for step in checkpoints.finished_steps():
+        checkpoint = checkpoints.describe(step)
         trained_on = checkpoint.record.latents_fingerprint
-        chain += _checkpoint(checkpoint.location, checkpoint.config, checkpoint.digest, None, quick=True)
+        chain += _checkpoint(checkpoint.origin, checkpoint.config, checkpoint.digest, None, quick=True)
         chain[-1].compare("latents it was trained on", dataset.fingerprint, trained_on)
         chain += _in_mlflow(checkpoint.digest, tracking_uri(store or (config.tracking.uri if config else "")))
     return chain

@@ -61,11 +61,11 @@ def checkpoint_recipe(opened: LocatedCheckpoint, overrides: tuple[str, ...] = ()
 
     An imported one records none: its recipe says what its config does, and its output is the folder it lies in.
     """
-    from pipelines.checkpoints.importing import imported_recipe
+    from pipelines.checkpoints.importing import recipe_for_imported
     from pipelines.config.reader import apply_override, validate_recipe
 
     recorded = opened.record.recipe
-    content = {**(imported_recipe(opened.record) if recorded is None else recorded), "output": opened.output}
+    content = {**(recipe_for_imported(opened.record) if recorded is None else recorded), "output": opened.output}
     for override in overrides:
         apply_override(content, override)
     return validate_recipe(content)

@@ -1,145 +1,193 @@
-"""Training the autoencoder: what each worker does, and how rank 0 finishes it."""
+"""Training the autoencoder: what each worker does, and how rank 0 finishes and describes the result."""
 
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from cluster import storage
-from pipelines.config.recipe import Recipe
+from dit.autoencoder import (
+    Autoencoder,
+    AutoencoderObjective,
+    LatentScale,
+    create_autoencoder,
+    describe_autoencoder,
+    images_from_uint8,
+    psnr,
+    save_autoencoder,
+)
+from dit.checkpoint import restore, save_checkpoint
+from dit.snapshot import Snapshot
+from dit.train import create_state, train
+from pipelines.checkpoints.folder import CheckpointFolder
+from pipelines.config.training import AutoencoderTrainConfig
 from pipelines.images.grids import labelled_grid, save_png
 from pipelines.latents.autoencoder import RECORD
+from pipelines.training.batches import ImageBatch, image_batches, prefetch
+from pipelines.training.order import WorkerShare
+from pipelines.training.worker import CheckpointWriter, Worker
 
 TRAINING = "training"
-"""Folder beside it of the checkpoints that its training goes on from; removed at the end."""
-
-
+"""Folder inside the autoencoder's with the checkpoints that its training resumes from; removed at the end."""
 RECONSTRUCTIONS = "reconstructions.png"
-
-
 GRID_COLUMNS = 10
-"""Images in a row of them; there are two."""
-
-
+"""Images in each of the grid's two rows of originals."""
 STATISTICS_IMAGES = 4096
+"""Images that the latents' statistics, and the PSNR, are measured on, at most."""
+MEASURING_BATCH = 64
 
 
-def autoencoder_worker(settings: dict) -> None:
-    """What every worker does: fetch the images, build the autoencoder, take up a checkpoint, train, finish."""
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderWorkerSettings:
+    """What every worker of the autoencoder job is given."""
+
+    train: AutoencoderTrainConfig
+    seed: int
+    image_size: int
+    """Side of the images in pixels."""
+    folder: str
+    """Path or URI of the autoencoder."""
+    images: list[Any]
+    """Ray references to uint8 arrays (n, size, size, 3): the training images."""
+    held_out: list[Any]
+    """The same for held-out images; may be empty."""
+
+
+@dataclass(frozen=True)
+class AutoencoderRecord:
+    """Content of the record that is written last into a trained autoencoder's folder."""
+
+    psnr: float
+    """Peak signal-to-noise ratio of reconstructions, in dB."""
+    psnr_images: str
+    """Number and kind of the images it was measured on, such as "180 held-out images"."""
+    autoencoder: dict[str, Any]
+    """What `dit.autoencoder.describe_autoencoder` says of the weights."""
+
+    @classmethod
+    def read(cls, folder: str) -> "AutoencoderRecord | None":
+        """Read the record in a folder, by path or URI; None if its autoencoder is not finished."""
+        file = storage.join(folder, RECORD)
+        if not storage.exists(file):
+            return None
+        record = storage.read_json(file)
+        return cls(record["psnr"], record["psnr_images"], record.get("autoencoder", {}))
+
+
+def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> None:
+    """Train as one worker: fetch the images, build the autoencoder, restore the newest checkpoint, run the loop.
+
+    At the end, rank 0 writes the autoencoder with its averaged weights.
+    """
     import ray
-    import torch
 
-    from dit.autoencoder import AutoencoderObjective, create_autoencoder
-    from dit.checkpoint import restore, save_checkpoint
-    from dit.train import create_state, train
-    from pipelines.checkpoints import stored as checkpoints
-    from pipelines.training.batches import image_batches, prefetched
-    from pipelines.training.order import Share
-    from pipelines.training.worker import CheckpointWriter, Worker
-
-    recipe: Recipe = settings["config"]
-    config = recipe.autoencoder.train
-    assert config is not None, "the driver starts workers only where [autoencoder.train] is set"
-    worker = Worker.of_group(config, settings["mailbox"])
-    blocks = ray.get(settings["images"])
-    torch.manual_seed(recipe.seed)
+    config = settings.train
+    blocks = ray.get(settings.images)
+    torch.manual_seed(settings.seed)
     module = create_autoencoder(
-        image_size=recipe.images.size,
+        image_size=settings.image_size,
         latent_channels=config.latent_channels,
         downsample=config.downsample,
         width=config.width,
     )
     network = AutoencoderObjective(module, config.kl_weight).to(worker.device)
     state = create_state(network, config, worker.wrap)
-    training = storage.join(settings["folder"], TRAINING)
-    if newest := checkpoints.newest(training):
+    checkpoints = CheckpointFolder(storage.join(settings.folder, TRAINING))
+    if newest := checkpoints.newest():
         restore(state, newest)
-    side = recipe.images.size // config.downsample
+    side = settings.image_size // config.downsample
     batches = image_batches(
         blocks,
         latent_shape=(config.latent_channels, side, side),
-        seed=recipe.seed,
-        share=Share(worker.rank, worker.num_workers, config.global_batch_size),
+        seed=settings.seed,
+        share=WorkerShare(worker.rank, worker.num_workers, config.global_batch_size),
         first_batch=state.batches,
         device=worker.device,
     )
-
-    def write(snapshot) -> None:
-        def save(folder: Path) -> None:
-            save_checkpoint(snapshot, folder, {"stage": "autoencoder"}, {"seed": recipe.seed})
-
-        checkpoints.write(training, snapshot.step, save)
-
-    def losses(model, batch):
-        share = len(batch.images) * worker.num_workers / config.global_batch_size
-        return {name: value * share for name, value in model(batch.images, batch.noise).items()}
-
-    writer = CheckpointWriter(worker, write)
-    with closing(prefetched(batches)) as ahead:
-        train(state, ahead, losses, config, report=worker.report, save=writer.save)
+    writer = checkpoint_writer(worker, checkpoints, settings.seed)
+    losses = image_losses(worker, config.global_batch_size)
+    with closing(prefetch(batches)) as prefetched:
+        train(state, prefetched, losses, config, report=worker.report, save=writer.save)
     writer.wait()
     if worker.rank == 0:
         state.ema.copy_to(network)
-        finish_autoencoder(module.cpu(), settings["folder"], blocks, ray.get(settings["held_out"]))
+        finish_autoencoder(module.cpu(), settings.folder, blocks, ray.get(settings.held_out))
 
 
-def finish_autoencoder(module, folder: str, blocks: list, held_out: list) -> None:
-    """Measure the latents' statistics and the reconstruction, and put diffusers' folder there with its record last."""
-    import numpy as np
-    import torch
+def checkpoint_writer(worker: Worker, checkpoints: CheckpointFolder, seed: int) -> CheckpointWriter:
+    """Return a writer of the checkpoints that the training of the autoencoder resumes from."""
 
-    from dit.autoencoder import Autoencoder, describe_autoencoder, psnr, save_autoencoder
+    def write(snapshot: Snapshot) -> None:
+        def save(folder: Path) -> None:
+            save_checkpoint(snapshot, folder, {"stage": "autoencoder"}, {"seed": seed})
 
+        checkpoints.write(snapshot.step, save)
+
+    return CheckpointWriter(worker, write)
+
+
+def image_losses(worker: Worker, global_batch_size: int) -> Callable[[nn.Module, ImageBatch], dict[str, Tensor]]:
+    """Return the losses function of `dit.train.train`: a micro-batch's contribution to the mean over the share."""
+
+    def losses(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
+        share = len(batch.images) * worker.num_workers / global_batch_size
+        return {name: value * share for name, value in model(batch.images, batch.noise).items()}
+
+    return losses
+
+
+def finish_autoencoder(module: nn.Module, folder: str, blocks: list[np.ndarray], held_out: list[np.ndarray]) -> None:
+    """Measure the latents' statistics and the reconstructions, and write the folder in diffusers' format, record last.
+
+    module: as `create_autoencoder` returns it, on the CPU. blocks, held_out: uint8 (n, H, W, 3). folder: path or URI.
+    """
     module.eval()
     images = np.concatenate(blocks)[:STATISTICS_IMAGES]
-    scale = latent_statistics(Autoencoder(module), images)
     local = Path(storage.local_folder_for(folder))
-    save_autoencoder(module, local, scale)
-    aside = np.concatenate(held_out)[:STATISTICS_IMAGES] if held_out else images
-    which = f"{len(aside):,} {'held-out' if held_out else 'training'} images"
-    decoded = reconstructed(Autoencoder.load(local), aside)
-    save_png(reconstruction_grid(aside, decoded, which), str(local / RECONSTRUCTIONS))
-    record = {
-        "psnr": psnr(torch.from_numpy(aside), torch.from_numpy(decoded)),
-        "psnr_images": which,
-        "autoencoder": describe_autoencoder(local),
-    }
-    storage.write_json_atomically(str(local / RECORD), record)
+    save_autoencoder(module, local, latent_statistics(Autoencoder(module), images))
+    originals = np.concatenate(held_out)[:STATISTICS_IMAGES] if held_out else images
+    kind = "held-out" if held_out else "training"
+    decoded = reconstruct_images(Autoencoder.load(local), originals)
+    save_png(reconstruction_grid(originals, decoded, kind), str(local / RECONSTRUCTIONS))
+    record = AutoencoderRecord(
+        psnr=psnr(torch.from_numpy(originals), torch.from_numpy(decoded)),
+        psnr_images=f"{len(originals):,} {kind} images",
+        autoencoder=describe_autoencoder(local),
+    )
+    storage.write_json_atomically(str(local / RECORD), asdict(record))
     if not storage.is_local(folder):
         storage.publish_folder(str(local), folder, last=RECORD)
 
 
-def latent_statistics(autoencoder, images):
-    """Per-channel mean and std of raw posterior draws over images, uint8 (N, H, W, 3)."""
-    import torch
-
-    from dit.autoencoder import LatentScale, images_from_uint8
-
+def latent_statistics(autoencoder: Autoencoder, images: np.ndarray) -> LatentScale:
+    """Return per-channel mean and standard deviation of unscaled posterior draws over images, uint8 (N, H, W, 3)."""
     moments = torch.cat(
-        [autoencoder.encode(images_from_uint8(batch)) for batch in torch.from_numpy(images).split(64)]
+        [autoencoder.encode(images_from_uint8(batch)) for batch in torch.from_numpy(images).split(MEASURING_BATCH)]
     ).double()
     mean, log_variance = moments.chunk(2, dim=1)
     variance = mean.var(dim=(0, 2, 3), correction=0) + log_variance.exp().mean(dim=(0, 2, 3))
     return LatentScale(tuple(mean.mean(dim=(0, 2, 3)).tolist()), tuple(variance.sqrt().tolist()))
 
 
-def reconstructed(autoencoder, images):
-    """Images, uint8 (N, H, W, 3), encoded (posterior mean) and decoded."""
-    import torch
-
-    from dit.autoencoder import images_from_uint8
-
+def reconstruct_images(autoencoder: Autoencoder, images: np.ndarray) -> np.ndarray:
+    """Encode images, uint8 (N, H, W, 3), to the posterior mean, and decode them again."""
     decoded = []
-    for batch in torch.from_numpy(images).split(64):
+    for batch in torch.from_numpy(images).split(MEASURING_BATCH):
         mean = autoencoder.encode(images_from_uint8(batch)).chunk(2, dim=1)[0]
         decoded.append(autoencoder.decode(autoencoder.scale.scale(mean)))
     return torch.cat(decoded).numpy()
 
 
-def reconstruction_grid(images, decoded, which: str):
-    """A few images, each above its reconstruction; from all over, because neighbours are of one class."""
-    import numpy as np
-
+def reconstruction_grid(images: np.ndarray, decoded: np.ndarray, kind: str) -> Any:
+    """Return a picture of some images, each above its reconstruction. kind: title of the originals' rows."""
+    # Spread over all images, because neighbours are of one class.
     chosen = np.linspace(0, len(images) - 1, min(len(images), 2 * GRID_COLUMNS), dtype=int)
     rows = []
     for part in np.array_split(chosen, 2):
-        rows += [(which.split()[1], images[part]), ("decoded", decoded[part])]
+        rows += [(kind, images[part]), ("decoded", decoded[part])]
     return labelled_grid(rows)

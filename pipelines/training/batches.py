@@ -1,6 +1,7 @@
-"""Training batches: what a step sees of the images in its order, and every random number it uses.
+"""Training batches: the images of a step, and every random number that the step uses.
 
-All of it is a function of (seed, step, position in the global batch): not of ranks, not of what came before.
+A batch is a function of (seed, batch number, position in the global batch). It depends neither on the number of workers
+nor on the batches before it.
 """
 
 import itertools
@@ -15,72 +16,81 @@ import torch
 from torch import Tensor
 
 from dit.autoencoder import LatentScale, images_from_uint8, sample_posterior
-from pipelines.training.order import DRAWS, EpochOrder, Share, step_rows
+from dit.diffusion import GaussianDiffusion
+from dit.flow import FlowMatching
+from pipelines.training.order import DRAW_STREAM, EpochOrder, WorkerShare, batch_rows
 
 if TYPE_CHECKING:
-    from pipelines.training.loading import Latents
+    from pipelines.training.loading import LatentSource
 
 Batch = TypeVar("Batch")
+Process = GaussianDiffusion | FlowMatching
 CPU = torch.device("cpu")
 
 
-def generators(seed: int, share: Share, step: int) -> Iterator[torch.Generator]:
-    """One generator for each of this worker's images at `step`. On the CPU, so that no device differs."""
+def image_generators(seed: int, share: WorkerShare, number: int) -> Iterator[torch.Generator]:
+    """Yield a generator for each image of a worker's share of a batch; on the CPU, so that no device differs.
+
+    It is one object, seeded again for each image: use it before asking for the next.
+    """
     generator = torch.Generator()
     for position in share.positions():
-        state = np.random.SeedSequence((seed, DRAWS, step, position)).generate_state(1, np.uint64)
+        state = np.random.SeedSequence((seed, DRAW_STREAM, number, position)).generate_state(1, np.uint64)
         yield generator.manual_seed(int(state[0]))
 
 
-class MicroBatches:
-    """A batch of tensors of which the first axis is the images."""
+class TensorBatch:
+    """Base of batches: dataclasses of tensors whose first axis is the image."""
 
     def chunk(self, count: int) -> list[Self]:
-        """The batch in at most `count` parts of nearly equal size."""
+        """Split the batch into at most `count` micro-batches of nearly equal size."""
         tensors = [getattr(self, field.name).chunk(count) for field in fields(self)]  # type: ignore[arg-type]
-        return [type(self)(*parts) for parts in zip(*tensors, strict=True)]
+        return [type(self)(*chunks) for chunks in zip(*tensors, strict=True)]
 
 
 @dataclass
-class LatentBatch(MicroBatches):
-    """What one training step needs to know."""
+class LatentBatch(TensorBatch):
+    """The inputs of one step of diffusion training."""
 
     latents: Tensor
     """(n, C, H, W) float32, drawn from the posterior and scaled."""
     labels: Tensor
-    """(n,) int64; dropped ones are the null class already."""
+    """(n,) int64; dropped labels have been replaced by the null class."""
     t: Tensor
     """(n,) timesteps of the process."""
     noise: Tensor
     """(n, C, H, W) float32."""
     rows: Tensor
-    """(n,) int64 on the CPU: which rows of the data set these are."""
+    """(n,) int64 on the CPU: the rows of the data set that the images come from."""
 
 
 def latent_batches(
-    latents: "Latents",
-    process,
+    source: "LatentSource",
+    process: Process,
     *,
     scale: LatentScale,
     null_class: int | None,
     dropout: float,
     seed: int,
-    share: Share,
+    share: WorkerShare,
     first_batch: int,
     device: torch.device = CPU,
 ) -> Iterator[LatentBatch]:
-    """Batches from number `first_batch` on, without end. Label dropout happens here and nowhere else."""
-    shape = (2, *latents.latent_shape)
+    """Yield a worker's share of all batches from number `first_batch` on, endlessly.
+
+    dropout: probability of replacing a label by null_class. Labels are dropped here and nowhere else.
+    """
+    shape = (2, *source.latent_shape)
     for number in itertools.count(first_batch):
-        latents.ahead(number * share.global_batch_size)
-        rows = step_rows(latents.order, share, number)
+        source.prefetch(number * share.global_batch_size)
+        rows = batch_rows(source.order, share, number)
         draws = [
             (torch.rand(3, generator=generator), torch.randn(shape, generator=generator))
-            for generator in generators(seed, share, number)
+            for generator in image_generators(seed, share, number)
         ]
         uniform = torch.stack([draw[0] for draw in draws])
         normal = torch.stack([draw[1] for draw in draws])
-        labels, moments = map(torch.from_numpy, latents.read(rows, mirrored=uniform[:, 0].numpy() < 0.5))
+        labels, moments = map(torch.from_numpy, source.read(rows, flip=uniform[:, 0].numpy() < 0.5))
         if null_class is not None:
             labels = torch.where(uniform[:, 1] < dropout, null_class, labels)
         yield LatentBatch(
@@ -93,12 +103,12 @@ def latent_batches(
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; to a GPU the copy runs beside what is computed there."""
+    """Copy a tensor to a device; to a GPU asynchronously, from pinned memory."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def prefetched(batches: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:
-    """The same batches, made by a thread while the one before is used."""
+def prefetch(batches: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:
+    """Yield the same batches, of which a thread prepares up to `depth` in advance."""
     iterator = iter(batches)
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         ahead = deque(pool.submit(next, iterator, None) for _ in range(depth))
@@ -108,13 +118,13 @@ def prefetched(batches: Iterable[Batch], depth: int = 2) -> Generator[Batch, Non
 
 
 @dataclass
-class ImageBatch(MicroBatches):
-    """What one step of autoencoder training needs."""
+class ImageBatch(TensorBatch):
+    """The inputs of one step of autoencoder training."""
 
     images: Tensor
     """(n, 3, H, W) float32 in [-1, 1]."""
     noise: Tensor
-    """(n, C, h, w) float32, for the posterior's draw."""
+    """(n, C, h, w) float32, for the draw from the posterior."""
 
 
 def image_batches(
@@ -122,18 +132,21 @@ def image_batches(
     *,
     latent_shape: tuple[int, int, int],
     seed: int,
-    share: Share,
+    share: WorkerShare,
     first_batch: int,
     device: torch.device = CPU,
 ) -> Iterator[ImageBatch]:
-    """Batches of uint8 images (N, H, W, 3) that lie in several blocks, from number `first_batch` on, without end."""
+    """Yield a worker's share of all batches from number `first_batch` on, endlessly.
+
+    blocks: the images, uint8 arrays (N, H, W, 3). latent_shape: (C, h, w).
+    """
     starts = np.cumsum([0] + [len(block) for block in blocks])
     order = EpochOrder(int(starts[-1]), seed)
     for number in itertools.count(first_batch):
-        rows = step_rows(order, share, number)
-        places = zip(np.searchsorted(starts, rows, side="right") - 1, rows, strict=True)
-        images = np.stack([blocks[block][row - starts[block]] for block, row in places])
-        noise = [torch.randn(latent_shape, generator=generator) for generator in generators(seed, share, number)]
+        rows = batch_rows(order, share, number)
+        block_numbers = np.searchsorted(starts, rows, side="right") - 1
+        images = np.stack([blocks[block][row - starts[block]] for block, row in zip(block_numbers, rows, strict=True)])
+        noise = [torch.randn(latent_shape, generator=generator) for generator in image_generators(seed, share, number)]
         yield ImageBatch(
             images=to_device(images_from_uint8(torch.from_numpy(images)), device),
             noise=to_device(torch.stack(noise), device),

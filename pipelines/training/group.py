@@ -1,38 +1,50 @@
-"""Ray Train, once for every stage that learns: a group of workers that runs a training loop and tells how it goes.
+"""Run a training function on a group of Ray Train workers, and restart the group when workers die.
 
-Checkpoints are ours: named by step, published atomically, found again by whoever comes next. So Ray Train's
-part is the process group, placement, and the number of workers where that may change.
+Checkpoints are raydit's own: named by step, published atomically, and found again by any later process. Ray Train
+therefore only provides the process group, the placement of workers, and a number of workers that may change.
 """
 
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.config.training import ElasticWorkersConfig
 from pipelines.console import first_line
-from pipelines.stage import StageContext
-from pipelines.training.messages import Mailbox, Message, Notice, Report, Saved
+from pipelines.stage import JobContext
+from pipelines.training.messages import Message, Notice, Report, Saved, receive_messages
+from pipelines.training.worker import Worker
+from raydit.errors import RayditError, WorkersDied
 
+if TYPE_CHECKING:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+RAY_FOLDER = ".ray"
+"""Folder of the output for Ray Train's own files."""
 RESIZE_SECONDS = 60.0
-"""How often a group that may grow looks for room; to grow it starts again from its newest checkpoint."""
-RESTARTS = 3
-"""How often a group is started again after workers died without a further checkpoint, before the stage fails."""
+"""How often an elastic group looks for room for more workers; growing restarts it from its newest checkpoint."""
+MAX_RESTARTS = 3
+"""Restarts of the group after workers died, without a new checkpoint in between, before the stage fails."""
+
+Settings = TypeVar("Settings")
 
 
 def run_workers(
-    context: StageContext,
+    context: JobContext,
     stage: str,
     workers: ElasticWorkersConfig,
-    function: Callable[[dict], None],
-    settings: dict,
+    function: Callable[[Worker, Settings], None],
+    settings: Settings,
     on_message: Callable[[Report | Saved], None],
+    *,
+    ray_folder: str,
 ) -> None:
-    """Run `function(settings)` on every worker of a Ray Train group and hand what they tell to `on_message`, here.
+    """Run `function(worker, settings)` on every worker of a Ray Train group, and wait for the end.
 
-    `settings["mailbox"]` is where each `pipelines.training.worker.Worker` tells it. Raises the worker's own error where
-    there is one.
+    on_message: called in this process with the workers' reports and saved checkpoints; notices are printed.
+    ray_folder: path or URI for Ray Train's own files. Raises the error of the worker that failed, and WorkersDied if
+    workers keep dying.
     """
     context.start_ray(workers, stage)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -50,25 +62,33 @@ def run_workers(
             restarts = 0
         on_message(message)
 
-    with _mailbox(receive) as mailbox:
+    with receive_messages(receive) as mailbox:
         while True:
             trainer = TorchTrainer(
-                function,
-                train_loop_config={**settings, "mailbox": mailbox},
-                scaling_config=_scaling(workers),
-                run_config=_run_config(context, stage),
+                _run_worker,
+                train_loop_config={"function": function, "settings": settings, "workers": workers, "mailbox": mailbox},
+                scaling_config=_scaling_config(workers),
+                run_config=_run_config(stage, ray_folder),
             )
             try:
                 return _fit_interruptibly(trainer)
             except TrainingFailedError as error:
-                failure = _own_error(error)
-                if restarts == RESTARTS or not _may_pass(failure):
+                failure = _first_cause(error)
+                if not _is_retryable(failure):
                     raise failure from error
+                if restarts == MAX_RESTARTS:
+                    raise _died_repeatedly(stage, failure) from error
                 restarts += 1
-                context.say(stage, f"a worker died ({first_line(failure)}); starting the group again")
+                context.say(stage, f"a worker died ({first_line(failure)}); restarting all workers")
 
 
-def _scaling(workers: ElasticWorkersConfig):
+def _run_worker(train_loop_config: dict[str, Any]) -> None:
+    """Run in every process of the group: unpack the dict that Ray Train requires."""
+    worker = Worker.of_ray_train(train_loop_config["workers"], train_loop_config["mailbox"])
+    train_loop_config["function"](worker, train_loop_config["settings"])
+
+
+def _scaling_config(workers: ElasticWorkersConfig) -> "ScalingConfig":
     from ray.train import ScalingConfig
 
     resources = {"CPU": float(workers.cpus_per_worker)}
@@ -84,18 +104,17 @@ def _scaling(workers: ElasticWorkersConfig):
     return ScalingConfig(**settings)  # unpacked: mypy sees the class of Ray Train's first version
 
 
-def _run_config(context: StageContext, stage: str):
+def _run_config(stage: str, storage_path: str) -> "RunConfig":
     from ray.train import FailureConfig, RunConfig
 
-    # Restarting is ours: Ray Train would also try again what fails for a reason that stays.
-    storage_path = str(context.config.folder(".ray"))
+    # run_workers restarts the group itself: Ray Train would also retry errors that are certain to recur.
     return RunConfig(name=stage, storage_path=storage_path, failure_config=FailureConfig(max_failures=0))
 
 
-def _fit_interruptibly(trainer) -> None:
-    """Run `trainer.fit()` in a thread: in the main one it takes Ctrl-C for itself, for good, and exits with 1.
+def _fit_interruptibly(trainer: "TorchTrainer") -> None:
+    """Run `trainer.fit()` in a thread: in the main thread it would keep Ctrl-C for itself and exit with code 1.
 
-    Here KeyboardInterrupt ends the wait; the workers end with the Ray session, and the next run takes the newest
+    Here KeyboardInterrupt ends the wait; the workers end with the Ray session, and the next run resumes from the newest
     checkpoint.
     """
     errors: list[BaseException] = []
@@ -114,63 +133,24 @@ def _fit_interruptibly(trainer) -> None:
         raise errors[0]
 
 
-def _own_error(error: Exception) -> BaseException:
-    """What a worker raised on purpose, before the errors of those that waited for it."""
+def _first_cause(error: Exception) -> BaseException:
+    """Return the error that a worker raised on purpose, rather than those of workers that lost contact with it."""
     failures = getattr(error, "worker_failures", {}).values()
-    return next(iter(sorted(failures, key=_may_pass)), error)
+    return next(iter(sorted(failures, key=_is_retryable)), error)
 
 
-def _may_pass(failure: BaseException) -> bool:
-    """Whether a worker died, or lost one that did, rather than met what the next try meets again."""
-    return not isinstance(failure, ValueError | OSError | ArithmeticError)
+def _is_retryable(failure: BaseException) -> bool:
+    """Return whether a worker died or lost contact with one that did; other errors would recur in the next attempt."""
+    return not isinstance(failure, RayditError | ValueError | OSError | ArithmeticError)
 
 
-def _lost(error: Exception) -> Exception:
-    return ChildProcessError(
-        f"the process that takes the workers' messages was lost ({first_line(error)}): they have ended, but tracking "
-        "has not heard of all. Checkpoints hold what is missing: the same command tells it"
+def _died_repeatedly(stage: str, failure: BaseException) -> BaseException:
+    """Return the error to raise after the last restart: a dead worker's is for the user, any other is a bug's own."""
+    if not type(failure).__module__.startswith("ray."):
+        return failure
+    return WorkersDied(
+        f"{stage}: workers died {MAX_RESTARTS + 1} times without a new checkpoint in between, the last time because: "
+        f"{first_line(failure)}",
+        "workers that have the memory and the device that they need",
+        "read Ray's logs on their node (/tmp/ray/session_latest/logs), then run the same command again to resume",
     )
-
-
-@contextmanager
-def _mailbox(receive: Callable[[Message], None]):
-    """An actor that workers tell, emptied into `receive` by a thread of this process.
-
-    It is on this process's node: the loss of any other costs no message. What `receive` raises is logged, and raised
-    when the workers have ended; the loss of the actor as well.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
-    ended = threading.Event()
-    errors: list[Exception] = []
-
-    def empty() -> None:
-        while True:
-            last = ended.wait(0.5)
-            try:
-                messages = ray.get(mailbox.take.remote())
-            except ray.exceptions.RayActorError as error:
-                errors.append(_lost(error))
-                return
-            for message in messages:
-                try:
-                    receive(message)
-                except Exception as error:  # the workers go on, and so must the messages after this one
-                    logging.getLogger(__name__).exception("a message of the workers could not be dealt with")
-                    errors.append(error)
-            if last:
-                return
-
-    thread = threading.Thread(target=empty, name="messages", daemon=True)
-    thread.start()
-    try:
-        yield mailbox
-    finally:
-        ended.set()
-        thread.join(timeout=10)
-        ray.kill(mailbox)
-    if errors:
-        raise errors[0]

@@ -1,7 +1,7 @@
-"""Where training batches take latents from: this process's memory, a file that a node's workers share, or shards.
+"""Where training batches read latents from: a worker's memory, a file that a node's workers share, or the shards.
 
-The first two allow any order. Shards are read one after another, a few at a time, where neither memory nor the
-node's disk holds the data set; images are then shuffled among those few (`pipelines.training.order.WindowOrder`).
+Memory and the shared file allow any order of images. Shards are for a data set that fits neither into memory nor on the
+node's disk: they are read one after another, and images are shuffled among a few of them (see WindowOrder).
 """
 
 import os
@@ -18,11 +18,11 @@ from pipelines.training.order import EpochOrder, WindowOrder
 
 Backend = Literal["memory", "memmap", "stream"]
 MEMORY_BYTES = 256 * 2**20
-"""A data set of so many bytes is copied by every worker without a second thought."""
+"""Size up to which every worker copies the data set into its memory."""
 
 
-class Latents(Protocol):
-    """Rows of a latent data set, and the order in which training goes through them."""
+class LatentSource(Protocol):
+    """Reads rows of a latent data set, in the order in which training visits them."""
 
     latent_shape: tuple[int, int, int]
     """(C, H, W)"""
@@ -30,82 +30,86 @@ class Latents(Protocol):
     @property
     def order(self) -> EpochOrder: ...
 
-    def read(self, rows: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Labels int64 (n,) and moments float16 (n, 2C, H, W) of rows; of the mirrored ones those of the mirror."""
+    def read(self, rows: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return labels int64 (n,) and moments float16 (n, 2C, H, W) of rows (n,).
+
+        flip: bool (n,), whether to take the moments of the horizontally flipped image, where these were encoded.
+        """
         ...
 
-    def ahead(self, place: int) -> None:
-        """Be told of the place in the order that is read next."""
+    def prefetch(self, position: int) -> None:
+        """Start to load what is read next, from a position in the order on."""
         ...
 
 
 def choose_backend(dataset: LatentDataset) -> Backend:
-    """Where a data set is best read from on this node, by its size."""
+    """Choose where to read a data set from on this node, by its size."""
     if dataset.array_bytes <= MEMORY_BYTES:
         return "memory"
     folder = storage.nearest_folder(storage.cache_folder("latents"))
-    # As much again stays free: others need room too.
+    # As much again must stay free, for others who use the disk.
     return "memmap" if 2 * dataset.array_bytes <= shutil.disk_usage(folder).free else "stream"
 
 
-def open_latents(dataset: LatentDataset, place: Backend, *, seed: int, shuffle_rows: int) -> Latents:
-    """Open a data set for training. shuffle_rows: images among which a stream is shuffled."""
-    if place == "stream":
+def open_latent_source(dataset: LatentDataset, backend: Backend, *, seed: int, shuffle_rows: int) -> LatentSource:
+    """Open a data set for training. shuffle_rows: images that a stream shuffles together."""
+    if backend == "stream":
         shard_rows = [shard["rows"] for shard in dataset.manifest["shards"]]
-        return ShardStream(dataset, WindowOrder(shard_rows, shuffle_rows, seed))
-    arrays = dataset.arrays if place == "memory" else mapped(dataset, Path(storage.cache_folder("latents")))
+        return StreamedLatents(dataset, WindowOrder(shard_rows, shuffle_rows, seed))
+    cache = Path(storage.cache_folder("latents"))
+    arrays = dataset.arrays if backend == "memory" else memory_mapped_arrays(dataset, cache)
     return ArrayLatents(arrays, EpochOrder(len(arrays.labels), seed))
 
 
 class ArrayLatents:
-    """Latents in arrays, in memory or mapped from a file."""
+    """A LatentSource of arrays, in memory or memory-mapped."""
 
     def __init__(self, arrays: LatentArrays, order: EpochOrder):
         self.arrays, self.order = arrays, order
         channels, height, width = arrays.moments.shape[1:]
         self.latent_shape = (channels // 2, height, width)
 
-    def read(self, rows: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.arrays.labels[rows], self.arrays.chosen(rows, mirrored)
+    def read(self, rows: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.arrays.labels[rows], self.arrays.select_moments(rows, flip)
 
-    def ahead(self, place: int) -> None:
+    def prefetch(self, position: int) -> None:
         pass
 
 
-class ShardStream:
-    """Latents in the shards of a data set, of which those of two windows are held in memory."""
+class StreamedLatents:
+    """A LatentSource of shards, which holds those of the current and the next window in memory."""
 
     def __init__(self, dataset: LatentDataset, order: WindowOrder):
         self.dataset, self.order, self.latent_shape = dataset, order, dataset.latent_shape
         self._held: dict[int, Future[LatentArrays]] = {}
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="latents")
 
-    def read(self, rows: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, rows: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shards = self.order.shards_of(rows)
         labels = np.empty(len(rows), np.int64)
         moments = np.empty((len(rows), *self.dataset.manifest["moments_shape"]), np.float16)
         for shard in np.unique(shards).tolist():
             of_shard = shards == shard
-            within = rows[of_shard] - self.order.starts[shard]
-            arrays = self._shard(shard).result()
-            labels[of_shard] = arrays.labels[within]
-            moments[of_shard] = arrays.chosen(within, mirrored[of_shard])
+            rows_in_shard = rows[of_shard] - self.order.starts[shard]
+            arrays = self._load(shard).result()
+            labels[of_shard] = arrays.labels[rows_in_shard]
+            moments[of_shard] = arrays.select_moments(rows_in_shard, flip[of_shard])
         return labels, moments
 
-    def ahead(self, place: int) -> None:
-        needed = {shard for window in self.order.windows_from(place) for shard in window}
+    def prefetch(self, position: int) -> None:
+        needed = {shard for window in self.order.current_and_next_window(position) for shard in window}
         self._held = {shard: held for shard, held in self._held.items() if shard in needed}
         for shard in needed:
-            self._shard(shard)
+            self._load(shard)
 
-    def _shard(self, shard: int) -> "Future[LatentArrays]":
+    def _load(self, shard: int) -> Future[LatentArrays]:
         if shard not in self._held:
             self._held[shard] = self._pool.submit(self.dataset.shard_arrays, shard)
         return self._held[shard]
 
 
-def mapped(dataset: LatentDataset, cache: Path) -> LatentArrays:
-    """The data set as arrays mapped from files below `cache`, written once by whichever worker of a node is first."""
+def memory_mapped_arrays(dataset: LatentDataset, cache: Path) -> LatentArrays:
+    """Map the data set from files in the folder `cache`, which the first worker of a node writes for all of them."""
     folder = cache / dataset.fingerprint
     lock = cache / f"{dataset.fingerprint}.lock"
     cache.mkdir(parents=True, exist_ok=True)

@@ -1,130 +1,136 @@
-"""What every worker of the train job does."""
+"""What every worker of the train job does, around the training loop of `dit.train`."""
 
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from dit.autoencoder import LatentScale
 from dit.checkpoint import Checkpoint, restore, save_checkpoint
-from dit.config import config_from_dict
 from dit.devices import peak_flops
+from dit.diffusion import GaussianDiffusion
 from dit.macs import forward_macs
 from dit.model import build_model
 from dit.objective import create_process
-from dit.train import create_state, train
-from pipelines.checkpoints import stored as checkpoints
-from pipelines.config.recipe import Recipe
+from dit.snapshot import Snapshot
+from dit.train import TrainState, create_state, train
 from pipelines.latents.dataset import LatentDataset
-from pipelines.training.batches import latent_batches, prefetched
-from pipelines.training.loading import Backend, Latents, choose_backend, open_latents
+from pipelines.training.batches import LatentBatch, Process, latent_batches, prefetch
+from pipelines.training.cursor import DataCursor
+from pipelines.training.loading import Backend, LatentSource, choose_backend, open_latent_source
 from pipelines.training.messages import Report
-from pipelines.training.metrics import memory_gib, quartile_sums
+from pipelines.training.metrics import peak_memory_gib, quartile_sums
 from pipelines.training.nonfinite import NonFiniteGuard, RollbackRequested
-from pipelines.training.order import Share
+from pipelines.training.order import WorkerShare
+from pipelines.training.settings import TrainWorkerSettings
 from pipelines.training.worker import CheckpointWriter, Worker
+from raydit.errors import InvalidInput
 
 
-def train_worker(settings: dict) -> None:
-    """Train as this process of a Ray Train group."""
-    train_as(Worker.of_group(settings["config"].train, settings["mailbox"]), settings)
-
-
-def train_as(worker: Worker, settings: dict) -> None:
-    """Open the latents, build the model, take up the newest checkpoint, train."""
-    config: Recipe = settings["config"]
-    if config.train.fewest_workers < config.train.most_workers:
-        worker.notice(f"{worker.num_workers} of at most {config.train.most_workers} workers")
-    newest = checkpoints.newest(settings["folder"])
-    dataset = LatentDataset.open(settings["latents"])
-    latents = open_for_training(dataset, config, worker, newest)
-    process = create_process(**settings["objective"])
+def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
+    """Train as one worker: open the latents, build the model, restore the newest checkpoint, run the loop."""
+    config, checkpoints = settings.train, settings.checkpoints
+    if config.fewest_workers < config.most_workers:
+        worker.notice(f"{worker.num_workers} of at most {config.most_workers} workers")
+    newest = checkpoints.newest()
+    dataset = LatentDataset.open(settings.latents)
+    source = open_for_training(dataset, settings, worker, newest)
+    process = create_process(**settings.objective)
     state = create_training_state(settings, worker)
     if newest:
         restore(state, newest)
-    reports: list[Report] = []
-    writer = checkpoint_writer(settings, worker, latents, reports)
-    report = reporter(settings, worker, reports)
-    guard = NonFiniteGuard(config.train, worker, dataset)
+    reporter = Reporter(settings, worker)
+    writer = checkpoint_writer(settings, worker, source, reporter)
+    guard = NonFiniteGuard(config, worker, dataset)
+    losses = latent_losses(settings, process, worker)
     while True:
-        batches = training_batches(settings, latents, process, worker, first_batch=state.batches)
+        batches = training_batches(settings, source, process, worker, first_batch=state.batches)
         try:
-            with closing(prefetched(batches)) as ahead:
-                losses = latent_losses(config, process, worker)
-                train(state, ahead, losses, config.train, report=report, save=writer.save, on_nonfinite=guard)
+            with closing(prefetch(batches)) as prefetched:
+                train(state, prefetched, losses, config, report=reporter.report, save=writer.save, on_nonfinite=guard)
             break
         except RollbackRequested:
             writer.wait()
-            worker.gather(None)  # all wait for the one that writes
-            newest, batches_taken = checkpoints.newest(settings["folder"]), state.batches
+            worker.wait_for_all()  # rank 0 may still be writing a checkpoint
+            newest, batches_taken = checkpoints.newest(), state.batches
             guard.on_rollback(newest.step if newest else None)
-            assert newest is not None, "the guard has seen to it"
+            assert newest is not None, "the guard raises Diverged without a checkpoint"
             restore(state, newest)
-            state.batches = batches_taken  # the same batches would lead to the same place
+            state.batches = batches_taken  # the same batches would fail in the same way
     writer.wait()
 
 
-def create_training_state(settings: dict, worker: Worker):
-    """The model at its start, the same in every worker, with optimizer and averages."""
-    config = settings["config"].train
-    torch.manual_seed(settings["config"].seed)
-    model_config = replace(config_from_dict(settings["model"]), gradient_checkpointing=config.gradient_checkpointing)
-    network = build_model(model_config).to(worker.device)
+def create_training_state(settings: TrainWorkerSettings, worker: Worker) -> TrainState:
+    """Build the model with the same initial weights in every worker, its optimizer and its averages."""
+    config = settings.train
+    torch.manual_seed(settings.seed)
+    model = replace(settings.model, gradient_checkpointing=config.gradient_checkpointing)
+    network = build_model(model).to(worker.device)
     return create_state(
         network, config, lambda network: worker.wrap(network, strategy=config.strategy, compiled=config.compile)
     )
 
 
-def open_for_training(dataset: LatentDataset, config: Recipe, worker: Worker, newest: Checkpoint | None) -> Latents:
-    """The latents, from where the recipe says or where they fit, in the order that a checkpoint began with.
+def open_for_training(
+    dataset: LatentDataset, settings: TrainWorkerSettings, worker: Worker, newest: Checkpoint | None
+) -> LatentSource:
+    """Open the latents with the recipe's backend, or the one that fits, in the order of the newest checkpoint.
 
-    Raises ValueError if the recipe asks for another order than the checkpoint's.
+    Collective. Raises InvalidInput if the recipe asks for another order than the checkpoint's.
     """
-    begun = newest.trainer_state.get("order", {"kind": "global"}) if newest else None
-    place: Backend
-    if config.train.loading != "auto":
-        place = config.train.loading
+    config = settings.train
+    trained_order = DataCursor.of(newest).order if newest else None
+    backend: Backend
+    if config.loading != "auto":
+        backend = config.loading
     else:
-        own = choose_backend(dataset)
-        # All nodes must agree: the order of a stream is another one.
-        streamed = "stream" in worker.gather(own) if begun is None else begun["kind"] == "windows"
-        place = "stream" if streamed else "memmap" if own == "stream" else own
-    latents = open_latents(dataset, place, seed=config.seed, shuffle_rows=config.train.shuffle_rows)
-    if begun not in (None, order := latents.order.describe()):
-        raise ValueError(
-            f"train.loading: found {place!r}, whose order of images is {order}, but the newest checkpoint was trained "
-            f"in the order {begun}; set train.loading, and train.shuffle_rows of a stream, as they were"
+        fitting = choose_backend(dataset)
+        # All nodes must agree, because a stream has another order than the other backends.
+        if trained_order is None:
+            streamed = "stream" in worker.gather(fitting)
+        else:
+            streamed = trained_order["kind"] == "windows"
+        backend = "stream" if streamed else "memmap" if fitting == "stream" else fitting
+    source = open_latent_source(dataset, backend, seed=settings.seed, shuffle_rows=config.shuffle_rows)
+    if trained_order not in (None, order := source.order.describe()):
+        raise InvalidInput(
+            f"train.loading: found {backend!r}, which reads images in the order {order}",
+            f"the order {trained_order} of the newest checkpoint",
+            "set train.loading, and for a stream train.shuffle_rows, to what it was trained with",
         )
-    return latents
+    return source
 
 
-def training_batches(settings: dict, latents: Latents, process, worker: Worker, *, first_batch: int):
-    """This worker's share of all batches from a number on."""
-    config: Recipe = settings["config"]
-    model, autoencoder = config_from_dict(settings["model"]), settings["checkpoint"]["autoencoder"]
+def training_batches(
+    settings: TrainWorkerSettings, source: LatentSource, process: Process, worker: Worker, *, first_batch: int
+) -> Iterator[LatentBatch]:
+    """Return this worker's share of all batches from number `first_batch` on."""
     return latent_batches(
-        latents,
+        source,
         process,
-        scale=LatentScale(autoencoder["latents_mean"], autoencoder["latents_std"]),
-        null_class=model.null_class,
-        dropout=model.class_dropout_prob,
-        seed=config.seed,
-        share=Share(worker.rank, worker.num_workers, config.train.global_batch_size),
+        scale=settings.scale,
+        null_class=settings.model.null_class,
+        dropout=settings.model.class_dropout_prob,
+        seed=settings.seed,
+        share=WorkerShare(worker.rank, worker.num_workers, settings.train.global_batch_size),
         first_batch=first_batch,
         device=worker.device,
     )
 
 
-def latent_losses(config: Recipe, process, worker: Worker):
-    """The objective as the training loop wants it: a part's contribution to the mean over this worker's share."""
-    # Not the share's own size: where the batch does not divide, all images must weigh the same.
-    share = config.train.global_batch_size / worker.num_workers
-    autocast = config.train.dtype == "bfloat16"
-    end = process.num_timesteps if process.kind == "diffusion" else 1.0
+def latent_losses(
+    settings: TrainWorkerSettings, process: Process, worker: Worker
+) -> Callable[[nn.Module, LatentBatch], dict[str, Tensor]]:
+    """Return the losses function of `dit.train.train`: a micro-batch's contribution to the mean over the share."""
+    # The mean share, not this worker's own: where the batch does not divide, all images must have the same weight.
+    share = settings.train.global_batch_size / worker.num_workers
+    autocast = settings.train.dtype == "bfloat16"
+    end = process.num_timesteps if isinstance(process, GaussianDiffusion) else 1.0
 
-    def losses(model, batch):
-        def forward(x, t, y):
+    def losses(model: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
+        def forward(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
                 output = model(x, t, y)
             return output.float()
@@ -136,38 +142,46 @@ def latent_losses(config: Recipe, process, worker: Worker):
     return losses
 
 
-def reporter(settings: dict, worker: Worker, reports: list[Report]):
-    """Sends the loop's metrics on, with how well the device was used and how much memory it took; keeps a copy."""
-    config = settings["config"].train
-    flops = 6 * forward_macs(config_from_dict(settings["model"]))
-    peak = worker.num_workers * peak_flops(worker.device, getattr(torch, config.dtype))
+class Reporter:
+    """Sends the loop's metrics to the driver, and keeps them for the next checkpoint."""
 
-    def report(step: int, metrics: dict[str, float]) -> None:
-        mfu = metrics["images_per_second"] * flops / peak
-        sent = worker.report(step, metrics | {"mfu": mfu, "memory_gib": memory_gib(worker.device)})
-        if worker.rank == 0:  # the others write no checkpoint, and would keep them for ever
-            reports.append(sent)
+    def __init__(self, settings: TrainWorkerSettings, worker: Worker):
+        self._worker = worker
+        self._flops_per_image = 6 * forward_macs(settings.model)  # 2 a MAC; backward costs twice the forward pass
+        self._peak_flops = worker.num_workers * peak_flops(worker.device, getattr(torch, settings.train.dtype))
+        self._reports: list[Report] = []
 
-    return report
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        """Add model FLOPs utilisation and memory to the metrics, and send their means over workers. Collective."""
+        mfu = metrics["images_per_second"] * self._flops_per_image / self._peak_flops
+        memory = peak_memory_gib(self._worker.device)
+        sent = self._worker.report(step, metrics | {"mfu": mfu, "memory_gib": memory})
+        if self._worker.rank == 0:  # the other workers write no checkpoints and would keep their reports for ever
+            self._reports.append(sent)
+
+    def take_until(self, step: int) -> list[Report]:
+        """Return the reports up to a step that no earlier call returned."""
+        taken = [report for report in self._reports if report.step <= step]
+        del self._reports[: len(taken)]
+        return taken
 
 
-def checkpoint_writer(settings: dict, worker: Worker, latents: Latents, reports: list[Report]) -> CheckpointWriter:
-    """Writes checkpoints with the reports since the one before: a driver that is killed may not have heard them."""
-    config: Recipe = settings["config"]
+def checkpoint_writer(
+    settings: TrainWorkerSettings, worker: Worker, source: LatentSource, reporter: Reporter
+) -> CheckpointWriter:
+    """Return a writer of checkpoints that hold the reports since the previous one, in case the driver is killed."""
 
-    def write(snapshot) -> None:
-        told = [report for report in reports if report.step <= snapshot.step]
-        del reports[: len(told)]
-        cursor = {
-            "reports": [asdict(report) for report in told],
-            "seed": config.seed,
-            "images_seen": snapshot.batches * config.train.global_batch_size,
-            "order": latents.order.describe(),
-        }
+    def write(snapshot: Snapshot) -> None:
+        cursor = DataCursor(
+            reports=reporter.take_until(snapshot.step),
+            seed=settings.seed,
+            images_seen=snapshot.batches * settings.train.global_batch_size,
+            order=source.order.describe(),
+        )
 
         def save(folder: Path) -> None:
-            save_checkpoint(snapshot, folder, settings["checkpoint"], cursor)
+            save_checkpoint(snapshot, folder, settings.record, cursor.to_dict())
 
-        checkpoints.write(settings["folder"], snapshot.step, save)
+        settings.checkpoints.write(snapshot.step, save)
 
     return CheckpointWriter(worker, write)

@@ -1,4 +1,4 @@
-"""What is watched while training, beside the loss: where along the noise it falls, and how well devices are used."""
+"""Training metrics besides the loss itself: its quartiles over timesteps, and memory."""
 
 import resource
 
@@ -9,9 +9,10 @@ QUARTILES = 4
 
 
 def quartile_sums(losses: Tensor, t: Tensor, end: float) -> dict[str, Tensor]:
-    """Sum and number of the losses (n,) whose timestep t (n,), of those in [0, end], falls in each quarter.
+    """Return, for each quarter of the timesteps, the sum and the number of the losses in it.
 
-    Sums and counts add up over micro-batches, steps and workers; means do not. `add_quartile_losses` divides them.
+    losses, t: (n,), with t in [0, end]. The keys are "sum_1" to "sum_4" and "count_1" to "count_4". Unlike means, sums
+    and counts add up over micro-batches, steps and workers; `add_quartile_losses` divides them.
     """
     quarter = (t.float() * (QUARTILES / end)).long().clamp(max=QUARTILES - 1)
     members = torch.nn.functional.one_hot(quarter, QUARTILES).to(losses.dtype)
@@ -22,17 +23,20 @@ def quartile_sums(losses: Tensor, t: Tensor, end: float) -> dict[str, Tensor]:
 
 
 def add_quartile_losses(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics with "loss_quartile_1" (the smallest timesteps) to "_4" for the sums that they were made of."""
+    """Replace the sums and counts of `quartile_sums` by their quotients.
+
+    These are "loss_quartile_1" (the smallest timesteps) to "loss_quartile_4"; a quarter without a timestep has none.
+    """
     metrics = dict(metrics)
     for q in range(1, QUARTILES + 1):
         total, count = metrics.pop(f"sum_{q}"), metrics.pop(f"count_{q}")
-        if count:  # a few small batches may hold no such timestep
+        if count:
             metrics[f"loss_quartile_{q}"] = total / count
     return metrics
 
 
-def memory_gib(device: torch.device) -> float:
-    """Most memory that this process had so far, in GiB: of the GPU where there is one."""
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory that this process has held so far, in GiB: the GPU's if it computes on one."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB

@@ -1,34 +1,39 @@
-"""Grids of samples from the checkpoints of a training that goes on, drawn by Ray tasks of their own."""
+"""Previews: grids of samples from the checkpoints of a running training, drawn by Ray tasks."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cluster import storage
 from pipelines.config.recipe import Recipe
-from pipelines.stage import StageContext
+from pipelines.tracking.run_log import RunLog
 
-COLUMNS = 8
-PATIENCE_SECONDS = 600.0
+GRID_COLUMNS = 8
+"""Samples of each class."""
+FINAL_WAIT_SECONDS = 600.0
+"""How long the end of training waits for the last grids."""
 
 
 class Previews:
-    """Starts a grid for every checkpoint that is due, and hands it to tracking when it is there.
+    """Starts a grid for every checkpoint that is due, and logs it to tracking when it is drawn.
 
-    Seed and labels are the same in all of them, so that one sees the same images become sharp.
+    All grids have the same seed and labels, so that the same images are seen to become sharp.
     """
 
-    def __init__(self, context: StageContext, config: Recipe, run):
-        self._context, self._config, self._run = context, config, run
+    def __init__(self, config: Recipe, run: RunLog, say: Callable[[str], None]):
+        """say: shows a line to the user."""
+        self._config, self._run, self._say = config, run, say
         self._folder = Path(storage.local_folder_for(config.folder("samples")))
-        self._pending: dict = {}
+        self._pending: dict[Any, int] = {}
 
     @property
     def pending_steps(self) -> set[int]:
-        """Steps whose checkpoints are still read."""
+        """Steps whose checkpoints are still being read."""
         return set(self._pending.values())
 
     def start(self, checkpoint: str, step: int) -> None:
-        """Begin the grid of a checkpoint, if the recipe asks for one at its step."""
+        """Start the grid of a checkpoint, given by path or URI, if the recipe asks for one at its step."""
         every = self._config.train.sample_every
         if not every or step % every:
             return
@@ -36,41 +41,38 @@ class Previews:
 
         evaluate = self._config.evaluate
         resources = {"num_cpus": evaluate.cpus_per_worker, "num_gpus": evaluate.gpus_per_worker, **evaluate.placement}
-        draw = ray.remote(**resources, max_retries=1)(_draw)
-        self._pending[draw.remote(checkpoint, self._config)] = step
+        draw_grid = ray.remote(**resources, max_retries=1)(_draw_grid)
+        self._pending[draw_grid.remote(checkpoint, self._config)] = step
 
     def collect(self, *, wait: bool = False) -> None:
-        """Hand over what is there; with `wait`, all that was begun."""
+        """Log the grids that are drawn; with `wait`, wait for those that are not."""
         if not self._pending:
             return
         import ray
 
-        patience = PATIENCE_SECONDS if wait else 0
-        finished, late = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=patience)
+        timeout = FINAL_WAIT_SECONDS if wait else 0
+        finished, late = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=timeout)
         for reference in finished:
             step = self._pending.pop(reference)
             try:
                 file = self._folder / f"step_{step:07d}.png"
                 storage.write_atomically(str(file), ray.get(reference))
                 self._run.image(file, "samples", step)
-            except Exception as error:  # training is worth more than a picture of it
-                self._context.say("train", f"no samples of step {step:,}: {str(error).strip().splitlines()[-1]}")
+            except Exception as error:  # a missing picture must not end the training
+                self._say(f"no samples of step {step:,}: {str(error).strip().splitlines()[-1]}")
         if wait and late:
             steps = ", ".join(f"{self._pending[reference]:,}" for reference in late)
-            self._context.say(
-                "train", f"no samples of step {steps} after {PATIENCE_SECONDS:.0f} s: not waiting for them"
-            )
+            self._say(f"no samples of step {steps} after {FINAL_WAIT_SECONDS:.0f} s: no longer waiting for them")
 
 
-def _draw(checkpoint: str, config: Recipe) -> bytes:
-    """The grid as a PNG."""
+def _draw_grid(checkpoint: str, config: Recipe) -> bytes:
+    """Return the grid as a PNG."""
     import torch
 
-    from pipelines.checkpoints.stored import open_checkpoint
     from pipelines.scoring.sample_grid import sample_grid
 
     torch.set_num_threads(config.evaluate.cpus_per_worker)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "grid.png"
-        sample_grid(open_checkpoint(checkpoint).path, config, str(file), classes=None, columns=COLUMNS)
+        sample_grid(checkpoint, config, str(file), classes=None, columns=GRID_COLUMNS)
         return file.read_bytes()

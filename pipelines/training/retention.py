@@ -1,20 +1,55 @@
-"""Which checkpoints are kept."""
+"""Which checkpoints a training keeps: the newest, multiples of a step, the best one, and those of registered models."""
 
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from cluster import storage
 from evaluation.protocol import HIGHER_IS_BETTER, parse_metric_name
 from evaluation.report import REPORT_FILE
 from pipelines.config.training import TrainConfig
+from pipelines.console import first_line
 
-ASK_AGAIN_SECONDS = 60.0
+if TYPE_CHECKING:
+    from pipelines.checkpoints.folder import CheckpointFolder
+
+RETRY_SECONDS = 60.0
+"""How long MLflow is not asked again after it did not answer: asking an absent server may take half a minute."""
+
+
+class Retention:
+    """Removes the checkpoints of a training that its recipe does not keep."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        checkpoints: "CheckpointFolder",
+        evaluations: str,
+        protected: "ProtectedCheckpoints",
+    ):
+        """evaluations: path or URI of the output's evaluations, by which the best checkpoint is chosen."""
+        self._config, self._checkpoints = config, checkpoints
+        self._evaluations, self._protected = evaluations, protected
+
+    def remove_outdated(self, steps: list[int], in_use: set[int], *, force_refresh: bool = False) -> Iterator[str]:
+        """Remove the outdated ones of some steps' checkpoints, and yield the digest of each that is gone.
+
+        steps: all finished steps that may be removed. in_use: steps to keep for now. force_refresh: as in
+        ProtectedCheckpoints.filter_removable.
+        """
+        config = self._config
+        best = best_step(self._evaluations, config.keep_best) if config.keep_best else None
+        outdated = [step for step in outdated_steps(steps, config, best) if step not in in_use]
+        digests = {step: self._checkpoints.describe(step).digest for step in outdated}
+        for step, digest in self._protected.filter_removable(digests, force_refresh=force_refresh).items():
+            self._checkpoints.remove(step)
+            yield digest
 
 
 def outdated_steps(steps: list[int], config: TrainConfig, best: int | None) -> list[int]:
-    """Of the steps of finished checkpoints those that are not to be kept; never the newest."""
+    """Return those steps of finished checkpoints that are not kept, ascending; never the newest or the best one."""
     if config.keep_last is None:
         return []
     kept = {*sorted(steps)[-config.keep_last :], best}
@@ -23,10 +58,10 @@ def outdated_steps(steps: list[int], config: TrainConfig, best: int | None) -> l
 
 
 def best_step(evaluations: str, metric: str) -> int | None:
-    """Step of the checkpoint that is best by a metric, over the reports in output/evaluations; None without any.
+    """Return the step of the checkpoint that is best by a metric, over the reports in output/evaluations.
 
-    Compared are those of one protocol, the one by which most checkpoints were scored: others are other numbers.
-    Raises ValueError for a name that is no metric's.
+    Only reports of one protocol are compared, the one by which most checkpoints were scored, because numbers of several
+    protocols are not comparable. Returns None without a report. Raises InvalidInput if there is no such metric.
     """
     sign = -1 if parse_metric_name(metric).kind in HIGHER_IS_BETTER else 1
     scores: dict[str, list[tuple[float, int]]] = {}
@@ -38,21 +73,21 @@ def best_step(evaluations: str, metric: str) -> int | None:
             value = json.load(file)["metrics"].get(metric)
         if value is not None:
             scores.setdefault(protocol, []).append((sign * value, int(step)))
-    most = max(scores, key=lambda protocol: len(scores[protocol]), default=None)
-    return min(scores[most])[1] if most else None
+    most_used = max(scores, key=lambda protocol: len(scores[protocol]), default=None)
+    return min(scores[most_used])[1] if most_used else None
 
 
 class ProtectedCheckpoints:
-    """Which checkpoints the aliases of registered models lead to: none of them is ever removed.
+    """The checkpoints that aliases of registered models point to, none of which may be removed.
 
-    While MLflow does not answer nobody knows, and all are kept; it is not asked again before a minute is over, because
-    a question to a server that is away may take half of one.
+    While MLflow does not answer, all checkpoints are protected.
     """
 
     def __init__(self, uri: str, say: Callable[[str], None]):
-        """uri: of the store, as in a recipe."""
-        self._uri, self._say, self._not_before = uri, say, 0.0
-        self._told: set[int] = set()
+        """uri: of the tracking store, as in a recipe. say: shows a line to the user."""
+        self._uri, self._say = uri, say
+        self._next_attempt = 0.0
+        self._announced: set[int] = set()
 
     def filter_removable(self, digests: dict[int, str], *, force_refresh: bool = False) -> dict[int, str]:
         """Return the checkpoints (digests by step) that no alias protects.
@@ -61,16 +96,19 @@ class ProtectedCheckpoints:
         """
         from pipelines.tracking.lookup import protected_digests
 
-        if not digests or (time.monotonic() < self._not_before and not force_refresh):
+        if not digests or (time.monotonic() < self._next_attempt and not force_refresh):
             return {}
         try:
             protected = protected_digests(self._uri)
-        except Exception as error:  # whatever it is: a checkpoint that is gone does not come back
-            self._not_before = time.monotonic() + ASK_AGAIN_SECONDS
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._say(f"outdated checkpoints stay until it is known what registered models lead to: {reason}")
+        except Exception as error:  # any error: a removed checkpoint cannot be restored
+            self._next_attempt = time.monotonic() + RETRY_SECONDS
+            self._say(
+                f"keeping outdated checkpoints, because it is unknown which ones registered models use: "
+                f"{first_line(error)}"
+            )
             return {}
-        for step in (step for step, digest in digests.items() if digest in protected and step not in self._told):
-            self._say(f"checkpoint of step {step:,} stays: an alias of a registered model leads to it")
-            self._told.add(step)
+        for step, digest in digests.items():
+            if digest in protected and step not in self._announced:
+                self._say(f"keeping the checkpoint of step {step:,}: an alias of a registered model points to it")
+                self._announced.add(step)
         return {step: digest for step, digest in digests.items() if digest not in protected}

@@ -1,46 +1,71 @@
-"""What every training worker is given: the model, the objective and the record of its checkpoints."""
+"""The settings of a training worker: what the recipe and its latents decide before any worker starts."""
 
-from dataclasses import asdict
+from dataclasses import dataclass
+from typing import Any
 
+from dit.autoencoder import LatentScale
+from dit.config import DiTConfig, UViTConfig
+from dit.formats.record import describe_checkpoint
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.model import ModelConfig
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
+from pipelines.config.training import TrainConfig
 from pipelines.latents.autoencoder import autoencoder_of
 from pipelines.latents.dataset import LatentDataset
 
 
-def worker_settings(config: Recipe, latents: LatentDataset) -> dict:
-    """What every worker is told: the recipe, and what follows from it and the latents."""
-    from dit.formats.record import describe_checkpoint
+@dataclass(frozen=True, kw_only=True)
+class TrainWorkerSettings:
+    """What every worker of the train job is given."""
 
-    model = model_config(config.model, config, latents)
+    train: TrainConfig
+    seed: int
+    model: DiTConfig | UViTConfig
+    objective: dict[str, Any]
+    """Arguments of `dit.objective.create_process`."""
+    scale: LatentScale
+    """Normalisation of the latents."""
+    latents: str
+    """Absolute path or URI of the latent data set."""
+    checkpoints: CheckpointFolder
+    record: dict[str, Any]
+    """What config.json of every checkpoint says, as `dit.checkpoint.describe_checkpoint` returns it."""
+
+
+def train_worker_settings(config: Recipe, latents: LatentDataset) -> TrainWorkerSettings:
+    """Work out the workers' settings from a recipe and its latents. Raises InvalidInput if these do not fit."""
+    model = resolve_model(config.model, latents, learn_sigma=config.objective.learn_sigma)
     objective = {"kind": config.objective.kind, **config.objective.settings()}
-    return {
-        "config": config,
-        "model": asdict(model),
-        "objective": objective,
-        "latents": str(latents.path),
-        "folder": config.folder("checkpoints"),
-        "checkpoint": describe_checkpoint(
+    # By this recipe's id: latents that several recipes share may have been encoded in another output folder.
+    autoencoder = latents.manifest["autoencoder"] | {"id": autoencoder_of(config).id}
+    return TrainWorkerSettings(
+        train=config.train,
+        seed=config.seed,
+        model=model,
+        objective=objective,
+        scale=LatentScale(autoencoder["latents_mean"], autoencoder["latents_std"]),
+        latents=str(latents.path),
+        checkpoints=CheckpointFolder(config.folder("checkpoints")),
+        record=describe_checkpoint(
             model=model,
             objective=objective,
-            # As this recipe names it: latents that recipes share were made in another output.
-            autoencoder=latents.manifest["autoencoder"] | {"id": autoencoder_of(config).id},
+            autoencoder=autoencoder,
             preprocessing=latents.manifest["preprocessing"],
             class_names=latents.class_names,
             seed=config.seed,
             latents_fingerprint=latents.fingerprint,
             recipe=resolved(config),
         ),
-    }
+    )
 
 
-def model_config(model: ModelConfig, config: Recipe, latents: LatentDataset):
-    """The model's configuration, with what follows from the latents. Raises ValueError if they do not fit."""
+def resolve_model(model: ModelConfig, latents: LatentDataset, *, learn_sigma: bool) -> DiTConfig | UViTConfig:
+    """Return the full configuration of a recipe's model for given latents. Raises InvalidInput if they do not fit."""
     channels, height, width = latents.latent_shape
     return model.resolve(
         input_size=height if height == width else (height, width),
         in_channels=channels,
         num_classes=len(latents.class_names),
-        learn_sigma=config.objective.learn_sigma,
+        learn_sigma=learn_sigma,
     )

@@ -1,8 +1,8 @@
-"""One process of a Ray Train group: its device and share, its data-parallel network, its checkpoints, its word."""
+"""One worker of a training group: its rank and device, its data-parallel network, its reports and its checkpoints."""
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as distributed
@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from dit.snapshot import Snapshot
     from dit.train import TrainState
 
+Value = TypeVar("Value")
+
 
 class Worker:
-    """This process's place in the group. What says "all" must be called by all workers, at the same step."""
+    """One process of the training group. Methods marked "Collective" must be called by all workers at the same step."""
 
-    def __init__(self, rank: int, num_workers: int, device: torch.device, tell: Callable[[Message], object]):
-        """tell: sends a message to the driver."""
-        self.rank, self.num_workers, self.device, self.tell = rank, num_workers, device, tell
+    def __init__(self, rank: int, num_workers: int, device: torch.device, send: Callable[[Message], object]):
+        """send: sends a message to the driver."""
+        self.rank, self.num_workers, self.device, self.send = rank, num_workers, device, send
 
     @classmethod
-    def of_group(cls, workers: ElasticWorkersConfig, mailbox) -> "Worker":
-        """This process's, in the Ray Train group that it belongs to."""
+    def of_ray_train(cls, workers: ElasticWorkersConfig, mailbox: Any) -> "Worker":
+        """Return the worker that this process is in its Ray Train group. mailbox: handle of a Mailbox actor."""
         import ray.train
         import ray.train.torch
 
@@ -34,7 +36,7 @@ class Worker:
         return cls(context.get_world_rank(), context.get_world_size(), device, mailbox.put.remote)
 
     def wrap(self, network: torch.nn.Module, *, strategy: str = "ddp", compiled: bool = False) -> torch.nn.Module:
-        """The network as what is called in training: itself, or data-parallel over the group. All."""
+        """Return the module to call in training: the network itself, or its data-parallel wrapper. Collective."""
         from dit.distributed import replicate_network, shard_network
 
         model = network
@@ -43,19 +45,19 @@ class Worker:
         elif self.num_workers > 1:
             model = replicate_network(network, self.device)
         if compiled:
-            model.compile()  # in place: the wrapper and the names of the weights stay
+            model.compile()  # in place, so that wrapper and weights keep their names
         return model
 
     def notice(self, text: str) -> None:
-        """Let people read something, once for the group."""
+        """Show a line to the user, once for the whole group."""
         if self.rank == 0:
-            self.tell(Notice(text))
+            self.send(Notice(text))
 
     def report(self, step: int, metrics: dict[str, float]) -> Report:
-        """Send the mean over all workers to the driver, and return it. All."""
+        """Send the mean of metrics over all workers to the driver, and return it. Collective."""
         report = Report(step, self._mean(metrics))
         if self.rank == 0:
-            self.tell(report)
+            self.send(report)
         return report
 
     def _mean(self, metrics: dict[str, float]) -> dict[str, float]:
@@ -65,29 +67,33 @@ class Worker:
         distributed.all_reduce(values)
         return dict(zip(metrics, (values / self.num_workers).tolist(), strict=True))
 
-    def gather(self, value) -> list:
-        """Every worker's value, by rank. All."""
+    def gather(self, value: Value) -> list[Value]:
+        """Return the values of all workers, by rank. Collective."""
         if self.num_workers == 1:
             return [value]
-        values: list = [None] * self.num_workers
+        values: list[Any] = [None] * self.num_workers
         distributed.all_gather_object(values, value)
         return values
 
+    def wait_for_all(self) -> None:
+        """Return once all workers have called it. Collective."""
+        self.gather(None)
+
 
 class CheckpointWriter:
-    """Writes checkpoints while training goes on: a step waits for the copy to memory, not for the disk.
+    """Writes checkpoints in a thread, so that training waits for the copy to memory but not for the disk.
 
-    One is written at a time. What goes wrong in writing is raised by the next call.
+    One checkpoint is written at a time. An error in writing is raised by the next call.
     """
 
     def __init__(self, worker: Worker, write: "Callable[[Snapshot], object]"):
-        """write: puts a snapshot where checkpoints are; called in the process of rank 0."""
+        """write: writes a snapshot to storage; it is called in the process of rank 0 only."""
         self._worker, self._write = worker, write
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def save(self, state: "TrainState") -> None:
-        """Take a snapshot, and begin to write it. All."""
+        """Take a snapshot of the state and start to write it. Collective."""
         from dit.snapshot import take_snapshot
 
         self.wait()
@@ -96,7 +102,7 @@ class CheckpointWriter:
             self._thread.start()
 
     def wait(self) -> None:
-        """Return when what was begun is written."""
+        """Wait until the checkpoint that is being written is complete."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -106,6 +112,6 @@ class CheckpointWriter:
     def _run(self, snapshot: "Snapshot") -> None:
         try:
             self._write(snapshot)
-            self._worker.tell(Saved(snapshot.step))
+            self._worker.send(Saved(snapshot.step))
         except BaseException as error:
             self._error = error

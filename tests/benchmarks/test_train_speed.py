@@ -17,18 +17,18 @@ from tiny_training import training_recipe
 from torch.nn.parallel import DistributedDataParallel
 
 from dit.autoencoder import LatentScale
-from dit.config import config_from_dict, named_config
+from dit.config import named_config
 from dit.flow import FlowMatching
 from dit.model import DiT
 from pipelines.latents.dataset import LatentArrays, LatentDataset
 from pipelines.stage import StageContext
 from pipelines.training.batches import latent_batches
-from pipelines.training.group import run_workers
+from pipelines.training.group import RAY_FOLDER, run_workers
 from pipelines.training.loading import ArrayLatents
 from pipelines.training.loop import train_worker
 from pipelines.training.messages import Report
-from pipelines.training.order import EpochOrder, Share
-from pipelines.training.settings import worker_settings
+from pipelines.training.order import EpochOrder, WorkerShare
+from pipelines.training.settings import train_worker_settings
 
 pytestmark = pytest.mark.benchmark
 ROUNDS = 3
@@ -134,13 +134,21 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers
         )
 
     latents = LatentDataset.open(recipe(1).latents)
-    rounds = [worker_settings(recipe(number), latents) for number in range(1, num_rounds + 1)]
-    loops = BareLoops(config_from_dict(rounds[0]["model"]), batch_size, num_workers, tmp_path / "meeting")
+    rounds = [train_worker_settings(recipe(number), latents) for number in range(1, num_rounds + 1)]
+    loops = BareLoops(rounds[0].model, batch_size, num_workers, tmp_path / "meeting")
     listeners, bare = [], []
     with StageContext(recipe(1)) as context:
         for number, settings in enumerate(rounds, start=1):
             listeners.append(Listener())
-            run_workers(context, "train", settings["config"].train, train_worker, settings, listeners[-1].on_message)
+            run_workers(
+                context,
+                "train",
+                settings.train,
+                train_worker,
+                settings,
+                listeners[-1].on_message,
+                ray_folder=recipe(1).folder(RAY_FOLDER),
+            )
             assert listeners[-1].reports[-1].step == number * steps
             bare.append(loops.seconds(steps))
     loops.end()
@@ -169,7 +177,7 @@ def batches(rows: int, batch_size: int):
         null_class=1000,
         dropout=0.1,
         seed=0,
-        share=Share(0, 1, batch_size),
+        share=WorkerShare(0, 1, batch_size),
         first_batch=0,
     )
 

@@ -1,4 +1,4 @@
-"""An autoencoder trained into a bucket: published whole, fetched by whoever encodes with it."""
+"""An autoencoder that is trained into a bucket: published completely, and fetched for encoding."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from tiny import tiny_recipe
 from cluster import storage
 from dit.autoencoder import Autoencoder, create_autoencoder, describe_autoencoder
 from pipelines.autoencoder import train_autoencoder
-from pipelines.checkpoints.stored import finished_steps
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.encode import encode
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.verify import verify
@@ -19,7 +19,7 @@ from pipelines.stage import StageContext
 from pipelines.training.autoencoder import finish_autoencoder
 
 
-def test_a_finished_autoencoder_in_a_bucket_is_that_of_a_disk(s3_bucket, tmp_path):
+def test_an_autoencoder_in_a_bucket_equals_one_on_disk(s3_bucket, tmp_path):
     images = [np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)]
     for output in (str(tmp_path), s3_bucket):
         torch.manual_seed(0)
@@ -45,7 +45,7 @@ def test_the_jobs_train_and_encode_in_a_bucket(s3_bucket, tmp_path, local_ray):
         handle = train_autoencoder(config, context=context)
         recorded = storage.read_json(f"{config.output}/autoencoder/raydit.json")
         assert describe_autoencoder(handle.folder()) == recorded["autoencoder"]
-        assert finished_steps(f"{config.output}/autoencoder/training") == []
+        assert CheckpointFolder(f"{config.output}/autoencoder/training").finished_steps() == []
         dataset = encode(config, context=context)
     assert dataset.manifest["autoencoder"]["sha256"] == recorded["autoencoder"]["sha256"]
     assert all(check.ok for check in verify(dataset))

@@ -8,6 +8,7 @@ from away import assert_same
 from ray_head import started_head
 
 from dit.checkpoint import step_name
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.reader import load_recipe
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.preprocess import read_cropped
@@ -49,8 +50,8 @@ def test_a_classifier_of_real_digits_recognises_sampled_ones(config, tmp_path):
     held_out = classifier.score(pixels(config.images, real.held_out.keys), real.held_out.labels)
     assert held_out > 0.95
 
-    checkpoint = Path(config.folder("checkpoints")) / step_name(config.train.steps)
-    sample_file(checkpoint, config, str(tmp_path / "samples.npz"), num_samples=1000)
+    checkpoint = CheckpointFolder(config.folder("checkpoints")).newest()
+    sample_file(checkpoint.path, config, str(tmp_path / "samples.npz"), num_samples=1000)
     with np.load(tmp_path / "samples.npz") as file:
         images, labels = file["arr_0"].mean(axis=-1), file["arr_1"]
     assert len(labels) == 1000 and np.bincount(labels).tolist() == [100] * 10

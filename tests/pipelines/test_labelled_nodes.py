@@ -1,4 +1,4 @@
-"""Workers on a real cluster whose nodes carry labels."""
+"""Workers on a cluster whose nodes have labels."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -11,14 +11,14 @@ from cluster.session import require_resources
 from pipelines.config.training import WorkersConfig
 from pipelines.scoring.actor_pool import run_on_actors
 from pipelines.stage import StageContext
-from pipelines.training.group import run_workers
+from pipelines.training.group import RAY_FOLDER, run_workers
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """The address of a cluster, and the ids of its labelled nodes."""
+    """Return the address of a cluster, and the ids of its labelled nodes by label."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -30,22 +30,19 @@ def nodes(monkeypatch):
         cluster.shutdown()
 
 
-def test_workers_run_on_the_nodes_that_are_asked_for(tmp_path, nodes):
+def test_workers_run_on_nodes_with_the_selected_label(tmp_path, nodes):
     # In a process of its own: in this one other tests may have joined another Ray.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        process.submit(check_places, tmp_path, *nodes).result()
+        process.submit(check_nodes, tmp_path, *nodes).result()
 
 
-def check_places(tmp_path, address, ids):
+def check_nodes(tmp_path, address, ids):
     config = tiny_recipe(
         tmp_path, "train.label_selector.pool=big", "encode.label_selector.pool=!in(big, none)", "train.num_workers=2"
     )
 
-    def tell_node(settings):
-        import ray.train
-
-        rank = ray.train.get_context().get_world_rank()
-        (settings["folder"] / f"{rank}").write_text(ray.get_runtime_context().get_node_id())
+    def write_node(worker, folder):
+        (folder / f"{worker.rank}").write_text(ray.get_runtime_context().get_node_id())
 
     def node_of(row):
         return {"node": ray.get_runtime_context().get_node_id()}
@@ -56,7 +53,15 @@ def check_places(tmp_path, address, ids):
     folder = tmp_path / "nodes"
     folder.mkdir()
     with StageContext(config, address=address) as context:
-        run_workers(context, "train", config.train, tell_node, {"folder": folder}, lambda message: None)
+        run_workers(
+            context,
+            "train",
+            config.train,
+            write_node,
+            folder,
+            lambda message: None,
+            ray_folder=config.folder(RAY_FOLDER),
+        )
         assert {file.read_text() for file in folder.iterdir()} == {ids["big"]}
         ray_data = context.ray_data(config.encode, "encode")
         rows = ray_data.from_items([1, 2], override_num_blocks=2).map(node_of, **config.encode.placement).take_all()

@@ -28,8 +28,8 @@ from pipelines.latents.encoding import encode_identity
 from pipelines.latents.verify import verify
 from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.train import train_identity
-from pipelines.training.loop import train_as
-from pipelines.training.settings import worker_settings
+from pipelines.training.loop import train_worker
+from pipelines.training.settings import train_worker_settings
 from pipelines.training.worker import Worker
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -91,8 +91,8 @@ def test_its_training_resumes_to_its_own_last_checkpoint(recipe, folder):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        settings = worker_settings(recipe, LatentDataset.open(recipe.latents))
-        train_as(Worker(0, 1, torch.device("cpu"), messages.append), settings)
+        settings = train_worker_settings(recipe, LatentDataset.open(recipe.latents))
+        train_worker(Worker(0, 1, torch.device("cpu"), messages.append), settings)
     finally:
         torch.set_num_threads(threads)
         resumed = folder / "resumed"

@@ -156,7 +156,7 @@ def test_training_goes_on_from_the_newest_checkpoint_to_the_bit(copy):
 @pytest.mark.slow
 def test_more_steps_go_on_and_fewer_start_anew(copy, capsys):
     checkpoint = train(tiny_recipe(copy, "train.steps=8"))
-    assert checkpoint.step == 8 and "goes on from step 6" in capsys.readouterr().out
+    assert checkpoint.step == 8 and "resumes from step 6" in capsys.readouterr().out
     checkpoint = train(tiny_recipe(copy, "train.steps=4"))
     assert checkpoint.step == 4 and "train.steps: 8 -> 4" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The train job on Ray: what it leaves in the output and in MLflow, at a URI, and with divided weights."""
+"""The train job on Ray: its output and its MLflow run, training at a URI, and sharded weights."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from tiny_training import assert_equal, final_weights, training_recipe
 
-from pipelines.checkpoints import stored as checkpoints
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.stage import StageContext
 from pipelines.train import train
 
@@ -30,7 +30,7 @@ def store(recipe):
 
 @pytest.fixture(scope="module")
 def watched(local_ray, tmp_path_factory):
-    """A run with pictures, of whose checkpoints not all are kept."""
+    """Train with previews, and with a retention that removes some checkpoints."""
     recipe = training_recipe(
         tmp_path_factory.mktemp("watched"), checkpoint_every=2, sample_every=4, keep_last=1, keep_every=6
     )
@@ -38,8 +38,8 @@ def watched(local_ray, tmp_path_factory):
     return recipe
 
 
-def test_of_the_checkpoints_those_asked_for_are_kept_and_tracking_knows(watched):
-    assert checkpoints.finished_steps(watched.folder("checkpoints")) == [6, 8]
+def test_outdated_checkpoints_are_removed_and_marked_in_tracking(watched):
+    assert CheckpointFolder(watched.folder("checkpoints")).finished_steps() == [6, 8]
     _, _, models = store(watched)
     removed = {name: model.tags.get("raydit.removed") for name, model in models.items()}
     assert removed == {
@@ -50,7 +50,7 @@ def test_of_the_checkpoints_those_asked_for_are_kept_and_tracking_knows(watched)
     }
 
 
-def test_grids_of_samples_are_drawn_on_the_way(watched):
+def test_grids_of_samples_are_drawn_during_training(watched):
     client, training, _ = store(watched)
     files = sorted(Path(watched.folder("samples")).iterdir())
     assert [file.name for file in files] == ["step_0000004.png", "step_0000008.png"]
@@ -60,7 +60,7 @@ def test_grids_of_samples_are_drawn_on_the_way(watched):
     assert {int(path.split("step+")[1].split("+")[0]) for path in images if path.endswith(".png")} == {4, 8}
 
 
-def test_the_run_shows_how_training_went(watched):
+def test_the_run_has_all_metrics(watched):
     _, training, _ = store(watched)
     metrics = training.data.metrics
     names = ["loss", "lr", "grad_norm", "images_per_second", "data_wait", "mfu", "memory_gib"]
@@ -69,22 +69,19 @@ def test_the_run_shows_how_training_went(watched):
     assert not any(name.startswith(("train/sum_", "train/count_")) for name in metrics)
 
 
-def test_a_training_at_a_uri_is_that_on_disk_and_goes_on(local_ray, s3_bucket, tmp_path):
+def test_a_training_at_a_uri_equals_one_on_disk_and_resumes(local_ray, s3_bucket, tmp_path):
     on_disk = training_recipe(tmp_path, tmp_path / "disk")
     run(on_disk, local_ray)
     latents = {"encode": {"output": on_disk.latents}}
     run(training_recipe(tmp_path, f"{s3_bucket}/output", steps=4, **latents), local_ray)
     in_bucket = training_recipe(tmp_path, f"{s3_bucket}/output", **latents)
     checkpoint = run(in_bucket, local_ray)
-    assert checkpoint.location == f"{s3_bucket}/output/checkpoints/step_0000008"
+    assert checkpoint.origin == f"{s3_bucket}/output/checkpoints/step_0000008"
     assert_equal(final_weights(in_bucket), final_weights(on_disk))
 
 
-def test_divided_weights_agree_with_copied_ones(local_ray, tmp_path):
-    copied, divided = (
-        training_recipe(tmp_path / strategy, strategy=strategy, num_workers=2) for strategy in ("ddp", "fsdp")
-    )
-    run(copied, local_ray)
-    run(divided, local_ray)
-    weights = final_weights(copied)
-    torch.testing.assert_close(final_weights(divided), weights, rtol=1e-4, atol=1e-5)
+def test_fsdp_agrees_with_ddp(local_ray, tmp_path):
+    ddp, fsdp = (training_recipe(tmp_path / strategy, strategy=strategy, num_workers=2) for strategy in ("ddp", "fsdp"))
+    run(ddp, local_ray)
+    run(fsdp, local_ray)
+    torch.testing.assert_close(final_weights(fsdp), final_weights(ddp), rtol=1e-4, atol=1e-5)

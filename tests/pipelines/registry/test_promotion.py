@@ -190,7 +190,7 @@ def test_retention_removes_nothing_that_a_registered_model_leads_to(story, promo
     for _ in range(2):
         found = registered.filter_removable(digests)
         assert found == expected and 4 not in found
-    assert said.count("checkpoint of step 4 stays: an alias of a registered model leads to it") == 1
+    assert said.count("keeping the checkpoint of step 4: an alias of a registered model points to it") == 1
 
 
 def test_while_the_registry_cannot_be_asked_all_checkpoints_stay_and_it_is_asked_once_a_minute(story, monkeypatch):

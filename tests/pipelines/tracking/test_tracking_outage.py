@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow_server import MlflowServer, free_port, wait_until
 from tiny_training import training_recipe
 
-from pipelines.checkpoints.stored import finished_steps
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.recipe import TrackingConfig
 from pipelines.stage import StageContext
 from pipelines.tracking.store import check_tracking
@@ -63,7 +63,7 @@ def deliver(recipe) -> None:
 
 
 def newest(recipe) -> int:
-    return max(finished_steps(recipe.folder("checkpoints")), default=0)
+    return CheckpointFolder(recipe.folder("checkpoints")).last_step()
 
 
 def losses(database) -> list[tuple[int, float]]:

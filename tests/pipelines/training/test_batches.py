@@ -1,4 +1,4 @@
-"""Batches are a function of (seed, step, position): not of workers, not of where a run began."""
+"""Batches are a function of (seed, batch number, position), whatever the number of workers and the first batch."""
 
 from itertools import islice
 
@@ -10,9 +10,9 @@ from dit.autoencoder import LatentScale
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
 from pipelines.latents.dataset import LatentArrays
-from pipelines.training.batches import image_batches, latent_batches, prefetched
+from pipelines.training.batches import image_batches, latent_batches, prefetch
 from pipelines.training.loading import ArrayLatents
-from pipelines.training.order import EpochOrder, Share, step_rows
+from pipelines.training.order import EpochOrder, WorkerShare, batch_rows
 
 ROWS, BATCH = 22, 8
 SCALE = LatentScale((0.5, -1.0), (2.0, 0.25))
@@ -28,18 +28,18 @@ def one_thread():
 
 
 def make_arrays(rows=ROWS, flip=True, log_variance=-1.0):
-    """Latents whose first pixel is their row, and minus their row in the mirror."""
+    """Return latents whose first pixel is their row number, negative for the flipped image."""
     moments = np.zeros((rows, 4, 2, 3), np.float16)
     moments[:, :2] = np.arange(rows)[:, None, None, None]
     moments[:, 2:] = log_variance
-    mirrored = moments.copy()
-    mirrored[:, :2] *= -1
-    return LatentArrays(np.arange(rows) % 10, moments, mirrored if flip else None)
+    flipped = moments.copy()
+    flipped[:, :2] *= -1
+    return LatentArrays(np.arange(rows) % 10, moments, flipped if flip else None)
 
 
 def batches(arrays, count, *, process=None, rank=0, num_workers=1, first_batch=0, size=BATCH, **changes):
     settings = {"scale": SCALE, "null_class": 10, "dropout": 0.3, "seed": 5, **changes}
-    share = Share(rank, num_workers, size)
+    share = WorkerShare(rank, num_workers, size)
     latents = ArrayLatents(arrays, EpochOrder(len(arrays.labels), settings["seed"]))
     stream = latent_batches(latents, process or FlowMatching(), share=share, first_batch=first_batch, **settings)
     return list(islice(stream, count))
@@ -52,20 +52,20 @@ def assert_equal(first, second):
 
 @pytest.mark.parametrize("num_workers", [2, 4])
 @pytest.mark.parametrize("process", [FlowMatching("logit_normal"), GaussianDiffusion()])
-def test_a_step_is_the_same_whatever_the_number_of_workers(num_workers, process):
+def test_a_batch_does_not_depend_on_the_number_of_workers(num_workers, process):
     arrays = make_arrays()
-    whole = batches(arrays, 4, process=process)
+    full = batches(arrays, 4, process=process)
     parts = [batches(arrays, 4, process=process, rank=rank, num_workers=num_workers) for rank in range(num_workers)]
-    for step, batch in enumerate(whole):
+    for step, batch in enumerate(full):
         for name in FIELDS:
             assert torch.equal(getattr(batch, name), torch.cat([getattr(part[step], name) for part in parts])), name
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
-def test_rows_of_a_step_do_not_depend_on_the_workers(num_workers):
+def test_rows_of_a_batch_do_not_depend_on_the_number_of_workers(num_workers):
     for step in range(6):
-        shares = [Share(rank, num_workers, BATCH) for rank in range(num_workers)]
-        rows = np.concatenate([step_rows(EpochOrder(ROWS, 3), share, step) for share in shares])
+        shares = [WorkerShare(rank, num_workers, BATCH) for rank in range(num_workers)]
+        rows = np.concatenate([batch_rows(EpochOrder(ROWS, 3), share, step) for share in shares])
         np.testing.assert_array_equal(rows, EpochOrder(ROWS, 3).rows(range(step * BATCH, (step + 1) * BATCH)))
 
 
@@ -78,27 +78,27 @@ def test_every_epoch_is_another_permutation():
     assert not np.array_equal(epochs[0], EpochOrder(ROWS, seed=1).rows(range(ROWS)))
 
 
-def test_rows_do_not_depend_on_what_was_asked_before():
+def test_rows_do_not_depend_on_earlier_calls():
     order = EpochOrder(ROWS, seed=0)
     late = order.rows(range(3 * ROWS - 4, 3 * ROWS + 4))
     order.rows(range(5))
     np.testing.assert_array_equal(order.rows(range(3 * ROWS - 4, 3 * ROWS + 4)), late)
 
 
-def test_to_start_at_a_step_equals_skipping_those_before():
+def test_starting_at_a_batch_equals_skipping_the_earlier_ones():
     arrays = make_arrays()
-    for whole, resumed in zip(batches(arrays, 7)[4:], batches(arrays, 3, first_batch=4), strict=True):
-        assert_equal(whole, resumed)
+    for full, resumed in zip(batches(arrays, 7)[4:], batches(arrays, 3, first_batch=4), strict=True):
+        assert_equal(full, resumed)
 
 
-def test_every_position_and_step_and_seed_has_its_own_noise_and_time():
+def test_every_position_batch_and_seed_has_its_own_noise_and_timestep():
     arrays = make_arrays()
     drawn = batches(arrays, 3) + batches(arrays, 3, seed=6)
     noise = torch.cat([batch.noise for batch in drawn]).flatten(1)
     assert len(torch.unique(noise, dim=0)) == len(torch.unique(torch.cat([batch.t for batch in drawn]))) == 6 * BATCH
 
 
-def test_the_share_of_dropped_labels_is_that_asked_for_and_all_become_the_null_class():
+def test_labels_are_dropped_at_the_given_rate_and_become_the_null_class():
     arrays = make_arrays(rows=2000)
     (kept,) = batches(arrays, 1, size=2000, dropout=0.0)
     (batch,) = batches(arrays, 1, size=2000, dropout=0.3)
@@ -109,13 +109,13 @@ def test_the_share_of_dropped_labels_is_that_asked_for_and_all_become_the_null_c
     assert torch.equal(without.labels, kept.labels)
 
 
-def test_labels_and_latents_are_of_the_same_row():
+def test_labels_and_latents_come_from_the_same_row():
     (batch,) = batches(make_arrays(flip=False, log_variance=-100.0), 1, dropout=0.0)
     rows = SCALE.unscale(batch.latents)[:, 0, 0, 0].round().long()
     assert torch.equal(rows % 10, batch.labels)
 
 
-def test_about_half_of_the_images_are_mirrored_and_come_from_the_mirrors_moments():
+def test_about_half_of_the_images_are_flipped_and_use_the_moments_of_the_flipped_image():
     arrays = make_arrays(rows=1000, log_variance=-100.0)
     (batch,) = batches(arrays, 1, size=1000)
     values = SCALE.unscale(batch.latents)[:, 0, 0, 0].round()
@@ -123,43 +123,43 @@ def test_about_half_of_the_images_are_mirrored_and_come_from_the_mirrors_moments
     assert 0.4 < (values < 0).float().mean() < 0.6
     (plain,) = batches(make_arrays(rows=1000, flip=False, log_variance=-100.0), 1, size=1000)
     assert (SCALE.unscale(plain.latents)[:, 0, 0, 0].round() >= 0).all()
-    assert (arrays.moments[:, :2] >= 0).all()  # the mirrors were not written into the data set
+    assert (arrays.moments[:, :2] >= 0).all()  # reading does not write flipped moments into the data set
 
 
 def test_latents_are_the_scaled_mean_where_the_variance_is_zero():
     arrays = make_arrays(flip=False, log_variance=-np.inf)
     (batch,) = batches(arrays, 1)
-    rows = step_rows(EpochOrder(ROWS, 5), Share(0, 1, BATCH), 0)
+    rows = batch_rows(EpochOrder(ROWS, 5), WorkerShare(0, 1, BATCH), 0)
     mean = torch.tensor([0.5, -1.0]).view(2, 1, 1)
     expected = (torch.from_numpy(arrays.moments[rows, :2]).float() - mean) / torch.tensor([2.0, 0.25]).view(2, 1, 1)
     torch.testing.assert_close(batch.latents, expected, rtol=0, atol=1e-5)
 
 
-def test_every_epoch_draws_anew_from_the_posterior():
+def test_every_epoch_draws_new_samples_from_the_posterior():
     arrays = make_arrays(rows=1, flip=False)
     latents = torch.cat([batch.latents for batch in batches(arrays, 3, size=1)])
     assert len(torch.unique(latents.flatten(1), dim=0)) == 3
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
-def test_images_of_several_blocks_are_those_of_one(num_workers):
+def test_images_do_not_depend_on_their_division_into_blocks(num_workers):
     images = np.random.default_rng(0).integers(0, 256, (ROWS, 4, 4, 3), dtype=np.uint8)
 
     def draw(blocks, rank, workers, first_batch=0):
-        share = Share(rank, workers, BATCH)
+        share = WorkerShare(rank, workers, BATCH)
         stream = image_batches(blocks, latent_shape=(2, 1, 1), seed=1, share=share, first_batch=first_batch)
         return list(islice(stream, 5 - first_batch))
 
-    whole = draw([images], 0, 1)
+    full = draw([images], 0, 1)
     blocks = [images[:5], images[5:5], images[5:]]
     parts = [draw(blocks, rank, num_workers) for rank in range(num_workers)]
-    for step, batch in enumerate(whole):
+    for step, batch in enumerate(full):
         assert torch.equal(batch.images, torch.cat([part[step].images for part in parts]))
         assert torch.equal(batch.noise, torch.cat([part[step].noise for part in parts]))
-    assert torch.equal(draw([images], 0, 1, first_batch=4)[0].images, whole[4].images)
+    assert torch.equal(draw([images], 0, 1, first_batch=4)[0].images, full[4].images)
 
 
-def test_batches_in_parts_are_the_batch():
+def test_micro_batches_together_are_the_batch():
     (batch,) = batches(make_arrays(), 1)
     parts = batch.chunk(3)
     assert [len(part.labels) for part in parts] == [3, 3, 2]
@@ -167,14 +167,14 @@ def test_batches_in_parts_are_the_batch():
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
 
 
-def test_batches_made_ahead_are_the_same_and_an_error_comes_at_its_place():
+def test_prefetched_batches_are_the_same_and_an_error_comes_in_its_turn():
     def failing():
         yield from range(1, 5)
         raise ValueError("a shard is gone")
 
-    assert list(prefetched(range(1, 30))) == list(range(1, 30))
-    assert list(islice(prefetched(iter(int, 1)), 5)) == [0] * 5  # of endless ones no more than are used
-    stream = prefetched(failing())
+    assert list(prefetch(range(1, 30))) == list(range(1, 30))
+    assert list(islice(prefetch(iter(int, 1)), 5)) == [0] * 5  # an endless iterator is not exhausted
+    stream = prefetch(failing())
     assert list(islice(stream, 4)) == [1, 2, 3, 4]
     with pytest.raises(ValueError, match="a shard is gone"):
         next(stream)

@@ -1,4 +1,4 @@
-"""Orders that read shard by shard, and latents read from files and shards."""
+"""Orders of reading shard by shard, and latents read from memory, memory-mapped files and shards."""
 
 import multiprocessing
 import os
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny_latents import SHAPE, make_moments, write_dataset
 
-from pipelines.training.loading import MEMORY_BYTES, choose_backend, mapped, open_latents
-from pipelines.training.order import Share, WindowOrder, step_rows
+from pipelines.training.loading import MEMORY_BYTES, choose_backend, memory_mapped_arrays, open_latent_source
+from pipelines.training.order import WindowOrder, WorkerShare, batch_rows
 
 SHARDS = [5, 7, 6, 1, 9, 4, 8]
 ROWS = sum(SHARDS)
@@ -25,78 +25,80 @@ def test_an_epoch_holds_every_row_once_and_needs_few_shards_at_a_time(window_row
     for epoch in range(3):
         rows = order.rows(range(epoch * ROWS, (epoch + 1) * ROWS))
         assert sorted(rows) == list(range(ROWS))
-        place = epoch * ROWS
+        position = epoch * ROWS
         for window in order.windows(epoch):
             count = sum(SHARDS[shard] for shard in window)
             assert set(order.shards_of(rows[:count])) == set(window)
-            assert order.windows_from(place)[0] == order.windows_from(place + count - 1)[0] == window
-            rows, place = rows[count:], place + count
-        assert order.windows_from(place - 1)[1] == order.windows(epoch + 1)[0]
+            assert (
+                order.current_and_next_window(position)[0]
+                == order.current_and_next_window(position + count - 1)[0]
+                == window
+            )
+            rows, position = rows[count:], position + count
+        assert order.current_and_next_window(position - 1)[1] == order.windows(epoch + 1)[0]
 
 
-def test_windows_hold_as_many_rows_as_asked_for_but_the_last():
+def test_every_window_but_the_last_holds_the_given_number_of_rows():
     order = WindowOrder(SHARDS, 13, seed=0)
     for epoch in range(20):
         sizes = [[SHARDS[shard] for shard in window] for window in order.windows(epoch)]
         assert all(sum(window) >= 13 > sum(window[:-1]) for window in sizes[:-1])
 
 
-def test_shards_and_the_rows_within_a_window_are_shuffled_anew_in_every_epoch():
+def test_shards_and_the_rows_within_a_window_are_shuffled_differently_in_every_epoch():
     order = WindowOrder(SHARDS, 13, seed=0)
     assert len({str(order.windows(epoch)) for epoch in range(10)}) > 5
-    first = order.epoch(0)
-    assert not np.array_equal(first, np.concatenate([order._rows_of(s) for w in order.windows(0) for s in w]))
-    assert not np.array_equal(first, WindowOrder(SHARDS, 13, seed=1).epoch(0))
+    first = order.epoch_rows(0)
+    assert not np.array_equal(first, np.concatenate([order._rows_of_shard(s) for w in order.windows(0) for s in w]))
+    assert not np.array_equal(first, WindowOrder(SHARDS, 13, seed=1).epoch_rows(0))
 
 
-def test_any_number_of_workers_and_any_start_see_the_same_rows():
-    whole = [step_rows(WindowOrder(SHARDS, 13, 0), Share(0, 1, 10), step) for step in range(9)]
+def test_rows_do_not_depend_on_the_number_of_workers_or_the_first_batch():
+    full = [batch_rows(WindowOrder(SHARDS, 13, 0), WorkerShare(0, 1, 10), step) for step in range(9)]
     for workers in (2, 3, 4):
         for step in reversed(range(9)):
-            shares = [Share(rank, workers, 10) for rank in range(workers)]
-            rows = [step_rows(WindowOrder(SHARDS, 13, 0), share, step) for share in shares]
-            np.testing.assert_array_equal(np.concatenate(rows), whole[step])
+            shares = [WorkerShare(rank, workers, 10) for rank in range(workers)]
+            rows = [batch_rows(WindowOrder(SHARDS, 13, 0), share, step) for share in shares]
+            np.testing.assert_array_equal(np.concatenate(rows), full[step])
 
 
-@pytest.mark.parametrize("place", ["memory", "memmap", "stream"])
-def test_rows_are_those_of_the_data_set_wherever_they_are_read_from(dataset, place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend", ["memory", "memmap", "stream"])
+def test_every_backend_reads_the_rows_of_the_data_set(dataset, backend, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    latents = open_latents(dataset, place, seed=0, shuffle_rows=13)
+    latents = open_latent_source(dataset, backend, seed=0, shuffle_rows=13)
     assert latents.latent_shape == (2, 3, 5)
     for step in range(12):
-        rows = step_rows(latents.order, Share(0, 1, 9), step)
-        mirrored = np.arange(9) % 3 == step % 3
-        latents.ahead(9 * step)
-        labels, moments = latents.read(rows, mirrored)
+        rows = batch_rows(latents.order, WorkerShare(0, 1, 9), step)
+        flip = np.arange(9) % 3 == step % 3
+        latents.prefetch(9 * step)
+        labels, moments = latents.read(rows, flip)
         np.testing.assert_array_equal(labels, dataset.arrays.labels[rows])
-        expected = np.where(
-            mirrored[:, None, None, None], dataset.arrays.moments_flip[rows], dataset.arrays.moments[rows]
-        )
+        expected = np.where(flip[:, None, None, None], dataset.arrays.moments_flip[rows], dataset.arrays.moments[rows])
         np.testing.assert_array_equal(moments, expected)
 
 
 def test_a_stream_holds_two_windows_of_shards_and_no_more(dataset):
-    latents = open_latents(dataset, "stream", seed=0, shuffle_rows=1)
+    latents = open_latent_source(dataset, "stream", seed=0, shuffle_rows=1)
     for step in range(3 * ROWS):
-        latents.ahead(step)
-        latents.read(step_rows(latents.order, Share(0, 1, 1), step), np.array([False]))
+        latents.prefetch(step)
+        latents.read(batch_rows(latents.order, WorkerShare(0, 1, 1), step), np.array([False]))
         assert len(latents._held) <= 2
 
 
-def test_workers_that_begin_at_once_write_one_file_for_all(dataset, tmp_path):
+def test_workers_that_start_together_share_one_memory_mapped_file(dataset, tmp_path):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
-        sums = pool.starmap(sum_of_mapped, [(dataset, tmp_path / "cache")] * 3)
+        sums = pool.starmap(sum_of_memory_mapped, [(dataset, tmp_path / "cache")] * 3)
     assert len({identity for _, identity in sums}) == 1
     assert all(total == dataset.arrays.moments.astype(np.float64).sum() for total, _ in sums)
     assert sorted(os.listdir(tmp_path / "cache")) == [dataset.fingerprint, f"{dataset.fingerprint}.lock"]
 
 
-def sum_of_mapped(dataset, cache):
-    arrays = mapped(dataset, cache)
+def sum_of_memory_mapped(dataset, cache):
+    arrays = memory_mapped_arrays(dataset, cache)
     return arrays.moments.astype(np.float64).sum(), os.stat(arrays.moments.filename).st_ino
 
 
-def test_the_place_follows_from_the_size(dataset, monkeypatch):
+def test_the_backend_follows_from_the_size(dataset, monkeypatch):
     assert dataset.array_bytes == ROWS * int(np.prod(SHAPE)) * 2 * 2
     assert choose_backend(dataset) == "memory"
     rows = MEMORY_BYTES // (dataset.array_bytes // ROWS) + 1

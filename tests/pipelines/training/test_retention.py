@@ -1,4 +1,4 @@
-"""Which checkpoints stay."""
+"""Which checkpoints are kept."""
 
 import json
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ def keep(**settings):
         ({"keep_last": 9}, 100, STEPS),
     ],
 )
-def test_the_newest_the_multiples_and_the_best_stay(settings, best, kept):
+def test_the_newest_the_multiples_and_the_best_are_kept(settings, best, kept):
     assert [step for step in STEPS if step not in outdated_steps(STEPS[::-1], keep(**settings), best)] == kept
 
 
@@ -36,7 +36,7 @@ def report(evaluations, protocol, step, **metrics):
     (folder / "report.json").write_text(json.dumps({"metrics": metrics}))
 
 
-def test_the_best_has_the_lowest_distance_or_the_highest_score(tmp_path):
+def test_the_best_checkpoint_has_the_lowest_distance_or_the_highest_score(tmp_path):
     assert best_step(str(tmp_path), "fid_50k") is None
     report(tmp_path, "a", 100, fid_50k=9.0, is_50k=5.0)
     report(tmp_path, "a", 200, fid_50k=7.0, is_50k=4.0)

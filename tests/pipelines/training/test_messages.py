@@ -1,4 +1,4 @@
-"""The way of messages from workers to the process that started them."""
+"""Messages reach the driver from its own node, and their loss is reported."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -6,13 +6,13 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import ray
 
-from pipelines.training.group import _mailbox
-from pipelines.training.messages import Notice
+from pipelines.training.messages import Notice, receive_messages
+from raydit.errors import WorkersDied
 
 
 @pytest.fixture
 def address(monkeypatch):
-    """Of a cluster of three nodes, of which the head is the smallest: Ray would choose another."""
+    """Address of a cluster of three nodes; the head is the smallest, so that Ray would choose another one."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -26,7 +26,7 @@ def address(monkeypatch):
 
 
 @pytest.mark.slow
-def test_no_other_node_holds_messages_and_a_lost_mailbox_is_told(address):
+def test_the_mailbox_is_on_the_drivers_node_and_its_death_is_an_error(address):
     # In a process of its own: in this one other tests may have joined another Ray.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         process.submit(check_messages, address).result()
@@ -34,12 +34,12 @@ def test_no_other_node_holds_messages_and_a_lost_mailbox_is_told(address):
 
 def check_messages(address):
     ray.init(address, log_to_driver=False)
-    here, heard = ray.get_runtime_context().get_node_id(), []
-    with pytest.raises(RuntimeError, match="tracking has not heard of all.*the same command tells it"):
+    here, received = ray.get_runtime_context().get_node_id(), []
+    with pytest.raises(WorkersDied, match="reports did not reach tracking. Run the same command again"):
         for _ in range(3):
-            with _mailbox(heard.append) as mailbox:
+            with receive_messages(received.append) as mailbox:
                 assert ray.get(mailbox.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())) == here
                 ray.get(mailbox.put.remote(Notice("a")))
-        with _mailbox(heard.append) as mailbox:
+        with receive_messages(received.append) as mailbox:
             ray.kill(mailbox)
-    assert heard == [Notice("a")] * 3
+    assert received == [Notice("a")] * 3

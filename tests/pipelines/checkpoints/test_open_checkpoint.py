@@ -1,4 +1,4 @@
-"""A checkpoint is found by every one of its names, and is what the name stands for."""
+"""A checkpoint is opened by every one of its names."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoints(config):
-    """Of steps 2, 4 and 6."""
+    """Return checkpoints of steps 2, 4 and 6, by step."""
     return {step: write_checkpoint(config, step) for step in (2, 4, 6)}
 
 
@@ -40,7 +40,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def samples(checkpoint):
-    """Images of four samples."""
+    """Return the images of four samples."""
     protocol = EvaluationProtocol(
         num_samples=10,
         sampler="euler",
@@ -54,7 +54,7 @@ def samples(checkpoint):
     return sampler.sample(range(4), sampler.labels(range(4)))
 
 
-def test_a_folder_is_itself_by_path_and_by_file_uri(config, checkpoints, monkeypatch):
+def test_a_folder_is_opened_in_place_by_path_and_by_file_uri(config, checkpoints, monkeypatch):
     path = checkpoints[6].path
     monkeypatch.chdir(path.parent)
     for name in (path, str(path), "step_0000006", f"file://{path}"):
@@ -65,8 +65,8 @@ def test_a_folder_is_itself_by_path_and_by_file_uri(config, checkpoints, monkeyp
     assert checkpoint_recipe(found) == config
 
 
-def test_a_uri_is_fetched_with_the_autoencoder_beside_it(config, checkpoints, s3_bucket):
-    """By the workers as well, who open what `shared` says."""
+def test_a_uri_is_fetched_with_the_autoencoder_of_its_output(config, checkpoints, s3_bucket):
+    """Workers fetch it too: they open the URI in `shared`."""
     filesystem, inner = storage.resolve(s3_bucket)
     for folder in ("checkpoints/step_0000006", "autoencoder"):
         copy_files(str(Path(config.output) / folder), f"{inner}/out/{folder}", LocalFileSystem(), filesystem)
@@ -77,7 +77,7 @@ def test_a_uri_is_fetched_with_the_autoencoder_beside_it(config, checkpoints, s3
     expected = describe_autoencoder(Path(config.folder("autoencoder")))
     assert describe_autoencoder(checkpoint_autoencoder(found)) == expected
     assert (samples(found) == samples(open_checkpoint(checkpoints[6].path))).all()
-    with pytest.raises(FileNotFoundError, match="no checkpoint at s3://.*/step_0000008: expected a folder"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at s3://.*/step_0000008, expected a folder"):
         open_checkpoint(uri.replace("6", "8"))
 
 
@@ -85,7 +85,7 @@ def test_a_uri_is_fetched_with_the_autoencoder_beside_it(config, checkpoints, s3
 
 
 @pytest.fixture(scope="module")
-def told(config, checkpoints):
+def logged_runs(config, checkpoints):
     """MLflow's id of a run that made checkpoints 2 and 4, and of a pipeline run that it is a child of."""
     from mlflow import MlflowClient
 
@@ -114,13 +114,13 @@ def standing(checkpoint, value, error=0.5, **changes):
     return PromotionScore(checkpoint.digest, **{**fields, **changes})
 
 
-def test_runs_and_models_lead_to_the_folder(checkpoints, told, store, config):
-    run, pipeline = told
+def test_runs_and_models_lead_to_the_folder(checkpoints, logged_runs, store, config):
+    run, pipeline = logged_runs
     steps = {name: open_checkpoint(name).step for name in (f"runs:/{run}", f"runs:/{pipeline}")}
     assert set(steps.values()) == {4}
     assert open_checkpoint(f"runs:/{run}/step_0000002").path == checkpoints[2].path
-    said, given = promote(store, config.name, "leads", standing(checkpoints[2], 30.0))
-    assert given and said == "models:/leads@champion is now version 1: 30"
+    message, given = promote(store, config.name, "leads", standing(checkpoints[2], 30.0))
+    assert given and message == "models:/leads@champion is now version 1: 30"
     for name in ("models:/leads@champion", "models:/leads/1"):
         assert open_checkpoint(name).path == checkpoints[2].path
     from mlflow import MlflowClient
@@ -147,29 +147,31 @@ def test_runs_and_models_lead_to_the_folder(checkpoints, told, store, config):
         ("models:/m-0123", FileNotFoundError, "found no models:/m-0123 at sqlite"),
     ],
 )
-def test_names_that_lead_nowhere_say_so(told, store, name, error, message):
+def test_a_name_of_no_checkpoint_is_refused(logged_runs, store, name, error, message):
     with pytest.raises(error, match=message):
-        open_checkpoint(name.replace("RUN", told[0]))
+        open_checkpoint(name.replace("RUN", logged_runs[0]))
 
 
-def test_a_store_that_is_away_is_no_missing_checkpoint():
+def test_an_unreachable_store_is_not_reported_as_a_missing_checkpoint():
     with pytest.raises(ConnectionError, match="http://127.0.0.1:9 does not answer, and runs:/0123 is looked up there"):
         open_checkpoint("runs:/0123", tracking_uri="http://127.0.0.1:9")
 
 
-def test_a_folder_that_was_written_anew_is_not_what_mlflow_was_told_of(config, checkpoints, told, store):
+def test_an_overwritten_folder_is_not_the_checkpoint_that_mlflow_recorded(config, checkpoints, logged_runs, store):
     path = checkpoints[4].path
     kept = path.rename(path.with_name("kept"))
     try:
         shutil.copytree(checkpoints[2].path, path)
-        with pytest.raises(ValueError, match=f"is the checkpoint {checkpoints[4].digest[:12]}.*now holds .*anew"):
-            open_checkpoint(f"runs:/{told[0]}")
+        with pytest.raises(
+            ValueError, match=f"now has the digest .*, expected {checkpoints[4].digest[:12]}.*overwritten"
+        ):
+            open_checkpoint(f"runs:/{logged_runs[0]}")
     finally:
         shutil.rmtree(path)
         kept.rename(path)
 
 
-def test_a_training_and_its_evaluation_tell_of_one_model(config, told):
+def test_a_training_and_its_evaluation_log_one_model(config, logged_runs):
     """Each has a journal of its own; who comes first makes the model, and the training is what put it out."""
     from mlflow import MlflowClient
 
@@ -195,27 +197,27 @@ def test_a_training_and_its_evaluation_tell_of_one_model(config, told):
 # Promotion
 
 
-def test_only_who_is_better_by_more_than_the_error_is_promoted(checkpoints, told, store, config, monkeypatch):
-    def tell(checkpoint, *arguments, **changes):
+def test_a_checkpoint_is_promoted_only_if_it_is_better_by_more_than_the_error(
+    checkpoints, logged_runs, store, config, monkeypatch
+):
+    def promote_as_best(checkpoint, *arguments, **changes):
         return promote(store, config.name, "best", standing(checkpoint, *arguments, **changes))
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # another store is the usual one
-    assert tell(checkpoints[2], 30.0) == ("models:/best@champion is now version 1: 30", True)
-    assert tell(checkpoints[2], 30.0)[0] == "models:/best@champion is already this checkpoint"
-    said, given = tell(checkpoints[4], 29.4)
-    assert not given and "stays: 30 against 29.4, not better by more than the error of 0.71" in said
-    assert said.endswith("models:/best@challenger is now version 2")
-    said, given = tell(checkpoints[4], 20.0, float("inf"))
-    assert not given and "the error of a score is unknown" in said
-    assert tell(checkpoints[4], 29.2) == ("models:/best@champion is now version 3: 29.2, before 30", True)
+    assert promote_as_best(checkpoints[2], 30.0) == ("models:/best@champion is now version 1: 30", True)
+    assert promote_as_best(checkpoints[2], 30.0)[0] == "models:/best@champion is already this checkpoint"
+    message, given = promote_as_best(checkpoints[4], 29.4)
+    assert not given and "stays: 30 against 29.4, not better by more than the error of 0.71" in message
+    assert message.endswith("models:/best@challenger is now version 2")
+    message, given = promote_as_best(checkpoints[4], 20.0, float("inf"))
+    assert not given and "the error of a score is unknown" in message
+    assert promote_as_best(checkpoints[4], 29.2) == ("models:/best@champion is now version 3: 29.2, before 30", True)
     assert open_checkpoint("models:/best@champion", tracking_uri=store).path == checkpoints[4].path
     for changes in ({"protocol_id": "p2"}, {"metric": "fid_10k"}):
-        with pytest.raises(
-            ValueError, match="--promote best: found a score of protocol_id p2, expected p1, by which .* was chosen"
-        ):
-            tell(checkpoints[2], 10.0, **changes)
+        with pytest.raises(ValueError, match="--promote best: found a score of .*, expected .* was chosen"):
+            promote_as_best(checkpoints[2], 10.0, **changes)
     with pytest.raises(ConnectionError, match="does not know the checkpoint .* yet, so best was not promoted"):
-        tell(checkpoints[6], 10.0)
+        promote_as_best(checkpoints[6], 10.0)
     assert open_checkpoint("models:/best@champion", tracking_uri=store).path == checkpoints[4].path
 
 
@@ -243,14 +245,14 @@ def test_official_weights_are_imported_once(config, official, cache):
     assert samples(found).shape == (4, 16, 16, 3)
 
 
-def test_official_weights_without_a_name_say_what_to_do(official):
-    with pytest.raises(ValueError, match="tiny.pt is a file: expected .*--model DiT-XL/2"):
+def test_official_weights_need_a_model_name_or_dimensions(official):
+    with pytest.raises(ValueError, match="tiny.pt is a file, expected .*--model DiT-XL/2"):
         open_checkpoint(official)
     with pytest.raises(ValueError, match="of another model; .* entries differ"):
         open_checkpoint(official, model="DiT-S/2")
 
 
-def test_a_diffusers_pipeline_samples_as_what_it_was_made_from(tmp_path, config, official, cache):
+def test_a_diffusers_pipeline_samples_as_its_source_does(tmp_path, config, official, cache):
     imported = open_checkpoint(
         official, overrides=("model.num_heads=2", f"autoencoder.id={config.folder('autoencoder')}")
     )
@@ -259,10 +261,10 @@ def test_a_diffusers_pipeline_samples_as_what_it_was_made_from(tmp_path, config,
     found = open_checkpoint(folder)
     assert (found.origin, found.name, found.output) == (str(folder), "pipeline", str(tmp_path))
     assert all(torch.equal(value, imported.weights()[name]) for name, value in found.weights().items())
-    with pytest.raises(ValueError, match="--model DiT-S/2: found with|--model: found with"):
+    with pytest.raises(ValueError, match="--model: found with"):
         open_checkpoint(folder, model="DiT-S/2")
 
 
-def test_the_name_of_a_model_is_for_files_only(checkpoints):
-    with pytest.raises(ValueError, match="--model DiT-XL/2: found with .*leave --model out"):
+def test_a_model_name_is_refused_for_a_checkpoint(checkpoints):
+    with pytest.raises(ValueError, match="--model DiT-XL/2: found with .*Omit --model"):
         open_checkpoint(checkpoints[2].path, model="DiT-XL/2")

@@ -1,4 +1,4 @@
-"""Weights of others on the command line: in, out, sampled from and evaluated without a recipe."""
+"""Weights of other projects: imported, exported, sampled from and evaluated without a recipe, by command."""
 
 import json
 
@@ -23,8 +23,8 @@ HEADS = ("--set", "model.num_heads=4")
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    """A folder with vae/ and official.pt, as a stranger would give them."""
+def given_folder(tmp_path_factory):
+    """Return a folder with an autoencoder, vae/, and official weights, official.pt."""
     folder = tmp_path_factory.mktemp("given")
     torch.manual_seed(0)
     module = create_autoencoder(image_size=16, latent_channels=4, downsample=2, width=8)
@@ -36,22 +36,24 @@ def places(tmp_path_factory):
 
 
 @pytest.fixture
-def imported(raydit, places, tmp_path, monkeypatch):
-    """An imported checkpoint, `ours` in the working directory."""
+def imported(raydit, given_folder, tmp_path, monkeypatch):
+    """Return an imported checkpoint, which is `ours` in the working directory."""
     monkeypatch.chdir(tmp_path)
-    code, out, err = raydit("import", str(places / "official.pt"), "ours", "--autoencoder", str(places / "vae"), *HEADS)
+    code, out, err = raydit(
+        "import", str(given_folder / "official.pt"), "ours", "--autoencoder", str(given_folder / "vae"), *HEADS
+    )
     assert (code, err) == (0, "")
     assert "ours: dit, depth 1, width 32, patch 2, 3 classes" in out
     return open_checkpoint(tmp_path / "ours")
 
 
 @pytest.mark.parametrize(
-    ("format", "told"), [("official", "a state dict for the official code"), ("diffusers", "trust_remote_code=True")]
+    ("format", "message"), [("official", "a state dict for the official code"), ("diffusers", "trust_remote_code=True")]
 )
-def test_out_and_in_again_gives_the_same_weights(raydit, imported, tmp_path, places, format, told):
+def test_exporting_and_importing_gives_the_same_weights(raydit, imported, tmp_path, given_folder, format, message):
     code, out, _ = raydit("export", "ours", "theirs", "--format", format)
-    assert code == 0 and told in out
-    given = ("--autoencoder", str(places / "vae"), *HEADS) if format == "official" else ()
+    assert code == 0 and message in out
+    given = ("--autoencoder", str(given_folder / "vae"), *HEADS) if format == "official" else ()
     code, out, _ = raydit("import", "theirs", "again", *given, "--json")
     assert code == 0 and json.loads(out.splitlines()[-1])["model"] == imported.config["model"]
     again = load_checkpoint(tmp_path / "again")
@@ -77,17 +79,17 @@ def test_out_and_in_again_gives_the_same_weights(raydit, imported, tmp_path, pla
         (["import", "GIVEN/vae", "other", "--model", "DiT-XL/2"], "--model: found with a pipeline folder"),
         (["export", "ours", "GIVEN/vae", "--format", "diffusers"], "vae exists already"),
         (["export", "ours", "other", "--format", "official", "--weights", "best"], "best"),
-        (["sample", "GIVEN/official.pt"], "is a file: expected a checkpoint folder"),
+        (["sample", "GIVEN/official.pt"], "is a file, expected a checkpoint folder"),
         (["evaluate", "ours"], "images.path: found nothing, as the checkpoint is imported; expected images"),
     ],
 )
-def test_what_does_not_fit_is_one_error_and_changes_nothing(raydit, imported, places, tmp_path, arguments, message):
-    code, _, err = raydit(*[argument.replace("GIVEN", str(places)) for argument in arguments])
+def test_bad_input_gives_one_error_and_changes_nothing(raydit, imported, given_folder, tmp_path, arguments, message):
+    code, _, err = raydit(*[argument.replace("GIVEN", str(given_folder)) for argument in arguments])
     assert code == 2 and message in err and "Traceback" not in err
     assert [entry.name for entry in tmp_path.iterdir()] == ["ours"]
 
 
-def test_the_autoencoder_is_compared_where_its_digest_is_known(imported):
+def test_the_autoencoder_is_verified_if_its_digest_is_recorded(imported):
     recorded = imported.config["autoencoder"]
     checkpoint_autoencoder(imported)
     recorded["sha256"] = None
@@ -119,7 +121,7 @@ def test_an_import_is_evaluated_against_given_statistics(imported, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sample_file_holds_sample_i_at_place_i_whatever_the_shards(raydit, imported, local_ray, tmp_path):
+def test_a_sample_file_holds_sample_i_at_index_i_whatever_the_shards(raydit, imported, local_ray, tmp_path):
     settings = ["evaluate.sampling_steps=2", "evaluate.shard_rows=2", "evaluate.batch_size=2", "seed=3"]
     flags = [part for setting in settings for part in ("--set", setting)]
     code, out, _ = raydit("sample", "ours", "--npz", "samples.npz", "--num-samples", "5", *flags)

@@ -1,4 +1,4 @@
-"""Kill -9 and Ctrl-C in the middle of a command; the same command then ends where an unbroken run does."""
+"""A run that was killed or interrupted and run again ends as an uninterrupted one."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def start(folder: Path) -> subprocess.Popen:
 
 
 def wait_for(path: Path, pattern: str, process: subprocess.Popen) -> None:
-    """Until something in the output shows that the command has come so far."""
+    """Wait for a file that shows how far the command has come."""
     while not any(path.glob(pattern)):
         assert process.poll() is None, process.stdout and process.stdout.read()
         time.sleep(0.02)
@@ -41,7 +41,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_cut_off_again_and_again_ends_in_the_same_place(finished, tmp_path, cut):
+def test_a_run_that_is_interrupted_in_every_stage_gives_the_same_result(finished, tmp_path, cut):
     unbroken, _ = finished
     folder = tmp_path / "cut"
     folder.mkdir()
@@ -51,9 +51,9 @@ def test_a_run_cut_off_again_and_again_ends_in_the_same_place(finished, tmp_path
         ("output/checkpoints", "step_0000002/COMPLETE"),
         ("output/evaluations", "*/*/shards-*/shard-00000.npz"),
     ]
-    for place, pattern in milestones:
+    for folder_name, pattern in milestones:
         process = start(folder)
-        wait_for(folder / place, pattern, process)
+        wait_for(folder / folder_name, pattern, process)
         process.send_signal(cut)
         process.communicate()
         assert process.returncode in (-signal.SIGKILL, 130)

@@ -1,4 +1,4 @@
-"""A training is scored while it runs: what appears, every n-th and the last, then the watcher ends by itself."""
+"""The checkpoints of a running training are evaluated as they appear: every n-th one, and the last."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 
 from cluster import storage
 from cluster.storage.lease import hold_folder
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.follow import follow_checkpoints
-from pipelines.checkpoints.stored import finished_steps
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.stage import StageContext
 from raydit.errors import InUse
@@ -31,7 +31,7 @@ with hold_folder(sys.argv[1], on_lost=print):
 
 @contextmanager
 def held(folder, seconds=60):
-    """Another process holds a folder."""
+    """Hold a folder in another process."""
     env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     command = [sys.executable, "-c", HOLD, folder, str(seconds)]
     with subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE) as process:
@@ -42,7 +42,7 @@ def held(folder, seconds=60):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Checkpoints of a training of ten steps, one every second; where they are."""
+    """Return the folder with the checkpoints of a training of ten steps, one for every second step."""
     config = tiny_output(tmp_path_factory.mktemp("trained"), "train.steps=10", "train.checkpoint_every=2")
     for step in range(2, 12, 2):
         write_checkpoint(config, step)
@@ -50,7 +50,7 @@ def trained(tmp_path_factory):
 
 
 class Training:
-    """Moves finished checkpoints into a folder, one for each time that the watcher sleeps."""
+    """A `sleep` that copies the next finished checkpoint into a folder whenever it is called."""
 
     def __init__(self, source, target):
         self.waiting, self.target = sorted(source.glob("step_*")), target
@@ -67,24 +67,24 @@ def test_every_nth_checkpoint_and_the_last_are_scored_as_they_appear(trained, tm
     assert [(opened.step, config.train.steps) for opened, config in found] == [(step, 10) for step in expected]
 
 
-def test_a_watcher_that_comes_late_or_again_chooses_the_same(trained):
+def test_a_late_or_restarted_watcher_chooses_the_same_checkpoints(trained):
     found = follow_checkpoints(str(trained), 2, checkpoint_recipe, sleep=lambda _: pytest.fail("all is there"))
     assert [opened.step for opened, _ in found] == [4, 8, 10]
 
 
-def test_a_checkpoint_that_is_being_written_is_left_alone(trained, tmp_path):
+def test_an_unfinished_checkpoint_is_ignored(trained, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(trained / "step_0000002", folder / "step_0000002")
     shutil.copytree(trained / "step_0000004", folder / "step_0000004")
     (folder / "step_0000004" / "COMPLETE").unlink()
     (folder / ".tmp-step_0000006").mkdir()
-    assert finished_steps(str(folder)) == [2]
+    assert CheckpointFolder(str(folder)).finished_steps() == [2]
 
 
 def test_a_bucket_is_watched_like_a_folder(trained, s3_bucket):
     filesystem, inner = storage.resolve(s3_bucket)
     copy_files(str(trained), f"{inner}/out/checkpoints", LocalFileSystem(), filesystem)
-    assert finished_steps(f"{s3_bucket}/none") == []
+    assert CheckpointFolder(f"{s3_bucket}/none").finished_steps() == []
     found = list(follow_checkpoints(f"{s3_bucket}/out/checkpoints", 3, checkpoint_recipe))
     assert [opened.origin for opened, _ in found] == [
         f"{s3_bucket}/out/checkpoints/step_0000006",
@@ -92,17 +92,17 @@ def test_a_bucket_is_watched_like_a_folder(trained, s3_bucket):
     ]
 
 
-def test_an_imported_checkpoint_has_no_training_to_watch(trained, tmp_path):
+def test_an_imported_checkpoint_cannot_be_watched(trained, tmp_path):
     folder = tmp_path / "checkpoints" / "step_0000002"
     shutil.copytree(trained / "step_0000002", folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "recipe": None}))
-    with pytest.raises(ValueError, match="is imported: found no recipe.*Evaluate it without --watch"):
+    with pytest.raises(ValueError, match="is imported and records no recipe.*Evaluate it without --watch"):
         next(follow_checkpoints(str(folder.parent), 1, checkpoint_recipe))
 
 
-def test_an_output_that_is_trained_may_be_evaluated_but_not_twice_at_once(trained):
-    """Held by other processes: this one may hold a folder several times."""
+def test_an_output_in_training_can_be_evaluated_by_one_process_at_a_time(trained):
+    """Other processes hold the folders, because one process may hold a folder several times."""
     config = checkpoint_recipe(next(follow_checkpoints(str(trained), 7, checkpoint_recipe))[0])
     with held(config.output):
         with pytest.raises(InUse):
@@ -118,7 +118,7 @@ def test_an_output_that_is_trained_may_be_evaluated_but_not_twice_at_once(traine
 
 
 @pytest.mark.slow
-def test_a_run_waits_for_who_evaluates_in_its_output(trained, capsys):
+def test_a_run_waits_for_an_evaluation_in_its_output(trained, capsys):
     config = checkpoint_recipe(next(follow_checkpoints(str(trained), 7, checkpoint_recipe))[0])
     with held(storage.join(config.output, "evaluations"), seconds=4), StageContext(config) as context:
         with context.holding("evaluations"):

@@ -1,0 +1,106 @@
+"""A folder of checkpoints, one for each step, on disk or in an object store: listed, opened, written and removed.
+
+A checkpoint on disk is used where it lies. One in an object store is fetched once for all workers of a machine. A step
+whose COMPLETE file, which is written last, is missing does not count as a checkpoint.
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import storage
+from dit.checkpoint import COMPLETE, load_checkpoint, step_name
+from dit.files import digest_of_files
+from pipelines.checkpoints.open import LocatedCheckpoint
+from raydit.errors import NotFound
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """The folder that a training writes its checkpoints to, such as output/checkpoints."""
+
+    uri: str
+    """Path or URI. The folder need not exist yet."""
+
+    def uri_of(self, step: int) -> str:
+        """Return the absolute path or URI of the checkpoint of a step, whether or not it exists."""
+        return storage.join(storage.absolute(self.uri), step_name(step))
+
+    def finished_steps(self) -> list[int]:
+        """Return the steps of the complete checkpoints, ascending; empty if the folder does not exist."""
+        files = storage.list_files(self.uri, recursive=True)
+        steps = (re.fullmatch(rf"step_(\d+)/{COMPLETE}", name) for name in files)
+        return sorted(int(step[1]) for step in steps if step)
+
+    def last_step(self) -> int:
+        """Return the highest step that has a complete checkpoint, or 0."""
+        return max(self.finished_steps(), default=0)
+
+    def newest(self) -> LocatedCheckpoint | None:
+        """Open the complete checkpoint with the highest step; None if there is none."""
+        steps = self.finished_steps()
+        return self.open(steps[-1]) if steps else None
+
+    def open(self, step: int) -> LocatedCheckpoint:
+        """Open the checkpoint of a step without reading its weights; one in an object store is fetched first.
+
+        Raises NotFound if it is incomplete, and InvalidInput if another version of raydit wrote it.
+        """
+        uri = self.uri_of(step)
+        if not storage.is_local(uri) and not storage.exists(storage.join(uri, COMPLETE)):
+            raise NotFound(
+                f"no finished checkpoint at {uri}",
+                f"the file {COMPLETE} there, which is written last",
+                "choose a finished one, or train again",
+            )
+        return LocatedCheckpoint.at(uri, load_checkpoint(storage.fetch_folder(uri)))
+
+    def describe(self, step: int) -> LocatedCheckpoint:
+        """Open the checkpoint of a step for its config, digest and trainer state only.
+
+        Unlike `open`, it fetches no weights from an object store: `path` is then where they would be.
+        """
+        uri = self.uri_of(step)
+        if storage.is_local(uri):
+            return self.open(step)
+        return LocatedCheckpoint(
+            path=Path(storage.local_folder_for(self.uri)) / step_name(step),
+            config=storage.read_json(storage.join(uri, "config.json")),
+            digest=digest_of_files(storage.read_json(storage.join(uri, COMPLETE))),
+            origin=uri,
+        )
+
+    def write(self, step: int, save: Callable[[Path], object]) -> None:
+        """Write the checkpoint of a step by calling `save(folder)`, such as `dit.checkpoint.save_checkpoint`.
+
+        On disk `save` writes to the final folder. For an object store it writes to a local one, which is then uploaded
+        and removed.
+        """
+        local_folder = Path(storage.local_folder_for(self.uri)) / step_name(step)
+        if storage.is_local(self.uri):
+            save(local_folder)
+            return
+        storage.remove_folder(str(local_folder))  # a killed process left it, possibly of another training
+        save(local_folder)
+        self.publish(str(local_folder), step)
+
+    def publish(self, local_folder: str, step: int) -> None:
+        """Move a complete local folder here as the checkpoint of a step.
+
+        On disk it is renamed; to an object store it is uploaded, COMPLETE last. A complete checkpoint of that step is
+        kept, and the local folder is removed in either case.
+        """
+        uri = self.uri_of(step)
+        if storage.exists(storage.join(uri, COMPLETE)):
+            shutil.rmtree(local_folder)
+            return
+        storage.remove_folder(uri)  # a killed process left it incomplete
+        storage.publish_folder(local_folder, uri, last=COMPLETE)
+
+    def remove(self, step: int) -> None:
+        """Remove the checkpoint of a step if it exists; COMPLETE goes first, so that no partial one counts."""
+        uri = self.uri_of(step)
+        storage.remove_file(storage.join(uri, COMPLETE))
+        storage.remove_folder(uri)
