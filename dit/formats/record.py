@@ -71,15 +71,15 @@ class CheckpointRecord:
 
     step: int
     """Number of finished optimiser steps."""
-    seed: int
-    """Seed of the training."""
     model: Mapping[str, Any]
     """Fields of the model's configuration, as recorded."""
     objective: Mapping[str, Any]
     """Kind and settings of the process: the arguments of `dit.objective.create_process`."""
     autoencoder: AutoencoderRecord
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
     """Names of the classes in the order of their labels."""
+    seed: int = 0
+    """Seed of the training."""
     preprocessing: Mapping[str, Any] | None = None
     """How images were cropped and resized before encoding; None if unknown."""
     latents_fingerprint: str | None = None
@@ -107,11 +107,11 @@ class CheckpointRecord:
         source = content.get("source")
         return cls(
             step=content["step"],
-            seed=content["seed"],
+            seed=content.get("seed", 0),
             model=content["model"],
             objective=content["objective"],
             autoencoder=AutoencoderRecord.from_dict(content["autoencoder"]),
-            class_names=tuple(content["class_names"]),
+            class_names=tuple(content.get("class_names", ())),
             preprocessing=content.get("preprocessing"),
             latents_fingerprint=content.get("latents_fingerprint"),
             recipe=content.get("recipe"),
