@@ -6,7 +6,7 @@ from evaluation.reference import ReferenceStatistics
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import Recipe
 from pipelines.images.open import with_absolute_paths
-from pipelines.scoring.features import compute_features, listing_parts, make_shards, temporary_shard_dir
+from pipelines.scoring.actors import compute_features, listing_parts, make_shards, temporary_shard_dir
 from pipelines.scoring.references import RealImages, reference_statistics, save_reference
 from pipelines.stage import StageContext
 

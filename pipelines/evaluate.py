@@ -15,7 +15,12 @@ from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
 from pipelines.images.open import with_absolute_paths
-from pipelines.scoring.evaluation import (
+from pipelines.scoring.actors import Source, compute_features
+from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
+from pipelines.scoring.references import RealImages
+from pipelines.scoring.report_files import draw_figures, reports_in, save_report, step_of
+from pipelines.scoring.saved_samples import Format, KeptImages
+from pipelines.scoring.score_checkpoint import (
     EVALUATIONS,
     PAGE_FILE,
     check_scoring,
@@ -26,11 +31,6 @@ from pipelines.scoring.evaluation import (
     score_checkpoint,
     shard_folder,
 )
-from pipelines.scoring.features import Source, compute_features
-from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
-from pipelines.scoring.references import RealImages
-from pipelines.scoring.reports import draw_figures, reports_in, save_report, step_of
-from pipelines.scoring.saved_images import Format, KeptImages
 from pipelines.stage import StageContext
 from pipelines.tracking.run_log import RunLog
 

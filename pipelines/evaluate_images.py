@@ -17,7 +17,10 @@ from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.listing import Listing
 from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.preprocess import read_cropped
-from pipelines.scoring.evaluation import (
+from pipelines.scoring.actors import compute_features, listing_parts, load_features, make_shards
+from pipelines.scoring.references import RealImages, extract_adm_images, given_reference, load_real, reference_digest
+from pipelines.scoring.report_pictures import SAMPLES, Neighbours, report_pictures
+from pipelines.scoring.score_checkpoint import (
     Clock,
     build_report,
     check_scoring,
@@ -26,9 +29,6 @@ from pipelines.scoring.evaluation import (
     track,
     write_report,
 )
-from pipelines.scoring.features import compute_features, listing_parts, load_features, make_shards
-from pipelines.scoring.pictures import SAMPLES, Neighbours, report_pictures
-from pipelines.scoring.references import RealImages, extract_adm_images, given_reference, load_real, reference_digest
 from pipelines.stage import StageContext
 
 

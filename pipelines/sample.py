@@ -32,7 +32,7 @@ def sample_file(
     address: of Ray. Raises FileExistsError if `out` is there.
     """
     from pipelines.artifacts import digest_of
-    from pipelines.scoring.features import (
+    from pipelines.scoring.actors import (
         SampleActor,
         Source,
         compute_features,

@@ -101,12 +101,12 @@ def test_rooms_of_pipelines_import_downwards_only():
 
 
 def test_a_sampling_actor_imports_neither_jobs_nor_tracking():
-    script = "import sys, pipelines.scoring.sampler; print(*(name for name in sys.modules))"
+    script = "import sys, pipelines.scoring.checkpoint_sampler; print(*(name for name in sys.modules))"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(output.stdout.split())
     unwanted = {"pipelines.stage", "pipelines.tracking", "pipelines.registry", "pipelines.training", "pipelines.cli"}
     unwanted |= {f"pipelines.{job}" for job in JOBS} | {"cluster.lease", "cluster.storage.lease", "mlflow", "ray"}
-    assert "pipelines.scoring.sampler" in loaded and not loaded & unwanted
+    assert "pipelines.scoring.checkpoint_sampler" in loaded and not loaded & unwanted
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))

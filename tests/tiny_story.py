@@ -18,9 +18,9 @@ from pipelines.images.open import open_source
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import OURS
 from pipelines.latents.dataset import LatentDataset, channel_sums, write_manifest
-from pipelines.scoring.evaluation import report_folder_of, track
 from pipelines.scoring.protocols import evaluation_protocol
-from pipelines.scoring.reports import save_report
+from pipelines.scoring.report_files import save_report
+from pipelines.scoring.score_checkpoint import report_folder_of, track
 from pipelines.stage import StageContext
 from pipelines.tracking.logged_models import log_checkpoint
 

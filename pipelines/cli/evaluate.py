@@ -136,8 +136,8 @@ def _open(checkpoint, model, overrides):
 def _print_plan(targets, plan, as_json: bool) -> None:
     """What would be done for each checkpoint; nothing is."""
     from evaluation.protocol import shard_ranges
-    from pipelines.scoring.evaluation import check_scoring, known_report, report_folder_of
     from pipelines.scoring.protocols import evaluation_protocol
+    from pipelines.scoring.score_checkpoint import check_scoring, known_report, report_folder_of
 
     plans = []
     for opened, config in targets:
@@ -162,7 +162,7 @@ def _print_series(scored, as_json: bool) -> None:
     """A table of all, where their curve is, and the best."""
     from cluster import storage
     from evaluation.compare import compare
-    from pipelines.scoring.reports import CURVE_FILE
+    from pipelines.scoring.report_files import CURVE_FILE
 
     reports = [each.report for each in scored]
     if len(reports) > 1:
@@ -205,7 +205,7 @@ def _shown(place: str) -> str:
 def compare(reports, protocol, allow_unequal, as_json) -> None:
     """Set reports side by side: of checkpoints, or by their files or folders. Refuses unequal protocols."""
     from evaluation.compare import compare as compare_reports
-    from pipelines.scoring.reports import find_reports
+    from pipelines.scoring.report_files import find_reports
 
     found = find_reports(reports, protocol_id=protocol)
     comparison = compare_reports(found, allow_unequal=allow_unequal)

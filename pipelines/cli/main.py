@@ -44,7 +44,7 @@ def run(recipe, overrides, address, dry_run, as_json) -> None:
     """All stages of RECIPE in a row; finished ones are skipped."""
     config = _recipe(recipe, overrides, dry_run)
     from pipelines.run import run_pipeline
-    from pipelines.scoring.evaluation import report_folder
+    from pipelines.scoring.score_checkpoint import report_folder
     from pipelines.stage import StageContext
 
     with StageContext(config, address=address) as context:

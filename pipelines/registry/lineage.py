@@ -22,7 +22,7 @@ from pipelines.latents.verify import description_of
 from pipelines.registry.queries import find_run
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.references import reference_digest
-from pipelines.scoring.reports import read_report, report_files
+from pipelines.scoring.report_files import read_report, report_files
 from pipelines.tracking import tags
 from pipelines.tracking.lookup import connected_client, find_checkpoint, has_files
 from pipelines.tracking.store import tracking_uri

@@ -32,7 +32,7 @@ class ServedModel(PythonModel):
         import torch
 
         from evaluation.protocol import EvaluationProtocol
-        from pipelines.scoring.sampler import Sampler
+        from pipelines.scoring.checkpoint_sampler import Sampler
 
         folder = Path(context.artifacts[FILES])
         settings = json.loads((folder / SETTINGS).read_text())

@@ -18,7 +18,7 @@ from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.listing import Listing
 from pipelines.images.open import open_source
 from pipelines.images.sources.adm import AdmSource
-from pipelines.scoring.features import (
+from pipelines.scoring.actors import (
     SECONDS,
     ScoringShard,
     compute_features,

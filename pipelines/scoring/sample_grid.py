@@ -17,7 +17,7 @@ def sample_grid(
 
     classes: names or numbers; left out, all (at most 20). Raises ValueError for a class that does not exist.
     """
-    from pipelines.scoring.sampler import Sampler
+    from pipelines.scoring.checkpoint_sampler import Sampler
 
     opened = open_checkpoint(checkpoint)
     names = opened.config["class_names"]

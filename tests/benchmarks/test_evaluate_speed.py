@@ -30,7 +30,7 @@ from evaluation.protocol import shard_ranges
 from evaluation.reference import ReferenceStatistics
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.images.open import with_absolute_paths
-from pipelines.scoring.features import ScoringActor, Source, compute_features, make_shards
+from pipelines.scoring.actors import ScoringActor, Source, compute_features, make_shards
 from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.references import save_reference
 from pipelines.stage import StageContext
@@ -47,7 +47,7 @@ import numpy as np
 import torch
 from evaluation.extractors import create_extractor
 from evaluation.protocol import EvaluationProtocol
-from pipelines.scoring.sampler import Sampler
+from pipelines.scoring.checkpoint_sampler import Sampler
 
 settings = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -236,7 +236,7 @@ from pathlib import Path
 started = time.perf_counter()
 from evaluation.protocol import metric_name, shard_ranges
 from evaluation.score import score
-from pipelines.scoring.features import load_features, make_shards, unfinished
+from pipelines.scoring.actors import load_features, make_shards, unfinished
 from pipelines.scoring.references import given_reference
 
 reference, folder, size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

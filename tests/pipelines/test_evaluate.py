@@ -22,11 +22,11 @@ from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.main import cli
 from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
-from pipelines.scoring.evaluation import TIME_FILE
+from pipelines.scoring.checkpoint_sampler import Sampler
 from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.references import RealImages, extract_adm_images, given_reference, load_real
-from pipelines.scoring.reports import save_report
-from pipelines.scoring.sampler import Sampler
+from pipelines.scoring.report_files import save_report
+from pipelines.scoring.score_checkpoint import TIME_FILE
 from pipelines.stage import StageContext
 
 ROOT = Path(__file__).resolve().parents[2]

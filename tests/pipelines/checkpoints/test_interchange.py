@@ -15,9 +15,9 @@ from evaluation.reference import ReferenceStatistics
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.sample import sample_file
+from pipelines.scoring.checkpoint_sampler import Sampler
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol, sampling_protocol
 from pipelines.scoring.references import RealImages, load_real, save_reference
-from pipelines.scoring.sampler import Sampler
 
 HEADS = ("--set", "model.num_heads=4")
 

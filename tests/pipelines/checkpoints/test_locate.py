@@ -15,8 +15,8 @@ from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.registry.promotion import PromotionScore, promote
+from pipelines.scoring.checkpoint_sampler import Sampler
 from pipelines.scoring.protocols import checkpoint_recipe
-from pipelines.scoring.sampler import Sampler
 from pipelines.tracking.logged_models import log_checkpoint
 from pipelines.tracking.tracker import Tracker
 

@@ -24,8 +24,8 @@ from tiny_story import tell_evaluation
 from dit.files import sha256_of
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.doctor import check_aliases
+from pipelines.scoring.checkpoint_sampler import Sampler
 from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
-from pipelines.scoring.sampler import Sampler
 from pipelines.stage import StageContext
 from pipelines.tracking.lookup import dangling_aliases, model_id_of, protected_digests
 from pipelines.training.retention import ProtectedCheckpoints

@@ -6,7 +6,7 @@ import pytest
 from evaluation.metrics import frechet_distance
 from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
-from pipelines.scoring.evaluation import build_report
+from pipelines.scoring.score_checkpoint import build_report
 
 DIM, CLASSES = 4, 3
 REFERENCE = ReferenceStatistics(

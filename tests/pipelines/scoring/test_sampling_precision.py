@@ -9,9 +9,9 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 
 from evaluation.extractors import create_extractor
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.scoring.features import SampleActor, ScoringActor, Source, make_shards, read_records
+from pipelines.scoring.actors import SampleActor, ScoringActor, Source, make_shards, read_records
+from pipelines.scoring.checkpoint_sampler import Sampler
 from pipelines.scoring.protocols import sampling_protocol
-from pipelines.scoring.sampler import Sampler
 
 GUIDED = ("evaluate.cfg_scale=2.0", "evaluate.cfg_interval=[0.0, 0.5]", "evaluate.sampling_steps=4")
 

@@ -8,8 +8,8 @@ import pytest
 from cluster import storage
 from evaluation.protocol import EvaluationProtocol, shard_ranges
 from pipelines.images.listing import Listing
-from pipelines.scoring.features import SECONDS, load_features, load_preview_images, make_shards, unfinished
-from pipelines.scoring.saved_images import KeptImages
+from pipelines.scoring.actors import SECONDS, load_features, load_preview_images, make_shards, unfinished
+from pipelines.scoring.saved_samples import KeptImages
 
 N, DIM = 11, 3
 FEATURES = np.arange(N * DIM, dtype=np.float32).reshape(N, DIM)
@@ -87,7 +87,7 @@ def test_what_is_left_to_do_is_known_from_one_listing_of_each_folder(s3_bucket, 
 @pytest.mark.parametrize(("labels", "counts"), [("balanced", [334, 333, 333]), ("random", None)])
 def test_labels_of_all_shards_are_counted(labels, counts):
     """Balanced to within one whatever the shards; random ones are drawn evenly."""
-    from pipelines.scoring.sampler import Sampler
+    from pipelines.scoring.checkpoint_sampler import Sampler
 
     sampler = Sampler.__new__(Sampler)
     sampler.protocol = EvaluationProtocol(

@@ -11,7 +11,7 @@ from PIL import Image
 from cluster import storage
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.open import open_source
-from pipelines.scoring.saved_images import KeptImages
+from pipelines.scoring.saved_samples import KeptImages
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
 LABELS = np.array([1, 0, 1, 2, 0, 1])

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from cluster import storage
-from pipelines.scoring.reports import report_files, save_figures
+from pipelines.scoring.report_files import report_files, save_figures
 
 
 @pytest.mark.parametrize("place", ["disk", "bucket"])

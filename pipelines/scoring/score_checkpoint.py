@@ -17,7 +17,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.figures import FIGURES, timings_figure
 from pipelines.images.grids import save_png
 from pipelines.images.open import with_absolute_paths
-from pipelines.scoring.features import (
+from pipelines.scoring.actors import (
     ScoringShard,
     Source,
     compute_features,
@@ -25,10 +25,10 @@ from pipelines.scoring.features import (
     load_preview_images,
     make_shards,
 )
-from pipelines.scoring.pictures import Neighbours, report_pictures
 from pipelines.scoring.references import Features, RealImages, extract_adm_images, given_reference, load_real
-from pipelines.scoring.reports import load_report, save_figures, save_report
-from pipelines.scoring.saved_images import KeptImages
+from pipelines.scoring.report_files import load_report, save_figures, save_report
+from pipelines.scoring.report_pictures import Neighbours, report_pictures
+from pipelines.scoring.saved_samples import KeptImages
 from pipelines.stage import StageContext
 from pipelines.tracking.logged_models import log_checkpoint
 from pipelines.tracking.run_log import DatasetRef, RunLog

@@ -10,7 +10,7 @@ from dit.model import DiT
 from dit.schedule import TrainingConfig
 from dit.train import create_state
 from evaluation.protocol import EvaluationProtocol
-from pipelines.scoring.sampler import Sampler
+from pipelines.scoring.checkpoint_sampler import Sampler
 
 MODEL = {"input_size": 4, "hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 2, "learn_sigma": False}
 SCALE = LatentScale((1.0, 2.0, 3.0, 4.0), (0.5, 0.5, 2.0, 2.0))

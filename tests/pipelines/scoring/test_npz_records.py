@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from pipelines.scoring.npz import read_arrays
+from pipelines.scoring.records import read_arrays
 
 
 def saved(**arrays) -> io.BytesIO:

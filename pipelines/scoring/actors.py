@@ -20,8 +20,8 @@ from evaluation.protocol import EvaluationProtocol, shard_ranges
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig
 from pipelines.images.listing import Listing
 from pipelines.scoring.actor_pool import run_on_actors
-from pipelines.scoring.npz import read_arrays
-from pipelines.scoring.saved_images import KeptImages
+from pipelines.scoring.records import read_arrays
+from pipelines.scoring.saved_samples import KeptImages
 from pipelines.stage import StageContext
 
 Record = dict[str, np.ndarray]
@@ -200,7 +200,7 @@ class SampleActor:
 
     def _sampler(self, source: Source):
         """The checkpoint is read once for shards that follow each other; no two are in memory."""
-        from pipelines.scoring.sampler import Sampler
+        from pipelines.scoring.checkpoint_sampler import Sampler
 
         if self._opened is None or self._opened[0] != source:
             self._opened = None
