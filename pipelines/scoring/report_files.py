@@ -1,4 +1,7 @@
-"""Reports that are there already: found by a checkpoint, a folder or a file, and drawn as a curve over steps."""
+"""Reports on storage: where they lie, how they are written, and how they are found again.
+
+A report lies in output/evaluations/<protocol_id>/<name of the checkpoint>, next to its page and pictures.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -6,136 +9,131 @@ from dataclasses import replace
 
 from cluster import storage
 from cluster.read_ahead import opened_in_order
-from evaluation.protocol import parse_metric_name
+from evaluation.page import render_page
 from evaluation.report import REPORT_FILE, EvaluationReport
-from evaluation.step_plot import StepValue, step_plot
-from evaluation.tradeoff_plot import Tradeoff, tradeoff_plot
 from pipelines.checkpoints.open import IN_TRACKING, open_checkpoint
-from pipelines.images.grids import save_png
+from pipelines.scoring.settings import EVALUATIONS
+from raydit.errors import InvalidInput, NotFound
 
-CURVE_FILE = "curve.png"
-TRADEOFF_FILE = "precision_recall.png"
+PAGE_FILE = "report.html"
+
+
+def report_folder(evaluations: str, protocol_id: str, name: str) -> str:
+    """Return the path or URI of a report's folder. name: of the checkpoint, or of images from another source."""
+    return storage.join(evaluations, protocol_id, name)
+
+
+def write_report(
+    report: EvaluationReport, folder: str, pictures: dict[str, bytes], timings: dict[str, float]
+) -> EvaluationReport:
+    """Write pictures (PNG files by name) and page, then the report; return it with timings and names of the files."""
+    files = {name: f"{name}.png" for name in pictures}
+    for name, content in pictures.items():
+        storage.write_atomically(storage.join(folder, files[name]), content)
+    report = replace(report, timings=timings, artifacts={**files, "page": PAGE_FILE})
+    _write_page(report, folder, pictures)
+    save_report(report, folder)
+    return report
+
+
+def rewrite_report(report: EvaluationReport, folder: str) -> None:
+    """Write the page and the file of a report whose pictures are in its folder already."""
+    files = {name: file for name, file in report.artifacts.items() if file.endswith(".png")}
+    _write_page(report, folder, {name: storage.read_bytes(storage.join(folder, file)) for name, file in files.items()})
+    save_report(report, folder)
+
+
+def _write_page(report: EvaluationReport, folder: str, pictures: dict[str, bytes]) -> None:
+    storage.write_atomically(storage.join(folder, PAGE_FILE), render_page(report, pictures).encode())
 
 
 def save_report(report: EvaluationReport, folder: str) -> None:
-    """Write report.json into a folder, whole or not at all."""
+    """Write report.json into a folder, atomically."""
     storage.write_atomically(storage.join(folder, REPORT_FILE), report.to_json().encode())
 
 
-def load_report(folder: str) -> EvaluationReport | None:
-    """The report in a folder, if one is there."""
-    place = storage.join(folder, REPORT_FILE)
-    return read_report(place) if storage.exists(place) else None
-
-
 def read_report(file: str) -> EvaluationReport:
+    """Read a report from the path or URI of its file."""
     return EvaluationReport.from_json(storage.read_bytes(file).decode())
 
 
-def report_files(folder: str, *below: str | None) -> list[str]:
-    """Paths or URIs of the reports in a folder's folders, in order; below: names of those on the way, None for any."""
-    pattern = "/".join(re.escape(name) if name else "[^/]+" for name in (*below, REPORT_FILE))
+def load_report(folder: str) -> EvaluationReport | None:
+    """Return the report in a folder, or None if it has none."""
+    file = storage.join(folder, REPORT_FILE)
+    return read_report(file) if storage.exists(file) else None
+
+
+def load_matching_report(folder: str, digest: str) -> EvaluationReport | None:
+    """Return the report in a folder if it is of the checkpoint (or images) with this digest, else None."""
+    report = load_report(folder)
+    return report if report and report.checkpoint_digest == digest else None
+
+
+def set_aside_other_report(folder: str, digest: str) -> None:
+    """Rename a report of another checkpoint than the one with this digest, so that it is not overwritten."""
+    report = load_report(folder)
+    if report is not None and report.checkpoint_digest != digest:
+        other = storage.join(folder, f"report-{report.checkpoint_digest[:12]}.json")
+        storage.move_file(storage.join(folder, REPORT_FILE), other)
+
+
+def find_report_files(folder: str, *subfolders: str | None) -> list[str]:
+    """Return sorted paths or URIs of the reports below a folder.
+
+    subfolders: names of the folders between `folder` and the file, one for each level; None stands for any name.
+    """
+    pattern = "/".join(re.escape(name) if name else "[^/]+" for name in (*subfolders, REPORT_FILE))
     names = storage.list_files(folder, recursive=True)
     return [storage.join(folder, name) for name in names if re.fullmatch(pattern, name)]
 
 
-def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> list[EvaluationReport]:
-    """A report for each name: of its file or folder, or of a checkpoint by any of its names.
+def read_reports(files: Sequence[str]) -> Iterator[EvaluationReport]:
+    """Read several reports, in order; from an object store, several requests ahead."""
+    for file in opened_in_order(files):
+        with file:
+            yield EvaluationReport.from_json(file.read().decode())
 
-    Where checkpoints have several, those of the one protocol that all names have are taken; protocol_id says another.
-    Raises FileNotFoundError and ValueError.
+
+def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> list[EvaluationReport]:
+    """Return one report for each name of a report file, of its folder, or of a checkpoint.
+
+    Checkpoints may have reports by several protocols: then the only one that all names have in common is taken, or
+    that of protocol_id. Raises NotFound if there is no report, InvalidInput if the names do not settle the protocol.
     """
-    found = [reports_of(name, protocol_id) for name in names]
+    found = [_reports_of(name, protocol_id) for name in names]
     if all(len(reports) == 1 for reports in found):
         return [reports[0] for reports in found]
     ids = [{report.protocol_id for report in reports} for reports in found]
     common = set.intersection(*ids)
     if len(common) != 1:
-        several = next(index for index, reports in enumerate(found) if len(reports) > 1)
-        raise ValueError(
-            f"{names[several]} has reports of several protocols: found {', '.join(sorted(ids[several]))}, expected one "
-            "that all have, and only one. Choose by --protocol ID"
+        ambiguous = next(index for index, reports in enumerate(found) if len(reports) > 1)
+        raise InvalidInput(
+            f"{names[ambiguous]} has reports of several protocols: found {', '.join(sorted(ids[ambiguous]))}",
+            "exactly one that all names have in common",
+            "Choose by --protocol ID",
         )
     return [next(report for report in reports if report.protocol_id in common) for reports in found]
 
 
-def reports_of(name: str, protocol_id: str | None = None) -> list[EvaluationReport]:
-    """All reports that a name may mean, but for those of further seeds, whose numbers another one holds."""
+def _reports_of(name: str, protocol_id: str | None) -> list[EvaluationReport]:
+    """Return all reports that a name may mean, without those whose numbers are in another report as repeats."""
     if not name.startswith(IN_TRACKING):
         if name.partition("?")[0].endswith(".json") and storage.exists(name):
             return [read_report(name)]
         if (report := load_report(name)) is not None:
             return [report]
     opened = open_checkpoint(name)
-    evaluations = storage.join(opened.output, "evaluations")
-    files = report_files(evaluations, protocol_id, opened.name)
+    evaluations = storage.join(opened.output, EVALUATIONS)
+    files = find_report_files(evaluations, protocol_id, opened.name)
     reports = [report for report in read_reports(files) if report.checkpoint_digest == opened.digest]
     if not reports:
-        wanted = f"of protocol {protocol_id}" if protocol_id else "of it"
-        raise FileNotFoundError(f"no report {wanted} in {evaluations}; make one: raydit evaluate {name}")
-    return [report for report in reports if not any(_holds(other, report) for other in reports)]
+        wanted = f" of protocol {protocol_id}" if protocol_id else ""
+        raise NotFound(f"{name}: no report{wanted} in {evaluations}", "", f"Make one: raydit evaluate {name}")
+    return [report for report in reports if not any(_repeats(other, report) for other in reports)]
 
 
-def read_reports(files: Sequence[str]) -> Iterator[EvaluationReport]:
-    for file in opened_in_order(files):
-        with file:
-            yield EvaluationReport.from_json(file.read().decode())
-
-
-def _holds(report: EvaluationReport, other: EvaluationReport) -> bool:
-    """Whether a report repeats its evaluation with the other's seed."""
+def _repeats(report: EvaluationReport, other: EvaluationReport) -> bool:
+    """Return whether a report's repeats include the other report: equal protocols but for the seed."""
     seeds = len(report.repeats.get(report.headline, ()))
     further = range(report.protocol.seed + 1, report.protocol.seed + seeds)
     return other.protocol.seed in further and other.protocol == replace(report.protocol, seed=other.protocol.seed)
-
-
-def step_of(report: EvaluationReport) -> int | None:
-    """The training step, which stands in the name of the checkpoint."""
-    match = re.search(r"step_(\d+)/?$", report.checkpoint.partition("?")[0])
-    return int(match[1]) if match else None
-
-
-def reports_in(folder: str) -> list[EvaluationReport]:
-    """All reports of one protocol's folder that are of a known step, by step."""
-    found = read_reports(report_files(folder, None))
-    return sorted((report for report in found if step_of(report) is not None), key=lambda report: step_of(report) or 0)
-
-
-def save_figures(folder: str, images_per_step: int = 0) -> list[str]:
-    """Draw all reports in a protocol's folder: their first metric against the step, and precision against recall.
-
-    images_per_step: the batch size, where it is known. Nothing for fewer than two reports.
-    """
-    return draw_figures(reports_in(folder), folder, images_per_step)
-
-
-def draw_figures(reports: Sequence[EvaluationReport], folder: str, images_per_step: int) -> list[str]:
-    """The same of reports that are read already."""
-    if len(reports) < 2:
-        return []
-    figures = [save_png(curve_picture(reports, images_per_step), storage.join(folder, CURVE_FILE))]
-    if points := [point for report in reports if (point := _tradeoff(report)) is not None]:
-        title = f"protocol {reports[-1].protocol_id}, N = {reports[-1].protocol.num_samples:,}"
-        figures.append(save_png(tradeoff_plot(title, points), storage.join(folder, TRADEOFF_FILE)))
-    return figures
-
-
-def _tradeoff(report: EvaluationReport) -> Tradeoff | None:
-    """Precision and recall of as many samples as the protocol has; None where they were not measured."""
-    named = {parse_metric_name(name)[1:]: name for name in report.metrics}
-    names = [named.get((kind, report.protocol.num_samples)) for kind in ("precision", "recall")]
-    if None in names:
-        return None
-    precision, recall = (report.estimate(name)[0] for name in names if name)
-    return Tradeoff(step_of(report) or 0, precision, recall)
-
-
-def curve_picture(reports: Sequence[EvaluationReport], images_per_step: int = 0):
-    metric = reports[-1].headline
-    points = []
-    for report in reports:
-        if metric in report.metrics:
-            value, error = report.estimate(metric)
-            points.append(StepValue(step_of(report) or 0, value, error or 0.0))
-    title = f"{metric}, protocol {reports[-1].protocol_id}, N = {reports[-1].protocol.num_samples:,}"
-    return step_plot(title, points, reports[-1].floor.get(metric), images_per_step)

@@ -1,237 +1,146 @@
-"""The evaluate job: checkpoint -> samples -> features -> metrics, by Ray actors; the same numbers on any cluster."""
+"""Score one checkpoint: real images and samples -> features -> metrics -> report, by a pool of Ray actors.
+
+The numbers are the same on any cluster: sample i depends on the seed and on i only.
+"""
 
 import time
-from dataclasses import asdict, replace
-
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 
 from cluster import storage
-from evaluation.extractors import weights_path
-from evaluation.page import render_page
 from evaluation.protocol import EvaluationProtocol, shard_ranges
-from evaluation.reference import ReferenceStatistics
-from evaluation.report import REPORT_FILE, EvaluationReport
-from evaluation.score import Score, score
+from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import LocatedCheckpoint
-from pipelines.config.recipe import Recipe
-from pipelines.figures import FIGURES, timings_figure
-from pipelines.images.grids import save_png
 from pipelines.images.open import with_absolute_paths
-from pipelines.scoring.actors import (
-    ScoringShard,
-    Source,
-    compute_features,
-    load_features,
-    load_preview_images,
-    make_shards,
-)
-from pipelines.scoring.references import Features, RealImages, extract_adm_images, given_reference, load_real
-from pipelines.scoring.report_files import load_report, save_figures, save_report
+from pipelines.scoring.actors import SampleSource, ScoringActor
+from pipelines.scoring.build_report import build_report
+from pipelines.scoring.log_report import log_report
+from pipelines.scoring.records import load_features, load_preview_images
+from pipelines.scoring.references import RealImages, check_scoring_inputs, extract_adm_images, load_real_features
+from pipelines.scoring.report_curves import load_reports_by_step, save_curves
+from pipelines.scoring.report_files import report_folder, set_aside_other_report, write_report
 from pipelines.scoring.report_pictures import Neighbours, report_pictures
-from pipelines.scoring.saved_samples import KeptImages
+from pipelines.scoring.saved_samples import SavedSamples
+from pipelines.scoring.settings import ScoringSettings
+from pipelines.scoring.shards import ScoringShard, compute_shards, make_shards
 from pipelines.stage import StageContext
+from pipelines.tracking import tags
 from pipelines.tracking.logged_models import log_checkpoint
-from pipelines.tracking.run_log import DatasetRef, RunLog
 
-EVALUATIONS = "evaluations"
-"""The part of an output that an evaluation writes, together with references/: nobody else evaluates there meanwhile."""
-PAGE_FILE = "report.html"
-TIME_FILE = "time.png"
+
+@dataclass(frozen=True)
+class CheckpointEvaluation:
+    """One checkpoint, the protocol to score it by, and the folders that the evaluation works in."""
+
+    opened: LocatedCheckpoint
+    protocol: EvaluationProtocol
+    settings: ScoringSettings
+    saved: SavedSamples | None = None
+    """Where the samples are written as well."""
+
+    @property
+    def folder(self) -> str:
+        """Path or URI of the report's folder."""
+        return report_folder(self.settings.evaluations, self.protocol.protocol_id, self.opened.name)
+
+    @property
+    def shard_folder(self) -> str:
+        """Path or URI of the folder for the records of samples.
+
+        Named after the digest, so that records of another checkpoint of the same step are not taken for its own.
+        """
+        return storage.join(self.folder, f"shards-{self.opened.digest[:12]}-{self.settings.evaluate.shard_rows}")
+
+    @property
+    def source(self) -> SampleSource:
+        """What workers sample from."""
+        return SampleSource(self.opened.shared, self.protocol, self.saved)
+
+    def shards(self, source: int = 0) -> list[ScoringShard]:
+        """Return the shards of samples. source: position of self.source in the list that the actors get."""
+        parts = shard_ranges(self.protocol.num_samples, self.settings.evaluate.shard_rows)
+        return make_shards(self.shard_folder, parts, source=source, saved=self.saved)
+
+
+def compute_features(context: StageContext, real: RealImages, evaluations: Sequence[CheckpointEvaluation]) -> None:
+    """Compute the missing records of real images and of samples by one pool of actors.
+
+    evaluations: any number with the images and [evaluate] of `real`.
+    """
+    settings, shards = real.settings, real.missing_shards()
+    for number, evaluation in enumerate(evaluations):
+        shards += evaluation.shards(source=number)
+    sources = [evaluation.source for evaluation in evaluations]
+    create_actor = partial(ScoringActor, with_absolute_paths(settings.images), settings.evaluate, sources)
+    compute_shards(context, "evaluate", shards, create_actor, settings.evaluate)
 
 
 def score_checkpoint(
-    config: Recipe,
-    context: StageContext,
-    opened: LocatedCheckpoint,
-    protocol: EvaluationProtocol,
-    folder: str,
-    kept: KeptImages | None = None,
+    context: StageContext, evaluation: CheckpointEvaluation, *, images_per_step: int
 ) -> EvaluationReport:
-    """The graph: reference and floor from real images; samples from the checkpoint; scores of both; the report."""
-    tags = {"raydit.checkpoint": opened.origin, "raydit.checkpoint_digest": opened.digest}
-    tags |= {"raydit.protocol_id": protocol.protocol_id}
+    """Sample from a checkpoint, score the samples and write the report; records of an interrupted run are reused.
+
+    images_per_step: the training's global batch size, for the curve over its checkpoints.
+    """
+    opened, protocol, settings = evaluation.opened, evaluation.protocol, evaluation.settings
+    check_scoring_inputs(settings, protocol)
+    real, shards, folder, timer = RealImages.of(settings), evaluation.shards(), evaluation.folder, LapTimer()
+    set_aside_other_report(folder, opened.digest)
     identity = {"checkpoint": opened.digest, "protocol": protocol.protocol_id}
-    check_scoring(config, protocol)
-    real, clock = RealImages.of(config), Clock()
-    shards = sample_shards(config, opened, protocol, folder, kept)
-    with context.run("evaluate", identity, tags) as run:
-        run.params({"evaluate": asdict(config.evaluate), "protocol": protocol.to_dict()})
-        arguments = (with_absolute_paths(config.images), config.evaluate, [Source(opened.shared, protocol, kept)])
-        compute_features(context, "evaluate", [*real.missing_shards(), *shards], arguments, config.evaluate)
+    with context.run("evaluate", identity, run_tags(opened, protocol)) as run:
+        run.params({"evaluate": asdict(settings.evaluate), "protocol": protocol.to_dict()})
+        compute_features(context, real, [evaluation])
         extract_adm_images(real, context)
-        clock.lap("features_seconds")
-        reference, held_out = load_real(real)
-        samples, seconds = load_features(shards)
-        report = build_report(protocol, samples, reference, held_out, checkpoint=opened.origin, digest=opened.digest)
-        clock.lap("scoring_seconds")
-        class_names, neighbours = opened.config["class_names"], Neighbours(reference, config.images)
+        timer.lap("features_seconds")
+        reference, held_out = load_real_features(real)
+        samples = load_features(shards)
+        report = build_report(
+            protocol, samples.features, reference, held_out, checkpoint=opened.origin, digest=opened.digest
+        )
+        timer.lap("scoring_seconds")
+        assert samples.labels is not None, "samples have labels"
         pictures = report_pictures(
-            load_preview_images(shards), samples["labels"], samples["features"], class_names, neighbours
+            load_preview_images(shards),
+            samples.labels,
+            samples.features.features,
+            opened.config["class_names"],
+            Neighbours(reference, settings.images),
         )
-        clock.lap("pictures_seconds")
-        report = write_report(report, folder, pictures, clock.laps | seconds)
+        timer.lap("pictures_seconds")
+        report = write_report(report, folder, pictures, timer.laps | samples.timings)
         log_checkpoint(run, opened, opened.origin)
-        track(run, report, folder, opened.step, opened.digest)
-        for figure in save_figures(storage.split(folder)[0], config.train.global_batch_size):
+        log_report(run, report, folder, opened.step, opened.digest)
+        protocol_folder = storage.split(folder)[0]
+        for figure in save_curves(load_reports_by_step(protocol_folder), protocol_folder, images_per_step):
             run.artifact(figure)
-        storage.remove_folder(shard_folder(config, opened, folder))
-        context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({clock.total:.0f} s)")
+        storage.remove_folder(evaluation.shard_folder)
+        context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({timer.total:.0f} s)")
     return report
 
 
-def check_scoring(config: Recipe, protocol: EvaluationProtocol) -> None:
-    """Refuse, before anything is computed, a reference of another extractor, size or crop, and absent weights."""
-    if config.evaluate.reference:
-        given_reference(config.evaluate.reference).check_compatible(
-            protocol.extractor, protocol.extractor_sha256, config.images.size, config.images.crop
-        )
-    weights_path(config.evaluate.extractor, config.evaluate.extractor_weights)
+def run_tags(opened: LocatedCheckpoint, protocol: EvaluationProtocol) -> dict[str, str]:
+    """Return the tags by which the MLflow run of an evaluation names its checkpoint and protocol."""
+    return {
+        tags.CHECKPOINT: opened.origin,
+        tags.CHECKPOINT_DIGEST: opened.digest,
+        tags.PROTOCOL_ID: protocol.protocol_id,
+    }
 
 
-def sample_shards(
-    config: Recipe,
-    opened: LocatedCheckpoint,
-    protocol: EvaluationProtocol,
-    folder: str,
-    kept: KeptImages | None = None,
-) -> list[ScoringShard]:
-    parts = shard_ranges(protocol.num_samples, config.evaluate.shard_rows)
-    return make_shards(shard_folder(config, opened, folder), parts, kept)
-
-
-def shard_folder(config: Recipe, opened: LocatedCheckpoint, folder: str) -> str:
-    """Where finished shards of samples lie; those of another checkpoint under the same step must not be taken."""
-    return storage.join(folder, f"shards-{opened.digest[:12]}-{config.evaluate.shard_rows}")
-
-
-def build_report(
-    protocol: EvaluationProtocol,
-    samples: Features,
-    reference: ReferenceStatistics,
-    held_out: Features | None,
-    *,
-    checkpoint: str,
-    digest: str,
-) -> EvaluationReport:
-    """The numbers of a report: of samples, and of held-out real images as their floor."""
-    generated = score_features(samples, reference, protocol, protocol.num_samples)
-    floor, metrics = {}, dict(generated.metrics)
-    if held_out:
-        # Frechet distance is biased in N: the floor is to be read against as many samples.
-        count = min(len(held_out["features"]), protocol.num_samples)
-        floor = score_features(_spread(held_out, count), reference, protocol, count, errors=False).metrics
-        if count < protocol.num_samples:
-            fewer = score_features(_first(samples, count), reference, protocol, count, errors=False)
-            metrics |= fewer.metrics
-    return EvaluationReport(
-        protocol=protocol,
-        checkpoint=checkpoint,
-        checkpoint_digest=digest,
-        metrics=metrics,
-        errors=generated.errors,
-        floor=floor,
-        curve=generated.curve,
-        warnings=generated.warnings,
-    )
-
-
-def score_features(
-    features: Features,
-    reference: ReferenceStatistics,
-    protocol: EvaluationProtocol,
-    num_samples: int,
-    errors: bool = True,
-) -> Score:
-    return score(
-        features["features"],
-        features.get("logits"),
-        reference,
-        extractor=protocol.extractor,
-        num_samples=num_samples,
-        spatial=features.get("spatial"),
-        errors=errors,
-    )
-
-
-def _first(features: Features, count: int) -> Features:
-    return {name: value[:count] for name, value in features.items()}
-
-
-def _spread(features: Features, count: int) -> Features:
-    """So many of them, evenly far apart: images often lie in the order of their classes."""
-    return {name: value[np.arange(count) * len(value) // count] for name, value in features.items()}
-
-
-def write_report(
-    report: EvaluationReport, folder: str, pictures: dict[str, bytes], timings: dict[str, float]
-) -> EvaluationReport:
-    """Write pictures and page, then the report that names them."""
-    files = {name: f"{name}.png" for name in pictures}
-    for name, content in pictures.items():
-        storage.write_atomically(storage.join(folder, files[name]), content)
-    report = replace(report, timings=timings, artifacts={**files, "page": PAGE_FILE})
-    storage.write_atomically(storage.join(folder, PAGE_FILE), render_page(report, pictures).encode())
-    save_report(report, folder)
-    return report
-
-
-def report_folder_of(config: Recipe, protocol: EvaluationProtocol, name: str) -> str:
-    """Where a report by a protocol lies; name: of the checkpoint, or of the images from elsewhere."""
-    return storage.join(config.folder(EVALUATIONS), protocol.protocol_id, name)
-
-
-def report_folder(config: Recipe, report: EvaluationReport) -> str:
-    """Where a report lies: output/evaluations/<protocol_id>/<checkpoint's name>."""
-    return report_folder_of(config, report.protocol, storage.split(report.checkpoint)[1])
-
-
-def known_report(folder: str, digest: str) -> EvaluationReport | None:
-    """The report in `folder`, if it is of this checkpoint."""
-    report = load_report(folder)
-    return report if report and report.checkpoint_digest == digest else None
-
-
-def earlier_report(folder: str, digest: str) -> EvaluationReport | None:
-    """The report in `folder`, if it is of this checkpoint; another one is kept under another name."""
-    report = load_report(folder)
-    if report is None or report.checkpoint_digest == digest:
-        return report
-    other = storage.join(folder, f"report-{report.checkpoint_digest[:12]}.json")
-    storage.move_file(storage.join(folder, REPORT_FILE), other)
-    return None
-
-
-def track(run: RunLog, report: EvaluationReport, folder: str, step: int = 0, model: str = "") -> None:
-    """The numbers, on the checkpoint's LoggedModel where there is one, and the report and the pictures with the run."""
-    dataset = DatasetRef("reference", report.protocol.reference_digest)
-    run.input(name="reference", digest=dataset[1], source="reference", context="evaluation")
-    named = {f"eval/{name}": value for name, value in report.metrics.items()}
-    run.metrics(named, step, model=model, dataset=dataset)
-    errors = {f"eval_error/{name}": value for name, value in report.errors.items()}
-    run.metrics(errors, step, model=model, dataset=dataset)
-    run.metrics({f"floor/{name}": value for name, value in report.floor.items()}, step)
-    if report.timings:
-        run.metrics({f"evaluate/{name}": seconds for name, seconds in report.timings.items()}, step)
-        run.artifact(save_png(timings_figure(report.timings), storage.join(folder, TIME_FILE)), FIGURES)
-    run.artifact(storage.join(folder, REPORT_FILE))
-    for name, file in report.artifacts.items():
-        place = storage.join(folder, file)
-        run.artifact(place)
-        if file.endswith(".png"):
-            run.image(place, name, step)
-
-
-class Clock:
-    """Seconds between laps."""
+class LapTimer:
+    """Durations of consecutive laps in seconds, by name."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
         self.laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
+        """End a lap and begin the next."""
         now = time.perf_counter()
         self.laps[name], self._last = round(now - self._last, 3), now
 
     @property
     def total(self) -> float:
+        """Seconds of all laps."""
         return sum(self.laps.values())

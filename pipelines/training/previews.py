@@ -72,5 +72,6 @@ def _draw(checkpoint: str, config: Recipe) -> bytes:
     torch.set_num_threads(config.evaluate.cpus_per_worker)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "grid.png"
-        sample_grid(open_checkpoint(checkpoint).path, config, str(file), classes=None, columns=COLUMNS)
+        opened = open_checkpoint(checkpoint)
+        sample_grid(opened.path, config.evaluate, config.seed, str(file), classes=None, columns=COLUMNS)
         return file.read_bytes()

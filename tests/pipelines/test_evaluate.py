@@ -1,4 +1,4 @@
-"""Evaluation on a real Ray: the numbers of a plain loop, on any workers, of any checkpoint or images, once."""
+"""Evaluation on a real Ray gives the numbers of a plain loop, with any workers, for any checkpoint or images."""
 
 import json
 import shutil
@@ -20,13 +20,21 @@ from evaluation.report import EvaluationReport
 from evaluation.score import score
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.main import cli
+from pipelines.evaluate import group_by_settings
 from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
-from pipelines.scoring.checkpoint_sampler import Sampler
+from pipelines.scoring.checkpoint_sampler import CheckpointSampler
+from pipelines.scoring.log_report import TIME_FILE
 from pipelines.scoring.protocols import evaluation_protocol
-from pipelines.scoring.references import RealImages, extract_adm_images, given_reference, load_real
+from pipelines.scoring.references import (
+    RealImages,
+    extract_adm_images,
+    load_given_reference,
+    load_real_features,
+)
 from pipelines.scoring.report_files import save_report
-from pipelines.scoring.score_checkpoint import TIME_FILE
+from pipelines.scoring.score_checkpoint import CheckpointEvaluation
+from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,9 +81,9 @@ def report(called):
 def plain(config, checkpoint):
     """The same images and features by one process in a plain loop."""
     opened = open_checkpoint(checkpoint)
-    protocol = evaluation_protocol(config, opened)
+    protocol = evaluation_protocol(ScoringSettings.from_recipe(config), opened)
     torch.set_num_threads(config.evaluate.cpus_per_worker)
-    sampler = Sampler(checkpoint, protocol, batch_size=config.evaluate.batch_size)
+    sampler = CheckpointSampler(checkpoint, protocol, batch_size=config.evaluate.batch_size)
     labels = sampler.labels(range(10))
     images = np.concatenate([sampler.sample(part, labels[part.start : part.stop]) for part in shard_ranges(10, 4)])
     extractor = create_extractor("efficientnet-lite0")
@@ -86,7 +94,7 @@ def plain(config, checkpoint):
 
 def test_the_numbers_are_those_of_a_plain_loop(config, report, plain):
     _, _, features, logits = plain
-    reference, _ = load_real(RealImages.of(config))
+    reference, _ = load_real_features(RealImages.of(ScoringSettings.from_recipe(config)))
     expected = score(features, logits, reference, extractor="efficientnet-lite0", num_samples=10)
     assert {name: report.metrics[name] for name in expected.metrics} == pytest.approx(expected.metrics, rel=1e-9)
     assert report.metrics["is_efficientnet_lite0_10"] == pytest.approx(inception_score(logits)[0], rel=1e-9)
@@ -183,6 +191,19 @@ def test_reports_are_compared_by_checkpoint_or_file(config, checkpoint, report, 
     assert code == 0 and "Not comparable: the protocols differ in cfg_scale" in out
 
 
+def test_evaluations_share_workers_where_all_but_the_seed_is_equal(config, checkpoint):
+    """Also where nodes are chosen by labels, which are a dict."""
+    opened = open_checkpoint(checkpoint)
+
+    def evaluation(seed, pool):
+        evaluate = replace(config.evaluate, label_selector={"pool": pool})
+        settings = ScoringSettings.from_recipe(replace(config, seed=seed, evaluate=evaluate))
+        return CheckpointEvaluation(opened, evaluation_protocol(settings, opened), settings)
+
+    first, other, second = evaluation(0, "a"), evaluation(0, "b"), evaluation(1, "a")
+    assert group_by_settings([first, other, second]) == [[first, second], [other]]
+
+
 @pytest.fixture
 def bucket(config, s3_bucket):
     """The output in a bucket, but for references and reports."""
@@ -244,7 +265,7 @@ def test_samples_references_and_scores_of_images_lie_in_a_bucket(
     code, _, err = raydit("reference", "build", config.images.path, "--out", reference, *flags)
     assert code == 0, err
     (here,) = (path for path in Path(config.folder("references")).glob("*.npz") if "mu" in np.load(path).files)
-    assert given_reference(reference).digest == given_reference(str(here)).digest
+    assert load_given_reference(reference).digest == load_given_reference(str(here)).digest
     flags = ["--set", f"output={bucket}/images", "--set", f"tracking.uri={config.tracking.uri}", *rows]
     code, out, err = raydit("evaluate", "--images", samples, "--reference", reference, *flags, "--json")
     assert code == 0, err
@@ -298,8 +319,9 @@ def test_the_images_of_an_adm_reference_serve_precision_and_recall(config, plain
     images, _, features, _ = plain
     np.savez(tmp_path / "adm.npz", mu=np.zeros(1280), sigma=np.eye(1280), arr_0=images)
     recipe = replace(config, output=str(tmp_path), evaluate=replace(config.evaluate, reference=f"{tmp_path}/adm.npz"))
-    real = RealImages(recipe, *(listing.take([]) for listing in open_source(config.images).listing().split(0.5)))
-    assert load_real(real)[0].features is None
+    settings = ScoringSettings.from_recipe(recipe)
+    real = RealImages(settings, *(listing.take([]) for listing in open_source(config.images).listing().split(0.5)))
+    assert load_real_features(real)[0].features is None
     with StageContext(recipe) as context:
         extract_adm_images(real, context)
-    np.testing.assert_allclose(load_real(real)[0].features, features, atol=1e-5)
+    np.testing.assert_allclose(load_real_features(real)[0].features, features, atol=1e-5)

@@ -9,9 +9,11 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 
 from evaluation.extractors import create_extractor
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.scoring.actors import SampleActor, ScoringActor, Source, make_shards, read_records
-from pipelines.scoring.checkpoint_sampler import Sampler
+from pipelines.scoring.actors import SampleActor, SampleSource, ScoringActor
+from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.protocols import sampling_protocol
+from pipelines.scoring.records import read_records
+from pipelines.scoring.shards import make_shards
 
 GUIDED = ("evaluate.cfg_scale=2.0", "evaluate.cfg_interval=[0.0, 0.5]", "evaluate.sampling_steps=4")
 
@@ -28,8 +30,8 @@ def sampler(output):
     config, opened = output
 
     def build(dtype="float32", compiled=False, **changes):
-        protocol = replace(sampling_protocol(config, opened), dtype=dtype, **changes)
-        return Sampler(opened.path, protocol, batch_size=4, compiled=compiled)
+        protocol = replace(sampling_protocol(config.evaluate, config.seed, opened), dtype=dtype, **changes)
+        return CheckpointSampler(opened.path, protocol, batch_size=4, compiled=compiled)
 
     return build
 
@@ -38,7 +40,7 @@ def with_settings(output, **changes):
     """The recipe with other fields of [evaluate], and what is then sampled from."""
     config, opened = output
     config = replace(config, evaluate=replace(config.evaluate, **changes))
-    return config, Source(str(opened.path), sampling_protocol(config, opened))
+    return config, SampleSource(str(opened.path), sampling_protocol(config.evaluate, config.seed, opened))
 
 
 def images_of(sampler, indices=range(6)):
@@ -86,14 +88,14 @@ def test_features_are_computed_in_float32(output, tmp_path):
     shards = make_shards(str(tmp_path), [range(5)])
     ScoringActor(config.images, config.evaluate, [source])(shards[0])
     (record,) = read_records(shards)
-    images = torch.from_numpy(record["images"]).permute(0, 3, 1, 2)
-    assert np.array_equal(record["features"], create_extractor(config.evaluate.extractor)(images).features)
+    images = torch.from_numpy(record.images).permute(0, 3, 1, 2)
+    assert np.array_equal(record.features, create_extractor(config.evaluate.extractor)(images).features)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_network_alone_is_compiled(output, compiled):
     config, source = with_settings(output, compile=compiled)
-    built = SampleActor(config.evaluate, [source])._sampler(source)
+    built = SampleActor(config.evaluate, [source]).open_sampler(source)
     assert (built.model._compiled_call_impl is not None) == compiled
     assert built.autoencoder.module.decoder._compiled_call_impl is None
 
