@@ -16,9 +16,9 @@ REFERENCE = ReferenceStatistics(
 
 
 def images(count, seed):
-    """Features in the order of their classes, each of which lies somewhere else."""
-    place = np.repeat(np.arange(CLASSES), -(-count // CLASSES))[:count, None]
-    return Features((np.random.RandomState(seed).randn(count, DIM) + 3 * place).astype(np.float32))
+    """Features of images in the order of their classes; every class has another mean."""
+    offset = np.repeat(np.arange(CLASSES), -(-count // CLASSES))[:count, None]
+    return Features((np.random.RandomState(seed).randn(count, DIM) + 3 * offset).astype(np.float32))
 
 
 def distance(features):
