@@ -25,7 +25,7 @@ from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.records import ShardRecord, read_records
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import ScoringShard, compute_shards, make_shards, split_listing
-from pipelines.stage import StageContext
+from pipelines.stage import JobContext
 from raydit.errors import InvalidInput, NotFound
 
 MAX_REFERENCE_FEATURES = 10_000
@@ -175,7 +175,7 @@ def _load_held_out(real: RealImages) -> Features | None:
         return Features(**{name: arrays[name] for name in Features._fields if name in arrays})
 
 
-def extract_adm_images(real: RealImages, context: StageContext) -> None:
+def extract_adm_images(real: RealImages, context: JobContext) -> None:
     """Extract the features of the images in an ADM reference (arr_0), if one is given that has images.
 
     They serve precision, recall and kernel distance, and are kept in output/references like other features of real

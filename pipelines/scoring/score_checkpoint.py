@@ -24,7 +24,7 @@ from pipelines.scoring.report_pictures import Neighbours, report_pictures
 from pipelines.scoring.saved_samples import SavedSamples
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import ScoringShard, compute_shards, make_shards
-from pipelines.stage import StageContext
+from pipelines.stage import JobContext
 from pipelines.tracking import tags
 from pipelines.tracking.logged_models import log_checkpoint
 
@@ -63,7 +63,7 @@ class CheckpointEvaluation:
         return make_shards(self.shard_folder, parts, source=source, saved=self.saved)
 
 
-def compute_features(context: StageContext, real: RealImages, evaluations: Sequence[CheckpointEvaluation]) -> None:
+def compute_features(context: JobContext, real: RealImages, evaluations: Sequence[CheckpointEvaluation]) -> None:
     """Compute the missing records of real images and of samples by one pool of actors.
 
     evaluations: any number with the images and [evaluate] of `real`.
@@ -77,7 +77,7 @@ def compute_features(context: StageContext, real: RealImages, evaluations: Seque
 
 
 def score_checkpoint(
-    context: StageContext, evaluation: CheckpointEvaluation, *, images_per_step: int
+    context: JobContext, evaluation: CheckpointEvaluation, *, images_per_step: int
 ) -> EvaluationReport:
     """Sample from a checkpoint, score the samples and write the report; records of an interrupted run are reused.
 

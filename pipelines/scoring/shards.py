@@ -15,7 +15,7 @@ from pipelines.scoring.actor_pool import run_on_actors
 from pipelines.scoring.saved_samples import SavedSamples
 
 if TYPE_CHECKING:  # actors import this module, and need neither the job's context nor what it imports
-    from pipelines.stage import StageContext
+    from pipelines.stage import JobContext
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def find_unfinished(shards: Sequence[ScoringShard]) -> list[ScoringShard]:
 
 
 def compute_shards(
-    context: "StageContext",
+    context: "JobContext",
     stage: str,
     shards: Sequence[ScoringShard],
     create_actor: Callable[[], Callable[[ScoringShard], None]],
