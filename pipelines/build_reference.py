@@ -1,37 +1,43 @@
 """The build-reference job: statistics of real images in a file of their own."""
 
+from functools import partial
+
 from cluster import storage
 from evaluation.extractors import weights_path
 from evaluation.reference import ReferenceStatistics
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import Recipe
 from pipelines.images.open import with_absolute_paths
-from pipelines.scoring.features import compute_features, listing_parts, make_shards, temporary_shard_dir
-from pipelines.scoring.references import RealImages, reference_statistics, save_reference
+from pipelines.scoring.actors import ScoringActor
+from pipelines.scoring.references import RealImages, compute_reference, save_reference
+from pipelines.scoring.settings import ScoringSettings
+from pipelines.scoring.shards import compute_shards, make_shards, split_listing, temporary_shard_dir
 from pipelines.stage import StageContext
 
 
 def build_reference(config: Recipe, out: str, *, address: str | None = None) -> ReferenceStatistics:
-    """Statistics of all of a recipe's images in a file of their own, at a path or URI. address: of Ray.
+    """Extract features of all of a recipe's images, and write their statistics to a path or URI.
 
-    The recipe's output is the folder of the work (see work_folder): what is finished of it is kept when the command is
-    cut off, and all of it removed at the end. Raises FileExistsError if `out` is there.
+    config: its output is the folder of the work (see work_folder), which is removed at the end; after an interruption
+    the same call resumes there. address: of Ray. Raises AlreadyExists if there is a file at `out`.
     """
     storage.refuse_existing(out)
-    images = RealImages.of(config)
-    weights_path(config.evaluate.extractor, config.evaluate.extractor_weights)
-    shards = make_shards(storage.absolute(config.output), listing_parts(images.training, config.evaluate.shard_rows))
+    settings = ScoringSettings.from_recipe(config)
+    images, evaluate = settings.images, settings.evaluate
+    training = RealImages.of(settings).training
+    weights_path(evaluate.extractor, evaluate.extractor_weights)
+    shards = make_shards(settings.output, split_listing(training, evaluate.shard_rows))
     with StageContext(config, address=address) as context:
-        arguments = (with_absolute_paths(config.images), config.evaluate)
-        compute_features(context, "reference", shards, arguments, config.evaluate)
-        reference = reference_statistics(config, images.training, shards)
+        create_actor = partial(ScoringActor, with_absolute_paths(images), evaluate)
+        compute_shards(context, "reference", shards, create_actor, evaluate)
+        reference = compute_reference(settings, training, shards)
         save_reference(reference, out)
-    storage.remove_folder(config.output)  # not earlier: the lease would be written into it once more
+    storage.remove_folder(config.output)  # not earlier: the lease would be written into it again
     return reference
 
 
 def work_folder(config: Recipe, out: str) -> str:
-    """Where the shards of a reference lie until it is whole: beside it, named after what it is made from."""
-    images = RealImages.of(config)
+    """Return the folder next to `out` for the shards of a reference, named after the digest of its inputs."""
+    images = RealImages.of(ScoringSettings.from_recipe(config))
     identity = digest_of([images.digest(images.training), config.evaluate.shard_rows])
     return temporary_shard_dir(out, identity)

@@ -1,14 +1,14 @@
-"""Images from elsewhere: reference statistics of them, and scores of a model's images that were sampled by others."""
+"""The evaluate-images job: score images from any source, such as samples that another tool drew."""
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from cluster import storage
-from evaluation.extractors import EXTRACTORS, INCEPTION, extractor_name, extractor_sha256
-from evaluation.protocol import EvaluationProtocol
+from evaluation.extractors import EXTRACTORS, INCEPTION
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of
@@ -17,115 +17,118 @@ from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.listing import Listing
 from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.preprocess import read_cropped
-from pipelines.scoring.evaluation import (
-    Clock,
-    build_report,
-    check_scoring,
-    earlier_report,
-    report_folder_of,
-    track,
-    write_report,
+from pipelines.scoring.actors import ScoringActor
+from pipelines.scoring.build_report import build_report
+from pipelines.scoring.log_report import log_report
+from pipelines.scoring.protocols import images_protocol
+from pipelines.scoring.records import load_features
+from pipelines.scoring.references import (
+    RealImages,
+    check_scoring_inputs,
+    extract_adm_images,
+    load_given_reference,
+    load_real_features,
 )
-from pipelines.scoring.features import compute_features, listing_parts, load_features, make_shards
-from pipelines.scoring.pictures import SAMPLES, Neighbours, report_pictures
-from pipelines.scoring.references import RealImages, extract_adm_images, given_reference, load_real, reference_digest
+from pipelines.scoring.report_files import load_matching_report, report_folder, set_aside_other_report, write_report
+from pipelines.scoring.report_pictures import NUM_SAMPLES, Neighbours, report_pictures
+from pipelines.scoring.score_checkpoint import LapTimer
+from pipelines.scoring.settings import ScoringSettings
+from pipelines.scoring.shards import compute_shards, make_shards, split_listing
 from pipelines.stage import StageContext
-
-
-def reference_recipe(reference: str, images: str, overrides: tuple[str, ...] = ()) -> Recipe:
-    """A recipe that scores images against given statistics, as their extractor, size and crop demand."""
-    try:
-        statistics = given_reference(reference)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"--reference {reference}: nothing there; expected an .npz file of reference statistics"
-        ) from None
-    known = [f"evaluate.reference={json.dumps(reference)}"]
-    name = next((name for name in EXTRACTORS if statistics.extractor in (name, f"{name}-{_short(statistics)}")), None)
-    known += [f"evaluate.extractor={name or INCEPTION}"]
-    known += [f"images.size={statistics.size}"] if statistics.size else []
-    known += [f"images.crop={statistics.crop}"] if statistics.crop else []
-    return image_recipe("", f"outputs/{Path(images).stem or 'images'}", (*known, *overrides))
-
-
-def _short(statistics: ReferenceStatistics) -> str:
-    return statistics.extractor_sha256[:8]
+from pipelines.tracking import tags
+from raydit.errors import NotFound
 
 
 def evaluate_images(
     path: str, *, config: Recipe, context: StageContext, force: bool = False
 ) -> tuple[EvaluationReport, str]:
-    """Score all images of a source (folder, table, archive, ADM's .npz) by a recipe's reference; report and folder.
+    """Score all images of a source by a recipe's reference, or return an earlier report; also its folder.
 
-    They are cropped as the reference's images were. Every one must be readable. Raises FileNotFoundError or ValueError
-    before any work if something does not fit.
+    path: folder, table, archive, URI or ADM's .npz. The images are cropped as the reference's images were; each must
+    be readable. force: score again. Raises NotFound or InvalidInput before any work if something is missing or does
+    not fit.
     """
-    images = external_images(config, path)
+    settings = ScoringSettings.from_recipe(config)
+    images, evaluate = scored_images(settings, path), settings.evaluate
     listing = open_source(images).listing()
-    protocol = images_protocol(config, len(listing))
-    check_scoring(config, protocol)
-    name = Path(path.partition("?")[0]).stem or "images"
-    folder = report_folder_of(config, protocol, name)
+    protocol = images_protocol(settings, len(listing))
+    check_scoring_inputs(settings, protocol)
+    folder = report_folder(settings.evaluations, protocol.protocol_id, Path(path.partition("?")[0]).stem or "images")
     digest = digest_of([listing.digest, images.size, images.crop])
-    report = earlier_report(folder, digest)
+    report = load_matching_report(folder, digest)
     if report is not None and not force:
         context.skipped("evaluate", f"protocol {protocol.protocol_id}, report in {folder}")
         return report, folder
-    work = storage.join(folder, f"shards-{digest[:12]}-{config.evaluate.shard_rows}")
-    shards = make_shards(work, listing_parts(listing, config.evaluate.shard_rows))
+    set_aside_other_report(folder, digest)
+    shard_folder = storage.join(folder, f"shards-{digest[:12]}-{evaluate.shard_rows}")
+    shards = make_shards(shard_folder, split_listing(listing, evaluate.shard_rows))
     if force:
-        storage.remove_folder(work)
-    real, clock = RealImages.of(config), Clock()
-    tags = {"raydit.images": path, "raydit.protocol_id": protocol.protocol_id}
-    with context.run("evaluate", {"images": digest, "protocol": protocol.protocol_id}, tags) as run:
-        run.params({"evaluate": asdict(config.evaluate), "protocol": protocol.to_dict()})
+        storage.remove_folder(shard_folder)
+    real, timer = RealImages.of(settings), LapTimer()
+    identity = {"images": digest, "protocol": protocol.protocol_id}
+    run_tags = {tags.IMAGES: path, tags.PROTOCOL_ID: protocol.protocol_id}
+    with context.run("evaluate", identity, run_tags) as run:
+        run.params({"evaluate": asdict(evaluate), "protocol": protocol.to_dict()})
         if missing := real.missing_shards():
-            compute_features(
-                context, "reference", missing, (with_absolute_paths(config.images), config.evaluate), config.evaluate
-            )
-        compute_features(context, "evaluate", shards, (with_absolute_paths(images), config.evaluate), config.evaluate)
+            create_actor = partial(ScoringActor, with_absolute_paths(settings.images), evaluate)
+            compute_shards(context, "reference", missing, create_actor, evaluate)
+        create_actor = partial(ScoringActor, with_absolute_paths(images), evaluate)
+        compute_shards(context, "evaluate", shards, create_actor, evaluate)
         extract_adm_images(real, context)
-        clock.lap("features_seconds")
-        reference, held_out = load_real(real)
-        features, seconds = load_features(shards)
-        report = build_report(protocol, features, reference, held_out, checkpoint=path, digest=digest)
-        clock.lap("scoring_seconds")
-        pictures = external_pictures(images, listing, features["features"], Neighbours(reference, config.images))
-        clock.lap("pictures_seconds")
-        report = write_report(report, folder, pictures, clock.laps | seconds)
-        track(run, report, folder)
-        storage.remove_folder(work)
-        context.say("evaluate", f"{len(listing):,} images scored, report in {folder} ({clock.total:.0f} s)")
+        timer.lap("features_seconds")
+        reference, held_out = load_real_features(real)
+        scored = load_features(shards)
+        report = build_report(protocol, scored.features, reference, held_out, checkpoint=path, digest=digest)
+        timer.lap("scoring_seconds")
+        neighbours = Neighbours(reference, settings.images)
+        pictures = draw_pictures(images, listing, scored.features.features, neighbours)
+        timer.lap("pictures_seconds")
+        report = write_report(report, folder, pictures, timer.laps | scored.timings)
+        log_report(run, report, folder)
+        storage.remove_folder(shard_folder)
+        context.say("evaluate", f"{len(listing):,} images scored, report in {folder} ({timer.total:.0f} s)")
     return report, folder
 
 
-def external_images(config: Recipe, path: str) -> ImagesConfig:
-    """A source of images to be scored, in the recipe's size and crop; the layout is recognised, all of it is taken."""
-    return ImagesConfig(path=path, split="all", size=config.images.size, crop=config.images.crop)
+def scored_images(settings: ScoringSettings, path: str) -> ImagesConfig:
+    """Describe a source whose images are all scored, in the recipe's size and crop; its layout is recognised."""
+    return ImagesConfig(path=path, split="all", size=settings.images.size, crop=settings.images.crop)
 
 
-def images_protocol(config: Recipe, num_images: int) -> EvaluationProtocol:
-    """What is known of images from elsewhere: how many they are, and how they are scored."""
-    chosen = config.evaluate
-    weights = extractor_sha256(chosen.extractor, chosen.extractor_weights)
-    return EvaluationProtocol(
-        num_samples=num_images,
-        sampler="unknown",
-        sampling_steps=1,
-        decoder="unknown",
-        uint8_rule="unknown",
-        extractor=extractor_name(chosen.extractor, weights),
-        extractor_sha256=weights,
-        reference_digest=reference_digest(config),
-    )
-
-
-def external_pictures(
+def draw_pictures(
     images: ImagesConfig, listing: Listing, features: np.ndarray, neighbours: Neighbours
 ) -> dict[str, bytes]:
-    """Evenly spaced images: those of one class often stand together."""
-    shown = np.linspace(0, len(listing) - 1, min(SAMPLES, len(listing))).astype(int)
+    """Draw the pictures of a report from evenly spaced images, because a class often lies together.
+
+    features: (N, D), of all N images of the listing.
+    """
+    shown = np.linspace(0, len(listing) - 1, min(NUM_SAMPLES, len(listing))).astype(int)
     chosen = listing.take(shown)
     places = None if chosen.places is None else chosen.places.tolist()
     pixels, _, _ = read_cropped(with_absolute_paths(images), chosen.keys, places)
     return report_pictures(pixels, chosen.labels, features[shown], listing.class_names, neighbours)
+
+
+def reference_recipe(reference: str, images: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Return a recipe that scores images against given statistics, with their extractor, image size and crop.
+
+    reference: path or URI of the statistics. images: path or URI of the images, which names the output folder.
+    Raises NotFound if there is no reference.
+    """
+    try:
+        statistics = load_given_reference(reference)
+    except NotFound:
+        raise NotFound(
+            f"--reference {reference}: nothing there", "an .npz file of reference statistics", "Correct the path"
+        ) from None
+    known = [f"evaluate.reference={json.dumps(reference)}"]
+    name = next((name for name in EXTRACTORS if _is_of_extractor(statistics, name)), INCEPTION)
+    known += [f"evaluate.extractor={name}"]
+    known += [f"images.size={statistics.size}"] if statistics.size else []
+    known += [f"images.crop={statistics.crop}"] if statistics.crop else []
+    return image_recipe("", f"outputs/{Path(images).stem or 'images'}", (*known, *overrides))
+
+
+def _is_of_extractor(statistics: ReferenceStatistics, name: str) -> bool:
+    """Return whether statistics are of an extractor, with its published weights or with others."""
+    return statistics.extractor in (name, f"{name}-{statistics.extractor_sha256[:8]}")

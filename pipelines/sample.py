@@ -4,6 +4,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,14 @@ import numpy as np
 from cluster import storage
 from dit.files import publish
 from evaluation.protocol import shard_ranges
+from pipelines.artifacts import digest_of
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
+from pipelines.scoring.actors import SampleActor, SampleSource
 from pipelines.scoring.protocols import sampling_protocol
+from pipelines.scoring.records import ShardRecord, read_records
+from pipelines.scoring.sample_grid import class_label  # noqa: F401  older served models import it from here
+from pipelines.scoring.shards import compute_shards, make_shards, temporary_shard_dir
 from pipelines.stage import StageContext
 
 
@@ -27,58 +33,48 @@ def sample_file(
 ) -> str:
     """Write samples 0 to num_samples - 1 as ADM's .npz: arr_0 uint8 (N, H, W, 3), arr_1 int64 labels (N,).
 
-    They are those that an evaluation by the same settings would score: sample i depends on (seed, i) only. Shards
-    are kept beside `out`, a path or URI, until it is whole, so that the same command goes on after an interruption.
-    address: of Ray. Raises FileExistsError if `out` is there.
+    They are the samples that an evaluation with the same settings would score: sample i depends on (seed, i) only.
+    Shards are kept next to `out`, a path or URI, until it is complete, so that the same call resumes after an
+    interruption. address: of Ray. Raises AlreadyExists if there is a file at `out`.
     """
-    from pipelines.artifacts import digest_of
-    from pipelines.scoring.features import (
-        SampleActor,
-        Source,
-        compute_features,
-        make_shards,
-        read_records,
-        temporary_shard_dir,
-    )
-
     storage.refuse_existing(out)
-    out, opened = storage.absolute(out), open_checkpoint(checkpoint)
-    protocol = sampling_protocol(config, opened)
-    parts = shard_ranges(num_samples, config.evaluate.shard_rows)
+    out, opened, evaluate = storage.absolute(out), open_checkpoint(checkpoint), config.evaluate
+    protocol = sampling_protocol(evaluate, config.seed, opened)
+    parts = shard_ranges(num_samples, evaluate.shard_rows)
     identity = digest_of({"checkpoint": opened.digest, "protocol": protocol.to_dict(), "parts": list(map(str, parts))})
     folder = temporary_shard_dir(out, identity)
     shards = make_shards(folder, parts)
-    # Nobody else works on this file meanwhile; the checkpoint's own output may be trained in.
+    # The context locks the folder of the shards; the checkpoint's own output may be in use by a training.
     with StageContext(replace(config, output=folder), address=address) as context:
-        arguments = (config.evaluate, [Source(opened.shared, protocol)])
-        compute_features(context, "sample", shards, arguments, config.evaluate, actor=SampleActor)
-        write_whole(out, lambda file: write_adm(file, read_records(shards), num_samples))
-    storage.remove_folder(folder)  # not earlier: the lease would be written into it once more
+        create_actor = partial(SampleActor, evaluate, [SampleSource(opened.shared, protocol)])
+        compute_shards(context, "sample", shards, create_actor, evaluate)
+        write_atomically(out, lambda file: write_adm(file, read_records(shards), num_samples))
+    storage.remove_folder(folder)  # not earlier: the lease would be written into it again
     return out
 
 
-def write_whole(place: str, write: Callable[[Path], None]) -> None:
-    """Have `write` make a local file, which then appears at a path or URI."""
-    if storage.is_local(place):
-        publish(Path(storage.local_path(place)), write)
+def write_atomically(target: str, write: Callable[[Path], None]) -> None:
+    """Let `write` make a local file, and then move or upload it to a path or URI."""
+    if storage.is_local(target):
+        publish(Path(storage.local_path(target)), write)
         return
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "whole"
+        file = Path(folder) / "samples"
         write(file)
-        storage.upload_file(str(file), place)
+        storage.upload_file(str(file), target)
 
 
-def write_adm(path: Path, records: Iterable[dict[str, np.ndarray]], num_samples: int) -> None:
-    """Write records' images and labels as np.savez would, holding one record's images at a time."""
+def write_adm(path: Path, records: Iterable[ShardRecord], num_samples: int) -> None:
+    """Write records' images and labels as np.savez would, with one record's images in memory at a time."""
     labels: list[np.ndarray] = []
     with zipfile.ZipFile(path, "w") as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
             for record in records:
-                images = record["images"]
+                assert record.images is not None and record.labels is not None, "SampleActor writes both"
                 if not labels:
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (num_samples, *images.shape[1:])}
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (num_samples, *record.images.shape[1:])}
                     np.lib.format.write_array_header_1_0(file, header)
-                file.write(images.tobytes())
-                labels.append(record["labels"])
+                file.write(record.images.tobytes())
+                labels.append(record.labels)
         with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
             np.lib.format.write_array(file, np.concatenate(labels))

@@ -1,4 +1,4 @@
-"""The tiny recipe as MLflow and the storage know it after a pipeline; nothing of it was computed."""
+"""What a pipeline run of the tiny recipe leaves in MLflow and on storage, written without computing anything."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,9 +18,11 @@ from pipelines.images.open import open_source
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import OURS
 from pipelines.latents.dataset import LatentDataset, channel_sums, write_manifest
-from pipelines.scoring.evaluation import report_folder_of, track
+from pipelines.scoring.log_report import log_report
 from pipelines.scoring.protocols import evaluation_protocol
-from pipelines.scoring.reports import save_report
+from pipelines.scoring.report_files import save_report
+from pipelines.scoring.score_checkpoint import CheckpointEvaluation, run_tags
+from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext
 from pipelines.tracking.logged_models import log_checkpoint
 
@@ -41,7 +43,7 @@ class Story:
 
 
 def tell_story(folder: Path) -> Story:
-    """Encode, train and evaluate runs below one pipeline run; checkpoints of steps 2, 4 and 6."""
+    """Write encode, train and evaluate runs below one pipeline run, with checkpoints of steps 2, 4 and 6."""
     config = tiny_output(folder)
     latents = write_latents(config)
     checkpoints = {step: write_checkpoint(config, step, latents_fingerprint=latents.fingerprint) for step in SCORES}
@@ -65,7 +67,7 @@ def tell_story(folder: Path) -> Story:
 
 
 def write_latents(config: Recipe) -> LatentDataset:
-    """Noise in place of moments, as if encoded by the recipe's autoencoder."""
+    """Write latents of noise instead of moments, described as encoded by the recipe's autoencoder."""
     described = describe_autoencoder(Path(config.folder(OURS)))
     listing, _ = open_source(config.images).listing().split(config.images.held_out)
     description = schema.describe(
@@ -94,9 +96,10 @@ def write_latents(config: Recipe) -> LatentDataset:
 
 
 def tell_evaluation(context: StageContext, config: Recipe, checkpoint: Checkpoint, value: float) -> EvaluationReport:
-    """A report with the given Frechet distance, on storage and in MLflow."""
+    """Write a report with the given Frechet distance to storage and to MLflow."""
     opened = open_checkpoint(checkpoint.path)
-    protocol = evaluation_protocol(config, opened)
+    settings = ScoringSettings.from_recipe(config)
+    protocol = evaluation_protocol(settings, opened)
     name = f"fd_efficientnet_lite0_{protocol.num_samples}"
     report = EvaluationReport(
         protocol=protocol,
@@ -105,12 +108,10 @@ def tell_evaluation(context: StageContext, config: Recipe, checkpoint: Checkpoin
         metrics={name: value} | {name.replace("fd", kind): 1 / value for kind in ("precision", "recall")},
         errors={name: ERROR},
     )
-    folder = report_folder_of(config, protocol, opened.name)
+    folder = CheckpointEvaluation(opened, protocol, settings).folder
     save_report(report, folder)
-    tags = {"raydit.checkpoint": opened.origin, "raydit.checkpoint_digest": opened.digest}
-    tags |= {"raydit.protocol_id": protocol.protocol_id}
     identity = {"checkpoint": opened.digest, "protocol": protocol.protocol_id}
-    with context.run("evaluate", identity, tags) as run:
+    with context.run("evaluate", identity, run_tags(opened, protocol)) as run:
         log_checkpoint(run, opened, opened.origin)
-        track(run, report, folder, opened.step, opened.digest)
+        log_report(run, report, folder, opened.step, opened.digest)
     return report

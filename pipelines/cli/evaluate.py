@@ -63,6 +63,7 @@ def _evaluate_images(images: str, recipe: str | None, reference: str | None, ove
     """Score images from elsewhere."""
     from pipelines.config.reader import load_recipe
     from pipelines.evaluate_images import evaluate_images, reference_recipe
+    from pipelines.scoring.settings import EVALUATIONS
     from pipelines.stage import StageContext
 
     for name in ("repeats", "save_images", "promote"):
@@ -73,18 +74,21 @@ def _evaluate_images(images: str, recipe: str | None, reference: str | None, ove
     config = load_recipe(recipe, overrides) if recipe else reference_recipe(str(reference), images, overrides)
     if flags["dry_run"]:
         return _print_images_plan(images, config, flags["as_json"])
-    with StageContext(config, address=flags["address"], part="evaluations") as context:
+    with StageContext(config, address=flags["address"], part=EVALUATIONS) as context:
         report, folder = evaluate_images(images, config=config, context=context, force=flags["force"])
         print_report(report, folder, flags["as_json"], context.tracker.uri)
 
 
 def _print_images_plan(images: str, config, as_json: bool) -> None:
-    from pipelines.evaluate_images import external_images, images_protocol
+    from pipelines.evaluate_images import scored_images
     from pipelines.images.open import open_source
+    from pipelines.scoring.protocols import images_protocol
+    from pipelines.scoring.settings import ScoringSettings
 
     print_resolved(config)
-    count = len(open_source(external_images(config, images)).listing())
-    protocol = images_protocol(config, count)
+    settings = ScoringSettings.from_recipe(config)
+    count = len(open_source(scored_images(settings, images)).listing())
+    protocol = images_protocol(settings, count)
     click.echo(f"plan         {count:,} images of {images}, protocol {protocol.protocol_id}")
     print_result(as_json, {"images": count, "protocol_id": protocol.protocol_id})
 
@@ -93,7 +97,7 @@ def _evaluate_checkpoints(checkpoints, every: int, recipe, model, overrides, fla
     """Score checkpoints; every: 0, or the n of --watch."""
     from pipelines.checkpoints.follow import follow_checkpoints
     from pipelines.config.reader import load_recipe
-    from pipelines.evaluate import EvaluationPlan, evaluate_each
+    from pipelines.evaluate import EvaluationOptions, evaluate_each
 
     fixed = load_recipe(recipe, overrides) if recipe else None  # a mistake in it is told before anything is looked for
 
@@ -102,24 +106,24 @@ def _evaluate_checkpoints(checkpoints, every: int, recipe, model, overrides, fla
 
         return fixed or checkpoint_recipe(opened, overrides)
 
-    plan = EvaluationPlan(
+    options = EvaluationOptions(
         repeats=flags["repeats"],
         force=flags["force"],
-        keep=flags["save_images"],
-        keep_format=flags["save_format"],
+        save_samples=flags["save_images"],
+        save_format=flags["save_format"],
         promote=flags["promote"],
     )
     if every and flags["dry_run"]:
         raise click.UsageError("--dry-run tells of checkpoints that are there: name one instead of --watch")
     if every:
         appearing = ([target] for target in follow_checkpoints(checkpoints[0], every, recipe_of))
-        scored = evaluate_each(appearing, plan, address=flags["address"])
+        scored = evaluate_each(appearing, options, address=flags["address"])
     else:
         opened = [_open(checkpoint, model, overrides) for checkpoint in checkpoints]
         targets = [(each, recipe_of(each)) for each in opened]
         if flags["dry_run"]:
-            return _print_plan(targets, plan, flags["as_json"])
-        scored = evaluate_each([targets], plan, address=flags["address"], series=len(targets) > 1)
+            return _print_plan(targets, options.repeats, flags["as_json"])
+        scored = evaluate_each([targets], options, address=flags["address"], series=len(targets) > 1)
     if every or len(scored) > 1:
         _print_series(scored, flags["as_json"])
     else:
@@ -133,28 +137,31 @@ def _open(checkpoint, model, overrides):
     return open_checkpoint(checkpoint, model=model, overrides=overrides, tracking_uri=given.get("tracking.uri", ""))
 
 
-def _print_plan(targets, plan, as_json: bool) -> None:
+def _print_plan(targets, repeats: int, as_json: bool) -> None:
     """What would be done for each checkpoint; nothing is."""
-    from evaluation.protocol import shard_ranges
-    from pipelines.scoring.evaluation import check_scoring, known_report, report_folder_of
     from pipelines.scoring.protocols import evaluation_protocol
+    from pipelines.scoring.references import check_scoring_inputs
+    from pipelines.scoring.report_files import load_matching_report
+    from pipelines.scoring.score_checkpoint import CheckpointEvaluation
+    from pipelines.scoring.settings import ScoringSettings
 
     plans = []
     for opened, config in targets:
         print_resolved(config)
-        protocol = evaluation_protocol(config, opened)
-        check_scoring(config, protocol)
-        shards = shard_ranges(protocol.num_samples, config.evaluate.shard_rows)
-        folder = report_folder_of(config, protocol, opened.name)
-        known = known_report(folder, opened.digest) is not None
+        settings = ScoringSettings.from_recipe(config)
+        protocol = evaluation_protocol(settings, opened)
+        check_scoring_inputs(settings, protocol)
+        evaluation = CheckpointEvaluation(opened, protocol, settings)
+        shards, folder = evaluation.shards(), evaluation.folder
+        known = load_matching_report(folder, opened.digest) is not None
         click.echo(f"checkpoint   {opened.origin} ({opened.digest[:12]})")
         click.echo(
-            f"plan         {plan.repeats} x {protocol.num_samples:,} samples in {len(shards):,} shards on "
+            f"plan         {repeats} x {protocol.num_samples:,} samples in {len(shards):,} shards on "
             f"{config.evaluate.num_workers} workers, protocol {protocol.protocol_id}"
         )
         click.echo(f"report       {folder}{' is there' if known else ''}")
         plans.append({"checkpoint": opened.origin, "protocol_id": protocol.protocol_id, "shards": len(shards)})
-        plans[-1] |= {"samples": plan.repeats * protocol.num_samples, "finished": known}
+        plans[-1] |= {"samples": repeats * protocol.num_samples, "finished": known}
     print_result(as_json, {"plans": plans})
 
 
@@ -162,7 +169,7 @@ def _print_series(scored, as_json: bool) -> None:
     """A table of all, where their curve is, and the best."""
     from cluster import storage
     from evaluation.compare import compare
-    from pipelines.scoring.reports import CURVE_FILE
+    from pipelines.scoring.report_curves import CURVE_FILE
 
     reports = [each.report for each in scored]
     if len(reports) > 1:
@@ -205,7 +212,7 @@ def _shown(place: str) -> str:
 def compare(reports, protocol, allow_unequal, as_json) -> None:
     """Set reports side by side: of checkpoints, or by their files or folders. Refuses unequal protocols."""
     from evaluation.compare import compare as compare_reports
-    from pipelines.scoring.reports import find_reports
+    from pipelines.scoring.report_files import find_reports
 
     found = find_reports(reports, protocol_id=protocol)
     comparison = compare_reports(found, allow_unequal=allow_unequal)
@@ -247,7 +254,7 @@ def sample(checkpoint, out, classes, columns, seed, npz, num_samples, model, ove
         path = sample_file(opened, config, npz, num_samples=count, address=address)
     else:
         names = [name.strip() for name in classes.split(",")] if classes else None
-        path = sample_grid(opened, config, out, classes=names, columns=columns)
+        path = sample_grid(opened, config.evaluate, config.seed, out, classes=names, columns=columns)
     click.echo(f"sample       {path}")
     print_result(as_json, {"path": path})
 
@@ -278,12 +285,13 @@ def build(images, out, size, extractor, overrides, address, dry_run, as_json) ->
     from pipelines.build_reference import build_reference, work_folder
     from pipelines.config.reader import image_recipe
     from pipelines.scoring.references import RealImages
+    from pipelines.scoring.settings import ScoringSettings
 
     config = image_recipe(images, "work", overrides)
     config = replace(config, output=work_folder(config, out))
     if dry_run:
         print_resolved(config)
-        count = len(RealImages.of(config).training)
+        count = len(RealImages.of(ScoringSettings.from_recipe(config)).training)
         click.echo(f"plan         {count:,} images on {config.evaluate.num_workers} workers, into {out}")
         return print_result(as_json, {"images": count, "path": str(out)})
     built = build_reference(config, out, address=address)

@@ -43,13 +43,17 @@ def cli() -> None:
 def run(recipe, overrides, address, dry_run, as_json) -> None:
     """All stages of RECIPE in a row; finished ones are skipped."""
     config = _recipe(recipe, overrides, dry_run)
+    from cluster import storage
     from pipelines.run import run_pipeline
-    from pipelines.scoring.evaluation import report_folder
+    from pipelines.scoring.report_files import report_folder
+    from pipelines.scoring.settings import EVALUATIONS
     from pipelines.stage import StageContext
 
     with StageContext(config, address=address) as context:
         report = run_pipeline(config, context=context)
-        print_report(report, report_folder(config, report), as_json, context.tracker.uri)
+        checkpoint_name = storage.split(report.checkpoint)[1]
+        folder = report_folder(config.folder(EVALUATIONS), report.protocol_id, checkpoint_name)
+        print_report(report, folder, as_json, context.tracker.uri)
 
 
 @cli.command()

@@ -22,7 +22,8 @@ from pipelines.latents.verify import description_of
 from pipelines.registry.queries import find_run
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.references import reference_digest
-from pipelines.scoring.reports import read_report, report_files
+from pipelines.scoring.report_files import find_report_files, read_report
+from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.tracking import tags
 from pipelines.tracking.lookup import connected_client, find_checkpoint, has_files
 from pipelines.tracking.store import tracking_uri
@@ -197,7 +198,7 @@ def _mismatches(folder: str, files: dict[str, tuple[int | None, str]], quick: bo
 
 def _evaluations(opened: LocatedCheckpoint, config: Recipe, chain: list[Link]) -> Iterator[Link]:
     """Yield the evaluations in the output of the checkpoint."""
-    for file in report_files(storage.join(opened.output, "evaluations"), None, opened.name):
+    for file in find_report_files(storage.join(opened.output, EVALUATIONS), None, opened.name):
         link = Link("evaluation", file)
         yield link
         try:
@@ -215,7 +216,7 @@ def _evaluations(opened: LocatedCheckpoint, config: Recipe, chain: list[Link]) -
 
 def _compare_reference(link: Link, report: EvaluationReport, config: Recipe, chain: list[Link]) -> None:
     try:
-        found = reference_digest(config)
+        found = reference_digest(ScoringSettings.from_recipe(config))
     except (OSError, ValueError) as error:
         link.unknown.append(f"reference: not available: {error}")
         return

@@ -13,7 +13,7 @@ from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.registry.model_files import save_model_files
 from pipelines.scoring.protocols import checkpoint_recipe
-from pipelines.scoring.reports import find_reports
+from pipelines.scoring.report_files import find_reports
 from pipelines.tracking import tags
 from pipelines.tracking.lookup import connected_client, has_files
 from pipelines.tracking.store import tracking_uri

@@ -32,14 +32,14 @@ class ServedModel(PythonModel):
         import torch
 
         from evaluation.protocol import EvaluationProtocol
-        from pipelines.scoring.sampler import Sampler
+        from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 
         folder = Path(context.artifacts[FILES])
         settings = json.loads((folder / SETTINGS).read_text())
         self.class_names: list[str] = settings["class_names"]
         self.has_null_class: bool = settings["has_null_class"]
         self.samplers: list[str] = settings["samplers"]
-        self.sampler = Sampler(
+        self.sampler = CheckpointSampler(
             folder / "checkpoint",
             EvaluationProtocol.from_dict(settings["protocol"]),
             batch_size=settings["batch_size"],

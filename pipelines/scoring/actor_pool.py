@@ -1,94 +1,97 @@
-"""Tasks shared out among Ray actors, any of which may die: what it had in hand, another does.
+"""Run tasks on a pool of Ray actors; a task whose actor dies is retried on another one.
 
-Ray Data could share them out as well. It keeps three actors and a polling thread awake beside the workers, and there
-is nothing here for its blocks to carry: a task is a few names, its outcome a file.
+Ray Data could distribute the tasks as well. It keeps three actors and a polling thread busy next to the workers, and
+its blocks would have nothing to carry: a task is a few names, and its result a file.
 """
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pipelines.config.training import WorkersConfig
 from pipelines.console import first_line
+from raydit.errors import WorkersDied
 
 Task = TypeVar("Task")
-DEATHS = 3
-"""Workers that may die of one task, or in a row (times the size of the pool) before any has started."""
+MAX_DEATHS = 3
+"""Actors that may die of one task; or, times the size of the pool, in a row before any has started."""
 
 
-class PoolWorker:
-    """What does tasks, made in the actor's own process."""
+class PoolWorker(Generic[Task]):
+    """The actor: it creates the function that runs tasks in its own process."""
 
-    def __init__(self, make: Callable[..., Callable[[Any], None]], arguments: tuple):
-        self._make = lambda: make(*arguments)
+    def __init__(self, create: Callable[[], Callable[[Task], None]]):
+        self._create = create
 
     def start(self) -> None:
-        """Not in __init__, whose errors reach others as text."""
-        self._run = self._make()
+        """Create the function. Not done in __init__, because Ray passes errors of constructors on as text."""
+        self._run = self._create()
 
-    def run(self, task: Any) -> None:
+    def run(self, task: Task) -> None:
+        """Run one task."""
         self._run(task)
 
 
 def run_on_actors(
     tasks: Sequence[Task],
-    make: Callable[..., Callable[[Any], None]],
-    arguments: tuple,
+    create: Callable[[], Callable[[Task], None]],
     workers: WorkersConfig,
-    tell: Callable[[str], None],
+    on_death: Callable[[str], None],
 ) -> Iterator[Task]:
-    """Have `make(*arguments)` called with every task by some worker, in their order; yields each task that is done.
+    """Run every task on one of workers.num_workers actors, in order, and yield each task when it is done.
 
-    A worker that has no place in the cluster yet, or has died, holds up no other. Needs a Ray that is started. tell:
-    hears of workers that died. Raises what workers raise, and ChildProcessError if they die again and again.
+    create: picklable; called once in each actor, it returns the function that runs a task. on_death: called with a
+    line of text when an actor has died. Needs a running Ray. An actor that Ray cannot place yet, or that has died,
+    does not delay the others. Raises what a task raises, and WorkersDied if actors keep dying.
     """
     import ray
 
     lost = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
-    create: Any = ray.remote(PoolWorker).options(
+    actor: Any = ray.remote(PoolWorker).options(
         num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker, **workers.placement
     )
-    waiting, done = deque(range(len(tasks))), 0
-    at_work: dict[Any, tuple[Any, int | None]] = {}
-    """Of every answer that is expected: whose it is, and to which task; None: to its start."""
+    waiting, num_done = deque(range(len(tasks))), 0
+    running: dict[Any, tuple[Any, int | None]] = {}
+    """Pending result -> its actor, and the position of its task; None for the actor's start."""
     deaths: Counter[int | None] = Counter()
 
-    def start() -> None:
-        worker = create.remote(make, arguments)
-        at_work[worker.start.remote()] = worker, None
+    def start_worker() -> None:
+        worker = actor.remote(create)
+        running[worker.start.remote()] = worker, None
 
     for _ in range(min(workers.num_workers, len(tasks))):
-        start()
-    while done < len(tasks):
-        (answer,), _ = ray.wait(list(at_work))
-        worker, ended = at_work.pop(answer)
+        start_worker()
+    while num_done < len(tasks):
+        (result,), _ = ray.wait(list(running))
+        worker, ended = running.pop(result)
         try:
-            ray.get(answer)
+            ray.get(result)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except lost as error:
             deaths[ended] += not getattr(error, "preempted", False)
-            if deaths[ended] >= (DEATHS * workers.num_workers if ended is None else DEATHS):
-                raise _died(error, ended) from error
-            tell(f"a worker died ({first_line(error)}); another does what it had in hand")
+            if deaths[ended] >= (MAX_DEATHS * workers.num_workers if ended is None else MAX_DEATHS):
+                raise _workers_died(error, ended) from error
+            on_death(f"a worker died ({first_line(error)}); its task is retried on another worker")
             if ended is not None:
                 waiting.append(ended)
             if waiting:
-                start()
+                start_worker()
             continue
         if waiting:
-            number = waiting.popleft()
-            at_work[worker.run.remote(tasks[number])] = worker, number
+            position = waiting.popleft()
+            running[worker.run.remote(tasks[position])] = worker, position
         if ended is None:
             deaths[None] = 0
         else:
-            done += 1
+            num_done += 1
             yield tasks[ended]
 
 
-def _died(error: Exception, task: int | None) -> ChildProcessError:
-    when = "at their start" if task is None else "at the same work"
-    return ChildProcessError(
-        f"workers died again and again {when}: {first_line(error)} Expected them to have the memory and the device "
-        "that they need; Ray's logs on their node say more (/tmp/ray/session_latest/logs), and the same command goes on"
+def _workers_died(error: Exception, task: int | None) -> WorkersDied:
+    when = "while they started" if task is None else "on the same task"
+    return WorkersDied(
+        f"workers died again and again {when} ({first_line(error).rstrip('.')})",
+        "them to have the memory and the device that they need",
+        "See Ray's logs on their node (/tmp/ray/session_latest/logs), then run the same command again: it resumes",
     )

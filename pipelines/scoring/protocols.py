@@ -1,65 +1,77 @@
-"""What is asked of a checkpoint: its recipe, and the protocol by which its samples are drawn and scored."""
+"""From a recipe and a checkpoint to the protocol by which samples are drawn and scored."""
 
-from typing import Any
+from dataclasses import replace
 
-from evaluation.extractors import extractor_name, extractor_sha256
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
-from pipelines.config.recipe import Recipe
+from pipelines.config.recipe import EvaluateConfig, Recipe
 from pipelines.scoring.references import reference_digest
+from pipelines.scoring.settings import ScoringSettings
 
 
-def evaluation_protocol(config: Recipe, opened: LocatedCheckpoint) -> EvaluationProtocol:
-    """The protocol that a recipe's [evaluate] means for a checkpoint."""
-    chosen = config.evaluate
-    weights = extractor_sha256(chosen.extractor, chosen.extractor_weights)
-    return EvaluationProtocol(
-        num_samples=chosen.num_samples,
-        extractor=extractor_name(chosen.extractor, weights),
-        extractor_sha256=weights,
-        reference_digest=reference_digest(config),
-        **sampling_settings(config, opened),
+def evaluation_protocol(settings: ScoringSettings, opened: LocatedCheckpoint) -> EvaluationProtocol:
+    """Return the protocol that a recipe's [evaluate] asks for with a checkpoint.
+
+    Raises what sampling_protocol raises, and NotFound if extractor weights, images or reference are missing.
+    """
+    extractor, reference = settings.extractor_name, reference_digest(settings)
+    return replace(
+        sampling_protocol(settings.evaluate, settings.seed, opened),
+        num_samples=settings.evaluate.num_samples,
+        extractor=extractor,
+        extractor_sha256=settings.extractor_sha256,
+        reference_digest=reference,
     )
 
 
-def sampling_protocol(config: Recipe, opened: LocatedCheckpoint) -> EvaluationProtocol:
-    """The same samples, to be looked at or kept: nothing is scored, so neither images nor an extractor are needed."""
-    settings = sampling_settings(config, opened)
-    return EvaluationProtocol(extractor="none", extractor_sha256="none", reference_digest="none", **settings)
+def sampling_protocol(evaluate: EvaluateConfig, seed: int, opened: LocatedCheckpoint) -> EvaluationProtocol:
+    """Return a protocol for samples that are not scored: it needs neither real images nor an extractor.
 
-
-def sampling_settings(config: Recipe, opened: LocatedCheckpoint) -> dict[str, Any]:
-    """What samples depend on beside the checkpoint.
-
-    Raises ValueError if the autoencoder is not the checkpoint's, FileNotFoundError if it lacks the weights.
+    Sample i is that of evaluation_protocol with the same settings. Raises InvalidInput if the autoencoder is not the
+    checkpoint's, NotFound if the checkpoint lacks the weights.
     """
     from dit.autoencoder import describe_autoencoder
     from dit.checkpoint import weights_name
     from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 
-    weights = weights_name(config.evaluate.weights)
+    weights = weights_name(evaluate.weights)
     if not (opened.path / f"{weights}.safetensors").is_file():
-        opened.weights(weights)  # raises, and says which there are
-    decoder = describe_autoencoder(checkpoint_autoencoder(opened))["sha256"]
-    chosen = config.evaluate
-    return {
-        "seed": config.seed,
-        "labels": chosen.labels,
-        "sampler": chosen.sampler,
-        "sampling_steps": chosen.sampling_steps,
-        "cfg_scale": chosen.cfg_scale,
-        "cfg_channels": chosen.cfg_channels,
-        "cfg_interval": chosen.cfg_interval,
-        "weights": chosen.weights,
-        "dtype": chosen.dtype,
-        "decoder": decoder,
-    }
+        opened.weights(weights)  # raises, and names the weights that the checkpoint has
+    return EvaluationProtocol(
+        seed=seed,
+        labels=evaluate.labels,
+        sampler=evaluate.sampler,
+        sampling_steps=evaluate.sampling_steps,
+        cfg_scale=evaluate.cfg_scale,
+        cfg_channels=evaluate.cfg_channels,
+        cfg_interval=evaluate.cfg_interval,
+        weights=evaluate.weights,
+        dtype=evaluate.dtype,
+        decoder=describe_autoencoder(checkpoint_autoencoder(opened))["sha256"],
+        extractor="none",
+        extractor_sha256="none",
+        reference_digest="none",
+    )
+
+
+def images_protocol(settings: ScoringSettings, num_images: int) -> EvaluationProtocol:
+    """Return the protocol of images from another source: their number, and how they are scored, are all we know."""
+    return EvaluationProtocol(
+        num_samples=num_images,
+        sampler="unknown",
+        sampling_steps=1,
+        decoder="unknown",
+        uint8_rule="unknown",
+        extractor=settings.extractor_name,
+        extractor_sha256=settings.extractor_sha256,
+        reference_digest=reference_digest(settings),
+    )
 
 
 def checkpoint_recipe(opened: LocatedCheckpoint, overrides: tuple[str, ...] = ()) -> Recipe:
-    """The recipe that a checkpoint records, with its output where the checkpoint lies now.
+    """Return the recipe that a checkpoint records, with the checkpoint's present location as its output.
 
-    An imported one records none: its recipe says what its config does, and its output is the folder it lies in.
+    An imported checkpoint records no recipe: its config gives one, and its output is the folder that it lies in.
     """
     from pipelines.checkpoints.importing import recipe_for_imported
     from pipelines.config.reader import apply_override, validate_recipe

@@ -1,241 +1,264 @@
 """Real images as the extractor sees them: reference statistics, and the features of held-out images.
 
-Those of a recipe are computed once, together, and kept in output/references; `raydit reference build` makes a file.
+Those of a recipe's images are computed once and kept in output/references; `raydit reference build` makes a file.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from cluster import storage
-from evaluation.extractors import extractor_name, extractor_sha256
+from evaluation.extractors import Features, weights_path
+from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics
 from pipelines.artifacts import digest_of
-from pipelines.config.recipe import ImagesConfig, Recipe
+from pipelines.config.recipe import ImagesConfig
 from pipelines.images.listing import Listing
 from pipelines.images.open import open_source
 from pipelines.images.sources.adm import AdmSource
-from pipelines.scoring.features import (
-    SECONDS,
-    ScoringShard,
-    compute_features,
-    listing_parts,
-    make_shards,
-    read_records,
-)
-from pipelines.stage import StageContext
+from pipelines.scoring.actors import ScoringActor
+from pipelines.scoring.records import ShardRecord, read_records
+from pipelines.scoring.settings import ScoringSettings
+from pipelines.scoring.shards import ScoringShard, compute_shards, make_shards, split_listing
+from pipelines.stage import JobContext
+from raydit.errors import InvalidInput, NotFound
 
-MOST_FEATURES = 10_000
-"""Images whose features are kept, for precision, recall and kernel distance: as many as ADM's references have."""
-
-Features = dict[str, np.ndarray]
+MAX_REFERENCE_FEATURES = 10_000
+"""Images whose features a reference keeps, for precision, recall and kernel distance: as many as ADM's references."""
 
 
 @dataclass(frozen=True)
 class RealImages:
-    """A recipe's images: those it trains on are the reference, the held-out ones give the floor."""
+    """A recipe's images: training images give the reference, held-out ones the real baseline."""
 
-    config: Recipe
+    settings: ScoringSettings
     training: Listing
     held_out: Listing
 
     @classmethod
-    def of(cls, config: Recipe) -> "RealImages":
-        """Raises ValueError if there are none, as for an imported checkpoint, and no reference is given instead."""
-        if config.images.path:
-            training, held_out = open_source(config.images).listing().split(config.images.held_out)
-            return cls(config, training, held_out)
-        if config.evaluate.reference is None:
-            raise ValueError(
-                "images.path: found nothing, as the checkpoint is imported; expected images to compare samples with. "
-                "Give statistics of some (--reference FILE), or the images (--set images.path=FOLDER)"
+    def of(cls, settings: ScoringSettings) -> "RealImages":
+        """List the images of a recipe.
+
+        Raises InvalidInput if the recipe has neither images, as that of an imported checkpoint, nor a reference.
+        """
+        if settings.images.path:
+            training, held_out = open_source(settings.images).listing().split(settings.images.held_out)
+            return cls(settings, training, held_out)
+        if settings.evaluate.reference is None:
+            raise InvalidInput(
+                "images.path: found nothing (the checkpoint is imported)",
+                "images to compare samples with",
+                "Give reference statistics (--reference FILE), or images (--set images.path=FOLDER)",
             )
         nothing = Listing([], np.empty(0, np.int32), np.empty(0, np.int64), ())
-        return cls(config, nothing, nothing)
+        return cls(settings, nothing, nothing)
 
     def digest(self, listing: Listing) -> str:
-        """What the features of a listing depend on; known before they are computed."""
-        images, weights = self.config.images, _extractor_weights(self.config)
+        """Return the digest of everything that the features of a listing depend on, without computing them."""
+        images, weights = self.settings.images, self.settings.extractor_sha256
         return digest_of({"images": listing.digest, "size": images.size, "crop": images.crop, "extractor": weights})
 
     def path(self, listing: Listing) -> str:
-        """Path or URI of what is kept of a listing."""
-        return reference_place(self.config, f"{self.digest(listing)[:12]}.npz")
+        """Return the path or URI at which the reference or the features of a listing are kept."""
+        return storage.join(self.settings.references, f"{self.digest(listing)[:12]}.npz")
 
     def shard_folder(self, listing: Listing) -> str:
-        return reference_place(self.config, f"{self.digest(listing)[:12]}.shards-{self.config.evaluate.shard_rows}")
+        """Return the path or URI of the folder for the shards of a listing."""
+        name = f"{self.digest(listing)[:12]}.shards-{self.settings.evaluate.shard_rows}"
+        return storage.join(self.settings.references, name)
 
     def shards(self, listing: Listing) -> list[ScoringShard]:
-        return make_shards(self.shard_folder(listing), listing_parts(listing, self.config.evaluate.shard_rows))
+        """Return the shards of a listing, finished or not."""
+        return make_shards(self.shard_folder(listing), split_listing(listing, self.settings.evaluate.shard_rows))
 
     @property
-    def wanted(self) -> list[Listing]:
-        """Whose features an evaluation needs: the reference's, unless one is given, and the held-out images'."""
-        reference = [] if self.config.evaluate.reference else [self.training]
+    def required(self) -> list[Listing]:
+        """The listings whose features an evaluation needs: training images unless a reference is given, held-out."""
+        reference = [] if self.settings.evaluate.reference else [self.training]
         return [*reference, self.held_out] if len(self.held_out) > 1 else reference
 
     def missing_shards(self) -> list[ScoringShard]:
-        """What is left to compute before `load_real`."""
-        missing = (listing for listing in self.wanted if not storage.exists(self.path(listing)))
+        """Return the shards that must be finished before load_real_features."""
+        missing = (listing for listing in self.required if not storage.exists(self.path(listing)))
         return [shard for listing in missing for shard in self.shards(listing)]
 
 
-def reference_place(config: Recipe, name: str) -> str:
-    """Path or URI in output/references."""
-    return storage.join(config.folder("references"), name)
-
-
-def reference_digest(config: Recipe) -> str:
-    """Digest of the reference that an evaluation of `config` uses, before it is built."""
-    if config.evaluate.reference is None:
-        real = RealImages.of(config)
+def reference_digest(settings: ScoringSettings) -> str:
+    """Return the digest of the reference that an evaluation uses; it is known before the reference is built."""
+    if settings.evaluate.reference is None:
+        real = RealImages.of(settings)
         return real.digest(real.training)
-    return storage.sha256_file(given_file(config.evaluate.reference))
+    return storage.sha256_file(fetch_reference(settings.evaluate.reference))
 
 
-def given_file(reference: str) -> str:
-    """Local file of the statistics that evaluate.reference names by path or URI."""
+def fetch_reference(reference: str) -> str:
+    """Return a local path of the file that evaluate.reference names by path or URI. Raises NotFound."""
     try:
         return storage.fetch_file(reference)
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"evaluate.reference: nothing at {reference}; expected an .npz file of reference statistics. Leave it out "
-            "to use the training images"
+        raise NotFound(
+            f"evaluate.reference: nothing at {reference}",
+            "an .npz file of reference statistics",
+            "Correct the path, or leave it out to use the training images",
         ) from None
 
 
-def given_reference(reference: str) -> ReferenceStatistics:
-    """The statistics that evaluate.reference names by path or URI."""
-    with open(given_file(reference), "rb") as file:
+def load_given_reference(reference: str) -> ReferenceStatistics:
+    """Load the statistics that evaluate.reference names by path or URI. Raises NotFound and InvalidInput."""
+    with open(fetch_reference(reference), "rb") as file:
         return ReferenceStatistics.load(file, reference)
 
 
-def load_real(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:
-    """The reference (the given file, or the training images' own), and the features and logits of held-out images.
+def check_scoring_inputs(settings: ScoringSettings, protocol: EvaluationProtocol) -> None:
+    """Check before any work that the given reference fits and that the extractor's weights exist.
 
-    None in place of the latter where fewer than two are held out and readable. Needs the records of
-    `missing_shards`, which it reduces and removes.
+    Raises InvalidInput for a reference of another extractor, image size or crop, NotFound for missing weights.
     """
-    for listing in real.wanted:
+    images, evaluate = settings.images, settings.evaluate
+    if evaluate.reference:
+        load_given_reference(evaluate.reference).check_compatible(
+            protocol.extractor, protocol.extractor_sha256, images.size, images.crop
+        )
+    weights_path(evaluate.extractor, evaluate.extractor_weights)
+
+
+def load_real_features(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:
+    """Load the reference, given or of the training images, and the features of the held-out images.
+
+    The latter are None if fewer than two images are held out and readable. Reduces the records of real.missing_shards
+    to one file for each listing, and removes them.
+    """
+    for listing in real.required:
         if storage.exists(real.path(listing)):
             continue
         shards = real.shards(listing)
         if listing is real.training:
-            save_reference(reference_statistics(real.config, listing, shards), real.path(listing))
+            save_reference(compute_reference(real.settings, listing, shards), real.path(listing))
         else:
-            save_features(read_records(shards), real.path(listing))
+            _save_features(read_records(shards), real.path(listing))
         storage.remove_folder(real.shard_folder(listing))
-    held_out = None
-    if len(real.held_out) > 1:
-        with storage.open_file(real.path(real.held_out)) as file, np.load(file, allow_pickle=False) as arrays:
-            held_out = dict(arrays) if len(arrays.get("features", ())) > 1 else None
-    return with_adm_features(real), held_out
+    return _load_reference(real), _load_held_out(real)
 
 
-def save_reference(reference: ReferenceStatistics, place: str) -> None:
+def save_reference(reference: ReferenceStatistics, file: str) -> None:
+    """Write a reference to a path or URI, atomically."""
     buffer = io.BytesIO()
     reference.save(buffer)
-    storage.write_atomically(place, buffer.getvalue())
+    storage.write_atomically(file, buffer.getvalue())
 
 
-def with_adm_features(real: RealImages) -> ReferenceStatistics:
-    """The reference, with the features of the images that an ADM file holds instead of them, where it does."""
-    if real.config.evaluate.reference:
-        reference = given_reference(real.config.evaluate.reference)
+def _load_reference(real: RealImages) -> ReferenceStatistics:
+    """Load the reference; an ADM file without features gets those of its images, if they were extracted."""
+    if real.settings.evaluate.reference:
+        reference = load_given_reference(real.settings.evaluate.reference)
     else:
-        with storage.open_file(place := real.path(real.training)) as file:
-            reference = ReferenceStatistics.load(file, place)
-    images = adm_features_file(real.config)
-    if reference.features is not None or images is None or not storage.exists(images):
+        with storage.open_file(path := real.path(real.training)) as file:
+            reference = ReferenceStatistics.load(file, path)
+    adm_features = _adm_features_file(real.settings)
+    if reference.features is not None or adm_features is None or not storage.exists(adm_features):
         return reference
-    with storage.open_file(images) as file, np.load(file, allow_pickle=False) as arrays:
+    with storage.open_file(adm_features) as file, np.load(file, allow_pickle=False) as arrays:
         return replace(reference, features=arrays["features"])
 
 
-def extract_adm_images(real: RealImages, context: StageContext) -> None:
-    """Extract features of an ADM reference's images (arr_0, for precision, recall and kernel distance), if it has any.
+def _load_held_out(real: RealImages) -> Features | None:
+    if len(real.held_out) < 2:
+        return None
+    with storage.open_file(real.path(real.held_out)) as file, np.load(file, allow_pickle=False) as arrays:
+        if len(arrays.get("features", ())) < 2:
+            return None
+        return Features(**{name: arrays[name] for name in Features._fields if name in arrays})
 
-    Like other features of real images they are kept in output/references. The images are taken as they are.
+
+def extract_adm_images(real: RealImages, context: JobContext) -> None:
+    """Extract the features of the images in an ADM reference (arr_0), if one is given that has images.
+
+    They serve precision, recall and kernel distance, and are kept in output/references like other features of real
+    images. The images are neither cropped nor resized.
     """
-    config, file = real.config, adm_features_file(real.config)
+    evaluate, file = real.settings.evaluate, _adm_features_file(real.settings)
     if file is None or storage.exists(file):
         return
-    given = storage.absolute(str(config.evaluate.reference))
-    source = open_source(ImagesConfig(path=given))
+    reference = storage.absolute(str(evaluate.reference))
+    source = open_source(ImagesConfig(path=reference))
     assert isinstance(source, AdmSource), "it ends in .npz"
-    images = ImagesConfig(path=given, size=source.shape[1])
-    parts = listing_parts(source.listing(), config.evaluate.shard_rows)
-    folder, name = storage.split(file)
-    work = storage.join(folder, f"{name.removesuffix('.npz')}.shards-{config.evaluate.shard_rows}")
-    shards = make_shards(work, parts)
-    compute_features(context, "reference", shards, (images, config.evaluate), config.evaluate)
-    save_features(read_records(shards), file)
-    storage.remove_folder(work)
+    images = ImagesConfig(path=reference, size=source.shape[1])
+    folder = f"{file.removesuffix('.npz')}.shards-{evaluate.shard_rows}"
+    shards = make_shards(folder, split_listing(source.listing(), evaluate.shard_rows))
+    compute_shards(context, "reference", shards, partial(ScoringActor, images, evaluate), evaluate)
+    _save_features(read_records(shards), file)
+    storage.remove_folder(folder)
 
 
-def adm_features_file(config: Recipe) -> str | None:
-    """Where the features of a given ADM reference's images lie; None for any other reference."""
-    given = config.evaluate.reference
-    if given is None:
+def _adm_features_file(settings: ScoringSettings) -> str | None:
+    """Return where the features of the given ADM reference's images are kept; None for any other reference."""
+    reference = settings.evaluate.reference
+    if reference is None:
         return None
-    with np.load(given_file(given), allow_pickle=False) as file:
+    with np.load(fetch_reference(reference), allow_pickle=False) as file:
         if "meta" in file or "arr_0" not in file:
             return None
-    identity = digest_of([reference_digest(config), _extractor_weights(config)])
-    return reference_place(config, f"{identity[:12]}-images.npz")
+    identity = digest_of([reference_digest(settings), settings.extractor_sha256])
+    return storage.join(settings.references, f"{identity[:12]}-images.npz")
 
 
-def reference_statistics(config: Recipe, listing: Listing, shards: list[ScoringShard]) -> ReferenceStatistics:
-    """Mean and covariance over all records, and the features of evenly spaced images."""
-    weights = _extractor_weights(config)
-    stride = max(1, -(-len(listing) // MOST_FEATURES))
+def compute_reference(settings: ScoringSettings, listing: Listing, shards: list[ScoringShard]) -> ReferenceStatistics:
+    """Reduce the records of a listing's shards to mean, covariance, and features of evenly spaced images.
+
+    Unreadable images are left out. Raises InvalidInput if fewer than two images could be read.
+    """
+    images, stride = settings.images, max(1, -(-len(listing) // MAX_REFERENCE_FEATURES))
     statistics: dict[str, FeatureStatistics] = {}
-    kept, keys = [], []
+    features: list[np.ndarray] = []
+    keys: list[str] = []
     for shard, record in zip(shards, read_records(shards), strict=True):
-        if "features" not in record:  # no image of it could be read
+        if record.features is None:  # none of its images could be read
             continue
-        for name in ("features", "spatial"):
-            if name in record:
-                statistics.setdefault(name, FeatureStatistics(record[name].shape[1])).update(record[name])
-        kept.append(record["features"][::stride])
-        keys += _readable(shard, record)[::stride]
-    features, spatial = statistics.get("features"), statistics.get("spatial")
-    if features is None or features.n < 2:
-        raise ValueError(f"images.path: found fewer than 2 usable images in {config.images.path}, expected many more")
+        for name, array in (("features", record.features), ("spatial", record.spatial)):
+            if array is not None:
+                statistics.setdefault(name, FeatureStatistics(array.shape[1])).update(array)
+        features.append(record.features[::stride])
+        keys += _readable_keys(shard, record)[::stride]
+    pooled, spatial = statistics.get("features"), statistics.get("spatial")
+    if pooled is None or pooled.n < 2:
+        raise InvalidInput(
+            f"images.path: found fewer than 2 usable images in {images.path}",
+            "many more",
+            "Correct the path, or repair the images",
+        )
     return ReferenceStatistics(
-        n=features.n,
-        mu=features.mean,
-        sigma=features.cov,
+        n=pooled.n,
+        mu=pooled.mean,
+        sigma=pooled.cov,
         mu_s=spatial.mean if spatial else None,
         sigma_s=spatial.cov if spatial else None,
-        features=np.concatenate(kept),
+        features=np.concatenate(features),
         keys=np.array(keys),
-        extractor=extractor_name(config.evaluate.extractor, weights),
-        extractor_sha256=weights,
-        size=config.images.size,
-        crop=config.images.crop,
-        source=config.images.path,
+        extractor=settings.extractor_name,
+        extractor_sha256=settings.extractor_sha256,
+        size=images.size,
+        crop=images.crop,
+        source=images.path,
     )
 
 
-def _readable(shard: ScoringShard, record: Features) -> list[str]:
-    """Keys of the images that a record's features are of, in order."""
-    assert isinstance(shard.images, Listing), "references are of real images"
-    unreadable = set(record["unreadable"].tolist())
+def _readable_keys(shard: ScoringShard, record: ShardRecord) -> list[str]:
+    """Return the keys of the images that a record's features are of, in order."""
+    assert isinstance(shard.images, Listing) and record.unreadable is not None, "references are of real images"
+    unreadable = set(record.unreadable.tolist())
     return [key for key in shard.images.keys if key not in unreadable]
 
 
-def save_features(records: Iterator[Features], place: str) -> None:
-    """Keep features and logits as they are."""
-    every = [record for record in records if "features" in record]
-    names = [name for name in every[0] if name not in ("unreadable", *SECONDS)] if every else []
+def _save_features(records: Iterable[ShardRecord], file: str) -> None:
+    """Write features, logits and spatial features of all records into one file, atomically."""
+    computed = [record for record in records if record.features is not None]
+    names = [name for name in Features._fields if computed and getattr(computed[0], name) is not None]
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.concatenate([record[name] for record in every]) for name in names})  # type: ignore[arg-type]
-    storage.write_atomically(place, buffer.getvalue())
-
-
-def _extractor_weights(config: Recipe) -> str:
-    return extractor_sha256(config.evaluate.extractor, config.evaluate.extractor_weights)
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(record, name) for record in computed]) for name in names}
+    np.savez(buffer, **arrays)
+    storage.write_atomically(file, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""The sample job: a labelled grid from a checkpoint, to look at, or many samples in a file, for other tools."""
+"""Labelled grids of a checkpoint's samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,28 +6,41 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
-from pipelines.config.recipe import Recipe
+from pipelines.config.recipe import EvaluateConfig
 from pipelines.images.grids import labelled_grid, save_png
 from pipelines.scoring.protocols import sampling_protocol
+from raydit.errors import InvalidInput
+
+MAX_ROWS = 20
+"""Classes in a grid for which none were chosen."""
 
 
 def sample_grid(
-    checkpoint: str | Path | LocatedCheckpoint, config: Recipe, out: str, *, classes: list[str] | None, columns: int
+    checkpoint: str | Path | LocatedCheckpoint,
+    evaluate: EvaluateConfig,
+    seed: int,
+    out: str,
+    *,
+    classes: Sequence[str] | None,
+    columns: int,
 ) -> str:
-    """Sample `columns` images of each class and write them as one PNG to a path or URI.
+    """Sample `columns` images of each class in this process, and write them as one PNG to a path or URI.
 
-    classes: names or numbers; left out, all (at most 20). Raises ValueError for a class that does not exist.
+    classes: names or numbers; None: the first MAX_ROWS classes. Raises InvalidInput for an unknown class.
     """
-    from pipelines.scoring.sampler import Sampler
+    from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 
     opened = open_checkpoint(checkpoint)
     names = opened.record.class_names
-    labels = [class_label(name, names) for name in classes] if classes else list(range(min(len(names), 20)))
+    labels = [class_label(name, names) for name in classes] if classes else list(range(min(len(names), MAX_ROWS)))
     labels = labels or [0]
-    protocol = sampling_protocol(config, opened)
-    settings = config.evaluate
-    device = "cuda" if settings.gpus_per_worker else "cpu"
-    sampler = Sampler(opened.shared, protocol, batch_size=settings.batch_size, device=device, compiled=settings.compile)
+    sampler = CheckpointSampler(
+        opened.shared,
+        sampling_protocol(evaluate, seed, opened),
+        batch_size=evaluate.batch_size,
+        device="cuda" if evaluate.gpus_per_worker else "cpu",
+        compiled=evaluate.compile,
+    )
     images = sampler.sample(range(len(labels) * columns), np.repeat(labels, columns).astype(np.int64))
     rows = images.reshape(len(labels), columns, *images.shape[1:])
     titles = [names[label] if names else "" for label in labels]
@@ -35,11 +48,10 @@ def sample_grid(
 
 
 def class_label(name: str, class_names: Sequence[str]) -> int:
-    """Number of a class, by its name or its number."""
+    """Return the number of a class, given its name or its number. Raises InvalidInput for an unknown class."""
     if name in class_names:
-        return class_names.index(name)
+        return list(class_names).index(name)
     if name.isdigit() and int(name) < len(class_names):
         return int(name)
-    raise ValueError(
-        f"class {name!r}: expected one of {', '.join(class_names[:20])} or a number below {len(class_names)}"
-    )
+    known = ", ".join(class_names[:MAX_ROWS])
+    raise InvalidInput(f"class {name!r}", f"one of {known} or a number below {len(class_names)}", "Choose one of them")

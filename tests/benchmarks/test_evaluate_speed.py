@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -30,9 +31,11 @@ from evaluation.protocol import shard_ranges
 from evaluation.reference import ReferenceStatistics
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.images.open import with_absolute_paths
-from pipelines.scoring.features import ScoringActor, Source, compute_features, make_shards
+from pipelines.scoring.actors import SampleSource, ScoringActor
 from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.references import save_reference
+from pipelines.scoring.settings import ScoringSettings
+from pipelines.scoring.shards import compute_shards, make_shards
 from pipelines.stage import StageContext
 
 pytestmark = pytest.mark.benchmark
@@ -47,12 +50,12 @@ import numpy as np
 import torch
 from evaluation.extractors import create_extractor
 from evaluation.protocol import EvaluationProtocol
-from pipelines.scoring.sampler import Sampler
+from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 
 settings = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 protocol = EvaluationProtocol.from_dict(settings["protocol"])
-sampler = Sampler(settings["checkpoint"], protocol, batch_size=settings["rows"])
+sampler = CheckpointSampler(settings["checkpoint"], protocol, batch_size=settings["rows"])
 extractor = create_extractor("efficientnet-lite0")
 for number in itertools.count():
     indices = range(number * settings["rows"], (number + 1) * settings["rows"])
@@ -83,7 +86,7 @@ def plain_loops(opened, config, folders: list[Path]):
     """A process for each folder that does nothing else, its freed memory kept as the workers keep theirs."""
     settings = {
         "checkpoint": opened.shared,
-        "protocol": evaluation_protocol(config, opened).to_dict(),
+        "protocol": evaluation_protocol(ScoringSettings.from_recipe(config), opened).to_dict(),
         "rows": SHARD_ROWS,
     }
     env = os.environ | LOCAL_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
@@ -101,11 +104,11 @@ def plain_loops(opened, config, folders: list[Path]):
 
 
 def score_shards(context, opened, config, workers: int, num_shards: int, folder: Path) -> None:
-    protocol = evaluation_protocol(config, opened)
+    protocol = evaluation_protocol(ScoringSettings.from_recipe(config), opened)
     shards = make_shards(str(folder), shard_ranges(num_shards * SHARD_ROWS, SHARD_ROWS))
-    arguments = (with_absolute_paths(config.images), config.evaluate, [Source(opened.shared, protocol)])
-    settings = replace(config.evaluate, num_workers=workers)
-    compute_features(context, "evaluate", shards, arguments, settings, actor=signing_actor())
+    sources = [SampleSource(opened.shared, protocol)]
+    create_actor = partial(signing_actor(), with_absolute_paths(config.images), config.evaluate, sources)
+    compute_shards(context, "evaluate", shards, create_actor, replace(config.evaluate, num_workers=workers))
 
 
 def signing_actor() -> type:
@@ -236,18 +239,19 @@ from pathlib import Path
 started = time.perf_counter()
 from evaluation.protocol import metric_name, shard_ranges
 from evaluation.score import score
-from pipelines.scoring.features import load_features, make_shards, unfinished
-from pipelines.scoring.references import given_reference
+from pipelines.scoring.records import load_features
+from pipelines.scoring.references import load_given_reference
+from pipelines.scoring.shards import find_unfinished, make_shards
 
 reference, folder, size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 imported = time.perf_counter()
 shards = make_shards(str(folder), shard_ranges(size, 1))
-assert not unfinished(shards)
+assert not find_unfinished(shards)
 planned = time.perf_counter()
-features, _ = load_features(shards)
+features = load_features(shards).features
 merged = time.perf_counter()
-statistics = given_reference(str(reference / "reference.npz"))
-found = score(features["features"], features["logits"], statistics, extractor="inception", num_samples=size)
+statistics = load_given_reference(str(reference / "reference.npz"))
+found = score(features.features, features.logits, statistics, extractor="inception", num_samples=size)
 fid = found.metrics[metric_name("fd", "inception", size)]
 scored = time.perf_counter()
 # Not getrusage: its peak begins with that of the process that started this one.

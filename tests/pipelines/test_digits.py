@@ -15,6 +15,7 @@ from pipelines.images.preprocess import read_cropped
 from pipelines.run import run_pipeline
 from pipelines.sample import sample_file
 from pipelines.scoring.references import RealImages
+from pipelines.scoring.settings import ScoringSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:ssl=None is deprecated")]
 RECIPE = Path(__file__).resolve().parents[2] / "pipelines" / "recipes" / "digits.toml"
@@ -45,7 +46,7 @@ def test_one_job_with_everything_away_has_the_numbers_of_the_demo(config, away):
 def test_a_classifier_of_real_digits_recognises_sampled_ones(config, tmp_path):
     from sklearn.svm import SVC
 
-    real = RealImages.of(config)
+    real = RealImages.of(ScoringSettings.from_recipe(config))
     classifier = SVC(C=10).fit(pixels(config.images, real.training.keys), real.training.labels)
     held_out = classifier.score(pixels(config.images, real.held_out.keys), real.held_out.labels)
     assert held_out > 0.95

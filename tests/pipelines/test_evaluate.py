@@ -1,4 +1,4 @@
-"""Evaluation on a real Ray: the numbers of a plain loop, on any workers, of any checkpoint or images, once."""
+"""Evaluation on a real Ray gives the numbers of a plain loop, with any workers, for any checkpoint or images."""
 
 import json
 import shutil
@@ -20,13 +20,21 @@ from evaluation.report import EvaluationReport
 from evaluation.score import score
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.main import cli
+from pipelines.evaluate import group_by_settings
 from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
-from pipelines.scoring.evaluation import TIME_FILE
+from pipelines.scoring.checkpoint_sampler import CheckpointSampler
+from pipelines.scoring.log_report import TIME_FILE
 from pipelines.scoring.protocols import evaluation_protocol
-from pipelines.scoring.references import RealImages, extract_adm_images, given_reference, load_real
-from pipelines.scoring.reports import save_report
-from pipelines.scoring.sampler import Sampler
+from pipelines.scoring.references import (
+    RealImages,
+    extract_adm_images,
+    load_given_reference,
+    load_real_features,
+)
+from pipelines.scoring.report_files import save_report
+from pipelines.scoring.score_checkpoint import CheckpointEvaluation
+from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Ten samples, one Euler step: small, and all of the way."""
+    """A recipe of ten samples with one Euler step, and two checkpoints in its output."""
     folder = tmp_path_factory.mktemp("evaluated")
     config = tiny_output(folder, "evaluate.num_samples=10", "evaluate.shard_rows=4", "evaluate.batch_size=4")
     for step in (2, 4):
@@ -48,16 +56,16 @@ def checkpoint(config):
 
 
 @pytest.fixture(scope="module")
-def kept(config):
-    """Where the samples of the evaluation are written as well."""
-    return Path(config.output).parent / "kept"
+def saved(config):
+    """The folder that the evaluation saves its samples in."""
+    return Path(config.output).parent / "saved"
 
 
 @pytest.fixture(scope="module")
-def called(config, checkpoint, kept, local_ray):
-    """What `raydit evaluate` with several checkpoints and seeds printed, and its last line."""
+def called(config, checkpoint, saved, local_ray):
+    """The output of `raydit evaluate` with several checkpoints and seeds, and its last line as JSON."""
     command = ["evaluate", str(checkpoint.with_name("step_0000002")), str(checkpoint), "--repeats", "2"]
-    command += ["--save-images", str(kept), "--promote", "tiny", "--json"]
+    command += ["--save-images", str(saved), "--promote", "tiny", "--json"]
     result = CliRunner().invoke(cli, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output, json.loads(result.output.splitlines()[-1])
@@ -65,17 +73,17 @@ def called(config, checkpoint, kept, local_ray):
 
 @pytest.fixture
 def report(called):
-    """Of the checkpoint, by the recipe's own seed."""
+    """The report of `checkpoint` with the recipe's own seed."""
     return EvaluationReport.from_json(json.dumps(called[1]["reports"][1]))
 
 
 @pytest.fixture(scope="module")
 def plain(config, checkpoint):
-    """The same images and features by one process in a plain loop."""
+    """Images, labels, features and logits of the same samples, from a plain loop in one process."""
     opened = open_checkpoint(checkpoint)
-    protocol = evaluation_protocol(config, opened)
+    protocol = evaluation_protocol(ScoringSettings.from_recipe(config), opened)
     torch.set_num_threads(config.evaluate.cpus_per_worker)
-    sampler = Sampler(checkpoint, protocol, batch_size=config.evaluate.batch_size)
+    sampler = CheckpointSampler(checkpoint, protocol, batch_size=config.evaluate.batch_size)
     labels = sampler.labels(range(10))
     images = np.concatenate([sampler.sample(part, labels[part.start : part.stop]) for part in shard_ranges(10, 4)])
     extractor = create_extractor("efficientnet-lite0")
@@ -86,19 +94,19 @@ def plain(config, checkpoint):
 
 def test_the_numbers_are_those_of_a_plain_loop(config, report, plain):
     _, _, features, logits = plain
-    reference, _ = load_real(RealImages.of(config))
+    reference, _ = load_real_features(RealImages.of(ScoringSettings.from_recipe(config)))
     expected = score(features, logits, reference, extractor="efficientnet-lite0", num_samples=10)
     assert {name: report.metrics[name] for name in expected.metrics} == pytest.approx(expected.metrics, rel=1e-9)
     assert report.metrics["is_efficientnet_lite0_10"] == pytest.approx(inception_score(logits)[0], rel=1e-9)
     assert report.protocol.num_samples == 10
 
 
-def test_kept_images_are_the_samples_with_their_labels(kept, plain):
+def test_saved_images_are_the_samples_with_their_labels(saved, plain):
     import pyarrow.parquet as pq
     from PIL import Image
 
     images, labels, _, _ = plain
-    rows = pq.read_table(kept / "step_0000004").to_pylist()
+    rows = pq.read_table(saved / "step_0000004").to_pylist()
     assert [row["index"] for row in rows] == list(range(10))
     assert [row["label"] for row in rows] == labels.tolist() == [sample_label(0, i, 3, "balanced") for i in range(10)]
     import io
@@ -147,7 +155,7 @@ def test_the_page_has_all_pictures(config, report):
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == []  # no shards are left
 
 
-def test_a_finished_evaluation_answers_without_ray(config, checkpoint, report, raydit, monkeypatch):
+def test_a_finished_evaluation_is_skipped_without_ray(config, checkpoint, report, raydit, monkeypatch):
     monkeypatch.setattr(StageContext, "start_ray", lambda *_: pytest.fail("Ray was started"))
     code, out, _ = raydit("evaluate", str(checkpoint), "--json")
     assert code == 0 and json.loads(out.splitlines()[-1])["metrics"] == report.metrics
@@ -183,9 +191,22 @@ def test_reports_are_compared_by_checkpoint_or_file(config, checkpoint, report, 
     assert code == 0 and "Not comparable: the protocols differ in cfg_scale" in out
 
 
+def test_evaluations_share_workers_where_all_but_the_seed_is_equal(config, checkpoint):
+    """Also where nodes are chosen by labels, which are a dict."""
+    opened = open_checkpoint(checkpoint)
+
+    def evaluation(seed, pool):
+        evaluate = replace(config.evaluate, label_selector={"pool": pool})
+        settings = ScoringSettings.from_recipe(replace(config, seed=seed, evaluate=evaluate))
+        return CheckpointEvaluation(opened, evaluation_protocol(settings, opened), settings)
+
+    first, other, second = evaluation(0, "a"), evaluation(0, "b"), evaluation(1, "a")
+    assert group_by_settings([first, other, second]) == [[first, second], [other]]
+
+
 @pytest.fixture
 def bucket(config, s3_bucket):
-    """The output in a bucket, but for references and reports."""
+    """A bucket with the output, without references and reports."""
     filesystem, inner = storage.resolve(f"{s3_bucket}/out")
     for folder in ("autoencoder", "checkpoints"):
         copy_files(config.folder(folder), f"{inner}/{folder}", LocalFileSystem(), filesystem)
@@ -197,7 +218,7 @@ def bucket(config, s3_bucket):
 def test_an_output_in_a_bucket_gets_the_numbers_of_one_on_disk(
     config, report, bucket, throttled, refused, raydit, local_ray, monkeypatch, tmp_path
 ):
-    """Also where a share of all requests is refused as too many."""
+    """Also if a share of all requests is throttled."""
     monkeypatch.chdir(tmp_path)
     throttled.share = refused
     checkpoint = f"{bucket}/out/checkpoints/step_0000004"
@@ -230,10 +251,10 @@ def test_an_output_in_a_bucket_gets_the_numbers_of_one_on_disk(
 
 
 @pytest.mark.slow
-def test_samples_references_and_scores_of_images_lie_in_a_bucket(
+def test_sample_files_references_and_reports_can_lie_in_a_bucket(
     config, report, bucket, raydit, local_ray, monkeypatch, tmp_path
 ):
-    """Samples as ADM's npz, scored as images from elsewhere against a reference that was built there."""
+    """Samples as ADM's npz, scored as images of another source against a reference that was built there."""
     monkeypatch.chdir(tmp_path)
     rows = ("--set", "evaluate.shard_rows=4")
     samples, reference = f"{bucket}/samples.npz", f"{bucket}/reference.npz"
@@ -244,7 +265,7 @@ def test_samples_references_and_scores_of_images_lie_in_a_bucket(
     code, _, err = raydit("reference", "build", config.images.path, "--out", reference, *flags)
     assert code == 0, err
     (here,) = (path for path in Path(config.folder("references")).glob("*.npz") if "mu" in np.load(path).files)
-    assert given_reference(reference).digest == given_reference(str(here)).digest
+    assert load_given_reference(reference).digest == load_given_reference(str(here)).digest
     flags = ["--set", f"output={bucket}/images", "--set", f"tracking.uri={config.tracking.uri}", *rows]
     code, out, err = raydit("evaluate", "--images", samples, "--reference", reference, *flags, "--json")
     assert code == 0, err
@@ -255,16 +276,16 @@ def test_samples_references_and_scores_of_images_lie_in_a_bucket(
 
 
 @pytest.mark.slow
-def test_images_from_elsewhere_get_the_numbers_of_the_samples_they_are(
-    config, report, kept, plain, raydit, local_ray, tmp_path, monkeypatch
+def test_images_of_another_source_get_the_numbers_of_the_samples_that_they_are(
+    config, report, saved, plain, raydit, local_ray, tmp_path, monkeypatch
 ):
-    """The samples as ADM's npz and as Parquet, against the very reference."""
+    """The samples as ADM's npz and as Parquet, scored against the reference of the evaluation."""
     monkeypatch.chdir(tmp_path)
     images, labels, _, _ = plain
     np.savez(tmp_path / "samples.npz", arr_0=images, arr_1=labels)
     (reference,) = (path for path in Path(config.folder("references")).glob("*.npz") if "mu" in np.load(path).files)
     flags = ["--set", f"tracking.uri={config.tracking.uri}", "--set", "evaluate.shard_rows=4", "--json"]
-    for source in ("samples.npz", str(kept / "step_0000004")):
+    for source in ("samples.npz", str(saved / "step_0000004")):
         code, out, err = raydit("evaluate", "--images", source, "--reference", str(reference), *flags)
         assert code == 0, err
         metrics = json.loads(out.splitlines()[-1])["metrics"]
@@ -274,7 +295,7 @@ def test_images_from_elsewhere_get_the_numbers_of_the_samples_they_are(
 
 @pytest.mark.slow
 def test_a_reference_holds_the_statistics_of_every_image_that_can_be_read(config, local_ray, raydit, tmp_path):
-    """Against features of one process."""
+    """Compared with features computed in one process."""
     out = tmp_path / "reference.npz"
     flags = ["--size", "16", "--extractor", "efficientnet-lite0", "--set", "evaluate.shard_rows=30"]
     code, said, err = raydit("reference", "build", config.images.path, "--out", str(out), *flags, "--json")
@@ -294,12 +315,13 @@ def test_a_reference_holds_the_statistics_of_every_image_that_can_be_read(config
 
 @pytest.mark.slow
 def test_the_images_of_an_adm_reference_serve_precision_and_recall(config, plain, local_ray, tmp_path):
-    """Its mean and covariance come without features, its images beside them."""
+    """The file has mean, covariance and images, but no features."""
     images, _, features, _ = plain
     np.savez(tmp_path / "adm.npz", mu=np.zeros(1280), sigma=np.eye(1280), arr_0=images)
     recipe = replace(config, output=str(tmp_path), evaluate=replace(config.evaluate, reference=f"{tmp_path}/adm.npz"))
-    real = RealImages(recipe, *(listing.take([]) for listing in open_source(config.images).listing().split(0.5)))
-    assert load_real(real)[0].features is None
+    settings = ScoringSettings.from_recipe(recipe)
+    real = RealImages(settings, *(listing.take([]) for listing in open_source(config.images).listing().split(0.5)))
+    assert load_real_features(real)[0].features is None
     with StageContext(recipe) as context:
         extract_adm_images(real, context)
-    np.testing.assert_allclose(load_real(real)[0].features, features, atol=1e-5)
+    np.testing.assert_allclose(load_real_features(real)[0].features, features, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Kill -9 of the command or of a worker in the midst of an evaluation: the same numbers, of the same images."""
+"""An evaluation whose command or workers are killed gives the same numbers, of the same images, when it is resumed."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def finish(process):
 
 
 def wait_for(folder, pattern, process, count=1):
-    """Wait for so many files; several workers finish shards in no order."""
+    """Wait until `count` files match; several workers finish shards in any order."""
     while len(list(folder.glob(pattern))) < count:
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
@@ -54,7 +54,7 @@ def metrics(folder):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """A folder in which one worker evaluated without interruption."""
+    """A folder with an evaluation by one worker that was not interrupted."""
     folder = tmp_path_factory.mktemp("unbroken")
     checkpoint = write_checkpoint(tiny_output(folder, *SETTINGS), 2)
     finish(start(folder, "evaluate", str(checkpoint.path)))
@@ -62,7 +62,7 @@ def unbroken(tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_command_killed_again_and_again_goes_on_with_the_missing_shards(unbroken, tmp_path, workers):
+def test_a_command_that_is_killed_repeatedly_resumes_with_the_missing_shards(unbroken, tmp_path, workers):
     config = tiny_output(tmp_path, *SETTINGS, f"evaluate.num_workers={workers}")
     command = ("evaluate", str(write_checkpoint(config, 2).path))
     for pattern, count in (("references/*.shards-4/*.npz", 2), ("evaluations/*/*/shards-*/*.npz", 4)):
@@ -73,7 +73,7 @@ def test_a_command_killed_again_and_again_goes_on_with_the_missing_shards(unbrok
     finished = len(list((tmp_path / "output").glob("evaluations/*/*/shards-*/*.npz")))
     output = finish(start(tmp_path, *command))
     counts = [int(count) for count in re.findall(r"(\d+)/\d+ images", output)]
-    assert finished >= 4 and min(counts) >= 4 * finished  # it counts from what was there
+    assert finished >= 4 and min(counts) >= 4 * finished  # progress starts at the finished shards
     assert metrics(tmp_path) == metrics(unbroken)
 
 
@@ -86,7 +86,7 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_counted_twice(unbroken, t
     assert metrics(tmp_path) == metrics(unbroken)
 
 
-def test_workers_that_die_again_and_again_end_the_command_in_one_line(tmp_path):
+def test_workers_that_keep_dying_end_the_command_with_one_line(tmp_path):
     config = tiny_output(tmp_path, *SETTINGS)
     process = start(tmp_path, "evaluate", str(write_checkpoint(config, 2).path), "--num-samples", "4000")
     wait_for(tmp_path / "output", "evaluations/*/*/shards-*/*.npz", process)
@@ -99,8 +99,8 @@ def test_workers_that_die_again_and_again_end_the_command_in_one_line(tmp_path):
     assert "raydit: workers died again and again" in output.splitlines()[-1]
 
 
-def test_a_lost_node_takes_nothing_with_it(unbroken, tmp_path, monkeypatch):
-    """Two workers, a node for each; one goes for good, and the other does the rest."""
+def test_a_lost_node_loses_no_shard(unbroken, tmp_path, monkeypatch):
+    """Of two workers on a node each, one is lost for good; the other computes the rest."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -118,8 +118,8 @@ def test_a_lost_node_takes_nothing_with_it(unbroken, tmp_path, monkeypatch):
     assert metrics(tmp_path) == metrics(unbroken)
 
 
-def test_after_a_killed_raylet_the_same_command_goes_on(unbroken, tmp_path):
-    """Where the work is done before anybody misses it, the first command ends well."""
+def test_the_same_command_resumes_after_a_killed_raylet(unbroken, tmp_path):
+    """The first command may succeed, if all work was done when the raylet died."""
     command = ("evaluate", str(write_checkpoint(tiny_output(tmp_path, *SETTINGS), 2).path))
     process = start(tmp_path, *command)
     wait_for(tmp_path / "output", "evaluations/*/*/shards-*/*.npz", process, 3)
@@ -130,7 +130,7 @@ def test_after_a_killed_raylet_the_same_command_goes_on(unbroken, tmp_path):
     assert metrics(tmp_path) == metrics(unbroken)
 
 
-def test_a_reference_that_was_cut_off_is_the_same(tmp_path):
+def test_an_interrupted_reference_is_resumed_with_the_same_statistics(tmp_path):
     config = tiny_output(tmp_path)
     flags = ("--size", "16", "--extractor", "efficientnet-lite0", "--set", "evaluate.shard_rows=2")
     command = ("reference", "build", config.images.path, *flags)

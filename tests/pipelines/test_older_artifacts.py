@@ -27,6 +27,7 @@ from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.encoding import encode_identity
 from pipelines.latents.verify import verify
 from pipelines.scoring.protocols import evaluation_protocol
+from pipelines.scoring.settings import ScoringSettings
 from pipelines.train import train_identity
 from pipelines.training.loop import train_worker
 from pipelines.training.settings import train_worker_settings
@@ -70,7 +71,7 @@ def test_no_identity_has_changed(recipe):
     assert latents.fingerprint == FINGERPRINT
     checkpoint = open_checkpoint("output/checkpoints/step_0000006")
     assert checkpoint.digest == CHECKPOINT
-    assert evaluation_protocol(recipe, checkpoint).protocol_id == PROTOCOL
+    assert evaluation_protocol(ScoringSettings.from_recipe(recipe), checkpoint).protocol_id == PROTOCOL
 
 
 def test_its_latents_are_whole_and_not_encoded_again(recipe):

@@ -48,5 +48,7 @@ def test_a_record_does_not_need_the_optional_fields():
 def test_a_checkpoint_of_something_else_has_no_record(small_model, save_model):
     checkpoint = save_model(small_model())
     without = dataclasses.replace(checkpoint, config={"stage": "autoencoder", "step": 3})
-    with pytest.raises(ValueError, match="config.json has no 'model', expected a checkpoint of a diffusion transformer"):
+    with pytest.raises(
+        ValueError, match="config.json has no 'model', expected a checkpoint of a diffusion transformer"
+    ):
         _ = without.record

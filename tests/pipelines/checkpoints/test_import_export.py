@@ -15,9 +15,10 @@ from evaluation.reference import ReferenceStatistics
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.sample import sample_file
+from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol, sampling_protocol
-from pipelines.scoring.references import RealImages, load_real, save_reference
-from pipelines.scoring.sampler import Sampler
+from pipelines.scoring.references import RealImages, load_real_features, save_reference
+from pipelines.scoring.settings import ScoringSettings
 
 HEADS = ("--set", "model.num_heads=4")
 
@@ -80,7 +81,7 @@ def test_exporting_and_importing_gives_the_same_weights(raydit, imported, tmp_pa
         (["export", "ours", "GIVEN/vae", "--format", "diffusers"], "vae exists already"),
         (["export", "ours", "other", "--format", "official", "--weights", "best"], "best"),
         (["sample", "GIVEN/official.pt"], "is a file, expected a checkpoint folder"),
-        (["evaluate", "ours"], "images.path: found nothing, as the checkpoint is imported; expected images"),
+        (["evaluate", "ours"], "images.path: found nothing (the checkpoint is imported), expected images"),
     ],
 )
 def test_bad_input_gives_one_error_and_changes_nothing(raydit, imported, given_folder, tmp_path, arguments, message):
@@ -114,9 +115,10 @@ def test_an_import_is_evaluated_against_given_statistics(imported, tmp_path):
     )
     assert config.folder("evaluations") == str(tmp_path / "evaluations")
     assert (config.images.size, config.evaluate.sampler, config.evaluate.sampling_steps) == (16, "ddpm", 250)
-    protocol = evaluation_protocol(config, imported)
+    settings = ScoringSettings.from_recipe(config)
+    protocol = evaluation_protocol(settings, imported)
     assert protocol.decoder == imported.config["autoencoder"]["sha256"]
-    reference, held_out = load_real(RealImages.of(config))
+    reference, held_out = load_real_features(RealImages.of(settings))
     assert reference.n == 5 and held_out is None
 
 
@@ -132,7 +134,7 @@ def test_a_sample_file_holds_sample_i_at_index_i_whatever_the_shards(raydit, imp
     assert (images.shape, images.dtype) == ((5, 16, 16, 3), np.uint8)
     assert labels.dtype == np.int64 and labels.tolist() == [sample_label(3, index, 3, "random") for index in range(5)]
     config = checkpoint_recipe(imported, tuple(settings))
-    sampler = Sampler(imported.path, sampling_protocol(config, imported), batch_size=2)
+    sampler = CheckpointSampler(imported.path, sampling_protocol(config.evaluate, config.seed, imported), batch_size=2)
     alone = sampler.sample([3, 1], labels[[3, 1]])
     assert np.abs(alone.astype(int) - images[[3, 1]]).max() <= 1
     assert images.std() > 1

@@ -15,8 +15,8 @@ from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.registry.promotion import PromotionScore, promote
+from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.protocols import checkpoint_recipe
-from pipelines.scoring.sampler import Sampler
 from pipelines.tracking.logged_models import log_checkpoint
 from pipelines.tracking.tracker import Tracker
 
@@ -50,7 +50,7 @@ def samples(checkpoint):
         extractor_sha256="",
         reference_digest="",
     )
-    sampler = Sampler(checkpoint.shared, protocol, batch_size=4)
+    sampler = CheckpointSampler(checkpoint.shared, protocol, batch_size=4)
     return sampler.sample(range(4), sampler.labels(range(4)))
 
 

@@ -68,7 +68,7 @@ def test_a_dry_run_prints_the_resolved_recipe_and_touches_nothing(raydit, comman
         (["sample", NO_SUCH, "--classes", "1,7"], NO_SUCH),
         (["evaluate", NO_SUCH, NO_SUCH, "--dry-run"], NO_SUCH),
         (["evaluate", NO_SUCH, "--recipe", TINY, "--set", "train.stpes=8"], 'did you mean "train.steps"?'),
-        (["evaluate", "--images", NO_SUCH, "--reference", NO_SUCH], f"--reference {NO_SUCH}: nothing there; expected"),
+        (["evaluate", "--images", NO_SUCH, "--reference", NO_SUCH], f"--reference {NO_SUCH}: nothing there, expected"),
         (["evaluate", "--images", NO_SUCH, "--recipe", TINY], "images.path: nothing at "),
         (["compare", NO_SUCH, NO_SUCH], NO_SUCH),
         (["reference", "build", NO_SUCH, "--out", "r.npz"], "images.path: nothing at "),

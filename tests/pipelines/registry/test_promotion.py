@@ -24,8 +24,8 @@ from tiny_story import tell_evaluation
 from dit.files import sha256_of
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.doctor import check_aliases
+from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
-from pipelines.scoring.sampler import Sampler
 from pipelines.stage import StageContext
 from pipelines.tracking.lookup import dangling_aliases, model_id_of, protected_digests
 from pipelines.training.retention import ProtectedCheckpoints
@@ -60,6 +60,11 @@ def loaded(promote):
     return mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
 
 
+def recorded_protocol(opened):
+    config = checkpoint_recipe(opened)
+    return sampling_protocol(config.evaluate, config.seed, opened)
+
+
 def images_of(table):
     return np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in table["png"]])
 
@@ -68,7 +73,7 @@ def test_a_champion_loads_in_three_lines_and_draws_the_samples_of_its_evaluation
     answer = loaded.predict(pandas.DataFrame({"class": ["ring", "2", "blob"], "seed": [5, 0, 5]}))
     assert (list(answer["class"]), list(answer["seed"])) == (["ring", "stripe", "blob"], [5, 0, 5])
     opened = open_checkpoint(story.checkpoints[4].path)
-    sampler = Sampler(opened.shared, sampling_protocol(checkpoint_recipe(opened), opened), batch_size=3)
+    sampler = CheckpointSampler(opened.shared, recorded_protocol(opened), batch_size=3)
     assert (images_of(answer) == sampler.sample([5, 0, 5], np.array([1, 2, 0]))).all()
 
 
@@ -78,7 +83,7 @@ def test_classes_are_names_or_numbers_and_seeds_may_be_left_out(loaded):
         answer = loaded.predict(pandas.DataFrame({"class": classes}))
         assert (images_of(answer) == images_of(expected)).all()
     assert (images_of(expected)[0] != images_of(expected)[1]).any()
-    with pytest.raises(ValueError, match="class 'square': expected one of blob, ring, stripe"):
+    with pytest.raises(ValueError, match="class 'square', expected one of blob, ring, stripe"):
         loaded.predict(pandas.DataFrame({"class": ["square"]}))
 
 
@@ -86,8 +91,8 @@ def test_a_request_chooses_how_it_is_sampled(story, loaded):
     table = pandas.DataFrame({"class": ["ring"], "seed": [1]})
     answer = loaded.predict(table, params={"cfg_scale": 3.0, "sampling_steps": 4})
     opened = open_checkpoint(story.checkpoints[4].path)
-    protocol = replace(sampling_protocol(checkpoint_recipe(opened), opened), cfg_scale=3.0, sampling_steps=4)
-    expected = Sampler(opened.shared, protocol, batch_size=1).sample([1], np.array([1]))
+    protocol = replace(recorded_protocol(opened), cfg_scale=3.0, sampling_steps=4)
+    expected = CheckpointSampler(opened.shared, protocol, batch_size=1).sample([1], np.array([1]))
     assert (images_of(answer) == expected).all()
     assert (images_of(loaded.predict(table)) != expected).any()
     with pytest.raises(ValueError, match="sampler: found 'ddpm', expected one of euler, heun"):

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from evaluation.extractors import Features
 from evaluation.metrics import frechet_distance
 from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
-from pipelines.scoring.evaluation import build_report
+from pipelines.scoring.build_report import build_report
 
 DIM, CLASSES = 4, 3
 REFERENCE = ReferenceStatistics(
@@ -15,9 +16,9 @@ REFERENCE = ReferenceStatistics(
 
 
 def images(count, seed):
-    """Features in the order of their classes, each of which lies somewhere else."""
-    place = np.repeat(np.arange(CLASSES), -(-count // CLASSES))[:count, None]
-    return {"features": (np.random.RandomState(seed).randn(count, DIM) + 3 * place).astype(np.float32)}
+    """Features of images in the order of their classes; every class has another mean."""
+    offset = np.repeat(np.arange(CLASSES), -(-count // CLASSES))[:count, None]
+    return Features((np.random.RandomState(seed).randn(count, DIM) + 3 * offset).astype(np.float32))
 
 
 def distance(features):
@@ -40,15 +41,15 @@ def test_of_more_held_out_images_as_many_count_from_all_classes():
     held_out = images(90, 1)
     found = report(30, held_out)
     assert {name.rpartition("_")[2] for name in (*found.metrics, *found.floor)} == {"30"}
-    rows = held_out["features"][::3]  # ten of each class, not the first class alone
+    rows = held_out.features[::3]  # ten of each class, not the first class alone
     assert found.floor["fd_efficientnet_lite0_30"] == pytest.approx(distance(rows), rel=1e-9)
 
 
 def test_beside_fewer_held_out_images_as_many_samples_are_scored_too():
     held_out = images(12, 1)
     found = report(30, held_out)
-    assert found.floor["fd_efficientnet_lite0_12"] == pytest.approx(distance(held_out["features"]), rel=1e-9)
-    first = images(30, 0)["features"][:12]
+    assert found.floor["fd_efficientnet_lite0_12"] == pytest.approx(distance(held_out.features), rel=1e-9)
+    first = images(30, 0).features[:12]
     assert found.metrics["fd_efficientnet_lite0_12"] == pytest.approx(distance(first), rel=1e-9)
     assert "fd_efficientnet_lite0_30" in found.metrics
 

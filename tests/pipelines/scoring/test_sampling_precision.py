@@ -1,4 +1,4 @@
-"""[evaluate] dtype and compile: what they change of samples, and what stays as it is."""
+"""Effects of evaluate.dtype and evaluate.compile on samples, and what they leave unchanged."""
 
 from dataclasses import replace
 
@@ -9,9 +9,11 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 
 from evaluation.extractors import create_extractor
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.scoring.features import SampleActor, ScoringActor, Source, make_shards, read_records
+from pipelines.scoring.actors import SampleActor, SampleSource, ScoringActor
+from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.protocols import sampling_protocol
-from pipelines.scoring.sampler import Sampler
+from pipelines.scoring.records import read_records
+from pipelines.scoring.shards import make_shards
 
 GUIDED = ("evaluate.cfg_scale=2.0", "evaluate.cfg_interval=[0.0, 0.5]", "evaluate.sampling_steps=4")
 
@@ -28,17 +30,17 @@ def sampler(output):
     config, opened = output
 
     def build(dtype="float32", compiled=False, **changes):
-        protocol = replace(sampling_protocol(config, opened), dtype=dtype, **changes)
-        return Sampler(opened.path, protocol, batch_size=4, compiled=compiled)
+        protocol = replace(sampling_protocol(config.evaluate, config.seed, opened), dtype=dtype, **changes)
+        return CheckpointSampler(opened.path, protocol, batch_size=4, compiled=compiled)
 
     return build
 
 
 def with_settings(output, **changes):
-    """The recipe with other fields of [evaluate], and what is then sampled from."""
+    """The recipe with other fields of [evaluate], and the source of its samples."""
     config, opened = output
     config = replace(config, evaluate=replace(config.evaluate, **changes))
-    return config, Source(str(opened.path), sampling_protocol(config, opened))
+    return config, SampleSource(str(opened.path), sampling_protocol(config.evaluate, config.seed, opened))
 
 
 def images_of(sampler, indices=range(6)):
@@ -46,7 +48,7 @@ def images_of(sampler, indices=range(6)):
 
 
 def note_calls(module, inputs):
-    """Keep of every call of a module whether autocast is on, and what it is given."""
+    """Record, for every call of a module, whether autocast is on, and the arguments."""
     module.register_forward_pre_hook(lambda _, given: inputs.append((torch.is_autocast_enabled("cpu"), *given)))
 
 
@@ -59,14 +61,14 @@ def test_bfloat16_makes_nearly_the_images_of_float32(sampler, changes):
     assert np.abs(expected[1:] - expected[:-1]).mean() > 20  # grey levels between images
 
 
-def test_an_image_is_the_same_alone_and_in_a_batch(sampler):
+def test_a_sample_does_not_depend_on_the_batch(sampler):
     rounded = sampler("bfloat16")
     images = images_of(rounded).astype(int)
     assert np.abs(images_of(rounded, [5]) - images[[5]]).max() <= 1
 
 
-def test_the_network_alone_is_under_autocast(sampler):
-    """It starts from the same noise and classes, in float32, and so does the decoder."""
+def test_only_the_network_is_under_autocast(sampler):
+    """Noise, classes and the decoder stay float32."""
     networks: list[tuple] = []
     decoders: list[tuple] = []
     for built in (sampler(), sampler("bfloat16")):
@@ -86,19 +88,19 @@ def test_features_are_computed_in_float32(output, tmp_path):
     shards = make_shards(str(tmp_path), [range(5)])
     ScoringActor(config.images, config.evaluate, [source])(shards[0])
     (record,) = read_records(shards)
-    images = torch.from_numpy(record["images"]).permute(0, 3, 1, 2)
-    assert np.array_equal(record["features"], create_extractor(config.evaluate.extractor)(images).features)
+    images = torch.from_numpy(record.images).permute(0, 3, 1, 2)
+    assert np.array_equal(record.features, create_extractor(config.evaluate.extractor)(images).features)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_the_network_alone_is_compiled(output, compiled):
+def test_only_the_network_is_compiled(output, compiled):
     config, source = with_settings(output, compile=compiled)
-    built = SampleActor(config.evaluate, [source])._sampler(source)
+    built = SampleActor(config.evaluate, [source]).open_sampler(source)
     assert (built.model._compiled_call_impl is not None) == compiled
     assert built.autoencoder.module.decoder._compiled_call_impl is None
 
 
-def test_the_precision_is_of_the_protocol_and_compilation_is_not(output):
+def test_the_protocol_records_precision_but_not_compilation(output):
     usual = with_settings(output)[1].protocol
     assert with_settings(output, compile=True)[1].protocol == usual
     assert with_settings(output, dtype="bfloat16")[1].protocol == replace(usual, dtype="bfloat16")

@@ -1,4 +1,4 @@
-"""A sampler is what its checkpoint recorded: the weights that the protocol names, the scale it was trained with."""
+"""A sampler uses the weights that the protocol names, and the scale that the checkpoint was trained with."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from dit.model import DiT
 from dit.schedule import TrainingConfig
 from dit.train import create_state
 from evaluation.protocol import EvaluationProtocol
-from pipelines.scoring.sampler import Sampler
+from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 
 MODEL = {"input_size": 4, "hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 2, "learn_sigma": False}
 SCALE = LatentScale((1.0, 2.0, 3.0, 4.0), (0.5, 0.5, 2.0, 2.0))
@@ -18,7 +18,7 @@ SCALE = LatentScale((1.0, 2.0, 3.0, 4.0), (0.5, 0.5, 2.0, 2.0))
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A checkpoint whose weights, and each of whose averages, are one number throughout."""
+    """A checkpoint whose weights, and each of its averages, are a constant."""
     folder = tmp_path / "autoencoder"
     save_autoencoder(
         create_autoencoder(image_size=8, latent_channels=4, downsample=2, width=8),
@@ -51,16 +51,16 @@ def sampler(checkpoint, weights):
         extractor_sha256="",
         reference_digest="",
     )
-    return Sampler(checkpoint.path, protocol, batch_size=2)
+    return CheckpointSampler(checkpoint.path, protocol, batch_size=2)
 
 
 @pytest.mark.parametrize(("weights", "value"), [("raw", 0.0), ("ema", 1.0), ("ema_0.05", 2.0), ("ema_0.1", 3.0)])
-def test_the_weights_that_the_protocol_names_sample(checkpoint, weights, value):
+def test_the_sampler_loads_the_weights_that_the_protocol_names(checkpoint, weights, value):
     state = sampler(checkpoint, weights).model.state_dict()
     assert all(bool((tensor == value).all()) for tensor in state.values())
 
 
-def test_an_average_that_was_not_kept_is_refused_with_those_that_were(checkpoint):
+def test_an_average_that_the_checkpoint_lacks_is_refused_with_the_names_of_the_others(checkpoint):
     with pytest.raises(FileNotFoundError, match="no weights 'ema_0.2': found ema, ema_0.05, ema_0.1, model"):
         sampler(checkpoint, "ema_0.2")
 

@@ -1,4 +1,4 @@
-"""Samples from a checkpoint: sample i is a function of (seed, i), whatever the batch and the worker."""
+"""Samples from a checkpoint: sample i is a function of (seed, i), whatever the batch size and the worker."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
 
 START_NOISE, STEP_NOISE = 0, 1
-"""Streams of a sample's random numbers."""
+"""Streams of a sample's random numbers: the noise it starts from, and the noise of the sampler's steps."""
 
 
-class Sampler:
-    """A checkpoint ready to sample on one device."""
+class CheckpointSampler:
+    """A checkpoint's model and autoencoder on one device, ready to sample by a protocol."""
 
     def __init__(
         self,
@@ -32,42 +32,39 @@ class Sampler:
         compiled: bool = False,
         autoencoder: Path | None = None,
     ):
-        """autoencoder: folder of the checkpoint's, where it is not at its usual place."""
+        """Load a checkpoint; autoencoder: its autoencoder's folder, if that is not where the checkpoint expects it."""
         opened = open_checkpoint(checkpoint)
         self.protocol, self.batch_size, self.device = protocol, batch_size, device
         config = opened.record.model_config
         weights = opened.weights(protocol.weights, device)
         self.model = load_weights(build_model(config), weights).to(device).eval()
         if compiled:
-            # Batches are of one size, with guidance of two: for each a graph of its own, for no other.
+            # All batches have one size, and twice that with guidance: one graph for each of them, and no dynamic one.
             self.model.compile(dynamic=False)
         self.num_classes = config.num_classes
         self.latent_shape = (config.in_channels, *config.latent_size)
         self.process = create_process(**opened.record.objective)
         self.autoencoder = Autoencoder.load(autoencoder or checkpoint_autoencoder(opened), device)
-        # The scale that the model was trained with, whatever the autoencoder's folder says today.
+        # The scale that the model was trained with, whatever the autoencoder's folder records today.
         self.autoencoder.scale = opened.record.autoencoder.scale
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
-        """Classes of samples, int64."""
-        protocol = self.protocol
-        return np.array(
-            [sample_label(protocol.seed, index, self.num_classes, protocol.labels) for index in indices],
-            np.int64,
-        )
+        """Return the class labels of samples, int64 (N,), as the protocol draws them."""
+        seed, mode = self.protocol.seed, self.protocol.labels
+        return np.array([sample_label(seed, index, self.num_classes, mode) for index in indices], np.int64)
 
     def sample(self, indices: Sequence[int], labels: np.ndarray) -> np.ndarray:
-        """Images uint8 (N, H, W, 3) of samples; labels int64 (N,)."""
+        """Sample images, uint8 (N, H, W, 3). indices: of the N samples. labels: their classes, int64 (N,)."""
         return np.concatenate(
             [
-                self._batch(indices[start : start + self.batch_size], labels[start : start + self.batch_size])
+                self._sample_batch(indices[start : start + self.batch_size], labels[start : start + self.batch_size])
                 for start in range(0, len(indices), self.batch_size)
             ]
         )
 
-    def _batch(self, indices: Sequence[int], labels: np.ndarray) -> np.ndarray:
+    def _sample_batch(self, indices: Sequence[int], labels: np.ndarray) -> np.ndarray:
         count = len(indices)
-        # Always a full batch, the rest repeated: kernels chosen by batch size would change the last bits.
+        # Always a full batch, padded by repetition: kernels chosen by batch size would change the last bits.
         padded = np.resize(np.asarray(indices), self.batch_size)
         start = [_generator(self.protocol.seed, int(index), START_NOISE) for index in padded]
         steps = [_generator(self.protocol.seed, int(index), STEP_NOISE) for index in padded]
@@ -84,7 +81,7 @@ class Sampler:
         return self.autoencoder.decode(latents)[:count].cpu().numpy()
 
     def _normal(self, generators: list[torch.Generator]) -> torch.Tensor:
-        """The next noise of every sample, (N, C, H, W)."""
+        """Draw the next noise of every sample, (N, C, H, W)."""
         noise = [torch.randn(self.latent_shape, generator=generator) for generator in generators]
         return torch.stack(noise).to(self.device)
 

@@ -1,4 +1,4 @@
-"""The figures of all reports of a protocol."""
+"""Figures over all reports of a protocol."""
 
 import io
 
@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from cluster import storage
-from pipelines.scoring.reports import report_files, save_figures
+from pipelines.scoring.report_curves import load_reports_by_step, save_curves
+from pipelines.scoring.report_files import find_report_files
 
 
 @pytest.mark.parametrize("place", ["disk", "bucket"])
@@ -15,16 +16,16 @@ def test_reports_of_one_protocol_make_a_curve_and_precision_against_recall(story
     protocol = story.reports[2].protocol_id
     folder = storage.join(evaluations, protocol)
     for step in (2, 4):
-        assert save_figures(folder) == []  # one point is no curve
+        assert save_curves(load_reports_by_step(folder), folder) == []  # one point is no curve
         name = f"step_{step:07d}"
         here, there = storage.join(story.config.folder("evaluations"), protocol, name), storage.join(folder, name)
         for file in storage.list_files(here):
             storage.write_atomically(storage.join(there, file), storage.read_bytes(storage.join(here, file)))
-    figures = save_figures(folder, images_per_step=8)
+    figures = save_curves(load_reports_by_step(folder), folder, images_per_step=8)
     assert figures == [f"{folder}/curve.png", f"{folder}/precision_recall.png"]
     sizes = [Image.open(io.BytesIO(storage.read_bytes(figure))).size for figure in figures]
     assert sizes == [(900, 480), (560, 560)]
     reports = [f"{folder}/step_{step:07d}/report.json" for step in (2, 4)]
-    assert report_files(folder, None) == report_files(evaluations, None, None) == reports
-    assert report_files(evaluations, protocol, "step_0000004") == reports[1:]
-    assert report_files(evaluations, "0" * 12, None) == report_files(folder + "-none", None) == []
+    assert find_report_files(folder, None) == find_report_files(evaluations, None, None) == reports
+    assert find_report_files(evaluations, protocol, "step_0000004") == reports[1:]
+    assert find_report_files(evaluations, "0" * 12, None) == find_report_files(folder + "-none", None) == []

@@ -1,4 +1,4 @@
-"""The pictures of a report."""
+"""Pictures of a report."""
 
 import io
 from pathlib import Path
@@ -11,8 +11,8 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 from evaluation.reference import ReferenceStatistics
 from pipelines.evaluate import evaluate
 from pipelines.images.grids import class_grid
-from pipelines.scoring.features import MAX_PREVIEW_IMAGES
-from pipelines.scoring.pictures import Neighbours, report_pictures
+from pipelines.scoring.records import MAX_PREVIEW_IMAGES
+from pipelines.scoring.report_pictures import Neighbours, report_pictures
 
 UNKNOWN = ReferenceStatistics(n=9, mu=np.zeros(2), sigma=np.eye(2), extractor="efficientnet-lite0", extractor_sha256="")
 

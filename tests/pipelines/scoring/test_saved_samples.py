@@ -1,4 +1,4 @@
-"""Samples that are kept are images again: for us, and for tools that know neither us nor Ray."""
+"""Saved samples can be read as images again, by raydit and by other tools."""
 
 import io
 
@@ -11,7 +11,7 @@ from PIL import Image
 from cluster import storage
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.open import open_source
-from pipelines.scoring.saved_images import KeptImages
+from pipelines.scoring.saved_samples import SavedSamples
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
 LABELS = np.array([1, 0, 1, 2, 0, 1])
@@ -19,14 +19,14 @@ NAMES = ("zebra", "a/b", "")
 
 
 def write(folder, format, class_names=NAMES):
-    kept = KeptImages(str(folder), format, class_names)
+    saved = SavedSamples(str(folder), format, class_names)
     for shard, part in enumerate((range(4), range(4, 6))):
-        kept.write(kept.file(shard), IMAGES[list(part)], LABELS[list(part)], part)
-    return kept
+        saved.write(saved.file(shard), IMAGES[list(part)], LABELS[list(part)], part)
+    return saved
 
 
 @pytest.mark.parametrize("format", ["parquet", "png"])
-def test_kept_images_are_a_source_of_the_same_images_and_labels(tmp_path, format):
+def test_saved_samples_are_a_source_of_the_same_images_and_labels(tmp_path, format):
     write(tmp_path, format)
     source = open_source(ImagesConfig(path=str(tmp_path)))
     listing = source.listing()
@@ -36,7 +36,7 @@ def test_kept_images_are_a_source_of_the_same_images_and_labels(tmp_path, format
     assert len(listing.class_names) == 3
 
 
-def test_parquet_opens_without_us(tmp_path):
+def test_parquet_files_open_without_raydit(tmp_path):
     write(tmp_path, "parquet")
     table = pq.read_table(tmp_path)
     assert table.column("index").to_pylist() == list(range(6))
@@ -45,7 +45,7 @@ def test_parquet_opens_without_us(tmp_path):
     assert np.array_equal(decoded, IMAGES)
 
 
-def test_png_files_lie_in_a_folder_for_each_class_that_no_name_leaves(tmp_path):
+def test_png_files_lie_in_class_folders_whatever_characters_a_name_has(tmp_path):
     write(tmp_path, "png")
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
     assert files == [
@@ -58,17 +58,17 @@ def test_png_files_lie_in_a_folder_for_each_class_that_no_name_leaves(tmp_path):
     ]
 
 
-def test_without_classes_there_are_no_folders(tmp_path):
+def test_without_classes_there_are_no_class_folders(tmp_path):
     write(tmp_path, "png", class_names=())
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"{index:07d}.png" for index in range(6)]
 
 
-def test_a_shard_counts_when_its_last_file_is_there(tmp_path):
+def test_a_shard_is_finished_once_its_file_exists(tmp_path):
     for format in ("parquet", "png"):
-        kept = write(tmp_path / format, format)
-        assert all(storage.exists(kept.file(shard)) for shard in (0, 1)) and not storage.exists(kept.file(2))
+        saved = write(tmp_path / format, format)
+        assert all(storage.exists(saved.file(shard)) for shard in (0, 1)) and not storage.exists(saved.file(2))
 
 
-def test_a_bucket_takes_them(s3_bucket):  # noqa: F811
-    write(f"{s3_bucket}/kept", "parquet")
-    assert len(open_source(ImagesConfig(path=f"{s3_bucket}/kept")).listing()) == 6
+def test_samples_can_be_saved_in_a_bucket(s3_bucket):  # noqa: F811
+    write(f"{s3_bucket}/saved", "parquet")
+    assert len(open_source(ImagesConfig(path=f"{s3_bucket}/saved")).listing()) == 6

@@ -1,0 +1,5 @@
+"""Compatibility: the name under which models that MLflow holds import png_of; see pipelines/sampling.py."""
+
+from pipelines.images.grids import png_of
+
+__all__ = ["png_of"]

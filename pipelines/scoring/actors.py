@@ -1,0 +1,118 @@
+"""What Ray actors do with a shard: sample images or read real ones, extract features, write the record.
+
+    indices of samples    -> sample and decode -> features      (a checkpoint)
+    keys of real images   -> read and crop     -> features      (references, held-out images)
+
+An actor does all of it on its device, so that no image is sent to another process. One pool of actors computes shards
+of both kinds: starting an actor takes seconds.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evaluation.protocol import EvaluationProtocol
+from pipelines.config.recipe import EvaluateConfig, ImagesConfig
+from pipelines.images.listing import Listing
+from pipelines.scoring.records import MAX_PREVIEW_IMAGES, ShardRecord
+from pipelines.scoring.saved_samples import SavedSamples
+from pipelines.scoring.shards import ScoringShard
+
+if TYPE_CHECKING:
+    from pipelines.scoring.checkpoint_sampler import CheckpointSampler
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """What samples are drawn from, and where their images are saved."""
+
+    checkpoint: str
+    """Path or URI that every worker can open."""
+    protocol: EvaluationProtocol
+    saved: SavedSamples | None = None
+
+
+class SampleActor:
+    """Sample the images of a shard and write them, with indices and labels, into its record."""
+
+    def __init__(self, evaluate: EvaluateConfig, sources: Sequence[SampleSource] = ()):
+        import torch
+
+        # The same number of threads for any number of workers: another order of summation changes the last bits.
+        torch.set_num_threads(evaluate.cpus_per_worker)
+        self.sources, self.batch_size, self.compiled = sources, evaluate.batch_size, evaluate.compile
+        self.device = "cuda" if evaluate.gpus_per_worker else "cpu"
+
+    def __call__(self, shard: ScoringShard) -> None:
+        """Compute a shard and write its record."""
+        self.compute(shard).write(shard.file)
+
+    def compute(self, shard: ScoringShard) -> ShardRecord:
+        """Compute the record of a shard of samples, and save their images where the source asks for it."""
+        source, indices = self.sources[shard.source], shard.images
+        assert isinstance(indices, range), "real images need an extractor"
+        sampler = self.open_sampler(source)
+        labels = sampler.labels(indices)
+        started = time.perf_counter()
+        images = sampler.sample(indices, labels)
+        seconds = np.array(time.perf_counter() - started)
+        if source.saved and shard.saved:
+            source.saved.write(shard.saved, images, labels, indices)
+        return ShardRecord(indices=np.array(indices), labels=labels, images=images, sampling_seconds=seconds)
+
+    def open_sampler(self, source: SampleSource) -> "CheckpointSampler":
+        """Return the source's sampler, loaded once for consecutive shards; only one is in memory at a time."""
+        from pipelines.scoring.checkpoint_sampler import CheckpointSampler
+
+        if self._opened is None or self._opened[0] != source:
+            self._opened = None
+            sampler = CheckpointSampler(
+                source.checkpoint,
+                source.protocol,
+                batch_size=self.batch_size,
+                device=self.device,
+                compiled=self.compiled,
+            )
+            self._opened = source, sampler
+        return self._opened[1]
+
+    _opened: "tuple[SampleSource, CheckpointSampler] | None" = None
+
+
+class ScoringActor(SampleActor):
+    """Extract features and logits of a shard's images, sampled or real, and write them into its record."""
+
+    def __init__(self, images: ImagesConfig, evaluate: EvaluateConfig, sources: Sequence[SampleSource] = ()):
+        from evaluation.extractors import create_extractor
+
+        super().__init__(evaluate, sources)
+        self.images = images
+        self.extractor = create_extractor(evaluate.extractor, evaluate.extractor_weights, self.device)
+
+    def compute(self, shard: ScoringShard) -> ShardRecord:
+        """Compute the record of a shard of samples or of real images; unreadable images are named in it."""
+        if isinstance(shard.images, Listing):
+            return self._compute_real(shard.images)
+        record = super().compute(shard)
+        assert record.images is not None, "SampleActor samples images"
+        record = self._with_features(record, record.images)
+        return record if shard.images.start < MAX_PREVIEW_IMAGES else replace(record, images=None)
+
+    def _compute_real(self, listing: Listing) -> ShardRecord:
+        from pipelines.images.preprocess import read_cropped
+
+        places = None if listing.places is None else listing.places.tolist()
+        images, _, errors = read_cropped(self.images, listing.keys, places)
+        record = ShardRecord(unreadable=np.array(sorted(errors), dtype=str))
+        return self._with_features(record, images) if len(images) else record
+
+    def _with_features(self, record: ShardRecord, images: np.ndarray) -> ShardRecord:
+        import torch
+
+        started = time.perf_counter()
+        features = self.extractor(torch.from_numpy(images).permute(0, 3, 1, 2))
+        seconds = np.array(time.perf_counter() - started)
+        return replace(record, **features._asdict(), extraction_seconds=seconds)

@@ -1,0 +1,64 @@
+"""From the features of samples and of real images to the numbers of a report."""
+
+import numpy as np
+
+from evaluation.extractors import Features
+from evaluation.protocol import EvaluationProtocol
+from evaluation.reference import ReferenceStatistics
+from evaluation.report import EvaluationReport
+from evaluation.score import Score, score
+
+
+def build_report(
+    protocol: EvaluationProtocol,
+    samples: Features,
+    reference: ReferenceStatistics,
+    held_out: Features | None,
+    *,
+    checkpoint: str,
+    digest: str,
+) -> EvaluationReport:
+    """Score the samples, and held-out real images as their baseline, against a reference.
+
+    The baseline is of as many images as the score it is read against, because Frechet distance is biased in N: of at
+    most protocol.num_samples held-out images; if there are fewer of them, that many samples are scored as well.
+    checkpoint, digest: what the samples are of.
+    """
+    generated = _score(samples, reference, protocol, protocol.num_samples)
+    real_baseline, metrics = {}, dict(generated.metrics)
+    if held_out is not None:
+        count = min(len(held_out.features), protocol.num_samples)
+        # Evenly spaced, because images often lie in the order of their classes.
+        spaced = _take(held_out, np.arange(count) * len(held_out.features) // count)
+        real_baseline = _score(spaced, reference, protocol, count, errors=False).metrics
+        if count < protocol.num_samples:
+            metrics |= _score(_take(samples, slice(count)), reference, protocol, count, errors=False).metrics
+    return EvaluationReport(
+        protocol=protocol,
+        checkpoint=checkpoint,
+        checkpoint_digest=digest,
+        metrics=metrics,
+        errors=generated.errors,
+        floor=real_baseline,
+        curve=generated.curve,
+        warnings=generated.warnings,
+    )
+
+
+def _score(
+    images: Features, reference: ReferenceStatistics, protocol: EvaluationProtocol, count: int, errors: bool = True
+) -> Score:
+    return score(
+        images.features,
+        images.logits,
+        reference,
+        extractor=protocol.extractor,
+        num_samples=count,
+        spatial=images.spatial,
+        errors=errors,
+    )
+
+
+def _take(images: Features, which: np.ndarray | slice) -> Features:
+    logits, spatial = (None if array is None else array[which] for array in (images.logits, images.spatial))
+    return Features(images.features[which], logits, spatial)

@@ -1,0 +1,71 @@
+"""Figures over all reports of one protocol: the score against the training step, precision against recall."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cluster import storage
+from evaluation.protocol import parse_metric_name
+from evaluation.report import EvaluationReport
+from evaluation.step_plot import StepValue, step_plot
+from evaluation.tradeoff_plot import Tradeoff, tradeoff_plot
+from pipelines.images.grids import save_png
+from pipelines.scoring.report_files import find_report_files, read_reports
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CURVE_FILE = "curve.png"
+TRADEOFF_FILE = "precision_recall.png"
+
+
+def step_of(report: EvaluationReport) -> int | None:
+    """Return the training step, which the checkpoint's name holds; None for a checkpoint of another name."""
+    match = re.search(r"step_(\d+)/?$", report.checkpoint.partition("?")[0])
+    return int(match[1]) if match else None
+
+
+def load_reports_by_step(folder: str) -> list[EvaluationReport]:
+    """Load all reports in a protocol's folder whose training step is known, sorted by step."""
+    steps = [(step_of(report), report) for report in read_reports(find_report_files(folder, None))]
+    known = [(step, report) for step, report in steps if step is not None]
+    return [report for _, report in sorted(known, key=lambda pair: pair[0])]
+
+
+def save_curves(reports: Sequence[EvaluationReport], folder: str, images_per_step: int = 0) -> list[str]:
+    """Draw the curves over a protocol's reports into its folder; return the paths or URIs of the files.
+
+    reports: by step, as load_reports_by_step gives them; fewer than two make no curve. images_per_step: the
+    training's global batch size; 0: unknown.
+    """
+    if len(reports) < 2:
+        return []
+    files = [save_png(draw_score_curve(reports, images_per_step), storage.join(folder, CURVE_FILE))]
+    if points := [point for report in reports if (point := _tradeoff(report)) is not None]:
+        files.append(save_png(tradeoff_plot(_title(reports), points), storage.join(folder, TRADEOFF_FILE)))
+    return files
+
+
+def draw_score_curve(reports: Sequence[EvaluationReport], images_per_step: int = 0) -> "Image.Image":
+    """Draw the headline metric of the last report against the training step, for all reports that have it."""
+    metric = reports[-1].headline
+    points = []
+    for report in reports:
+        if metric in report.metrics:
+            value, error = report.estimate(metric)
+            points.append(StepValue(step_of(report) or 0, value, error or 0.0))
+    return step_plot(f"{metric}, {_title(reports)}", points, reports[-1].floor.get(metric), images_per_step)
+
+
+def _tradeoff(report: EvaluationReport) -> Tradeoff | None:
+    """Return precision and recall of all of the protocol's samples; None if they were not measured."""
+    named = {parse_metric_name(name)[1:]: name for name in report.metrics}
+    names = [named.get((kind, report.protocol.num_samples)) for kind in ("precision", "recall")]
+    if None in names:
+        return None
+    precision, recall = (report.estimate(name)[0] for name in names if name)
+    return Tradeoff(step_of(report) or 0, precision, recall)
+
+
+def _title(reports: Sequence[EvaluationReport]) -> str:
+    return f"protocol {reports[-1].protocol_id}, N = {reports[-1].protocol.num_samples:,}"

@@ -1,0 +1,138 @@
+"""Reports on storage: where they lie, how they are written, and how they are found again.
+
+A report lies in output/evaluations/<protocol_id>/<name of the checkpoint>, next to its page and pictures.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from cluster import storage
+from evaluation.page import render_page
+from evaluation.report import REPORT_FILE, EvaluationReport
+from pipelines.checkpoints.open import IN_TRACKING, open_checkpoint
+from pipelines.scoring.settings import EVALUATIONS
+from raydit.errors import InvalidInput, NotFound
+
+PAGE_FILE = "report.html"
+
+
+def report_folder(evaluations: str, protocol_id: str, name: str) -> str:
+    """Return the path or URI of a report's folder. name: of the checkpoint, or of images from another source."""
+    return storage.join(evaluations, protocol_id, name)
+
+
+def write_report(
+    report: EvaluationReport, folder: str, pictures: dict[str, bytes], timings: dict[str, float]
+) -> EvaluationReport:
+    """Write pictures (PNG files by name) and page, then the report; return it with timings and names of the files."""
+    files = {name: f"{name}.png" for name in pictures}
+    for name, content in pictures.items():
+        storage.write_atomically(storage.join(folder, files[name]), content)
+    report = replace(report, timings=timings, artifacts={**files, "page": PAGE_FILE})
+    _write_page(report, folder, pictures)
+    save_report(report, folder)
+    return report
+
+
+def rewrite_report(report: EvaluationReport, folder: str) -> None:
+    """Write the page and the file of a report whose pictures are in its folder already."""
+    files = {name: file for name, file in report.artifacts.items() if file.endswith(".png")}
+    _write_page(report, folder, {name: storage.read_bytes(storage.join(folder, file)) for name, file in files.items()})
+    save_report(report, folder)
+
+
+def _write_page(report: EvaluationReport, folder: str, pictures: dict[str, bytes]) -> None:
+    storage.write_atomically(storage.join(folder, PAGE_FILE), render_page(report, pictures).encode())
+
+
+def save_report(report: EvaluationReport, folder: str) -> None:
+    """Write report.json into a folder, atomically."""
+    storage.write_atomically(storage.join(folder, REPORT_FILE), report.to_json().encode())
+
+
+def read_report(file: str) -> EvaluationReport:
+    """Read a report from the path or URI of its file."""
+    return EvaluationReport.from_json(storage.read_bytes(file).decode())
+
+
+def load_report(folder: str) -> EvaluationReport | None:
+    """Return the report in a folder, or None if it has none."""
+    file = storage.join(folder, REPORT_FILE)
+    return read_report(file) if storage.exists(file) else None
+
+
+def load_matching_report(folder: str, digest: str) -> EvaluationReport | None:
+    """Return the report in a folder if it is of the checkpoint (or images) with this digest, else None."""
+    report = load_report(folder)
+    return report if report and report.checkpoint_digest == digest else None
+
+
+def set_aside_other_report(folder: str, digest: str) -> None:
+    """Rename a report of another checkpoint than the one with this digest, so that it is not overwritten."""
+    report = load_report(folder)
+    if report is not None and report.checkpoint_digest != digest:
+        other = storage.join(folder, f"report-{report.checkpoint_digest[:12]}.json")
+        storage.move_file(storage.join(folder, REPORT_FILE), other)
+
+
+def find_report_files(folder: str, *subfolders: str | None) -> list[str]:
+    """Return sorted paths or URIs of the reports below a folder.
+
+    subfolders: names of the folders between `folder` and the file, one for each level; None stands for any name.
+    """
+    pattern = "/".join(re.escape(name) if name else "[^/]+" for name in (*subfolders, REPORT_FILE))
+    names = storage.list_files(folder, recursive=True)
+    return [storage.join(folder, name) for name in names if re.fullmatch(pattern, name)]
+
+
+def read_reports(files: Sequence[str]) -> Iterator[EvaluationReport]:
+    """Read several reports, in order; from an object store, several requests ahead."""
+    for file in storage.open_in_order(files):
+        with file:
+            yield EvaluationReport.from_json(file.read().decode())
+
+
+def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> list[EvaluationReport]:
+    """Return one report for each name of a report file, of its folder, or of a checkpoint.
+
+    Checkpoints may have reports by several protocols: then the only one that all names have in common is taken, or
+    that of protocol_id. Raises NotFound if there is no report, InvalidInput if the names do not settle the protocol.
+    """
+    found = [_reports_of(name, protocol_id) for name in names]
+    if all(len(reports) == 1 for reports in found):
+        return [reports[0] for reports in found]
+    ids = [{report.protocol_id for report in reports} for reports in found]
+    common = set.intersection(*ids)
+    if len(common) != 1:
+        ambiguous = next(index for index, reports in enumerate(found) if len(reports) > 1)
+        raise InvalidInput(
+            f"{names[ambiguous]} has reports of several protocols: found {', '.join(sorted(ids[ambiguous]))}",
+            "exactly one that all names have in common",
+            "Choose by --protocol ID",
+        )
+    return [next(report for report in reports if report.protocol_id in common) for reports in found]
+
+
+def _reports_of(name: str, protocol_id: str | None) -> list[EvaluationReport]:
+    """Return all reports that a name may mean, without those whose numbers are in another report as repeats."""
+    if not name.startswith(IN_TRACKING):
+        if name.partition("?")[0].endswith(".json") and storage.exists(name):
+            return [read_report(name)]
+        if (report := load_report(name)) is not None:
+            return [report]
+    opened = open_checkpoint(name)
+    evaluations = storage.join(opened.output, EVALUATIONS)
+    files = find_report_files(evaluations, protocol_id, opened.name)
+    reports = [report for report in read_reports(files) if report.checkpoint_digest == opened.digest]
+    if not reports:
+        wanted = f" of protocol {protocol_id}" if protocol_id else ""
+        raise NotFound(f"{name}: no report{wanted} in {evaluations}", "", f"Make one: raydit evaluate {name}")
+    return [report for report in reports if not any(_repeats(other, report) for other in reports)]
+
+
+def _repeats(report: EvaluationReport, other: EvaluationReport) -> bool:
+    """Return whether a report's repeats include the other report: equal protocols but for the seed."""
+    seeds = len(report.repeats.get(report.headline, ()))
+    further = range(report.protocol.seed + 1, report.protocol.seed + seeds)
+    return other.protocol.seed in further and other.protocol == replace(report.protocol, seed=other.protocol.seed)

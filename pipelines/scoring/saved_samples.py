@@ -1,0 +1,84 @@
+"""Samples saved for other tools: Parquet files as Hugging Face lays them out, or PNG files in class folders.
+
+Both can be read as images again: `raydit evaluate --images FOLDER` scores them.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from cluster import storage
+from pipelines.images.grids import png_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SampleFormat = Literal["parquet", "png"]
+RECORDS = ".records"
+
+
+@dataclass(frozen=True)
+class SavedSamples:
+    """A folder or URI that workers write sampled images into, shard by shard."""
+
+    folder: str
+    format: SampleFormat = "parquet"
+    class_names: tuple[str, ...] = ()
+
+    def file(self, shard: int) -> str:
+        """Return the file that exists once a shard is written: its images, or for PNG an empty, hidden file."""
+        if self.format == "parquet":
+            return storage.join(self.folder, f"part-{shard:05d}.parquet")
+        return storage.join(self.folder, RECORDS, f"part-{shard:05d}")
+
+    def write(self, file: str, images: np.ndarray, labels: np.ndarray, indices: Sequence[int]) -> None:
+        """Write the images of a shard; `file`, as named by the method `file`, is written last and atomically.
+
+        images: uint8 (N, H, W, 3). labels: (N,). indices: of the samples, for the files' names.
+        """
+        encoded = [_encode_png(image) for image in images]
+        if self.format == "parquet":
+            storage.write_atomically(file, self._parquet_bytes(encoded, labels, indices))
+            return
+        for data, label, index in zip(encoded, labels, indices, strict=True):
+            class_folder = [self._class_folder(int(label))] if self.class_names else []
+            storage.write_atomically(storage.join(self.folder, *class_folder, f"{index:07d}.png"), data)
+        storage.write_atomically(file, b"")
+
+    def _class_folder(self, label: int) -> str:
+        """Return a folder name that sorts as the labels do; names of classes may hold any character."""
+        name = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.class_names[label])
+        return f"{label:04d}-{name}" if name else f"{label:04d}"
+
+    def _parquet_bytes(self, encoded: list[bytes], labels: np.ndarray, indices: Sequence[int]) -> bytes:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        files = [{"bytes": data, "path": f"{index:07d}.png"} for data, index in zip(encoded, indices, strict=True)]
+        columns = {"image": files, "label": labels.astype(np.int64), "index": list(indices)}
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns, schema=self._schema()), buffer, compression="none")
+        return buffer.getvalue()
+
+    def _schema(self) -> "pa.Schema":
+        import pyarrow as pa
+
+        integer = {"dtype": "int64", "_type": "Value"}
+        label = {"names": list(self.class_names), "_type": "ClassLabel"} if self.class_names else integer
+        features = {"image": {"_type": "Image"}, "label": label, "index": integer}
+        image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        return pa.schema(
+            [("image", image), ("label", pa.int64()), ("index", pa.int64())],
+            metadata={"huggingface": json.dumps({"info": {"features": features}})},
+        )
+
+
+def _encode_png(image: np.ndarray) -> bytes:
+    """Encode an image, uint8 (H, W, 3), as a PNG file."""
+    from PIL import Image
+
+    return png_of(Image.fromarray(image))

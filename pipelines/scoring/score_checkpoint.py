@@ -1,0 +1,146 @@
+"""Score one checkpoint: real images and samples -> features -> metrics -> report, by a pool of Ray actors.
+
+The numbers are the same on any cluster: sample i depends on the seed and on i only.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from cluster import storage
+from evaluation.protocol import EvaluationProtocol, shard_ranges
+from evaluation.report import EvaluationReport
+from pipelines.checkpoints.open import LocatedCheckpoint
+from pipelines.images.open import with_absolute_paths
+from pipelines.scoring.actors import SampleSource, ScoringActor
+from pipelines.scoring.build_report import build_report
+from pipelines.scoring.log_report import log_report
+from pipelines.scoring.records import load_features, load_preview_images
+from pipelines.scoring.references import RealImages, check_scoring_inputs, extract_adm_images, load_real_features
+from pipelines.scoring.report_curves import load_reports_by_step, save_curves
+from pipelines.scoring.report_files import report_folder, set_aside_other_report, write_report
+from pipelines.scoring.report_pictures import Neighbours, report_pictures
+from pipelines.scoring.saved_samples import SavedSamples
+from pipelines.scoring.settings import ScoringSettings
+from pipelines.scoring.shards import ScoringShard, compute_shards, make_shards
+from pipelines.stage import JobContext
+from pipelines.tracking import tags
+from pipelines.tracking.logged_models import log_checkpoint
+
+
+@dataclass(frozen=True)
+class CheckpointEvaluation:
+    """One checkpoint, the protocol to score it by, and the folders that the evaluation works in."""
+
+    opened: LocatedCheckpoint
+    protocol: EvaluationProtocol
+    settings: ScoringSettings
+    saved: SavedSamples | None = None
+    """Where the samples are written as well."""
+
+    @property
+    def folder(self) -> str:
+        """Path or URI of the report's folder."""
+        return report_folder(self.settings.evaluations, self.protocol.protocol_id, self.opened.name)
+
+    @property
+    def shard_folder(self) -> str:
+        """Path or URI of the folder for the records of samples.
+
+        Named after the digest, so that records of another checkpoint of the same step are not taken for its own.
+        """
+        return storage.join(self.folder, f"shards-{self.opened.digest[:12]}-{self.settings.evaluate.shard_rows}")
+
+    @property
+    def source(self) -> SampleSource:
+        """What workers sample from."""
+        return SampleSource(self.opened.shared, self.protocol, self.saved)
+
+    def shards(self, source: int = 0) -> list[ScoringShard]:
+        """Return the shards of samples. source: position of self.source in the list that the actors get."""
+        parts = shard_ranges(self.protocol.num_samples, self.settings.evaluate.shard_rows)
+        return make_shards(self.shard_folder, parts, source=source, saved=self.saved)
+
+
+def compute_features(context: JobContext, real: RealImages, evaluations: Sequence[CheckpointEvaluation]) -> None:
+    """Compute the missing records of real images and of samples by one pool of actors.
+
+    evaluations: any number with the images and [evaluate] of `real`.
+    """
+    settings, shards = real.settings, real.missing_shards()
+    for number, evaluation in enumerate(evaluations):
+        shards += evaluation.shards(source=number)
+    sources = [evaluation.source for evaluation in evaluations]
+    create_actor = partial(ScoringActor, with_absolute_paths(settings.images), settings.evaluate, sources)
+    compute_shards(context, "evaluate", shards, create_actor, settings.evaluate)
+
+
+def score_checkpoint(
+    context: JobContext, evaluation: CheckpointEvaluation, *, images_per_step: int
+) -> EvaluationReport:
+    """Sample from a checkpoint, score the samples and write the report; records of an interrupted run are reused.
+
+    images_per_step: the training's global batch size, for the curve over its checkpoints.
+    """
+    opened, protocol, settings = evaluation.opened, evaluation.protocol, evaluation.settings
+    check_scoring_inputs(settings, protocol)
+    real, shards, folder, timer = RealImages.of(settings), evaluation.shards(), evaluation.folder, LapTimer()
+    set_aside_other_report(folder, opened.digest)
+    identity = {"checkpoint": opened.digest, "protocol": protocol.protocol_id}
+    with context.run("evaluate", identity, run_tags(opened, protocol)) as run:
+        run.params({"evaluate": asdict(settings.evaluate), "protocol": protocol.to_dict()})
+        compute_features(context, real, [evaluation])
+        extract_adm_images(real, context)
+        timer.lap("features_seconds")
+        reference, held_out = load_real_features(real)
+        samples = load_features(shards)
+        report = build_report(
+            protocol, samples.features, reference, held_out, checkpoint=opened.origin, digest=opened.digest
+        )
+        timer.lap("scoring_seconds")
+        assert samples.labels is not None, "samples have labels"
+        pictures = report_pictures(
+            load_preview_images(shards),
+            samples.labels,
+            samples.features.features,
+            opened.record.class_names,
+            Neighbours(reference, settings.images),
+        )
+        timer.lap("pictures_seconds")
+        report = write_report(report, folder, pictures, timer.laps | samples.timings)
+        log_checkpoint(run, opened, opened.origin)
+        log_report(run, report, folder, opened.step, opened.digest)
+        protocol_folder = storage.split(folder)[0]
+        for figure in save_curves(load_reports_by_step(protocol_folder), protocol_folder, images_per_step):
+            run.artifact(figure)
+        storage.remove_folder(evaluation.shard_folder)
+        context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({timer.total:.0f} s)")
+    return report
+
+
+def run_tags(opened: LocatedCheckpoint, protocol: EvaluationProtocol) -> dict[str, str]:
+    """Return the tags by which the MLflow run of an evaluation names its checkpoint and protocol."""
+    return {
+        tags.CHECKPOINT: opened.origin,
+        tags.CHECKPOINT_DIGEST: opened.digest,
+        tags.PROTOCOL_ID: protocol.protocol_id,
+    }
+
+
+class LapTimer:
+    """Durations of consecutive laps in seconds, by name."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """End a lap and begin the next."""
+        now = time.perf_counter()
+        self.laps[name], self._last = round(now - self._last, 3), now
+
+    @property
+    def total(self) -> float:
+        """Seconds of all laps."""
+        return sum(self.laps.values())

@@ -1,0 +1,51 @@
+"""What sampling and scoring need of a recipe, in one value."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+from cluster import storage
+from evaluation.extractors import extractor_name, extractor_sha256
+from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe
+
+EVALUATIONS = "evaluations"
+"""Folder of an output that holds reports. The holder of its lease may also write references/."""
+REFERENCES = "references"
+"""Folder of an output that holds features of real images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringSettings:
+    """The real images that samples are compared with, how samples are drawn and scored, and where results go."""
+
+    images: ImagesConfig
+    evaluate: EvaluateConfig
+    seed: int
+    output: str
+    """Absolute path or URI of the recipe's output."""
+
+    @classmethod
+    def from_recipe(cls, config: Recipe) -> Self:
+        """Take from a recipe what sampling and scoring need."""
+        output = storage.absolute(config.output)
+        return cls(images=config.images, evaluate=config.evaluate, seed=config.seed, output=output)
+
+    @property
+    def evaluations(self) -> str:
+        """Path or URI of the folder of reports."""
+        return storage.join(self.output, EVALUATIONS)
+
+    @property
+    def references(self) -> str:
+        """Path or URI of the folder of features of real images."""
+        return storage.join(self.output, REFERENCES)
+
+    @cached_property
+    def extractor_sha256(self) -> str:
+        """Digest of the extractor's weights, as protocols record it."""
+        return extractor_sha256(self.evaluate.extractor, self.evaluate.extractor_weights)
+
+    @property
+    def extractor_name(self) -> str:
+        """Name of the extractor, as protocols and metrics record it."""
+        return extractor_name(self.evaluate.extractor, self.extractor_sha256)

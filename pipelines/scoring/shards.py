@@ -1,0 +1,87 @@
+"""Shards of images to score: the unit of work of one actor call, and of resuming after an interruption.
+
+Every shard has a record: an .npz file that an actor writes once, atomically. A shard whose record exists is finished.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster import storage
+from evaluation.protocol import shard_ranges
+from pipelines.config.training import WorkersConfig
+from pipelines.images.listing import Listing
+from pipelines.scoring.actor_pool import run_on_actors
+from pipelines.scoring.saved_samples import SavedSamples
+
+if TYPE_CHECKING:  # actors import this module, and need neither the job's context nor what it imports
+    from pipelines.stage import JobContext
+
+
+@dataclass(frozen=True)
+class ScoringShard:
+    """A few images to score: real images by their keys, or samples by their indices."""
+
+    file: str
+    """Absolute path or URI of the record."""
+    images: Listing | range
+    source: int = 0
+    """Samples: position of their source in the list that the actors hold."""
+    saved: str | None = None
+    """Samples: file that exists once their images are saved as well; see SavedSamples.file."""
+
+
+def make_shards(
+    folder: str, parts: Sequence[Listing | range], *, source: int = 0, saved: SavedSamples | None = None
+) -> list[ScoringShard]:
+    """Return one shard for each part; their records are numbered files in `folder`, an absolute path or URI."""
+    return [
+        ScoringShard(storage.join(folder, f"shard-{index:05d}.npz"), part, source, saved.file(index) if saved else None)
+        for index, part in enumerate(parts)
+    ]
+
+
+def split_listing(listing: Listing, shard_rows: int) -> list[Listing]:
+    """Split a listing into runs of shard_rows consecutive images; the last may be shorter."""
+    return [listing.take(part) for part in shard_ranges(len(listing), shard_rows)]
+
+
+def temporary_shard_dir(file: str, identity: str) -> str:
+    """Return the folder next to `file` for the shards that it is made of, named after the digest of its inputs."""
+    folder, name = storage.split(storage.absolute(file))
+    return storage.join(folder, f"{name}.{identity[:12]}.shards")
+
+
+def find_unfinished(shards: Sequence[ScoringShard]) -> list[ScoringShard]:
+    """Return the shards without a record, or without the images to be saved. Each folder is listed once."""
+    listed: dict[str, dict[str, int]] = {}
+
+    def exists(file: str) -> bool:
+        folder, name = storage.split(file)
+        if folder not in listed:
+            listed[folder] = storage.list_files(folder)
+        return name in listed[folder]
+
+    return [shard for shard in shards if not exists(shard.file) or (shard.saved and not exists(shard.saved))]
+
+
+def compute_shards(
+    context: "JobContext",
+    stage: str,
+    shards: Sequence[ScoringShard],
+    create_actor: Callable[[], Callable[[ScoringShard], None]],
+    workers: WorkersConfig,
+) -> None:
+    """Compute the records of unfinished shards on a pool of Ray actors, with progress on the terminal.
+
+    create_actor: picklable; called once in each actor's process, it returns what computes a shard, such as
+    partial(ScoringActor, images, evaluate, sources).
+    """
+    unfinished = find_unfinished(shards)
+    if not unfinished:
+        return
+    remaining, total = (sum(len(shard.images) for shard in part) for part in (unfinished, shards))
+    progress = context.progress(stage, total=total, unit="images", start=total - remaining)
+    context.start_ray(workers, stage)
+    for shard in run_on_actors(unfinished, create_actor, workers, lambda text: context.say(stage, text)):
+        progress.advance(len(shard.images))
