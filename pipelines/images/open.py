@@ -25,7 +25,7 @@ USUAL_TABLES = tuple(f"metadata{suffix}" for suffix in (*TABLES, ".parquet"))
 def open_source(config: "ImagesConfig") -> ImageSource:
     """The source that a recipe's [images] names. Raises FileNotFoundError or ValueError, telling what to do."""
     from pipelines.images import files
-    from pipelines.images.sources import adm, columns, folders, huggingface
+    from pipelines.images.sources import adm, folder, huggingface, parquet, table
     from pipelines.images.sources import webdataset as archives
 
     if config.path == "digits" and config.format in (None, "digits"):
@@ -37,9 +37,9 @@ def open_source(config: "ImagesConfig") -> ImageSource:
     place, name = files.locate(config.path)
     kind = config.format or recognise(place, name)
     if kind == "table":
-        return folders.TableSource(place, name or _table_in(place), config)
+        return table.TableSource(place, name or _table_in(place), config)
     if kind == "parquet":
-        return columns.ParquetSource(place, config, [name] if name else None)
+        return parquet.ParquetSource(place, config, [name] if name else None)
     if kind == "webdataset":
         return archives.WebDatasetSource(place, config, [name] if name else None)
     if kind == "npz" and name:
@@ -48,7 +48,7 @@ def open_source(config: "ImagesConfig") -> ImageSource:
         raise ValueError(
             f'images.path: found the file {place.path(name)} with images.format = "{kind}"; expected a folder'
         )
-    return folders.FolderSource(place, config) if kind == "folder" else huggingface.open_folder(place, config)
+    return folder.FolderSource(place, config) if kind == "folder" else huggingface.open_folder(place, config)
 
 
 def is_on_hub(config: "ImagesConfig") -> bool:
@@ -111,7 +111,7 @@ def _has_image_column(place: "Files", name: str) -> bool:
     import pyarrow.parquet as pq
 
     from pipelines.images.sources.columns import holds_images
-    from pipelines.images.sources.folders import NAME_COLUMNS
+    from pipelines.images.sources.table import NAME_COLUMNS
 
     try:
         with place.open(name) as file:

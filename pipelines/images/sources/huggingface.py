@@ -8,7 +8,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pipelines.images.files import Files
-from pipelines.images.sources.columns import ArrowSource, ColumnSource, ParquetSource
+from pipelines.images.sources.arrow import ArrowSource
+from pipelines.images.sources.columns import ColumnSource
+from pipelines.images.sources.parquet import ParquetSource
 from pipelines.images.sources.webdataset import WebDatasetSource
 from pipelines.images.splits import ALL, WORDS, pick_split, split_of
 
