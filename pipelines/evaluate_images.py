@@ -104,8 +104,7 @@ def draw_pictures(
     """
     shown = np.linspace(0, len(listing) - 1, min(NUM_SAMPLES, len(listing))).astype(int)
     chosen = listing.take(shown)
-    places = None if chosen.places is None else chosen.places.tolist()
-    pixels, _, _ = read_cropped(with_absolute_paths(images), chosen.keys, places)
+    pixels, _, _ = read_cropped(with_absolute_paths(images), chosen.keys, chosen.locations)
     return report_pictures(pixels, chosen.labels, features[shown], listing.class_names, neighbours)
 
 

@@ -1,27 +1,32 @@
-"""The files of a source: below a folder on disk, or below a prefix of an object store."""
+"""The files of an image source: in a folder on disk, or under a prefix of an object store."""
 
 import difflib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-from pyarrow.fs import FileSelector, FileType
+from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from cluster import storage
+from raydit.errors import InvalidInput, NotFound
 
-READERS = 16
-"""Requests to an object store at a time; each waits some tens of milliseconds."""
+MAX_REQUESTS = 16
+"""Concurrent requests to an object store; each takes some tens of milliseconds."""
 
 Result = TypeVar("Result")
 
 
 class Files:
-    """Names relative to a root, their lengths and their content. Hidden files and folders are left out."""
+    """Names, lengths and content of the files in a folder and its subfolders. Hidden files and folders are left out.
+
+    root: path or URI of the folder. Names are relative to it.
+    """
 
     def __init__(self, root: str):
         self.root = root
@@ -31,70 +36,76 @@ class Files:
 
     @property
     def is_local(self) -> bool:
+        """Whether the files are on this machine, and not in an object store."""
         return storage.is_local(self.root)
 
     @cached_property
-    def _place(self):
+    def _resolved(self) -> tuple[FileSystem, str]:
+        """The root's file system, and its path in it."""
         return storage.resolve(self.root)
 
     def path(self, name: str) -> str:
-        """Where a file is, for messages."""
+        """Return the path or URI of a file."""
         return storage.join(self.root, name)
 
-    def below(self, name: str) -> "Files":
+    def subfolder(self, name: str) -> "Files":
+        """Return the files of a subfolder; the same files if the name is empty."""
         return Files(storage.join(self.root, name)) if name else self
 
-    def listing(self) -> tuple[list[str], np.ndarray]:
-        """Sorted names of all files, in folders within folders too, and their lengths in bytes (int64)."""
-        filesystem, inner = self._place
+    def list_all(self) -> tuple[list[str], np.ndarray]:
+        """Return the sorted names of all files, those in subfolders included, and their lengths in bytes (int64)."""
+        filesystem, folder = self._resolved
         if self.is_local:
-            pairs = sorted(_walk(inner))
+            pairs = sorted(_walk(folder))
         else:
-            infos = filesystem.get_file_info(FileSelector(inner, recursive=True))
-            start = len(inner.rstrip("/")) + 1
+            infos = filesystem.get_file_info(FileSelector(folder, recursive=True))
+            start = len(folder.rstrip("/")) + 1
             pairs = sorted((info.path[start:], info.size) for info in infos if info.type == FileType.File)
             pairs = [pair for pair in pairs if "/." not in "/" + pair[0]]
         names = [name for name, _ in pairs]
-        self._check_text(names)
+        self._require_utf8(names)
         return names, np.array([size for _, size in pairs], np.int64)
 
-    def _check_text(self, names: list[str]) -> None:
+    def _require_utf8(self, names: list[str]) -> None:
         try:
             "".join(names).encode()
         except UnicodeEncodeError as error:
             wrong = next(
                 name for name in names if not name.isascii() and name != name.encode(errors="replace").decode()
             )
-            raise ValueError(
-                f"images.path: found the file name {os.fsencode(wrong)!r} in {self.root}, expected UTF-8; rename it"
+            raise InvalidInput(
+                f"images.path: found the file name {os.fsencode(wrong)!r} in {self.root}", "UTF-8", "rename the file"
             ) from error
 
-    def top(self) -> tuple[list[str], list[str]]:
-        """Sorted names of the folders and of the files directly below the root."""
-        filesystem, inner = self._place
+    def list_top(self) -> tuple[list[str], list[str]]:
+        """Return the sorted names of the folders and of the files directly in the root."""
+        filesystem, folder = self._resolved
         if self.root.startswith(("gs://", "gcs://")):
-            # pyarrow shows no folder there that it has not made itself: they are read off the names of the files.
-            below = {name.partition("/")[::2] for name in self.listing()[0]}
-            kinds = list({(name, bool(rest)) for name, rest in below})
+            # On Google Cloud Storage, pyarrow lists only folders that it has created: others follow from file names.
+            paths = {name.partition("/")[::2] for name in self.list_all()[0]}
+            entries = list({(name, bool(rest)) for name, rest in paths})
         elif self.is_local:
-            with os.scandir(inner) as entries:
-                kinds = [(entry.name, entry.is_dir()) for entry in entries]
+            with os.scandir(folder) as found:
+                entries = [(entry.name, entry.is_dir()) for entry in found]
         else:
-            infos = filesystem.get_file_info(FileSelector(inner))
-            kinds = [(info.base_name, info.type == FileType.Directory) for info in infos]
-        shown = sorted((name, folder) for name, folder in kinds if not name.startswith("."))
-        return [name for name, folder in shown if folder], [name for name, folder in shown if not folder]
+            infos = filesystem.get_file_info(FileSelector(folder))
+            entries = [(info.base_name, info.type == FileType.Directory) for info in infos]
+        shown = sorted((name, is_folder) for name, is_folder in entries if not name.startswith("."))
+        return [name for name, is_folder in shown if is_folder], [name for name, is_folder in shown if not is_folder]
 
     def open(self, name: str) -> pa.NativeFile:
-        """A file that can be read anywhere (`read_at`), by several threads at a time."""
-        filesystem, inner = self._place
-        return filesystem.open_input_file(f"{inner}/{name}")
+        """Open a file for random access (`read_at`), which several threads may use at a time."""
+        filesystem, folder = self._resolved
+        return filesystem.open_input_file(f"{folder}/{name}")
 
     def read(self, name: str) -> bytes:
-        """All bytes of a file. Raises FileNotFoundError and PermissionError in words without the place."""
+        """Return the content of a file. Raises FileNotFoundError or PermissionError, without the path in the message.
+
+        The message is written to the quarantine, which must not depend on where the images are stored.
+        """
         try:
             if self.is_local:
-                with open(os.path.join(self._place[1], name), "rb") as file:
+                with open(os.path.join(self._resolved[1], name), "rb") as file:
                     return file.read()
             with self.open(name) as file:
                 return file.read()
@@ -102,7 +113,10 @@ class Files:
             raise type(error)("the file is listed, and cannot be opened") from error
 
     def read_each(self, names: Iterable[str]) -> Iterator[bytes | Exception]:
-        """All bytes of each file in order; from an object store, several at a time ahead of their use."""
+        """Yield the content of each file in order, or the exception if it is missing or not readable.
+
+        In an object store, several files are read ahead.
+        """
 
         def attempt(name: str) -> bytes | Exception:
             try:
@@ -110,67 +124,104 @@ class Files:
             except (FileNotFoundError, PermissionError) as error:
                 return error
 
-        return self.each(attempt, names)
+        return self.map_names(attempt, names)
 
-    def each(self, function: Callable[[str], Result], names: Iterable[str]) -> Iterator[Result]:
-        """function(name) in order; where files are far away, several at a time ahead of their use."""
+    def map_names(self, function: Callable[[str], Result], names: Iterable[str]) -> Iterator[Result]:
+        """Yield function(name) in order; in an object store, several calls run ahead in threads."""
         if self.is_local:
             yield from map(function, names)
             return
-        with ThreadPoolExecutor(READERS) as pool:
-            waiting: deque = deque()
+        with ThreadPoolExecutor(MAX_REQUESTS) as pool:
+            waiting: deque[Future[Result]] = deque()
             for name in names:
                 waiting.append(pool.submit(function, name))
-                if len(waiting) == 2 * READERS:
+                if len(waiting) == 2 * MAX_REQUESTS:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
 
 
-def _walk(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:
-    """(relative name, length) of the files below a folder; links to folders are followed."""
+def _walk(folder: str, prefix: str = "", parents: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:
+    """Yield (relative name, length) of the files in a folder and its subfolders, following links to folders."""
     real = os.path.realpath(folder)
-    if real in above:
-        raise ValueError(f"images.path: {folder} is a link to a folder above itself; remove the link")
+    if real in parents:
+        raise InvalidInput(f"images.path: {folder} is a link to one of its parent folders", "", "remove the link")
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, real))
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*parents, real))
             elif entry.is_file():
                 yield prefix + entry.name, entry.stat().st_size
             elif entry.is_symlink():
-                yield prefix + entry.name, 0  # it points to nothing, which is said when it is read
+                yield prefix + entry.name, 0  # a dead link: listed, so that reading it reports the error
 
 
-def locate(path: str) -> tuple[Files, str | None]:
-    """Folder of `path`, and the file in it that is meant, if `path` is a file.
+@dataclass(frozen=True)
+class ImagesPath:
+    """What images.path points to: a folder, or one file in a folder."""
 
-    Raises FileNotFoundError, with the nearest name that is there.
-    """
+    files: Files
+    """The folder, or the file's folder."""
+    name: str | None = None
+    """Name of the file; None for a folder."""
+
+    @cached_property
+    def folders(self) -> list[str]:
+        """Sorted names of the folders directly in the folder."""
+        return self._top[0]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Sorted names of the files directly in the folder."""
+        return self._top[1]
+
+    @cached_property
+    def _top(self) -> tuple[list[str], list[str]]:
+        return self.files.list_top()
+
+    def require_folder(self, format: str) -> Files:
+        """Return the files of the folder. Raises InvalidInput for a file, which the format cannot be."""
+        if self.name is not None:
+            raise InvalidInput(
+                f'images.path: found the file {self} with images.format = "{format}"',
+                "a folder",
+                "set images.path to the folder, or leave images.format out",
+            )
+        return self.files
+
+    def __str__(self) -> str:
+        return self.files.path(self.name) if self.name else self.files.root
+
+
+def find_images_path(path: str) -> ImagesPath:
+    """Look up a path or URI. Raises NotFound, suggesting the closest existing name, if nothing is there."""
     path = storage.local_path(path) if storage.is_local(path) else path
     filesystem, inner = storage.resolve(path)
     kind = filesystem.get_file_info(inner).type
     if kind == FileType.Directory:
-        return Files(path), None
+        return ImagesPath(Files(path))
     if kind == FileType.File:
-        folder, name = _parent(path)
-        return Files(folder), name
-    raise FileNotFoundError(
-        f"images.path: nothing at {path}{_nearest(path)}; expected a folder of images, a Parquet or tar file, a table "
-        'of labels, a Hugging Face data set, a URI of one of them (s3://, gs://), or "digits"'
+        folder, name = _split_path(path)
+        return ImagesPath(Files(folder), name)
+    raise NotFound(
+        f"images.path: found nothing at {path}{_suggest(path)}",
+        "a folder of images, a Parquet or tar file, a table of labels, a Hugging Face data set, a URI of one of them "
+        '(s3://, gs://), or "digits"',
+        "correct images.path",
     )
 
 
-def _parent(path: str) -> tuple[str, str]:
+def _split_path(path: str) -> tuple[str, str]:
+    """Split a path or URI into folder and name; a URI's query stays with the folder."""
     stem, question_mark, query = path.partition("?") if not storage.is_local(path) else (path, "", "")
     folder, _, name = stem.rstrip("/").rpartition("/")
     return (folder or ("/" if stem.startswith("/") else ".")) + question_mark + query, name
 
 
-def _nearest(path: str) -> str:
-    """What a misspelt local path may have meant."""
+def _suggest(path: str) -> str:
+    """Return ' (did you mean "..."?)' if a similar local name exists, else an empty string."""
     if not storage.is_local(path):
         return ""
     missing = storage.local_path(path)

@@ -1,24 +1,29 @@
-"""Pictures to look at: a grid of images with the name of its class before each row."""
+"""Draw grids of images with the name of a class at the left of each row."""
 
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cluster import storage
+
 if TYPE_CHECKING:
     from PIL import Image
 
 GAP_PX = 2
-SMALLEST_PX = 64
-"""Images smaller than this are enlarged by a whole number, each pixel a square."""
+MIN_IMAGE_PX = 64
+"""Images smaller than this are enlarged by an integer factor, without interpolation."""
+MAX_CLASSES = 20
+"""Most rows of a grid of classes."""
 
 
 def labelled_grid(rows: Sequence[tuple[str, np.ndarray]]) -> "Image.Image":
-    """One row for each (name, images uint8 (N, H, W, 3)); rows may differ in length."""
+    """Draw a row for each (name, images uint8 (N, H, W, 3)). Rows may differ in length."""
     from PIL import Image, ImageDraw, ImageFont
 
     height, width = rows[0][1].shape[1:3]
-    zoom = max(1, -(-SMALLEST_PX // height))
+    zoom = max(1, -(-MIN_IMAGE_PX // height))
     cell_w, cell_h = width * zoom + GAP_PX, height * zoom + GAP_PX
     font = ImageFont.load_default(size=max(12, cell_h // 5))
     margin = 2 * GAP_PX + int(max(font.getlength(name) for name, _ in rows))
@@ -33,27 +38,28 @@ def labelled_grid(rows: Sequence[tuple[str, np.ndarray]]) -> "Image.Image":
     return grid
 
 
-def class_grid(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], *, columns: int = 10):
-    """A grid with a row for each class (at most 20 of them) that has images, or one square without classes."""
+def class_grid(
+    images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], *, columns: int = 10
+) -> "Image.Image":
+    """Draw a row for each class that has images (at most MAX_CLASSES), or a square grid if there are no classes.
+
+    images: uint8 (N, H, W, 3). labels: (N,) class numbers.
+    """
     if not class_names:
         side = max(1, int(min(len(images), columns**2) ** 0.5))
         return labelled_grid([("", images[row * side : (row + 1) * side]) for row in range(side)])
-    present = [label for label in np.unique(labels)][:20]
+    present = np.unique(labels)[:MAX_CLASSES]
     return labelled_grid([(class_names[label], images[labels == label][:columns]) for label in present])
 
 
-def png_of(image: "Image.Image") -> bytes:
-    """The picture as a PNG file."""
-    import io
-
+def encode_png(image: "Image.Image") -> bytes:
+    """Return an image as the content of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def save_png(image: "Image.Image", place: str) -> str:
-    """Write a PNG to a path or URI, whole or not at all."""
-    from cluster import storage
-
-    storage.write_atomically(place, png_of(image))
-    return place
+def save_png(image: "Image.Image", path: str) -> str:
+    """Write an image as PNG to a path or URI, atomically. Returns the path."""
+    storage.write_atomically(path, encode_png(image))
+    return path

@@ -1,4 +1,8 @@
-"""What a source says of its images before it reads any."""
+"""Listings of images and the protocol of image sources.
+
+A source lists first and reads later, so that a plan is made before any pixel is decoded, and each worker reads only
+its share. A key names an image within its source, and is all that is needed to read it again.
+"""
 
 import hashlib
 import json
@@ -12,34 +16,41 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
+Locations = np.ndarray | Sequence[Sequence[int]]
+"""Two integers for each image by which its source finds it without a search (see `Listing.locations`)."""
+
 
 @dataclass(frozen=True)
 class Listing:
     """All images of a source in their stable order, before any is decoded."""
 
     keys: list[str]
+    """Names of the images within the source; each occurs once."""
     labels: np.ndarray
-    """int32, one for each key; 0 throughout where there are no classes."""
+    """int32 (N,): class numbers; all 0 if there are no classes."""
     stamps: np.ndarray
-    """int64, one for each key: another number when its image is replaced. Never taken from the file system's clock.
+    """int64 (N,): a number for each image that changes when the image is replaced. File times are never used.
 
     Files: their length, so that a replacement of equal length goes unnoticed. Parquet: a hash of the file's length
     and footer, which holds the length of every column chunk. Tar shards: a hash of the member's header (name,
     length, time and owner in the archive). Arrow files: length of the image's bytes. Digits: 0.
     """
     class_names: tuple[str, ...]
-    """Empty for images without classes."""
-    places: np.ndarray | None = None
-    """int64 (N, 2), from sources that would have to search for an image: hand them to `read` with the keys."""
+    """Names of the classes in the order of their numbers; empty if there are no classes."""
+    locations: np.ndarray | None = None
+    """int64 (N, 2), or None if the source finds images by their keys alone.
+
+    Tar shards: offset and length of the image's bytes. Arrow files: offset of the record batch, and the row in it.
+    """
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over keys, class names, labels and stamps: changes when images come, go or are replaced.
+        """sha256 of keys, class names, labels and stamps: changes when images are added, removed or replaced.
 
-        The same wherever the images lie and whenever they were copied.
+        It does not depend on where the images are stored, or on when they were copied.
         """
         digest = hashlib.sha256(json.dumps([self.keys, self.class_names]).encode())
         digest.update(self.labels.astype("<i4").tobytes())
@@ -47,41 +58,43 @@ class Listing:
         return digest.hexdigest()
 
     def split(self, held_out: float) -> tuple["Listing", "Listing"]:
-        """Training and held-out images. An image's side depends on its key alone, so growth moves none."""
-        aside = np.array([_hash_fraction(key) < held_out for key in self.keys], dtype=bool)
-        return self.take(~aside), self.take(aside)
+        """Split into training and held-out images. held_out: share of the latter.
+
+        The side of an image depends on its key alone, so that added images never move others.
+        """
+        is_held_out = np.array([_hash_fraction(key) < held_out for key in self.keys], dtype=bool)
+        return self.take(~is_held_out), self.take(is_held_out)
 
     def take(self, which: np.ndarray | Sequence[int]) -> "Listing":
-        """The images at some positions, or where a mask is true."""
+        """Return the listing of the images at some positions, or where a mask (bool (N,)) is true."""
         positions = np.arange(len(self))[np.asarray(which)] if len(which) else np.zeros(0, np.int64)
         keys = [self.keys[position] for position in positions]
-        places = None if self.places is None else self.places[positions]
-        return Listing(keys, self.labels[positions], self.stamps[positions], self.class_names, places)
+        locations = None if self.locations is None else self.locations[positions]
+        return Listing(keys, self.labels[positions], self.stamps[positions], self.class_names, locations)
 
 
 def _hash_fraction(key: str) -> float:
+    """Map a key to [0, 1), uniformly and the same on every machine."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
-def stamp_of(*parts: bytes) -> int:
-    """A signed 64-bit number that stands for some bytes."""
+def make_stamp(*parts: bytes) -> int:
+    """Return a signed 64-bit hash of some bytes, for `Listing.stamps`."""
     digest = hashlib.sha256(b"".join(parts)).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
 class ImageSource(Protocol):
-    """What every source of images can do."""
+    """A data set of images that can be listed and read by keys."""
 
     def listing(self) -> Listing:
-        """All images, in an order that does not change from call to call."""
+        """List all images, in an order that does not change from call to call."""
         ...
 
-    def read(
-        self, keys: Sequence[str], places: Sequence[Sequence[int]] | None = None
-    ) -> Iterator["Image.Image | Exception"]:
-        """The images of `keys`, in order; the reason in place of an image that cannot be used.
+    def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
+        """Yield the image of each key, in order; an exception in place of an image that cannot be used.
 
-        places: those of the keys in the listing, where it has some; without them the source searches. An error of
-        the network or the disk is raised, not handed back: the image may be fine.
+        locations: those of the keys in the listing, if it has any; without them the source searches. Errors of the
+        network or the disk are raised instead of yielded, because the image may be intact.
         """
         ...

@@ -1,8 +1,8 @@
-"""Reading and cropping: any image to a square of the recipe's size."""
+"""Read images and crop them to squares of the recipe's size."""
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -10,19 +10,30 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pipelines.config.recipe import ImagesConfig
-    from pipelines.images.listing import ImageSource
+    from pipelines.images.listing import ImageSource, Locations
 
 
-MOST_PIXELS = 2**27
-"""Of an image on its way to the crop: 400 MB."""
+MAX_RESIZED_PIXELS = 2**27
+"""Largest image before its centre crop: 400 MB as RGB."""
+
+
+class CroppedImages(NamedTuple):
+    """Some images of a source, cropped."""
+
+    images: np.ndarray
+    """uint8 (n, size, size, 3): those that could be used, in order."""
+    positions: list[int]
+    """Positions of those n among the keys that were asked for."""
+    errors: dict[str, str]
+    """Keys of the others, and why each cannot be used."""
 
 
 def crop_image(image: "Image.Image", size: int, crop: str) -> np.ndarray:
-    """Image -> uint8 (size, size, 3).
+    """Crop an image to uint8 (size, size, 3).
 
-    crop "adm": halve with a box filter while the short side is at least twice `size`, bicubic to the short
-    side, centre crop (Dhariwal & Nichol 2021, arXiv 2105.05233). crop "resize": bicubic to a square. Raises
-    ValueError for an image so long and thin that it would fill the memory before its ends are cropped.
+    crop "adm": halve with a box filter while the short side is at least twice `size`, resize the short side to `size`
+    (bicubic), take the centre (Dhariwal & Nichol 2021, arXiv 2105.05233). crop "resize": resize to a square (bicubic).
+    Raises ValueError if the image is so long and thin that it would fill the memory before its ends are cropped.
     """
     from PIL import Image
 
@@ -33,41 +44,40 @@ def crop_image(image: "Image.Image", size: int, crop: str) -> np.ndarray:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
-    if width * height > MOST_PIXELS:
+    if width * height > MAX_RESIZED_PIXELS:
+        # Written to the quarantine, where the text must stay the same from version to version.
         raise ValueError(
             f"found {image.width:,} x {image.height:,} pixels, which become {width:,} x {height:,} before the crop; "
-            f"expected at most {MOST_PIXELS:,} pixels"
+            f"expected at most {MAX_RESIZED_PIXELS:,} pixels"
         )
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return np.asarray(image)[top : top + size, left : left + size]
 
 
-def read_cropped(
-    config: "ImagesConfig", keys: Sequence[str], places: Sequence[Sequence[int]] | None = None
-) -> tuple[np.ndarray, list[int], dict[str, str]]:
-    """Read and crop images: uint8 (n, size, size, 3), the positions in `keys` of those n, key -> why not.
+def read_cropped(config: "ImagesConfig", keys: Sequence[str], locations: "Locations | None" = None) -> CroppedImages:
+    """Read the images of some keys and crop them. An image that cannot be used does not stop the others.
 
-    places: those of the keys in the listing, where it has some. One bad image never stops the others.
+    locations: those of the keys in the listing (`Listing.locations`), if it has any.
     """
-    from pipelines.images.decoding import reason
+    from pipelines.images.decoding import quarantine_reason
 
-    images, good, errors = [], [], {}
-    for position, image in enumerate(_source(config).read(keys, places)):
+    images, positions, errors = [], [], {}
+    for position, image in enumerate(_open_once(config).read(keys, locations)):
         try:
             if isinstance(image, Exception):
                 raise image
             images.append(crop_image(image, config.size, config.crop))
-            good.append(position)
+            positions.append(position)
         except Exception as error:
-            errors[keys[position]] = reason(error)
-    empty = np.zeros((0, config.size, config.size, 3), np.uint8)
-    return np.stack(images) if images else empty, good, errors
+            errors[keys[position]] = quarantine_reason(error)
+    none = np.zeros((0, config.size, config.size, 3), np.uint8)
+    return CroppedImages(np.stack(images) if images else none, positions, errors)
 
 
 @lru_cache(maxsize=4)
-def _source(config: "ImagesConfig") -> "ImageSource":
-    """Opened once in a process: recognising a format lists a folder."""
+def _open_once(config: "ImagesConfig") -> "ImageSource":
+    """Open a source once in a process, because recognising a format lists a folder."""
     from pipelines.images.open import open_source
 
     return open_source(config)

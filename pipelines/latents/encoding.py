@@ -32,7 +32,7 @@ class ReadImages:
         self.images = images
 
     def __call__(self, row: dict) -> dict:
-        images, good, errors = read_cropped(self.images, row["keys"], row.get("places"))
+        images, good, errors = read_cropped(self.images, row["keys"], row.get("locations"))
         return {
             "shard": row["shard"],
             "listing": row["listing"],

@@ -40,7 +40,7 @@ class LatentShard:
         """The work as a row of a Ray data set."""
         images = self.images
         task = {"shard": self.index, "listing": images.digest, "keys": list(images.keys), "labels": images.labels}
-        return task if images.places is None else {**task, "places": images.places}
+        return task if images.locations is None else {**task, "locations": images.locations}
 
 
 def shard_name(index: int) -> str:

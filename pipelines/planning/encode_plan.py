@@ -138,7 +138,7 @@ def _with_speed(plan: EncodePlan, config: Recipe, shard: LatentShard) -> EncodeP
         return replace(plan, unknown="encode.gpus_per_worker is set, and this machine has no GPU to measure on")
     first = shard.images.take(range(min(MEASURED_IMAGES, len(shard.images))))
     started = time.perf_counter()
-    images, _, _ = read_cropped(config.images, first.keys, None if first.places is None else first.places.tolist())
+    images, _, _ = read_cropped(config.images, first.keys, first.locations)
     read = (time.perf_counter() - started) / len(first)
     if not len(images):
         return replace(plan, unknown=f"none of the first {len(first)} images can be read")

@@ -186,5 +186,5 @@ def _read_seconds(images: ImagesConfig) -> float | None:
         return None
     first = listing.take(range(min(READ_IMAGES, len(listing))))
     started = time.process_time()
-    read_cropped(images, first.keys, None if first.places is None else first.places.tolist())
+    read_cropped(images, first.keys, first.locations)
     return (time.process_time() - started) / len(first)

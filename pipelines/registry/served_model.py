@@ -58,7 +58,7 @@ class ServedModel(PythonModel):
         import numpy as np
         from PIL import Image
 
-        from pipelines.images.grids import png_of
+        from pipelines.images.grids import encode_png
 
         seeds = [int(seed) for seed in model_input.get("seed", range(len(model_input)))]
         labels = [self._label(given) for given in model_input["class"]] if self.class_names else [0] * len(seeds)
@@ -70,7 +70,7 @@ class ServedModel(PythonModel):
         images = sampler.sample(seeds, np.array(labels, np.int64))
         names = [self.class_names[label] for label in labels] if self.class_names else [""] * len(seeds)
         return pandas.DataFrame(
-            {"class": names, "seed": seeds, "png": [png_of(Image.fromarray(image)) for image in images]}
+            {"class": names, "seed": seeds, "png": [encode_png(Image.fromarray(image)) for image in images]}
         )
 
     def _label(self, given: Any) -> int:

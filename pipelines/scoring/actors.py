@@ -104,8 +104,7 @@ class ScoringActor(SampleActor):
     def _compute_real(self, listing: Listing) -> ShardRecord:
         from pipelines.images.preprocess import read_cropped
 
-        places = None if listing.places is None else listing.places.tolist()
-        images, _, errors = read_cropped(self.images, listing.keys, places)
+        images, _, errors = read_cropped(self.images, listing.keys, listing.locations)
         record = ShardRecord(unreadable=np.array(sorted(errors), dtype=str))
         return self._with_features(record, images) if len(images) else record
 

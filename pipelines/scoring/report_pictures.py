@@ -8,7 +8,7 @@ import numpy as np
 from evaluation.neighbours import nearest
 from evaluation.reference import ReferenceStatistics
 from pipelines.config.recipe import ImagesConfig
-from pipelines.images.grids import class_grid, labelled_grid, png_of
+from pipelines.images.grids import class_grid, labelled_grid, encode_png
 
 NUM_SAMPLES = 64
 """Images in the picture of samples."""
@@ -27,11 +27,11 @@ def report_pictures(
     images: uint8 (M, H, W, 3), the first M of N samples. labels: (N,). features: (N, D).
     """
     labels, features = labels[: len(images)], features[: len(images)]
-    pictures = {"samples": png_of(class_grid(images[:NUM_SAMPLES], labels[:NUM_SAMPLES], ()))}
+    pictures = {"samples": encode_png(class_grid(images[:NUM_SAMPLES], labels[:NUM_SAMPLES], ()))}
     if class_names:
-        pictures["classes"] = png_of(class_grid(images, labels, class_names, columns=NUM_PER_CLASS))
+        pictures["classes"] = encode_png(class_grid(images, labels, class_names, columns=NUM_PER_CLASS))
     if rows := neighbours.rows(images, features):
-        pictures["neighbours"] = png_of(labelled_grid(rows))
+        pictures["neighbours"] = encode_png(labelled_grid(rows))
     return pictures
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cluster import storage
-from pipelines.images.grids import png_of
+from pipelines.images.grids import encode_png
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,4 +81,4 @@ def _encode_png(image: np.ndarray) -> bytes:
     """Encode an image, uint8 (H, W, 3), as a PNG file."""
     from PIL import Image
 
-    return png_of(Image.fromarray(image))
+    return encode_png(Image.fromarray(image))

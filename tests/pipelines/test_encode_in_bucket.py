@@ -45,7 +45,7 @@ def test_the_folders_of_an_output_are_absolute_paths_or_uris(tmp_path, monkeypat
     assert elsewhere.latents == latents.format(here=tmp_path).replace("/latents", "")
 
 
-def test_a_bucket_holds_what_a_disk_would(places, monkeypatch):
+def test_a_bucket_gets_the_same_files_as_a_disk(places, monkeypatch):
     here, there = (encode_here(config, monkeypatch) for config in places)
     assert there.path == f"{places[1].output}/latents" and there.fingerprint == here.fingerprint
     assert content(there.path) == content(here.path)
@@ -55,7 +55,7 @@ def test_a_bucket_holds_what_a_disk_would(places, monkeypatch):
     assert all(check.ok for check in verify(opened))
 
 
-def test_an_encode_into_a_bucket_goes_on_where_it_was_killed(places, monkeypatch, capsys):
+def test_an_encode_into_a_bucket_resumes_where_it_was_killed(places, monkeypatch, capsys):
     here, there = places
     expected = encode_here(here, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -71,7 +71,7 @@ def test_an_encode_into_a_bucket_goes_on_where_it_was_killed(places, monkeypatch
 
 
 @pytest.mark.slow
-def test_latents_in_a_bucket_grow_and_are_put_aside(places, monkeypatch, tmp_path, capsys):
+def test_latents_in_a_bucket_grow_and_are_superseded(places, monkeypatch, tmp_path, capsys):
     _, there = places
     encode_here(there, monkeypatch)
     add(tmp_path)
@@ -87,7 +87,7 @@ def test_latents_in_a_bucket_grow_and_are_put_aside(places, monkeypatch, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_throttled_bucket_holds_the_same(places, monkeypatch, throttled):
+def test_a_throttled_bucket_gets_the_same_files(places, monkeypatch, throttled):
     here, there = places
     throttled.share = 0.1
     expected, found = encode_here(here, monkeypatch), encode_here(there, monkeypatch)

@@ -96,7 +96,7 @@ def place(tmp_path) -> Place:
     return make_place(tmp_path / "place")
 
 
-def test_a_driver_killed_at_ten_random_points_leaves_what_an_unbroken_run_does(place, unbroken):
+def test_a_driver_killed_at_ten_random_points_leaves_the_files_of_an_unbroken_run(place, unbroken):
     points = random.Random(4)
     for _ in range(10):
         process = place.start()
@@ -109,7 +109,7 @@ def test_a_driver_killed_at_ten_random_points_leaves_what_an_unbroken_run_does(p
     assert place.content() == unbroken
 
 
-def test_a_killed_actor_costs_nothing_but_time(place, unbroken):
+def test_a_killed_actor_changes_no_file(place, unbroken):
     process = place.start()
     for shards in (6, 25):
         place.wait_for(shards, process)
@@ -119,7 +119,7 @@ def test_a_killed_actor_costs_nothing_but_time(place, unbroken):
     assert place.content() == unbroken
 
 
-def test_after_a_killed_raylet_the_same_command_goes_on(place, unbroken):
+def test_the_same_command_resumes_after_a_killed_raylet(place, unbroken):
     process = place.start()
     place.wait_for(10, process)
     (raylet,) = processes_below(process.pid, "raylet/raylet")
@@ -129,7 +129,7 @@ def test_after_a_killed_raylet_the_same_command_goes_on(place, unbroken):
     assert place.content() == unbroken
 
 
-def test_a_lost_node_costs_nothing_but_time(place, unbroken, monkeypatch):
+def test_a_lost_node_changes_no_file(place, unbroken, monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -145,7 +145,7 @@ def test_a_lost_node_costs_nothing_but_time(place, unbroken, monkeypatch):
     assert place.content() == unbroken
 
 
-def test_growth_killed_at_random_points_leaves_what_an_unbroken_one_does(place, unbroken, tmp_path):
+def test_growth_killed_at_random_points_leaves_the_files_of_an_unbroken_one(place, unbroken, tmp_path):
     place.finish(place.start())
     for index in range(40):
         shutil.copy(

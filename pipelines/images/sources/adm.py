@@ -1,14 +1,15 @@
-"""ADM's sample and reference files: .npz with images under arr_0 and, perhaps, labels under arr_1."""
+"""ADM's sample and reference files: .npz with images in arr_0 and optional labels in arr_1."""
 
 import zipfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipelines.images.files import Files
-from pipelines.images.listing import Listing, stamp_of
+from pipelines.images.files import Files, ImagesPath
+from pipelines.images.listing import Listing, Locations, make_stamp
+from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,22 +17,35 @@ if TYPE_CHECKING:
     from pipelines.config.recipe import ImagesConfig
 
 IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
+"""Members of the archive."""
 _LOCAL_HEADER = 30
-"""Bytes of a ZIP member's own header before its name."""
+"""Length in bytes of a ZIP member's own header, up to its name."""
 
 
-class Stored(NamedTuple):
-    """Where the images lie in the file."""
+def recognise(path: ImagesPath) -> bool:
+    """Return whether a path is an .npz file."""
+    return path.name is not None and path.name.endswith(".npz")
+
+
+def open_npz(path: ImagesPath, config: "ImagesConfig") -> "AdmSource":
+    """Open an .npz file."""
+    assert path.name is not None, "only files are recognised"
+    return AdmSource(path.files, path.name, config)
+
+
+class StoredArray(NamedTuple):
+    """The array of images in the archive."""
 
     shape: tuple[int, ...]
+    """(N, H, W, 3)"""
     offset: int | None
-    """Of the first pixel; images follow each other in C order. None where they are packed."""
+    """Offset in the file of the first pixel; images follow each other in C order. None if they are compressed."""
 
 
 class AdmSource:
-    """Images uint8 (N, H, W, 3) under arr_0: keys are their places. Each is read by a seek, if arr_0 is not packed.
+    """Images uint8 (N, H, W, 3) in arr_0; keys are their positions. Each is read by a seek if arr_0 is not compressed.
 
-    Packed ones are held in memory, all of them.
+    A compressed array is held in memory.
     """
 
     def __init__(self, files: Files, name: str, config: "ImagesConfig"):
@@ -45,15 +59,13 @@ class AdmSource:
         stamps = np.full(count, self._stamp, np.int64)
         return Listing([f"{index:07d}" for index in range(count)], numbers, stamps, self.config.class_names or names)
 
-    def read(
-        self, keys: Sequence[str], places: Sequence[Sequence[int]] | None = None
-    ) -> Iterator["Image.Image | Exception"]:
+    def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
         from PIL import Image
 
         _, *shape = self.shape
         num_bytes, offset = int(np.prod(shape)), self._stored.offset
         if offset is None:
-            yield from (Image.fromarray(self._unpacked[int(key)]) for key in keys)
+            yield from (Image.fromarray(self._decompressed[int(key)]) for key in keys)
             return
         with self.files.open(self.name) as file:
             for key in keys:
@@ -62,32 +74,39 @@ class AdmSource:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, H, W, 3)"""
+        """Shape of the array of images: (N, H, W, 3)."""
         return self._stored.shape
 
     @cached_property
-    def _unpacked(self) -> np.ndarray:
+    def _decompressed(self) -> np.ndarray:
         with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive, archive.open(IMAGES) as member:
             return np.lib.format.read_array(member, allow_pickle=False)
 
     @cached_property
-    def _stored(self) -> Stored:
-        place = self.files.path(self.name)
+    def _stored(self) -> StoredArray:
+        where = self.files.path(self.name)
         with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive:
             if IMAGES not in archive.namelist():
-                found = ", ".join(archive.namelist())
-                raise ValueError(f"images.path: found {found} in {place}, expected images under arr_0, as in ADM's")
+                raise InvalidInput(
+                    f"images.path: found {', '.join(archive.namelist())} in {where}",
+                    "images in arr_0, as in ADM's files",
+                    "set images.path to another file",
+                )
             info = archive.getinfo(IMAGES)
             with archive.open(info) as member:
                 shape, fortran, dtype = _read_header(member)
                 header = member.tell()
             if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or fortran:
-                raise ValueError(f"images.path: found arr_0 of {dtype} {shape} in {place}, expected uint8 (N, H, W, 3)")
+                raise InvalidInput(
+                    f"images.path: found arr_0 of {dtype} {shape} in {where}",
+                    "uint8 (N, H, W, 3)",
+                    "convert the images and write the file again",
+                )
             if info.compress_type != zipfile.ZIP_STORED:
-                return Stored(shape, None)
+                return StoredArray(shape, None)
             file.seek(info.header_offset + _LOCAL_HEADER - 4)
             name_and_extra = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
-        return Stored(shape, info.header_offset + _LOCAL_HEADER + name_and_extra + header)
+        return StoredArray(shape, info.header_offset + _LOCAL_HEADER + name_and_extra + header)
 
     @cached_property
     def _labels(self) -> np.ndarray | None:
@@ -99,12 +118,12 @@ class AdmSource:
 
     @cached_property
     def _stamp(self) -> int:
-        """The checksum of all images, which the archive keeps."""
+        """The same for all images: made of the checksum of the array, which the archive records."""
         with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive:
-            return stamp_of(archive.getinfo(IMAGES).CRC.to_bytes(4, "little"))
+            return make_stamp(archive.getinfo(IMAGES).CRC.to_bytes(4, "little"))
 
 
-def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(file)

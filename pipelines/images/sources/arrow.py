@@ -1,51 +1,56 @@
-"""Encoded images in a column of Arrow streams, as `datasets` saves to disk."""
+"""Encoded images in a column of Arrow streams, as Hugging Face's `datasets` saves them to disk."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.images.sources.columns import ColumnSource, Part, _place
+from pipelines.images.listing import Locations
+from pipelines.images.sources.columns import ColumnSource, FileListing, decode_cell, split_key
+from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
 class ArrowSource(ColumnSource):
-    """Arrow streams, as `datasets` saves to disk. A place is the offset of a record batch, and the row in it."""
+    """Rows of Arrow streams. The location of a row is the offset of its record batch, and its position in it."""
 
-    def _part(self, name: str) -> Part:
-        labels, stamps, places = [], [], []
+    def _list_file(self, name: str) -> FileListing:
+        labels, stamps, locations = [], [], []
         with self._open(name) as file:
-            batches = self._batches(file, name)
-            schema = next(batches)
+            schema = self._read_schema(file, name)
             image, label = self._columns(schema, name)
-            for offset, batch in batches:
+            for offset, batch in self._read_batches(file, schema, name):
                 data = batch.column(image)
                 data = data.field("bytes") if pa.types.is_struct(data.type) else data
                 stamps.append(pc.fill_null(pc.binary_length(data), 0).to_numpy().astype(np.int64))
-                places.append(np.stack([np.full(len(data), offset), np.arange(len(data))], axis=1))
-                if label:  # rebuilt: a slice would keep the whole batch in memory
+                locations.append(np.stack([np.full(len(data), offset), np.arange(len(data))], axis=1))
+                if label:  # copied: a slice would keep the entire batch in memory
                     labels.append(pa.array(batch.column(label).to_pylist(), schema.field(label).type))
-        return Part(
+        return FileListing(
             pa.chunked_array(labels, schema.field(label).type) if label else None,
             np.concatenate([np.zeros(0, np.int64), *stamps]),
             self._class_names(schema, label),
-            np.concatenate([np.zeros((0, 2), np.int64), *places]),
+            np.concatenate([np.zeros((0, 2), np.int64), *locations]),
         )
 
     def _open(self, name: str) -> pa.NativeFile:
-        # Mapped, so that a listing touches lengths and labels but no pixels.
+        # Memory-mapped, so that a listing reads lengths and labels but no pixels.
         return pa.memory_map(self.files.path(name)) if self.files.is_local else self.files.open(name)
 
-    def _batches(self, file: pa.NativeFile, name: str) -> Iterator[Any]:
-        """The schema, then (offset, record batch) of every batch."""
+    def _read_schema(self, file: pa.NativeFile, name: str) -> pa.Schema:
         try:
-            schema = pa.ipc.read_schema(pa.ipc.read_message(file))
-            yield schema
+            return pa.ipc.read_schema(pa.ipc.read_message(file))
+        except (pa.ArrowInvalid, EOFError) as error:
+            raise self._broken(name, error) from error
+
+    def _read_batches(self, file: pa.NativeFile, schema: pa.Schema, name: str) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield (offset, record batch) of every batch after the schema. Raises InvalidInput if the file is broken."""
+        try:
             while True:
                 offset = file.tell()
                 try:
@@ -56,24 +61,26 @@ class ArrowSource(ColumnSource):
                     return
                 yield offset, pa.ipc.read_record_batch(message, schema)
         except (pa.ArrowInvalid, EOFError) as error:
-            raise ValueError(
-                f"images.path: {self.files.path(name)}: found what is not an Arrow stream ({error}), expected the "
-                "files that save_to_disk writes; copy it again"
-            ) from error
+            raise self._broken(name, error) from error
 
-    def read(
-        self, keys: Sequence[str], places: Sequence[Sequence[int]] | None = None
-    ) -> Iterator["Image.Image | Exception"]:
-        named = [_place(key) for key in keys]
-        if places is None:
-            found = {name: self._part(name).places for name in dict.fromkeys(name for name, _ in named)}
-            places = [found[name][row] for name, row in named]  # type: ignore[index]
-        at = zip((name for name, _ in named), places, strict=True)
-        for name, group in groupby(at, key=lambda pair: pair[0]):
+    def _broken(self, name: str, error: Exception) -> InvalidInput:
+        return InvalidInput(
+            f"images.path: {self.files.path(name)}: found no readable Arrow stream ({error})",
+            "the files that save_to_disk writes",
+            "copy it again",
+        )
+
+    def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
+        named = [split_key(key) for key in keys]
+        if locations is None:
+            found = {name: self._list_file(name).locations for name in dict.fromkeys(name for name, _ in named)}
+            locations = [found[name][row] for name, row in named]  # type: ignore[index]
+        pairs = zip((name for name, _ in named), locations, strict=True)
+        for name, group in groupby(pairs, key=lambda pair: pair[0]):
             with self._open(name) as file:
                 schema = pa.ipc.read_schema(pa.ipc.read_message(file))
                 image, _ = self._columns(schema, name)
-                for offset, run in groupby((place for _, place in group), key=lambda place: int(place[0])):
+                for offset, run in groupby((location for _, location in group), key=lambda pair: int(pair[0])):
                     file.seek(offset)
                     column = pa.ipc.read_record_batch(pa.ipc.read_message(file), schema).column(image)
-                    yield from (self._decode(column[int(row)]) for _, row in run)
+                    yield from (decode_cell(column[int(row)]) for _, row in run)

@@ -1,4 +1,4 @@
-"""Encoded images in a column of Parquet or Arrow files, in the layout of Hugging Face data sets."""
+"""What Parquet and Arrow files have in common: encoded images in a column, in the layout of Hugging Face data sets."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipelines.images.decoding import decode
+from pipelines.images.decoding import try_decode
 from pipelines.images.files import Files
-from pipelines.images.labels import LABEL_COLUMNS, choose_column, class_names_of, features_of, number_labels
-from pipelines.images.listing import Listing
+from pipelines.images.labels import (
+    LABEL_COLUMNS,
+    choose_column,
+    huggingface_features,
+    number_labels,
+    recorded_class_names,
+)
+from pipelines.images.listing import Listing, Locations
 from pipelines.images.splits import pick_split
+from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,22 +26,25 @@ if TYPE_CHECKING:
     from pipelines.config.recipe import ImagesConfig
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
+"""Columns that are taken for images if images.image_column is not set; the first that exists."""
 
 
-class Part(NamedTuple):
+class FileListing(NamedTuple):
     """What one file contributes to a listing."""
 
     labels: pa.ChunkedArray | None
+    """As the file has them; None without a label column."""
     stamps: np.ndarray
     class_names: tuple[str, ...]
-    places: np.ndarray | None = None
+    """As the file or the data set's card records them; empty if neither does."""
+    locations: np.ndarray | None = None
 
 
 class ColumnSource(ABC):
-    """Rows of files whose image column is binary, or a struct with a field `bytes`; keys are FILE#ROW.
+    """Rows of files whose image column is binary, or a struct with a field `bytes`. Keys are FILE#ROW.
 
-    names: the files, relative to the root; when left out, all below it that belong to the wanted split.
-    class_names: by column, where the files do not say.
+    names: the files, relative to the root; by default, all Parquet files under it that belong to the wanted split.
+    class_names: class names by column, for files that do not record them.
     """
 
     def __init__(
@@ -48,89 +58,94 @@ class ColumnSource(ABC):
         self.class_names = class_names or {}
 
     def listing(self) -> Listing:
-        names = self._find() if self.names is None else self.names
-        parts = list(self.files.each(self._part, names))
-        counts = [len(part.stamps) for part in parts]
+        names = self._find_files() if self.names is None else self.names
+        listings = list(self.files.map_names(self._list_file, names))
+        counts = [len(listing.stamps) for listing in listings]
         if not sum(counts):
-            raise FileNotFoundError(f"images.path: found no rows in {self.files.root}, expected one for each image")
+            raise NotFound(
+                f"images.path: found no rows in {self.files.root}", "one for each image", "correct images.path"
+            )
         keys = [f"{name}#{row:07d}" for name, count in zip(names, counts, strict=True) for row in range(count)]
-        labels, class_names = self._labels(names, parts)
-        stamps = np.concatenate([part.stamps for part in parts])
-        places = [part.places for part in parts if part.places is not None]
-        return Listing(keys, labels, stamps, class_names, np.concatenate(places) if places else None)
+        labels, class_names = self._number_labels(names, listings)
+        stamps = np.concatenate([listing.stamps for listing in listings])
+        locations = [listing.locations for listing in listings if listing.locations is not None]
+        return Listing(keys, labels, stamps, class_names, np.concatenate(locations) if locations else None)
 
-    def _find(self) -> list[str]:
-        names = [name for name in self.files.listing()[0] if name.endswith(".parquet")]
+    def _find_files(self) -> list[str]:
+        names = [name for name in self.files.list_all()[0] if name.endswith(".parquet")]
         if not names:
-            raise FileNotFoundError(
-                f"images.path: no Parquet files in {self.files.root}; expected files ending in .parquet"
+            raise NotFound(
+                f"images.path: found no Parquet files in {self.files.root}",
+                "files ending in .parquet",
+                "correct images.path, or set images.format",
             )
         return pick_split(names, self.config.split, self.files.root)
 
-    def _labels(self, names: Sequence[str], parts: list[Part]) -> tuple[np.ndarray, tuple[str, ...]]:
-        known = self.config.class_names or parts[0].class_names
+    def _number_labels(self, names: Sequence[str], listings: list[FileListing]) -> tuple[np.ndarray, tuple[str, ...]]:
+        known = self.config.class_names or listings[0].class_names
         chunks: list[pa.Array] = []
-        for name, part in zip(names, parts, strict=True):
-            if _kind_of_labels(part) != _kind_of_labels(parts[0]):
-                raise ValueError(
-                    f"images.path: {self.files.path(name)}: found other labels than in {self.files.path(names[0])}, "
-                    "expected the same label column and class names in every file. Make them separate data sets"
+        for name, listing in zip(names, listings, strict=True):
+            if _kind_of_labels(listing) != _kind_of_labels(listings[0]):
+                raise InvalidInput(
+                    f"images.path: {self.files.path(name)}: found other labels than in {self.files.path(names[0])}",
+                    "the same label column and class names in every file",
+                    "separate the files into one data set each",
                 )
-            if part.labels is not None:
-                number_labels(part.labels, known, self.files.path(name))  # names the file of a wrong label
-                chunks += part.labels.chunks
-        if parts[0].labels is None:
-            return np.zeros(sum(len(part.stamps) for part in parts), np.int32), ()
-        return number_labels(pa.chunked_array(chunks, parts[0].labels.type), known, self.files.root)
+            if listing.labels is not None:
+                number_labels(listing.labels, known, self.files.path(name))  # to name the file of a wrong label
+                chunks += listing.labels.chunks
+        if listings[0].labels is None:
+            return np.zeros(sum(len(listing.stamps) for listing in listings), np.int32), ()
+        return number_labels(pa.chunked_array(chunks, listings[0].labels.type), known, self.files.root)
 
     @abstractmethod
-    def read(
-        self, keys: Sequence[str], places: Sequence[Sequence[int]] | None = None
-    ) -> Iterator["Image.Image | Exception"]: ...
+    def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
+        """Yield the image of each key, in order (see `ImageSource.read`)."""
 
     @abstractmethod
-    def _part(self, name: str) -> Part:
-        """What one file contributes, without its images."""
+    def _list_file(self, name: str) -> FileListing:
+        """List one file without reading its images."""
 
     def _columns(self, schema: pa.Schema, name: str) -> tuple[str, str | None]:
-        """The columns of images and of labels."""
+        """Return the columns of images and of labels. Raises InvalidInput if there is no column of images."""
         where = self.files.path(name)
         usual = (*_marked_as_images(schema), *IMAGE_COLUMNS)
         image = choose_column(schema.names, self.config.image_column, usual, "image_column", where)
         if image is None or not holds_images(schema.field(image).type):
             kinds = ", ".join(f"{field.name} ({field.type})" for field in schema)
-            raise ValueError(
-                f"images.path: {where} has the columns {kinds}; expected one of {', '.join(IMAGE_COLUMNS)} with "
-                'encoded images. Set images.image_column, or images.format = "table" if the rows name files'
+            raise InvalidInput(
+                f"images.path: {where}: found the columns {kinds}",
+                f"one of {', '.join(IMAGE_COLUMNS)} with encoded images",
+                'set images.image_column, or images.format = "table" if the rows name files',
             )
         return image, choose_column(schema.names, self.config.label_column, LABEL_COLUMNS, "label_column", where)
 
     def _class_names(self, schema: pa.Schema, label: str | None) -> tuple[str, ...]:
-        return class_names_of(schema.metadata, label) or self.class_names.get(label or "", ())
-
-    def _decode(self, cell: pa.Scalar) -> "Image.Image | Exception":
-        value = cell.as_py()
-        try:
-            return decode(value["bytes"] if isinstance(value, dict) else value)
-        except Exception as error:
-            return error
+        return recorded_class_names(schema.metadata, label) or self.class_names.get(label or "", ())
 
 
 def holds_images(kind: pa.DataType) -> bool:
-    """Whether a column's type can hold encoded images."""
+    """Return whether a column of this type can hold encoded images."""
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and holds_images(field.type) for field in kind)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _marked_as_images(schema: pa.Schema) -> list[str]:
-    return [name for name, feature in features_of(schema.metadata).items() if feature.get("_type") == "Image"]
+def decode_cell(cell: pa.Scalar) -> "Image.Image | Exception":
+    """Decode the image in a cell of an image column, or return why it cannot be used."""
+    value = cell.as_py()
+    return try_decode(value["bytes"] if isinstance(value, dict) else value)
 
 
-def _kind_of_labels(part: Part) -> tuple:
-    return part.class_names, None if part.labels is None else part.labels.type
-
-
-def _place(key: str) -> tuple[str, int]:
+def split_key(key: str) -> tuple[str, int]:
+    """Split a key FILE#ROW into the file's name and the row's number."""
     name, _, row = key.rpartition("#")
     return name, int(row)
+
+
+def _marked_as_images(schema: pa.Schema) -> list[str]:
+    return [name for name, feature in huggingface_features(schema.metadata).items() if feature.get("_type") == "Image"]
+
+
+def _kind_of_labels(listing: FileListing) -> tuple[tuple[str, ...], pa.DataType | None]:
+    return listing.class_names, None if listing.labels is None else listing.labels.type

@@ -1,4 +1,4 @@
-"""The embedded data set."""
+"""The data set that raydit's dependencies bring along: scikit-learn's handwritten digits."""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.images.listing import Listing
+from pipelines.images.listing import Listing, Locations
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,23 +18,22 @@ class DigitsSource:
     """The 1,797 handwritten digits (8x8, 17 grey levels) of Alpaydin & Kaynak 1998 that scikit-learn ships."""
 
     def listing(self) -> Listing:
-        labels = _digits()[1]
+        labels = _load_digits()[1]
         keys = [f"digits#{index:04d}" for index in range(len(labels))]
         return Listing(keys, labels, np.zeros(len(labels), np.int64), tuple("0123456789"))
 
-    def read(
-        self, keys: Sequence[str], places: Sequence[Sequence[int]] | None = None
-    ) -> Iterator["Image.Image | Exception"]:
+    def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
         from PIL import Image
 
-        images = _digits()[0]
+        images = _load_digits()[0]
         for key in keys:
             yield Image.fromarray(images[int(key.partition("#")[2])])
 
 
 @lru_cache(maxsize=1)
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    # The file that sklearn.datasets.load_digits reads; importing scikit-learn takes every worker two seconds.
+def _load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return images uint8 (1797, 8, 8) and labels int32 (1797,)."""
+    # The file that sklearn.datasets.load_digits reads; importing scikit-learn takes two seconds in every worker.
     spec = importlib.util.find_spec("sklearn")
     assert spec is not None and spec.origin is not None, "scikit-learn is a dependency of raydit"
     table = np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")

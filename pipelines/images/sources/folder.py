@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from pipelines.images.decoding import SUFFIXES, decode, is_image
-from pipelines.images.files import Files
+from pipelines.images.decoding import SUFFIXES, is_image, try_decode
+from pipelines.images.files import Files, ImagesPath
 from pipelines.images.labels import number_labels
-from pipelines.images.listing import Listing
-from pipelines.images.splits import WORDS, pick_split
+from pipelines.images.listing import Listing, Locations
+from pipelines.images.splits import SPLIT_OF_WORD, pick_split
+from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,57 +19,58 @@ if TYPE_CHECKING:
     from pipelines.config.recipe import ImagesConfig
 
 
-class ImageFiles:
-    """Images that are files; keys are their names below the root."""
+def recognise(path: ImagesPath) -> bool:
+    """Return whether a path is a folder; this format is tried after all others."""
+    return path.name is None
+
+
+def open_folder(path: ImagesPath, config: "ImagesConfig") -> "FolderSource":
+    """Open a folder of images, or of class folders."""
+    return FolderSource(path.require_folder("folder"), config)
+
+
+class FolderSource:
+    """A folder for each class (its sorted names are the classes), or one folder of images without classes.
+
+    Keys are file names relative to the root. If all folders are splits of a data set (train, val, test), the wanted
+    one holds the class folders.
+    """
 
     def __init__(self, files: Files, config: "ImagesConfig"):
         self.files, self.config = files, config
 
-    def read(
-        self, keys: Sequence[str], places: Sequence[Sequence[int]] | None = None
-    ) -> Iterator["Image.Image | Exception"]:
-        for data in self.files.read_each(keys):
-            try:
-                if isinstance(data, Exception):
-                    raise data
-                yield decode(data)
-            except Exception as error:
-                yield error
-
-
-class FolderSource(ImageFiles):
-    """A folder for each class (sorted names are the classes), or one folder of images without classes.
-
-    Where all folders are parts of a data set (train, val, test), the wanted one holds the classes.
-    """
-
     def listing(self) -> Listing:
-        names, sizes = self.files.listing()
+        names, sizes = self.files.list_all()
         shown = np.flatnonzero([is_image(name) for name in names])
-        keys = [names[place] for place in shown]
+        keys = [names[index] for index in shown]
         if not keys:
-            raise FileNotFoundError(
-                f"images.path: no images in {self.files.root}; expected files ending in {', '.join(sorted(SUFFIXES))}, "
-                "in a folder for each class or all in one"
+            raise NotFound(
+                f"images.path: found no images in {self.files.root}",
+                f"files ending in {', '.join(sorted(SUFFIXES))}, in a folder for each class or all in one",
+                "correct images.path, or set images.format",
             )
-        folders, start = {key.partition("/")[0] for key in keys if "/" in key}, 0
-        if folders and folders <= WORDS.keys() and all("/" in key for key in keys):
+        folders, depth = {key.partition("/")[0] for key in keys if "/" in key}, 0
+        if folders and folders <= SPLIT_OF_WORD.keys() and all("/" in key for key in keys):
             wanted = pick_split(sorted(folders), self.config.split, self.files.root)
-            inside = [place for place, key in enumerate(keys) if key.partition("/")[0] in wanted]
-            keys, shown, start = [keys[place] for place in inside], shown[inside], 1
-        labels, class_names = self._labels(keys, start)
+            inside = [index for index, key in enumerate(keys) if key.partition("/")[0] in wanted]
+            keys, shown, depth = [keys[index] for index in inside], shown[inside], 1
+        labels, class_names = self._labels(keys, depth)
         return Listing(keys, labels, sizes[shown], class_names)
 
-    def _labels(self, keys: list[str], start: int) -> tuple[np.ndarray, tuple[str, ...]]:
-        """From the part of each key that names its class, if it has one."""
-        parts = [key.split("/", start + 1) for key in keys]
-        loose = next((key for key, part in zip(keys, parts, strict=True) if len(part) < start + 2), None)
+    def _labels(self, keys: list[str], depth: int) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Return class numbers and names. depth: position in a key's path of the folder that names its class."""
+        parts = [key.split("/", depth + 1) for key in keys]
+        loose = next((key for key, part in zip(keys, parts, strict=True) if len(part) < depth + 2), None)
         if loose is None:
-            folders = pa.chunked_array([pa.array([part[start] for part in parts])])
+            folders = pa.chunked_array([pa.array([part[depth] for part in parts])])
             return number_labels(folders, self.config.class_names, f"folders of {self.files.root}")
-        if any(len(part) >= start + 2 for part in parts):
-            raise ValueError(
-                f"images.path: {self.files.root} holds class folders and loose images such as {loose}; expected one or "
-                "the other. Move the loose images into a folder of their class"
+        if any(len(part) >= depth + 2 for part in parts):
+            raise InvalidInput(
+                f"images.path: found class folders and loose images such as {loose} in {self.files.root}",
+                "one or the other",
+                "move the loose images into the folder of their class",
             )
         return np.zeros(len(keys), np.int32), ()
+
+    def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
+        return map(try_decode, self.files.read_each(keys))

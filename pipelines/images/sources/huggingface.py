@@ -1,4 +1,4 @@
-"""Hugging Face data sets: what save_to_disk writes, the files of a hub repository in a folder, and hub ids."""
+"""Hugging Face data sets: folders that save_to_disk writes, folders laid out as a hub repository, and hub ids."""
 
 import json
 import os
@@ -7,37 +7,69 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from pipelines.images.files import Files
+from pipelines.images.decoding import is_image
+from pipelines.images.files import Files, ImagesPath
 from pipelines.images.sources.arrow import ArrowSource
 from pipelines.images.sources.columns import ColumnSource
 from pipelines.images.sources.parquet import ParquetSource
+from pipelines.images.sources.table import USUAL_NAMES
 from pipelines.images.sources.webdataset import WebDatasetSource
-from pipelines.images.splits import ALL, WORDS, pick_split, split_of
+from pipelines.images.splits import ALL_SPLITS, SPLIT_OF_WORD, pick_split, split_of
+from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from pipelines.config.recipe import ImagesConfig
 
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
+"""Files that save_to_disk writes for a data set, and for one with several splits."""
 README = "README.md"
 SUFFIXES = (".parquet", ".arrow", ".tar")
 
 
-def open_folder(files: Files, config: "ImagesConfig") -> ColumnSource | WebDatasetSource:
-    """The wanted part of a data set that save_to_disk wrote, or of the files of a hub repository."""
-    names = files.top()[1]
+def recognise(path: ImagesPath) -> bool:
+    """Return whether a path is a folder that save_to_disk wrote, or a repository with its data in subfolders."""
+    if path.name is not None:
+        return False
+    if {SAVED, SAVED_SPLITS} & set(path.names):
+        return True
+    has_data = any(is_image(name) or name in USUAL_NAMES or name.endswith((".parquet", ".tar")) for name in path.names)
+    return not has_data and _hold_data_files(path.files, path.folders)
+
+
+def _hold_data_files(files: Files, folders: list[str]) -> bool:
+    """Return whether folders hold Parquet or tar files and no images; the first folder with either decides."""
+    for folder in sorted(folders, key=lambda folder: folder != "data"):
+        subfolders, names = files.subfolder(folder).list_top()
+        if any(map(is_image, names)):
+            return False
+        if any(name.endswith((".parquet", ".tar")) for name in names):
+            return True
+        if _hold_data_files(files.subfolder(folder), subfolders):
+            return True
+    return False
+
+
+def open_dataset(path: ImagesPath, config: "ImagesConfig") -> ColumnSource | WebDatasetSource:
+    """Open the wanted split of a folder that save_to_disk wrote, or of the files of a hub repository."""
+    return _open_files(path.require_folder("huggingface"), config)
+
+
+def _open_files(files: Files, config: "ImagesConfig") -> ColumnSource | WebDatasetSource:
+    names = files.list_top()[1]
     if SAVED_SPLITS in names:
-        parts = json.loads(files.read(SAVED_SPLITS))["splits"]
-        if config.split == ALL:
-            raise ValueError(
-                f'images.split: found "{ALL}", expected one of the parts of {files.root}: {", ".join(parts)}; set '
-                "images.split to one of them"
+        splits = json.loads(files.read(SAVED_SPLITS))["splits"]
+        if config.split == ALL_SPLITS:
+            raise InvalidInput(
+                f'images.split: found "{ALL_SPLITS}"',
+                f"one of the splits of {files.root}: {', '.join(splits)}",
+                "set images.split to one of them",
             )
-        files = files.below(pick_split(parts, config.split, files.root)[0])
-        names = files.top()[1]
+        files = files.subfolder(pick_split(splits, config.split, files.root)[0])
+        names = files.list_top()[1]
     if SAVED in names:
         saved = json.loads(files.read(SAVED))
         return ArrowSource(files, config, [entry["filename"] for entry in saved["_data_files"]])
-    return _open_repository(files, config, files.listing()[0])
+    return _open_repository(files, config, files.list_all()[0])
 
 
 def _open_repository(files: Files, config: "ImagesConfig", names: Sequence[str]) -> ColumnSource | WebDatasetSource:
@@ -45,9 +77,10 @@ def _open_repository(files: Files, config: "ImagesConfig", names: Sequence[str])
     chosen = choose_files(names, card, config, files.root)
     kinds = sorted({name[name.rindex(".") :] for name in chosen})
     if len(kinds) != 1:
-        raise ValueError(
-            f"images.path: found files of several kinds in {files.root} ({', '.join(kinds)}), expected one; set "
-            "images.path to the folder of one of them"
+        raise InvalidInput(
+            f"images.path: found files of several kinds in {files.root} ({', '.join(kinds)})",
+            "one kind",
+            "set images.path to the folder of one of them",
         )
     if kinds == [".tar"]:
         return WebDatasetSource(files, config, chosen)
@@ -56,7 +89,7 @@ def _open_repository(files: Files, config: "ImagesConfig", names: Sequence[str])
 
 
 def read_card(data: bytes) -> dict[str, Any]:
-    """The YAML block that a repository's README may begin with."""
+    """Return the YAML block at the start of a repository's README; empty if it has none."""
     import yaml
 
     block = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", data.decode(errors="replace"), re.DOTALL)
@@ -65,68 +98,73 @@ def read_card(data: bytes) -> dict[str, Any]:
 
 
 def choose_files(names: Sequence[str], card: dict, config: "ImagesConfig", where: str) -> list[str]:
-    """The files of the wanted subset and split: as the card says, else by the words in their names."""
+    """Return the files of the wanted subset and split, by the data set's card or else by the words in their names.
+
+    where: the data set, for messages. Raises NotFound if there are no data files, and InvalidInput if the subset or
+    split does not exist or must be chosen.
+    """
     data = [name for name in names if name.endswith(SUFFIXES)]
     if not data:
-        raise FileNotFoundError(
-            f"images.path: found no Parquet, Arrow or tar files in {where}, expected a data set of them; for folders "
-            'of images set images.path to a copy on disk, and images.format = "folder"'
+        raise NotFound(
+            f"images.path: found no Parquet, Arrow or tar files in {where}",
+            "a data set of them",
+            'for folders of images set images.path to a copy on disk, and images.format = "folder"',
         )
-    entry = _subset(card.get("configs") or [], config.subset, where)
+    entry = _find_subset(card.get("configs") or [], config.subset, where)
     if entry is not None and "data_files" in entry:
-        return _listed(data, entry, config.split, where)
+        return _pick_by_card(data, entry, config.split, where)
     folders = {name.partition("/")[0] for name in data if "/" in name and not split_of(name.partition("/")[0])}
     if config.subset is not None:
         data = [name for name in data if name.startswith(f"{config.subset}/")]
     if not data or (config.subset is None and len(folders) > 1):
-        raise ValueError(
-            f"images.subset: found {config.subset!r}, expected one of the folders of {where}: "
-            f"{', '.join(sorted(folders))}; set images.subset to one of them"
+        raise InvalidInput(
+            f"images.subset: found {config.subset!r}",
+            f"one of the folders of {where}: {', '.join(sorted(folders))}",
+            "set images.subset to one of them",
         )
     return pick_split(data, config.split, where)
 
 
-def _subset(entries: list[dict], wanted: str | None, where: str) -> dict | None:
-    """The card's entry of a subset; the default one, or the only one, when none is asked for."""
+def _find_subset(entries: list[dict], wanted: str | None, where: str) -> dict | None:
+    """Return the card's entry of a subset: the wanted one, or else the default or only one."""
     named = {entry.get("config_name", "default"): entry for entry in entries}
     if not named:
         return None
     default = next((name for name, entry in named.items() if entry.get("default")), "default")
     name = wanted or (default if default in named else next(iter(named)) if len(named) == 1 else None)
     if name not in named:
-        raise ValueError(
-            f"images.subset: found {wanted!r}, expected one of the subsets of {where}: {', '.join(named)}; set "
-            "images.subset to one of them"
+        raise InvalidInput(
+            f"images.subset: found {wanted!r}",
+            f"one of the subsets of {where}: {', '.join(named)}",
+            "set images.subset to one of them",
         )
     return named[name]
 
 
-def _listed(data: list[str], entry: dict, split: str, where: str) -> list[str]:
-    """Files that the patterns of a card's `data_files` name for a split."""
+def _pick_by_card(data: list[str], entry: dict, split: str, where: str) -> list[str]:
+    """Return the files that match the patterns of a card's `data_files` for a split."""
     files = entry["data_files"]
     listed = files if isinstance(files, list) else [files]
     patterns: dict[str, list[str]] = {}
     for item in listed:
-        part, paths = (item.get("split", "train"), item["path"]) if isinstance(item, dict) else ("train", item)
-        patterns.setdefault(part, []).extend([paths] if isinstance(paths, str) else paths)
-    wanted = (
-        list(patterns)
-        if split == ALL
-        else [part for part in patterns if WORDS.get(part, part) == WORDS.get(split, split)]
-    )
+        name, paths = (item.get("split", "train"), item["path"]) if isinstance(item, dict) else ("train", item)
+        patterns.setdefault(name, []).extend([paths] if isinstance(paths, str) else paths)
+    canonical = SPLIT_OF_WORD.get(split, split)
+    wanted = [name for name in patterns if split == ALL_SPLITS or SPLIT_OF_WORD.get(name, name) == canonical]
     folder = f"{entry['data_dir'].strip('/')}/" if entry.get("data_dir") else ""
-    expressions = [_expression(folder + pattern) for part in wanted for pattern in patterns[part]]
+    expressions = [_compile_glob(folder + pattern) for name in wanted for pattern in patterns[name]]
     chosen = [name for name in data if any(expression.fullmatch(name) for expression in expressions)]
     if not chosen:
-        raise ValueError(
-            f"images.split: found {split!r}, for which {where} has no files; expected one of {', '.join(patterns)}: "
-            "set images.split to one of them"
+        raise InvalidInput(
+            f"images.split: found {split!r}, for which {where} has no files",
+            f"one of {', '.join(patterns)}",
+            "set images.split to one of them",
         )
-    return pick_split(chosen, ALL, where)
+    return pick_split(chosen, ALL_SPLITS, where)
 
 
-def _expression(pattern: str) -> re.Pattern:
-    """A shell pattern of a path, in which ** stands for any folders."""
+def _compile_glob(pattern: str) -> re.Pattern:
+    """Compile a shell pattern of a path, in which ** stands for any folders."""
     tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
     return re.compile(
@@ -135,7 +173,7 @@ def _expression(pattern: str) -> re.Pattern:
 
 
 def class_names_in(card: dict, subset: str | None) -> dict[str, tuple[str, ...]]:
-    """Class names by column, as a card's `dataset_info` gives them: {"0": "cat", "1": "dog"}."""
+    """Return the class names of each column that a card's `dataset_info` gives as {"0": "cat", "1": "dog"}."""
     infos = card.get("dataset_info") or []
     infos = infos if isinstance(infos, list) else [infos]
     found = {}
@@ -158,53 +196,54 @@ def _class_labels(features: list[dict]) -> Iterator[tuple[str, tuple[str, ...]]]
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a path that is not on disk can be OWNER/NAME or OWNER/NAME@REVISION."""
+    """Return whether a path has the form OWNER/NAME or OWNER/NAME@REVISION."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", path) is not None
 
 
 def open_hub(config: "ImagesConfig") -> ColumnSource | WebDatasetSource:
-    """The wanted part of a data set on the hub, downloaded into the cache of huggingface_hub."""
-    return open_folder(Files(_download(config)), config)
+    """Download the wanted files of a data set on the hub into huggingface_hub's cache, and open them."""
+    return _open_files(Files(_download(config)), config)
 
 
-def pinned(config: "ImagesConfig") -> str:
-    """OWNER/NAME@COMMIT of what this process has listed: a branch on the hub may move on while others read."""
+def pin_revision(config: "ImagesConfig") -> str:
+    """Return OWNER/NAME@COMMIT of the version that this process has listed; a branch may change meanwhile."""
     folder = _download(config)  # .../snapshots/COMMIT
     return f"{config.path.partition('@')[0]}@{os.path.basename(folder)}"
 
 
 @lru_cache(maxsize=4)
 def _download(config: "ImagesConfig") -> str:
-    """Folder with the README and the wanted files. Without network, what an earlier download left."""
+    """Return a folder with the README and the wanted files; without a network, those downloaded earlier."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     name, _, revision = config.path.partition("@")
-    place: dict[str, Any] = {"repo_id": name, "repo_type": "dataset", "revision": revision or None}
+    repository: dict[str, Any] = {"repo_id": name, "repo_type": "dataset", "revision": revision or None}
     try:
         info = HfApi().dataset_info(name, revision=revision or None)
     except Exception as error:
-        return _downloaded_earlier(place, error)
-    # Not by info.sha from here on: the cache notes the commit of a branch only where it is asked for by the branch, and
-    # without that note nothing is found when there is no network.
+        return _find_earlier_download(repository, error)
+    # The revision stays the branch and does not become info.sha: only requests by branch let the cache record the
+    # branch's commit, without which nothing is found when there is no network.
     names = [sibling.rfilename for sibling in info.siblings or []]
     card = {}
     if README in names:
-        with open(hf_hub_download(filename=README, **place), "rb") as file:
+        with open(hf_hub_download(filename=README, **repository), "rb") as file:
             card = read_card(file.read())
     chosen = choose_files(names, card, config, f"{name} on the Hugging Face hub")
     patterns = [re.sub(r"([*?\[])", r"[\1]", file) for file in (README, *chosen)]
-    return snapshot_download(allow_patterns=patterns, **place)
+    return snapshot_download(allow_patterns=patterns, **repository)
 
 
-def _downloaded_earlier(place: dict[str, Any], error: Exception) -> str:
+def _find_earlier_download(repository: dict[str, Any], error: Exception) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(allow_patterns=[README], local_files_only=True, **place)
+        return snapshot_download(allow_patterns=[README], local_files_only=True, **repository)
     except Exception:
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise FileNotFoundError(
-            f"images.path: found no folder {place['repo_id']}, and the Hugging Face hub does not give a data set of "
-            f"this name ({type(error).__name__}: {reason}); expected a folder, or a hub id with a network to reach it. "
-            "Check the spelling, log in for a gated data set, or copy its files here and set images.path to the copy"
+        raise NotFound(
+            f"images.path: found no folder {repository['repo_id']}, and no data set of this name could be fetched from "
+            f"the Hugging Face hub ({type(error).__name__}: {reason})",
+            "a folder, or a hub id and a network",
+            "check the spelling, log in for a gated data set, or copy its files here and set images.path to the copy",
         ) from error

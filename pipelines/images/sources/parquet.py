@@ -2,49 +2,66 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipelines.images.listing import stamp_of
-from pipelines.images.sources.columns import ColumnSource, Part, _place
+from pipelines.images.decoding import is_image
+from pipelines.images.files import ImagesPath
+from pipelines.images.listing import Locations, make_stamp
+from pipelines.images.sources.columns import ColumnSource, FileListing, decode_cell, split_key
+from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from pipelines.config.recipe import ImagesConfig
+
+SUFFIX = ".parquet"
+
+
+def recognise(path: ImagesPath) -> bool:
+    """Return whether a path is a Parquet file, or a folder with some and no images; tables are recognised first."""
+    if path.name is not None:
+        return path.name.endswith(SUFFIX)
+    return any(name.endswith(SUFFIX) for name in path.names) and not any(map(is_image, path.names))
+
+
+def open_parquet(path: ImagesPath, config: "ImagesConfig") -> "ParquetSource":
+    """Open a Parquet file, or all those in a folder that belong to the wanted split."""
+    return ParquetSource(path.files, config, [path.name] if path.name else None)
+
 
 class ParquetSource(ColumnSource):
-    """Parquet files. A row is found by its row group, which is read once for the rows wanted of it in a row."""
+    """Rows of Parquet files. A row group is read once for consecutive keys of it."""
 
-    def _part(self, name: str) -> Part:
+    def _list_file(self, name: str) -> FileListing:
         with self.files.open(name) as file:
             parquet = self._open(file, name)
             _, label = self._columns(parquet.schema_arrow, name)
             labels = parquet.read(columns=[label]).column(label) if label else None
-            stamps = np.full(parquet.metadata.num_rows, _parquet_stamp(file), np.int64)
-            return Part(labels, stamps, self._class_names(parquet.schema_arrow, label))
+            stamps = np.full(parquet.metadata.num_rows, _stamp(file), np.int64)
+            return FileListing(labels, stamps, self._class_names(parquet.schema_arrow, label))
 
-    def _open(self, file: pa.NativeFile, name: str) -> Any:
-        import pyarrow.parquet as pq
-
+    def _open(self, file: pa.NativeFile, name: str) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
-            raise ValueError(
-                f"images.path: {self.files.path(name)}: found what is not Parquet ({error}), expected whole Parquet "
-                "files; copy it again"
+            raise InvalidInput(
+                f"images.path: {self.files.path(name)}: found no readable Parquet ({error})",
+                "complete Parquet files",
+                "copy it again",
             ) from error
 
-    def read(
-        self, keys: Sequence[str], places: Sequence[Sequence[int]] | None = None
-    ) -> Iterator["Image.Image | Exception"]:
-        for name, group in groupby(map(_place, keys), key=lambda place: place[0]):
+    def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
+        for name, group in groupby(map(split_key, keys), key=lambda pair: pair[0]):
             with self.files.open(name) as file:
                 parquet = self._open(file, name)
-                yield from map(self._decode, self._cells(parquet, name, [row for _, row in group]))
+                yield from map(decode_cell, self._cells(parquet, name, [row for _, row in group]))
 
-    def _cells(self, parquet, name: str, rows: list[int]) -> Iterator[pa.Scalar]:
+    def _cells(self, parquet: pq.ParquetFile, name: str, rows: list[int]) -> Iterator[pa.Scalar]:
         schema = parquet.schema_arrow
         image, _ = self._columns(schema, name)
         wanted = f"{image}.bytes" if pa.types.is_struct(schema.field(image).type) else image
@@ -55,8 +72,8 @@ class ParquetSource(ColumnSource):
             yield from (column[row - starts[group]] for row in run)
 
 
-def _parquet_stamp(file: pa.NativeFile) -> int:
-    """Stands for a file's length and footer: the schema, and the length of every chunk of every column."""
+def _stamp(file: pa.NativeFile) -> int:
+    """Hash a file's length and footer, which holds the schema and the length of every chunk of every column."""
     size = file.size()
     footer = int.from_bytes(file.read_at(4, size - 8), "little")
-    return stamp_of(size.to_bytes(8, "little"), file.read_at(footer, size - 8 - footer))
+    return make_stamp(size.to_bytes(8, "little"), file.read_at(footer, size - 8 - footer))

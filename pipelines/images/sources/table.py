@@ -1,33 +1,85 @@
-"""Image files named with their labels in one table."""
+"""Image files that a table names together with their labels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.images.files import Files
-from pipelines.images.labels import LABEL_COLUMNS, choose_column, class_names_of, number_labels
-from pipelines.images.listing import Listing
-from pipelines.images.sources.folder import ImageFiles
+from pipelines.images.decoding import is_image, try_decode
+from pipelines.images.files import Files, ImagesPath
+from pipelines.images.labels import LABEL_COLUMNS, choose_column, number_labels, recorded_class_names
+from pipelines.images.listing import Listing, Locations
+from pipelines.images.sources.columns import holds_images
+from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from pipelines.config.recipe import ImagesConfig
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl")
+TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
+USUAL_NAMES = tuple(f"metadata{suffix}" for suffix in TABLE_SUFFIXES)
+"""Names of tables in Hugging Face's image folders."""
 NAME_COLUMNS = ("file_name", "filename", "file", "path", "file_path", "filepath", "image", "image_path")
+"""Columns that are taken for file names if images.image_column is not set; the first that exists."""
 
 
-class TableSource(ImageFiles):
+def recognise(path: ImagesPath) -> bool:
+    """Return whether a path is a table of file names, or a folder with one. Only Parquet's schema is read."""
+    if path.name is not None:
+        return path.name.endswith(TEXT_SUFFIXES) or (
+            path.name.endswith(".parquet") and _names_files(path.files, path.name)
+        )
+    if any(name in USUAL_NAMES for name in path.names):
+        return True
+    if any(map(is_image, path.names)):
+        return any(name.endswith(TEXT_SUFFIXES) for name in path.names)
+    parquet = [name for name in path.names if name.endswith(".parquet")]
+    return bool(parquet) and _names_files(path.files, parquet[0])
+
+
+def _names_files(files: Files, name: str) -> bool:
+    """Return whether a Parquet file holds names of images and no images; False for a broken file."""
+    import pyarrow.parquet as pq
+
+    try:
+        with files.open(name) as file:
+            schema = pq.read_schema(file)
+    except pa.ArrowInvalid:
+        return False
+    return not any(holds_images(field.type) for field in schema) and bool(set(NAME_COLUMNS) & set(schema.names))
+
+
+def open_table(path: ImagesPath, config: "ImagesConfig") -> "TableSource":
+    """Open a table, or the only table in a folder. Raises InvalidInput if the folder holds none or several."""
+    return TableSource(path.files, path.name or _find_table(path), config)
+
+
+def _find_table(path: ImagesPath) -> str:
+    names = path.names
+    tables = [name for name in names if name in USUAL_NAMES] or [name for name in names if name.endswith(TEXT_SUFFIXES)]
+    tables = tables or [name for name in names if name.endswith(".parquet")]
+    if len(tables) != 1:
+        raise InvalidInput(
+            f"images.path: found {', '.join(tables) or 'none'} in {path}",
+            f"one table of files and labels such as metadata.csv ({', '.join(TABLE_SUFFIXES)})",
+            "set images.path to the table itself",
+        )
+    return tables[0]
+
+
+class TableSource:
     """Files named with their labels in a CSV, TSV, JSON Lines or Parquet table; names are relative to its folder.
 
-    Hugging Face's metadata.csv, metadata.jsonl and metadata.parquet (`file_name`) are such tables. The table
-    decides: an image that it does not name is not part of the data set, and one that is not there is an error.
+    Hugging Face's metadata.csv, metadata.jsonl and metadata.parquet (`file_name`) are such tables. The data set is what
+    the table names: other images are not part of it, and a named image that does not exist is an error. Keys are the
+    names.
     """
 
     def __init__(self, files: Files, table: str, config: "ImagesConfig"):
-        super().__init__(files, config)
-        self.table = table
+        self.files, self.table, self.config = files, table, config
 
     def listing(self) -> Listing:
         where = self.files.path(self.table)
@@ -35,49 +87,53 @@ class TableSource(ImageFiles):
         name_column = self._column(table, "image_column", NAME_COLUMNS, "the name of the file", where)
         label_column = self._column(table, "label_column", LABEL_COLUMNS, "the label", where)
         keys = self._names(table, name_column, where)
-        known = self.config.class_names or class_names_of(table.schema.metadata, label_column)
+        known = self.config.class_names or recorded_class_names(table.schema.metadata, label_column)
         labels, class_names = number_labels(table.column(label_column), known, f"{where}, column {label_column}")
         order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
-        keys = [keys[place] for place in order]
-        twice = next((key for key, after in zip(keys, keys[1:], strict=False) if key == after), None)
+        keys = [keys[index] for index in order]
+        twice = next((key for key, following in zip(keys, keys[1:], strict=False) if key == following), None)
         if twice is not None:
-            raise ValueError(
-                f"images.path: {where}: found {twice} twice, expected each file once; remove one of the rows"
-            )
+            raise InvalidInput(f"images.path: {where}: found {twice} twice", "each file once", "remove one of the rows")
         return Listing(keys, labels[order], self._sizes(keys, where), class_names)
+
+    def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
+        return map(try_decode, self.files.read_each(keys))
 
     def _names(self, table: pa.Table, column: str, where: str) -> list[str]:
         names = table.column(column)
         if not len(names):
-            raise FileNotFoundError(f"images.path: {where}: found no rows, expected one for each image")
+            raise NotFound(f"images.path: {where}: found no rows", "one for each image", "correct the table")
         if not pa.types.is_string(names.type) or names.null_count:
-            found = "a row without a name" if names.null_count else f"{names[0].as_py()!r}, a {names.type}"
-            raise ValueError(
-                f"images.path: {where}, column {column}: found {found}, expected the name of a file in every row; "
-                "correct the table, or set images.image_column"
+            found = "a row without a name" if names.null_count else f"{names[0].as_py()!r} of type {names.type}"
+            raise InvalidInput(
+                f"images.path: {where}, column {column}: found {found}",
+                "the name of a file in every row",
+                "correct the table, or set images.image_column",
             )
         return [name.removeprefix("./") for name in names.to_pylist()]
 
-    def _column(self, table: pa.Table, field: str, usual: Sequence[str], holds: str, where: str) -> str:
+    def _column(self, table: pa.Table, field: str, usual: Sequence[str], content: str, where: str) -> str:
         column = choose_column(table.column_names, getattr(self.config, field), usual, field, where)
         if column is None:
             further = ', or images.format = "folder" to do without labels' if field == "label_column" else ""
-            raise ValueError(
-                f"images.path: {where} has the columns {', '.join(table.column_names)}; expected one of "
-                f"{', '.join(usual)} with {holds}. Add a line of column names, or set images.{field}{further}"
+            raise InvalidInput(
+                f"images.path: {where}: found the columns {', '.join(table.column_names)}",
+                f"one of {', '.join(usual)} with {content}",
+                f"add a line of column names, or set images.{field}{further}",
             )
         return column
 
     def _sizes(self, keys: list[str], where: str) -> np.ndarray:
-        names, sizes = self.files.listing()
+        names, sizes = self.files.list_all()
         size_of = dict(zip(names, sizes.tolist(), strict=True))
         missing = [key for key in keys if key not in size_of]
         if missing:
-            hint = _elsewhere(missing[0], names)
-            raise FileNotFoundError(
+            raise NotFound(
                 f"images.path: {where} names {len(missing):,} of {len(keys):,} files that are not in "
-                f"{self.files.root}: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}{hint}; expected "
-                "names relative to the table's folder. Correct them, or bring the files"
+                f"{self.files.root}: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+                f"{_suggest(missing[0], names)}",
+                "names relative to the table's folder",
+                "correct the names, or add the files",
             )
         return np.array([size_of[key] for key in keys], np.int64)
 
@@ -92,7 +148,7 @@ class TableSource(ImageFiles):
                 return pyarrow.parquet.read_table(data)
             if self.table.endswith(".jsonl"):
                 return pyarrow.json.read_json(data)
-            # Names such as 00012 stay text; labels become numbers where all of them are.
+            # Names such as 00012 stay text; labels become numbers if all of them are.
             names = dict.fromkeys((*NAME_COLUMNS, self.config.image_column or "file"), pa.string())
             return pyarrow.csv.read_csv(
                 data,
@@ -100,14 +156,15 @@ class TableSource(ImageFiles):
                 convert_options=pyarrow.csv.ConvertOptions(column_types=names),
             )
         except pa.ArrowInvalid as error:
-            raise ValueError(
-                f"images.path: {where}: found what is no table ({error}), expected {', '.join(TABLE_SUFFIXES)} with a "
-                "line of column names; correct it"
+            raise InvalidInput(
+                f"images.path: {where}: found no readable table ({error})",
+                f"{', '.join(TABLE_SUFFIXES)} with a line of column names",
+                "correct the table",
             ) from error
 
 
-def _elsewhere(name: str, names: list[str]) -> str:
-    """A file that the name of a missing one may have meant: in another folder, or with its suffix."""
+def _suggest(name: str, names: list[str]) -> str:
+    """Return ' (did you mean "..."?)' if a file of this name is in another folder or has a suffix, else ''."""
     ending = "/" + name.rpartition("/")[2]
     close = next((other for other in names if ("/" + other).endswith(ending) or other.startswith(f"{name}.")), None)
     return f' (did you mean "{close}"?)' if close else ""

@@ -161,7 +161,7 @@ def test_submitted_again_it_is_a_new_job_that_only_skips(submit, whole_run):
 def test_a_failing_job_gives_its_exit_code(submit):
     failed = submit("encode", str(TINY), "--set", "images.path=nowhere", "--set", "output=failing")
     assert failed.returncode == 2
-    assert "images.path: nothing at" in failed.stdout
+    assert "images.path: found nothing at" in failed.stdout
     assert "Traceback" not in failed.stdout + failed.stderr
 
 

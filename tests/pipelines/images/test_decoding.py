@@ -1,4 +1,4 @@
-"""Whatever the mode of an image, it becomes RGB; and what is no image is refused in words that do not change."""
+"""Images of every mode become RGB, and other data is refused with a message that never changes."""
 
 import io
 import os
@@ -13,11 +13,11 @@ import pytest
 from pictures import broken_pictures, encoded, huge_png, noise, square
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipelines.images.decoding import decode, is_image, reason
+from pipelines.images.decoding import decode_image, is_image, quarantine_reason
 
 
 def pixel(data: bytes) -> tuple:
-    image = decode(data)
+    image = decode_image(data)
     assert image.mode == "RGB"
     return image.getpixel((0, 0))
 
@@ -35,7 +35,7 @@ def test_images_of_every_mode_become_rgb():
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0, 255), (255, 100), (128, 177)])
-def test_transparency_is_laid_over_white(alpha, expected):
+def test_transparency_is_composited_over_white(alpha, expected):
     for image in (Image.new("RGBA", (2, 2), (100, 100, 100, alpha)), Image.new("LA", (2, 2), (100, alpha))):
         assert pixel(encoded(image)) == (expected,) * 3
 
@@ -56,13 +56,13 @@ def test_images_are_turned_upright_by_their_exif_tag(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = upright if turn is None else upright.transpose(turn)
-    np.testing.assert_array_equal(np.asarray(decode(encoded(stored, exif=exif))), np.asarray(upright))
+    np.testing.assert_array_equal(np.asarray(decode_image(encoded(stored, exif=exif))), np.asarray(upright))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_grey_keeps_its_high_byte(kind):
     values = np.array([[0x0000, 0x00FF], [0x8012, 0xFFFF]], np.uint16)
-    image = decode(encoded(Image.fromarray(values), kind))
+    image = decode_image(encoded(Image.fromarray(values), kind))
     assert np.asarray(image)[..., 0].tolist() == [[0x00, 0x00], [0x80, 0xFF]]
 
 
@@ -78,28 +78,28 @@ def test_16_bit_colour_keeps_its_high_byte():
 
 
 @pytest.mark.parametrize("values", [np.full((2, 2), 0.5, np.float32), np.full((2, 2), 70_000, np.int32)])
-def test_grey_without_a_known_white_is_refused_not_guessed(values):
+def test_grey_without_a_known_white_is_refused(values):
     with pytest.raises(ValueError, match=r"found grey values of (float32|int32) from .* expected 8 or 16 bits"):
-        decode(encoded(Image.fromarray(values), "TIFF"))
+        decode_image(encoded(Image.fromarray(values), "TIFF"))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM"])
-def test_every_lossless_format_gives_its_pixels(kind):
+def test_lossless_formats_decode_to_the_same_pixels(kind):
     pixels = np.random.default_rng(0).integers(0, 4, (8, 9, 3), dtype=np.uint8) * 80
     image = Image.fromarray(pixels)
     options = {"lossless": True} if kind == "WEBP" else {}
     image = image.quantize(64) if kind == "GIF" else image
-    np.testing.assert_array_equal(np.asarray(decode(encoded(image, kind, **options))), pixels)
+    np.testing.assert_array_equal(np.asarray(decode_image(encoded(image, kind, **options))), pixels)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 95}), ("AVIF", {"quality": 95}), ("JPEG2000", {})])
-def test_formats_with_loss_give_nearly_their_pixels(kind, options):
+def test_lossy_formats_decode_to_nearly_the_same_pixels(kind, options):
     Image.init()
     if kind not in Image.SAVE:
         pytest.skip(f"this Pillow cannot write {kind}")
     ramp = np.linspace(0, 255, 32).astype(np.uint8)
     pixels = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.uint8(100)), axis=2)
-    found = np.asarray(decode(encoded(Image.fromarray(pixels), kind, **options)))
+    found = np.asarray(decode_image(encoded(Image.fromarray(pixels), kind, **options)))
     assert found.shape == pixels.shape and np.abs(found.astype(int) - pixels).mean() < 3
 
 
@@ -112,7 +112,7 @@ def test_cmyk_in_jpeg_is_inverted_with_adobes_mark_and_without():
         assert red > 250 and green < 5 and blue < 5
 
 
-def test_half_transparent_colours_are_mixed_with_white_in_every_mode():
+def test_half_transparent_colours_are_blended_with_white_in_every_mode():
     palette = Image.new("P", (2, 2), 0)
     palette.putpalette([200, 0, 100])
     assert pixel(encoded(palette, transparency=bytes([51]))) == (244, 204, 224)  # a fifth of the colour
@@ -122,12 +122,12 @@ def test_half_transparent_colours_are_mixed_with_white_in_every_mode():
     assert pixel(encoded(Image.fromarray(np.full((2, 2), 9 << 8, np.uint16)))) == (9, 9, 9)
 
 
-def test_of_several_frames_the_first_counts():
+def test_the_first_of_several_frames_is_used():
     frames = [square(value).quantize() for value in (50, 100)]
     assert pixel(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])) == (50, 50, 50)
 
 
-def test_a_broken_exif_tag_does_not_cost_the_image():
+def test_a_broken_exif_tag_does_not_spoil_the_image():
     whole = encoded(Image.fromarray(np.repeat([[10, 200]], 8, axis=0).repeat(8, axis=1).astype(np.uint8)), "JPEG")
     turned = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
     text_for_a_number = struct.pack(">HHI4s", 0x011B, 2, 4, b"abc")
@@ -135,25 +135,25 @@ def test_a_broken_exif_tag_does_not_cost_the_image():
     data = whole[:2] + b"\xff\xe1" + struct.pack(">H", len(tags) + 2) + tags + whole[2:]
     with pytest.raises(TypeError):
         ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    image = decode(data)
+    image = decode_image(data)
     assert image.size == (8, 16) and image.getpixel((4, 2))[0] < 20 and image.getpixel((4, 13))[0] > 190
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])
-def test_an_image_that_is_cut_off_is_refused(kind):
+def test_a_truncated_image_is_refused(kind):
     whole = noise(kind)
     for kept in (len(whole) // 2, len(whole) - 50):
         with pytest.raises(Exception) as caught:
-            decode(whole[:kept])
-        assert "0x" not in reason(caught.value)
+            decode_image(whole[:kept])
+        assert "0x" not in quarantine_reason(caught.value)
 
 
 def test_reasons_are_the_same_in_every_run():
     code = (
-        "from pictures import broken_pictures; from pipelines.images.decoding import decode, reason\n"
+        "from pictures import broken_pictures; from pipelines.images.decoding import decode_image, quarantine_reason\n"
         "for data in broken_pictures():\n"
-        "    try: decode(data)\n"
-        "    except Exception as error: print(reason(error))\n"
+        "    try: decode_image(data)\n"
+        "    except Exception as error: print(quarantine_reason(error))\n"
     )
     folders = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[3])])
     outputs = set()
@@ -172,21 +172,24 @@ def test_reasons_are_the_same_in_every_run():
 
 def test_a_reason_is_one_short_line_without_addresses():
     error = OSError("cannot read <object at 0x7f81c0a2>:\n  " + "x" * 1000)
-    assert reason(error).startswith("OSError: cannot read <object at 0x...>: xxx") and len(reason(error)) < 320
+    assert (
+        quarantine_reason(error).startswith("OSError: cannot read <object at 0x...>: xxx")
+        and len(quarantine_reason(error)) < 320
+    )
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_unpacked():
+def test_a_decompression_bomb_is_refused_before_it_is_decompressed():
     with pytest.raises(Image.DecompressionBombError, match="3600000000 pixels"):
-        decode(huge_png())
+        decode_image(huge_png())
 
 
 def test_formats_that_start_programs_are_not_opened():
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n"
     assert Image.open(io.BytesIO(postscript)).format == "EPS"
     with pytest.raises(UnidentifiedImageError, match="no image format known here"):
-        decode(postscript)
+        decode_image(postscript)
 
 
 @pytest.mark.parametrize(("name", "shown"), [("a.JPG", True), ("a.b.tiff", True), ("a.txt", False), ("png", False)])
-def test_images_are_known_by_their_suffix(name, shown):
+def test_images_are_recognised_by_their_suffix(name, shown):
     assert is_image(name) is shown

@@ -14,7 +14,7 @@ def grey(array) -> Image.Image:
 
 @pytest.mark.parametrize("crop", ["adm", "resize"])
 @pytest.mark.parametrize("shape", [(8, 8), (16, 16), (17, 33), (5, 3), (64, 9), (7, 100)])
-def test_an_image_of_one_colour_stays_of_that_colour(crop, shape):
+def test_an_image_of_one_colour_keeps_its_colour(crop, shape):
     image = crop_image(Image.new("RGB", shape[::-1], (10, 200, 77)), 8, crop)
     assert image.shape == (8, 8, 3) and image.dtype == np.uint8
     assert (image == (10, 200, 77)).all()
@@ -28,14 +28,14 @@ def test_an_image_of_the_exact_size_is_unchanged(crop):
 
 @pytest.mark.parametrize("crop", ["adm", "resize"])
 @pytest.mark.parametrize("size", [32, 256, 1024])
-def test_images_of_any_size_become_squares_of_the_recipes(size, crop):
+def test_images_of_any_size_become_squares_of_the_recipes_size(size, crop):
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(1, 256).repeat(300, axis=0))
     for sides in ((256, 300), (40, 700), (2000, 31)):
         image = crop_image(ramp.resize(sides), size, crop)
         assert image.shape == (size, size, 3) and image[0, 0, 0] <= image[0, -1, 0]
 
 
-def test_an_image_that_would_fill_the_memory_before_its_ends_are_cropped_is_refused():
+def test_an_extremely_long_image_is_refused_before_it_fills_the_memory():
     """A line of 65,535 pixels would become 256 x 16,776,960, which are 13 GB."""
     line = Image.new("RGB", (1, 65_535))
     with pytest.raises(ValueError, match="found 1 x 65,535 pixels, which become 256 x 16,776,960 before the crop;"):
@@ -43,7 +43,7 @@ def test_an_image_that_would_fill_the_memory_before_its_ends_are_cropped_is_refu
     assert crop_image(line, 256, "resize").shape == (256, 256, 3)
 
 
-def test_an_image_of_twice_the_size_is_halved_by_means_of_four():
+def test_an_image_of_twice_the_size_is_halved_by_averaging_four_pixels():
     checkerboard = np.indices((16, 16)).sum(0) % 2 * 200
     assert (crop_image(grey(checkerboard), 8, "adm") == 100).all()
     pixels = np.random.default_rng(0).integers(0, 64, (16, 16)) * 4
@@ -70,20 +70,20 @@ def test_halving_rounds_odd_sides_down():
     np.testing.assert_array_equal(crop_image(image, 8, "adm"), half[:, :8])
 
 
-def test_what_is_less_than_twice_the_size_is_resized_by_a_bicubic_filter():
+def test_images_of_less_than_twice_the_size_are_resized_bicubically():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8))
     resized = np.asarray(image.resize((10, 8), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(crop_image(image, 8, "adm"), resized[:, 1:9])
 
 
-def test_resizing_keeps_all_of_the_image():
+def test_resizing_keeps_the_entire_image():
     halves = np.repeat([[0, 240]], 16, axis=1).repeat(4, axis=0)
     resized = crop_image(grey(halves), 8, "resize")[..., 0]
     assert (resized[:, 0] == 0).all() and (resized[:, -1] == 240).all()
     np.testing.assert_array_equal(resized, resized[:1].repeat(8, axis=0))
 
 
-def test_bad_images_are_named_and_the_good_ones_kept_in_order(tmp_path):
+def test_errors_name_bad_images_and_good_ones_stay_in_order(tmp_path):
     Image.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("text")
     Image.new("L", (20, 30), 7).save(tmp_path / "c.png")
@@ -92,7 +92,7 @@ def test_bad_images_are_named_and_the_good_ones_kept_in_order(tmp_path):
     assert images.shape == (2, 4, 4, 3) and good == [0, 2]
     assert images[0, 0, 0].tolist() == [255, 0, 0] and images[1, 0, 0].tolist() == [7, 7, 7]
     assert errors.keys() == {"b.png", "gone.png"}
-    # The same words in every run: they are written into the quarantine, which must be equal byte for byte.
+    # The quarantine must be equal byte for byte in every run.
     assert errors["b.png"] == "UnidentifiedImageError: no image format known here: 4 bytes from b'text'"
     images, good, errors = read_cropped(config, ["b.png"])
     assert images.shape == (0, 4, 4, 3) and good == [] and len(errors) == 1

@@ -33,7 +33,7 @@ def identity(folder, *overrides):
         ("encode.num_workers=2", []),
     ],
 )
-def test_latents_depend_on_what_changes_their_bytes_and_on_nothing_else(tmp_path, override, change):
+def test_the_identity_holds_what_changes_bytes_and_nothing_else(tmp_path, override, change):
     assert differences(identity(tmp_path), identity(tmp_path, override)) == change
 
 
@@ -57,7 +57,7 @@ def encoded(folder, images, **settings):
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
-def test_the_layout_and_precision_that_were_asked_for_make_the_same_latents(tiny_autoencoder, layout):
+def test_every_memory_layout_and_precision_makes_the_same_latents(tiny_autoencoder, layout):
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     _, plain = encoded(tiny_autoencoder, images)
     worker = EncodeImages(AutoencoderHandle(tiny_autoencoder, ""), EncodeConfig(dtype="bfloat16", memory_format=layout))
@@ -74,7 +74,7 @@ def test_the_layout_and_precision_that_were_asked_for_make_the_same_latents(tiny
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5])
-def test_moments_do_not_depend_on_how_many_images_a_shard_has(tiny_autoencoder, length):
+def test_moments_do_not_depend_on_the_number_of_images_in_a_shard(tiny_autoencoder, length):
     """To the bit: where a shard ends, the batch is filled up."""
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     (_, whole), (_, part) = encoded(tiny_autoencoder, images), encoded(tiny_autoencoder, images[:length])
@@ -92,7 +92,7 @@ def test_a_compiled_encoder_makes_the_same_latents(tiny_autoencoder):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_moments_that_do_not_fit_float16_go_to_the_quarantine(tmp_path, flip):
+def test_images_with_moments_beyond_float16_are_quarantined(tmp_path, flip):
     """As do those of an image whose mirror does not fit."""
     moments, flipped = make_moments(5), make_moments(5, seed=1)
     moments[1, 0, 0, 0], moments[3, 3, 2, 4], flipped[4, 1, 1, 1] = np.inf, np.nan, -np.inf

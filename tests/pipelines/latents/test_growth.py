@@ -53,7 +53,7 @@ def times(folder) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in (folder / "output" / "latents").glob("part-*")}
 
 
-def test_new_images_are_all_that_is_encoded(encode, tmp_path, capsys):
+def test_only_new_images_are_encoded(encode, tmp_path, capsys):
     first = encode()
     before = times(tmp_path)
     add(tmp_path)
@@ -80,7 +80,7 @@ def test_a_fresh_encode_of_the_grown_source_has_the_same_rows(encode, tmp_path):
         np.testing.assert_allclose(grown.manifest[name], fresh.manifest[name], rtol=1e-12)
 
 
-def test_growing_twice_ends_the_same_whether_or_not_it_was_cut_off(encode, tmp_path):
+def test_growing_twice_gives_the_same_files_after_interruptions(encode, tmp_path):
     many = [f"ring/x{index:02d}.png" for index in range(20)]
     encode()
     shutil.copytree(tmp_path, tmp_path / "start")
@@ -107,7 +107,7 @@ def test_growing_twice_ends_the_same_whether_or_not_it_was_cut_off(encode, tmp_p
     assert content(tmp_path) == unbroken
 
 
-def test_images_added_while_an_earlier_growth_was_unfinished_take_no_stale_shard(encode, tmp_path):
+def test_images_added_during_an_unfinished_growth_reuse_no_stale_shard(encode, tmp_path):
     encode()
     add(tmp_path, [f"ring/x{index:02d}.png" for index in range(20)])
     encode(kill_after=2)
@@ -116,7 +116,7 @@ def test_images_added_while_an_earlier_growth_was_unfinished_take_no_stale_shard
     assert len(dataset) == 57 and all(check.ok for check in verify(dataset))
 
 
-def test_shards_of_a_plan_that_is_no_more_are_removed(encode, tmp_path):
+def test_shards_of_an_abandoned_plan_are_removed(encode, tmp_path):
     encode()
     first = content(tmp_path)
     more = [f"ring/x{index:02d}.png" for index in range(20)]
@@ -132,7 +132,7 @@ def test_shards_of_a_plan_that_is_no_more_are_removed(encode, tmp_path):
     }
 
 
-def test_a_first_encode_that_was_cut_off_goes_on_with_what_still_fits(encode, tmp_path, capsys):
+def test_an_interrupted_first_encode_reuses_the_shards_that_still_fit(encode, tmp_path, capsys):
     encode(kill_after=3)
     done = times(tmp_path)
     add(tmp_path, ["stripe/000a.png"])
@@ -152,7 +152,7 @@ def test_a_first_encode_that_was_cut_off_goes_on_with_what_still_fits(encode, tm
         (lambda images: shutil.copytree(images / "ring", images / "xring"), "images, their labels or class names"),
     ],
 )
-def test_images_removed_or_replaced_start_anew_and_keep_the_earlier_latents(encode, tmp_path, capsys, change, why):
+def test_removed_or_replaced_images_restart_and_keep_the_earlier_latents(encode, tmp_path, capsys, change, why):
     encode()
     change(tmp_path / "images")
     dataset = encode()
@@ -161,7 +161,7 @@ def test_images_removed_or_replaced_start_anew_and_keep_the_earlier_latents(enco
     assert len(LatentDataset.open(tmp_path / "output" / "superseded" / "latents-1")) == 36
 
 
-def test_a_changed_setting_starts_anew_though_images_were_added(encode, tmp_path, capsys):
+def test_a_changed_setting_restarts_even_if_images_were_added(encode, tmp_path, capsys):
     encode()
     add(tmp_path)
     dataset = encode("encode.flip=true")
@@ -170,7 +170,7 @@ def test_a_changed_setting_starts_anew_though_images_were_added(encode, tmp_path
     assert len(LatentDataset.open(tmp_path / "output" / "superseded" / "latents-1")) == 36
 
 
-def test_too_many_unusable_images_stop_the_job_with_examples_and_keep_what_is_finished(encode, tmp_path):
+def test_too_many_unusable_images_stop_the_job_with_examples_and_keep_finished_shards(encode, tmp_path):
     write_images(tmp_path / "images")
     for index in range(11):
         (tmp_path / "images" / "ring" / f"bad{index:02d}.jpg").write_bytes(b"no image")
@@ -185,12 +185,12 @@ def test_too_many_unusable_images_stop_the_job_with_examples_and_keep_what_is_fi
     assert dataset.manifest["quarantined"] == 12 and len(dataset) == 36
 
 
-def test_one_unusable_image_is_too_many_where_none_is_allowed(encode):
+def test_one_unusable_image_is_too_many_if_none_is_allowed(encode):
     with pytest.raises(ValueError, match="found 1 unusable images among 37, expected at most 0"):
         encode("encode.max_quarantined=0.0")
 
 
-def test_a_job_of_which_nothing_is_usable_fails(encode, tmp_path):
+def test_a_job_without_a_usable_image_fails(encode, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         (tmp_path / "images" / name / "0.png").write_bytes(b"no image")
@@ -198,7 +198,7 @@ def test_a_job_of_which_nothing_is_usable_fails(encode, tmp_path):
         encode()
 
 
-def test_tracking_hears_of_every_shard(encode):
+def test_metrics_are_logged_after_every_shard(encode):
     context = Context()
     encode(context=context)
     steps = [step for step, _ in context.last_run.told]

@@ -64,7 +64,7 @@ def replaced(table, name, values):
     )
 
 
-def test_a_whole_data_set_has_nothing_wrong_and_is_compared_with_its_images(dataset):
+def test_an_intact_data_set_passes_and_is_compared_with_its_images(dataset):
     checks = {check.name: check for check in verify(dataset)}
     assert all(check.ok and not check.do for check in checks.values())
     assert "36 rows + 1 quarantined" in checks["counts"].found
@@ -80,19 +80,19 @@ def test_a_flipped_bit_is_found(dataset):
     assert found.keys() == {"digests"} and "part-00001.parquet: found " in found["digests"]
 
 
-def test_a_missing_shard_and_one_too_many_are_found(dataset):
+def test_a_missing_shard_and_a_surplus_one_are_found(dataset):
     (Path(dataset.path) / "part-00001.parquet").rename(Path(dataset.path) / "part-00077.parquet")
     found = [check.found for check in verify(dataset) if check.name == "digests"]
     assert found == ["part-00001.parquet is not there", "part-00077.parquet is not in the manifest"]
 
 
-def test_moments_of_another_image_are_found_though_every_digest_is_right(dataset):
+def test_moments_of_another_image_are_found_despite_right_digests(dataset):
     """Rows and images are compared by what the autoencoder says."""
     rewrite(dataset, lambda table: replaced(table, "moments", table["moments"].to_pylist()[::-1]))
     assert wrong(dataset.path).keys() == {"images"}
 
 
-def test_a_mirror_that_is_none_is_found(dataset):
+def test_moments_of_an_unflipped_image_are_found(dataset):
     rewrite(dataset, lambda table: replaced(table, "moments_flip", table["moments"].to_pylist()))
     assert wrong(dataset.path).keys() == {"images"}
 
@@ -128,7 +128,7 @@ def test_a_lost_row_is_found(dataset):
     assert {"counts", "statistics"} <= found.keys()
 
 
-def test_other_columns_are_found(dataset):
+def test_wrong_columns_are_found(dataset):
     rewrite(dataset, lambda table: table.drop_columns(["label"]))
     found = wrong(dataset.path)
     assert "expected key string, label int32, moments fixed_size_binary" in found["schema"]
@@ -144,16 +144,16 @@ def test_other_columns_are_found(dataset):
         ({"class_names": ["blob", "ring", "strap"]}, "schema"),
     ],
 )
-def test_a_manifest_that_says_otherwise_is_found(dataset, change, topic):
+def test_a_wrong_manifest_is_found(dataset, change, topic):
     edit_manifest(dataset, **change)
     assert topic in wrong(dataset.path)
 
 
-def test_without_images_the_rest_is_checked_and_why_is_said(dataset, whole):
+def test_without_images_the_rest_is_checked_and_the_reason_is_given(dataset, whole):
     recipe = {**dataset.manifest["recipe"], "images": {**dataset.manifest["recipe"]["images"], "path": "/nowhere"}}
     edit_manifest(dataset, recipe=recipe)
     last = list(verify(LatentDataset.open(dataset.path)))[-1]
-    assert last.ok and last.found.startswith("not compared: images.path: nothing at /nowhere")
+    assert last.ok and last.found.startswith("not compared: images.path: found nothing at /nowhere")
 
 
 def call(monkeypatch, capsys, *arguments):
@@ -164,7 +164,7 @@ def call(monkeypatch, capsys, *arguments):
     return ended.value.code, capsys.readouterr().out
 
 
-def test_the_command_ends_with_1_when_something_is_wrong_and_says_it_in_json(dataset, monkeypatch, capsys):
+def test_the_command_exits_with_1_if_something_is_wrong_and_lists_it_in_json(dataset, monkeypatch, capsys):
     code, out = call(monkeypatch, capsys, "verify", dataset.path)
     assert code == 0 and all(line.startswith("ok ") for line in out.splitlines())
     (Path(dataset.path) / "part-00000.parquet").unlink()
@@ -176,7 +176,7 @@ def test_the_command_ends_with_1_when_something_is_wrong_and_says_it_in_json(dat
     ].items()
 
 
-def test_what_is_no_data_set_is_bad_input(tmp_path, monkeypatch, capsys):
+def test_a_folder_without_a_data_set_is_bad_input(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, capsys, "verify", tmp_path)[0] == 2
 
 

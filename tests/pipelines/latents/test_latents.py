@@ -66,7 +66,7 @@ def read_datasets(pattern):
 
 
 @pytest.mark.parametrize("read", [read_polars, read_duckdb, read_pandas, read_datasets])
-def test_shards_are_read_by_other_tools(tmp_path, read):
+def test_other_tools_read_the_shards(tmp_path, read):
     """Without a word of ours, as README shows for pyarrow; whatever of them is installed."""
     parts = [make_moments(rows, seed=rows) for rows in (3, 4)]
     path = Path(write_dataset(tmp_path / "latents", parts, flip=True).path)
@@ -84,7 +84,7 @@ def test_equal_rows_make_equal_bytes():
     assert shard(make_moments(3)) == shard(make_moments(3)) != shard(make_moments(3, seed=1))
 
 
-def test_moments_come_back_to_the_bit_over_shards_of_any_length(tmp_path):
+def test_moments_are_read_back_bit_for_bit_from_shards_of_any_length(tmp_path):
     parts = [make_moments(rows, seed=rows) for rows in (3, 0, 1, 4)]
     dataset = LatentDataset.open(write_dataset(tmp_path, parts, flip=True).path)
     whole = np.concatenate(parts)
@@ -95,11 +95,11 @@ def test_moments_come_back_to_the_bit_over_shards_of_any_length(tmp_path):
     assert dataset.arrays.labels.dtype == np.int64
 
 
-def test_a_data_set_without_mirrors_has_none(tmp_path):
+def test_a_data_set_without_flips_has_no_flipped_moments(tmp_path):
     assert write_dataset(tmp_path, [make_moments(2)]).arrays.moments_flip is None
 
 
-def test_a_data_set_of_which_nothing_was_usable_opens(tmp_path):
+def test_a_data_set_without_usable_images_opens(tmp_path):
     dataset = write_dataset(tmp_path, [make_moments(0)], quarantined=["a"])
     assert len(dataset) == 0 and dataset.arrays.moments.shape == (0, *SHAPE)
 
@@ -133,7 +133,7 @@ def test_statistics_of_latents_that_never_vary_are_finite(tmp_path, value):
     assert np.isfinite(std).all() and max(std) <= 1e-6 * max(1, value)
 
 
-def test_the_fingerprint_tells_content_and_not_place(tmp_path):
+def test_the_fingerprint_depends_on_content_and_not_on_the_folder(tmp_path):
     first = write_dataset(tmp_path / "a", [make_moments(3)])
     elsewhere = write_dataset(tmp_path / "b", [make_moments(3)])
     assert first.fingerprint == elsewhere.fingerprint
@@ -146,7 +146,7 @@ def test_the_fingerprint_tells_content_and_not_place(tmp_path):
 
 
 @pytest.mark.parametrize(("exists", "words"), [(True, "is not finished"), (False, "does not exist")])
-def test_what_has_no_manifest_is_refused(tmp_path, exists, words):
+def test_a_folder_without_a_manifest_is_refused(tmp_path, exists, words):
     folder = tmp_path if exists else tmp_path / "none"
     with pytest.raises(FileNotFoundError, match=f"{words}.*run `raydit encode`"):
         LatentDataset.open(folder)
@@ -161,7 +161,7 @@ def test_a_foreign_manifest_is_refused(tmp_path, change):
 
 
 @pytest.mark.parametrize("cut", [True, False])
-def test_a_shard_that_is_cut_or_gone_is_named(tmp_path, cut):
+def test_the_error_names_a_truncated_or_missing_shard(tmp_path, cut):
     dataset = write_dataset(tmp_path, [make_moments(2), make_moments(2)])
     file = tmp_path / "part-00001.parquet"
     data = file.read_bytes()

@@ -1,6 +1,7 @@
-"""Any path becomes the source that it holds, or one error; and listings keep their digests and splits."""
+"""Sources are recognised or refused, and listings keep their digests and splits."""
 
 import os
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -8,11 +9,16 @@ from pictures import encoded, huge_png, square, write
 from PIL import Image
 
 from pipelines.config.recipe import ImagesConfig
-from pipelines.images.open import open_source
+from pipelines.images.open import FORMATS, open_source
 
 
 def source(path, **settings):
     return open_source(ImagesConfig(path=str(path), **settings))
+
+
+def test_every_format_of_a_recipe_can_be_opened():
+    choice, _ = get_args(get_type_hints(ImagesConfig)["format"])
+    assert {*get_args(choice)} == {*FORMATS, "digits"} - {"npz"}
 
 
 def test_the_digits_are_1797_in_ten_classes_with_stable_keys():
@@ -28,19 +34,19 @@ def test_the_digits_are_1797_in_ten_classes_with_stable_keys():
 
 @pytest.mark.parametrize("kind", [None, "folder", "parquet"])
 def test_an_empty_folder_is_refused(tmp_path, kind):
-    with pytest.raises(FileNotFoundError, match=r"images.path: no .* in .*; expected"):
+    with pytest.raises(FileNotFoundError, match=r"images.path: found no .* in .*, expected"):
         source(tmp_path, format=kind).listing()
 
 
-def test_what_is_not_there_or_no_source_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"images.path: nothing at .*none; expected a folder"):
+def test_missing_paths_and_unknown_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"images.path: found nothing at .*none, expected a folder"):
         source(tmp_path / "none")
     write(tmp_path / "a.zip", b"x")
-    with pytest.raises(ValueError, match=r"found the file .*a.zip; expected a folder of images, a .parquet"):
+    with pytest.raises(ValueError, match=r"found the file .*a.zip, expected a folder of images, a .parquet"):
         source(tmp_path / "a.zip")
 
 
-def test_broken_images_come_back_as_exceptions_and_stop_no_others(tmp_path):
+def test_broken_images_are_yielded_as_exceptions_and_do_not_stop_the_others(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     whole = encoded(Image.fromarray(noise), "JPEG")
     files = {"a.png": encoded(square(1)), "b.jpg": whole[: len(whole) // 2], "c.png": b"", "d.jpg": b"plain text"}
@@ -55,10 +61,10 @@ def test_broken_images_come_back_as_exceptions_and_stop_no_others(tmp_path):
     assert isinstance(gone, FileNotFoundError)
 
 
-def test_the_digest_changes_with_the_images_and_not_with_their_place_or_time(tmp_path):
-    for place in ("first", "second"):
+def test_the_digest_changes_with_the_images_but_not_with_folder_or_time(tmp_path):
+    for folder in ("first", "second"):
         for name in ("x/a.png", "y/b.png"):
-            write(tmp_path / place / name, encoded(square(1)))
+            write(tmp_path / folder / name, encoded(square(1)))
     digest = source(tmp_path / "first").listing().digest
     os.utime(tmp_path / "second" / "x" / "a.png", (1, 1))
     assert source(tmp_path / "second").listing().digest == digest
@@ -72,7 +78,7 @@ def test_the_digest_changes_with_the_images_and_not_with_their_place_or_time(tmp
     assert len(digests) == 4
 
 
-def test_a_split_is_disjoint_complete_and_about_as_large_as_asked():
+def test_a_split_is_disjoint_complete_and_about_as_large_as_requested():
     listing = source("digits").listing()
     train, held_out = listing.split(0.2)
     assert sorted(train.keys + held_out.keys) == listing.keys
@@ -83,7 +89,7 @@ def test_a_split_is_disjoint_complete_and_about_as_large_as_asked():
     assert len(listing.split(0.0)[1]) == 0
 
 
-def test_growth_moves_no_image_to_the_other_side_of_a_split(tmp_path):
+def test_added_images_do_not_move_others_across_a_split(tmp_path):
     for index in range(0, 60, 2):
         write(tmp_path / f"{index:02d}.png", b"x")
     before = source(tmp_path).listing().split(0.4)

@@ -25,7 +25,7 @@ def huggingface_table(values, labels, names=("cat", "dog")) -> pa.Table:
     return pa.table({"image": images, "label": labels}).replace_schema_metadata(features(names))
 
 
-def test_parquet_of_hugging_face_is_read_across_files_and_row_groups(tmp_path):
+def test_hugging_faces_parquet_is_read_across_files_and_row_groups(tmp_path):
     pq.write_table(huggingface_table(range(5), [0, 1, 0, 1, 1]), tmp_path / "a.parquet", row_group_size=2)
     pq.write_table(huggingface_table(range(5, 8), [1, 1, 0]), tmp_path / "b.parquet")
     listing = source(tmp_path).listing()
@@ -33,7 +33,7 @@ def test_parquet_of_hugging_face_is_read_across_files_and_row_groups(tmp_path):
     assert listing.class_names == ("cat", "dog")
     assert listing.labels.tolist() == [0, 1, 0, 1, 1, 1, 1, 0]
     order = [7, 0, 4, 2, 3, 5, 1, 6]
-    images = source(tmp_path).read([listing.keys[place] for place in order])
+    images = source(tmp_path).read([listing.keys[index] for index in order])
     assert [image.getpixel((0, 0))[0] for image in images] == order
 
 
@@ -50,18 +50,18 @@ def test_parquet_without_labels_has_no_classes_and_without_images_is_refused(tmp
     listing = source(tmp_path).listing()
     assert (listing.labels.tolist(), listing.class_names) == ([0], ())
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=r"has the columns text \(string\); expected one of image, img, jpg, png"):
+    with pytest.raises(ValueError, match=r"found the columns text \(string\), expected one of image, img, jpg, png"):
         source(tmp_path).listing()
 
 
 @pytest.mark.parametrize("labels", [[1.5], [None], [-1], [10**6]])
-def test_parquet_labels_that_are_no_class_numbers_are_refused(tmp_path, labels):
+def test_parquet_labels_that_are_not_class_numbers_are_refused(tmp_path, labels):
     pq.write_table(pa.table({"image": [encoded(square(3))], "label": labels}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"x.parquet: .*label.*expected integers"):
         source(tmp_path).listing()
 
 
-def test_one_bad_cell_of_parquet_does_not_stop_the_others(tmp_path):
+def test_a_bad_cell_of_parquet_does_not_stop_the_others(tmp_path):
     file = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": [b"text", None, encoded(square(4))]}), file)
     first, second, third = source(file).read(source(file).listing().keys)
@@ -70,7 +70,7 @@ def test_one_bad_cell_of_parquet_does_not_stop_the_others(tmp_path):
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"CIFAR-10 is not at {CIFAR10}; set RAYDIT_SHARED")
-def test_cifar10_is_listed_whole_and_read_at_both_ends():
+def test_cifar10_is_listed_completely_and_read_at_both_ends():
     listing = source(CIFAR10).listing()
     assert len(listing) == len(set(listing.keys)) == 50_000
     assert listing.keys[0] == "train-00000-of-00005.parquet#0000000"
@@ -99,13 +99,13 @@ def test_label_names_are_numbered_in_sorted_order_over_all_files(tmp_path, encod
     assert (listing.labels.tolist(), listing.class_names) == ([2, 1, 0], ("bee", "cat", "dog"))
 
 
-def test_files_with_other_classes_are_no_one_data_set(tmp_path):
+def test_files_with_different_classes_are_refused_as_one_data_set(tmp_path):
     tables = {"a.parquet": huggingface_table([1], [0]), "b.parquet": huggingface_table([1], [0], ("dog", "cat"))}
     with pytest.raises(ValueError, match="b.parquet: found other labels than in .*a.parquet, expected the same label"):
         source(write_tables(tmp_path, tables)).listing()
 
 
-def test_the_wanted_split_is_taken_where_names_speak_of_splits(tmp_path):
+def test_the_wanted_split_is_taken_if_names_name_splits(tmp_path):
     table = huggingface_table([1, 2], [0, 1])
     files = ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet")
     write_tables(tmp_path, dict.fromkeys((*files, "extra-00000-of-00001.parquet"), table))
@@ -116,11 +116,14 @@ def test_the_wanted_split_is_taken_where_names_speak_of_splits(tmp_path):
     with pytest.raises(ValueError, match="images.split: found 'val', expected one of .*: extra, test, train"):
         source(tmp_path, split="val").listing()
     (tmp_path / files[1]).unlink()
-    with pytest.raises(FileNotFoundError, match=r"found 1 of 2 files train-\*-of-00002 in .*; bring the others"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"found 1 of 2 files train-\*-of-00002 in .*, expected all",
+    ):
         source(tmp_path).listing()
 
 
-def test_the_image_column_is_the_one_that_the_data_set_marks_or_the_recipe_names(tmp_path):
+def test_the_image_column_is_marked_by_the_data_set_or_named_by_the_recipe(tmp_path):
     pictures = [encoded(square(value)) for value in (5, 6)]
     table = pa.table({"image": ["a", "b"], "scan": pictures, "thumb": pictures[::-1]})
     pq.write_table(table, tmp_path / "x.parquet")
@@ -129,14 +132,14 @@ def test_the_image_column_is_the_one_that_the_data_set_marks_or_the_recipe_names
     for file, settings, expected in (("y", {}, [5, 6]), ("x", {"image_column": "thumb"}, [6, 5])):
         chosen = source(tmp_path / f"{file}.parquet", **settings)
         assert [value_of(image) for image in chosen.read(chosen.listing().keys)] == expected
-    with pytest.raises(ValueError, match=r"x.parquet has the columns image \(string\), .* Set images.image_column"):
+    with pytest.raises(ValueError, match=r"x.parquet: found the columns image \(string\), .* Set images.image_column"):
         source(tmp_path / "x.parquet").listing()
 
 
-def test_what_is_no_parquet_or_was_cut_off_is_named(tmp_path):
+def test_the_error_names_a_truncated_parquet_file(tmp_path):
     pq.write_table(huggingface_table([1], [0]), tmp_path / "x.parquet")
     write(tmp_path / "x.parquet", (tmp_path / "x.parquet").read_bytes()[:-100])
-    with pytest.raises(ValueError, match="x.parquet: found what is not Parquet .* copy it again"):
+    with pytest.raises(ValueError, match="x.parquet: found no readable Parquet .* Copy it again"):
         source(tmp_path).listing()
 
 
@@ -146,24 +149,24 @@ def write_arrow(path: Path, table: pa.Table) -> None:
     write(path.parent / "state.json", b'{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
 
 
-def test_an_arrow_batch_is_found_by_its_place(tmp_path):
+def test_an_arrow_batch_is_found_by_its_location(tmp_path):
     file = tmp_path / "data-00000-of-00001.arrow"
     write_arrow(file, image_table(pictures(24)))
     listing = source(tmp_path).listing()
     assert listing.keys[23] == "data-00000-of-00001.arrow#0000023"
-    assert len(np.unique(listing.places[:, 0])) == 8 and listing.places[:, 1].tolist() == [0, 1, 2] * 8
+    assert len(np.unique(listing.locations[:, 0])) == 8 and listing.locations[:, 1].tolist() == [0, 1, 2] * 8
     data = bytearray(file.read_bytes())
-    second, third = np.unique(listing.places[:, 0])[1:3]
-    data[second:third] = bytes(third - second)  # nothing but the batch that is asked for is looked at
+    second, third = np.unique(listing.locations[:, 0])[1:3]
+    data[second:third] = bytes(third - second)  # only the wanted batch is read
     write(file, bytes(data))
-    (image,) = source(tmp_path).read(listing.keys[7:8], listing.places[7:8])
+    (image,) = source(tmp_path).read(listing.keys[7:8], listing.locations[7:8])
     assert value_of(image) == 7
 
 
 @pytest.mark.parametrize("kept", [-1, -8, -300, 100])
-def test_an_arrow_stream_that_was_cut_off_is_named(tmp_path, kept):
+def test_the_error_names_a_truncated_arrow_stream(tmp_path, kept):
     file = tmp_path / "data-00000-of-00001.arrow"
     write_arrow(file, image_table(pictures(24)))
     write(file, file.read_bytes()[:kept])
-    with pytest.raises(ValueError, match="found what is not an Arrow stream .* expected the files that save_to_disk"):
+    with pytest.raises(ValueError, match="found no readable Arrow stream .* expected the files that save_to_disk"):
         source(tmp_path).listing()

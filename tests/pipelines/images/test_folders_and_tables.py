@@ -1,4 +1,4 @@
-"""Images that are files: in class folders, or named by a table."""
+"""Image files: in class folders, or named by a table."""
 
 import json
 import os
@@ -17,8 +17,8 @@ def source(path, **settings):
 
 
 def test_class_folders_are_classes_in_the_order_of_their_names(tmp_path):
-    for place, name in enumerate(["zebra/b.png", "ant/deep/er/a.png", "ant/z.JPG", "zebra/a.webp"]):
-        write(tmp_path / name, encoded(square(place)))
+    for value, name in enumerate(["zebra/b.png", "ant/deep/er/a.png", "ant/z.JPG", "zebra/a.webp"]):
+        write(tmp_path / name, encoded(square(value)))
     write(tmp_path / "ant" / "notes.txt", b"no image")
     listing = source(tmp_path).listing()
     assert listing.keys == ["ant/deep/er/a.png", "ant/z.JPG", "zebra/a.webp", "zebra/b.png"]
@@ -37,7 +37,7 @@ def test_a_flat_folder_has_no_classes(tmp_path):
 def test_class_folders_among_loose_images_are_refused(tmp_path):
     write(tmp_path / "cat" / "a.png", encoded(square(1)))
     write(tmp_path / "loose.png", encoded(square(1)))
-    with pytest.raises(ValueError, match="holds class folders and loose images such as loose.png; .* Move the loose"):
+    with pytest.raises(ValueError, match="found class folders and loose images such as loose.png in .* Move the loose"):
         source(tmp_path).listing()
 
 
@@ -51,7 +51,7 @@ def test_linked_class_folders_are_followed_and_dead_links_are_not_dropped(tmp_pa
     sound, dead = source(tmp_path / "set").read(listing.keys)
     assert value_of(sound) == 7 and isinstance(dead, FileNotFoundError)
     (tmp_path / "set" / "dog" / "again").symlink_to(tmp_path / "set")
-    with pytest.raises(ValueError, match="dog/again is a link to a folder above itself; remove"):
+    with pytest.raises(ValueError, match="dog/again is a link to one of its parent folders. Remove"):
         source(tmp_path / "set").listing()
 
 
@@ -61,13 +61,13 @@ def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
     assert source(tmp_path).listing().keys == ["cat/a.png"]
 
 
-def test_a_name_that_is_no_text_is_refused(tmp_path):
+def test_a_file_name_that_is_not_utf8_is_refused(tmp_path):
     os.close(os.open(os.fsencode(tmp_path) + b"/\xff.png", os.O_CREAT))
-    with pytest.raises(ValueError, match=r"found the file name b'\\xff.png' in .*, expected UTF-8; rename it"):
+    with pytest.raises(ValueError, match=r"found the file name b'\\xff.png' in .*, expected UTF-8. Rename the file"):
         source(tmp_path).listing()
 
 
-def test_of_folders_for_parts_the_wanted_one_holds_the_classes(tmp_path):
+def test_the_folder_of_the_wanted_split_holds_the_classes(tmp_path):
     for name in ("train/cat/a.png", "train/dog/b.png", "val/cat/c.png", "test/cat/d.png"):
         write(tmp_path / name, encoded(square(1)))
     assert source(tmp_path).listing().keys == ["train/cat/a.png", "train/dog/b.png"]
@@ -75,12 +75,12 @@ def test_of_folders_for_parts_the_wanted_one_holds_the_classes(tmp_path):
     assert source(tmp_path, split="validation").listing().keys == ["val/cat/c.png"]
     assert source(tmp_path, split="all").listing().labels.tolist() == [0, 0, 1, 0]
     with pytest.raises(
-        ValueError, match="images.split: found 'extra', expected one of the parts .* test, train, valid"
+        ValueError, match="images.split: found 'extra', expected one of the splits .* test, train, valid"
     ):
         source(tmp_path, split="extra").listing()
 
 
-def test_given_class_names_number_the_folders_and_name_the_one_that_is_left_over(tmp_path):
+def test_given_class_names_number_the_folders_and_the_error_names_an_unknown_one(tmp_path):
     for name in ("cat/a.png", "dog/b.png"):
         write(tmp_path / name, encoded(square(1)))
     listing = source(tmp_path, class_names=("dog", "emu", "cat")).listing()
@@ -110,7 +110,7 @@ def table_folder(folder, text: str, name: str = "labels.csv", images=("a.png", "
     return folder
 
 
-def test_labels_of_a_table_are_numbers_where_all_of_them_are(tmp_path):
+def test_labels_of_a_table_are_numbers_if_all_of_them_are(tmp_path):
     listing = source(table_folder(tmp_path, "file,class\n./b.png,0\na.png,2\n")).listing()
     assert (listing.keys, listing.labels.tolist()) == (["a.png", "b.png"], [2, 0])
     assert listing.class_names == ("0", "1", "2")
@@ -141,22 +141,25 @@ def test_a_parquet_table_keeps_the_names_of_its_classes(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.png,1\nb.png,2\n", "has the columns a.png, 1; expected one of file_name, .*Add a line of column names"),
-        ("file,weight\na.png,1\n", 'columns file, weight; expected one of label, .*images.format = "folder" to do'),
+        ("a.png,1\nb.png,2\n", "found the columns a.png, 1, expected one of file_name, .*Add a line of column names"),
+        ("file,weight\na.png,1\n", 'columns file, weight, expected one of label, .*images.format = "folder" to do'),
         ("file,label\na.png,\nb.png,1\n", "column label: found no label, expected integers from 0 or class names"),
         (
             "file,label\na.png,0.5\n",
-            "column label: found the label 0.5, a double, expected integers from 0 or class names",
+            "column label: found the label 0.5 of type double, expected integers from 0 or class names",
         ),
-        ("file,label\na.png,1\na.png,2\n", "found a.png twice, expected each file once; remove one"),
+        ("file,label\na.png,1\na.png,2\n", "found a.png twice, expected each file once. Remove one"),
         ("file,label\n", "found no rows, expected one for each image"),
-        ("file,label\na.png,1,2\n", "found what is no table .*expected .csv"),
-        ("file,label\nx.png,1\n", "names 1 of 1 files that are not in .*: x.png; expected names relative"),
-        ("file,label\na.png,1\na,1\nb,1\nc,2\nd,2\n", r"4 of 5 files .*: a, b, c, ... \(did you mean \"a.png\"\?\);"),
+        ("file,label\na.png,1,2\n", "found no readable table .*expected .csv"),
+        ("file,label\nx.png,1\n", "names 1 of 1 files that are not in .*: x.png, expected names relative"),
+        (
+            "file,label\na.png,1\na,1\nb,1\nc,2\nd,2\n",
+            r"4 of 5 files .*: a, b, c, ... \(did you mean \"a.png\"\?\),",
+        ),
         ("file,label\ndeep/b.png,1\n", r"1 of 1 .*: deep/b.png \(did you mean \"b.png\"\?\)"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_said(tmp_path, text, message):
+def test_errors_name_what_is_wrong_with_a_table(tmp_path, text, message):
     table_folder(tmp_path, text)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         source(tmp_path).listing()
@@ -170,7 +173,7 @@ def test_of_several_tables_one_must_be_chosen(tmp_path):
     assert source(tmp_path / "other.csv").listing().labels.tolist() == [3]
 
 
-def test_class_folders_beside_a_table_of_something_else_stay_class_folders(tmp_path):
+def test_class_folders_stay_class_folders_next_to_an_unrelated_table(tmp_path):
     write_class_folders(tmp_path, pictures(24))
     write(tmp_path / "notes.csv", b"who,when\nme,now\n")
     assert source(tmp_path).listing().class_names == CLASSES

@@ -1,4 +1,4 @@
-"""Data sets by their id on the Hugging Face hub: a server on this machine, spoken to by huggingface_hub itself."""
+"""Data sets by their id on the Hugging Face hub, read by huggingface_hub from a server on this machine."""
 
 import pytest
 from hub import hub  # noqa: F401
@@ -13,7 +13,7 @@ NAME = "someone/pictures"
 
 @pytest.fixture(autouse=True)
 def new_process():
-    """A process asks the hub once."""
+    """Forget downloads, which a process looks up once."""
     huggingface._download.cache_clear()
 
 
@@ -22,16 +22,16 @@ def config(path=NAME, **settings) -> ImagesConfig:
 
 
 def values(settings: ImagesConfig) -> list[int]:
-    """Greys of the sound images."""
+    """Return the grey values of the images that can be decoded."""
     source = open_source(settings)
     listing = source.listing()
-    images = source.read(listing.keys, listing.places)
+    images = source.read(listing.keys, listing.locations)
     return [value_of(image) for image in images if not isinstance(image, Exception)]
 
 
 @pytest.fixture
 def repository(hub, tmp_path):  # noqa: F811
-    """Forty pictures on the hub, four of them broken; twelve in an earlier version of it."""
+    """Return a hub with forty pictures, four of them broken, and twelve in an earlier version."""
     write_repository(tmp_path / "newest", pictures(40))
     write_repository(tmp_path / "earlier", pictures(60)[:12])
     hub.commit(NAME, tmp_path / "newest", "main")
@@ -39,7 +39,7 @@ def repository(hub, tmp_path):  # noqa: F811
     return hub
 
 
-def test_an_id_gives_what_a_copy_of_the_repository_gives(repository, tmp_path):
+def test_an_id_gives_the_same_images_as_a_copy_of_the_repository(repository, tmp_path):
     listing = open_source(config()).listing()
     copy = open_source(config(str(tmp_path / "newest"))).listing()
     assert (listing.digest, listing.keys, listing.class_names) == (copy.digest, copy.keys, CLASSES)
@@ -64,7 +64,7 @@ def test_a_revision_is_a_tag_a_branch_or_a_commit(repository, revision):
     assert values(config(f"{NAME}@{name}")) == [*range(10), 11]
 
 
-def test_names_of_classes_come_from_the_card_where_the_files_have_none(hub, tmp_path):  # noqa: F811
+def test_class_names_come_from_the_card_if_the_files_have_none(hub, tmp_path):  # noqa: F811
     import pyarrow.parquet as pq
 
     write_repository(tmp_path / "set", pictures(40))
@@ -84,7 +84,7 @@ def test_tar_shards_on_the_hub_are_read(hub, tmp_path):  # noqa: F811
     assert values(config(**settings)) == [picture.value for picture in pictures(40) if picture.value is not None]
 
 
-def test_without_a_network_the_earlier_download_serves(repository):
+def test_an_earlier_download_is_used_without_a_network(repository):
     expected = values(config())
     repository.stop()
     huggingface._download.cache_clear()
@@ -92,7 +92,7 @@ def test_without_a_network_the_earlier_download_serves(repository):
 
 
 def test_workers_read_the_version_that_was_listed(repository):
-    """Somebody else may push to the hub while a job runs."""
+    """Others may push to the hub while a job runs."""
     open_source(config(f"{NAME}@v1")).listing()
     repository.revisions[NAME, "v1"] = repository.revisions[NAME, "main"]
     listed = with_absolute_paths(config(f"{NAME}@v1"))
@@ -106,8 +106,8 @@ def test_without_network_and_download_the_error_says_so(repository):
     repository.stop()
     with pytest.raises(
         FileNotFoundError,
-        match=f"found no folder {NAME}, and the Hugging Face hub does not give a data set of this name "
-        r"\(ConnectError: .*\); expected a folder, or a hub id with a network .* copy its files here",
+        match=f"found no folder {NAME}, and no data set of this name could be fetched from the Hugging Face hub "
+        r"\(ConnectError: .*\), expected a folder, or a hub id and a network. .* copy its files here",
     ):
         open_source(config())
 
@@ -116,7 +116,7 @@ def test_without_network_and_download_the_error_says_so(repository):
     ("path", "reason"),
     [("someone/else", "RepositoryNotFoundError: .*404"), (f"{NAME}@v9", "RevisionNotFoundError: .*404")],
 )
-def test_what_is_not_on_the_hub_is_named(repository, path, reason):
+def test_the_error_names_what_is_not_on_the_hub(repository, path, reason):
     with pytest.raises(FileNotFoundError, match=rf"found no folder {path.partition('@')[0]}, .* \({reason}"):
         open_source(config(path))
 

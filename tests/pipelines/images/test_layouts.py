@@ -1,4 +1,4 @@
-"""Every layout of images, in every place it can lie in: the same keys, labels, pixels and reasons."""
+"""Every layout of images, on disk and in buckets, gives the same keys, labels, pixels and quarantine reasons."""
 
 import random
 import shutil
@@ -9,7 +9,7 @@ from pyarrow.fs import LocalFileSystem, copy_files
 
 from cluster import storage
 from pipelines.config.recipe import ImagesConfig
-from pipelines.images.decoding import reason
+from pipelines.images.decoding import quarantine_reason
 from pipelines.images.open import open_source
 
 COUNT = 40
@@ -17,8 +17,8 @@ SOUND = {picture.value for picture in pictures(COUNT) if picture.value is not No
 
 
 def contents(listing, images) -> list[tuple]:
-    """(key, class, grey or reason) of every image."""
-    shown = [reason(image) if isinstance(image, Exception) else value_of(image) for image in images]
+    """Return (key, class, grey or quarantine reason) of every image."""
+    shown = [quarantine_reason(image) if isinstance(image, Exception) else value_of(image) for image in images]
     return list(zip(listing.keys, [listing.class_names[label] for label in listing.labels], shown, strict=True))
 
 
@@ -34,7 +34,7 @@ def test_every_layout_gives_the_same_images_classes_and_reasons(layout):
     source = open_source(ImagesConfig(path=str(folder), **settings))
     listing = source.listing()
     assert len(listing) == len(set(listing.keys)) == COUNT and listing.class_names == CLASSES
-    found = contents(listing, source.read(listing.keys, listing.places))
+    found = contents(listing, source.read(listing.keys, listing.locations))
     assert {value for _, _, value in found if isinstance(value, int)} == SOUND and len(SOUND) == COUNT - 4
     assert all(CLASSES.index(name) == value % 3 for _, name, value in found if isinstance(value, int))
     assert sorted(value.partition(":")[0] for _, _, value in found if isinstance(value, str)) == [
@@ -45,28 +45,28 @@ def test_every_layout_gives_the_same_images_classes_and_reasons(layout):
     ]
 
 
-def test_images_are_read_in_any_order_and_without_their_places(layout):
+def test_images_are_read_in_any_order_and_without_their_locations(layout):
     folder, settings = layout
     source = open_source(ImagesConfig(path=str(folder), **settings))
     listing = source.listing()
-    expected = contents(listing, source.read(listing.keys, listing.places))
+    expected = contents(listing, source.read(listing.keys, listing.locations))
     order = random.Random(0).sample(range(COUNT), 20)
     fresh = open_source(ImagesConfig(path=str(folder), **settings))
-    places = None if listing.places is None else listing.places[order]
-    for given in (places, None):
+    locations = None if listing.locations is None else listing.locations[order]
+    for given in (locations, None):
         images = fresh.read([listing.keys[index] for index in order], given)
-        shown = [reason(image) if isinstance(image, Exception) else value_of(image) for image in images]
+        shown = [quarantine_reason(image) if isinstance(image, Exception) else value_of(image) for image in images]
         assert shown == [expected[index][2] for index in order]
 
 
 @pytest.mark.parametrize(
-    "place", [pytest.param("file", marks=pytest.mark.slow), "s3", pytest.param("gs", marks=pytest.mark.slow)]
+    "storage_kind", [pytest.param("file", marks=pytest.mark.slow), "s3", pytest.param("gs", marks=pytest.mark.slow)]
 )
-def test_a_bucket_or_uri_gives_what_the_disk_gives(layout, place, request, tmp_path):
+def test_buckets_and_uris_give_the_same_images_as_a_disk(layout, storage_kind, request, tmp_path):
     folder, settings = layout
-    if place == "file":
+    if storage_kind == "file":
         uri = folder.as_uri()
-    elif place == "s3":
+    elif storage_kind == "s3":
         uri = f"{request.getfixturevalue('s3_bucket')}/deep/set"
         filesystem, inner = storage.resolve(uri)
         copy_files(str(folder), inner, LocalFileSystem(), filesystem)
@@ -77,10 +77,10 @@ def test_a_bucket_or_uri_gives_what_the_disk_gives(layout, place, request, tmp_p
     here, there = (open_source(ImagesConfig(path=path, **settings)) for path in (str(folder), uri))
     expected, found = here.listing(), there.listing()
     assert type(here) is type(there) and found.digest == expected.digest
-    images = there.read(found.keys, found.places)
-    assert contents(found, images) == contents(expected, here.read(expected.keys, expected.places))
+    images = there.read(found.keys, found.locations)
+    assert contents(found, images) == contents(expected, here.read(expected.keys, expected.locations))
 
 
-def test_a_path_that_is_not_in_a_bucket_is_named(s3_bucket):
-    with pytest.raises(FileNotFoundError, match=f"images.path: nothing at {s3_bucket}/none; expected"):
+def test_the_error_names_a_missing_path_in_a_bucket(s3_bucket):
+    with pytest.raises(FileNotFoundError, match=f"images.path: found nothing at {s3_bucket}/none, expected"):
         open_source(ImagesConfig(path=f"{s3_bucket}/none"))

@@ -1,4 +1,4 @@
-"""WebDataset: samples in tar shards, listed from headers alone and read by a seek."""
+"""WebDataset: samples in tar shards are listed from headers alone and read by a seek."""
 
 import gzip
 import io
@@ -12,7 +12,7 @@ from pictures import encoded, square, value_of, write, write_tar
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.files import Files
 from pipelines.images.open import open_source
-from pipelines.images.tar import Blocks, _number, members
+from pipelines.images.tar import BlockReader, _parse_number, read_members
 
 PNG = [encoded(square(value)) for value in range(4)]
 
@@ -23,7 +23,7 @@ def source(path, **settings):
 
 def found_members(folder, name: str) -> list[tuple]:
     with Files(str(folder)).open(name) as file:
-        return [(member.name, member.offset, member.size) for member in members(Blocks(file, True))]
+        return [(member.name, member.offset, member.size) for member in read_members(BlockReader(file, True))]
 
 
 NAMES = st.text("ab/é.", min_size=1, max_size=120).map(lambda name: name.strip("/") or "a")
@@ -42,7 +42,7 @@ def test_headers_are_read_as_tarfile_reads_them(tmp_path_factory, files, kind):
     assert found_members(folder, "x.tar") == expected
 
 
-def test_folders_links_and_global_headers_in_a_tar_are_passed_over(tmp_path):
+def test_folders_links_and_global_headers_in_a_tar_are_skipped(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x"}) as archive:
         for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE):
             info = tarfile.TarInfo("somewhere")
@@ -58,7 +58,7 @@ def test_lengths_of_eight_gigabytes_and_more_are_binary_in_a_header():
     for number in (8**11, 2**40 + 5):
         info = tarfile.TarInfo("x")
         info.size = number
-        assert _number(info.tobuf(tarfile.GNU_FORMAT)[124:136]) == number
+        assert _parse_number(info.tobuf(tarfile.GNU_FORMAT)[124:136]) == number
 
 
 def test_samples_are_files_of_one_stem_in_the_order_of_the_tar(tmp_path):
@@ -68,19 +68,19 @@ def test_samples_are_files_of_one_stem_in_the_order_of_the_tar(tmp_path):
     listing = source(tmp_path / "set").listing()
     assert listing.keys == ["deep/y.tar/a", "x.tar/b/2", "x.tar/a"]
     assert (listing.labels.tolist(), listing.class_names) == ([3, 1, 0], ("0", "1", "2", "3"))
-    images = source(tmp_path / "set").read(listing.keys, listing.places)
+    images = source(tmp_path / "set").read(listing.keys, listing.locations)
     assert [value_of(image) for image in images] == [3, 2, 0]
     assert source(tmp_path / "set" / "x.tar").listing().keys == ["x.tar/b/2", "x.tar/a"]
     other = source(tmp_path / "set" / "deep", image_column="seg.png")
     assert [value_of(image) for image in other.read(other.listing().keys)] == [1]
 
 
-def test_an_image_is_read_by_a_seek_to_its_place(tmp_path):
+def test_an_image_is_read_by_a_seek_to_its_location(tmp_path):
     file = write_tar(tmp_path / "x.tar", {f"{value}.png": PNG[value] for value in range(4)})
     listing = source(tmp_path).listing()
-    offset, size = listing.places[2]
+    offset, size = listing.locations[2]
     write(file, bytes(offset) + file.read_bytes()[offset : offset + size])  # all else is gone
-    (image,) = source(tmp_path).read(listing.keys[2:3], listing.places[2:3])
+    (image,) = source(tmp_path).read(listing.keys[2:3], listing.locations[2:3])
     assert value_of(image) == 2
 
 
@@ -100,43 +100,45 @@ def test_labels_are_names_or_a_field_of_json(tmp_path):
     [
         ({"a.txt": b"x", "a.cls": b"1"}, "x.tar: found no images but cls, txt, expected samples such as 0001.jpg"),
         ({}, "x.tar: found no images but nothing"),
-        ({"a.png": PNG[0], "a.jpg": PNG[0]}, r"found 2 images in the sample a \(png, jpg\), expected one; set"),
+        ({"a.png": PNG[0], "a.jpg": PNG[0]}, r"found 2 images in the sample a \(png, jpg\), expected one. Set"),
         ({"a.png": PNG[0], "a.cls": b"1", "b.png": PNG[1]}, "found the sample b without a label among others"),
         ({"a.png": PNG[0], "a.PNG": PNG[0]}, "found a.PNG twice, expected each name once"),
-        ({"a.png": PNG[0], "a.json": b"{"}, "x.tar, sample a: found .* in its .json, expected JSON; correct it"),
+        ({"a.png": PNG[0], "a.json": b"{"}, "x.tar, sample a: found .* in its .json, expected JSON. Correct the file"),
         ({"a.png": PNG[0], "a.cls": b"-1"}, "found the label -1, expected integers from 0"),
         ({"a.png": PNG[0], "a.cls": b"1"} | {"b.png": PNG[0], "b.json": b'{"label": null}'}, "the sample b without"),
     ],
 )
-def test_what_is_wrong_with_a_tar_is_said(tmp_path, files, message):
+def test_errors_name_what_is_wrong_with_a_tar(tmp_path, files, message):
     write_tar(tmp_path / "x.tar", files)
     with pytest.raises(ValueError, match=message):
         source(tmp_path).listing()
 
 
 @pytest.mark.parametrize("kept", [700, 1024, 1100, 3000])
-def test_a_tar_that_was_cut_off_is_refused_wherever(tmp_path, kept):
+def test_a_truncated_tar_is_refused(tmp_path, kept):
     file = write_tar(tmp_path / "x.tar", {"a.png": PNG[0], "b.png": PNG[1]})
     assert len(PNG[0]) < 512  # so that both files end at 2048 bytes, where the end mark begins
     write(file, file.read_bytes()[:2048][:kept])
-    with pytest.raises(ValueError, match="x.tar: found .* expected a whole"):
+    with pytest.raises(ValueError, match="x.tar: found .* expected a complete"):
         source(tmp_path).listing()
 
 
-def test_a_compressed_tar_and_what_is_no_tar_are_refused(tmp_path):
+def test_compressed_tars_and_other_files_are_refused(tmp_path):
     file = write_tar(tmp_path / "x.tar", {"a.png": PNG[0]})
     write(file, gzip.compress(file.read_bytes()))
-    with pytest.raises(ValueError, match="found a file compressed by gzip, expected a plain tar, .*; unpack it"):
+    with pytest.raises(
+        ValueError, match="found a file compressed with gzip, expected an uncompressed tar, .* Decompress"
+    ):
         source(tmp_path).listing()
     write(file, b"plain text" * 100)
-    with pytest.raises(ValueError, match="found no tar header at byte 0, expected a whole"):
+    with pytest.raises(ValueError, match="found no tar header at byte 0, expected a complete"):
         source(tmp_path).listing()
     (tmp_path / "x.tar").unlink()
-    with pytest.raises(FileNotFoundError, match="no tar files in .*; expected files ending in .tar"):
+    with pytest.raises(FileNotFoundError, match="no tar files in .*, expected files ending in .tar"):
         source(tmp_path, format="webdataset").listing()
 
 
-def test_labels_in_one_shard_alone_are_refused(tmp_path):
+def test_labels_in_only_one_shard_are_refused(tmp_path):
     write_tar(tmp_path / "a.tar", {"a.png": PNG[0], "a.cls": b"1"})
     write_tar(tmp_path / "b.tar", {"a.png": PNG[0]})
     with pytest.raises(ValueError, match="b.tar and .*a.tar: found labels in one and none in the other"):

@@ -1,4 +1,4 @@
-"""ADM's .npz as a source of images: each read where it lies, whoever wrote the file."""
+"""ADM's .npz files as a source of images, by whatever program they were written."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_the_digest_changes_with_any_pixel(tmp_path):
     assert len(digests) == 2
 
 
-def test_a_file_in_a_bucket_is_read_by_its_parts(tmp_path, s3_bucket):  # noqa: F811
+def test_a_file_in_a_bucket_is_read_by_ranges(tmp_path, s3_bucket):  # noqa: F811
     np.savez(tmp_path / "samples.npz", IMAGES, LABELS)
     filesystem, inner = storage.resolve(s3_bucket)
     copy_files(str(tmp_path / "samples.npz"), f"{inner}/samples.npz", LocalFileSystem(), filesystem)
@@ -65,12 +65,12 @@ def test_a_file_in_a_bucket_is_read_by_its_parts(tmp_path, s3_bucket):  # noqa: 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"weights": np.zeros(3)}, "found weights.npy in .*, expected images under arr_0"),
+        ({"weights": np.zeros(3)}, "found weights.npy in .*, expected images in arr_0"),
         ({"arr_0": IMAGES / 255}, r"found arr_0 of float64 \(5, 6, 8, 3\) in .*expected uint8 \(N, H, W, 3\)"),
         ({"arr_0": IMAGES.transpose(0, 3, 1, 2)}, r"found arr_0 of uint8 \(5, 3, 6, 8\)"),
     ],
 )
-def test_what_holds_no_images_is_refused(tmp_path, arrays, message):
+def test_files_without_images_are_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "other.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         source(tmp_path / "other.npz").listing()
