@@ -1,52 +1,25 @@
-"""Encoding without Ray, for tests of everything but the graph: the same stations, one after the other."""
+"""Encode without Ray, for tests of everything but the graph: the same steps, one after the other."""
 
 import json
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from fakes import FakeContext
 from tiny import tiny_recipe
 
 from dit.autoencoder import LatentScale, create_autoencoder, save_autoencoder
 from pipelines import encode as job
 from pipelines.config.recipe import Recipe
-from pipelines.console import Progress, say
 from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.records import ShardRecord
 
 
-class Run:
-    """A tracking run that remembers."""
-
-    def __init__(self):
-        self.told = []
-
-    def metrics(self, metrics, step=0):
-        self.told.append((step, metrics))
-
-    def params(self, params):
-        pass
-
-    tag = input = lambda self, *args, **kwargs: None
-
-
-class Context:
-    """What the job needs of a StageContext. `kill_after`: raise KeyboardInterrupt after so many shards."""
+class Context(FakeContext):
+    """A context without Ray. `kill_after`: raise KeyboardInterrupt after this number of shards."""
 
     def __init__(self, kill_after=None):
-        self.kill_after, self.last_run = kill_after, Run()
-
-    @contextmanager
-    def run(self, stage, identity):
-        yield self.last_run
-
-    def progress(self, stage, *, total, unit, start=0):
-        return Progress(stage, total=total, unit=unit, start=start)
-
-    def say(self, stage, text):
-        say(stage, text)
-
-    def skipped(self, stage, what):
-        say(stage, f"finished already: {what}")
+        super().__init__()
+        self.kill_after = kill_after
 
 
 def autoencoder_folder(folder: Path) -> Path:
@@ -67,16 +40,14 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
 
 
 def encode_here(config: Recipe, monkeypatch, context: Context | None = None) -> LatentDataset:
-    """The job in this process; its graph is a loop."""
+    """Run the job in this process, with a loop in place of its graph."""
 
-    def one_after_the_other(config, context, shards, description):
-        read = job.ReadImages(config.images)
-        encode = job.EncodeImages(job.autoencoder_of(config).with_absolute_paths(), config.encode)
-        write = job.WriteShard(config.latents, description)
+    def encode_shards(context, shards, images, autoencoder, settings, write):
+        read, encode = job.ReadImages(images), job.EncodeImages(autoencoder.with_absolute_paths(), settings)
         for number, shard in enumerate(shards):
             if number == context.kill_after:
                 raise KeyboardInterrupt
-            yield json.loads(write(encode(read(shard.task())))["record"])
+            yield ShardRecord.from_json(json.loads(write(encode(read(shard.task())))["record"]))
 
-    monkeypatch.setattr(job, "encode_shards", one_after_the_other)
+    monkeypatch.setattr(job, "encode_shards", encode_shards)
     return job.encode(config, context=context or Context())

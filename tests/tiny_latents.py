@@ -5,14 +5,17 @@ import hashlib
 import numpy as np
 
 from pipelines.latents import schema
-from pipelines.latents.dataset import channel_sums, write_manifest
+from pipelines.latents.dataset import LatentDataset, write_manifest
+from pipelines.latents.records import QuarantinedImage, ShardRecord
+from pipelines.latents.schema import LatentDescription
+from pipelines.latents.statistics import channel_sums
 
 SHAPE = (4, 3, 5)
 AUTOENCODER = {"id": "here", "sha256": "ab", "latents_mean": [0.0, 0.0], "latents_std": [1.0, 1.0]}
 
 
-def description(flip=False, id="here", shape=SHAPE):
-    return schema.describe(
+def description(flip=False, id="here", shape=SHAPE) -> LatentDescription:
+    return LatentDescription(
         moments_shape=shape,
         flip=flip,
         autoencoder={**AUTOENCODER, "id": id},
@@ -37,17 +40,27 @@ def shard(moments, flip=False, first=0, **settings):
     return schema.parquet_bytes(table)
 
 
-def write_dataset(folder, parts, flip=False, quarantined=(), **settings):
+def make_record(index: int, moments: np.ndarray, data: bytes, quarantined=()) -> ShardRecord:
+    """The record of a shard whose Parquet file holds `data`."""
+    return ShardRecord(
+        file=f"part-{index:05d}.parquet",
+        listing="",
+        rows=len(moments),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        channels=channel_sums(moments),
+        quarantined=tuple(quarantined),
+    )
+
+
+def write_dataset(folder, parts, flip=False, quarantined=(), **settings) -> LatentDataset:
     folder.mkdir(parents=True, exist_ok=True)
     records, first = [], 0
     for index, moments in enumerate(parts):
         data = shard(moments, flip, first, **settings)
         first += len(moments)
         (folder / f"part-{index:05d}.parquet").write_bytes(data)
-        digest = hashlib.sha256(data).hexdigest()
-        record = {"file": f"part-{index:05d}.parquet", "rows": len(moments), "bytes": len(data), "sha256": digest}
-        records.append({**record, "channels": channel_sums(moments), "quarantined": []})
-    if records:
-        records[0]["quarantined"] = [{"key": key, "error": "bad"} for key in quarantined]
+        bad = tuple(QuarantinedImage(key, "bad") for key in quarantined) if index == 0 else ()
+        records.append(make_record(index, moments, data, bad))
     described = description(flip, shape=parts[0].shape[1:] if parts else SHAPE, **settings)
     return write_manifest(str(folder), described, {"seed": 0}, records, recipe={})

@@ -1,12 +1,12 @@
 """What a pipeline run of the tiny recipe leaves in MLflow and on storage, written without computing anything."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from mlflow_server import wait_until
 from tiny_checkpoint import tiny_output, write_checkpoint
+from tiny_latents import make_record
 
 from dit.autoencoder import describe_autoencoder
 from dit.checkpoint import Checkpoint
@@ -17,7 +17,8 @@ from pipelines.config.recipe import Recipe
 from pipelines.images.open import open_source
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import OURS
-from pipelines.latents.dataset import LatentDataset, channel_sums, write_manifest
+from pipelines.latents.dataset import LatentDataset, write_manifest
+from pipelines.latents.schema import LatentDescription
 from pipelines.scoring.log_report import log_report
 from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.report_files import save_report
@@ -70,7 +71,7 @@ def write_latents(config: Recipe) -> LatentDataset:
     """Write latents of noise instead of moments, described as encoded by the recipe's autoencoder."""
     described = describe_autoencoder(Path(config.folder(OURS)))
     listing, _ = open_source(config.images).listing().split(config.images.held_out)
-    description = schema.describe(
+    description = LatentDescription(
         moments_shape=(8, 8, 8),
         flip=False,
         autoencoder={"id": OURS, **described},
@@ -83,16 +84,8 @@ def write_latents(config: Recipe) -> LatentDataset:
     folder = Path(config.folder("latents"))
     folder.mkdir(parents=True)
     (folder / "part-00000.parquet").write_bytes(data)
-    record = {
-        "file": "part-00000.parquet",
-        "rows": len(listing),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "channels": channel_sums(moments),
-        "quarantined": [],
-    }
     identity = {"images": {"path": config.images.path, "digest": listing.digest}}
-    return write_manifest(str(folder), description, identity, [record], recipe=resolved(config))
+    return write_manifest(str(folder), description, identity, [make_record(0, moments, data)], recipe=resolved(config))
 
 
 def tell_evaluation(context: StageContext, config: Recipe, checkpoint: Checkpoint, value: float) -> EvaluationReport:

@@ -1,19 +1,20 @@
 """A tiny recipe with finished latents, and its training in this process or on Ray."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from tiny_encode import autoencoder_folder
+from tiny_latents import make_record
 
 from cluster import storage
 from dit.autoencoder import describe_autoencoder
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.reader import validate_recipe
 from pipelines.latents import schema
-from pipelines.latents.dataset import LatentDataset, channel_sums, write_manifest
+from pipelines.latents.dataset import LatentDataset, write_manifest
+from pipelines.latents.schema import LatentDescription
 from pipelines.training.loop import train_worker
 from pipelines.training.messages import Notice, Report, Saved
 from pipelines.training.settings import train_worker_settings
@@ -58,7 +59,7 @@ def write_latents(recipe, poisoned=(), latent_side=4):
     """Write random latents of three classes; poisoned rows are not finite."""
     shape = (8, latent_side, latent_side)
     autoencoder = {"id": recipe.autoencoder.id, **describe_autoencoder(Path(recipe.autoencoder.id))}
-    description = schema.describe(
+    description = LatentDescription(
         moments_shape=shape,
         flip=True,
         autoencoder=autoencoder,
@@ -68,15 +69,14 @@ def write_latents(recipe, poisoned=(), latent_side=4):
     rng, records = np.random.default_rng(0), []
     for index, first in enumerate(range(0, ROWS, SHARD_ROWS)):
         moments = rng.normal(size=(SHARD_ROWS, *shape)).astype("<f2")
-        sums = channel_sums(moments)
+        finite = moments.copy()
         for row in set(poisoned) & set(range(first, first + SHARD_ROWS)):
             moments[row - first, 0] = np.nan
         keys, labels = [f"image-{first + row}" for row in range(SHARD_ROWS)], np.arange(SHARD_ROWS) % 3
         table = schema.shard_table(schema.latent_schema(description), keys, labels, moments, moments[..., ::-1])
         data, name = schema.parquet_bytes(table), f"part-{index:05d}.parquet"
         storage.write_atomically(storage.join(recipe.latents, name), data)
-        record = {"file": name, "rows": SHARD_ROWS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        records.append({**record, "channels": sums, "quarantined": []})
+        records.append(make_record(index, finite, data))
     return write_manifest(recipe.latents, description, {"seed": 0}, records, recipe={})
 
 

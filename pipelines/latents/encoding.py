@@ -1,75 +1,122 @@
-"""Encoding images into moments: the three steps of a shard, and what identifies their result."""
+"""The three steps of a shard: read its images, encode them into moments, write its file."""
 
 import hashlib
 import json
 import math
-from dataclasses import asdict
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from pipelines.config.recipe import EncodeConfig, ImagesConfig, Recipe
-from pipelines.images.listing import Listing
+from pipelines.config.recipe import EncodeConfig, ImagesConfig
 from pipelines.images.preprocess import read_cropped
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle
-from pipelines.latents.dataset import channel_sums
-from pipelines.latents.shards import shard_name, write_shard
+from pipelines.latents.records import QuarantinedImage, ShardRecord
+from pipelines.latents.schema import LatentDescription
+from pipelines.latents.shards import ShardTask, shard_name, write_shard
+from pipelines.latents.statistics import channel_sums
 
 
-def bytes_in_flight(config: Recipe, description: dict) -> int:
-    """Of a shard's images and moments on their way between processes."""
-    moments = (
-        np.dtype(schema.MOMENTS_DTYPE).itemsize * math.prod(description["moments_shape"]) * (1 + config.encode.flip)
-    )
-    return config.encode.shard_rows * (3 * config.images.size**2 + moments)
+class ReadShard(TypedDict):
+    """A shard's images that could be used, as a row of Ray Data."""
+
+    shard: int
+    listing: str
+    keys: list[str]
+    labels: np.ndarray
+    """int32 (N,)."""
+    images: np.ndarray
+    """uint8 (N, size, size, 3)."""
+    errors: str
+    """JSON: keys of the other images, and why they cannot be used."""
+
+
+class EncodedShard(TypedDict):
+    """A shard's moments, as a row of Ray Data."""
+
+    shard: int
+    listing: str
+    keys: list[str]
+    labels: np.ndarray
+    moments: np.ndarray
+    """float16 (N, 2C, h, w)."""
+    moments_flip: np.ndarray
+    """The same of the horizontally flipped images; no rows unless encode.flip is set."""
+    errors: str
+
+
+class WrittenShard(TypedDict):
+    """A finished shard, as a row of Ray Data."""
+
+    record: str
+    """`ShardRecord` as JSON."""
+
+
+def bytes_in_flight(description: LatentDescription, shard_rows: int) -> int:
+    """Return the bytes of one shard's images and moments on their way between processes."""
+    moments = np.dtype(schema.MOMENTS_DTYPE).itemsize * math.prod(description.moments_shape) * (1 + description.flip)
+    return shard_rows * (3 * description.preprocessing["size"] ** 2 + moments)
 
 
 class ReadImages:
-    """keys -> images uint8 (N, size, size, 3), and the reason for each that could not be used."""
+    """Read and crop the images of a shard."""
 
     def __init__(self, images: ImagesConfig):
         self.images = images
 
-    def __call__(self, row: dict) -> dict:
-        images, good, errors = read_cropped(self.images, row["keys"], row.get("locations"))
+    def __call__(self, row: ShardTask) -> ReadShard:
+        images, positions, errors = read_cropped(self.images, row["keys"], row.get("locations"))
         return {
             "shard": row["shard"],
             "listing": row["listing"],
-            "keys": [row["keys"][position] for position in good],
-            "labels": np.asarray(row["labels"], np.int32)[good],
+            "keys": [row["keys"][position] for position in positions],
+            "labels": np.asarray(row["labels"], np.int32)[positions],
             "images": images,
             "errors": json.dumps(errors),
         }
 
 
 class EncodeImages:
-    """images -> moments (and those of the mirrored images), on one device."""
+    """Encode images, and their horizontal flips if encode.flip is set, into moments on one device."""
 
-    def __init__(self, autoencoder: AutoencoderHandle, config: EncodeConfig):
+    def __init__(self, autoencoder: AutoencoderHandle, settings: EncodeConfig):
         import torch
 
         from dit.autoencoder import MEMORY_FORMATS, Autoencoder
 
-        torch.set_num_threads(config.cpus_per_worker)
-        self.batch_size = config.batch_size
-        self.flip = config.flip
-        self.device = "cuda" if config.gpus_per_worker else "cpu"
-        self.memory_format = MEMORY_FORMATS[config.memory_format]
+        torch.set_num_threads(settings.cpus_per_worker)
+        self.batch_size = settings.batch_size
+        self.flip = settings.flip
+        self.device = "cuda" if settings.gpus_per_worker else "cpu"
+        self.memory_format = MEMORY_FORMATS[settings.memory_format]
         self.autoencoder = Autoencoder.load(
-            autoencoder.folder(), self.device, getattr(torch, config.dtype), self.memory_format
+            autoencoder.folder(), self.device, getattr(torch, settings.dtype), self.memory_format
         )
-        if config.compile:
+        if settings.compile:
             self.autoencoder.module.encoder.compile()
 
-    def __call__(self, row: dict) -> dict:
-        images = row.pop("images")
-        row["moments"] = self.encode(images)
-        row["moments_flip"] = self.encode(images[:, :, ::-1]) if self.flip else row["moments"][:0]
-        return row
+    def __call__(self, row: ReadShard) -> EncodedShard:
+        moments, moments_flip = self.encode_with_flip(row["images"])
+        return {
+            "shard": row["shard"],
+            "listing": row["listing"],
+            "keys": row["keys"],
+            "labels": row["labels"],
+            "moments": moments,
+            "moments_flip": moments_flip,
+            "errors": row["errors"],
+        }
+
+    def encode_with_flip(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the moments of images, and those of their horizontal flips: no rows unless encode.flip is set.
+
+        images: uint8 (N, H, W, 3). Moments: float16 (N, 2C, h, w).
+        """
+        moments = self.encode(images)
+        return moments, self.encode(images[:, :, ::-1]) if self.flip else moments[:0]
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (N, H, W, 3) -> float16 (N, 2C, h, w); infinite where the moments do not fit."""
+        """Encode images uint8 (N, H, W, 3) into moments float16 (N, 2C, h, w); infinite if beyond float16's range."""
         import torch
 
         from dit.autoencoder import images_from_uint8
@@ -86,18 +133,18 @@ class EncodeImages:
 
 
 class WriteShard:
-    """moments -> part-00000.parquet and then its record, each whole or not there."""
+    """Write a shard's Parquet file and then its record, each atomically."""
 
-    def __init__(self, folder: str, description: dict[str, Any]):
+    def __init__(self, folder: str, description: LatentDescription):
         self.folder = folder
         self.description = description
 
-    def __call__(self, row: dict) -> dict:
+    def __call__(self, row: EncodedShard) -> WrittenShard:
         errors = json.loads(row["errors"])
-        moments, flipped = row["moments"], row["moments_flip"]
+        moments, moments_flip = row["moments"], row["moments_flip"]
         fits = np.isfinite(moments).all(axis=(1, 2, 3))
-        if self.description["flip"]:
-            fits &= np.isfinite(flipped).all(axis=(1, 2, 3))
+        if self.description.flip:
+            fits &= np.isfinite(moments_flip).all(axis=(1, 2, 3))
         errors |= {row["keys"][i]: "moments do not fit float16" for i in np.flatnonzero(~fits)}
         keys = [row["keys"][i] for i in np.flatnonzero(fits)]
         table = schema.shard_table(
@@ -105,48 +152,17 @@ class WriteShard:
             keys,
             np.asarray(row["labels"])[fits],
             moments[fits],
-            flipped[fits] if self.description["flip"] else None,
+            moments_flip[fits] if self.description.flip else None,
         )
         data = schema.parquet_bytes(table)
-        record: dict[str, Any] = {
-            "file": shard_name(row["shard"]),
-            "listing": row["listing"],
-            "rows": len(keys),
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "channels": channel_sums(moments[fits]),
-            "quarantined": [{"key": key, "error": error} for key, error in errors.items()],
-        }
+        record = ShardRecord(
+            file=shard_name(row["shard"]),
+            listing=row["listing"],
+            rows=len(keys),
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            channels=channel_sums(moments[fits]),
+            quarantined=tuple(QuarantinedImage(key, error) for key, error in errors.items()),
+        )
         write_shard(self.folder, row["shard"], data, record)
-        return {"record": json.dumps(record)}
-
-
-def encode_identity(config: Recipe, listing: Listing, autoencoder: dict) -> dict:
-    """What the latents depend on: change any of it, and they are made anew."""
-    settings = {name: getattr(config.encode, name) for name in ("flip", "shard_rows", "dtype")}
-    # Named where they differ only: latents made before there was a choice stay valid, to the bit.
-    for name, usual in (("memory_format", "channels_last"), ("compile", False)):
-        if getattr(config.encode, name) != usual:
-            settings[name] = getattr(config.encode, name)
-    return {
-        "images": {"digest": listing.digest, "count": len(listing), **preprocessing(config)},
-        "autoencoder": {"sha256": autoencoder["sha256"]},
-        "encode": settings,
-    }
-
-
-def preprocessing(config: Recipe) -> dict:
-    """How images are cropped, as artifacts record it."""
-    return {name: value for name, value in asdict(config.images).items() if name in ("size", "crop")}
-
-
-def describe_latents(config: Recipe, listing: Listing, autoencoder: dict) -> dict:
-    """What the latents say of themselves."""
-    side = config.images.size // autoencoder["downsample"]
-    return schema.describe(
-        moments_shape=(2 * autoencoder["latent_channels"], side, side),
-        flip=config.encode.flip,
-        autoencoder=autoencoder,
-        preprocessing=preprocessing(config),
-        class_names=listing.class_names,
-    )
+        return {"record": json.dumps(record.to_json())}

@@ -1,43 +1,60 @@
-"""Images that could not be used: nothing is dropped in silence, and too many of them stop the job."""
+"""Images that could not be used: they are listed with reasons, and too many of them stop the job."""
+
+from collections.abc import Sequence
 
 from cluster import storage
 from pipelines.latents import schema
+from pipelines.latents.records import QuarantinedImage
+from raydit.errors import InvalidInput
 
 QUARANTINE = "quarantine.parquet"
 ALWAYS_ALLOWED = 10
-"""Unusable images that stop no job, however few images there are, unless none at all are allowed."""
+"""Unusable images that never stop a job, however few images there are, unless encode.max_quarantined is 0."""
 EXAMPLES = 3
+"""Unusable images that the error names."""
 
 
-def write_quarantine(path: str, entries: list[dict]) -> None:
-    """Write {"key", "error"} of every unusable image, also where there are none."""
+def write_quarantine(path: str, images: Sequence[QuarantinedImage]) -> None:
+    """Write the key and error of every unusable image; an empty table if there are none."""
     import pyarrow as pa
 
-    columns = {name: pa.array([entry[name] for entry in entries], pa.string()) for name in ("key", "error")}
+    columns = {name: pa.array([getattr(image, name) for image in images], pa.string()) for name in ("key", "error")}
     storage.write_atomically(path, schema.parquet_bytes(pa.table(columns)))
 
 
+def read_quarantine(path: str) -> list[QuarantinedImage]:
+    """Return the images that `write_quarantine` wrote to a path or URI."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(pa.BufferReader(storage.read_bytes(path))).to_pylist()
+    return [QuarantinedImage(**row) for row in rows]
+
+
 class QuarantineLimit:
-    """Collects unusable images, and stops the job as soon as nothing that may follow can make them few enough."""
+    """Counts unusable images, and stops the job as soon as there are more than allowed.
+
+    folder: path or URI of the latents. share: encode.max_quarantined. num_images: all images of the data set.
+    """
 
     def __init__(self, folder: str, share: float, num_images: int):
         self.folder, self.share, self.num_images = folder, share, num_images
         allowed = max(ALWAYS_ALLOWED, int(share * num_images)) if share else 0
-        # A job of which nothing at all is usable has failed, however few images it has.
+        # A job without a single usable image has failed, however few images it has.
         self.allowed = min(allowed, num_images - 1)
-        self.entries: list[dict] = []
+        self.images: list[QuarantinedImage] = []
 
-    def add(self, entries: list[dict]) -> None:
-        """Count further ones. Raises ValueError with examples if they are too many, all of them written down."""
-        self.entries += entries
-        if len(self.entries) <= self.allowed:
+    def add(self, images: Sequence[QuarantinedImage]) -> None:
+        """Count further unusable images. Raises InvalidInput if they are too many, after writing the list of them."""
+        self.images += images
+        if len(self.images) <= self.allowed:
             return
         path = storage.join(self.folder, QUARANTINE)
-        write_quarantine(path, self.entries)
-        examples = "; ".join(f"{entry['key']} ({entry['error']})" for entry in self.entries[:EXAMPLES])
-        raise ValueError(
-            f"found {len(self.entries):,} unusable images among {self.num_images:,}, expected at most "
-            f"{self.allowed:,} (encode.max_quarantined = {self.share:g}), such as {examples}. See "
-            f"{path} for all so far; mend or remove them, or raise encode.max_quarantined and go "
-            "on: finished shards are kept"
+        write_quarantine(path, self.images)
+        examples = "; ".join(f"{image.key} ({image.error})" for image in self.images[:EXAMPLES])
+        raise InvalidInput(
+            f"images.path: found {len(self.images):,} unusable images among {self.num_images:,}, such as {examples}",
+            f"at most {self.allowed:,} (encode.max_quarantined = {self.share:g})",
+            f"see {path} for all of them so far. Repair or remove them, or raise encode.max_quarantined, and run the "
+            "command again: finished shards are kept",
         )

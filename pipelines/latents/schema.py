@@ -1,10 +1,12 @@
-"""The latent table: columns, types and metadata of the Parquet files that hold moments.
+"""The format of latent shards: columns, types and metadata of the Parquet files that hold moments.
 
 Readable without raydit: `np.frombuffer(row["moments"], "<f2").reshape(2 * C, H, W)`.
 """
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,48 +16,84 @@ if TYPE_CHECKING:
 FORMAT = "raydit.latents"
 VERSION = 1
 METADATA_KEY = b"raydit"
+"""Key of the Parquet metadata under which every shard holds its `LatentDescription` as JSON."""
 KEY, LABEL, MOMENTS, MOMENTS_FLIP = "key", "label", "moments", "moments_flip"
+"""Names of the columns."""
 MOMENTS_DTYPE = "<f2"
-"""float16, little-endian: enough for moments, whose range is checked before the cast."""
+"""float16, little-endian: precise enough for moments, whose range is checked before the cast."""
 
 
-def latent_schema(description: dict) -> "pa.Schema":
-    """Arrow schema of one shard; `description` (see `describe`) becomes its metadata."""
+@dataclass(frozen=True, kw_only=True)
+class LatentDescription:
+    """What every shard and the manifest record about the latents."""
+
+    moments_shape: tuple[int, int, int]
+    """(2C, H, W)"""
+    flip: bool
+    """Whether the moments of horizontally flipped images are stored too."""
+    autoencoder: dict[str, Any]
+    """`AutoencoderHandle.describe` of the autoencoder that encoded the images."""
+    preprocessing: dict[str, Any]
+    """Size and crop of the images."""
+    class_names: tuple[str, ...]
+    moments_dtype: str = MOMENTS_DTYPE
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the description as shards and manifest hold it."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "moments_shape": list(self.moments_shape),
+            "moments_dtype": self.moments_dtype,
+            "flip": self.flip,
+            "autoencoder": self.autoencoder,
+            "preprocessing": self.preprocessing,
+            "class_names": list(self.class_names),
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "LatentDescription":
+        """Read the description from a manifest, or from the metadata of a shard."""
+        channels, height, width = record["moments_shape"]
+        return cls(
+            moments_shape=(channels, height, width),
+            moments_dtype=record["moments_dtype"],
+            flip=record["flip"],
+            autoencoder=record["autoencoder"],
+            preprocessing=record["preprocessing"],
+            class_names=tuple(record["class_names"]),
+        )
+
+
+def latent_schema(description: LatentDescription) -> "pa.Schema":
+    """Return the Arrow schema of a shard, with its description as metadata."""
     import pyarrow as pa
 
-    moments = pa.binary(int(np.prod(description["moments_shape"])) * np.dtype(MOMENTS_DTYPE).itemsize)
+    moments = pa.binary(int(np.prod(description.moments_shape)) * np.dtype(MOMENTS_DTYPE).itemsize)
     fields = [(KEY, pa.string()), (LABEL, pa.int32()), (MOMENTS, moments)]
-    if description["flip"]:
+    if description.flip:
         fields.append((MOMENTS_FLIP, moments))
-    return pa.schema(fields, metadata={METADATA_KEY: json.dumps(description, sort_keys=True)})
+    return pa.schema(fields, metadata={METADATA_KEY: json.dumps(description.to_json(), sort_keys=True)})
 
 
-def describe(*, moments_shape: tuple, flip: bool, autoencoder: dict, preprocessing: dict, class_names) -> dict:
-    """What every shard and the manifest say of themselves."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "moments_shape": list(moments_shape),
-        "moments_dtype": MOMENTS_DTYPE,
-        "flip": flip,
-        "autoencoder": autoencoder,
-        "preprocessing": preprocessing,
-        "class_names": list(class_names),
-    }
-
-
-def shard_table(schema: "pa.Schema", keys, labels, moments: np.ndarray, flipped: np.ndarray | None) -> "pa.Table":
-    """One shard: moments and flipped are float16 (N, 2C, H, W)."""
+def shard_table(
+    schema: "pa.Schema",
+    keys: Sequence[str],
+    labels: np.ndarray,
+    moments: np.ndarray,
+    moments_flip: np.ndarray | None,
+) -> "pa.Table":
+    """Return the table of one shard. labels: int32 (N,). moments, moments_flip: float16 (N, 2C, H, W)."""
     import pyarrow as pa
 
     width = schema.field(MOMENTS).type.byte_width
-    columns = [pa.array(keys, pa.string()), pa.array(labels, pa.int32()), _binary(moments, width)]
-    if flipped is not None:
-        columns.append(_binary(flipped, width))
+    columns = [pa.array(keys, pa.string()), pa.array(labels, pa.int32()), _binary_column(moments, width)]
+    if moments_flip is not None:
+        columns.append(_binary_column(moments_flip, width))
     return pa.table(columns, schema=schema)
 
 
-def _binary(moments: np.ndarray, width: int) -> "pa.Array":
+def _binary_column(moments: np.ndarray, width: int) -> "pa.Array":
     import pyarrow as pa
 
     data = np.ascontiguousarray(moments, dtype=MOMENTS_DTYPE)
@@ -63,7 +101,7 @@ def _binary(moments: np.ndarray, width: int) -> "pa.Array":
 
 
 def parquet_bytes(table: "pa.Table") -> bytes:
-    """The table as a Parquet file: no compression and no dictionary, which random bytes only slow down."""
+    """Return a table as a Parquet file, without compression and dictionaries, which only slow down random bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -72,8 +110,8 @@ def parquet_bytes(table: "pa.Table") -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def moments_array(column: "pa.ChunkedArray", shape: tuple[int, ...]) -> np.ndarray:
-    """A moments column -> float16 (N, 2C, H, W), without a copy where it is one chunk."""
+def moments_array(column: "pa.ChunkedArray", shape: Sequence[int]) -> np.ndarray:
+    """Return a column of moments as float16 (N, *shape), without a copy if it has one chunk. shape: (2C, H, W)."""
     chunks = [
         np.frombuffer(chunk.buffers()[1], MOMENTS_DTYPE).reshape(-1, *shape)[chunk.offset : chunk.offset + len(chunk)]
         for chunk in column.chunks

@@ -1,197 +1,208 @@
-"""Is a latent data set what its manifest says: `raydit latents verify`."""
+"""`raydit latents verify`: check that a latent data set is what its manifest says."""
 
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cluster import storage
 from cluster.doctor import Check
 from pipelines.latents import schema
-from pipelines.latents.dataset import MANIFEST, LatentDataset, channel_statistics, channel_sums, fingerprint_of
+from pipelines.latents.dataset import MANIFEST, LatentDataset, fingerprint_of
+from pipelines.latents.records import ShardEntry
+from pipelines.latents.samples import (
+    decode_moments,
+    encode_images,
+    evenly_spaced,
+    load_autoencoder,
+    read_images,
+    read_rows,
+    to_tensor,
+)
 from pipelines.latents.shards import shard_files
-from pipelines.latents.show import decode, encode, load_autoencoder, read_images, read_rows, spaced, tensor
+from pipelines.latents.statistics import ChannelSums, channel_statistics, channel_sums
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-AGREE = 0.1
-"""How far stored moments may be from those made now, over their deviation: bfloat16 stays below, a wrong image not."""
-COPY_AGAIN = f"copy it again, or delete {MANIFEST} and run `raydit encode`, which makes it anew"
-NOT_OURS = f"something else wrote it: delete {MANIFEST} and run `raydit encode`"
+MAX_DISTANCE = 0.1
+"""Largest `relative_distance` between stored moments and those encoded now; bfloat16 is below, a wrong image above."""
+COPY_AGAIN = f"copy it again, or delete {MANIFEST} and run `raydit encode`, which makes it again"
+ENCODE_AGAIN = f"another program wrote it: delete {MANIFEST} and run `raydit encode`"
 TOPICS = ("digests", "schema", "keys", "ranges", "counts", "statistics", "fingerprint")
 
 
 @dataclass
 class Findings:
-    """What was wrong, by topic, and what the shards hold; filled while they are read one after the other."""
+    """What was wrong, and what the shards hold; filled while they are read one after the other."""
 
     wrong: list[Check] = field(default_factory=list)
-    read: int = 0
-    """Shards whose rows could be looked at."""
+    num_read: int = 0
+    """Number of shards whose rows could be checked."""
     keys: set[str] = field(default_factory=set)
-    sums: list[dict] = field(default_factory=list)
+    """Keys of all rows so far."""
+    sums: list[ChannelSums] = field(default_factory=list)
+    """Channel sums of each shard so far."""
 
-    def add(self, topic: str, found: str, do: str = NOT_OURS) -> None:
+    def add(self, topic: str, found: str, do: str = ENCODE_AGAIN) -> None:
+        """Record something wrong under one of TOPICS."""
         self.wrong.append(Check(topic, False, found, do))
 
 
 def verify(dataset: LatentDataset, *, sample: int = 64) -> Iterator[Check]:
-    """Compare a data set with its manifest and with itself: a line for each topic, or for each thing wrong with it.
+    """Compare a data set with its manifest and with itself. Yields a check for each topic, or for each thing wrong.
 
-    Reads every byte. sample: rows whose moments are made once more, where autoencoder and images are at hand.
+    Reads every byte. sample: number of rows whose moments are encoded again, if autoencoder and images are available.
     """
-    findings, manifest = Findings(), dataset.manifest
-    for shard in manifest["shards"]:
-        if (table := read_whole(dataset, shard, findings)) is not None:
-            look_at_rows(dataset, shard, table, findings)
-    look_at_strays(dataset, findings)
-    look_at_counts(dataset, findings)
-    look_at_statistics(dataset, findings)
-    if (expected := fingerprint_of(description_of(manifest), manifest["shards"])) != dataset.fingerprint:
+    findings = Findings()
+    for shard in dataset.shards:
+        if (table := check_file(dataset, shard, findings)) is not None:
+            check_rows(dataset, shard, table, findings)
+    check_strays(dataset, findings)
+    check_counts(dataset, findings)
+    check_statistics(dataset, findings)
+    if (expected := fingerprint_of(dataset.description, dataset.shards)) != dataset.fingerprint:
         findings.add("fingerprint", f"found {dataset.fingerprint[:12]}, the content's is {expected[:12]}")
     for topic in TOPICS:
         wrong = [check for check in findings.wrong if check.name == topic]
-        yield from wrong or [Check(topic, True, _all_well(topic, dataset, findings))]
+        yield from wrong or [Check(topic, True, _summarize(topic, dataset, findings))]
     yield check_images(dataset, sample)
 
 
-def read_whole(dataset: LatentDataset, shard: dict, findings: Findings) -> "pa.Table | None":
-    """The table of a shard if the file is the one that the manifest names, and a latent table."""
+def check_file(dataset: LatentDataset, shard: ShardEntry, findings: Findings) -> "pa.Table | None":
+    """Return the table of a shard, or None unless the file has the manifest's digest and the right columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    name = shard["file"]
     try:
-        data = storage.read_bytes(storage.join(dataset.path, name))
+        data = storage.read_bytes(storage.join(dataset.path, shard.file))
     except FileNotFoundError:
-        findings.add("digests", f"{name} is not there", COPY_AGAIN)
+        findings.add("digests", f"{shard.file} is missing", COPY_AGAIN)
         return None
     found = f"{len(data):,} bytes with sha256 {(digest := hashlib.sha256(data).hexdigest())[:12]}"
-    if digest != shard["sha256"]:
-        expected = f"{shard['bytes']:,} with {shard['sha256'][:12]}"
-        findings.add("digests", f"{name}: found {found}, expected {expected}", COPY_AGAIN)
+    if digest != shard.sha256:
+        expected = f"{shard.bytes:,} with {shard.sha256[:12]}"
+        findings.add("digests", f"{shard.file}: found {found}, expected {expected}", COPY_AGAIN)
         return None
     table = pq.read_table(pa.BufferReader(data))
-    columns = schema.latent_schema(description_of(dataset.manifest))
+    columns = schema.latent_schema(dataset.description)
     if not table.schema.equals(columns):
         found, expected = (", ".join(f"{f.name} {f.type}" for f in each) for each in (table.schema, columns))
-        findings.add("schema", f"{name}: found {found}; expected {expected}")
+        findings.add("schema", f"{shard.file}: found {found}; expected {expected}")
         return None
-    if content_of(table.schema) != content_of(columns):
-        findings.add("schema", f"{name}: what it says of itself is not what the manifest says")
+    if _description_in(table.schema) != _description_in(columns):
+        findings.add("schema", f"{shard.file}: its description differs from the manifest's")
     return table
 
 
-def look_at_rows(dataset: LatentDataset, shard: dict, table: "pa.Table", findings: Findings) -> None:
-    """Number of rows, keys, labels and moments of one shard."""
-    file, findings.read = shard["file"], findings.read + 1
-    if table.num_rows != shard["rows"]:
-        findings.add("counts", f"{file}: found {table.num_rows} rows, expected {shard['rows']}")
+def check_rows(dataset: LatentDataset, shard: ShardEntry, table: "pa.Table", findings: Findings) -> None:
+    """Check the number of rows, the keys, labels and moments of one shard."""
+    findings.num_read += 1
+    if table.num_rows != shard.rows:
+        findings.add("counts", f"{shard.file}: found {table.num_rows} rows, expected {shard.rows}")
     for key in table.column(schema.KEY).to_pylist():
         if key in findings.keys:
-            findings.add("keys", f"{file}: {key!r} has a row already")
+            findings.add("keys", f"{shard.file}: {key!r} already has a row")
         findings.keys.add(key)
     labels, classes = table.column(schema.LABEL).to_numpy(), max(1, len(dataset.class_names))
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        findings.add("ranges", f"{file}: labels from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+        span = f"labels from {labels.min()} to {labels.max()}"
+        findings.add("ranges", f"{shard.file}: {span}, expected 0 to {classes - 1}")
     for name in table.column_names:
         if name not in (schema.MOMENTS, schema.MOMENTS_FLIP):
             continue
-        moments = schema.moments_array(table.column(name), tuple(dataset.manifest["moments_shape"]))
+        moments = schema.moments_array(table.column(name), dataset.moments_shape)
         if bad := int((~np.isfinite(moments).all(axis=(1, 2, 3))).sum()):
-            findings.add("ranges", f"{file}: {bad} rows of {name} hold infinity or NaN")
+            findings.add("ranges", f"{shard.file}: {bad} rows of {name} hold infinity or NaN")
         if name == schema.MOMENTS:
             findings.sums.append(channel_sums(moments))
 
 
-def look_at_strays(dataset: LatentDataset, findings: Findings) -> None:
-    """Files that look like shards and are none: `part-*.parquet` in another tool would read them."""
-    known = {shard["file"] for shard in dataset.manifest["shards"]}
-    for stray in sorted(set(shard_files(dataset.path)) - known):
-        findings.add("digests", f"{stray} is not in the manifest", "run `raydit encode`, which finishes, or remove it")
+def check_strays(dataset: LatentDataset, findings: Findings) -> None:
+    """Find files that look like shards but are not listed; other tools would read them as `part-*.parquet`."""
+    listed = {shard.file for shard in dataset.shards}
+    for stray in sorted(set(shard_files(dataset.path)) - listed):
+        findings.add("digests", f"{stray} is not in the manifest", "run `raydit encode` to finish, or remove it")
 
 
-def look_at_counts(dataset: LatentDataset, findings: Findings) -> None:
-    """rows + quarantined = images found, and no image is in both."""
-    manifest, found = dataset.manifest, dataset.manifest["identity"]["images"]["count"]
-    rows = sum(shard["rows"] for shard in manifest["shards"])
+def check_counts(dataset: LatentDataset, findings: Findings) -> None:
+    """Check that rows + quarantined = images found, and that no image is in both."""
+    found = dataset.identity["images"]["count"]
+    rows = sum(shard.rows for shard in dataset.shards)
     try:
-        quarantined = dataset.quarantined()
+        quarantined = dataset.read_quarantine()
     except (OSError, ValueError) as error:
         return findings.add("counts", f"quarantine.parquet cannot be read: {error}", COPY_AGAIN)
-    if rows != manifest["rows"] or len(quarantined) != manifest["quarantined"]:
+    if rows != len(dataset) or len(quarantined) != dataset.num_quarantined:
         findings.add(
             "counts",
-            f"found {rows} rows and {len(quarantined)} quarantined, the manifest says {manifest['rows']} and "
-            f"{manifest['quarantined']}",
+            f"found {rows} rows and {len(quarantined)} quarantined, the manifest says {len(dataset)} and "
+            f"{dataset.num_quarantined}",
         )
     if rows + len(quarantined) != found:
         findings.add("counts", f"{rows} rows and {len(quarantined)} quarantined, but {found} images were found")
-    for entry in quarantined:
-        if entry["key"] in findings.keys:
-            findings.add("counts", f"{entry['key']} has a row and is quarantined")
+    for image in quarantined:
+        if image.key in findings.keys:
+            findings.add("counts", f"{image.key} has a row and is quarantined")
 
 
-def look_at_statistics(dataset: LatentDataset, findings: Findings) -> None:
-    """Mean and deviation of the channels, made once more from the rows."""
-    if findings.read < len(dataset.manifest["shards"]):
+def check_statistics(dataset: LatentDataset, findings: Findings) -> None:
+    """Compare the recorded mean and standard deviation of the channels with those of the rows."""
+    if findings.num_read < len(dataset.shards):
         return
     for name, values in channel_statistics(findings.sums).items():
-        if not np.allclose(values, dataset.manifest[name], rtol=1e-6, atol=1e-9):
-            findings.add("statistics", f"{name}: found {dataset.manifest[name]}, the rows have {values}")
-
-
-def _all_well(topic: str, dataset: LatentDataset, findings: Findings) -> str:
-    """What is said of a topic with nothing wrong."""
-    manifest, shards = dataset.manifest, len(dataset.manifest["shards"])
-    looked = f" in {findings.read} of {shards} shards" if findings.read < shards else ""
-    return {
-        "digests": f"{shards} shards, {dataset.num_bytes / 2**20:.1f} MiB, each as the manifest says",
-        "schema": f"format version {manifest['version']}, moments {tuple(manifest['moments_shape'])}{looked}",
-        "keys": f"{len(findings.keys):,}, no two alike{looked}",
-        "ranges": f"labels below {max(1, len(dataset.class_names))}, moments finite{looked}",
-        "counts": f"{len(dataset):,} rows + {manifest['quarantined']} quarantined = images found",
-        "statistics": "not compared: rows are missing" if looked else "mean and deviation are those of the rows",
-        "fingerprint": dataset.fingerprint[:12],
-    }[topic]
-
-
-def description_of(manifest: dict) -> dict:
-    """The part of a manifest that every shard repeats."""
-    names = ("format", "version", "moments_shape", "moments_dtype", "flip")
-    return {name: manifest[name] for name in (*names, "autoencoder", "preprocessing", "class_names")}
-
-
-def content_of(arrow_schema) -> dict:
-    """What a shard says of itself, but for where its autoencoder was loaded from."""
-    description = json.loads(arrow_schema.metadata.get(schema.METADATA_KEY, b"{}"))
-    autoencoder = {name: value for name, value in description.get("autoencoder", {}).items() if name != "id"}
-    return {**description, "autoencoder": autoencoder}
+        recorded = dataset.statistics[name]
+        if not np.allclose(values, recorded, rtol=1e-6, atol=1e-9):
+            findings.add("statistics", f"{name}: found {recorded}, the rows have {values}")
 
 
 def check_images(dataset: LatentDataset, count: int) -> Check:
-    """Decode a sample of rows beside their images, and make the rows' moments once more."""
+    """Compare a sample of rows with their images: decode the rows, and encode the images again."""
     try:
-        rows = read_rows(dataset, spaced(len(dataset), count))
+        rows = read_rows(dataset, evenly_spaced(len(dataset), count))
         autoencoder, images = load_autoencoder(dataset, download=False), read_images(dataset, rows.keys)
     except (ValueError, OSError) as error:
         return Check("images", True, f"not compared: {str(error).splitlines()[0]}")
     from dit.autoencoder import psnr
 
-    decibel = psnr(tensor(images), tensor(decode(autoencoder, rows.moments)))
-    distances = [distance(rows.moments, encode(autoencoder, images))]
+    decibel = psnr(to_tensor(images), to_tensor(decode_moments(autoencoder, rows.moments)))
+    distances = [relative_distance(rows.moments, encode_images(autoencoder, images))]
     if rows.moments_flip is not None:
-        distances.append(distance(rows.moments_flip, encode(autoencoder, images[:, :, ::-1])))
-    found = f"{len(images)} rows decode to {decibel:.1f} dB; moments made now differ by {max(distances):.2%}"
-    agree = max(distances) <= AGREE
-    return Check("images", agree, found, "" if agree else NOT_OURS)
+        distances.append(relative_distance(rows.moments_flip, encode_images(autoencoder, images[:, :, ::-1])))
+    found = f"{len(images)} rows decode to {decibel:.1f} dB; moments encoded now differ by {max(distances):.2%}"
+    agree = max(distances) <= MAX_DISTANCE
+    return Check("images", agree, found, "" if agree else ENCODE_AGAIN)
 
 
-def distance(stored: np.ndarray, fresh: np.ndarray) -> float:
-    """Root mean square of the difference of posterior means, over their deviation."""
+def relative_distance(stored: np.ndarray, fresh: np.ndarray) -> float:
+    """Return the root mean square difference of posterior means over their standard deviation.
+
+    stored, fresh: moments (N, 2C, H, W).
+    """
     means, expected = (np.split(moments.astype(np.float64), 2, axis=1)[0] for moments in (stored, fresh))
     return float(np.sqrt(np.mean((means - expected) ** 2)) / max(expected.std(), 1e-12))
+
+
+def _summarize(topic: str, dataset: LatentDataset, findings: Findings) -> str:
+    """Return the line for a topic with nothing wrong."""
+    shards, shape = len(dataset.shards), dataset.moments_shape
+    partly = f" in {findings.num_read} of {shards} shards" if findings.num_read < shards else ""
+    return {
+        "digests": f"{shards} shards, {dataset.num_bytes / 2**20:.1f} MiB, as the manifest says",
+        "schema": f"format version {schema.VERSION}, moments {shape}{partly}",
+        "keys": f"{len(findings.keys):,}, all different{partly}",
+        "ranges": f"labels below {max(1, len(dataset.class_names))}, moments finite{partly}",
+        "counts": f"{len(dataset):,} rows + {dataset.num_quarantined} quarantined = images found",
+        "statistics": "not compared: rows are missing" if partly else "mean and standard deviation match the rows",
+        "fingerprint": dataset.fingerprint[:12],
+    }[topic]
+
+
+def _description_in(arrow_schema: "pa.Schema") -> dict[str, Any]:
+    """Return the description in a shard's metadata, without the id by which its autoencoder was loaded."""
+    description = json.loads(arrow_schema.metadata.get(schema.METADATA_KEY, b"{}"))
+    autoencoder = {name: value for name, value in description.get("autoencoder", {}).items() if name != "id"}
+    return {**description, "autoencoder": autoencoder}

@@ -16,8 +16,9 @@ from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
-from pipelines.latents.encoding import EncodeImages, describe_latents, encode_identity
-from pipelines.latents.shards import IMAGES, LatentShard, inspect_existing, plan_shards, read_records
+from pipelines.latents.encoding import EncodeImages
+from pipelines.latents.identity import describe_latents, encode_identity
+from pipelines.latents.shards import IMAGE_FIELDS, LatentShard, inspect_existing, plan_shards, read_records
 from pipelines.planning.networks import autoencoder_config
 from pipelines.planning.render import format_bytes, format_duration
 from raydit.errors import NotFound
@@ -80,14 +81,17 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
     folder, changed, finished = config.latents, [], 0
     shards = plan_shards(folder, listing, None, config.encode.shard_rows)
     if "sha256" in autoencoder:
-        identity = encode_identity(config, listing, autoencoder)
+        identity = encode_identity(config.images, config.encode, listing, autoencoder)
         earlier, lost = inspect_existing(folder, identity, listing)
-        changed = Artifact("encode", folder, identity).changes(() if lost else IMAGES) + lost
+        changed = Artifact("encode", folder, identity).changes(() if lost else IMAGE_FIELDS) + lost
         if not changed:
-            finished = len(earlier.manifest["shards"]) if earlier else 0
+            finished = len(earlier.shards) if earlier else 0
             shards = plan_shards(folder, listing, earlier, config.encode.shard_rows)
     pending = [shard for shard, record in zip(shards, read_records(shards), strict=True) if changed or record is None]
-    shape = tuple(describe_latents(config, listing, autoencoder)["moments_shape"]) if autoencoder else None
+    shape = None
+    if autoencoder:
+        description = describe_latents(config.images, config.encode, listing.class_names, autoencoder)
+        shape = description.moments_shape
     moments = 1 + config.encode.flip
     plan = EncodePlan(
         images=len(listing),
@@ -155,10 +159,10 @@ def _seconds_to_encode(autoencoder: AutoencoderHandle, settings: EncodeConfig, i
         settings = replace(settings, batch_size=min(settings.batch_size, CPU_BATCH))
     worker = EncodeImages(autoencoder, settings)
     batch = np.resize(images, (settings.batch_size, *images.shape[1:]))
-    worker({"images": batch[:1]})
+    worker.encode_with_flip(batch[:1])
     batches, started = 0, time.perf_counter()
     while batches == 0 or time.perf_counter() - started < MEASURED_SECONDS:
-        worker({"images": batch})
+        worker.encode_with_flip(batch)
         batches += 1
     return (time.perf_counter() - started) / batches / len(batch)
 

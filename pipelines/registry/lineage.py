@@ -18,7 +18,6 @@ from pipelines.config.recipe import Recipe
 from pipelines.images.open import open_source
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.dataset import MANIFEST, LatentDataset, fingerprint_of
-from pipelines.latents.verify import description_of
 from pipelines.registry.queries import find_run
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.references import reference_digest
@@ -135,7 +134,7 @@ def _latents_and_before(path: str, recorded: str | None, config: Recipe | None, 
     manifest = dataset.manifest
     link.facts.append(f"{len(dataset):,} rows in {len(manifest['shards'])} shards, revision {dataset.revision}")
     link.compare("fingerprint", dataset.fingerprint, recorded)
-    content = fingerprint_of(description_of(manifest), manifest["shards"])
+    content = fingerprint_of(dataset.description, dataset.shards)
     link.compare(f"fingerprint of the content of {MANIFEST}", content, dataset.fingerprint)
     files = {shard["file"]: (shard["bytes"], shard["sha256"]) for shard in manifest["shards"]}
     link.broken += _mismatches(path, files, quick)

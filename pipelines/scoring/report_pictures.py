@@ -8,7 +8,7 @@ import numpy as np
 from evaluation.neighbours import nearest
 from evaluation.reference import ReferenceStatistics
 from pipelines.config.recipe import ImagesConfig
-from pipelines.images.grids import class_grid, labelled_grid, encode_png
+from pipelines.images.grids import class_grid, encode_png, labelled_grid
 
 NUM_SAMPLES = 64
 """Images in the picture of samples."""

@@ -33,11 +33,11 @@ def score_reconstructions(recipe: Path, folder: Path, count: int, *flags: str) -
     import numpy as np
 
     from pipelines.latents.dataset import LatentDataset
-    from pipelines.latents.show import decode, load_autoencoder, read_rows, spaced
+    from pipelines.latents.samples import decode_moments, evenly_spaced, load_autoencoder, read_rows
 
     dataset, target = LatentDataset.open(folder / "latents"), folder / "reconstructions.npz"
-    rows = read_rows(dataset, spaced(len(dataset), count))
-    np.savez(target, arr_0=decode(load_autoencoder(dataset, download=False), rows.moments))
+    rows = read_rows(dataset, evenly_spaced(len(dataset), count))
+    np.savez(target, arr_0=decode_moments(load_autoencoder(dataset, download=False), rows.moments))
     output = settings(output=folder, evaluate__num_samples=count)
     return raydit("evaluate", "--images", target, "--recipe", recipe, *flags, *output)
 

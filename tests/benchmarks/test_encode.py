@@ -78,14 +78,14 @@ class Run:
     @property
     def seconds_per_image(self) -> float:
         """At steady state: from the end of the first shard to the end of the last."""
-        shards = sorted((self._written(shard["file"]), shard["rows"]) for shard in self.dataset.manifest["shards"])
+        shards = sorted((self._written(shard.file), shard.rows) for shard in self.dataset.shards)
         return (shards[-1][0] - shards[0][0]) / sum(rows for _, rows in shards[1:])
 
     @property
     def seconds_to_start(self) -> float:
         """Until the first image: the listing, the autoencoder, and Ray where it is not there."""
-        first = self.dataset.manifest["shards"][0]
-        return self._written(first["file"]) - self.started - first["rows"] * self.seconds_per_image
+        first = self.dataset.shards[0]
+        return self._written(first.file) - self.started - first.rows * self.seconds_per_image
 
     def _written(self, file: str) -> float:
         return (Path(self.dataset.path) / file).stat().st_mtime
@@ -177,7 +177,7 @@ def test_cost_and_memory_as_the_data_set_grows(tmp_path, results, quick):
         results.add("encode job", f"tiny autoencoder, {size:,} images", said)
     assert peaks[0].object_store > 0, "nothing was watched"
     assert all(peak.spilled == 0 for peak in peaks)
-    in_flight = (SHARDS_IN_FLIGHT + 1) * bytes_in_flight(run.config, run.dataset.manifest)
+    in_flight = (SHARDS_IN_FLIGHT + 1) * bytes_in_flight(run.dataset.description, run.config.encode.shard_rows)
     assert max(peak.object_store for peak in peaks) <= in_flight, f"expected at most {in_flight} bytes"
     if len(sizes) > 1:
         case, said = f"time of {sizes[0]:,} to {sizes[-1]:,} images", f"{1e3 * costs[-1]:.2f} ms for an image"

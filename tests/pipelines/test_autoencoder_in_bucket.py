@@ -24,7 +24,7 @@ def test_an_autoencoder_in_a_bucket_equals_one_on_disk(s3_bucket, tmp_path):
     for output in (str(tmp_path), s3_bucket):
         torch.manual_seed(0)
         module = create_autoencoder(image_size=16, latent_channels=4, downsample=2, width=8)
-        with pytest.raises(FileNotFoundError, match="no finished autoencoder in .*run `raydit autoencoder`"):
+        with pytest.raises(FileNotFoundError, match="no finished autoencoder in .*Run `raydit autoencoder`"):
             AutoencoderHandle("autoencoder", output).folder()
         finish_autoencoder(module, f"{output}/autoencoder", images, [])
     here, there = (AutoencoderHandle("autoencoder", output) for output in (str(tmp_path), s3_bucket))

@@ -1,4 +1,4 @@
-"""Latents in a bucket: the same files as on disk, whatever breaks off, and every tool of ours takes the URI."""
+"""Latents in a bucket: the same files as on disk, even after interruptions, and all commands take the URI."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,13 @@ from pipelines.stage import StageContext
 
 
 def content(folder: str) -> dict[str, bytes]:
-    """Every file of the latents, but for what names the output."""
+    """Return every file of the latents except the manifest, which names the output."""
     names = storage.list_files(folder, recursive=True)
     return {name: storage.read_bytes(storage.join(folder, name)) for name in names if name != "manifest.json"}
 
 
 @pytest.fixture
-def places(tmp_path, s3_bucket):
+def outputs(tmp_path, s3_bucket):
     """The same recipe with its output on disk and in a bucket."""
     config = recipe(tmp_path)
     return config, replace(config, output=f"{s3_bucket}/deep/output")
@@ -45,18 +45,18 @@ def test_the_folders_of_an_output_are_absolute_paths_or_uris(tmp_path, monkeypat
     assert elsewhere.latents == latents.format(here=tmp_path).replace("/latents", "")
 
 
-def test_a_bucket_gets_the_same_files_as_a_disk(places, monkeypatch):
-    here, there = (encode_here(config, monkeypatch) for config in places)
-    assert there.path == f"{places[1].output}/latents" and there.fingerprint == here.fingerprint
+def test_a_bucket_gets_the_same_files_as_a_disk(outputs, monkeypatch):
+    here, there = (encode_here(config, monkeypatch) for config in outputs)
+    assert there.path == f"{outputs[1].output}/latents" and there.fingerprint == here.fingerprint
     assert content(there.path) == content(here.path)
     opened = LatentDataset.open(there.path)
     np.testing.assert_array_equal(opened.arrays.moments, here.arrays.moments)
-    assert opened.quarantined() == here.quarantined() and len(opened.quarantined()) == 1
+    assert opened.read_quarantine() == here.read_quarantine() and len(opened.read_quarantine()) == 1
     assert all(check.ok for check in verify(opened))
 
 
-def test_an_encode_into_a_bucket_resumes_where_it_was_killed(places, monkeypatch, capsys):
-    here, there = places
+def test_an_encode_into_a_bucket_resumes_where_it_was_killed(outputs, monkeypatch, capsys):
+    here, there = outputs
     expected = encode_here(here, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         encode_here(there, monkeypatch, Context(kill_after=3))
@@ -64,15 +64,15 @@ def test_an_encode_into_a_bucket_resumes_where_it_was_killed(places, monkeypatch
         LatentDataset.open(there.folder("latents"))
     context = Context()
     dataset = encode_here(there, monkeypatch, context)
-    assert [step for step, _ in context.last_run.told] == [32, 37]  # 24 of 37 images were done
+    assert list(context.last_run.values("encode/images")) == [32, 37]  # 24 of 37 images were done
     assert content(dataset.path) == content(expected.path)
     encode_here(there, monkeypatch)
     assert "finished already: 36 latents" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_latents_in_a_bucket_grow_and_are_superseded(places, monkeypatch, tmp_path, capsys):
-    _, there = places
+def test_latents_in_a_bucket_grow_and_are_superseded(outputs, monkeypatch, tmp_path, capsys):
+    _, there = outputs
     encode_here(there, monkeypatch)
     add(tmp_path)
     grown = encode_here(there, monkeypatch)
@@ -82,13 +82,14 @@ def test_latents_in_a_bucket_grow_and_are_superseded(places, monkeypatch, tmp_pa
     fresh = encode_here(there, monkeypatch)
     assert "1 images are gone" in capsys.readouterr().out
     assert (fresh.revision, len(fresh)) == (1, 38) and all(check.ok for check in verify(fresh))
-    aside = LatentDataset.open(f"{there.output}/superseded/latents-1")
-    assert rows(aside) == rows(LatentDataset(aside.path, grown.manifest)) and len(aside) == 39
+    superseded = LatentDataset.open(f"{there.output}/superseded/latents-1")
+    grown_there = LatentDataset(superseded.path, grown.manifest)
+    assert rows(superseded) == rows(grown_there) and len(superseded) == 39
 
 
 @pytest.mark.slow
-def test_a_throttled_bucket_gets_the_same_files(places, monkeypatch, throttled):
-    here, there = places
+def test_a_throttled_bucket_gets_the_same_files(outputs, monkeypatch, throttled):
+    here, there = outputs
     throttled.share = 0.1
     expected, found = encode_here(here, monkeypatch), encode_here(there, monkeypatch)
     throttled.share = 0.0
@@ -96,8 +97,8 @@ def test_a_throttled_bucket_gets_the_same_files(places, monkeypatch, throttled):
     assert content(found.path) == content(expected.path)
 
 
-def test_the_commands_take_a_uri(places, monkeypatch, raydit, tmp_path):
-    _, there = places
+def test_the_commands_take_a_uri(outputs, monkeypatch, raydit, tmp_path):
+    _, there = outputs
     path = encode_here(there, monkeypatch).path
     code, out, err = raydit("latents", "verify", path)
     assert code == 0 and "36 rows + 1 quarantined" in out, err
@@ -105,12 +106,12 @@ def test_the_commands_take_a_uri(places, monkeypatch, raydit, tmp_path):
     assert code == 0 and (tmp_path / "grid.png").stat().st_size > 100, err
     storage.remove_file(f"{path}/part-00002.parquet")
     code, out, _ = raydit("latents", "verify", path)
-    assert code == 1 and "part-00002.parquet is not there" in out
+    assert code == 1 and "part-00002.parquet is missing" in out
 
 
 @pytest.mark.slow
-def test_the_job_itself_encodes_into_a_bucket(places, local_ray, capsys):
-    _, there = places
+def test_the_job_itself_encodes_into_a_bucket(outputs, local_ray, capsys):
+    _, there = outputs
     with StageContext(there) as context:
         dataset = encode(there, context=context)
         assert storage.exists(f"{there.output}/.lease.json")

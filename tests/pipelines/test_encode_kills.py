@@ -1,4 +1,4 @@
-"""Kill -9 of driver, actor, raylet and node while images are encoded; the end is the unbroken run's, byte for byte."""
+"""Encode jobs whose driver, actor, raylet or node is killed end with the files of an unbroken run, byte for byte."""
 
 import os
 import random
@@ -36,8 +36,8 @@ pytestmark = pytest.mark.slow
 
 
 @dataclass
-class Place:
-    """A folder in which the command runs; all of its paths are relative, so that places can be compared."""
+class Workspace:
+    """A folder in which the command runs; all of its paths are relative, so that workspaces can be compared."""
 
     folder: Path
 
@@ -59,7 +59,7 @@ class Place:
         )
 
     def wait_for(self, shards: int, process: subprocess.Popen) -> None:
-        """Until so many shards are finished."""
+        """Wait until this number of shards is finished."""
         while self.finished() < shards and not (self.latents / "manifest.json").exists():
             assert process.poll() is None, self.log()
             time.sleep(0.005)
@@ -74,93 +74,93 @@ class Place:
         return {path.name: path.read_bytes() for path in self.latents.rglob("*") if path.is_file()}
 
 
-def make_place(folder: Path) -> Place:
+def make_workspace(folder: Path) -> Workspace:
     write_images(folder / "images", per_class=PER_CLASS)
     autoencoder_folder(folder / "pretrained")
     (folder / "recipe.toml").write_text(RECIPE)
-    return Place(folder)
+    return Workspace(folder)
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> dict[str, bytes]:
-    place = make_place(tmp_path_factory.mktemp("unbroken"))
-    place.finish(place.start())
-    dataset = LatentDataset.open(place.latents)
-    assert len(dataset) == 3 * PER_CLASS and len(dataset.manifest["shards"]) == SHARDS
+    workspace = make_workspace(tmp_path_factory.mktemp("unbroken"))
+    workspace.finish(workspace.start())
+    dataset = LatentDataset.open(workspace.latents)
+    assert len(dataset) == 3 * PER_CLASS and len(dataset.shards) == SHARDS
     assert all(check.ok for check in verify(dataset, sample=8) if check.name != "images")
-    return place.content()
+    return workspace.content()
 
 
 @pytest.fixture
-def place(tmp_path) -> Place:
-    return make_place(tmp_path / "place")
+def workspace(tmp_path) -> Workspace:
+    return make_workspace(tmp_path / "workspace")
 
 
-def test_a_driver_killed_at_ten_random_points_leaves_the_files_of_an_unbroken_run(place, unbroken):
+def test_a_driver_killed_at_ten_random_points_leaves_the_files_of_an_unbroken_run(workspace, unbroken):
     points = random.Random(4)
     for _ in range(10):
-        process = place.start()
-        place.wait_for(place.finished() + points.randrange(0, 8), process)
+        process = workspace.start()
+        workspace.wait_for(workspace.finished() + points.randrange(0, 8), process)
         time.sleep(points.random() * 0.1)
         process.kill()
         process.wait()
-        assert not (place.latents / "manifest.json").exists(), "killed too late to prove anything"
-    place.finish(place.start())
-    assert place.content() == unbroken
+        assert not (workspace.latents / "manifest.json").exists(), "killed too late"
+    workspace.finish(workspace.start())
+    assert workspace.content() == unbroken
 
 
-def test_a_killed_actor_changes_no_file(place, unbroken):
-    process = place.start()
+def test_a_killed_actor_changes_no_file(workspace, unbroken):
+    process = workspace.start()
     for shards in (6, 25):
-        place.wait_for(shards, process)
+        workspace.wait_for(shards, process)
         (victim, *_) = processes_below(process.pid, "EncodeImages")
         os.kill(victim, signal.SIGKILL)
-    place.finish(process)
-    assert place.content() == unbroken
+    workspace.finish(process)
+    assert workspace.content() == unbroken
 
 
-def test_the_same_command_resumes_after_a_killed_raylet(place, unbroken):
-    process = place.start()
-    place.wait_for(10, process)
+def test_the_same_command_resumes_after_a_killed_raylet(workspace, unbroken):
+    process = workspace.start()
+    workspace.wait_for(10, process)
     (raylet,) = processes_below(process.pid, "raylet/raylet")
     os.kill(raylet, signal.SIGKILL)
-    assert process.wait(timeout=300) != 0, place.log()
-    place.finish(place.start())
-    assert place.content() == unbroken
+    assert process.wait(timeout=300) != 0, workspace.log()
+    workspace.finish(workspace.start())
+    assert workspace.content() == unbroken
 
 
-def test_a_lost_node_changes_no_file(place, unbroken, monkeypatch):
+def test_a_lost_node_changes_no_file(workspace, unbroken, monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
     try:
         node = cluster.add_node(num_cpus=3)
-        process = place.start("--address", cluster.address)
-        place.wait_for(12, process)
+        process = workspace.start("--address", cluster.address)
+        workspace.wait_for(12, process)
         cluster.remove_node(node, allow_graceful=False)
-        place.finish(process)
+        workspace.finish(process)
     finally:
         cluster.shutdown()
-    assert place.content() == unbroken
+    assert workspace.content() == unbroken
 
 
-def test_growth_killed_at_random_points_leaves_the_files_of_an_unbroken_one(place, unbroken, tmp_path):
-    place.finish(place.start())
+def test_growth_killed_at_random_points_leaves_the_files_of_an_unbroken_one(workspace, unbroken, tmp_path):
+    workspace.finish(workspace.start())
     for index in range(40):
         shutil.copy(
-            place.folder / "images" / "ring" / f"{index:03d}.png",
-            place.folder / "images" / "blob" / f"{index:03d}x.png",
+            workspace.folder / "images" / "ring" / f"{index:03d}.png",
+            workspace.folder / "images" / "blob" / f"{index:03d}x.png",
         )
-    shutil.copytree(place.folder, tmp_path / "other")
-    other = Place(tmp_path / "other")
+    shutil.copytree(workspace.folder, tmp_path / "other")
+    other = Workspace(tmp_path / "other")
     other.finish(other.start())
     points = random.Random(5)
     for _ in range(2):
-        process = place.start()
-        place.wait_for(place.finished() + 1 + points.randrange(0, 3), process)
+        process = workspace.start()
+        workspace.wait_for(workspace.finished() + 1 + points.randrange(0, 3), process)
         process.kill()
         process.wait()
-        assert len(LatentDataset.open(place.latents)) == 3 * PER_CLASS
-    place.finish(place.start())
-    assert place.content() == other.content() != unbroken
+        assert len(LatentDataset.open(workspace.latents)) == 3 * PER_CLASS
+    workspace.finish(workspace.start())
+    assert workspace.content() == other.content() != unbroken

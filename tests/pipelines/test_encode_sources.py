@@ -1,4 +1,4 @@
-"""The encode job on every kind of source, with broken images among the sound ones; from the disk and from a bucket."""
+"""The encode job on every layout of images, some of them broken, from a disk and from a bucket."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +15,7 @@ from pipelines.latents.verify import verify
 
 COUNT = 120
 BROKEN = 4
-"""Cut off, empty, text under another name, a decompression bomb: 3% of them."""
+"""Truncated, empty, a text file and a decompression bomb: 3% of the images."""
 REASONS = [
     "DecompressionBombError: Image size (3600000000 pixels) exceeds limit of 178956970 pixels, could be decompression "
     "bomb DOS attack.",
@@ -32,12 +32,12 @@ def overrides(path, settings: dict) -> list[str]:
 
 @pytest.fixture
 def encode(tmp_path, monkeypatch):
-    """Encode a source, and see that nothing is lost in silence."""
+    """Encode a source, and check that every image is either encoded or quarantined."""
 
     def call(path, settings=None) -> LatentDataset:
         dataset = encode_here(recipe(tmp_path, *overrides(path, settings or {})), monkeypatch)
         assert dataset.class_names == CLASSES
-        assert (len(dataset), dataset.manifest["quarantined"]) == (COUNT - BROKEN, BROKEN)
+        assert (len(dataset), dataset.num_quarantined) == (COUNT - BROKEN, BROKEN)
         reasons = sorted(row["error"] for row in pq.read_table(f"{dataset.path}/quarantine.parquet").to_pylist())
         assert all(found.startswith(reason) for found, reason in zip(reasons, REASONS, strict=True))
         checks = list(verify(dataset, sample=8))
@@ -48,7 +48,7 @@ def encode(tmp_path, monkeypatch):
 
 
 def moments_by_class(dataset: LatentDataset) -> list[np.ndarray]:
-    """Of the images of each class, in an order that does not depend on their keys."""
+    """Return the moments of each class, in an order that does not depend on keys."""
     arrays = dataset.arrays
     flat = arrays.moments.reshape(len(arrays.labels), -1)
     return [rows[np.lexsort(rows.T)] for rows in (flat[arrays.labels == label] for label in range(len(CLASSES)))]
@@ -56,7 +56,7 @@ def moments_by_class(dataset: LatentDataset) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """What class folders on the disk give."""
+    """The latents of the same images in class folders on disk."""
     folder = tmp_path_factory.mktemp("expected")
     LAYOUTS["folder"](folder / "set", pictures(COUNT))
     with pytest.MonkeyPatch.context() as patch:

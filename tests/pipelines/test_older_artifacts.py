@@ -24,7 +24,7 @@ from pipelines.evaluate import evaluate
 from pipelines.images.open import open_source
 from pipelines.latents.autoencoder import autoencoder_of
 from pipelines.latents.dataset import LatentDataset
-from pipelines.latents.encoding import encode_identity
+from pipelines.latents.identity import encode_identity
 from pipelines.latents.verify import verify
 from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.settings import ScoringSettings
@@ -63,7 +63,7 @@ def test_no_identity_has_changed(recipe):
     assert recipe.autoencoder.train is not None
     identities = {
         "autoencoder": autoencoder_identity(recipe, recipe.autoencoder.train, listing),
-        "latents": encode_identity(recipe, listing, autoencoder_of(recipe).describe()),
+        "latents": encode_identity(recipe.images, recipe.encode, listing, autoencoder_of(recipe).describe()),
         "checkpoints": train_identity(recipe, latents),
     }
     for name, identity in identities.items():

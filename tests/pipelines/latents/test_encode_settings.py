@@ -1,4 +1,4 @@
-"""What [encode] chooses reaches the autoencoder, and the identity of the latents if it changes bytes."""
+"""Settings of [encode] reach the autoencoder, and the identity of the latents if they change bytes."""
 
 import json
 
@@ -15,13 +15,15 @@ from pipelines.artifacts import differences
 from pipelines.config.recipe import EncodeConfig
 from pipelines.images.listing import Listing
 from pipelines.latents.autoencoder import AutoencoderHandle
-from pipelines.latents.encoding import EncodeImages, WriteShard, encode_identity
+from pipelines.latents.encoding import EncodeImages, WriteShard
+from pipelines.latents.identity import encode_identity
 
 LISTING = Listing(["a", "b"], np.zeros(2, np.int32), np.zeros(2, np.int64), ("one",))
 
 
 def identity(folder, *overrides):
-    return encode_identity(tiny_recipe(folder, *overrides), LISTING, {"sha256": "ab"})
+    config = tiny_recipe(folder, *overrides)
+    return encode_identity(config.images, config.encode, LISTING, {"sha256": "ab"})
 
 
 @pytest.mark.parametrize(
@@ -51,9 +53,10 @@ def tiny_autoencoder(tmp_path):
 
 
 def encoded(folder, images, **settings):
+    """Return a worker, and the moments of images and of their flips."""
     config = EncodeConfig(batch_size=2, **settings)
     worker = EncodeImages(AutoencoderHandle(str(folder), ""), config)
-    return worker, worker({"images": images})
+    return worker, worker.encode_with_flip(images)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
@@ -63,23 +66,23 @@ def test_every_memory_layout_and_precision_makes_the_same_latents(tiny_autoencod
     worker = EncodeImages(AutoencoderHandle(tiny_autoencoder, ""), EncodeConfig(dtype="bfloat16", memory_format=layout))
     convolution, seen = worker.autoencoder.module.encoder.layers[0], []
     convolution.register_forward_pre_hook(lambda module, inputs: seen.extend([inputs[0], module.weight]))
-    other = worker({"images": images})
+    other = worker.encode_with_flip(images)
     for tensor in seen:
         assert tensor.dtype == torch.bfloat16 and tensor.is_contiguous(memory_format=MEMORY_FORMATS[layout])
-    assert len(seen) == 4, "expected a batch of images and one of their mirrors"
-    for name in ("moments", "moments_flip"):
-        assert plain[name].shape == (3, 8, 4, 4) and plain[name].dtype == other[name].dtype == np.float16
-        assert plain[name].flags.c_contiguous and other[name].flags.c_contiguous
-        np.testing.assert_allclose(other[name], plain[name], atol=0.05 * np.abs(plain[name][:, :4]).max())
+    assert len(seen) == 4, "expected a batch of images and one of their flips"
+    for expected, found in zip(plain, other, strict=True):
+        assert expected.shape == (3, 8, 4, 4) and expected.dtype == found.dtype == np.float16
+        assert expected.flags.c_contiguous and found.flags.c_contiguous
+        np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected[:, :4]).max())
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5])
 def test_moments_do_not_depend_on_the_number_of_images_in_a_shard(tiny_autoencoder, length):
-    """To the bit: where a shard ends, the batch is filled up."""
+    """Bit for bit: the last batch of a shard is padded."""
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     (_, whole), (_, part) = encoded(tiny_autoencoder, images), encoded(tiny_autoencoder, images[:length])
-    for name in ("moments", "moments_flip"):
-        assert part[name].tobytes() == whole[name][:length].tobytes()
+    for found, expected in zip(part, whole, strict=True):
+        assert found.tobytes() == expected[:length].tobytes()
 
 
 @pytest.mark.slow
@@ -88,12 +91,12 @@ def test_a_compiled_encoder_makes_the_same_latents(tiny_autoencoder):
     _, plain = encoded(tiny_autoencoder, images)
     worker, compiled = encoded(tiny_autoencoder, images, compile=True)
     assert worker.autoencoder.module.encoder._compiled_call_impl is not None
-    np.testing.assert_allclose(compiled["moments"], plain["moments"], atol=2e-3)
+    np.testing.assert_allclose(compiled[0], plain[0], atol=2e-3)
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_images_with_moments_beyond_float16_are_quarantined(tmp_path, flip):
-    """As do those of an image whose mirror does not fit."""
+    """So are images whose horizontal flip has such moments."""
     moments, flipped = make_moments(5), make_moments(5, seed=1)
     moments[1, 0, 0, 0], moments[3, 3, 2, 4], flipped[4, 1, 1, 1] = np.inf, np.nan, -np.inf
     row = {

@@ -1,4 +1,4 @@
-"""`raydit latents verify` finds what is wrong with a data set, and `show` draws what is in it."""
+"""`raydit latents verify` finds what is wrong with a data set, and `show` draws some of its rows."""
 
 import hashlib
 import json
@@ -16,23 +16,24 @@ from tiny_encode import encode_here, recipe
 from pipelines.cli import main as cli
 from pipelines.latents import schema
 from pipelines.latents.dataset import LatentDataset, fingerprint_of
+from pipelines.latents.records import ShardEntry
 from pipelines.latents.show import rows_to_show
-from pipelines.latents.verify import description_of, verify
+from pipelines.latents.verify import verify
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A folder with images, autoencoder and latents of them, mirrors included."""
-    folder = tmp_path_factory.mktemp("whole")
+def intact(tmp_path_factory):
+    """A folder with images, an autoencoder and their latents, horizontal flips included."""
+    folder = tmp_path_factory.mktemp("intact")
     with pytest.MonkeyPatch.context() as monkeypatch:
         encode_here(recipe(folder, "encode.flip=true"), monkeypatch)
     return folder
 
 
 @pytest.fixture
-def dataset(whole, tmp_path):
-    """A copy that a test may break."""
-    shutil.copytree(whole / "output" / "latents", tmp_path / "latents")
+def dataset(intact, tmp_path):
+    """A copy of the latents that a test may break."""
+    shutil.copytree(intact / "output" / "latents", tmp_path / "latents")
     return LatentDataset.open(tmp_path / "latents")
 
 
@@ -47,7 +48,7 @@ def edit_manifest(dataset, **changes):
 
 
 def rewrite(dataset, change, *, shard=0):
-    """Change the table of a shard and record its new digest, as someone else's tool would."""
+    """Change the table of a shard and record its new digest, as another program would."""
     entry = dict(dataset.manifest["shards"][shard])
     table = change(pq.read_table(Path(dataset.path) / entry["file"]))
     data = schema.parquet_bytes(table)
@@ -55,7 +56,9 @@ def rewrite(dataset, change, *, shard=0):
     entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "rows": table.num_rows}
     shards = list(dataset.manifest["shards"])
     shards[shard] = entry
-    edit_manifest(dataset, shards=shards, fingerprint=fingerprint_of(description_of(dataset.manifest), shards))
+    edit_manifest(
+        dataset, shards=shards, fingerprint=fingerprint_of(dataset.description, list(map(ShardEntry.from_json, shards)))
+    )
 
 
 def replaced(table, name, values):
@@ -83,11 +86,11 @@ def test_a_flipped_bit_is_found(dataset):
 def test_a_missing_shard_and_a_surplus_one_are_found(dataset):
     (Path(dataset.path) / "part-00001.parquet").rename(Path(dataset.path) / "part-00077.parquet")
     found = [check.found for check in verify(dataset) if check.name == "digests"]
-    assert found == ["part-00001.parquet is not there", "part-00077.parquet is not in the manifest"]
+    assert found == ["part-00001.parquet is missing", "part-00077.parquet is not in the manifest"]
 
 
 def test_moments_of_another_image_are_found_despite_right_digests(dataset):
-    """Rows and images are compared by what the autoencoder says."""
+    """Rows are compared with what the autoencoder makes of their images."""
     rewrite(dataset, lambda table: replaced(table, "moments", table["moments"].to_pylist()[::-1]))
     assert wrong(dataset.path).keys() == {"images"}
 
@@ -104,7 +107,7 @@ def test_a_key_with_two_rows_is_found(dataset):
 
     rewrite(dataset, twice)
     found = wrong(dataset.path)
-    assert "has a row already" in found["keys"]
+    assert "already has a row" in found["keys"]
 
 
 def test_a_label_without_a_class_and_an_infinite_moment_are_found(dataset):
@@ -149,7 +152,7 @@ def test_a_wrong_manifest_is_found(dataset, change, topic):
     assert topic in wrong(dataset.path)
 
 
-def test_without_images_the_rest_is_checked_and_the_reason_is_given(dataset, whole):
+def test_without_images_the_rest_is_checked_and_the_reason_is_given(dataset):
     recipe = {**dataset.manifest["recipe"], "images": {**dataset.manifest["recipe"]["images"], "path": "/nowhere"}}
     edit_manifest(dataset, recipe=recipe)
     last = list(verify(LatentDataset.open(dataset.path)))[-1]
@@ -171,7 +174,7 @@ def test_the_command_exits_with_1_if_something_is_wrong_and_lists_it_in_json(dat
     code, out = call(monkeypatch, capsys, "verify", dataset.path, "--json")
     said = json.loads(out)
     assert code == 1 and said["ok"] is False
-    assert {"name": "digests", "ok": False, "found": "part-00000.parquet is not there"}.items() <= said["checks"][
+    assert {"name": "digests", "ok": False, "found": "part-00000.parquet is missing"}.items() <= said["checks"][
         0
     ].items()
 
@@ -192,4 +195,4 @@ def test_show_draws_some_rows_of_each_class(dataset, tmp_path, monkeypatch, caps
 
 
 def test_the_broken_image_is_the_quarantined_one(dataset):
-    assert [entry["key"] for entry in dataset.quarantined()] == [BROKEN]
+    assert [image.key for image in dataset.read_quarantine()] == [BROKEN]

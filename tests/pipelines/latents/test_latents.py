@@ -1,4 +1,4 @@
-"""The latent data set, as its contract says: readable without us, and whole or refused."""
+"""The latent data set keeps its contract: readable without raydit, and refused unless complete."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def test_a_shard_is_read_by_plain_pyarrow_as_the_contract_says(tmp_path, flip):
             mirrored = np.frombuffer(row["moments_flip"], "<f2").reshape(SHAPE)
             np.testing.assert_array_equal(mirrored, expected[..., ::-1])
     said = json.loads(pq.read_schema(file).metadata[b"raydit"])
-    assert said == description(flip)
+    assert said == description(flip).to_json()
     assert (said["format"], said["version"], said["moments_dtype"]) == ("raydit.latents", 1, "<f2")
     group = pq.ParquetFile(file).metadata.row_group(0)
     for column in map(group.column, range(len(names))):
@@ -67,7 +67,7 @@ def read_datasets(pattern):
 
 @pytest.mark.parametrize("read", [read_polars, read_duckdb, read_pandas, read_datasets])
 def test_other_tools_read_the_shards(tmp_path, read):
-    """Without a word of ours, as README shows for pyarrow; whatever of them is installed."""
+    """Without raydit, as README shows for pyarrow."""
     parts = [make_moments(rows, seed=rows) for rows in (3, 4)]
     path = Path(write_dataset(tmp_path / "latents", parts, flip=True).path)
     for other in ("quarantine.parquet", "manifest.json"):
@@ -148,7 +148,7 @@ def test_the_fingerprint_depends_on_content_and_not_on_the_folder(tmp_path):
 @pytest.mark.parametrize(("exists", "words"), [(True, "is not finished"), (False, "does not exist")])
 def test_a_folder_without_a_manifest_is_refused(tmp_path, exists, words):
     folder = tmp_path if exists else tmp_path / "none"
-    with pytest.raises(FileNotFoundError, match=f"{words}.*run `raydit encode`"):
+    with pytest.raises(FileNotFoundError, match=f"{words}.*Run `raydit encode`"):
         LatentDataset.open(folder)
 
 

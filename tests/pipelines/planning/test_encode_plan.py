@@ -31,11 +31,11 @@ def test_the_job_writes_what_was_planned(tmp_path, monkeypatch):
     plan = make_encode_plan(config)
     assert snapshot(tmp_path) == before
     dataset = encode_here(config, monkeypatch)
-    shards = dataset.manifest["shards"]
+    shards = dataset.shards
     assert (plan.shards, plan.pending_shards, plan.classes) == (len(shards), len(shards), 3)
     assert plan.images + plan.held_out == 37
-    assert plan.images == plan.pending_images == len(dataset) + dataset.manifest["quarantined"]
-    assert plan.moments_shape == tuple(dataset.manifest["moments_shape"])
+    assert plan.images == plan.pending_images == len(dataset) + dataset.num_quarantined
+    assert plan.moments_shape == dataset.moments_shape
     arrays = dataset.arrays
     moments = arrays.moments.nbytes + arrays.moments_flip.nbytes
     assert plan.bytes == moments * plan.images / len(dataset) <= dataset.num_bytes

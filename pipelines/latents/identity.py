@@ -1,0 +1,45 @@
+"""What latents depend on, and what they record about themselves."""
+
+from typing import Any
+
+from pipelines.config.recipe import EncodeConfig, ImagesConfig
+from pipelines.images.listing import Listing
+from pipelines.latents.schema import LatentDescription
+
+
+def encode_identity(
+    images: ImagesConfig, settings: EncodeConfig, listing: Listing, autoencoder: dict[str, Any]
+) -> dict[str, Any]:
+    """Return everything that the bytes of the latents depend on. Latents of another identity are encoded again.
+
+    autoencoder: its record (`AutoencoderHandle.describe`).
+    """
+    encode = {name: getattr(settings, name) for name in ("flip", "shard_rows", "dtype")}
+    # Left out at their defaults, so that latents made before these options existed stay valid.
+    for name, default in (("memory_format", "channels_last"), ("compile", False)):
+        if getattr(settings, name) != default:
+            encode[name] = getattr(settings, name)
+    return {
+        "images": {"digest": listing.digest, "count": len(listing), **preprocessing(images)},
+        "autoencoder": {"sha256": autoencoder["sha256"]},
+        "encode": encode,
+    }
+
+
+def preprocessing(images: ImagesConfig) -> dict[str, Any]:
+    """Return how images are cropped, as artifacts record it."""
+    return {"size": images.size, "crop": images.crop}
+
+
+def describe_latents(
+    images: ImagesConfig, settings: EncodeConfig, class_names: tuple[str, ...], autoencoder: dict[str, Any]
+) -> LatentDescription:
+    """Return the description of latents before they are encoded. autoencoder: its record, or only its shape."""
+    side = images.size // autoencoder["downsample"]
+    return LatentDescription(
+        moments_shape=(2 * autoencoder["latent_channels"], side, side),
+        flip=settings.flip,
+        autoencoder=autoencoder,
+        preprocessing=preprocessing(images),
+        class_names=class_names,
+    )

@@ -1,0 +1,64 @@
+"""What is recorded about encoded shards, in the manifest and while a data set is being encoded."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines.latents.statistics import ChannelSums
+
+
+@dataclass(frozen=True)
+class QuarantinedImage:
+    """An image that could not be used. Columns of quarantine.parquet are the fields."""
+
+    key: str
+    error: str
+    """The reason, in one line."""
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A shard as the manifest lists it. JSON keys are the fields."""
+
+    file: str
+    """Name of the Parquet file in the data set's folder."""
+    rows: int
+    bytes: int
+    """Length of the file."""
+    sha256: str
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> "ShardEntry":
+        """Read an entry of the manifest."""
+        return cls(entry["file"], entry["rows"], entry["bytes"], entry["sha256"])
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A finished shard, as .records/part-00000.json keeps it until the manifest is written.
+
+    JSON keys are the fields.
+    """
+
+    file: str
+    listing: str
+    """Digest of the listing of its images: the record is valid for these images only."""
+    rows: int
+    bytes: int
+    sha256: str
+    channels: ChannelSums
+    quarantined: tuple[QuarantinedImage, ...]
+
+    @property
+    def entry(self) -> ShardEntry:
+        """The shard as the manifest lists it."""
+        return ShardEntry(self.file, self.rows, self.bytes, self.sha256)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "ShardRecord":
+        """Read a record from JSON values."""
+        quarantined = tuple(QuarantinedImage(**image) for image in record["quarantined"])
+        return cls(**{**record, "channels": ChannelSums(**record["channels"]), "quarantined": quarantined})
