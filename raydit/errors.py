@@ -7,6 +7,7 @@
     ├── InUse              something that another process holds                       also an OSError
     └── Failed             the input was right and the work could not be done
         ├── Unreachable    a server that does not answer                              also a ConnectionError
+        ├── StorageFailed  a disk or store that refuses access, or fails              also an OSError
         ├── StorageFull    a disk or quota without room                               also an OSError
         ├── Diverged       a training whose numbers are no longer finite              also a FloatingPointError
         └── WorkersDied    processes that end again and again                         also a ChildProcessError
@@ -61,6 +62,10 @@ class Failed(RayditError):
 
 class Unreachable(Failed, ConnectionError):
     """A server, a cluster or a store that does not answer."""
+
+
+class StorageFailed(Failed, OSError):
+    """A disk or an object store that refuses access, or that fails."""
 
 
 class StorageFull(Failed, OSError):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pyarrow.fs import FileInfo, FileSelector, LocalFileSystem, copy_files
 
+from cluster.storage.failures import explains_failures
 from cluster.storage.files import file_size, read_bytes, select_files
 from cluster.storage.folders import remove_stale_temporaries
 from cluster.storage.local_disk import rename_unless_exists
@@ -17,6 +18,7 @@ from cluster.storage.paths import cache_folder, is_local, local_path, resolve, s
 from cluster.storage.temporaries import lock, raise_storage_full, temporary_path
 
 
+@explains_failures
 def fetch_folder(path: str) -> str:
     """Return a local folder with the content of `path`: the folder itself if it is local, else a cached copy.
 
@@ -31,6 +33,7 @@ def fetch_folder(path: str) -> str:
     return _fetch(path, infos, lambda folder: copy_files(inner, folder, filesystem, LocalFileSystem()))
 
 
+@explains_failures
 def fetch_file(path: str) -> str:
     """Return a local file with the content of `path`: the file itself if it is local, else a cached copy.
 

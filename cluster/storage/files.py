@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
+from cluster.storage.failures import explain_failures, explains_failures
 from cluster.storage.local_disk import sync_to_disk
 from cluster.storage.object_stores import retry_throttled
 from cluster.storage.paths import is_local, local_path, nearest_folder, resolve
@@ -25,12 +26,14 @@ MAX_CONCURRENT_REQUESTS = 16
 """Requests to an object store that are made at the same time; each takes tens of milliseconds."""
 
 
+@explains_failures
 def exists(path: str) -> bool:
     """Return whether a file or folder exists."""
     filesystem, inner = resolve(path)
     return filesystem.get_file_info(inner).type != FileType.NotFound
 
 
+@explains_failures
 def read_bytes(path: str) -> bytes:
     """Return the content of a file. Raises NotFound."""
     filesystem, inner = resolve(path)
@@ -43,6 +46,7 @@ def read_bytes(path: str) -> bytes:
         return retry_throttled(read)
 
 
+@explains_failures
 def open_file(path: str) -> BinaryIO:
     """Open a file for reading and seeking. Raises NotFound.
 
@@ -64,6 +68,7 @@ def read_json(path: str) -> Any:
         raise InvalidInput(f"{path} is not valid JSON ({error})", "", do) from error
 
 
+@explains_failures
 def list_names(folder: str) -> list[str]:
     """Return the sorted names of the files and folders directly inside a folder, without temporary ones.
 
@@ -75,6 +80,7 @@ def list_names(folder: str) -> list[str]:
     return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
 
 
+@explains_failures
 def list_files(folder: str, *, recursive: bool = False) -> dict[str, int]:
     """Return the relative names of the files in a folder, sorted, with their sizes in bytes; without temporary files.
 
@@ -91,6 +97,7 @@ def select_files(filesystem: FileSystem, selector: FileSelector) -> list[FileInf
     return [info for info in filesystem.get_file_info(selector) if info.type == FileType.File]
 
 
+@explains_failures
 def file_size(path: str) -> int:
     """Return the size of a file in bytes. Raises NotFound for a folder, and where nothing exists."""
     filesystem, inner = resolve(path)
@@ -107,6 +114,7 @@ def refuse_existing(path: str) -> None:
         raise AlreadyExists(f"{path} exists already", "a new path", "choose another, or move the existing one away")
 
 
+@explains_failures
 def sha256_file(path: str) -> str:
     """Return the hexadecimal SHA-256 of a file, read in pieces. Raises NotFound."""
     filesystem, inner = resolve(path)
@@ -119,6 +127,7 @@ def free_bytes(path: str) -> int | None:
     return shutil.disk_usage(nearest_folder(path)).free if is_local(path) else None
 
 
+@explains_failures
 def write_atomically(path: str, data: bytes) -> None:
     """Write a file so that a reader finds the old content or the new one, never a part of it.
 
@@ -150,15 +159,18 @@ def write_json_atomically(path: str, value: Any) -> None:
 def upload_file(local_file: str, destination: str) -> None:
     """Copy a local file to an object store, where it appears completely or not at all."""
     filesystem, inner = resolve(destination)
-    copy_files(local_file, inner, LocalFileSystem(), filesystem)
+    with explain_failures(destination):
+        copy_files(local_file, inner, LocalFileSystem(), filesystem)
 
 
+@explains_failures
 def move_file(source: str, destination: str) -> None:
     """Move a file within one file system; a file at the destination is replaced."""
     filesystem, inner = resolve(source)
     filesystem.move(inner, resolve(destination)[1])
 
 
+@explains_failures
 def remove_file(path: str) -> None:
     """Remove a file if it exists."""
     filesystem, inner = resolve(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pyarrow.fs import FileSelector
 
+from cluster.storage.failures import explain_failures, explains_failures
 from cluster.storage.files import MAX_CONCURRENT_REQUESTS, exists, select_files, upload_file
 from cluster.storage.local_disk import list_files_below, publish_on_disk
 from cluster.storage.object_stores import copy_in_store
@@ -30,7 +31,8 @@ def publish_folder(local_folder: str, destination: str, *, last: str) -> None:
     assert os.path.isfile(os.path.join(local_folder, last)), f"{local_folder} has no {last}"
     _refuse_finished(destination, last)
     if is_local(destination):
-        publish_on_disk(local_folder, local_path(destination))
+        with explain_failures(destination):
+            publish_on_disk(local_folder, local_path(destination))
     else:
         _upload(local_folder, destination, last)
     shutil.rmtree(local_folder, ignore_errors=True)
@@ -47,6 +49,7 @@ def _upload(local_folder: str, destination: str, last: str) -> None:
         upload_file(os.path.join(local_folder, name), join(destination, name))
 
 
+@explains_failures
 def move_folder(source: str, destination: str, *, last: str) -> None:
     """Move a folder within one file system, for example to keep a superseded artifact under another name.
 
@@ -76,6 +79,7 @@ def move_folder(source: str, destination: str, *, last: str) -> None:
     remove_folder(source)  # pyarrow puts an empty object of the folder's name there whenever it removes a file
 
 
+@explains_failures
 def remove_folder(path: str) -> None:
     """Remove a folder and everything in it, if it exists."""
     if exists(path):
@@ -83,6 +87,7 @@ def remove_folder(path: str) -> None:
         filesystem.delete_dir(inner)
 
 
+@explains_failures
 def remove_stale_temporaries(folder: str) -> list[str]:
     """Remove the incomplete files that killed processes left directly inside a folder on disk, and return their names.
 

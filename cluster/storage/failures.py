@@ -1,0 +1,41 @@
+"""Errors of disks and object stores, replaced by errors for users that name the path."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Concatenate, ParamSpec, TypeVar
+
+from raydit.errors import RayditError, StorageFailed
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def explain_failures(path: str) -> Iterator[None]:
+    """Replace an OSError of the block with StorageFailed, which names `path` as the caller gave it.
+
+    FileNotFoundError passes: callers know what a missing file means.
+    """
+    try:
+        yield
+    except (RayditError, FileNotFoundError):
+        raise
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise StorageFailed(
+            f"{path}: {reason}", "", "check that it exists, and that you may read and write it; or use another path"
+        ) from error
+
+
+def explains_failures(
+    function: Callable[Concatenate[str, Parameters], Result],
+) -> Callable[Concatenate[str, Parameters], Result]:
+    """Let a function, whose first argument is a path or URI, raise StorageFailed in place of an OSError."""
+
+    @functools.wraps(function)
+    def explained(path: str, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        with explain_failures(path):
+            return function(path, *args, **kwargs)
+
+    return explained
