@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from evaluation.protocol import UINT8_RULE, VERIFIED_INCEPTION
+from evaluation.metric_names import VERIFIED_INCEPTION
+from evaluation.protocol import UINT8_RULE
 
 if TYPE_CHECKING:
     import torch

@@ -4,24 +4,11 @@ import base64
 from collections.abc import Iterable, Mapping
 from html import escape
 
+from evaluation.metric_names import format_count, parse_metric_name
 from evaluation.plot import distance_plot
-from evaluation.protocol import format_count, parse_metric_name
 from evaluation.report import EvaluationReport, metric_columns
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-_KINDS = {
-    "fd": ("Fréchet distance", "↓"),
-    "fd_infinity": ("Fréchet distance at infinite N", "↓"),
-    "sfd": ("spatial Fréchet distance", "↓"),
-    "is": ("Inception Score", "↑"),
-    "kid": ("kernel distance", "↓"),
-    "precision": ("precision", "↑"),
-    "recall": ("recall", "↑"),
-    "density": ("density", "↑"),
-    "coverage": ("coverage", "↑"),
-}
-"""What metrics are called, and where better lies."""
 
 _PICTURES = {
     "samples": ("Samples", "The first of the scored samples."),
@@ -79,13 +66,13 @@ def _metrics(report: EvaluationReport) -> str:
     heads += [f"real images<br>N = {format_count(n)}" for n in real]
     rows = []
     for stem, name in next(iter(generated.values())).items():
-        label, better = _KINDS[parse_metric_name(name).kind]
+        kind = parse_metric_name(name).kind
         cells = [_value(report, column[stem]) if stem in column else "" for column in generated.values()]
         cells += [_number(report.floor[column[stem]]) if stem in column else "" for column in real.values()]
         if report.repeats:
             known = [column[stem] for column in generated.values() if column.get(stem) in report.repeats]
             cells.append(_mean(report, known[0]) if known else "")
-        rows.append([f"{label} {better}<br><code>{escape(stem)}</code>", *cells])
+        rows.append([f"{escape(kind.label)} {kind.arrow}<br><code>{escape(stem)}</code>", *cells])
     if report.repeats:
         heads.append(f"mean of {max(map(len, report.repeats.values()))} seeds")
     notes = [
@@ -117,7 +104,7 @@ def _plot(report: EvaluationReport) -> str:
 
 def _distances(metrics: Mapping[str, float]) -> list[tuple[int, float]]:
     names = {name: parse_metric_name(name) for name in metrics}
-    return sorted((parts.num_samples, metrics[name]) for name, parts in names.items() if parts.kind == "fd")
+    return sorted((parts.num_samples, metrics[name]) for name, parts in names.items() if parts.kind.name == "fd")
 
 
 def _picture(name: str, content: bytes) -> str:

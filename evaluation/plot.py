@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from math import ceil, floor, log10
 from typing import TYPE_CHECKING
 
-from evaluation.protocol import format_count
+from evaluation.metric_names import format_count
 from evaluation.uncertainty import at_infinity
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What makes two scores comparable: the protocol, the seeds and labels it fixes, the names of the numbers.
+"""The protocol, which makes two scores comparable, and the seeds, labels and shards of samples that follow from it.
 
 Imports neither torch nor any model, so that a plan can be printed at once.
 """
@@ -8,19 +8,12 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 UINT8_RULE = "floor(clamp(127.5 x + 128, 0, 255))"
 """Pixels x in [-1, 1] to uint8. `255 (x + 1) / 2` truncated is half a grey level darker and moves FID."""
-
-METRIC_KINDS = ("fd", "fd_infinity", "sfd", "is", "kid", "precision", "recall", "density", "coverage")
-HIGHER_IS_BETTER = frozenset({"is", "precision", "recall", "density", "coverage"})
-VERIFIED_INCEPTION = "inception"
-"""Extractor name reserved for the published FID weights; only these may carry the names fid and sfid."""
-
-_INCEPTION_KINDS = {"fd": "fid", "fd_infinity": "fid_infinity", "sfd": "sfid"}
 
 _ADDED = {"dtype": "float32"}
 """Fields that protocols got later, and what those without them mean: named where they differ, so that ids stay."""
@@ -150,43 +143,3 @@ def sample_label(seed: int, index: int, num_classes: int, mode: Literal["random"
 def shard_ranges(num_samples: int, shard_rows: int) -> list[range]:
     """Sample indices of every shard, in order; all have shard_rows but the last, which has the rest."""
     return [range(start, min(start + shard_rows, num_samples)) for start in range(0, num_samples, shard_rows)]
-
-
-def metric_name(kind: str, extractor: str, num_samples: int) -> str:
-    """Name that carries extractor and N, without which a score means nothing.
-
-    With the verified Inception weights fid_50k, fid_infinity_50k, sfid_50k, is_50k and so on; otherwise
-    fd_efficientnet_lite0_1k, fd_infinity_efficientnet_lite0_10k. `kind` is one of METRIC_KINDS.
-    """
-    if kind not in METRIC_KINDS:
-        raise ValueError(f"Found metric kind {kind!r}, expected one of {', '.join(METRIC_KINDS)}. Use one of these.")
-    count = format_count(num_samples)
-    if extractor == VERIFIED_INCEPTION:
-        return f"{_INCEPTION_KINDS.get(kind, kind)}_{count}"
-    return f"{kind}_{extractor.replace('-', '_')}_{count}"
-
-
-def format_count(num_samples: int) -> str:
-    """50000 -> "50k", 297 -> "297"."""
-    return f"{num_samples // 1000}k" if num_samples >= 1000 and num_samples % 1000 == 0 else str(num_samples)
-
-
-class MetricName(NamedTuple):
-    """The parts of a metric's name."""
-
-    stem: str
-    """Without the count: "fid", "fd_efficientnet_lite0"."""
-    kind: str
-    """One of METRIC_KINDS."""
-    num_samples: int
-
-
-def parse_metric_name(name: str) -> MetricName:
-    """The inverse of metric_name. Raises ValueError for a name that it does not give."""
-    stem, _, count = name.rpartition("_")
-    published = {value: kind for kind, value in _INCEPTION_KINDS.items()}
-    kinds = [published.get(stem, "")] + sorted(METRIC_KINDS, key=len, reverse=True)
-    kind = next((kind for kind in kinds if kind and (stem in published or f"{stem}_".startswith(f"{kind}_"))), None)
-    if kind is None or not re.fullmatch(r"\d+k?", count):
-        raise ValueError(f"Found metric name {name!r}, expected such as fid_50k. Take it from a report.")
-    return MetricName(stem, kind, int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1))

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from typing import Any, Self
 
-from evaluation.protocol import EvaluationProtocol, format_count, parse_metric_name
+from evaluation.metric_names import format_count, parse_metric_name
+from evaluation.protocol import EvaluationProtocol
 
 REPORT_FILE = "report.json"
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evaluation.metric_names import metric_name
 from evaluation.metrics import frechet_distance_to, inception_score, kernel_distance, manifold_scores
-from evaluation.protocol import metric_name
 from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics, InceptionScoreSums
 from evaluation.uncertainty import BLOCKS, at_infinity, block_statistics, curve, jackknife_error, merged

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from evaluation.metric_names import format_count
 from evaluation.plot import ACCENT, INK, LINE, REAL, SOFT, canvas, nice_ticks
-from evaluation.protocol import format_count
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from evaluation.metric_names import format_count
 from evaluation.plot import INK, LINE, SOFT, canvas, nice_ticks
-from evaluation.protocol import format_count
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from evaluation.protocol import parse_metric_name
+from evaluation.metric_names import parse_metric_name
 from pipelines.artifacts import Artifact, settings_identity
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import LocatedCheckpoint

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from evaluation.protocol import HIGHER_IS_BETTER, parse_metric_name
+from evaluation.metric_names import parse_metric_name
 from pipelines.tracking import tags
 from pipelines.tracking.lookup import connected_client, run_link
 from raydit.errors import InvalidInput, NotFound
@@ -151,7 +151,7 @@ def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: s
         )
     name = metric or headline_metrics(score["metric"] for score in scores if score["protocol_id"] == chosen)[0]
     ranked = [score for score in scores if (score["protocol_id"], score["metric"]) == (chosen, name)]
-    sign = -1 if _kind(name) in HIGHER_IS_BETTER else 1
+    sign = -1 if parse_metric_name(name).kind.higher_is_better else 1
     ranked.sort(key=lambda score: (sign * score["value"], -score["time"]))
     once = {score["digest"]: score for score in reversed(ranked)}  # a repeated evaluation adds the same numbers again
     return {
@@ -193,7 +193,7 @@ def _scores(model: Any, runs: dict[str, Any], metric: str) -> list[dict[str, Any
 def _kind(name: str) -> str:
     """Return the kind of a metric from its name; empty if the name is not that of a metric."""
     try:
-        return parse_metric_name(name).kind
+        return parse_metric_name(name).kind.name
     except ValueError:
         return ""
 

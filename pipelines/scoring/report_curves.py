@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cluster import storage
-from evaluation.protocol import parse_metric_name
+from evaluation.metric_names import parse_metric_name
 from evaluation.report import EvaluationReport
 from evaluation.step_plot import StepValue, step_plot
 from evaluation.tradeoff_plot import Tradeoff, tradeoff_plot
@@ -59,7 +59,8 @@ def draw_score_curve(reports: Sequence[EvaluationReport], images_per_step: int =
 
 def _tradeoff(report: EvaluationReport) -> Tradeoff | None:
     """Return precision and recall of all of the protocol's samples; None if they were not measured."""
-    named = {parse_metric_name(name)[1:]: name for name in report.metrics}
+    parsed = {name: parse_metric_name(name) for name in report.metrics}
+    named = {(parts.kind.name, parts.num_samples): name for name, parts in parsed.items()}
     names = [named.get((kind, report.protocol.num_samples)) for kind in ("precision", "recall")]
     if None in names:
         return None

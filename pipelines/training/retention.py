@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from cluster import storage
-from evaluation.protocol import HIGHER_IS_BETTER, parse_metric_name
+from evaluation.metric_names import parse_metric_name
 from evaluation.report import REPORT_FILE
 from pipelines.config.training import TrainConfig
 from pipelines.console import first_line
@@ -63,7 +63,7 @@ def best_step(evaluations: str, metric: str) -> int | None:
     Only reports of one protocol are compared, the one by which most checkpoints were scored, because numbers of several
     protocols are not comparable. Returns None without a report. Raises InvalidInput if there is no such metric.
     """
-    sign = -1 if parse_metric_name(metric).kind in HIGHER_IS_BETTER else 1
+    sign = -1 if parse_metric_name(metric).kind.higher_is_better else 1
     scores: dict[str, list[tuple[float, int]]] = {}
     names = storage.list_files(evaluations, recursive=True)
     reports = [match for name in names if (match := re.fullmatch(rf"([^/]+)/step_(\d+)/{REPORT_FILE}", name))]

@@ -237,7 +237,8 @@ import json, re, sys, time
 from pathlib import Path
 
 started = time.perf_counter()
-from evaluation.protocol import metric_name, shard_ranges
+from evaluation.metric_names import metric_name
+from evaluation.protocol import shard_ranges
 from evaluation.score import score
 from pipelines.scoring.records import load_features
 from pipelines.scoring.references import load_given_reference

@@ -1,4 +1,4 @@
-"""Protocol ids, seeds, labels, shards and metric names."""
+"""Protocol ids, seeds, labels and shards."""
 
 import json
 import subprocess
@@ -9,16 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.protocol import (
-    METRIC_KINDS,
-    EvaluationProtocol,
-    format_count,
-    metric_name,
-    parse_metric_name,
-    sample_label,
-    sample_seed,
-    shard_ranges,
-)
+from evaluation.protocol import EvaluationProtocol, sample_label, sample_seed, shard_ranges
 
 PROTOCOL = EvaluationProtocol(
     num_samples=1000,
@@ -144,46 +135,6 @@ def test_shards_hold_every_sample_once_in_order(num_samples, shard_rows):
     shards = shard_ranges(num_samples, shard_rows)
     assert [index for shard in shards for index in shard] == list(range(num_samples))
     assert all(len(shard) == shard_rows for shard in shards[:-1])
-
-
-@pytest.mark.parametrize(
-    ("kind", "extractor", "n", "name"),
-    [
-        ("fd", "inception", 50_000, "fid_50k"),
-        ("sfd", "inception", 50_000, "sfid_50k"),
-        ("is", "inception", 50_000, "is_50k"),
-        ("kid", "inception", 50_000, "kid_50k"),
-        ("precision", "inception", 50_000, "precision_50k"),
-        ("recall", "inception", 50_000, "recall_50k"),
-        ("fd_infinity", "inception", 50_000, "fid_infinity_50k"),
-        ("coverage", "dinov2-vit-l-14", 50_000, "coverage_dinov2_vit_l_14_50k"),
-        ("fd", "efficientnet-lite0", 1000, "fd_efficientnet_lite0_1k"),
-        ("is", "efficientnet-lite0", 1500, "is_efficientnet_lite0_1500"),
-        ("fd", "inception-0a1b2c3d", 297, "fd_inception_0a1b2c3d_297"),
-    ],
-)
-def test_metric_names_carry_extractor_and_count(kind, extractor, n, name):
-    assert metric_name(kind, extractor, n) == name
-
-
-@pytest.mark.parametrize("extractor", ["inception", "efficientnet-lite0", "inception-0a1b2c3d", "dinov2-vit-s-14"])
-@pytest.mark.parametrize("kind", METRIC_KINDS)
-def test_metric_names_can_be_taken_apart(kind, extractor):
-    for n in (297, 1500, 50_000):
-        name = metric_name(kind, extractor, n)
-        assert (parts := parse_metric_name(name)).kind == kind and parts.num_samples == n
-        assert name == f"{parts.stem}_{format_count(n)}"
-
-
-@pytest.mark.parametrize("name", ["fid", "loss_50k", "fid_50m", "fido_50k", ""])
-def test_other_names_are_no_metrics(name):
-    with pytest.raises(ValueError, match=f"Found metric name '{name}', expected such as fid_50k"):
-        parse_metric_name(name)
-
-
-def test_unknown_metric_kind_is_refused():
-    with pytest.raises(ValueError, match="'fid'.*expected one of fd, fd_infinity, sfd"):
-        metric_name("fid", "inception", 1000)
 
 
 def test_planning_imports_no_torch():

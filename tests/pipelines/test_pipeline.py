@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from tiny import BROKEN, tiny_recipe
 
-from evaluation.protocol import METRIC_KINDS
+from evaluation.metric_names import METRIC_KINDS
 from evaluation.report import EvaluationReport
 from pipelines.encode import encode
 from pipelines.evaluate import evaluate
@@ -92,7 +92,7 @@ def test_the_report_names_protocol_checkpoint_and_floor(finished):
     assert {"fd_efficientnet_lite0_16", "is_efficientnet_lite0_16", "kid_efficientnet_lite0_16"} <= report[
         "metrics"
     ].keys()
-    assert all(name.startswith(METRIC_KINDS) for name in report["floor"])
+    assert all(name.startswith(tuple(METRIC_KINDS)) for name in report["floor"])
     (page,) = (folder / "output" / "evaluations").glob("*/*/report.html")
     assert report["protocol_id"] in page.read_text() and "data:image/png;base64," in page.read_text()
 

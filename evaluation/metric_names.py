@@ -1,0 +1,102 @@
+"""The table of metrics, and their names, which carry the extractor and the number of images.
+
+A score means nothing without these two: `fid_50k` and `fd_efficientnet_lite0_1k` are different metrics. Imports neither
+torch nor any model, so that a plan can be printed at once.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from raydit.errors import InvalidInput
+
+VERIFIED_INCEPTION = "inception"
+"""Name of the extractor with the published FID weights. Only this one may give a metric its published name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricKind:
+    """A metric, whatever the extractor and the number of images."""
+
+    name: str
+    """First part of the metric's names with any extractor but the verified Inception."""
+    label: str
+    """Name for people, as in the title of a table's row."""
+    higher_is_better: bool
+    """Direction in which checkpoints are ranked."""
+    published_name: str = ""
+    """First part of the metric's names with the verified Inception; empty: `name`."""
+
+    @property
+    def arrow(self) -> str:
+        """Arrow in the direction of better values."""
+        return "↑" if self.higher_is_better else "↓"
+
+
+METRIC_KINDS = {
+    kind.name: kind
+    for kind in (
+        MetricKind(name="fd", label="Fréchet distance", higher_is_better=False, published_name="fid"),
+        MetricKind(
+            name="fd_infinity",
+            label="Fréchet distance at infinite N",
+            higher_is_better=False,
+            published_name="fid_infinity",
+        ),
+        MetricKind(name="sfd", label="spatial Fréchet distance", higher_is_better=False, published_name="sfid"),
+        MetricKind(name="is", label="Inception Score", higher_is_better=True),
+        MetricKind(name="kid", label="kernel distance", higher_is_better=False),
+        MetricKind(name="precision", label="precision", higher_is_better=True),
+        MetricKind(name="recall", label="recall", higher_is_better=True),
+        MetricKind(name="density", label="density", higher_is_better=True),
+        MetricKind(name="coverage", label="coverage", higher_is_better=True),
+    )
+}
+"""Every metric by its name. Names, tables, pages and ranking follow from this entry; evaluation.score computes it."""
+
+
+class MetricName(NamedTuple):
+    """The parts of a metric's name."""
+
+    stem: str
+    """The name without the number of images: "fid", "fd_efficientnet_lite0"."""
+    kind: MetricKind
+    num_samples: int
+
+
+def metric_name(kind: str, extractor: str, num_samples: int) -> str:
+    """Return the name of a metric over num_samples images in an extractor's features.
+
+    kind: a key of METRIC_KINDS. With the verified Inception weights fid_50k, fid_infinity_50k, sfid_50k, is_50k and so
+    on; otherwise fd_efficientnet_lite0_1k, fd_infinity_efficientnet_lite0_10k. Raises ValueError for an unknown kind.
+    """
+    if kind not in METRIC_KINDS:
+        raise ValueError(f"Found metric kind {kind!r}, expected one of {', '.join(METRIC_KINDS)}. Use one of these.")
+    count = format_count(num_samples)
+    if extractor == VERIFIED_INCEPTION:
+        return f"{METRIC_KINDS[kind].published_name or kind}_{count}"
+    return f"{kind}_{extractor.replace('-', '_')}_{count}"
+
+
+def parse_metric_name(name: str) -> MetricName:
+    """Split a metric's name into its parts: the inverse of metric_name.
+
+    Raises InvalidInput for a name that metric_name does not give.
+    """
+    stem, _, count = name.rpartition("_")
+    kind = _find_kind(stem)
+    if kind is None or not re.fullmatch(r"\d+k?", count):
+        raise InvalidInput(f"metric name {name!r}", "a name such as fid_50k", "Copy it from a report")
+    return MetricName(stem, kind, int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1))
+
+
+def _find_kind(stem: str) -> MetricKind | None:
+    """Return the kind with this published name, or the one with the longest name that the stem begins with."""
+    published = [kind for kind in METRIC_KINDS.values() if stem and kind.published_name == stem]
+    by_length = sorted(METRIC_KINDS.values(), key=lambda kind: len(kind.name), reverse=True)
+    return next(iter(published + [kind for kind in by_length if f"{stem}_".startswith(f"{kind.name}_")]), None)
+
+
+def format_count(num_samples: int) -> str:
+    """Abbreviate whole thousands: 50000 -> "50k", 297 -> "297"."""
+    return f"{num_samples // 1000}k" if num_samples >= 1000 and num_samples % 1000 == 0 else str(num_samples)
