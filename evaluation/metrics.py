@@ -159,12 +159,6 @@ def precision_recall(generated: Array, real: Array, k: int = 3) -> tuple[float, 
     return scores.precision, scores.recall
 
 
-def density_coverage(generated: Array, real: Array, k: int = 5) -> tuple[float, float]:
-    """Density and coverage of manifold_scores."""
-    scores = manifold_scores(generated, real, k, k)
-    return scores.density, scores.coverage
-
-
 def _check_moments(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> None:
     dim = len(mean1)
     if mean2.shape != (dim,) or cov1.shape != (dim, dim) or cov2.shape != (dim, dim):

@@ -1,6 +1,5 @@
 """Sums that stream and merge: shards are reduced where they are, and merge in any order to one result."""
 
-from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
@@ -68,17 +67,6 @@ class FeatureStatistics:
         if self.n < 2:
             raise ValueError(f"Found {self.n} samples; a covariance needs at least 2. Add more images.")
         return self._m2 / (self.n - 1)
-
-    def to_arrays(self) -> dict[str, Array]:
-        """The state as named arrays, for storage."""
-        return {"n": np.array(self.n), "mean": self.mean, "m2": self._m2}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Array]) -> Self:
-        """The inverse of to_arrays."""
-        statistics = cls(len(arrays["mean"]))
-        statistics._add(int(arrays["n"]), arrays["mean"], arrays["m2"])
-        return statistics
 
 
 def random_parts(num_samples: int, parts: int, seed: int = 2020) -> Array:

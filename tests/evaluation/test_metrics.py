@@ -10,7 +10,6 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from evaluation import neighbours
 from evaluation.metrics import (
-    density_coverage,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -190,7 +189,7 @@ def test_copies_are_inside_however_many_there_are():
     copies, real = np.repeat(features(1, 256, 1), 30, axis=0) * 10, features(40, 256, 2)
     assert precision_recall(copies, np.concatenate([copies, real]))[0] == 1.0
     assert precision_recall(copies, copies) == (1.0, 1.0)
-    assert density_coverage(copies, copies)[1] == 1.0
+    assert manifold_scores(copies, copies).coverage == 1.0
 
 
 def test_precision_and_recall_of_a_set_with_itself_are_one_and_far_away_zero():
@@ -212,6 +211,11 @@ def test_precision_recall_refuses_too_few_samples():
 
 
 # Density and coverage
+
+
+def density_coverage(generated, real, k=5):
+    scores = manifold_scores(generated, real, k_density=k)
+    return scores.density, scores.coverage
 
 
 def brute_force_density_coverage(generated, real, k):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.metrics import density_coverage, frechet_distance, inception_score, kernel_distance, precision_recall
+from evaluation.metrics import frechet_distance, inception_score, kernel_distance, manifold_scores, precision_recall
 from evaluation.reference import ReferenceStatistics
 from evaluation.score import score
 from evaluation.statistics import InceptionScoreSums
@@ -53,8 +53,8 @@ def test_scores_are_those_of_the_metrics_under_their_names():
         "kid": kernel_distance(generated, real, subset_size=200)[0],
         "precision": precision_recall(generated, real)[0],
         "recall": precision_recall(generated, real)[1],
-        "density": density_coverage(generated, real)[0],
-        "coverage": density_coverage(generated, real)[1],
+        "density": manifold_scores(generated, real).density,
+        "coverage": manifold_scores(generated, real).coverage,
     }
     assert found.metrics == pytest.approx({f"{k}_efficientnet_lite0_300": v for k, v in expected.items()}, rel=1e-9)
     assert set(found.errors) == lite0_names(300, "fd", "fd_infinity", "is", "kid")
