@@ -61,14 +61,14 @@ def _header(report: EvaluationReport) -> str:
 
 def _metrics(report: EvaluationReport) -> str:
     """A row for each metric, a column for each N; held-out real images beside them."""
-    generated, real = metric_columns(report.metrics), metric_columns(report.floor)
+    generated, real = metric_columns(report.metrics), metric_columns(report.real_baseline)
     heads = [f"N = {format_count(n)}" for n in generated]
     heads += [f"real images<br>N = {format_count(n)}" for n in real]
     rows = []
     for stem, name in next(iter(generated.values())).items():
         kind = parse_metric_name(name).kind
         cells = [_value(report, column[stem]) if stem in column else "" for column in generated.values()]
-        cells += [_number(report.floor[column[stem]]) if stem in column else "" for column in real.values()]
+        cells += [_number(report.real_baseline[column[stem]]) if stem in column else "" for column in real.values()]
         if report.repeats:
             known = [column[stem] for column in generated.values() if column.get(stem) in report.repeats]
             cells.append(_mean(report, known[0]) if known else "")
@@ -99,7 +99,7 @@ def _mean(report: EvaluationReport, name: str) -> str:
 def _plot(report: EvaluationReport) -> str:
     """The curve, or at least the distances of several N."""
     points = report.curve or _distances(report.metrics)
-    return distance_plot(points, _distances(report.floor)) if len(points) > 1 else ""
+    return distance_plot(points, _distances(report.real_baseline)) if len(points) > 1 else ""
 
 
 def _distances(metrics: Mapping[str, float]) -> list[tuple[int, float]]:

@@ -11,6 +11,9 @@ from evaluation.protocol import EvaluationProtocol
 
 REPORT_FILE = "report.json"
 
+_JSON_NAMES = {"real_baseline": "floor"}
+"""Fields whose key in the file is not their name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
@@ -25,8 +28,8 @@ class EvaluationReport:
     """Metric name -> value."""
     errors: dict[str, float] = field(default_factory=dict)
     """Metric name -> standard error of Frechet distances, or standard deviation over splits (is) or subsets (kid)."""
-    floor: dict[str, float] = field(default_factory=dict)
-    """Metrics of held-out real images against the same reference: the best that can be expected."""
+    real_baseline: dict[str, float] = field(default_factory=dict)
+    """Metrics of held-out real images against the same reference: the best values that can be expected."""
     repeats: dict[str, list[float]] = field(default_factory=dict)
     """Metric name -> its value for each of several seeds, this report's own first; empty: sampled once."""
     curve: list[tuple[int, float]] = field(default_factory=list)
@@ -57,7 +60,8 @@ class EvaluationReport:
 
     def to_json(self) -> str:
         """The report as JSON text, with the protocol's id."""
-        values = {**asdict(self), "protocol": self.protocol.to_dict(), "protocol_id": self.protocol_id}
+        values = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        values |= {"protocol": self.protocol.to_dict(), "protocol_id": self.protocol_id}
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -65,6 +69,7 @@ class EvaluationReport:
         """The inverse of to_json. Raises ValueError if the protocol does not give the recorded id."""
         values: dict[str, Any] = json.loads(text)
         recorded = values.pop("protocol_id")
+        values |= {name: values.pop(key) for name, key in _JSON_NAMES.items() if key in values}
         curve = [(count, value) for count, value in values.get("curve", [])]
         report = cls(**{**values, "curve": curve, "protocol": EvaluationProtocol.from_dict(values["protocol"])})
         if report.protocol_id != recorded:
@@ -76,14 +81,14 @@ class EvaluationReport:
 
     def table(self) -> str:
         """The metrics as aligned text: a column for each number of samples, and one for held-out real images."""
-        generated, real = metric_columns(self.metrics), metric_columns(self.floor)
+        generated, real = metric_columns(self.metrics), metric_columns(self.real_baseline)
         titles = [f"generated (N = {format_count(n)})" for n in generated]
-        titles += [f"real floor (N = {format_count(n)})" for n in real]
+        titles += [f"real images (N = {format_count(n)})" for n in real]
         repeats = max(map(len, self.repeats.values()), default=0)
         rows = [["metric", *titles, *([f"mean of {repeats} seeds"] if repeats else [])]]
         for stem in next(iter(generated.values())):
             cells = [self._cell(column[stem]) if stem in column else "" for column in generated.values()]
-            cells += [f"{self.floor[column[stem]]:.6g}" if stem in column else "" for column in real.values()]
+            cells += [f"{self.real_baseline[column[stem]]:.6g}" if stem in column else "" for column in real.values()]
             names = [column[stem] for column in generated.values() if column.get(stem) in self.repeats]
             cells += [self._mean(names[0]) if names else ""] if repeats else []
             rows.append([stem, *cells])

@@ -50,8 +50,8 @@ def score(
     logits: or the sums made of them while they passed by, or None from an extractor without. extractor: its name,
     which goes into the metrics' names; it must be the reference's. errors: False leaves out standard errors and
     Frechet distance at infinite N, which cost up to nineteen Frechet distances.
-    Generated images and held-out real ones are scored alike: the latter give the floor, the best score that
-    N images can get. What the reference cannot give is left out: kernel distance and the manifold scores need its
+    Generated images and held-out real ones are scored alike: the latter give the real baseline, the best score
+    that N images can get. What the reference cannot give is left out: kernel distance and the manifold scores need its
     features, sFID its mu_s and sigma_s. Raises ValueError if anything is not of num_samples images.
     """
     if extractor != reference.extractor:

@@ -40,7 +40,7 @@ class ImagesConfig:
     crop: Literal["adm", "resize"] = "adm"
     """"adm": short side to `size`, then centre crop (Dhariwal & Nichol 2021); "resize": squeeze to a square."""
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of images that nothing trains on, chosen by a hash of their keys; they give the metrics' floor."""
+    """Share of images that nothing trains on, chosen by a hash of their keys; they give the metrics' real baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ def build_report(
         checkpoint_digest=digest,
         metrics=metrics,
         errors=generated.errors,
-        floor=real_baseline,
+        real_baseline=real_baseline,
         curve=generated.curve,
         warnings=generated.warnings,
     )

@@ -20,7 +20,7 @@ def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0
     run.metrics(metrics, step, model=model, dataset=dataset)
     errors = {f"eval_error/{name}": value for name, value in report.errors.items()}
     run.metrics(errors, step, model=model, dataset=dataset)
-    run.metrics({f"floor/{name}": value for name, value in report.floor.items()}, step)
+    run.metrics({f"floor/{name}": value for name, value in report.real_baseline.items()}, step)
     if report.timings:
         run.metrics({f"evaluate/{name}": seconds for name, seconds in report.timings.items()}, step)
         run.artifact(save_png(timings_figure(report.timings), storage.join(folder, TIME_FILE)), FIGURES)

@@ -54,7 +54,7 @@ def draw_score_curve(reports: Sequence[EvaluationReport], images_per_step: int =
         if metric in report.metrics:
             value, error = report.estimate(metric)
             points.append(StepValue(step_of(report) or 0, value, error or 0.0))
-    return step_plot(f"{metric}, {_title(reports)}", points, reports[-1].floor.get(metric), images_per_step)
+    return step_plot(f"{metric}, {_title(reports)}", points, reports[-1].real_baseline.get(metric), images_per_step)
 
 
 def _tradeoff(report: EvaluationReport) -> Tradeoff | None:

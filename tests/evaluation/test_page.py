@@ -20,7 +20,7 @@ REPORT = EvaluationReport(
     checkpoint_digest="dd" * 32,
     metrics={"fid_50k": 2.2741, "fid_infinity_50k": 2.2312, "is_50k": 278.24, "precision_50k": 0.83, "fid_10k": 4.115},
     errors={"fid_50k": 0.0312, "is_50k": 3.2},
-    floor={"fid_10k": 1.938},
+    real_baseline={"fid_10k": 1.938},
     curve=[(n, 2.2312 + 2145 / n) for n in range(5000, 50_001, 5000)],
     warnings=["only a few images"],
     timings={"features_seconds": 3612.25, "scoring_seconds": 42.5},
@@ -107,7 +107,7 @@ def test_no_text_of_a_report_is_markup():
 
 
 def test_a_report_with_one_number_is_a_page():
-    plain = replace(REPORT, metrics={"fid_50k": 2.0}, errors={}, floor={}, curve=[], warnings=[], timings={})
+    plain = replace(REPORT, metrics={"fid_50k": 2.0}, errors={}, real_baseline={}, curve=[], warnings=[], timings={})
     page = Page(render_page(plain))
     assert page.all("svg") == [] and page.all("img") == [] and page.open == []
 

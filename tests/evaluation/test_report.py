@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -20,7 +22,7 @@ REPORT = EvaluationReport(
     checkpoint_digest="dd",
     metrics={"fd_efficientnet_lite0_1k": 12.3456789, "is_efficientnet_lite0_1k": 2.5},
     errors={"is_efficientnet_lite0_1k": 0.0625},
-    floor={"fd_efficientnet_lite0_297": 4.5, "is_efficientnet_lite0_297": 2.75},
+    real_baseline={"fd_efficientnet_lite0_297": 4.5, "is_efficientnet_lite0_297": 2.75},
     curve=[(500, 14.5), (1000, 12.3456789)],
     warnings=["few images"],
     timings={"sample": 30.5},
@@ -38,6 +40,15 @@ def test_a_report_from_before_there_were_curves_is_read():
     assert EvaluationReport.from_json(json.dumps(values)) == replace(REPORT, curve=[])
 
 
+def test_a_report_that_an_older_commit_wrote_is_written_back_to_the_byte():
+    with ZipFile(Path(__file__).resolve().parents[1] / "golden" / "707a9da" / "artifacts.zip") as golden:
+        (file,) = (name for name in golden.namelist() if name.endswith("/report.json"))
+        text = golden.read(file).decode()
+    report = EvaluationReport.from_json(text)
+    assert report.to_json() == text
+    assert report.real_baseline == json.loads(text)["floor"] != {}
+
+
 def test_a_report_names_its_protocol():
     assert f'"protocol_id": "{REPORT.protocol_id}"' in REPORT.to_json()
     assert REPORT.protocol_id == REPORT.protocol.protocol_id
@@ -49,16 +60,16 @@ def test_an_edited_protocol_is_noticed():
         EvaluationReport.from_json(edited)
 
 
-def test_table_sets_the_floor_beside_the_metrics():
+def test_table_sets_the_real_baseline_beside_the_metrics():
     assert REPORT.table() == (
-        "metric                 generated (N = 1k)  real floor (N = 297)\n"
+        "metric                 generated (N = 1k)  real images (N = 297)\n"
         "fd_efficientnet_lite0  12.3457             4.5\n"
         "is_efficientnet_lite0  2.5 +- 0.0625       2.75\n"
         "Frechet distance falls as N grows: compare only columns of equal N.\n"
     )
 
 
-def test_table_without_a_floor_has_two_columns():
+def test_table_without_a_real_baseline_has_two_columns():
     report = EvaluationReport(
         protocol=REPORT.protocol, checkpoint="c", checkpoint_digest="d", metrics={"fid_50k": 2.27}
     )
@@ -77,5 +88,5 @@ def test_repeats_survive_storage_and_give_the_estimate():
 
 def test_the_table_gives_the_mean_over_seeds():
     name = "fd_efficientnet_lite0_1k"
-    first, second = replace(REPORT, repeats={name: [12.0, 14.0]}, floor={}).table().splitlines()[:2]
+    first, second = replace(REPORT, repeats={name: [12.0, 14.0]}, real_baseline={}).table().splitlines()[:2]
     assert first.split("  ")[-1].strip() == "mean of 2 seeds" and second.endswith("13 +- 1")

@@ -127,7 +127,7 @@ def test_scored_again_its_checkpoint_has_its_scores(recipe, folder, local_ray):
     assert (report.protocol, report.checkpoint_digest) == (recorded.protocol, recorded.checkpoint_digest)
     assert report.metrics == pytest.approx(recorded.metrics, rel=1e-3)
     assert report.errors == pytest.approx(recorded.errors, rel=1e-3)
-    assert report.floor == pytest.approx(recorded.floor, rel=1e-3)
+    assert report.real_baseline == pytest.approx(recorded.real_baseline, rel=1e-3)
 
 
 def test_its_reference_opens_with_its_digest():

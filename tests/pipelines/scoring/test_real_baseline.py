@@ -1,4 +1,4 @@
-"""The floor that real images give is of as many images as the score beside it."""
+"""The real baseline has as many images as the score that it is read against."""
 
 import numpy as np
 import pytest
@@ -40,19 +40,19 @@ def report(num_samples, held_out):
 def test_of_more_held_out_images_as_many_count_from_all_classes():
     held_out = images(90, 1)
     found = report(30, held_out)
-    assert {name.rpartition("_")[2] for name in (*found.metrics, *found.floor)} == {"30"}
+    assert {name.rpartition("_")[2] for name in (*found.metrics, *found.real_baseline)} == {"30"}
     rows = held_out.features[::3]  # ten of each class, not the first class alone
-    assert found.floor["fd_efficientnet_lite0_30"] == pytest.approx(distance(rows), rel=1e-9)
+    assert found.real_baseline["fd_efficientnet_lite0_30"] == pytest.approx(distance(rows), rel=1e-9)
 
 
 def test_beside_fewer_held_out_images_as_many_samples_are_scored_too():
     held_out = images(12, 1)
     found = report(30, held_out)
-    assert found.floor["fd_efficientnet_lite0_12"] == pytest.approx(distance(held_out.features), rel=1e-9)
+    assert found.real_baseline["fd_efficientnet_lite0_12"] == pytest.approx(distance(held_out.features), rel=1e-9)
     first = images(30, 0).features[:12]
     assert found.metrics["fd_efficientnet_lite0_12"] == pytest.approx(distance(first), rel=1e-9)
     assert "fd_efficientnet_lite0_30" in found.metrics
 
 
-def test_without_held_out_images_there_is_no_floor():
-    assert report(30, None).floor == {}
+def test_without_held_out_images_there_is_no_real_baseline():
+    assert report(30, None).real_baseline == {}
