@@ -1,7 +1,7 @@
-"""DINOv2's vision transformer (Oquab et al. 2023, arXiv 2304.07193): the network whose published weights it loads.
+"""DINOv2's vision transformer (Oquab et al. 2023, arXiv 2304.07193), which loads the published weights.
 
-torch-fidelity fetches the network's code from a repository when it is built; here it is, so that weights by path need
-no network and no code is run that came with them.
+torch-fidelity downloads the network's code from a repository whenever it is built. Here the code is our own, so that
+weights on disk need no network connection and no downloaded code is run.
 """
 
 from dataclasses import dataclass
@@ -13,39 +13,35 @@ from torch import Tensor, nn
 PATCH_PX = 14
 
 _GRID_OFFSET = 0.1
-"""Added to the side of the grid, in patches, before its ratio to the trained side is taken: as the weights' authors
-do, who wanted no rounding error to lose a row. It moves every interpolated position a little."""
+"""Patches that are added to the side of the grid before it is divided by the trained side. The weights' authors do so
+lest a rounding error lose a row; it shifts every interpolated position a little."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DinoV2Config:
-    """Sizes of the network; the MLP is four times as wide."""
+    """Sizes of the network. The hidden layer of its MLPs is 4 dim wide."""
 
     dim: int
-    """Width, and features of an image."""
+    """Width of the tokens, and number of features of an image."""
     depth: int
-    """Blocks."""
+    """Number of blocks."""
     num_heads: int
-    """Attention heads."""
+    """Attention heads of a block."""
     grid: int = 37
-    """Patches along the side of the images that the positions were trained for: 518 px."""
-
-
-CONFIGS = {
-    "dinov2-vit-s-14": DinoV2Config(dim=384, depth=12, num_heads=6),
-    "dinov2-vit-b-14": DinoV2Config(dim=768, depth=12, num_heads=12),
-    "dinov2-vit-l-14": DinoV2Config(dim=1024, depth=24, num_heads=16),
-}
+    """Patches along the side of the images that the position embeddings were trained on (518 px)."""
 
 
 class DinoV2(nn.Module):
-    """Images, normalised, (N, 3, H, W) with sides in whole patches of 14 px -> features (N, dim) of the class token."""
+    """Vision transformer from normalised images (N, 3, H, W) to features (N, dim) of the class token.
+
+    H and W are multiples of PATCH_PX.
+    """
 
     def __init__(self, config: DinoV2Config):
         super().__init__()
         self.config = config
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
-        self.mask_token = nn.Parameter(torch.zeros(1, config.dim))  # of its training; only there to be loaded
+        self.mask_token = nn.Parameter(torch.zeros(1, config.dim))  # unused here, but part of the published weights
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.dim))
         self.patch_embed = PatchEmbedding(config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -61,7 +57,7 @@ class DinoV2(nn.Module):
         return self.norm(x)[:, 0]
 
     def _positions(self, height: int, width: int) -> Tensor:
-        """(1, 1 + height * width, dim): the trained grid, interpolated to the image's."""
+        """Interpolate the trained position embeddings to the image's grid: (1, 1 + height * width, dim)."""
         side = self.config.grid
         if height == width == side:
             return self.pos_embed
@@ -72,7 +68,7 @@ class DinoV2(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Patches -> tokens; a module of its own because the weights' names say so."""
+    """Convolution from patches to tokens, a module of its own to match the names of the published weights."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -80,7 +76,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """x + scale * attention(norm x), then the same with the MLP."""
+    """Transformer block: x + scale * attention(norm(x)), then x + scale * mlp(norm(x))."""
 
     def __init__(self, config: DinoV2Config):
         super().__init__()
@@ -111,7 +107,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, linear."""
+    """Linear layer, exact GELU, linear layer."""
 
     def __init__(self, dim: int):
         super().__init__()

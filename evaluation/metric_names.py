@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from raydit.errors import InvalidInput
 
-VERIFIED_INCEPTION = "inception"
+INCEPTION = "inception"
 """Name of the extractor with the published FID weights. Only this one may give a metric its published name."""
 
 
@@ -73,7 +73,7 @@ def metric_name(kind: str, extractor: str, num_samples: int) -> str:
     if kind not in METRIC_KINDS:
         raise ValueError(f"Found metric kind {kind!r}, expected one of {', '.join(METRIC_KINDS)}. Use one of these.")
     count = format_count(num_samples)
-    if extractor == VERIFIED_INCEPTION:
+    if extractor == INCEPTION:
         return f"{METRIC_KINDS[kind].published_name or kind}_{count}"
     return f"{kind}_{extractor.replace('-', '_')}_{count}"
 

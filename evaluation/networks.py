@@ -1,30 +1,55 @@
-"""The networks behind the extractors: checked weights and a device -> a function of uint8 images."""
+"""The networks behind the extractors: each builder turns checked weights into a function of uint8 images.
+
+torch is imported only where a network is built, so that the table of extractors can be read at once.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
-Forward = Callable[[Tensor], dict[str, Tensor]]
-Network = tuple[Forward, int, int]
-"""The function, the number of its features and of its logits."""
+    Forward = Callable[[Tensor], "Outputs"]
+    StateDict = dict[str, Any]
 
 _SPATIAL_CHANNELS = 7
 """sFID takes the first 7 channels of 17 x 17 positions: 2023 dimensions, near the 2048 of FID."""
 
 
-def build_efficientnet_lite0(state_dict: dict[str, Any], device: torch.device) -> Network:
-    """EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946): 1280 pooled features, 1000 ImageNet logits.
+class Outputs(NamedTuple):
+    """Tensors that a network returns for a batch of B images."""
 
-    Input: bilinear resize to 224 x 224 with half-pixel corners (torch's align_corners=False) and antialias,
-    which blurs only when shrinking; not rounded back; then (x - 127) / 128, as in TensorFlow's Lite models
-    (the package's README names the normalisation of another family).
+    features: Tensor
+    """(B, D)."""
+    logits: Tensor | None = None
+    """(B, K); None if the network has no classes."""
+    spatial: Tensor | None = None
+    """(B, 2023) for sFID; None if the network has none."""
+
+
+class Network(NamedTuple):
+    """A network on a device, ready to be called."""
+
+    forward: Forward
+    """uint8 (B, 3, H, W) on the device -> Outputs."""
+    feature_dim: int
+    num_logits: int
+    """Number of classes; 0: no logits."""
+
+
+def build_efficientnet_lite0(state_dict: StateDict, device: torch.device) -> Network:
+    """Build EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946): 1280 pooled features, 1000 ImageNet logits.
+
+    Input: bilinear resize to 224 x 224 with half-pixel corners (torch's align_corners=False) and antialiasing, which
+    blurs only when shrinking; not rounded back to integers; then (x - 127) / 128, as in TensorFlow's Lite models (the
+    package's README gives the normalisation of another family).
     """
+    import torch
+    import torch.nn.functional as F
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0")
@@ -32,20 +57,21 @@ def build_efficientnet_lite0(state_dict: dict[str, Any], device: torch.device) -
     _fold_batch_norms(network.eval().requires_grad_(False))
     network.to(device, memory_format=torch.channels_last)
 
-    def forward(images: Tensor) -> dict[str, Tensor]:
+    def forward(images: Tensor) -> Outputs:
         x = F.interpolate(images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
         features = network.extract_features(x).mean(dim=(2, 3))
-        return {"features": features, "logits": network._fc(features)}
+        return Outputs(features, network._fc(features))
 
-    return forward, 1280, 1000
+    return Network(forward, feature_dim=1280, num_logits=1000)
 
 
 def _fold_batch_norms(network: nn.Module) -> None:
-    """Put every batch norm into the convolution before it; with channels last 1.6 times faster on a CPU.
+    """Fold every batch norm into the convolution before it, which is 1.6 times as fast on a CPU with channels last.
 
-    Features move by 1e-5 at most, in about 5.
+    Features of about 5 change by 1e-5 at most.
     """
+    from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
@@ -58,16 +84,17 @@ def _fold_batch_norms(network: nn.Module) -> None:
         setattr(module, norm, nn.Identity())
 
 
-def build_inception(state_dict: dict[str, Any], device: torch.device) -> Network:
-    """The 2015 TensorFlow Inception as ported by torch-fidelity: its resize to 299, its (x - 128) / 128.
+def build_inception(state_dict: StateDict, device: torch.device) -> Network:
+    """Build the 2015 TensorFlow Inception as ported by torch-fidelity, with its resize to 299 and (x - 128) / 128.
 
-    2048 pooled features for FID (Heusel et al. 2017); 1008 logits without bias for IS; for sFID (Nash et al.
-    2021, arXiv 2103.03841) the first 7 channels of Mixed_6d.branch1x1 after batch norm and ReLU, flattened
-    channels last: 17 x 17 x 7 = 2023.
+    2048 pooled features for FID (Heusel et al. 2017, arXiv 1706.08500); 1008 logits without bias for the Inception
+    Score; for sFID (Nash et al. 2021, arXiv 2103.03841) the first 7 channels of Mixed_6d.branch1x1 after batch norm
+    and ReLU, flattened with channels last: 17 x 17 x 7 = 2023.
     """
+    import torch
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    # Its constructor unpickles any file it is given, so it is given these checked tensors instead.
+    # Its constructor unpickles any file that it is given, so it gets these checked tensors instead.
     checked = io.BytesIO()
     torch.save(state_dict, checked)
     checked.seek(0)
@@ -76,33 +103,33 @@ def build_inception(state_dict: dict[str, Any], device: torch.device) -> Network
     seen: list[Tensor] = []
     network.Mixed_6d.branch1x1.register_forward_hook(lambda module, args, output: seen.append(output))
 
-    def forward(images: Tensor) -> dict[str, Tensor]:
+    def forward(images: Tensor) -> Outputs:
         features, logits = network(images)
-        spatial = seen.pop()[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
-        return {"features": features, "logits": logits, "spatial": spatial}
+        return Outputs(features, logits, seen.pop()[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1))
 
-    return forward, 2048, 1008
+    return Network(forward, feature_dim=2048, num_logits=1008)
 
 
-def build_dinov2(name: str, state_dict: dict[str, Any], device: torch.device) -> Network:
-    """DINOv2 (Oquab et al. 2023, arXiv 2304.07193) fed as torch-fidelity feeds it: 384, 768 or 1024 features.
+def build_dinov2(state_dict: StateDict, device: torch.device, *, dim: int, depth: int, num_heads: int) -> Network:
+    """Build a DINOv2 (Oquab et al. 2023, arXiv 2304.07193) with torch-fidelity's preprocessing: `dim` features.
 
-    Its TF1 bilinear resize to 224 (corner origin, no antialias), then ImageNet's mean and deviation. Features are
-    the class token's; there are no logits. Stein et al. 2023 (arXiv 2306.04675) found the Frechet distance of
-    ViT-L's nearest to people's judgement.
+    Input: TensorFlow 1's bilinear resize to 224 (corner origin, no antialiasing), then ImageNet's mean and standard
+    deviation. The features are those of the class token; there are no logits. Stein et al. 2023 (arXiv 2306.04675)
+    found that the Frechet distance of ViT-L agrees best with human judgement.
     """
+    import torch
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-    from evaluation.dinov2 import CONFIGS, DinoV2
+    from evaluation.dinov2 import DinoV2, DinoV2Config
 
-    network = DinoV2(CONFIGS[name])
+    network = DinoV2(DinoV2Config(dim=dim, depth=depth, num_heads=num_heads))
     network.load_state_dict(state_dict)
     network.eval().requires_grad_(False).to(device)
     mean = 255 * torch.tensor([0.485, 0.456, 0.406], device=device)[:, None, None]
-    deviation = 255 * torch.tensor([0.229, 0.224, 0.225], device=device)[:, None, None]
+    std = 255 * torch.tensor([0.229, 0.224, 0.225], device=device)[:, None, None]
 
-    def forward(images: Tensor) -> dict[str, Tensor]:
+    def forward(images: Tensor) -> Outputs:
         x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(224, 224), align_corners=False)
-        return {"features": network((x - mean) / deviation)}
+        return Outputs(network((x - mean) / std))
 
-    return forward, CONFIGS[name].dim, 0
+    return Network(forward, feature_dim=dim, num_logits=0)

@@ -7,7 +7,8 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from evaluation.extractors import INCEPTION, extractor_sha256
+from evaluation.extractors import extractor_sha256
+from evaluation.metric_names import INCEPTION
 
 Array = np.ndarray
 

@@ -3,7 +3,7 @@
 from functools import partial
 
 from cluster import storage
-from evaluation.extractors import weights_path
+from evaluation.extractors import fetch_weights
 from evaluation.reference import ReferenceStatistics
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import Recipe
@@ -25,7 +25,7 @@ def build_reference(config: Recipe, out: str, *, address: str | None = None) -> 
     settings = ScoringSettings.from_recipe(config)
     images, evaluate = settings.images, settings.evaluate
     training = RealImages.of(settings).training
-    weights_path(evaluate.extractor, evaluate.extractor_weights)
+    fetch_weights(evaluate.extractor, evaluate.extractor_weights)
     shards = make_shards(settings.output, split_listing(training, evaluate.shard_rows))
     with StageContext(config, address=address) as context:
         create_actor = partial(ScoringActor, with_absolute_paths(images), evaluate)

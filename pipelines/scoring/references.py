@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cluster import storage
-from evaluation.extractors import Features, weights_path
+from evaluation.extractors import Features, fetch_weights
 from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics
@@ -124,7 +124,7 @@ def check_scoring_inputs(settings: ScoringSettings, protocol: EvaluationProtocol
         load_given_reference(evaluate.reference).check_compatible(
             protocol.extractor, protocol.extractor_sha256, images.size, images.crop
         )
-    weights_path(evaluate.extractor, evaluate.extractor_weights)
+    fetch_weights(evaluate.extractor, evaluate.extractor_weights)
 
 
 def load_real_features(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:

@@ -1,6 +1,8 @@
 """Extractors against the packages they come from, and what they refuse."""
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 from urllib.error import URLError
@@ -15,8 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch_fidelity import FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
-from evaluation.dinov2 import CONFIGS, DinoV2, DinoV2Config
-from evaluation.extractors import create_extractor, extractor_macs, extractor_name, extractor_sha256
+from evaluation.dinov2 import DinoV2, DinoV2Config
+from evaluation.extractors import (
+    EXTRACTORS,
+    ExtractorSpec,
+    create_extractor,
+    extractor_macs,
+    extractor_name,
+    extractor_sha256,
+)
+from evaluation.networks import Network, Outputs
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +60,7 @@ def inception(inception_weights):
 def dinov2_weights(tmp_path_factory):
     """A file of seeded random weights of the smallest network."""
     generator = torch.Generator().manual_seed(0)
-    network = DinoV2(CONFIGS["dinov2-vit-s-14"])
+    network = dinov2_network("dinov2-vit-s-14")
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.5, generator=generator)
     path = tmp_path_factory.mktemp("weights") / "dinov2.pth"
@@ -66,6 +76,10 @@ def dinov2(dinov2_weights):
 @pytest.fixture(scope="module")
 def golden_dinov2():
     return load_file(Path(__file__).resolve().parents[1] / "golden" / "dinov2_small.safetensors")
+
+
+def dinov2_network(name):
+    return DinoV2(DinoV2Config(**EXTRACTORS[name].build.keywords))
 
 
 def images(n, size=32, seed=0):
@@ -182,7 +196,7 @@ def test_damaged_published_weights_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"half a file")
-    with pytest.raises(ValueError, match="Found inception weights with sha256.*expected 6726825d.*fetch it again"):
+    with pytest.raises(ValueError, match="holds inception weights with sha256.*expected 6726825d.*fetch it again"):
         create_extractor("inception")
 
 
@@ -201,7 +215,7 @@ def test_dinov2_network_equals_its_authors(golden_dinov2):
 
 def test_dinov2_is_fed_as_torch_fidelity_feeds_it(dinov2, dinov2_weights):
     """Theirs fetches its network from a repository; it is given ours."""
-    network = DinoV2(CONFIGS["dinov2-vit-s-14"])
+    network = dinov2_network("dinov2-vit-s-14")
     network.load_state_dict(torch.load(dinov2_weights, weights_only=True))
     with mock.patch("torch.hub.load", return_value=network):
         theirs = FeatureExtractorDinoV2("dinov2-vit-s-14", ["dinov2"])
@@ -221,8 +235,45 @@ def test_dinov2_is_fed_as_torch_fidelity_feeds_it(dinov2, dinov2_weights):
 )
 def test_dinov2_networks_have_the_size_of_the_published_files(name, file_bytes):
     with torch.device("meta"):
-        weights = sum(parameter.numel() for parameter in DinoV2(CONFIGS[name]).parameters())
+        weights = sum(parameter.numel() for parameter in dinov2_network(name).parameters())
     assert 0.999 * file_bytes < 4 * weights < file_bytes
+
+
+# The table
+
+
+def test_one_entry_in_the_table_makes_an_extractor(monkeypatch, tmp_path):
+    """Its name, digest, arithmetic, network and batch size all come from there."""
+    torch.save({"scale": torch.tensor(3.0)}, tmp_path / "mean.pth")
+    sha256 = hashlib.sha256((tmp_path / "mean.pth").read_bytes()).hexdigest()
+    batches = []
+
+    def build(state_dict, device):
+        def forward(images):
+            batches.append(len(images))
+            return Outputs(state_dict["scale"] * images.float().mean(dim=(2, 3)))
+
+        return Network(forward, feature_dim=3, num_logits=0)
+
+    spec = ExtractorSpec(
+        name="mean",
+        sha256=sha256,
+        packaged_weights=lambda: tmp_path / "mean.pth",
+        build=build,
+        cpu_batch_size=2,
+        macs=7,
+    )
+    monkeypatch.setitem(EXTRACTORS, "mean", spec)
+    extractor, x = create_extractor("mean"), images(5)
+    assert (extractor.name, extractor.weights_sha256, extractor.feature_dim) == ("mean", sha256, 3)
+    assert (extractor_sha256("mean"), extractor_macs("mean")) == (sha256, 7)
+    np.testing.assert_allclose(extractor(x).features, 3 * x.float().mean(dim=(2, 3)), rtol=1e-6)
+    assert batches == [2, 2, 1]
+
+
+def test_the_table_of_extractors_imports_no_torch():
+    code = "import evaluation.extractors, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
 # Weights
@@ -242,7 +293,7 @@ def test_weight_files_cannot_run_code(tmp_path, capsys):
 
 def test_weights_of_another_network_are_refused(inception_weights):
     with pytest.raises(
-        ValueError, match="Found weights of another network at .*inception.pth.*those of dinov2-vit-s-14"
+        ValueError, match="inception.pth holds weights of another network.*expected those of dinov2-vit-s-14"
     ):
         create_extractor("dinov2-vit-s-14", weights=inception_weights)
 
@@ -250,7 +301,7 @@ def test_weights_of_another_network_are_refused(inception_weights):
 def test_unknown_names_and_missing_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="'vgg', expected one of efficientnet-lite0, inception, dinov2-vit-s-14"):
         create_extractor("vgg")
-    with pytest.raises(FileNotFoundError, match="no file .*none.pth, expected inception weights"):
+    with pytest.raises(FileNotFoundError, match="no file at .*none.pth, expected inception weights"):
         extractor_sha256("inception", tmp_path / "none.pth")
 
 
