@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from evaluation.metric_names import format_count, parse_metric_name
-from evaluation.plot import distance_plot
+from evaluation.plots.distances import plot_distances
+from evaluation.plots.style import COLOURS
 from evaluation.report import EvaluationReport, metric_columns
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -99,7 +100,7 @@ def _mean(report: EvaluationReport, name: str) -> str:
 def _plot(report: EvaluationReport) -> str:
     """The curve, or at least the distances of several N."""
     points = report.curve or _distances(report.metrics)
-    return distance_plot(points, _distances(report.real_baseline)) if len(points) > 1 else ""
+    return plot_distances(points, _distances(report.real_baseline)) if len(points) > 1 else ""
 
 
 def _distances(metrics: Mapping[str, float]) -> list[tuple[int, float]]:
@@ -154,9 +155,9 @@ def _text(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-_STYLE = """
-:root { --ink: #1d2330; --soft: #5d6675; --line: #dfe3ea; --paper: #fff; --back: #f4f6f9; --accent: #2457c5;
-  --real: #1c8a5b; --warn: #8a5a00; --warn-back: #fff6df; color-scheme: light dark; }
+_STYLE = f":root {{ {' '.join(f'--{name}: {colour};' for name, colour in COLOURS.items())} }}"
+_STYLE += """
+:root { --paper: #fff; --back: #f4f6f9; --warn: #8a5a00; --warn-back: #fff6df; color-scheme: light dark; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #9aa4b5; --line: #323a48; --paper: #1b2029;
   --back: #12151b; --accent: #7fa7ff; --real: #5fcf9c; --warn: #f3cf7a; --warn-back: #3a2f14; } }
 * { box-sizing: border-box; }
@@ -187,8 +188,5 @@ td:has(.bar) { width: 60%; }
 figure { margin: 0; } figcaption { color: var(--soft); font-size: .88rem; margin-top: .5rem; }
 img { max-width: 100%; border-radius: 4px; }
 svg { width: 100%; height: auto; max-width: 44rem; display: block; }
-svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
-svg .axis { stroke: var(--line); } svg .fit { stroke: var(--accent); fill: none; stroke-width: 1.5; }
-svg .limit { stroke: var(--accent); stroke-dasharray: 5 4; } svg .point { fill: var(--accent); }
-svg .real { fill: var(--real); }
+svg text { font-family: system-ui, sans-serif !important; }
 """

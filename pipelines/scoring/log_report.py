@@ -2,7 +2,7 @@
 
 from cluster import storage
 from evaluation.report import REPORT_FILE, EvaluationReport
-from pipelines.figures import FIGURES, timings_figure
+from pipelines.figures import FIGURES, plot_timings
 from pipelines.images.grids import save_png
 from pipelines.tracking.run_log import DatasetRef, RunLog
 
@@ -23,7 +23,7 @@ def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0
     run.metrics({f"floor/{name}": value for name, value in report.real_baseline.items()}, step)
     if report.timings:
         run.metrics({f"evaluate/{name}": seconds for name, seconds in report.timings.items()}, step)
-        run.artifact(save_png(timings_figure(report.timings), storage.join(folder, TIME_FILE)), FIGURES)
+        run.artifact(save_png(plot_timings(report.timings), storage.join(folder, TIME_FILE)), FIGURES)
     run.artifact(storage.join(folder, REPORT_FILE))
     for name, file in report.artifacts.items():
         path = storage.join(folder, file)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from cluster import storage
 from evaluation.metric_names import parse_metric_name
+from evaluation.plots.over_steps import StepValue, plot_metric_over_steps
+from evaluation.plots.precision_recall import PrecisionRecall, plot_precision_recall
 from evaluation.report import EvaluationReport
-from evaluation.step_plot import StepValue, step_plot
-from evaluation.tradeoff_plot import Tradeoff, tradeoff_plot
 from pipelines.images.grids import save_png
 from pipelines.scoring.report_files import find_report_files, read_reports
 
@@ -41,8 +41,8 @@ def save_curves(reports: Sequence[EvaluationReport], folder: str, images_per_ste
     if len(reports) < 2:
         return []
     files = [save_png(draw_score_curve(reports, images_per_step), storage.join(folder, CURVE_FILE))]
-    if points := [point for report in reports if (point := _tradeoff(report)) is not None]:
-        files.append(save_png(tradeoff_plot(_title(reports), points), storage.join(folder, TRADEOFF_FILE)))
+    if points := [point for report in reports if (point := _precision_recall(report)) is not None]:
+        files.append(save_png(plot_precision_recall(_title(reports), points), storage.join(folder, TRADEOFF_FILE)))
     return files
 
 
@@ -54,10 +54,17 @@ def draw_score_curve(reports: Sequence[EvaluationReport], images_per_step: int =
         if metric in report.metrics:
             value, error = report.estimate(metric)
             points.append(StepValue(step_of(report) or 0, value, error or 0.0))
-    return step_plot(f"{metric}, {_title(reports)}", points, reports[-1].real_baseline.get(metric), images_per_step)
+    kind = parse_metric_name(metric).kind
+    return plot_metric_over_steps(
+        f"{metric}, {_title(reports)}",
+        points,
+        label=f"{kind.label} {kind.arrow}",
+        real_baseline=reports[-1].real_baseline.get(metric),
+        images_per_step=images_per_step,
+    )
 
 
-def _tradeoff(report: EvaluationReport) -> Tradeoff | None:
+def _precision_recall(report: EvaluationReport) -> PrecisionRecall | None:
     """Return precision and recall of all of the protocol's samples; None if they were not measured."""
     parsed = {name: parse_metric_name(name) for name in report.metrics}
     named = {(parts.kind.name, parts.num_samples): name for name, parts in parsed.items()}
@@ -65,7 +72,7 @@ def _tradeoff(report: EvaluationReport) -> Tradeoff | None:
     if None in names:
         return None
     precision, recall = (report.estimate(name)[0] for name in names if name)
-    return Tradeoff(step_of(report) or 0, precision, recall)
+    return PrecisionRecall(step_of(report) or 0, precision, recall)
 
 
 def _title(reports: Sequence[EvaluationReport]) -> str:

@@ -1,42 +1,49 @@
 """Figures of a training in MLflow: loss by timestep, throughput, and where the time went."""
 
+from typing import TYPE_CHECKING
+
 from cluster import storage
-from pipelines.figures import FIGURES, lines_figure, time_figure
+from evaluation.plots.over_steps import plot_lines
+from evaluation.plots.time_shares import plot_time_shares
+from pipelines.figures import FIGURES
 from pipelines.images.grids import save_png
 
+if TYPE_CHECKING:
+    from pipelines.tracking.tracker import RunLog
+
 QUARTERS = {f"loss_quartile_{q + 1}": f"t in {25 * q} to {25 * q + 25}%" for q in range(4)}
-"""Of the timesteps, as `pipelines.training.metrics` names the losses in them."""
+"""Labels of the quarters of the timesteps, by the names of their losses in `pipelines.training.metrics`."""
 
 
 class TrainFigures:
-    """Drawn anew at every checkpoint, over all that the run was told, by earlier commands too."""
+    """Figures that are redrawn at every checkpoint from all reports of the run, also those of earlier commands."""
 
-    def __init__(self, run, folder: str, images_per_step: int):
-        """run: a RunLog. folder: path or URI, for the files."""
+    def __init__(self, run: "RunLog", folder: str, images_per_step: int):
+        """folder: path or URI for the files. images_per_step: the global batch size."""
         self._run, self._folder, self._images_per_step = run, folder, images_per_step
         self._points: dict[str, dict[int, float]] = run.points("train/")
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
-        """Take a report's metrics."""
+        """Add the metrics of a report."""
         for name, value in metrics.items():
             self._points.setdefault(name, {})[step] = value
 
     def save(self) -> None:
-        """Draw, and keep with the run, in place of the figures before; nothing without a report."""
+        """Draw the figures and keep them with the run in place of earlier ones; do nothing before the first report."""
         if "images_per_second" not in self._points:
             return
-        lines = {text: list(self._points.get(name, {}).items()) for name, text in QUARTERS.items()}
+        losses = {label: list(self._points.get(name, {}).items()) for name, label in QUARTERS.items()}
         speed = {"images/s": list(self._points["images_per_second"].items())}
         pictures = {
-            "loss_by_timestep": lines_figure("loss by timestep", lines),
-            "throughput": lines_figure("images per second, all workers together", speed),
-            "time": time_figure("where the time of the training loop went", {"training loop": self.seconds()}),
+            "loss_by_timestep": plot_lines("Loss by timestep", losses, label="loss"),
+            "throughput": plot_lines("Images per second, all workers together", speed, label="images/s"),
+            "time": plot_time_shares("Where the time of the training loop went", {"training loop": self.seconds()}),
         }
         for name, picture in pictures.items():
             self._run.artifact(save_png(picture, storage.join(self._folder, f"{name}.png")), FIGURES)
 
     def seconds(self) -> dict[str, float]:
-        """What the loop has spent on steps, and on waiting for data and for checkpoints."""
+        """Return the seconds that the training loop spent on steps, and waiting for data and for checkpoints."""
         parts = {"steps": 0.0, "data wait": 0.0, "checkpoints": 0.0}
         before = 0
         for step, speed in sorted(self._points["images_per_second"].items()):

@@ -7,7 +7,6 @@ from html.parser import HTMLParser
 import pytest
 
 from evaluation.page import render_page
-from evaluation.plot import distance_plot, nice_ticks
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 
@@ -115,25 +114,4 @@ def test_a_report_with_one_number_is_a_page():
 def test_without_a_curve_the_distances_of_several_n_are_drawn():
     page = Page(render_page(replace(REPORT, curve=[])))
     titles = [text for text in ("samples, N = 10k: 4.115", "samples, N = 50k: 2.2741") if text in page.text]
-    assert len(titles) == 2 and page.all("polyline") == []
-
-
-def test_the_plot_puts_points_where_they_belong():
-    """Equal steps in N are equal steps to the right, smaller distances lower, the line through the points."""
-    page = Page(distance_plot([(1000, 4.0), (2000, 3.0), (3000, 2.6667)], [(1000, 1.0)]))
-    points = [(float(c["cx"]), float(c["cy"])) for c in page.all("circle") if c["class"] == "point"][:3]
-    (x1, y1), (x2, y2), (x3, y3) = points
-    assert x3 - x2 == pytest.approx(x2 - x1, abs=0.2) and x2 > x1
-    assert (y2 - y1) / (y3 - y2) == pytest.approx(3, rel=0.02) and y2 > y1
-    (real,) = [c for c in page.all("circle") if c["class"] == "real" and float(c["cy"]) < 280]
-    assert float(real["cx"]) == x1 and float(real["cy"]) > y3
-    corners = [tuple(map(float, pair.split(","))) for pair in page.all("polyline")[0]["points"].split()]
-    assert corners[0] == pytest.approx((x1, y1), abs=0.2) and corners[-1] == pytest.approx((x3, y3), abs=0.2)
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 50_000), (1.93, 2.31), (2.0, 2.0), (0.0, 0.0), (1e-6, 3e-6), (-3, 7)])
-def test_ticks_are_round_and_span_the_values(low, high):
-    ticks = nice_ticks(low, high)
-    assert ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9 and 2 <= len(ticks) <= 12
-    step = ticks[1] - ticks[0]
-    assert float(f"{step:.1g}") == pytest.approx(step) and f"{step:.0e}"[0] in "125"
+    assert len(titles) == 2 and "fit" not in [group.get("id") for group in page.all("g")]

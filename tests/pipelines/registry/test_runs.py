@@ -84,7 +84,7 @@ def test_scores_by_another_protocol_are_not_ranked_among_them(asked, story):
         (("list", "nobody"), "no experiment nobody at sqlite:.*found Default, tiny"),
         (("show", "nobody"), "no run nobody at sqlite:.*expected an id or a name"),
         (("best", "tiny", "--protocol", "0"), "no score by protocol 0 in experiment tiny at sqlite:.*found scores by"),
-        (("best", "tiny", "--metric", "loss"), "Found metric name 'loss', expected such as fid_50k"),
+        (("best", "tiny", "--metric", "loss"), "metric name 'loss', expected a name such as fid_50k"),
         (("best", "tiny", "--metric", "fid_50k"), "no score fid_50k in experiment tiny at sqlite:.*found none"),
     ],
 )

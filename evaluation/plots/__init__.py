@@ -1,0 +1,1 @@
+"""Plots of evaluations and trainings, drawn by matplotlib as PNG images or inline SVG."""
