@@ -1,7 +1,7 @@
-"""The reductions from features to scores: pure functions over arrays, in float64.
+"""Metrics: pure functions from arrays of features to scores, computed in float64.
 
-Conventions (subsets, splits, seeds, which side is generated) are those of torch-fidelity 0.4, against which
-the tests compare them.
+Conventions (subsets, splits, seeds, which side is generated) are those of torch-fidelity 0.4, with which the
+tests compare them.
 """
 
 from collections.abc import Callable
@@ -9,25 +9,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluation.neighbours import blocks_of_squared_distances, row_blocks, squared_norms, squared_radii
+from evaluation.neighbours import iterate_squared_distances, split_rows, squared_norms, squared_radii
 from evaluation.statistics import InceptionScoreSums
+from raydit.errors import InvalidInput
 
 Array = np.ndarray
 
 
 def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> float:
-    """Squared Frechet distance of two Gaussians: |mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)).
+    """Return the squared Frechet distance of two Gaussians: |mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)).
 
     mean: (D,), cov: (D, D) with ddof 1. Source: Heusel et al. 2017, eq. 6 (arXiv 1706.08500).
-    The trace of the root is the sum of roots of the eigenvalues of the symmetric S^T cov2 S with
-    cov1 = S S^T: sqrtm of the unsymmetric product has returned wrong values silently when the covariances
-    are close to singular. Directions of cov1 below 1e-12 of its largest eigenvalue are rounding, and dropped.
+    The trace of the root is the sum of the roots of the eigenvalues of the symmetric S^T cov2 S with cov1 = S S^T,
+    because sqrtm of the asymmetric product has silently returned wrong values for covariances close to singular.
+    Directions of cov1 below 1e-12 of its largest eigenvalue are rounding errors, and dropped.
+    Raises InvalidInput if shapes do not match or a value is not finite.
     """
     return frechet_distance_to(mean1, cov1)(mean2, cov2)
 
 
 def frechet_distance_to(mean1: Array, cov1: Array) -> Callable[[Array, Array], float]:
-    """frechet_distance with one side fixed and decomposed once: half the time of each further distance."""
+    """Return frechet_distance with mean1 and cov1 fixed and decomposed once, which halves the time of further calls."""
     mean1, cov1 = np.asarray(mean1, dtype=np.float64), np.asarray(cov1, dtype=np.float64)
     _check_moments(mean1, cov1, mean1, cov1)
     variances, directions = np.linalg.eigh(cov1)
@@ -46,10 +48,10 @@ def frechet_distance_to(mean1: Array, cov1: Array) -> Callable[[Array, Array], f
 
 
 def inception_score(logits: Array, splits: int = 10, seed: int = 2020) -> tuple[float, float]:
-    """Inception Score: mean and standard deviation over splits. logits: (N, K).
+    """Return the Inception Score's mean and standard deviation over splits. logits: (N, K).
 
-    Source: Salimans et al. 2016 (arXiv 1606.03498). Samples are shuffled first: unshuffled chunks of
-    class-sorted samples give nonsense.
+    Samples are shuffled first, because splits of samples that are sorted by class would give nonsense.
+    Source: Salimans et al. 2016 (arXiv 1606.03498). Raises InvalidInput for fewer samples than splits.
     """
     logits = np.asarray(logits)
     sums = InceptionScoreSums(len(logits), logits.shape[1], splits, seed)
@@ -60,16 +62,17 @@ def inception_score(logits: Array, splits: int = 10, seed: int = 2020) -> tuple[
 def kernel_distance(
     features1: Array, features2: Array, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:
-    """Unbiased squared MMD with the kernel (x.y / D + 1)^3: mean and standard deviation over random subsets.
+    """Return the unbiased squared MMD with the kernel (x.y / D + 1)^3: mean and standard deviation over random subsets.
 
-    features: (N, D), generated first. Source: Binkowski et al. 2018 (arXiv 1801.01401).
-    Raises ValueError if either side has fewer than subset_size samples.
+    features1: (N, D) of generated, features2: (M, D) of real images. Source: Binkowski et al. 2018 (arXiv 1801.01401).
+    Raises InvalidInput if either side has fewer than subset_size samples.
     """
     x, y = np.asarray(features1), np.asarray(features2)
     if min(len(x), len(y)) < subset_size:
-        raise ValueError(
-            f"Found {len(x)} and {len(y)} samples, expected at least subset_size = {subset_size} on both "
-            f"sides. Add samples, or pass subset_size={min(len(x), len(y))} or less."
+        raise InvalidInput(
+            f"{len(x)} and {len(y)} samples",
+            f"at least subset_size = {subset_size} on both sides",
+            f"add samples, or pass subset_size={min(len(x), len(y))} or less",
         )
     rng = np.random.RandomState(seed)
     draws = [
@@ -85,19 +88,20 @@ def kernel_distance(
 
 
 def _kernel_sums(x: Array, y: Array, of_x: Array, of_y: Array) -> Array:
-    """For every subset s the sum of k(x_i, y_j) over i in of_x[s], j in of_y[s]. of_x, of_y: (S, M)."""
+    """Return for every subset s the sum of k(x_i, y_j) over i in of_x[s] and j in of_y[s]. of_x, of_y: (S, M)."""
     subsets, size = of_x.shape
     if len(x) * len(y) > subsets * size**2:
         return np.array([_kernel(x[i], y[j]).sum() for i, j in zip(of_x, of_y, strict=True)])
-    # Small sets: subsets overlap, so that each kernel value is computed once and summed by membership.
+    # In small sets the subsets overlap, so each kernel value is computed once and summed by membership.
     chosen_x, chosen_y = _membership(of_x, len(x)), _membership(of_y, len(y))
     sums = np.zeros(subsets)
-    for rows in row_blocks(len(x), len(y)):
+    for rows in split_rows(len(x), len(y)):
         sums += ((chosen_x[:, rows] @ _kernel(x[rows], y)) * chosen_y).sum(axis=1)
     return sums
 
 
 def _diagonal_sums(x: Array, of_x: Array) -> Array:
+    """Return for every subset s the sum of k(x_i, x_i) over i in of_x[s]."""
     return (((squared_norms(x) / x.shape[1]) + 1) ** 3)[of_x].sum(axis=1)
 
 
@@ -107,43 +111,44 @@ def _kernel(x: Array, y: Array) -> Array:
 
 
 def _membership(of: Array, n: int) -> Array:
-    """(S, M) indices below n -> (S, n) ones and zeros."""
+    """Convert indices (S, M) below n to ones and zeros (S, n)."""
     chosen = np.zeros((len(of), n))
     np.put_along_axis(chosen, of, 1.0, axis=1)
     return chosen
 
 
 class ManifoldScores(NamedTuple):
-    """How generated and real samples lie among each other; fractions, but for density."""
+    """Overlap of the manifolds of generated and real samples, as fractions except for density."""
 
     precision: float
-    """Generated samples inside the real manifold."""
+    """Share of generated samples inside the real manifold."""
     recall: float
-    """Real samples inside the generated manifold."""
+    """Share of real samples inside the generated manifold."""
     density: float
-    """Real balls that hold a generated sample, over k: 1 is expected of the real distribution, 0 of outliers."""
+    """Mean number of real balls that contain a generated sample, over k: about 1 for real samples, 0 for outliers."""
     coverage: float
-    """Real samples whose ball holds a generated one."""
+    """Share of real samples whose ball contains a generated sample."""
 
 
 def manifold_scores(generated: Array, real: Array, k: int = 3, k_density: int = 5) -> ManifoldScores:
-    """Precision and recall by k, density and coverage by k_density neighbours, from one pass over all distances.
+    """Return precision and recall with k, density and coverage with k_density neighbours, in one pass over distances.
 
     generated: (N, D), real: (M, D). A manifold is the union of balls around its samples that reach to their k-th
-    nearest neighbour, borders included. Sources: Kynkaanniemi et al. 2019 (arXiv 1904.06991), k = 3; Naeem et al.
+    nearest neighbour, boundary included. Sources: Kynkaanniemi et al. 2019 (arXiv 1904.06991), k = 3; Naeem et al.
     2020 (arXiv 2002.09797), eq. 3 and 4, k = 5. Distances are held in blocks: 50,000 by 50,000 of 2048 features take
-    2 GB. Raises ValueError if either side has too few samples.
+    2 GB. Raises InvalidInput if either side has too few samples.
     """
     if min(len(generated), len(real)) <= max(k, k_density):
-        raise ValueError(
-            f"Found {len(generated)} generated and {len(real)} real samples, expected more than "
-            f"k = {max(k, k_density)} of each. Add samples, or lower k."
+        raise InvalidInput(
+            f"{len(generated)} generated and {len(real)} real samples",
+            f"more than k = {max(k, k_density)} of each",
+            "add samples, or lower k",
         )
     real_radii, real_radii_density = squared_radii(real, (k, k_density))
     (generated_radii,) = squared_radii(generated, (k,))
     precise, balls = 0, 0
     recalled, covered = np.zeros(len(real), dtype=bool), np.zeros(len(real), dtype=bool)
-    for rows, distances in blocks_of_squared_distances(generated, real):
+    for rows, distances in iterate_squared_distances(generated, real):
         precise += int((distances <= real_radii).any(axis=1).sum())
         recalled |= (distances <= generated_radii[rows, None]).any(axis=0)
         inside = distances <= real_radii_density
@@ -154,7 +159,7 @@ def manifold_scores(generated: Array, real: Array, k: int = 3, k_density: int = 
 
 
 def precision_recall(generated: Array, real: Array, k: int = 3) -> tuple[float, float]:
-    """Precision and recall of manifold_scores."""
+    """Return precision and recall with k neighbours; see manifold_scores."""
     scores = manifold_scores(generated, real, k, k)
     return scores.precision, scores.recall
 
@@ -162,11 +167,10 @@ def precision_recall(generated: Array, real: Array, k: int = 3) -> tuple[float, 
 def _check_moments(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> None:
     dim = len(mean1)
     if mean2.shape != (dim,) or cov1.shape != (dim, dim) or cov2.shape != (dim, dim):
-        raise ValueError(
-            f"Found means {mean1.shape} and {mean2.shape}, covariances {cov1.shape} and {cov2.shape}; "
-            "expected (D,) and (D, D) with one D. Use one extractor for both sides."
+        raise InvalidInput(
+            f"means of shapes {mean1.shape} and {mean2.shape} with covariances of {cov1.shape} and {cov2.shape}",
+            "(D,) and (D, D) with one D",
+            "use one extractor for both sides",
         )
     if not all(np.isfinite(a).all() for a in (mean1, cov1, mean2, cov2)):
-        raise ValueError(
-            "Found NaN or infinity in a mean or covariance, expected finite numbers. Rebuild the statistics."
-        )
+        raise InvalidInput("a mean or covariance with NaN or infinity", "finite numbers", "rebuild the statistics")

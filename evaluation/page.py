@@ -1,4 +1,4 @@
-"""A report as one page that needs nothing else: no script, no network, images inside."""
+"""A report as one self-contained HTML page: no scripts, no network, images and plots inside."""
 
 import base64
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from html import escape
 from evaluation.metric_names import format_count, parse_metric_name
 from evaluation.plots.distances import plot_distances
 from evaluation.plots.style import COLOURS
-from evaluation.report import EvaluationReport, metric_columns
+from evaluation.report import EvaluationReport, group_by_num_samples
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -16,17 +16,17 @@ _PICTURES = {
     "classes": ("Samples of each class", "A row for each class."),
     "neighbours": (
         "Nearest training images",
-        "On the left the samples that lie nearest to a training image in the extractor's features, with their number "
-        "and distance d; beside each the training images nearest to it. A copy would show.",
+        "On the left the samples that are nearest to a training image in the extractor's features, with their number "
+        "and distance d; to the right of each the training images nearest to it. Copies would show here.",
     ),
 }
 
 
 def render_page(report: EvaluationReport, images: Mapping[str, bytes] | None = None) -> str:
-    """The report as HTML, self-contained: may be opened from disk, mailed, or kept as an artifact.
+    """Return the report as self-contained HTML that can be opened from disk, mailed or kept as an artifact.
 
-    images: PNG files by name: "samples", "classes", "neighbours", or others under their own names. Raises ValueError
-    for what is no PNG. Everything in it is escaped, and the page's own policy forbids to load anything.
+    images: PNG files by name: "samples", "classes", "neighbours", or any other name. All text of the report is escaped,
+    and the page's Content-Security-Policy forbids loading anything. Raises ValueError for an image that is not a PNG.
     """
     title = f"{report.checkpoint.rstrip('/').rpartition('/')[2]} · {report.protocol_id}"
     sections = [
@@ -49,7 +49,7 @@ def render_page(report: EvaluationReport, images: Mapping[str, bytes] | None = N
 
 
 def _header(report: EvaluationReport) -> str:
-    """The checkpoint, and the first metric large."""
+    """Show the checkpoint, and the first metric in large type."""
     name, value = next(iter(report.metrics.items()))
     spread = f" <small>± {_number(report.errors[name])}</small>" if name in report.errors else ""
     return (
@@ -61,8 +61,8 @@ def _header(report: EvaluationReport) -> str:
 
 
 def _metrics(report: EvaluationReport) -> str:
-    """A row for each metric, a column for each N; held-out real images beside them."""
-    generated, real = metric_columns(report.metrics), metric_columns(report.real_baseline)
+    """Show a row for each metric and a column for each N of samples and of held-out real images."""
+    generated, real = group_by_num_samples(report.metrics), group_by_num_samples(report.real_baseline)
     heads = [f"N = {format_count(n)}" for n in generated]
     heads += [f"real images<br>N = {format_count(n)}" for n in real]
     rows = []
@@ -81,7 +81,9 @@ def _metrics(report: EvaluationReport) -> str:
         "(Inception Score: over splits; kernel distance: over subsets)."
     ]
     if real:
-        notes.append("Real images were held out of the reference and scored alike: the best that can be expected.")
+        notes.append(
+            "Real images were held out of the reference and scored like samples: no better scores can be expected."
+        )
     if len(generated.keys() | real.keys()) > 1:
         notes.append("Fréchet distance falls as N grows: compare only columns of equal N.")
     return _table(rows, ["metric", *heads], numbers=True) + "".join(f"<p class=note>{note}</p>" for note in notes)
@@ -98,7 +100,7 @@ def _mean(report: EvaluationReport, name: str) -> str:
 
 
 def _plot(report: EvaluationReport) -> str:
-    """The curve, or at least the distances of several N."""
+    """Plot the curve, or without one the distances at several N."""
     points = report.curve or _distances(report.metrics)
     return plot_distances(points, _distances(report.real_baseline)) if len(points) > 1 else ""
 
@@ -110,7 +112,7 @@ def _distances(metrics: Mapping[str, float]) -> list[tuple[int, float]]:
 
 def _picture(name: str, content: bytes) -> str:
     if not content.startswith(_PNG):
-        raise ValueError(f"Found image {name!r} that begins with {content[:8]!r}, expected a PNG. Encode it as one.")
+        raise ValueError(f"Found image {name!r} that begins with {content[:8]!r}, expected a PNG. Encode it as PNG.")
     title, caption = _PICTURES.get(name, (name, ""))
     data = base64.b64encode(content).decode()
     return _section(
@@ -121,9 +123,9 @@ def _picture(name: str, content: bytes) -> str:
 
 
 def _protocol(report: EvaluationReport) -> str:
-    """What numbers must share to be comparable."""
+    """Show the protocol, which reports must share to be comparable."""
     rows = [[escape(name), f"<code>{escape(_text(value))}</code>"] for name, value in report.protocol.to_dict().items()]
-    note = f"<p class=note>Numbers of protocol <code>{escape(report.protocol_id)}</code> are comparable.</p>"
+    note = f"<p class=note>Only reports of protocol <code>{escape(report.protocol_id)}</code> are comparable.</p>"
     return note + _table(rows, [])
 
 
@@ -141,7 +143,7 @@ def _section(title: str, content: str) -> str:
 
 
 def _table(rows: Iterable[list[str]], heads: list[str], numbers: bool = False) -> str:
-    """rows and heads: HTML."""
+    """Return an HTML table. rows, heads: cells of HTML."""
     head = f"<thead><tr>{''.join(f'<th>{cell}</th>' for cell in heads)}</tr></thead>" if heads else ""
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table{" class=numbers" if numbers else ""}>{head}<tbody>{body}</tbody></table></div>'

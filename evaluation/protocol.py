@@ -12,48 +12,51 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from raydit.errors import InvalidInput
+
 UINT8_RULE = "floor(clamp(127.5 x + 128, 0, 255))"
-"""Pixels x in [-1, 1] to uint8. `255 (x + 1) / 2` truncated is half a grey level darker and moves FID."""
+"""Rounding of images x in [-1, 1] to uint8. Truncated `255 (x + 1) / 2` is half a grey level darker and changes FID."""
 
 _ADDED = {"dtype": "float32"}
-"""Fields that protocols got later, and what those without them mean: named where they differ, so that ids stay."""
+"""Fields that were added later, with the values that protocols without them have.
+
+The JSON leaves these values out, so that older ids stay valid."""
 
 _LABEL_STREAM = 2**31
-"""Kept far from the small stream numbers that callers pass to sample_seed."""
+"""Stream of the labels, far from the small stream numbers that callers pass to sample_seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationProtocol:
-    """Everything that moves a score, except the checkpoint. Equal `protocol_id`: comparable numbers.
+    """Everything that affects a score except the checkpoint. Scores with the same `protocol_id` are comparable.
 
     Defaults are those of DiT's FID-50K without guidance (Peebles & Xie 2022, arXiv 2212.09748, section 4).
     """
 
     num_samples: int = 50_000
-    """Generated images."""
+    """Number of generated images."""
     seed: int = 0
-    """Seed of the whole evaluation; see sample_seed."""
+    """Seed of all samples; see sample_seed."""
     labels: Literal["random", "balanced"] = "random"
-    """Class labels drawn per sample, or index modulo the classes. They differ by about 0.1 FID."""
+    """Class labels: drawn for each sample, or the index modulo the number of classes. FIDs differ by about 0.1."""
     sampler: str = "ddpm"
-    """Sampler name."""
+    """Name of the sampler."""
     sampling_steps: int = 250
-    """Steps of the sampler."""
+    """Number of steps of the sampler."""
     cfg_scale: float = 1.0
     """Classifier-free guidance scale; 1.0 is no guidance."""
     cfg_channels: int | None = None
-    """Guided latent channels; None: all. Official DiT numbers guide the first 3."""
+    """Number of guided latent channels; None: all. Official DiT numbers guide the first 3."""
     cfg_interval: tuple[float, float] | None = None
-    """Times between which guidance is on; None: always."""
+    """Interval of times in which guidance is on; None: always."""
     weights: str = "ema"
-    """Which weights of the checkpoint sample: the averaged, the raw, or a further average such as "ema_0.05"."""
+    """Weights that samples are drawn with: "ema", "raw", or a further average such as "ema_0.05"."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """In which the network computes; published numbers are of float32. Noise, sampler, guidance and decoder are not
-    affected."""
+    """Precision of the network; published numbers use float32. It affects no noise, sampler, guidance or decoder."""
     decoder: str
-    """Identity (id and sha256) of the decoder that turns latents into pixels."""
+    """Identity (id and sha256) of the decoder from latents to images."""
     uint8_rule: str = UINT8_RULE
-    """How pixels are rounded."""
+    """Rule by which images are rounded to uint8."""
     extractor: str
     """Name of the feature extractor."""
     extractor_sha256: str
@@ -64,7 +67,7 @@ class EvaluationProtocol:
     def __post_init__(self) -> None:
         wanted = {
             "labels": ("'random' or 'balanced'", self.labels in ("random", "balanced")),
-            "weights": ("'ema', 'raw' or such as 'ema_0.05'", re.fullmatch(r"raw|ema(_\d.*)?", self.weights)),
+            "weights": ("'ema', 'raw' or a name such as 'ema_0.05'", re.fullmatch(r"raw|ema(_\d.*)?", self.weights)),
             "dtype": ("'float32' or 'bfloat16'", self.dtype in ("float32", "bfloat16")),
             "num_samples": ("at least 10, one for each split of the Inception Score", self.num_samples >= 10),
             "sampling_steps": ("at least 1", self.sampling_steps >= 1),
@@ -72,7 +75,7 @@ class EvaluationProtocol:
         for name, (expected, met) in wanted.items():
             if not met:
                 found = getattr(self, name)
-                raise ValueError(f"{name} is {found!r}, expected {expected}. Set evaluate.{name}.")
+                raise InvalidInput(f"{name} is {found!r}", expected, f"set evaluate.{name}")
 
     @property
     def protocol_id(self) -> str:
@@ -81,9 +84,10 @@ class EvaluationProtocol:
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values, `dtype` only if it is not float32: ids are older than that field.
+        """Return the fields as JSON values.
 
-        Floats stay floats, so that guidance 4 and 4.0 have one id.
+        `dtype` is left out if it is float32, because there were ids before that field. cfg_scale and cfg_interval
+        become floats, so that guidance 4 and 4.0 have one id.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, usual in _ADDED.items():
@@ -96,27 +100,28 @@ class EvaluationProtocol:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of to_dict. Raises ValueError on unknown or missing fields."""
+        """Read a protocol that to_dict returned. Raises InvalidInput for unknown or missing fields."""
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
-                hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
-                raise ValueError(f"Found unknown protocol field {name!r}. {hint}")
+                hint = f"Did you mean {close[0]!r}?" if close else ""
+                raise InvalidInput(f"unknown protocol field {name!r}", f"one of {', '.join(known)}", hint)
         missing = [name for name in known if name not in values and name not in _ADDED]
         if missing:
-            raise ValueError(
-                f"The protocol lacks {', '.join(missing)}; expected all of {', '.join(known)}. "
-                "Take it from an unedited report.json, or build EvaluationProtocol(...) yourself."
+            raise InvalidInput(
+                f"protocol lacks {', '.join(missing)}",
+                f"all of {', '.join(known)}",
+                "take the protocol from an unedited report.json, or build EvaluationProtocol(...) yourself",
             )
         interval = values["cfg_interval"]
         return cls(**{**values, "cfg_interval": None if interval is None else tuple(interval)})
 
 
 def sample_seed(seed: int, index: int, stream: int = 0) -> int:
-    """Seed in [0, 2^32) of sample `index`, a function of its arguments alone: not of workers or batches.
+    """Return the seed in [0, 2^32) of sample `index`, which depends neither on workers nor on batches.
 
-    `stream` separates independent draws of one sample (0: the starting noise, 1: the steps' noise).
+    `stream` separates independent draws of one sample (0: the initial noise, 1: the steps' noise).
     Within a stream no two samples share a seed: torch's CPU generator keeps only 32 bits of its seed, so
     hashed seeds would give two of 50,000 samples the same noise in one run of four. Multiplying by an odd
     number is a bijection modulo 2^32; the offset comes from numpy's SeedSequence, whose output is
@@ -127,9 +132,9 @@ def sample_seed(seed: int, index: int, stream: int = 0) -> int:
 
 
 def sample_label(seed: int, index: int, num_classes: int, mode: Literal["random", "balanced"]) -> int:
-    """Class of sample `index`, a function of its arguments alone; 0 without classes.
+    """Return the class of sample `index`, which depends neither on workers nor on batches; 0 without classes.
 
-    balanced: index modulo num_classes, so that any prefix is balanced to within one image.
+    balanced: index modulo num_classes, so that in any prefix the classes' counts differ by one at most.
     random: uniform, drawn from the sample's own seed sequence.
     """
     if num_classes == 0:
@@ -141,5 +146,5 @@ def sample_label(seed: int, index: int, num_classes: int, mode: Literal["random"
 
 
 def shard_ranges(num_samples: int, shard_rows: int) -> list[range]:
-    """Sample indices of every shard, in order; all have shard_rows but the last, which has the rest."""
+    """Return the sample indices of every shard, in order. All shards have shard_rows samples except the last one."""
     return [range(start, min(start + shard_rows, num_samples)) for start in range(0, num_samples, shard_rows)]

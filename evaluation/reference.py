@@ -1,4 +1,4 @@
-"""Reference statistics: what real images look like to an extractor, in one .npz file without pickles."""
+"""Reference statistics: an extractor's features of real images, summarised in one .npz file without pickles."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import numpy as np
 
 from evaluation.extractors import extractor_sha256
 from evaluation.metric_names import INCEPTION
+from raydit.errors import InvalidInput
 
 Array = np.ndarray
 
@@ -18,10 +19,10 @@ _PER_IMAGE = ("features", "keys")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReferenceStatistics:
-    """Mean and covariance of real features, and where they come from."""
+    """Mean and covariance of the features of real images, and the images' origin."""
 
     n: int
-    """Images behind mu and sigma; 0: unknown (ADM files do not say)."""
+    """Number of images behind mu and sigma; 0: unknown (ADM files do not say)."""
     mu: Array
     """(D,) float64."""
     sigma: Array
@@ -33,41 +34,44 @@ class ReferenceStatistics:
     features: Array | None = None
     """(M, D) float32 features of some or all images, for precision, recall and kernel distance."""
     keys: Array | None = None
-    """(M,) text: what their source calls the images behind `features`; None: unknown."""
+    """(M,) text: keys of the images behind `features` in their source; None: unknown."""
     extractor: str
     """Name of the extractor."""
     extractor_sha256: str
     """Digest of the extractor's weights."""
     size: int | None = None
-    """Side of the images in pixels after preprocessing; None: unknown."""
+    """Side of the preprocessed images in pixels; None: unknown."""
     crop: str | None = None
-    """Rule that cropped and resized them; None: unknown."""
+    """Rule by which the images were cropped and resized; None: unknown."""
     source: str = ""
-    """Where the images came from, for people; not part of the digest."""
+    """Origin of the images, for people to read; not part of the digest."""
 
     def __post_init__(self) -> None:
         for mean, cov in ((self.mu, self.sigma), (self.mu_s, self.sigma_s)):
             mean_shape, cov_shape = (() if array is None else array.shape for array in (mean, cov))
             if cov_shape != mean_shape * 2:
-                raise ValueError(
-                    f"Found a mean of shape {mean_shape} with a covariance of {cov_shape}, expected (D,) and "
-                    "(D, D). Build the reference again with `raydit reference build`."
+                raise InvalidInput(
+                    f"reference with a mean of shape {mean_shape} and a covariance of {cov_shape}",
+                    "(D,) and (D, D)",
+                    "build the reference again with `raydit reference build`",
                 )
         if self.features is not None and self.features.shape[1:] != self.mu.shape:
-            raise ValueError(
-                f"Found reference features of shape {self.features.shape}, expected (M, {len(self.mu)}). "
-                "Extract them with the extractor of mu and sigma."
+            raise InvalidInput(
+                f"reference features of shape {self.features.shape}",
+                f"(M, {len(self.mu)})",
+                "extract them with the extractor of mu and sigma",
             )
         if self.keys is not None and (self.features is None or len(self.keys) != len(self.features)):
             found = 0 if self.features is None else len(self.features)
-            raise ValueError(
-                f"Found {len(self.keys)} keys for {found} reference features, expected one for each. Build the "
-                "reference again with `raydit reference build`."
+            raise InvalidInput(
+                f"reference with {len(self.keys)} keys for {found} features",
+                "one key for each",
+                "build the reference again with `raydit reference build`",
             )
 
     @property
     def digest(self) -> str:
-        """sha256 over content: everything but `source`."""
+        """sha256 of everything but `source`."""
         digest = hashlib.sha256()
         meta = {key: value for key, value in self._meta().items() if key != "source"}
         digest.update(json.dumps(meta, sort_keys=True).encode())
@@ -77,37 +81,38 @@ class ReferenceStatistics:
         return digest.hexdigest()
 
     def check_compatible(self, extractor: str, extractor_sha256: str, size: int, crop: str) -> None:
-        """Raise ValueError unless images scored like this may be compared with this reference.
+        """Raise InvalidInput unless features of this extractor, size and crop can be compared with this reference.
 
-        A size or crop that the reference does not know (ADM files) is not compared.
+        A size or crop that the reference does not know (ADM files) is not checked.
         """
         expected = {"extractor": extractor, "extractor_sha256": extractor_sha256, "size": size, "crop": crop}
         for key, wanted in expected.items():
             found = getattr(self, key)
             if found != wanted and not (found is None and key in ("size", "crop")):
-                raise ValueError(
-                    f"Found a reference ({self.source or 'source unknown'}) with {key} {found!r}, but the "
-                    f"evaluation expects {wanted!r}. Build a matching one with `raydit reference build`, or "
-                    f"set {key} to {found!r} in the recipe."
+                raise InvalidInput(
+                    f"reference ({self.source or 'source unknown'}) with {key} {found!r}",
+                    f"{wanted!r} as in the evaluation",
+                    f"build a matching one with `raydit reference build`, or set {key} to {found!r} in the recipe",
                 )
 
     def save(self, file: BinaryIO) -> None:
-        """Write an .npz file: arrays under their field names, the rest as JSON under `meta`."""
+        """Write an .npz file with the arrays under their field names and the other fields as JSON under `meta`."""
         np.savez(file, meta=np.array(json.dumps(self._meta())), **self._arrays())  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, file: BinaryIO, name: str) -> Self:
-        """Read a reference written by save, or one of ADM's as it is. name: what messages call the file.
+        """Read a reference that save wrote, or an original one of ADM. name: the file's name in messages.
 
-        ADM files (mu, sigma, mu_s, sigma_s of the whole training set, and images under arr_0) carry no meta:
-        they stand for the published Inception weights. Their images are left: like any others they are to
-        be extracted first.
+        ADM files (mu, sigma, mu_s, sigma_s of all training images, and some images under arr_0) have no meta, and are
+        taken as statistics of the published Inception weights. Their images are not read; extract their features like
+        those of any other images. Raises InvalidInput for a file without mu and sigma.
         """
         with np.load(file, allow_pickle=False) as content:
             if "mu" not in content or "sigma" not in content:
-                raise ValueError(
-                    f"Found {', '.join(content.files)} in {name}, expected mu and sigma. "
-                    "Build a reference with `raydit reference build`."
+                raise InvalidInput(
+                    f"{name} holds {', '.join(content.files)}",
+                    "mu and sigma",
+                    "build a reference with `raydit reference build`",
                 )
             arrays: dict[str, Any] = {key: content[key].astype(np.float64) for key in _MOMENTS if key in content}
             if "meta" not in content:

@@ -1,4 +1,4 @@
-"""The evaluation report: protocol, checkpoint, numbers and how sure they are; one JSON file."""
+"""The evaluation report: protocol, checkpoint, metrics and their errors, in one JSON file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from evaluation.metric_names import format_count, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
+from raydit.errors import InvalidInput
 
 REPORT_FILE = "report.json"
 
@@ -33,55 +34,56 @@ class EvaluationReport:
     repeats: dict[str, list[float]] = field(default_factory=dict)
     """Metric name -> its value for each of several seeds, this report's own first; empty: sampled once."""
     curve: list[tuple[int, float]] = field(default_factory=list)
-    """Frechet distance of the first N samples in random order, for some N: what its value at infinite N comes from."""
+    """(N, Frechet distance) of the first N samples in random order, from which infinite N is extrapolated."""
     warnings: list[str] = field(default_factory=list)
-    """What a reader of the numbers must know."""
+    """Caveats that a reader of the metrics must know."""
     timings: dict[str, float] = field(default_factory=dict)
-    """Stage -> seconds."""
+    """Stage, with the suffix _seconds -> seconds."""
     artifacts: dict[str, str] = field(default_factory=dict)
-    """Name -> path of files that belong to the report, such as an image grid."""
+    """Name -> file of the report's folder, such as an image grid."""
 
     @property
     def protocol_id(self) -> str:
-        """Equal ids: comparable numbers."""
+        """Id of the protocol. Metrics of reports with the same id are comparable."""
         return self.protocol.protocol_id
 
     @property
     def headline(self) -> str:
-        """Name of the metric by which checkpoints are ranked: Frechet distance at the largest N; lower is better."""
+        """Name of the metric that ranks checkpoints: the Frechet distance at the largest N; lower is better."""
         return next(iter(self.metrics))
 
     def estimate(self, name: str) -> tuple[float, float | None]:
-        """A metric and its error: mean and standard error over seeds where repeated, else as in `errors`."""
+        """Return a metric and its error: mean and standard error over seeds if repeated, otherwise as in `errors`."""
         values = self.repeats.get(name, [])
         if len(values) < 2:
             return self.metrics[name], self.errors.get(name)
         return fmean(values), stdev(values) / len(values) ** 0.5
 
     def to_json(self) -> str:
-        """The report as JSON text, with the protocol's id."""
+        """Return the report as JSON text, including the protocol's id."""
         values = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
         values |= {"protocol": self.protocol.to_dict(), "protocol_id": self.protocol_id}
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The inverse of to_json. Raises ValueError if the protocol does not give the recorded id."""
+        """Read a report that to_json wrote. Raises InvalidInput if the protocol's id is not the recorded one."""
         values: dict[str, Any] = json.loads(text)
         recorded = values.pop("protocol_id")
         values |= {name: values.pop(key) for name, key in _JSON_NAMES.items() if key in values}
         curve = [(count, value) for count, value in values.get("curve", [])]
         report = cls(**{**values, "curve": curve, "protocol": EvaluationProtocol.from_dict(values["protocol"])})
         if report.protocol_id != recorded:
-            raise ValueError(
-                f"Found a protocol with id {report.protocol_id}, expected the recorded {recorded}: the "
-                "report was edited. Evaluate the checkpoint again."
+            raise InvalidInput(
+                f"the report's protocol has the id {report.protocol_id}",
+                f"the recorded {recorded}: the report was edited",
+                "evaluate the checkpoint again",
             )
         return report
 
     def table(self) -> str:
-        """The metrics as aligned text: a column for each number of samples, and one for held-out real images."""
-        generated, real = metric_columns(self.metrics), metric_columns(self.real_baseline)
+        """Return the metrics as aligned text, with a column for each N of samples and of held-out real images."""
+        generated, real = group_by_num_samples(self.metrics), group_by_num_samples(self.real_baseline)
         titles = [f"generated (N = {format_count(n)})" for n in generated]
         titles += [f"real images (N = {format_count(n)})" for n in real]
         repeats = max(map(len, self.repeats.values()), default=0)
@@ -92,7 +94,7 @@ class EvaluationReport:
             names = [column[stem] for column in generated.values() if column.get(stem) in self.repeats]
             cells += [self._mean(names[0]) if names else ""] if repeats else []
             rows.append([stem, *cells])
-        lines = aligned(rows)
+        lines = align_columns(rows)
         if len(generated.keys() | real.keys()) > 1:
             lines.append("Frechet distance falls as N grows: compare only columns of equal N.")
         return "\n".join(lines) + "\n"
@@ -105,8 +107,8 @@ class EvaluationReport:
         return f"{self.metrics[name]:.6g}" + (f" +- {self.errors[name]:.4g}" if name in self.errors else "")
 
 
-def metric_columns(metrics: Mapping[str, float]) -> dict[int, dict[str, str]]:
-    """Names by N, largest first, and by stem: fid_50k and is_50k -> {50000: {"fid": "fid_50k", "is": "is_50k"}}."""
+def group_by_num_samples(metrics: Mapping[str, float]) -> dict[int, dict[str, str]]:
+    """Group names by N, largest first, and stem: fid_50k, is_50k -> {50000: {"fid": "fid_50k", "is": "is_50k"}}."""
     columns: dict[int, dict[str, str]] = {}
     for name in metrics:
         parts = parse_metric_name(name)
@@ -114,7 +116,7 @@ def metric_columns(metrics: Mapping[str, float]) -> dict[int, dict[str, str]]:
     return dict(sorted(columns.items(), reverse=True))
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table of text, columns two spaces apart."""
+def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a text table whose columns are two spaces apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,6 +1,5 @@
-"""From features of generated (or held-out real) images and a reference to named numbers, with their errors."""
+"""Scoring: from features of generated or held-out real images and a reference to named metrics with errors."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,29 +9,38 @@ from evaluation.metric_names import metric_name
 from evaluation.metrics import frechet_distance_to, inception_score, kernel_distance, manifold_scores
 from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics, InceptionScoreSums
-from evaluation.uncertainty import BLOCKS, at_infinity, block_statistics, curve, jackknife_error, merged
+from evaluation.uncertainty import (
+    BLOCKS,
+    Measure,
+    compute_block_statistics,
+    extrapolate,
+    jackknife_error,
+    measure_growing_subsets,
+    merge_blocks,
+)
+from raydit.errors import InvalidInput
 
 Array = np.ndarray
 
 _KID_SUBSET_SIZE = 1000
 _NEIGHBOURS = 3
 _NEIGHBOURS_DENSITY = 5
-_FEWEST = 10
-"""Images that the Inception Score's splits and the neighbours need."""
-_FEWEST_POINTS = 5
-"""Sizes through which a line over 1 / N is drawn at least."""
+_MIN_IMAGES = 10
+"""Number of images that the Inception Score's splits and the nearest neighbours need."""
+_MIN_POINTS = 5
+"""Number of points that the line over 1 / N needs."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Metrics under their contract names, with the spread of those that have one."""
+    """Metrics by their names (see evaluation.metric_names), with errors and warnings."""
 
     metrics: dict[str, float]
     errors: dict[str, float]
-    """Standard error (fd, sfd, fd_infinity) or standard deviation over splits (is) or subsets (kid), by name."""
+    """Standard error (fd, sfd, fd_infinity), or standard deviation over splits (is) or subsets (kid), by name."""
     warnings: list[str]
     curve: list[tuple[int, float]] = field(default_factory=list)
-    """Frechet distance of the first N of the samples in random order, from twice the feature dimension on."""
+    """(N, Frechet distance) of the first N samples in random order, for N of at least twice the feature dimension."""
 
 
 def score(
@@ -47,36 +55,40 @@ def score(
 ) -> Score:
     """Score exactly num_samples images by their features (N, D), logits (N, K) and, for sFID, spatial (N, 2023).
 
-    logits: or the sums made of them while they passed by, or None from an extractor without. extractor: its name,
-    which goes into the metrics' names; it must be the reference's. errors: False leaves out standard errors and
-    Frechet distance at infinite N, which cost up to nineteen Frechet distances.
+    logits: the logits, or sums to which all of them were added, or None if the extractor has none. extractor: its
+    name, which becomes part of the metrics' names; must be the reference's. errors: False leaves out standard errors
+    and the Frechet distance at infinite N, which cost up to nineteen Frechet distances.
     Generated images and held-out real ones are scored alike: the latter give the real baseline, the best score
-    that N images can get. What the reference cannot give is left out: kernel distance and the manifold scores need its
-    features, sFID its mu_s and sigma_s. Raises ValueError if anything is not of num_samples images.
+    that N images can get. Metrics that the reference does not allow are left out: kernel distance and the manifold
+    scores need its features, sFID its mu_s and sigma_s. Raises InvalidInput if the reference has another extractor,
+    ValueError if an argument does not hold num_samples images.
     """
     if extractor != reference.extractor:
-        raise ValueError(
-            f"Found a reference of extractor {reference.extractor!r}, expected {extractor!r}. "
-            "Build one with `raydit reference build`, or change evaluate.extractor."
+        raise InvalidInput(
+            f"reference of extractor {reference.extractor!r}",
+            repr(extractor),
+            "build a reference with `raydit reference build`, or change evaluate.extractor",
         )
     _check_counts(num_samples, features=features, logits=logits, spatial=spatial)
     parts = BLOCKS if errors and num_samples >= 2 * BLOCKS else 1
-    measure, blocks = _distance_to(reference.mu, reference.sigma), block_statistics(features, parts)
+    measure, blocks = _distance_to(reference.mu, reference.sigma), compute_block_statistics(features, parts)
     found = {"fd": _estimate(blocks, measure)}
     points, smallest = [], 2 * len(reference.mu)
     if parts > 1 and num_samples >= smallest:
-        points = [*curve(blocks[:-1], measure, smallest), (num_samples, found["fd"].value)]
-    if len(points) >= _FEWEST_POINTS:
-        line = at_infinity(points, found["fd"].error or 0.0)
+        points = [*measure_growing_subsets(blocks[:-1], measure, smallest), (num_samples, found["fd"].value)]
+    if len(points) >= _MIN_POINTS:
+        line = extrapolate(points, found["fd"].error or 0.0)
         found["fd_infinity"] = Estimate(line.value, line.error)
     if spatial is not None and reference.mu_s is not None and reference.sigma_s is not None:
-        found["sfd"] = _estimate(block_statistics(spatial, parts), _distance_to(reference.mu_s, reference.sigma_s))
-    if num_samples >= _FEWEST:
+        found["sfd"] = _estimate(
+            compute_block_statistics(spatial, parts), _distance_to(reference.mu_s, reference.sigma_s)
+        )
+    if num_samples >= _MIN_IMAGES:
         if logits is not None:
             scores = logits.score() if isinstance(logits, InceptionScoreSums) else inception_score(logits)
             found["is"] = Estimate(*scores)
         if reference.features is not None:
-            found |= _among_real(features, reference.features)
+            found |= _compare_samples(features, reference.features)
     names = {kind: metric_name(kind, extractor, num_samples) for kind in found}
     return Score(
         metrics={names[kind]: estimate.value for kind, estimate in found.items()},
@@ -87,14 +99,14 @@ def score(
 
 
 class Estimate(NamedTuple):
-    """A metric, and how sure it is where that is known."""
+    """A metric, and its error if known."""
 
     value: float
     error: float | None = None
 
 
 def _check_counts(num_samples: int, **given: Array | InceptionScoreSums | None) -> None:
-    """Padding, or a shard that is missing, must not pass."""
+    """Refuse padding and missing shards."""
     for what, values in given.items():
         if values is not None and len(values) != num_samples:
             raise ValueError(
@@ -103,18 +115,20 @@ def _check_counts(num_samples: int, **given: Array | InceptionScoreSums | None) 
             )
 
 
-def _distance_to(mu: Array, sigma: Array) -> Callable[[FeatureStatistics], float]:
+def _distance_to(mu: Array, sigma: Array) -> Measure:
+    """Return the function from statistics to their Frechet distance from a reference."""
     distance = frechet_distance_to(mu, sigma)
     return lambda statistics: distance(statistics.mean, statistics.cov)
 
 
-def _estimate(blocks: list[FeatureStatistics], measure: Callable[[FeatureStatistics], float]) -> Estimate:
+def _estimate(blocks: list[FeatureStatistics], measure: Measure) -> Estimate:
+    """Measure all blocks together, with the jackknife error if there are several."""
     error = jackknife_error(blocks, measure) if len(blocks) > 1 else None
-    return Estimate(measure(merged(blocks)), error)
+    return Estimate(measure(merge_blocks(blocks)), error)
 
 
-def _among_real(features: Array, real: Array) -> dict[str, Estimate]:
-    """Metrics that compare sample with sample."""
+def _compare_samples(features: Array, real: Array) -> dict[str, Estimate]:
+    """Return the metrics that compare single generated with single real samples."""
     size = min(_KID_SUBSET_SIZE, len(features), len(real))
     scores = manifold_scores(features, real, _NEIGHBOURS, _NEIGHBOURS_DENSITY)._asdict()
     kid = Estimate(*kernel_distance(features, real, subset_size=size))
@@ -122,9 +136,9 @@ def _among_real(features: Array, real: Array) -> dict[str, Estimate]:
 
 
 def _warnings(n: int, reference: ReferenceStatistics) -> list[str]:
-    """Below 2 D images a covariance is mostly noise, and Frechet distance mostly bias.
+    """Warn about too few images: below 2 D a covariance is mostly noise, and Frechet distance mostly bias.
 
-    reference.n of 0 is unknown, and not judged.
+    There is no warning about a reference whose number of images is unknown (reference.n is 0).
     """
     dim = len(reference.mu)
     counts = {"images": n, "reference images": reference.n or 2 * dim}
@@ -134,8 +148,8 @@ def _warnings(n: int, reference: ReferenceStatistics) -> list[str]:
         for what, count in counts.items()
         if count < 2 * dim
     ]
-    if n < _FEWEST:
-        warnings.append(f"{n} images are too few for anything but Frechet distance: use at least {_FEWEST}.")
+    if n < _MIN_IMAGES:
+        warnings.append(f"{n} images are too few for anything but Frechet distance: use at least {_MIN_IMAGES}.")
     elif reference.features is not None and min(n, len(reference.features)) < _KID_SUBSET_SIZE:
         kept = len(reference.features)
         warnings.append(

@@ -1,17 +1,19 @@
-"""Sums that stream and merge: shards are reduced where they are, and merge in any order to one result."""
+"""Statistics that are updated in batches and merged in any order, so that workers can reduce their own shards."""
 
 from typing import Self
 
 import numpy as np
 
+from raydit.errors import InvalidInput
+
 Array = np.ndarray
 
 
 class FeatureStatistics:
-    """Mean and covariance of features of dimension `dim`, as (n, mean, M2) in float64.
+    """Mean and covariance of features of dimension `dim`, kept as (n, mean, M2) in float64.
 
-    M2 is the sum of outer products of deviations from the mean. Parts merge by the parallel update of
-    Chan, Golub & LeVeque 1983, which agrees with two passes to 1e-12; raw sums or float32 do not.
+    M2 is the sum of outer products of differences from the mean. Statistics are merged by the parallel update of Chan,
+    Golub & LeVeque 1983, which agrees with a two-pass computation to 1e-12; raw sums or float32 do not.
     """
 
     def __init__(self, dim: int):
@@ -20,7 +22,7 @@ class FeatureStatistics:
         self._m2 = np.zeros((dim, dim))
 
     def update(self, features: Array) -> None:
-        """Add features (N, dim). Raises ValueError if the shape differs or a value is not finite."""
+        """Add features (N, dim). Raises InvalidInput if the shape differs or a value is not finite."""
         features = np.asarray(features, dtype=np.float64)
         _check_rows(features, len(self.mean), "features")
         if len(features):
@@ -29,20 +31,21 @@ class FeatureStatistics:
             self._add(len(features), mean, deviations.T @ deviations)
 
     def merge(self, other: Self) -> Self:
-        """Add everything that `other` has seen, and return self. `other` is left as it is."""
+        """Add the features that `other` has seen, and return self. `other` is not changed."""
         if len(other.mean) != len(self.mean):
-            raise ValueError(
-                f"Found statistics of {len(other.mean)} features, expected {len(self.mean)}. "
-                "Merge only parts that were made with one extractor."
+            raise InvalidInput(
+                f"statistics of {len(other.mean)} features",
+                f"{len(self.mean)}",
+                "merge only statistics of one extractor",
             )
         self._add(other.n, other.mean, other._m2)
         return self
 
     def without(self, part: Self) -> Self:
-        """What is left when a part is taken out again: the inverse of merge, as new statistics."""
+        """Return new statistics without the features of a part that was merged before: the inverse of merge."""
         left = self.n - part.n
         if left < 1:
-            raise ValueError(f"Found a part of {part.n} samples, expected fewer than the {self.n} it is taken from.")
+            raise ValueError(f"Found a part of {part.n} samples, expected fewer than all {self.n} samples.")
         rest = type(self)(len(self.mean))
         rest.n = left
         rest.mean = self.mean + (self.mean - part.mean) * (part.n / left)
@@ -63,17 +66,17 @@ class FeatureStatistics:
 
     @property
     def cov(self) -> Array:
-        """Covariance (dim, dim) with ddof 1, as FID takes it."""
+        """Covariance (dim, dim) with ddof 1, as FID uses it. Raises InvalidInput for fewer than 2 samples."""
         if self.n < 2:
-            raise ValueError(f"Found {self.n} samples; a covariance needs at least 2. Add more images.")
+            raise InvalidInput(f"{self.n} samples", "at least 2 for a covariance", "add images")
         return self._m2 / (self.n - 1)
 
 
-def random_parts(num_samples: int, parts: int, seed: int = 2020) -> Array:
-    """The part (N,) in [0, parts) of every sample: chunks of a permutation, equal in size to within one sample.
+def assign_random_parts(num_samples: int, parts: int, seed: int = 2020) -> Array:
+    """Return the part (N,) in [0, parts) of every sample; sizes of parts differ by one sample at most.
 
     Part i holds entries [i N // parts, (i + 1) N // parts) of the permutation drawn with RandomState(seed), as in
-    torch-fidelity's Inception Score; so the part of an index is known before any sample is.
+    torch-fidelity's Inception Score. So the part of an index is known before any sample is.
     """
     order = np.random.RandomState(seed).permutation(num_samples)
     part_of = np.empty(num_samples, dtype=np.int64)
@@ -83,30 +86,34 @@ def random_parts(num_samples: int, parts: int, seed: int = 2020) -> Array:
 
 
 class InceptionScoreSums:
-    """Inception Score of a known number of samples whose logits arrive in any order and any parts.
+    """Sums for the Inception Score of a known number of samples, whose logits may arrive in any order and batches.
 
-    Knowing N, the split of every index is known in advance (see random_parts). Of each split are kept the sum of p
-    (K values) and the sum of p log p; and of each index, whether it was seen. Source: Salimans et al. 2016
+    The split of every index follows from the number of samples (see assign_random_parts). For each split the sum of p
+    (K values) and the sum of p log p are kept, and for each index whether it was seen. Source: Salimans et al. 2016
     (arXiv 1606.03498).
     """
 
     def __init__(self, num_samples: int, num_logits: int, splits: int = 10, seed: int = 2020):
         if num_samples < splits:
-            raise ValueError(
-                f"Found {num_samples} samples, expected at least one for each of {splits} splits. "
-                "Add samples, or lower splits."
+            raise InvalidInput(
+                f"{num_samples} samples",
+                f"at least one for each of {splits} splits",
+                "add samples, or lower splits",
             )
-        self._split_of = random_parts(num_samples, splits, seed)
+        self._split_of = assign_random_parts(num_samples, splits, seed)
         self._seen = np.zeros(num_samples, dtype=bool)
         self._sum_p = np.zeros((splits, num_logits))
         self._sum_p_log_p = np.zeros(splits)
 
     def __len__(self) -> int:
-        """Samples that the score is of, seen or not."""
+        """Number of samples that the score is for, seen or not."""
         return len(self._seen)
 
     def update(self, indices: Array, logits: Array) -> None:
-        """Add the logits (M, K) of the samples with these indices (M,); each index exactly once overall."""
+        """Add the logits (M, K) of the samples with these indices (M,).
+
+        Raises ValueError for an index that was added before or is out of range.
+        """
         indices, logits = np.asarray(indices), np.asarray(logits)
         _check_rows(logits, self._sum_p.shape[1], "logits")
         self._see(indices, len(logits))
@@ -118,12 +125,12 @@ class InceptionScoreSums:
             self._sum_p_log_p[split] += (p * log_p).sum()
 
     def merge(self, other: Self) -> Self:
-        """Add everything that `other` has seen, and return self."""
+        """Add the samples that `other` has seen, and return self. Raises ValueError if an index was added to both."""
         if not np.array_equal(other._split_of, self._split_of) or other._sum_p.shape != self._sum_p.shape:
             raise ValueError(
                 f"Found sums over {len(other)} samples and {other._sum_p.shape[1]} logits, "
                 f"expected {len(self)} and {self._sum_p.shape[1]} with the same splits and seed. "
-                "Make every part with the same arguments."
+                "Create all sums with the same arguments."
             )
         self._see(np.flatnonzero(other._seen), int(other._seen.sum()))
         self._sum_p += other._sum_p
@@ -131,17 +138,20 @@ class InceptionScoreSums:
         return self
 
     def _see(self, indices: Array, rows: int) -> None:
-        """Padding, or a shard counted twice, must not go unnoticed."""
+        """Mark indices as seen, and refuse padding and shards that are counted twice."""
         known = indices[(indices >= 0) & (indices < len(self))]
         if len(known) != rows or len(np.unique(known)) != rows or self._seen[known].any():
             raise ValueError(
-                f"Found {rows} rows for indices {_few(indices)}, of which {int(self._seen[known].sum())} had come "
-                f"before, expected a row for each of some new indices below {len(self)}. Add every index once."
+                f"Found {rows} rows for indices {_few(indices)}, of which {int(self._seen[known].sum())} were "
+                f"added before, expected one row for each of some new indices below {len(self)}. Add every index once."
             )
         self._seen[known] = True
 
     def score(self) -> tuple[float, float]:
-        """Mean and standard deviation (ddof 0) over splits of exp(mean KL(p || split mean of p))."""
+        """Return the mean and standard deviation (ddof 0) over splits of exp(mean KL(p || split mean of p)).
+
+        Raises ValueError if a sample is missing.
+        """
         if not self._seen.all():
             raise ValueError(
                 f"Found {self._seen.sum()} samples (first missing: {np.flatnonzero(~self._seen)[0]}), expected "
@@ -165,14 +175,14 @@ def _log_softmax(logits: Array) -> Array:
 
 def _check_rows(values: Array, dim: int, what: str) -> None:
     if values.ndim != 2 or values.shape[1] != dim:
-        raise ValueError(
-            f"Found {what} of shape {values.shape}, expected (N, {dim}). "
-            "Pass rows of the extractor that these statistics were made for."
+        raise InvalidInput(
+            f"{what} of shape {values.shape}", f"(N, {dim})", "pass the output of the extractor of these statistics"
         )
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
         rows = np.flatnonzero(~finite)
-        raise ValueError(
-            f"Found {len(rows)} of {len(values)} rows of {what} with NaN or infinity (first: row {rows[0]}), "
-            "expected finite numbers. Look at those images: the model may have diverged."
+        raise InvalidInput(
+            f"{len(rows)} of {len(values)} rows of {what} with NaN or infinity (first: row {rows[0]})",
+            "finite numbers",
+            "look at these images: the model may have diverged",
         )

@@ -1,58 +1,60 @@
-"""How sure a Frechet distance is, and what it tends to as N grows: both from the same blocks of samples."""
+"""The standard error of a Frechet distance, and its extrapolation to infinite N, from the same blocks of samples."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from evaluation.statistics import FeatureStatistics, random_parts
+from evaluation.statistics import FeatureStatistics, assign_random_parts
 
 Array = np.ndarray
 Measure = Callable[[FeatureStatistics], float]
 
 BLOCKS = 10
-"""Parts of the samples that are left out in turn, and steps of the curve over N."""
+"""Number of blocks of samples: each is left out once for the error, and each adds a point to the curve over N."""
 
 
-def block_statistics(features: Array, blocks: int = BLOCKS, seed: int = 2020) -> list[FeatureStatistics]:
-    """Statistics of `blocks` random parts of features (N, D), equal in size to within one; merged, those of all.
+def compute_block_statistics(features: Array, blocks: int = BLOCKS, seed: int = 2020) -> list[FeatureStatistics]:
+    """Return the statistics of `blocks` random parts of features (N, D) whose sizes differ by one at most.
 
-    Random, because images often come sorted by class, and a block should be like the whole.
+    The parts are random because images often come sorted by class, and each block should represent all of them.
     """
-    part_of = random_parts(len(features), blocks, seed)
+    part_of = assign_random_parts(len(features), blocks, seed)
     parts = [FeatureStatistics(features.shape[1]) for _ in range(blocks)]
     for index, part in enumerate(parts):
         part.update(features[part_of == index])
     return parts
 
 
-def merged(parts: Sequence[FeatureStatistics]) -> FeatureStatistics:
-    """The statistics of everything that the parts have seen."""
-    whole = FeatureStatistics(len(parts[0].mean))
-    for part in parts:
-        whole.merge(part)
-    return whole
+def merge_blocks(blocks: Sequence[FeatureStatistics]) -> FeatureStatistics:
+    """Return the statistics of all features that the blocks have seen."""
+    merged = FeatureStatistics(len(blocks[0].mean))
+    for block in blocks:
+        merged.merge(block)
+    return merged
 
 
 def jackknife_error(blocks: Sequence[FeatureStatistics], measure: Measure) -> float:
-    """Standard error of measure(all blocks) by leaving out one block after the other.
+    """Return the jackknife standard error of measure(all blocks), which leaves out one block at a time.
 
-    sqrt((K - 1) / K sum_k (measure without block k - their mean)^2): Efron & Stein 1981, for K equal blocks.
-    It is of drawing other samples, not of training the model again, nor of another reference.
-    Raises ValueError with fewer than 2 blocks, or blocks too small to leave one out.
+    sqrt((K - 1) / K sum_k (measure without block k - their mean)^2) for K equal blocks (Efron & Stein 1981). It covers
+    drawing other samples, but neither training the model again nor another reference.
+    Raises ValueError for fewer than 2 blocks, or fewer than 2 samples without one of them.
     """
-    whole = merged(blocks)
-    if len(blocks) < 2 or whole.n - max(block.n for block in blocks) < 2:
+    merged = merge_blocks(blocks)
+    if len(blocks) < 2 or merged.n - max(block.n for block in blocks) < 2:
         raise ValueError(
-            f"Found {whole.n} samples in {len(blocks)} blocks, expected at least 2 blocks and 2 samples without any "
+            f"Found {merged.n} samples in {len(blocks)} blocks, expected at least 2 blocks and 2 samples without any "
             "one of them. Add samples, or make fewer blocks."
         )
-    left_out = np.array([measure(whole.without(block)) for block in blocks])
+    left_out = np.array([measure(merged.without(block)) for block in blocks])
     return float(np.sqrt((len(blocks) - 1) * left_out.var()))
 
 
-def curve(blocks: Sequence[FeatureStatistics], measure: Measure, smallest: int = 2) -> list[tuple[int, float]]:
-    """(N, measure) of the first block, the first two, ... and all, from `smallest` samples on: subsets are nested."""
+def measure_growing_subsets(
+    blocks: Sequence[FeatureStatistics], measure: Measure, smallest: int = 2
+) -> list[tuple[int, float]]:
+    """Return (N, measure) for the first block, the first two, ... and all blocks, where N is at least `smallest`."""
     points, grown = [], FeatureStatistics(len(blocks[0].mean))
     for block in blocks:
         grown.merge(block)
@@ -62,22 +64,23 @@ def curve(blocks: Sequence[FeatureStatistics], measure: Measure, smallest: int =
 
 
 class Extrapolation(NamedTuple):
-    """A straight line through a measure over 1 / N."""
+    """A straight line through a measure as a function of 1 / N."""
 
     value: float
-    """Where the line meets 1 / N = 0."""
+    """Value of the line at 1 / N = 0."""
     slope: float
     """The measure's bias at N is slope / N."""
     error: float
     """Standard error of `value`."""
 
 
-def at_infinity(points: Sequence[tuple[int, float]], error: float = 0.0) -> Extrapolation:
-    """What a measure over N tends to: least squares of value + slope / N through (N, measure).
+def extrapolate(points: Sequence[tuple[int, float]], error: float = 0.0) -> Extrapolation:
+    """Extrapolate a measure to infinite N: fit value + slope / N to points (N, measure) by least squares.
 
-    Source: Chong & Forsyth 2020 (arXiv 1911.07023), whose FID at infinite N this is. Nested subsets rise and fall
-    together, which residuals do not show, so the standard error is that of the line and `error`, that of the largest
-    subset's measure, in squares. Of Gaussians it is 0.85 of the spread over repeated draws, that of the line alone 0.3.
+    Source: Chong & Forsyth 2020 (arXiv 1911.07023), who call it FID infinity. Nested subsets rise and fall together,
+    which residuals do not show. So the standard error combines that of the line and `error`, that of the largest
+    subset's measure, as the root of their sum of squares. For Gaussians it is 0.85 of the spread over repeated draws;
+    the line's alone is 0.3 of it.
     Raises ValueError for fewer than 3 points.
     """
     if len(points) < 3:

@@ -6,7 +6,7 @@ import numpy as np
 
 from evaluation.metric_names import format_count
 from evaluation.plots.style import ACCENT, REAL, add_title_and_legend, label_ticks, new_svg_figure, render_svg
-from evaluation.uncertainty import at_infinity
+from evaluation.uncertainty import extrapolate
 
 Points = Sequence[tuple[int, float]]
 
@@ -23,7 +23,7 @@ def plot_distances(samples: Points, real: Points) -> str:
         axes = figure.subplots()
         axes.grid(clip_on=False)
         if len(samples) > 2:
-            line = at_infinity(samples)
+            line = extrapolate(samples)
             counts = np.linspace(min(count for count, _ in samples), largest, 61)
             axes.plot(counts, line.value + line.slope / counts, color=ACCENT, linewidth=1.5, clip_on=False, gid="fit")
             label = f"N → ∞: {line.value:.4g}"

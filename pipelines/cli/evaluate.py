@@ -168,12 +168,12 @@ def _print_plan(targets, repeats: int, as_json: bool) -> None:
 def _print_series(scored, as_json: bool) -> None:
     """A table of all, where their curve is, and the best."""
     from cluster import storage
-    from evaluation.compare import compare
+    from evaluation.compare import compare_reports
     from pipelines.scoring.report_curves import CURVE_FILE
 
     reports = [each.report for each in scored]
     if len(reports) > 1:
-        click.echo(f"\n{compare(reports, allow_unequal=True).table()}")
+        click.echo(f"\n{compare_reports(reports, allow_unequal=True).table()}")
     best = min(scored, key=lambda each: each.report.estimate(each.report.headline)[0])
     click.echo(f"best         {best.report.checkpoint} by {best.report.headline}")
     places = {storage.join(storage.split(each.folder)[0], CURVE_FILE) for each in scored}
@@ -211,7 +211,7 @@ def _shown(place: str) -> str:
 @json_option
 def compare(reports, protocol, allow_unequal, as_json) -> None:
     """Set reports side by side: of checkpoints, or by their files or folders. Refuses unequal protocols."""
-    from evaluation.compare import compare as compare_reports
+    from evaluation.compare import compare_reports
     from pipelines.scoring.report_files import find_reports
 
     found = find_reports(reports, protocol_id=protocol)

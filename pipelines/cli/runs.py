@@ -22,14 +22,14 @@ def runs() -> None:
 @json_option
 def list_(experiment, stage, limit, store, as_json) -> None:
     """Runs, newest first, with their main metrics."""
-    from evaluation.report import aligned
+    from evaluation.report import align_columns
     from pipelines.registry.queries import list_runs
 
     name, uri = _experiment(experiment, store)
     found = list_runs(uri, experiment=name, stage=stage, limit=limit)
     rows = [["run", "experiment", "status", "started", "took", "metrics"]]
     rows += [[run["name"], run["experiment"], run["status"].lower(), *_when(run), _listed(run)] for run in found]
-    click.echo("\n".join(aligned(rows)) if found else f"no runs at {uri}")
+    click.echo("\n".join(align_columns(rows)) if found else f"no runs at {uri}")
     print_result(as_json, {"store": uri, "runs": found})
 
 
@@ -70,7 +70,7 @@ def show(run, store, as_json) -> None:
 @json_option
 def best(experiment, metric, protocol, store, as_json) -> None:
     """Checkpoints by a metric, the best first: only those that were scored by one protocol."""
-    from evaluation.report import aligned
+    from evaluation.report import align_columns
     from pipelines.registry.queries import best_checkpoints
 
     name, uri = _experiment(experiment, store)
@@ -80,7 +80,7 @@ def best(experiment, metric, protocol, store, as_json) -> None:
         error = "" if score["error"] is None else f" +- {score['error']:.3g}"
         gone = "removed" if score["removed"] else ""
         rows.append([f"{score['value']:.6g}{error}", score["checkpoint"], gone])
-    click.echo("\n".join(aligned(rows)))
+    click.echo("\n".join(align_columns(rows)))
     click.echo(f"protocol     {found['protocol_id']}")
     for other, count in found["other_protocols"].items():
         click.echo(f"not shown    {count} scored by protocol {other}: --protocol {other}")

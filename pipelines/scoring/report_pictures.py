@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluation.neighbours import nearest
+from evaluation.neighbours import find_nearest
 from evaluation.reference import ReferenceStatistics
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.grids import class_grid, encode_png, labelled_grid
@@ -56,7 +56,7 @@ class Neighbours:
             return []
         reference = self.reference
         assert reference.features is not None and reference.keys is not None, "are_known says so"
-        found, distances = nearest(features, reference.features, NUM_NEIGHBOURS)
+        found, distances = find_nearest(features, reference.features, NUM_NEIGHBOURS)
         suspects = np.argsort(distances[:, 0], kind="stable")[:NUM_SUSPECTS]
         keys = [str(key) for key in reference.keys[found[suspects].ravel()]]
         size = images.shape[1]

@@ -1,10 +1,10 @@
-"""Only equal protocols are compared, and what is within the error is not called a difference."""
+"""Only equal protocols are compared, and differences within the error are marked."""
 
 from dataclasses import replace
 
 import pytest
 
-from evaluation.compare import compare
+from evaluation.compare import compare_reports
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 
@@ -24,9 +24,9 @@ def report(checkpoint, fid, error=None, **changes):
 A, B, C = report("out/a/step_1", 9.62, 0.03), report("out/b/step_1", 9.58, 0.03), report("out/b/step_2", 9.5, 0.04)
 
 
-def test_the_table_marks_what_is_no_difference():
+def test_the_table_marks_differences_within_the_error():
     """0.04 is less than sqrt(0.03^2 + 0.03^2) = 0.042; 0.12 is more than 0.05."""
-    assert compare([A, B, C]).table() == (
+    assert compare_reports([A, B, C]).table() == (
         "metric         a/step_1      b/step_1        b/step_2\n"
         "fid_50k        9.62 +- 0.03  9.58 +- 0.03 ~  9.5 +- 0.04\n"
         "precision_50k  0.7           0.7             0.7\n"
@@ -35,54 +35,55 @@ def test_the_table_marks_what_is_no_difference():
 
 
 def test_without_any_error_nothing_is_marked():
-    found = compare([report("a", 9.62), report("b", 9.62)])
-    assert not found.same("fid_50k", 1) and "~" not in found.table()
+    found = compare_reports([report("a", 9.62), report("b", 9.62)])
+    assert not found.is_within_error("fid_50k", 1) and "~" not in found.table()
 
 
 def test_one_known_error_is_better_than_none():
-    assert compare([report("a", 9.62, 0.1), report("b", 9.57)]).same("fid_50k", 1)
-    assert not compare([report("a", 9.62, 0.1), report("b", 9.47)]).same("fid_50k", 1)
+    assert compare_reports([report("a", 9.62, 0.1), report("b", 9.57)]).is_within_error("fid_50k", 1)
+    assert not compare_reports([report("a", 9.62, 0.1), report("b", 9.47)]).is_within_error("fid_50k", 1)
 
 
-def test_seeds_are_a_better_error_than_any():
+def test_the_error_over_seeds_takes_precedence():
     """Means 9.6 and 9.53 with a standard error of 0.1: no difference; of 0.01: one."""
     wide, narrow = ({"fid_50k": [value - error, value + error]} for value, error in ((9.6, 0.1), (9.6, 0.01)))
     for repeats, same in ((wide, True), (narrow, False)):
         other = replace(report("b", 9.0, 0.001), repeats={"fid_50k": [9.53, 9.53]})
-        found = compare([replace(A, repeats=repeats), other])
-        assert found.same("fid_50k", 1) == same
+        found = compare_reports([replace(A, repeats=repeats), other])
+        assert found.is_within_error("fid_50k", 1) == same
         assert "9.6 +- 0" in found.table()
 
 
 def test_unequal_protocols_are_refused_by_the_fields_that_differ():
     other = report("b", 2.27, cfg_scale=1.5, cfg_channels=3)
     with pytest.raises(ValueError) as error:
-        compare([A, other])
+        compare_reports([A, other])
     message = str(error.value)
-    assert f"Found reports of protocols {A.protocol_id}, {other.protocol_id}, expected one" in message
-    assert "differ in cfg_scale: 1.0 against 1.5; cfg_channels: None against 3. Evaluate all by one recipe" in message
+    fields = "cfg_scale: 1.0 and 1.5; cfg_channels: None and 3"
+    assert f"reports of protocols {A.protocol_id}, {other.protocol_id}, which differ in {fields}, expected" in message
+    assert "Evaluate all checkpoints with one recipe" in message
 
 
-def test_a_precision_is_told_against_the_one_that_is_left_out():
+def test_an_unnamed_precision_differs_from_another_one():
     for reports in ([A, report("b", 9.6, dtype="bfloat16")], [report("b", 9.6, dtype="bfloat16"), A]):
-        with pytest.raises(ValueError, match=r"differ in dtype: '(float32|bfloat16)' against '(bfloat16|float32)'\."):
-            compare(reports)
-        assert compare(reports, allow_unequal=True).differing == ["dtype"]
+        with pytest.raises(ValueError, match=r"differ in dtype: '(float32|bfloat16)' and '(bfloat16|float32)',"):
+            compare_reports(reports)
+        assert compare_reports(reports, allow_unequal=True).differing == ["dtype"]
 
 
-def test_unequal_protocols_may_be_allowed_and_are_told():
+def test_unequal_protocols_may_be_allowed_and_are_named():
     smaller = replace(report("b", 12.0, num_samples=10_000), metrics={"fid_10k": 12.0})
-    found = compare([A, smaller], allow_unequal=True)
+    found = compare_reports([A, smaller], allow_unequal=True)
     assert found.differing == ["num_samples"] and found.metrics == ["fid_50k", "precision_50k", "fid_10k"]
     assert found.table().endswith("Not comparable: the protocols differ in num_samples.\n")
     assert [line.split()[1:] for line in found.table().splitlines()[1:4]] == [["9.62", "+-", "0.03"], ["0.7"], ["12"]]
 
 
 def test_equal_checkpoints_are_numbered():
-    assert compare([A, A]).names == ["1: step_1", "2: step_1"]
-    assert compare([report("a", 1.0), report("s3://x/b/", 2.0)]).names == ["a", "s3://x/b"]
+    assert compare_reports([A, A]).names == ["1: step_1", "2: step_1"]
+    assert compare_reports([report("a", 1.0), report("s3://x/b/", 2.0)]).names == ["a", "s3://x/b"]
 
 
 def test_one_report_is_no_comparison():
-    with pytest.raises(ValueError, match="Found 1 reports, expected at least 2"):
-        compare([A])
+    with pytest.raises(ValueError, match="1 reports to compare, expected at least 2"):
+        compare_reports([A])

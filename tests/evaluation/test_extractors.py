@@ -1,4 +1,4 @@
-"""Extractors against the packages they come from, and what they refuse."""
+"""Extractors against the packages that they come from, and the inputs that they refuse."""
 
 import hashlib
 import subprocess
@@ -115,7 +115,7 @@ def test_lite0_equals_the_package_network(lite0):
     np.testing.assert_allclose(found.features, pooled, atol=1e-4)
 
 
-def test_lite0_gives_what_it_announces(lite0):
+def test_lite0_has_the_sizes_that_it_states(lite0):
     assert (lite0.name, lite0.feature_dim, lite0.num_logits) == ("efficientnet-lite0", 1280, 1000)
     assert lite0.weights_sha256 == extractor_sha256("efficientnet-lite0")
     found = lite0(images(2))
@@ -332,5 +332,5 @@ def macs_of(extractor):
 @pytest.mark.parametrize(
     ("fixture", "name"), [("lite0", "efficientnet-lite0"), ("inception", "inception"), ("dinov2", "dinov2-vit-s-14")]
 )
-def test_extractors_do_the_arithmetic_that_is_said(fixture, name, request):
+def test_extractors_do_the_stated_arithmetic(fixture, name, request):
     assert macs_of(request.getfixturevalue(fixture)) == extractor_macs(name)

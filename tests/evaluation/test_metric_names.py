@@ -3,7 +3,7 @@
 import pytest
 
 from evaluation import metric_names
-from evaluation.compare import compare
+from evaluation.compare import compare_reports
 from evaluation.metric_names import METRIC_KINDS, MetricKind, format_count, metric_name, parse_metric_name
 from evaluation.page import render_page
 from evaluation.protocol import EvaluationProtocol
@@ -67,5 +67,5 @@ def test_one_entry_in_the_table_makes_a_metric(monkeypatch, higher_is_better):
     )
     assert f"novelty &lt;of&gt; {'↑' if higher_is_better else '↓'}<br><code>fnov</code>" in render_page(report)
     assert report.table().splitlines()[2].split() == ["fnov", "0.625"]
-    assert compare([report, report]).table().splitlines()[2].split() == ["fnov_1k", "0.625", "0.625"]
+    assert compare_reports([report, report]).table().splitlines()[2].split() == ["fnov_1k", "0.625", "0.625"]
     assert EvaluationReport.from_json(report.to_json()) == report

@@ -137,9 +137,7 @@ def test_kernel_distance_does_not_depend_on_the_block_size(monkeypatch):
 
 
 def test_kernel_distance_refuses_too_few_samples():
-    with pytest.raises(
-        ValueError, match="Found 50 and 80 samples, expected at least subset_size = 1000.*subset_size=50"
-    ):
+    with pytest.raises(ValueError, match="50 and 80 samples, expected at least subset_size = 1000.*subset_size=50"):
         kernel_distance(features(50, 8), features(80, 8))
 
 
@@ -178,7 +176,7 @@ def test_manifold_scores_do_not_depend_on_the_block_size(monkeypatch, values):
 def test_distances_are_never_held_all_at_once(monkeypatch):
     monkeypatch.setattr(neighbours, "BLOCK_VALUES", 1000)
     generated, real = features(200, 16, 1), features(150, 16, 2)
-    blocks = list(neighbours.blocks_of_squared_distances(generated, real))
+    blocks = list(neighbours.iterate_squared_distances(generated, real))
     assert max(distances.size for _, distances in blocks) <= 1000
     whole = torch.cdist(torch.from_numpy(generated).double(), torch.from_numpy(real).double()) ** 2
     np.testing.assert_allclose(np.concatenate([distances for _, distances in blocks]), whole, rtol=1e-10)
@@ -206,7 +204,7 @@ def test_first_side_is_the_generated_one():
 
 
 def test_precision_recall_refuses_too_few_samples():
-    with pytest.raises(ValueError, match="Found 3 generated and 9 real.*more than k = 3"):
+    with pytest.raises(ValueError, match="3 generated and 9 real samples, expected more than k = 3"):
         precision_recall(features(3, 4), features(9, 4))
 
 
@@ -265,9 +263,9 @@ def test_one_pass_gives_all_four():
 def test_the_nearest_training_image_of_a_copy_is_its_original():
     training = features(60, 512, 1) * 20
     samples = np.concatenate([training[[17, 3]], features(1, 512, 2)])
-    indices, distances = neighbours.nearest(samples, training, count=2)
+    indices, distances = neighbours.find_nearest(samples, training, count=2)
     assert indices[:2, 0].tolist() == [17, 3] and distances[:2, 0].tolist() == [0, 0]
     expected = np.sort(np.linalg.norm(training.astype(np.float64) - samples[2], axis=1))[:2]
     np.testing.assert_allclose(distances[2], expected, rtol=1e-10)
-    with pytest.raises(ValueError, match="Found 60 centres, expected at least count = 61"):
-        neighbours.nearest(samples, training, count=61)
+    with pytest.raises(ValueError, match="60 centres, expected at least count = 61"):
+        neighbours.find_nearest(samples, training, count=61)

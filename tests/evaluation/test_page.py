@@ -53,7 +53,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def test_the_page_shows_what_the_report_says():
+def test_the_page_shows_the_report():
     page = Page(render_page(REPORT, {"samples": PNG}))
     assert page.open == []
     shown = ["step_0400000", REPORT.protocol_id, "2.274 ± 0.0312", "278.2 ± 3.2", "0.83", "4.115", "1.938"]
@@ -81,7 +81,7 @@ def test_the_page_needs_nothing_else():
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on") or name == "href"]
 
 
-def test_images_are_inside_as_they_are():
+def test_images_are_embedded_unchanged():
     page = Page(render_page(REPORT, {"samples": PNG, "neighbours": PNG, "own name": PNG}))
     sources = [image["src"].removeprefix("data:image/png;base64,") for image in page.all("img")]
     assert [base64.b64decode(source) for source in sources] == [PNG] * 3
@@ -90,7 +90,7 @@ def test_images_are_inside_as_they_are():
         render_page(REPORT, {"grid": b"<svg"})
 
 
-def test_no_text_of_a_report_is_markup():
+def test_no_text_of_a_report_acts_as_markup():
     hostile = replace(
         REPORT,
         protocol=replace(REPORT.protocol, decoder=HOSTILE, sampler=HOSTILE),

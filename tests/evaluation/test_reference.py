@@ -70,23 +70,23 @@ def test_adm_files_are_read_as_they_are(tmp_path):
 def test_an_incompatible_reference_is_refused_by_name(key, wrong):
     run = {"extractor": "efficientnet-lite0", "extractor_sha256": "ab", "size": 32, "crop": "adm"}
     reference().check_compatible(**run)
-    with pytest.raises(ValueError, match=rf"data/digits\) with {key} .* expects {wrong!r}.*reference build"):
+    with pytest.raises(ValueError, match=rf"data/digits\) with {key} .*, expected {wrong!r}.*reference build"):
         reference().check_compatible(**{**run, key: wrong})
 
 
 def test_wrong_files_say_what_they_hold(tmp_path):
     np.savez(tmp_path / "other.npz", weights=np.ones(3))
     with open(tmp_path / "other.npz", "rb") as file:
-        with pytest.raises(ValueError, match="Found weights in other.npz, expected mu and sigma.*reference build"):
+        with pytest.raises(ValueError, match="other.npz holds weights, expected mu and sigma.*reference build"):
             ReferenceStatistics.load(file, "other.npz")
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"mean of shape \(4,\) with a covariance of \(3, 3\), expected"):
+    with pytest.raises(ValueError, match=r"mean of shape \(4,\) and a covariance of \(3, 3\), expected"):
         reference(sigma=np.eye(3))
-    with pytest.raises(ValueError, match=r"mean of shape \(\) with a covariance of \(3, 3\), expected"):
+    with pytest.raises(ValueError, match=r"mean of shape \(\) and a covariance of \(3, 3\), expected"):
         reference(sigma_s=np.eye(3))
     with pytest.raises(ValueError, match=r"features of shape \(20, 5\), expected \(M, 4\)"):
         reference(features=np.zeros((20, 5)))
-    with pytest.raises(ValueError, match="Found 19 keys for 20 reference features, expected one for each"):
+    with pytest.raises(ValueError, match="19 keys for 20 features, expected one key for each"):
         reference(keys=KEYS[:19])

@@ -34,7 +34,7 @@ def test_a_report_survives_storage():
     assert EvaluationReport.from_json(REPORT.to_json()) == REPORT
 
 
-def test_a_report_from_before_there_were_curves_is_read():
+def test_a_report_older_than_curves_is_read():
     values = json.loads(REPORT.to_json())
     del values["curve"]
     assert EvaluationReport.from_json(json.dumps(values)) == replace(REPORT, curve=[])
@@ -60,7 +60,7 @@ def test_an_edited_protocol_is_noticed():
         EvaluationReport.from_json(edited)
 
 
-def test_table_sets_the_real_baseline_beside_the_metrics():
+def test_table_shows_the_real_baseline_next_to_the_metrics():
     assert REPORT.table() == (
         "metric                 generated (N = 1k)  real images (N = 297)\n"
         "fd_efficientnet_lite0  12.3457             4.5\n"

@@ -1,4 +1,4 @@
-"""Scores carry their names, spreads and warnings, and are of exactly as many images as they say."""
+"""Scores have names, errors and warnings, and cover exactly as many images as their names say."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from evaluation.metrics import frechet_distance, inception_score, kernel_distanc
 from evaluation.reference import ReferenceStatistics
 from evaluation.score import score
 from evaluation.statistics import InceptionScoreSums
-from evaluation.uncertainty import at_infinity
+from evaluation.uncertainty import extrapolate
 
 
 def features(n, seed, dim=16):
@@ -48,7 +48,7 @@ def test_scores_are_those_of_the_metrics_under_their_names():
     wide = generated.astype(np.float64)
     expected = {
         "fd": frechet_distance(wide.mean(axis=0), np.cov(wide, rowvar=False), reference.mu, reference.sigma),
-        "fd_infinity": at_infinity(found.curve).value,
+        "fd_infinity": extrapolate(found.curve).value,
         "is": inception_score(logits)[0],
         "kid": kernel_distance(generated, real, subset_size=200)[0],
         "precision": precision_recall(generated, real)[0],
@@ -98,7 +98,7 @@ def test_verified_inception_gets_the_published_names():
     assert found.warnings == []
 
 
-def test_logits_may_have_passed_by_as_sums():
+def test_logits_may_be_given_as_sums():
     generated, logits, reference = features(60, 0), features(60, 2, dim=7), reference_of(features(60, 1))
     sums = InceptionScoreSums(60, 7)
     for part in np.array_split(np.arange(60), 4):
@@ -148,5 +148,5 @@ def test_a_reference_of_another_extractor_or_dimension_is_refused():
     reference = reference_of(features(60, 1))
     with pytest.raises(ValueError, match="reference of extractor 'efficientnet-lite0', expected 'inception'"):
         score(features(50, 0), features(50, 2), reference, extractor="inception", num_samples=50)
-    with pytest.raises(ValueError, match=r"means \(16,\) and \(8,\).*expected.*Use one extractor"):
+    with pytest.raises(ValueError, match=r"means of shapes \(16,\) and \(8,\).*expected.*Use one extractor"):
         score_lite0(features(50, 0, dim=8), features(50, 2), reference)

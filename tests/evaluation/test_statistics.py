@@ -62,7 +62,7 @@ def test_wrong_shapes_values_and_counts_are_refused():
         FeatureStatistics(DIM).update(np.zeros((2, 4)))
     with pytest.raises(ValueError, match="1 of 3 rows.*first: row 1.*expected finite"):
         FeatureStatistics(2).update(np.array([[0, 0], [np.nan, 0], [0, 0]]))
-    with pytest.raises(ValueError, match="Found 1 samples.*at least 2"):
+    with pytest.raises(ValueError, match="1 samples, expected at least 2"):
         _ = statistics_of(np.zeros((1, 2))).cov
     with pytest.raises(ValueError, match="statistics of 3 features, expected 2"):
         FeatureStatistics(2).merge(FeatureStatistics(3))
@@ -106,7 +106,7 @@ def test_streamed_inception_score_is_the_definition(n):
 @pytest.mark.parametrize(
     ("indices", "message"),
     [
-        ([3, 4], r"2 rows for indices \[3, 4\], of which 1 had come before"),  # a shard that overlaps another
+        ([3, 4], r"2 rows for indices \[3, 4\], of which 1 were added before"),  # a shard that overlaps another
         ([4, 4], r"2 rows for indices \[4, 4\], of which 0"),
         ([18, 19, 20, 21], r"4 rows for indices \[18, 19, 20\]\.\.\..*below 20"),  # the padding of a last batch
         ([-1], r"1 rows for indices \[-1\]"),
@@ -118,7 +118,7 @@ def test_an_index_counts_once(indices, message):
     with pytest.raises(ValueError, match=message + ".*Add every index once"):
         sums.update(np.array(indices), np.zeros((len(indices), 3)))
     part.update(np.arange(3, 6), np.zeros((3, 3)))
-    with pytest.raises(ValueError, match="3 rows .* 1 had come before"):
+    with pytest.raises(ValueError, match="3 rows .* 1 were added before"):
         sums.merge(part)
 
 
@@ -129,5 +129,5 @@ def test_inception_score_sums_refuse_missing_samples_and_foreign_parts():
         sums.score()
     with pytest.raises(ValueError, match="21 samples and 3 logits, expected 20 and 3"):
         sums.merge(InceptionScoreSums(21, 3))
-    with pytest.raises(ValueError, match="Found 5 samples, expected at least one for each of 10 splits"):
+    with pytest.raises(ValueError, match="5 samples, expected at least one for each of 10 splits"):
         InceptionScoreSums(5, 3)

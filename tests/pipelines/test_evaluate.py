@@ -186,7 +186,7 @@ def test_reports_are_compared_by_checkpoint_or_file(config, checkpoint, report, 
     assert code == 0 and out.startswith("metric") and "step_0000002" in out
     save_report(replace(report, protocol=replace(report.protocol, cfg_scale=1.5)), str(tmp_path / "guided"))
     code, out, err = raydit("compare", str(tmp_path / "report.json"), str(tmp_path / "guided"))
-    assert code == 2 and "cfg_scale: 1.0 against 1.5" in err
+    assert code == 2 and "cfg_scale: 1.0 and 1.5" in err
     code, out, _ = raydit("compare", str(tmp_path), str(tmp_path / "guided"), "--allow-unequal")
     assert code == 0 and "Not comparable: the protocols differ in cfg_scale" in out
 
