@@ -10,12 +10,11 @@ from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
 from pipelines.config.training import NON_IDENTITY_FIELDS
-from pipelines.figures import FIGURES
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.dataset import LatentDataset
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
-from pipelines.tracking.run_log import RunLog
+from pipelines.tracking.run_log import FIGURES, RunLog
 from pipelines.training.figures import TrainFigures
 from pipelines.training.group import RAY_FOLDER, run_workers
 from pipelines.training.loop import train_worker

@@ -1,10 +1,16 @@
 """An evaluation's report in MLflow: its numbers as metrics, its files as artifacts."""
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from cluster import storage
+from evaluation.plots.time_shares import plot_time_shares
 from evaluation.report import REPORT_FILE, EvaluationReport
-from pipelines.figures import FIGURES, plot_timings
 from pipelines.images.grids import save_png
-from pipelines.tracking.run_log import DatasetRef, RunLog
+from pipelines.tracking.run_log import FIGURES, DatasetRef, RunLog
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 TIME_FILE = "time.png"
 
@@ -30,3 +36,13 @@ def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0
         run.artifact(path)
         if file.endswith(".png"):
             run.image(path, name, step)
+
+
+def plot_timings(timings: Mapping[str, float]) -> "Image.Image":
+    """Plot the timings of a report: one bar for the command, and one for its workers' times added up."""
+    parts = {name.removesuffix("_seconds"): seconds for name, seconds in timings.items()}
+    workers = {name.removeprefix("workers_"): value for name, value in parts.items() if name.startswith("workers_")}
+    command = {name: value for name, value in parts.items() if not name.startswith("workers_")}
+    return plot_time_shares(
+        "Where the time of the evaluation went", {"evaluation": command, "workers, added up": workers}
+    )

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+FIGURES = "figures"
+"""Folder of figures in an output, and among the artifacts of a run."""
+
 
 class DatasetRef(NamedTuple):
     """A data set that a metric refers to."""

@@ -1,15 +1,10 @@
 """Figures of a training in MLflow: loss by timestep, throughput, and where the time went."""
 
-from typing import TYPE_CHECKING
-
 from cluster import storage
 from evaluation.plots.over_steps import plot_lines
 from evaluation.plots.time_shares import plot_time_shares
-from pipelines.figures import FIGURES
 from pipelines.images.grids import save_png
-
-if TYPE_CHECKING:
-    from pipelines.tracking.tracker import RunLog
+from pipelines.tracking.run_log import FIGURES, RunLog
 
 QUARTERS = {f"loss_quartile_{q + 1}": f"t in {25 * q} to {25 * q + 25}%" for q in range(4)}
 """Labels of the quarters of the timesteps, by the names of their losses in `pipelines.training.metrics`."""
@@ -18,7 +13,7 @@ QUARTERS = {f"loss_quartile_{q + 1}": f"t in {25 * q} to {25 * q + 25}%" for q i
 class TrainFigures:
     """Figures that are redrawn at every checkpoint from all reports of the run, also those of earlier commands."""
 
-    def __init__(self, run: "RunLog", folder: str, images_per_step: int):
+    def __init__(self, run: RunLog, folder: str, images_per_step: int):
         """folder: path or URI for the files. images_per_step: the global batch size."""
         self._run, self._folder, self._images_per_step = run, folder, images_per_step
         self._points: dict[str, dict[int, float]] = run.points("train/")

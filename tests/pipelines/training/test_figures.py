@@ -1,18 +1,11 @@
-"""Figures of trainings and evaluations: which numbers they are drawn from, and when."""
+"""Figures of a training: which numbers they are drawn from, and when."""
 
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from pipelines.figures import plot_timings
 from pipelines.training.figures import TrainFigures
-
-
-def test_timings_of_workers_have_a_row_of_their_own():
-    own = {"features_seconds": 10.0, "scoring_seconds": 1.0}
-    both = plot_timings(own | {"workers_sampling_seconds": 8.0, "workers_extraction_seconds": 2.0})
-    assert both.size[1] > plot_timings(own).size[1]
 
 
 class Run:
