@@ -12,7 +12,7 @@ from pipelines.console import Progress
 from pipelines.images.listing import Listing
 from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.preprocess import read_cropped
-from pipelines.latents.autoencoder import OURS, AutoencoderHandle, autoencoder_of
+from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle, autoencoder_of
 from pipelines.stage import JobContext, job
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.autoencoder import (
@@ -37,7 +37,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     if settings is None:
         context.skipped("autoencoder", f"{handle.id} in {handle.folder()}")
         return handle
-    folder = config.folder(OURS)
+    folder = config.folder(TRAINED_AUTOENCODER)
     listing, held_out = open_source(config.images).listing().split(config.images.held_out)
     identity = autoencoder_identity(config, settings, listing)
     Artifact("autoencoder", folder, identity).prepare()

@@ -70,7 +70,7 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
 def check_latents(latents: LatentDataset, autoencoder: AutoencoderHandle) -> None:
     """Raise InvalidInput if another autoencoder made the latents, or if there are none."""
     expected = autoencoder.describe()["sha256"]
-    found = latents.manifest["autoencoder"]
+    found = latents.autoencoder
     if found["sha256"] != expected:
         raise InvalidInput(
             f"latents at {latents.path} were made by the autoencoder {found['id']!r} ({found['sha256'][:12]})",

@@ -1,4 +1,4 @@
-"""Small pictures of known colour, sound and broken, and data sets of every layout made of them."""
+"""Small pictures of known grey, intact and broken, and data sets of them in every layout."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def value_of(image: Image.Image) -> int:
 
 
 def huge_png() -> bytes:
-    """A few bytes that promise 3.6 thousand million pixels."""
+    """A few bytes whose header declares 3.6 billion pixels."""
     chunks = (b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b""))
     framed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
@@ -46,7 +46,7 @@ def noise(kind: str) -> bytes:
 
 
 def broken_pictures() -> list[bytes]:
-    """Cut off, empty, text under another name, and a decompression bomb."""
+    """A truncated image, an empty file, a text file and a decompression bomb."""
     return [noise("JPEG")[:500], b"", b"plain text", huge_png()]
 
 

@@ -14,7 +14,7 @@ from dit.model import DiT
 from dit.train import create_state
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
-from pipelines.latents.autoencoder import OURS, RECORD
+from pipelines.latents.autoencoder import AUTOENCODER_RECORD, TRAINED_AUTOENCODER
 
 MODEL = DiTConfig(
     input_size=8, patch_size=2, hidden_size=32, depth=1, num_heads=2, in_channels=4, num_classes=3, learn_sigma=False
@@ -26,8 +26,8 @@ def tiny_output(folder: Path, *overrides: str, size: int = 16) -> Recipe:
     config = tiny_recipe(folder, *overrides)
     torch.manual_seed(0)
     autoencoder = create_autoencoder(image_size=size, latent_channels=4, downsample=2, width=8)
-    save_autoencoder(autoencoder, Path(config.folder(OURS)), LatentScale((0.0,) * 4, (1.0,) * 4))
-    write_json(Path(config.folder(OURS)) / RECORD, {"psnr": 0.0, "psnr_images": "none"})
+    save_autoencoder(autoencoder, Path(config.folder(TRAINED_AUTOENCODER)), LatentScale((0.0,) * 4, (1.0,) * 4))
+    write_json(Path(config.folder(TRAINED_AUTOENCODER)) / AUTOENCODER_RECORD, {"psnr": 0.0, "psnr_images": "none"})
     return config
 
 
@@ -50,7 +50,7 @@ def write_checkpoint(
     described = describe_checkpoint(
         model=model,
         objective={"kind": "flow"},
-        autoencoder={"id": OURS, **describe_autoencoder(Path(config.folder(OURS)))},
+        autoencoder={"id": TRAINED_AUTOENCODER, **describe_autoencoder(Path(config.folder(TRAINED_AUTOENCODER)))},
         class_names=("blob", "ring", "stripe"),
         seed=config.seed,
         latents_fingerprint=latents_fingerprint,

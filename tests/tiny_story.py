@@ -16,7 +16,7 @@ from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
 from pipelines.images.open import open_source
 from pipelines.latents import schema
-from pipelines.latents.autoencoder import OURS
+from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.latents.dataset import LatentDataset, write_manifest
 from pipelines.latents.schema import LatentDescription
 from pipelines.scoring.log_report import log_report
@@ -69,12 +69,12 @@ def tell_story(folder: Path) -> Story:
 
 def write_latents(config: Recipe) -> LatentDataset:
     """Write latents of noise instead of moments, described as encoded by the recipe's autoencoder."""
-    described = describe_autoencoder(Path(config.folder(OURS)))
+    described = describe_autoencoder(Path(config.folder(TRAINED_AUTOENCODER)))
     listing, _ = open_source(config.images).listing().split(config.images.held_out)
     description = LatentDescription(
         moments_shape=(8, 8, 8),
         flip=False,
-        autoencoder={"id": OURS, **described},
+        autoencoder={"id": TRAINED_AUTOENCODER, **described},
         preprocessing={"size": config.images.size, "crop": config.images.crop},
         class_names=listing.class_names,
     )

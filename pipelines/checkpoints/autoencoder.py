@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dit.autoencoder import describe_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint
-from pipelines.latents.autoencoder import OURS, AutoencoderHandle
+from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle
 from raydit.errors import InvalidInput
 
 
@@ -19,7 +19,7 @@ def checkpoint_autoencoder(checkpoint: LocatedCheckpoint) -> Path:
     folder = AutoencoderHandle(recorded.id, checkpoint.output).folder()
     found = describe_autoencoder(folder)["sha256"]
     if recorded.sha256 not in (None, found):
-        name = "output/autoencoder" if recorded.id == OURS else recorded.id
+        name = "output/autoencoder" if recorded.id == TRAINED_AUTOENCODER else recorded.id
         raise InvalidInput(
             f"the autoencoder in {folder} has sha256 {found[:12]}",
             f"{recorded.sha256[:12]}: {checkpoint.origin} was trained on latents of that {name}, and its samples "

@@ -77,8 +77,15 @@ def encode(recipe, overrides, address, dry_run, as_json) -> None:
     from pipelines.encode import encode
 
     dataset = _with_context(encode, config, address)
-    counts = {name: dataset.manifest[name] for name in ("rows", "quarantined", "fingerprint")}
-    print_result(as_json, {"path": str(dataset.path), **counts})
+    print_result(
+        as_json,
+        {
+            "path": dataset.path,
+            "rows": len(dataset),
+            "quarantined": dataset.num_quarantined,
+            "fingerprint": dataset.fingerprint,
+        },
+    )
 
 
 @cli.command()

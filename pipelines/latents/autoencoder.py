@@ -8,9 +8,9 @@ from cluster import storage
 from pipelines.config.recipe import Recipe
 from raydit.errors import NotFound
 
-RECORD = "raydit.json"
+AUTOENCODER_RECORD = "raydit.json"
 """Written last into the folder of an autoencoder trained by raydit: what it was trained on, and how good it is."""
-OURS = "autoencoder"
+TRAINED_AUTOENCODER = "autoencoder"
 """Id of the autoencoder that a recipe trains: its folder, relative to the output."""
 
 
@@ -30,10 +30,10 @@ class AutoencoderHandle:
         """
         from dit.autoencoder import locate_autoencoder
 
-        if self.id != OURS:
+        if self.id != TRAINED_AUTOENCODER:
             return locate_autoencoder(self.id, download=download).absolute()
-        folder = storage.join(self.output, OURS)
-        if not storage.exists(storage.join(folder, RECORD)):
+        folder = storage.join(self.output, TRAINED_AUTOENCODER)
+        if not storage.exists(storage.join(folder, AUTOENCODER_RECORD)):
             raise NotFound(
                 f"output: found no finished autoencoder in {folder}",
                 "the recipe's own autoencoder",
@@ -43,7 +43,11 @@ class AutoencoderHandle:
 
     def with_absolute_paths(self) -> "AutoencoderHandle":
         """Return the same autoencoder for workers, which run in other working directories."""
-        return replace(self, id=str(Path(self.id).absolute())) if self.id != OURS and Path(self.id).is_dir() else self
+        return (
+            replace(self, id=str(Path(self.id).absolute()))
+            if self.id != TRAINED_AUTOENCODER and Path(self.id).is_dir()
+            else self
+        )
 
     def describe(self, *, download: bool = True) -> dict[str, Any]:
         """Return what latents and checkpoints record about it: id, class, sha256 of the weights, shape and scale."""
@@ -54,4 +58,4 @@ class AutoencoderHandle:
 
 def autoencoder_of(config: Recipe) -> AutoencoderHandle:
     """Return the autoencoder that a recipe uses."""
-    return AutoencoderHandle(config.autoencoder.id or OURS, storage.absolute(config.output))
+    return AutoencoderHandle(config.autoencoder.id or TRAINED_AUTOENCODER, storage.absolute(config.output))

@@ -108,7 +108,7 @@ def _around_checkpoint(opened: LocatedCheckpoint, expected: str | None, store: s
 
 
 def _around_latents(dataset: LatentDataset, expected: str | None, store: str, quick: bool) -> list[Link]:
-    config = validate_recipe(dataset.manifest["recipe"]) if dataset.manifest["recipe"] else None
+    config = validate_recipe(dataset.recipe) if dataset.recipe else None
     chain = _latents_and_before(dataset.path, expected or dataset.fingerprint, config, quick)
     checkpoints = CheckpointFolder(storage.join(storage.split(dataset.path)[0], "checkpoints"))
     for step in checkpoints.finished_steps():
@@ -131,18 +131,17 @@ def _latents_and_before(path: str, recorded: str | None, config: Recipe | None, 
     except (FileNotFoundError, ValueError) as error:
         link.broken.append(str(error))
         return [link]
-    manifest = dataset.manifest
-    link.facts.append(f"{len(dataset):,} rows in {len(manifest['shards'])} shards, revision {dataset.revision}")
+    link.facts.append(f"{len(dataset):,} rows in {len(dataset.shards)} shards, revision {dataset.revision}")
     link.compare("fingerprint", dataset.fingerprint, recorded)
     content = fingerprint_of(dataset.description, dataset.shards)
     link.compare(f"fingerprint of the content of {MANIFEST}", content, dataset.fingerprint)
-    files = {shard["file"]: (shard["bytes"], shard["sha256"]) for shard in manifest["shards"]}
+    files: dict[str, tuple[int | None, str]] = {shard.file: (shard.bytes, shard.sha256) for shard in dataset.shards}
     link.broken += _mismatches(path, files, quick)
-    return [_images(manifest, config), _autoencoder(manifest["autoencoder"], storage.split(path)[0]), link]
+    return [_images(dataset, config), _autoencoder(dataset.autoencoder, storage.split(path)[0]), link]
 
 
-def _images(manifest: dict, config: Recipe | None) -> Link:
-    recorded = manifest["identity"].get("images", {}).get("digest", "")
+def _images(dataset: LatentDataset, config: Recipe | None) -> Link:
+    recorded = dataset.identity.get("images", {}).get("digest", "")
     if config is None:
         return Link(
             "images", "unknown", recorded, unknown=["the latents record no recipe, which would name the images"]

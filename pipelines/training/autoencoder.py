@@ -27,7 +27,7 @@ from dit.train import create_state, train
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.training import AutoencoderTrainConfig
 from pipelines.images.grids import labelled_grid, save_png
-from pipelines.latents.autoencoder import RECORD
+from pipelines.latents.autoencoder import AUTOENCODER_RECORD
 from pipelines.training.batches import ImageBatch, image_batches, prefetch
 from pipelines.training.order import WorkerShare
 from pipelines.training.worker import CheckpointWriter, Worker
@@ -72,7 +72,7 @@ class AutoencoderRecord:
     @classmethod
     def read(cls, folder: str) -> "AutoencoderRecord | None":
         """Read the record in a folder, by path or URI; None if its autoencoder is not finished."""
-        file = storage.join(folder, RECORD)
+        file = storage.join(folder, AUTOENCODER_RECORD)
         if not storage.exists(file):
             return None
         record = storage.read_json(file)
@@ -159,9 +159,9 @@ def finish_autoencoder(module: nn.Module, folder: str, blocks: list[np.ndarray],
         psnr_images=f"{len(originals):,} {kind} images",
         autoencoder=describe_autoencoder(local),
     )
-    storage.write_json_atomically(str(local / RECORD), asdict(record))
+    storage.write_json_atomically(str(local / AUTOENCODER_RECORD), asdict(record))
     if not storage.is_local(folder):
-        storage.publish_folder(str(local), folder, last=RECORD)
+        storage.publish_folder(str(local), folder, last=AUTOENCODER_RECORD)
 
 
 def latent_statistics(autoencoder: Autoencoder, images: np.ndarray) -> LatentScale:

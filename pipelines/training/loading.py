@@ -54,7 +54,7 @@ def choose_backend(dataset: LatentDataset) -> Backend:
 def open_latent_source(dataset: LatentDataset, backend: Backend, *, seed: int, shuffle_rows: int) -> LatentSource:
     """Open a data set for training. shuffle_rows: images that a stream shuffles together."""
     if backend == "stream":
-        shard_rows = [shard["rows"] for shard in dataset.manifest["shards"]]
+        shard_rows = [shard.rows for shard in dataset.shards]
         return StreamedLatents(dataset, WindowOrder(shard_rows, shuffle_rows, seed))
     cache = Path(storage.cache_folder("latents"))
     arrays = dataset.arrays if backend == "memory" else memory_mapped_arrays(dataset, cache)
@@ -87,7 +87,7 @@ class StreamedLatents:
     def read(self, rows: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shards = self.order.shards_of(rows)
         labels = np.empty(len(rows), np.int64)
-        moments = np.empty((len(rows), *self.dataset.manifest["moments_shape"]), np.float16)
+        moments = np.empty((len(rows), *self.dataset.moments_shape), np.float16)
         for shard in np.unique(shards).tolist():
             of_shard = shards == shard
             rows_in_shard = rows[of_shard] - self.order.starts[shard]
@@ -130,14 +130,14 @@ def memory_mapped_arrays(dataset: LatentDataset, cache: Path) -> LatentArrays:
 
 def _write_arrays(dataset: LatentDataset, folder: Path) -> None:
     folder.mkdir()
-    shape = (len(dataset), *dataset.manifest["moments_shape"])
+    shape = (len(dataset), *dataset.moments_shape)
     names = ["moments", "moments_flip"] if dataset.has_flip else ["moments"]
     files = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
         for name in names
     }
     labels, start = np.empty(len(dataset), np.int64), 0
-    for number in range(len(dataset.manifest["shards"])):
+    for number in range(len(dataset.shards)):
         arrays = dataset.shard_arrays(number)
         stop = start + len(arrays.labels)
         labels[start:stop] = arrays.labels

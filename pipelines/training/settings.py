@@ -38,7 +38,7 @@ def train_worker_settings(config: Recipe, latents: LatentDataset) -> TrainWorker
     model = resolve_model(config.model, latents, learn_sigma=config.objective.learn_sigma)
     objective = {"kind": config.objective.kind, **config.objective.settings()}
     # By this recipe's id: latents that several recipes share may have been encoded in another output folder.
-    autoencoder = latents.manifest["autoencoder"] | {"id": autoencoder_of(config).id}
+    autoencoder = latents.autoencoder | {"id": autoencoder_of(config).id}
     return TrainWorkerSettings(
         train=config.train,
         seed=config.seed,
@@ -51,7 +51,7 @@ def train_worker_settings(config: Recipe, latents: LatentDataset) -> TrainWorker
             model=model,
             objective=objective,
             autoencoder=autoencoder,
-            preprocessing=latents.manifest["preprocessing"],
+            preprocessing=latents.preprocessing,
             class_names=latents.class_names,
             seed=config.seed,
             latents_fingerprint=latents.fingerprint,

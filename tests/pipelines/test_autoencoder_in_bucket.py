@@ -47,5 +47,5 @@ def test_the_jobs_train_and_encode_in_a_bucket(s3_bucket, tmp_path, local_ray):
         assert describe_autoencoder(handle.folder()) == recorded["autoencoder"]
         assert CheckpointFolder(f"{config.output}/autoencoder/training").finished_steps() == []
         dataset = encode(config, context=context)
-    assert dataset.manifest["autoencoder"]["sha256"] == recorded["autoencoder"]["sha256"]
+    assert dataset.autoencoder["sha256"] == recorded["autoencoder"]["sha256"]
     assert all(check.ok for check in verify(dataset))

@@ -74,8 +74,8 @@ def test_latents_are_what_the_autoencoder_says_of_the_images(finished):
     folder, _ = finished
     dataset = LatentDataset.open(folder / "output" / "latents")
     autoencoder = AutoencoderKL.from_pretrained(folder / "output" / "autoencoder", low_cpu_mem_usage=False)
-    for shard in dataset.manifest["shards"]:
-        for row in pq.read_table(Path(dataset.path) / shard["file"]).to_pylist():
+    for shard in dataset.shards:
+        for row in pq.read_table(Path(dataset.path) / shard.file).to_pylist():
             image = crop_image(Image.open(folder / "images" / row["key"]), 16, "adm")
             pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
             with torch.no_grad():

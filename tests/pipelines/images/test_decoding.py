@@ -128,11 +128,11 @@ def test_the_first_of_several_frames_is_used():
 
 
 def test_a_broken_exif_tag_does_not_spoil_the_image():
-    whole = encoded(Image.fromarray(np.repeat([[10, 200]], 8, axis=0).repeat(8, axis=1).astype(np.uint8)), "JPEG")
+    intact = encoded(Image.fromarray(np.repeat([[10, 200]], 8, axis=0).repeat(8, axis=1).astype(np.uint8)), "JPEG")
     turned = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
     text_for_a_number = struct.pack(">HHI4s", 0x011B, 2, 4, b"abc")
     tags = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + turned + text_for_a_number + bytes(4)
-    data = whole[:2] + b"\xff\xe1" + struct.pack(">H", len(tags) + 2) + tags + whole[2:]
+    data = intact[:2] + b"\xff\xe1" + struct.pack(">H", len(tags) + 2) + tags + intact[2:]
     with pytest.raises(TypeError):
         ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     image = decode_image(data)
@@ -141,10 +141,10 @@ def test_a_broken_exif_tag_does_not_spoil_the_image():
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])
 def test_a_truncated_image_is_refused(kind):
-    whole = noise(kind)
-    for kept in (len(whole) // 2, len(whole) - 50):
+    intact = noise(kind)
+    for kept in (len(intact) // 2, len(intact) - 50):
         with pytest.raises(Exception) as caught:
-            decode_image(whole[:kept])
+            decode_image(intact[:kept])
         assert "0x" not in quarantine_reason(caught.value)
 
 

@@ -48,8 +48,8 @@ def test_missing_paths_and_unknown_files_are_refused(tmp_path):
 
 def test_broken_images_are_yielded_as_exceptions_and_do_not_stop_the_others(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    whole = encoded(Image.fromarray(noise), "JPEG")
-    files = {"a.png": encoded(square(1)), "b.jpg": whole[: len(whole) // 2], "c.png": b"", "d.jpg": b"plain text"}
+    intact = encoded(Image.fromarray(noise), "JPEG")
+    files = {"a.png": encoded(square(1)), "b.jpg": intact[: len(intact) // 2], "c.png": b"", "d.jpg": b"plain text"}
     files |= {"e.png": huge_png(), "f.png": encoded(Image.fromarray(noise))[:-200], "g.png": encoded(square(2))}
     for name, data in files.items():
         write(tmp_path / name, data)

@@ -28,8 +28,8 @@ def test_a_shard_is_read_by_plain_pyarrow_as_the_contract_says(tmp_path, flip):
         found = np.frombuffer(row["moments"], "<f2").reshape(SHAPE)
         assert found.tobytes() == expected.tobytes()
         if flip:
-            mirrored = np.frombuffer(row["moments_flip"], "<f2").reshape(SHAPE)
-            np.testing.assert_array_equal(mirrored, expected[..., ::-1])
+            flipped = np.frombuffer(row["moments_flip"], "<f2").reshape(SHAPE)
+            np.testing.assert_array_equal(flipped, expected[..., ::-1])
     said = json.loads(pq.read_schema(file).metadata[b"raydit"])
     assert said == description(flip).to_json()
     assert (said["format"], said["version"], said["moments_dtype"]) == ("raydit.latents", 1, "<f2")
@@ -87,10 +87,10 @@ def test_equal_rows_make_equal_bytes():
 def test_moments_are_read_back_bit_for_bit_from_shards_of_any_length(tmp_path):
     parts = [make_moments(rows, seed=rows) for rows in (3, 0, 1, 4)]
     dataset = LatentDataset.open(write_dataset(tmp_path, parts, flip=True).path)
-    whole = np.concatenate(parts)
+    expected = np.concatenate(parts)
     assert len(dataset) == 8 and dataset.latent_shape == (2, 3, 5) and dataset.class_names == ("cat", "dog")
-    assert dataset.arrays.moments.tobytes() == whole.tobytes()
-    np.testing.assert_array_equal(dataset.arrays.moments_flip, whole[..., ::-1])
+    assert dataset.arrays.moments.tobytes() == expected.tobytes()
+    np.testing.assert_array_equal(dataset.arrays.moments_flip, expected[..., ::-1])
     assert dataset.arrays.labels.tolist() == [0, 1, 0, 0, 0, 1, 0, 1]
     assert dataset.arrays.labels.dtype == np.int64
 

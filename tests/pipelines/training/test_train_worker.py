@@ -11,7 +11,7 @@ from tiny_training import ROWS, Training, assert_equal, training_recipe, write_l
 
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.latents.autoencoder import OURS
+from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.training.messages import Report
 from pipelines.training.nonfinite import RollbackRequested
 from pipelines.training.order import EpochOrder
@@ -189,7 +189,7 @@ def test_latents_from_another_output_use_the_autoencoder_of_this_recipe(tmp_path
     recipe = training_recipe(tmp_path, encode={"output": str(tmp_path / "shared")}, steps=2)
     manifest = Path(recipe.latents) / "manifest.json"
     content = json.loads(manifest.read_text())
-    content["autoencoder"]["id"] = OURS
+    content["autoencoder"]["id"] = TRAINED_AUTOENCODER
     manifest.write_text(json.dumps(content))
     Training(recipe).run()
     checkpoint = newest_checkpoint(recipe)
