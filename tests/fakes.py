@@ -79,7 +79,7 @@ class FakeContext:
         say(stage, text)
 
     def skipped(self, stage: str, artifact: str) -> None:
-        say(stage, f"finished already: {artifact}")
+        say(stage, f"already finished: {artifact}")
 
     def start_ray(self, workers: object, stage: str) -> None:
         raise AssertionError("this test runs without Ray")

@@ -67,7 +67,7 @@ def test_an_encode_into_a_bucket_resumes_where_it_was_killed(outputs, monkeypatc
     assert list(context.last_run.values("encode/images")) == [32, 37]  # 24 of 37 images were done
     assert content(dataset.path) == content(expected.path)
     encode_here(there, monkeypatch)
-    assert "finished already: 36 latents" in capsys.readouterr().out
+    assert "already finished: 36 latents" in capsys.readouterr().out
 
 
 @pytest.mark.slow

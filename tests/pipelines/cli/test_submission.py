@@ -152,7 +152,7 @@ def test_the_runs_of_a_job_carry_its_id_and_keep_their_files_here(submit, whole_
 def test_submitted_again_it_is_a_new_job_that_only_skips(submit, whole_run):
     again = submit("run", str(TINY), *place_flags(submit.folder))
     assert again.returncode == 0
-    assert again.stdout.count("finished already") == 4
+    assert again.stdout.count("already finished") == 4
     first = whole_run.stdout.split()[2]
     assert f"job {first}-2 at" in again.stdout
 

@@ -65,7 +65,7 @@ def test_only_new_images_are_encoded(encode, tmp_path, capsys):
     assert second.fingerprint != first.fingerprint
     assert all(check.ok for check in verify(second))
     encode()
-    assert "finished already: 39 latents" in capsys.readouterr().out
+    assert "already finished: 39 latents" in capsys.readouterr().out
 
 
 def test_a_fresh_encode_of_the_grown_source_has_the_same_rows(encode, tmp_path):
