@@ -1,6 +1,4 @@
-"""What the commands of `raydit` share: exit codes, options, and how a result is printed for scripts."""
-
-import json
+"""What the commands of `raydit` share: exit codes and options."""
 
 import click
 
@@ -22,14 +20,11 @@ store_option = click.option(
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the resolved recipe and touch nothing.")
 
 
-def print_result(as_json: bool, result: dict) -> None:
-    """The last line of a command, where --json asks for it."""
-    if as_json:
-        click.echo(json.dumps(result))
+model_option = click.option("--model", help="Of an official .pt file: the named size of its weights, as DiT-XL/2.")
 
 
-def print_resolved(config) -> None:
-    """The recipe with every default filled in."""
-    from pipelines.config.reader import resolved
+def open_checkpoint(checkpoint, model, overrides):
+    from pipelines.checkpoints.open import open_checkpoint
 
-    click.echo(json.dumps(resolved(config), indent=2))
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    return open_checkpoint(checkpoint, model=model, overrides=overrides, tracking_uri=given.get("tracking.uri", ""))

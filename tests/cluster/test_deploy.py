@@ -86,8 +86,8 @@ def test_the_job_has_the_same_cluster_as_raycluster_yaml():
 
 
 def test_the_command_of_the_job_is_a_raydit_command_on_a_recipe_of_the_image():
-    from pipelines.cli.command_line import CommandLine
     from pipelines.cli.main import cli
+    from pipelines.cli.submission.command_line import CommandLine
     from pipelines.config.reader import load_recipe
 
     program, *texts = shlex.split(JOB["spec"]["entrypoint"])

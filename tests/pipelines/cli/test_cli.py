@@ -10,6 +10,7 @@ import click
 import pytest
 
 from pipelines.cli import main as cli
+from pipelines.cli.commands import stages
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = str(ROOT / "tests" / "recipes" / "tiny.toml")
@@ -129,7 +130,7 @@ def test_an_interrupted_command_is_exit_code_130(raydit, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_recipe", interrupted)
+    monkeypatch.setattr(stages, "_recipe", interrupted)
     code, out, err = raydit("train", TINY)
     assert (code, out) == (130, "")
     assert err.strip() == "raydit: interrupted; the same command goes on from here"
@@ -140,7 +141,10 @@ def test_an_interrupted_command_is_exit_code_130(raydit, monkeypatch):
 )
 def test_an_error_that_is_not_for_users_keeps_its_traceback(error):
     """In a process of its own: what Python prints is what is looked at."""
-    script = f"import json, sys; from pipelines.cli import main as cli; cli._recipe = lambda *_: {error}; cli.main()"
+    script = (
+        "import json, sys; from pipelines.cli import main as cli; from pipelines.cli.commands import stages;"
+        f"stages._recipe = lambda *_: {error}; cli.main()"
+    )
     process = subprocess.run(
         [sys.executable, "-c", script, "train", TINY],
         env=os.environ | {"PYTHONPATH": str(ROOT)},

@@ -6,8 +6,8 @@ import click
 import pytest
 from test_documented_commands import documented
 
-from pipelines.cli.command_line import CommandLine
 from pipelines.cli.main import cli
+from pipelines.cli.submission.command_line import CommandLine
 
 
 def parsed(texts, group=cli):

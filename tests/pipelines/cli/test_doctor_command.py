@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from cluster.doctor import Check
-from pipelines.cli import doctor
+from pipelines.cli import doctor_checks as doctor
 from pipelines.cli import main as cli
 
 NAMES = ["python", *doctor.PACKAGES, "devices", "storage", "weights", "tracking", "aliases", "ray"]

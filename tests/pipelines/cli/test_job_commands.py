@@ -7,9 +7,9 @@ import pytest
 
 from cluster import jobs
 from cluster.jobs import Job
-from pipelines.cli import jobs as job_commands
 from pipelines.cli import main as cli
-from pipelines.cli.jobs import runs_of
+from pipelines.cli.commands import jobs as job_commands
+from pipelines.cli.commands.jobs import runs_of
 from pipelines.tracking.lookup import runs_of_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # Ray passes it to aiohttp

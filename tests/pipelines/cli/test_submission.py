@@ -8,9 +8,10 @@ from tiny import RECIPE as TINY
 from tiny import place_flags
 
 from cluster import jobs
-from pipelines.cli import submission
-from pipelines.cli.command_line import CommandLine
 from pipelines.cli.main import cli
+from pipelines.cli.submission import prepare
+from pipelines.cli.submission import submit as submission
+from pipelines.cli.submission.command_line import CommandLine
 from pipelines.config.reader import RecipeError, load_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # Ray passes it to aiohttp
@@ -29,11 +30,11 @@ def line(*texts):
 
 
 def unpacked(*command):
-    return submission.unpacked(line(*command))
+    return prepare.unpacked(line(*command))
 
 
 def packed(command, folder, **flags):
-    return submission.packed(line(*command), folder, **flags)
+    return prepare.packed(line(*command), folder, **flags)
 
 
 def sent_recipe(command):

@@ -19,7 +19,7 @@ from tiny import tiny_recipe
 
 from cluster import storage
 from dit.checkpoint import step_name
-from pipelines.cli import ui
+from pipelines.cli import mlflow_ui as ui
 from pipelines.config.reader import load_recipe
 from pipelines.registry.promotion import promote_checkpoint
 from pipelines.run import run_pipeline

@@ -23,7 +23,7 @@ from tiny_story import tell_evaluation
 
 from dit.files import sha256_of
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.cli.doctor import check_aliases
+from pipelines.cli.doctor_checks import check_aliases
 from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
 from pipelines.stage import StageContext

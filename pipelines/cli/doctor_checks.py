@@ -21,7 +21,7 @@ from cluster.doctor import (
     render,
 )
 from cluster.node_checks import MAX_CLOCK_SKEW_SECONDS, SENDER_VERSIONS, check_nodes, installed_versions
-from pipelines.cli.submission import job_environment, sendable_environment
+from pipelines.cli.submission.environment import job_environment, sendable_environment
 from pipelines.tracking.lookup import dangling_aliases
 from pipelines.tracking.store import check_tracking, tracking_uri
 

@@ -1,7 +1,6 @@
-"""Commands of `raydit` around scores: evaluate, compare, sample, reference build."""
+"""`raydit evaluate`: score checkpoints and images."""
 
 import json
-import os
 
 import click
 
@@ -9,12 +8,11 @@ from pipelines.cli.options import (
     address_option,
     dry_run_option,
     json_option,
-    print_resolved,
-    print_result,
+    model_option,
+    open_checkpoint,
     set_option,
 )
-
-model_option = click.option("--model", help="Of an official .pt file: the named size of its weights, as DiT-XL/2.")
+from pipelines.cli.output import print_report, print_resolved, print_result, shown
 
 
 @click.command()
@@ -119,7 +117,7 @@ def _evaluate_checkpoints(checkpoints, every: int, recipe, model, overrides, fla
         appearing = ([target] for target in follow_checkpoints(checkpoints[0], every, recipe_of))
         scored = evaluate_each(appearing, options, address=flags["address"])
     else:
-        opened = [_open(checkpoint, model, overrides) for checkpoint in checkpoints]
+        opened = [open_checkpoint(checkpoint, model, overrides) for checkpoint in checkpoints]
         targets = [(each, recipe_of(each)) for each in opened]
         if flags["dry_run"]:
             return _print_plan(targets, options.repeats, flags["as_json"])
@@ -128,13 +126,6 @@ def _evaluate_checkpoints(checkpoints, every: int, recipe, model, overrides, fla
         _print_series(scored, flags["as_json"])
     else:
         print_report(*scored[0][:2], flags["as_json"], scored[0].tracking_uri)
-
-
-def _open(checkpoint, model, overrides):
-    from pipelines.checkpoints.open import open_checkpoint
-
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    return open_checkpoint(checkpoint, model=model, overrides=overrides, tracking_uri=given.get("tracking.uri", ""))
 
 
 def _print_plan(targets, repeats: int, as_json: bool) -> None:
@@ -179,126 +170,6 @@ def _print_series(scored, as_json: bool) -> None:
     places = {storage.join(storage.split(each.folder)[0], CURVE_FILE) for each in scored}
     curves = sorted(place for place in places if storage.exists(place))
     for curve in curves:
-        click.echo(f"curve        {_shown(curve)}")
+        click.echo(f"curve        {shown(curve)}")
     listed = [json.loads(report.to_json()) for report in reports]
     print_result(as_json, {"reports": listed, "best": best.report.checkpoint, "curves": curves})
-
-
-def print_report(report, folder: str, as_json: bool, uri: str) -> None:
-    """The numbers, what to know of them, and where everything is."""
-    from cluster import storage
-
-    click.echo(f"\n{report.table()}")
-    for warning in report.warnings:
-        click.echo(f"note: {warning}")
-    click.echo(f"report       {_shown(storage.join(folder, 'report.json'))}")
-    for name in report.artifacts:
-        click.echo(f"{name:<12} {_shown(storage.join(folder, report.artifacts[name]))}")
-    click.echo(f"MLflow UI    raydit ui{'' if uri.startswith('sqlite') else f'   (on {uri})'}")
-    print_result(as_json, json.loads(report.to_json()))
-
-
-def _shown(place: str) -> str:
-    """Relative to the working directory where it lies below: a job's working directory is not its user's."""
-    below = os.path.relpath(place)
-    return place if "://" in place or below.startswith(os.pardir) else below
-
-
-@click.command()
-@click.argument("reports", metavar="A B...", nargs=-1, required=True, type=click.Path())
-@click.option("--protocol", help="Id of the protocol, where checkpoints have reports of several.")
-@click.option("--allow-unequal", is_flag=True, help="Set reports of unequal protocols side by side all the same.")
-@json_option
-def compare(reports, protocol, allow_unequal, as_json) -> None:
-    """Set reports side by side: of checkpoints, or by their files or folders. Refuses unequal protocols."""
-    from evaluation.compare import compare_reports
-    from pipelines.scoring.report_files import find_reports
-
-    found = find_reports(reports, protocol_id=protocol)
-    comparison = compare_reports(found, allow_unequal=allow_unequal)
-    click.echo(comparison.table(), nl=False)
-    listed = [json.loads(report.to_json()) for report in found]
-    print_result(as_json, {"names": comparison.names, "differing": comparison.differing, "reports": listed})
-
-
-@click.command()
-@click.argument("checkpoint", type=click.Path())
-@click.option("--out", type=click.Path(dir_okay=False), default="grid.png", show_default=True, help="PNG to write.")
-@click.option("--classes", help="Names or numbers with commas between, such as 1,7; default: all.")
-@click.option("--columns", type=click.IntRange(min=1), default=8, show_default=True, help="Images of each class.")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of the samples; default: the recipe's.")
-@click.option("--npz", type=click.Path(dir_okay=False), help="Write samples and labels for other tools, as ADM does.")
-@click.option("--num-samples", type=click.IntRange(min=1), help="Samples for --npz; default: the recipe's.")
-@model_option
-@set_option
-@address_option
-@json_option
-def sample(checkpoint, out, classes, columns, seed, npz, num_samples, model, overrides, address, as_json) -> None:
-    """Draw a labelled grid of samples from CHECKPOINT, or write many to a file (--npz)."""
-    if npz is None and num_samples is not None:
-        raise click.UsageError("--num-samples is for --npz FILE; a grid has --classes and --columns")
-    if npz is not None and classes is not None:
-        raise click.UsageError(
-            "--classes is for a grid; --npz draws labels by --set evaluate.labels=balanced or random"
-        )
-    if seed is not None:
-        overrides = (*overrides, f"seed={seed}")
-    opened = _open(checkpoint, model, overrides)
-    from pipelines.sample import sample_file
-    from pipelines.scoring.protocols import checkpoint_recipe
-    from pipelines.scoring.sample_grid import sample_grid
-
-    config = checkpoint_recipe(opened, overrides)
-    if npz is not None:
-        count = num_samples or config.evaluate.num_samples
-        path = sample_file(opened, config, npz, num_samples=count, address=address)
-    else:
-        names = [name.strip() for name in classes.split(",")] if classes else None
-        path = sample_grid(opened, config.evaluate, config.seed, out, classes=names, columns=columns)
-    click.echo(f"sample       {path}")
-    print_result(as_json, {"path": path})
-
-
-@click.group()
-def reference() -> None:
-    """Statistics of real images, which samples are compared with."""
-
-
-@reference.command()
-@click.argument("images", metavar="IMAGES", type=click.Path())
-@click.option("--out", type=click.Path(dir_okay=False), required=True, help="The .npz file to write.")
-@click.option("--size", type=click.IntRange(min=1), help="Side that images are cropped to, in pixels; default: 256.")
-@click.option("--extractor", help="efficientnet-lite0, inception, dinov2-vit-l-14, ...; default: inception.")
-@set_option
-@address_option
-@dry_run_option
-@json_option
-def build(images, out, size, extractor, overrides, address, dry_run, as_json) -> None:
-    """Extract features of all IMAGES (any source of a recipe) and write their statistics; goes on if cut off.
-
-    Further settings as in a recipe: --set images.crop=resize, --set evaluate.num_workers=8.
-    """
-    shorthands = {"images.size": size, "evaluate.extractor": extractor}
-    overrides = (*(f"{key}={value}" for key, value in shorthands.items() if value is not None), *overrides)
-    from dataclasses import replace
-
-    from pipelines.build_reference import build_reference, work_folder
-    from pipelines.config.reader import image_recipe
-    from pipelines.scoring.references import RealImages
-    from pipelines.scoring.settings import ScoringSettings
-
-    config = image_recipe(images, "work", overrides)
-    config = replace(config, output=work_folder(config, out))
-    if dry_run:
-        print_resolved(config)
-        count = len(RealImages.of(ScoringSettings.from_recipe(config)).training)
-        click.echo(f"plan         {count:,} images on {config.evaluate.num_workers} workers, into {out}")
-        return print_result(as_json, {"images": count, "path": str(out)})
-    built = build_reference(config, out, address=address)
-    click.echo(
-        f"reference    {out}: {built.n:,} images, {built.extractor}, {built.size} px, digest {built.digest[:12]}"
-    )
-    print_result(as_json, {"path": str(out), "n": built.n, "extractor": built.extractor, "digest": built.digest})
-
-
-SCORING: tuple[click.Command, ...] = (evaluate, compare, sample, reference)

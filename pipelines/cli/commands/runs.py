@@ -1,12 +1,12 @@
-"""Commands of `raydit` that ask MLflow: runs, lineage, promote."""
+"""`raydit runs`: what MLflow knows of runs and checkpoints."""
 
-import sys
 import time
 from datetime import datetime
 
 import click
 
-from pipelines.cli.options import FAILED, OK, json_option, print_result, store_option
+from pipelines.cli.options import json_option, store_option
+from pipelines.cli.output import print_line, print_result
 
 
 @click.group()
@@ -44,21 +44,21 @@ def show(run, store, as_json) -> None:
 
     found = show_run(tracking_uri(store), run)
     started, took = _when(found)
-    _print("run", f"{found['name']} ({found['id']}), {found['status'].lower()}, {started}, {took}")
-    _print("experiment", found["experiment"])
+    print_line("run", f"{found['name']} ({found['id']}), {found['status'].lower()}, {started}, {took}")
+    print_line("experiment", found["experiment"])
     for title in ("parent", "children"):
         for other in found[title]:
-            _print(title, f"{other['name']}  {other['status'].lower()}  {_listed(other)}")
+            print_line(title, f"{other['name']}  {other['status'].lower()}  {_listed(other)}")
     for read in found["inputs"]:
-        _print("input", f"{read['name']} {read['digest'][:12]}")
+        print_line("input", f"{read['name']} {read['digest'][:12]}")
     for model in found["models"]:
         gone = " (removed)" if model["removed"] else ""
-        _print("model", f"{model['name']} {model['digest'][:12]} {model['checkpoint']}{gone}")
+        print_line("model", f"{model['name']} {model['digest'][:12]} {model['checkpoint']}{gone}")
     for title in ("tags", "metrics", "params"):
         for key, value in sorted(found[title].items()):
-            _print(title, f"{key} = {value:.6g}" if isinstance(value, float) else f"{key} = {value}")
+            print_line(title, f"{key} = {value:.6g}" if isinstance(value, float) else f"{key} = {value}")
     if found["link"]:
-        _print("link", found["link"])
+        print_line("link", found["link"])
     print_result(as_json, found)
 
 
@@ -87,55 +87,6 @@ def best(experiment, metric, protocol, store, as_json) -> None:
     print_result(as_json, found)
 
 
-@click.command()
-@click.argument("checkpoint", required=False, type=click.Path())
-@click.option("--name", help="Registered model that the checkpoint becomes a version of.")
-@click.option("--alias", type=click.Choice(["champion", "challenger"]), default="champion", show_default=True)
-@click.option("--protocol", help="Id of the one whose report decides, where there are several.")
-@click.option("--rollback", metavar="NAME", help="Instead: give the alias of NAME back to who had it before.")
-@store_option
-@json_option
-def promote(checkpoint, name, alias, protocol, rollback, store, as_json) -> None:
-    """Register CHECKPOINT as champion, if its report is better than the champion's by more than the error."""
-    if (rollback is None) == (checkpoint is None or name is None):
-        raise click.UsageError("expected CHECKPOINT --name NAME, or --rollback NAME")
-    from pipelines.registry import promotion
-    from pipelines.tracking.store import tracking_uri
-
-    if rollback is not None:
-        said, given = promotion.rollback(tracking_uri(store), rollback, alias=alias), True
-    else:
-        said, given = promotion.promote_checkpoint(checkpoint, name, alias=alias, protocol_id=protocol, store=store)
-    click.echo(f"promote      {said}")
-    print_result(as_json, {"name": rollback or name, "alias": alias, "given": given, "found": said})
-
-
-@click.command()
-@click.argument("target", metavar="MODEL|RUN|LATENTS|CHECKPOINT", type=click.Path())
-@click.option("--quick", is_flag=True, help="Compare sizes and what is recorded; read neither shards nor weights.")
-@store_option
-@json_option
-def lineage(target, quick, store, as_json) -> None:
-    """Print what TARGET was made from and what was made of it; exit code 1 where a digest no longer matches.
-
-    A folder or URI of latents, any name of a checkpoint, models:/NAME@ALIAS, or an MLflow run by its id or name.
-    """
-    from pipelines.registry.lineage import lineage as chain_of
-
-    chain = chain_of(target, store=store, quick=quick)
-    for link in chain:
-        digest = f" ({link.digest[:12]})" if link.digest else ""
-        _print(link.kind, ", ".join([f"{link.name}{digest}", *link.facts]))
-        for text in link.unknown:
-            _print("", f"not compared: {text}")
-        for text in link.broken:
-            _print("", f"BROKEN: {text}")
-    broken = sum(len(link.broken) for link in chain)
-    click.echo(f"\nBROKEN in {broken} places" if broken else "\nunbroken: every recorded digest matches")
-    print_result(as_json, {"ok": not broken, "chain": [link.to_dict() for link in chain]})
-    sys.exit(FAILED if broken else OK)
-
-
 def _experiment(name: str, store: str) -> tuple[str, str]:
     """Name of an experiment, given as it is or by its recipe, and the store to look it up in."""
     from pipelines.tracking.store import tracking_uri
@@ -157,10 +108,3 @@ def _when(run: dict) -> tuple[str, str]:
 
 def _listed(run: dict) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in run["metrics"].items())
-
-
-def _print(title: str, text: str) -> None:
-    click.echo(f"{title:<12} {text}")
-
-
-RECORDS: tuple[click.Command, ...] = (runs, lineage, promote)

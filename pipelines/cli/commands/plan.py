@@ -1,0 +1,38 @@
+"""`raydit plan`: what a recipe would need and take."""
+
+import click
+
+from pipelines.cli.options import json_option, recipe_argument, set_option
+from pipelines.cli.output import print_result
+
+
+@click.command()
+@recipe_argument
+@set_option
+@click.option("--cluster", metavar="NxDEVICE", help="Accelerators to plan for, such as 8xH100; default: this machine.")
+@click.option("--images", type=click.IntRange(min=1), help="How many there are, where they are not at hand.")
+@click.option("--classes", type=click.IntRange(min=0), default=1000, show_default=True, help="With --images.")
+@click.option("--measured", multiple=True, metavar="STAGE=IMAGES/S", help="Speed of a stage that you have seen.")
+@click.option("--price", type=click.FloatRange(min=0), help="Dollars an hour for each device; default: a list price.")
+@json_option
+def plan(recipe, overrides, cluster, images, classes, measured, price, as_json) -> None:
+    """Say what the stages of RECIPE would need and take: memory, bytes, FLOPs, hours and cost. Runs nothing."""
+    from pipelines.config.reader import load_recipe
+    from pipelines.planning.hardware import parse_cluster
+    from pipelines.planning.networks import resolve_networks
+    from pipelines.planning.plan import count_images, make_plan, parse_speeds
+    from pipelines.planning.render import plan_json, plan_lines
+
+    config, speeds = load_recipe(recipe, overrides), parse_speeds(measured)
+    counted = count_images(config, images, classes)
+    if cluster:
+        hardware = parse_cluster(cluster, price=price)
+    else:
+        from pipelines.planning.measure import measure_this_machine
+
+        hardware = measure_this_machine(config, resolve_networks(config, counted.classes))
+    keep = frozenset(override.partition("=")[0].strip() for override in overrides)
+    made = make_plan(config, hardware, counted, keep=keep, images_per_second=speeds)
+    for line in plan_lines(made):
+        click.echo(line)
+    print_result(as_json, plan_json(made))

@@ -1,0 +1,48 @@
+"""`raydit reference`: statistics of real images."""
+
+import click
+
+from pipelines.cli.options import address_option, dry_run_option, json_option, set_option
+from pipelines.cli.output import print_resolved, print_result
+
+
+@click.group()
+def reference() -> None:
+    """Statistics of real images, which samples are compared with."""
+
+
+@reference.command()
+@click.argument("images", metavar="IMAGES", type=click.Path())
+@click.option("--out", type=click.Path(dir_okay=False), required=True, help="The .npz file to write.")
+@click.option("--size", type=click.IntRange(min=1), help="Side that images are cropped to, in pixels; default: 256.")
+@click.option("--extractor", help="efficientnet-lite0, inception, dinov2-vit-l-14, ...; default: inception.")
+@set_option
+@address_option
+@dry_run_option
+@json_option
+def build(images, out, size, extractor, overrides, address, dry_run, as_json) -> None:
+    """Extract features of all IMAGES (any source of a recipe) and write their statistics; goes on if cut off.
+
+    Further settings as in a recipe: --set images.crop=resize, --set evaluate.num_workers=8.
+    """
+    shorthands = {"images.size": size, "evaluate.extractor": extractor}
+    overrides = (*(f"{key}={value}" for key, value in shorthands.items() if value is not None), *overrides)
+    from dataclasses import replace
+
+    from pipelines.build_reference import build_reference, work_folder
+    from pipelines.config.reader import image_recipe
+    from pipelines.scoring.references import RealImages
+    from pipelines.scoring.settings import ScoringSettings
+
+    config = image_recipe(images, "work", overrides)
+    config = replace(config, output=work_folder(config, out))
+    if dry_run:
+        print_resolved(config)
+        count = len(RealImages.of(ScoringSettings.from_recipe(config)).training)
+        click.echo(f"plan         {count:,} images on {config.evaluate.num_workers} workers, into {out}")
+        return print_result(as_json, {"images": count, "path": str(out)})
+    built = build_reference(config, out, address=address)
+    click.echo(
+        f"reference    {out}: {built.n:,} images, {built.extractor}, {built.size} px, digest {built.digest[:12]}"
+    )
+    print_result(as_json, {"path": str(out), "n": built.n, "extractor": built.extractor, "digest": built.digest})

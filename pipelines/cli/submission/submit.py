@@ -1,0 +1,73 @@
+"""Start a prepared submission on a job server, or join the one that runs, and follow its log."""
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from cluster import job_server, jobs
+from pipelines.cli.submission.command_line import CommandLine
+from pipelines.cli.submission.prepare import Submission, packed, unpacked
+from pipelines.console import say
+
+
+def submit_command(command: CommandLine, *, address: str | None, wait: bool, pack: bool | None, pip: bool) -> int:
+    """Start a raydit command on the cluster whose dashboard is at `address`; returns the exit code.
+
+    The same content submitted again while it runs is joined, not started twice. pack: whether the working directory
+    is sent along; left out, it is for a server that is not at a loopback address. pip: let the cluster install what
+    raydit needs, in the versions that are installed here.
+    """
+    address = job_server.server_url(address)
+    if pack or pip or (pack is None and not job_server.is_this_machine(address)):
+        submission = packed(command, Path.cwd(), pip=pip)
+    else:
+        submission = unpacked(command)
+    job, joined = start(submission, address)
+    say("submit", f"job {job} at {address}{', running already' if joined else ''}")
+    if submission.package and not joined:
+        size = f"{len(submission.package.files):,} files, {submission.package.num_bytes / 2**20:.1f} MiB"
+        say("submit", f"sent {size}: the working directory without data, outputs and what .gitignore names")
+    if not wait:
+        say("submit", f"follow it with: {follow_command(job, address)}")
+        return 0
+    return follow(job, address)
+
+
+def start(submission: Submission, address: str) -> tuple[str, bool]:
+    """Start a job or join the one that runs; its id, and whether it ran already."""
+    number, submission_id = 1, submission.job_id
+    known = {job.submission_id: job for job in jobs.list_jobs(address)}
+    while (earlier := known.get(submission_id)) is not None and earlier.has_ended:
+        number += 1
+        submission_id = f"{submission.job_id}-{number}"
+    metadata = {"raydit.name": submission.name, "raydit.tracking": submission.tracking}
+    with tempfile.TemporaryDirectory() as folder:
+        archive = None
+        if submission.package and not earlier:
+            archive = Path(folder) / "package.zip"
+            submission.package.write(archive)
+        jobs.submit(
+            submission.command,
+            address=address,
+            submission_id=submission_id,
+            env=submission.env,
+            metadata=metadata,
+            working_dir=str(archive) if archive else None,
+            pip=submission.pip,
+        )
+    return submission_id, earlier is not None
+
+
+def follow(job: str, address: str | None) -> int:
+    """Pass on a job's log and return its exit code; Ctrl-C leaves the job running."""
+    try:
+        return jobs.follow(job, address, write=click.echo)
+    except KeyboardInterrupt:
+        say("submit", f"detached; job {job} goes on. Follow it again: {follow_command(job, address)}")
+        say("submit", f"end it: raydit jobs stop {job} --address {job_server.server_url(address)}")
+        return jobs.INTERRUPTED
+
+
+def follow_command(job: str, address: str | None) -> str:
+    return f"raydit jobs logs -f {job} --address {job_server.server_url(address)}"
