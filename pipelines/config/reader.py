@@ -1,4 +1,4 @@
-"""Reading recipes: TOML and overrides in, a validated `Recipe` out, or one error that names every mistake."""
+"""Reading recipes: from TOML and overrides to a validated `Recipe`, or to one error that names every mistake."""
 
 import dataclasses
 import difflib
@@ -7,40 +7,52 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster.credentials import refuse_credentials
 from pipelines.config.recipe import Recipe
+from raydit.errors import InvalidInput, NotFound
+
+Locate = Callable[[str], str]
+"""Maps a dotted key to where a user wrote it: a line of the file, or a flag."""
 
 
-class RecipeError(ValueError):
-    """A recipe that cannot be run: a line for each mistake, with what was found and what was expected."""
+class RecipeError(InvalidInput):
+    """A recipe that cannot be run; the message has one line for each mistake."""
+
+    def __init__(self, *mistakes: str):
+        super().__init__("\n".join(mistakes), "", "")
+        self.mistakes = mistakes
+
+    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
+        return type(self), self.mistakes
 
 
 def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe, apply `overrides` ("train.steps=100"), validate everything.
+    """Read a recipe, apply overrides such as "train.steps=100", and validate the result.
 
-    Raises FileNotFoundError or RecipeError.
+    Raises NotFound if there is no such file, RecipeError if it is not TOML or has mistakes, and InvalidInput if it
+    contains credentials.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no recipe at {path}: expected a TOML file, such as pipelines/recipes/digits.toml")
+        raise NotFound(f"no recipe at {path}", "a TOML file, such as pipelines/recipes/digits.toml", "check the path")
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text)
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not TOML: found {error.reason}, expected UTF-8; save it as UTF-8") from None
+        raise RecipeError(_mistake(f"{path}: not TOML: found {error.reason}", "UTF-8", "save it as UTF-8")) from None
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not TOML: {error}") from None
+        raise RecipeError(_mistake(f"{path}: not TOML: {error}", "", "correct that line")) from None
     refuse_credentials({str(path): text})
     for override in overrides:
         apply_override(content, override)
     lines = _line_numbers(text)
     from_flags = {override.partition("=")[0].strip() for override in overrides}
 
-    def place(key: str) -> str:
+    def locate(key: str) -> str:
         if key in from_flags:
             return f"--set {key}"
         section = key
@@ -51,85 +63,115 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
             return f"--set {below}"
         return f"{path}:{lines[section]}: {key}" if section else f"{path}: {key}"
 
-    return validate_recipe(content, place)
+    return validate_recipe(content, locate)
 
 
-def validate_recipe(content: dict, place=lambda key: key) -> Recipe:
-    """Build a `Recipe` from plain data. `place(key)` says where a dotted key came from, for the error."""
+def validate_recipe(content: dict[str, Any], locate: Locate = lambda key: key) -> Recipe:
+    """Build a `Recipe` from plain data. Raises RecipeError, whose lines begin with `locate(key)` of the wrong key."""
     from pydantic import TypeAdapter, ValidationError
 
-    mistakes = list(_unknown_keys(content, Recipe, place))
-    # What is missing or contradicts itself may be the misspelt key's doing.
+    mistakes = list(_unknown_keys(content, Recipe, locate))
+    # Missing and contradicting values may be consequences of the misspelt key.
     consequences = ("missing", "value_error") if mistakes else ()
     try:
         # JSON mode is the strict mode that takes lists for tuples and integers for floats, and nothing else.
         recipe = TypeAdapter(Recipe).validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
-        mistakes += [_sentence(details, place) for details in error.errors() if details["type"] not in consequences]
+        mistakes += _describe([each for each in error.errors() if each["type"] not in consequences], locate)
     if mistakes:
-        raise RecipeError("\n".join(mistakes))
+        raise RecipeError(*mistakes)
     return recipe
 
 
-def apply_override(content: dict, override: str) -> None:
-    """Put "section.field=value" into a recipe's content; the value is TOML, or a plain string."""
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Set "section.field=value" in a recipe's content; the value is TOML, or a plain string where it is not TOML."""
     key, equals, raw = override.partition("=")
     refuse_credentials({f"--set {key if equals else '...'}": override})
     if not equals or not key.strip():
-        raise RecipeError(f"--set {override}: expected KEY=VALUE, such as --set train.learning_rate=2e-4")
+        do = "write it such as --set train.learning_rate=2e-4"
+        raise RecipeError(_mistake(f"--set {override}: found no key and value", "KEY=VALUE", do))
     *sections, name = key.strip().split(".")
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
-            raise RecipeError(f"--set {override}: {section} is a value, not a section")
+            found = f"--set {override}: {section} is a value"
+            raise RecipeError(_mistake(found, "a section", f"set {section} itself, or correct the key"))
     try:
         content[name] = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         content[name] = raw.strip()
 
 
-def _unknown_keys(content: dict, cls: type, place, prefix: str = ""):
+def _mistake(found: str, expected: str, do: str) -> str:
+    """Return the line of one mistake, worded as every error for users is."""
+    return str(InvalidInput(found, expected, do))
+
+
+def _unknown_keys(content: Mapping[str, Any], cls: type, locate: Locate, prefix: str = "") -> Iterator[str]:
     hints = typing.get_type_hints(cls)
     for key, value in content.items():
         dotted = f"{prefix}{key}"
         if key not in hints:
             close = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
-            nearest = f'did you mean "{prefix}{close[0]}"? ' if close else ""
-            yield f"{place(dotted)}: unknown key; {nearest}expected one of {', '.join(hints)}"
+            suggestion = f' (did you mean "{prefix}{close[0]}"?)' if close else ""
+            found = f"{locate(dotted)}: unknown key{suggestion}"
+            yield _mistake(found, f"one of {', '.join(hints)}", "correct or remove it")
         elif (section := _dataclass_of(hints[key])) and isinstance(value, dict):
-            yield from _unknown_keys(value, section, place, f"{dotted}.")
+            yield from _unknown_keys(value, section, locate, f"{dotted}.")
 
 
-def _dataclass_of(hint) -> Any:
+def _dataclass_of(hint: Any) -> Any:
     choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
 
 
-def _sentence(details: Mapping, place) -> str:
-    # Arguments of a union or a tuple appear in the location too; only names of fields are keys.
-    names = [part for part in details["loc"] if isinstance(part, str) and part.isidentifier()]
-    names = [name for name in names if not name.endswith("Config") and name != "Recipe"]
-    key = ".".join(names)
-    found = details.get("input")
-    if details["type"] == "missing":
-        return f"{place(key)}: missing; expected a value (every recipe must set it)"
-    if details["type"] == "value_error":
-        return _contradiction(key, str(details["ctx"]["error"]), place)
-    kind = "a section" if isinstance(found, dict) else f"{found!r}, a {type(found).__name__}"
-    return f"{place(key)}: found {kind}; expected: {details['msg']}"
+def _describe(errors: Iterable[Mapping[str, Any]], locate: Locate) -> list[str]:
+    """Return a line for each mistake that pydantic found."""
+    lines: dict[tuple[str, str], str] = {}
+    expected: dict[tuple[str, str], list[str]] = {}  # by key and value: members of a union are reported one by one
+    for details in errors:
+        # The location also names members of unions and indices of tuples; only names of fields are keys.
+        names = [part for part in details["loc"] if isinstance(part, str) and part.isidentifier()]
+        key = ".".join(name for name in names if not name.endswith("Config") and name != "Recipe")
+        value = details.get("input")
+        if details["type"] == "value_error":
+            message = str(details["ctx"]["error"])
+            lines[key, message] = _locate_check(key, message, locate)
+        elif details["type"] == "missing" and isinstance(details["loc"][-1], str):
+            lines[key, ""] = _mistake(f"{locate(key)}: missing", "a value", f"set {key}, which has no default")
+        else:
+            found = "a section" if isinstance(value, dict) else f"{value!r} ({type(value).__name__})"
+            expected.setdefault((key, found), []).append(_expectation(details["msg"]))
+            what = ", or ".join(expected[key, found])
+            lines[key, found] = _mistake(f"{locate(key)}: found {found}", what, f"change {key}")
+    return list(lines.values())
 
 
-def _contradiction(section: str, message: str, place) -> str:
-    # Checks of several fields begin with the one to change: "width = 12: ...", "sampler: found ...".
+def _expectation(message: str) -> str:
+    """Return what pydantic expected, such as "Input should be greater than 0", as the object of "expected"."""
+    text = re.sub(r"^\w+ should (be|have) ", "", message)
+    text = re.sub(r" after validation, not \d+$", "", text)
+    text = re.sub(r"^a valid (?=[aeiou])", "an ", text)
+    text = re.sub(r"^a valid ", "a ", text)
+    if text.startswith(("greater than", "less than")):
+        return f"a number {text}"
+    return {"an object": "a section", "an array": "a list", "Field required": "more items"}.get(text, text)
+
+
+def _locate_check(section: str, message: str, locate: Locate) -> str:
+    """Return the line for a check of `__post_init__`, located at the field with which its message begins.
+
+    Such messages begin with "width: ...", "width = 12 ..." or "width is 12 ...", or with no field.
+    """
     match = re.match(r"([a-z_.]+)(: | = | is )", message)
     if not match:
-        return f"{place(section)}: {message}"
+        return f"{locate(section)}: {message}"
     key = f"{section}.{match[1]}".lstrip(".")
-    return f"{place(key)}: {message[match.end() :] if match[2] == ': ' else message}"
+    return f"{locate(key)}: {message[match.end() :] if match[2] == ': ' else message}"
 
 
 def _line_numbers(text: str) -> dict[str, int]:
-    """Line of every key and section, for the error messages; good enough for hand-written TOML."""
+    """Return the line of every key and section; it understands TOML as people write it, not all of TOML."""
     section, lines = "", {}
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[([\w.\-]+)\]", line):
@@ -140,14 +182,14 @@ def _line_numbers(text: str) -> dict[str, int]:
     return lines
 
 
-def resolved(recipe: Recipe) -> dict:
-    """The recipe as plain data with every default filled in: what artifacts and runs record."""
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain data with every default filled in, as artifacts and runs record it."""
     return dataclasses.asdict(recipe)
 
 
-def image_recipe(path: str, output: str, overrides: tuple[str, ...] = (), **images) -> Recipe:
-    """A recipe for what only looks at images: its model is never built. images: further fields of [images]."""
-    content: dict = {
+def image_recipe(path: str, output: str, overrides: tuple[str, ...] = (), **images: Any) -> Recipe:
+    """Return a recipe for jobs that only read images and build no model. images: more fields of [images]."""
+    content: dict[str, Any] = {
         "name": Path(path).stem or "images",
         "output": output,
         "images": {"path": path, **images},

@@ -1,7 +1,7 @@
-"""The recipe: one TOML file that describes a run from images to FID, validated before any work starts.
+"""The recipe: one TOML file that describes a run from images to metrics, validated before any work starts.
 
-The sections of the mathematics (training loop, model) extend dataclasses that sit beside the code they
-configure; the sections of the jobs are here. Field defaults are the paper's where the paper has one.
+Sections that configure the model and its training extend dataclasses of `dit`, which stand beside the code that they
+configure. Defaults are those of the DiT paper (Peebles & Xie 2022, arXiv 2212.09748) where it has one.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,11 @@ from cluster.credentials import refuse_credentials
 from dit.config import SAMPLER_PROCESSES
 from dit.schedule import power_ema_name
 from pipelines.config.model import ModelConfig, ObjectiveConfig, PositiveInt
-from pipelines.config.training import AutoencoderTrainConfig, TrainConfig, WorkersConfig
+from pipelines.config.training import AutoencoderTrainConfig, ComputeDtype, TrainConfig, WorkersConfig
+from raydit.errors import InvalidInput
+
+ExtractorName = Literal["efficientnet-lite0", "inception", "dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14"]
+"""The keys of `evaluation.extractors`, which is slower to import than a recipe is to check; a test compares them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,62 +25,65 @@ class ImagesConfig:
     """Where images come from and how they are cropped."""
 
     path: str
-    """Folder, Parquet or tar file, table of labels, URI of one of them (s3://, gs://, file://), hub id of a Hugging
+    """Folder, Parquet or tar file, table of labels, a URI of one of these (s3://, gs://, file://), hub id of a Hugging
     Face data set (OWNER/NAME or OWNER/NAME@REVISION), or "digits": the 1,797 digits that scikit-learn ships."""
     format: Literal["folder", "table", "parquet", "webdataset", "huggingface", "digits"] | None = None
     """Layout of `path`; recognised when left out."""
     split: Annotated[str, MinLen(1)] = "train"
-    """Part to take of a data set whose folders or files are named after parts (train, validation, test); or "all"."""
+    """Split to use of a data set whose folders or files are named after splits (train, validation, test); or "all"."""
     subset: str | None = None
     """Subset (configuration) of a Hugging Face data set that has several; its default one when left out."""
     image_column: str | None = None
-    """Column of the images or of their file names, in a tar their suffix; recognised when left out."""
+    """Column with the images or their file names, or the suffix of images in a tar file; recognised when left out."""
     label_column: str | None = None
-    """Column of the labels, in a tar their suffix or the field of .json; recognised when left out."""
+    """Column with the labels, or in a tar file their suffix or their field in .json; recognised when left out."""
     class_names: tuple[str, ...] = ()
-    """Classes in the order of their numbers; when left out, as the data set says, else its label names, sorted."""
+    """Class names in the order of their labels; when left out, those of the data set, else its label names, sorted."""
     size: PositiveInt = 256
-    """Side of the square images that everything after sees, in pixels."""
+    """Side of the square images that every stage works on, in pixels; 256 as in the DiT paper."""
     crop: Literal["adm", "resize"] = "adm"
-    """"adm": short side to `size`, then centre crop (Dhariwal & Nichol 2021); "resize": squeeze to a square."""
+    """"adm": resize the short side to `size`, then crop the centre (Dhariwal & Nichol 2021); "resize": squeeze to a
+    square."""
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of images that nothing trains on, chosen by a hash of their keys; they give the metrics' real baseline."""
+    """Share of images that are excluded from training by a hash of their keys; their scores are the real baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """The autoencoder: a pretrained one by `id`, or one trained here by `[autoencoder.train]`."""
+    """The autoencoder: a pretrained one by `id`, or one that `[autoencoder.train]` trains on the recipe's images."""
 
     id: str | None = None
     """Hub id or diffusers folder, such as "stabilityai/sd-vae-ft-ema"."""
     train: AutoencoderTrainConfig | None = None
-    """Settings of the autoencoder trained here, kept in output/autoencoder."""
+    """Settings of the autoencoder that is trained here and kept in output/autoencoder."""
 
     def __post_init__(self) -> None:
         if (self.id is None) == (self.train is None):
-            found = "neither" if self.id is None else "both"
-            raise ValueError(
-                f"found {found} of id and [autoencoder.train]; expected exactly one: an id for a pretrained "
-                "autoencoder, or [autoencoder.train] to train one"
+            found = "neither id nor" if self.id is None else "both id and"
+            raise InvalidInput(
+                f"found {found} [autoencoder.train]",
+                "exactly one of them",
+                "set id for a pretrained autoencoder, or [autoencoder.train] to train one",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig(WorkersConfig):
-    """Images to latents."""
+    """Encoding of images into latents. Defaults are raydit's own."""
 
     output: str | None = None
-    """Folder of the latents; `latents` in the recipe's output when left out. Recipes that share it encode once."""
+    """Folder or URI of the latents; `latents` in the recipe's output when left out. Recipes that share it encode
+    once."""
     flip: bool = True
-    """Store the moments of the mirrored image as well."""
+    """Also store the moments of each image's horizontal flip."""
     shard_rows: PositiveInt = 512
     """Images per Parquet file."""
     batch_size: PositiveInt = 32
-    """Images per pass through the autoencoder."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the autoencoder; results of bfloat16 can depend on the batch."""
+    """Images per forward pass of the autoencoder."""
+    dtype: ComputeDtype = "float32"
+    """Precision of the autoencoder; results of "bfloat16" can depend on the batch."""
     memory_format: Literal["contiguous", "channels_last"] = "channels_last"
-    """Layout of the autoencoder's tensors; channels_last, as images lie, is the faster one on CPUs."""
+    """Memory layout of the autoencoder's tensors; "channels_last", the layout of stored images, is faster on CPUs."""
     compile: bool = False
     """Compile the autoencoder's encoder: minutes at the start of each worker, then faster on a GPU."""
     max_quarantined: Annotated[float, Ge(0), Le(1)] = 0.05
@@ -85,43 +92,46 @@ class EncodeConfig(WorkersConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(WorkersConfig):
-    """Sampling and scoring."""
+    """Sampling and scoring. Defaults are those of the DiT paper's FID-50K without guidance."""
 
     num_samples: Annotated[int, Ge(2)] = 50_000
-    """Images to sample; FID is biased in it, so it is part of the metrics' names."""
+    """Images to sample. FID is biased by this number, so it is part of the metrics' names."""
     sampler: str = "ddpm"
+    """Sampler: "ddpm", "ddim" or "dpmpp_2m" for diffusion, "euler" or "heun" for flow."""
     sampling_steps: PositiveInt = 250
+    """Steps of the sampler."""
     cfg_scale: Annotated[float, Ge(1)] = 1.0
-    """Guidance scale; 1.0 is no guidance."""
+    """Scale of classifier-free guidance; 1.0 means no guidance."""
     cfg_channels: PositiveInt | None = None
-    """Latent channels that guidance changes; all when left out, 3 in the paper's code."""
+    """Number of latent channels that are guided; all when left out, 3 in the DiT paper's code."""
     cfg_interval: tuple[float, float] | None = None
-    """Times between which guidance acts; always when left out."""
+    """Times between which guidance is on; always when left out."""
     labels: Literal["balanced", "random"] = "random"
+    """How samples get their labels: drawn uniformly, or equally many of each class."""
     weights: str = "ema"
-    """Which weights sample: "ema", "raw" (as trained), or "ema_0.05" and so on, one of train.ema_sigma_rels."""
-    extractor: Literal["efficientnet-lite0", "inception", "dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14"] = (
-        "inception"
-    )
+    """Weights that sample: "ema", "raw" (as trained), or "ema_0.05" and so on, for one of train.ema_sigma_rels."""
+    extractor: ExtractorName = "inception"
+    """Network whose features are compared; only scores with "inception" are called FID."""
     extractor_weights: str | None = None
-    """Path of the extractor's weights; its own when left out."""
+    """Path of the extractor's weights; its published weights when left out."""
     reference: str | None = None
-    """Reference statistics (.npz); those of the training images when left out."""
+    """Path or URI of reference statistics (.npz); those of the training images when left out."""
     shard_rows: PositiveInt = 100
-    """Images per unit of work and of resuming."""
+    """Images per shard, the unit in which samples are scored and scoring resumes."""
     batch_size: PositiveInt = 50
-    """Images per pass through the sampler."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """"bfloat16": the network computes under autocast, and its scores are of another protocol; all else stays
-    float32."""
+    """Images per forward pass of the sampler."""
+    dtype: ComputeDtype = "float32"
+    """"bfloat16": the network computes under autocast, which makes another protocol; everything else stays float32."""
     compile: bool = False
-    """Compile the network: a minute or more at the start of each worker, then faster. It moves images by the
-    rounding of `dtype` only, so it is no part of the protocol."""
+    """Compile the network: a minute or more at the start of each worker, then faster. Images change only by the
+    rounding of `dtype`, so the protocol does not include it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sampler not in SAMPLER_PROCESSES:
-            raise ValueError(f"sampler: found {self.sampler!r}, expected one of {', '.join(SAMPLER_PROCESSES)}")
+            raise InvalidInput(
+                f"sampler: found {self.sampler!r}", f"one of {', '.join(SAMPLER_PROCESSES)}", "change sampler"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,51 +147,78 @@ class Recipe:
     """A run from images to metrics."""
 
     name: Annotated[str, MinLen(1)]
-    """MLflow experiment."""
+    """Name of the MLflow experiment."""
     output: Annotated[str, MinLen(1)]
-    """Folder, or URI (s3://, gs://, file://), that holds autoencoder/ latents/ checkpoints/ evaluations/."""
+    """Folder or URI (s3://, gs://, file://) of all results: autoencoder/, latents/, checkpoints/, evaluations/."""
     seed: Annotated[int, Ge(0)] = 0
-    """Every random number of every stage is a function of it and of an index."""
+    """Seed of all stages: every random number is a function of it and of an index."""
     images: ImagesConfig
+    """The images."""
     autoencoder: AutoencoderConfig
+    """The autoencoder between images and latents."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
+    """How images are encoded."""
     model: ModelConfig
+    """The network."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What the network learns."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """How the network is trained."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """How checkpoints are sampled from and scored."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where runs are recorded."""
 
     def __post_init__(self) -> None:
-        refuse_credentials(asdict(self))  # every artifact and run shows it
-        kind = SAMPLER_PROCESSES[self.evaluate.sampler]
-        if kind != self.objective.kind:
-            fitting = ", ".join(name for name, fits in SAMPLER_PROCESSES.items() if fits == self.objective.kind)
-            raise ValueError(
-                f"evaluate.sampler: found {self.evaluate.sampler!r}, a sampler for {kind}, with objective.kind = "
-                f"{self.objective.kind!r}; expected one of {fitting}"
-            )
-        if self.model.is_uvit and self.objective.learn_sigma:
-            found = "nothing, which means 'learned_range'," if self.objective.variance is None else "'learned_range'"
-            raise ValueError(
-                f"objective.variance: found {found} with a U-ViT, which does not learn sigma; expected 'fixed_small' "
-                "or 'fixed_large': set one of them, or choose a DiT"
-            )
-        if self.evaluate.cfg_scale > 1 and self.model.class_dropout_prob == 0:
-            raise ValueError(
-                f"evaluate.cfg_scale: found {self.evaluate.cfg_scale} with model.class_dropout_prob = 0: guidance "
-                "needs a null class. Set cfg_scale = 1.0, or class_dropout_prob = 0.1"
-            )
-        weights = ("ema", "raw", *map(power_ema_name, self.train.ema_sigma_rels))
-        if self.evaluate.weights not in weights:
-            raise ValueError(
-                f"evaluate.weights: found {self.evaluate.weights!r}, expected one of {', '.join(weights)}; further "
-                "averages are kept by train.ema_sigma_rels"
-            )
+        refuse_credentials(asdict(self))  # every artifact and run contains the recipe
+        self._check_sampler()
+        self._check_variance()
+        self._check_guidance()
+        self._check_weights()
         downsample = self.autoencoder.train.downsample if self.autoencoder.train else 1
         if self.images.size % downsample:
-            raise ValueError(
-                f"images.size: found {self.images.size}, expected a multiple of autoencoder.train.downsample = "
-                f"{downsample}"
+            raise InvalidInput(
+                f"images.size: found {self.images.size}",
+                f"a multiple of autoencoder.train.downsample = {downsample}",
+                "change one of them",
+            )
+
+    def _check_sampler(self) -> None:
+        process = SAMPLER_PROCESSES[self.evaluate.sampler]
+        if process != self.objective.kind:
+            fitting = ", ".join(name for name, fits in SAMPLER_PROCESSES.items() if fits == self.objective.kind)
+            raise InvalidInput(
+                f"evaluate.sampler: found {self.evaluate.sampler!r}, a sampler for {process}, with objective.kind = "
+                f"{self.objective.kind!r}",
+                f"one of {fitting}",
+                "change evaluate.sampler",
+            )
+
+    def _check_variance(self) -> None:
+        if self.model.is_uvit and self.objective.learn_sigma:
+            found = "nothing, which means 'learned_range'," if self.objective.variance is None else "'learned_range'"
+            raise InvalidInput(
+                f"objective.variance: found {found} with a U-ViT, which does not learn sigma",
+                "'fixed_small' or 'fixed_large'",
+                "set one of them, or choose a DiT",
+            )
+
+    def _check_guidance(self) -> None:
+        if self.evaluate.cfg_scale > 1 and self.model.class_dropout_prob == 0:
+            raise InvalidInput(
+                f"evaluate.cfg_scale: found {self.evaluate.cfg_scale} with model.class_dropout_prob = 0, although "
+                "guidance needs a null class",
+                "",
+                "set evaluate.cfg_scale = 1.0, or model.class_dropout_prob = 0.1",
+            )
+
+    def _check_weights(self) -> None:
+        weights = ("ema", "raw", *map(power_ema_name, self.train.ema_sigma_rels))
+        if self.evaluate.weights not in weights:
+            raise InvalidInput(
+                f"evaluate.weights: found {self.evaluate.weights!r}",
+                f"one of {', '.join(weights)}",
+                "change it, or add its width to train.ema_sigma_rels, which keeps further averages",
             )
 
     @property
@@ -192,7 +229,7 @@ class Recipe:
         return storage.absolute(self.encode.output) if self.encode.output else self.folder("latents")
 
     def folder(self, name: str) -> str:
-        """Absolute path or URI of one of the output's folders; workers run in other working directories."""
+        """Return the absolute path or URI of a folder in the output; workers run in other working directories."""
         from cluster import storage
 
         return storage.join(storage.absolute(self.output), name)

@@ -1,4 +1,4 @@
-"""The recipe's sections on training, and what every stage says of its workers."""
+"""The recipe's settings of workers, which every stage has, and of training."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -6,8 +6,13 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 
 from cluster.placement import parse_label_condition
-from dit.schedule import TrainingConfig
+from dit.schedule import LearningRateSchedule, TrainingConfig
 from pipelines.config.model import PositiveInt
+from raydit.errors import InvalidInput
+
+ComputeDtype = Literal["float32", "bfloat16"]
+Strategy = Literal["ddp", "fsdp"]
+LoadingBackend = Literal["memory", "memmap", "stream"]
 
 NON_IDENTITY_FIELDS = (
     "accumulation_steps",
@@ -30,146 +35,178 @@ NON_IDENTITY_FIELDS = (
     "max_skipped",
     "sample_every",
 )
-"""Settings of training that trained weights do not depend on, but for rounding: they may change on the way."""
+"""Settings of training that change trained weights by rounding at most, so that they may differ when it resumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticWorkersConfig:
-    """How many processes a stage gets, perhaps between two numbers, and what each of them holds."""
+    """The worker processes of a stage, whose number may vary between two bounds, and the resources of each."""
 
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
-    """Processes; or [fewest, most]: lost ones are done without, and taken back when they return."""
+    """Number of worker processes; or [fewest, most]: the stage continues without workers that are lost, and takes new
+    ones when there is room for them."""
     cpus_per_worker: PositiveInt = 1
-    """CPU threads of each; part of nothing's identity, but results are bit-equal only for equal values."""
+    """CPU threads of each worker. No identity includes it, but results are bit-equal only for equal values."""
     gpus_per_worker: Annotated[float, Ge(0)] = 0
-    """GPUs of each; 0 computes on the CPU."""
+    """GPUs of each worker; 0 computes on the CPU."""
     accelerator_type: str | None = None
-    """Kind of GPU that their nodes must have, by Ray's name, such as "H100" or "L4"; any when left out."""
+    """Kind of GPU that the workers' nodes must have, by Ray's name, such as "H100" or "L4"; any when left out."""
     label_selector: dict[str, str] | None = None
-    """Labels that their nodes must have, such as {"ray.io/market-type" = "spot"}; "!value", "in(a, b)" and "!in(a, b)"
-    are conditions too. Any node when left out."""
+    """Labels that the workers' nodes must have, such as {"ray.io/market-type" = "spot"}; "!value", "in(a, b)" and
+    "!in(a, b)" are conditions too. Any node when left out."""
 
     def __post_init__(self) -> None:
         if self.accelerator_type is not None and not self.gpus_per_worker:
-            raise ValueError(
-                f"accelerator_type: found {self.accelerator_type!r} with gpus_per_worker = 0, which computes on the "
-                "CPU; set gpus_per_worker = 1, or remove accelerator_type"
+            raise InvalidInput(
+                f"accelerator_type: found {self.accelerator_type!r} with gpus_per_worker = 0, which uses the CPU",
+                "",
+                "set gpus_per_worker = 1, or remove accelerator_type",
             )
         for key, condition in (self.label_selector or {}).items():
             parse_label_condition(key, condition)
 
     @property
     def fewest_workers(self) -> int:
+        """Smallest number of workers with which the stage can run."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
     def most_workers(self) -> int:
+        """Largest number of workers that the stage uses."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     @property
     def placement(self) -> dict[str, Any]:
-        """Where its workers may be, as Ray's calls take it; what is left out is in none of them."""
+        """Conditions on the workers' nodes as keyword arguments of Ray's calls; fields that are left out are absent."""
         given = {"accelerator_type": self.accelerator_type, "label_selector": self.label_selector}
         return {name: value for name, value in given.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersConfig(ElasticWorkersConfig):
-    """How many processes a stage gets, and what each of them holds."""
+    """The worker processes of a stage with a fixed number of them, and the resources of each."""
 
     num_workers: PositiveInt = 1
-    """Processes."""
+    """Number of worker processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(TrainingConfig, ElasticWorkersConfig):
-    """The training loop, its workers, and what is kept of its checkpoints."""
+    """The training loop, its workers, and which checkpoints are kept."""
 
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    """"ddp": the whole model in every worker; "fsdp": divided over them (FSDP2), for one that no GPU holds."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    strategy: Strategy = "ddp"
+    """"ddp": every worker holds the full model; "fsdp": the model is sharded over the workers (FSDP2), for models that
+    do not fit on one GPU."""
+    dtype: ComputeDtype = "float32"
     """"bfloat16": the network computes under autocast; weights, losses and averages stay float32."""
     compile: bool = False
     """Compile the network: a minute or more at the start of each worker, then faster steps."""
     gradient_checkpointing: bool = False
-    """Keep only the blocks' inputs for backward and compute the rest again: less memory for a third more time."""
-    loading: Literal["auto", "memory", "memmap", "stream"] = "auto"
-    """Where batches take latents from: every worker's memory, a file that a node's workers map, or shard by shard;
-    "auto" chooses by size, and goes on as a checkpoint began."""
+    """Keep only the blocks' inputs for the backward pass and recompute the rest: less memory for about a third more
+    time."""
+    loading: Literal["auto", LoadingBackend] = "auto"
+    """How workers read latents: "memory" loads all of them into every worker, "memmap" maps one file for all workers of
+    a node, "stream" reads shard by shard; "auto" chooses by size, and keeps a checkpoint's choice when it resumes."""
     shuffle_rows: PositiveInt = 16_384
-    """Images among which those of a stream are shuffled; twice as many are held in memory."""
+    """Size of the shuffle buffer of "stream", in images; a worker holds twice as many in memory."""
     keep_last: PositiveInt | None = None
-    """Newest checkpoints to keep; all when left out."""
+    """Number of newest checkpoints to keep; all when left out."""
     keep_every: PositiveInt | None = None
-    """Keep every checkpoint at a multiple of so many steps, beside the newest."""
+    """Also keep every checkpoint at a multiple of this number of steps."""
     keep_best: str | None = None
-    """Keep the checkpoint that is best by this metric of its evaluations, such as "fid_50k", beside the newest."""
+    """Also keep the checkpoint that is best by this metric of its evaluations, such as "fid_50k"."""
     on_nonfinite: Literal["skip", "stop"] = "skip"
-    """What becomes of a batch whose loss or gradient is not finite: it is left out and named, or training stops."""
+    """What happens to a batch whose loss or gradient is not finite: "skip" leaves it out and logs it, "stop" ends
+    training."""
     max_skipped: PositiveInt = 3
-    """Batches left out in a row after which training goes back to the last checkpoint, with the batches after them."""
+    """Consecutive skipped batches after which training rolls back to the last checkpoint and continues with the batches
+    that follow the skipped ones."""
     sample_every: Annotated[int, Ge(0)] = 0
-    """Steps between grids of samples, a multiple of checkpoint_every; 0 makes none."""
+    """Steps between sample grids, a multiple of checkpoint_every; 0 draws none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ElasticWorkersConfig.__post_init__(self)
         if isinstance(self.num_workers, int):
-            check_divides(self, self.num_workers)
+            check_batch_divides(self, self.num_workers)
         elif not self.fewest_workers <= self.most_workers <= self.global_batch_size:
-            raise ValueError(
-                f"num_workers: found {list(self.num_workers)}, expected [fewest, most] with fewest <= most <= "
-                f"global_batch_size = {self.global_batch_size}"
+            raise InvalidInput(
+                f"num_workers: found {list(self.num_workers)}",
+                f"[fewest, most] with fewest <= most <= global_batch_size = {self.global_batch_size}",
+                "change num_workers, or raise global_batch_size",
             )
         if self.sample_every % self.checkpoint_every:
-            raise ValueError(
-                f"sample_every: found {self.sample_every}, expected 0 or a multiple of checkpoint_every = "
-                f"{self.checkpoint_every}, because samples are drawn from checkpoints"
+            raise InvalidInput(
+                f"sample_every: found {self.sample_every}",
+                f"0 or a multiple of checkpoint_every = {self.checkpoint_every}, because samples are drawn from "
+                "checkpoints",
+                "change sample_every or checkpoint_every",
             )
         if self.keep_last is None and (kept := self.keep_every or self.keep_best):
             name = "keep_every" if self.keep_every else "keep_best"
-            raise ValueError(
-                f"{name}: found {kept!r} without keep_last, so that all are kept; set keep_last, or remove {name}"
+            raise InvalidInput(
+                f"{name}: found {kept!r} without keep_last, so that every checkpoint is kept",
+                "",
+                f"set keep_last, or remove {name}",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderTrainConfig(TrainingConfig, WorkersConfig):
-    """A small KL autoencoder for images that no pretrained one fits."""
+    """Training of a small KL autoencoder, for images that no pretrained one fits.
+
+    Defaults are raydit's own: they suit the demo's handwritten digits of 32 x 32 pixels.
+    """
 
     steps: PositiveInt = 400
+    """Optimiser steps in total."""
     global_batch_size: PositiveInt = 32
+    """Images per step over all workers."""
     learning_rate: Annotated[float, Gt(0)] = 2e-3
-    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Peak learning rate of AdamW."""
+    lr_schedule: LearningRateSchedule = "linear"
+    """Learning rate after warm-up: constant, or a decay to zero at the last step."""
     warmup_steps: Annotated[int, Ge(0)] = 30
+    """Steps of linear warm-up from zero."""
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.99)
+    """AdamW's decay rates of the first and second moment."""
     grad_clip: Annotated[float, Ge(0)] = 1.0
+    """Largest gradient norm; 0 does not clip."""
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.99
+    """Decay of the averaged weights, which become the autoencoder."""
     ema_warmup: bool = True
+    """Average over a short window first: decay min(ema_decay, (1 + n) / (10 + n)) after n steps."""
     checkpoint_every: PositiveInt = 200
+    """Steps between checkpoints from which training can resume."""
     log_every: PositiveInt = 20
+    """Steps between reports of the loss."""
     latent_channels: PositiveInt = 4
-    """Channels of the latents."""
+    """Channels of the latents; 4 as in Stable Diffusion's autoencoder."""
     downsample: Literal[2, 4, 8, 16, 32] = 4
     """Image pixels per latent pixel, along each side."""
     width: Annotated[int, Ge(8)] = 16
-    """Channels at full resolution, a multiple of 8; the lower resolutions have twice as many."""
+    """Channels at full resolution, a multiple of 8; lower resolutions have twice as many."""
     kl_weight: Annotated[float, Ge(0)] = 1e-6
-    """Weight of the KL term against the squared error."""
+    """Weight of the KL term relative to the squared error; 1e-6 as in latent diffusion (arXiv 2112.10752)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ElasticWorkersConfig.__post_init__(self)
-        check_divides(self, self.num_workers)
+        check_batch_divides(self, self.num_workers)
         if self.width % 8:
-            raise ValueError(f"width = {self.width}: expected a multiple of 8 (group normalisation has 8 groups)")
+            raise InvalidInput(
+                f"width: found {self.width}",
+                "a multiple of 8, because group normalisation has 8 groups",
+                f"set width = {8 * max(1, round(self.width / 8))}",
+            )
 
 
-def check_divides(config: TrainingConfig, num_workers: int) -> None:
-    """Every pass of every worker sees equally many images. Raises ValueError."""
+def check_batch_divides(config: TrainingConfig, num_workers: int) -> None:
+    """Raise InvalidInput if the global batch cannot be divided into micro-batches of equal size."""
     if config.global_batch_size % (num_workers * config.accumulation_steps):
-        passes = f" * accumulation_steps = {config.accumulation_steps}" if config.accumulation_steps > 1 else ""
-        raise ValueError(
-            f"global_batch_size: found {config.global_batch_size}, expected a multiple of num_workers = {num_workers}"
-            f"{passes}"
+        steps = f" * accumulation_steps = {config.accumulation_steps}" if config.accumulation_steps > 1 else ""
+        raise InvalidInput(
+            f"global_batch_size: found {config.global_batch_size}",
+            f"a multiple of num_workers = {num_workers}{steps}",
+            "change one of them",
         )

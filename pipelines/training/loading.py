@@ -8,15 +8,15 @@ import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from cluster import storage
+from pipelines.config.training import LoadingBackend as Backend
 from pipelines.latents.dataset import LatentArrays, LatentDataset
 from pipelines.training.order import EpochOrder, WindowOrder
 
-Backend = Literal["memory", "memmap", "stream"]
 MEMORY_BYTES = 256 * 2**20
 """Size up to which every worker copies the data set into its memory."""
 

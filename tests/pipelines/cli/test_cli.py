@@ -58,10 +58,10 @@ def test_a_dry_run_prints_the_resolved_recipe_and_touches_nothing(raydit, comman
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "none.toml"], "no recipe at none.toml: expected a TOML file"),
+        (["run", "none.toml"], "no recipe at none.toml, expected a TOML file"),
         (["run", TINY, "--set", "train.stpes=8"], 'did you mean "train.steps"?'),
-        (["run", TINY, "--set", "train.steps=many"], "--set train.steps: found 'many', a str; expected"),
-        (["run", TINY, "--set", "train.steps"], "--set train.steps: expected KEY=VALUE"),
+        (["run", TINY, "--set", "train.steps=many"], "--set train.steps: found 'many' (str), expected an integer"),
+        (["run", TINY, "--set", "train.steps"], "--set train.steps: found no key and value, expected KEY=VALUE"),
         (["run", TINY, "--set", "evaluate.sampler=ddim"], "a sampler for diffusion, with objective.kind = 'flow'"),
         (["encode", TINY, "--set", "images.path=nowhere"], "images.path: found nothing at "),
         (["train", TINY], "latents"),

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 
 from pipelines.config.reader import RecipeError, load_recipe, resolved, validate_recipe
+from pipelines.config.recipe import ExtractorName
+from raydit.errors import InvalidInput
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS = ROOT / "pipelines" / "recipes" / "digits.toml"
@@ -100,7 +104,7 @@ assert not heavy, heavy
 
 
 def test_a_missing_recipe_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no recipe at .*none.toml: expected a TOML file"):
+    with pytest.raises(FileNotFoundError, match=r"no recipe at .*none.toml, expected a TOML file.*Check the path"):
         load_recipe(tmp_path / "none.toml")
 
 
@@ -118,59 +122,59 @@ def test_text_that_is_not_utf8_is_refused(tmp_path):
 
 def test_a_misspelt_key_is_refused_with_its_line_and_the_nearest_key(refusal):
     (line,) = refusal(edited("steps = 100", "stesp = 100"))
-    assert line.startswith('RECIPE:17: train.stesp: unknown key; did you mean "train.steps"? expected one of')
+    assert line.startswith('RECIPE:17: train.stesp: unknown key (did you mean "train.steps"?), expected one of')
 
 
 def test_a_misspelt_section_is_refused_with_its_line_and_the_nearest_section(refusal):
     (line,) = refusal(edited("[evaluate]", "[evalute]"))
-    assert line.startswith('RECIPE:19: evalute: unknown key; did you mean "evaluate"? expected one of name, output')
+    assert line.startswith('RECIPE:19: evalute: unknown key (did you mean "evaluate"?), expected one of name, output')
 
 
 def test_a_misspelt_nested_section_is_refused(refusal):
     (line,) = refusal(edited("[autoencoder.train]", "[autoencoder.trian]"))
-    assert line.startswith('RECIPE:6: autoencoder.trian: unknown key; did you mean "autoencoder.train"?')
+    assert line.startswith('RECIPE:6: autoencoder.trian: unknown key (did you mean "autoencoder.train"?)')
 
 
 def test_a_misspelt_key_of_an_inline_table_is_refused_with_the_tables_line(refusal):
     table = 'images = {path = "digits", sise = 32}\n'
     (line,) = refusal(edited('[images]\npath = "digits"\nsize = 32\n', table))
-    assert line.startswith('RECIPE:3: images.sise: unknown key; did you mean "images.size"?')
+    assert line.startswith('RECIPE:3: images.sise: unknown key (did you mean "images.size"?)')
 
 
 def test_a_misspelt_override_is_refused_by_its_flag(refusal):
     (line,) = refusal(SMALL, "train.learningrate=1")
-    assert line.startswith('--set train.learningrate: unknown key; did you mean "train.learning_rate"?')
+    assert line.startswith('--set train.learningrate: unknown key (did you mean "train.learning_rate"?)')
 
 
 def test_an_override_of_an_unknown_section_is_refused_by_its_flag(refusal):
     (line,) = refusal(SMALL, "trian.steps=5")
-    assert line.startswith('--set trian.steps: unknown key; did you mean "train"?')
+    assert line.startswith('--set trian.steps: unknown key (did you mean "train"?)')
 
 
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("steps = 100", 'steps = "100"', "RECIPE:17: train.steps: found '100', a str; expected: "),
-        ("steps = 100", "steps = 1.5", "RECIPE:17: train.steps: found 1.5, a float; expected: "),
-        ("steps = 100", "steps = true", "RECIPE:17: train.steps: found True, a bool; expected: "),
-        ("steps = 100", "steps = 0", "RECIPE:17: train.steps: found 0, a int; expected: "),
-        ('name = "small"', 'name = ""', "RECIPE:1: name: found '', a str; expected: "),
-        ('name = "small"', "name = 7", "RECIPE:1: name: found 7, a int; expected: "),
-        ("downsample = 4", "downsample = 3", "RECIPE:8: autoencoder.train.downsample: found 3, a int; expected: "),
-        ('path = "digits"', 'path = "digits"\nheld_out = 1.0', "RECIPE:5: images.held_out: found 1.0, a float; expect"),
-        ('path = "digits"', 'path = "digits"\ncrop = "center"', "RECIPE:5: images.crop: found 'center', a str; expect"),
-        ("steps = 100", "steps = 100\nbetas = [0.9, 1.5]", "RECIPE:18: train.betas: found 1.5, a float; expected: "),
-        ("steps = 40", "steps = 40\nbetas = [0.9, 1.5]", "RECIPE:8: autoencoder.train.betas: found 1.5, a float; exp"),
+        ("steps = 100", 'steps = "100"', "RECIPE:17: train.steps: found '100' (str), expected "),
+        ("steps = 100", "steps = 1.5", "RECIPE:17: train.steps: found 1.5 (float), expected "),
+        ("steps = 100", "steps = true", "RECIPE:17: train.steps: found True (bool), expected "),
+        ("steps = 100", "steps = 0", "RECIPE:17: train.steps: found 0 (int), expected "),
+        ('name = "small"', 'name = ""', "RECIPE:1: name: found '' (str), expected "),
+        ('name = "small"', "name = 7", "RECIPE:1: name: found 7 (int), expected "),
+        ("downsample = 4", "downsample = 3", "RECIPE:8: autoencoder.train.downsample: found 3 (int), expected "),
+        ('path = "digits"', 'path = "digits"\nheld_out = 1.0', "RECIPE:5: images.held_out: found 1.0 (float), expect"),
+        ('path = "digits"', 'path = "digits"\ncrop = "center"', "RECIPE:5: images.crop: found 'center' (str), expect"),
+        ("steps = 100", "steps = 100\nbetas = [0.9, 1.5]", "RECIPE:18: train.betas: found 1.5 (float), expected "),
+        ("steps = 40", "steps = 40\nbetas = [0.9, 1.5]", "RECIPE:8: autoencoder.train.betas: found 1.5 (float), exp"),
         ("steps = 100", "steps = 100\nbetas = [0.9]", "RECIPE:18: train.betas: "),
-        ("steps = 100", "steps = 100\nlearning_rate = 0.0", "RECIPE:18: train.learning_rate: found 0.0, a float; ex"),
+        ("steps = 100", "steps = 100\nlearning_rate = 0.0", "RECIPE:18: train.learning_rate: found 0.0 (float), exp"),
         ("steps = 100", "steps = 100\nlearning_rate = nan", "RECIPE:18: train.learning_rate: "),
         ("steps = 100", "steps = 2020-01-01", "RECIPE:17: train.steps: "),
         (
             "[evaluate]",
             '[evaluate]\ndtype = "float16"',
-            "RECIPE:20: evaluate.dtype: found 'float16', a str; expected: ",
+            "RECIPE:20: evaluate.dtype: found 'float16' (str), expected ",
         ),
-        ("[train]\nsteps = 100", "[tracking]\nuri = 5\n[train]", "RECIPE:17: tracking.uri: found 5, a int; expected: "),
+        ("[train]\nsteps = 100", "[tracking]\nuri = 5\n[train]", "RECIPE:17: tracking.uri: found 5 (int), expected "),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_line_what_was_found_and_what_was_expected(refusal, old, new, expected):
@@ -181,7 +185,7 @@ def test_a_wrong_value_is_refused_with_its_line_what_was_found_and_what_was_expe
 
 def test_a_wrong_override_is_refused_by_its_flag(refusal):
     (line,) = refusal(SMALL, "train.steps=many")
-    assert line.startswith("--set train.steps: found 'many', a str; expected: ")
+    assert line.startswith("--set train.steps: found 'many' (str), expected ")
 
 
 def test_an_integer_is_accepted_for_a_float(small):
@@ -190,26 +194,26 @@ def test_an_integer_is_accepted_for_a_float(small):
 
 def test_missing_keys_and_sections_are_refused(refusal):
     (line,) = refusal(edited('name = "small"\n', ""))
-    assert line == "RECIPE: name: missing; expected a value (every recipe must set it)"
+    assert line == "RECIPE: name: missing, expected a value. Set name, which has no default"
     lines = refusal('name = "x"\n')
     assert [line.split(": ")[1] for line in lines] == ["output", "images", "autoencoder", "model"]
 
 
 def test_a_missing_key_of_a_section_names_the_sections_line(refusal):
     (line,) = refusal(edited('path = "digits"\n', ""))
-    assert line == "RECIPE:3: images.path: missing; expected a value (every recipe must set it)"
+    assert line == "RECIPE:3: images.path: missing, expected a value. Set images.path, which has no default"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "place", "words"),
     [
-        ("[autoencoder.train]", '[autoencoder]\nid = "x"\n[autoencoder.train]', ":6: autoencoder", "both of id and"),
-        ("[autoencoder.train]\nsteps = 40\ndownsample = 4", "[autoencoder]", ":6: autoencoder", "neither of id and"),
-        ('kind = "flow"', 'kind = "flow"\nschedule = "cosine"', ":14: objective", "remove schedule"),
-        ('kind = "flow"', 'kind = "flow"\nweighting = "min_snr"', ":14: objective", "remove weighting"),
+        ("[autoencoder.train]", '[autoencoder]\nid = "x"\n[autoencoder.train]', ":6: autoencoder", "both id and"),
+        ("[autoencoder.train]\nsteps = 40\ndownsample = 4", "[autoencoder]", ":6: autoencoder", "neither id nor"),
+        ('kind = "flow"', 'kind = "flow"\nschedule = "cosine"', ":16: objective.schedule", "Remove schedule"),
+        ('kind = "flow"', 'kind = "flow"\nweighting = "min_snr"', ":16: objective.weighting", "Remove weighting"),
         ('kind = "flow"', 'kind = "diffusion"\nmin_snr_gamma = 5.0', ":16: objective.min_snr_g", "alone reads it"),
-        ('kind = "flow"', 'kind = "diffusion"\ntime = "uniform"', ":14: objective", "remove time"),
-        ("[model]", '[model]\nname = "DiT-S/2"', ":9: model", "name = 'DiT-S/2' and patch_size"),
+        ('kind = "flow"', 'kind = "diffusion"\ntime = "uniform"', ":16: objective.time", "Remove time"),
+        ("[model]", '[model]\nname = "DiT-S/2"', ":10: model.name", "found 'DiT-S/2' together with patch_size"),
         ("hidden_size = 32\n", "", ":9: model", "no name and no hidden_size"),
         ("hidden_size = 32", "hidden_size = 33", ":11: model.hidden_size", "multiple of num_heads"),
         ('sampler = "euler"', 'sampler = "ddim"', ":20: evaluate.sampler", "expected one of euler, heun"),
@@ -218,7 +222,7 @@ def test_a_missing_key_of_a_section_names_the_sections_line(refusal):
         ("global_batch_size = 8", "global_batch_size = 8\nnum_workers = 3", ":18: train.global_batch", "found 8"),
         ("steps = 40", "steps = 40\nglobal_batch_size = 5\nnum_workers = 2", ":8: autoencoder.train.g", "found 5"),
         ("steps = 40", "steps = 40\nwidth = 12", ":8: autoencoder.train.width", "multiple of 8"),
-        ('sampler = "euler"', 'weights = "ema_0.2"\nsampler = "euler"', ":20: evaluate.weights", "one of ema, raw; "),
+        ('sampler = "euler"', 'weights = "ema_0.2"\nsampler = "euler"', ":20: evaluate.weights", "one of ema, raw. "),
         (
             "global_batch_size = 8",
             "ema_sigma_rels = [0.1, 0.1]",
@@ -270,12 +274,13 @@ def test_all_mistakes_are_reported_together(refusal):
 @pytest.mark.parametrize("override", ["train.steps", "=5", " =5"])
 def test_an_override_without_key_and_value_is_refused(refusal, override):
     (line,) = refusal(SMALL, override)
-    assert line == f"--set {override}: expected KEY=VALUE, such as --set train.learning_rate=2e-4"
+    expected = "found no key and value, expected KEY=VALUE. Write it such as --set train.learning_rate=2e-4"
+    assert line == f"--set {override}: {expected}"
 
 
 def test_an_override_below_a_value_is_refused(refusal):
     (line,) = refusal(SMALL, "name.first=x")
-    assert line == "--set name.first=x: name is a value, not a section"
+    assert line == "--set name.first=x: name is a value, expected a section. Set name itself, or correct the key"
 
 
 def test_overrides_win_over_the_file_and_the_last_one_over_the_others(small):
@@ -314,6 +319,23 @@ def test_defaults_are_those_of_the_paper(tmp_path):
     assert (train.weight_decay, train.warmup_steps, train.lr_schedule) == (0.0, 0, "constant")
     assert recipe.objective.kind == "diffusion" and recipe.objective.learn_sigma
     assert (recipe.evaluate.num_samples, recipe.evaluate.sampling_steps) == (50_000, 250)
+
+
+def test_extractors_of_recipes_are_those_that_scores_know():
+    from evaluation.extractors import EXTRACTORS
+
+    assert set(typing.get_args(ExtractorName)) == set(EXTRACTORS)
+
+
+def test_an_error_of_a_recipe_survives_the_way_between_processes():
+    error = pickle.loads(pickle.dumps(RecipeError("train.steps: found 0", "name: missing")))
+    assert isinstance(error, InvalidInput) and error.mistakes == ("train.steps: found 0", "name: missing")
+    assert str(error) == "train.steps: found 0\nname: missing"
+
+
+def test_a_value_that_fits_no_member_of_a_union_is_one_mistake(refusal):
+    (line,) = refusal(SMALL, "train.num_workers=many")
+    assert line.startswith("--set train.num_workers: found 'many' (str), expected an integer, or a list")
 
 
 def test_a_recipe_cannot_be_changed(small):

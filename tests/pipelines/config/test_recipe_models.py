@@ -64,12 +64,16 @@ def test_options_left_out_make_no_other_artifact_of_an_earlier_training():
     ("model", "key", "words"),
     [
         ({**SIZES, "architecture": "uvit", "mlp": "swiglu"}, "model.mlp", "found 'swiglu' with a U-ViT, which has no"),
-        ({"name": "U-ViT-S/2", "conditioning": "adaln"}, "model.conditioning", "remove conditioning, or choose a DiT"),
-        ({"name": "U-ViT-S/2", "architecture": "dit"}, "model", "and architecture; a named size fixes it"),
+        ({"name": "U-ViT-S/2", "conditioning": "adaln"}, "model.conditioning", "Remove conditioning, or choose a DiT"),
+        (
+            {"name": "U-ViT-S/2", "architecture": "dit"},
+            "model.name",
+            "together with architecture = 'dit', expected only one",
+        ),
         ({"name": "U-ViT-S2"}, "model", "did you mean 'U-ViT-S/2'?"),
         ({**SIZES, "architecture": "uvit", "depth": 3}, "model.depth", "is 3, expected an even number"),
         ({**SIZES, "num_heads": 16, "position": "rope"}, "model.position", "heads of width 2"),
-        ({**SIZES, "norm": "rmsnorm"}, "model.norm", "found 'rmsnorm', a str; expected: Input should be 'layer' or 'r"),
+        ({**SIZES, "norm": "rmsnorm"}, "model.norm", "found 'rmsnorm' (str), expected 'layer' or 'rms'"),
     ],
 )
 def test_models_that_contradict_themselves_are_refused(model, key, words):
@@ -86,4 +90,4 @@ def test_a_uvit_with_a_learned_variance_is_refused(variance):
         recipe({"name": "U-ViT-S/2"}, kind="diffusion", **variance)
     (line,) = str(error.value).splitlines()
     assert line.startswith("objective.variance: found ")
-    assert "does not learn sigma; expected 'fixed_small' or 'fixed_large'" in line
+    assert "does not learn sigma, expected 'fixed_small' or 'fixed_large'" in line

@@ -62,7 +62,7 @@ def test_results_do_not_depend_on_the_placement():
         ('train.accelerator_type="L4"', "train.accelerator_type: found 'L4' with gpus_per_worker = 0"),
         ('evaluate.accelerator_type="L4"', "evaluate.accelerator_type: found 'L4' with gpus_per_worker = 0"),
         ("train.label_selector.pool=in(a", "train.label_selector.pool: found pool = 'in(a', expected a value"),
-        ("train.label_selector=spot", "train.label_selector: found 'spot', a str; expected"),
+        ("train.label_selector=spot", "train.label_selector: found 'spot' (str), expected a section"),
     ],
 )
 def test_an_impossible_placement_is_refused(override, message):

@@ -51,7 +51,7 @@ def test_the_best_checkpoint_has_the_lowest_distance_or_the_highest_score(tmp_pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"keep_every": 100}, "train.keep_every: found 100 without keep_last.*set keep_last"),
+        ({"keep_every": 100}, "train.keep_every: found 100 without keep_last.*Set keep_last"),
         ({"keep_best": "fid_50k"}, "train.keep_best: found 'fid_50k' without keep_last"),
         (
             {"sample_every": 75, "checkpoint_every": 50},
