@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -21,6 +21,10 @@ _ADDED = {"dtype": "float32"}
 """Fields that were added later, with the values that protocols without them have.
 
 The JSON leaves these values out, so that older ids stay valid."""
+
+_ALWAYS_RECORDED = frozenset({"cfg_channels", "cfg_interval"})
+"""Optional fields of the first protocols, recorded as null where they are not set. The list is closed: an optional
+field that is added later defaults to None or () and is recorded only where it is set, so that ids stay."""
 
 _LABEL_STREAM = 2**31
 """Stream of the labels, far from the small stream numbers that callers pass to sample_seed."""
@@ -89,14 +93,18 @@ class EvaluationProtocol:
         `dtype` is left out if it is float32, because there were ids before that field. cfg_scale and cfg_interval
         become floats, so that guidance 4 and 4.0 have one id.
         """
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, usual in _ADDED.items():
-            if values[name] == usual:
-                del values[name]
+        values = {name: value for name, value in vars(self).items() if not self._is_unset(name, value)}
         interval = self.cfg_interval
         values["cfg_scale"] = float(self.cfg_scale)
         values["cfg_interval"] = None if interval is None else [float(bound) for bound in interval]
-        return values
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @staticmethod
+    def _is_unset(name: str, value: object) -> bool:
+        """Whether a field is left out of the JSON values, so that ids stay what they were before it existed."""
+        if name in _ADDED:
+            return value == _ADDED[name]
+        return (value is None or value == ()) and name not in _ALWAYS_RECORDED
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -107,15 +115,19 @@ class EvaluationProtocol:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"Did you mean {close[0]!r}?" if close else ""
                 raise InvalidInput(f"unknown protocol field {name!r}", f"one of {', '.join(known)}", hint)
-        missing = [name for name in known if name not in values and name not in _ADDED]
+        missing = [field.name for field in fields(cls) if field.name not in values and not cls._may_lack(field)]
         if missing:
             raise InvalidInput(
                 f"protocol lacks {', '.join(missing)}",
                 f"all of {', '.join(known)}",
                 "take the protocol from an unedited report.json, or build EvaluationProtocol(...) yourself",
             )
-        interval = values["cfg_interval"]
-        return cls(**{**values, "cfg_interval": None if interval is None else tuple(interval)})
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    @classmethod
+    def _may_lack(cls, field: Field) -> bool:
+        """Whether protocols without this field are complete, because it was added later."""
+        return field.name in _ADDED or (field.default is not MISSING and cls._is_unset(field.name, field.default))
 
 
 def sample_seed(seed: int, index: int, stream: int = 0) -> int:

@@ -1,93 +1,111 @@
-"""What an artifact was made from: recorded beside it, compared when it is asked for again."""
+"""The identity of an artifact: what it was made from, recorded in its folder and compared when a stage runs again.
+
+The rule of new fields: an optional setting that is added to a config, an identity or the protocol defaults to None or
+(), and is recorded only where it is set. Its absence means what raydit did before the setting existed, so earlier
+artifacts, their digests and protocol ids stay valid.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from cluster import storage
 from pipelines.console import say
+from raydit.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 PLAN = "plan.json"
 
 
-def digest_of(content) -> str:
-    """sha256 of canonical JSON: the identity of settings."""
+def digest_of(content: object) -> str:
+    """Return the sha256 of a JSON value in canonical form, which does not depend on the order of keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def settings_identity(settings, irrelevant: tuple[str, ...]) -> dict:
-    """Fields of a config dataclass that a result depends on, as JSON values.
+def settings_identity(settings: "DataclassInstance", irrelevant: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a config that a result depends on, as JSON values.
 
-    Empty tuples are left out: an optional extra that is not used must not make earlier artifacts outdated.
+    Leaves out the irrelevant fields and, by the rule of new fields, those that are None or ().
     """
-    kept = {name: value for name, value in asdict(settings).items() if name not in irrelevant and value != ()}
+    kept = {name: value for name, value in asdict(settings).items() if name not in irrelevant}
+    kept = {name: value for name, value in kept.items() if value is not None and value != ()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
 
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """What changed between two identities, as "train.learning_rate: 0.001 -> 0.002"."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the differences between two identities as "train.learning_rate: 0.001 -> 0.002".
+
+    A missing field equals null, because fields that are not set are recorded either way.
+    """
     lines = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             lines += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            lines.append(f"{prefix}{key}: {_short(before)} -> {_short(after)}")
+            lines.append(f"{prefix}{key}: {_shorten(before)} -> {_shorten(after)}")
     return lines
 
 
-def _short(value) -> str:
+def _shorten(value: object) -> str:
     text = json.dumps(value)
-    # Digests are recognised by their length: twelve digits tell them apart.
+    # Digests are recognised by their length; their first 12 digits tell them apart.
     return text.strip('"')[:12] if isinstance(value, str) and len(value) == 64 else text
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder that a stage fills, and the identity of what it is made from."""
+    """A folder that a stage fills, and the identity of what the stage makes it from."""
 
     stage: str
+    """Name of the stage, for messages."""
     folder: str
     """Path or URI."""
-    identity: dict
+    identity: dict[str, Any]
+    """JSON value of everything that the artifact depends on."""
 
-    def recorded(self) -> dict | None:
-        """Identity of what is in the folder now, or None."""
+    def recorded(self) -> dict[str, Any] | None:
+        """Return the identity that the folder records, or None if it records none."""
         plan = storage.join(self.folder, PLAN)
         return storage.read_json(plan)["identity"] if storage.exists(plan) else None
 
-    def changes(self, free: tuple[str, ...] = ()) -> list[str]:
-        """What differs from the recorded identity, but for the dotted fields in `free`; nothing if none is recorded."""
+    def changes(self, may_change: Sequence[str] = ()) -> list[str]:
+        """Return the differences from the recorded identity, without those of the dotted fields in `may_change`."""
         recorded = self.recorded()
         if recorded is None:
             return []
         identity = json.loads(json.dumps(self.identity))  # tuples become lists, as in the record
-        return [line for line in differences(recorded, identity) if line.partition(":")[0] not in free]
+        return [line for line in differences(recorded, identity) if line.partition(":")[0] not in may_change]
 
-    def prepare(self, reasons: Sequence[str] = (), free: tuple[str, ...] = ()) -> None:
-        """Make the folder this artifact's. One made from something else is moved aside, and why is said.
+    def prepare(self, reasons: Sequence[str] = (), may_change: Sequence[str] = ()) -> None:
+        """Make the folder ready for this artifact, and record its identity there.
 
-        reasons: further reasons to start anew. free: dotted fields that may change without. Raises ValueError if the
-        folder holds something that is not ours.
+        A folder with another identity is first moved to superseded/, with a message that says why. reasons: further
+        reasons to start again. may_change: dotted fields whose differences are no reason. Raises InvalidInput if the
+        folder contains files that raydit did not write.
         """
         names = storage.list_names(self.folder) if storage.exists(self.folder) else []
         if self.recorded() is None and names:
-            found = ", ".join(names[:5])
-            raise ValueError(
-                f"{self.folder} is not empty and not ours: found {found}, expected nothing or {PLAN}. Move it away, "
-                "or set output to another folder"
+            raise InvalidInput(
+                f"{self.folder} contains {', '.join(names[:5])}, which raydit did not write",
+                f"an empty folder, or one with {PLAN}",
+                "move these files away, or set output to another folder",
             )
-        if changed := [*self.changes(free), *reasons]:
-            aside = self._move_aside()
-            say(self.stage, f"again, because {'; '.join(changed)}. The earlier one is kept in {aside}")
+        if changed := [*self.changes(may_change), *reasons]:
+            kept = self._move_to_superseded()
+            say(self.stage, f"starts again, because {'; '.join(changed)}. The previous results are kept in {kept}")
         if self.recorded() is None or self.changes():
             storage.write_json_atomically(storage.join(self.folder, PLAN), {"identity": self.identity})
 
-    def _move_aside(self) -> str:
+    def _move_to_superseded(self) -> str:
+        """Move the folder to superseded/NAME-1, or to the first number that is not used; returns its new path."""
         output, name = storage.split(self.folder)
         number = 1
-        while storage.exists(storage.join(aside := storage.join(output, "superseded", f"{name}-{number}"), PLAN)):
+        while storage.exists(storage.join(target := storage.join(output, "superseded", f"{name}-{number}"), PLAN)):
             number += 1
-        storage.move_folder(self.folder, aside, last=PLAN)
-        return aside
+        storage.move_folder(self.folder, target, last=PLAN)
+        return target

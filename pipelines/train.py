@@ -1,6 +1,5 @@
 """The train job: latents -> checkpoints, by Ray Train."""
 
-from dataclasses import asdict
 from typing import Any
 
 from evaluation.metric_names import parse_metric_name
@@ -89,11 +88,12 @@ def train_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
     """Return what the weights depend on: neither the number of workers, nor `steps`, since training can continue."""
     # The default dtype is left out, so that checkpoints that are older than the field keep their identity.
     default = ("dtype",) if config.train.dtype == "float32" else ()
+    recorded = resolved(config)
     return {
         "seed": config.seed,
         "latents": {"fingerprint": latents.fingerprint},
-        "model": asdict(config.model),
-        "objective": asdict(config.objective),
+        "model": recorded["model"],
+        "objective": recorded["objective"],
         "train": settings_identity(config.train, ("steps", *NON_IDENTITY_FIELDS, *default)),
     }
 

@@ -19,6 +19,27 @@ Locate = Callable[[str], str]
 """Maps a dotted key to where a user wrote it: a line of the file, or a flag."""
 
 
+ALWAYS_RECORDED = frozenset(
+    f"{section}.{name}"
+    for section, names in {
+        "images": "format subset image_column label_column class_names",
+        "autoencoder": "id train",
+        "autoencoder.train": "accelerator_type label_selector ema_sigma_rels",
+        "encode": "accelerator_type label_selector output",
+        "model": "name architecture patch_size hidden_size depth num_heads "
+        "qk_norm norm mlp position timestep_frequency_shift",
+        "objective": "time schedule prediction variance weighting min_snr_gamma",
+        "train": "accelerator_type label_selector ema_sigma_rels keep_last keep_every keep_best",
+        "evaluate": "accelerator_type label_selector cfg_channels cfg_interval extractor_weights reference",
+    }.items()
+    for name in names.split()
+)
+"""Optional fields of the first recipes, which are recorded as null or () where they are not set.
+
+The list is closed: fields that are added later are recorded only where they are set, so that digests stay.
+"""
+
+
 class RecipeError(InvalidInput):
     """A recipe that cannot be run; the message has one line for each mistake."""
 
@@ -183,8 +204,22 @@ def _line_numbers(text: str) -> dict[str, int]:
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain data with every default filled in, as artifacts and runs record it."""
-    return dataclasses.asdict(recipe)
+    """Return the recipe as plain data with every default filled in, as artifacts and runs record it.
+
+    By the rule of new fields (`pipelines.artifacts`), fields that are None or () are left out unless ALWAYS_RECORDED.
+    """
+    return _without_unset(dataclasses.asdict(recipe))
+
+
+def _without_unset(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            kept[name] = _without_unset(value, f"{key}.")
+        elif (value is not None and value != ()) or key in ALWAYS_RECORDED:
+            kept[name] = value
+    return kept
 
 
 def image_recipe(path: str, output: str, overrides: tuple[str, ...] = (), **images: Any) -> Recipe:

@@ -143,7 +143,7 @@ def prepare_folder(folder: str, identity: dict[str, Any], listing: Listing) -> L
     superseded/ and the result is None. Raises InvalidInput if the folder holds other files.
     """
     earlier, reasons = inspect_existing(folder, identity, listing)
-    Artifact("encode", folder, identity).prepare(reasons, free=() if reasons else IMAGE_FIELDS)
+    Artifact("encode", folder, identity).prepare(reasons, may_change=() if reasons else IMAGE_FIELDS)
     return earlier if earlier is not None and storage.exists(storage.join(folder, MANIFEST)) else None
 
 

@@ -74,7 +74,7 @@ def test_a_changed_artifact_is_moved_aside_and_why_is_said(tmp_path, capsys):
     assert artifact(tmp_path).recorded() == NEW
     assert (tmp_path / "superseded" / "checkpoints-1" / "work").read_text() == "first"
     said = capsys.readouterr().out
-    assert "again, because train.learning_rate: 0.001 -> 0.002." in said and "superseded/checkpoints-1" in said
+    assert "starts again, because train.learning_rate: 0.001 -> 0.002." in said and "superseded/checkpoints-1" in said
     artifact(tmp_path, OLD).prepare()
     plans = [json.loads((tmp_path / "superseded" / f"checkpoints-{n}" / "plan.json").read_text()) for n in (1, 2)]
     assert [plan["identity"] for plan in plans] == [OLD, NEW]
@@ -92,7 +92,7 @@ def test_a_folder_that_is_not_ours_is_refused_and_kept(tmp_path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match=r"not empty and not ours: found thesis.tex, expected nothing.*Move it away"):
+    with pytest.raises(ValueError, match=r"contains thesis.tex, which raydit did not write, expected an empty.*Move"):
         artifact(tmp_path).prepare()
     assert [entry.name for entry in folder.iterdir()] == ["thesis.tex"]
 

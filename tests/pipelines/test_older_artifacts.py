@@ -18,7 +18,7 @@ from evaluation.report import EvaluationReport
 from pipelines.artifacts import Artifact
 from pipelines.autoencoder import autoencoder_identity
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.config.reader import load_recipe
+from pipelines.config.reader import load_recipe, resolved
 from pipelines.encode import encode
 from pipelines.evaluate import evaluate
 from pipelines.images.open import open_source
@@ -57,7 +57,7 @@ def recipe(folder, monkeypatch):
     return load_recipe(GOLDEN / "artifacts.toml", (f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",))
 
 
-def test_no_identity_has_changed(recipe):
+def test_no_identity_has_changed(recipe, folder, tmp_path):
     listing, _ = open_source(recipe.images).listing().split(recipe.images.held_out)
     latents = LatentDataset.open(recipe.latents)
     assert recipe.autoencoder.train is not None
@@ -68,10 +68,18 @@ def test_no_identity_has_changed(recipe):
     }
     for name, identity in identities.items():
         assert Artifact(name, recipe.folder(name), identity).changes() == [], name
+        Artifact(name, str(tmp_path / "new" / name), identity).prepare()
+        written, recorded = tmp_path / "new" / name / "plan.json", folder / "output" / name / "plan.json"
+        assert written.read_bytes() == recorded.read_bytes()
     assert latents.fingerprint == FINGERPRINT
     checkpoint = open_checkpoint("output/checkpoints/step_0000006")
     assert checkpoint.digest == CHECKPOINT
     assert evaluation_protocol(ScoringSettings.from_recipe(recipe), checkpoint).protocol_id == PROTOCOL
+
+
+def test_its_recipe_is_recorded_with_the_same_fields(folder):
+    recorded = json.loads((folder / "output" / "checkpoints" / "step_0000006" / "config.json").read_text())["recipe"]
+    assert json.loads(json.dumps(resolved(load_recipe(GOLDEN / "artifacts.toml")))) == recorded
 
 
 def test_its_latents_are_whole_and_not_encoded_again(recipe):

@@ -1,0 +1,118 @@
+"""The rule of new fields: what is not set leaves identities, parameters and protocol ids as they were without it."""
+
+import dataclasses
+import json
+import typing
+
+import pytest
+
+from evaluation.protocol import EvaluationProtocol
+from pipelines.artifacts import differences, digest_of, settings_identity
+from pipelines.config.model import ModelConfig, ObjectiveConfig
+from pipelines.config.reader import ALWAYS_RECORDED, resolved
+from pipelines.config.recipe import AutoencoderConfig, EncodeConfig, EvaluateConfig, ImagesConfig, Recipe
+from pipelines.config.training import NON_IDENTITY_FIELDS, AutoencoderTrainConfig, TrainConfig
+from pipelines.tracking.run_log import flatten
+from pipelines.train import train_identity
+
+PROTOCOL = EvaluationProtocol(decoder="d", extractor="e", extractor_sha256="s", reference_digest="r")
+
+
+def with_new_fields(config):
+    """The same values in a class of a later version, which has two more optional fields."""
+    more = [("new_none", str | None, None), ("new_tuple", tuple[str, ...], ())]
+    later = dataclasses.make_dataclass(
+        f"Later{type(config).__name__}", more, bases=(type(config),), frozen=True, kw_only=True
+    )
+    return later(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+
+
+RECIPE = Recipe(
+    name="n",
+    output="o",
+    images=ImagesConfig(path="digits", size=32),
+    autoencoder=AutoencoderConfig(train=AutoencoderTrainConfig()),
+    encode=EncodeConfig(),
+    model=ModelConfig(name="DiT-S/2"),
+    objective=ObjectiveConfig(),
+    train=TrainConfig(),
+    evaluate=EvaluateConfig(),
+)
+
+
+def later_recipe(**changes):
+    """RECIPE of a version in which every section, and the recipe, has two more optional fields."""
+    sections = {
+        field.name: with_new_fields(value)
+        for field in dataclasses.fields(RECIPE)
+        if dataclasses.is_dataclass(value := getattr(RECIPE, field.name))
+    }
+    trained = with_new_fields(RECIPE.autoencoder.train)
+    sections["autoencoder"] = dataclasses.replace(sections["autoencoder"], train=trained)
+    return dataclasses.replace(with_new_fields(RECIPE), **sections, **changes)
+
+
+def test_new_fields_that_are_not_set_are_in_no_recorded_recipe():
+    assert json.dumps(resolved(later_recipe())) == json.dumps(resolved(RECIPE))
+    assert digest_of(resolved(later_recipe())) == digest_of(resolved(RECIPE))
+    assert resolved(later_recipe(new_tuple=("a",))) == {**resolved(RECIPE), "new_tuple": ("a",)}
+
+
+@pytest.mark.parametrize("config", [RECIPE.train, RECIPE.autoencoder.train], ids=lambda config: type(config).__name__)
+def test_new_fields_of_training_are_in_its_identity_only_where_they_are_set(config):
+    before = settings_identity(config, NON_IDENTITY_FIELDS)
+    later = with_new_fields(config)
+    assert settings_identity(later, NON_IDENTITY_FIELDS) == before
+    changed = dataclasses.replace(later, new_none="x", new_tuple=("a", "b"))
+    assert differences(before, settings_identity(changed, NON_IDENTITY_FIELDS)) == [
+        'new_none: null -> "x"',
+        'new_tuple: null -> ["a", "b"]',
+    ]
+
+
+def test_new_fields_that_are_not_set_leave_a_training_where_it_is():
+    latents = type("Latents", (), {"fingerprint": "f"})()
+    assert json.dumps(train_identity(later_recipe(), latents)) == json.dumps(train_identity(RECIPE, latents))
+    model = dataclasses.replace(with_new_fields(RECIPE.model), new_none="x")
+    changed = differences(train_identity(RECIPE, latents), train_identity(later_recipe_with(model), latents))
+    assert changed == ['model.new_none: null -> "x"']
+
+
+def later_recipe_with(model):
+    return dataclasses.replace(later_recipe(), model=model)
+
+
+def test_a_recorded_null_and_a_missing_field_are_equal():
+    assert differences({"a": None, "b": {"c": None}}, {"b": {}}) == []
+    assert differences({}, {"a": None}) == []
+
+
+def test_fields_that_are_not_set_are_no_parameters_of_a_run():
+    assert flatten(dataclasses.asdict(later_recipe())) == flatten(resolved(RECIPE))
+    flat = flatten(resolved(RECIPE))
+    assert not {"images.class_names", "train.ema_sigma_rels", "train.keep_last"} & flat.keys()
+    assert flatten({"a": (), "b": None, "c": {}, "d": 0, "e": "", "f": (1,)}) == {"d": "0", "e": "", "f": "(1,)"}
+
+
+def test_a_new_field_of_the_protocol_changes_its_id_only_where_it_is_set():
+    later = with_new_fields(PROTOCOL)
+    assert later.to_dict() == PROTOCOL.to_dict() and later.protocol_id == PROTOCOL.protocol_id
+    assert type(later).from_dict(PROTOCOL.to_dict()) == later  # a report that is older than the fields
+    changed = dataclasses.replace(later, new_none="x", new_tuple=("a",))
+    assert changed.protocol_id != PROTOCOL.protocol_id
+    assert type(later).from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
+
+
+def optional_fields(cls, prefix=""):
+    """Dotted names of the fields of a recipe that are None or () when left out."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.default is None or field.default == ():
+            yield f"{prefix}{field.name}"
+        for hint in (hints[field.name], *typing.get_args(hints[field.name])):
+            if dataclasses.is_dataclass(hint):
+                yield from optional_fields(hint, f"{prefix}{field.name}.")
+
+
+def test_the_closed_list_names_fields_that_there_are():
+    assert set(optional_fields(Recipe)) >= ALWAYS_RECORDED
