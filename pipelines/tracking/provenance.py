@@ -2,15 +2,18 @@
 
 import functools
 import getpass
-import json
 import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import tomli_w
 
 from cluster import storage
 from pipelines.artifacts import digest_of
@@ -122,20 +125,11 @@ def recipe_artifact(config: Recipe, folder: Path) -> Path:
     return path
 
 
-def toml_of(content: dict, table: str = "") -> str:
-    """A nested dictionary as TOML; None, which TOML has no word for, is left out."""
-    values = {name: value for name, value in content.items() if value is not None}
-    tables = {name: value for name, value in values.items() if isinstance(value, dict)}
-    lines = [f"[{table}]"] if table else []
-    lines += [f"{name} = {_toml_value(value)}" for name, value in values.items() if name not in tables]
-    parts = ["\n".join(lines) + "\n"] if lines else []
-    parts += [toml_of(value, f"{table}.{name}" if table else name) for name, value in tables.items()]
-    return "\n".join(parts)
+def toml_of(content: Mapping[str, Any]) -> str:
+    """Return nested settings as TOML. None, for which TOML has no value, is left out."""
+    return tomli_w.dumps(_without_none(content))
 
 
-def _toml_value(value) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} = {_toml_value(each)}" for name, each in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    return json.dumps(value)  # strings, numbers and booleans are written alike
+def _without_none(content: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in content.items() if value is not None}
+    return {name: _without_none(value) if isinstance(value, dict) else value for name, value in given.items()}

@@ -16,6 +16,7 @@ RECIPES = ("tests/recipes/tiny.toml", "pipelines/recipes/digits.toml")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_recipe_of_a_run_is_the_same_recipe_again(request, recipe, tmp_path):
     overrides = ("evaluate.cfg_scale=1.5", "evaluate.cfg_interval=[0.1,0.8]", 'name="a \\"b\\" \\u00e9"')
+    overrides += ('train.label_selector={"ray.io/market-type" = "!spot"}', "train.ema_sigma_rels=[0.05,0.1]")
     config = load_recipe(request.config.rootpath / recipe, overrides)
     path = recipe_artifact(config, tmp_path)
     assert path.name == "recipe.toml" and load_recipe(path) == config
