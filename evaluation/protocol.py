@@ -122,10 +122,11 @@ class EvaluationProtocol:
                 f"all of {', '.join(known)}",
                 "take the protocol from an unedited report.json, or build EvaluationProtocol(...) yourself",
             )
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**arguments)
 
     @classmethod
-    def _may_lack(cls, field: Field) -> bool:
+    def _may_lack(cls, field: Field[Any]) -> bool:
         """Whether protocols without this field are complete, because it was added later."""
         return field.name in _ADDED or (field.default is not MISSING and cls._is_unset(field.name, field.default))
 

@@ -1,23 +1,28 @@
-"""Progress: a bar on a terminal, plain lines elsewhere."""
+"""What stages print: a progress bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
 
-EVERY_SECONDS = 5.0
+SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_BARS = 0.1
 
 
 def say(stage: str, text: str) -> None:
-    """One line about a stage."""
+    """Print one line about a stage."""
     print(f"{stage:<12} {text}", flush=True)
 
 
 class Progress:
-    """How far a stage is: on a terminal a line that is drawn over, elsewhere a line every few seconds."""
+    """The progress of a stage: one line that is redrawn on a terminal, elsewhere a new line every few seconds.
+
+    total: units in all. unit: their plural, such as "images". start: units that an earlier process has done, which
+    count towards the total but not towards the speed.
+    """
 
     def __init__(self, stage: str, *, total: int, unit: str, start: int = 0):
         self.stage, self.total, self.unit = stage, total, unit
         self.count = self.first = start
-        self.started = self._spoken = time.monotonic()
+        self.started = self._printed = time.monotonic()
         self.terminal = sys.stdout.isatty()
         self.details = ""
 
@@ -27,24 +32,25 @@ class Progress:
         return (self.count - self.first) / max(1e-9, time.monotonic() - self.started)
 
     def advance(self, count: int = 1, **details: float) -> None:
-        """Count further; details are shown behind the count."""
+        """Add to the count. details: numbers to show behind it, by name."""
         self.to(self.count + count, **details)
 
     def to(self, count: int, **details: float) -> None:
-        """Set the count."""
+        """Set the count. details: numbers to show behind it, by name; without any, the last ones stay."""
         self.count = count
         if details:
             self.details = "".join(f" | {name} {value:.4g}" for name, value in details.items())
         now = time.monotonic()
-        if now - self._spoken >= (0.1 if self.terminal else EVERY_SECONDS) or count >= self.total:
-            self._spoken = now
-            self._show()
+        pause = SECONDS_BETWEEN_BARS if self.terminal else SECONDS_BETWEEN_LINES
+        if now - self._printed >= pause or count >= self.total:
+            self._printed = now
+            self._print()
 
-    def _show(self) -> None:
+    def _print(self) -> None:
         width = len(f"{self.total:,}")
         left = (self.total - self.count) / self.rate if self.rate else 0.0
         line = f"{self.count:>{width},}/{self.total:,} {self.unit}{self.details} | {self.rate:.1f} {self.unit}/s"
-        line += f" | {_clock(left)} left" if self.count < self.total else ""
+        line += f" | {_format_time(left)} left" if self.count < self.total else ""
         if self.terminal:
             bar = "#" * int(20 * self.count / max(1, self.total))
             print(f"\r{self.stage:<12} [{bar:<20}] {line}\x1b[K", end="", flush=True)
@@ -52,18 +58,18 @@ class Progress:
             say(self.stage, line)
 
     def done(self, text: str) -> None:
-        """End with a line that stays."""
+        """End with a line that stays: a text, and the seconds since this process began."""
         if self.terminal:
             print("\r\x1b[K", end="")
         say(self.stage, f"{text} ({time.monotonic() - self.started:.0f} s)")
 
 
-def _clock(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a line about something else."""
+    """Return the first line of an error's message, or the name of its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

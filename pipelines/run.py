@@ -1,4 +1,4 @@
-"""The pipeline: autoencoder, encode, train and evaluate in a row, each skipped where its artifact fits."""
+"""The pipeline: autoencoder, encode, train and evaluate in this order, each skipped if its artifact is up to date."""
 
 from evaluation.report import EvaluationReport
 from pipelines.autoencoder import train_autoencoder
@@ -12,7 +12,10 @@ from pipelines.train import train
 
 @job
 def run_pipeline(config: Recipe, *, context: StageContext) -> EvaluationReport:
-    """From images to metrics of the newest checkpoint. Run again after any interruption: it goes on."""
+    """Run all stages of a recipe and return the report of the newest checkpoint.
+
+    After an interruption, running it again resumes.
+    """
     with context.pipeline(resolved(config)):
         train_autoencoder(config, context=context)
         encode(config, context=context)

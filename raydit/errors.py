@@ -1,18 +1,18 @@
-"""Errors that a user can cause and mend. Anything else that is raised is a bug, and shows its traceback.
+"""The errors that a user can cause and correct. Every other exception is a bug, and shows its traceback.
 
     RayditError
-    ├── InvalidInput       a value, file or combination that raydit does not take     also a ValueError
-    ├── NotFound           something that is named and is not there                   also a FileNotFoundError
-    ├── AlreadyExists      something that would be overwritten                        also a FileExistsError
-    ├── InUse              something that another process holds                       also an OSError
-    └── Failed             the input was right and the work could not be done
-        ├── Unreachable    a server that does not answer                              also a ConnectionError
-        ├── StorageFailed  a disk or store that refuses access, or fails              also an OSError
-        ├── StorageFull    a disk or quota without room                               also an OSError
-        ├── Diverged       a training whose numbers are no longer finite              also a FloatingPointError
-        └── WorkersDied    processes that end again and again                         also a ChildProcessError
+    ├── InvalidInput       a value, file or combination that raydit cannot use       also a ValueError
+    ├── NotFound           a file, artifact, run or model that does not exist        also a FileNotFoundError
+    ├── AlreadyExists      a file or folder that would be overwritten                also a FileExistsError
+    ├── InUse              a folder that another process is working in               also an OSError
+    └── Failed             the input is valid, but the work could not be done
+        ├── Unreachable    a server that does not answer                             also a ConnectionError
+        ├── StorageFailed  a disk or store that refuses access, or fails             also an OSError
+        ├── StorageFull    a disk or quota that is full                              also an OSError
+        ├── Diverged       a training whose loss is no longer finite                 also a FloatingPointError
+        └── WorkersDied    worker processes that end repeatedly                      also a ChildProcessError
 
-Each is also the built-in error of its kind, so that callers from Python can catch what they expect.
+Each derives from the built-in exception of its kind too, so that Python callers can catch what they expect.
 """
 
 from typing import ClassVar
@@ -21,8 +21,9 @@ from typing import ClassVar
 class RayditError(Exception):
     """An error for users: what was found, what was expected instead, and what to do about it.
 
-    found: what is there, beginning with where: a field, a file, a flag. expected: what would be right; may be empty
-    where the first part says it. do: one or more instructions, without the final stop.
+    found: what is wrong, beginning with where: a field, a file, a flag. expected: what would be right; empty if `found`
+    says so. do: one or more instructions, without the final full stop; empty if there is nothing to do.
+    The message is "<found>, expected <expected>. <Do>".
     """
 
     exit_code: ClassVar[int] = 2
@@ -33,17 +34,17 @@ class RayditError(Exception):
         parts = [f"{found}, expected {expected}" if expected else found, do[:1].upper() + do[1:]]
         super().__init__(". ".join(part for part in parts if part))
 
-    def __reduce__(self):
-        # Errors travel between Ray's processes by pickle, which would call the class with the whole message.
+    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
+        # Errors are pickled between Ray's processes; by default, pickle would call the class with the message alone.
         return type(self), (self.found, self.expected, self.do)
 
 
 class InvalidInput(RayditError, ValueError):
-    """A value, a file or a combination of settings that raydit does not take."""
+    """A value, a file or a combination of settings that raydit cannot use."""
 
 
 class NotFound(RayditError, FileNotFoundError):
-    """A file, artifact, run or model that is named and is not there."""
+    """A file, artifact, run or model that does not exist."""
 
 
 class AlreadyExists(RayditError, FileExistsError):
@@ -51,11 +52,11 @@ class AlreadyExists(RayditError, FileExistsError):
 
 
 class InUse(RayditError, OSError):
-    """A folder that another living process works in."""
+    """A folder that another running process is working in."""
 
 
 class Failed(RayditError):
-    """The input was right, and the work could not be done."""
+    """The input is valid, but the work could not be done."""
 
     exit_code = 1
 
@@ -69,7 +70,7 @@ class StorageFailed(Failed, OSError):
 
 
 class StorageFull(Failed, OSError):
-    """A disk or quota that has no room for what is to be written."""
+    """A disk or quota that has no room for a file."""
 
 
 class Diverged(Failed, FloatingPointError):
@@ -77,4 +78,4 @@ class Diverged(Failed, FloatingPointError):
 
 
 class WorkersDied(Failed, ChildProcessError):
-    """Worker processes that end again and again, or that took something with them."""
+    """Worker processes that end repeatedly, or whose end cannot be recovered from."""

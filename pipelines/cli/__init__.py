@@ -1,1 +1,1 @@
-"""The `raydit` command: what it parses, submits and prints."""
+"""The `raydit` command: one file for each subcommand in commands/, and the submission of jobs in submission/."""

@@ -1,4 +1,4 @@
-"""`python -m pipelines.cli`: the `raydit` command where no script of that name is installed, as in a Ray job."""
+"""`python -m pipelines.cli`: the `raydit` command where that script is not installed, such as in a Ray job."""
 
 from pipelines.cli.main import main
 

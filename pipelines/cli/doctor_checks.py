@@ -1,4 +1,4 @@
-"""`raydit doctor`: what the cluster package can check, and what only the jobs know of: tracking and weights."""
+"""The checks of `raydit doctor`: those of `cluster.doctor`, and those of tracking and weights."""
 
 import json
 from collections.abc import Iterator
@@ -21,20 +21,20 @@ from cluster.doctor import (
     render,
 )
 from cluster.node_checks import MAX_CLOCK_SKEW_SECONDS, SENDER_VERSIONS, check_nodes, installed_versions
-from pipelines.cli.submission.environment import job_environment, sendable_environment
+from pipelines.cli.submission.environment import local_job_environment, remote_job_environment
 from pipelines.tracking.lookup import dangling_aliases
 from pipelines.tracking.store import check_tracking, tracking_uri
 
 PACKAGES = ("raydit", "torch", "ray", "pyarrow", "diffusers", "torch-fidelity", "mlflow")
 NAME_WIDTH = max(map(len, PACKAGES))
-HERE = "."
-"""The default output: a job's working directory is none that a run would write to, so nodes are not asked for it."""
+DEFAULT_OUTPUT = "."
+"""Default of --output. Nodes do not check it, because no run writes to the working directory of a job."""
 
 
-def examine(address: str | None, output: str, as_json: bool) -> bool:
-    """Print one line for each check, as soon as it is known; True if all are green."""
+def run_checks(address: str | None, output: str, as_json: bool) -> bool:
+    """Print the result of each check as soon as it is known, and return whether all passed."""
     checks = []
-    for check in checks_in_order(address, output):
+    for check in all_checks(address, output):
         checks.append(check)
         if not as_json:
             click.echo(render([check], NAME_WIDTH))
@@ -43,7 +43,8 @@ def examine(address: str | None, output: str, as_json: bool) -> bool:
     return all(check.ok for check in checks)
 
 
-def checks_in_order(address: str | None, output: str) -> Iterator[Check]:
+def all_checks(address: str | None, output: str) -> Iterator[Check]:
+    """Check this machine, and the cluster at `address` if there is one. output: folder or URI of future outputs."""
     yield check_python()
     yield from check_packages(PACKAGES)
     yield check_devices()
@@ -58,79 +59,85 @@ def checks_in_order(address: str | None, output: str) -> Iterator[Check]:
 
 
 def check_cluster(address: str, output: str) -> Iterator[Check]:
-    """What the nodes of a cluster have: asked by a job of its own where only a job server is known."""
+    """Check the nodes of a cluster: directly if Ray can be joined, else with a job on its job server."""
     if "://" not in address:
-        yield from joined_nodes(address, output)
+        yield from check_joined_nodes(address, output)
         return
     yield check_token(address)
     yield check_head_clock(address, MAX_CLOCK_SKEW_SECONDS)
-    yield from nodes_by_job(address, output)
+    yield from check_nodes_by_job(address, output)
 
 
-def joined_nodes(address: str, output: str) -> list[Check]:
+def check_joined_nodes(address: str, output: str) -> list[Check]:
+    """Join a Ray cluster and check its nodes."""
     from cluster.session import ray_session
 
     uri = tracking_uri()
-    tracking = partial(check_tracking_store, uri) if uri.startswith("http") else None  # a file is the driver's own
+    # A file is used only by the process that runs the stages, so nodes need not reach it.
+    tracking = partial(check_tracking_store, uri) if uri.startswith("http") else None
     with ray_session(address):
-        return check_nodes(None if output == HERE else output, tracking)
+        return check_nodes(None if output == DEFAULT_OUTPUT else output, tracking)
 
 
-def nodes_by_job(address: str, output: str) -> list[Check]:
-    """The checks of the nodes from a `raydit doctor` that runs there as a job."""
+def check_nodes_by_job(address: str, output: str) -> list[Check]:
+    """Run `raydit doctor` as a job on a cluster, and return its checks of the nodes."""
     from cluster import job_server, jobs
 
-    here = job_server.is_this_machine(address)
+    is_local = job_server.is_this_machine(address)
     command = ["doctor", "--address", "auto", "--json"]
-    if output != HERE:
-        command += ["--output", str(Path(output).absolute()) if here and storage.is_local(output) else output]
-    env = job_environment() if here else sendable_environment()
+    if output != DEFAULT_OUTPUT:
+        command += ["--output", str(Path(output).absolute()) if is_local and storage.is_local(output) else output]
+    env = local_job_environment() if is_local else remote_job_environment()
     job = jobs.submit(command, address=address, env=env | {SENDER_VERSIONS: json.dumps(installed_versions())})
     lines: list[str] = []
     code = jobs.follow(job, address, write=lines.append)
     found = next((line for line in reversed(lines) if line.startswith("[{")), None)
     if found is None:
         do = f"see raydit jobs logs {job} --address {address}; is raydit installed there?"
-        return [Check("nodes", False, f"the doctor's job {job} ended with exit code {code} and no answer", do)]
-    return answers_of_job([Check(**check) for check in json.loads(found)], here)
+        return [Check("nodes", False, f"the doctor's job {job} ended with exit code {code} and no result", do)]
+    return select_cluster_checks([Check(**check) for check in json.loads(found)], is_local)
 
 
-def answers_of_job(checks: list[Check], here: bool) -> list[Check]:
-    """What of a doctor's findings on the head is about the cluster and not about the head alone."""
+def select_cluster_checks(checks: list[Check], is_local: bool) -> list[Check]:
+    """Select from the checks of a job on the head those of the cluster; others concern the head alone.
+
+    is_local: whether the job server is on this machine, so that a tracking database here can be reached.
+    """
     names = [check.name for check in checks]
-    answers = checks[names.index("nodes") :] if "nodes" in names else [check for check in checks if not check.ok]
+    selected = checks[names.index("nodes") :] if "nodes" in names else [check for check in checks if not check.ok]
     tracking = checks[names.index("tracking")]
-    if not here and tracking.found.startswith("sqlite:"):
-        found = "no server is set; a job would record its runs in a folder of its own, which is not kept"
+    if not is_local and tracking.found.startswith("sqlite:"):
+        found = "no server is set, so a job would record its runs in its own folder, which is deleted at its end"
         do = "set MLFLOW_TRACKING_URI, here or in the cluster's environment"
-        answers.append(Check("node tracking", False, found, do))
-    return answers
+        selected.append(Check("node tracking", False, found, do))
+    return selected
 
 
 def check_tracking_store(uri: str = "") -> Check:
+    """Check that the MLflow store answers. uri: empty for the one in use."""
     uri = tracking_uri(uri)
     try:
         found = check_tracking(uri)
     except ConnectionError as error:
-        do = "start the server, or set MLFLOW_TRACKING_URI to one that runs; results are kept until it answers"
+        do = "start the server, or set MLFLOW_TRACKING_URI to one that runs; until it answers, results are kept"
         return Check("tracking", False, f"{uri}: {error}", do)
     return Check("tracking", True, f"{uri}: {found}")
 
 
 def check_aliases(uri: str = "") -> Check:
-    """An alias of a registered model must lead to files that can be loaded."""
+    """Check that the checkpoints behind all aliases of registered models exist."""
     try:
         dangling, count = dangling_aliases(tracking_uri(uri))
-    except (FileNotFoundError, ConnectionError):  # of which the line before this one tells
-        return Check("aliases", True, "none that can be asked for")
+    except (FileNotFoundError, ConnectionError):  # reported by check_tracking_store
+        return Check("aliases", True, "none, because the store does not answer")
     if dangling:
         do = "give each to another version, or promote a checkpoint again: raydit promote CHECKPOINT --name NAME"
-        return Check("aliases", False, f"{', '.join(dangling)} lead to nothing: the files are gone", do)
+        return Check("aliases", False, f"the files behind {', '.join(dangling)} are gone", do)
     return Check("aliases", True, f"{count} of registered models, each with its files")
 
 
 def check_weights() -> Check:
-    """The embedded extractor must be whole; Inception's weights are needed only where a recipe names them."""
+    """Check the weights of the embedded extractor, and report whether Inception's are cached."""
     from evaluation.extractors import create_extractor, find_cached_weights
     from evaluation.metric_names import INCEPTION
 

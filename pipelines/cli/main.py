@@ -1,7 +1,11 @@
-"""The `raydit` command: parses, calls a job, prints. Everything heavy is imported by the command that needs it."""
+"""The `raydit` command: its subcommands, and the exit codes and messages of errors.
+
+Subcommands import what is heavy when they run, so that --help and mistakes in recipes answer at once.
+"""
 
 import errno
 import sys
+from typing import NoReturn
 
 import click
 
@@ -27,6 +31,7 @@ COMMANDS: tuple[click.Command, ...] = (
     *(runs, lineage, promote, ui),
     *(submit, jobs, doctor),
 )
+
 PACKAGES = ("pipelines", "dit", "evaluation", "cluster")
 
 
@@ -41,13 +46,11 @@ for command in COMMANDS:
 
 
 def main() -> None:
-    """Entry point: exit codes are 0 done, 1 failed, 2 bad usage or input, 130 interrupted."""
+    """Run the command. Exit codes: 0 done, 1 failed, 2 bad usage or input, 130 interrupted."""
     try:
         cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        _fail("interrupted; the same command goes on from here", INTERRUPTED)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from here", INTERRUPTED)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _exit("interrupted; run the same command again to resume", INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(BAD_INPUT)
@@ -55,20 +58,20 @@ def main() -> None:
         sys.exit(exit.exit_code)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _fail(f"{error}; free some space, then the same command goes on from here", FAILED)
+            _exit(f"{error}. Free some space, and run the same command again to resume", FAILED)
         if not _is_ours(error):
             raise
         failed = isinstance(error, FloatingPointError | ConnectionError | ChildProcessError)
-        _fail(str(error), FAILED if failed else BAD_INPUT)
+        _exit(str(error), FAILED if failed else BAD_INPUT)
 
 
-def _fail(message: str, code: int) -> None:
+def _exit(message: str, code: int) -> NoReturn:
     click.echo(f"\nraydit: {message}", err=True)
     sys.exit(code)
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether the error was raised on purpose, by a line of ours: its message is for the user, its trace is not."""
+    """Whether a line of our own raised the error, so that its message is for the user and its traceback is not."""
     if not isinstance(error, ValueError | OSError | FloatingPointError):
         return False
     frame = error.__traceback__

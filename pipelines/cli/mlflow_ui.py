@@ -1,4 +1,4 @@
-"""The MLflow UI on the store in use: found where it runs already, else started."""
+"""The MLflow UI on the tracking store in use: found if it already runs, else started."""
 
 import os
 import signal
@@ -9,43 +9,48 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from pipelines.console import say
 from pipelines.tracking.lookup import connected_client
 from pipelines.tracking.store import check_tracking
+from raydit.errors import InvalidInput, Unreachable
 
 HOST = "127.0.0.1"
-PORTS = 10
-"""How many are looked at, from the one asked for on."""
+NUM_PORTS = 10
+"""Number of ports to try, from the given one on."""
 START_SECONDS = 180.0
 END_SECONDS = 15.0
 
 
 def serve_ui(uri: str, port: int) -> None:
-    """Print the address of the UI on a store; where none runs start one, which ends with this process.
+    """Print the address of the MLflow UI on a tracking store; start the UI if it does not run, and wait for its end.
 
-    Looked for at `port` and those after it. A tracking server is its own UI. Raises ConnectionError if that or what
-    was started does not answer, ValueError if all ports are taken by others.
+    Tries `port` and the ports after it. A tracking server is its own UI. Raises Unreachable if the server or the
+    started UI does not answer, and InvalidInput if other programs use all ports.
     """
     if uri.startswith("http"):
         say("ui", f"{uri} is the UI of its own store: {check_tracking(uri)}")
         return
-    check_tracking(uri)  # which makes a database, where there is none, as every stage does
-    ports = range(port, port + PORTS)
+    check_tracking(uri)  # creates a database that does not exist, as every stage does
+    ports = range(port, port + NUM_PORTS)
     free = [each for each in ports if _is_free(each)]
     if found := next((each for each in ports if each not in free and _serves(each, uri)), None):
-        say("ui", f"{_address(found)} on {uri}, which runs already")
+        say("ui", f"{_address(found)} on {uri} (already running)")
         return
-    if free:
-        with _server(uri, free[0]) as server:
-            say("ui", f"{_address(free[0])} on {uri}; Ctrl-C stops it")
-            # Not wait(): polars, where installed, lets the system restart what Ctrl-C ends.
-            while server.poll() is None:
-                time.sleep(0.5)
-        raise ConnectionError(f"the UI at {_address(free[0])} has ended by itself, with code {server.returncode}")
-    raise ValueError(
-        f"ports {port} to {port + PORTS - 1}: found other programs on all of them, expected a free one or the UI on "
-        f"{uri}. Choose others by --port"
+    if not free:
+        raise InvalidInput(
+            f"ports {port} to {port + NUM_PORTS - 1}: found other programs on all of them",
+            f"a free port, or the UI on {uri}",
+            "choose other ports with --port",
+        )
+    with _run_server(uri, free[0]) as server:
+        say("ui", f"{_address(free[0])} on {uri}; Ctrl-C stops it")
+        # Not wait(): polars, where installed, lets the system restart calls that Ctrl-C interrupts.
+        while server.poll() is None:
+            time.sleep(0.5)
+    raise Unreachable(
+        f"the UI at {_address(free[0])} ended with exit code {server.returncode}", "", "see its output above"
     )
 
 
@@ -64,16 +69,16 @@ def _is_free(port: int) -> bool:
 
 
 def _is_healthy(port: int) -> bool:
-    """Whether an MLflow server answers there."""
+    """Whether an MLflow server answers at a port."""
     try:
         with urllib.request.urlopen(f"{_address(port)}/health", timeout=5) as answer:
             return answer.read() == b"OK"
-    except (OSError, ValueError):  # nobody, or somebody who speaks otherwise
+    except (OSError, ValueError):  # no answer, or one in another protocol
         return False
 
 
 def _serves(port: int, uri: str) -> bool:
-    """Whether an MLflow server there has this very store: its experiments, made at the same milliseconds."""
+    """Whether an MLflow server at a port has this store: one whose experiments were created at the same times."""
     if not _is_healthy(port):
         return False
     try:
@@ -82,39 +87,41 @@ def _serves(port: int, uri: str) -> bool:
         return False
 
 
-def _experiments(uri: str) -> set[tuple]:
+def _experiments(uri: str) -> set[tuple[str, str, int, str]]:
     with connected_client(uri) as client:
         found = client.search_experiments()
     return {(each.experiment_id, each.name, each.creation_time, each.artifact_location) for each in found}
 
 
 @contextmanager
-def _server(uri: str, port: int) -> Iterator[subprocess.Popen]:
-    """`mlflow ui`, once it answers; it and what it starts are ended with the block, also by SIGTERM and SIGHUP."""
+def _run_server(uri: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run `mlflow ui` until the end of the block, also when SIGTERM or SIGHUP ends it; yields once it answers."""
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
-    # One user, one process; of MLflow's runner of background jobs, five more, nothing here makes use.
+    # One user needs one worker process, and nothing here uses MLflow's job runner, which starts five more.
     command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
     env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+        signal.signal(number, _interrupt)
     server = subprocess.Popen(command, env=env, start_new_session=True)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not _is_healthy(port):
             if server.poll() is not None or time.monotonic() > deadline:
-                raise ConnectionError(f"`mlflow ui` on {uri} did not come up at {_address(port)}; see what it printed")
+                raise Unreachable(
+                    f"`mlflow ui` on {uri} did not start at {_address(port)}", "", "see its output above for the reason"
+                )
             time.sleep(0.2)
         yield server
     finally:
         _end(server)
 
 
-def _stop(number: int, frame) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _end(server: subprocess.Popen) -> None:
-    """End the whole group: MLflow's command starts the server as a process of its own."""
+def _end(server: "subprocess.Popen[bytes]") -> None:
+    """End the server's process group: MLflow's command runs the server in a process of its own."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, number)

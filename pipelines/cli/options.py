@@ -1,6 +1,13 @@
-"""What the commands of `raydit` share: exit codes and options."""
+"""What the commands of `raydit` share: exit codes, options, and opening a checkpoint with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from pipelines.checkpoints.open import LocatedCheckpoint
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -8,22 +15,22 @@ recipe_argument = click.argument("recipe", type=click.Path(dir_okay=False))
 set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe's field.")
 address_option = click.option("--address", help="Ray cluster to use; default: RAY_ADDRESS, else a local Ray.")
 server_option = click.option(
-    "--address", help="http://HOST:8265 of the cluster's head; default: RAY_API_SERVER_ADDRESS, else this machine's."
+    "--address",
+    help="Job server of the cluster, http://HOST:8265; default: RAY_API_SERVER_ADDRESS, else one on this machine.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
 store_option = click.option(
     "--store",
     metavar="URI",
     default="",
-    help="MLflow's; default: a recipe's, MLFLOW_TRACKING_URI, else mlflow.db here.",
+    help="MLflow tracking URI; default: the recipe's, else MLFLOW_TRACKING_URI, else mlflow.db in this folder.",
 )
-dry_run_option = click.option("--dry-run", is_flag=True, help="Print the resolved recipe and touch nothing.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the resolved recipe and change nothing.")
+model_option = click.option("--model", help="Named size of the weights in an official .pt file, such as DiT-XL/2.")
 
 
-model_option = click.option("--model", help="Of an official .pt file: the named size of its weights, as DiT-XL/2.")
-
-
-def open_checkpoint(checkpoint, model, overrides):
+def open_checkpoint(checkpoint: str, model: str | None, overrides: tuple[str, ...]) -> LocatedCheckpoint:
+    """Open what a user names as CHECKPOINT, with the values of --model and --set."""
     from pipelines.checkpoints.open import open_checkpoint
 
     given = dict(override.split("=", 1) for override in overrides if "=" in override)

@@ -1,43 +1,58 @@
-"""What commands print: results for scripts, recipes, reports."""
+"""What commands print: aligned lines for people, and results for scripts."""
+
+from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
-
-def print_report(report, folder: str, as_json: bool, uri: str) -> None:
-    """The numbers, what to know of them, and where everything is."""
-    from cluster import storage
-
-    click.echo(f"\n{report.table()}")
-    for warning in report.warnings:
-        click.echo(f"note: {warning}")
-    click.echo(f"report       {shown(storage.join(folder, 'report.json'))}")
-    for name in report.artifacts:
-        click.echo(f"{name:<12} {shown(storage.join(folder, report.artifacts[name]))}")
-    click.echo(f"MLflow UI    raydit ui{'' if uri.startswith('sqlite') else f'   (on {uri})'}")
-    print_result(as_json, json.loads(report.to_json()))
+if TYPE_CHECKING:
+    from evaluation.report import EvaluationReport
+    from pipelines.config.recipe import Recipe
 
 
-def shown(place: str) -> str:
-    """Relative to the working directory where it lies below: a job's working directory is not its user's."""
-    below = os.path.relpath(place)
-    return place if "://" in place or below.startswith(os.pardir) else below
+def print_line(title: str, text: str) -> None:
+    """Print a line that begins with a title in a column of its own."""
+    click.echo(f"{title:<12} {text}")
 
 
-def print_result(as_json: bool, result: dict) -> None:
-    """The last line of a command, where --json asks for it."""
+def print_result(as_json: bool, result: Mapping[str, Any]) -> None:
+    """Print the last line of a command with --json: its result as one line of JSON."""
     if as_json:
         click.echo(json.dumps(result))
 
 
-def print_resolved(config) -> None:
-    """The recipe with every default filled in."""
+def print_resolved(config: Recipe) -> None:
+    """Print a recipe as JSON with every default filled in."""
     from pipelines.config.reader import resolved
 
     click.echo(json.dumps(resolved(config), indent=2))
 
 
-def print_line(title: str, text: str) -> None:
-    click.echo(f"{title:<12} {text}")
+def print_report(report: EvaluationReport, folder: str, as_json: bool, uri: str) -> None:
+    """Print a report's metrics and warnings, and where its files and its MLflow UI are.
+
+    folder: path or URI of the report's folder. uri: MLflow tracking URI.
+    """
+    from cluster import storage
+
+    click.echo(f"\n{report.table()}")
+    for warning in report.warnings:
+        click.echo(f"note: {warning}")
+    print_line("report", shorten_path(storage.join(folder, "report.json")))
+    for name in report.artifacts:
+        print_line(name, shorten_path(storage.join(folder, report.artifacts[name])))
+    print_line("MLflow UI", f"raydit ui{'' if uri.startswith('sqlite') else f'   (on {uri})'}")
+    print_result(as_json, json.loads(report.to_json()))
+
+
+def shorten_path(path: str) -> str:
+    """Return a path below the working directory relative to it, and other paths and URIs unchanged.
+
+    Only such paths: the working directory of a job is not that of the user who reads its log.
+    """
+    relative = os.path.relpath(path)
+    return path if "://" in path or relative.startswith(os.pardir) else relative

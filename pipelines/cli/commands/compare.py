@@ -1,4 +1,4 @@
-"""`raydit compare`: reports side by side."""
+"""`raydit compare`: evaluation reports side by side."""
 
 import json
 
@@ -10,11 +10,15 @@ from pipelines.cli.output import print_result
 
 @click.command()
 @click.argument("reports", metavar="A B...", nargs=-1, required=True, type=click.Path())
-@click.option("--protocol", help="Id of the protocol, where checkpoints have reports of several.")
-@click.option("--allow-unequal", is_flag=True, help="Set reports of unequal protocols side by side all the same.")
+@click.option("--protocol", help="Protocol id of the reports to compare, for checkpoints with several reports.")
+@click.option("--allow-unequal", is_flag=True, help="Also compare reports of different protocols.")
 @json_option
-def compare(reports, protocol, allow_unequal, as_json) -> None:
-    """Set reports side by side: of checkpoints, or by their files or folders. Refuses unequal protocols."""
+def compare(reports: tuple[str, ...], protocol: str | None, allow_unequal: bool, as_json: bool) -> None:
+    """Print evaluation reports side by side.
+
+    Each of A B... is a checkpoint, a report or its folder. Reports of different protocols are refused, because their
+    metrics are not comparable.
+    """
     from evaluation.compare import compare_reports
     from pipelines.scoring.report_files import find_reports
 

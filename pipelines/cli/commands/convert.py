@@ -1,38 +1,59 @@
 """`raydit import` and `raydit export`: checkpoints from and for other code."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
 import click
 
+from dit.config import Numerics, ProcessKind
 from pipelines.cli.options import json_option, set_option
-from pipelines.cli.output import print_result
+from pipelines.cli.output import print_line, print_result
+
+if TYPE_CHECKING:
+    from pipelines.checkpoints.exporting import ExportFormat
 
 
 @click.command(name="import")
 @click.argument("source", metavar="FILE", type=click.Path())
 @click.argument("out", type=click.Path())
-@click.option("--model", help="Named size that the weights must have, such as DiT-XL/2; default: recognised.")
+@click.option("--model", help="Named size of the weights, such as DiT-XL/2; default: recognised by their shapes.")
 @click.option(
     "--autoencoder",
     type=click.Path(),
-    help="Hub id or folder; default: stabilityai/sd-vae-ft-ema, or the pipeline's own.",
+    help="Hub id or folder of the autoencoder; default: the pipeline's own, else stabilityai/sd-vae-ft-ema.",
 )
 @click.option(
     "--objective",
-    type=click.Choice(["diffusion", "flow"]),
+    type=click.Choice(get_args(ProcessKind)),
     default="diffusion",
     show_default=True,
-    help="What the weights were trained for; flow: SiT's.",
+    help="What the weights were trained for; flow for SiT's.",
 )
 @click.option(
     "--numerics",
-    type=click.Choice(["diffusers", "official"]),
+    type=click.Choice(get_args(Numerics)),
     default="diffusers",
     show_default=True,
-    help="Of a pipeline: compute what diffusers does, or, for weights converted from official ones, what those did.",
+    help="For a pipeline folder: compute as diffusers does, or, if its weights were converted from official ones, "
+    "as the official code does.",
 )
 @set_option
 @json_option
-def import_(source, out, model, autoencoder, objective, numerics, overrides, as_json) -> None:
-    """Make a checkpoint OUT of FILE: official DiT or U-ViT weights, or a diffusers DiT pipeline folder."""
+def import_(
+    source: str,
+    out: str,
+    model: str | None,
+    autoencoder: str | None,
+    objective: ProcessKind,
+    numerics: Numerics,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Convert FILE to a checkpoint OUT.
+
+    FILE is official DiT, SiT or U-ViT weights, or a diffusers DiT pipeline folder.
+    """
     from pipelines.checkpoints.importing import import_checkpoint, summarize_import
 
     checkpoint = import_checkpoint(
@@ -45,7 +66,7 @@ def import_(source, out, model, autoencoder, objective, numerics, overrides, as_
         overrides=overrides,
     )
     for line in summarize_import(checkpoint):
-        click.echo(f"import       {line}")
+        print_line("import", line)
     print_result(
         as_json, {"path": str(checkpoint.path), "digest": checkpoint.digest, "model": checkpoint.config["model"]}
     )
@@ -54,11 +75,16 @@ def import_(source, out, model, autoencoder, objective, numerics, overrides, as_
 @click.command(name="export")
 @click.argument("checkpoint", type=click.Path())
 @click.argument("out", type=click.Path())
-@click.option("--format", type=click.Choice(["diffusers", "official"]), required=True, help="A folder, or a .pt file.")
-@click.option("--weights", default="ema", show_default=True, help="Averaged (ema), or as trained (raw).")
+@click.option(
+    "--format",
+    type=click.Choice(["diffusers", "official"]),
+    required=True,
+    help="diffusers: a pipeline folder; official: a .pt file.",
+)
+@click.option("--weights", default="ema", show_default=True, help="Weights to export: averaged (ema) or trained (raw).")
 @json_option
-def export(checkpoint, out, format, weights, as_json) -> None:
-    """Write CHECKPOINT as OUT, for diffusers' DiTPipeline or for the official code."""
+def export(checkpoint: str, out: str, format: ExportFormat, weights: str, as_json: bool) -> None:
+    """Write CHECKPOINT to OUT, for diffusers' DiTPipeline or for the official code."""
     from pipelines.checkpoints.exporting import describe_export, export_checkpoint
 
     path = export_checkpoint(checkpoint, out, format=format, weights=weights)

@@ -1,4 +1,4 @@
-"""`raydit doctor`: check this machine and a cluster."""
+"""`raydit doctor`: check this machine and a cluster. The checks are in `pipelines.cli.doctor_checks`."""
 
 import sys
 
@@ -8,13 +8,14 @@ from pipelines.cli.options import FAILED, OK, json_option
 
 
 @click.command()
-@click.option("--address", help="Ray cluster to check: HOST:PORT, or http://HOST:8265 of its head.")
-@click.option(
-    "--output", type=click.Path(), default=".", show_default=True, help="Folder or URI where runs will write."
-)
+@click.option("--address", help="Ray cluster to check: HOST:PORT, or its job server, http://HOST:8265.")
+@click.option("--output", type=click.Path(), default=".", show_default=True, help="Folder or URI of future outputs.")
 @json_option
-def doctor(address, output, as_json) -> None:
-    """Check versions, devices, Ray, storage, tracking and weights; say what to do where something is red."""
-    from pipelines.cli.doctor_checks import examine
+def doctor(address: str | None, output: str, as_json: bool) -> None:
+    """Check versions, devices, Ray, storage, tracking and weights, and say how to repair what fails.
 
-    sys.exit(OK if examine(address, output, as_json) else FAILED)
+    Exit code 1 if any check fails.
+    """
+    from pipelines.cli.doctor_checks import run_checks
+
+    sys.exit(OK if run_checks(address, output, as_json) else FAILED)

@@ -1,6 +1,11 @@
-"""`raydit evaluate`: score checkpoints and images."""
+"""`raydit evaluate`: score samples of checkpoints, or images from elsewhere."""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,72 +17,119 @@ from pipelines.cli.options import (
     open_checkpoint,
     set_option,
 )
-from pipelines.cli.output import print_report, print_resolved, print_result, shown
+from pipelines.cli.output import print_line, print_report, print_resolved, print_result, shorten_path
+
+if TYPE_CHECKING:
+    from pipelines.checkpoints.open import LocatedCheckpoint
+    from pipelines.config.recipe import Recipe
+    from pipelines.evaluate import FinishedEvaluation
+    from pipelines.scoring.saved_samples import SampleFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Options of `raydit evaluate` that say how to evaluate, whatever is scored."""
+
+    repeats: int
+    save_images: str | None
+    save_format: SampleFormat
+    promote: str | None
+    force: bool
+    address: str | None
+    dry_run: bool
+    as_json: bool
 
 
 @click.command()
 @click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, type=click.Path())
 @click.option(
-    "--images", type=click.Path(), help="Score these images instead: a folder, table, archive, or ADM's .npz."
+    "--images", type=click.Path(), help="Score these images instead: a folder, table, archive, or ADM's .npz file."
 )
-@click.option("--watch", is_flag=True, help="CHECKPOINT is a folder that a training fills: score what appears.")
-@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="With --watch: each n-th only.")
-@click.option("--recipe", type=click.Path(dir_okay=False), help="Take the protocol from here, not from the checkpoint.")
-@click.option("--num-samples", type=click.IntRange(min=10), help="Images to sample.")
-@click.option("--reference", type=click.Path(), help="Reference statistics (.npz) instead of the training images'.")
-@click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Seeds, for error bars.")
-@click.option("--save-images", metavar="FOLDER", type=click.Path(), help="Write the samples as well.")
-@click.option("--save-format", type=click.Choice(["parquet", "png"]), default="parquet", show_default=True)
-@click.option("--promote", metavar="NAME", help="Make the better one `champion` of MLflow's registered model NAME.")
-@click.option("--force", is_flag=True, help="Evaluate again where there is a report already.")
+@click.option(
+    "--watch", is_flag=True, help="Treat CHECKPOINT as the folder of a running training, and score new checkpoints."
+)
+@click.option(
+    "--every", type=click.IntRange(min=1), default=1, show_default=True, help="With --watch: score every n-th only."
+)
+@click.option("--recipe", type=click.Path(dir_okay=False), help="Recipe of the protocol; default: the checkpoint's.")
+@click.option("--num-samples", type=click.IntRange(min=10), help="Number of images to sample.")
+@click.option(
+    "--reference", type=click.Path(), help="Reference statistics (.npz); default: those of the training images."
+)
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Number of seeds, for error bars."
+)
+@click.option("--save-images", metavar="FOLDER", type=click.Path(), help="Also write the samples to this folder.")
+@click.option(
+    "--save-format",
+    type=click.Choice(["parquet", "png"]),
+    default="parquet",
+    show_default=True,
+    help="File format for --save-images.",
+)
+@click.option(
+    "--promote", metavar="NAME", help="Make a better checkpoint the champion of the registered MLflow model NAME."
+)
+@click.option("--force", is_flag=True, help="Evaluate again even if there is a report.")
 @model_option
 @set_option
 @address_option
 @dry_run_option
 @json_option
-def evaluate(checkpoints, images, watch, every, recipe, num_samples, reference, model, overrides, **flags) -> None:
+def evaluate(
+    checkpoints: tuple[str, ...],
+    images: str | None,
+    watch: bool,
+    every: int,
+    recipe: str | None,
+    num_samples: int | None,
+    reference: str | None,
+    model: str | None,
+    overrides: tuple[str, ...],
+    **options: Any,
+) -> None:
     """Sample from each CHECKPOINT and score the samples.
 
-    A CHECKPOINT is a folder or URI, runs:/RUN_ID, models:/NAME@ALIAS, a diffusers DiT pipeline or an official file.
+    A CHECKPOINT is a folder or URI, runs:/RUN_ID, models:/NAME@ALIAS, a diffusers DiT pipeline or an official .pt file.
     """
+    flags = Flags(**options)
     if bool(checkpoints) == (images is not None):
-        raise click.UsageError("expected one CHECKPOINT or more, or --images FOLDER; found " + _which(images))
+        found = "neither" if images is None else "both"
+        raise click.UsageError(f"expected one CHECKPOINT or more, or --images FOLDER; found {found}")
     if watch and len(checkpoints) != 1:
-        raise click.UsageError(f"--watch follows one folder of checkpoints; found {len(checkpoints)}")
+        raise click.UsageError(f"--watch expects one folder of checkpoints; found {len(checkpoints)}")
     if num_samples is not None:
         overrides = (*overrides, f"evaluate.num_samples={num_samples}")
     if reference is not None:
         overrides = (*overrides, f"evaluate.reference={json.dumps(reference)}")
     if images is not None:
         return _evaluate_images(images, recipe, reference, overrides, flags)
-    _evaluate_checkpoints(checkpoints, watch and every, recipe, model, overrides, flags)
+    _evaluate_checkpoints(checkpoints, every if watch else 0, recipe, model, overrides, flags)
 
 
-def _which(images: str | None) -> str:
-    return "neither" if images is None else "both"
-
-
-def _evaluate_images(images: str, recipe: str | None, reference: str | None, overrides, flags) -> None:
-    """Score images from elsewhere."""
+def _evaluate_images(
+    images: str, recipe: str | None, reference: str | None, overrides: tuple[str, ...], flags: Flags
+) -> None:
+    """Score images that raydit did not sample."""
     from pipelines.config.reader import load_recipe
     from pipelines.evaluate_images import evaluate_images, reference_recipe
     from pipelines.scoring.settings import EVALUATIONS
     from pipelines.stage import StageContext
 
     for name in ("repeats", "save_images", "promote"):
-        if flags[name] not in (None, 1):
-            raise click.UsageError(f"--{name.replace('_', '-')} is about samples of a checkpoint; leave out --images")
+        if getattr(flags, name) not in (None, 1):
+            raise click.UsageError(f"--{name.replace('_', '-')} is only for samples of checkpoints; leave out --images")
     if recipe is None and reference is None:
-        raise click.UsageError("--images needs what to compare with: --reference FILE.npz, or --recipe FILE.toml")
+        raise click.UsageError("--images needs real images: --reference FILE.npz, or --recipe FILE.toml")
     config = load_recipe(recipe, overrides) if recipe else reference_recipe(str(reference), images, overrides)
-    if flags["dry_run"]:
-        return _print_images_plan(images, config, flags["as_json"])
-    with StageContext(config, address=flags["address"], part=EVALUATIONS) as context:
-        report, folder = evaluate_images(images, config=config, context=context, force=flags["force"])
-        print_report(report, folder, flags["as_json"], context.tracker.uri)
+    if flags.dry_run:
+        return _print_images_plan(images, config, flags.as_json)
+    with StageContext(config, address=flags.address, part=EVALUATIONS) as context:
+        report, folder = evaluate_images(images, config=config, context=context, force=flags.force)
+        print_report(report, folder, flags.as_json, context.tracker.uri)
 
 
-def _print_images_plan(images: str, config, as_json: bool) -> None:
+def _print_images_plan(images: str, config: Recipe, as_json: bool) -> None:
     from pipelines.evaluate_images import scored_images
     from pipelines.images.open import open_source
     from pipelines.scoring.protocols import images_protocol
@@ -87,49 +139,56 @@ def _print_images_plan(images: str, config, as_json: bool) -> None:
     settings = ScoringSettings.from_recipe(config)
     count = len(open_source(scored_images(settings, images)).listing())
     protocol = images_protocol(settings, count)
-    click.echo(f"plan         {count:,} images of {images}, protocol {protocol.protocol_id}")
+    print_line("plan", f"{count:,} images of {images}, protocol {protocol.protocol_id}")
     print_result(as_json, {"images": count, "protocol_id": protocol.protocol_id})
 
 
-def _evaluate_checkpoints(checkpoints, every: int, recipe, model, overrides, flags) -> None:
-    """Score checkpoints; every: 0, or the n of --watch."""
+def _evaluate_checkpoints(
+    checkpoints: tuple[str, ...],
+    every: int,
+    recipe: str | None,
+    model: str | None,
+    overrides: tuple[str, ...],
+    flags: Flags,
+) -> None:
+    """Score checkpoints. every: 0 for those that are named, n for every n-th that appears in the folder named."""
     from pipelines.checkpoints.follow import follow_checkpoints
     from pipelines.config.reader import load_recipe
     from pipelines.evaluate import EvaluationOptions, evaluate_each
 
-    fixed = load_recipe(recipe, overrides) if recipe else None  # a mistake in it is told before anything is looked for
+    fixed = load_recipe(recipe, overrides) if recipe else None  # before any checkpoint is looked for
 
-    def recipe_of(opened):
+    def recipe_of(opened: LocatedCheckpoint) -> Recipe:
         from pipelines.scoring.protocols import checkpoint_recipe
 
         return fixed or checkpoint_recipe(opened, overrides)
 
     options = EvaluationOptions(
-        repeats=flags["repeats"],
-        force=flags["force"],
-        save_samples=flags["save_images"],
-        save_format=flags["save_format"],
-        promote=flags["promote"],
+        repeats=flags.repeats,
+        force=flags.force,
+        save_samples=flags.save_images,
+        save_format=flags.save_format,
+        promote=flags.promote,
     )
-    if every and flags["dry_run"]:
-        raise click.UsageError("--dry-run tells of checkpoints that are there: name one instead of --watch")
+    if every and flags.dry_run:
+        raise click.UsageError("--dry-run plans existing checkpoints; name one instead of --watch")
     if every:
         appearing = ([target] for target in follow_checkpoints(checkpoints[0], every, recipe_of))
-        scored = evaluate_each(appearing, options, address=flags["address"])
+        scored = evaluate_each(appearing, options, address=flags.address)
     else:
         opened = [open_checkpoint(checkpoint, model, overrides) for checkpoint in checkpoints]
         targets = [(each, recipe_of(each)) for each in opened]
-        if flags["dry_run"]:
-            return _print_plan(targets, options.repeats, flags["as_json"])
-        scored = evaluate_each([targets], options, address=flags["address"], series=len(targets) > 1)
+        if flags.dry_run:
+            return _print_plan(targets, options.repeats, flags.as_json)
+        scored = evaluate_each([targets], options, address=flags.address, series=len(targets) > 1)
     if every or len(scored) > 1:
-        _print_series(scored, flags["as_json"])
+        _print_series(scored, flags.as_json)
     else:
-        print_report(*scored[0][:2], flags["as_json"], scored[0].tracking_uri)
+        print_report(scored[0].report, scored[0].folder, flags.as_json, scored[0].tracking_uri)
 
 
-def _print_plan(targets, repeats: int, as_json: bool) -> None:
-    """What would be done for each checkpoint; nothing is."""
+def _print_plan(targets: Sequence[tuple[LocatedCheckpoint, Recipe]], repeats: int, as_json: bool) -> None:
+    """Print what evaluating each checkpoint would do."""
     from pipelines.scoring.protocols import evaluation_protocol
     from pipelines.scoring.references import check_scoring_inputs
     from pipelines.scoring.report_files import load_matching_report
@@ -145,19 +204,27 @@ def _print_plan(targets, repeats: int, as_json: bool) -> None:
         evaluation = CheckpointEvaluation(opened, protocol, settings)
         shards, folder = evaluation.shards(), evaluation.folder
         known = load_matching_report(folder, opened.digest) is not None
-        click.echo(f"checkpoint   {opened.origin} ({opened.digest[:12]})")
-        click.echo(
-            f"plan         {repeats} x {protocol.num_samples:,} samples in {len(shards):,} shards on "
-            f"{config.evaluate.num_workers} workers, protocol {protocol.protocol_id}"
+        print_line("checkpoint", f"{opened.origin} ({opened.digest[:12]})")
+        print_line(
+            "plan",
+            f"{repeats} x {protocol.num_samples:,} samples in {len(shards):,} shards on "
+            f"{config.evaluate.num_workers} workers, protocol {protocol.protocol_id}",
         )
-        click.echo(f"report       {folder}{' is there' if known else ''}")
-        plans.append({"checkpoint": opened.origin, "protocol_id": protocol.protocol_id, "shards": len(shards)})
-        plans[-1] |= {"samples": repeats * protocol.num_samples, "finished": known}
+        print_line("report", f"{folder}{' (exists)' if known else ''}")
+        plans.append(
+            {
+                "checkpoint": opened.origin,
+                "protocol_id": protocol.protocol_id,
+                "shards": len(shards),
+                "samples": repeats * protocol.num_samples,
+                "finished": known,
+            }
+        )
     print_result(as_json, {"plans": plans})
 
 
-def _print_series(scored, as_json: bool) -> None:
-    """A table of all, where their curve is, and the best."""
+def _print_series(scored: Sequence[FinishedEvaluation], as_json: bool) -> None:
+    """Print a table of several evaluations, the best checkpoint, and the paths of their curves."""
     from cluster import storage
     from evaluation.compare import compare_reports
     from pipelines.scoring.report_curves import CURVE_FILE
@@ -166,10 +233,10 @@ def _print_series(scored, as_json: bool) -> None:
     if len(reports) > 1:
         click.echo(f"\n{compare_reports(reports, allow_unequal=True).table()}")
     best = min(scored, key=lambda each: each.report.estimate(each.report.headline)[0])
-    click.echo(f"best         {best.report.checkpoint} by {best.report.headline}")
-    places = {storage.join(storage.split(each.folder)[0], CURVE_FILE) for each in scored}
-    curves = sorted(place for place in places if storage.exists(place))
+    print_line("best", f"{best.report.checkpoint} by {best.report.headline}")
+    paths = {storage.join(storage.split(each.folder)[0], CURVE_FILE) for each in scored}
+    curves = sorted(path for path in paths if storage.exists(path))
     for curve in curves:
-        click.echo(f"curve        {shown(curve)}")
+        print_line("curve", shorten_path(curve))
     listed = [json.loads(report.to_json()) for report in reports]
     print_result(as_json, {"reports": listed, "best": best.report.checkpoint, "curves": curves})

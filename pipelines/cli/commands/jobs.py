@@ -1,4 +1,4 @@
-"""`raydit jobs`: what a job server knows, printed."""
+"""`raydit jobs`: list, watch and stop submitted jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipelines.cli.options import json_option, server_option
+from pipelines.cli.options import OK, json_option, server_option
+from pipelines.cli.output import print_line, print_result
 
 if TYPE_CHECKING:
     from cluster.jobs import Job
@@ -17,46 +18,14 @@ if TYPE_CHECKING:
 
 @click.group()
 def jobs() -> None:
-    """Look after submitted jobs."""
+    """List, watch and stop submitted jobs."""
 
 
 @jobs.command("list")
 @server_option
 @json_option
-def list_jobs(address, as_json) -> None:
-    """All jobs, oldest first."""
-    print_jobs(address, as_json)
-
-
-@jobs.command()
-@click.argument("job")
-@server_option
-@json_option
-def status(job, address, as_json) -> None:
-    """State of JOB, and where its MLflow runs are."""
-    print_status(job, address, as_json)
-
-
-@jobs.command()
-@click.argument("job")
-@click.option("-f", "--follow", is_flag=True, help="Go on until JOB ends; the exit code is its own.")
-@server_option
-def logs(job, follow, address) -> None:
-    """What JOB has printed."""
-    sys.exit(print_log(job, address, follow))
-
-
-@jobs.command()
-@click.argument("job")
-@server_option
-@json_option
-def stop(job, address, as_json) -> None:
-    """End JOB as Ctrl-C does; the same command goes on from there."""
-    stop_job(job, address, as_json)
-
-
-def print_jobs(address: str | None, as_json: bool) -> None:
-    """One line for each job, or one JSON list."""
+def list_jobs(address: str | None, as_json: bool) -> None:
+    """List all jobs, oldest first."""
     from cluster import job_server, jobs
 
     found = jobs.list_jobs(address)
@@ -73,55 +42,70 @@ def print_jobs(address: str | None, as_json: bool) -> None:
         click.echo(f"no jobs at {job_server.server_url(address)}; start one: raydit submit -- run RECIPE")
 
 
-def print_status(submission_id: str, address: str | None, as_json: bool) -> None:
-    """All that is known about a job, with the MLflow runs that carry its id."""
+@jobs.command()
+@click.argument("job")
+@server_option
+@json_option
+def status(job: str, address: str | None, as_json: bool) -> None:
+    """Print the status of JOB, and its MLflow runs."""
     from cluster import jobs
 
-    job = jobs.get_job(submission_id, address)
-    runs, reason = runs_of(job)
+    details = jobs.get_job(job, address)
+    runs, reason = find_runs(details)
     if as_json:
-        click.echo(json.dumps({**asdict(job), "runs": runs}))
+        click.echo(json.dumps({**asdict(details), "runs": runs}))
         return
-    ended = "" if job.exit_code is None else f", exit code {job.exit_code}"
-    click.echo(f"job          {job.submission_id}")
-    click.echo(f"status       {job.status}{ended}")
-    click.echo(f"started      {job.started or 'not yet'}")
-    click.echo(f"command      {job.command}")
-    click.echo(f"tracking     {job.metadata.get('raydit.tracking') or 'where the cluster decides'}{reason}")
+    ended = "" if details.exit_code is None else f", exit code {details.exit_code}"
+    print_line("job", details.submission_id)
+    print_line("status", f"{details.status}{ended}")
+    print_line("started", details.started or "not yet")
+    print_line("command", details.command)
+    print_line("tracking", f"{details.metadata.get('raydit.tracking') or 'set by the cluster'}{reason}")
     for run in runs:
-        click.echo(f"run          {run['stage']:<12} {run['status']:<9} {run['link'] or run['id']}")
+        print_line("run", f"{run['stage']:<12} {run['status']:<9} {run['link'] or run['id']}")
 
 
-def runs_of(job: Job) -> tuple[list[dict[str, str]], str]:
-    """The MLflow runs of a job, and why there are none if its store does not answer."""
+def find_runs(job: Job) -> tuple[list[dict[str, str]], str]:
+    """Return the MLflow runs of a job; none with a reason in words if their store does not answer."""
+    from pipelines.tracking.lookup import runs_of_job
+
     uri = job.metadata.get("raydit.tracking", "")
     if not uri:
         return [], ""
-    from pipelines.tracking.lookup import runs_of_job
-
     try:
         return runs_of_job(uri, job.metadata.get("raydit.name", ""), job.submission_id), ""
     except ConnectionError as error:
         return [], f" (does not answer: {error})"
 
 
-def print_log(submission_id: str, address: str | None, to_the_end: bool) -> int:
-    """The log so far, or until the end; the exit code is the job's only if its end was waited for."""
-    from cluster import jobs
-    from pipelines.cli.submission.submit import follow
+@jobs.command()
+@click.argument("job")
+@click.option("-f", "--follow", is_flag=True, help="Follow the log until JOB ends, and exit with its exit code.")
+@server_option
+def logs(job: str, follow: bool, address: str | None) -> None:
+    """Print the log of JOB."""
+    if follow:
+        from pipelines.cli.submission.submit import follow_job
 
-    if to_the_end:
-        return follow(submission_id, address)
-    click.echo(jobs.read_log(submission_id, address), nl=False)
-    return 0
-
-
-def stop_job(submission_id: str, address: str | None, as_json: bool) -> None:
-    """Ask a job to end; one that has ended already is no error."""
+        sys.exit(follow_job(job, address))
     from cluster import jobs
 
-    asked = jobs.stop(submission_id, address)
+    click.echo(jobs.read_log(job, address), nl=False)
+    sys.exit(OK)
+
+
+@jobs.command()
+@click.argument("job")
+@server_option
+@json_option
+def stop(job: str, address: str | None, as_json: bool) -> None:
+    """Stop JOB as Ctrl-C does; the same command, submitted again, resumes.
+
+    A job that has ended already is not an error.
+    """
+    from cluster import jobs
+
+    stopping = jobs.stop(job, address)
     if as_json:
-        click.echo(json.dumps({"submission_id": submission_id, "stopping": asked}))
-    else:
-        click.echo(f"stop         {submission_id} {'is asked to end' if asked else 'had ended already'}")
+        return print_result(True, {"submission_id": job, "stopping": stopping})
+    print_line("stop", f"{job} {'is stopping' if stopping else 'had already ended'}")

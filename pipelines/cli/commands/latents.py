@@ -1,4 +1,4 @@
-"""`raydit latents`: look at a latent data set."""
+"""`raydit latents`: verify a latent data set, and look into it."""
 
 import sys
 from dataclasses import asdict
@@ -7,20 +7,22 @@ from pathlib import Path
 import click
 
 from pipelines.cli.options import FAILED, OK, json_option
-from pipelines.cli.output import print_result
+from pipelines.cli.output import print_line, print_result
 
 
 @click.group()
 def latents() -> None:
-    """Look at a latent data set: is it whole, what is in it."""
+    """Verify a latent data set, and look into it."""
 
 
 @latents.command()
 @click.argument("path", type=click.Path(file_okay=False))
-@click.option("--sample", type=click.IntRange(min=1), default=64, show_default=True, help="Rows to encode once more.")
+@click.option(
+    "--sample", type=click.IntRange(min=1), default=64, show_default=True, help="Number of images to encode again."
+)
 @json_option
-def verify(path, sample, as_json) -> None:
-    """Compare the data set at PATH with its manifest, itself and its images; exit code 1 if anything is wrong."""
+def verify(path: str, sample: int, as_json: bool) -> None:
+    """Compare the data set at PATH with its manifest and its images; exit code 1 if anything differs."""
     from cluster.doctor import render
     from pipelines.latents.dataset import LatentDataset
     from pipelines.latents.verify import TOPICS, verify
@@ -37,14 +39,14 @@ def verify(path, sample, as_json) -> None:
 
 @latents.command()
 @click.argument("path", type=click.Path(file_okay=False))
-@click.option("--out", type=click.Path(dir_okay=False), help="PNG to write, with a few rows of each class decoded.")
+@click.option("--out", type=click.Path(dir_okay=False), help="PNG file to write, with decoded images of each class.")
 @json_option
-def show(path, out, as_json) -> None:
-    """Say what the data set at PATH holds, and decode some of it."""
+def show(path: str, out: str | None, as_json: bool) -> None:
+    """Describe the data set at PATH, and decode some of its images."""
     from pipelines.latents.dataset import LatentDataset
     from pipelines.latents.show import show
 
     lines = show(LatentDataset.open(path), Path(out) if out else None)
     for name, text in lines:
-        click.echo(f"{name:<12} {text}")
+        print_line(name, text)
     print_result(as_json, dict(lines))

@@ -1,4 +1,4 @@
-"""`raydit plan`: what a recipe would need and take."""
+"""`raydit plan`: memory, time and cost of a recipe before it runs."""
 
 import click
 
@@ -10,13 +10,24 @@ from pipelines.cli.output import print_result
 @recipe_argument
 @set_option
 @click.option("--cluster", metavar="NxDEVICE", help="Accelerators to plan for, such as 8xH100; default: this machine.")
-@click.option("--images", type=click.IntRange(min=1), help="How many there are, where they are not at hand.")
-@click.option("--classes", type=click.IntRange(min=0), default=1000, show_default=True, help="With --images.")
-@click.option("--measured", multiple=True, metavar="STAGE=IMAGES/S", help="Speed of a stage that you have seen.")
-@click.option("--price", type=click.FloatRange(min=0), help="Dollars an hour for each device; default: a list price.")
+@click.option("--images", type=click.IntRange(min=1), help="Number of images; default: counted in the recipe's data.")
+@click.option(
+    "--classes", type=click.IntRange(min=0), default=1000, show_default=True, help="Number of classes, for --images."
+)
+@click.option("--measured", multiple=True, metavar="STAGE=IMAGES/S", help="Measured speed of a stage.")
+@click.option("--price", type=click.FloatRange(min=0), help="Dollars per device and hour; default: list price.")
 @json_option
-def plan(recipe, overrides, cluster, images, classes, measured, price, as_json) -> None:
-    """Say what the stages of RECIPE would need and take: memory, bytes, FLOPs, hours and cost. Runs nothing."""
+def plan(
+    recipe: str,
+    overrides: tuple[str, ...],
+    cluster: str | None,
+    images: int | None,
+    classes: int,
+    measured: tuple[str, ...],
+    price: float | None,
+    as_json: bool,
+) -> None:
+    """Print the memory, storage, FLOPs, hours and cost of the stages of RECIPE. Runs nothing."""
     from pipelines.config.reader import load_recipe
     from pipelines.planning.hardware import parse_cluster
     from pipelines.planning.networks import resolve_networks

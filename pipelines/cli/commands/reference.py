@@ -3,27 +3,41 @@
 import click
 
 from pipelines.cli.options import address_option, dry_run_option, json_option, set_option
-from pipelines.cli.output import print_resolved, print_result
+from pipelines.cli.output import print_line, print_resolved, print_result
 
 
 @click.group()
 def reference() -> None:
-    """Statistics of real images, which samples are compared with."""
+    """Build reference statistics: the features of real images that samples are compared with."""
 
 
 @reference.command()
 @click.argument("images", metavar="IMAGES", type=click.Path())
 @click.option("--out", type=click.Path(dir_okay=False), required=True, help="The .npz file to write.")
-@click.option("--size", type=click.IntRange(min=1), help="Side that images are cropped to, in pixels; default: 256.")
-@click.option("--extractor", help="efficientnet-lite0, inception, dinov2-vit-l-14, ...; default: inception.")
+@click.option(
+    "--size", type=click.IntRange(min=1), help="Side that images are resized and cropped to, in pixels; default: 256."
+)
+@click.option(
+    "--extractor", help="Feature extractor: efficientnet-lite0, inception, dinov2-vit-l-14, ...; default: inception."
+)
 @set_option
 @address_option
 @dry_run_option
 @json_option
-def build(images, out, size, extractor, overrides, address, dry_run, as_json) -> None:
-    """Extract features of all IMAGES (any source of a recipe) and write their statistics; goes on if cut off.
+def build(
+    images: str,
+    out: str,
+    size: int | None,
+    extractor: str | None,
+    overrides: tuple[str, ...],
+    address: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Extract the features of all IMAGES and write their statistics. Run it again to resume.
 
-    Further settings as in a recipe: --set images.crop=resize, --set evaluate.num_workers=8.
+    IMAGES is any source that a recipe takes. More settings are those of recipes: --set images.crop=resize,
+    --set evaluate.num_workers=8.
     """
     shorthands = {"images.size": size, "evaluate.extractor": extractor}
     overrides = (*(f"{key}={value}" for key, value in shorthands.items() if value is not None), *overrides)
@@ -39,10 +53,10 @@ def build(images, out, size, extractor, overrides, address, dry_run, as_json) ->
     if dry_run:
         print_resolved(config)
         count = len(RealImages.of(ScoringSettings.from_recipe(config)).training)
-        click.echo(f"plan         {count:,} images on {config.evaluate.num_workers} workers, into {out}")
+        print_line("plan", f"{count:,} images on {config.evaluate.num_workers} workers, into {out}")
         return print_result(as_json, {"images": count, "path": str(out)})
     built = build_reference(config, out, address=address)
-    click.echo(
-        f"reference    {out}: {built.n:,} images, {built.extractor}, {built.size} px, digest {built.digest[:12]}"
+    print_line(
+        "reference", f"{out}: {built.n:,} images, {built.extractor}, {built.size} px, digest {built.digest[:12]}"
     )
     print_result(as_json, {"path": str(out), "n": built.n, "extractor": built.extractor, "digest": built.digest})

@@ -1,4 +1,4 @@
-"""`raydit promote` and `raydit lineage`: registered models and where artifacts come from."""
+"""`raydit promote` and `raydit lineage`: registered models, and the artifacts that they were made from."""
 
 import sys
 
@@ -10,14 +10,33 @@ from pipelines.cli.output import print_line, print_result
 
 @click.command()
 @click.argument("checkpoint", required=False, type=click.Path())
-@click.option("--name", help="Registered model that the checkpoint becomes a version of.")
-@click.option("--alias", type=click.Choice(["champion", "challenger"]), default="champion", show_default=True)
-@click.option("--protocol", help="Id of the one whose report decides, where there are several.")
-@click.option("--rollback", metavar="NAME", help="Instead: give the alias of NAME back to who had it before.")
+@click.option("--name", help="Name of the registered MLflow model.")
+@click.option(
+    "--alias",
+    type=click.Choice(["champion", "challenger"]),
+    default="champion",
+    show_default=True,
+    help="Alias to give to the checkpoint.",
+)
+@click.option("--protocol", help="Protocol id of the reports to compare, if there are several.")
+@click.option(
+    "--rollback", metavar="NAME", help="Instead: give the alias of model NAME back to the version that had it before."
+)
 @store_option
 @json_option
-def promote(checkpoint, name, alias, protocol, rollback, store, as_json) -> None:
-    """Register CHECKPOINT as champion, if its report is better than the champion's by more than the error."""
+def promote(
+    checkpoint: str | None,
+    name: str | None,
+    alias: str,
+    protocol: str | None,
+    rollback: str | None,
+    store: str,
+    as_json: bool,
+) -> None:
+    """Register CHECKPOINT as a version of a model, and make it champion if it is better.
+
+    It is better if its score beats the champion's by more than the error.
+    """
     if (rollback is None) == (checkpoint is None or name is None):
         raise click.UsageError("expected CHECKPOINT --name NAME, or --rollback NAME")
     from pipelines.registry import promotion
@@ -26,20 +45,22 @@ def promote(checkpoint, name, alias, protocol, rollback, store, as_json) -> None
     if rollback is not None:
         said, given = promotion.rollback(tracking_uri(store), rollback, alias=alias), True
     else:
+        assert checkpoint is not None and name is not None, "checked above"
         said, given = promotion.promote_checkpoint(checkpoint, name, alias=alias, protocol_id=protocol, store=store)
-    click.echo(f"promote      {said}")
+    print_line("promote", said)
     print_result(as_json, {"name": rollback or name, "alias": alias, "given": given, "found": said})
 
 
 @click.command()
 @click.argument("target", metavar="MODEL|RUN|LATENTS|CHECKPOINT", type=click.Path())
-@click.option("--quick", is_flag=True, help="Compare sizes and what is recorded; read neither shards nor weights.")
+@click.option("--quick", is_flag=True, help="Compare sizes and records only, without reading shards and weights.")
 @store_option
 @json_option
-def lineage(target, quick, store, as_json) -> None:
-    """Print what TARGET was made from and what was made of it; exit code 1 where a digest no longer matches.
+def lineage(target: str, quick: bool, store: str, as_json: bool) -> None:
+    """Print what an artifact was made from and what was made from it, and verify the digests.
 
-    A folder or URI of latents, any name of a checkpoint, models:/NAME@ALIAS, or an MLflow run by its id or name.
+    The artifact is a folder or URI of latents, a checkpoint in any form, models:/NAME@ALIAS, or an MLflow run by its
+    id or name. Exit code 1 if a digest no longer matches.
     """
     from pipelines.registry.lineage import lineage as chain_of
 

@@ -1,7 +1,9 @@
-"""`raydit runs`: what MLflow knows of runs and checkpoints."""
+"""`raydit runs`: runs and checkpoints in MLflow, without a browser."""
 
 import time
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 import click
 
@@ -11,24 +13,31 @@ from pipelines.cli.output import print_line, print_result
 
 @click.group()
 def runs() -> None:
-    """What MLflow knows of runs and checkpoints, without a browser."""
+    """Look up runs and checkpoints in MLflow, without a browser."""
 
 
 @runs.command("list")
 @click.argument("experiment", metavar="[EXPERIMENT|RECIPE]", default="")
-@click.option("--stage", default="", help="Only runs of this stage, such as train.")
-@click.option("--limit", type=click.IntRange(min=1, max=1000), default=20, show_default=True, help="Newest runs only.")
+@click.option("--stage", default="", help="List only runs of this stage, such as train.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1, max=1000),
+    default=20,
+    show_default=True,
+    help="Number of newest runs.",
+)
 @store_option
 @json_option
-def list_(experiment, stage, limit, store, as_json) -> None:
-    """Runs, newest first, with their main metrics."""
+def list_(experiment: str, stage: str, limit: int, store: str, as_json: bool) -> None:
+    """List runs with their main metrics, newest first."""
     from evaluation.report import align_columns
     from pipelines.registry.queries import list_runs
 
-    name, uri = _experiment(experiment, store)
+    name, uri = _experiment_and_store(experiment, store)
     found = list_runs(uri, experiment=name, stage=stage, limit=limit)
     rows = [["run", "experiment", "status", "started", "took", "metrics"]]
-    rows += [[run["name"], run["experiment"], run["status"].lower(), *_when(run), _listed(run)] for run in found]
+    for run in found:
+        rows.append([run["name"], run["experiment"], run["status"].lower(), *_times(run), _join_metrics(run)])
     click.echo("\n".join(align_columns(rows)) if found else f"no runs at {uri}")
     print_result(as_json, {"store": uri, "runs": found})
 
@@ -37,23 +46,26 @@ def list_(experiment, stage, limit, store, as_json) -> None:
 @click.argument("run")
 @store_option
 @json_option
-def show(run, store, as_json) -> None:
-    """Everything about RUN, named by its id or its name: settings, metrics, models, neighbours."""
+def show(run: str, store: str, as_json: bool) -> None:
+    """Print everything about RUN: its settings, metrics, models, parent and children.
+
+    RUN is an id, the beginning of one, or a name.
+    """
     from pipelines.registry.queries import show_run
     from pipelines.tracking.store import tracking_uri
 
     found = show_run(tracking_uri(store), run)
-    started, took = _when(found)
+    started, took = _times(found)
     print_line("run", f"{found['name']} ({found['id']}), {found['status'].lower()}, {started}, {took}")
     print_line("experiment", found["experiment"])
     for title in ("parent", "children"):
         for other in found[title]:
-            print_line(title, f"{other['name']}  {other['status'].lower()}  {_listed(other)}")
-    for read in found["inputs"]:
-        print_line("input", f"{read['name']} {read['digest'][:12]}")
+            print_line(title, f"{other['name']}  {other['status'].lower()}  {_join_metrics(other)}")
+    for dataset in found["inputs"]:
+        print_line("input", f"{dataset['name']} {dataset['digest'][:12]}")
     for model in found["models"]:
-        gone = " (removed)" if model["removed"] else ""
-        print_line("model", f"{model['name']} {model['digest'][:12]} {model['checkpoint']}{gone}")
+        removed = " (removed)" if model["removed"] else ""
+        print_line("model", f"{model['name']} {model['digest'][:12]} {model['checkpoint']}{removed}")
     for title in ("tags", "metrics", "params"):
         for key, value in sorted(found[title].items()):
             print_line(title, f"{key} = {value:.6g}" if isinstance(value, float) else f"{key} = {value}")
@@ -64,31 +76,34 @@ def show(run, store, as_json) -> None:
 
 @runs.command()
 @click.argument("experiment", metavar="EXPERIMENT|RECIPE")
-@click.option("--metric", default="", help="Such as fid_50k; default: the Frechet distance at the largest N.")
-@click.option("--protocol", default="", help="Id of one; default: that by which most checkpoints were scored.")
+@click.option("--metric", default="", help="Metric, such as fid_50k; default: the Frechet distance at the largest N.")
+@click.option("--protocol", default="", help="Protocol id; default: the one with most scored checkpoints.")
 @store_option
 @json_option
-def best(experiment, metric, protocol, store, as_json) -> None:
-    """Checkpoints by a metric, the best first: only those that were scored by one protocol."""
+def best(experiment: str, metric: str, protocol: str, store: str, as_json: bool) -> None:
+    """List checkpoints by a metric, best first.
+
+    Only checkpoints that were scored with the same protocol are listed.
+    """
     from evaluation.report import align_columns
     from pipelines.registry.queries import best_checkpoints
 
-    name, uri = _experiment(experiment, store)
+    name, uri = _experiment_and_store(experiment, store)
     found = best_checkpoints(uri, name, metric=metric, protocol=protocol)
     rows = [[f"{found['metric']} ({'higher' if found['higher_is_better'] else 'lower'} is better)", "checkpoint", ""]]
     for score in found["checkpoints"]:
         error = "" if score["error"] is None else f" +- {score['error']:.3g}"
-        gone = "removed" if score["removed"] else ""
-        rows.append([f"{score['value']:.6g}{error}", score["checkpoint"], gone])
+        removed = "removed" if score["removed"] else ""
+        rows.append([f"{score['value']:.6g}{error}", score["checkpoint"], removed])
     click.echo("\n".join(align_columns(rows)))
-    click.echo(f"protocol     {found['protocol_id']}")
+    print_line("protocol", found["protocol_id"])
     for other, count in found["other_protocols"].items():
-        click.echo(f"not shown    {count} scored by protocol {other}: --protocol {other}")
+        print_line("not shown", f"{count} scored by protocol {other}: --protocol {other}")
     print_result(as_json, found)
 
 
-def _experiment(name: str, store: str) -> tuple[str, str]:
-    """Name of an experiment, given as it is or by its recipe, and the store to look it up in."""
+def _experiment_and_store(name: str, store: str) -> tuple[str, str]:
+    """Return an experiment's name, which may be given by a recipe's path, and the tracking URI to look it up at."""
     from pipelines.tracking.store import tracking_uri
 
     if not name.endswith(".toml"):
@@ -99,12 +114,12 @@ def _experiment(name: str, store: str) -> tuple[str, str]:
     return config.name, tracking_uri(store or config.tracking.uri)
 
 
-def _when(run: dict) -> tuple[str, str]:
+def _times(run: Mapping[str, Any]) -> tuple[str, str]:
+    """Return when a run started and how long it took, or has been running."""
     started = datetime.fromtimestamp(run["start"] / 1000).strftime("%Y-%m-%d %H:%M")
     seconds = run["seconds"] if run["seconds"] is not None else time.time() - run["start"] / 1000
-    took = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
-    return started, took
+    return started, f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
 
 
-def _listed(run: dict) -> str:
+def _join_metrics(run: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in run["metrics"].items())

@@ -3,28 +3,42 @@
 import click
 
 from pipelines.cli.options import address_option, json_option, model_option, open_checkpoint, set_option
-from pipelines.cli.output import print_result
+from pipelines.cli.output import print_line, print_result
 
 
 @click.command()
 @click.argument("checkpoint", type=click.Path())
-@click.option("--out", type=click.Path(dir_okay=False), default="grid.png", show_default=True, help="PNG to write.")
-@click.option("--classes", help="Names or numbers with commas between, such as 1,7; default: all.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False), default="grid.png", show_default=True, help="PNG file of the grid."
+)
+@click.option("--classes", help="Classes of the grid, by name or number, such as 1,7; default: all.")
 @click.option("--columns", type=click.IntRange(min=1), default=8, show_default=True, help="Images of each class.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the samples; default: the recipe's.")
-@click.option("--npz", type=click.Path(dir_okay=False), help="Write samples and labels for other tools, as ADM does.")
-@click.option("--num-samples", type=click.IntRange(min=1), help="Samples for --npz; default: the recipe's.")
+@click.option("--npz", type=click.Path(dir_okay=False), help="Write samples and labels to this file, in ADM's format.")
+@click.option("--num-samples", type=click.IntRange(min=1), help="Number of samples for --npz; default: the recipe's.")
 @model_option
 @set_option
 @address_option
 @json_option
-def sample(checkpoint, out, classes, columns, seed, npz, num_samples, model, overrides, address, as_json) -> None:
-    """Draw a labelled grid of samples from CHECKPOINT, or write many to a file (--npz)."""
+def sample(
+    checkpoint: str,
+    out: str,
+    classes: str | None,
+    columns: int,
+    seed: int | None,
+    npz: str | None,
+    num_samples: int | None,
+    model: str | None,
+    overrides: tuple[str, ...],
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Draw a labelled grid of samples from CHECKPOINT, or write many samples to a file (--npz)."""
     if npz is None and num_samples is not None:
-        raise click.UsageError("--num-samples is for --npz FILE; a grid has --classes and --columns")
+        raise click.UsageError("--num-samples needs --npz FILE; the size of a grid is set by --classes and --columns")
     if npz is not None and classes is not None:
         raise click.UsageError(
-            "--classes is for a grid; --npz draws labels by --set evaluate.labels=balanced or random"
+            "--classes is only for grids; with --npz, labels are drawn by --set evaluate.labels=balanced or random"
         )
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
@@ -40,5 +54,5 @@ def sample(checkpoint, out, classes, columns, seed, npz, num_samples, model, ove
     else:
         names = [name.strip() for name in classes.split(",")] if classes else None
         path = sample_grid(opened, config.evaluate, config.seed, out, classes=names, columns=columns)
-    click.echo(f"sample       {path}")
+    print_line("sample", path)
     print_result(as_json, {"path": path})

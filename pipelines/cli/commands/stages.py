@@ -1,25 +1,33 @@
-"""`raydit run`, `autoencoder`, `encode` and `train`: the stages of a recipe."""
+"""`raydit run`, `raydit autoencoder`, `raydit encode` and `raydit train`: the stages of a recipe."""
+
+from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines.cli.options import OK, address_option, dry_run_option, json_option, recipe_argument, set_option
-from pipelines.cli.output import print_report, print_resolved, print_result
+from pipelines.cli.output import print_line, print_report, print_resolved, print_result
+
+if TYPE_CHECKING:
+    from pipelines.config.recipe import Recipe
 
 
-def job_options(function):
+def stage_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the argument and the options that every stage has."""
     for option in (json_option, dry_run_option, address_option, set_option, recipe_argument):
         function = option(function)
     return function
 
 
 @click.command()
-@job_options
-def run(recipe, overrides, address, dry_run, as_json) -> None:
-    """All stages of RECIPE in a row; finished ones are skipped."""
-    config = _recipe(recipe, overrides, dry_run)
+@stage_options
+def run(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: bool, as_json: bool) -> None:
+    """Run all stages of RECIPE, and skip those that are finished."""
+    config = _load(recipe, overrides, dry_run)
     from cluster import storage
     from pipelines.run import run_pipeline
     from pipelines.scoring.report_files import report_folder
@@ -34,26 +42,29 @@ def run(recipe, overrides, address, dry_run, as_json) -> None:
 
 
 @click.command()
-@job_options
-def autoencoder(recipe, overrides, address, dry_run, as_json) -> None:
-    """Train the autoencoder of RECIPE, where it asks for its own."""
-    config = _recipe(recipe, overrides, dry_run)
+@stage_options
+def autoencoder(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: bool, as_json: bool) -> None:
+    """Train the autoencoder of RECIPE, if it has [autoencoder.train]."""
+    config = _load(recipe, overrides, dry_run)
     from pipelines.autoencoder import train_autoencoder
 
-    handle = _with_context(train_autoencoder, config, address)
+    handle = _run_job(train_autoencoder, config, address)
     print_result(as_json, {"id": handle.id, "path": str(handle.folder())})
 
 
 @click.command()
-@job_options
-def encode(recipe, overrides, address, dry_run, as_json) -> None:
-    """Encode the images of RECIPE into latents; --dry-run says how many, how large and how long."""
-    config = _recipe(recipe, overrides, False)
+@stage_options
+def encode(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: bool, as_json: bool) -> None:
+    """Encode the images of RECIPE into latents.
+
+    With --dry-run: print how many latents there will be, their size, and the time that encoding takes.
+    """
+    config = _load(recipe, overrides, False)
     if dry_run:
         return _print_encode_plan(config, as_json)
     from pipelines.encode import encode
 
-    dataset = _with_context(encode, config, address)
+    dataset = _run_job(encode, config, address)
     print_result(
         as_json,
         {
@@ -66,38 +77,39 @@ def encode(recipe, overrides, address, dry_run, as_json) -> None:
 
 
 @click.command()
-@job_options
-def train(recipe, overrides, address, dry_run, as_json) -> None:
+@stage_options
+def train(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: bool, as_json: bool) -> None:
     """Train the model of RECIPE on its latents."""
-    config = _recipe(recipe, overrides, dry_run)
+    config = _load(recipe, overrides, dry_run)
     from pipelines.train import train
 
-    checkpoint = _with_context(train, config, address)
+    checkpoint = _run_job(train, config, address)
     print_result(as_json, {"path": str(checkpoint.path), "step": checkpoint.step, "digest": checkpoint.digest})
 
 
-def _recipe(path: str, overrides: tuple[str, ...], dry_run: bool):
+def _load(path: str, overrides: tuple[str, ...], dry_run: bool) -> Recipe:
+    """Read a recipe; on a dry run print it and exit."""
     from pipelines.config.reader import load_recipe
 
     config = load_recipe(path, overrides)
-    if dry_run:  # the resolved recipe, and end: nothing else is done
+    if dry_run:
         print_resolved(config)
         sys.exit(OK)
     return config
 
 
-def _print_encode_plan(config, as_json: bool) -> None:
-    """The resolved recipe, and what there is to encode."""
+def _print_encode_plan(config: Recipe, as_json: bool) -> None:
+    """Print the resolved recipe and the plan of its encode stage."""
     print_resolved(config)
     from pipelines.planning.encode_plan import encode_plan_lines, make_encode_plan
 
     plan = make_encode_plan(config)
     for name, text in encode_plan_lines(plan, config.encode):
-        click.echo(f"{name:<12} {text}")
+        print_line(name, text)
     print_result(as_json, {**asdict(plan), "bytes": plan.bytes, "seconds": plan.seconds})
 
 
-def _with_context(job, config, address):
+def _run_job(job: Callable[..., Any], config: Recipe, address: str | None) -> Any:
     from pipelines.stage import StageContext
 
     with StageContext(config, address=address) as context:

@@ -1,4 +1,4 @@
-"""`raydit ui`: the MLflow UI on the store in use."""
+"""`raydit ui`: the MLflow UI."""
 
 import click
 
@@ -6,10 +6,10 @@ from pipelines.cli.options import set_option
 
 
 @click.command()
-@click.option("--port", type=int, default=5000, show_default=True, help="The first of ten that are looked at.")
+@click.option("--port", type=int, default=5000, show_default=True, help="First of the ten ports to try.")
 @set_option
-def ui(port, overrides) -> None:
-    """Print the address of the MLflow UI on the store in use; start it, at 127.0.0.1, where it does not run."""
+def ui(port: int, overrides: tuple[str, ...]) -> None:
+    """Print the address of the MLflow UI, and start it on 127.0.0.1 if it does not run yet."""
     from pipelines.cli.mlflow_ui import serve_ui
     from pipelines.tracking.store import tracking_uri
 

@@ -1,1 +1,1 @@
-"""How a raydit command becomes a Ray job on this machine or another one."""
+"""How a raydit command becomes a Ray job, on this machine or on another one."""

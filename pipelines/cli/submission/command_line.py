@@ -1,4 +1,4 @@
-"""A raydit command as its words, each known by what the command line declares of it: nothing is listed twice."""
+"""A raydit command split into words, each with the parameter that it is a value of, as the commands declare them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,14 +12,15 @@ class Word:
     """A word of a command, or the value in --flag=value."""
 
     text: str
+    """The word itself."""
     param: click.Parameter | None = None
-    """The argument or option whose value it is; None: a command's name or a flag."""
+    """The argument or option that has this value; None for a command's name and for a flag."""
     prefix: str = ""
-    """--flag= before a value."""
+    """"--flag=" in front of a value."""
 
     @property
-    def is_place(self) -> bool:
-        """Whether it may be a path. "digits" are never a folder's, as in a recipe."""
+    def may_be_path(self) -> bool:
+        """Whether the word may be a path. "digits" as images never is, even if there is a folder of that name."""
         if self.param is None or (self.param.name == "images" and self.text == "digits"):
             return False
         return isinstance(self.param.type, click.Path)
@@ -27,56 +28,60 @@ class Word:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """Names of commands first, then options and arguments as they were given."""
+    """The words of a command: first the names of the command, then options and arguments in the given order."""
 
     words: tuple[Word, ...]
 
     @classmethod
     def read(cls, group: click.Group, texts: list[str]) -> "CommandLine":
-        """Raises click.UsageError for what the command would refuse."""
-        names, found = 0, cast(click.Command, group)
+        """Read the words of a command of `group`. Raises click.UsageError where the command would."""
+        num_names, found = 0, cast(click.Command, group)
         while isinstance(found, click.Group):
-            command = found.get_command(click.Context(found), texts[names]) if names < len(texts) else None
+            command = found.get_command(click.Context(found), texts[num_names]) if num_names < len(texts) else None
             if command is None:
                 known = ", ".join(sorted(found.commands))
-                raise click.UsageError(f"found raydit {' '.join(texts[: names + 1])}, expected one of {known}")
-            names, found = names + 1, command
-        found.make_context(texts[names - 1], texts[names:])
-        return cls((*map(Word, texts[:names]), *_values(found, texts[names:])))
+                raise click.UsageError(f"found raydit {' '.join(texts[: num_names + 1])}, expected one of {known}")
+            num_names, found = num_names + 1, command
+        found.make_context(texts[num_names - 1], texts[num_names:])
+        return cls((*map(Word, texts[:num_names]), *_read_values(found, texts[num_names:])))
 
     @property
     def name(self) -> str:
-        """Of the command."""
+        """Name of the command, or of its group."""
         return self.words[0].text
 
     @property
     def texts(self) -> list[str]:
+        """The words as they are typed."""
         return [word.prefix + word.text for word in self.words]
 
     @property
     def recipe(self) -> str | None:
-        """Path of its recipe, where it has one."""
+        """Path of the command's recipe, if it has one."""
         return next((word.text for word in self.words if _is_recipe(word)), None)
 
     @property
     def subject(self) -> str | None:
-        """Its first argument: a recipe, a checkpoint, images."""
+        """First argument, if there is one: a recipe, a checkpoint, images."""
         return next((word.text for word in self.words if isinstance(word.param, click.Argument)), None)
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """Of the recipe, as --set gives them."""
+        """Overrides of the recipe, the values of --set."""
         return tuple(word.text for word in self.words if word.param and word.param.name == "overrides")
 
     @property
-    def places(self) -> list[Word]:
-        return [word for word in self.words if word.is_place]
+    def possible_paths(self) -> list[Word]:
+        """Words that may be paths."""
+        return [word for word in self.words if word.may_be_path]
 
-    def with_places(self, change: Callable[[str], str]) -> "CommandLine":
-        words = (replace(word, text=change(word.text)) if word.is_place else word for word in self.words)
+    def map_paths(self, change: Callable[[str], str]) -> "CommandLine":
+        """Return the command with `change` applied to every word that may be a path."""
+        words = (replace(word, text=change(word.text)) if word.may_be_path else word for word in self.words)
         return CommandLine(tuple(words))
 
     def with_recipe(self, path: str) -> "CommandLine":
+        """Return the command with another path of its recipe."""
         words = (replace(word, text=path) if _is_recipe(word) else word for word in self.words)
         return CommandLine(tuple(words))
 
@@ -85,8 +90,8 @@ def _is_recipe(word: Word) -> bool:
     return word.param is not None and word.param.name == "recipe"
 
 
-def _values(command: click.Command, texts: list[str]) -> list[Word]:
-    """What a command's own parser makes of the words after its name."""
+def _read_values(command: click.Command, texts: list[str]) -> list[Word]:
+    """Assign the words after a command's name to its parameters, as the command's own parser does."""
     options = {name: param for param in command.params if isinstance(param, click.Option) for name in _names(param)}
     arguments = [param for param in command.params if isinstance(param, click.Argument)]
     words: list[Word] = []

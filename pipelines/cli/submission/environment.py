@@ -1,11 +1,11 @@
-"""Environment variables that a job is given."""
+"""The environment variables that a job gets: where storage and tracking are, never credentials."""
 
 import os
 
 from cluster import job_server
 from pipelines.tracking.store import tracking_uri
 
-PASSED_ON = (
+FORWARDED = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_S3_ENDPOINT_URL",
     "AWS_ENDPOINT_URL",
@@ -14,25 +14,26 @@ PASSED_ON = (
     "AWS_DEFAULT_REGION",
     "GOOGLE_CLOUD_PROJECT",
 )
-"""Where storage and tracking are. Never who we are: credentials are the cluster's own."""
+"""Variables that say where storage and tracking are. Credentials are not among them: the cluster has its own."""
 
 
-def given_environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+def forwarded_environment() -> dict[str, str]:
+    """Return the variables of FORWARDED that are set here."""
+    return {name: os.environ[name] for name in FORWARDED if os.environ.get(name)}
 
 
-def sendable_environment() -> dict[str, str]:
-    """What of it another machine can use."""
-    return {key: value for key, value in given_environment().items() if not is_of_this_machine(value)}
+def local_job_environment() -> dict[str, str]:
+    """Return the variables for a job on this machine, which tracks where the command would track if run here."""
+    return forwarded_environment() | {"MLFLOW_TRACKING_URI": tracking_uri()}
 
 
-def is_of_this_machine(value: str) -> bool:
-    """Whether a setting names a place that only this machine reaches: its own disk, or its loopback address."""
+def remote_job_environment() -> dict[str, str]:
+    """Return the variables for a job on another machine: those whose values do not refer to this machine."""
+    return {key: value for key, value in forwarded_environment().items() if not refers_to_this_machine(value)}
+
+
+def refers_to_this_machine(value: str) -> bool:
+    """Whether a value is a URI or path that only this machine can reach: on its disk, or at its loopback address."""
     if value.startswith(("http://", "https://")):
         return job_server.is_this_machine(value)
     return value.startswith(("sqlite:", "file:", "/", "."))
-
-
-def job_environment() -> dict[str, str]:
-    """Where storage is, and where the job tracks: where the command would, run here."""
-    return given_environment() | {"MLFLOW_TRACKING_URI": tracking_uri()}

@@ -1,4 +1,4 @@
-"""Paths in a recipe and in a command line, for a job that starts in another folder or on another machine."""
+"""Paths in a recipe and in a command, for a job that starts in another folder or on another machine."""
 
 import os
 from pathlib import Path
@@ -6,59 +6,67 @@ from pathlib import Path
 from cluster import job_package, storage
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.config.recipe import Recipe
+from raydit.errors import InvalidInput
 
 
-def relative_places(config: Recipe | None) -> dict[str, str]:
-    """Paths of a recipe that depend on the working directory, by field."""
+def absolute_recipe_paths(config: Recipe) -> dict[str, str]:
+    """Return a recipe's paths by field, as absolute paths: a job on this machine starts in a folder of its own."""
+    paths: dict[str, str | None] = {"output": absolute(config.output)}
+    if config.images.path != "digits":
+        paths["images.path"] = absolute(config.images.path)
+    paths["autoencoder.id"] = config.autoencoder.id and absolute_if_here(config.autoencoder.id)
+    for name in ("reference", "extractor_weights"):
+        path = getattr(config.evaluate, name)
+        paths[f"evaluate.{name}"] = path and absolute(path)
+    return {key: path for key, path in paths.items() if path}
+
+
+def relative_recipe_paths(config: Recipe | None) -> dict[str, str]:
+    """Return the paths of a recipe that depend on the working directory, by field."""
     if config is None:
         return {}
-    places: dict[str, str | None] = {"output": config.output}
+    paths: dict[str, str | None] = {"output": config.output}
     if config.images.path != "digits":
-        places["images.path"] = config.images.path
+        paths["images.path"] = config.images.path
     if config.autoencoder.id and Path(config.autoencoder.id).exists():
-        places["autoencoder.id"] = config.autoencoder.id
+        paths["autoencoder.id"] = config.autoencoder.id
     for name in ("reference", "extractor_weights"):
-        places[f"evaluate.{name}"] = getattr(config.evaluate, name)
-    return {key: path for key, path in places.items() if path and is_relative(path)}
+        paths[f"evaluate.{name}"] = getattr(config.evaluate, name)
+    return {key: path for key, path in paths.items() if path and is_relative(path)}
 
 
 def relative_arguments(command: CommandLine) -> list[tuple[str, str]]:
-    found = [word.text for word in command.places if is_relative(word.text) and Path(word.text).exists()]
+    """Return the words of a command that are existing relative paths, each with the command's name; not its recipe."""
+    found = [word.text for word in command.possible_paths if is_relative(word.text) and Path(word.text).exists()]
     return [(command.name, text) for text in found if text != command.recipe]
 
 
-def is_relative(path: str) -> bool:
-    return storage.is_local(path) and not path.startswith("file://") and not Path(path).is_absolute()
-
-
 def refuse_unreachable(key: str, path: str, package: job_package.Package) -> None:
-    """Refuse what would be looked for in a job's own folder, which is empty but for the package, and is not kept."""
+    """Raise InvalidInput for a path that a job on another machine does not find, or whose content it would lose.
+
+    Such a job starts in a folder that holds only the package and is deleted at the end.
+    """
     if key == "output" or not package.contains(path):
-        raise ValueError(
-            f"{key}: found {path!r}, a place on this machine that a job on another one does not have; expected a URI "
-            "(s3://BUCKET/...) or the absolute path of a mount that all nodes of the cluster share"
+        raise InvalidInput(
+            f"{key}: found {path!r}, a path on this machine, which a job on another machine does not have",
+            "a URI (s3://BUCKET/...) or the absolute path of a mount that all nodes of the cluster share",
+            f"copy it there and set {key} accordingly",
         )
 
 
-def absolute_places(config: Recipe) -> dict[str, str]:
-    """The recipe's paths, by field: of what a job reads and writes, it finds nothing relative to its own folder."""
-    places: dict[str, str | None] = {"output": absolute(config.output)}
-    if config.images.path != "digits":
-        places["images.path"] = absolute(config.images.path)
-    places["autoencoder.id"] = config.autoencoder.id and absolute_if_here(config.autoencoder.id)
-    for name in ("reference", "extractor_weights"):
-        path = getattr(config.evaluate, name)
-        places[f"evaluate.{name}"] = path and absolute(path)
-    return {key: path for key, path in places.items() if path}
+def is_relative(path: str) -> bool:
+    """Whether a path depends on the working directory; URIs do not."""
+    return storage.is_local(path) and not path.startswith("file://") and not Path(path).is_absolute()
 
 
 def absolute(path: str) -> str:
+    """Return the absolute path, and a URI unchanged."""
     return str(Path(path).absolute()) if storage.is_local(path) else path
 
 
-def absolute_if_here(place: str) -> str:
-    """Absolute path of what exists here, or will be written into a folder that does; anything else as it is."""
-    if not storage.is_local(place):
-        return place
-    into_folder = os.sep in place and Path(place.split(os.sep)[0]).is_dir()
-    return absolute(place) if into_folder or Path(place).exists() else place
+def absolute_if_here(text: str) -> str:
+    """Return the absolute path of a file that exists, or whose first folder does; other texts unchanged."""
+    if not storage.is_local(text):
+        return text
+    into_folder = os.sep in text and Path(text.split(os.sep)[0]).is_dir()
+    return absolute(text) if into_folder or Path(text).exists() else text

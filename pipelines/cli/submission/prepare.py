@@ -1,7 +1,7 @@
-"""`raydit submit`: the same command, as a job on a cluster.
+"""Prepare a raydit command as a job: the command, environment and files that are sent.
 
-On this machine a job sees the same files, so paths are made absolute. On another one it gets the working directory
-along (see cluster.packing), and reads and writes data where the cluster does: at URIs and absolute paths.
+A job on this machine sees the same files, so paths become absolute. A job on another machine gets the working directory
+(see `cluster.packing`), and reads and writes data where the cluster can: at URIs and on shared mounts.
 """
 
 import json
@@ -12,13 +12,13 @@ from pathlib import Path
 from cluster import job_package
 from pipelines.artifacts import digest_of
 from pipelines.cli.submission.command_line import CommandLine
-from pipelines.cli.submission.environment import given_environment, job_environment, sendable_environment
+from pipelines.cli.submission.environment import forwarded_environment, local_job_environment, remote_job_environment
 from pipelines.cli.submission.paths import (
     absolute_if_here,
-    absolute_places,
+    absolute_recipe_paths,
     refuse_unreachable,
     relative_arguments,
-    relative_places,
+    relative_recipe_paths,
 )
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
@@ -28,46 +28,55 @@ OWN_PACKAGES = ("cluster", "dit", "evaluation", "pipelines", "raydit")
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A raydit command, ready to be sent."""
+    """A raydit command that is ready to be sent."""
 
     command: list[str]
+    """Words of the command, without "raydit"."""
     name: str
-    """Of the recipe, or of what the command is about."""
+    """Name of the recipe, or of the checkpoint or images that the command is about."""
     env: dict[str, str]
+    """Environment variables of the job."""
     tracking: str = ""
-    """Where its runs are recorded, if that is decided here."""
+    """MLflow tracking URI, if it is set on this machine; empty if the cluster sets it."""
     recipe: str = ""
-    """The recipe's text."""
+    """The recipe's text; empty without one."""
     package: job_package.Package | None = None
     """The working directory, for a job on another machine."""
     pip: tuple[str, ...] = ()
+    """Requirements that the cluster installs for the job."""
 
     @property
     def job_id(self) -> str:
+        """Readable id, which can be part of a URL and is equal for the same command and content."""
+        readable = re.sub(r"[^\w.-]+", "-", f"raydit-{self.command[0]}-{self.name}")
         content = [self.recipe, self.package.digest()] if self.package else [self.recipe]
-        return job_id(self.name, self.command, *content, *self.pip)
+        return f"{readable}-{digest_of([self.command, *content, *self.pip])[:8]}"
 
 
-def job_id(name: str, command: list[str], *content: str) -> str:
-    """A readable id that is the same for the same command and content, and can stand in a URL."""
-    readable = re.sub(r"[^\w.-]+", "-", f"raydit-{command[0]}-{name}")
-    return f"{readable}-{digest_of([command, *content])[:8]}"
-
-
-def unpacked(command: CommandLine) -> Submission:
-    """For a job server on this machine: a job starts in a folder of its own, but sees the files that are here."""
+def prepare_local(command: CommandLine) -> Submission:
+    """Prepare a job on this machine, which starts in a folder of its own but sees the same files."""
     config, text = read_recipe(command)
-    env = job_environment()
-    tracking = (config and config.tracking.uri) or env["MLFLOW_TRACKING_URI"]
+    overrides = [f"{key}={json.dumps(path)}" for key, path in absolute_recipe_paths(config).items()] if config else []
+    env = local_job_environment()
     return Submission(
-        command=prepare(command, config), name=name_of(command, config), env=env, tracking=tracking, recipe=text
+        command=[
+            *command.map_paths(absolute_if_here).texts,
+            *(word for override in overrides for word in ("--set", override)),
+        ],
+        name=job_name(command, config),
+        env=env,
+        tracking=(config and config.tracking.uri) or env["MLFLOW_TRACKING_URI"],
+        recipe=text,
     )
 
 
-def packed(command: CommandLine, folder: Path, *, pip: bool = False) -> Submission:
-    """For a job on another machine, which sees what is packed, URIs, and absolute paths that it has too."""
+def prepare_remote(command: CommandLine, folder: Path, *, install: bool = False) -> Submission:
+    """Prepare a job on another machine, which sees the files that are packed, URIs, and shared mounts.
+
+    folder: the working directory, which is packed. install: send raydit's own code too, with its requirements.
+    """
     config, text = read_recipe(command)
-    extra = own_code(folder) if pip else {}
+    extra = own_code(folder) if install else {}
     if command.recipe is not None:
         recipe = Path(command.recipe).absolute()
         inside = recipe.is_relative_to(folder)
@@ -75,24 +84,24 @@ def packed(command: CommandLine, folder: Path, *, pip: bool = False) -> Submissi
         command = command.with_recipe(name)
         extra |= {name: recipe}
     package = job_package.pack(folder, extra)
-    for key, path in [*relative_places(config).items(), *relative_arguments(command)]:
+    for key, path in [*relative_recipe_paths(config).items(), *relative_arguments(command)]:
         refuse_unreachable(key, path, package)
-    env = sendable_environment()
-    if left := sorted(given_environment().keys() - env.keys()):
-        say("submit", f"{', '.join(left)}: of this machine only, so the cluster's own setting counts")
+    env = remote_job_environment()
+    if withheld := sorted(forwarded_environment().keys() - env.keys()):
+        say("submit", f"{', '.join(withheld)}: not sent, because only this machine can reach it; the cluster's is used")
     return Submission(
         command=command.texts,
-        name=name_of(command, config),
+        name=job_name(command, config),
         env=env,
         tracking=(config and config.tracking.uri) or env.get("MLFLOW_TRACKING_URI", ""),
         recipe=text,
         package=package,
-        pip=tuple(job_package.pinned_requirements("raydit")) if pip else (),
+        pip=tuple(job_package.pinned_requirements("raydit")) if install else (),
     )
 
 
 def read_recipe(command: CommandLine) -> tuple[Recipe | None, str]:
-    """The recipe of a command and its text, if it has one. Bad ones are refused here, before anything is sent."""
+    """Return a command's recipe and its text, if it has one. Raises as `load_recipe`, before anything is sent."""
     if command.recipe is None:
         return None, ""
     from pipelines.config.reader import load_recipe
@@ -102,21 +111,16 @@ def read_recipe(command: CommandLine) -> tuple[Recipe | None, str]:
 
 
 def own_code(folder: Path) -> dict[str, Path]:
-    """raydit itself, for a cluster without it; the working directory's own comes first."""
+    """Return raydit's own files by their names in a package; none if the working directory holds raydit itself."""
+    if (folder / "pipelines" / "cli" / "__main__.py").is_file():
+        return {}
     root = Path(__file__).resolve().parents[3]
     files = [file for name in OWN_PACKAGES for file in (root / name).rglob("*") if file.suffix in (".py", ".toml")]
-    names = {file.relative_to(root).as_posix(): file for file in files}
-    return {} if (folder / "pipelines" / "cli" / "__main__.py").is_file() else names
+    return {file.relative_to(root).as_posix(): file for file in files}
 
 
-def prepare(command: CommandLine, config: Recipe | None) -> list[str]:
-    """The command with absolute paths; config: its recipe."""
-    fixed = [f"{key}={json.dumps(path)}" for key, path in absolute_places(config).items()] if config else []
-    return [*command.with_places(absolute_if_here).texts, *(part for each in fixed for part in ("--set", each))]
-
-
-def name_of(command: CommandLine, config: Recipe | None) -> str:
-    """A short name: its recipe's, or that of a checkpoint or images."""
+def job_name(command: CommandLine, config: Recipe | None) -> str:
+    """Return a short name: the recipe's, or the last part of the path of a checkpoint or images."""
     if config and command.subject == command.recipe:
         return config.name
     return Path(command.subject).name if command.subject else "job"

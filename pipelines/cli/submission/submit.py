@@ -1,4 +1,4 @@
-"""Start a prepared submission on a job server, or join the one that runs, and follow its log."""
+"""Start a prepared command on a job server, or join the equal job that runs there, and follow its log."""
 
 import tempfile
 from pathlib import Path
@@ -6,36 +6,37 @@ from pathlib import Path
 import click
 
 from cluster import job_server, jobs
+from pipelines.cli.options import OK
 from pipelines.cli.submission.command_line import CommandLine
-from pipelines.cli.submission.prepare import Submission, packed, unpacked
+from pipelines.cli.submission.prepare import Submission, prepare_local, prepare_remote
 from pipelines.console import say
 
 
 def submit_command(command: CommandLine, *, address: str | None, wait: bool, pack: bool | None, pip: bool) -> int:
-    """Start a raydit command on the cluster whose dashboard is at `address`; returns the exit code.
+    """Start a raydit command on the cluster with the job server at `address`, and return the exit code.
 
-    The same content submitted again while it runs is joined, not started twice. pack: whether the working directory
-    is sent along; left out, it is for a server that is not at a loopback address. pip: let the cluster install what
-    raydit needs, in the versions that are installed here.
+    The same content submitted again while it runs is joined, not started twice. wait: follow the log until the job
+    ends, and return its exit code. pack: send the working directory; None: only if the server is not at a loopback
+    address. pip: let the cluster install what raydit needs, in the versions that are installed here.
     """
     address = job_server.server_url(address)
     if pack or pip or (pack is None and not job_server.is_this_machine(address)):
-        submission = packed(command, Path.cwd(), pip=pip)
+        submission = prepare_remote(command, Path.cwd(), install=pip)
     else:
-        submission = unpacked(command)
+        submission = prepare_local(command)
     job, joined = start(submission, address)
-    say("submit", f"job {job} at {address}{', running already' if joined else ''}")
+    say("submit", f"job {job} at {address}{' (already running)' if joined else ''}")
     if submission.package and not joined:
         size = f"{len(submission.package.files):,} files, {submission.package.num_bytes / 2**20:.1f} MiB"
-        say("submit", f"sent {size}: the working directory without data, outputs and what .gitignore names")
+        say("submit", f"sent the working directory without data, outputs and files in .gitignore: {size}")
     if not wait:
-        say("submit", f"follow it with: {follow_command(job, address)}")
-        return 0
-    return follow(job, address)
+        say("submit", f"follow the log with: {follow_command(job, address)}")
+        return OK
+    return follow_job(job, address)
 
 
 def start(submission: Submission, address: str) -> tuple[str, bool]:
-    """Start a job or join the one that runs; its id, and whether it ran already."""
+    """Start a job, or join the equal one that runs. Returns its id and whether it was running already."""
     number, submission_id = 1, submission.job_id
     known = {job.submission_id: job for job in jobs.list_jobs(address)}
     while (earlier := known.get(submission_id)) is not None and earlier.has_ended:
@@ -59,15 +60,16 @@ def start(submission: Submission, address: str) -> tuple[str, bool]:
     return submission_id, earlier is not None
 
 
-def follow(job: str, address: str | None) -> int:
-    """Pass on a job's log and return its exit code; Ctrl-C leaves the job running."""
+def follow_job(job: str, address: str | None) -> int:
+    """Print a job's log until the job ends, and return its exit code. Ctrl-C leaves the job running."""
     try:
         return jobs.follow(job, address, write=click.echo)
     except KeyboardInterrupt:
-        say("submit", f"detached; job {job} goes on. Follow it again: {follow_command(job, address)}")
-        say("submit", f"end it: raydit jobs stop {job} --address {job_server.server_url(address)}")
+        say("submit", f"detached; job {job} continues. Follow its log again: {follow_command(job, address)}")
+        say("submit", f"stop it: raydit jobs stop {job} --address {job_server.server_url(address)}")
         return jobs.INTERRUPTED
 
 
 def follow_command(job: str, address: str | None) -> str:
+    """Return the command that follows a job's log."""
     return f"raydit jobs logs -f {job} --address {job_server.server_url(address)}"

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -38,6 +39,23 @@ def test_every_command_has_help_for_every_option(raydit, command):
     assert code == 0 and out.startswith("Usage: ")
     options = [option for option in cli.cli.commands[command].params if isinstance(option, click.Option)]
     assert all(option.opts[0] in out for option in options)
+
+
+def choices(command, name):
+    """The values that an option takes."""
+    (option,) = [param for param in cli.cli.commands[command].params if param.name == name]
+    return set(option.type.choices)
+
+
+def test_choices_are_those_of_the_code_that_takes_them():
+    """The command line names them itself, because that code is slow to import."""
+    from pipelines.checkpoints.exporting import ExportFormat
+    from pipelines.registry.promotion import CHALLENGER, CHAMPION
+    from pipelines.scoring.saved_samples import SampleFormat
+
+    assert choices("export", "format") == set(get_args(ExportFormat))
+    assert choices("evaluate", "save_format") == set(get_args(SampleFormat))
+    assert choices("promote", "alias") == {CHAMPION, CHALLENGER}
 
 
 def test_the_version_is_told(raydit):
@@ -130,10 +148,10 @@ def test_an_interrupted_command_is_exit_code_130(raydit, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "_recipe", interrupted)
+    monkeypatch.setattr(stages, "_load", interrupted)
     code, out, err = raydit("train", TINY)
     assert (code, out) == (130, "")
-    assert err.strip() == "raydit: interrupted; the same command goes on from here"
+    assert err.strip() == "raydit: interrupted; run the same command again to resume"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +161,7 @@ def test_an_error_that_is_not_for_users_keeps_its_traceback(error):
     """In a process of its own: what Python prints is what is looked at."""
     script = (
         "import json, sys; from pipelines.cli import main as cli; from pipelines.cli.commands import stages;"
-        f"stages._recipe = lambda *_: {error}; cli.main()"
+        f"stages._load = lambda *_: {error}; cli.main()"
     )
     process = subprocess.run(
         [sys.executable, "-c", script, "train", TINY],

@@ -65,9 +65,9 @@ def cli_command(names):
     return command
 
 
-def test_places_are_what_may_be_a_path_and_can_be_changed():
+def test_words_that_may_be_paths_are_found_and_can_be_changed():
     texts = ["evaluate", "a/step_1", "--num-samples=20", "--recipe=b.toml", "--set", "seed=1", "--save-images", "c"]
-    changed = CommandLine.read(cli, texts).with_places(str.upper)
+    changed = CommandLine.read(cli, texts).map_paths(str.upper)
     assert changed.texts == [
         "evaluate",
         "A/STEP_1",
@@ -80,7 +80,7 @@ def test_places_are_what_may_be_a_path_and_can_be_changed():
     ]
     assert (changed.recipe, changed.subject, changed.overrides) == ("B.TOML", "A/STEP_1", ("seed=1",))
     digits = CommandLine.read(cli, ["reference", "build", "digits", "--out", "--r.npz"])
-    assert [word.text for word in digits.places] == ["--r.npz"]
+    assert [word.text for word in digits.possible_paths] == ["--r.npz"]
 
 
 def test_what_a_command_would_refuse_is_refused_when_it_is_read():
@@ -98,4 +98,4 @@ def test_what_a_command_would_refuse_is_refused_when_it_is_read():
 
 def test_what_follows_two_dashes_is_no_flag():
     line = CommandLine.read(cli, ["compare", "--allow-unequal", "--", "--protocol", "a"])
-    assert [word.text for word in line.places] == ["--protocol", "a"]
+    assert [word.text for word in line.possible_paths] == ["--protocol", "a"]

@@ -6,10 +6,10 @@ import socket
 import pytest
 
 from cluster.doctor import Check
-from pipelines.cli import doctor_checks as doctor
+from pipelines.cli import doctor_checks
 from pipelines.cli import main as cli
 
-NAMES = ["python", *doctor.PACKAGES, "devices", "storage", "weights", "tracking", "aliases", "ray"]
+NAMES = ["python", *doctor_checks.PACKAGES, "devices", "storage", "weights", "tracking", "aliases", "ray"]
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def tracked(store, tmp_path, monkeypatch):
 @pytest.fixture
 def no_ray(monkeypatch):
     """Starting a Ray takes seconds; one test does it."""
-    monkeypatch.setattr(doctor, "check_ray", lambda address: Check("ray", True, f"{address}"))
+    monkeypatch.setattr(doctor_checks, "check_ray", lambda address: Check("ray", True, f"{address}"))
 
 
 @pytest.fixture
@@ -92,12 +92,12 @@ def test_the_lines_are_aligned_and_printed_as_they_become_known(raydit_doctor, m
         printed_before.extend(capsys.readouterr().out.splitlines())
         return Check("ray", False, "away", "start one")
 
-    monkeypatch.setattr(doctor, "check_ray", check_ray)
+    monkeypatch.setattr(doctor_checks, "check_ray", check_ray)
     code, output = raydit_doctor()
     assert code == 1
     assert [line.split()[1] for line in printed_before] == NAMES[:-1]
-    assert output == f"!! {'ray':<{doctor.NAME_WIDTH}}  away -> start one\n"
-    findings = {line[: 5 + doctor.NAME_WIDTH].strip() for line in printed_before}
+    assert output == f"!! {'ray':<{doctor_checks.NAME_WIDTH}}  away -> start one\n"
+    findings = {line[: 5 + doctor_checks.NAME_WIDTH].strip() for line in printed_before}
     assert findings == {f"ok {name}" for name in NAMES[:-1]}
 
 
@@ -115,7 +115,7 @@ def test_a_cluster_is_asked_by_a_job_of_its_own(raydit_doctor, ray_head, monkeyp
 
 def test_of_a_job_that_would_record_for_itself_the_tracking_is_red():
     checks = [Check("tracking", True, "sqlite:////tmp/x/mlflow.db: 0 experiments"), Check("nodes", True, "1 node(s)")]
-    answers = doctor.answers_of_job(checks, here=False)
+    answers = doctor_checks.select_cluster_checks(checks, is_local=False)
     assert [check.name for check in answers if not check.ok] == ["node tracking"]
     assert "MLFLOW_TRACKING_URI" in answers[-1].do
-    assert doctor.answers_of_job(checks, here=True) == checks[1:]
+    assert doctor_checks.select_cluster_checks(checks, is_local=True) == checks[1:]

@@ -9,7 +9,7 @@ from cluster import jobs
 from cluster.jobs import Job
 from pipelines.cli import main as cli
 from pipelines.cli.commands import jobs as job_commands
-from pipelines.cli.commands.jobs import runs_of
+from pipelines.cli.commands.jobs import find_runs
 from pipelines.tracking.lookup import runs_of_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # Ray passes it to aiohttp
@@ -91,7 +91,7 @@ def test_the_log_of_a_job_and_with_follow_its_exit_code(raydit_jobs, failed_job)
 
 @pytest.mark.slow
 def test_stopping_a_job_that_has_ended_is_no_error(raydit_jobs, failed_job):
-    assert raydit_jobs("stop", failed_job)[:2] == (0, f"stop         {failed_job} had ended already\n")
+    assert raydit_jobs("stop", failed_job)[:2] == (0, f"stop         {failed_job} had already ended\n")
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "stop"])
@@ -103,7 +103,7 @@ def test_an_unknown_job_is_named_with_where_to_look(raydit_jobs, command):
 
 def test_no_jobs_are_said_with_how_to_start_one(monkeypatch, capsys):
     monkeypatch.setattr(jobs, "list_jobs", lambda address: [])
-    job_commands.print_jobs("http://head:8265", as_json=False)
+    job_commands.list_jobs.callback("http://head:8265", as_json=False)
     assert capsys.readouterr().out == "no jobs at http://head:8265; start one: raydit submit -- run RECIPE\n"
 
 
@@ -120,9 +120,9 @@ def job(tracking):
 
 
 def test_a_store_that_is_away_or_not_known_costs_only_the_runs():
-    runs, reason = runs_of(job("http://127.0.0.1:9"))
+    runs, reason = find_runs(job("http://127.0.0.1:9"))
     assert runs == [] and "does not answer" in reason
-    assert runs_of(job("")) == ([], "")
+    assert find_runs(job("")) == ([], "")
 
 
 def test_runs_on_a_server_have_links(store, monkeypatch):

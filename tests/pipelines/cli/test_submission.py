@@ -29,12 +29,12 @@ def line(*texts):
     return CommandLine.read(cli, list(texts))
 
 
-def unpacked(*command):
-    return prepare.unpacked(line(*command))
+def prepared(*command):
+    return prepare.prepare_local(line(*command))
 
 
 def packed(command, folder, **flags):
-    return prepare.packed(line(*command), folder, **flags)
+    return prepare.prepare_remote(line(*command), folder, **flags)
 
 
 def sent_recipe(command):
@@ -54,7 +54,7 @@ def sent_recipe(command):
     ],
 )
 def test_recipe_and_output_become_absolute(here, command):
-    ready = unpacked(*command)
+    ready = prepared(*command)
     assert ready.name == "tiny" and ready.recipe == TINY.read_text()
     assert ready.command[0] == command[0]
     assert str(here / "my.toml") in ready.command
@@ -63,7 +63,7 @@ def test_recipe_and_output_become_absolute(here, command):
 
 def test_an_evaluation_by_a_recipe_writes_where_it_would_here_and_is_named_after_its_checkpoint(here):
     (here / "outputs" / "step_0000006").mkdir(parents=True)
-    ready = unpacked("evaluate", "--num-samples", "20", "outputs/step_0000006", "--recipe=my.toml")
+    ready = prepared("evaluate", "--num-samples", "20", "outputs/step_0000006", "--recipe=my.toml")
     assert ready.name == "step_0000006" and ready.recipe == TINY.read_text()
     assert f"--recipe={here / 'my.toml'}" in ready.command and str(here / "outputs" / "step_0000006") in ready.command
     assert f'output="{here / "outputs" / "tiny"}"' in ready.command
@@ -72,8 +72,8 @@ def test_an_evaluation_by_a_recipe_writes_where_it_would_here_and_is_named_after
 def test_images_and_statistics_become_absolute_and_uris_stay(here):
     settings = ["images.path=pictures", "output=s3://bucket/run", "evaluate.reference=stats/r.npz"]
     flags = [part for setting in settings for part in ("--set", setting)]
-    prepared = unpacked("run", "my.toml", *flags).command
-    config = sent_recipe(prepared)
+    command = prepared("run", "my.toml", *flags).command
+    config = sent_recipe(command)
     assert config.images.path == str(here / "pictures")
     assert config.evaluate.reference == str(here / "stats" / "r.npz")
     assert config.output == "s3://bucket/run"
@@ -81,8 +81,8 @@ def test_images_and_statistics_become_absolute_and_uris_stay(here):
 
 def test_digits_are_kept_even_beside_a_folder_of_that_name(here):
     (here / "digits").mkdir()
-    prepared = unpacked("run", "my.toml", "--set", "images.path=digits").command
-    assert sent_recipe(prepared).images.path == "digits"
+    command = prepared("run", "my.toml", "--set", "images.path=digits").command
+    assert sent_recipe(command).images.path == "digits"
 
 
 @pytest.mark.parametrize("autoencoder", ["stabilityai/sd-vae-ft-ema", "my/vae"])
@@ -92,28 +92,28 @@ def test_an_autoencoder_is_made_absolute_where_it_is_a_folder(here, autoencoder)
     rest = recipe[2][recipe[2].index("[encode]") :]
     (here / "my.toml").write_text(f'{recipe[0]}[autoencoder]\nid = "{autoencoder}"\n{rest}')
     expected = str(here / autoencoder) if autoencoder.startswith("my/") else autoencoder
-    assert sent_recipe(unpacked("run", "my.toml").command).autoencoder.id == expected
+    assert sent_recipe(prepared("run", "my.toml").command).autoencoder.id == expected
 
 
 def test_a_checkpoint_becomes_absolute_and_names_the_job(here):
     (here / "outputs" / "step_0000006").mkdir(parents=True)
     (here / "evaluate").mkdir()  # a folder named as the command is no path
     (here / "20").mkdir()  # nor is one named as a number
-    ready = unpacked("evaluate", "outputs/step_0000006", "--num-samples", "20", "--force")
+    ready = prepared("evaluate", "outputs/step_0000006", "--num-samples", "20", "--force")
     expected = ["evaluate", str(here / "outputs" / "step_0000006"), "--num-samples", "20", "--force"]
     assert (ready.command, ready.name) == (expected, "step_0000006")
 
 
 def test_a_bad_recipe_is_refused_before_anything_is_sent(here):
     with pytest.raises(RecipeError, match="train.step"):
-        unpacked("run", "my.toml", "--set", "train.step=4")
+        prepared("run", "my.toml", "--set", "train.step=4")
     with pytest.raises(FileNotFoundError, match="no recipe at none.toml"):
-        unpacked("run", "none.toml")
+        prepared("run", "none.toml")
 
 
 def test_the_same_command_has_the_same_readable_id(here):
     def id_of(*command):
-        return unpacked(*command).job_id
+        return prepared(*command).job_id
 
     once = id_of("run", "my.toml")
     assert once.startswith("raydit-run-tiny-")
@@ -201,9 +201,9 @@ def test_a_recipe_from_elsewhere_goes_along_too(project):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["run", "my.toml"], "output: found 'outputs/tiny', a place on this machine"),
-        (["run", "my.toml", *REMOTE, "--set", "images.path=data/cats"], "images.path: found 'data/cats', a place"),
-        (["evaluate", "outputs/tiny"], "evaluate: found 'outputs/tiny', a place on this machine"),
+        (["run", "my.toml"], "output: found 'outputs/tiny', a path on this machine"),
+        (["run", "my.toml", *REMOTE, "--set", "images.path=data/cats"], "images.path: found 'data/cats', a path"),
+        (["evaluate", "outputs/tiny"], "evaluate: found 'outputs/tiny', a path on this machine"),
     ],
 )
 def test_what_only_this_machine_has_is_refused_before_anything_is_sent(project, command, message):
@@ -226,10 +226,10 @@ def test_settings_go_along_unless_only_this_machine_reaches_them_and_credentials
     ready = packed(["run", "my.toml", *REMOTE], project)
     assert ready.env == {"MLFLOW_TRACKING_URI": "https://mlflow.example.com", "AWS_REGION": "eu-west-1"}
     assert ready.tracking == "https://mlflow.example.com"
-    assert "AWS_ENDPOINT_URL: of this machine only" in capsys.readouterr().out
+    assert "AWS_ENDPOINT_URL: not sent, because only this machine" in capsys.readouterr().out
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////home/me/mlflow.db")
     assert "MLFLOW_TRACKING_URI" not in packed(["run", "my.toml", *REMOTE], project).env
-    here = unpacked("run", "my.toml")  # on this machine all of it is reached
+    here = prepared("run", "my.toml")  # on this machine all of it is reached
     assert here.env["MLFLOW_TRACKING_URI"] == "sqlite:////home/me/mlflow.db"
     assert here.env["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9000"
 
@@ -239,7 +239,7 @@ def test_the_id_of_a_job_is_that_of_its_recipe_and_code(project):
         return packed(["run", "my.toml", *REMOTE], project).job_id
 
     def local():
-        return unpacked("run", "my.toml").job_id
+        return prepared("run", "my.toml").job_id
 
     before = remote(), local()
     (project / "data" / "cats" / "2.png").touch()
@@ -251,7 +251,7 @@ def test_the_id_of_a_job_is_that_of_its_recipe_and_code(project):
 
 
 def test_for_a_plain_cluster_raydit_goes_along_with_pinned_requirements(project):
-    ready = packed(["run", "my.toml", *REMOTE], project, pip=True)
+    ready = packed(["run", "my.toml", *REMOTE], project, install=True)
     sent = set(ready.package.files)
     assert {"pipelines/cli/main.py", "dit/model.py", "evaluation/metrics.py", "cluster/jobs.py"} <= sent
     assert any(line.startswith("torch==") for line in ready.pip)
@@ -307,8 +307,8 @@ def test_a_packed_job_runs_what_was_sent_is_joined_left_and_ended_and_holds_no_c
     monkeypatch.setattr(submission.click, "echo", interrupted)
     assert submit(wait=True) == 130
     said = capsys.readouterr().out
-    assert f"job {job_id} at {ray_head.address}, running already" in said
-    assert f"detached; job {job_id} goes on. Follow it again: raydit jobs logs -f {job_id} --address" in said
+    assert f"job {job_id} at {ray_head.address} (already running)" in said
+    assert f"detached; job {job_id} continues. Follow its log again: raydit jobs logs -f {job_id} --address" in said
     assert jobs.get_job(job_id, ray_head.address).status == "RUNNING"
 
     assert jobs.stop(job_id, ray_head.address)

@@ -19,7 +19,7 @@ from tiny import tiny_recipe
 
 from cluster import storage
 from dit.checkpoint import step_name
-from pipelines.cli import mlflow_ui as ui
+from pipelines.cli import mlflow_ui
 from pipelines.config.reader import load_recipe
 from pipelines.registry.promotion import promote_checkpoint
 from pipelines.run import run_pipeline
@@ -167,16 +167,16 @@ def test_the_registered_model_shows_its_alias_and_what_it_scored(page, served, t
 
 
 def test_a_ui_that_runs_is_found_and_another_stores_is_left_alone(served, tmp_path, capsys, monkeypatch):
-    ui.serve_ui(served.store, served.port)
-    assert f"{served.address} on {served.store}, which runs already" in capsys.readouterr().out
-    ui.serve_ui(served.store, served.port - 1)  # one that is free is no reason to start another
-    assert "runs already" in capsys.readouterr().out
+    mlflow_ui.serve_ui(served.store, served.port)
+    assert f"{served.address} on {served.store} (already running)" in capsys.readouterr().out
+    mlflow_ui.serve_ui(served.store, served.port - 1)  # one that is free is no reason to start another
+    assert "(already running)" in capsys.readouterr().out
     other = f"sqlite:///{tmp_path}/mlflow.db"
     check_tracking(other)
-    monkeypatch.setattr(ui, "PORTS", 1)
+    monkeypatch.setattr(mlflow_ui, "NUM_PORTS", 1)
     with pytest.raises(ValueError, match=f"ports {served.port} to {served.port}: found other programs on all of them"):
-        ui.serve_ui(other, served.port)
-    ui.serve_ui(served.address, served.port)
+        mlflow_ui.serve_ui(other, served.port)
+    mlflow_ui.serve_ui(served.address, served.port)
     assert f"{served.address} is the UI of its own store: 2 experiments" in capsys.readouterr().out
 
 
