@@ -84,7 +84,7 @@ def import_(
 @click.option("--weights", default="ema", show_default=True, help="Weights to export: averaged (ema) or trained (raw).")
 @json_option
 def export(checkpoint: str, out: str, format: ExportFormat, weights: str, as_json: bool) -> None:
-    """Write CHECKPOINT to OUT, for diffusers' DiTPipeline or for the official code."""
+    """Write CHECKPOINT to OUT for diffusers or the official code."""
     from pipelines.checkpoints.exporting import describe_export, export_checkpoint
 
     path = export_checkpoint(checkpoint, out, format=format, weights=weights)

@@ -12,9 +12,9 @@ from pipelines.cli.options import FAILED, OK, json_option
 @click.option("--output", type=click.Path(), default=".", show_default=True, help="Folder or URI of future outputs.")
 @json_option
 def doctor(address: str | None, output: str, as_json: bool) -> None:
-    """Check versions, devices, Ray, storage, tracking and weights, and say how to repair what fails.
+    """Check this machine and a cluster, and say what to repair.
 
-    Exit code 1 if any check fails.
+    The checks are of versions, devices, Ray, storage, tracking and weights. Exit code 1 if any of them fails.
     """
     from pipelines.cli.doctor_checks import run_checks
 

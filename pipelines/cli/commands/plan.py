@@ -27,7 +27,10 @@ def plan(
     price: float | None,
     as_json: bool,
 ) -> None:
-    """Print the memory, storage, FLOPs, hours and cost of the stages of RECIPE. Runs nothing."""
+    """Print memory, time and cost of RECIPE without running it.
+
+    For each stage: memory, storage, FLOPs, hours and dollars.
+    """
     from pipelines.config.reader import load_recipe
     from pipelines.planning.hardware import parse_cluster
     from pipelines.planning.networks import resolve_networks

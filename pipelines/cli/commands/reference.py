@@ -8,7 +8,7 @@ from pipelines.cli.output import print_line, print_resolved, print_result
 
 @click.group()
 def reference() -> None:
-    """Build reference statistics: the features of real images that samples are compared with."""
+    """Build statistics of real images to compare samples with."""
 
 
 @reference.command()
@@ -34,10 +34,10 @@ def build(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Extract the features of all IMAGES and write their statistics. Run it again to resume.
+    """Extract features of IMAGES and write their statistics.
 
-    IMAGES is any source that a recipe takes. More settings are those of recipes: --set images.crop=resize,
-    --set evaluate.num_workers=8.
+    Run it again to resume. IMAGES is any source that a recipe takes. More settings are those of recipes:
+    --set images.crop=resize, --set evaluate.num_workers=8.
     """
     shorthands = {"images.size": size, "evaluate.extractor": extractor}
     overrides = (*(f"{key}={value}" for key, value in shorthands.items() if value is not None), *overrides)

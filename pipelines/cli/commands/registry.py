@@ -33,9 +33,10 @@ def promote(
     store: str,
     as_json: bool,
 ) -> None:
-    """Register CHECKPOINT as a version of a model, and make it champion if it is better.
+    """Register CHECKPOINT, and make it champion if it is better.
 
-    It is better if its score beats the champion's by more than the error.
+    The checkpoint becomes a version of the model NAME. It is better if its score beats the champion's by more than the
+    error.
     """
     if (rollback is None) == (checkpoint is None or name is None):
         raise click.UsageError("expected CHECKPOINT --name NAME, or --rollback NAME")
@@ -57,10 +58,10 @@ def promote(
 @store_option
 @json_option
 def lineage(target: str, quick: bool, store: str, as_json: bool) -> None:
-    """Print what an artifact was made from and what was made from it, and verify the digests.
+    """Print what an artifact was made from, and verify its digests.
 
-    The artifact is a folder or URI of latents, a checkpoint in any form, models:/NAME@ALIAS, or an MLflow run by its
-    id or name. Exit code 1 if a digest no longer matches.
+    Also prints what was made from it. The artifact is a folder or URI of latents, a checkpoint in any form,
+    models:/NAME@ALIAS, or an MLflow run by its id or name. Exit code 1 if a digest no longer matches.
     """
     from pipelines.registry.lineage import lineage as chain_of
 

@@ -33,7 +33,10 @@ def sample(
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Draw a labelled grid of samples from CHECKPOINT, or write many samples to a file (--npz)."""
+    """Draw samples from CHECKPOINT: a labelled grid, or --npz.
+
+    With --npz, writes many samples and their labels to a file.
+    """
     if npz is None and num_samples is not None:
         raise click.UsageError("--num-samples needs --npz FILE; the size of a grid is set by --classes and --columns")
     if npz is not None and classes is not None:

@@ -44,7 +44,10 @@ def run(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: b
 @click.command()
 @stage_options
 def autoencoder(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: bool, as_json: bool) -> None:
-    """Train the autoencoder of RECIPE, if it has [autoencoder.train]."""
+    """Train the autoencoder of RECIPE.
+
+    Does nothing for a recipe with a pretrained autoencoder.
+    """
     config = _load(recipe, overrides, dry_run)
     from pipelines.autoencoder import train_autoencoder
 

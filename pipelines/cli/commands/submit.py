@@ -18,7 +18,10 @@ from pipelines.cli.options import server_option
 @click.option("--pip", is_flag=True, help="Send raydit too, and let the cluster install its requirements.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def submit(address: str | None, wait: bool, pack: bool | None, pip: bool, command: tuple[str, ...]) -> None:
-    """Run any raydit COMMAND as a Ray job, for example: raydit submit -- run RECIPE."""
+    """Run any raydit COMMAND as a Ray job.
+
+    For example: raydit submit -- run RECIPE
+    """
     from pipelines.cli.submission.command_line import CommandLine
     from pipelines.cli.submission.submit import submit_command
 

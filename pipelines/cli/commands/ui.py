@@ -1,5 +1,7 @@
 """`raydit ui`: the MLflow UI."""
 
+from typing import Any
+
 import click
 
 from pipelines.cli.options import set_option
@@ -9,9 +11,15 @@ from pipelines.cli.options import set_option
 @click.option("--port", type=int, default=5000, show_default=True, help="First of the ten ports to try.")
 @set_option
 def ui(port: int, overrides: tuple[str, ...]) -> None:
-    """Print the address of the MLflow UI, and start it on 127.0.0.1 if it does not run yet."""
+    """Print the address of the MLflow UI; start it if needed.
+
+    It is started on 127.0.0.1, and looked for there at ten ports from --port on.
+    """
     from pipelines.cli.mlflow_ui import serve_ui
+    from pipelines.config.reader import apply_override
     from pipelines.tracking.store import tracking_uri
 
-    given = dict(override.split("=", 1) for override in overrides)
-    serve_ui(tracking_uri(given.get("tracking.uri", "")), port)
+    content: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(content, override)
+    serve_ui(tracking_uri(content.get("tracking", {}).get("uri", "")), port)
