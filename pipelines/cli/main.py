@@ -24,6 +24,7 @@ from pipelines.cli.commands.stages import autoencoder, encode, run, train
 from pipelines.cli.commands.submit import submit
 from pipelines.cli.commands.ui import ui
 from pipelines.cli.options import BAD_INPUT, FAILED, INTERRUPTED
+from raydit.errors import RayditError
 
 COMMANDS: tuple[click.Command, ...] = (
     *(run, autoencoder, encode, train, evaluate),
@@ -31,8 +32,6 @@ COMMANDS: tuple[click.Command, ...] = (
     *(runs, lineage, promote, ui),
     *(submit, jobs, doctor),
 )
-
-PACKAGES = ("pipelines", "dit", "evaluation", "cluster")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -46,7 +45,11 @@ for command in COMMANDS:
 
 
 def main() -> None:
-    """Run the command. Exit codes: 0 done, 1 failed, 2 bad usage or input, 130 interrupted."""
+    """Run the command. Exit codes: 0 done, 1 failed, 2 bad usage or input, 130 interrupted.
+
+    A RayditError is for the user, who gets its message in one line. Every exception that is not expected here is a bug:
+    it keeps its traceback, with which Python ends the process with exit code 1.
+    """
     try:
         cli.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
@@ -56,29 +59,23 @@ def main() -> None:
         sys.exit(BAD_INPUT)
     except click.exceptions.Exit as exit:
         sys.exit(exit.exit_code)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _exit(f"{error}. Free some space, and run the same command again to resume", FAILED)
-        if not _is_ours(error):
+    except RayditError as error:
+        _exit(_message_for_user(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        failed = isinstance(error, FloatingPointError | ConnectionError | ChildProcessError)
-        _exit(str(error), FAILED if failed else BAD_INPUT)
+        _exit(f"{error}. Free some space, and run the same command again to resume", FAILED)
+
+
+def _message_for_user(error: RayditError) -> str:
+    """Return the error's message, also where Ray's class for errors of workers shows their traceback instead."""
+    cause = getattr(error, "cause", None)
+    return str(cause if isinstance(cause, RayditError) else error)
 
 
 def _exit(message: str, code: int) -> NoReturn:
     click.echo(f"\nraydit: {message}", err=True)
     sys.exit(code)
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether a line of our own raised the error, so that its message is for the user and its traceback is not."""
-    if not isinstance(error, ValueError | OSError | FloatingPointError):
-        return False
-    frame = error.__traceback__
-    while frame and frame.tb_next:
-        frame = frame.tb_next
-    module = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
-    return module.split(".")[0] in PACKAGES
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command line: help, exit codes, errors for users and errors for us."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from pipelines.cli import main as cli
 from pipelines.cli.commands import stages
+from raydit.errors import Failed, InvalidInput, RayditError
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = str(ROOT / "tests" / "recipes" / "tiny.toml")
@@ -154,15 +156,69 @@ def test_an_interrupted_command_is_exit_code_130(raydit, monkeypatch):
     assert err.strip() == "raydit: interrupted; run the same command again to resume"
 
 
+KINDS = [RayditError, *RayditError.__subclasses__(), *Failed.__subclasses__()]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_kind_of_error_for_users_is_one_line_with_its_exit_code(raydit, monkeypatch, kind):
+    def fail(*_):
+        raise kind("output: found a", "b", "change it")
+
+    monkeypatch.setattr(stages, "_load", fail)
+    code, out, err = raydit("train", TINY)
+    assert (code, out, err) == (kind.exit_code, "", "\nraydit: output: found a, expected b. Change it\n")
+    assert kind.exit_code == (1 if issubclass(kind, Failed) else 2)
+
+
+def test_an_error_for_users_from_a_worker_of_ray_is_shown_without_its_traceback(raydit, monkeypatch):
+    from ray.exceptions import RayTaskError
+
+    def fail(*_):
+        raise RayTaskError("read", "Traceback ...", InvalidInput("images: found a", "b", "")).as_instanceof_cause()
+
+    monkeypatch.setattr(stages, "_load", fail)
+    code, _, err = raydit("train", TINY)
+    assert (code, err) == (2, "\nraydit: images: found a, expected b\n")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_that_says_how_to_resume(raydit, monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number), "output/part")
+
+    monkeypatch.setattr(stages, "_load", fail)
+    code, _, err = raydit("train", TINY)
+    assert code == 1 and err.endswith(". Free some space, and run the same command again to resume\n")
+    assert len(err.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
-    "error", ["json.loads('not JSON')", "{}['key']", "[].pop()", "(_ for _ in ()).throw(RuntimeError('ours to mend'))"]
+    "error",
+    [
+        "int('x')",
+        "max([])",
+        "open('no such file')",
+        "json.loads('not JSON')",
+        "{}['key']",
+        "[].pop()",
+        "(_ for _ in ()).throw(RuntimeError('a bug'))",
+    ],
 )
 def test_an_error_that_is_not_for_users_keeps_its_traceback(error):
-    """In a process of its own: what Python prints is what is looked at."""
-    script = (
-        "import json, sys; from pipelines.cli import main as cli; from pipelines.cli.commands import stages;"
-        f"stages._load = lambda *_: {error}; cli.main()"
-    )
+    """In a process of its own, because the traceback is printed by Python; raised by a function of our packages."""
+    script = f"""
+import json
+from pipelines.cli import main as cli
+from pipelines.cli.commands import stages
+from raydit.errors import Failed, InvalidInput, RayditError
+
+def faulty(*_):
+    return {error}
+
+module = {{"__name__": "pipelines.training.loop", "json": json}}
+stages._load = type(faulty)(faulty.__code__, module)
+cli.main()
+"""
     process = subprocess.run(
         [sys.executable, "-c", script, "train", TINY],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -170,4 +226,5 @@ def test_an_error_that_is_not_for_users_keeps_its_traceback(error):
         text=True,
     )
     assert process.returncode == 1
-    assert process.stderr.startswith("Traceback") and "<lambda>" in process.stderr
+    assert process.stderr.startswith("Traceback") and "in faulty" in process.stderr
+    assert "raydit: " not in process.stderr
