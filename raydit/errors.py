@@ -34,7 +34,7 @@ class RayditError(Exception):
         parts = [f"{found}, expected {expected}" if expected else found, do[:1].upper() + do[1:]]
         super().__init__(". ".join(part for part in parts if part))
 
-    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         # Errors are pickled between Ray's processes; by default, pickle would call the class with the message alone.
         return type(self), (self.found, self.expected, self.do)
 
