@@ -61,7 +61,7 @@ SAMPLER_PROCESSES: dict[str, ProcessKind] = {
     "euler": "flow",
     "heun": "flow",
 }
-"""Name of every sampler, and the kind of process that it integrates."""
+"""Name of every sampler, and the kind of process that it integrates. `dit.samplers` has a function sample_<name>."""
 
 
 @dataclass(frozen=True, kw_only=True)

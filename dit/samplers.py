@@ -193,14 +193,8 @@ def sample_heun(
     return x
 
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "ddpm": sample_ddpm,
-    "ddim": sample_ddim,
-    "dpmpp_2m": sample_dpmpp_2m,
-    "euler": sample_euler,
-    "heun": sample_heun,
-}
-"""The samplers by their names in recipes; `dit.config.SAMPLER_PROCESSES` holds the kind of process of each."""
+SAMPLERS: dict[str, Callable[..., Tensor]] = {name: globals()[f"sample_{name}"] for name in SAMPLER_PROCESSES}
+"""The samplers by their names in recipes: one function, `sample_<name>`, for each name in `SAMPLER_PROCESSES`."""
 
 
 def guided(

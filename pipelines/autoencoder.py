@@ -60,7 +60,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
 
         def on_message(message: Report | Saved) -> None:
             if isinstance(message, Report):
-                log_report(run, progress, message)
+                log_losses(run, progress, message)
 
         run_workers(
             context,
@@ -105,7 +105,7 @@ def put_images(images: ImagesConfig, listing: Listing) -> list[Any]:
     return [read.remote(listing.keys[start : start + BLOCK_IMAGES]) for start in starts]
 
 
-def log_report(run: RunLog, progress: Progress, report: Report) -> None:
+def log_losses(run: RunLog, progress: Progress, report: Report) -> None:
     """Show and log the metrics of a report."""
     progress.to(report.step, mse=report.metrics["mse"])
     run.metrics({f"autoencoder/{name}": value for name, value in report.metrics.items()}, report.step)

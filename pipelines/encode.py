@@ -25,7 +25,7 @@ from pipelines.latents.shards import (
     finished_records,
     plan_shards,
     prepare_folder,
-    read_records,
+    read_shard_records,
     remove_strays,
 )
 from pipelines.stage import JobContext, job
@@ -59,14 +59,14 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     description = describe_latents(config.images, settings, listing.class_names, record)
     shards = plan_shards(folder, listing, earlier, settings.shard_rows)
     if earlier is not None:
-        context.say("encode", f"adds {count_images(shards):,} images to {summarize(earlier)}")
+        context.say("encode", f"adds {total_images(shards):,} images to {summarize(earlier)}")
     with context.run("encode", identity) as run:
         run.params({"images": asdict(config.images), "encode": asdict(settings)})
         run.input(name="images", digest=listing.digest, source=config.images.path, context="encoding")
 
         limit = QuarantineLimit(folder, settings.max_quarantined, len(listing))
         pending = find_pending(shards, earlier, limit)
-        done = len(listing) - count_images(pending)
+        done = len(listing) - total_images(pending)
         progress = context.progress("encode", total=len(listing), unit="images", start=done)
         records = encode_shards(context, pending, config.images, autoencoder, settings, WriteShard(folder, description))
         with closing(records):
@@ -90,7 +90,7 @@ def find_pending(
     """Return the shards that are not finished, after counting the unusable images of all others and of `earlier`."""
     limit.add(earlier.read_quarantine() if earlier is not None else [])
     pending = []
-    for shard, record in zip(shards, read_records(shards), strict=True):
+    for shard, record in zip(shards, read_shard_records(shards), strict=True):
         if record is None:
             pending.append(shard)
         else:
@@ -151,7 +151,7 @@ def log_progress(records: Iterable[ShardRecord], limit: QuarantineLimit, progres
         )
 
 
-def count_images(shards: Sequence[LatentShard]) -> int:
+def total_images(shards: Sequence[LatentShard]) -> int:
     """Return the number of images in some shards."""
     return sum(len(shard.images) for shard in shards)
 

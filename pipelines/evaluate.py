@@ -119,7 +119,7 @@ def evaluate_each(
                 if (series or options.repeats > 1) and any(seed.report is None for seed in seeds):
                     protocol_folder = storage.split(folder)[0]
                     if protocol_folder not in runs:
-                        run = context.run("evaluations", {"protocol": report.protocol_id})
+                        run = context.run(EVALUATIONS, {"protocol": report.protocol_id})
                         runs[protocol_folder] = stack.enter_context(run)
                     record_series(runs[protocol_folder], protocol_folder, report, images_per_step)
                 if options.promote:

@@ -17,7 +17,7 @@ from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
 from pipelines.scoring.actors import SampleActor, SampleSource
 from pipelines.scoring.protocols import sampling_protocol
-from pipelines.scoring.records import ShardRecord, read_records
+from pipelines.scoring.records import ShardResult, read_results
 from pipelines.scoring.sample_grid import class_label  # noqa: F401  older served models import it from here
 from pipelines.scoring.shards import compute_shards, make_shards, temporary_shard_dir
 from pipelines.stage import StageContext
@@ -48,12 +48,12 @@ def sample_file(
     with StageContext(replace(config, output=folder), address=address) as context:
         create_actor = partial(SampleActor, evaluate, [SampleSource(opened.shared, protocol)])
         compute_shards(context, "sample", shards, create_actor, evaluate)
-        write_atomically(out, lambda file: write_adm(file, read_records(shards), num_samples))
+        write_local_or_remote(out, lambda file: write_adm(file, read_results(shards), num_samples))
     storage.remove_folder(folder)  # not earlier: the lease would be written into it again
     return out
 
 
-def write_atomically(target: str, write: Callable[[Path], None]) -> None:
+def write_local_or_remote(target: str, write: Callable[[Path], None]) -> None:
     """Let `write` make a local file, and then move or upload it to a path or URI."""
     if storage.is_local(target):
         publish(Path(storage.local_path(target)), write)
@@ -64,7 +64,7 @@ def write_atomically(target: str, write: Callable[[Path], None]) -> None:
         storage.upload_file(str(file), target)
 
 
-def write_adm(path: Path, records: Iterable[ShardRecord], num_samples: int) -> None:
+def write_adm(path: Path, records: Iterable[ShardResult], num_samples: int) -> None:
     """Write records' images and labels as np.savez would, with one record's images in memory at a time."""
     labels: list[np.ndarray] = []
     with zipfile.ZipFile(path, "w") as archive:

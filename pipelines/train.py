@@ -11,6 +11,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.training import NON_IDENTITY_FIELDS
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.dataset import LatentDataset
+from pipelines.scoring.settings import EVALUATIONS
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import FIGURES, RunLog
@@ -121,5 +122,5 @@ def start_monitor(
         progress=context.progress("train", total=config.train.steps, unit="steps", start=first_step),
         figures=TrainFigures(run, config.folder(FIGURES), config.train.global_batch_size),
         previews=Previews(config, run, say),
-        retention=Retention(config.train, checkpoints, config.folder("evaluations"), protected),
+        retention=Retention(config.train, checkpoints, config.folder(EVALUATIONS), protected),
     )

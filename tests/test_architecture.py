@@ -17,7 +17,7 @@ FORBIDDEN = {
 }
 JOBS = ("autoencoder", "build_reference", "encode", "evaluate", "evaluate_images", "sample", "train")
 """Modules of pipelines that are a job each; `run` is the jobs in a row."""
-FLOORS = [
+LAYERS = [
     ("cli",),
     ("run",),
     JOBS,
@@ -29,7 +29,7 @@ FLOORS = [
     ("images", "artifacts"),
     ("config", "console"),
 ]
-"""Folders and modules of pipelines from the top down: each may import those on lower floors, and none on its own.
+"""Folders and modules of pipelines from the top down: each may import those in lower layers, and none in its own.
 
 `sampling` and `grids` hold names that models promoted by older versions import.
 """
@@ -81,24 +81,26 @@ def test_files_import_each_other_in_one_direction():
         visit(name, ())
 
 
-def room_of(module: str) -> str:
+def folder_of(module: str) -> str:
     """The folder or module of pipelines that a dotted name lies in."""
     return module.split(".")[1]
 
 
-def test_rooms_of_pipelines_import_downwards_only():
-    floor_of = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+def test_folders_of_pipelines_import_downwards_only():
+    layer_of = {folder: layer for layer, names in enumerate(LAYERS) for folder in names}
     modules = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in SOURCES}
     found = set()
     for file in sorted((ROOT / "pipelines").rglob("*.py")):
         if file == ROOT / "pipelines" / "__init__.py":
             continue
-        room = room_of(".".join(file.relative_to(ROOT).with_suffix("").parts))
-        assert room in floor_of, (
-            f"{file.relative_to(ROOT)} lies in no room of FLOORS: add it to the floor it belongs to"
-        )
+        folder = folder_of(".".join(file.relative_to(ROOT).with_suffix("").parts))
+        assert folder in layer_of, f"{file.relative_to(ROOT)} is in no layer of LAYERS: add its folder or module to one"
         for name in imported_names(file) & modules:
-            if name.startswith("pipelines.") and room_of(name) != room and floor_of[room_of(name)] <= floor_of[room]:
+            if (
+                name.startswith("pipelines.")
+                and folder_of(name) != folder
+                and layer_of[folder_of(name)] <= layer_of[folder]
+            ):
                 found.add(f"{file.relative_to(ROOT)} imports {name}")
     assert not found
 

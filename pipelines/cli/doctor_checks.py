@@ -49,7 +49,7 @@ def all_checks(address: str | None, output: str) -> Iterator[Check]:
     yield from check_packages(PACKAGES)
     yield check_devices()
     yield check_storage(output)
-    yield check_weights()
+    yield check_cached_weights()
     yield check_tracking_store()
     yield check_aliases()
     ray = check_ray(address)
@@ -136,7 +136,7 @@ def check_aliases(uri: str = "") -> Check:
     return Check("aliases", True, f"{count} of registered models, each with its files")
 
 
-def check_weights() -> Check:
+def check_cached_weights() -> Check:
     """Check the weights of the embedded extractor, and report whether Inception's are cached."""
     from evaluation.extractors import create_extractor, find_cached_weights
     from evaluation.metric_names import INCEPTION

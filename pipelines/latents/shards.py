@@ -86,7 +86,7 @@ def write_shard(folder: str, index: int, data: bytes, record: ShardRecord) -> No
     storage.write_json_atomically(path, record.to_json())
 
 
-def read_records(shards: Sequence[LatentShard]) -> list[ShardRecord | None]:
+def read_shard_records(shards: Sequence[LatentShard]) -> list[ShardRecord | None]:
     """Return the record of each shard, or None if it is not finished.
 
     A record counts if it is valid for the shard's images and the file has the recorded length.
@@ -112,7 +112,7 @@ def read_records(shards: Sequence[LatentShard]) -> list[ShardRecord | None]:
 def finished_records(shards: Sequence[LatentShard]) -> list[ShardRecord]:
     """Return the records of all shards. Raises InvalidInput if another process has removed or changed one."""
     records = []
-    for shard, record in zip(shards, read_records(shards), strict=True):
+    for shard, record in zip(shards, read_shard_records(shards), strict=True):
         if record is None:
             raise InvalidInput(
                 f"{shard.file}: found no finished file and record of this shard, which has just been written",

@@ -18,7 +18,7 @@ from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.encoding import EncodeImages
 from pipelines.latents.identity import describe_latents, encode_identity
-from pipelines.latents.shards import IMAGE_FIELDS, LatentShard, inspect_existing, plan_shards, read_records
+from pipelines.latents.shards import IMAGE_FIELDS, LatentShard, inspect_existing, plan_shards, read_shard_records
 from pipelines.planning.networks import autoencoder_config
 from pipelines.planning.render import format_bytes, format_duration
 from raydit.errors import NotFound
@@ -87,7 +87,9 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
         if not changed:
             finished = len(earlier.shards) if earlier else 0
             shards = plan_shards(folder, listing, earlier, config.encode.shard_rows)
-    pending = [shard for shard, record in zip(shards, read_records(shards), strict=True) if changed or record is None]
+    pending = [
+        shard for shard, record in zip(shards, read_shard_records(shards), strict=True) if changed or record is None
+    ]
     shape = None
     if autoencoder:
         description = describe_latents(config.images, config.encode, listing.class_names, autoencoder)

@@ -62,15 +62,15 @@ def lineage(target: str, *, store: str = "", quick: bool = False) -> list[Link]:
     store: MLflow's URI; empty: that of the artifact's recipe. quick: compare sizes and recorded digests only, without
     reading shards or weights. Raises NotFound or InvalidInput if the target is none of these.
     """
-    place, expected = _resolved(target, store)
-    if storage.exists(storage.join(place, MANIFEST)):
-        return _around_latents(LatentDataset.open(place), expected, store, quick)
+    location, expected = _resolved(target, store)
+    if storage.exists(storage.join(location, MANIFEST)):
+        return _around_latents(LatentDataset.open(location), expected, store, quick)
     try:
-        opened = open_checkpoint(place)
+        opened = open_checkpoint(location)
     except FileNotFoundError as error:
         if expected is None:
             raise
-        gone = Link("checkpoint", place, expected, broken=[f"MLflow has recorded it, and it is gone: {error}"])
+        gone = Link("checkpoint", location, expected, broken=[f"MLflow has recorded it, and it is gone: {error}"])
         return [gone, *_in_mlflow(expected, tracking_uri(store))]
     return _around_checkpoint(opened, expected, store, quick)
 

@@ -17,7 +17,7 @@ import numpy as np
 from evaluation.protocol import EvaluationProtocol
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig
 from pipelines.images.listing import Listing
-from pipelines.scoring.records import MAX_PREVIEW_IMAGES, ShardRecord
+from pipelines.scoring.records import MAX_PREVIEW_IMAGES, ShardResult
 from pipelines.scoring.saved_samples import SavedSamples
 from pipelines.scoring.shards import ScoringShard
 
@@ -50,7 +50,7 @@ class SampleActor:
         """Compute a shard and write its record."""
         self.compute(shard).write(shard.file)
 
-    def compute(self, shard: ScoringShard) -> ShardRecord:
+    def compute(self, shard: ScoringShard) -> ShardResult:
         """Compute the record of a shard of samples, and save their images where the source asks for it."""
         source, indices = self.sources[shard.source], shard.images
         assert isinstance(indices, range), "real images need an extractor"
@@ -61,7 +61,7 @@ class SampleActor:
         seconds = np.array(time.perf_counter() - started)
         if source.saved and shard.saved:
             source.saved.write(shard.saved, images, labels, indices)
-        return ShardRecord(indices=np.array(indices), labels=labels, images=images, sampling_seconds=seconds)
+        return ShardResult(indices=np.array(indices), labels=labels, images=images, sampling_seconds=seconds)
 
     def open_sampler(self, source: SampleSource) -> "CheckpointSampler":
         """Return the source's sampler, loaded once for consecutive shards; only one is in memory at a time."""
@@ -92,7 +92,7 @@ class ScoringActor(SampleActor):
         self.images = images
         self.extractor = create_extractor(evaluate.extractor, evaluate.extractor_weights, self.device)
 
-    def compute(self, shard: ScoringShard) -> ShardRecord:
+    def compute(self, shard: ScoringShard) -> ShardResult:
         """Compute the record of a shard of samples or of real images; unreadable images are named in it."""
         if isinstance(shard.images, Listing):
             return self._compute_real(shard.images)
@@ -101,14 +101,14 @@ class ScoringActor(SampleActor):
         record = self._with_features(record, record.images)
         return record if shard.images.start < MAX_PREVIEW_IMAGES else replace(record, images=None)
 
-    def _compute_real(self, listing: Listing) -> ShardRecord:
+    def _compute_real(self, listing: Listing) -> ShardResult:
         from pipelines.images.preprocess import read_cropped
 
         images, _, errors = read_cropped(self.images, listing.keys, listing.locations)
-        record = ShardRecord(unreadable=np.array(sorted(errors), dtype=str))
+        record = ShardResult(unreadable=np.array(sorted(errors), dtype=str))
         return self._with_features(record, images) if len(images) else record
 
-    def _with_features(self, record: ShardRecord, images: np.ndarray) -> ShardRecord:
+    def _with_features(self, record: ShardResult, images: np.ndarray) -> ShardResult:
         import torch
 
         started = time.perf_counter()

@@ -19,7 +19,7 @@ MAX_PREVIEW_IMAGES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardRecord:
+class ShardResult:
     """What an actor computed for one shard. Field names are the keys of the file; None is left out of it.
 
     Arrays are in the order of the shard's images; those of real images leave out the unreadable ones.
@@ -74,7 +74,7 @@ class LoadedFeatures:
     """Seconds that the workers spent, summed over all of them, by the name under which reports have them."""
 
 
-def read_records(shards: Sequence[ScoringShard], without: Collection[str] = ()) -> Iterator[ShardRecord]:
+def read_results(shards: Sequence[ScoringShard], without: Collection[str] = ()) -> Iterator[ShardResult]:
     """Yield the records of finished shards in order, except for the fields in `without`.
 
     Raises InvalidInput for a record that does not cover its shard's images.
@@ -82,7 +82,7 @@ def read_records(shards: Sequence[ScoringShard], without: Collection[str] = ()) 
     files = storage.open_in_order([shard.file for shard in shards])
     for shard, file in zip(shards, files, strict=True):
         with file:
-            record = ShardRecord.read(file, without)
+            record = ShardResult.read(file, without)
         if record.num_images != len(shard.images):
             raise _wrong_record(shard, f"{record.num_images} images", str(len(shard.images)))
         yield record
@@ -97,7 +97,7 @@ def load_features(shards: Sequence[ScoringShard]) -> LoadedFeatures:
     total, start = sum(len(shard.images) for shard in shards), 0
     arrays: dict[str, np.ndarray] = {}
     timings: dict[str, float] = {}
-    for shard, record in zip(shards, read_records(shards, without=("images",)), strict=True):
+    for shard, record in zip(shards, read_results(shards, without=("images",)), strict=True):
         for name in ("sampling_seconds", "extraction_seconds"):
             if (seconds := getattr(record, name)) is not None:
                 timings[name] = timings.get(name, 0.0) + float(seconds)
@@ -116,7 +116,7 @@ def load_features(shards: Sequence[ScoringShard]) -> LoadedFeatures:
     )
 
 
-def _check_record(shard: ScoringShard, record: ShardRecord) -> None:
+def _check_record(shard: ScoringShard, record: ShardResult) -> None:
     if isinstance(shard.images, range):
         assert record.indices is not None, "samples have indices"
         if not np.array_equal(record.indices, shard.images):
@@ -140,7 +140,7 @@ def _ends(indices: Sequence[int] | np.ndarray) -> str:
 def load_preview_images(shards: Sequence[ScoringShard]) -> np.ndarray:
     """Load the images of the first MAX_PREVIEW_IMAGES samples or so, uint8 (N, H, W, 3)."""
     first = [shard for shard in shards if isinstance(shard.images, range) and shard.images.start < MAX_PREVIEW_IMAGES]
-    return np.concatenate([record.images for record in read_records(first) if record.images is not None])
+    return np.concatenate([record.images for record in read_results(first) if record.images is not None])
 
 
 _MAGIC_BYTES, _LENGTH_BYTES = 8, 2

@@ -22,7 +22,7 @@ from pipelines.images.listing import Listing
 from pipelines.images.open import open_source
 from pipelines.images.sources.adm import AdmSource
 from pipelines.scoring.actors import ScoringActor
-from pipelines.scoring.records import ShardRecord, read_records
+from pipelines.scoring.records import ShardResult, read_results
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import ScoringShard, compute_shards, make_shards, split_listing
 from pipelines.stage import JobContext
@@ -140,7 +140,7 @@ def load_real_features(real: RealImages) -> tuple[ReferenceStatistics, Features 
         if listing is real.training:
             save_reference(compute_reference(real.settings, listing, shards), real.path(listing))
         else:
-            _save_features(read_records(shards), real.path(listing))
+            _save_features(read_results(shards), real.path(listing))
         storage.remove_folder(real.shard_folder(listing))
     return _load_reference(real), _load_held_out(real)
 
@@ -191,7 +191,7 @@ def extract_adm_images(real: RealImages, context: JobContext) -> None:
     folder = f"{file.removesuffix('.npz')}.shards-{evaluate.shard_rows}"
     shards = make_shards(folder, split_listing(source.listing(), evaluate.shard_rows))
     compute_shards(context, "reference", shards, partial(ScoringActor, images, evaluate), evaluate)
-    _save_features(read_records(shards), file)
+    _save_features(read_results(shards), file)
     storage.remove_folder(folder)
 
 
@@ -216,7 +216,7 @@ def compute_reference(settings: ScoringSettings, listing: Listing, shards: list[
     statistics: dict[str, FeatureStatistics] = {}
     features: list[np.ndarray] = []
     keys: list[str] = []
-    for shard, record in zip(shards, read_records(shards), strict=True):
+    for shard, record in zip(shards, read_results(shards), strict=True):
         if record.features is None:  # none of its images could be read
             continue
         for name, array in (("features", record.features), ("spatial", record.spatial)):
@@ -247,14 +247,14 @@ def compute_reference(settings: ScoringSettings, listing: Listing, shards: list[
     )
 
 
-def _readable_keys(shard: ScoringShard, record: ShardRecord) -> list[str]:
+def _readable_keys(shard: ScoringShard, record: ShardResult) -> list[str]:
     """Return the keys of the images that a record's features are of, in order."""
     assert isinstance(shard.images, Listing) and record.unreadable is not None, "references are of real images"
     unreadable = set(record.unreadable.tolist())
     return [key for key in shard.images.keys if key not in unreadable]
 
 
-def _save_features(records: Iterable[ShardRecord], file: str) -> None:
+def _save_features(records: Iterable[ShardResult], file: str) -> None:
     """Write features, logits and spatial features of all records into one file, atomically."""
     computed = [record for record in records if record.features is not None]
     names = [name for name in Features._fields if computed and getattr(computed[0], name) is not None]

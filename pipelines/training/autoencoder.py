@@ -109,7 +109,7 @@ def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> N
         first_batch=state.batches,
         device=worker.device,
     )
-    writer = checkpoint_writer(worker, checkpoints, settings.seed)
+    writer = create_writer(worker, checkpoints, settings.seed)
     losses = image_losses(worker, config.global_batch_size)
     with closing(prefetch(batches)) as prefetched:
         train(state, prefetched, losses, config, report=worker.report, save=writer.save)
@@ -119,7 +119,7 @@ def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> N
         finish_autoencoder(module.cpu(), settings.folder, blocks, ray.get(settings.held_out))
 
 
-def checkpoint_writer(worker: Worker, checkpoints: CheckpointFolder, seed: int) -> CheckpointWriter:
+def create_writer(worker: Worker, checkpoints: CheckpointFolder, seed: int) -> CheckpointWriter:
     """Return a writer of the checkpoints that the training of the autoencoder resumes from."""
 
     def write(snapshot: Snapshot) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RAY_FOLDER = ".ray"
 """Folder of the output for Ray Train's own files."""
 RESIZE_SECONDS = 60.0
-"""How often an elastic group looks for room for more workers; growing restarts it from its newest checkpoint."""
+"""How often an elastic group checks whether more workers fit; growing restarts it from its newest checkpoint."""
 MAX_RESTARTS = 3
 """Restarts of the group after workers died, without a new checkpoint in between, before the stage fails."""
 

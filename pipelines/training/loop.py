@@ -42,7 +42,7 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
     if newest:
         restore(state, newest)
     reporter = Reporter(settings, worker)
-    writer = checkpoint_writer(settings, worker, source, reporter)
+    writer = create_writer(settings, worker, source, reporter)
     guard = NonFiniteGuard(config, worker, dataset)
     losses = latent_losses(settings, process, worker)
     while True:
@@ -166,7 +166,7 @@ class Reporter:
         return taken
 
 
-def checkpoint_writer(
+def create_writer(
     settings: TrainWorkerSettings, worker: Worker, source: LatentSource, reporter: Reporter
 ) -> CheckpointWriter:
     """Return a writer of checkpoints that hold the reports since the previous one, in case the driver is killed."""

@@ -9,7 +9,7 @@ from cluster import storage
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.open import open_source
 from pipelines.sample import write_adm
-from pipelines.scoring.records import ShardRecord
+from pipelines.scoring.records import ShardResult
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), dtype=np.uint8)
 LABELS = np.array([2, 0, 1, 2, 2])
@@ -35,7 +35,7 @@ def test_numpys_files_are_read(tmp_path, write):
 
 
 def test_our_own_sample_files_are_read(tmp_path):
-    write_adm(tmp_path / "samples.npz", [ShardRecord(images=IMAGES, labels=LABELS)], 5)
+    write_adm(tmp_path / "samples.npz", [ShardResult(images=IMAGES, labels=LABELS)], 5)
     assert np.array_equal(read(source(tmp_path / "samples.npz"), range(5)), IMAGES)
 
 

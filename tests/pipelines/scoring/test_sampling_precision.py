@@ -12,7 +12,7 @@ from pipelines.checkpoints.open import open_checkpoint
 from pipelines.scoring.actors import SampleActor, SampleSource, ScoringActor
 from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.protocols import sampling_protocol
-from pipelines.scoring.records import read_records
+from pipelines.scoring.records import read_results
 from pipelines.scoring.shards import make_shards
 
 GUIDED = ("evaluate.cfg_scale=2.0", "evaluate.cfg_interval=[0.0, 0.5]", "evaluate.sampling_steps=4")
@@ -87,7 +87,7 @@ def test_features_are_computed_in_float32(output, tmp_path):
     config, source = with_settings(output, dtype="bfloat16")
     shards = make_shards(str(tmp_path), [range(5)])
     ScoringActor(config.images, config.evaluate, [source])(shards[0])
-    (record,) = read_records(shards)
+    (record,) = read_results(shards)
     images = torch.from_numpy(record.images).permute(0, 3, 1, 2)
     assert np.array_equal(record.features, create_extractor(config.evaluate.extractor)(images).features)
 
