@@ -65,8 +65,8 @@ def test_more_devices_take_less_time_but_not_in_proportion():
 def test_a_shard_takes_the_bytes_that_are_planned_for_its_images(tmp_path, flip):
     networks = resolve_networks(tiny_recipe(tmp_path), 2)
     shape, rows = (8, 8, 8), 400
-    description = schema.describe(
-        moments_shape=shape, flip=flip, autoencoder={}, preprocessing={}, class_names=["a", "b"]
+    description = schema.LatentDescription(
+        moments_shape=shape, flip=flip, autoencoder={}, preprocessing={}, class_names=("a", "b")
     )
     keys, moments = [f"{row:08d}" for row in range(rows)], np.zeros((rows, *shape), np.float16)
     table = schema.shard_table(
