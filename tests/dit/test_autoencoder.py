@@ -221,7 +221,7 @@ def test_an_autoencoder_of_another_class_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderDC"}')
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     for call in (describe_autoencoder, Autoencoder.load):
-        with pytest.raises(ValueError, match="'AutoencoderDC', expected AutoencoderKL or AutoencoderTiny\. Choose"):
+        with pytest.raises(ValueError, match=r"'AutoencoderDC', expected AutoencoderKL or AutoencoderTiny\. Choose"):
             call(tmp_path)
 
 

@@ -134,7 +134,7 @@ def test_passing_a_checkpoint_twice_changes_nothing():
 
 def test_errors_say_what_was_found_and_expected_and_what_to_do(run, tmp_path):
     checkpoints, _ = run
-    with pytest.raises(ValueError, match="at step 401 was requested .* up to step 400, .*\. Choose an earlier"):
+    with pytest.raises(ValueError, match=r"at step 401 was requested .* up to step 400, .*\. Choose an earlier"):
         reconstruct_ema(checkpoints, 0.07, step=STEPS + 1)
     with pytest.raises(ValueError, match=r"sigma_rel is 0.5, expected"):
         reconstruct_ema(checkpoints, 0.5)
