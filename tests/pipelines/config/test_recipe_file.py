@@ -5,13 +5,11 @@ import json
 import pickle
 import subprocess
 import sys
-import typing
 from pathlib import Path
 
 import pytest
 
 from pipelines.config.reader import RecipeError, load_recipe, resolved, validate_recipe
-from pipelines.config.recipe import ExtractorName
 from raydit.errors import InvalidInput
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -319,12 +317,6 @@ def test_defaults_are_those_of_the_paper(tmp_path):
     assert (train.weight_decay, train.warmup_steps, train.lr_schedule) == (0.0, 0, "constant")
     assert recipe.objective.kind == "diffusion" and recipe.objective.learn_sigma
     assert (recipe.evaluate.num_samples, recipe.evaluate.sampling_steps) == (50_000, 250)
-
-
-def test_extractors_of_recipes_are_those_that_scores_know():
-    from evaluation.extractors import EXTRACTORS
-
-    assert set(typing.get_args(ExtractorName)) == set(EXTRACTORS)
 
 
 def test_an_error_of_a_recipe_survives_the_way_between_processes():
