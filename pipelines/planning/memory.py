@@ -1,7 +1,6 @@
 """The memory that a worker of each stage takes, and which settings take less."""
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,21 +8,52 @@ from dit.autoencoder_size import AutoencoderSize
 from dit.config import DiTConfig, UViTConfig
 from pipelines.config.recipe import EncodeConfig, EvaluateConfig
 from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
-from pipelines.planning.hardware import Settings
-from pipelines.planning.networks import Networks
-from pipelines.planning.sizes import FLOAT32, NUMBER_BYTES, activation_bytes, count_parameters, sampling_bytes
+from pipelines.planning.hardware import Cluster, StageConfig
+from pipelines.planning.networks import FLOAT32, Networks, count_parameters
 
+NUMBER_BYTES = {"float32": FLOAT32, "bfloat16": 2}
+"""Bytes of one number, by dtype."""
 INFERENCE_MAPS = 3
 """Feature maps of full resolution that an autoencoder holds at once without gradients: input, norm, activation."""
 SAVED_MAPS = 2.6
 """Feature maps that training an autoencoder keeps for the backward pass, per convolution; measured in torch."""
+ACCELERATOR_PROCESS_BYTES = 2 * 2**30
+"""Bytes of a worker on an accelerator besides its tensors (context, libraries, fragments), an assumption."""
+CPU_PROCESS_BYTES = 600 * 2**20
+"""Bytes of a worker on CPUs besides its tensors: torch."""
 
 Memory = dict[str, float]
 """Bytes of one worker, by what they hold."""
 
 
+def worker_memory(settings: StageConfig, networks: Networks, cluster: Cluster) -> Memory:
+    """Return the memory of one worker of a stage on a cluster."""
+    encoder, decoder = networks.encoder, networks.decoder
+    process = {"process": float(ACCELERATOR_PROCESS_BYTES if cluster.accelerator else CPU_PROCESS_BYTES)}
+    if isinstance(settings, TrainConfig):
+        return train_memory(networks.model, settings) | process
+    if isinstance(settings, AutoencoderTrainConfig):
+        # The state is weights, gradients, AdamW's two moments and averages.
+        state = 5 * FLOAT32 * (encoder.parameters + decoder.parameters)
+        maps = SAVED_MAPS * FLOAT32 * (encoder.elements + decoder.elements)
+        return {"state": state, "activations": maps * micro_batch_size(settings)} | process
+    if isinstance(settings, EncodeConfig):
+        return _inference_memory(encoder, settings.batch_size, settings.dtype) | process
+    images = settings.batch_size * (2 if settings.cfg_scale > 1 else 1)  # guidance doubles the batch
+    network = {
+        "network": FLOAT32 * count_parameters(networks.model).total,
+        "tokens": images * sampling_bytes(networks.model, settings.dtype),
+    }
+    return _inference_memory(decoder, settings.batch_size, "float32") | network | process
+
+
+def _inference_memory(half: AutoencoderSize, batch_size: int, dtype: str) -> Memory:
+    size = NUMBER_BYTES[dtype]
+    return {"autoencoder": size * half.parameters, "feature maps": INFERENCE_MAPS * size * half.largest * batch_size}
+
+
 def train_memory(model: DiTConfig | UViTConfig, settings: TrainConfig) -> Memory:
-    """Return the memory of a worker that trains the transformer.
+    """Return the memory of the tensors of a worker that trains the transformer.
 
     "moments" are AdamW's two, "gathered" the blocks that FSDP has in one piece while they compute. "activations" is an
     estimate of what is kept for the backward pass; compiled networks keep less.
@@ -40,75 +70,85 @@ def train_memory(model: DiTConfig | UViTConfig, settings: TrainConfig) -> Memory
         "moments": 2 * FLOAT32 * counts.trained / shards,
         "averages": FLOAT32 * (1 + len(settings.ema_sigma_rels)) * counts.total / shards,
         "gathered": max(0, gathered),
-        "activations": _micro_batch(settings) * activation_bytes(model, settings.dtype) + casts,
+        "activations": micro_batch_size(settings) * activation_bytes(model, settings.dtype) + casts,
     }
 
 
-def autoencoder_memory(networks: Networks, settings: AutoencoderTrainConfig) -> Memory:
-    """Return the memory of a worker that trains the autoencoder: state, which is five copies of it, and activations."""
-    parameters = networks.encoder.parameters + networks.decoder.parameters
-    maps = SAVED_MAPS * FLOAT32 * (networks.encoder.elements + networks.decoder.elements)
-    return {"state": 5 * FLOAT32 * parameters, "activations": maps * _micro_batch(settings)}
-
-
-def encode_memory(networks: Networks, settings: EncodeConfig) -> Memory:
-    """Return the memory of a worker that encodes images."""
-    return _inference_memory(networks.encoder, settings.batch_size, settings.dtype)
-
-
-def evaluate_memory(networks: Networks, settings: EvaluateConfig) -> Memory:
-    """Return the memory of a worker that samples and decodes; guidance runs twice as many images at once."""
-    images = settings.batch_size * (2 if settings.cfg_scale > 1 else 1)
-    return _inference_memory(networks.decoder, settings.batch_size) | {
-        "network": FLOAT32 * count_parameters(networks.model).total,
-        "tokens": images * sampling_bytes(networks.model, settings.dtype),
-    }
-
-
-def _inference_memory(half: AutoencoderSize, batch_size: int, dtype: str = "float32") -> Memory:
-    size = NUMBER_BYTES[dtype]
-    return {"autoencoder": size * half.parameters, "feature maps": INFERENCE_MAPS * size * half.largest * batch_size}
-
-
-def _micro_batch(settings: TrainConfig | AutoencoderTrainConfig) -> int:
+def micro_batch_size(settings: TrainConfig | AutoencoderTrainConfig) -> int:
     """Return the images that a worker has in one forward and backward pass."""
     return math.ceil(settings.global_batch_size / settings.most_workers / settings.accumulation_steps)
 
 
-def suggest_smaller(settings: Settings, section: str, memory: Callable[[Settings], Memory], limit: float) -> str:
-    """Return the cheapest change of settings with which a worker takes at most `limit` bytes, as flags.
+def activation_bytes(model: DiTConfig | UViTConfig, dtype: str = "float32") -> float:
+    """Return the bytes that a forward pass keeps for the backward pass, per image, without compilation.
 
-    section: the recipe's table of these settings, such as "autoencoder.train".
+    dtype: the dtype of autocast, in which linear layers and attention keep their inputs. The residual stream and what
+    norms keep stay float32.
     """
-    for changed, change in _smaller_settings(settings):
-        taken = sum(memory(changed).values())
-        if taken <= limit:
-            flags = " ".join(f"--set {section}.{name}={_toml(value)}" for name, value in change.items())
+    tokens = model.num_tokens
+    if isinstance(model, UViTConfig) or model.conditioning == "in_context":
+        tokens += model.num_conditions
+    residuals = (model.depth + 3) * tokens * model.hidden_size * FLOAT32
+    block = tokens * _block_bytes_per_token(model, NUMBER_BYTES[dtype])
+    blocks = model.depth + 1 if isinstance(model, UViTConfig) else model.depth
+    # Gradient checkpointing keeps the blocks' inputs and recomputes one block at a time.
+    return residuals + (block if model.gradient_checkpointing else blocks * block)
+
+
+def _block_bytes_per_token(model: DiTConfig | UViTConfig, size: int) -> float:
+    """Return what one block keeps per token besides its input. size: bytes of a number under autocast."""
+    width = model.hidden_size
+    shared = (FLOAT32 + 4 * size) * width  # input of the second branch; queries, keys, values and attention's output
+    if isinstance(model, UViTConfig):
+        skips = 2 * size * width / 2  # every second block concatenates a shallow block's output
+        return shared + 2 * size * (width + model.mlp_size) + skips
+    hidden = (4 if model.mlp == "swiglu" else 2) * size * model.mlp_size
+    affine_rms = FLOAT32 if model.norm == "rms" else 0
+    conditioning = {
+        "adaln_zero": 2 * FLOAT32 + 4 * size,  # norms; their modulated outputs; the gated outputs
+        "adaln": 2 * FLOAT32 + 2 * size,
+        "cross_attention": FLOAT32 + 5 * size + 3 * affine_rms,
+        "in_context": 2 * size + 2 * affine_rms,
+    }[model.conditioning]
+    refinements = (5 * FLOAT32 if model.qk_norm else 0) + (3 * size if model.position == "rope" else 0)
+    return shared + hidden + (conditioning + refinements) * width
+
+
+def sampling_bytes(model: DiTConfig | UViTConfig, dtype: str = "float32") -> float:
+    """Return about how many bytes a forward pass without gradients holds at its peak, per image.
+
+    dtype: the dtype of autocast. The residual stream and the norms' outputs stay float32.
+    """
+    block = NUMBER_BYTES[dtype] * (4 * model.hidden_size + 2 * model.mlp_size)
+    return model.num_tokens * (2 * FLOAT32 * model.hidden_size + block)
+
+
+def suggest_smaller(section: str, settings: StageConfig, networks: Networks, cluster: Cluster) -> str:
+    """Return the cheapest change of a stage's settings with which its workers' memory is enough, as flags.
+
+    section: the stage's table in the recipe, such as "autoencoder.train".
+    """
+    for change in _smaller_settings(settings):
+        change = {name: value for name, value in change.items() if value != getattr(settings, name)}
+        try:
+            changed = replace(settings, **change)
+        except ValueError:  # more micro-batches than a worker has images
+            continue
+        taken = sum(worker_memory(changed, networks, cluster).values())
+        if taken <= cluster.worker_bytes(changed):
+            flags = " ".join(f"--set {section}.{name}={str(value).lower()}" for name, value in change.items())
             return f"{flags} takes {taken / 2**30:.1f} GiB"
     return "no setting is enough; take devices with more memory, or a smaller model or image size"
 
 
-def _smaller_settings(settings: Settings) -> Iterator[tuple[Settings, dict[str, Any]]]:
-    """Yield settings that take less memory with their changed fields, the cheapest change first."""
-    changes: list[dict[str, Any]]
+def _smaller_settings(settings: StageConfig) -> list[dict[str, Any]]:
+    """Return changes of settings that take less memory, the cheapest one first."""
     if isinstance(settings, EncodeConfig | EvaluateConfig):
-        changes = [{"batch_size": settings.batch_size >> power} for power in range(1, settings.batch_size.bit_length())]
-    else:
-        assert isinstance(settings, TrainConfig | AutoencoderTrainConfig), "a recipe has four stages"
-        changes = [{"accumulation_steps": settings.accumulation_steps * 2**power} for power in range(1, 8)]
-    if isinstance(settings, TrainConfig):
-        # Tiny micro-batches use a device badly: recompute activations before that, then shard the state.
-        recompute: dict[str, Any] = {"gradient_checkpointing": True}
-        shard = recompute | ({"strategy": "fsdp"} if settings.most_workers > 1 else {})
-        few = changes[:2]
-        changes = [*few, *(recompute | more for more in ({}, *few)), *(shard | more for more in ({}, *changes))]
-    for change in changes:
-        change = {name: value for name, value in change.items() if value != getattr(settings, name)}
-        try:
-            yield replace(settings, **change), change
-        except ValueError:  # more micro-batches than a worker has images
-            continue
-
-
-def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        return [{"batch_size": settings.batch_size >> power} for power in range(1, settings.batch_size.bit_length())]
+    steps = [{"accumulation_steps": settings.accumulation_steps * 2**power} for power in range(8)]
+    if isinstance(settings, AutoencoderTrainConfig):
+        return steps
+    # Tiny micro-batches use a device badly: recompute activations before that, then shard the state.
+    recompute = {"gradient_checkpointing": True}
+    shard = recompute | ({"strategy": "fsdp"} if settings.most_workers > 1 else {})
+    return steps[:3] + [recompute | step for step in steps[:3]] + [shard | step for step in steps]

@@ -1,37 +1,30 @@
-"""The networks of a recipe by their shapes and sizes, without loading or downloading any."""
+"""The networks of a recipe by their shapes and numbers of parameters, without building or downloading any."""
 
 import json
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from dit import autoencoder_size
 from dit.autoencoder_size import AutoencoderSize
-from dit.config import DiTConfig, UViTConfig
+from dit.config import TIMESTEP_FREQUENCIES, DiTConfig, UViTConfig
+from dit.schedule import TrainingConfig
 from pipelines.config.recipe import AutoencoderConfig, Recipe
-from pipelines.latents import schema
 from raydit.errors import NotFound
 
+FLOAT32 = 4
+"""Bytes of one number in weights, gradients, AdamW's moments and averages, which autocast leaves in float32."""
 
-@dataclass(frozen=True, kw_only=True)
-class Networks:
+
+class Networks(NamedTuple):
     """The transformer of a recipe, and the two halves of its autoencoder."""
 
     model: DiTConfig | UViTConfig
     encoder: AutoencoderSize
     decoder: AutoencoderSize
 
-    def moments_bytes(self, flip: bool) -> int:
-        """Return the bytes of one image's moments. flip: whether those of its horizontal flip are stored as well."""
-        height, width = self.model.latent_size
-        numbers = 2 * self.model.in_channels * height * width * (1 + flip)
-        return numbers * np.dtype(schema.MOMENTS_DTYPE).itemsize
-
 
 def resolve_networks(config: Recipe, num_classes: int) -> Networks:
-    """Return the networks of a recipe. Raises NotFound for an autoencoder that this machine knows nothing of."""
+    """Return the networks of a recipe. Raises NotFound for an autoencoder whose size this machine does not know."""
     autoencoder, side = autoencoder_config(config.autoencoder), config.images.size
     model = config.model.resolve(
         input_size=side // autoencoder_size.downsample(autoencoder),
@@ -39,11 +32,9 @@ def resolve_networks(config: Recipe, num_classes: int) -> Networks:
         num_classes=num_classes,
         learn_sigma=config.objective.learn_sigma,
     )
-    return Networks(
-        model=replace(model, gradient_checkpointing=config.train.gradient_checkpointing),
-        encoder=autoencoder_size.encoder_size(autoencoder, side),
-        decoder=autoencoder_size.decoder_size(autoencoder, side),
-    )
+    model = replace(model, gradient_checkpointing=config.train.gradient_checkpointing)
+    encoder, decoder = autoencoder_size.encoder_size, autoencoder_size.decoder_size
+    return Networks(model, encoder(autoencoder, side), decoder(autoencoder, side))
 
 
 def autoencoder_config(autoencoder: AutoencoderConfig) -> dict[str, Any]:
@@ -54,26 +45,91 @@ def autoencoder_config(autoencoder: AutoencoderConfig) -> dict[str, Any]:
             latent_channels=train.latent_channels, downsample=train.downsample, width=train.width
         )
     assert id is not None, "a recipe has an autoencoder's id, or settings to train one"
-    if (Path(id) / "config.json").is_file():
-        return json.loads((Path(id) / "config.json").read_text())
     if id in autoencoder_size.STABLE_DIFFUSION:
         return autoencoder_size.STABLE_DIFFUSION_CONFIG
-    if cached := _cached_config(id):
-        return cached
-    raise NotFound(
-        f"autoencoder.id: found {id!r}, which is not on this machine, so that its size is unknown",
-        f"a diffusers folder, a hub id that is cached, or one of {', '.join(autoencoder_size.STABLE_DIFFUSION)}",
-        "Download it first",
-    )
-
-
-def _cached_config(id: str) -> dict[str, Any] | None:
-    """Return the config.json of a hub id from the local cache, or None if it was never downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    from dit.autoencoder import locate_autoencoder  # imports torch
 
     try:
-        file = try_to_load_from_cache(id, "config.json")
-    except HFValidationError:  # the path of a folder that does not exist
-        return None
-    return json.loads(Path(file).read_text()) if isinstance(file, str) else None
+        return json.loads((locate_autoencoder(id, download=False) / "config.json").read_text())
+    except FileNotFoundError:
+        raise NotFound(
+            f"autoencoder.id: found {id!r}, which is not on this machine, so that its size is unknown",
+            f"a diffusers folder, a hub id that is cached, or one of {', '.join(autoencoder_size.STABLE_DIFFUSION)}",
+            "Download it first",
+        ) from None
+
+
+class ParameterCounts(NamedTuple):
+    """How many parameters one network has."""
+
+    trained: int
+    fixed: int
+    """Position tables, which checkpoints hold and training does not change."""
+    block: int
+    """Parameters of the largest block, which FSDP gathers at once."""
+
+    @property
+    def total(self) -> int:
+        """Trained and fixed parameters."""
+        return self.trained + self.fixed
+
+
+def count_parameters(model: DiTConfig | UViTConfig) -> ParameterCounts:
+    """Count a network's parameters: the closed form of `sum(p.numel() for p in build_model(model).parameters())`."""
+    return _uvit_parameters(model) if isinstance(model, UViTConfig) else _dit_parameters(model)
+
+
+def _dit_parameters(model: DiTConfig) -> ParameterCounts:
+    width, hidden, patch = model.hidden_size, model.mlp_size, model.patch_size**2
+    norm = width if model.norm == "rms" else 2 * width
+    attention = _linear(width, 4 * width) + (2 * model.head_size if model.qk_norm else 0)
+    mlp = _linear(width, 2 * hidden if model.mlp == "swiglu" else hidden) + _linear(hidden, width)
+    conditioning = {
+        "adaln_zero": _linear(width, 6 * width),
+        "adaln": _linear(width, 4 * width),
+        "cross_attention": attention + 3 * norm,
+        "in_context": 2 * norm,
+    }[model.conditioning]
+    block = attention + mlp + conditioning
+    trained = (
+        _linear(patch * model.in_channels, width)
+        + _linear(TIMESTEP_FREQUENCIES, width)
+        + _linear(width, width)
+        + model.num_labels * width
+        + model.depth * block
+        + _linear(width, patch * model.out_channels)
+        + (_linear(width, 2 * width) if model.conditioning in ("adaln_zero", "adaln") else norm)
+    )
+    return ParameterCounts(trained, 0 if model.position == "rope" else model.num_tokens * width, block)
+
+
+def _uvit_parameters(model: UViTConfig) -> ParameterCounts:
+    width, hidden, channels = model.hidden_size, model.mlp_size, model.in_channels
+    patch = model.patch_size**2 * channels
+    qkv = _linear(width, 3 * width) if model.qkv_bias else 3 * width**2
+    block = 4 * width + qkv + _linear(width, width) + _linear(width, hidden) + _linear(hidden, width)
+    skip = _linear(2 * width, width)
+    trained = (
+        _linear(patch, width)
+        + (_linear(width, 4 * width) + _linear(4 * width, width) if model.mlp_time_embed else 0)
+        + (model.num_labels + model.num_conditions + model.num_tokens) * width
+        + (model.depth + 1) * block
+        + model.depth // 2 * skip
+        + 2 * width
+        + _linear(width, patch)
+        + (9 * channels**2 + channels if model.final_conv else 0)
+    )
+    return ParameterCounts(trained, 0, block + skip)
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def checkpoint_bytes(model: DiTConfig | UViTConfig, settings: TrainingConfig) -> int:
+    """Return the bytes of a checkpoint's tensors: weights, averages and AdamW's two moments.
+
+    File headers and JSON add some dozens of kilobytes.
+    """
+    counts, copies = count_parameters(model), 2 + len(settings.ema_sigma_rels)
+    return FLOAT32 * (copies * counts.total + 2 * counts.trained)

@@ -6,24 +6,19 @@ assumed share of its peak (hardware), measured by a warm-up on this machine (mea
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from dit.config import DiTConfig, UViTConfig
 from pipelines.config.recipe import Recipe
-from pipelines.planning.hardware import Cluster, fit_workers
-from pipelines.planning.networks import resolve_networks
-from pipelines.planning.sizes import checkpoint_bytes
-from pipelines.planning.stages import (
-    StagePlan,
-    plan_autoencoder_stage,
-    plan_encode_stage,
-    plan_evaluate_stage,
-    plan_train_stage,
-)
+from pipelines.latents.schema import MOMENTS_DTYPE
+from pipelines.planning.hardware import Cluster, StageConfig, fit_workers
+from pipelines.planning.memory import Memory, suggest_smaller, worker_memory
+from pipelines.planning.networks import checkpoint_bytes, resolve_networks
+from pipelines.planning.time import WORK
 from pipelines.training.retention import outdated_steps
 from raydit.errors import InvalidInput, NotFound
-
-STAGES = ("autoencoder", "encode", "train", "evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +30,40 @@ class Images:
     classes: int
     source: str
     """Where the numbers come from, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """What one stage needs and how long it takes."""
+
+    stage: str
+    work: str
+    """The amount of work, in words."""
+    images: int
+    """Images that the stage processes; a training counts those of every step."""
+    flops: float
+    workers: int
+    memory: Memory
+    """Bytes that one worker takes, by what they hold."""
+    memory_limit: float
+    """Bytes that one worker may take."""
+    seconds: float
+    limit: str
+    """What takes most of the time."""
+    basis: str
+    """What the speed rests on, in words."""
+    advice: str
+    """What to change if a worker takes more memory than it may."""
+
+    @property
+    def memory_bytes(self) -> float:
+        """Bytes that one worker takes."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether a worker takes no more memory than it may."""
+        return not self.advice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +83,7 @@ class Plan:
     """Bytes of one checkpoint."""
     checkpoints_written: int
     checkpoints_kept: int
-    overrides: list[str] = field(default_factory=list)
+    overrides: list[str]
     """Overrides of the recipe that the plan assumes, so that its workers use the cluster."""
 
     @property
@@ -79,48 +108,66 @@ def make_plan(
 ) -> Plan:
     """Plan all stages of a recipe, with as many workers as the cluster has accelerators.
 
-    keep: dotted fields that the user has set and that must not change. images_per_second: measured speeds of stages, by
-    name, which replace computed ones. Raises NotFound for an unknown autoencoder, InvalidInput as fit_workers does.
+    keep: dotted fields that the user has set: numbers of workers among them do not change. images_per_second: measured
+    speeds of stages, by name, which replace computed ones. Raises NotFound for an unknown autoencoder.
     """
-    networks, evaluate = resolve_networks(config, images.classes), config.evaluate
-    # Features are needed of the held-out images and, unless reference statistics are given, of the training images.
-    real_images = images.held_out + (0 if evaluate.reference else images.training)
-    shards = {
-        "encode": math.ceil(images.training / config.encode.shard_rows),
-        "evaluate": math.ceil((evaluate.num_samples + real_images) / evaluate.shard_rows),
-    }
-    config, overrides = fit_workers(config, cluster, shards, keep)
-    model, own = networks.model, config.autoencoder.train
-    stages = [
-        *([plan_autoencoder_stage(own, networks, cluster)] if own else []),
-        plan_encode_stage(config.encode, networks, cluster, images=images.training),
-        plan_train_stage(config.train, networks, cluster),
-        plan_evaluate_stage(config.evaluate, networks, cluster, real_images=real_images),
-    ]
+    networks, train = resolve_networks(config, images.classes), config.train
+    stages: list[StagePlan] = []
+    overrides: list[str] = []
+    for section, (settings, count) in _stages(config, images).items():
+        changes = fit_workers(settings, cluster, count)
+        if f"{section}.num_workers" in keep:
+            changes.pop("num_workers", None)
+        overrides += [f"{section}.{name}={value:g}" for name, value in changes.items()]
+        stage, settings = section.partition(".")[0], replace(settings, **changes)
+        work, speed = WORK[stage](settings, networks, cluster, count), (images_per_second or {}).get(stage)
+        memory, limit = worker_memory(settings, networks, cluster), cluster.worker_bytes(settings)
+        fits = sum(memory.values()) <= limit
+        stages.append(
+            StagePlan(
+                stage=stage,
+                work=work.description,
+                images=count,
+                flops=work.flops,
+                workers=settings.most_workers,
+                memory=memory,
+                memory_limit=limit,
+                seconds=count / speed if speed else sum(work.seconds.values()),
+                limit="as given" if speed else max(work.seconds, key=lambda part: work.seconds[part]),
+                basis=f"given: {speed:,g} images/s" if speed else work.basis,
+                advice="" if fits else suggest_smaller(section, settings, networks, cluster),
+            )
+        )
+    model = networks.model
+    moments = 2 * model.in_channels * math.prod(model.latent_size) * (1 + config.encode.flip)
     family = "U-ViT" if isinstance(model, UViTConfig) else "DiT"
-    every, last = config.train.checkpoint_every, config.train.steps
-    steps = sorted({*range(every, last + 1, every), last})
+    steps = sorted({*range(train.checkpoint_every, train.steps + 1, train.checkpoint_every), train.steps})
     return Plan(
         name=config.name,
         model=model,
         model_name=config.model.name or f"{family} of width {model.hidden_size} and depth {model.depth}",
         cluster=cluster,
         images=images,
-        stages=[_at_speed(stage, (images_per_second or {}).get(stage.stage)) for stage in stages],
-        latent_bytes=images.training * networks.moments_bytes(config.encode.flip),
-        checkpoint_bytes=checkpoint_bytes(model, config.train),
+        stages=stages,
+        latent_bytes=images.training * moments * np.dtype(MOMENTS_DTYPE).itemsize,
+        checkpoint_bytes=checkpoint_bytes(model, train),
         checkpoints_written=len(steps),
-        checkpoints_kept=len(steps) - len(outdated_steps(steps, config.train, None)),
+        checkpoints_kept=len(steps) - len(outdated_steps(steps, train, None)),
         overrides=overrides,
     )
 
 
-def _at_speed(stage: StagePlan, images_per_second: float | None) -> StagePlan:
-    """Return the plan of a stage at a speed that the user has measured, if there is one."""
-    if images_per_second is None:
-        return stage
-    basis = f"given: {images_per_second:,g} images/s"
-    return replace(stage, seconds=stage.images / images_per_second, limit="as given", basis=basis, step=None)
+def _stages(config: Recipe, images: Images) -> dict[str, tuple[StageConfig, int]]:
+    """Return the settings of each stage with the images that it processes, by its table in the recipe."""
+    own, train, evaluate = config.autoencoder.train, config.train, config.evaluate
+    # Features are needed of the held-out images and, unless reference statistics are given, of the training images.
+    real_images = images.held_out + (0 if evaluate.reference else images.training)
+    return {
+        **({"autoencoder.train": (own, own.steps * own.global_batch_size)} if own else {}),
+        "encode": (config.encode, images.training),
+        "train": (train, train.steps * train.global_batch_size),
+        "evaluate": (evaluate, evaluate.num_samples + real_images),
+    }
 
 
 def count_images(config: Recipe, count: int | None, classes: int) -> Images:
@@ -145,16 +192,15 @@ def parse_speeds(measured: tuple[str, ...]) -> dict[str, float]:
     """Return images per second by stage from texts such as "train=812". Raises InvalidInput for another form."""
     speeds = {}
     for text in measured:
-        stage, _, number = text.partition("=")
+        stage, _, number = (part.strip() for part in text.partition("="))
         try:
-            speed = float(number)
+            speeds[stage] = float(number)
         except ValueError:
-            speed = 0.0
-        if stage.strip() not in STAGES or not speed > 0:
+            speeds[stage] = 0.0
+        if stage not in WORK or not speeds[stage] > 0:
             raise InvalidInput(
                 f"--measured: found {text!r}",
                 "STAGE=IMAGES_PER_SECOND, such as train=812",
-                f"The stages are {', '.join(STAGES)}",
+                f"The stages are {', '.join(WORK)}",
             )
-        speeds[stage.strip()] = speed
     return speeds

@@ -6,9 +6,9 @@ from typing import Any
 
 from dit.macs import forward_macs
 from pipelines.planning.hardware import CORES_PER_DEVICE, MULTICORE_EFFICIENCY, NODE_DEVICES, READ_SECONDS, Cluster
+from pipelines.planning.networks import count_parameters
 from pipelines.planning.plan import Plan
-from pipelines.planning.sizes import count_parameters
-from pipelines.planning.stages import DATA_START_SECONDS, TRAIN_START_SECONDS, StagePlan
+from pipelines.planning.time import DATA_START_SECONDS, TRAIN_START_SECONDS
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -18,9 +18,6 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         content["cluster"]["accelerator"] = plan.cluster.accelerator._asdict()
     for stage, values in zip(plan.stages, content["stages"], strict=True):
         values["fits"] = stage.fits
-        if stage.step:
-            step = stage.step._asdict()
-            values["step"] = {"exchange" if name == "all_reduce" else name: value for name, value in step.items()}
     return content
 
 
@@ -39,19 +36,12 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     for stage in plan.stages:
         parts = (f"{name} {format_bytes(size)}" for name, size in stage.memory.items() if size)
         yield f"memory       {stage.stage}: {', '.join(parts)}"
-    for stage in plan.stages:
-        if stage.step:
-            yield f"step         {_step(stage)}"
-        if not stage.fits:
-            yield f"does not fit {stage.stage}: {stage.advice}"
+    yield from (f"does not fit {stage.stage}: {stage.advice}" for stage in plan.stages if not stage.fits)
     if plan.overrides:
         yield f"planned with {' '.join(f'--set {override}' for override in plan.overrides)}"
-    for stage in plan.stages:
-        yield f"speed        {stage.stage}: {stage.basis}"
-    for stage in plan.stages:
-        if gain := plan.cluster.bfloat16_gains.get(stage.stage):
-            speed = f"{gain:.2g} times as fast as float32 on a core (measured)"
-            yield f'dtype        {stage.stage}.dtype = "bfloat16" is {speed}'
+    yield from (f"speed        {stage.stage}: {stage.basis}" for stage in plan.stages)
+    for name, gain in plan.cluster.bfloat16_gains.items():
+        yield f'dtype        {name}.dtype = "bfloat16" is {gain:.2g} times as fast as float32 on a core (measured)'
     yield from _assumptions(plan.cluster)
 
 
@@ -67,53 +57,41 @@ def _cluster(cluster: Cluster) -> str:
 
 
 def _table(plan: Plan) -> Iterator[str]:
-    rows: list[tuple[str, ...]] = [
-        ("stage", "work", "bottleneck", "workers", "memory of each", "FLOPs", "time", "cost")
-    ]
-    dollars_per_second = (plan.dollars or 0.0) / plan.seconds
+    """Yield the rows of the table of stages, the first three columns to the left and figures to the right."""
+    rows = [("stage", "work", "bottleneck", "workers", "memory of each", "FLOPs", "time", "cost")]
+    price = (plan.dollars or 0.0) / plan.seconds
     for stage in plan.stages:
         memory = f"{stage.memory_bytes / 2**30:.1f} of {stage.memory_limit / 2**30:.1f} GiB"
-        figures = (f"{stage.workers}", memory, f"{stage.flops:.2g}", format_duration(stage.seconds))
-        rows.append((stage.stage, stage.work, stage.limit, *figures, _dollars(dollars_per_second * stage.seconds)))
-    flops = sum(stage.flops for stage in plan.stages)
-    rows.append(("total", *[""] * 4, f"{flops:.2g}", format_duration(plan.seconds), _dollars(plan.dollars or 0.0)))
+        figures = _figures(stage.flops, stage.seconds, price)
+        rows.append((stage.stage, stage.work, stage.limit, f"{stage.workers}", memory, *figures))
+    total = _figures(sum(stage.flops for stage in plan.stages), plan.seconds, price)
+    rows.append(("total", "", "", "", "", *total))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        words = (cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True))
-        numbers = (cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True))
-        yield "  ".join([*words, *numbers])
+        columns = enumerate(zip(row, widths, strict=True))
+        yield "  ".join(cell.ljust(width) if at < 3 else cell.rjust(width) for at, (cell, width) in columns)
 
 
-def _dollars(amount: float) -> str:
-    return f"${amount:,.0f}" if amount else "-"
-
-
-def _step(stage: StagePlan) -> str:
-    assert stage.step is not None, "only a training on accelerators is planned by its steps"
-    step, speed = stage.step, stage.images / (stage.seconds - TRAIN_START_SECONDS)
-    overlapped = f", overlapped by the gradient all-reduce {step.all_reduce * 1e3:,.1f}" if step.all_reduce else ""
-    return (
-        f"{step.total * 1e3:,.1f} ms: forward {step.forward * 1e3:,.1f}, backward {step.backward * 1e3:,.1f}"
-        f"{overlapped}, update {step.update * 1e3:,.1f}; {speed:,.0f} images/s"
-    )
+def _figures(flops: float, seconds: float, dollars_per_second: float) -> tuple[str, str, str]:
+    dollars = dollars_per_second * seconds
+    return f"{flops:.2g}", format_duration(seconds), f"${dollars:,.0f}" if dollars else "-"
 
 
 def _assumptions(cluster: Cluster) -> Iterator[str]:
     """Yield what the figures rest on that is not counted."""
-    measured = cluster.read_seconds
-    read = f"{READ_SECONDS * 1e3:.0f} ms" if measured is None else f"{measured * 1e3:.1f} ms (measured)"
+    read = f"{cluster.read_seconds * 1e3:.1f} ms{' (measured)' if cluster.read_seconds != READ_SECONDS else ''}"
     start = f"a training stage starts in {TRAIN_START_SECONDS:.0f} s, another one in {DATA_START_SECONDS:.0f} s"
     yield f"assumed      {start}; a core reads and crops an image in {read}"
-    if cluster.accelerator is None:
-        yield f"assumed      several cores at work reach {MULTICORE_EFFICIENCY:.0%} of what each reaches alone"
-    else:
+    if cluster.accelerator:
         link, network = cluster.accelerator.link / 1e9, cluster.accelerator.network * 8e-9
         yield (
             f"assumed      nodes of {NODE_DEVICES} devices with {CORES_PER_DEVICE} cores each; all-reduce at "
             f"{link:,.0f} GB/s within a node, {network:,.0f} Gbit/s per device between nodes"
         )
-        if cluster.dollars_per_hour:
-            yield "assumed      the price, about an on-demand list price; give yours with --price"
+    else:
+        yield f"assumed      several cores at work reach {MULTICORE_EFFICIENCY:.0%} of what each reaches alone"
+    if cluster.dollars_per_hour:
+        yield "assumed      the price, about an on-demand list price; give yours with --price"
     yield "not counted  waiting for machines, compilation, arithmetic of the metrics, MLflow"
 
 

@@ -1,35 +1,110 @@
-"""A model of how long a data-parallel training step takes on accelerators; needs no torch.
+"""What each stage of a recipe computes, and how long that takes on a cluster; needs no torch.
 
-A step is the forward pass, then the backward pass, which overlaps with the gradient all-reduce, then the update by
-optimiser and averages, which memory bandwidth bounds.
+All of a stage's work counts, also what an earlier run has finished. Waiting for machines, compilation and the metrics'
+own arithmetic do not.
 """
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
-from dit.accelerators import Accelerator
 from dit.config import DiTConfig, UViTConfig
 from dit.macs import forward_macs
-from pipelines.config.training import TrainConfig
-from pipelines.planning.sizes import FLOAT32, count_parameters
+from evaluation.extractors import extractor_macs
+from pipelines.config.recipe import EncodeConfig, EvaluateConfig
+from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
+from pipelines.planning.hardware import NODE_DEVICES, Cluster
+from pipelines.planning.networks import FLOAT32, Networks, count_parameters
 
+TRAIN_START_SECONDS = 25.0
+"""Seconds of a training stage before its first step: processes, torch, process group; measured on two CPU cores."""
+DATA_START_SECONDS = 12.0
+"""Seconds of encode or evaluate before the first image: processes, torch, weights; measured on two CPU cores."""
 MIN_BLOCK_SECONDS = 100e-6
 """Seconds of a block's forward pass on however few images: about 20 kernels of 5 microseconds to launch."""
 
 
-class StepSeconds(NamedTuple):
-    """Seconds of one training step."""
+class Work(NamedTuple):
+    """The work of one stage on a cluster."""
 
-    forward: float
-    backward: float
-    all_reduce: float
-    """Gradient all-reduce, or FSDP's gathers of weights and scatter of gradients; overlaps with the backward pass."""
-    update: float
-    """Optimiser, averages and gradient norm."""
+    description: str
+    flops: float
+    seconds: dict[str, float]
+    """Seconds by what takes them; of two that overlap only the longer one."""
+    basis: str
+    """What the speed rests on, in words."""
 
-    @property
-    def total(self) -> float:
-        """Seconds from one step to the next."""
-        return self.forward + max(self.backward, self.all_reduce) + self.update
+
+def autoencoder_work(settings: AutoencoderTrainConfig, networks: Networks, cluster: Cluster, images: int) -> Work:
+    """Return the work of training a recipe's own autoencoder on `images` in all of its steps."""
+    flops = images * 6 * (networks.encoder.macs + networks.decoder.macs)
+    speed, basis = cluster.speed("encode", settings)
+    return Work(_steps(settings), flops, {"start": TRAIN_START_SECONDS, "arithmetic": flops / speed}, basis)
+
+
+def encode_work(settings: EncodeConfig, networks: Networks, cluster: Cluster, images: int) -> Work:
+    """Return the work of encoding images, and their horizontal flips if the recipe stores those."""
+    flops = images * 2 * networks.encoder.macs * (1 + settings.flip)
+    speed, basis = cluster.speed("encode", settings, settings.dtype)
+    # The last batch of a shard is padded.
+    padded = math.ceil(settings.shard_rows / settings.batch_size) * settings.batch_size / settings.shard_rows
+    encoding, reading = padded * flops / speed, images * cluster.read_seconds / cluster.cores
+    seconds = {"start": DATA_START_SECONDS, "arithmetic": encoding, "reading images": reading}
+    if cluster.accelerator:  # cores read while accelerators encode
+        del seconds["arithmetic" if reading > encoding else "reading images"]
+    return Work(f"{images:,} images{' and their horizontal flips' * settings.flip}", flops, seconds, basis)
+
+
+def train_work(settings: TrainConfig, networks: Networks, cluster: Cluster, images: int) -> Work:
+    """Return the work of training the transformer on `images` in all of its steps."""
+    flops = images * training_flops(networks.model)
+    speed, basis = cluster.speed("train", settings, settings.dtype, settings.compile)
+    seconds = {"start": TRAIN_START_SECONDS}
+    if cluster.accelerator:
+        step = step_seconds(networks.model, settings, cluster)
+        overlapped = step.all_reduce > step.backward
+        seconds["arithmetic"] = settings.steps * (step.forward + (0 if overlapped else step.backward))
+        seconds["gradient all-reduce"] = settings.steps * (step.all_reduce if overlapped else 0)
+        seconds["update"] = settings.steps * step.update
+    else:
+        seconds["arithmetic"] = flops * (4 / 3 if settings.gradient_checkpointing else 1) / speed
+    return Work(_steps(settings), flops, seconds, basis)
+
+
+def evaluate_work(settings: EvaluateConfig, networks: Networks, cluster: Cluster, images: int) -> Work:
+    """Return the work of sampling and decoding, and of the features of `images`: the samples and real ones.
+
+    Guidance doubles the network's FLOPs, here also outside of its interval.
+    """
+    samples, real = settings.num_samples, images - settings.num_samples
+    calls = settings.sampling_steps * (2 if settings.sampler == "heun" else 1) * (2 if settings.cfg_scale > 1 else 1)
+    sampling_speed, basis = cluster.speed("evaluate", settings, settings.dtype, settings.compile)
+    sampling = samples * calls * 2 * forward_macs(networks.model)
+    decoding, features = samples * 2 * networks.decoder.macs, images * 2 * extractor_macs(settings.extractor)
+    seconds = {
+        "start": DATA_START_SECONDS,
+        "sampling": sampling / sampling_speed,
+        "decoding": decoding / cluster.speed("encode", settings)[0],
+        "features": features / cluster.speed("features", settings)[0],
+        # Each worker reads the real images that it scores on one core.
+        "reading images": real * cluster.read_seconds / min(settings.num_workers, cluster.cores),
+    }
+    real_images = f", {real:,} real images" if real else ""
+    description = f"{samples:,} samples of {settings.sampling_steps:,} steps{real_images}"
+    return Work(description, sampling + decoding + features, seconds, basis)
+
+
+def _steps(settings: TrainConfig | AutoencoderTrainConfig) -> str:
+    return f"{settings.steps:,} steps of {settings.global_batch_size:,} images"
+
+
+WORK: dict[str, Callable[..., Work]] = {
+    "autoencoder": autoencoder_work,
+    "encode": encode_work,
+    "train": train_work,
+    "evaluate": evaluate_work,
+}
+"""The stages in their order, each with the function that returns its work."""
 
 
 def training_flops(model: DiTConfig | UViTConfig) -> int:
@@ -40,25 +115,27 @@ def training_flops(model: DiTConfig | UViTConfig) -> int:
     return 6 * forward_macs(model)
 
 
-def step_seconds(
-    model: DiTConfig | UViTConfig,
-    settings: TrainConfig,
-    accelerator: Accelerator,
-    flops_per_second: float,
-    *,
-    workers_per_node: int,
-) -> StepSeconds:
-    """Return the seconds of a training step whose workers have one accelerator each.
+class StepSeconds(NamedTuple):
+    """Seconds of one data-parallel training step on accelerators."""
 
-    flops_per_second: what one worker reaches in matrix products.
-    """
-    workers, fsdp, counts = settings.most_workers, settings.strategy == "fsdp", count_parameters(model)
-    arithmetic = 2 * forward_macs(model) * (settings.global_batch_size / workers) / flops_per_second
-    forward = max(arithmetic, model.depth * MIN_BLOCK_SECONDS)
+    forward: float
+    backward: float
+    all_reduce: float
+    """Gradient all-reduce, or FSDP's gathers of weights and scatter of gradients; overlaps with the backward pass."""
+    update: float
+    """Optimiser, averages and gradient norm, which memory bandwidth bounds."""
+
+
+def step_seconds(model: DiTConfig | UViTConfig, settings: TrainConfig, cluster: Cluster) -> StepSeconds:
+    """Return the seconds of a training step of workers with one accelerator each."""
+    accelerator, workers, counts = cluster.accelerator, settings.most_workers, count_parameters(model)
+    assert accelerator is not None, "a step on CPU cores takes as long as its arithmetic"
+    speed, _ = cluster.speed("train", settings, settings.dtype, settings.compile)
+    forward = max(2 * forward_macs(model) * settings.global_batch_size / speed, model.depth * MIN_BLOCK_SECONDS)
     # A ring all-reduce moves 2 (n - 1) / n of the gradients; FSDP gathers weights twice and scatters gradients once.
+    fsdp, per_node = settings.strategy == "fsdp", min(cluster.count, NODE_DEVICES)
     moved = (3 if fsdp else 2) * (workers - 1) / workers * FLOAT32 * counts.trained
-    one_node = workers <= workers_per_node
-    bandwidth = accelerator.link if one_node else min(accelerator.link, workers_per_node * accelerator.network)
+    bandwidth = accelerator.link if workers <= per_node else min(accelerator.link, per_node * accelerator.network)
     # AdamW reads or writes each parameter 7 times, each average 3 times, and the gradient norm reads it twice.
     averages = 1 + len(settings.ema_sigma_rels)
     updated = FLOAT32 * (9 * counts.trained + 3 * averages * counts.total)

@@ -7,8 +7,8 @@ from dit.config import config_from_dict, named_config
 from dit.model import build_model
 from dit.train import create_state, train_step
 from pipelines.config.training import TrainConfig
-from pipelines.planning.memory import train_memory
-from pipelines.planning.sizes import FLOAT32, activation_bytes, count_parameters
+from pipelines.planning.memory import activation_bytes, train_memory
+from pipelines.planning.networks import FLOAT32, count_parameters
 
 
 def test_a_training_state_takes_the_bytes_of_its_tensors():

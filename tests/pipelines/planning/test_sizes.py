@@ -18,7 +18,8 @@ from dit.model import build_model
 from dit.samplers import in_dtype
 from dit.schedule import TrainingConfig
 from dit.train import create_state, train_step
-from pipelines.planning.sizes import FLOAT32, activation_bytes, checkpoint_bytes, count_parameters, sampling_bytes
+from pipelines.planning.memory import activation_bytes, sampling_bytes
+from pipelines.planning.networks import FLOAT32, checkpoint_bytes, count_parameters
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "dit_param_counts.json"
 
