@@ -26,7 +26,6 @@ from pipelines.images.preprocess import read_cropped
 from pipelines.planning.hardware import READ_SECONDS, UTILISATION, Cluster, Kind, parse_cluster
 from pipelines.planning.memory import micro_batch_size
 from pipelines.planning.networks import Networks
-from pipelines.planning.time import training_flops
 
 MEASURED_SECONDS = 0.5
 """CPU seconds for which each kind of work is repeated."""
@@ -52,12 +51,11 @@ def measure_this_machine(config: Recipe, networks: Networks) -> Cluster:
     speeds: dict[Kind, float] = {}
     gains: dict[Kind, float] = {}
     # By kind of work: FLOPs per image, images of the largest batch, and what prepares the work on a batch.
-    work: dict[Kind, tuple[int, int, Callable[..., Callable[[], object]]]] = {
-        "train": (training_flops(networks.model), micro_batch_size(config.train), _training_step),
-        "evaluate": (2 * forward_macs(networks.model), config.evaluate.batch_size, _model_pass),
-    }
+    work: dict[Kind, tuple[int, int, Callable[..., Callable[[], object]]]] = {}
     if config.autoencoder.train:
         work["encode"] = (2 * networks.encoder.macs, config.encode.batch_size, _encoder_pass)
+    work["train"] = (6 * forward_macs(networks.model), micro_batch_size(config.train), _training_step)
+    work["evaluate"] = (2 * forward_macs(networks.model), config.evaluate.batch_size, _model_pass)
     if config.evaluate.extractor == EFFICIENTNET_LITE0:
         work["features"] = (2 * extractor_macs(EFFICIENTNET_LITE0), 8, _extractor_pass)
     for kind, (flops, most, prepare) in work.items():

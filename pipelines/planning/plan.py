@@ -15,7 +15,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.latents.schema import MOMENTS_DTYPE
 from pipelines.planning.hardware import Cluster, StageConfig, fit_workers
 from pipelines.planning.memory import Memory, suggest_smaller, worker_memory
-from pipelines.planning.networks import checkpoint_bytes, resolve_networks
+from pipelines.planning.networks import Networks, checkpoint_bytes, resolve_networks
 from pipelines.planning.time import WORK
 from pipelines.training.retention import outdated_steps
 from raydit.errors import InvalidInput, NotFound
@@ -104,12 +104,12 @@ def make_plan(
     images: Images,
     *,
     keep: frozenset[str] = frozenset(),
-    images_per_second: Mapping[str, float] | None = None,
+    speeds: Mapping[str, float] | None = None,
 ) -> Plan:
     """Plan all stages of a recipe, with as many workers as the cluster has accelerators.
 
-    keep: dotted fields that the user has set: numbers of workers among them do not change. images_per_second: measured
-    speeds of stages, by name, which replace computed ones. Raises NotFound for an unknown autoencoder.
+    keep: dotted fields that the user has set: numbers of workers among them do not change. speeds: measured images
+    per second by stage, which replace computed times. Raises NotFound for an unknown autoencoder.
     """
     networks, train = resolve_networks(config, images.classes), config.train
     stages: list[StagePlan] = []
@@ -119,25 +119,7 @@ def make_plan(
         if f"{section}.num_workers" in keep:
             changes.pop("num_workers", None)
         overrides += [f"{section}.{name}={value:g}" for name, value in changes.items()]
-        stage, settings = section.partition(".")[0], replace(settings, **changes)
-        work, speed = WORK[stage](settings, networks, cluster, count), (images_per_second or {}).get(stage)
-        memory, limit = worker_memory(settings, networks, cluster), cluster.worker_bytes(settings)
-        fits = sum(memory.values()) <= limit
-        stages.append(
-            StagePlan(
-                stage=stage,
-                work=work.description,
-                images=count,
-                flops=work.flops,
-                workers=settings.most_workers,
-                memory=memory,
-                memory_limit=limit,
-                seconds=count / speed if speed else sum(work.seconds.values()),
-                limit="as given" if speed else max(work.seconds, key=lambda part: work.seconds[part]),
-                basis=f"given: {speed:,g} images/s" if speed else work.basis,
-                advice="" if fits else suggest_smaller(section, settings, networks, cluster),
-            )
-        )
+        stages.append(_plan_stage(section, replace(settings, **changes), networks, cluster, count, speeds or {}))
     model = networks.model
     moments = 2 * model.in_channels * math.prod(model.latent_size) * (1 + config.encode.flip)
     family = "U-ViT" if isinstance(model, UViTConfig) else "DiT"
@@ -168,6 +150,36 @@ def _stages(config: Recipe, images: Images) -> dict[str, tuple[StageConfig, int]
         "train": (train, train.steps * train.global_batch_size),
         "evaluate": (evaluate, evaluate.num_samples + real_images),
     }
+
+
+def _plan_stage(
+    section: str,
+    settings: StageConfig,
+    networks: Networks,
+    cluster: Cluster,
+    images: int,
+    speeds: Mapping[str, float],
+) -> StagePlan:
+    """Plan one stage with the workers of its settings. section: the stage's table in the recipe."""
+    stage = section.partition(".")[0]
+    work = WORK[stage](settings, networks, cluster, images)
+    if speed := speeds.get(stage):
+        work = work._replace(seconds={"as given": images / speed}, basis=f"given: {speed:,g} images/s")
+    memory, limit = worker_memory(settings, networks, cluster), cluster.worker_bytes(settings)
+    fits = sum(memory.values()) <= limit
+    return StagePlan(
+        stage=stage,
+        work=work.description,
+        images=images,
+        flops=work.flops,
+        workers=settings.most_workers,
+        memory=memory,
+        memory_limit=limit,
+        seconds=sum(work.seconds.values()),
+        limit=max(work.seconds, key=lambda part: work.seconds[part]),
+        basis=work.basis,
+        advice="" if fits else suggest_smaller(section, settings, networks, cluster),
+    )
 
 
 def count_images(config: Recipe, count: int | None, classes: int) -> Images:

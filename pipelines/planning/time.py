@@ -56,8 +56,11 @@ def encode_work(settings: EncodeConfig, networks: Networks, cluster: Cluster, im
 
 
 def train_work(settings: TrainConfig, networks: Networks, cluster: Cluster, images: int) -> Work:
-    """Return the work of training the transformer on `images` in all of its steps."""
-    flops = images * training_flops(networks.model)
+    """Return the work of training the transformer on `images` in all of its steps.
+
+    What gradient checkpointing recomputes takes time, and does not count as FLOPs, as it does not in MFU.
+    """
+    flops = images * 6 * forward_macs(networks.model)  # the backward pass costs twice the forward pass
     speed, basis = cluster.speed("train", settings, settings.dtype, settings.compile)
     seconds = {"start": TRAIN_START_SECONDS}
     if cluster.accelerator:
@@ -105,14 +108,6 @@ WORK: dict[str, Callable[..., Work]] = {
     "evaluate": evaluate_work,
 }
 """The stages in their order, each with the function that returns its work."""
-
-
-def training_flops(model: DiTConfig | UViTConfig) -> int:
-    """Return the FLOPs of a training step per image: those of the forward pass, and twice as many backward.
-
-    What gradient checkpointing recomputes does not count, as it does not in MFU.
-    """
-    return 6 * forward_macs(model)
 
 
 class StepSeconds(NamedTuple):

@@ -46,7 +46,7 @@ def plan(
 
         hardware = measure_this_machine(config, resolve_networks(config, counted.classes))
     keep = frozenset(override.partition("=")[0].strip() for override in overrides)
-    made = make_plan(config, hardware, counted, keep=keep, images_per_second=speeds)
+    made = make_plan(config, hardware, counted, keep=keep, speeds=speeds)
     for line in plan_lines(made):
         click.echo(line)
     print_result(as_json, plan_json(made))

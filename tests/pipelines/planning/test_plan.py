@@ -115,7 +115,7 @@ def test_workers_that_the_user_sets_stay_and_have_accelerators():
 
 
 def test_measured_speeds_replace_computed_ones():
-    plan = planned(RECIPES / "imagenet256.toml", "8xH100", images_per_second={"train": 2000.0})
+    plan = planned(RECIPES / "imagenet256.toml", "8xH100", speeds={"train": 2000.0})
     assert stages(plan)["train"].seconds == 400_000 * 256 / 2000
     assert stages(plan)["encode"] == stages(planned(RECIPES / "imagenet256.toml", "8xH100"))["encode"]
 

@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dit.accelerators import ACCELERATORS
 from dit.config import config_from_dict, named_config
+from dit.macs import forward_macs
 from dit.model import build_model
 from pipelines.config.training import TrainConfig
 from pipelines.planning.hardware import Cluster, parse_cluster
 from pipelines.planning.networks import FLOAT32, count_parameters
-from pipelines.planning.time import MIN_BLOCK_SECONDS, step_seconds, training_flops
+from pipelines.planning.time import MIN_BLOCK_SECONDS, step_seconds
 
 H100 = ACCELERATORS["H100"]
 FLOPS = 0.30 * H100.bfloat16
@@ -35,17 +36,17 @@ def test_a_training_step_is_three_forward_passes(fields):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(x, zero, zero).sum().backward()
     # No gradient of the first layers' inputs is computed, of which there is a third for patches and timesteps.
-    assert 0.98 * 2 * training_flops(config) < counter.get_total_flops() <= 2 * training_flops(config)
+    assert 0.98 * 12 * forward_macs(config) < counter.get_total_flops() <= 12 * forward_macs(config)
 
 
 def test_the_largest_step_of_the_paper_is_counted_in_real_flops():
-    assert training_flops(named_config("DiT-XL/2")) == pytest.approx(0.712e12, rel=0.001)
+    assert 6 * forward_macs(named_config("DiT-XL/2")) == pytest.approx(0.712e12, rel=0.001)
 
 
 def test_a_step_on_one_device_is_arithmetic_and_update():
     config = named_config("DiT-S/2")
     step = step_on(parse_cluster("1xH100"), config)
-    assert step.forward + step.backward == pytest.approx(256 * training_flops(config) / FLOPS)
+    assert step.forward + step.backward == pytest.approx(256 * 6 * forward_macs(config) / FLOPS)
     counts = count_parameters(config)  # AdamW moves 7 numbers per parameter, the norm 2, an average 3
     assert step.update == FLOAT32 * (9 * counts.trained + 3 * counts.total) / H100.memory_bandwidth
     assert step.all_reduce == 0
