@@ -1,4 +1,4 @@
-"""Reports on storage: where they lie, how they are written, and how they are found again.
+"""Reports on storage: where they are, how they are written, and how they are found again.
 
 A report lies in output/evaluations/<protocol_id>/<name of the checkpoint>, next to its page and pictures.
 """
