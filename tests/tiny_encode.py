@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from fakes import FakeContext
+from PIL import Image
 from tiny import tiny_recipe
 
 from dit.autoencoder import LatentScale, create_autoencoder, save_autoencoder
@@ -12,6 +14,9 @@ from pipelines import encode as job
 from pipelines.config.recipe import Recipe
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.records import ShardRecord
+
+NEW = ("blob/000a.png", "ring/011a.png", "stripe/zzz.png")
+"""Images to add, which sort before, between and after the existing images."""
 
 
 class Context(FakeContext):
@@ -51,3 +56,15 @@ def encode_here(config: Recipe, monkeypatch, context: Context | None = None) -> 
 
     monkeypatch.setattr(job, "encode_shards", encode_shards)
     return job.encode(config, context=context or Context())
+
+
+def add_images(folder, names=NEW, seed=1):
+    rng = np.random.default_rng(seed)
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (17, 19, 3), dtype=np.uint8)).save(folder / "images" / name)
+
+
+def rows_by_key(dataset: LatentDataset) -> dict[str, tuple]:
+    """Return label and moments by key."""
+    tables = [table.to_pylist() for table in dataset.tables()]
+    return {row["key"]: (row["label"], row["moments"]) for table in tables for row in table}

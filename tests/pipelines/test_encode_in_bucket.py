@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_growth import add, rows
 from tiny import tiny_recipe
-from tiny_encode import Context, encode_here, recipe
+from tiny_encode import Context, add_images, encode_here, recipe, rows_by_key
 
 from cluster import storage
 from pipelines.encode import encode
@@ -74,17 +73,19 @@ def test_an_encode_into_a_bucket_resumes_where_it_was_killed(outputs, monkeypatc
 def test_latents_in_a_bucket_grow_and_are_superseded(outputs, monkeypatch, tmp_path, capsys):
     _, there = outputs
     encode_here(there, monkeypatch)
-    add(tmp_path)
+    add_images(tmp_path)
     grown = encode_here(there, monkeypatch)
     assert "adds 3 images to 36 latents" in capsys.readouterr().out
-    assert (grown.revision, len(grown), len(rows(grown))) == (2, 39, 39) and all(check.ok for check in verify(grown))
+    assert (grown.revision, len(grown), len(rows_by_key(grown))) == (2, 39, 39) and all(
+        check.ok for check in verify(grown)
+    )
     (tmp_path / "images" / "ring" / "003.png").unlink()
     fresh = encode_here(there, monkeypatch)
     assert "1 images are gone" in capsys.readouterr().out
     assert (fresh.revision, len(fresh)) == (1, 38) and all(check.ok for check in verify(fresh))
     superseded = LatentDataset.open(f"{there.output}/superseded/latents-1")
     grown_there = LatentDataset(superseded.path, grown.manifest)
-    assert rows(superseded) == rows(grown_there) and len(superseded) == 39
+    assert rows_by_key(superseded) == rows_by_key(grown_there) and len(superseded) == 39
 
 
 @pytest.mark.slow

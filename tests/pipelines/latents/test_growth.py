@@ -6,15 +6,11 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from tiny import write_images
-from tiny_encode import Context, encode_here, recipe
+from tiny_encode import Context, add_images, encode_here, recipe, rows_by_key
 
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.verify import verify
-
-NEW = ("blob/000a.png", "ring/011a.png", "stripe/zzz.png")
-"""They sort before, between and after the existing images."""
 
 
 @pytest.fixture
@@ -32,21 +28,9 @@ def encode(tmp_path, monkeypatch):
     return call
 
 
-def add(folder, names=NEW, seed=1):
-    rng = np.random.default_rng(seed)
-    for name in names:
-        Image.fromarray(rng.integers(0, 256, (17, 19, 3), dtype=np.uint8)).save(folder / "images" / name)
-
-
 def content(folder) -> dict[str, bytes]:
     """Return every file of the latents by its name."""
     return {file.name: file.read_bytes() for file in (folder / "output" / "latents").iterdir()}
-
-
-def rows(dataset: LatentDataset) -> dict[str, tuple]:
-    """Return label and moments by key."""
-    tables = [table.to_pylist() for table in dataset.tables()]
-    return {row["key"]: (row["label"], row["moments"]) for table in tables for row in table}
 
 
 def times(folder) -> dict[str, int]:
@@ -56,7 +40,7 @@ def times(folder) -> dict[str, int]:
 def test_only_new_images_are_encoded(encode, tmp_path, capsys):
     first = encode()
     before = times(tmp_path)
-    add(tmp_path)
+    add_images(tmp_path)
     second = encode()
     assert "adds 3 images to 36 latents" in capsys.readouterr().out
     assert {name: times(tmp_path)[name] for name in before} == before
@@ -70,12 +54,12 @@ def test_only_new_images_are_encoded(encode, tmp_path, capsys):
 
 def test_a_fresh_encode_of_the_grown_source_has_the_same_rows(encode, tmp_path):
     encode()
-    add(tmp_path)
+    add_images(tmp_path)
     grown = encode()
-    grown_rows = rows(grown)
+    grown_rows = rows_by_key(grown)
     shutil.rmtree(grown.path)
     fresh = encode()
-    assert fresh.revision == 1 and rows(fresh) == grown_rows and list(rows(fresh)) != list(grown_rows)
+    assert fresh.revision == 1 and rows_by_key(fresh) == grown_rows and list(rows_by_key(fresh)) != list(grown_rows)
     for name in ("latents_mean", "latents_std"):
         np.testing.assert_allclose(grown.manifest[name], fresh.manifest[name], rtol=1e-12)
 
@@ -84,9 +68,9 @@ def test_growing_twice_gives_the_same_files_after_interruptions(encode, tmp_path
     many = [f"ring/x{index:02d}.png" for index in range(20)]
     encode()
     shutil.copytree(tmp_path, tmp_path / "start")
-    add(tmp_path)
+    add_images(tmp_path)
     encode()
-    add(tmp_path, many)
+    add_images(tmp_path, many)
     (tmp_path / "images" / "ring" / "broken.png").write_bytes(b"")
     encode()
     unbroken = content(tmp_path)
@@ -95,23 +79,23 @@ def test_growing_twice_gives_the_same_files_after_interruptions(encode, tmp_path
     for name in ("images", "output"):
         shutil.rmtree(tmp_path / name)
         shutil.move(tmp_path / "start" / name, tmp_path / name)
-    add(tmp_path)
+    add_images(tmp_path)
     encode(kill_after=0)
     encode()
-    add(tmp_path, many)
+    add_images(tmp_path, many)
     (tmp_path / "images" / "ring" / "broken.png").write_bytes(b"")
     encode(kill_after=2)
     valid = LatentDataset.open(tmp_path / "output" / "latents")
-    assert (valid.revision, len(valid)) == (2, 39) and len(rows(valid)) == 39
+    assert (valid.revision, len(valid)) == (2, 39) and len(rows_by_key(valid)) == 39
     encode()
     assert content(tmp_path) == unbroken
 
 
 def test_images_added_during_an_unfinished_growth_reuse_no_stale_shard(encode, tmp_path):
     encode()
-    add(tmp_path, [f"ring/x{index:02d}.png" for index in range(20)])
+    add_images(tmp_path, [f"ring/x{index:02d}.png" for index in range(20)])
     encode(kill_after=2)
-    add(tmp_path, ["blob/000a.png"], seed=2)  # shifts every shard that was planned
+    add_images(tmp_path, ["blob/000a.png"], seed=2)  # shifts every shard that was planned
     dataset = encode()
     assert len(dataset) == 57 and all(check.ok for check in verify(dataset))
 
@@ -120,7 +104,7 @@ def test_shards_of_an_abandoned_plan_are_removed(encode, tmp_path):
     encode()
     first = content(tmp_path)
     more = [f"ring/x{index:02d}.png" for index in range(20)]
-    add(tmp_path, more)
+    add_images(tmp_path, more)
     encode(kill_after=2)
     for name in more[1:]:
         (tmp_path / "images" / name).unlink()
@@ -135,7 +119,7 @@ def test_shards_of_an_abandoned_plan_are_removed(encode, tmp_path):
 def test_an_interrupted_first_encode_reuses_the_shards_that_still_fit(encode, tmp_path, capsys):
     encode(kill_after=3)
     done = times(tmp_path)
-    add(tmp_path, ["stripe/000a.png"])
+    add_images(tmp_path, ["stripe/000a.png"])
     dataset = encode()
     kept = sorted(name for name, time in times(tmp_path).items() if done.get(name) == time)
     assert kept == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
@@ -163,7 +147,7 @@ def test_removed_or_replaced_images_restart_and_keep_the_earlier_latents(encode,
 
 def test_a_changed_setting_restarts_even_if_images_were_added(encode, tmp_path, capsys):
     encode()
-    add(tmp_path)
+    add_images(tmp_path)
     dataset = encode("encode.flip=true")
     assert "encode.flip: false -> true" in capsys.readouterr().out
     assert dataset.revision == 1 and len(dataset) == 39
