@@ -71,5 +71,5 @@ def check_nodes(tmp_path, address, ids):
         placed = WorkersConfig(num_workers=2, label_selector={"pool": "cheap"})
         list(run_on_actors([drawn / "1", drawn / "2"], note_node, placed, print))
         assert {file.read_text() for file in drawn.iterdir()} == {ids["cheap"]}
-        with pytest.raises(ValueError, match=r"no node has pool = fast \(there: big, cheap\): change train.label_sel"):
+        with pytest.raises(ValueError, match=r"train\.label_selector: no node has pool = fast \(values: big, cheap\)"):
             require_resources(1, 1, 0, "train", label_selector={"pool": "fast"})
