@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from typing import TypedDict
 
 import numpy as np
@@ -54,7 +53,7 @@ class WrittenShard(TypedDict):
 
 def bytes_in_flight(description: LatentDescription, shard_rows: int) -> int:
     """Return the bytes of one shard's images and moments on their way between processes."""
-    moments = np.dtype(schema.MOMENTS_DTYPE).itemsize * math.prod(description.moments_shape) * (1 + description.flip)
+    moments = schema.moments_bytes(description.moments_shape, description.flip)
     return shard_rows * (3 * description.preprocessing["size"] ** 2 + moments)
 
 

@@ -4,6 +4,7 @@ Readable without raydit: `np.frombuffer(row["moments"], "<f2").reshape(2 * C, H,
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,11 +66,16 @@ class LatentDescription:
         )
 
 
+def moments_bytes(shape: Sequence[int], flip: bool) -> int:
+    """Return the bytes of one image's moments, and those of its horizontal flip if `flip`. shape: (2C, H, W)."""
+    return math.prod(shape) * np.dtype(MOMENTS_DTYPE).itemsize * (1 + flip)
+
+
 def latent_schema(description: LatentDescription) -> "pa.Schema":
     """Return the Arrow schema of a shard, with its description as metadata."""
     import pyarrow as pa
 
-    moments = pa.binary(int(np.prod(description.moments_shape)) * np.dtype(MOMENTS_DTYPE).itemsize)
+    moments = pa.binary(moments_bytes(description.moments_shape, False))
     fields = [(KEY, pa.string()), (LABEL, pa.int32()), (MOMENTS, moments)]
     if description.flip:
         fields.append((MOMENTS_FLIP, moments))

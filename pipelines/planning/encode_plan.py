@@ -1,6 +1,5 @@
 """What `raydit encode` would do: the plan that `--dry-run` prints. Writes nothing and starts no Ray."""
 
-import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -94,7 +93,6 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
     if autoencoder:
         description = describe_latents(config.images, config.encode, listing.class_names, autoencoder)
         shape = description.moments_shape
-    moments = 1 + config.encode.flip
     plan = EncodePlan(
         images=len(listing),
         held_out=len(held_out),
@@ -105,7 +103,7 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
         changed=changed,
         padding=padding_share(pending, config.encode.batch_size),
         moments_shape=shape,
-        bytes_per_image=moments * math.prod(shape) * np.dtype(schema.MOMENTS_DTYPE).itemsize if shape else None,
+        bytes_per_image=schema.moments_bytes(shape, config.encode.flip) if shape else None,
         free_bytes=storage.free_bytes(config.output),
         unknown=unknown,
     )

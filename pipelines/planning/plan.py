@@ -4,15 +4,12 @@ Images, bytes, FLOPs and memory are counted from the recipe. Time follows from F
 assumed share of its peak (hardware), measured by a warm-up on this machine (measure), or given by the user.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from dit.config import DiTConfig, UViTConfig
 from pipelines.config.recipe import Recipe
-from pipelines.latents.schema import MOMENTS_DTYPE
+from pipelines.latents.schema import moments_bytes
 from pipelines.planning.hardware import Cluster, StageConfig, fit_workers
 from pipelines.planning.memory import Memory, suggest_smaller, worker_memory
 from pipelines.planning.networks import Networks, checkpoint_bytes, resolve_networks
@@ -121,7 +118,7 @@ def make_plan(
         overrides += [f"{section}.{name}={value:g}" for name, value in changes.items()]
         stages.append(_plan_stage(section, replace(settings, **changes), networks, cluster, count, speeds or {}))
     model = networks.model
-    moments = 2 * model.in_channels * math.prod(model.latent_size) * (1 + config.encode.flip)
+    moments_shape = (2 * model.in_channels, *model.latent_size)
     family = "U-ViT" if isinstance(model, UViTConfig) else "DiT"
     steps = sorted({*range(train.checkpoint_every, train.steps + 1, train.checkpoint_every), train.steps})
     return Plan(
@@ -131,7 +128,7 @@ def make_plan(
         cluster=cluster,
         images=images,
         stages=stages,
-        latent_bytes=images.training * moments * np.dtype(MOMENTS_DTYPE).itemsize,
+        latent_bytes=images.training * moments_bytes(moments_shape, config.encode.flip),
         checkpoint_bytes=checkpoint_bytes(model, train),
         checkpoints_written=len(steps),
         checkpoints_kept=len(steps) - len(outdated_steps(steps, train, None)),
