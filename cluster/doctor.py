@@ -5,10 +5,10 @@ import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 
 from cluster import job_server, jobs, storage
 from cluster.session import ray_session
+from raydit.versions import installed_version
 
 MIN_PYTHON = (3, 11)
 
@@ -39,10 +39,8 @@ def check_packages(names: Sequence[str]) -> list[Check]:
 
 
 def _check_package(name: str) -> Check:
-    try:
-        return Check(name, True, metadata.version(name))
-    except metadata.PackageNotFoundError:
-        return Check(name, False, "not installed", f"pip install {name}")
+    version = installed_version(name)
+    return _check(name, version is not None, version or "not installed", f"pip install {name}")
 
 
 def check_devices() -> Check:

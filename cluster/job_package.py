@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 from cluster.credentials import refuse_files_with_credentials
-from raydit.errors import InvalidInput
+from raydit.errors import InvalidInput, NotFound
 
 MAX_PACKAGE_BYTES = 100 * 2**20
 """The head keeps packages in memory; Ray itself refuses more than 512 MB."""
@@ -107,8 +107,16 @@ def _list_not_ignored(folder: Path) -> list[str]:
 def pinned_requirements(distribution: str) -> list[str]:
     """Return the requirements of a distribution, pinned to the versions installed here.
 
-    Ray is left out, because the cluster has its own.
+    Ray is left out, because the cluster has its own. Raises NotFound if the distribution is not installed.
     """
-    needed = [line for line in metadata.requires(distribution) or [] if "extra ==" not in line]
+    try:
+        requirements = metadata.requires(distribution) or []
+    except metadata.PackageNotFoundError:
+        raise NotFound(
+            f"found no installed distribution {distribution}, whose requirements the cluster would install",
+            "raydit installed with pip, not only its files on the path",
+            "install it here with `pip install .` in its folder, or submit without --pip",
+        ) from None
+    needed = [line for line in requirements if "extra ==" not in line]
     names = sorted({re.split(r"[^\w.-]", line)[0] for line in needed})
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names if name != "ray"]

@@ -6,12 +6,12 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import metadata
 
 from cluster import storage
 from cluster.doctor import Check, check_storage, probe_folder
 from cluster.node_tasks import call_on_nodes
 from cluster.storage.lease import EXPIRY_SECONDS
+from raydit.versions import installed_version
 
 ANSWER_SECONDS = 60.0
 MAX_CLOCK_SKEW_SECONDS = EXPIRY_SECONDS / 3
@@ -38,14 +38,8 @@ class NodeReport:
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of Python, Ray and raydit, which must be equal on all nodes."""
-    return {"Python": platform.python_version(), "Ray": _version("ray"), "raydit": _version("raydit")}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    packages = {"Ray": installed_version("ray"), "raydit": installed_version("raydit")}
+    return {"Python": platform.python_version()} | {name: found or "not installed" for name, found in packages.items()}
 
 
 def check_nodes(output: str | None, further: Callable[[], Check] | None = None) -> list[Check]:

@@ -5,10 +5,10 @@ Imports no torch.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from_dict
+from raydit import __version__
 
 if TYPE_CHECKING:
     from dit.autoencoder import LatentScale
@@ -144,7 +144,7 @@ def describe_checkpoint(
         "class_names": list(class_names),
         "seed": seed,
         "latents_fingerprint": latents_fingerprint,
-        "raydit_version": version("raydit"),
+        "raydit_version": __version__,
         "recipe": recipe,
         **further,
     }

@@ -24,6 +24,7 @@ from pipelines.cli.commands.stages import autoencoder, encode, run, train
 from pipelines.cli.commands.submit import submit
 from pipelines.cli.commands.ui import ui
 from pipelines.cli.options import BAD_INPUT, FAILED, INTERRUPTED
+from raydit import __version__
 from raydit.errors import RayditError
 
 COMMANDS: tuple[click.Command, ...] = (
@@ -35,7 +36,7 @@ COMMANDS: tuple[click.Command, ...] = (
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="raydit")
+@click.version_option(__version__, prog_name="raydit")
 def cli() -> None:
     """Encode, train and evaluate Diffusion Transformers on Ray."""
 

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
 from pipelines.tracking import tags
+from raydit import __version__
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -44,7 +44,7 @@ def save_model_files(opened: LocatedCheckpoint, folder: Path, work: Path) -> Non
         artifacts={FILES: str(work / FILES)},
         signature=signature(settings["protocol"]),
         input_example=example,
-        pip_requirements=[f"raydit=={version('raydit')}"],
+        pip_requirements=[f"raydit=={__version__}"],
         metadata={tags.CHECKPOINT: opened.origin, tags.CHECKPOINT_DIGEST: opened.digest},
     )
 

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pipelines.artifacts import digest_of
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
 from pipelines.tracking import tags
+from raydit.versions import installed_version
 
 PACKAGES = ("raydit", "torch", "ray", "mlflow", "diffusers")
 RECIPE_FILE = "recipe.toml"
@@ -97,11 +97,7 @@ def _git(root: Path, *arguments: str) -> str:
 def environment_tags() -> dict[str, str]:
     """Return the versions of packages, and the hardware of the machine that started the stage."""
     versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+    versions |= {name: installed_version(name) or "not installed" for name in PACKAGES}
     found = {f"{tags.VERSION_PREFIX}{name}": version for name, version in versions.items()}
     return {**found, tags.HARDWARE: hardware()}
 
