@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster import job_server, jobs, storage
+from cluster.address import given_address
 from cluster.session import ray_session
+from raydit.errors import RayditError
 from raydit.versions import installed_version
 
 MIN_PYTHON = (3, 11)
@@ -59,9 +61,10 @@ def check_ray(address: str | None = None) -> Check:
     """Check a Ray cluster: ask the job server at http://..., join any other address, or start Ray here if None."""
     try:
         found = _ask_job_server(address) if address and "://" in address else _ask_ray(address)
+    except RayditError as error:
+        return Check("ray", False, f"{error.found}, expected {error.expected}", error.do)
     except Exception as error:  # a failed start of Ray raises a bare Exception
-        do = "correct --address, or leave it out for a local Ray" if address else "see /tmp/ray/session_latest/logs"
-        return Check("ray", False, _one_line(error), do)
+        return Check("ray", False, _one_line(error), "see /tmp/ray/session_latest/logs")
     return Check("ray", True, found)
 
 
@@ -76,7 +79,8 @@ def _ask_ray(address: str | None) -> str:
     with ray_session(address):
         resources = ray.cluster_resources()
         nodes = sum(node["Alive"] for node in ray.nodes())
-    where = address or os.environ.get("RAY_ADDRESS") or "started here"
+    given, _ = given_address(address)
+    where = "started here" if given == "local" else given
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
     return f"Ray {ray.__version__}, {where}: {cpus:g} CPU, {gpus:g} GPU on {nodes} node(s)"
 

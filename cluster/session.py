@@ -3,11 +3,11 @@
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Iterator
 
+from cluster.address import given_address, refuse_wrong_address
 from cluster.placement import WorkerNeeds, can_grow_to, explain_missing_resources
-from raydit.errors import InvalidInput, Unreachable
+from raydit.errors import Unreachable
 
 LOCAL_ENVIRONMENT = {
     # Keep freed memory: convolutions allocate and free tens of megabytes per layer, and with glibc's defaults every
@@ -37,7 +37,8 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    refuse_wrong_address(address)
+    address, _ = given_address(address)
     try:
         if address == "local":
             _start_local(num_cpus)
@@ -75,36 +76,13 @@ def _start_local(num_cpus: int | None) -> None:
 def _join(address: str) -> None:
     import ray
 
-    _check_address(address)
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise Unreachable(
             f"Ray {ray.__version__} could not join the cluster at {address} ({str(error).strip()})",
             "a cluster of the same Ray and Python version",
-            "install the same versions; for a cluster with token authentication set RAY_AUTH_MODE=token and its token "
-            "in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH before Python starts",
-        ) from error
-
-
-def _check_address(address: str) -> None:
-    """Refuse an address at which no Ray answers immediately; Ray itself would try for two minutes."""
-    if address == "auto":
-        return
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or "://" in host:
-        raise InvalidInput(
-            f"Ray address: found {address!r}",
-            '"HOST:PORT" of a cluster that this machine belongs to (port 6379 by default), "auto" or "local"',
-            "correct --address or RAY_ADDRESS; from a machine outside of the cluster use: raydit submit",
-        )
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError as error:
-        raise Unreachable(
-            f"no Ray answers at {address} ({error})",
-            "the address that `ray start --head` printed",
-            "check the address and the firewall, or leave it out for a local Ray",
+            "install the same versions",
         ) from error
 
 

@@ -4,13 +4,13 @@ import _thread
 import functools
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from cluster import storage
+from cluster.address import given_address, refuse_wrong_address
 from cluster.storage.lease import WAIT_SECONDS, hold_folder
 from pipelines.config.recipe import Recipe
 from pipelines.config.training import ElasticWorkersConfig, WorkersConfig
@@ -72,6 +72,7 @@ class StageContext:
         self._pipeline_run: RunLog | None = None
 
     def __enter__(self) -> "StageContext":
+        refuse_wrong_address(self.address)
         self._hold(self._cleanup, self.part)
         return self
 
@@ -109,8 +110,8 @@ class StageContext:
         from cluster.session import ray_session, require_resources
 
         if not self._ray_started:
-            address = self.address or os.environ.get("RAY_ADDRESS")  # Ray sets it for a job
-            self.say(stage, f"joining Ray at {address}" if address else "starting Ray")
+            address, _ = given_address(self.address)
+            self.say(stage, "starting Ray" if address == "local" else f"joining Ray at {address}")
             most = max(section.most_workers * section.cpus_per_worker for section in self._worker_sections())
             # Two CPUs more than the workers ask for: reading and writing must never wait for a worker to end.
             self._cleanup.enter_context(ray_session(self.address, num_cpus=most + 2))

@@ -26,7 +26,10 @@ TOKEN = "0123456789abcdef" * 4
 
 @dataclass(frozen=True)
 class RayHead:
-    """address: of the job server. token: what it accepts. env: variables with which clients find both."""
+    """address: of the job server. token: what it accepts. env: variables with which clients find both.
+
+    ray_address: where drivers join.
+    """
 
     address: str
     token: str
@@ -34,6 +37,7 @@ class RayHead:
     folder: Path
     """With the logs of it and of its jobs."""
     process: subprocess.Popen
+    ray_address: str
 
     def kill(self) -> None:
         """As when its machine is lost: SIGKILL of all that it has started, jobs and workers too."""
@@ -81,7 +85,9 @@ def started_head(**variables: str) -> Iterator[RayHead]:
             )
         try:
             _wait_until_it_answers(address, head, Path(folder) / "head.log")
-            yield RayHead(address, TOKEN, auth | {"RAY_API_SERVER_ADDRESS": address}, Path(folder), head)
+            yield RayHead(
+                address, TOKEN, auth | {"RAY_API_SERVER_ADDRESS": address}, Path(folder), head, f"127.0.0.1:{gcs_port}"
+            )
         finally:
             _stop(head)
 

@@ -1,0 +1,60 @@
+"""Where the address of Ray comes from, and what is said of one where no Ray can be joined."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.address import given_address, refuse_wrong_address
+from raydit.errors import InvalidInput, Unreachable
+
+CHECK = "import sys; from cluster.address import refuse_wrong_address; refuse_wrong_address(sys.argv[1])"
+
+
+@pytest.fixture(autouse=True)
+def no_ray_in_this_process(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_a_flag_comes_before_the_variable_and_both_are_named(monkeypatch):
+    assert given_address(None) == ("local", "")
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert given_address(None) == ("head:6379", "RAY_ADDRESS")
+    assert given_address("other:6379") == ("other:6379", "--address")
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "head"])
+def test_an_address_of_another_kind_is_refused_with_its_source(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InvalidInput, match=f"RAY_ADDRESS: found the Ray address '{address}', expected \"HOST:PORT\""):
+        refuse_wrong_address(None)
+
+
+def test_an_address_where_nothing_answers_is_reported_with_its_source(monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(Unreachable, match="--address: no Ray answers.*ray start --head.*unset --address"):
+            refuse_wrong_address(address)
+
+
+def test_the_port_of_another_server_is_reported(ray_head):
+    with pytest.raises(Unreachable, match="no Ray answers at .*another server"):
+        refuse_wrong_address(ray_head.address.removeprefix("http://"))
+
+
+@pytest.mark.parametrize(("token", "accepted"), [("right", True), ("wrong", False), (None, False)])
+def test_a_token_file_is_used_without_further_settings(ray_head, tmp_path, token, accepted):
+    """In a process of its own: Ray keeps the token of a process."""
+    (tmp_path / ".ray").mkdir()
+    if token:
+        (tmp_path / ".ray" / "auth_token").write_text(ray_head.token if token == "right" else token)
+    env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", CHECK, ray_head.ray_address]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode == 0) == accepted, done.stderr
+    last = done.stderr.strip().splitlines()[-1:]
+    assert accepted or "refuses our token, or we have none" in last[0] and "Set RAY_AUTH_TOKEN" in last[0]
