@@ -74,5 +74,6 @@ def assert_same(objects: dict[str, bytes], output: Path, checkpoint: str) -> Non
     # digits moves by 3e-8 from one thread to two.
     for part in ("metrics", "floor"):
         for name, value in expected[part].items():
-            assert found[part].pop(name) == pytest.approx(value, rel=1e-7 if "fd_" in name else 1e-9), name
+            here = pytest.approx(value, rel=1e-7 if "fd_" in name else 1e-9)
+            assert (name, found[part].pop(name)) == (name, here)
         assert not found[part]
