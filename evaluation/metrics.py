@@ -14,6 +14,8 @@ from evaluation.statistics import InceptionScoreSums
 from raydit.errors import InvalidInput
 
 Array = np.ndarray
+ROUNDING = 8 * np.finfo(np.float64).eps
+"""Share of the largest eigenvalue below which the eigenvalues that LAPACK returns are rounding errors."""
 
 
 def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> float:
@@ -22,7 +24,8 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
     mean: (D,), cov: (D, D) with ddof 1. Source: Heusel et al. 2017, eq. 6 (arXiv 1706.08500).
     The trace of the root is the sum of the roots of the eigenvalues of the symmetric S^T cov2 S with cov1 = S S^T,
     because sqrtm of the asymmetric product has silently returned wrong values for covariances close to singular.
-    Directions of cov1 below 1e-12 of its largest eigenvalue are rounding errors, and dropped.
+    Directions of cov1 below 1e-12 of its largest eigenvalue are rounding errors, and dropped. So are eigenvalues below
+    the last digits of the largest one: of fewer images than dimensions most are, and their roots would add up to 1e-7.
     Raises InvalidInput if shapes do not match or a value is not finite.
     """
     return frechet_distance_to(mean1, cov1)(mean2, cov2)
@@ -40,7 +43,7 @@ def frechet_distance_to(mean1: Array, cov1: Array) -> Callable[[Array, Array], f
         mean2, cov2 = np.asarray(mean2, dtype=np.float64), np.asarray(cov2, dtype=np.float64)
         _check_moments(mean1, cov1, mean2, cov2)
         cross = np.linalg.eigvalsh(root.T @ cov2 @ root)
-        trace_root = np.sqrt(cross.clip(min=0)).sum()
+        trace_root = np.sqrt(cross[cross > ROUNDING * cross[-1]]).sum()
         squared = ((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * trace_root
         return max(0.0, float(squared))  # equal Gaussians would otherwise give about -1e-12
 

@@ -69,11 +69,6 @@ def assert_same(objects: dict[str, bytes], output: Path, checkpoint: str) -> Non
     (file,) = (output / "evaluations").glob(f"*/{checkpoint}/report.json")
     found, expected = report_of(objects, checkpoint), json.loads(file.read_text())
     assert found["protocol"] == expected["protocol"]
-    # A job's driver may compute with another number of threads. Of fewer images than dimensions a covariance has zeros
-    # among its eigenvalues, and their roots keep half of a float64's digits: the distance of the demo's 340 held-out
-    # digits moves by 3e-8 from one thread to two.
+    # A job's driver may compute with another number of threads, so that sums are rounded otherwise.
     for part in ("metrics", "floor"):
-        for name, value in expected[part].items():
-            here = pytest.approx(value, rel=1e-7 if "fd_" in name else 1e-9)
-            assert (name, found[part].pop(name)) == (name, here)
-        assert not found[part]
+        assert found[part] == pytest.approx(expected[part], rel=1e-9), (found[part], expected[part])

@@ -73,6 +73,18 @@ def test_frechet_distance_of_a_set_to_itself_is_zero(n):
     assert 0 <= frechet_distance(mean, cov, mean, cov) < 1e-5 * np.trace(cov)
 
 
+@pytest.mark.parametrize("n", [30, 100])
+def test_frechet_distance_of_fewer_samples_than_dimensions_is_exact(n):
+    """Centred samples have as many singular values as the product of covariances has eigenvalues that are not zero."""
+    scales = np.exp(-np.arange(256) / 30)
+    x, y = features(500, 256, 1) * scales, features(n, 256, 2) * scales
+    (mean1, cov1), (mean2, cov2) = moments(x), moments(y)
+    centred = (y - mean2) / np.sqrt(n - 1)
+    roots = np.sqrt(np.sort(np.linalg.eigvalsh(centred @ cov1 @ centred.T))[1:]).sum()
+    expected = ((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * roots
+    assert frechet_distance(mean1, cov1, mean2, cov2) == pytest.approx(expected, rel=1e-11)
+
+
 def test_frechet_distance_is_symmetric():
     a, b = moments(features(50, 64, 1)), moments(features(300, 64, 2))
     assert frechet_distance(*a, *b) == pytest.approx(frechet_distance(*b, *a), rel=1e-7)
