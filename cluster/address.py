@@ -79,7 +79,8 @@ def _ask_ray(address: str, source: str) -> None:
     try:
         with create_gcs_channel(address) as channel:
             cluster = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-            cluster.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=ANSWER_SECONDS)
+            request = gcs_service_pb2.GetClusterIdRequest()  # type: ignore[attr-defined]  # generated code has no types
+            cluster.GetClusterId(request, timeout=ANSWER_SECONDS)
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
             raise InvalidInput(

@@ -4,6 +4,8 @@ It is the dashboard of the head node (port 8265), which is reached over HTTP. Th
 RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token.
 """
 
+import functools
+import http.client
 import ipaddress
 import json
 import os
@@ -11,13 +13,18 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from raydit.errors import InvalidInput, Unreachable
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 10
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 def server_url(address: str | None) -> str:
@@ -63,7 +70,7 @@ def server_version(address: str | None = None) -> str:
                 "set RAY_AUTH_TOKEN to it, or RAY_AUTH_TOKEN_PATH to a file that contains it",
             ) from None
         raise InvalidInput(f"{url} answered HTTP {error.code}", "a Ray job server", check_port) from None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, http.client.HTTPException):  # the last one at the port of Ray's GCS, for example
         raise InvalidInput(f"{url} is not a Ray job server", "", check_port) from None
     except OSError as error:
         raise Unreachable(
@@ -106,3 +113,25 @@ def token_header() -> dict[str, str]:
         file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
         token = file.read_text() if file.is_file() else ""
     return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
+
+
+def explains_failed_requests(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Let a function raise Unreachable where the job server fails, or breaks off, after its version was read."""
+
+    @functools.wraps(function)
+    def explained(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        import requests
+
+        try:
+            return function(*args, **kwargs)
+        except (requests.RequestException, RuntimeError) as error:
+            # Ray raises a RuntimeError for every answer that is not a success.
+            if isinstance(error, RuntimeError) and "Request failed with status code" not in str(error):
+                raise
+            raise Unreachable(
+                f"the job server failed: {' '.join(str(error).split())[:300]}",
+                "",
+                "see dashboard.log and dashboard_agent.log on its node, and run the same command again",
+            ) from error
+
+    return explained

@@ -1,18 +1,21 @@
 """Submit raydit commands as Ray jobs, follow their logs, list and stop them; over HTTP (see job_server)."""
 
 import asyncio
+import functools
 import json
 import logging
 import os
 import shlex
+import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
 
 from cluster.credentials import refuse_credentials
-from cluster.job_server import server_url, server_version, token_header
+from cluster.job_server import explains_failed_requests, server_url, server_version, token_header
 from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -24,6 +27,12 @@ RAYDIT = ("-m", "pipelines.cli")
 """Arguments with which Python runs the raydit command."""
 INTERRUPTED = 130
 """Exit code of a stopped job."""
+MISSING_MODULE = f"No module named '{RAYDIT[1].partition('.')[0]}'"
+"""What Python prints in a job on a cluster that has no raydit."""
+READY_SECONDS = 30
+"""Time that a head may take from answering requests to running jobs."""
+LAST_LINES = 20
+"""Lines at the end of a log in which the reason for a failure is looked for."""
 
 # Ray runs an entrypoint with the PATH that `ray start` had. If the cluster's environment was not activated, `python`
 # may be another interpreter there, or missing. The raylet, which is the parent of the job supervisor that runs our
@@ -49,7 +58,7 @@ class Job:
     started: str | None
     """ISO 8601, UTC."""
     exit_code: int | None
-    """None until the job has ended."""
+    """As a shell has it: 128 and the number of the signal that killed the driver. None until the job has ended."""
     message: str
     metadata: dict[str, str]
 
@@ -58,6 +67,7 @@ class Job:
         return self.exit_code is not None
 
 
+@explains_failed_requests
 def submit(
     command: Sequence[str],
     *,
@@ -97,17 +107,31 @@ def submit(
     if pip:
         runtime_env["pip"] = {"packages": list(pip), "pip_check": False}
     python = "python" if pip else CLUSTER_PYTHON  # Ray activates the environment that it creates for pip
+    send = functools.partial(
+        client.submit_job,
+        entrypoint=f"exec {python} {shlex.join([*program, *command])}",
+        submission_id=submission_id,
+        metadata={"raydit.command": shlex.join(command)} | (metadata or {}),
+        runtime_env=runtime_env,
+    )
     try:
-        return client.submit_job(
-            entrypoint=f"exec {python} {shlex.join([*program, *command])}",
-            submission_id=submission_id,
-            metadata={"raydit.command": shlex.join(command)} | (metadata or {}),
-            runtime_env=runtime_env,
-        )
+        return _when_ready(send)
     except RuntimeError:
         if submission_id and _find(client, submission_id):  # submitted by another process in the meantime
             return submission_id
         raise
+
+
+def _when_ready(send: Callable[[], str]) -> str:
+    """Send a job, again after a second while a head that has just started has no agent to run it."""
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            return send()
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 def follow(submission_id: str, address: str | None = None, write: Callable[[str], object] = print) -> int:
@@ -116,16 +140,39 @@ def follow(submission_id: str, address: str | None = None, write: Callable[[str]
     After a lost connection the log continues where it broke off. Raises InvalidInput for an unknown job.
     """
     job, num_seen, complete = get_job(submission_id, address), 0, False
+    last_lines: deque[str] = deque(maxlen=LAST_LINES)
+
+    def write_and_keep(line: str) -> None:
+        last_lines.append(line)
+        write(line)
+
     while not (complete and job.has_ended):
-        num_seen, complete = asyncio.run(_tail(_client(address), submission_id, write, skip=num_seen))
+        num_seen, complete = asyncio.run(_tail(_client(address), submission_id, write_and_keep, skip=num_seen))
         job = get_job(submission_id, address)
         if not complete:
             logger.info("the log of %s broke off after %d characters; reading it again", submission_id, num_seen)
             time.sleep(1)
     if job.exit_code not in (0, INTERRUPTED):
-        reason = job.message.partition("\n")[0]
+        reason = failure_reason(job, list(last_lines))
         write(f"job {submission_id} {job.status}, exit code {job.exit_code}: {reason}")
     return cast(int, job.exit_code)
+
+
+def failure_reason(job: Job, log: Sequence[str]) -> str:
+    """Return in one line why a job failed. log: its last lines."""
+    if any(MISSING_MODULE in line for line in log):
+        return (
+            "raydit is not installed on the cluster. Submit with --pip, which sends it and installs what it needs, or "
+            "start the cluster from an environment or image that has it"
+        )
+    number = (job.exit_code or 0) - 128
+    if number in set(signal.Signals):
+        memory = ", which Linux sends when memory runs out" if number == signal.SIGKILL else ""
+        return f"its driver was killed by {signal.Signals(number).name}{memory}"
+    # Ray appends the end of the log to its message, which says nothing else then.
+    message, _, logs = job.message.partition(", last available logs")
+    last_line = next((line.strip() for line in reversed(log) if line.strip()), "") if logs else ""
+    return last_line or message.partition("\n")[0]
 
 
 async def _tail(
@@ -148,11 +195,13 @@ async def _tail(
     return max(num_seen, skip), complete
 
 
+@explains_failed_requests
 def get_job(submission_id: str, address: str | None = None) -> Job:
     """Return the job with this id. Raises InvalidInput if there is none."""
     return _get(_client(address), submission_id)
 
 
+@explains_failed_requests
 def read_log(submission_id: str, address: str | None = None) -> str:
     """Return everything that a job has printed so far. Raises InvalidInput if there is none."""
     client = _client(address)
@@ -160,12 +209,14 @@ def read_log(submission_id: str, address: str | None = None) -> str:
     return client.get_job_logs(submission_id)
 
 
+@explains_failed_requests
 def list_jobs(address: str | None = None) -> list[Job]:
     """Return all submitted jobs, oldest first."""
     found = [_describe(details) for details in _client(address).list_jobs() if details.submission_id]
     return sorted(found, key=lambda job: job.started or "")
 
 
+@explains_failed_requests
 def stop(submission_id: str, address: str | None = None) -> bool:
     """Interrupt a job as Ctrl-C does, and kill it after 20 seconds; return False if it had ended already.
 
@@ -222,6 +273,8 @@ def _find(client: "JobSubmissionClient", submission_id: str) -> Job | None:
 
 def _describe(details: "JobDetails") -> Job:
     exit_code = details.driver_exit_code
+    if exit_code is not None and exit_code < 0:
+        exit_code = 128 - exit_code
     if exit_code is None:  # Ray has none for a job that was stopped or whose driver never started
         exit_code = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": INTERRUPTED}.get(details.status)
     started = datetime.fromtimestamp(details.start_time / 1000, UTC) if details.start_time else None

@@ -84,9 +84,57 @@ def test_a_failing_job_is_reported_and_its_log_continues_after_a_broken_connecti
     submission_id = run(code, address)
     exit_code, lines = follow(submission_id, address)
     assert (exit_code, len(calls)) == (3, 2)
-    assert lines[-1].startswith(f"job {submission_id} FAILED, exit code 3")
+    assert lines[-1] == f"job {submission_id} FAILED, exit code 3: line 3"
     assert lines[-5:-1] == [f"line {i}" for i in range(4)]
     assert lines.count("line 0") == 1
+
+
+RAYS_MESSAGE = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n..."
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "message", "log", "reason"),
+    [
+        (
+            2,
+            RAYS_MESSAGE.format(2),
+            ["starting Ray", "raydit: no recipe at a.toml", "", " "],
+            "raydit: no recipe at a.toml",
+        ),
+        (3, RAYS_MESSAGE.format(3), [], "Job entrypoint command failed with exit code 3"),
+        (137, RAYS_MESSAGE.format(-9), ["step 3"], "its driver was killed by SIGKILL, which Linux sends when memory"),
+        (139, RAYS_MESSAGE.format(-11), ["step 3"], "its driver was killed by SIGSEGV"),
+        (
+            1,
+            "runtime_env setup failed: no pip\nmore",
+            ["Runtime env is setting up."],
+            "runtime_env setup failed: no pip",
+        ),
+        (
+            1,
+            RAYS_MESSAGE.format(1),
+            ["python: Error (ModuleNotFoundError: No module named 'pipelines')"],
+            "raydit is not ins",
+        ),
+    ],
+)
+def test_the_reason_for_a_failure_is_its_own_last_line(exit_code, message, log, reason):
+    values = {"submission_id": "a", "status": "FAILED", "command": "", "started": None, "metadata": {}}
+    found = jobs.failure_reason(jobs.Job(**values, exit_code=exit_code, message=message), log)
+    assert found.startswith(reason) and "available logs" not in found
+
+
+@pytest.mark.slow
+def test_a_killed_driver_has_the_exit_code_of_a_shell_and_names_its_signal(address):
+    exit_code, lines = follow(run("import os; os.kill(os.getpid(), 9)", address), address)
+    assert exit_code == 137 and "exit code 137: its driver was killed by SIGKILL" in lines[-1]
+
+
+@pytest.mark.slow
+def test_a_cluster_without_raydit_leads_to_what_to_do(address):
+    hidden = "import sys; sys.path.clear(); sys.meta_path[:] = sys.meta_path[:3]; import pipelines.cli"
+    exit_code, lines = follow(run(hidden, address), address)
+    assert exit_code == 1 and "raydit is not installed on the cluster. Submit with --pip" in lines[-1]
 
 
 def test_a_wrong_token_is_refused_with_one_line(address, monkeypatch):
@@ -137,6 +185,23 @@ def test_another_web_server_is_not_taken_for_a_job_server():
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_the_port_of_rays_own_protocol_is_not_taken_for_a_job_server(ray_head):
+    with pytest.raises(ValueError, match="is not a Ray job server. Check the port"):
+        job_server.server_version(f"http://{ray_head.ray_address}")
+
+
+def test_a_job_server_that_fails_is_reported_in_one_line(address, monkeypatch):
+    from ray.job_submission import JobSubmissionClient
+
+    def fail(self, *_, **__):
+        self._raise_error(type("Response", (), {"status_code": 500, "text": "No available agent\nTraceback"}))
+
+    monkeypatch.setattr(JobSubmissionClient, "list_jobs", fail)
+    with pytest.raises(ConnectionError, match="job server failed: .*500: No available agent") as failure:
+        jobs.list_jobs(address)
+    assert "\n" not in str(failure.value)
 
 
 def test_an_address_without_http_is_refused():

@@ -33,11 +33,12 @@ def list_jobs(address: str | None, as_json: bool) -> None:
         click.echo(json.dumps([asdict(job) for job in found]))
         return
     width = max((len(job.submission_id) for job in found), default=0)
+    name_width = max((len(job.metadata.get("raydit.name", "")) for job in found), default=0)
     for job in found:
         started = (job.started or "not started").replace("T", " ").replace("+00:00", " UTC")
-        click.echo(
-            f"{job.submission_id:<{width}}  {job.status:<9}  {started:<23}  {job.metadata.get('raydit.name', '')}"
-        )
+        name = job.metadata.get("raydit.name", "")
+        command = f"raydit {job.command}" if "raydit.command" in job.metadata else job.command
+        click.echo(f"{job.submission_id:<{width}}  {job.status:<9}  {started:<23}  {name:<{name_width}}  {command}")
     if not found:
         click.echo(f"no jobs at {job_server.server_url(address)}; start one: raydit submit -- run RECIPE")
 

@@ -64,7 +64,9 @@ def raydit_jobs(ray_head, monkeypatch, capsys):
 def test_a_job_is_listed_with_its_state_and_recipe(raydit_jobs, failed_job):
     code, out, _ = raydit_jobs("list")
     (line,) = [line for line in out.splitlines() if line.startswith(failed_job)]
-    assert code == 0 and line.split()[1] == "FAILED" and line.split()[-2:] == ["UTC", "tiny"]
+    assert (
+        code == 0 and line.split()[1] == "FAILED" and line.split()[-5:] == ["UTC", "tiny", "raydit", "train", "my.toml"]
+    )
     _, out, _ = raydit_jobs("list", "--json")
     (listed,) = [job for job in json.loads(out) if job["submission_id"] == failed_job]
     assert (listed["status"], listed["exit_code"], listed["command"]) == ("FAILED", 3, "train my.toml")
