@@ -3,6 +3,7 @@
 import fnmatch
 import hashlib
 import os
+import posixpath
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from cluster.credentials import refuse_files_with_credentials
 from raydit.errors import InvalidInput, NotFound
@@ -22,6 +23,8 @@ EXCLUDED_AT_TOP = ("data", "outputs", "mlruns", "mlartifacts", "build", "dist", 
 EXCLUDED_ANYWHERE = (".*", "__pycache__", "venv", "node_modules", "*.egg-info")
 """Names that begin with a dot are .git, .venv and caches, and .env, .aws and .netrc, which contain keys."""
 KEY_FILES = ("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", "auth_token", "credentials", "credentials.json")
+RAY_PACKAGE_PREFIX = "_ray_pkg_"
+"""Begins the name of the folder that Ray unpacks a package into, and deletes when no job uses it any more."""
 EARLIEST_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
@@ -38,7 +41,7 @@ class Package:
 
     def contains(self, path: str) -> bool:
         """Return whether a file, or any file in a folder, is part of the package."""
-        name = PurePosixPath(path).as_posix()
+        name = posixpath.normpath(path)
         return name in self.files or any(other.startswith(f"{name}/") for other in self.files)
 
     def digest(self) -> str:
@@ -75,6 +78,11 @@ def pack(folder: Path, extra: Mapping[str, Path] | None = None, *, max_bytes: in
         )
     refuse_files_with_credentials(package.files.items())
     return package
+
+
+def is_job_folder(path: Path) -> bool:
+    """Return whether a path is in the folder of a job that a package was sent with, which Ray deletes."""
+    return any(part.startswith(RAY_PACKAGE_PREFIX) for part in path.parts)
 
 
 def _mib(num_bytes: int) -> str:

@@ -29,11 +29,16 @@ class Submitter:
 
     def start(self, *command: str, **options) -> subprocess.Popen:
         env = os.environ | self.ray_head.env | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
-        submit = [sys.executable, "-m", "pipelines.cli", "submit", "--address", self.ray_head.address, "--"]
-        return subprocess.Popen([*submit, *command], cwd=self.folder, env=env, text=True, **options)
+        flags = ["--address", self.ray_head.address, *options.pop("flags", ())]
+        submit = [sys.executable, "-m", "pipelines.cli", "submit", *flags, "--", *command]
+        return subprocess.Popen(submit, cwd=options.pop("folder", self.folder), env=env, text=True, **options)
 
-    def __call__(self, *command: str, **env: str) -> subprocess.CompletedProcess:
-        process = self.start(*command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def __call__(
+        self, *command: str, flags: tuple[str, ...] = (), folder: Path | None = None, **env: str
+    ) -> subprocess.CompletedProcess:
+        """flags: of `raydit submit`. folder: working directory, if not the submitter's own. env: more variables."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = self.start(*command, flags=flags, folder=folder or self.folder, env=env, **pipes)
         stdout, stderr = process.communicate(timeout=300)
         print(stdout, stderr)
         return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)

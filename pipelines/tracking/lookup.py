@@ -3,12 +3,11 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.console import first_line
 from pipelines.tracking import tags
-from pipelines.tracking.store import is_unavailable, mlflow_client, tracking_uri, unreachable
+from pipelines.tracking.store import database_path, is_unavailable, mlflow_client, tracking_uri, unreachable
 from raydit.errors import InvalidInput, NotFound, RayditError
 
 
@@ -205,8 +204,8 @@ def connected_client(uri: str) -> Iterator[Any]:
 
 def _is_absent(uri: str) -> bool:
     """Return whether a store is a database file that does not exist yet; connecting to it would create it."""
-    scheme, _, database = uri.partition(":///")
-    return scheme == "sqlite" and not Path(database).is_file()
+    database = database_path(uri)
+    return database is not None and not database.is_file()
 
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:

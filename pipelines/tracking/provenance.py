@@ -23,6 +23,10 @@ from raydit.versions import installed_version
 
 PACKAGES = ("raydit", "torch", "ray", "mlflow", "diffusers")
 RECIPE_FILE = "recipe.toml"
+CODE = Path(__file__).resolve().parents[2]
+"""Folder of raydit's own code."""
+CODE_VARIABLES = {tags.COMMIT: "RAYDIT_COMMIT", tags.CODE_DIRTY: "RAYDIT_CODE_DIRTY"}
+"""Environment variables that carry the commit to a job with which the code was sent, without its repository."""
 
 
 def provenance_tags(config: Recipe, stage: str, run_tags: dict[str, str]) -> dict[str, str]:
@@ -35,7 +39,7 @@ def provenance_tags(config: Recipe, stage: str, run_tags: dict[str, str]) -> dic
         tags.DESCRIPTION: run_description(config, stage, run_tags),
         tags.OUTPUT: storage.absolute(config.output),
     }
-    return {**code_tags(Path(__file__).parents[2]), **environment_tags(), **source, **described}
+    return {**code_tags(CODE), **environment_tags(), **source, **described}
 
 
 def _user() -> str:
@@ -77,15 +81,23 @@ def _command() -> str:
 
 @functools.cache
 def code_tags(root: Path) -> dict[str, str]:
-    """Return the commit of the code and whether it has uncommitted changes; nothing outside a git checkout."""
+    """Return the commit of the code and whether it has uncommitted changes; nothing if they are unknown.
+
+    They come from its git checkout, or from the environment of a job that the code was sent with.
+    """
     if not (root / ".git").exists():  # git would search the parent folders, and find another project
-        return {}
+        return {tag: os.environ[name] for tag, name in CODE_VARIABLES.items() if name in os.environ}
     try:
         commit = _git(root, "rev-parse", "HEAD")
         dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return {}
     return {tags.COMMIT: commit, tags.CODE_DIRTY: str(dirty).lower()}
+
+
+def code_environment(root: Path) -> dict[str, str]:
+    """Return the environment variables that tell a job the commit of the code in `root`, which is sent with it."""
+    return {CODE_VARIABLES[tag]: value for tag, value in code_tags(root).items()}
 
 
 def _git(root: Path, *arguments: str) -> str:

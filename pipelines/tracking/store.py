@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.credentials import refuse_password
+from cluster.job_package import is_job_folder
 from pipelines.console import first_line
-from raydit.errors import Unreachable
+from raydit.errors import InvalidInput, Unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -17,11 +18,32 @@ if TYPE_CHECKING:
 def tracking_uri(config_uri: str = "") -> str:
     """Return the recipe's URI, else MLFLOW_TRACKING_URI, else that of the database which plain `mlflow ui` opens here.
 
-    Raises InvalidInput for a URI with a password, because logs, pages and jobs show it.
+    Raises InvalidInput for a URI with a password, because logs, pages and jobs show it, and for a database in the
+    folder of a job, which Ray deletes at the job's end.
     """
     uri = config_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
     refuse_password("tracking URI", uri)
+    database = database_path(uri)
+    if database and is_job_folder(database):
+        raise InvalidInput(
+            f"tracking: found the database {database}, in a folder that Ray deletes after the job",
+            "a store that outlives the job",
+            "set MLFLOW_TRACKING_URI to a server that the cluster reaches, where you submit or in the cluster's "
+            "environment, or set tracking.uri in the recipe",
+        )
     return uri
+
+
+def database_path(uri: str) -> Path | None:
+    """Return the absolute path of a SQLite database; None for any other store."""
+    scheme, separator, path = uri.partition(":///")
+    return Path(path).absolute() if separator and scheme == "sqlite" and path else None
+
+
+def absolute_uri(uri: str) -> str:
+    """Return a tracking URI that means the same in every working directory."""
+    database = database_path(uri)
+    return f"sqlite:///{database}" if database else uri
 
 
 def check_tracking(uri: str) -> str:

@@ -3,7 +3,7 @@
 import os
 
 from cluster import job_server
-from pipelines.tracking.store import tracking_uri
+from pipelines.tracking.store import absolute_uri, tracking_uri
 
 FORWARDED = (
     "MLFLOW_TRACKING_URI",
@@ -24,7 +24,7 @@ def forwarded_environment() -> dict[str, str]:
 
 def local_job_environment() -> dict[str, str]:
     """Return the variables for a job on this machine, which tracks where the command would track if run here."""
-    return forwarded_environment() | {"MLFLOW_TRACKING_URI": tracking_uri()}
+    return forwarded_environment() | {"MLFLOW_TRACKING_URI": absolute_uri(tracking_uri())}
 
 
 def remote_job_environment() -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from cluster import job_package, storage
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.config.recipe import Recipe
+from pipelines.tracking.store import absolute_uri
 from raydit.errors import InvalidInput
 
 
@@ -18,6 +19,8 @@ def absolute_recipe_paths(config: Recipe) -> dict[str, str]:
     for name in ("reference", "extractor_weights"):
         path = getattr(config.evaluate, name)
         paths[f"evaluate.{name}"] = path and absolute(path)
+    if (uri := absolute_uri(config.tracking.uri)) != config.tracking.uri:
+        paths["tracking.uri"] = uri
     return {key: path for key, path in paths.items() if path}
 
 
@@ -32,7 +35,9 @@ def relative_recipe_paths(config: Recipe | None) -> dict[str, str]:
         paths["autoencoder.id"] = config.autoencoder.id
     for name in ("reference", "extractor_weights"):
         paths[f"evaluate.{name}"] = getattr(config.evaluate, name)
-    return {key: path for key, path in paths.items() if path and is_relative(path)}
+    relative = {key: path for key, path in paths.items() if path and is_relative(path)}
+    uri = config.tracking.uri
+    return relative if absolute_uri(uri) == uri else {**relative, "tracking.uri": uri}
 
 
 def relative_arguments(command: CommandLine) -> list[tuple[str, str]]:
@@ -46,7 +51,7 @@ def refuse_unreachable(key: str, path: str, package: job_package.Package) -> Non
 
     Such a job starts in a folder that holds only the package and is deleted at the end.
     """
-    if key == "output" or not package.contains(path):
+    if key in ("output", "tracking.uri") or not package.contains(path):
         raise InvalidInput(
             f"{key}: found {path!r}, a path on this machine, which a job on another machine does not have",
             "a URI (s3://BUCKET/...) or the absolute path of a mount that all nodes of the cluster share",

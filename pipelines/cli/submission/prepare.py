@@ -22,7 +22,11 @@ from pipelines.cli.submission.paths import (
 )
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
+from pipelines.tracking.provenance import CODE, code_environment
+from pipelines.tracking.store import absolute_uri
 
+MAIN_MODULE = "pipelines/cli/__main__.py"
+"""File by which a folder or package is known to hold raydit's own code."""
 OWN_PACKAGES = ("cluster", "dit", "evaluation", "pipelines", "raydit")
 
 
@@ -65,7 +69,7 @@ def prepare_local(command: CommandLine) -> Submission:
         ],
         name=job_name(command, config),
         env=env,
-        tracking=(config and config.tracking.uri) or env["MLFLOW_TRACKING_URI"],
+        tracking=absolute_uri(config.tracking.uri if config else "") or env["MLFLOW_TRACKING_URI"],
         recipe=text,
     )
 
@@ -76,9 +80,11 @@ def prepare_remote(command: CommandLine, folder: Path, *, install: bool = False)
     folder: the working directory, which is packed. install: send raydit's own code too, with its requirements.
     """
     config, text = read_recipe(command)
-    extra = own_code(folder) if install else {}
+    extra_code = own_code(folder) if install else {}
+    extra = dict(extra_code)
     if command.recipe is not None:
-        recipe = Path(command.recipe).absolute()
+        recipe = Path(command.recipe)
+        recipe = recipe.parent.resolve() / recipe.name  # without "..", which could lead out of the folder
         inside = recipe.is_relative_to(folder)
         name = recipe.relative_to(folder).as_posix() if inside else f"submitted/{recipe.name}"
         command = command.with_recipe(name)
@@ -87,13 +93,18 @@ def prepare_remote(command: CommandLine, folder: Path, *, install: bool = False)
     for key, path in [*relative_recipe_paths(config).items(), *relative_arguments(command)]:
         refuse_unreachable(key, path, package)
     env = remote_job_environment()
+    if package.contains(MAIN_MODULE):
+        env |= code_environment(CODE if extra_code else folder)
     if withheld := sorted(forwarded_environment().keys() - env.keys()):
         say("submit", f"{', '.join(withheld)}: not sent, because only this machine can reach it; the cluster's is used")
+    tracking = config.tracking.uri if config and config.tracking.uri else env.get("MLFLOW_TRACKING_URI", "")
+    if not tracking:
+        say("submit", "tracking is not set here: the job is refused unless MLFLOW_TRACKING_URI is set on the cluster")
     return Submission(
         command=command.texts,
         name=job_name(command, config),
         env=env,
-        tracking=(config and config.tracking.uri) or env.get("MLFLOW_TRACKING_URI", ""),
+        tracking=tracking,
         recipe=text,
         package=package,
         pip=tuple(job_package.pinned_requirements("raydit")) if install else (),
@@ -112,11 +123,10 @@ def read_recipe(command: CommandLine) -> tuple[Recipe | None, str]:
 
 def own_code(folder: Path) -> dict[str, Path]:
     """Return raydit's own files by their names in a package; none if the working directory holds raydit itself."""
-    if (folder / "pipelines" / "cli" / "__main__.py").is_file():
+    if (folder / MAIN_MODULE).is_file():
         return {}
-    root = Path(__file__).resolve().parents[3]
-    files = [file for name in OWN_PACKAGES for file in (root / name).rglob("*") if file.suffix in (".py", ".toml")]
-    return {file.relative_to(root).as_posix(): file for file in files}
+    files = [file for name in OWN_PACKAGES for file in (CODE / name).rglob("*") if file.suffix in (".py", ".toml")]
+    return {file.relative_to(CODE).as_posix(): file for file in files}
 
 
 def job_name(command: CommandLine, config: Recipe | None) -> str:

@@ -1,11 +1,13 @@
 """Submitting: what is sent, and real jobs on a real head with token authentication."""
 
 import json
+import os
 import time
 
 import pytest
 from tiny import RECIPE as TINY
 from tiny import place_flags
+from tiny_run import ROOT
 
 from cluster import jobs
 from pipelines.cli.main import cli
@@ -13,6 +15,9 @@ from pipelines.cli.submission import prepare
 from pipelines.cli.submission import submit as submission
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.config.reader import RecipeError, load_recipe
+from pipelines.tracking.provenance import code_tags
+from pipelines.tracking.store import tracking_uri
+from raydit.errors import InvalidInput
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # Ray passes it to aiohttp
 
@@ -196,6 +201,59 @@ def test_a_recipe_from_elsewhere_goes_along_too(project):
     ready = packed(["run", str(TINY), *REMOTE], project)
     assert ready.command[:2] == ["run", "submitted/tiny.toml"]
     assert ready.package.files["submitted/tiny.toml"] == TINY
+
+
+def test_a_recipe_of_a_parent_folder_goes_along_too(project):
+    (project / "lib" / "deep").mkdir()
+    os.chdir(project / "lib" / "deep")
+    ready = packed(["run", "../../my.toml", *REMOTE], project / "lib" / "deep")
+    assert ready.command[:2] == ["run", "submitted/my.toml"]
+    assert ready.package.files["submitted/my.toml"] == project / "my.toml"
+    os.chdir(project)
+    assert packed(["run", "lib/deep/../../my.toml", *REMOTE], project).command[:2] == ["run", "my.toml"]
+
+
+def test_the_commit_of_sent_code_goes_along(project, monkeypatch):
+    commit = code_tags(ROOT)["mlflow.source.git.commit"]
+    assert "RAYDIT_COMMIT" not in packed(["run", "my.toml", *REMOTE], project).env
+    sent = packed(["run", "my.toml", *REMOTE], project, install=True).env
+    assert sent["RAYDIT_COMMIT"] == commit and sent["RAYDIT_CODE_DIRTY"] in ("true", "false")
+    for name, value in sent.items():
+        monkeypatch.setenv(name, value)
+    code_tags.cache_clear()
+    unpacked = code_tags(project)
+    assert unpacked == {"mlflow.source.git.commit": commit, "raydit.code_dirty": sent["RAYDIT_CODE_DIRTY"]}
+
+
+def test_a_database_of_this_folder_is_found_by_a_job_here_and_refused_for_another_machine(here):
+    relative = ["--set", "tracking.uri=sqlite:///runs.db"]
+    ready = prepared("run", "my.toml", *relative)
+    assert sent_recipe(ready.command).tracking.uri == ready.tracking == f"sqlite:///{here / 'runs.db'}"
+    with pytest.raises(InvalidInput, match="tracking.uri: found 'sqlite:///runs.db', a path on this machine"):
+        packed(["run", "my.toml", *REMOTE, *relative], here)
+    packed(["run", "my.toml", *REMOTE, "--set", "tracking.uri=sqlite:////mnt/shared/runs.db"], here)
+
+
+def test_a_job_is_refused_a_database_in_the_folder_that_ray_deletes(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "working_dir_files" / "_ray_pkg_0123"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for uri in ("", "sqlite:///mlflow.db", f"sqlite:///{folder}/mlflow.db"):
+        with pytest.raises(InvalidInput, match="in a folder that Ray deletes.*Set MLFLOW_TRACKING_URI to a server"):
+            tracking_uri(uri)
+    assert tracking_uri("http://mlflow:5000") == "http://mlflow:5000"
+    assert tracking_uri(f"sqlite:///{tmp_path}/mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.mark.slow
+def test_a_packed_job_without_a_store_that_lasts_is_refused(submit, project):
+    settings = ("--set", "images.path=digits", "--set", f"output={project / 'out'}")
+    refused = submit("run", "my.toml", *settings, flags=("--pack",), folder=project)
+    assert refused.returncode == 2
+    assert "tracking is not set here" in refused.stdout
+    assert "in a folder that Ray deletes after the job" in refused.stdout.splitlines()[-1]
+    assert not (project / "out" / "latents").exists()
 
 
 @pytest.mark.parametrize(
