@@ -12,16 +12,19 @@ Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def explain_failures(path: str) -> Iterator[None]:
+def explain_failures(path: str, *, missing: bool = False) -> Iterator[None]:
     """Replace an OSError of the block with StorageFailed, which names `path` as the caller gave it.
 
-    FileNotFoundError passes: callers know what a missing file means.
+    FileNotFoundError passes, because callers know what a missing file means; unless missing is set, for a block that
+    creates files: some file systems, such as /proc, answer so when nothing can be created.
     """
     try:
         yield
-    except (RayditError, FileNotFoundError):
+    except RayditError:
         raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not missing:
+            raise
         reason = " ".join(str(error).split())
         raise StorageFailed(
             f"{path}: {reason}", "", "check that it exists, and that you may read and write it; or use another path"

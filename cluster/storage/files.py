@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -18,7 +19,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 from cluster.storage.failures import explain_failures, explains_failures
 from cluster.storage.local_disk import sync_to_disk
 from cluster.storage.object_stores import retry_throttled
-from cluster.storage.paths import is_local, local_path, nearest_folder, resolve
+from cluster.storage.paths import is_local, join, local_path, nearest_folder, refuse_file_on_the_way, resolve, split
 from cluster.storage.temporaries import TEMPORARY_PREFIX, raise_storage_full, temporary_path
 from raydit.errors import AlreadyExists, InvalidInput, NotFound
 
@@ -112,6 +113,20 @@ def refuse_existing(path: str) -> None:
     """Raise AlreadyExists if a file or folder exists at a path, so that it is not overwritten."""
     if exists(path):
         raise AlreadyExists(f"{path} exists already", "a new path", "choose another, or move the existing one away")
+
+
+def refuse_unwritable(path: str) -> None:
+    """Raise an error if no file or folder can be written at a path; called before the work whose result goes there.
+
+    Raises InvalidInput if the path leads through a file, and StorageFailed for a folder that cannot be written.
+    """
+    parent = split(path)[0] or os.curdir
+    refuse_file_on_the_way(parent)
+    folder = nearest_folder(parent) if is_local(path) else parent
+    probe = join(folder, f"{TEMPORARY_PREFIX}probe-{secrets.token_hex(4)}")
+    with explain_failures(path, missing=True):
+        write_atomically(probe, b"")
+        remove_file(probe)
 
 
 @explains_failures

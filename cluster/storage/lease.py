@@ -27,7 +27,7 @@ from cluster.jobs import current_job_id
 from cluster.storage.failures import explain_failures
 from cluster.storage.files import read_bytes, write_atomically
 from cluster.storage.folders import remove_stale_temporaries
-from cluster.storage.paths import is_local, join, local_path, nearest_folder
+from cluster.storage.paths import is_local, join, local_path, nearest_folder, refuse_file_on_the_way
 from cluster.storage.temporaries import lock, raise_storage_full, temporary_path
 from raydit.errors import InUse
 
@@ -108,11 +108,13 @@ def hold_folder(
     process may hold a folder several times. on_lost: called from another thread with a message if another process takes
     the folder over, which happens only to a process that could not write a heartbeat for 90 seconds. wait_seconds: how
     long to wait for a living owner.
-    Raises InUse if another living process holds the folder, and StorageFailed if it cannot be written.
+    Raises InUse if another living process holds the folder, InvalidInput if a file is there, and StorageFailed if it
+    cannot be written.
     """
     path, owner = join(folder, LEASE_FILE), LeaseOwner.this_process()
+    refuse_file_on_the_way(folder)
     existing = nearest_folder(folder) if is_local(folder) else None
-    with explain_failures(folder):
+    with explain_failures(folder, missing=True):
         earlier = _acquire(path, owner, wait_seconds)
     if earlier and earlier.is_this_process:
         yield None

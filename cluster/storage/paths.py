@@ -69,6 +69,18 @@ def nearest_folder(path: str) -> str:
     return str(folder)
 
 
+def refuse_file_on_the_way(path: str) -> None:
+    """Raise InvalidInput if a local path leads through a file, or to one, so that no folder can be there."""
+    if not is_local(path):
+        return
+    folder = Path(local_path(path))
+    found = next(each for each in (folder, *folder.parents) if each.exists())
+    if not found.is_dir():
+        raise InvalidInput(
+            f"{path}: found a file at {found}", "a folder, or a path where nothing is yet", "choose another path"
+        )
+
+
 def local_folder_for(path: str) -> str:
     """Return a local folder for files that can only be on a disk.
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from cluster import storage
 from dit.checkpoint import export_diffusers, export_official
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
@@ -18,6 +19,7 @@ def export_checkpoint(
     weights: "ema", "raw" (as trained) or another average's name. Returns the path that was written. Raises
     AlreadyExists, and InvalidInput if the format cannot express the model.
     """
+    storage.refuse_unwritable(str(out))
     opened = open_checkpoint(checkpoint)
     if format == "official":
         return export_official(opened, out, weights=weights)

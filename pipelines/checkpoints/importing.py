@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster import storage
 from dit.checkpoint import Checkpoint, import_diffusers, import_official
 from dit.config import Numerics, ProcessKind
 from dit.formats.record import CheckpointRecord
@@ -28,6 +29,7 @@ def import_checkpoint(
     overrides: model fields that a file cannot tell, such as "model.num_heads=4".
     Raises NotFound, AlreadyExists and InvalidInput.
     """
+    storage.refuse_unwritable(str(out))
     chosen = {} if autoencoder is None else {"autoencoder": autoencoder}
     if not Path(source).is_dir():
         return import_official(source, out, model=model, objective=objective, **chosen, **model_fields(overrides))

@@ -35,6 +35,16 @@ COMMANDS: tuple[click.Command, ...] = (
 )
 
 
+REMEDIES = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space",
+    errno.EACCES: "Give yourself permission, or choose another path",
+    errno.EPERM: "Give yourself permission, or choose another path",
+    errno.EROFS: "Choose a path that can be written",
+}
+"""What to do about errors that are the machine's and never ours, by their number."""
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="raydit")
 def cli() -> None:
@@ -63,9 +73,9 @@ def main() -> None:
     except RayditError as error:
         _exit(_message_for_user(error), error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in REMEDIES:
             raise
-        _exit(f"{error}. Free some space, and run the same command again to resume", FAILED)
+        _exit(f"{error}. {REMEDIES[error.errno]}, and run the same command again to resume", FAILED)
 
 
 def _message_for_user(error: RayditError) -> str:

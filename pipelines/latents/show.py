@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster import storage
 from pipelines.images.grids import class_grid, save_png
 from pipelines.latents import schema
 from pipelines.latents.dataset import LatentDataset
@@ -15,6 +16,8 @@ COLUMNS, MAX_CLASSES = 8, 20
 
 def show(dataset: LatentDataset, out: Path | None) -> list[tuple[str, str]]:
     """Return a description as (name, text) lines. out: PNG to write, a labelled grid of some decoded rows."""
+    if out is not None:
+        storage.refuse_unwritable(str(out))
     autoencoder, pixels, names = dataset.autoencoder, dataset.preprocessing, dataset.class_names
     shown = ", ".join(names[:MAX_CLASSES]) + (", ..." if len(names) > MAX_CLASSES else "")
     means, stds = (" ".join(f"{value:.3g}" for value in values) for values in dataset.statistics.values())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster import storage
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import EvaluateConfig
 from pipelines.images.grids import labelled_grid, save_png
@@ -30,6 +31,7 @@ def sample_grid(
     """
     from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 
+    storage.refuse_unwritable(out)
     opened = open_checkpoint(checkpoint)
     names = opened.record.class_names
     labels = [class_label(name, names) for name in classes] if classes else list(range(min(len(names), MAX_ROWS)))

@@ -181,14 +181,23 @@ def test_an_error_for_users_from_a_worker_of_ray_is_shown_without_its_traceback(
     assert (code, err) == (2, "\nraydit: images: found a, expected b\n")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_one_line_that_says_how_to_resume(raydit, monkeypatch, number):
+@pytest.mark.parametrize(
+    ("number", "do"),
+    [
+        (errno.ENOSPC, "Free some space"),
+        (errno.EDQUOT, "Free some space"),
+        (errno.EACCES, "Give yourself permission"),
+        (errno.EROFS, "Choose a path that can be written"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_that_says_how_to_resume(raydit, monkeypatch, number, do):
     def fail(*_):
         raise OSError(number, os.strerror(number), "output/part")
 
     monkeypatch.setattr(stages, "_load", fail)
     code, _, err = raydit("train", TINY)
-    assert code == 1 and err.endswith(". Free some space, and run the same command again to resume\n")
+    assert code == 1 and f"'output/part'. {do}" in err
+    assert err.endswith(", and run the same command again to resume\n")
     assert len(err.strip().splitlines()) == 1
 
 
