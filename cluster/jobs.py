@@ -29,6 +29,8 @@ INTERRUPTED = 130
 """Exit code of a stopped job."""
 MISSING_MODULE = f"No module named '{RAYDIT[1].partition('.')[0]}'"
 """What Python prints in a job on a cluster that has no raydit."""
+INSTALL_SECONDS = 3600
+"""Time for a node to install requirements, of some gigabytes; Ray's default is ten minutes."""
 READY_SECONDS = 30
 """Time that a head may take from answering requests to running jobs."""
 LAST_LINES = 20
@@ -106,6 +108,7 @@ def submit(
         runtime_env["working_dir"] = working_dir
     if pip:
         runtime_env["pip"] = {"packages": list(pip), "pip_check": False}
+        runtime_env["config"] = {"setup_timeout_seconds": INSTALL_SECONDS}
     python = "python" if pip else CLUSTER_PYTHON  # Ray activates the environment that it creates for pip
     send = functools.partial(
         client.submit_job,

@@ -54,14 +54,18 @@ def ray_head() -> Iterator[RayHead]:
 
 
 @contextmanager
-def started_head(**variables: str) -> Iterator[RayHead]:
-    """A head started as a user would, its environment not activated; variables: further ones of its environment."""
+def started_head(*, environment: Path | None = None, **variables: str) -> Iterator[RayHead]:
+    """A head started as a user would, its environment not activated.
+
+    environment: folder of a virtual environment without raydit; None: the one of the tests, with this checkout.
+    variables: further ones of its process environment.
+    """
     with tempfile.TemporaryDirectory(prefix="rayhead", dir="/tmp") as folder:  # short: sockets have 107 bytes
         gcs_port, dashboard_port, agent_port, client_port = _free_ports(4)
         address = f"http://127.0.0.1:{dashboard_port}"
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
         command = [
-            str(Path(sys.executable).parent / "ray"),
+            str((environment / "bin" if environment else Path(sys.executable).parent) / "ray"),
             "start",
             "--head",
             "--block",
@@ -72,8 +76,10 @@ def started_head(**variables: str) -> Iterator[RayHead]:
         command += ["--num-cpus=4", f"--object-store-memory={100 * 2**20}", f"--temp-dir={folder}"]
         head_env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         head_env |= auth | {"PATH": "/usr/bin:/bin"} | variables
-        # Jobs start elsewhere: there this checkout is found whether or not it is the one that is installed.
-        head_env["PYTHONPATH"] = str(ROOT)
+        if environment:
+            head_env.pop("PYTHONPATH", None)
+        else:  # jobs start elsewhere: there this checkout is found whether or not it is the one that is installed
+            head_env["PYTHONPATH"] = str(ROOT)
         with open(Path(folder) / "head.log", "w") as log:
             head = subprocess.Popen(
                 command,

@@ -34,12 +34,12 @@ class Submitter:
         return subprocess.Popen(submit, cwd=options.pop("folder", self.folder), env=env, text=True, **options)
 
     def __call__(
-        self, *command: str, flags: tuple[str, ...] = (), folder: Path | None = None, **env: str
+        self, *command: str, flags: tuple[str, ...] = (), folder: Path | None = None, timeout: float = 300, **env: str
     ) -> subprocess.CompletedProcess:
         """flags: of `raydit submit`. folder: working directory, if not the submitter's own. env: more variables."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = self.start(*command, flags=flags, folder=folder or self.folder, env=env, **pipes)
-        stdout, stderr = process.communicate(timeout=300)
+        stdout, stderr = process.communicate(timeout=timeout)
         print(stdout, stderr)
         return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
