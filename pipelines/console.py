@@ -2,9 +2,12 @@
 
 import sys
 import time
+from collections import deque
 
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_BARS = 0.1
+RECENT_SECONDS = 30.0
+"""The time over which the speed is measured from which the time that is left is estimated."""
 
 
 def say(stage: str, text: str) -> None:
@@ -25,11 +28,21 @@ class Progress:
         self.started = self._printed = time.monotonic()
         self.terminal = sys.stdout.isatty()
         self.details = ""
+        self._recent: deque[tuple[float, int]] = deque()
+        self._print()
 
     @property
     def rate(self) -> float:
-        """Units per second since this process began."""
+        """Units per second since this process began, its start included."""
         return (self.count - self.first) / max(1e-9, time.monotonic() - self.started)
+
+    @property
+    def pace(self) -> float | None:
+        """Units per second of late; None until a second has passed since the first update, which has the start in it."""
+        if not self._recent:
+            return None
+        (began, first), (now, count) = self._recent[0], self._recent[-1]
+        return (count - first) / (now - began) if now - began >= 1 else None
 
     def advance(self, count: int = 1, **details: float) -> None:
         """Add to the count. details: numbers to show behind it, by name."""
@@ -41,6 +54,9 @@ class Progress:
         if details:
             self.details = "".join(f" | {name} {value:.4g}" for name, value in details.items())
         now = time.monotonic()
+        self._recent.append((now, count))
+        while len(self._recent) > 2 and self._recent[1][0] <= now - RECENT_SECONDS:
+            self._recent.popleft()
         pause = SECONDS_BETWEEN_BARS if self.terminal else SECONDS_BETWEEN_LINES
         if now - self._printed >= pause or count >= self.total:
             self._printed = now
@@ -48,14 +64,21 @@ class Progress:
 
     def _print(self) -> None:
         width = len(f"{self.total:,}")
-        left = (self.total - self.count) / self.rate if self.rate else 0.0
-        line = f"{self.count:>{width},}/{self.total:,} {self.unit}{self.details} | {self.rate:.1f} {self.unit}/s"
-        line += f" | {_format_time(left)} left" if self.count < self.total else ""
+        line = f"{self.count:>{width},}/{self.total:,} {self.unit}{self.details}{self._speed()}"
         if self.terminal:
             bar = "#" * int(20 * self.count / max(1, self.total))
             print(f"\r{self.stage:<12} [{bar:<20}] {line}\x1b[K", end="", flush=True)
         else:
             say(self.stage, line)
+
+    def _speed(self) -> str:
+        """Return the pace and the time that is left at it, as far as they are known."""
+        if not self._recent:
+            return " | starting"
+        if not self.pace:
+            return ""
+        left = f" | {_format_time((self.total - self.count) / self.pace)} left" if self.count < self.total else ""
+        return f" | {self.pace:.1f} {self.unit}/s{left}"
 
     def done(self, text: str) -> None:
         """End with a line that stays: a text, and the seconds since this process began."""
