@@ -38,7 +38,7 @@ class Progress:
 
     @property
     def pace(self) -> float | None:
-        """Units per second of late; None until a second has passed since the first update, which has the start in it."""
+        """Units per second of late; None in the first second after the first update, which ends the start."""
         if not self._recent:
             return None
         (began, first), (now, count) = self._recent[0], self._recent[-1]

@@ -7,8 +7,10 @@ import json
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from itertools import chain
 
 from cluster import storage
+from cluster.stderr_filter import hide_stderr_lines
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import EncodeConfig, ImagesConfig, Recipe
 from pipelines.console import Progress
@@ -37,6 +39,10 @@ SHARDS_IN_FLIGHT = 16
 
 Ray Data divides them among its operators in advance. With fewer, too few are read ahead and the autoencoder waits.
 """
+
+RESTART_NOTICE = r"core_worker\.cc:\d+: Actor with class name: .* has constructor arguments in the object store"
+"""Matches a line that Ray prints in red for every pool of Ray Data. What it warns of, that an actor cannot restart when
+the node with its arguments is lost, ends the job, and the same command then resumes."""
 
 
 @job
@@ -133,7 +139,10 @@ def encode_shards(
     records.context.execution_options.resource_limits = ray_data.ExecutionResources.for_limits(
         object_store_memory=in_flight
     )
-    yield from (ShardRecord.from_json(json.loads(row["record"])) for row in records.iter_rows())
+    rows = iter(records.iter_rows())
+    with hide_stderr_lines(RESTART_NOTICE):  # actors start before the first row is there
+        first = next(rows)
+    yield from (ShardRecord.from_json(json.loads(row["record"])) for row in chain([first], rows))
 
 
 def log_progress(records: Iterable[ShardRecord], limit: QuarantineLimit, progress: Progress, run: RunLog) -> None:

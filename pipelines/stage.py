@@ -127,6 +127,8 @@ class StageContext:
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         # It warns that there are no progress bars.
         logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+        # It warns of actors with CPUs and GPUs, which need both: encoding keeps a core busy, too.
+        logging.getLogger("ray.data._internal.execution.operators.map_operator").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         return ray.data
 

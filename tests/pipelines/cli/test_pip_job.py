@@ -41,6 +41,7 @@ def test_a_whole_run_works_on_a_plain_ray_cluster(plain_environment, tmp_path):
     project, output, store = tmp_path / "project", tmp_path / "output", f"sqlite:///{tmp_path / 'mlflow.db'}"
     project.mkdir()
     (project / "my.toml").write_text(RECIPE.read_text())
+    code = code_tags(CODE)
     settings = {"images.path": "digits", "output": output, "tracking.uri": store}
     overrides = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     with started_head(environment=plain_environment) as head:
@@ -55,4 +56,4 @@ def test_a_whole_run_works_on_a_plain_ray_cluster(plain_environment, tmp_path):
     assert len(runs) == 5
     for run in runs:
         assert run.data.tags["raydit.version.raydit"] == __version__
-        assert code_tags(CODE).items() <= run.data.tags.items()
+        assert code.items() <= run.data.tags.items()
