@@ -37,10 +37,10 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     if settings is None:
         context.skipped("autoencoder", f"{handle.id} in {handle.folder()}")
         return handle
-    folder = config.folder(TRAINED_AUTOENCODER)
     listing, held_out = open_source(config.images).listing().split(config.images.held_out)
-    identity = autoencoder_identity(config, settings, listing)
-    Artifact("autoencoder", folder, identity).prepare()
+    artifact = autoencoder_artifact(config, settings, listing)
+    folder, identity = artifact.folder, artifact.identity
+    artifact.prepare(before_move=lambda: context.start_ray(settings, "autoencoder"))
     if record := AutoencoderRecord.read(folder):
         context.skipped("autoencoder", f"{record.psnr:.1f} dB, in {folder}")
         return handle
@@ -77,6 +77,25 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
         log_result(run, record, folder, settings.steps)
         progress.done(f"{record.psnr:.1f} dB on {record.psnr_images}, in {folder}")
     return handle
+
+
+def autoencoder_artifact(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> Artifact:
+    """Return the artifact of the recipe's own autoencoder. listing: the training images."""
+    identity = autoencoder_identity(config, settings, listing)
+    return Artifact("autoencoder", config.folder(TRAINED_AUTOENCODER), identity)
+
+
+def find_autoencoder(config: Recipe, listing: Listing) -> Path | None:
+    """Return the local folder of the recipe's autoencoder, where it may have been superseded; None if not trained yet.
+
+    listing: the training images. A pretrained autoencoder is downloaded if necessary; raises NotFound if it cannot be.
+    """
+    settings = config.autoencoder.train
+    if settings is None:
+        return autoencoder_of(config).folder()
+    artifact = autoencoder_artifact(config, settings, listing)
+    found = artifact.find(lambda folder: AutoencoderRecord.read(folder) is not None)
+    return None if found is None else Path(storage.fetch_folder(found))
 
 
 def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> dict[str, Any]:

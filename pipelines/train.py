@@ -1,5 +1,6 @@
 """The train job: latents -> checkpoints, by Ray Train."""
 
+from collections.abc import Callable
 from typing import Any
 
 from evaluation.metric_names import parse_metric_name
@@ -37,8 +38,9 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
     checkpoints = CheckpointFolder(config.folder("checkpoints"))
     latents = LatentDataset.open(config.latents)
     check_latents(latents, autoencoder_of(config))
+    worker_settings = train_worker_settings(config, latents)
     identity = train_identity(config, latents)
-    prepare_checkpoints(checkpoints, identity, settings.steps)
+    prepare_checkpoints(checkpoints, identity, settings.steps, lambda: context.start_ray(settings, "train"))
     first = checkpoints.last_step()
     if first == settings.steps == last_logged_step(checkpoints):
         newest = checkpoints.open(first)
@@ -52,7 +54,6 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
             context.say("train", f"resumes from step {first:,}")
         monitor = start_monitor(config, context, run, checkpoints, first)
         if first < settings.steps:
-            worker_settings = train_worker_settings(config, latents)
             run_workers(
                 context,
                 "train",
@@ -99,11 +100,39 @@ def train_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
     }
 
 
-def prepare_checkpoints(checkpoints: CheckpointFolder, identity: dict[str, Any], steps: int) -> None:
-    """Reserve the folder for this training; checkpoints of another one, or beyond `steps`, are moved away first."""
-    last = checkpoints.last_step()
-    reasons = [f"train.steps: {last} -> {steps}"] if last > steps else []
-    Artifact("train", checkpoints.uri, identity).prepare(reasons)
+def find_trained(config: Recipe, latents: LatentDataset) -> LocatedCheckpoint | None:
+    """Return the last checkpoint of the recipe's finished training, which may have been superseded; None if unfinished.
+
+    latents: those of the recipe, wherever they lie.
+    """
+    steps = config.train.steps
+    artifact = Artifact("train", config.folder("checkpoints"), train_identity(config, latents))
+    found = artifact.find(lambda folder: CheckpointFolder(folder).last_step() == steps)
+    return None if found is None else CheckpointFolder(found).open(steps)
+
+
+def prepare_checkpoints(
+    checkpoints: CheckpointFolder,
+    identity: dict[str, Any],
+    steps: int,
+    before_move: Callable[[], object] = lambda: None,
+) -> None:
+    """Reserve the folder for this training; checkpoints of another one, or beyond `steps`, are moved away first.
+
+    Superseded checkpoints of this training are taken back, those that reach `steps` before any others. before_move: as
+    in `Artifact.prepare`.
+    """
+    artifact, last = Artifact("train", checkpoints.uri, identity), checkpoints.last_step()
+
+    def reaches(folder: str) -> bool:
+        return CheckpointFolder(folder).last_step() == steps
+
+    def leads_to(folder: str) -> bool:
+        return CheckpointFolder(folder).last_step() <= steps
+
+    is_further = last != steps and artifact.find_superseded(reaches) is not None
+    reasons = [f"train.steps: {last} -> {steps}"] if last > steps or (last and is_further) else []
+    artifact.prepare(reasons, fits=reaches if is_further else leads_to, before_move=before_move)
 
 
 def start_monitor(

@@ -119,11 +119,19 @@ def check_scoring_inputs(settings: ScoringSettings, protocol: EvaluationProtocol
 
     Raises InvalidInput for a reference of another extractor, image size or crop, NotFound for missing weights.
     """
+    _check_inputs(settings, protocol.extractor, protocol.extractor_sha256)
+
+
+def check_scoring_settings(settings: ScoringSettings) -> None:
+    """Check the same for the protocol that a recipe describes, before there is a checkpoint to score."""
+    _check_inputs(settings, settings.extractor_name, settings.extractor_sha256)
+
+
+def _check_inputs(settings: ScoringSettings, extractor: str, extractor_sha256: str) -> None:
     images, evaluate = settings.images, settings.evaluate
     if evaluate.reference:
-        load_given_reference(evaluate.reference).check_compatible(
-            protocol.extractor, protocol.extractor_sha256, images.size, images.crop
-        )
+        reference = load_given_reference(evaluate.reference)
+        reference.check_compatible(extractor, extractor_sha256, images.size, images.crop)
     fetch_weights(evaluate.extractor, evaluate.extractor_weights)
 
 
