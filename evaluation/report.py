@@ -37,6 +37,9 @@ class EvaluationReport:
     """(N, Frechet distance) of the first N samples in random order, from which infinite N is extrapolated."""
     warnings: list[str] = field(default_factory=list)
     """Caveats that a reader of the metrics must know."""
+    disqualified: str = ""
+    """Why the checkpoint can be neither best nor champion, whatever its metrics; empty, and left out of the file, for
+    all but defective ones."""
     timings: dict[str, float] = field(default_factory=dict)
     """Stage, with the suffix _seconds -> seconds."""
     artifacts: dict[str, str] = field(default_factory=dict)
@@ -63,6 +66,8 @@ class EvaluationReport:
         """Return the report as JSON text, including the protocol's id."""
         values = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
         values |= {"protocol": self.protocol.to_dict(), "protocol_id": self.protocol_id}
+        if not self.disqualified:
+            del values["disqualified"]
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     @classmethod

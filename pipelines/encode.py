@@ -51,9 +51,12 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     the images, or if more images than encode.max_quarantined are unusable.
     """
     folder, settings = config.latents, config.encode
+    from dit.autoencoder import check_autoencoder  # imports torch
+
     listing, _ = open_source(config.images).listing().split(config.images.held_out)
     autoencoder = autoencoder_of(config)
     record = autoencoder.describe()
+    check_autoencoder(autoencoder.folder())
     identity = encode_identity(config.images, settings, listing, record)
     description = describe_latents(config.images, settings, listing.class_names, record)
     earlier = prepare_folder(folder, identity, listing, lambda: context.start_ray(settings, "encode"))

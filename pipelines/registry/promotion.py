@@ -87,7 +87,9 @@ def promote(uri: str, experiment: str, name: str, candidate: PromotionScore, *, 
 def promote_report(
     uri: str, experiment: str, name: str, report: EvaluationReport, *, alias: str = CHAMPION
 ) -> Promotion:
-    """Promote the checkpoint of a report by its headline metric; see `promote`."""
+    """Promote the checkpoint of a report by its headline metric; see `promote`. A disqualified one never is."""
+    if report.disqualified:
+        return Promotion(f"models:/{name} stays as it is: {report.disqualified}", False)
     value, error = report.estimate(report.headline)
     margin = math.inf if error is None else error
     candidate = PromotionScore(report.checkpoint_digest, report.protocol_id, report.headline, value, margin)

@@ -96,7 +96,13 @@ def score_checkpoint(
         reference, held_out = load_real_features(real)
         samples = load_features(shards)
         report = build_report(
-            protocol, samples.features, reference, held_out, checkpoint=opened.origin, digest=opened.digest
+            protocol,
+            samples.features,
+            reference,
+            held_out,
+            checkpoint=opened.origin,
+            digest=opened.digest,
+            num_constant=samples.num_constant,
         )
         timer.lap("scoring_seconds")
         assert samples.labels is not None, "samples have labels"
