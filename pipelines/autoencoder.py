@@ -10,9 +10,10 @@ from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.config.training import NON_IDENTITY_FIELDS, AutoencoderTrainConfig
 from pipelines.console import Progress
 from pipelines.images.listing import Listing
-from pipelines.images.open import open_source, with_absolute_paths
+from pipelines.images.open import with_absolute_paths
 from pipelines.images.preprocess import read_cropped
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle, autoencoder_of
+from pipelines.latents.class_order import list_images
 from pipelines.stage import JobContext, job
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.autoencoder import (
@@ -37,7 +38,8 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     if settings is None:
         context.skipped("autoencoder", f"{handle.id} in {handle.folder()}")
         return handle
-    listing, held_out = open_source(config.images).listing().split(config.images.held_out)
+    config, images = list_images(config)
+    listing, held_out = images.split(config.images.held_out)
     artifact = autoencoder_artifact(config, settings, listing)
     folder, identity = artifact.folder, artifact.identity
     artifact.prepare(before_move=lambda: context.start_ray(settings, "autoencoder"))

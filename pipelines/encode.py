@@ -15,8 +15,9 @@ from pipelines.config.reader import resolved
 from pipelines.config.recipe import EncodeConfig, ImagesConfig, Recipe
 from pipelines.console import Progress
 from pipelines.images.listing import Listing
-from pipelines.images.open import open_source, with_absolute_paths
+from pipelines.images.open import with_absolute_paths
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
+from pipelines.latents.class_order import list_images
 from pipelines.latents.dataset import MANIFEST, LatentDataset, write_manifest
 from pipelines.latents.encoding import EncodeImages, ReadImages, WriteShard, bytes_in_flight
 from pipelines.latents.identity import describe_latents, encode_identity
@@ -53,7 +54,9 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     folder, settings = config.latents, config.encode
     from dit.autoencoder import check_autoencoder  # imports torch
 
-    listing, _ = open_source(config.images).listing().split(config.images.held_out)
+    given = config.images.class_order
+    config, images = list_images(config)
+    listing, _ = images.split(config.images.held_out)
     autoencoder = autoencoder_of(config)
     record = autoencoder.describe()
     check_autoencoder(autoencoder.folder())
@@ -65,6 +68,10 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
         return earlier
 
     shards = plan_shards(folder, listing, earlier, settings.shard_rows)
+    if config.images.class_order != given:
+        context.say("encode", f"classes are the numbers that images have, in order: {_shorten(listing.class_names)}")
+    for note in listing.describe_classes():
+        context.say("encode", note)
     if earlier is not None:
         context.say("encode", f"adds {total_images(shards):,} images to {summarize(earlier)}")
     with context.run("encode", identity) as run:
@@ -169,6 +176,10 @@ def log_progress(records: Iterable[ShardRecord], limit: QuarantineLimit, progres
             },
             step=progress.count,
         )
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= 12 else (*names[:10], "...", names[-1]))
 
 
 def total_images(shards: Sequence[LatentShard]) -> int:

@@ -13,6 +13,7 @@ from pipelines.checkpoints.follow import Target
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
+from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
 from pipelines.scoring.references import RealImages, check_scoring_inputs
 from pipelines.scoring.report_curves import load_reports_by_step, save_curves, step_of
@@ -41,7 +42,7 @@ def evaluate(
     or does not fit.
     """
     opened = open_checkpoint(checkpoint)
-    config = config or checkpoint_recipe(opened)
+    config = with_recorded_class_order(config, opened.record.recipe) if config else checkpoint_recipe(opened)
     if context is None:
         with StageContext(config, part=EVALUATIONS) as own:
             return evaluate(opened, protocol, config=config, context=own, force=force, saved=saved)

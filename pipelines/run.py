@@ -11,9 +11,9 @@ from pipelines.config.recipe import Recipe
 from pipelines.encode import encode, find_latents
 from pipelines.evaluate import evaluate, find_report
 from pipelines.images.listing import Listing
-from pipelines.images.open import open_source
+from pipelines.latents.class_order import list_images
 from pipelines.planning.networks import check_networks
-from pipelines.scoring.references import check_scoring_settings
+from pipelines.scoring.references import check_real_images, check_scoring_settings
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext, job
 from pipelines.train import find_trained, train
@@ -26,7 +26,8 @@ def run_pipeline(config: Recipe, *, context: StageContext) -> EvaluationReport:
 
     After an interruption, running it again resumes. Raises what a later stage would refuse before the first one works.
     """
-    check_stages(config, context)
+    config, images = list_images(config)
+    check_stages(config, images, context)
     with context.pipeline(resolved(config)):
         train_autoencoder(config, context=context)
         encode(config, context=context)
@@ -34,14 +35,14 @@ def run_pipeline(config: Recipe, *, context: StageContext) -> EvaluationReport:
         return evaluate(checkpoint, config=config, context=context)
 
 
-def check_stages(config: Recipe, context: StageContext) -> None:
+def check_stages(config: Recipe, images: Listing, context: StageContext) -> None:
     """Check what every stage that has work to do needs, before any of them works or moves an earlier artifact away.
 
     Raises InvalidInput or NotFound if the images, the autoencoder, the model, the evaluation's settings or the workers'
-    resources do not fit. Starts Ray if there is work.
+    resources do not fit. Starts Ray if there is work. images: all images of the recipe.
     """
     check_networks(config)
-    listing, _ = open_source(config.images).listing().split(config.images.held_out)
+    listing, _ = images.split(config.images.held_out)
     finished = set(_finished_stages(config, listing))
     workers: dict[str, Any] = {
         "autoencoder": config.autoencoder.train,
@@ -54,7 +55,10 @@ def check_stages(config: Recipe, context: StageContext) -> None:
         parse_metric_name(config.train.keep_best)
     if "evaluate" in pending:
         _check_guidance(config, listing)
-        check_scoring_settings(ScoringSettings.from_recipe(config))
+        settings = ScoringSettings.from_recipe(config)
+        check_scoring_settings(settings)
+        for line in check_real_images(settings, len(listing), settings.evaluate.num_samples):
+            context.say("evaluate", line)
     for stage in pending:
         context.start_ray(workers[stage], stage)
 

@@ -45,6 +45,7 @@ def build_report(
         real_baseline=real_baseline,
         curve=generated.curve,
         warnings=[*warnings, *generated.warnings],
+        missing=generated.missing,
         disqualified=defect,
     )
 

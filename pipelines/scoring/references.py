@@ -15,6 +15,7 @@ from cluster import storage
 from evaluation.extractors import Features, fetch_weights
 from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
+from evaluation.score import explain_missing, summarize_missing
 from evaluation.statistics import FeatureStatistics
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import ImagesConfig
@@ -133,6 +134,24 @@ def _check_inputs(settings: ScoringSettings, extractor: str, extractor_sha256: s
         reference = load_given_reference(evaluate.reference)
         reference.check_compatible(extractor, extractor_sha256, images.size, images.crop)
     fetch_weights(evaluate.extractor, evaluate.extractor_weights)
+
+
+def check_real_images(settings: ScoringSettings, num_images: int, num_samples: int) -> list[str]:
+    """Return in words which metrics cannot be computed, before any are. Raises InvalidInput if none can.
+
+    num_images: training images, which give the reference unless another is given.
+    """
+    evaluate = settings.evaluate
+    if evaluate.reference:
+        features = load_given_reference(evaluate.reference).features
+        return [] if features is None else summarize_missing(explain_missing(num_samples, len(features)))
+    if num_images < 2:
+        raise InvalidInput(
+            f"images.path: found {num_images} training images in {settings.images.path} to compare samples with",
+            "at least 2, and many more for a score that means something",
+            "add images, or give reference statistics (evaluate.reference)",
+        )
+    return summarize_missing(explain_missing(num_samples, min(num_images, MAX_REFERENCE_FEATURES)))
 
 
 def load_real_features(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:

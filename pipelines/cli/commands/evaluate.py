@@ -159,9 +159,11 @@ def _evaluate_checkpoints(
     fixed = load_recipe(recipe, overrides) if recipe else None  # before any checkpoint is looked for
 
     def recipe_of(opened: LocatedCheckpoint) -> Recipe:
+        from pipelines.latents.class_order import with_recorded_class_order
         from pipelines.scoring.protocols import checkpoint_recipe
 
-        return fixed or checkpoint_recipe(opened, overrides)
+        recorded = opened.record.recipe
+        return with_recorded_class_order(fixed, recorded) if fixed else checkpoint_recipe(opened, overrides)
 
     options = EvaluationOptions(
         repeats=flags.repeats,
