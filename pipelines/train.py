@@ -9,13 +9,15 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
-from pipelines.config.training import NON_IDENTITY_FIELDS
+from pipelines.config.training import LENGTH_FIELDS, NON_IDENTITY_FIELDS
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
+from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.latents.dataset import LatentDataset
 from pipelines.scoring.settings import EVALUATIONS
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import FIGURES, RunLog
+from pipelines.training.extension import explain_schedule_change
 from pipelines.training.figures import TrainFigures
 from pipelines.training.group import RAY_FOLDER, run_workers
 from pipelines.training.loop import train_worker
@@ -37,11 +39,13 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
         parse_metric_name(settings.keep_best)  # refuses an unknown metric before any work
     checkpoints = CheckpointFolder(config.folder("checkpoints"))
     latents = LatentDataset.open(config.latents)
+    config = with_recorded_class_order(config, latents.recipe)
     check_latents(latents, autoencoder_of(config))
     worker_settings = train_worker_settings(config, latents)
     identity = train_identity(config, latents)
     prepare_checkpoints(checkpoints, identity, settings.steps, lambda: context.start_ray(settings, "train"))
     first = checkpoints.last_step()
+    change = describe_schedule_change(config, checkpoints, first)
     if first == settings.steps == last_logged_step(checkpoints):
         newest = checkpoints.open(first)
         context.skipped("train", f"{first:,} steps, checkpoint {newest.origin}")
@@ -52,6 +56,8 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
         run.input(name="latents", digest=latents.fingerprint, source=str(latents.path), context="training")
         if first:
             context.say("train", f"resumes from step {first:,}")
+        if change:
+            context.say("train", change)
         monitor = start_monitor(config, context, run, checkpoints, first)
         if first < settings.steps:
             run_workers(
@@ -87,7 +93,7 @@ def check_latents(latents: LatentDataset, autoencoder: AutoencoderHandle) -> Non
 
 
 def train_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
-    """Return what the weights depend on: neither the number of workers, nor `steps`, since training can continue."""
+    """Return what the weights depend on: neither the number of workers, nor the length, since training can continue."""
     # The default dtype is left out, so that checkpoints that are older than the field keep their identity.
     default = ("dtype",) if config.train.dtype == "float32" else ()
     recorded = resolved(config)
@@ -96,7 +102,7 @@ def train_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
         "latents": {"fingerprint": latents.fingerprint},
         "model": recorded["model"],
         "objective": recorded["objective"],
-        "train": settings_identity(config.train, ("steps", *NON_IDENTITY_FIELDS, *default)),
+        "train": settings_identity(config.train, (*LENGTH_FIELDS, *NON_IDENTITY_FIELDS, *default)),
     }
 
 
@@ -133,6 +139,15 @@ def prepare_checkpoints(
     is_further = last != steps and artifact.find_superseded(reaches) is not None
     reasons = [f"train.steps: {last} -> {steps}"] if last > steps or (last and is_further) else []
     artifact.prepare(reasons, fits=reaches if is_further else leads_to, before_move=before_move)
+
+
+def describe_schedule_change(config: Recipe, checkpoints: CheckpointFolder, first: int) -> str:
+    """Return in words how the learning rate changes at step `first`, from which training resumes; empty if not.
+
+    Raises InvalidInput if the recipe's learning rate is not that of the steps that are done.
+    """
+    recorded = (checkpoints.describe(first).record.recipe or {}).get("train") if first else None
+    return explain_schedule_change(config.train, recorded, first) if recorded else ""
 
 
 def start_monitor(
