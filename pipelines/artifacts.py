@@ -90,26 +90,30 @@ class Artifact:
         may_change: Sequence[str] = (),
         *,
         fits: Callable[[str], bool] = lambda folder: True,
+        is_finished: Callable[[str], bool] = lambda folder: True,
         before_move: Callable[[], object] = lambda: None,
     ) -> None:
         """Make the folder ready for this artifact, and record its identity there.
 
         A folder with another identity is first moved to superseded/, with a message that says why; one in superseded/
         that has this identity takes its place. reasons: further reasons to start again. may_change: dotted fields whose
-        differences are no reason. fits: whether a superseded folder of this identity may be used. before_move: called
-        before anything is moved; what it raises leaves all folders where they are. Raises InvalidInput if the folder
-        contains files that raydit did not write.
+        differences are no reason. fits: whether a superseded folder of this identity may be used. is_finished: whether
+        one is finished; such folders are preferred. before_move: called before anything is moved; what it raises leaves
+        all folders where they are. Raises InvalidInput if the folder contains files that raydit did not write.
         """
         names = storage.list_names(self.folder) if storage.exists(self.folder) else []
         recorded = self.recorded()
-        if recorded is None and names:
+        changed = [*self.changes(may_change), *reasons]
+        earlier = None
+        if changed or recorded is None:
+            earlier = self.find_superseded(lambda folder: fits(folder) and is_finished(folder))
+            earlier = earlier or self.find_superseded(fits)
+        if recorded is None and names and not (earlier and _holds_part_of(self.folder, earlier)):
             raise InvalidInput(
                 f"{self.folder} contains {', '.join(names[:5])}, which raydit did not write",
                 f"an empty folder, or one with {PLAN}",
                 "move these files away, or set output to another folder",
             )
-        changed = [*self.changes(may_change), *reasons]
-        earlier = self.find_superseded(fits) if changed or recorded is None else None
         outcome = "starts again" if earlier is None else f"takes back the earlier results from {earlier}"
         if changed:
             if earlier is None:
@@ -117,7 +121,7 @@ class Artifact:
             kept = self._move_to_superseded()
             say(self.stage, f"{outcome}, because {'; '.join(changed)}. The previous results are kept in {kept}")
         if earlier is not None:
-            storage.remove_folder(self.folder)  # at most an empty one
+            storage.remove_folder(self.folder)  # an empty one, or a copy of part of the other
             storage.move_folder(earlier, self.folder, last=PLAN)
             if not changed:
                 say(self.stage, f"{outcome}, which were made with these settings")
@@ -150,6 +154,11 @@ class Artifact:
             number += 1
         storage.move_folder(self.folder, target, last=PLAN)
         return target
+
+
+def _holds_part_of(folder: str, other: str) -> bool:
+    """Return whether another folder has all files of a folder, in the same sizes: a move in a store was interrupted."""
+    return storage.list_files(folder, recursive=True).items() <= storage.list_files(other, recursive=True).items()
 
 
 def superseded_folders(output: str, name: str) -> list[str]:

@@ -42,7 +42,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     listing, held_out = images.split(config.images.held_out)
     artifact = autoencoder_artifact(config, settings, listing)
     folder, identity = artifact.folder, artifact.identity
-    artifact.prepare(before_move=lambda: context.start_ray(settings, "autoencoder"))
+    artifact.prepare(is_finished=has_record, before_move=lambda: context.start_ray(settings, "autoencoder"))
     if record := AutoencoderRecord.read(folder):
         context.skipped("autoencoder", f"{record.psnr:.1f} dB, in {folder}")
         return handle
@@ -96,8 +96,13 @@ def find_autoencoder(config: Recipe, listing: Listing) -> Path | None:
     if settings is None:
         return autoencoder_of(config).folder()
     artifact = autoencoder_artifact(config, settings, listing)
-    found = artifact.find(lambda folder: AutoencoderRecord.read(folder) is not None)
+    found = artifact.find(has_record)
     return None if found is None else Path(storage.fetch_folder(found))
+
+
+def has_record(folder: str) -> bool:
+    """Return whether the autoencoder in a folder is finished."""
+    return AutoencoderRecord.read(folder) is not None
 
 
 def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> dict[str, Any]:

@@ -136,9 +136,9 @@ def prepare_checkpoints(
     def leads_to(folder: str) -> bool:
         return CheckpointFolder(folder).last_step() <= steps
 
-    is_further = last != steps and artifact.find_superseded(reaches) is not None
-    reasons = [f"train.steps: {last} -> {steps}"] if last > steps or (last and is_further) else []
-    artifact.prepare(reasons, fits=reaches if is_further else leads_to, before_move=before_move)
+    is_further = 0 < last < steps and artifact.find_superseded(reaches) is not None
+    reasons = [f"train.steps: {last} -> {steps}"] if last > steps or is_further else []
+    artifact.prepare(reasons, fits=leads_to, is_finished=reaches, before_move=before_move)
 
 
 def describe_schedule_change(config: Recipe, checkpoints: CheckpointFolder, first: int) -> str:

@@ -147,8 +147,13 @@ def prepare_folder(
     """
     _, reasons = inspect_existing(folder, identity, listing)
     may_change = () if reasons else IMAGE_FIELDS
-    Artifact("encode", folder, identity).prepare(reasons, may_change, before_move=before_move)
-    return LatentDataset.open(folder) if storage.exists(storage.join(folder, MANIFEST)) else None
+    artifact = Artifact("encode", folder, identity)
+    artifact.prepare(reasons, may_change, is_finished=_has_manifest, before_move=before_move)
+    return LatentDataset.open(folder) if _has_manifest(folder) else None
+
+
+def _has_manifest(folder: str) -> bool:
+    return storage.exists(storage.join(folder, MANIFEST))
 
 
 def inspect_existing(folder: str, identity: dict[str, Any], listing: Listing) -> tuple[LatentDataset | None, list[str]]:

@@ -1,7 +1,10 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
+from cluster import storage
 from dit.schedule import TrainingConfig
 from pipelines.artifacts import Artifact, differences, digest_of, settings_identity
 
@@ -133,3 +136,27 @@ def test_what_a_killed_claim_left_half_written_is_no_reason_to_refuse(tmp_path):
     (tmp_path / "checkpoints" / ".tmp-host-123-0a1b2c3d").write_text("{")
     artifact(tmp_path).prepare()
     assert artifact(tmp_path).recorded() == OLD
+
+
+def test_a_finished_one_of_several_superseded_artifacts_is_taken_back(tmp_path):
+    """The move of the other was interrupted in an object store, where files are removed one by one."""
+    artifact(tmp_path).prepare()
+    for number in (1, 2):
+        shutil.copytree(tmp_path / "checkpoints", tmp_path / "superseded" / f"checkpoints-{number}")
+    (tmp_path / "superseded" / "checkpoints-1" / "done").write_text("")
+    artifact(tmp_path, NEW).prepare()
+    artifact(tmp_path).prepare(is_finished=lambda folder: (Path(folder) / "done").exists())
+    assert (tmp_path / "checkpoints" / "done").exists() and artifact(tmp_path).recorded() == OLD
+
+
+def test_taking_back_in_a_bucket_is_repeated_after_a_kill(s3_bucket):
+    """There a folder is moved file by file."""
+    kept = Artifact("train", f"{s3_bucket}/superseded/checkpoints-1", OLD)
+    kept.prepare()
+    for name in ("a", "b"):
+        storage.write_atomically(storage.join(kept.folder, name), b"content")
+    taken = Artifact("train", f"{s3_bucket}/checkpoints", OLD)
+    storage.write_atomically(storage.join(taken.folder, "a"), b"content")
+    taken.prepare()
+    assert taken.recorded() == OLD and set(storage.list_files(taken.folder)) == {"a", "b", "plan.json"}
+    assert storage.list_files(kept.folder) == {}
