@@ -54,7 +54,6 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     folder, settings = config.latents, config.encode
     from dit.autoencoder import check_autoencoder  # imports torch
 
-    given = config.images.class_order
     config, images = list_images(config)
     listing, _ = images.split(config.images.held_out)
     autoencoder = autoencoder_of(config)
@@ -68,7 +67,7 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
         return earlier
 
     shards = plan_shards(folder, listing, earlier, settings.shard_rows)
-    if config.images.class_order != given:
+    if config.images.class_order == "numeric":
         context.say("encode", f"classes are the numbers that images have, in order: {_shorten(listing.class_names)}")
     for note in listing.describe_classes():
         context.say("encode", note)

@@ -79,7 +79,10 @@ def compute_features(context: JobContext, real: RealImages, evaluations: Sequenc
     for number, evaluation in enumerate(evaluations):
         shards += evaluation.shards(source=number)
     if evaluations and find_unfinished(shards):
-        for line in check_real_images(settings, len(real.training), evaluations[0].protocol.num_samples):
+        lines = check_real_images(settings, len(real.training), evaluations[0].protocol.num_samples)
+        if evaluations[0].opened.record.class_names == real.training.class_names:
+            lines += real.training.describe_classes()
+        for line in lines:
             context.say("evaluate", line)
     sources = [evaluation.source for evaluation in evaluations]
     create_actor = partial(ScoringActor, with_absolute_paths(settings.images), settings.evaluate, sources)
