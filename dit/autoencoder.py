@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from dit.autoencoder_size import STABLE_DIFFUSION
 from dit.files import translate_full_disk
+from dit.formats.weights import check_finite, read_weights
 from raydit.errors import InvalidInput, NotFound
 
 WEIGHTS = "diffusion_pytorch_model"
 """File name of the weights in a diffusers folder, without its suffix."""
 SCALING_FACTORS = {"AutoencoderKL": 0.18215, "AutoencoderTiny": 1.0}
 """Supported classes of diffusers, and the scaling factor of each if its config has none."""
+_OTHER_AUTOENCODER = "copy the autoencoder again, or choose another one"
 DETERMINISTIC_LOG_VARIANCE = -30.0
 """Log variance of deterministic latents: the lower limit in `sample_posterior`, a standard deviation of 3e-7."""
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -101,11 +103,12 @@ def record_autoencoder(id: str, latent_channels: int) -> dict[str, Any]:
     """Return what an imported checkpoint records about its autoencoder; its digest only if it is on this machine.
 
     id: a hub id or a diffusers folder. Raises NotFound if it is not on this machine and not one of Stable
-    Diffusion's, and InvalidInput if its number of latent channels is not latent_channels.
+    Diffusion's, and InvalidInput if its weights are not finite or its number of latent channels is not latent_channels.
     """
     folder = Path(id).absolute() if Path(id).is_dir() else _cached(id)
     if folder is not None:
         described = {"id": str(folder) if Path(id).is_dir() else id, **describe_autoencoder(folder)}
+        check_autoencoder(folder)
     elif id in STABLE_DIFFUSION:
         unscaled = {"latents_mean": [0.0] * 4, "latents_std": [1 / 0.18215] * 4}
         described = {"id": id, "class": "AutoencoderKL", "sha256": None, "latent_channels": 4, "downsample": 8}
@@ -144,7 +147,7 @@ def describe_autoencoder(folder: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-        weights = next(folder.glob(f"{WEIGHTS}.safetensors"), None) or next(folder.glob(f"{WEIGHTS}.bin"))
+        weights = _weights_file(folder)
     except (FileNotFoundError, StopIteration):
         found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
         raise NotFound(
@@ -165,6 +168,16 @@ def describe_autoencoder(folder: Path) -> dict[str, Any]:
         "latents_mean": list(scale.mean),
         "latents_std": list(scale.std),
     }
+
+
+def _weights_file(folder: Path) -> Path:
+    return next(folder.glob(f"{WEIGHTS}.safetensors"), None) or next(folder.glob(f"{WEIGHTS}.bin"))
+
+
+def check_autoencoder(folder: Path) -> None:
+    """Raise InvalidInput, naming the tensor, if a weight of a diffusers autoencoder is NaN or infinite."""
+    file = _weights_file(folder)
+    check_finite(read_weights(file), file, _OTHER_AUTOENCODER)
 
 
 def autoencoder_class(config: Mapping[str, Any], folder: Path) -> str:
@@ -197,7 +210,7 @@ class Autoencoder:
         """Load an autoencoder from a diffusers folder (see `locate_autoencoder`).
 
         dtype, memory_format: bfloat16 and channels_last are faster on many devices, but change the last digits of
-        results, and are therefore not the defaults.
+        results, and are therefore not the defaults. Raises InvalidInput if a weight is not finite.
         """
         import diffusers
 
@@ -205,6 +218,7 @@ class Autoencoder:
         module = getattr(diffusers, autoencoder_class(config, Path(folder))).from_pretrained(
             folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
         )
+        check_finite(module.state_dict(), folder, _OTHER_AUTOENCODER)
         return cls(module.to(device, memory_format=memory_format))
 
     @torch.no_grad()
@@ -219,10 +233,18 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode scaled latents (N, C, h, w) to uint8 images (N, H, W, 3)."""
+        """Decode scaled latents (N, C, h, w), which must be finite, to uint8 images (N, H, W, 3).
+
+        Raises InvalidInput if the autoencoder makes NaN of them, which would become black pixels.
+        """
         parameter = next(self.module.parameters())
         raw = self.scale.unscale(latents.float()).to(parameter.device, parameter.dtype)
-        return images_to_uint8(self.module.decode(raw).sample)
+        images = self.module.decode(raw).sample
+        if not bool(torch.isfinite(images).all()):
+            raise InvalidInput(
+                "the autoencoder decodes finite latents to NaN or infinity", "finite pixels", _OTHER_AUTOENCODER
+            )
+        return images_to_uint8(images)
 
 
 def latent_scale(config: Mapping[str, Any]) -> LatentScale:

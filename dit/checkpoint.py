@@ -31,7 +31,7 @@ from dit.files import digest_of_files, publish, require_unused, sha256_of, sync,
 from dit.formats.diffusers_pipeline import pipeline_scale, read_pipeline, write_pipeline
 from dit.formats.official import check_official, published_objective, read_official
 from dit.formats.record import CheckpointRecord, describe_checkpoint
-from dit.formats.weights import load_weights
+from dit.formats.weights import load_finite, load_weights
 from dit.snapshot import Snapshot, take_snapshot
 from dit.train import TrainState
 from raydit.errors import InvalidInput, NotFound
@@ -88,7 +88,7 @@ class Checkpoint:
     def weights(self, which: str = "ema", device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """Load the averaged ("ema", "ema_0.05") or the trained weights ("raw", or "model") as a state dict.
 
-        Raises NotFound, listing those that exist, if the checkpoint does not contain them.
+        Raises NotFound, listing those that exist, if it lacks them, and InvalidInput if they are not finite.
         """
         file = self.path / f"{weights_name(which)}.safetensors"
         if not file.is_file():
@@ -98,7 +98,7 @@ class Checkpoint:
                 "",
                 "choose one of them, or train from the start with this average in train.ema_sigma_rels",
             )
-        return load_file(file, device=str(device))
+        return load_finite(file, device)
 
 
 def save_checkpoint(
@@ -242,7 +242,7 @@ def import_official(
     autoencoder: hub id or diffusers folder of the autoencoder that decodes samples. known: fields of the configuration
     that weights do not determine, such as num_heads if the size has no name. Classes are named by their numbers.
     Raises NotFound if the file or the autoencoder is missing, AlreadyExists if `folder` is in use, and InvalidInput
-    if the file contains anything but weights, or if they do not fit the model.
+    if the file contains anything but weights, or if they are not finite or do not fit the model.
     """
     folder = require_unused(folder)
     found = read_official(file, model, **known)
@@ -266,7 +266,7 @@ def import_diffusers(
     ones, and computes the same as the official code (see `dit.formats.diffusers_pipeline`). autoencoder: hub id or
     folder to use in place of the pipeline's vae/, which is referred to and not copied.
     Raises NotFound if a file is missing, AlreadyExists if `folder` is in use, and InvalidInput if the pipeline is of
-    another kind.
+    another kind, or if its weights are not finite.
     """
     folder = require_unused(folder)
     found = read_pipeline(pipeline, numerics)

@@ -5,6 +5,7 @@ Imports no torch, so that recipes are validated without its start-up time.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -12,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from raydit.errors import InvalidInput
 
 LearningRateSchedule = Literal["constant", "linear", "cosine"]
+Extension = Literal["constant", "warmup", "planned"]
 
 LARGEST_SIGMA_REL = 0.288
 """Largest relative width of a power-function average: just below 1 / sqrt(12), that of the uniform average."""
@@ -36,6 +38,13 @@ class TrainingConfig:
     """Learning rate after warm-up: constant, or decaying to zero at the last step."""
     warmup_steps: Annotated[int, Ge(0)] = 0
     """Number of steps of linear warm-up from zero."""
+    extension: Extension | None = None
+    """Learning rate of a training whose `steps` were raised after its end. "constant": that of the last step before,
+    from there on; "warmup": the schedule again, warm-up included, over the steps that were added; "planned": as if the
+    new `steps` had been planned from the start, which is a jump after a decay. When left out, as "planned", with a
+    notice."""
+    earlier_ends: tuple[Annotated[int, Gt(0)], ...] = ()
+    """Values that `steps` had before, ascending; needed by the extensions "constant" and "warmup"."""
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.999)
     """Decay rates of AdamW's first and second moments."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
@@ -61,11 +70,30 @@ class TrainingConfig:
                 f"at most steps = {self.steps}",
                 "lower warmup_steps or raise steps",
             )
+        self._check_extension()
         if len(set(self.ema_sigma_rels)) < len(self.ema_sigma_rels):
             raise InvalidInput(
                 f"ema_sigma_rels = {list(self.ema_sigma_rels)} contains a width twice",
                 "different widths",
                 "remove one of them",
+            )
+
+    def _check_extension(self) -> None:
+        ends, uses_ends = self.earlier_ends, self.extension in ("constant", "warmup")
+        if bool(ends) != uses_ends:
+            raise InvalidInput(
+                f"earlier_ends: found {list(ends)} with extension = {self.extension!r}",
+                "the steps that were planned before, with extension = 'constant' or 'warmup'",
+                "set earlier_ends" if uses_ends else "remove earlier_ends, or set extension",
+            )
+        bounds = (0, *ends, self.steps)
+        shortest = min(end - start for start, end in pairwise(bounds))
+        if ends and shortest < max(1, self.warmup_steps):
+            warmup = f", {self.warmup_steps} warm-up steps or more apart" if self.warmup_steps > 1 else ""
+            raise InvalidInput(
+                f"earlier_ends: found {list(ends)} with steps = {self.steps}",
+                f"ascending numbers between 0 and steps{warmup}",
+                "raise steps, or correct earlier_ends",
             )
 
 
@@ -76,9 +104,21 @@ def power_ema_name(sigma_rel: float) -> str:
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
     """Return the learning rate of the next optimiser step after `step` finished steps."""
+    if config.extension == "constant":
+        end = config.earlier_ends[0]
+        return _planned_rate(config, end, min(step, end - 1))
+    if config.extension == "warmup":
+        bounds = (0, *config.earlier_ends, config.steps)
+        start, end = next(((start, end) for start, end in pairwise(bounds) if step < end), bounds[-2:])
+        return _planned_rate(config, end - start, step - start)
+    return _planned_rate(config, config.steps, step)
+
+
+def _planned_rate(config: TrainingConfig, steps: int, step: int) -> float:
+    """Return the learning rate of a schedule over `steps` steps after `step` of them."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     if config.lr_schedule == "linear":
         return config.learning_rate * (1 - progress)
     if config.lr_schedule == "cosine":

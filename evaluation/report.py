@@ -37,6 +37,12 @@ class EvaluationReport:
     """(N, Frechet distance) of the first N samples in random order, from which infinite N is extrapolated."""
     warnings: list[str] = field(default_factory=list)
     """Caveats that a reader of the metrics must know."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Name of a metric that could not be computed -> why. The file has null for it among the metrics; the field is
+    left out of the file where all could be computed."""
+    disqualified: str = ""
+    """Why the checkpoint can be neither best nor champion, whatever its metrics; empty, and left out of the file, for
+    all but defective ones."""
     timings: dict[str, float] = field(default_factory=dict)
     """Stage, with the suffix _seconds -> seconds."""
     artifacts: dict[str, str] = field(default_factory=dict)
@@ -63,6 +69,10 @@ class EvaluationReport:
         """Return the report as JSON text, including the protocol's id."""
         values = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
         values |= {"protocol": self.protocol.to_dict(), "protocol_id": self.protocol_id}
+        values["metrics"] = {**self.metrics, **dict.fromkeys(self.missing)}
+        for name in ("missing", "disqualified"):
+            if not values[name]:
+                del values[name]
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -71,6 +81,7 @@ class EvaluationReport:
         values: dict[str, Any] = json.loads(text)
         recorded = values.pop("protocol_id")
         values |= {name: values.pop(key) for name, key in _JSON_NAMES.items() if key in values}
+        values["metrics"] = {name: value for name, value in values["metrics"].items() if value is not None}
         curve = [(count, value) for count, value in values.get("curve", [])]
         report = cls(**{**values, "curve": curve, "protocol": EvaluationProtocol.from_dict(values["protocol"])})
         if report.protocol_id != recorded:

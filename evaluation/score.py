@@ -1,12 +1,13 @@
 """Scoring: from features of generated or held-out real images and a reference to named metrics with errors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from evaluation.metric_names import metric_name
-from evaluation.metrics import frechet_distance_to, inception_score, kernel_distance, manifold_scores
+from evaluation.metrics import ManifoldScores, frechet_distance_to, inception_score, kernel_distance, manifold_scores
 from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics, InceptionScoreSums
 from evaluation.uncertainty import (
@@ -41,6 +42,8 @@ class Score:
     warnings: list[str]
     curve: list[tuple[int, float]] = field(default_factory=list)
     """(N, Frechet distance) of the first N samples in random order, for N of at least twice the feature dimension."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Metrics that so few images do not allow, by their names, with the reason."""
 
 
 def score(
@@ -89,13 +92,39 @@ def score(
             found["is"] = Estimate(*scores)
         if reference.features is not None:
             found |= _compare_samples(features, reference.features)
-    names = {kind: metric_name(kind, extractor, num_samples) for kind in found}
+    missing = {} if reference.features is None else explain_missing(num_samples, len(reference.features))
+    names = {kind: metric_name(kind, extractor, num_samples) for kind in (*found, *missing)}
     return Score(
         metrics={names[kind]: estimate.value for kind, estimate in found.items()},
         errors={names[kind]: estimate.error for kind, estimate in found.items() if estimate.error is not None},
-        warnings=_warnings(num_samples, reference),
+        warnings=[*summarize_missing(missing), *_warnings(num_samples, reference)],
         curve=points,
+        missing={names[kind]: reason for kind, reason in missing.items()},
     )
+
+
+def explain_missing(num_samples: int, num_real: int) -> dict[str, str]:
+    """Return the metrics that compare single images and that cannot be computed, with the reason for each.
+
+    num_real: real images with features. Fewer than 10 samples have none of these metrics in the first place, which
+    their warning says.
+    """
+    if num_samples < _MIN_IMAGES:
+        return {}
+    needed = {"kid": 1, **dict.fromkeys(ManifoldScores._fields, max(_NEIGHBOURS, _NEIGHBOURS_DENSITY))}
+    return {
+        kind: f"{num_real} real images, and more than {most} are needed"
+        for kind, most in needed.items()
+        if num_real <= most
+    }
+
+
+def summarize_missing(missing: Mapping[str, str]) -> list[str]:
+    """Return a sentence for every reason in the result of explain_missing, with the metrics that share it."""
+    kinds: dict[str, list[str]] = {}
+    for kind, reason in missing.items():
+        kinds.setdefault(reason, []).append(kind)
+    return [f"{', '.join(names)} cannot be computed: there are {reason}." for reason, names in kinds.items()]
 
 
 class Estimate(NamedTuple):
@@ -128,11 +157,13 @@ def _estimate(blocks: list[FeatureStatistics], measure: Measure) -> Estimate:
 
 
 def _compare_samples(features: Array, real: Array) -> dict[str, Estimate]:
-    """Return the metrics that compare single generated with single real samples."""
-    size = min(_KID_SUBSET_SIZE, len(features), len(real))
-    scores = manifold_scores(features, real, _NEIGHBOURS, _NEIGHBOURS_DENSITY)._asdict()
-    kid = Estimate(*kernel_distance(features, real, subset_size=size))
-    return {"kid": kid} | {kind: Estimate(value) for kind, value in scores.items()}
+    """Return the metrics that compare single generated with single real samples, but for those of explain_missing."""
+    size, missing = min(_KID_SUBSET_SIZE, len(features), len(real)), explain_missing(len(features), len(real))
+    found = {} if "kid" in missing else {"kid": Estimate(*kernel_distance(features, real, subset_size=size))}
+    if not missing.keys() & set(ManifoldScores._fields):
+        scores = manifold_scores(features, real, _NEIGHBOURS, _NEIGHBOURS_DENSITY)._asdict()
+        found |= {kind: Estimate(value) for kind, value in scores.items()}
+    return found
 
 
 def _warnings(n: int, reference: ReferenceStatistics) -> list[str]:

@@ -7,7 +7,8 @@ artifacts, their digests and protocol ids stay valid.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 PLAN = "plan.json"
+SUPERSEDED = "superseded"
+"""Folder of an output that holds earlier artifacts of other identities."""
 
 
 def digest_of(content: object) -> str:
@@ -81,31 +84,87 @@ class Artifact:
         identity = json.loads(json.dumps(self.identity))  # tuples become lists, as in the record
         return [line for line in differences(recorded, identity) if line.partition(":")[0] not in may_change]
 
-    def prepare(self, reasons: Sequence[str] = (), may_change: Sequence[str] = ()) -> None:
+    def prepare(
+        self,
+        reasons: Sequence[str] = (),
+        may_change: Sequence[str] = (),
+        *,
+        fits: Callable[[str], bool] = lambda folder: True,
+        is_finished: Callable[[str], bool] = lambda folder: True,
+        before_move: Callable[[], object] = lambda: None,
+    ) -> None:
         """Make the folder ready for this artifact, and record its identity there.
 
-        A folder with another identity is first moved to superseded/, with a message that says why. reasons: further
-        reasons to start again. may_change: dotted fields whose differences are no reason. Raises InvalidInput if the
-        folder contains files that raydit did not write.
+        A folder with another identity is first moved to superseded/, with a message that says why; one in superseded/
+        that has this identity takes its place. reasons: further reasons to start again. may_change: dotted fields whose
+        differences are no reason. fits: whether a superseded folder of this identity may be used. is_finished: whether
+        one is finished; such folders are preferred. before_move: called before anything is moved; what it raises leaves
+        all folders where they are. Raises InvalidInput if the folder contains files that raydit did not write.
         """
         names = storage.list_names(self.folder) if storage.exists(self.folder) else []
-        if self.recorded() is None and names:
+        recorded = self.recorded()
+        changed = [*self.changes(may_change), *reasons]
+        earlier = None
+        if changed or recorded is None:
+            earlier = self.find_superseded(lambda folder: fits(folder) and is_finished(folder))
+            earlier = earlier or self.find_superseded(fits)
+        if recorded is None and names and not (earlier and _holds_part_of(self.folder, earlier)):
             raise InvalidInput(
                 f"{self.folder} contains {', '.join(names[:5])}, which raydit did not write",
                 f"an empty folder, or one with {PLAN}",
                 "move these files away, or set output to another folder",
             )
-        if changed := [*self.changes(may_change), *reasons]:
+        outcome = "starts again" if earlier is None else f"takes back the earlier results from {earlier}"
+        if changed:
+            if earlier is None:
+                before_move()
             kept = self._move_to_superseded()
-            say(self.stage, f"starts again, because {'; '.join(changed)}. The previous results are kept in {kept}")
+            say(self.stage, f"{outcome}, because {'; '.join(changed)}. The previous results are kept in {kept}")
+        if earlier is not None:
+            storage.remove_folder(self.folder)  # an empty one, or a copy of part of the other
+            storage.move_folder(earlier, self.folder, last=PLAN)
+            if not changed:
+                say(self.stage, f"{outcome}, which were made with these settings")
         if self.recorded() is None or self.changes():
             storage.write_json_atomically(storage.join(self.folder, PLAN), {"identity": self.identity})
+
+    def find(self, fits: Callable[[str], bool] = lambda folder: True) -> str | None:
+        """Return the folder that holds an artifact of this identity, its own or one in superseded/; None if none does.
+
+        fits: what else a folder must meet.
+        """
+        is_own = self.recorded() is not None and not self.changes() and fits(self.folder)
+        return self.folder if is_own else self.find_superseded(fits)
+
+    def find_superseded(self, fits: Callable[[str], bool] = lambda folder: True) -> str | None:
+        """Return the folder in superseded/ that has this identity, the newest of several that fit; None if none does.
+
+        fits: what else a folder must meet.
+        """
+        output, name = storage.split(self.folder)
+        found = [Artifact(self.stage, folder, self.identity) for folder in superseded_folders(output, name)]
+        matching = (each.folder for each in reversed(found) if each.recorded() is not None and not each.changes())
+        return next((folder for folder in matching if fits(folder)), None)
 
     def _move_to_superseded(self) -> str:
         """Move the folder to superseded/NAME-1, or to the first number that is not used; returns its new path."""
         output, name = storage.split(self.folder)
         number = 1
-        while storage.exists(storage.join(target := storage.join(output, "superseded", f"{name}-{number}"), PLAN)):
+        while storage.exists(storage.join(target := storage.join(output, SUPERSEDED, f"{name}-{number}"), PLAN)):
             number += 1
         storage.move_folder(self.folder, target, last=PLAN)
         return target
+
+
+def _holds_part_of(folder: str, other: str) -> bool:
+    """Return whether another folder has all files of a folder, in the same sizes: a move in a store was interrupted."""
+    return storage.list_files(folder, recursive=True).items() <= storage.list_files(other, recursive=True).items()
+
+
+def superseded_folders(output: str, name: str) -> list[str]:
+    """Return the paths or URIs of an artifact's superseded folders, output/superseded/NAME-1 and so on, by number."""
+    folder = storage.join(output, SUPERSEDED)
+    if not storage.exists(folder):
+        return []
+    numbers = [re.fullmatch(rf"{re.escape(name)}-(\d+)", entry.rstrip("/")) for entry in storage.list_names(folder)]
+    return [storage.join(folder, f"{name}-{number}") for number in sorted(int(match[1]) for match in numbers if match)]

@@ -10,9 +10,10 @@ from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.config.training import NON_IDENTITY_FIELDS, AutoencoderTrainConfig
 from pipelines.console import Progress
 from pipelines.images.listing import Listing
-from pipelines.images.open import open_source, with_absolute_paths
+from pipelines.images.open import with_absolute_paths
 from pipelines.images.preprocess import read_cropped
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle, autoencoder_of
+from pipelines.latents.class_order import list_images
 from pipelines.stage import JobContext, job
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.autoencoder import (
@@ -37,10 +38,11 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     if settings is None:
         context.skipped("autoencoder", f"{handle.id} in {handle.folder()}")
         return handle
-    folder = config.folder(TRAINED_AUTOENCODER)
-    listing, held_out = open_source(config.images).listing().split(config.images.held_out)
-    identity = autoencoder_identity(config, settings, listing)
-    Artifact("autoencoder", folder, identity).prepare()
+    config, images = list_images(config)
+    listing, held_out = images.split(config.images.held_out)
+    artifact = autoencoder_artifact(config, settings, listing)
+    folder, identity = artifact.folder, artifact.identity
+    artifact.prepare(is_finished=has_record, before_move=lambda: context.start_ray(settings, "autoencoder"))
     if record := AutoencoderRecord.read(folder):
         context.skipped("autoencoder", f"{record.psnr:.1f} dB, in {folder}")
         return handle
@@ -77,6 +79,30 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
         log_result(run, record, folder, settings.steps)
         progress.done(f"{record.psnr:.1f} dB on {record.psnr_images}, in {folder}")
     return handle
+
+
+def autoencoder_artifact(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> Artifact:
+    """Return the artifact of the recipe's own autoencoder. listing: the training images."""
+    identity = autoencoder_identity(config, settings, listing)
+    return Artifact("autoencoder", config.folder(TRAINED_AUTOENCODER), identity)
+
+
+def find_autoencoder(config: Recipe, listing: Listing) -> Path | None:
+    """Return the local folder of the recipe's autoencoder, where it may have been superseded; None if not trained yet.
+
+    listing: the training images. A pretrained autoencoder is downloaded if necessary; raises NotFound if it cannot be.
+    """
+    settings = config.autoencoder.train
+    if settings is None:
+        return autoencoder_of(config).folder()
+    artifact = autoencoder_artifact(config, settings, listing)
+    found = artifact.find(has_record)
+    return None if found is None else Path(storage.fetch_folder(found))
+
+
+def has_record(folder: str) -> bool:
+    """Return whether the autoencoder in a folder is finished."""
+    return AutoencoderRecord.read(folder) is not None
 
 
 def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> dict[str, Any]:

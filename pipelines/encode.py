@@ -8,15 +8,19 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from itertools import chain
+from typing import Any
 
 from cluster import storage
 from cluster.stderr_filter import hide_stderr_lines
+from pipelines.artifacts import Artifact
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import EncodeConfig, ImagesConfig, Recipe
 from pipelines.console import Progress
-from pipelines.images.open import open_source, with_absolute_paths
+from pipelines.images.listing import Listing
+from pipelines.images.open import with_absolute_paths
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
-from pipelines.latents.dataset import LatentDataset, write_manifest
+from pipelines.latents.class_order import list_images
+from pipelines.latents.dataset import MANIFEST, LatentDataset, write_manifest
 from pipelines.latents.encoding import EncodeImages, ReadImages, WriteShard, bytes_in_flight
 from pipelines.latents.identity import describe_latents, encode_identity
 from pipelines.latents.quarantine import QuarantineLimit
@@ -50,20 +54,29 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     """Encode the training images of a recipe into latents, skipping what earlier runs have finished.
 
     Images that were added since then become new shards of the same data set; any other change starts a new one and
-    moves the old one to superseded/. Raises InvalidInput if more images than encode.max_quarantined are unusable.
+    moves the old one to superseded/, unless the stage cannot run. Raises InvalidInput if the autoencoder does not fit
+    the images, or if more images than encode.max_quarantined are unusable.
     """
     folder, settings = config.latents, config.encode
-    listing, _ = open_source(config.images).listing().split(config.images.held_out)
+    from dit.autoencoder import check_autoencoder  # imports torch
+
+    config, images = list_images(config)
+    listing, _ = images.split(config.images.held_out)
     autoencoder = autoencoder_of(config)
     record = autoencoder.describe()
+    check_autoencoder(autoencoder.folder())
     identity = encode_identity(config.images, settings, listing, record)
-    earlier = prepare_folder(folder, identity, listing)
+    description = describe_latents(config.images, settings, listing.class_names, record)
+    earlier = prepare_folder(folder, identity, listing, lambda: context.start_ray(settings, "encode"))
     if earlier is not None and earlier.identity["images"]["digest"] == listing.digest:
         context.skipped("encode", summarize(earlier))
         return earlier
 
-    description = describe_latents(config.images, settings, listing.class_names, record)
     shards = plan_shards(folder, listing, earlier, settings.shard_rows)
+    if config.images.class_order == "numeric":
+        context.say("encode", f"classes are the numbers that images have, in order: {_shorten(listing.class_names)}")
+    for note in listing.describe_classes():
+        context.say("encode", note)
     if earlier is not None:
         context.say("encode", f"adds {total_images(shards):,} images to {summarize(earlier)}")
     with context.run("encode", identity) as run:
@@ -88,6 +101,19 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
         run.tag(tags.LATENTS_FINGERPRINT, dataset.fingerprint)
         run.tag(tags.LATENTS, dataset.path)
     return dataset
+
+
+def find_latents(config: Recipe, listing: Listing, autoencoder: dict[str, Any]) -> LatentDataset | None:
+    """Return the finished latents of a recipe, which may have been superseded; None if there is work to do.
+
+    listing: the training images. autoencoder: its record.
+    """
+    identity = encode_identity(config.images, config.encode, listing, autoencoder)
+    artifact = Artifact("encode", config.latents, identity)
+    found = artifact.find(lambda folder: storage.exists(storage.join(folder, MANIFEST)))
+    dataset = None if found is None else LatentDataset.open(found)
+    # Until images that were added are encoded, the manifest is that of the data set before.
+    return dataset if dataset and dataset.identity["images"]["digest"] == listing.digest else None
 
 
 def find_pending(
@@ -158,6 +184,10 @@ def log_progress(records: Iterable[ShardRecord], limit: QuarantineLimit, progres
             },
             step=progress.count,
         )
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= 12 else (*names[:10], "...", names[-1]))
 
 
 def total_images(shards: Sequence[LatentShard]) -> int:

@@ -13,10 +13,11 @@ from pipelines.checkpoints.follow import Target
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
+from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
 from pipelines.scoring.references import RealImages, check_scoring_inputs
 from pipelines.scoring.report_curves import load_reports_by_step, save_curves, step_of
-from pipelines.scoring.report_files import load_matching_report, rewrite_report
+from pipelines.scoring.report_files import load_matching_report, rewrite_report, take_back_report
 from pipelines.scoring.saved_samples import SampleFormat, SavedSamples
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation, compute_features, score_checkpoint
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
@@ -41,7 +42,7 @@ def evaluate(
     or does not fit.
     """
     opened = open_checkpoint(checkpoint)
-    config = config or checkpoint_recipe(opened)
+    config = with_recorded_class_order(config, opened.record.recipe) if config else checkpoint_recipe(opened)
     if context is None:
         with StageContext(config, part=EVALUATIONS) as own:
             return evaluate(opened, protocol, config=config, context=own, force=force, saved=saved)
@@ -50,11 +51,19 @@ def evaluate(
     with context.holding(EVALUATIONS):
         report = load_matching_report(evaluation.folder, opened.digest)
         if report is not None and not force and saved is None:
+            take_back_report(evaluation.folder, opened.digest)
             _say_skipped(context, evaluation)
             return report
         if force:
             storage.remove_folder(evaluation.shard_folder)
         return score_checkpoint(context, evaluation, images_per_step=config.train.global_batch_size)
+
+
+def find_report(opened: LocatedCheckpoint, config: Recipe) -> EvaluationReport | None:
+    """Return the report of a checkpoint by a recipe's protocol; None if it has not been scored by it yet."""
+    settings = ScoringSettings.from_recipe(config)
+    evaluation = CheckpointEvaluation(opened, evaluation_protocol(settings, opened), settings)
+    return load_matching_report(evaluation.folder, opened.digest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +201,7 @@ def finish_report(context: StageContext, seeds: Sequence[SeedEvaluation], images
         if seed.report is None:
             reports.append(score_checkpoint(context, seed.evaluation, images_per_step=images_per_step))
         else:
+            take_back_report(seed.evaluation.folder, seed.evaluation.opened.digest)
             _say_skipped(context, seed.evaluation)
             reports.append(seed.report)
     report = reports[0] if len(seeds) == 1 else with_repeats(reports)

@@ -30,7 +30,13 @@ from pipelines.scoring.references import (
     load_given_reference,
     load_real_features,
 )
-from pipelines.scoring.report_files import load_matching_report, report_folder, set_aside_other_report, write_report
+from pipelines.scoring.report_files import (
+    load_matching_report,
+    report_folder,
+    set_aside_other_report,
+    take_back_report,
+    write_report,
+)
 from pipelines.scoring.report_pictures import NUM_SAMPLES, Neighbours, report_pictures
 from pipelines.scoring.score_checkpoint import LapTimer
 from pipelines.scoring.settings import ScoringSettings
@@ -58,6 +64,7 @@ def evaluate_images(
     digest = digest_of([listing.digest, images.size, images.crop])
     report = load_matching_report(folder, digest)
     if report is not None and not force:
+        take_back_report(folder, digest)
         context.skipped("evaluate", f"protocol {protocol.protocol_id}, report in {folder}")
         return report, folder
     set_aside_other_report(folder, digest)

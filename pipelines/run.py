@@ -1,23 +1,93 @@
 """The pipeline: autoencoder, encode, train and evaluate in this order, each skipped if its artifact is up to date."""
 
+from collections.abc import Iterator
+from typing import Any
+
+from evaluation.metric_names import parse_metric_name
 from evaluation.report import EvaluationReport
-from pipelines.autoencoder import train_autoencoder
+from pipelines.autoencoder import find_autoencoder, train_autoencoder
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
-from pipelines.encode import encode
-from pipelines.evaluate import evaluate
+from pipelines.encode import encode, find_latents
+from pipelines.evaluate import evaluate, find_report
+from pipelines.images.listing import Listing
+from pipelines.latents.class_order import list_images
+from pipelines.planning.networks import check_networks
+from pipelines.scoring.references import check_real_images, check_scoring_settings
+from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext, job
-from pipelines.train import train
+from pipelines.train import find_trained, train
+from raydit.errors import InvalidInput
 
 
 @job
 def run_pipeline(config: Recipe, *, context: StageContext) -> EvaluationReport:
     """Run all stages of a recipe and return the report of the newest checkpoint.
 
-    After an interruption, running it again resumes.
+    After an interruption, running it again resumes. Raises what a later stage would refuse before the first one works.
     """
+    config, images = list_images(config)
+    check_stages(config, images, context)
     with context.pipeline(resolved(config)):
         train_autoencoder(config, context=context)
         encode(config, context=context)
         checkpoint = train(config, context=context)
         return evaluate(checkpoint, config=config, context=context)
+
+
+def check_stages(config: Recipe, images: Listing, context: StageContext) -> None:
+    """Check what every stage that has work to do needs, before any of them works or moves an earlier artifact away.
+
+    Raises InvalidInput or NotFound if the images, the autoencoder, the model, the evaluation's settings or the workers'
+    resources do not fit. Starts Ray if there is work. images: all images of the recipe.
+    """
+    check_networks(config)
+    listing, _ = images.split(config.images.held_out)
+    finished = set(_finished_stages(config, listing))
+    workers: dict[str, Any] = {
+        "autoencoder": config.autoencoder.train,
+        "encode": config.encode,
+        "train": config.train,
+        "evaluate": config.evaluate,
+    }
+    pending = [stage for stage, settings in workers.items() if settings and stage not in finished]
+    if "train" in pending and config.train.keep_best:
+        parse_metric_name(config.train.keep_best)
+    if "evaluate" in pending:
+        _check_guidance(config, listing)
+        settings = ScoringSettings.from_recipe(config)
+        check_scoring_settings(settings)
+        for line in check_real_images(settings, len(listing), settings.evaluate.num_samples):
+            context.say("evaluate", line)
+    for stage in pending:
+        context.start_ray(workers[stage], stage)
+
+
+def _finished_stages(config: Recipe, listing: Listing) -> Iterator[str]:
+    """Yield the stages from the first on whose artifacts are finished. listing: the training images."""
+    from dit.autoencoder import describe_autoencoder
+
+    autoencoder = find_autoencoder(config, listing)
+    check_networks(config)  # again, because a pretrained autoencoder is on this machine now
+    if autoencoder is None:
+        return
+    yield "autoencoder"
+    latents = find_latents(config, listing, describe_autoencoder(autoencoder))
+    if latents is None:
+        return
+    yield "encode"
+    checkpoint = find_trained(config, latents)
+    if checkpoint is None:
+        return
+    yield "train"
+    if find_report(checkpoint, config) is not None:
+        yield "evaluate"
+
+
+def _check_guidance(config: Recipe, listing: Listing) -> None:
+    if config.evaluate.cfg_scale > 1 and not listing.class_names:
+        raise InvalidInput(
+            f"evaluate.cfg_scale: found {config.evaluate.cfg_scale} with images without classes, which guidance needs",
+            "",
+            "set evaluate.cfg_scale = 1.0, or give the images labels",
+        )

@@ -4,6 +4,7 @@ import _thread
 import functools
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
@@ -68,6 +69,8 @@ class StageContext:
         self.part = part
         self._cleanup = ExitStack()
         self._ray_started = False
+        self._checked: set[str] = set()
+        """Stages whose workers are known to fit."""
         self._pipeline_identity: dict[str, Any] | None = None
         self._pipeline_run: RunLog | None = None
 
@@ -106,7 +109,10 @@ class StageContext:
         return tracker
 
     def start_ray(self, workers: ElasticWorkersConfig, stage: str) -> None:
-        """Connect to Ray or start a local one. Raises InvalidInput if no node can ever hold such workers."""
+        """Connect to Ray or start a local one. Raises InvalidInput if no node can ever hold such workers.
+
+        Says so if the workers of a local Ray have more threads than the machine has cores.
+        """
         from cluster.session import ray_session, require_resources
 
         if not self._ray_started:
@@ -118,6 +124,21 @@ class StageContext:
             self._ray_started = True
         per_worker = (workers.cpus_per_worker, workers.gpus_per_worker)
         require_resources(workers.fewest_workers, *per_worker, stage, **workers.placement)
+        if stage not in self._checked:
+            self._checked.add(stage)
+            self._say_if_crowded(workers, stage)
+
+    def _say_if_crowded(self, workers: ElasticWorkersConfig, stage: str) -> None:
+        """Say so if the workers have more threads than this machine, where Ray runs, has cores."""
+        threads, cores = workers.most_workers * workers.cpus_per_worker, os.cpu_count() or 1
+        if threads > cores and given_address(self.address)[0] == "local":
+            section = "autoencoder.train" if stage == "autoencoder" else stage
+            each = f"{workers.most_workers} x {workers.cpus_per_worker}"
+            self.say(
+                stage,
+                f"workers have {each} = {threads} threads on {cores} cores and will wait for each other; "
+                f"{section}.num_workers times {section}.cpus_per_worker should be at most {cores}",
+            )
 
     def ray_data(self, workers: WorkersConfig, stage: str) -> Any:
         """Return the module ray.data, on a started Ray. Only its warnings are printed: raydit shows the progress."""

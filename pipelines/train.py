@@ -1,5 +1,6 @@
 """The train job: latents -> checkpoints, by Ray Train."""
 
+from collections.abc import Callable
 from typing import Any
 
 from evaluation.metric_names import parse_metric_name
@@ -8,13 +9,15 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
-from pipelines.config.training import NON_IDENTITY_FIELDS
+from pipelines.config.training import LENGTH_FIELDS, NON_IDENTITY_FIELDS
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
+from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.latents.dataset import LatentDataset
 from pipelines.scoring.settings import EVALUATIONS
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import FIGURES, RunLog
+from pipelines.training.extension import explain_schedule_change
 from pipelines.training.figures import TrainFigures
 from pipelines.training.group import RAY_FOLDER, run_workers
 from pipelines.training.loop import train_worker
@@ -36,10 +39,13 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
         parse_metric_name(settings.keep_best)  # refuses an unknown metric before any work
     checkpoints = CheckpointFolder(config.folder("checkpoints"))
     latents = LatentDataset.open(config.latents)
+    config = with_recorded_class_order(config, latents.recipe)
     check_latents(latents, autoencoder_of(config))
+    worker_settings = train_worker_settings(config, latents)
     identity = train_identity(config, latents)
-    prepare_checkpoints(checkpoints, identity, settings.steps)
+    prepare_checkpoints(checkpoints, identity, settings.steps, lambda: context.start_ray(settings, "train"))
     first = checkpoints.last_step()
+    change = describe_schedule_change(config, checkpoints, first)
     if first == settings.steps == last_logged_step(checkpoints):
         newest = checkpoints.open(first)
         context.skipped("train", f"{first:,} steps, checkpoint {newest.origin}")
@@ -50,9 +56,10 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
         run.input(name="latents", digest=latents.fingerprint, source=str(latents.path), context="training")
         if first:
             context.say("train", f"resumes from step {first:,}")
+        if change:
+            context.say("train", change)
         monitor = start_monitor(config, context, run, checkpoints, first)
         if first < settings.steps:
-            worker_settings = train_worker_settings(config, latents)
             run_workers(
                 context,
                 "train",
@@ -86,7 +93,7 @@ def check_latents(latents: LatentDataset, autoencoder: AutoencoderHandle) -> Non
 
 
 def train_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
-    """Return what the weights depend on: neither the number of workers, nor `steps`, since training can continue."""
+    """Return what the weights depend on: neither the number of workers, nor the length, since training can continue."""
     # The default dtype is left out, so that checkpoints that are older than the field keep their identity.
     default = ("dtype",) if config.train.dtype == "float32" else ()
     recorded = resolved(config)
@@ -95,15 +102,52 @@ def train_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
         "latents": {"fingerprint": latents.fingerprint},
         "model": recorded["model"],
         "objective": recorded["objective"],
-        "train": settings_identity(config.train, ("steps", *NON_IDENTITY_FIELDS, *default)),
+        "train": settings_identity(config.train, (*LENGTH_FIELDS, *NON_IDENTITY_FIELDS, *default)),
     }
 
 
-def prepare_checkpoints(checkpoints: CheckpointFolder, identity: dict[str, Any], steps: int) -> None:
-    """Reserve the folder for this training; checkpoints of another one, or beyond `steps`, are moved away first."""
-    last = checkpoints.last_step()
-    reasons = [f"train.steps: {last} -> {steps}"] if last > steps else []
-    Artifact("train", checkpoints.uri, identity).prepare(reasons)
+def find_trained(config: Recipe, latents: LatentDataset) -> LocatedCheckpoint | None:
+    """Return the last checkpoint of the recipe's finished training, which may have been superseded; None if unfinished.
+
+    latents: those of the recipe, wherever they lie.
+    """
+    steps = config.train.steps
+    artifact = Artifact("train", config.folder("checkpoints"), train_identity(config, latents))
+    found = artifact.find(lambda folder: CheckpointFolder(folder).last_step() == steps)
+    return None if found is None else CheckpointFolder(found).open(steps)
+
+
+def prepare_checkpoints(
+    checkpoints: CheckpointFolder,
+    identity: dict[str, Any],
+    steps: int,
+    before_move: Callable[[], object] = lambda: None,
+) -> None:
+    """Reserve the folder for this training; checkpoints of another one, or beyond `steps`, are moved away first.
+
+    Superseded checkpoints of this training are taken back, those that reach `steps` before any others. before_move: as
+    in `Artifact.prepare`.
+    """
+    artifact, last = Artifact("train", checkpoints.uri, identity), checkpoints.last_step()
+
+    def reaches(folder: str) -> bool:
+        return CheckpointFolder(folder).last_step() == steps
+
+    def leads_to(folder: str) -> bool:
+        return CheckpointFolder(folder).last_step() <= steps
+
+    is_further = 0 < last < steps and artifact.find_superseded(reaches) is not None
+    reasons = [f"train.steps: {last} -> {steps}"] if last > steps or is_further else []
+    artifact.prepare(reasons, fits=leads_to, is_finished=reaches, before_move=before_move)
+
+
+def describe_schedule_change(config: Recipe, checkpoints: CheckpointFolder, first: int) -> str:
+    """Return in words how the learning rate changes at step `first`, from which training resumes; empty if not.
+
+    Raises InvalidInput if the recipe's learning rate is not that of the steps that are done.
+    """
+    recorded = (checkpoints.describe(first).record.recipe or {}).get("train") if first else None
+    return explain_schedule_change(config.train, recorded, first) if recorded else ""
 
 
 def start_monitor(

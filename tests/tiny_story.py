@@ -88,7 +88,9 @@ def write_latents(config: Recipe) -> LatentDataset:
     return write_manifest(str(folder), description, identity, [make_record(0, moments, data)], recipe=resolved(config))
 
 
-def tell_evaluation(context: StageContext, config: Recipe, checkpoint: Checkpoint, value: float) -> EvaluationReport:
+def tell_evaluation(
+    context: StageContext, config: Recipe, checkpoint: Checkpoint, value: float, disqualified: str = ""
+) -> EvaluationReport:
     """Write a report with the given Frechet distance to storage and to MLflow."""
     opened = open_checkpoint(checkpoint.path)
     settings = ScoringSettings.from_recipe(config)
@@ -100,6 +102,7 @@ def tell_evaluation(context: StageContext, config: Recipe, checkpoint: Checkpoin
         checkpoint_digest=opened.digest,
         metrics={name: value} | {name.replace("fd", kind): 1 / value for kind in ("precision", "recall")},
         errors={name: ERROR},
+        disqualified=disqualified,
     )
     folder = CheckpointEvaluation(opened, protocol, settings).folder
     save_report(report, folder)

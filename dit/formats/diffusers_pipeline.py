@@ -33,7 +33,7 @@ from dit.autoencoder import (
 )
 from dit.config import NORM_EPS, DiTConfig, Numerics, UViTConfig
 from dit.formats.diffusers_weights import PIPELINE_NULL_CLASS, from_diffusers, to_diffusers
-from dit.formats.weights import read_weights
+from dit.formats.weights import check_finite, read_weights
 from raydit.errors import InvalidInput, NotFound
 
 CUSTOM_MODULE_NAME, CUSTOM_CLASS_NAME = "official_dit", "OfficialDiT"
@@ -194,7 +194,8 @@ def read_pipeline(folder: str | Path, numerics: Numerics = "diffusers") -> Pipel
     else:
         numerics_fields = {"timestep_frequency_shift": 0, "mlp_norm_eps": NORM_EPS}
     names: dict[str, str] | None = index.get("id2label")
-    state = read_weights(_weights_file(folder / "transformer"))
+    state = read_weights(file := _weights_file(folder / "transformer"))
+    check_finite(state, file)
     config, weights = from_diffusers({**fields, **numerics_fields}, state, None if names is None else len(names))
     class_names = [(names or {}).get(str(label), str(label)) for label in range(config.num_classes)]
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", folder)

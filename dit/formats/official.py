@@ -24,7 +24,7 @@ from dit.config import (
     config_from_dict,
     named_config,
 )
-from dit.formats.weights import check_weights, read_weights
+from dit.formats.weights import check_finite, check_weights, read_weights
 from dit.layers.embeddings import position_embedding
 from dit.model import build_model
 from raydit.errors import InvalidInput
@@ -53,8 +53,8 @@ def read_official(file: str | Path, model: str | None = None, **known: Any) -> O
     """Read a state dict, as published, or a training checkpoint ("model", "ema", "opt", "args").
 
     model: one of MODEL_NAMES or UVIT_NAMES that the weights must fit. known: fields of the configuration, such as
-    num_heads. Raises NotFound, or InvalidInput if the weights do not fit the model; the message lists the first
-    differences, and what the weights look like.
+    num_heads. Raises NotFound, or InvalidInput if the weights do not fit the model or are not finite; the message
+    lists the first differences, and what the weights look like.
     """
     file = Path(file)
     content = read_weights(file)
@@ -67,6 +67,7 @@ def read_official(file: str | Path, model: str | None = None, **known: Any) -> O
     hint = f"The weights look like {looks_like(averaged)}."
     for state in (averaged, trained):
         check_weights(expected, state, hint)
+        check_finite(state, file)
     in_float32 = {name: tensor.float() for name, tensor in averaged.items()}
     return OfficialWeights(
         config=config,

@@ -85,6 +85,28 @@ def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], h
         raise InvalidInput("\n".join([headline, *lines, *([hint] if hint else [])]), "", "")
 
 
+def load_finite(file: Path, device: str | torch.device) -> dict[str, Tensor]:
+    """Load a safetensors file to a device. Raises InvalidInput, naming the first tensor that is not finite."""
+    weights = load_file(file, device=str(device))
+    check_finite(weights, file, "choose another checkpoint, or copy it again")
+    return weights
+
+
+def check_finite(weights: Mapping[str, Tensor], where: str | Path, do: str = "copy the file again") -> None:
+    """Raise InvalidInput, naming the first tensor, if a weight is NaN or infinite.
+
+    where: the file that they come from. do: what to do about it.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            wrong = int((~torch.isfinite(tensor)).sum())
+            raise InvalidInput(
+                f"{where}: the tensor {name} is NaN or infinite in {wrong:,} of its {tensor.numel():,} values",
+                "finite weights, because with these a network computes nothing but NaN",
+                do,
+            )
+
+
 def _shape(value: Any) -> str:
     if value is None:
         return "nothing"

@@ -1,29 +1,58 @@
 """The autoencoder that a checkpoint was trained with, verified against the checkpoint's record."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from cluster import storage
 from dit.autoencoder import describe_autoencoder
+from pipelines.artifacts import superseded_folders
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle
-from raydit.errors import InvalidInput
+from raydit.errors import InvalidInput, NotFound
 
 
 def checkpoint_autoencoder(checkpoint: LocatedCheckpoint) -> Path:
     """Return the local folder of the autoencoder that a checkpoint was trained with.
 
-    Raises InvalidInput if the autoencoder there has another digest than the recorded one. An imported checkpoint may
-    not record a digest: then the autoencoder of the recorded id is used without a check.
+    Raises NotFound if there is none, and InvalidInput if the autoencoder there has another digest than the recorded
+    one. An imported checkpoint may not record a digest: then the autoencoder of the recorded id is used without a
+    check.
     """
     recorded = checkpoint.record.autoencoder
-    # One trained by raydit lies next to the checkpoints: output/autoencoder and output/checkpoints/step_N.
-    folder = AutoencoderHandle(recorded.id, checkpoint.output).folder()
+    try:
+        # One trained by raydit lies next to the checkpoints: output/autoencoder and output/checkpoints/step_N.
+        folder = AutoencoderHandle(recorded.id, checkpoint.output).folder()
+    except NotFound:
+        if (other := _find_other(checkpoint)) is None:
+            raise
+        return other
     found = describe_autoencoder(folder)["sha256"]
-    if recorded.sha256 not in (None, found):
-        name = "output/autoencoder" if recorded.id == TRAINED_AUTOENCODER else recorded.id
-        raise InvalidInput(
-            f"the autoencoder in {folder} has sha256 {found[:12]}",
-            f"{recorded.sha256[:12]}: {checkpoint.origin} was trained on latents of that {name}, and its samples "
-            "would decode to noise",
-            "restore that autoencoder, or train again on latents of the one found",
-        )
-    return folder
+    if recorded.sha256 in (None, found):
+        return folder
+    if (other := _find_other(checkpoint)) is not None:
+        return other
+    name = "output/autoencoder" if recorded.id == TRAINED_AUTOENCODER else recorded.id
+    raise InvalidInput(
+        f"the autoencoder in {folder} has sha256 {found[:12]}",
+        f"{recorded.sha256[:12]}: {checkpoint.origin} was trained on latents of that {name}, and its samples "
+        "would decode to noise",
+        "restore that autoencoder, or train again on latents of the one found",
+    )
+
+
+def _find_other(checkpoint: LocatedCheckpoint) -> Path | None:
+    """Return the folder elsewhere that holds the recorded weights: in superseded/, or beside a registered copy."""
+    for folder in _other_folders(checkpoint):
+        if describe_autoencoder(folder)["sha256"] == checkpoint.record.autoencoder.sha256:
+            return folder
+    return None
+
+
+def _other_folders(checkpoint: LocatedCheckpoint) -> Iterator[Path]:
+    if checkpoint.record.autoencoder.id == TRAINED_AUTOENCODER:
+        for folder in superseded_folders(checkpoint.output, TRAINED_AUTOENCODER):
+            if storage.exists(storage.join(folder, "config.json")):
+                yield Path(storage.fetch_folder(folder))
+    beside = checkpoint.path.parent.parent / TRAINED_AUTOENCODER
+    if (beside / "config.json").is_file():
+        yield beside

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster import storage
-from dit.checkpoint import Checkpoint, load_checkpoint
+from dit.checkpoint import COMPLETE, Checkpoint, load_checkpoint
+from dit.files import digest_of_files
+from pipelines.artifacts import SUPERSEDED, superseded_folders
+from pipelines.console import say
 from raydit.errors import InvalidInput, NotFound
 
 IN_TRACKING = ("runs:/", "models:/")
@@ -24,6 +27,8 @@ class LocatedCheckpoint(Checkpoint):
 
     origin: str
     """Absolute path or URI that was opened. `path` is a local copy if that is a URI or another project's format."""
+    is_registered_copy: bool = False
+    """Whether `path` is the model registry's copy, with the weights that sample only, because the origin is gone."""
 
     @classmethod
     def at(cls, origin: str, checkpoint: Checkpoint) -> "LocatedCheckpoint":
@@ -43,14 +48,20 @@ class LocatedCheckpoint(Checkpoint):
 
     @property
     def output(self) -> str:
-        """The output folder that it belongs to: that of output/checkpoints/step_N; an imported one's parent folder."""
+        """The output folder that it belongs to, also if it was superseded; an imported one's parent folder.
+
+        It is that of output/checkpoints/step_N and output/superseded/checkpoints-1/step_N.
+        """
         folder = storage.split(self.origin)[0]
-        return folder if self.config.get("recipe") is None else storage.split(folder)[0]
+        if self.config.get("recipe") is None:
+            return folder
+        output = storage.split(folder)[0]
+        return storage.split(output)[0] if storage.split(output)[1] == SUPERSEDED else output
 
     @property
     def shared(self) -> str:
         """What workers on other machines open: the URI, or a path that they must share."""
-        return str(self.path) if storage.is_local(self.origin) else self.origin
+        return str(self.path) if self.is_registered_copy or storage.is_local(self.origin) else self.origin
 
 
 def open_checkpoint(
@@ -69,19 +80,61 @@ def open_checkpoint(
     """
     if isinstance(name, LocatedCheckpoint):
         return name
-    uri, expected = str(name), None
-    if uri.startswith(IN_TRACKING):
-        from pipelines.tracking.lookup import find_checkpoint
+    uri = str(name)
+    if not uri.startswith(IN_TRACKING):
+        return _open(uri, model, overrides)
+    from pipelines.checkpoints.registered import open_registered_copy
+    from pipelines.tracking.lookup import find_checkpoint
 
-        uri, expected = find_checkpoint(tracking_uri, uri)
-    opened = _open(uri, model, overrides)
-    if expected and opened.digest != expected:
+    reference = find_checkpoint(tracking_uri, uri)
+    try:
+        return open_recorded(uri, reference.location, reference.digest, model, overrides)
+    except (NotFound, InvalidInput):
+        copy = open_registered_copy(tracking_uri, reference)
+        if copy is None:
+            raise
+        say("checkpoint", f"{uri} is no longer at {reference.location}: using the copy in the model registry")
+        return LocatedCheckpoint(copy.path, copy.config, copy.digest, reference.location, is_registered_copy=True)
+
+
+def open_recorded(
+    name: str, location: str, digest: str | None, model: str | None = None, overrides: tuple[str, ...] = ()
+) -> LocatedCheckpoint:
+    """Open a checkpoint that MLflow recorded, at its location or where its output keeps superseded checkpoints.
+
+    name: for messages. digest: that it must have; None: any. model, overrides: as for `open_checkpoint`. Raises
+    NotFound if it is gone, and InvalidInput if another checkpoint is in its place.
+    """
+    found = find_recorded(location, digest)
+    if found != location:
+        say("checkpoint", f"{name} was superseded: it lies in {found}")
+    opened = _open(found, model, overrides)
+    if digest and opened.digest != digest:
         raise InvalidInput(
-            f"{name}: the checkpoint at {uri} now has the digest {opened.digest[:12]}",
-            f"{expected[:12]}, as MLflow recorded it",
+            f"{name}: the checkpoint at {location} now has the digest {opened.digest[:12]}",
+            f"{digest[:12]}, as MLflow recorded it",
             "name the folder itself, or restore the checkpoint that was overwritten",
         )
     return opened
+
+
+def find_recorded(location: str, digest: str | None) -> str:
+    """Return where a checkpoint that MLflow recorded lies: the location, unless only superseded/ has it.
+
+    location: its path or URI when it was recorded. digest: that it must have; None if it is not known.
+    """
+    folder, name = storage.split(location)
+    output, kind = storage.split(folder)
+    if digest is None or not name or _digest_at(location) == digest:
+        return location
+    others = (storage.join(other, name) for other in reversed(superseded_folders(output, kind)))
+    return next((other for other in others if _digest_at(other) == digest), location)
+
+
+def _digest_at(location: str) -> str | None:
+    """Return the digest of the checkpoint in a folder; None if it holds no finished one."""
+    complete = storage.join(location, COMPLETE)
+    return digest_of_files(storage.read_json(complete)) if storage.exists(complete) else None
 
 
 def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedCheckpoint:

@@ -39,6 +39,10 @@ class ImagesConfig:
     """Column with the labels, or in a tar file their suffix or their field in .json; recognised when left out."""
     class_names: tuple[str, ...] = ()
     """Class names in the order of their labels; when left out, those of the data set, else its label names, sorted."""
+    class_order: Literal["sorted", "numeric"] | None = None
+    """Order of classes that nothing else orders: "numeric" sorts names by value where all are numbers, and leaves out
+    numbers without images; "sorted" sorts names as text, and counts numbers from 0. When left out, "numeric", unless
+    the output has latents or an autoencoder in the other order."""
     size: PositiveInt = 256
     """Side of the square images that every stage works on, in pixels; 256 as in the DiT paper."""
     crop: Literal["adm", "resize"] = "adm"

@@ -14,6 +14,9 @@ ComputeDtype = Literal["float32", "bfloat16"]
 Strategy = Literal["ddp", "fsdp"]
 LoadingBackend = Literal["memory", "memmap", "stream"]
 
+LENGTH_FIELDS = ("steps", "extension", "earlier_ends")
+"""Settings of training that may change when it goes on after its end; checkpoints record them in their recipe."""
+
 NON_IDENTITY_FIELDS = (
     "accumulation_steps",
     "checkpoint_every",

@@ -15,12 +15,15 @@ MAX_CLASSES = 1_000_000
 CORRECT_LABELS = "correct the labels, and leave out images without one"
 
 
-def number_labels(labels: pa.ChunkedArray, known: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def number_labels(
+    labels: pa.ChunkedArray, known: Sequence[str], where: str, order: str | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return class numbers, int32 (N,), and class names for a column of numbers or names.
 
     known: class names in the order of their numbers. If it is empty, numbers are their own names, and names are
-    numbered in sorted order. Raises InvalidInput, naming `where`, if a label is missing, unknown, or neither an
-    integer nor a name.
+    numbered in sorted order. order: "numeric" to sort names by value where all are numbers, and to number the numbers
+    that occur, in order, instead of all from 0. Raises InvalidInput, naming `where`, if a label is missing, unknown, or
+    neither an integer nor a name.
     """
     if pa.types.is_dictionary(labels.type):
         labels = labels.cast(labels.type.value_type)
@@ -30,10 +33,13 @@ def number_labels(labels: pa.ChunkedArray, known: Sequence[str], where: str) -> 
         raise InvalidInput(
             f"images.path: {where}: found {found}", "integers from 0 or class names in every row", CORRECT_LABELS
         )
-    return _number_names(labels, known, where) if is_name else _check_numbers(labels, known, where)
+    number = _number_names if is_name else _number_numbers
+    return number(labels, known, where, order == "numeric")
 
 
-def _check_numbers(labels: pa.ChunkedArray, known: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def _number_numbers(
+    labels: pa.ChunkedArray, known: Sequence[str], where: str, numeric: bool
+) -> tuple[np.ndarray, tuple[str, ...]]:
     numbers = labels.to_numpy()
     end = len(known) or MAX_CLASSES
     wrong = numbers[(numbers < 0) | (numbers >= end)]
@@ -41,13 +47,19 @@ def _check_numbers(labels: pa.ChunkedArray, known: Sequence[str], where: str) ->
         raise InvalidInput(
             f"images.path: {where}: found the label {wrong[0]}", f"integers from 0 to {end - 1:,}", CORRECT_LABELS
         )
+    if numeric and not known:
+        occurring, labels_of = np.unique(numbers, return_inverse=True)
+        return labels_of.astype(np.int32), tuple(map(str, occurring.tolist()))
     names = tuple(known) or tuple(str(number) for number in range(int(numbers.max(initial=-1)) + 1))
     return numbers.astype(np.int32), names
 
 
-def _number_names(labels: pa.ChunkedArray, known: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def _number_names(
+    labels: pa.ChunkedArray, known: Sequence[str], where: str, numeric: bool
+) -> tuple[np.ndarray, tuple[str, ...]]:
     found = pc.unique(labels).to_pylist()
-    names = tuple(known) or tuple(sorted(found))
+    by_value = numeric and are_numbers(found)
+    names = tuple(known) or tuple(sorted(found, key=lambda name: (int(name), name)) if by_value else sorted(found))
     unknown = sorted(set(found) - set(names))
     if unknown:
         raise InvalidInput(
@@ -56,6 +68,11 @@ def _number_names(labels: pa.ChunkedArray, known: Sequence[str], where: str) -> 
             "add it to images.class_names, or leave images.class_names out",
         )
     return pc.index_in(labels, pa.array(names, labels.type)).to_numpy().astype(np.int32), names
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Return whether all class names are decimal numbers."""
+    return all(name.isascii() and name.isdecimal() for name in names)
 
 
 def parse_labels(texts: list[str]) -> pa.ChunkedArray:

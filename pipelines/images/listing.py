@@ -42,6 +42,8 @@ class Listing:
 
     Tar shards: offset and length of the image's bytes. Arrow files: offset of the record batch, and the row in it.
     """
+    notes: tuple[str, ...] = ()
+    """What a user should know about the classes, in sentences; no part of the digest."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -70,7 +72,25 @@ class Listing:
         positions = np.arange(len(self))[np.asarray(which)] if len(which) else np.zeros(0, np.int64)
         keys = [self.keys[position] for position in positions]
         locations = None if self.locations is None else self.locations[positions]
-        return Listing(keys, self.labels[positions], self.stamps[positions], self.class_names, locations)
+        return Listing(keys, self.labels[positions], self.stamps[positions], self.class_names, locations, self.notes)
+
+    @cached_property
+    def empty_classes(self) -> list[str]:
+        """Names of the classes that no image has."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        return [name for name, count in zip(self.class_names, counts, strict=False) if not count]
+
+    def describe_classes(self) -> list[str]:
+        """Return what a user should know about the classes before images are encoded, in sentences."""
+        empty = self.empty_classes
+        if not empty:
+            return list(self.notes)
+        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        note = (
+            f"{len(empty)} of {len(self.class_names)} classes have no images to train on ({shown}): nothing is learned "
+            "of them, and evaluations draw samples of them all the same"
+        )
+        return [*self.notes, note]
 
 
 def _hash_fraction(key: str) -> float:

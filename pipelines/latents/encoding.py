@@ -10,6 +10,7 @@ from pipelines.config.recipe import EncodeConfig, ImagesConfig
 from pipelines.images.preprocess import read_cropped
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle
+from pipelines.latents.quarantine import MOMENTS_ARE_NAN
 from pipelines.latents.records import QuarantinedImage, ShardRecord
 from pipelines.latents.schema import LatentDescription
 from pipelines.latents.shards import ShardTask, shard_name, write_shard
@@ -144,7 +145,9 @@ class WriteShard:
         fits = np.isfinite(moments).all(axis=(1, 2, 3))
         if self.description.flip:
             fits &= np.isfinite(moments_flip).all(axis=(1, 2, 3))
-        errors |= {row["keys"][i]: "moments do not fit float16" for i in np.flatnonzero(~fits)}
+        for i in np.flatnonzero(~fits):
+            is_nan = np.isnan(moments[i]).any() or (self.description.flip and np.isnan(moments_flip[i]).any())
+            errors[row["keys"][i]] = MOMENTS_ARE_NAN if is_nan else "moments do not fit float16"
         keys = [row["keys"][i] for i in np.flatnonzero(fits)]
         table = schema.shard_table(
             schema.latent_schema(self.description),

@@ -5,6 +5,7 @@ from typing import Any
 from pipelines.config.recipe import EncodeConfig, ImagesConfig
 from pipelines.images.listing import Listing
 from pipelines.latents.schema import LatentDescription
+from raydit.errors import InvalidInput
 
 
 def encode_identity(
@@ -31,11 +32,30 @@ def preprocessing(images: ImagesConfig) -> dict[str, Any]:
     return {"size": images.size, "crop": images.crop}
 
 
+def latent_side(size: int, downsample: int) -> int:
+    """Return the side of the latents of square images in latent pixels.
+
+    size: side of the images in pixels. downsample: image pixels per latent pixel. Raises InvalidInput if it does not
+    divide the size, because decoded images would be smaller than those that they are compared with.
+    """
+    if size % downsample:
+        nearest = [side for side in (size // downsample * downsample, -(-size // downsample) * downsample) if side]
+        raise InvalidInput(
+            f"images.size: found {size}",
+            f"a multiple of {downsample}, the image pixels that the autoencoder makes one latent pixel of",
+            f"set images.size = {' or '.join(map(str, nearest))}, or choose another autoencoder",
+        )
+    return size // downsample
+
+
 def describe_latents(
     images: ImagesConfig, settings: EncodeConfig, class_names: tuple[str, ...], autoencoder: dict[str, Any]
 ) -> LatentDescription:
-    """Return the description of latents before they are encoded. autoencoder: its record, or only its shape."""
-    side = images.size // autoencoder["downsample"]
+    """Return the description of latents before they are encoded. autoencoder: its record, or only its shape.
+
+    Raises InvalidInput if the autoencoder does not fit the size of the images.
+    """
+    side = latent_side(images.size, autoencoder["downsample"])
     return LatentDescription(
         moments_shape=(2 * autoencoder["latent_channels"], side, side),
         flip=settings.flip,

@@ -10,6 +10,8 @@ from raydit.errors import InvalidInput
 QUARANTINE = "quarantine.parquet"
 ALWAYS_ALLOWED = 10
 """Unusable images that never stop a job, however few images there are, unless encode.max_quarantined is 0."""
+MOMENTS_ARE_NAN = "the autoencoder makes NaN of the image"
+"""Reason for images that can be read, and that the autoencoder fails on."""
 EXAMPLES = 3
 """Unusable images that the error names."""
 
@@ -51,6 +53,13 @@ class QuarantineLimit:
             return
         path = storage.join(self.folder, QUARANTINE)
         write_quarantine(path, self.images)
+        nan = [image.key for image in self.images if image.error == MOMENTS_ARE_NAN]
+        if 2 * len(nan) > len(self.images):
+            raise InvalidInput(
+                f"autoencoder: it makes NaN of {len(nan):,} of the {self.num_images:,} images, such as {nan[0]}",
+                "finite latents; the images themselves can be read",
+                'choose another autoencoder, or set encode.dtype = "float32" if it is another',
+            )
         examples = "; ".join(f"{image.key} ({image.error})" for image in self.images[:EXAMPLES])
         raise InvalidInput(
             f"images.path: found {len(self.images):,} unusable images among {self.num_images:,}, such as {examples}",

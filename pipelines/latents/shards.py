@@ -4,7 +4,7 @@ A shard is finished when its record is written, which happens after its file is 
 is encoded again. A record names the images it is valid for, so that no other plan takes it for its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -136,15 +136,24 @@ def plan_shards(folder: str, listing: Listing, earlier: LatentDataset | None, sh
     return [LatentShard(folder, first + number, new.take(positions)) for number, positions in enumerate(ranges)]
 
 
-def prepare_folder(folder: str, identity: dict[str, Any], listing: Listing) -> LatentDataset | None:
+def prepare_folder(
+    folder: str, identity: dict[str, Any], listing: Listing, before_move: Callable[[], object] = lambda: None
+) -> LatentDataset | None:
     """Prepare a folder for latents of this identity, and return the finished data set in it to which images are added.
 
     The data set is kept if nothing changed except that images were added. After any other change it is moved to
-    superseded/ and the result is None. Raises InvalidInput if the folder holds other files.
+    superseded/, and the result is the data set of this identity that was superseded before, or None. before_move: as in
+    `Artifact.prepare`. Raises InvalidInput if the folder holds other files.
     """
-    earlier, reasons = inspect_existing(folder, identity, listing)
-    Artifact("encode", folder, identity).prepare(reasons, may_change=() if reasons else IMAGE_FIELDS)
-    return earlier if earlier is not None and storage.exists(storage.join(folder, MANIFEST)) else None
+    _, reasons = inspect_existing(folder, identity, listing)
+    may_change = () if reasons else IMAGE_FIELDS
+    artifact = Artifact("encode", folder, identity)
+    artifact.prepare(reasons, may_change, is_finished=_has_manifest, before_move=before_move)
+    return LatentDataset.open(folder) if _has_manifest(folder) else None
+
+
+def _has_manifest(folder: str) -> bool:
+    return storage.exists(storage.join(folder, MANIFEST))
 
 
 def inspect_existing(folder: str, identity: dict[str, Any], listing: Listing) -> tuple[LatentDataset | None, list[str]]:

@@ -11,10 +11,10 @@ from cluster import storage
 from dit.autoencoder_size import downsample
 from pipelines.artifacts import Artifact
 from pipelines.config.recipe import EncodeConfig, Recipe
-from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
+from pipelines.latents.class_order import list_images
 from pipelines.latents.encoding import EncodeImages
 from pipelines.latents.identity import describe_latents, encode_identity
 from pipelines.latents.shards import IMAGE_FIELDS, LatentShard, inspect_existing, plan_shards, read_shard_records
@@ -61,6 +61,8 @@ class EncodePlan:
     images_per_second: float | None = None
     """Images per second of all workers."""
     unknown: str = ""
+    notes: tuple[str, ...] = ()
+    """What a user should know about the classes, in sentences."""
 
     @property
     def bytes(self) -> int | None:
@@ -75,7 +77,8 @@ class EncodePlan:
 
 def make_encode_plan(config: Recipe) -> EncodePlan:
     """Plan the encode job of a recipe. Raises what the job would raise if there are no images."""
-    listing, held_out = open_source(config.images).listing().split(config.images.held_out)
+    config, images = list_images(config)
+    listing, held_out = images.split(config.images.held_out)
     autoencoder, unknown = describe_local_autoencoder(config)
     folder, changed, finished = config.latents, [], 0
     shards = plan_shards(folder, listing, None, config.encode.shard_rows)
@@ -106,6 +109,7 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
         bytes_per_image=schema.moments_bytes(shape, config.encode.flip) if shape else None,
         free_bytes=storage.free_bytes(config.output),
         unknown=unknown,
+        notes=tuple(listing.describe_classes()),
     )
     return plan if unknown or not pending else _with_speed(plan, config, pending[0])
 
@@ -174,6 +178,7 @@ def encode_plan_lines(plan: EncodePlan, settings: EncodeConfig) -> list[tuple[st
         ("images", f"{plan.images:,} in {plan.classes:,} classes; {plan.held_out:,} more are held out"),
         ("shards", f"{plan.shards:,} of at most {rows:,} images, {plan.pending_shards:,} to encode"),
     ]
+    lines += [("classes", note) for note in plan.notes]
     if plan.padding > PADDING_WARNING and rows % batch:
         advice = f"make encode.shard_rows a multiple of encode.batch_size = {batch}"
         lines.append(("padding", f"{plan.padding:.0%} of the autoencoder's work: {advice}"))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dit import autoencoder_size
@@ -9,6 +10,7 @@ from dit.autoencoder_size import AutoencoderSize
 from dit.config import TIMESTEP_FREQUENCIES, DiTConfig, UViTConfig
 from dit.schedule import TrainingConfig
 from pipelines.config.recipe import AutoencoderConfig, Recipe
+from pipelines.latents.identity import latent_side
 from raydit.errors import NotFound
 
 FLOAT32 = 4
@@ -24,10 +26,14 @@ class Networks(NamedTuple):
 
 
 def resolve_networks(config: Recipe, num_classes: int) -> Networks:
-    """Return the networks of a recipe. Raises NotFound for an autoencoder whose size this machine does not know."""
+    """Return the networks of a recipe.
+
+    Raises NotFound for an autoencoder whose size this machine does not know, and InvalidInput if the images, the
+    autoencoder and the model do not fit together.
+    """
     autoencoder, side = autoencoder_config(config.autoencoder), config.images.size
     model = config.model.resolve(
-        input_size=side // autoencoder_size.downsample(autoencoder),
+        input_size=latent_side(side, autoencoder_size.downsample(autoencoder)),
         in_channels=autoencoder["latent_channels"],
         num_classes=num_classes,
         learn_sigma=config.objective.learn_sigma,
@@ -35,6 +41,17 @@ def resolve_networks(config: Recipe, num_classes: int) -> Networks:
     model = replace(model, gradient_checkpointing=config.train.gradient_checkpointing)
     encoder, decoder = autoencoder_size.encoder_size, autoencoder_size.decoder_size
     return Networks(model, encoder(autoencoder, side), decoder(autoencoder, side))
+
+
+def check_networks(config: Recipe) -> None:
+    """Raise InvalidInput if a recipe's images, autoencoder and model do not fit together.
+
+    Downloads nothing: an autoencoder that is not on this machine is not checked.
+    """
+    try:
+        resolve_networks(config, num_classes=1)
+    except NotFound:
+        return
 
 
 def autoencoder_config(autoencoder: AutoencoderConfig) -> dict[str, Any]:
@@ -47,6 +64,8 @@ def autoencoder_config(autoencoder: AutoencoderConfig) -> dict[str, Any]:
     assert id is not None, "a recipe has an autoencoder's id, or settings to train one"
     if id in autoencoder_size.STABLE_DIFFUSION:
         return autoencoder_size.STABLE_DIFFUSION_CONFIG
+    if (Path(id) / "config.json").is_file():
+        return json.loads((Path(id) / "config.json").read_text())
     from dit.autoencoder import locate_autoencoder  # imports torch
 
     try:

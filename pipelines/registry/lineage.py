@@ -12,7 +12,7 @@ from cluster import storage
 from dit.checkpoint import COMPLETE
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, open_checkpoint
+from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, find_recorded, open_checkpoint
 from pipelines.config.reader import validate_recipe
 from pipelines.config.recipe import Recipe
 from pipelines.images.open import open_source
@@ -24,7 +24,7 @@ from pipelines.scoring.references import reference_digest
 from pipelines.scoring.report_files import find_report_files, read_report
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.tracking import tags
-from pipelines.tracking.lookup import connected_client, find_checkpoint, has_files
+from pipelines.tracking.lookup import CheckpointRef, connected_client, find_checkpoint, has_files
 from pipelines.tracking.store import tracking_uri
 
 
@@ -78,7 +78,7 @@ def lineage(target: str, *, store: str = "", quick: bool = False) -> list[Link]:
 def _resolved(target: str, store: str) -> tuple[str, str | None]:
     """Return the location of the artifact, and the digest that MLflow recorded if it was named through MLflow."""
     if target.startswith(IN_TRACKING):
-        return find_checkpoint(store, target)
+        return _located(find_checkpoint(store, target))
     if storage.exists(target):
         return storage.absolute(target), None
     uri = tracking_uri(store)
@@ -89,7 +89,12 @@ def _resolved(target: str, store: str) -> tuple[str, str | None]:
         return known[tags.LATENTS], known[tags.LATENTS_FINGERPRINT]
     if tags.CHECKPOINT in known:
         return known[tags.CHECKPOINT], known.get(tags.CHECKPOINT_DIGEST)
-    return find_checkpoint(store, f"runs:/{run.info.run_id}")
+    return _located(find_checkpoint(store, f"runs:/{run.info.run_id}"))
+
+
+def _located(reference: CheckpointRef) -> tuple[str, str | None]:
+    """Return where a checkpoint that MLflow recorded lies now, and the digest that it must have."""
+    return find_recorded(reference.location, reference.digest), reference.digest
 
 
 def _around_checkpoint(opened: LocatedCheckpoint, expected: str | None, store: str, quick: bool) -> list[Link]:

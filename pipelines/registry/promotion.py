@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.report import EvaluationReport
-from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
+from pipelines.checkpoints.open import LocatedCheckpoint, find_recorded, open_checkpoint
 from pipelines.registry.model_files import save_model_files
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.report_files import find_reports
@@ -87,7 +87,9 @@ def promote(uri: str, experiment: str, name: str, candidate: PromotionScore, *, 
 def promote_report(
     uri: str, experiment: str, name: str, report: EvaluationReport, *, alias: str = CHAMPION
 ) -> Promotion:
-    """Promote the checkpoint of a report by its headline metric; see `promote`."""
+    """Promote the checkpoint of a report by its headline metric; see `promote`. A disqualified one never is."""
+    if report.disqualified:
+        return Promotion(f"models:/{name} stays as it is: {report.disqualified}", False)
     value, error = report.estimate(report.headline)
     margin = math.inf if error is None else error
     candidate = PromotionScore(report.checkpoint_digest, report.protocol_id, report.headline, value, margin)
@@ -191,7 +193,7 @@ def _holder(client: Any, name: str, alias: str) -> PromotionScore | None:
 def _give_alias(client: Any, uri: str, experiment: str, name: str, candidate: PromotionScore, alias: str) -> str:
     """Give the candidate's version an alias, creating the version and uploading the model's files if needed."""
     model = _logged_model(client, experiment, name, candidate)
-    opened = open_checkpoint(model.tags[tags.CHECKPOINT])
+    opened = open_checkpoint(find_recorded(model.tags[tags.CHECKPOINT], candidate.digest))
     if opened.digest != candidate.digest:
         raise InvalidInput(
             f"{opened.origin}: found checkpoint {opened.digest[:12]}",

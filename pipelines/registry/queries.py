@@ -166,13 +166,13 @@ def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: s
 def _scores(model: Any, runs: dict[str, Any], metric: str) -> list[dict[str, Any]]:
     """Return every value of a metric that a checkpoint has, with the protocol of its run.
 
-    metric: empty for all Frechet distances.
+    Evaluations that found it defective are left out. metric: empty for all Frechet distances.
     """
     found = []
     for point in model.metrics or []:
         name, run = point.key.removeprefix(SCORE), runs.get(point.run_id)
         is_wanted = name == metric if metric else _kind(name) == "fd"
-        if run is None or not point.key.startswith(SCORE) or not is_wanted:
+        if run is None or tags.DISQUALIFIED in run.data.tags or not point.key.startswith(SCORE) or not is_wanted:
             continue
         found.append(
             {

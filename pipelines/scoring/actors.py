@@ -61,7 +61,11 @@ class SampleActor:
         seconds = np.array(time.perf_counter() - started)
         if source.saved and shard.saved:
             source.saved.write(shard.saved, images, labels, indices)
-        return ShardResult(indices=np.array(indices), labels=labels, images=images, sampling_seconds=seconds)
+        flat = images.reshape(len(images), -1, images.shape[-1])
+        constant = np.array((flat == flat[:, :1]).all(axis=(1, 2)).sum())
+        return ShardResult(
+            indices=np.array(indices), labels=labels, images=images, num_constant=constant, sampling_seconds=seconds
+        )
 
     def open_sampler(self, source: SampleSource) -> "CheckpointSampler":
         """Return the source's sampler, loaded once for consecutive shards; only one is in memory at a time."""

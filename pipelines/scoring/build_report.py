@@ -17,12 +17,13 @@ def build_report(
     *,
     checkpoint: str,
     digest: str,
+    num_constant: int = 0,
 ) -> EvaluationReport:
     """Score the samples, and held-out real images as their baseline, against a reference.
 
     The baseline is of as many images as the score it is read against, because Frechet distance is biased in N: of at
     most protocol.num_samples held-out images; if there are fewer of them, that many samples are scored as well.
-    checkpoint, digest: what the samples are of.
+    checkpoint, digest: what the samples are of. num_constant: how many of them are of a single colour.
     """
     generated = _score(samples, reference, protocol, protocol.num_samples)
     real_baseline, metrics = {}, dict(generated.metrics)
@@ -33,6 +34,8 @@ def build_report(
         real_baseline = _score(spaced, reference, protocol, count, errors=False).metrics
         if count < protocol.num_samples:
             metrics |= _score(_take(samples, slice(count)), reference, protocol, count, errors=False).metrics
+    defect = find_defect(samples.features, num_constant)
+    warnings = [f"{defect}: this can be neither the best checkpoint nor a champion."] if defect else []
     return EvaluationReport(
         protocol=protocol,
         checkpoint=checkpoint,
@@ -41,8 +44,22 @@ def build_report(
         errors=generated.errors,
         real_baseline=real_baseline,
         curve=generated.curve,
-        warnings=generated.warnings,
+        warnings=[*warnings, *generated.warnings],
+        missing=generated.missing,
+        disqualified=defect,
     )
+
+
+def find_defect(features: np.ndarray, num_constant: int) -> str:
+    """Return in words why samples can be of no sound checkpoint, although they have scores; empty if they can.
+
+    features: (N, D). num_constant: how many samples are of a single colour.
+    """
+    if 2 * num_constant > len(features):
+        return f"{num_constant:,} of {len(features):,} samples are of a single colour"
+    if (features == features[0]).all():
+        return f"all {len(features):,} samples have the same features"
+    return ""
 
 
 def _score(

@@ -14,6 +14,7 @@ from dit.samplers import SAMPLERS, guided, in_dtype
 from evaluation.protocol import EvaluationProtocol, sample_label, sample_seed
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
+from raydit.errors import InvalidInput
 
 START_NOISE, STEP_NOISE = 0, 1
 """Streams of a sample's random numbers: the noise it starts from, and the noise of the sampler's steps."""
@@ -34,6 +35,7 @@ class CheckpointSampler:
     ):
         """Load a checkpoint; autoencoder: its autoencoder's folder, if that is not where the checkpoint expects it."""
         opened = open_checkpoint(checkpoint)
+        self.name = opened.origin
         self.protocol, self.batch_size, self.device = protocol, batch_size, device
         config = opened.record.model_config
         weights = opened.weights(protocol.weights, device)
@@ -54,7 +56,10 @@ class CheckpointSampler:
         return np.array([sample_label(seed, index, self.num_classes, mode) for index in indices], np.int64)
 
     def sample(self, indices: Sequence[int], labels: np.ndarray) -> np.ndarray:
-        """Sample images, uint8 (N, H, W, 3). indices: of the N samples. labels: their classes, int64 (N,)."""
+        """Sample images, uint8 (N, H, W, 3). indices: of the N samples. labels: their classes, int64 (N,).
+
+        Raises InvalidInput if a sample is not finite.
+        """
         return np.concatenate(
             [
                 self._sample_batch(indices[start : start + self.batch_size], labels[start : start + self.batch_size])
@@ -78,6 +83,14 @@ class CheckpointSampler:
             steps=protocol.sampling_steps,
             step_noise=lambda i, x: self._normal(steps),
         )
+        finite = torch.isfinite(latents[:count]).flatten(1).all(dim=1).cpu().numpy()
+        if not finite.all():
+            raise InvalidInput(
+                f"{self.name}: sample {indices[int(np.argmin(finite))]} is NaN or infinite, and "
+                f"{count - finite.sum()} of {count} samples of its batch",
+                "finite samples",
+                "choose another checkpoint; or, if its training is sound, more sampling_steps or dtype float32",
+            )
         return self.autoencoder.decode(latents)[:count].cpu().numpy()
 
     def _normal(self, generators: list[torch.Generator]) -> torch.Tensor:

@@ -7,6 +7,7 @@ from cluster import storage
 from evaluation.plots.time_shares import plot_time_shares
 from evaluation.report import REPORT_FILE, EvaluationReport
 from pipelines.images.grids import save_png
+from pipelines.tracking import tags
 from pipelines.tracking.run_log import FIGURES, DatasetRef, RunLog
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0
     errors = {f"eval_error/{name}": value for name, value in report.errors.items()}
     run.metrics(errors, step, model=model, dataset=dataset)
     run.metrics({f"floor/{name}": value for name, value in report.real_baseline.items()}, step)
+    if report.disqualified:
+        run.tag(tags.DISQUALIFIED, report.disqualified)
     if report.timings:
         run.metrics({f"evaluate/{name}": seconds for name, seconds in report.timings.items()}, step)
         run.artifact(save_png(plot_timings(report.timings), storage.join(folder, TIME_FILE)), FIGURES)

@@ -4,16 +4,19 @@ from dataclasses import replace
 
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
-from pipelines.config.recipe import EvaluateConfig, Recipe
+from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe
 from pipelines.scoring.references import reference_digest
 from pipelines.scoring.settings import ScoringSettings
+from raydit.errors import InvalidInput
 
 
 def evaluation_protocol(settings: ScoringSettings, opened: LocatedCheckpoint) -> EvaluationProtocol:
     """Return the protocol that a recipe's [evaluate] asks for with a checkpoint.
 
-    Raises what sampling_protocol raises, and NotFound if extractor weights, images or reference are missing.
+    Raises what sampling_protocol and check_sample_size raise, and NotFound if extractor weights, images or reference
+    are missing.
     """
+    check_sample_size(settings.images, opened)
     extractor, reference = settings.extractor_name, reference_digest(settings)
     return replace(
         sampling_protocol(settings.evaluate, settings.seed, opened),
@@ -22,6 +25,18 @@ def evaluation_protocol(settings: ScoringSettings, opened: LocatedCheckpoint) ->
         extractor_sha256=settings.extractor_sha256,
         reference_digest=reference,
     )
+
+
+def check_sample_size(images: ImagesConfig, opened: LocatedCheckpoint) -> None:
+    """Raise InvalidInput if a checkpoint's samples have another size than the images that they are compared with."""
+    record = opened.record
+    side = record.model_config.latent_size[0] * record.autoencoder.downsample
+    if side != images.size:
+        raise InvalidInput(
+            f"images.size: found {images.size}",
+            f"{side}, the size of the samples of {opened.origin}",
+            f"set images.size = {side}, or choose a checkpoint for images of {images.size} pixels",
+        )
 
 
 def sampling_protocol(evaluate: EvaluateConfig, seed: int, opened: LocatedCheckpoint) -> EvaluationProtocol:

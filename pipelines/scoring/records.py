@@ -39,6 +39,8 @@ class ShardResult:
     """(N, 2023) float32, from extractors that have spatial features."""
     unreadable: np.ndarray | None = None
     """Keys of the real images that could not be read, sorted."""
+    num_constant: np.ndarray | None = None
+    """() int64: how many samples are of a single colour; absent in records of earlier versions."""
     sampling_seconds: np.ndarray | None = None
     """() float64: duration of sampling."""
     extraction_seconds: np.ndarray | None = None
@@ -70,6 +72,8 @@ class LoadedFeatures:
     features: Features
     labels: np.ndarray | None
     """(N,) int64, of samples."""
+    num_constant: int
+    """How many samples are of a single colour, as far as that was recorded."""
     timings: dict[str, float]
     """Seconds that the workers spent, summed over all of them, by the name under which reports have them."""
 
@@ -94,7 +98,7 @@ def load_features(shards: Sequence[ScoringShard]) -> LoadedFeatures:
     Raises InvalidInput if a record holds other samples than its shard, or if an image could not be read: a score is
     of a known number of images.
     """
-    total, start = sum(len(shard.images) for shard in shards), 0
+    total, start, constant = sum(len(shard.images) for shard in shards), 0, 0
     arrays: dict[str, np.ndarray] = {}
     timings: dict[str, float] = {}
     for shard, record in zip(shards, read_results(shards, without=("images",)), strict=True):
@@ -102,6 +106,7 @@ def load_features(shards: Sequence[ScoringShard]) -> LoadedFeatures:
             if (seconds := getattr(record, name)) is not None:
                 timings[name] = timings.get(name, 0.0) + float(seconds)
         _check_record(shard, record)
+        constant += 0 if record.num_constant is None else int(record.num_constant)
         count = len(shard.images)
         for name in ("labels", "features", "logits", "spatial"):
             if (part := getattr(record, name)) is not None:
@@ -112,6 +117,7 @@ def load_features(shards: Sequence[ScoringShard]) -> LoadedFeatures:
     return LoadedFeatures(
         features=Features(arrays["features"], arrays.get("logits"), arrays.get("spatial")),
         labels=arrays.get("labels"),
+        num_constant=constant,
         timings={f"workers_{name}": round(seconds, 3) for name, seconds in timings.items()},
     )
 

@@ -15,6 +15,7 @@ from cluster import storage
 from evaluation.extractors import Features, fetch_weights
 from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
+from evaluation.score import explain_missing, summarize_missing
 from evaluation.statistics import FeatureStatistics
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import ImagesConfig
@@ -119,12 +120,38 @@ def check_scoring_inputs(settings: ScoringSettings, protocol: EvaluationProtocol
 
     Raises InvalidInput for a reference of another extractor, image size or crop, NotFound for missing weights.
     """
+    _check_inputs(settings, protocol.extractor, protocol.extractor_sha256)
+
+
+def check_scoring_settings(settings: ScoringSettings) -> None:
+    """Check the same for the protocol that a recipe describes, before there is a checkpoint to score."""
+    _check_inputs(settings, settings.extractor_name, settings.extractor_sha256)
+
+
+def _check_inputs(settings: ScoringSettings, extractor: str, extractor_sha256: str) -> None:
     images, evaluate = settings.images, settings.evaluate
     if evaluate.reference:
-        load_given_reference(evaluate.reference).check_compatible(
-            protocol.extractor, protocol.extractor_sha256, images.size, images.crop
-        )
+        reference = load_given_reference(evaluate.reference)
+        reference.check_compatible(extractor, extractor_sha256, images.size, images.crop)
     fetch_weights(evaluate.extractor, evaluate.extractor_weights)
+
+
+def check_real_images(settings: ScoringSettings, num_images: int, num_samples: int) -> list[str]:
+    """Return in words which metrics cannot be computed, before any are. Raises InvalidInput if none can.
+
+    num_images: training images, which give the reference unless another is given.
+    """
+    evaluate = settings.evaluate
+    if evaluate.reference:
+        features = load_given_reference(evaluate.reference).features
+        return [] if features is None else summarize_missing(explain_missing(num_samples, len(features)))
+    if num_images < 2:
+        raise InvalidInput(
+            f"images.path: found {num_images} training images in {settings.images.path} to compare samples with",
+            "at least 2, and many more for a score that means something",
+            "add images, or give reference statistics (evaluate.reference)",
+        )
+    return summarize_missing(explain_missing(num_samples, min(num_images, MAX_REFERENCE_FEATURES)))
 
 
 def load_real_features(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:

@@ -63,25 +63,58 @@ def load_report(folder: str) -> EvaluationReport | None:
 
 
 def load_matching_report(folder: str, digest: str) -> EvaluationReport | None:
-    """Return the report in a folder if it is of the checkpoint (or images) with this digest, else None."""
+    """Return the report in a folder that is of the checkpoint (or images) with this digest; None if there is none.
+
+    It may have been set aside for that of another checkpoint.
+    """
     report = load_report(folder)
-    return report if report and report.checkpoint_digest == digest else None
+    if report is not None and report.checkpoint_digest == digest:
+        return report
+    aside = storage.join(folder, _aside(digest, REPORT_FILE))
+    return read_report(aside) if storage.exists(aside) else None
 
 
 def set_aside_other_report(folder: str, digest: str) -> None:
-    """Rename a report of another checkpoint than the one with this digest, so that it is not overwritten."""
+    """Rename a report of another checkpoint than the one with this digest, and its files, so that they are kept."""
     report = load_report(folder)
-    if report is not None and report.checkpoint_digest != digest:
-        other = storage.join(folder, f"report-{report.checkpoint_digest[:12]}.json")
-        storage.move_file(storage.join(folder, REPORT_FILE), other)
+    if report is None or report.checkpoint_digest == digest:
+        return
+    other = report.checkpoint_digest
+    for file in (*report.artifacts.values(), REPORT_FILE):
+        if storage.exists(path := storage.join(folder, file)):
+            storage.move_file(path, storage.join(folder, _aside(other, file)))
 
 
-def find_report_files(folder: str, *subfolders: str | None) -> list[str]:
+def take_back_report(folder: str, digest: str) -> None:
+    """Put the report of the checkpoint with this digest into its place, if it was set aside for that of another one."""
+    aside = storage.join(folder, _aside(digest, REPORT_FILE))
+    report = load_report(folder)
+    if not storage.exists(aside) or (report is not None and report.checkpoint_digest == digest):
+        return
+    set_aside_other_report(folder, digest)
+    report = read_report(aside)
+    kept = {}
+    for name, file in report.artifacts.items():
+        if storage.exists(path := storage.join(folder, _aside(digest, file))):
+            storage.move_file(path, storage.join(folder, file))
+            kept[name] = file
+    storage.move_file(aside, storage.join(folder, REPORT_FILE))
+    if kept != report.artifacts:  # earlier versions of raydit did not keep pictures
+        rewrite_report(replace(report, artifacts={**kept, "page": PAGE_FILE}), folder)
+
+
+def _aside(digest: str, file: str) -> str:
+    """Return the name of a file of a checkpoint's report while the folder holds that of another one."""
+    stem, dot, suffix = file.partition(".")
+    return f"{stem}-{digest[:12]}{dot}{suffix}"
+
+
+def find_report_files(folder: str, *subfolders: str | None, file: str = REPORT_FILE) -> list[str]:
     """Return sorted paths or URIs of the reports below a folder.
 
     subfolders: names of the folders between `folder` and the file, one for each level; None stands for any name.
     """
-    pattern = "/".join(re.escape(name) if name else "[^/]+" for name in (*subfolders, REPORT_FILE))
+    pattern = "/".join(re.escape(name) if name else "[^/]+" for name in (*subfolders, file))
     names = storage.list_files(folder, recursive=True)
     return [storage.join(folder, name) for name in names if re.fullmatch(pattern, name)]
 
@@ -124,6 +157,7 @@ def _reports_of(name: str, protocol_id: str | None) -> list[EvaluationReport]:
     opened = open_checkpoint(name)
     evaluations = storage.join(opened.output, EVALUATIONS)
     files = find_report_files(evaluations, protocol_id, opened.name)
+    files += find_report_files(evaluations, protocol_id, opened.name, file=_aside(opened.digest, REPORT_FILE))
     reports = [report for report in read_reports(files) if report.checkpoint_digest == opened.digest]
     if not reports:
         wanted = f" of protocol {protocol_id}" if protocol_id else ""

@@ -9,6 +9,7 @@ from cluster import storage
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import EvaluateConfig
 from pipelines.images.grids import labelled_grid, save_png
+from pipelines.images.labels import are_numbers
 from pipelines.scoring.protocols import sampling_protocol
 from raydit.errors import InvalidInput
 
@@ -53,7 +54,8 @@ def class_label(name: str, class_names: Sequence[str]) -> int:
     """Return the number of a class, given its name or its number. Raises InvalidInput for an unknown class."""
     if name in class_names:
         return list(class_names).index(name)
-    if name.isdigit() and int(name) < len(class_names):
+    # Where names are numbers, a number is a name: 0 must not mean the class "1".
+    if name.isdigit() and int(name) < len(class_names) and not are_numbers(class_names):
         return int(name)
     known = ", ".join(class_names[:MAX_ROWS])
     raise InvalidInput(f"class {name!r}", f"one of {known} or a number below {len(class_names)}", "Choose one of them")

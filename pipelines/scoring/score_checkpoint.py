@@ -17,13 +17,19 @@ from pipelines.scoring.actors import SampleSource, ScoringActor
 from pipelines.scoring.build_report import build_report
 from pipelines.scoring.log_report import log_report
 from pipelines.scoring.records import load_features, load_preview_images
-from pipelines.scoring.references import RealImages, check_scoring_inputs, extract_adm_images, load_real_features
+from pipelines.scoring.references import (
+    RealImages,
+    check_real_images,
+    check_scoring_inputs,
+    extract_adm_images,
+    load_real_features,
+)
 from pipelines.scoring.report_curves import load_reports_by_step, save_curves
 from pipelines.scoring.report_files import report_folder, set_aside_other_report, write_report
 from pipelines.scoring.report_pictures import Neighbours, report_pictures
 from pipelines.scoring.saved_samples import SavedSamples
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.scoring.shards import ScoringShard, compute_shards, make_shards
+from pipelines.scoring.shards import ScoringShard, compute_shards, find_unfinished, make_shards
 from pipelines.stage import JobContext
 from pipelines.tracking import tags
 from pipelines.tracking.logged_models import log_checkpoint
@@ -66,11 +72,18 @@ class CheckpointEvaluation:
 def compute_features(context: JobContext, real: RealImages, evaluations: Sequence[CheckpointEvaluation]) -> None:
     """Compute the missing records of real images and of samples by one pool of actors.
 
-    evaluations: any number with the images and [evaluate] of `real`.
+    evaluations: any number with the images and [evaluate] of `real`. Says first which metrics cannot be computed;
+    raises InvalidInput if there are too few real images for any.
     """
     settings, shards = real.settings, real.missing_shards()
     for number, evaluation in enumerate(evaluations):
         shards += evaluation.shards(source=number)
+    if evaluations and find_unfinished(shards):
+        lines = check_real_images(settings, len(real.training), evaluations[0].protocol.num_samples)
+        if evaluations[0].opened.record.class_names == real.training.class_names:
+            lines += real.training.describe_classes()
+        for line in lines:
+            context.say("evaluate", line)
     sources = [evaluation.source for evaluation in evaluations]
     create_actor = partial(ScoringActor, with_absolute_paths(settings.images), settings.evaluate, sources)
     compute_shards(context, "evaluate", shards, create_actor, settings.evaluate)
@@ -96,7 +109,13 @@ def score_checkpoint(
         reference, held_out = load_real_features(real)
         samples = load_features(shards)
         report = build_report(
-            protocol, samples.features, reference, held_out, checkpoint=opened.origin, digest=opened.digest
+            protocol,
+            samples.features,
+            reference,
+            held_out,
+            checkpoint=opened.origin,
+            digest=opened.digest,
+            num_constant=samples.num_constant,
         )
         timer.lap("scoring_seconds")
         assert samples.labels is not None, "samples have labels"

@@ -18,6 +18,8 @@ class CheckpointRef(NamedTuple):
     """Path or URI of its folder."""
     digest: str | None
     """Digest that it must have; None if MLflow does not know it."""
+    model_id: str
+    """Id of its LoggedModel, which may hold a copy of it."""
 
 
 def runs_of_job(uri: str, experiment: str, job_id: str) -> list[dict[str, str]]:
@@ -71,7 +73,7 @@ def find_checkpoint(uri: str, name: str) -> CheckpointRef:
             "a run or model that raydit has logged",
             "name the folder of the checkpoint",
         )
-    return CheckpointRef(model.tags[tags.CHECKPOINT], model.tags.get(tags.CHECKPOINT_DIGEST))
+    return CheckpointRef(model.tags[tags.CHECKPOINT], model.tags.get(tags.CHECKPOINT_DIGEST), model.model_id)
 
 
 def _model_of_run(client: Any, rest: str) -> Any:

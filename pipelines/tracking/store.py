@@ -99,6 +99,20 @@ def _create_database(uri: str) -> None:
         MlflowClient(uri).search_experiments(max_results=1)
 
 
+def download_model(uri: str, model_id: str, path: str, folder: Path) -> Path | None:
+    """Download a file or folder of a LoggedModel into an existing folder; None if the store does not have it."""
+    client = mlflow_client(uri)
+    names = [file.path for file in client.list_logged_model_artifacts(model_id, str(Path(path).parent))]
+    if path not in names:
+        return None
+    # MLflow prints a progress bar.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow.artifacts import download_artifacts
+
+    location = client.get_logged_model(model_id).artifact_location.rstrip("/")
+    return Path(download_artifacts(artifact_uri=f"{location}/{path}", dst_path=str(folder), tracking_uri=uri))
+
+
 def is_unavailable(error: Exception) -> bool:
     """Return whether the same request may succeed later: no answer, a busy database, a server error."""
     from requests import RequestException  # what MLflow's client speaks with; a broken file is an OSError too

@@ -15,6 +15,8 @@ CHECKPOINT = "raydit.checkpoint"
 """Path or URI of a checkpoint."""
 CHECKPOINT_DIGEST = "raydit.checkpoint_digest"
 PROTOCOL_ID = "raydit.protocol_id"
+DISQUALIFIED = "raydit.disqualified"
+"""On the run of an evaluation: why its checkpoint can be neither best nor champion, whatever its metrics."""
 REMOVED = "raydit.removed"
 """Set on a LoggedModel when the files of its checkpoint have been removed."""
 

@@ -70,8 +70,9 @@ def best_step(evaluations: str, metric: str) -> int | None:
     files = storage.open_in_order([storage.join(evaluations, report[0]) for report in reports])
     for (protocol, step), file in zip((report.groups() for report in reports), files, strict=True):
         with file:
-            value = json.load(file)["metrics"].get(metric)
-        if value is not None:
+            report = json.load(file)
+        value = report["metrics"].get(metric)
+        if value is not None and not report.get("disqualified"):
             scores.setdefault(protocol, []).append((sign * value, int(step)))
     most_used = max(scores, key=lambda protocol: len(scores[protocol]), default=None)
     return min(scores[most_used])[1] if most_used else None

@@ -90,3 +90,13 @@ def test_the_table_gives_the_mean_over_seeds():
     name = "fd_efficientnet_lite0_1k"
     first, second = replace(REPORT, repeats={name: [12.0, 14.0]}, real_baseline={}).table().splitlines()[:2]
     assert first.split("  ")[-1].strip() == "mean of 2 seeds" and second.endswith("13 +- 1")
+
+
+def test_a_metric_that_could_not_be_computed_is_null_with_its_reason():
+    plain = REPORT.to_json()
+    assert "missing" not in plain and "disqualified" not in plain
+    report = replace(REPORT, missing={"recall_50k": "3 real images, and more than 5 are needed"})
+    content = json.loads(report.to_json())
+    assert content["metrics"] == {**REPORT.metrics, "recall_50k": None}
+    assert content["missing"] == {"recall_50k": "3 real images, and more than 5 are needed"}
+    assert EvaluationReport.from_json(report.to_json()) == report

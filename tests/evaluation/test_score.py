@@ -5,7 +5,7 @@ import pytest
 
 from evaluation.metrics import frechet_distance, inception_score, kernel_distance, manifold_scores, precision_recall
 from evaluation.reference import ReferenceStatistics
-from evaluation.score import score
+from evaluation.score import explain_missing, score, summarize_missing
 from evaluation.statistics import InceptionScoreSums
 from evaluation.uncertainty import extrapolate
 
@@ -150,3 +150,28 @@ def test_a_reference_of_another_extractor_or_dimension_is_refused():
         score(features(50, 0), features(50, 2), reference, extractor="inception", num_samples=50)
     with pytest.raises(ValueError, match=r"means of shapes \(16,\) and \(8,\).*expected.*Use one extractor"):
         score_lite0(features(50, 0, dim=8), features(50, 2), reference)
+
+
+@pytest.mark.parametrize("num_real", [2, 5, 6])
+def test_few_real_images_give_the_metrics_that_they_allow_and_reasons_for_the_others(num_real):
+    generated, real, logits = features(20, 0), features(num_real, 1), features(20, 2, dim=10)
+    found = score_lite0(generated, logits, reference_of(real, features=real))
+    manifold = lite0_names(20, "precision", "recall", "density", "coverage")
+    assert found.metrics.keys() >= lite0_names(20, "fd", "is", "kid")
+    expected = kernel_distance(generated, real, subset_size=num_real)
+    assert found.metrics["kid_efficientnet_lite0_20"] == pytest.approx(expected[0], rel=1e-9)
+    if num_real > 5:
+        assert found.metrics.keys() >= manifold and found.missing == {}
+        return
+    reason = f"{num_real} real images, and more than 5 are needed"
+    assert found.missing == dict.fromkeys(manifold, reason) and not found.metrics.keys() & manifold
+    assert found.warnings[0] == f"precision, recall, density, coverage cannot be computed: there are {reason}."
+
+
+def test_a_single_real_image_allows_no_kernel_distance():
+    found = explain_missing(20, 1)
+    assert found.keys() == {"kid", "precision", "recall", "density", "coverage"}
+    assert [line.partition(":")[0] for line in summarize_missing(found)] == [
+        "kid cannot be computed",
+        "precision, recall, density, coverage cannot be computed",
+    ]

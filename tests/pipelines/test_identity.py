@@ -1,11 +1,15 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
+from cluster import storage
 from dit.schedule import TrainingConfig
 from pipelines.artifacts import Artifact, differences, digest_of, settings_identity
 
 OLD = {"seed": 0, "train": {"learning_rate": 0.001, "betas": [0.9, 0.99]}}
+OTHER = {"seed": 1}
 NEW = {"seed": 0, "train": {"learning_rate": 0.002, "betas": [0.9, 0.99]}}
 
 
@@ -75,9 +79,39 @@ def test_a_changed_artifact_is_moved_aside_and_why_is_said(tmp_path, capsys):
     assert (tmp_path / "superseded" / "checkpoints-1" / "work").read_text() == "first"
     said = capsys.readouterr().out
     assert "starts again, because train.learning_rate: 0.001 -> 0.002." in said and "superseded/checkpoints-1" in said
-    artifact(tmp_path, OLD).prepare()
+    artifact(tmp_path, OTHER).prepare()
     plans = [json.loads((tmp_path / "superseded" / f"checkpoints-{n}" / "plan.json").read_text()) for n in (1, 2)]
     assert [plan["identity"] for plan in plans] == [OLD, NEW]
+
+
+def test_a_superseded_artifact_that_fits_again_is_taken_back(tmp_path, capsys):
+    artifact(tmp_path).prepare()
+    (tmp_path / "checkpoints" / "work").write_text("first")
+    artifact(tmp_path, NEW).prepare()
+    (tmp_path / "checkpoints" / "work").write_text("second")
+    capsys.readouterr()
+    assert artifact(tmp_path).find() == str(tmp_path / "superseded" / "checkpoints-1")
+    artifact(tmp_path).prepare(before_move=lambda: pytest.fail("nothing is made, so nothing needs to be checked"))
+    assert (tmp_path / "checkpoints" / "work").read_text() == "first" and artifact(tmp_path).recorded() == OLD
+    assert [path.name for path in (tmp_path / "superseded").iterdir()] == ["checkpoints-2"]
+    (said,) = capsys.readouterr().out.splitlines()
+    assert "takes back the earlier results from" in said and "superseded/checkpoints-2" in said
+    # A process that was killed between the two moves left nothing in the artifact's place.
+    (tmp_path / "checkpoints").rename(tmp_path / "superseded" / "checkpoints-7")
+    artifact(tmp_path).prepare()
+    assert (tmp_path / "checkpoints" / "work").read_text() == "first"
+    assert "takes back" in capsys.readouterr().out
+
+
+def test_a_stage_that_cannot_run_moves_nothing(tmp_path):
+    artifact(tmp_path).prepare()
+
+    def refuse():
+        raise ValueError("no room")
+
+    with pytest.raises(ValueError, match="no room"):
+        artifact(tmp_path, NEW).prepare(before_move=refuse)
+    assert artifact(tmp_path).recorded() == OLD and not (tmp_path / "superseded").exists()
 
 
 def test_a_further_reason_starts_anew_though_the_identity_is_equal(tmp_path, capsys):
@@ -102,3 +136,27 @@ def test_what_a_killed_claim_left_half_written_is_no_reason_to_refuse(tmp_path):
     (tmp_path / "checkpoints" / ".tmp-host-123-0a1b2c3d").write_text("{")
     artifact(tmp_path).prepare()
     assert artifact(tmp_path).recorded() == OLD
+
+
+def test_a_finished_one_of_several_superseded_artifacts_is_taken_back(tmp_path):
+    """The move of the other was interrupted in an object store, where files are removed one by one."""
+    artifact(tmp_path).prepare()
+    for number in (1, 2):
+        shutil.copytree(tmp_path / "checkpoints", tmp_path / "superseded" / f"checkpoints-{number}")
+    (tmp_path / "superseded" / "checkpoints-1" / "done").write_text("")
+    artifact(tmp_path, NEW).prepare()
+    artifact(tmp_path).prepare(is_finished=lambda folder: (Path(folder) / "done").exists())
+    assert (tmp_path / "checkpoints" / "done").exists() and artifact(tmp_path).recorded() == OLD
+
+
+def test_taking_back_in_a_bucket_is_repeated_after_a_kill(s3_bucket):
+    """There a folder is moved file by file."""
+    kept = Artifact("train", f"{s3_bucket}/superseded/checkpoints-1", OLD)
+    kept.prepare()
+    for name in ("a", "b"):
+        storage.write_atomically(storage.join(kept.folder, name), b"content")
+    taken = Artifact("train", f"{s3_bucket}/checkpoints", OLD)
+    storage.write_atomically(storage.join(taken.folder, "a"), b"content")
+    taken.prepare()
+    assert taken.recorded() == OLD and set(storage.list_files(taken.folder)) == {"a", "b", "plan.json"}
+    assert storage.list_files(kept.folder) == {}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from tiny import BROKEN, tiny_recipe
 
 from evaluation.metric_names import METRIC_KINDS
 from evaluation.report import EvaluationReport
+from pipelines.artifacts import Artifact
 from pipelines.encode import encode
 from pipelines.evaluate import evaluate
 from pipelines.images.open import open_source
 from pipelines.latents.dataset import LatentDataset
 from pipelines.run import run_pipeline
+from pipelines.scoring.report_files import set_aside_other_report
+from pipelines.stage import StageContext
 from pipelines.train import train
 
 
@@ -104,6 +108,40 @@ def test_a_second_run_skips_everything(finished, capsys):
     assert capsys.readouterr().out.count("already finished") == 4
     after = {path: path.stat().st_mtime_ns for path in (folder / "output").rglob("*.*") if path.is_file()}
     assert before == after
+
+
+def test_what_a_later_stage_refuses_is_refused_before_anything_moves(copy):
+    """Each of these recipes would train anew."""
+    refused = {
+        "model.patch_size=3": "multiples of patch_size = 3",
+        "evaluate.gpus_per_worker=1": "evaluate asks for 1 workers of 1 CPU, 1 GPU each",
+        "evaluate.reference=missing.npz": "evaluate.reference: nothing at missing.npz",
+        "train.keep_best=fid": "metric name 'fid'",
+    }
+    before = sorted(path for path in (copy / "output").rglob("*"))
+    for override, message in refused.items():
+        with pytest.raises(ValueError if "missing" not in override else FileNotFoundError, match=message):
+            run_pipeline(tiny_recipe(copy, "train.keep_last=3", "train.learning_rate=5e-4", override))
+    after = {path for path in (copy / "output").rglob("*") if ".lease" not in path.name}
+    assert after == {path for path in before if ".lease" not in path.name}
+
+
+def test_what_fits_again_is_taken_back_instead_of_made_anew(copy, capsys):
+    """As after runs of another recipe in the same output. Without Ray: there is nothing to do."""
+    config, output, before = tiny_recipe(copy), copy / "output", report_of(copy)
+    for name in ("autoencoder", "latents", "checkpoints"):
+        Artifact(name, str(output / name), {"another": "recipe"}).prepare()
+    (path,) = (output / "evaluations").glob("*/*/report.json")
+    picture = path.with_name("samples.png").read_bytes()
+    set_aside_other_report(str(path.parent), "0" * 64)
+    assert not path.exists()
+    path.with_name("samples.png").write_bytes(b"of another checkpoint")
+    capsys.readouterr()
+    report = run_pipeline(config)
+    out = capsys.readouterr().out
+    assert out.count("takes back the earlier results from") == 3 and out.count("already finished") == 4
+    assert json.loads(report.to_json()) == before == report_of(copy)
+    assert path.with_name("samples.png").read_bytes() == picture
 
 
 @pytest.mark.slow
@@ -226,3 +264,14 @@ def test_another_checkpoint_under_the_same_step_is_scored_anew(copy):
     assert report.checkpoint_digest != old["checkpoint_digest"]
     (kept,) = (copy / "output" / "evaluations").glob("*/step_0000006/report-*.json")
     assert json.loads(kept.read_text())["metrics"] == old["metrics"]
+
+
+def test_more_threads_than_cores_are_said_in_one_line(copy, capsys):
+    cores = os.cpu_count()
+    config = tiny_recipe(copy, f"encode.cpus_per_worker={cores}", "encode.num_workers=2")
+    with StageContext(config) as context:
+        for _ in range(2):
+            context.start_ray(config.encode, "encode")
+        context.start_ray(config.evaluate, "evaluate")
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "threads" in line]
+    assert f"workers have 2 x {cores} = {2 * cores} threads on {cores} cores" in said

@@ -159,9 +159,11 @@ def _evaluate_checkpoints(
     fixed = load_recipe(recipe, overrides) if recipe else None  # before any checkpoint is looked for
 
     def recipe_of(opened: LocatedCheckpoint) -> Recipe:
+        from pipelines.latents.class_order import with_recorded_class_order
         from pipelines.scoring.protocols import checkpoint_recipe
 
-        return fixed or checkpoint_recipe(opened, overrides)
+        recorded = opened.record.recipe
+        return with_recorded_class_order(fixed, recorded) if fixed else checkpoint_recipe(opened, overrides)
 
     options = EvaluationOptions(
         repeats=flags.repeats,
@@ -232,11 +234,15 @@ def _print_series(scored: Sequence[FinishedEvaluation], as_json: bool) -> None:
     reports = [each.report for each in scored]
     if len(reports) > 1:
         click.echo(f"\n{compare_reports(reports, allow_unequal=True).table()}")
-    best = min(scored, key=lambda each: each.report.estimate(each.report.headline)[0])
-    print_line("best", f"{best.report.checkpoint} by {best.report.headline}")
+    sound = [each for each in scored if not each.report.disqualified]
+    best = min(sound, key=lambda each: each.report.estimate(each.report.headline)[0], default=None)
+    for report in reports:
+        if report.disqualified:
+            print_line("defective", f"{report.checkpoint}: {report.disqualified}")
+    print_line("best", f"{best.report.checkpoint} by {best.report.headline}" if best else "none")
     paths = {storage.join(storage.split(each.folder)[0], CURVE_FILE) for each in scored}
     curves = sorted(path for path in paths if storage.exists(path))
     for curve in curves:
         print_line("curve", shorten_path(curve))
     listed = [json.loads(report.to_json()) for report in reports]
-    print_result(as_json, {"reports": listed, "best": best.report.checkpoint, "curves": curves})
+    print_result(as_json, {"reports": listed, "best": best and best.report.checkpoint, "curves": curves})

@@ -91,11 +91,14 @@ def train(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run:
 
 
 def _load(path: str, overrides: tuple[str, ...], dry_run: bool) -> Recipe:
-    """Read a recipe; on a dry run print it and exit."""
+    """Read a recipe; on a dry run check that its networks fit the images, print it and exit."""
     from pipelines.config.reader import load_recipe
 
     config = load_recipe(path, overrides)
     if dry_run:
+        from pipelines.planning.networks import check_networks
+
+        check_networks(config)
         print_resolved(config)
         sys.exit(OK)
     return config

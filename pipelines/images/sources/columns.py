@@ -96,7 +96,9 @@ class ColumnSource(ABC):
                 chunks += listing.labels.chunks
         if listings[0].labels is None:
             return np.zeros(sum(len(listing.stamps) for listing in listings), np.int32), ()
-        return number_labels(pa.chunked_array(chunks, listings[0].labels.type), known, self.files.root)
+        return number_labels(
+            pa.chunked_array(chunks, listings[0].labels.type), known, self.files.root, self.config.class_order
+        )
 
     @abstractmethod
     def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":

@@ -55,7 +55,23 @@ class FolderSource:
             inside = [index for index, key in enumerate(keys) if key.partition("/")[0] in wanted]
             keys, shown, depth = [keys[index] for index in inside], shown[inside], 1
         labels, class_names = self._labels(keys, depth)
-        return Listing(keys, labels, sizes[shown], class_names)
+        notes = self._note_empty_folders(keys, depth) if class_names else ()
+        return Listing(keys, labels, sizes[shown], class_names, notes=notes)
+
+    def _note_empty_folders(self, keys: list[str], depth: int) -> tuple[str, ...]:
+        """Say which folders beside those of the classes hold no images: classes are numbered without them."""
+        parents = sorted({key.partition("/")[0] for key in keys}) if depth else [""]
+        used = {tuple(key.split("/")[: depth + 1]) for key in keys}
+        prefixes = {"/".join(path) for path in used}
+        beside = [f"{parent}/{name}".lstrip("/") for parent in parents for name in self._folders_in(parent)]
+        empty = [folder for folder in beside if folder not in prefixes]
+        if not empty or self.config.class_names:
+            return ()
+        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        return (f"{len(empty)} folders without images are no classes ({shown}): classes are numbered without them",)
+
+    def _folders_in(self, parent: str) -> list[str]:
+        return self.files.subfolder(parent).list_top()[0]
 
     def _labels(self, keys: list[str], depth: int) -> tuple[np.ndarray, tuple[str, ...]]:
         """Return class numbers and names. depth: position in a key's path of the folder that names its class."""
@@ -63,7 +79,9 @@ class FolderSource:
         loose = next((key for key, part in zip(keys, parts, strict=True) if len(part) < depth + 2), None)
         if loose is None:
             folders = pa.chunked_array([pa.array([part[depth] for part in parts])])
-            return number_labels(folders, self.config.class_names, f"folders of {self.files.root}")
+            return number_labels(
+                folders, self.config.class_names, f"folders of {self.files.root}", self.config.class_order
+            )
         if any(len(part) >= depth + 2 for part in parts):
             raise InvalidInput(
                 f"images.path: found class folders and loose images such as {loose} in {self.files.root}",

@@ -88,7 +88,9 @@ class TableSource:
         label_column = self._column(table, "label_column", LABEL_COLUMNS, "the label", where)
         keys = self._names(table, name_column, where)
         known = self.config.class_names or recorded_class_names(table.schema.metadata, label_column)
-        labels, class_names = number_labels(table.column(label_column), known, f"{where}, column {label_column}")
+        labels, class_names = number_labels(
+            table.column(label_column), known, f"{where}, column {label_column}", self.config.class_order
+        )
         order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
         keys = [keys[index] for index in order]
         twice = next((key for key, following in zip(keys, keys[1:], strict=False) if key == following), None)

@@ -92,7 +92,9 @@ class WebDatasetSource:
             texts += shard.labels or []
         if shards[0].labels is None:
             return np.zeros(sum(len(shard.stems) for shard in shards), np.int32), ()
-        return number_labels(parse_labels(texts), self.config.class_names, f"labels in {self.files.root}")
+        return number_labels(
+            parse_labels(texts), self.config.class_names, f"labels in {self.files.root}", self.config.class_order
+        )
 
     def _list_shard(self, name: str) -> TarShard:
         where = self.files.path(name)

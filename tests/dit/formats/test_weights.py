@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dit.formats.weights import check_weights, load_weights, read_weights
+from dit.formats.weights import check_finite, check_weights, load_weights, read_weights
 
 
 class Malicious:
@@ -112,3 +112,12 @@ def test_the_first_of_many_differing_weights_are_the_same_in_every_process():
         load_weights(network, other)
     listed = [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]]
     assert listed == ["0.bias", "0.weight", "1.bias", "1.weight", "2.bias"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(value):
+    weights = {"first": torch.ones(3), "counts": torch.arange(4), "second": torch.ones(2, 3, dtype=torch.bfloat16)}
+    check_finite(weights, "a.pt")
+    weights["second"][1, 1:] = value
+    with pytest.raises(ValueError, match=r"a.pt: the tensor second is NaN or infinite in 2 of its 6 values, expected"):
+        check_finite(weights, "a.pt")

@@ -1,10 +1,12 @@
 """Weights of other projects: imported, exported, sampled from and evaluated without a recipe, by command."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dit.autoencoder import LatentScale, create_autoencoder, save_autoencoder
 from dit.checkpoint import load_checkpoint
@@ -141,3 +143,43 @@ def test_a_sample_file_holds_sample_i_at_index_i_whatever_the_shards(raydit, imp
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["ours", "samples.npz"]  # no shards are left
     with pytest.raises(FileExistsError, match="samples.npz exists already"):
         sample_file(imported.path, config, str(tmp_path / "samples.npz"), num_samples=5)
+
+
+def test_weights_with_nan_are_refused_wherever_they_are_read(raydit, imported, given_folder, tmp_path):
+    """An official file, a pipeline, its autoencoder, and a checkpoint that an earlier version has imported."""
+    name = "blocks.0.attn.qkv.weight"
+    given = str(given_folder / "official.pt")
+    official = torch.load(given, weights_only=True)
+    official[name][0, 0] = torch.nan
+    torch.save(official, tmp_path / "nan.pt")
+    vae = ("--autoencoder", str(given_folder / "vae"))
+    assert raydit("export", "ours", "pipeline", "--format", "diffusers")[0] == 0
+    shutil.copytree(given_folder / "vae", tmp_path / "vae")
+    damaged = {
+        tmp_path / "pipeline" / "transformer": "transformer_blocks.0.attn1.to_q.weight",
+        tmp_path / "vae": "decoder.conv_in.weight",
+        tmp_path / "ours": name,
+    }
+    for folder, tensor in damaged.items():
+        file = folder / ("ema.safetensors" if folder.name == "ours" else "diffusion_pytorch_model.safetensors")
+        weights = load_file(file)
+        weights[tensor].view(-1)[-1] = -torch.inf
+        save_file(weights, file)
+    commands = {
+        ("import", "nan.pt", "other", *vae, *HEADS): name,
+        ("import", "pipeline", "other", *vae): "transformer_blocks.0.attn1.to_q.weight",
+        (
+            "import",
+            str(given_folder / "official.pt"),
+            "other",
+            "--autoencoder",
+            "vae",
+            *HEADS,
+        ): "decoder.conv_in.weight",
+        ("sample", "ours", "--out", "grid.png"): name,
+        ("export", "ours", "exported", "--format", "official"): name,
+    }
+    for command, tensor in commands.items():
+        code, _, err = raydit(*command)
+        assert code == 2 and f"the tensor {tensor} is NaN or infinite in 1 of its" in err, (command, err)
+        assert not (tmp_path / "other").exists() and not (tmp_path / "grid.png").exists()

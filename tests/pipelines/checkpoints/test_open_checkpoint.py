@@ -221,6 +221,38 @@ def test_a_checkpoint_is_promoted_only_if_it_is_better_by_more_than_the_error(
     assert open_checkpoint("models:/best@champion", tracking_uri=store).path == checkpoints[4].path
 
 
+def test_a_promoted_checkpoint_is_found_in_superseded_and_then_in_the_registry(
+    config, checkpoints, logged_runs, store, tmp_path, capsys
+):
+    """With its autoencoder: samples stay the same."""
+    assert promote(store, config.name, "kept", standing(checkpoints[2], 30.0)).given
+    expected, output = samples(open_checkpoint(checkpoints[2].path)), Path(config.output)
+    superseded = output / "superseded"
+    superseded.mkdir()
+    for folder in ("checkpoints", "autoencoder"):
+        (output / folder).rename(superseded / f"{folder}-1")
+        (superseded / f"{folder}-1" / "plan.json").write_text("{}")
+    try:
+        for name in ("models:/kept@champion", f"runs:/{logged_runs[0]}/step_0000002"):
+            found = open_checkpoint(name)
+            assert found.path == superseded / "checkpoints-1" / "step_0000002"
+            assert (found.digest, found.output) == (checkpoints[2].digest, str(output))
+        assert "models:/kept@champion was superseded: it lies in" in capsys.readouterr().out
+        assert (samples(found) == expected).all()
+        superseded.rename(tmp_path / "gone")
+        copy = open_checkpoint("models:/kept@champion")
+        assert (copy.digest, copy.origin) == (checkpoints[2].digest, str(checkpoints[2].path))
+        assert copy.output == str(output) and copy.path.is_relative_to(tmp_path / "cache")
+        assert "using the copy in the model registry" in capsys.readouterr().out
+        assert (samples(copy) == expected).all()
+    finally:
+        (tmp_path / "gone" if (tmp_path / "gone").exists() else superseded).rename(superseded)
+        for folder in ("checkpoints", "autoencoder"):
+            (superseded / f"{folder}-1").rename(output / folder)
+            (output / folder / "plan.json").unlink()
+        superseded.rmdir()
+
+
 # Formats of others
 
 

@@ -5,11 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import get_args
 
 import click
 import pytest
+import tomli_w
+from tiny_encode import autoencoder_folder
 
 from pipelines.cli import main as cli
 from pipelines.cli.commands import stages
@@ -237,3 +240,18 @@ cli.main()
     assert process.returncode == 1
     assert process.stderr.startswith("Traceback") and "in faulty" in process.stderr
     assert "raydit: " not in process.stderr
+
+
+@pytest.mark.parametrize("command", [("run", "--dry-run"), ("train", "--dry-run"), ("encode", "--dry-run"), ("plan",)])
+def test_a_size_that_the_autoencoder_does_not_divide_is_refused_at_once(raydit, command, tmp_path):
+    """By the autoencoder's own factor: 8 for Stable Diffusion's, 2 for the one in a folder."""
+    name, *flags = command
+    pretrained = autoencoder_folder(tmp_path / "pretrained")
+    content = tomllib.loads(Path(TINY).read_text()) | {"images": {"path": "digits", "size": 36}}
+    for id, size, sides in (("stabilityai/sd-vae-ft-ema", 36, "32 or 40"), (str(pretrained), 17, "16 or 18")):
+        content["autoencoder"], content["images"]["size"] = {"id": id}, size
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(tomli_w.dumps(content))
+        code, _, err = raydit(name, str(recipe), *flags)
+        assert code == 2 and f"images.size: found {size}, expected a multiple of" in err, err
+        assert f"Set images.size = {sides}, or choose another autoencoder" in err

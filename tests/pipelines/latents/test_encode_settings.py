@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from safetensors.torch import load_file, save_file
 from tiny import tiny_recipe
+from tiny_encode import autoencoder_folder, encode_here, recipe
 from tiny_latents import SHAPE, description, make_moments
 
 from dit.autoencoder import MEMORY_FORMATS
@@ -17,6 +19,7 @@ from pipelines.images.listing import Listing
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.encoding import EncodeImages, WriteShard
 from pipelines.latents.identity import encode_identity
+from pipelines.latents.quarantine import MOMENTS_ARE_NAN
 
 LISTING = Listing(["a", "b"], np.zeros(2, np.int32), np.zeros(2, np.int64), ("one",))
 
@@ -112,7 +115,7 @@ def test_images_with_moments_beyond_float16_are_quarantined(tmp_path, flip):
     bad = ["k1", "k3", "k4"] if flip else ["k1", "k3"]
     assert record["quarantined"] == [
         {"key": "k9", "error": "broken"},
-        *({"key": key, "error": "moments do not fit float16"} for key in bad),
+        *({"key": key, "error": "moments do not fit float16" if key != "k3" else MOMENTS_ARE_NAN} for key in bad),
     ]
     table = pq.read_table(tmp_path / "part-00000.parquet")
     kept = [index for index in range(5) if f"k{index}" not in bad]
@@ -120,3 +123,21 @@ def test_images_with_moments_beyond_float16_are_quarantined(tmp_path, flip):
     for index, data in zip(kept, table["moments"].to_pylist(), strict=True):
         np.testing.assert_array_equal(np.frombuffer(data, "<f2").reshape(SHAPE), moments[index])
     assert record["rows"] == len(kept) and record["channels"]["count"] == len(kept) * 15
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), r"autoencoder.*the tensor encoder.conv_in.weight is NaN or infinite in 1 of its 216 values"),
+        (3e38, r"autoencoder: it makes NaN of 1\d of the 37 images, such as .*the images themselves can be read"),
+    ],
+)
+def test_an_autoencoder_that_makes_nan_is_blamed_and_not_the_images(tmp_path, monkeypatch, value, message):
+    """Whether its weights are NaN, or are finite and overflow."""
+    config = recipe(tmp_path)
+    file = autoencoder_folder(tmp_path / "pretrained") / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["encoder.conv_in.weight"].view(-1)[: 1 if value != value else 216] = value
+    save_file(weights, file)
+    with pytest.raises(ValueError, match=message):
+        encode_here(config, monkeypatch)

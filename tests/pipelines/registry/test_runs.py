@@ -5,8 +5,12 @@ import re
 from dataclasses import replace
 
 import pytest
+from mlflow_server import wait_until
 from tiny_story import ERROR, SCORES, tell_evaluation
 
+from pipelines.checkpoints.open import open_checkpoint
+from pipelines.scoring.protocols import evaluation_protocol
+from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext
 
 METRIC = "fd_efficientnet_lite0_16"
@@ -97,3 +101,20 @@ def test_to_ask_a_store_that_is_not_there_does_not_make_one(raydit, tmp_path):
     code, _, err = raydit("runs", "list", "--store", f"sqlite:///{tmp_path}/mlflow.db")
     assert code == 2 and f"found no MLflow store at sqlite:///{tmp_path}/mlflow.db, expected the database" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_defective_checkpoint_never_wins_whatever_its_score(asked, story, raydit):
+    """Its samples are of a single colour: neither best, nor champion, nor challenger."""
+    config = replace(story.config, seed=7)
+    defect = "16 of 16 samples are of a single colour"
+    with StageContext(config, part="evaluations") as context:
+        for step, value in ((2, 0.5), (4, 21.0)):
+            tell_evaluation(context, config, story.checkpoints[step], value, disqualified=defect if step == 2 else "")
+        wait_until(lambda: not context.tracker._journal.undelivered)
+    protocol = evaluation_protocol(ScoringSettings.from_recipe(config), open_checkpoint(story.checkpoints[2].path))
+    found, _ = asked("runs", "best", "tiny", "--protocol", protocol.protocol_id)
+    assert [(each["step"], each["value"]) for each in found["checkpoints"]] == [(4, 21.0)]
+    flags = ("--name", "sound", "--protocol", protocol.protocol_id, "--json")
+    code, out, err = raydit("promote", str(story.checkpoints[2].path), *flags)
+    assert code == 0 and json.loads(out.splitlines()[-1])["given"] is False, out + err
+    assert f"models:/sound stays as it is: {defect}" in out

@@ -41,6 +41,9 @@ def test_the_best_checkpoint_has_the_lowest_distance_or_the_highest_score(tmp_pa
     report(tmp_path, "a", 100, fid_50k=9.0, is_50k=5.0)
     report(tmp_path, "a", 200, fid_50k=7.0, is_50k=4.0)
     report(tmp_path, "b", 300, fid_10k=1.0, fid_50k=1.0)  # by another protocol: no better
+    report(tmp_path, "a", 400, fid_50k=0.5)
+    file = tmp_path / "a" / "step_0000400" / "report.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "disqualified": "its samples are of a single colour"}))
     assert best_step(str(tmp_path), "fid_50k") == 200
     assert best_step(str(tmp_path), "is_50k") == 100
     assert best_step(str(tmp_path), "fd_dinov2_vit_b_14_50k") is None
