@@ -15,6 +15,7 @@ from pipelines.registry.model_files import save_model_files
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.report_files import find_reports
 from pipelines.tracking import tags
+from pipelines.tracking.experiments import find_experiment
 from pipelines.tracking.lookup import connected_client, has_files
 from pipelines.tracking.store import tracking_uri
 from raydit.errors import InvalidInput, NotFound, Unreachable
@@ -214,7 +215,7 @@ def _give_alias(client: Any, uri: str, experiment: str, name: str, candidate: Pr
 
 
 def _logged_model(client: Any, experiment: str, name: str, candidate: PromotionScore) -> Any:
-    found = client.get_experiment_by_name(experiment)
+    found = find_experiment(client, experiment)
     query = tags.has(tags.CHECKPOINT_DIGEST, candidate.digest)
     models = client.search_logged_models([found.experiment_id], filter_string=query) if found else []
     if not models:

@@ -5,6 +5,7 @@ from typing import Any
 
 from evaluation.metric_names import parse_metric_name
 from pipelines.tracking import tags
+from pipelines.tracking.experiments import find_experiment
 from pipelines.tracking.lookup import connected_client, run_link
 from raydit.errors import InvalidInput, NotFound
 
@@ -213,7 +214,7 @@ def _experiments(client: Any, uri: str, name: str) -> dict[str, str]:
     """Return experiment names by id: all of them, or the named one only."""
     if not name:
         return {each.experiment_id: each.name for each in client.search_experiments()}
-    found = client.get_experiment_by_name(name)
+    found = find_experiment(client, name)
     if found is None:
         known = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
         raise NotFound(
@@ -221,4 +222,4 @@ def _experiments(client: Any, uri: str, name: str) -> dict[str, str]:
             "the name of an experiment, or a recipe",
             "name one of those, or set tracking.uri to the store that holds it",
         )
-    return {found.experiment_id: name}
+    return {found.experiment_id: found.name}

@@ -3,12 +3,20 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.console import first_line
 from pipelines.tracking import tags
-from pipelines.tracking.store import is_unavailable, mlflow_client, tracking_uri, unreachable
+from pipelines.tracking.experiments import find_experiment
+from pipelines.tracking.store import (
+    is_absent,
+    is_refusing_all,
+    is_unavailable,
+    mlflow_client,
+    request_failed,
+    tracking_uri,
+    unreachable,
+)
 from raydit.errors import InvalidInput, NotFound, RayditError
 
 
@@ -26,14 +34,14 @@ def runs_of_job(uri: str, experiment: str, job_id: str) -> list[dict[str, str]]:
 
     link: address in the UI; empty if no server shows it. Raises Unreachable if MLflow does not answer.
     """
-    client = mlflow_client(uri)
     try:
-        found = client.get_experiment_by_name(experiment)
+        client = mlflow_client(uri)
+        found = find_experiment(client, experiment)
         ids = [found.experiment_id] if found else []
         query = tags.has(tags.JOB_ID, job_id)
         runs = client.search_runs(ids, query, order_by=["attributes.start_time"]) if ids else []
     except Exception as error:
-        raise unreachable(uri, error) from error
+        raise request_failed(uri, error) from error
     return [
         {
             "stage": run.data.tags.get(tags.STAGE, ""),
@@ -124,7 +132,7 @@ def protected_digests(uri: str) -> set[str]:
     then it is unknown what is protected, and nothing may be removed.
     """
     uri = tracking_uri(uri)
-    if _is_absent(uri):
+    if is_absent(uri):
         return set()
     digests: set[str] = set()
     with connected_client(uri) as client:
@@ -186,27 +194,28 @@ def _registered_models(client: Any) -> Iterator[Any]:
 
 @contextmanager
 def connected_client(uri: str) -> Iterator[Any]:
-    """Yield a client of an existing store. Raises NotFound if there is none, and Unreachable if it does not answer."""
-    if _is_absent(uri):
+    """Yield a client of an existing store.
+
+    Raises NotFound if there is none, Unreachable if it does not answer, and InvalidInput if it refuses every request.
+    """
+    if is_absent(uri):
         raise NotFound(
             f"found no MLflow store at {uri}",
             "the database that a raydit command has written",
             "set tracking.uri or MLFLOW_TRACKING_URI to the store in use, or run the command in its folder",
         )
     try:
-        yield mlflow_client(uri)
+        client = mlflow_client(uri)
+    except Exception as error:
+        raise request_failed(uri, error) from error
+    try:
+        yield client
     except RayditError:
         raise
     except Exception as error:
-        if isinstance(error, ValueError) or not is_unavailable(error):
+        if isinstance(error, ValueError) or not (is_unavailable(error) or is_refusing_all(error)):
             raise
-        raise unreachable(uri, error) from error
-
-
-def _is_absent(uri: str) -> bool:
-    """Return whether a store is a database file that does not exist yet; connecting to it would create it."""
-    scheme, _, database = uri.partition(":///")
-    return scheme == "sqlite" and not Path(database).is_file()
+        raise request_failed(uri, error) from error
 
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:

@@ -23,7 +23,14 @@ class RunLog(Protocol):
         ...
 
     def params(self, params: dict[str, Any]) -> None:
-        """Log settings; nested names are joined by dots, and what is not set is left out."""
+        """Log what identifies the run: settings that are the same in every attempt at it.
+
+        Nested names are joined by dots, and what is not set is left out.
+        """
+        ...
+
+    def settings(self, settings: dict[str, Any]) -> None:
+        """Log settings that may be others when an interrupted stage resumes, such as the number of workers."""
         ...
 
     def tag(self, name: str, value: str) -> None:

@@ -8,19 +8,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster import storage
 from cluster.jobs import current_job_id
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
 from pipelines.tracking import tags
+from pipelines.tracking.delivery import Delivery
 from pipelines.tracking.experiment_page import last_samples
+from pipelines.tracking.experiments import clean_name
 from pipelines.tracking.journal import Journal
-from pipelines.tracking.mlflow_writer import MlflowWriter
 from pipelines.tracking.run_log import DatasetRef, RunLog, flatten
-from pipelines.tracking.store import tracking_uri
+from pipelines.tracking.store import refuse_unusable, tracking_uri
 
-JOURNAL_FOLDER = ".tracking"
 CLOSE_SECONDS = 30.0
 """Longer than MLflow's client waits for a database that another process writes to, 20 s."""
 
@@ -28,8 +27,8 @@ CLOSE_SECONDS = 30.0
 class Tracker:
     """Starts the runs of one experiment. Calls return at once."""
 
-    def __init__(self, journal: Journal, experiment: str, uri: str):
-        self._journal, self._experiment, self.uri = journal, experiment, uri
+    def __init__(self, journal: Journal, experiment: str, uri: str, delivery: Delivery):
+        self._journal, self._experiment, self.uri, self._delivery = journal, experiment, uri, delivery
         self._finished: dict[str, bool] = {}
         for entry in journal.entries():
             if entry["op"] == "run":
@@ -42,16 +41,14 @@ class Tracker:
         """Open the tracker of a recipe's output, and deliver what an earlier process could not.
 
         part: folder of the output that has a journal of its own, because another process may write the main one.
+        Raises InvalidInput, before any work, if the store will never take runs.
         """
         uri = tracking_uri(config.tracking.uri)
-        name = f"{part and part + '-'}{digest_of(uri)[:12]}.jsonl"
-        path = Path(storage.local_folder_for(config.folder(JOURNAL_FOLDER))) / name
-
-        def on_unavailable(reason: str) -> None:
-            say("tracking", f"{uri} does not answer ({reason}); work continues, and results are kept in {path}")
-
-        journal = Journal(path, MlflowWriter(uri, last_samples(config.train)), on_unavailable)
-        return cls(journal, config.name, uri)
+        refuse_unusable(uri)
+        if (name := clean_name(config.name)) != config.name:
+            say("tracking", f"models are named {name!r}; MLflow allows {config.name!r} as the experiment's name only")
+        delivery = Delivery(uri, config.output, part, last_samples(config.train))
+        return cls(delivery.open_journal(), config.name, uri, delivery)
 
     @property
     def folder(self) -> Path:
@@ -92,12 +89,8 @@ class Tracker:
 
     def close(self) -> None:
         """Deliver what is left, and say so if MLflow could not take all of it in time."""
-        if not self._journal.close(CLOSE_SECONDS):
-            say(
-                "tracking",
-                f"{self.uri} has not taken everything yet; the rest is kept in {self._journal.path}, and the next "
-                "raydit command with this output delivers it",
-            )
+        self._journal.close(CLOSE_SECONDS)
+        self._delivery.say_what_is_left(self._journal)
 
 
 def _display_name(key: str, stage: str, run_tags: dict[str, str]) -> str:
@@ -127,6 +120,9 @@ class JournalRun:
 
     def params(self, params: dict[str, Any]) -> None:
         self.append("params", params=flatten(params))
+
+    def settings(self, settings: dict[str, Any]) -> None:
+        self.append("settings", settings=flatten(settings))
 
     def tag(self, name: str, value: str) -> None:
         self.append("tag", name=name, value=value)

@@ -13,9 +13,10 @@ from tiny_story import SCORES
 
 from pipelines.artifacts import digest_of
 from pipelines.registry.queries import best_checkpoints, list_runs, show_run
+from pipelines.tracking.delivery import journal_path
 from pipelines.tracking.lookup import find_checkpoint, protected_digests
 from pipelines.tracking.store import check_tracking
-from pipelines.tracking.tracker import JOURNAL_FOLDER, Tracker
+from pipelines.tracking.tracker import Tracker
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -30,7 +31,8 @@ def older(request, tmp_path_factory):
     database.executescript(content["database"])
     database.close()
     config = tiny_recipe(folder)
-    journal = Path(config.folder(JOURNAL_FOLDER)) / f"{digest_of(config.tracking.uri)[:12]}.jsonl"
+    journal = Path(config.output) / ".tracking" / f"{digest_of(config.tracking.uri)[:12]}.jsonl"
+    assert journal == journal_path(config.output, config.tracking.uri)
     journal.parent.mkdir(parents=True)
     journal.write_text(content["told"] + content["untold"])
     state = {"offset": len(content["told"].encode()), "known": content["known"]}
