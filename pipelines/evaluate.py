@@ -163,6 +163,8 @@ def compute_together(contexts: dict[str, StageContext], planned: Sequence[SeedEv
     contexts: by output. force: discard the records of interrupted runs.
     """
     unscored = [seed.evaluation for seed in planned if seed.report is None]
+    for evaluation in unscored:
+        _ = contexts[evaluation.settings.output].tracker  # refuses a store that never takes runs, before any work
     if force:
         for evaluation in unscored:
             storage.remove_folder(evaluation.shard_folder)

@@ -19,7 +19,7 @@ from pipelines.tracking.provenance import provenance_tags, recipe_artifact
 from pipelines.tracking.run_log import RunLog
 from pipelines.tracking.system_metrics import system_metrics
 from pipelines.tracking.tracker import Tracker
-from raydit.errors import InUse
+from raydit.errors import InUse, InvalidInput
 
 Result = TypeVar("Result")
 
@@ -73,12 +73,21 @@ class StageContext:
 
     def __enter__(self) -> "StageContext":
         self._hold(self._cleanup, self.part)
+        self._deliver_what_waits()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cleanup.close()
+
+    def _deliver_what_waits(self) -> None:
+        """Deliver what an earlier command left in the journal, also if every stage is finished."""
+        if Tracker.has_waiting(self.config, self.part):
+            try:
+                _ = self.tracker
+            except InvalidInput as error:
+                self.say("tracking", f"what waits cannot be delivered: {error}")
 
     def _hold(self, held: ExitStack, part: str, wait_seconds: float = WAIT_SECONDS) -> None:
         folder = storage.join(self.config.output, part) if part else self.config.output

@@ -6,7 +6,7 @@ from pathlib import Path
 from cluster import storage
 from pipelines.artifacts import digest_of
 from pipelines.console import say
-from pipelines.tracking.journal import Entry, Journal, refused_path
+from pipelines.tracking.journal import Entry, Journal, count_undelivered, refused_path
 from pipelines.tracking.mlflow_writer import MlflowWriter
 
 JOURNAL_FOLDER = ".tracking"
@@ -29,11 +29,13 @@ class Delivery(MlflowWriter):
         super().__init__(uri, lambda text: say("tracking", text), samples_step)
         self._output = output
         self._path = journal_path(output, uri, part)
-        self._num_refused = 0
+        self.num_refused = 0
+        self.is_away = False
+        """Whether the store has once taken nothing."""
 
     def open_journal(self) -> Journal:
         """Open the journal, whose delivery begins at once."""
-        return Journal(self._path, self)
+        return Journal(self._path, self, self._uri)
 
     @property
     def command(self) -> str:
@@ -41,11 +43,12 @@ class Delivery(MlflowWriter):
         return f"raydit runs deliver {shlex.quote(self._output)}"
 
     def on_unavailable(self, reason: str) -> None:
-        say("tracking", f"{self._uri} {reason}; work continues, and results are kept until it takes them")
+        self.is_away = True
+        say("tracking", f"{self._uri} {reason}; results are kept until it takes them, and work does not wait")
 
     def on_refused(self, entry: Entry, reason: str) -> None:
-        self._num_refused += 1
-        if self._num_refused == 1:
+        self.num_refused += 1
+        if self.num_refused == 1:
             say(
                 "tracking",
                 f"MLflow refuses {entry['op']} of {entry['run']}: {reason}. Such entries are kept in "
@@ -54,14 +57,14 @@ class Delivery(MlflowWriter):
 
     def say_what_is_left(self, journal: Journal) -> None:
         """Say how many entries wait and what delivers them, and how many were set aside."""
-        if count := journal.count_undelivered():
+        if count := count_undelivered(journal.path):
             say(
                 "tracking",
                 f"{self._uri} has not taken everything yet: {count:,} {_entries(count)} in {journal.path}. "
                 f"`{self.command}`, or the next raydit command with this output, delivers them",
             )
-        if self._num_refused > 1:
-            say("tracking", f"MLflow refused {self._num_refused:,} entries in all; the reasons are beside them")
+        if self.num_refused > 1:
+            say("tracking", f"MLflow refused {self.num_refused:,} entries in all; the reasons are beside them")
 
 
 def _entries(count: int) -> str:

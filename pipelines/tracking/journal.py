@@ -52,9 +52,10 @@ class Journal:
 
     RETRY_SECONDS = (1, 2, 4, 8, 15, 30)
 
-    def __init__(self, path: Path, server: Server):
+    def __init__(self, path: Path, server: Server, uri: str = ""):
+        """uri: address of the server, which is kept beside the journal."""
         self.path = path
-        self._state_path = path.with_suffix(".state.json")
+        self._state_path = _state_path(path)
         self.refused_path = refused_path(path)
         self._server = server
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +65,9 @@ class Journal:
         self._state: dict[str, Any] = (
             json.loads(self._state_path.read_text()) if self._state_path.exists() else {"offset": 0, "known": {}}
         )
+        if uri and self._state.get("uri") != uri:
+            self._state["uri"] = uri
+            self._save_state()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -86,10 +90,6 @@ class Journal:
     def undelivered(self) -> bool:
         """Whether any entry still waits for delivery."""
         return self._state["offset"] < self.path.stat().st_size
-
-    def count_undelivered(self) -> int:
-        """Return how many entries still wait for delivery."""
-        return self.path.read_bytes().count(b"\n", self._state["offset"])
 
     def close(self, timeout_seconds: float) -> bool:
         """Deliver what is left, waiting at most this long. Return whether everything was delivered."""
@@ -174,6 +174,23 @@ class Journal:
             file.seek(self._state["offset"])
             lines = (file.read(1 << 20) + file.readline()).splitlines(keepends=True)
         return [line for line in lines if line.endswith(b"\n")]
+
+
+def read_uri(path: Path) -> str | None:
+    """Return the address of the server that a journal is for; None if it was not recorded."""
+    state = _state_path(path)
+    return json.loads(state.read_text()).get("uri") if state.exists() else None
+
+
+def count_undelivered(path: Path) -> int:
+    """Return how many entries of a journal still wait for delivery."""
+    state = _state_path(path)
+    offset = json.loads(state.read_text())["offset"] if state.exists() else 0
+    return path.read_bytes().count(b"\n", offset)
+
+
+def _state_path(path: Path) -> Path:
+    return path.with_suffix(".state.json")
 
 
 def refused_path(path: Path) -> Path:

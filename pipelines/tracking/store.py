@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
+OTHER_SCHEMA = "out-of-date database schema"
+"""In MLflow's message about a database whose tables are those of another version."""
 TEMPORARY_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
 """MLflow's codes of requests that may succeed later. Any failure without a code of its own is an internal error."""
 DENIED_CODES = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
@@ -84,7 +86,7 @@ def unusable(uri: str, error: Exception) -> InvalidInput:
     elif is_denied(error):
         found = f"the server refuses access: {reason}"
         do = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to what it accepts"
-    elif "out-of-date database schema" in str(error):
+    elif OTHER_SCHEMA in str(error):
         found = f"its tables are another MLflow version's: {reason}"
         do = f"copy the database, then run: mlflow db upgrade {uri}"
     else:
@@ -165,7 +167,7 @@ def is_unavailable(error: Exception) -> bool:
         return False
     if isinstance(error, OSError):  # artifacts beside the database; a broken picture is an OSError without a number
         return error.errno is not None
-    return getattr(error, "error_code", "") in TEMPORARY_CODES and "out-of-date database schema" not in str(error)
+    return getattr(error, "error_code", "") in TEMPORARY_CODES and OTHER_SCHEMA not in str(error)
 
 
 def is_denied(error: Exception) -> bool:
@@ -180,7 +182,9 @@ def is_denied(error: Exception) -> bool:
 
 def is_refusing_all(error: Exception) -> bool:
     """Return whether a store that worked refuses every request now: access is denied, or another server answers."""
-    return is_denied(error) or _is_foreign(error) or getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND"
+    if is_denied(error) or _is_foreign(error) or OTHER_SCHEMA in str(error):
+        return True
+    return getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND"
 
 
 def _is_foreign(error: Exception) -> bool:

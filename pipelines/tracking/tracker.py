@@ -13,10 +13,10 @@ from pipelines.artifacts import digest_of
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
 from pipelines.tracking import tags
-from pipelines.tracking.delivery import Delivery
+from pipelines.tracking.delivery import Delivery, journal_path
 from pipelines.tracking.experiment_page import last_samples
 from pipelines.tracking.experiments import clean_name
-from pipelines.tracking.journal import Journal
+from pipelines.tracking.journal import Journal, count_undelivered
 from pipelines.tracking.run_log import DatasetRef, RunLog, flatten
 from pipelines.tracking.store import refuse_unusable, tracking_uri
 
@@ -49,6 +49,12 @@ class Tracker:
             say("tracking", f"models are named {name!r}; MLflow allows {config.name!r} as the experiment's name only")
         delivery = Delivery(uri, config.output, part, last_samples(config.train))
         return cls(delivery.open_journal(), config.name, uri, delivery)
+
+    @staticmethod
+    def has_waiting(config: Recipe, part: str = "") -> bool:
+        """Return whether entries of an earlier process wait in a recipe's journal. part: see `open`."""
+        path = journal_path(config.output, tracking_uri(config.tracking.uri), part)
+        return path.exists() and count_undelivered(path) > 0
 
     @property
     def folder(self) -> Path:

@@ -1,5 +1,6 @@
 """`raydit runs`: runs and checkpoints in MLflow, without a browser."""
 
+import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -7,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipelines.cli.options import json_option, store_option
+from pipelines.cli.options import FAILED, OK, json_option, store_option
 from pipelines.cli.output import print_line, print_result
 
 
@@ -100,6 +101,39 @@ def best(experiment: str, metric: str, protocol: str, store: str, as_json: bool)
     for other, count in found["other_protocols"].items():
         print_line("not shown", f"{count} scored by protocol {other}: --protocol {other}")
     print_result(as_json, found)
+
+
+@runs.command()
+@click.argument("output", metavar="[OUTPUT|RECIPE]", default="", type=click.Path())
+@json_option
+def deliver(output: str, as_json: bool) -> None:
+    """Deliver to MLflow what waits in the journals of OUTPUT.
+
+    Without OUTPUT: of all outputs in this folder and two levels below. What MLflow refused before is sent again. Exit
+    code 1 if entries still wait or are refused.
+    """
+    from pathlib import Path
+
+    from pipelines.tracking.waiting import deliver_journal, find_journals, find_outputs
+
+    uri, outputs = "", [output] if output else find_outputs(Path())
+    if output.endswith(".toml"):
+        from pipelines.config.reader import load_recipe
+
+        config = load_recipe(output)
+        uri, outputs = config.tracking.uri, [config.output]
+    waiting = [(each, journal) for each in outputs for journal in find_journals(each, uri) if journal.waits]
+    if not waiting:
+        print_line("deliver", f"nothing waits in {', '.join(outputs) or 'any output here'}")
+    found = []
+    for each, journal in waiting:
+        done = deliver_journal(each, journal)
+        found.append({"output": each, **done._asdict()})
+        left = f", {done.waiting:,} still wait" if done.waiting else ""
+        left += f", {done.refused:,} refused (see {journal.refused})" if done.refused else ""
+        print_line("deliver", f"{done.delivered:,} entries of {each} to {done.uri}{left}")
+    print_result(as_json, {"journals": found})
+    sys.exit(FAILED if any(each["waiting"] or each["refused"] for each in found) else OK)
 
 
 def _experiment_and_store(name: str, store: str) -> tuple[str, str]:

@@ -1,20 +1,19 @@
 """Whatever a store refuses, fails with or loses, nothing of a run is lost, and one line says what became of it."""
 
-import http.server
+import json
 import sqlite3
-import threading
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import close_delivered, wait_until
+from mlflow_server import answering, close_delivered, wait_until
 from PIL import Image
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from pipelines.config.reader import load_recipe
 from pipelines.registry.queries import best_checkpoints, list_runs
+from pipelines.stage import StageContext
 from pipelines.tracking import tracker as tracker_module
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.tracker import Tracker
@@ -45,32 +44,6 @@ def recipe(request, tmp_path, store):
         return load_recipe(request.config.rootpath / "tests/recipes/tiny.toml", flags)
 
     return load
-
-
-@contextmanager
-def answering(status, body):
-    """A server that answers every request alike, such as a proxy before MLflow that asks for a password."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.rfile.read(int(self.headers.get("content-length", 0)))
-            self.send_response(answer["status"])
-            self.send_header("content-length", str(len(answer["body"])))
-            self.end_headers()
-            self.wfile.write(answer["body"])
-
-        do_POST = do_GET
-
-        def log_message(self, *arguments): ...
-
-    answer = {"status": status, "body": body}
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", answer
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +108,7 @@ def test_a_locked_database_gets_everything_when_it_is_free_again(recipe, client,
         database.rollback()
     shown = capfd.readouterr()
     first, last = shown.out.splitlines()
-    assert "is locked by another process; work continues" in first and "3 entries wait" in last and shown.err == ""
+    assert "is locked by another process; results are kept" in first and "3 entries wait" in last and shown.err == ""
     close_delivered(Tracker.open(config))
     (run,) = runs_of(client, config.name)
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/loss": 0.5})
@@ -278,3 +251,34 @@ def test_names_that_mlflow_refuses_for_models_are_cleaned_and_scores_found(recip
     assert [(each["value"], each["step"]) for each in best["checkpoints"]] == [(12.5, 6)]
     (model,) = client.search_logged_models([client.get_experiment_by_name(config.name).experiment_id])
     assert not set(model.name) & set("/:.%\"'") and model.name.endswith("-step_6")
+
+
+def test_what_waits_is_delivered_by_a_command_and_by_the_next_stage(recipe, client, raydit, capsys, monkeypatch):
+    def leave_something(stage):
+        with monkeypatch.context() as away:
+            away.setattr(MlflowClient, "create_run", unreachable)
+            tracker = Tracker.open(config)
+            tracker.start_run(stage, {}).end("FINISHED")
+            tracker.close()
+        capsys.readouterr()
+
+    config = recipe()
+    leave_something("train")
+    with monkeypatch.context() as away:
+        away.setattr(MlflowClient, "create_run", unreachable)
+        code, out, _ = raydit("runs", "deliver", config.output)
+        assert code == 1 and f"deliver      0 entries of {config.output} to {config.tracking.uri}, 2 still wait" in out
+    code, out, _ = raydit("runs", "deliver", "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["journals"][0]["delivered"] == 2
+    assert [run.data.tags["raydit.stage"] for run in runs_of(client, config.name)] == ["train"]
+    code, out, _ = raydit("runs", "deliver", config.output)
+    assert code == 0 and "nothing waits" in out
+
+    leave_something("encode")
+    with StageContext(config) as context:  # of a command whose stages are all finished
+        wait_until(lambda: not context.tracker._journal.undelivered)
+    assert len(runs_of(client, config.name)) == 2
+
+
+def unreachable(*args, **kwargs):
+    raise ConnectionRefusedError("down")
