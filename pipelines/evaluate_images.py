@@ -1,7 +1,6 @@
 """The evaluate-images job: score images from any source, such as samples that another tool drew."""
 
 import json
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.preprocess import read_cropped
 from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.build_report import build_report
-from pipelines.scoring.log_report import log_report
+from pipelines.scoring.log_report import log_evaluation_settings, log_report
 from pipelines.scoring.protocols import images_protocol
 from pipelines.scoring.records import load_features
 from pipelines.scoring.references import (
@@ -69,7 +68,7 @@ def evaluate_images(
     identity = {"images": digest, "protocol": protocol.protocol_id}
     run_tags = {tags.IMAGES: path, tags.PROTOCOL_ID: protocol.protocol_id}
     with context.run("evaluate", identity, run_tags) as run:
-        run.params({"evaluate": asdict(evaluate), "protocol": protocol.to_dict()})
+        log_evaluation_settings(run, evaluate, protocol)
         if missing := real.missing_shards():
             create_actor = partial(ScoringActor, with_absolute_paths(settings.images), evaluate)
             compute_shards(context, "reference", missing, create_actor, evaluate)

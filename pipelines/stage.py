@@ -28,9 +28,9 @@ class JobContext(Protocol):
     """What a job needs of its surroundings; StageContext is the real one, and tests have a fake."""
 
     def run(
-        self, stage: str, identity: dict[str, Any], tags: dict[str, str] | None = None
+        self, stage: str, identity: dict[str, Any], tags: dict[str, str] | None = None, *, resumes: str | None = None
     ) -> AbstractContextManager[RunLog]:
-        """Open a tracking run for one execution of a stage."""
+        """Open a tracking run for one execution of a stage. resumes: see Tracker.start_run."""
         ...
 
     def progress(self, stage: str, *, total: int, unit: str, start: int = 0) -> Progress:
@@ -172,11 +172,13 @@ class StageContext:
         self._pipeline_run = self._pipeline_identity = None
 
     @contextmanager
-    def run(self, stage: str, identity: dict[str, Any], tags: dict[str, str] | None = None) -> Iterator[RunLog]:
+    def run(
+        self, stage: str, identity: dict[str, Any], tags: dict[str, str] | None = None, *, resumes: str | None = None
+    ) -> Iterator[RunLog]:
         """Open an MLflow run for one execution of a stage; the run of an interrupted execution is resumed."""
         if self._pipeline_identity is not None and self._pipeline_run is None:
             self._pipeline_run = self._start_run("pipeline", self._pipeline_identity, {})
-        run = self._start_run(stage, identity, tags or {})
+        run = self._start_run(stage, identity, tags or {}, resumes)
         try:
             with system_metrics(run):
                 yield run
@@ -185,10 +187,12 @@ class StageContext:
             raise
         run.end("FINISHED")
 
-    def _start_run(self, stage: str, identity: dict[str, Any], tags: dict[str, str]) -> RunLog:
+    def _start_run(
+        self, stage: str, identity: dict[str, Any], tags: dict[str, str], resumes: str | None = None
+    ) -> RunLog:
         """Start a run that carries its provenance and the recipe."""
         tags = {**provenance_tags(self.config, stage, tags), **tags}
-        run = self.tracker.start_run(stage, identity, parent=self._pipeline_run, run_tags=tags)
+        run = self.tracker.start_run(stage, identity, parent=self._pipeline_run, run_tags=tags, resumes=resumes)
         run.artifact(recipe_artifact(self.config, self.tracker.folder))
         return run
 

@@ -29,12 +29,15 @@ class Tracker:
 
     def __init__(self, journal: Journal, experiment: str, uri: str, delivery: Delivery):
         self._journal, self._experiment, self.uri, self._delivery = journal, experiment, uri, delivery
-        self._finished: dict[str, bool] = {}
+        self._status: dict[str, str] = {}
+        self._with_metrics: set[str] = set()
         for entry in journal.entries():
             if entry["op"] == "run":
-                self._finished[entry["run"]] = False
+                self._status[entry["run"]] = "RUNNING"
             elif entry["op"] == "end":
-                self._finished[entry["run"]] = entry["status"] == "FINISHED"
+                self._status[entry["run"]] = entry["status"]
+            elif entry["op"] == "metrics" and not all(name.startswith("system/") for name in entry["metrics"]):
+                self._with_metrics.add(entry["run"])
 
     @classmethod
     def open(cls, config: Recipe, part: str = "") -> "Tracker":
@@ -68,15 +71,16 @@ class Tracker:
         *,
         parent: RunLog | None = None,
         run_tags: dict[str, str] | None = None,
+        resumes: str | None = None,
     ) -> RunLog:
-        """Start a run, or resume the one that an interrupted execution of the same identity left open."""
+        """Start a run, or resume the one that an interrupted execution of the same identity left open.
+
+        resumes: key of the run whose work goes on. None: the newest of that identity. Empty: the work starts over, so
+        that a run which has metrics of an earlier attempt is closed, and a new one started.
+        """
         run_tags = run_tags or {}
-        base, number = f"{stage}-{digest_of(identity)[:8]}", 1
-        key = base
-        while self._finished.get(key):
-            number += 1
-            key = f"{base}-{number}"
-        self._finished[key] = False
+        key = self._choose_key(f"{stage}-{digest_of(identity)[:8]}", resumes)
+        self._status[key] = "RUNNING"
         run = JournalRun(self._journal, key)
         run.append(
             "run",
@@ -86,6 +90,23 @@ class Tracker:
             tags={tags.STAGE: stage, **_job_tags(), **run_tags},
         )
         return run
+
+    def _choose_key(self, base: str, resumes: str | None) -> str:
+        """Return the key of a run to resume, or one that no run has. base: the key of the first run of an identity."""
+        if resumes and self._status.get(resumes, "FINISHED") != "FINISHED":
+            return resumes
+        newest, number = None, 1
+        key = base
+        while key in self._status:
+            number += 1
+            newest, key = key, f"{base}-{number}"
+        if newest is None or self._status[newest] == "FINISHED":
+            return key
+        if resumes != "" or newest not in self._with_metrics:
+            return newest
+        if self._status[newest] == "RUNNING":  # its process was killed
+            JournalRun(self._journal, newest).end("KILLED")
+        return key
 
     def flush(self) -> None:
         """Wait until MLflow has everything logged so far, for at most CLOSE_SECONDS."""

@@ -226,6 +226,37 @@ def test_a_run_that_was_cut_off_is_taken_up_again(project, client, monkeypatch, 
     assert [point.step for point in client.get_metric_history(ended.info.run_id, "train/loss")] == [2, 4]
 
 
+@pytest.mark.parametrize("ending", ["FAILED", None])
+def test_work_that_starts_over_is_a_new_run_and_the_earlier_one_is_closed(project, client, ending):
+    """None: the process of the first attempt died without a word."""
+    tracker = project.open()
+    first = tracker.start_run("train", {}, resumes="")
+    again = tracker.start_run("train", {}, resumes="")  # there is nothing of the first attempt yet
+    assert again.key == first.key
+    again.metrics({"train/loss": 1.0}, 2540)
+    if ending:
+        again.end(ending)
+    close_delivered(tracker)
+    tracker = project.open()
+    second = tracker.start_run("train", {}, resumes="")
+    second.metrics({"train/loss": 1.0}, 20)
+    close_delivered(tracker)
+    tracker = project.open()
+    assert tracker.start_run("train", {}, resumes=second.key).key == second.key
+    assert tracker.start_run("train", {}).key == second.key  # of an older version, which does not record the key
+    assert tracker.start_run("train", {}, resumes=first.key).key == first.key  # its checkpoints were taken back
+    tracker.start_run("train", {}, resumes=second.key).end("FINISHED")
+    close_delivered(tracker)
+    tracker = project.open()
+    assert tracker.start_run("train", {}, resumes=second.key).key == f"{first.key}-3"  # more steps of a finished one
+    close_delivered(tracker)
+    steps = [
+        [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+        for run in project.runs(client)
+    ]
+    assert sorted(steps) == [[], [20], [2540]]
+
+
 @pytest.mark.parametrize(("output", "num_runs"), [("s3://bucket/out", 1), ("/data/out", 2)])
 def test_a_run_whose_journal_is_lost_is_taken_up_where_nobody_else_can_run_it(
     project, client, monkeypatch, tmp_path, output, num_runs
