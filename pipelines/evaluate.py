@@ -18,7 +18,7 @@ from pipelines.scoring.references import RealImages, check_scoring_inputs
 from pipelines.scoring.report_curves import load_reports_by_step, save_curves, step_of
 from pipelines.scoring.report_files import load_matching_report, rewrite_report
 from pipelines.scoring.saved_samples import SampleFormat, SavedSamples
-from pipelines.scoring.score_checkpoint import CheckpointEvaluation, compute_features, score_checkpoint
+from pipelines.scoring.score_checkpoint import CheckpointEvaluation, compute_features, protocol_tags, score_checkpoint
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.stage import StageContext
 from pipelines.tracking.run_log import RunLog
@@ -119,7 +119,7 @@ def evaluate_each(
                 if (series or options.repeats > 1) and any(seed.report is None for seed in seeds):
                     protocol_folder = storage.split(folder)[0]
                     if protocol_folder not in runs:
-                        run = context.run(EVALUATIONS, {"protocol": report.protocol_id})
+                        run = context.run(EVALUATIONS, {"protocol": report.protocol_id}, protocol_tags(report.protocol))
                         runs[protocol_folder] = stack.enter_context(run)
                     record_series(runs[protocol_folder], protocol_folder, report, images_per_step)
                 if options.promote:
@@ -232,4 +232,4 @@ def promote(context: StageContext, report: EvaluationReport, *, experiment: str,
 
 
 def _say_skipped(context: StageContext, evaluation: CheckpointEvaluation) -> None:
-    context.skipped("evaluate", f"protocol {evaluation.protocol.protocol_id}, report in {evaluation.folder}")
+    context.skipped("evaluate", f"protocol {evaluation.protocol.label}, report in {evaluation.folder}")

@@ -31,7 +31,7 @@ from pipelines.scoring.references import (
 )
 from pipelines.scoring.report_files import load_matching_report, report_folder, set_aside_other_report, write_report
 from pipelines.scoring.report_pictures import NUM_SAMPLES, Neighbours, report_pictures
-from pipelines.scoring.score_checkpoint import LapTimer
+from pipelines.scoring.score_checkpoint import LapTimer, protocol_tags
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import compute_shards, make_shards, split_listing
 from pipelines.stage import StageContext
@@ -57,7 +57,7 @@ def evaluate_images(
     digest = digest_of([listing.digest, images.size, images.crop])
     report = load_matching_report(folder, digest)
     if report is not None and not force:
-        context.skipped("evaluate", f"protocol {protocol.protocol_id}, report in {folder}")
+        context.skipped("evaluate", f"protocol {protocol.label}, report in {folder}")
         return report, folder
     set_aside_other_report(folder, digest)
     shard_folder = storage.join(folder, f"shards-{digest[:12]}-{evaluate.shard_rows}")
@@ -66,7 +66,7 @@ def evaluate_images(
         storage.remove_folder(shard_folder)
     real, timer = RealImages.of(settings), LapTimer()
     identity = {"images": digest, "protocol": protocol.protocol_id}
-    run_tags = {tags.IMAGES: path, tags.PROTOCOL_ID: protocol.protocol_id}
+    run_tags = {tags.IMAGES: path, **protocol_tags(protocol)}
     with context.run("evaluate", identity, run_tags) as run:
         log_evaluation_settings(run, evaluate, protocol)
         if missing := real.missing_shards():

@@ -207,7 +207,9 @@ def _evaluations(opened: LocatedCheckpoint, config: Recipe, chain: list[Link]) -
         value, error_bar = report.estimate(report.headline)
         score = f"{report.headline} {value:.5g}" + (f" +- {error_bar:.2g}" if error_bar else "")
         link.digest = report.protocol_id
-        link.facts.append(f"{score}, protocol {report.protocol_id}, reference {report.protocol.reference_digest[:12]}")
+        link.facts.append(
+            f"{score}, protocol {report.protocol.label}, reference {report.protocol.reference_digest[:12]}"
+        )
         link.compare("checkpoint", opened.digest, report.checkpoint_digest)
         _compare_reference(link, report, config, chain)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.registry.model_files import save_model_files
+from pipelines.registry.queries import find_protocol
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.report_files import find_reports
 from pipelines.tracking import tags
@@ -37,6 +38,13 @@ class PromotionScore(NamedTuple):
     """Lower is better."""
     error: float
     """Standard error of the value; infinite if unknown."""
+    protocol: str = ""
+    """What the protocol says, in a few words."""
+
+    @property
+    def protocol_label(self) -> str:
+        """The protocol's id and what it says."""
+        return f"{self.protocol_id} ({self.protocol})" if self.protocol else self.protocol_id
 
 
 SCORE_TAGS = {
@@ -46,7 +54,7 @@ SCORE_TAGS = {
     "value": tags.VERSION_VALUE,
     "error": tags.VERSION_ERROR,
 }
-"""Tags of a registered version that keep its PromotionScore, by field."""
+"""Tags of a registered version that keep its PromotionScore, by field; `protocol` follows from the id."""
 
 
 class Promotion(NamedTuple):
@@ -77,7 +85,8 @@ def promote(uri: str, experiment: str, name: str, candidate: PromotionScore, *, 
         if reason is None:
             number = _give_alias(client, uri, experiment, name, candidate, alias)
             before = f", before {holder.value:.5g}" if holder else ""
-            return Promotion(f"models:/{name}@{alias} is now version {number}: {candidate.value:.5g}{before}", True)
+            score = f"{candidate.metric} {candidate.value:.5g}{before}, by protocol {candidate.protocol_label}"
+            return Promotion(f"models:/{name}@{alias} is now version {number}: {score}", True)
         if alias == CHAMPION and champion is not None and candidate.value < champion.value:
             if _reason_to_keep(name, CHALLENGER, holders[CHALLENGER], candidate) is None:
                 number = _give_alias(client, uri, experiment, name, candidate, CHALLENGER)
@@ -91,7 +100,10 @@ def promote_report(
     """Promote the checkpoint of a report by its headline metric; see `promote`."""
     value, error = report.estimate(report.headline)
     margin = math.inf if error is None else error
-    candidate = PromotionScore(report.checkpoint_digest, report.protocol_id, report.headline, value, margin)
+    protocol = report.protocol
+    candidate = PromotionScore(
+        report.checkpoint_digest, protocol.protocol_id, report.headline, value, margin, protocol.summary
+    )
     return promote(uri, experiment, name, candidate, alias=alias)
 
 
@@ -140,12 +152,12 @@ def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:
 
 
 def _check_comparable(name: str, holder: PromotionScore, candidate: PromotionScore) -> None:
-    for field in ("protocol_id", "metric"):
-        found, expected = getattr(candidate, field), getattr(holder, field)
-        if found != expected:
+    for field, shown in (("protocol_id", "protocol_label"), ("metric", "metric")):
+        if getattr(candidate, field) != getattr(holder, field):
             raise InvalidInput(
-                f"--promote {name}: found a score of {field} {found}",
-                f"{expected}, by which models:/{name}@{CHAMPION} was chosen: other scores cannot be compared",
+                f"--promote {name}: found a score of {field} {getattr(candidate, shown)}",
+                f"{getattr(holder, shown)}, by which models:/{name}@{CHAMPION} was chosen: other scores cannot be "
+                "compared",
                 "score both checkpoints by one protocol, or promote under another name",
             )
 
@@ -186,6 +198,7 @@ def _holder(client: Any, name: str, alias: str) -> PromotionScore | None:
             "promote under another name, or remove the alias",
         )
     kept: dict[str, Any] = {field: found[tag] for field, tag in SCORE_TAGS.items()}
+    kept["protocol"] = found.get(tags.PROTOCOL) or find_protocol(client, kept["protocol_id"])
     return PromotionScore(**{**kept, "value": float(kept["value"]), "error": float(kept["error"])})
 
 
@@ -241,12 +254,13 @@ def upload(client: Any, model_id: str, opened: LocatedCheckpoint) -> None:
 
 def _version(client: Any, uri: str, name: str, model: Any, opened: LocatedCheckpoint, candidate: PromotionScore) -> str:
     """Return the number of the version with the candidate's score, creating it if there is none."""
-    score_tags = {SCORE_TAGS[field]: str(value) for field, value in candidate._asdict().items()}
+    score_tags = {tag: str(getattr(candidate, field)) for field, tag in SCORE_TAGS.items()}
     for version in client.search_model_versions(f"name = '{name}'"):
         if score_tags.items() <= version.tags.items():
             return str(version.version)
     further = {
         tags.CHECKPOINT: opened.origin,
+        tags.PROTOCOL: candidate.protocol,
         tags.VERSION_STEP: str(opened.step),
         tags.LATENTS_FINGERPRINT: opened.record.latents_fingerprint or "unknown",
     }
@@ -269,6 +283,7 @@ def _version_description(opened: LocatedCheckpoint, candidate: PromotionScore) -
     """Return the description of a version in Markdown."""
     error = "" if math.isinf(candidate.error) else f" ± {candidate.error:.3g}"
     score = f"{candidate.metric} {candidate.value:.5g}{error} by protocol `{candidate.protocol_id}`"
+    score += f" ({candidate.protocol})" if candidate.protocol else ""
     return (
         f"Step {opened.step:,}: {score}.\n\nCheckpoint `{opened.origin}`, digest `{opened.digest[:12]}`. "
         f"Its lineage: `raydit lineage {opened.origin}`"

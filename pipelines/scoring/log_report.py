@@ -30,8 +30,10 @@ def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0
 
     step: the training step. model: digest of the checkpoint, to whose LoggedModel the metrics are attached; "": none.
     """
-    dataset = DatasetRef("reference", report.protocol.reference_digest)
-    run.input(name="reference", digest=dataset.digest, source="reference", context="evaluation")
+    protocol = report.protocol
+    run.input(name="reference", digest=protocol.reference_digest, source="reference", context="evaluation")
+    # MLflow's tables have a column for each metric and data set: scores by several protocols stand side by side.
+    dataset = DatasetRef(protocol.summary, protocol.protocol_id)
     metrics = {f"eval/{name}": value for name, value in report.metrics.items()}
     run.metrics(metrics, step, model=model, dataset=dataset)
     errors = {f"eval_error/{name}": value for name, value in report.errors.items()}

@@ -106,8 +106,9 @@ def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> lis
     common = set.intersection(*ids)
     if len(common) != 1:
         ambiguous = next(index for index, reports in enumerate(found) if len(reports) > 1)
+        labels = {report.protocol.label for report in found[ambiguous]}
         raise InvalidInput(
-            f"{names[ambiguous]} has reports of several protocols: found {', '.join(sorted(ids[ambiguous]))}",
+            f"{names[ambiguous]} has reports of several protocols: found {', '.join(sorted(labels))}",
             "exactly one that all names have in common",
             "Choose by --protocol ID",
         )

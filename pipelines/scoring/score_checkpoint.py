@@ -124,8 +124,13 @@ def run_tags(opened: LocatedCheckpoint, protocol: EvaluationProtocol) -> dict[st
     return {
         tags.CHECKPOINT: opened.origin,
         tags.CHECKPOINT_DIGEST: opened.digest,
-        tags.PROTOCOL_ID: protocol.protocol_id,
+        **protocol_tags(protocol),
     }
+
+
+def protocol_tags(protocol: EvaluationProtocol) -> dict[str, str]:
+    """Return the tags by which an MLflow run names its protocol."""
+    return {tags.PROTOCOL_ID: protocol.protocol_id, tags.PROTOCOL: protocol.summary}
 
 
 class LapTimer:

@@ -4,6 +4,7 @@ One process writes: the one that runs the jobs. It appends to the journal, from 
 work never waits for a tracking server, and a server that is down costs nothing but delay.
 """
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,13 @@ class Tracker:
 
 
 def _display_name(key: str, stage: str, run_tags: dict[str, str]) -> str:
-    """Return the name of a run in the UI: its key, with the name of the checkpoint that it evaluates."""
-    checkpoint = run_tags.get(tags.CHECKPOINT, "").partition("?")[0].rstrip("/").rpartition("/")[2]
-    return key.replace(stage, f"{stage}-{checkpoint}", 1) if checkpoint else key
+    """Return the name of a run in the UI: its key, or what an evaluation scores, and by which protocol."""
+    protocol = run_tags.get(tags.PROTOCOL)
+    if protocol is None:
+        return key
+    scored = run_tags.get(tags.CHECKPOINT) or run_tags.get(tags.IMAGES) or stage
+    name = scored.partition("?")[0].rstrip("/").rpartition("/")[2]
+    return f"{re.sub('^step_0*(?=.)', 'step ', name)}: {protocol}"
 
 
 def _job_tags() -> dict[str, str]:

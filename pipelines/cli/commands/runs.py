@@ -36,9 +36,11 @@ def list_(experiment: str, stage: str, limit: int, store: str, as_json: bool) ->
 
     name, uri = _experiment_and_store(experiment, store)
     found = list_runs(uri, experiment=name, stage=stage, limit=limit)
-    rows = [["run", "experiment", "status", "started", "took", "metrics"]]
+    rows = [["id", "run", "experiment", "status", "started", "took", "metrics"]]
     for run in found:
-        rows.append([run["name"], run["experiment"], run["status"].lower(), *_times(run), _join_metrics(run)])
+        rows.append(
+            [run["id"][:8], run["name"], run["experiment"], run["status"].lower(), *_times(run), _join_metrics(run)]
+        )
     click.echo("\n".join(align_columns(rows)) if found else f"no runs at {uri}")
     print_result(as_json, {"store": uri, "runs": found})
 
@@ -59,6 +61,10 @@ def show(run: str, store: str, as_json: bool) -> None:
     started, took = _times(found)
     print_line("run", f"{found['name']} ({found['id']}), {found['status'].lower()}, {started}, {took}")
     print_line("experiment", found["experiment"])
+    if found["protocol_id"]:
+        print_line("protocol", f"{found['protocol_id']} ({found['protocol']})")
+    if found["commit"]:
+        print_line("commit", f"{found['commit']}{' with uncommitted changes' if found['code_dirty'] else ''}")
     for title in ("parent", "children"):
         for other in found[title]:
             print_line(title, f"{other['name']}  {other['status'].lower()}  {_join_metrics(other)}")
@@ -97,9 +103,9 @@ def best(experiment: str, metric: str, protocol: str, store: str, as_json: bool)
         removed = "removed" if score["removed"] else ""
         rows.append([f"{score['value']:.6g}{error}", score["checkpoint"], removed])
     click.echo("\n".join(align_columns(rows)))
-    print_line("protocol", found["protocol_id"])
+    print_line("protocol", f"{found['protocol_id']} ({found['protocol']})")
     for other, count in found["other_protocols"].items():
-        print_line("not shown", f"{count} scored by protocol {other}: --protocol {other}")
+        print_line("not shown", f"{count} scored by {found['protocols'][other]}: --protocol {other}")
     print_result(as_json, found)
 
 

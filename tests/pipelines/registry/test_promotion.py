@@ -167,7 +167,7 @@ def test_another_protocols_score_is_refused(raydit, story, promote):
     code, _, err = raydit(*arguments)
     assert (
         code == 2
-        and f"found a score of protocol_id {report.protocol_id}" in err
+        and f"found a score of protocol_id {report.protocol.label}, expected {story.reports[2].protocol.label}" in err
         and "by which models:/fair@champion was chosen" in err
     )
 

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from mlflow import MlflowClient
 from tiny_story import ERROR, SCORES, tell_evaluation
 
 from pipelines.stage import StageContext
@@ -38,6 +39,7 @@ def test_runs_are_listed_newest_first_with_what_they_are_known_by(asked, story):
     assert train["metrics"] == {"train/loss": 0.5, "train/images_per_second": 8.0}
     assert {f"eval/{METRIC}": SCORES[6]} in [run["metrics"] for run in found["runs"]]
     assert train["name"] in shown and f"eval/{METRIC} 20.4" in shown
+    assert f"step 6: {story.reports[6].protocol.summary}" in shown and train["id"][:8] in shown
     assert len(asked("runs", "list", "--limit", "2")[0]["runs"]) == 2
 
 
@@ -73,7 +75,13 @@ def test_scores_by_another_protocol_are_not_ranked_among_them(asked, story):
     found, shown = asked("runs", "best", "tiny")
     assert found["checkpoints"][0]["value"] == 20.0
     assert found["other_protocols"][report.protocol_id] == 1
-    assert f"--protocol {report.protocol_id}" in shown
+    summaries = [story.reports[2].protocol.summary, report.protocol.summary]
+    assert summaries == [f"N=16, euler 2, cfg {scale}, balanced labels, efficientnet-lite0" for scale in (1, 1.5)]
+    assert f"protocol     {found['protocol_id']} ({summaries[0]})" in shown
+    assert f"1 scored by {summaries[1]}: --protocol {report.protocol_id}" in shown
+    with StageContext(other) as context:
+        tell_evaluation(context, other, story.checkpoints[2], 1.0)  # again: it is one checkpoint still
+    assert asked("runs", "best", "tiny")[0]["other_protocols"][report.protocol_id] == 1
     found, _ = asked("runs", "best", "tiny", "--protocol", report.protocol_id)
     assert [each["value"] for each in found["checkpoints"]] == [1.0]
 
@@ -97,3 +105,24 @@ def test_to_ask_a_store_that_is_not_there_does_not_make_one(raydit, tmp_path):
     code, _, err = raydit("runs", "list", "--store", f"sqlite:///{tmp_path}/mlflow.db")
     assert code == 2 and f"found no MLflow store at sqlite:///{tmp_path}/mlflow.db, expected the database" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_scores_by_several_protocols_stand_apart_on_a_model_with_their_names(asked, story):
+    """MLflow's tables have a column for each metric and data set."""
+    other = replace(story.config, evaluate=replace(story.config.evaluate, cfg_scale=3.0))
+    with StageContext(other) as context:
+        report = tell_evaluation(context, other, story.checkpoints[6], 2.0)
+    client = MlflowClient(story.uri)
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    same = f"tags.`raydit.checkpoint_digest` = '{report.checkpoint_digest}'"
+    (model,) = client.search_logged_models([experiment], filter_string=same)
+    scores = {(m.dataset_name, m.dataset_digest): m.value for m in model.metrics if m.key == f"eval/{METRIC}"}
+    protocols = [story.reports[6].protocol, report.protocol]
+    expected = dict(zip([(each.summary, each.protocol_id) for each in protocols], (SCORES[6], 2.0), strict=True))
+    assert expected.items() <= scores.items()
+    name = f"step 6: {report.protocol.summary}"
+    (run,) = client.search_runs([experiment], f"attributes.run_name = '{name}'")
+    (read,) = run.inputs.dataset_inputs
+    assert (read.dataset.name, read.dataset.digest) == ("reference", report.protocol.reference_digest[:36])
+    found, shown = asked("runs", "show", name)
+    assert f"protocol     {report.protocol.label}" in shown and found["protocol"] == report.protocol.summary
