@@ -56,7 +56,8 @@ def _header(report: EvaluationReport) -> str:
         f'<header><div><p class="over">Evaluation of</p><h1>{escape(report.checkpoint)}</h1>'
         f"<p>{report.protocol.num_samples:,} samples · protocol <code>{escape(report.protocol_id)}</code> "
         f"({escape(report.protocol.summary)}) · weights "
-        f"<code>{escape(report.checkpoint_digest[:12])}</code></p></div>"
+        f"<code>{escape(report.checkpoint_digest[:12])}</code>"
+        f"{f' · code <code>{escape(report.commit)}</code>' if report.commit else ''}</p></div>"
         f'<div class="headline"><b>{_number(value)}</b>{spread}<br><code>{escape(name)}</code></div></header>'
     )
 

@@ -41,6 +41,8 @@ class EvaluationReport:
     """Stage, with the suffix _seconds -> seconds."""
     artifacts: dict[str, str] = field(default_factory=dict)
     """Name -> file of the report's folder, such as an image grid."""
+    code: dict[str, Any] | None = None
+    """Git commit of the code that scored ("commit"), and whether it had uncommitted changes ("dirty"), if known."""
 
     @property
     def protocol_id(self) -> str:
@@ -51,6 +53,13 @@ class EvaluationReport:
     def headline(self) -> str:
         """Name of the metric that ranks checkpoints: the Frechet distance at the largest N; lower is better."""
         return next(iter(self.metrics))
+
+    @property
+    def commit(self) -> str:
+        """The first digits of the commit, marked if there were uncommitted changes; empty if it is unknown."""
+        if self.code is None:
+            return ""
+        return self.code["commit"][:12] + (" with uncommitted changes" if self.code["dirty"] else "")
 
     def estimate(self, name: str) -> tuple[float, float | None]:
         """Return a metric and its error: mean and standard error over seeds if repeated, otherwise as in `errors`."""
@@ -63,6 +72,8 @@ class EvaluationReport:
         """Return the report as JSON text, including the protocol's id."""
         values = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
         values |= {"protocol": self.protocol.to_dict(), "protocol_id": self.protocol_id}
+        if self.code is None:  # a file without it is one of before it was recorded
+            del values["code"]
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     @classmethod

@@ -9,6 +9,8 @@ from evaluation.protocol import EvaluationProtocol
 from pipelines.tracking import tags
 from pipelines.tracking.experiments import find_experiment
 from pipelines.tracking.lookup import connected_client, run_link
+from pipelines.tracking.provenance import code_label
+from pipelines.tracking.store import is_unavailable
 from raydit.errors import InvalidInput, NotFound
 
 MAIN_METRICS = (
@@ -113,6 +115,7 @@ def show_run(uri: str, name: str) -> dict[str, Any]:
         children = client.search_runs([run.info.experiment_id], query, max_results=MAX_RESULTS, order_by=order)
         outputs = list(run.outputs.model_outputs) if run.outputs else []
         models = [client.get_logged_model(output.model_id) for output in outputs]
+        commits = source_commits(client, models)
         parents = [client.get_run(parent)] if parent else []
     return {
         **summary(run, uri, experiment),
@@ -128,7 +131,7 @@ def show_run(uri: str, name: str) -> dict[str, Any]:
             {"name": read.dataset.name, "digest": read.dataset.digest, "source": read.dataset.source}
             for read in run.inputs.dataset_inputs
         ],
-        "models": [model_summary(model) for model in models],
+        "models": [{**model_summary(model), "commit": commits[model.source_run_id]} for model in models],
         "parent": [summary(each, uri, experiment) for each in parents],
         "children": [summary(each, uri, experiment) for each in children],
     }
@@ -143,6 +146,19 @@ def model_summary(model: Any) -> dict[str, Any]:
         "digest": model.tags.get(tags.CHECKPOINT_DIGEST, ""),
         "removed": tags.REMOVED in model.tags,
     }
+
+
+def source_commits(client: Any, models: Iterable[Any]) -> dict[str, str]:
+    """Return the commits of the runs that logged some models, by the runs' ids; empty where a run is gone."""
+    commits = {}
+    for run_id in {model.source_run_id for model in models}:
+        try:
+            commits[run_id] = code_label(client.get_run(run_id).data.tags) if run_id else ""
+        except Exception as error:
+            if is_unavailable(error):
+                raise
+            commits[run_id] = ""
+    return commits
 
 
 def find_run(client: Any, uri: str, name: str) -> Any:
@@ -173,7 +189,11 @@ def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: s
         query = tags.has(tags.STAGE, "evaluate")
         runs = client.search_runs([number], query, max_results=MAX_RESULTS, order_by=order)
         models = _all_models(client, number)
-    scores = [score for model in models for score in _scores(model, {run.info.run_id: run for run in runs}, metric)]
+        commits = source_commits(client, models)
+    by_id = {run.info.run_id: run for run in runs}
+    scores = [
+        {**score, "commit": commits[model.source_run_id]} for model in models for score in _scores(model, by_id, metric)
+    ]
     scored: dict[str, set[str]] = {}  # a checkpoint that was scored several times by one protocol counts as one
     for score in sorted(scores, key=lambda score: -score["time"]):
         scored.setdefault(score["protocol_id"], set()).add(score["digest"])

@@ -7,6 +7,7 @@ from zipfile import ZipFile
 
 import pytest
 
+from evaluation.page import render_page
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 
@@ -90,3 +91,19 @@ def test_the_table_gives_the_mean_over_seeds():
     name = "fd_efficientnet_lite0_1k"
     first, second = replace(REPORT, repeats={name: [12.0, 14.0]}, real_baseline={}).table().splitlines()[:2]
     assert first.split("  ")[-1].strip() == "mean of 2 seeds" and second.endswith("13 +- 1")
+
+
+@pytest.mark.parametrize(
+    ("code", "commit"),
+    [
+        ({"commit": "0123456789abcdef", "dirty": False}, "0123456789ab"),
+        ({"commit": "0123456789abcdef", "dirty": True}, "0123456789ab with uncommitted changes"),
+        (None, ""),
+    ],
+)
+def test_a_report_names_the_code_that_scored_and_one_without_it_is_as_before(code, commit):
+    report = replace(REPORT, code=code)
+    text = report.to_json()
+    assert EvaluationReport.from_json(text) == report and report.commit == commit
+    assert ("code" in json.loads(text)) == (code is not None)
+    assert commit in render_page(report) and ("· code" in render_page(report)) == bool(commit)

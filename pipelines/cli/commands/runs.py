@@ -72,7 +72,8 @@ def show(run: str, store: str, as_json: bool) -> None:
         print_line("input", f"{dataset['name']} {dataset['digest'][:12]}")
     for model in found["models"]:
         removed = " (removed)" if model["removed"] else ""
-        print_line("model", f"{model['name']} {model['digest'][:12]} {model['checkpoint']}{removed}")
+        by = f" by commit {model['commit']}" if model["commit"] else ""
+        print_line("model", f"{model['name']} {model['digest'][:12]} {model['checkpoint']}{by}{removed}")
     for title in ("tags", "metrics", "params"):
         for key, value in sorted(found[title].items()):
             print_line(title, f"{key} = {value:.6g}" if isinstance(value, float) else f"{key} = {value}")
@@ -97,11 +98,18 @@ def best(experiment: str, metric: str, protocol: str, store: str, as_json: bool)
 
     name, uri = _experiment_and_store(experiment, store)
     found = best_checkpoints(uri, name, metric=metric, protocol=protocol)
-    rows = [[f"{found['metric']} ({'higher' if found['higher_is_better'] else 'lower'} is better)", "checkpoint", ""]]
+    rows = [
+        [
+            f"{found['metric']} ({'higher' if found['higher_is_better'] else 'lower'} is better)",
+            "checkpoint",
+            "commit",
+            "",
+        ]
+    ]
     for score in found["checkpoints"]:
         error = "" if score["error"] is None else f" +- {score['error']:.3g}"
         removed = "removed" if score["removed"] else ""
-        rows.append([f"{score['value']:.6g}{error}", score["checkpoint"], removed])
+        rows.append([f"{score['value']:.6g}{error}", score["checkpoint"], score["commit"], removed])
     click.echo("\n".join(align_columns(rows)))
     print_line("protocol", f"{found['protocol_id']} ({found['protocol']})")
     for other, count in found["other_protocols"].items():

@@ -3,12 +3,14 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from tiny_story import ERROR, SCORES, tell_evaluation
 
 from pipelines.stage import StageContext
+from pipelines.tracking.provenance import code_label, code_tags
 
 METRIC = "fd_efficientnet_lite0_16"
 
@@ -51,6 +53,10 @@ def test_a_run_is_shown_with_its_settings_models_and_neighbours(asked, story):
     assert found["params"]["train.steps"] == "6" and "train.steps = 6" in shown
     assert {model["digest"] for model in found["models"]} == {each.digest for each in story.checkpoints.values()}
     assert [read["name"] for read in found["inputs"]] == ["latents"]
+    code = code_tags(Path(__file__).parents[3])
+    assert found["commit"] == code["mlflow.source.git.commit"] and f"commit       {found['commit']}" in shown
+    assert found["code_dirty"] == (code["raydit.code_dirty"] == "true")
+    assert f"by commit {code_label(code)}" in shown
     (parent,) = found["parent"]
     children = asked("runs", "show", parent["id"])[0]["children"]
     assert sorted(child["stage"] for child in children) == ["encode", "evaluate", "evaluate", "evaluate", "train"]
@@ -64,6 +70,8 @@ def test_the_best_checkpoint_is_found_by_the_metrics_own_direction_with_its_erro
     ]
     assert found["checkpoints"][0]["checkpoint"] == str(story.checkpoints[4].path)
     assert "20 +- 0.5" in shown
+    assert {each["commit"] for each in found["checkpoints"]} == {code_label(code_tags(Path(__file__).parents[3]))}
+    assert found["checkpoints"][0]["commit"] in shown.splitlines()[1]
     found, _ = asked("runs", "best", "tiny", "--metric", METRIC.replace("fd", "precision", 1))
     assert [each["step"] for each in found["checkpoints"]] == [4, 6, 2] and found["higher_is_better"]
 
