@@ -22,8 +22,9 @@ from cluster.doctor import (
 )
 from cluster.node_checks import MAX_CLOCK_SKEW_SECONDS, SENDER_VERSIONS, check_nodes, installed_versions
 from pipelines.cli.submission.environment import local_job_environment, remote_job_environment
+from pipelines.tracking.database import is_absent
 from pipelines.tracking.lookup import dangling_aliases
-from pipelines.tracking.store import check_tracking, is_absent, refuse_unusable, tracking_uri
+from pipelines.tracking.store import check_tracking, refuse_unusable, tracking_uri
 from raydit.errors import InvalidInput, NotFound, RayditError, Unreachable
 
 PACKAGES = ("raydit", "torch", "ray", "pyarrow", "diffusers", "torch-fidelity", "mlflow")

@@ -16,8 +16,9 @@ from pipelines.registry.queries import find_protocol
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.report_files import find_reports
 from pipelines.tracking import tags
-from pipelines.tracking.experiments import find_experiment
+from pipelines.tracking.experiments import REGISTERED_NAME_FORBIDS, clean_name, find_experiment
 from pipelines.tracking.lookup import connected_client, has_files
+from pipelines.tracking.moved_store import refuse_moved
 from pipelines.tracking.store import tracking_uri
 from raydit.errors import InvalidInput, NotFound, Unreachable
 
@@ -72,6 +73,8 @@ def promote(uri: str, experiment: str, name: str, candidate: PromotionScore, *, 
     becomes challenger instead of champion. Raises InvalidInput if the holder was chosen by another protocol or metric,
     NotFound if the checkpoint is gone, and Unreachable if MLflow does not answer or does not know the checkpoint yet.
     """
+    refuse_name(name)
+    refuse_moved(uri)
     with connected_client(uri) as client:
         holders = {each: _holder(client, name, each) for each in (CHAMPION, CHALLENGER)}
         champion = holders[CHAMPION]
@@ -118,6 +121,16 @@ def promote_checkpoint(
     (report,) = find_reports([opened.origin], protocol_id=protocol_id)
     config = checkpoint_recipe(opened)
     return promote_report(tracking_uri(store or config.tracking.uri), config.name, name, report, alias=alias)
+
+
+def refuse_name(name: str) -> None:
+    """Raise InvalidInput for a name that MLflow refuses for registered models, or by which it cannot find one."""
+    if (allowed := clean_name(name, REGISTERED_NAME_FORBIDS)) != name or not name.strip():
+        raise InvalidInput(
+            f"name of a registered model: found {name!r}",
+            f"one without {' '.join(REGISTERED_NAME_FORBIDS)}, which MLflow refuses",
+            f"name it {allowed!r}" if name.strip() else "give a name",
+        )
 
 
 def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:

@@ -3,8 +3,9 @@
 from typing import Any
 
 from pipelines.tracking import tags
+from pipelines.tracking.database import database_folder
 from pipelines.tracking.experiment_page import experiment_tags
-from pipelines.tracking.store import database_folder
+from pipelines.tracking.moved_store import ARTIFACTS
 
 MODEL_NAME_FORBIDS = "/:.%\"'"
 """Characters that MLflow refuses in the name of a LoggedModel (mlflow.utils.validation)."""
@@ -33,7 +34,7 @@ def create_experiment(client: Any, uri: str, name: str, samples_step: int) -> tu
     artifacts lie beside it, not in the working folder. samples_step: training step whose samples its page shows.
     """
     folder = database_folder(uri)
-    location = str(folder / "mlruns") if folder else None
+    location = str(folder / ARTIFACTS) if folder else None
     page, new_name, number = experiment_tags(name, samples_step), name, 1
     while (taken := client.get_experiment_by_name(new_name)) is not None and taken.lifecycle_stage != "active":
         number += 1

@@ -62,9 +62,7 @@ class Journal:
         _truncate_torn_line(path)
         _truncate_torn_line(self.refused_path)
         self._file = open(path, "ab")
-        self._state: dict[str, Any] = (
-            json.loads(self._state_path.read_text()) if self._state_path.exists() else {"offset": 0, "known": {}}
-        )
+        self._state = _read_state(path)
         if uri and self._state.get("uri") != uri:
             self._state["uri"] = uri
             self._save_state()
@@ -176,21 +174,48 @@ class Journal:
         return [line for line in lines if line.endswith(b"\n")]
 
 
+def merge_journals(source: Path, target: Path, uri: str, change: Callable[[bytes], bytes]) -> None:
+    """Move a closed journal to another name, before what a journal of that name has, and remove it.
+
+    uri: address of the server under that name. change: is applied to every line.
+    """
+    delivered, waiting, refused = b"", b"", b""
+    known: Ids = {}
+    for path in (source, target):
+        lines = path.read_bytes() if path.exists() else b""
+        state = _read_state(path)
+        apply = change if path == source else bytes
+        delivered += b"".join(map(apply, lines[: state["offset"]].splitlines(keepends=True)))
+        waiting += b"".join(map(apply, lines[state["offset"] :].splitlines(keepends=True)))
+        if refused_path(path).exists():
+            refused += b"".join(map(apply, refused_path(path).read_bytes().splitlines(keepends=True)))
+        known |= state["known"]
+    storage.write_atomically(str(target), delivered + waiting)
+    storage.write_json_atomically(str(_state_path(target)), {"offset": len(delivered), "known": known, "uri": uri})
+    if refused:
+        storage.write_atomically(str(refused_path(target)), refused)
+    for path in (source, _state_path(source), refused_path(source)):
+        path.unlink(missing_ok=True)
+
+
 def read_uri(path: Path) -> str | None:
     """Return the address of the server that a journal is for; None if it was not recorded."""
-    state = _state_path(path)
-    return json.loads(state.read_text()).get("uri") if state.exists() else None
+    return _read_state(path).get("uri")
 
 
 def count_undelivered(path: Path) -> int:
     """Return how many entries of a journal still wait for delivery."""
-    state = _state_path(path)
-    offset = json.loads(state.read_text())["offset"] if state.exists() else 0
-    return path.read_bytes().count(b"\n", offset)
+    return path.read_bytes().count(b"\n", _read_state(path)["offset"])
 
 
 def _state_path(path: Path) -> Path:
     return path.with_suffix(".state.json")
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return the cursor of a journal, and the ids and the address that it has noted."""
+    state = _state_path(path)
+    return json.loads(state.read_text()) if state.exists() else {"offset": 0, "known": {}}
 
 
 def refused_path(path: Path) -> Path:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from pipelines.console import first_line
 from pipelines.tracking import tags
+from pipelines.tracking.database import is_absent
 from pipelines.tracking.experiments import find_experiment
+from pipelines.tracking.moved_store import refuse_moved
 from pipelines.tracking.store import (
-    is_absent,
     is_refusing_all,
     is_unavailable,
     mlflow_client,
@@ -61,6 +62,7 @@ def find_checkpoint(uri: str, name: str) -> CheckpointRef:
     """
     kind, _, rest = name.partition(":/")
     uri = tracking_uri(uri)
+    refuse_moved(uri)  # it would lead to where the checkpoint was
     client = mlflow_client(uri)
     try:
         model = _model_of_run(client, rest) if kind == "runs" else _model_of_registry(client, rest)

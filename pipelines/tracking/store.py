@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from cluster.credentials import refuse_password
 from pipelines.console import first_line
+from pipelines.tracking.database import SQLITE, database_folder, is_absent
+from pipelines.tracking.moved_store import refuse_moved
 from raydit.errors import InvalidInput, RayditError, Unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SQLITE = "sqlite:///"
 OTHER_SCHEMA = "out-of-date database schema"
 """In MLflow's message about a database whose tables are those of another version."""
 TEMPORARY_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
@@ -46,7 +47,7 @@ def check_tracking(uri: str) -> str:
 
 
 def refuse_unusable(uri: str) -> None:
-    """Raise InvalidInput if a store will never take runs: another kind of store, a wrong password, no MLflow server.
+    """Raise InvalidInput if a store will never take runs: another kind of store, a wrong password, a moved database.
 
     A store that does not answer now is not refused, because it may answer later. A database that does not exist yet is
     not created.
@@ -54,6 +55,7 @@ def refuse_unusable(uri: str) -> None:
     _refuse_read_only(uri)
     if is_absent(uri):
         return
+    refuse_moved(uri)
     try:
         mlflow_client(uri).search_experiments(max_results=1)
     except RayditError:
@@ -127,16 +129,6 @@ def mlflow_client(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
-
-
-def is_absent(uri: str) -> bool:
-    """Return whether a store is a database file that does not exist yet; connecting to it would create it."""
-    return uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file()
-
-
-def database_folder(uri: str) -> Path | None:
-    """Return the absolute folder of a database file; None for a store of another kind."""
-    return Path(uri.removeprefix(SQLITE)).absolute().parent if uri.startswith(SQLITE) else None
 
 
 @functools.cache

@@ -150,6 +150,34 @@ def deliver(output: str, as_json: bool) -> None:
     sys.exit(FAILED if any(each["waiting"] or each["refused"] for each in found) else OK)
 
 
+@runs.command()
+@click.argument("output", metavar="[OUTPUT|RECIPE]", default="", type=click.Path())
+@store_option
+@json_option
+def relocate(output: str, store: str, as_json: bool) -> None:
+    """Mend a database that was moved or copied with its project.
+
+    Its artifacts, outputs and checkpoints are then looked for where they are now, and nothing is written to the old
+    folder. OUTPUT: an output of which the database knows nothing yet.
+    """
+    from pipelines.tracking.relocation import relocate
+    from pipelines.tracking.store import tracking_uri
+
+    uri, outputs = tracking_uri(store), [output] if output else []
+    if output.endswith(".toml"):
+        from pipelines.config.reader import load_recipe
+
+        config = load_recipe(output)
+        uri, outputs = tracking_uri(store or config.tracking.uri), [config.output]
+    found = relocate(uri, outputs)
+    for done in found:
+        mended = f"places of artifacts: {done.artifacts:,}, other paths: {done.paths:,}, journals: {done.journals:,}"
+        print_line("relocate", f"{uri} leads to {done.new} instead of {done.old} ({mended})")
+    if not found:
+        print_line("relocate", f"{uri} has not moved, or its artifacts lie elsewhere on purpose")
+    print_result(as_json, {"store": uri, "relocated": [done._asdict() for done in found]})
+
+
 def _experiment_and_store(name: str, store: str) -> tuple[str, str]:
     """Return an experiment's name, which may be given by a recipe's path, and the tracking URI to look it up at."""
     from pipelines.tracking.store import tracking_uri

@@ -149,8 +149,9 @@ def assert_complete(client, run, steps):
     assert model.experiment_id == run.info.experiment_id and model.name == "step_1"
 
 
-@pytest.mark.parametrize("restarted", [False, True], ids=["in the middle", "between two commands"])
+@pytest.mark.parametrize("restarted", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_deleted_run_leads_to_a_new_one_with_everything(recipe, client, picture, capsys, restarted):
+    """Deleted in the middle, or between two commands."""
     config = recipe()
     tracker = Tracker.open(config)
     pipeline, run = train_a_little(tracker, picture)
@@ -188,8 +189,9 @@ def test_the_children_of_a_deleted_pipeline_are_those_of_the_new_one(recipe, cli
     assert new["train"].data.tags["mlflow.parentRunId"] == new["pipeline"].info.run_id != deleted.info.run_id
 
 
-@pytest.mark.parametrize("restarted", [False, True], ids=["in the middle", "between two commands"])
+@pytest.mark.parametrize("restarted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_deleted_experiment_leads_to_a_new_one_with_everything(recipe, client, picture, capsys, restarted):
+    """Deleted in the middle, or between two commands."""
     config = recipe()
     tracker = Tracker.open(config)
     pipeline, run = train_a_little(tracker, picture)
