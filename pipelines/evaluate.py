@@ -101,6 +101,10 @@ def evaluate_each(
     reports of its protocol is drawn again, and the numbers of all go to one MLflow run. address: of Ray.
     """
     finished: list[FinishedEvaluation] = []
+    if options.promote:
+        from pipelines.registry.promotion import refuse_name
+
+        refuse_name(options.promote)
     with ExitStack() as stack:
         contexts: dict[str, StageContext] = {}
         runs: dict[str, RunLog] = {}
