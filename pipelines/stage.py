@@ -83,11 +83,10 @@ class StageContext:
 
     def _deliver_what_waits(self) -> None:
         """Deliver what an earlier command left in the journal, also if every stage is finished."""
-        if Tracker.has_waiting(self.config, self.part):
-            try:
-                _ = self.tracker
-            except InvalidInput as error:
-                self.say("tracking", f"what waits cannot be delivered: {error}")
+        try:
+            _ = Tracker.has_waiting(self.config, self.part) and self.tracker
+        except InvalidInput as error:
+            self.say("tracking", f"what waits cannot be delivered: {error}")
 
     def _hold(self, held: ExitStack, part: str, wait_seconds: float = WAIT_SECONDS) -> None:
         folder = storage.join(self.config.output, part) if part else self.config.output

@@ -88,7 +88,8 @@ def promote(uri: str, experiment: str, name: str, candidate: PromotionScore, *, 
         if reason is None:
             number = _give_alias(client, uri, experiment, name, candidate, alias)
             before = f", before {holder.value:.5g}" if holder else ""
-            score = f"{candidate.metric} {candidate.value:.5g}{before}, by protocol {candidate.protocol_label}"
+            by = f" ({candidate.metric} by protocol {candidate.protocol_label})" if candidate.protocol else ""
+            score = f"{candidate.value:.5g}{before}{by}"
             return Promotion(f"models:/{name}@{alias} is now version {number}: {score}", True)
         if alias == CHAMPION and champion is not None and candidate.value < champion.value:
             if _reason_to_keep(name, CHALLENGER, holders[CHALLENGER], candidate) is None:
