@@ -76,4 +76,4 @@ def _precision_recall(report: EvaluationReport) -> PrecisionRecall | None:
 
 
 def _title(reports: Sequence[EvaluationReport]) -> str:
-    return f"protocol {reports[-1].protocol_id}, N = {reports[-1].protocol.num_samples:,}"
+    return f"protocol {reports[-1].protocol.label}"
