@@ -76,4 +76,5 @@ def _precision_recall(report: EvaluationReport) -> PrecisionRecall | None:
 
 
 def _title(reports: Sequence[EvaluationReport]) -> str:
-    return f"protocol {reports[-1].protocol.label}"
+    """Return what the protocol says, without the extractor, which the metric's name says."""
+    return reports[-1].protocol.summary.rpartition(", ")[0]
