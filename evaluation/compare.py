@@ -73,7 +73,7 @@ def compare_reports(reports: Sequence[EvaluationReport], *, allow_unequal: bool 
     differing = [name for name in protocols[0] if any(other[name] != protocols[0][name] for other in protocols)]
     if differing and not allow_unequal:
         fields = "; ".join(f"{name}: {' and '.join(_distinct(protocols, name))}" for name in differing)
-        ids = ", ".join(dict.fromkeys(report.protocol_id for report in reports))
+        ids = " and ".join(dict.fromkeys(report.protocol.label for report in reports))
         raise InvalidInput(
             f"reports of protocols {ids}, which differ in {fields}",
             "one protocol, because scores of different protocols do not rank checkpoints",

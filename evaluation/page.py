@@ -28,7 +28,7 @@ def render_page(report: EvaluationReport, images: Mapping[str, bytes] | None = N
     images: PNG files by name: "samples", "classes", "neighbours", or any other name. All text of the report is escaped,
     and the page's Content-Security-Policy forbids loading anything. Raises ValueError for an image that is not a PNG.
     """
-    title = f"{report.checkpoint.rstrip('/').rpartition('/')[2]} · {report.protocol_id}"
+    title = f"{report.checkpoint.rstrip('/').rpartition('/')[2]} · {report.protocol.label}"
     sections = [
         _header(report),
         "".join(f'<p class="warning">{escape(warning)}</p>' for warning in report.warnings),
@@ -54,8 +54,10 @@ def _header(report: EvaluationReport) -> str:
     spread = f" <small>± {_number(report.errors[name])}</small>" if name in report.errors else ""
     return (
         f'<header><div><p class="over">Evaluation of</p><h1>{escape(report.checkpoint)}</h1>'
-        f"<p>{report.protocol.num_samples:,} samples · protocol <code>{escape(report.protocol_id)}</code> · weights "
-        f"<code>{escape(report.checkpoint_digest[:12])}</code></p></div>"
+        f"<p>{report.protocol.num_samples:,} samples · protocol <code>{escape(report.protocol_id)}</code> "
+        f"({escape(report.protocol.summary)}) · weights "
+        f"<code>{escape(report.checkpoint_digest[:12])}</code>"
+        f"{f' · code <code>{escape(report.commit)}</code>' if report.commit else ''}</p></div>"
         f'<div class="headline"><b>{_number(value)}</b>{spread}<br><code>{escape(name)}</code></div></header>'
     )
 

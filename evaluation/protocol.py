@@ -87,6 +87,29 @@ class EvaluationProtocol:
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
+    @property
+    def summary(self) -> str:
+        """What the protocol says in a few words: "N=200, euler 25, cfg 2, efficientnet-lite0".
+
+        What is usual is left out, so protocols with one summary may differ in the reference or the decoder.
+        """
+        if self.sampler == "unknown":
+            return f"N={self.num_samples}, given images, {self.extractor}"
+        parts = [f"N={self.num_samples}", f"{self.sampler} {self.sampling_steps}", f"cfg {self.cfg_scale:g}"]
+        if self.cfg_interval is not None:
+            parts.append("guided from {:g} to {:g}".format(*self.cfg_interval))
+        parts += [f"{self.cfg_channels} channels guided"] if self.cfg_channels is not None else []
+        parts += [f"{self.labels} labels"] if self.labels != "random" else []
+        parts += [f"{self.weights} weights"] if self.weights != "ema" else []
+        parts += [self.dtype] if self.dtype != "float32" else []
+        parts += [f"seed {self.seed}"] if self.seed else []
+        return ", ".join([*parts, self.extractor])
+
+    @property
+    def label(self) -> str:
+        """The id with the summary: an id alone says nothing to a reader."""
+        return f"{self.protocol_id} ({self.summary})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values.
 

@@ -47,6 +47,8 @@ class EvaluationReport:
     """Stage, with the suffix _seconds -> seconds."""
     artifacts: dict[str, str] = field(default_factory=dict)
     """Name -> file of the report's folder, such as an image grid."""
+    code: dict[str, Any] | None = None
+    """Git commit of the code that scored ("commit"), and whether it had uncommitted changes ("dirty"), if known."""
 
     @property
     def protocol_id(self) -> str:
@@ -57,6 +59,13 @@ class EvaluationReport:
     def headline(self) -> str:
         """Name of the metric that ranks checkpoints: the Frechet distance at the largest N; lower is better."""
         return next(iter(self.metrics))
+
+    @property
+    def commit(self) -> str:
+        """The first digits of the commit, marked if there were uncommitted changes; empty if it is unknown."""
+        if self.code is None:
+            return ""
+        return self.code["commit"][:12] + (" with uncommitted changes" if self.code["dirty"] else "")
 
     def estimate(self, name: str) -> tuple[float, float | None]:
         """Return a metric and its error: mean and standard error over seeds if repeated, otherwise as in `errors`."""
@@ -73,6 +82,8 @@ class EvaluationReport:
         for name in ("missing", "disqualified"):
             if not values[name]:
                 del values[name]
+        if self.code is None:  # a file without it is one of before it was recorded
+            del values["code"]
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     @classmethod

@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster import storage
 from pipelines.artifacts import Artifact, settings_identity
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.config.training import NON_IDENTITY_FIELDS, AutoencoderTrainConfig
 from pipelines.console import Progress
@@ -14,8 +15,9 @@ from pipelines.images.open import with_absolute_paths
 from pipelines.images.preprocess import read_cropped
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle, autoencoder_of
 from pipelines.latents.class_order import list_images
+from pipelines.latents.identity import PREPROCESSING_FIELDS
 from pipelines.stage import JobContext, job
-from pipelines.tracking.run_log import RunLog
+from pipelines.tracking.run_log import RunLog, log_sections
 from pipelines.training.autoencoder import (
     RECONSTRUCTIONS,
     TRAINING,
@@ -47,8 +49,11 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
         context.skipped("autoencoder", f"{record.psnr:.1f} dB, in {folder}")
         return handle
 
-    with context.run("autoencoder", identity) as run:
-        run.params({"images": asdict(config.images), "autoencoder": asdict(settings)})
+    resumes = None if CheckpointFolder(storage.join(folder, TRAINING)).last_step() else ""
+    with context.run("autoencoder", identity, resumes=resumes) as run:
+        sections = {"images": asdict(config.images), "autoencoder": asdict(settings)}
+        other_images = sections["images"].keys() - PREPROCESSING_FIELDS
+        log_sections(run, sections, may_change={"images": other_images, "autoencoder": NON_IDENTITY_FIELDS})
         progress = context.progress("autoencoder", total=settings.steps, unit="steps")
         context.start_ray(settings, "autoencoder")
         worker_settings = AutoencoderWorkerSettings(

@@ -22,7 +22,13 @@ from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.class_order import list_images
 from pipelines.latents.dataset import MANIFEST, LatentDataset, write_manifest
 from pipelines.latents.encoding import EncodeImages, ReadImages, WriteShard, bytes_in_flight
-from pipelines.latents.identity import describe_latents, encode_identity
+from pipelines.latents.identity import (
+    ENCODE_FIELDS,
+    OPTIONAL_ENCODE_FIELDS,
+    PREPROCESSING_FIELDS,
+    describe_latents,
+    encode_identity,
+)
 from pipelines.latents.quarantine import QuarantineLimit
 from pipelines.latents.records import ShardRecord
 from pipelines.latents.shards import (
@@ -36,7 +42,7 @@ from pipelines.latents.shards import (
 )
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
-from pipelines.tracking.run_log import RunLog
+from pipelines.tracking.run_log import RunLog, log_sections
 
 SHARDS_IN_FLIGHT = 16
 """Most shards per worker that the object store holds: being read, waiting, being encoded, being written.
@@ -80,7 +86,10 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     if earlier is not None:
         context.say("encode", f"adds {total_images(shards):,} images to {summarize(earlier)}")
     with context.run("encode", identity) as run:
-        run.params({"images": asdict(config.images), "encode": asdict(settings)})
+        sections = {"images": asdict(config.images), "encode": asdict(settings)}
+        other_images = sections["images"].keys() - PREPROCESSING_FIELDS
+        other_encode = sections["encode"].keys() - {*ENCODE_FIELDS, *OPTIONAL_ENCODE_FIELDS}
+        log_sections(run, sections, may_change={"images": other_images, "encode": other_encode})
         run.input(name="images", digest=listing.digest, source=config.images.path, context="encoding")
 
         limit = QuarantineLimit(folder, settings.max_quarantined, len(listing))

@@ -19,7 +19,7 @@ from pipelines.scoring.references import RealImages, check_scoring_inputs
 from pipelines.scoring.report_curves import load_reports_by_step, save_curves, step_of
 from pipelines.scoring.report_files import load_matching_report, rewrite_report, take_back_report
 from pipelines.scoring.saved_samples import SampleFormat, SavedSamples
-from pipelines.scoring.score_checkpoint import CheckpointEvaluation, compute_features, score_checkpoint
+from pipelines.scoring.score_checkpoint import CheckpointEvaluation, compute_features, protocol_tags, score_checkpoint
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.stage import StageContext
 from pipelines.tracking.run_log import RunLog
@@ -110,6 +110,10 @@ def evaluate_each(
     reports of its protocol is drawn again, and the numbers of all go to one MLflow run. address: of Ray.
     """
     finished: list[FinishedEvaluation] = []
+    if options.promote:
+        from pipelines.registry.promotion import refuse_name
+
+        refuse_name(options.promote)
     with ExitStack() as stack:
         contexts: dict[str, StageContext] = {}
         runs: dict[str, RunLog] = {}
@@ -128,7 +132,7 @@ def evaluate_each(
                 if (series or options.repeats > 1) and any(seed.report is None for seed in seeds):
                     protocol_folder = storage.split(folder)[0]
                     if protocol_folder not in runs:
-                        run = context.run(EVALUATIONS, {"protocol": report.protocol_id})
+                        run = context.run(EVALUATIONS, {"protocol": report.protocol_id}, protocol_tags(report.protocol))
                         runs[protocol_folder] = stack.enter_context(run)
                     record_series(runs[protocol_folder], protocol_folder, report, images_per_step)
                 if options.promote:
@@ -172,6 +176,8 @@ def compute_together(contexts: dict[str, StageContext], planned: Sequence[SeedEv
     contexts: by output. force: discard the records of interrupted runs.
     """
     unscored = [seed.evaluation for seed in planned if seed.report is None]
+    for evaluation in unscored:
+        _ = contexts[evaluation.settings.output].tracker  # refuses a store that never takes runs, before any work
     if force:
         for evaluation in unscored:
             storage.remove_folder(evaluation.shard_folder)
@@ -240,4 +246,4 @@ def promote(context: StageContext, report: EvaluationReport, *, experiment: str,
 
 
 def _say_skipped(context: StageContext, evaluation: CheckpointEvaluation) -> None:
-    context.skipped("evaluate", f"protocol {evaluation.protocol.protocol_id}, report in {evaluation.folder}")
+    context.skipped("evaluate", f"protocol {evaluation.protocol.label}, report in {evaluation.folder}")

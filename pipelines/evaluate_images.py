@@ -1,7 +1,6 @@
 """The evaluate-images job: score images from any source, such as samples that another tool drew."""
 
 import json
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.preprocess import read_cropped
 from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.build_report import build_report
-from pipelines.scoring.log_report import log_report
+from pipelines.scoring.log_report import log_evaluation_settings, log_report
 from pipelines.scoring.protocols import images_protocol
 from pipelines.scoring.records import load_features
 from pipelines.scoring.references import (
@@ -38,7 +37,7 @@ from pipelines.scoring.report_files import (
     write_report,
 )
 from pipelines.scoring.report_pictures import NUM_SAMPLES, Neighbours, report_pictures
-from pipelines.scoring.score_checkpoint import LapTimer
+from pipelines.scoring.score_checkpoint import LapTimer, protocol_tags
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import compute_shards, make_shards, split_listing
 from pipelines.stage import StageContext
@@ -65,7 +64,7 @@ def evaluate_images(
     report = load_matching_report(folder, digest)
     if report is not None and not force:
         take_back_report(folder, digest)
-        context.skipped("evaluate", f"protocol {protocol.protocol_id}, report in {folder}")
+        context.skipped("evaluate", f"protocol {protocol.label}, report in {folder}")
         return report, folder
     set_aside_other_report(folder, digest)
     shard_folder = storage.join(folder, f"shards-{digest[:12]}-{evaluate.shard_rows}")
@@ -74,9 +73,9 @@ def evaluate_images(
         storage.remove_folder(shard_folder)
     real, timer = RealImages.of(settings), LapTimer()
     identity = {"images": digest, "protocol": protocol.protocol_id}
-    run_tags = {tags.IMAGES: path, tags.PROTOCOL_ID: protocol.protocol_id}
+    run_tags = {tags.IMAGES: path, **protocol_tags(protocol)}
     with context.run("evaluate", identity, run_tags) as run:
-        run.params({"evaluate": asdict(evaluate), "protocol": protocol.to_dict()})
+        log_evaluation_settings(run, evaluate, protocol)
         if missing := real.missing_shards():
             create_actor = partial(ScoringActor, with_absolute_paths(settings.images), evaluate)
             compute_shards(context, "reference", missing, create_actor, evaluate)

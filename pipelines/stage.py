@@ -20,7 +20,7 @@ from pipelines.tracking.provenance import provenance_tags, recipe_artifact
 from pipelines.tracking.run_log import RunLog
 from pipelines.tracking.system_metrics import system_metrics
 from pipelines.tracking.tracker import Tracker
-from raydit.errors import InUse
+from raydit.errors import InUse, InvalidInput
 
 Result = TypeVar("Result")
 
@@ -29,9 +29,9 @@ class JobContext(Protocol):
     """What a job needs of its surroundings; StageContext is the real one, and tests have a fake."""
 
     def run(
-        self, stage: str, identity: dict[str, Any], tags: dict[str, str] | None = None
+        self, stage: str, identity: dict[str, Any], tags: dict[str, str] | None = None, *, resumes: str | None = None
     ) -> AbstractContextManager[RunLog]:
-        """Open a tracking run for one execution of a stage."""
+        """Open a tracking run for one execution of a stage. resumes: see Tracker.start_run."""
         ...
 
     def progress(self, stage: str, *, total: int, unit: str, start: int = 0) -> Progress:
@@ -77,12 +77,20 @@ class StageContext:
     def __enter__(self) -> "StageContext":
         refuse_wrong_address(self.address)
         self._hold(self._cleanup, self.part)
+        self._deliver_what_waits()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cleanup.close()
+
+    def _deliver_what_waits(self) -> None:
+        """Deliver what an earlier command left in the journal, also if every stage is finished."""
+        try:
+            _ = Tracker.has_waiting(self.config, self.part) and self.tracker
+        except InvalidInput as error:
+            self.say("tracking", f"what waits cannot be delivered: {error}")
 
     def _hold(self, held: ExitStack, part: str, wait_seconds: float = WAIT_SECONDS) -> None:
         folder = storage.join(self.config.output, part) if part else self.config.output
@@ -187,11 +195,13 @@ class StageContext:
         self._pipeline_run = self._pipeline_identity = None
 
     @contextmanager
-    def run(self, stage: str, identity: dict[str, Any], tags: dict[str, str] | None = None) -> Iterator[RunLog]:
+    def run(
+        self, stage: str, identity: dict[str, Any], tags: dict[str, str] | None = None, *, resumes: str | None = None
+    ) -> Iterator[RunLog]:
         """Open an MLflow run for one execution of a stage; the run of an interrupted execution is resumed."""
         if self._pipeline_identity is not None and self._pipeline_run is None:
             self._pipeline_run = self._start_run("pipeline", self._pipeline_identity, {})
-        run = self._start_run(stage, identity, tags or {})
+        run = self._start_run(stage, identity, tags or {}, resumes)
         try:
             with system_metrics(run):
                 yield run
@@ -200,10 +210,12 @@ class StageContext:
             raise
         run.end("FINISHED")
 
-    def _start_run(self, stage: str, identity: dict[str, Any], tags: dict[str, str]) -> RunLog:
+    def _start_run(
+        self, stage: str, identity: dict[str, Any], tags: dict[str, str], resumes: str | None = None
+    ) -> RunLog:
         """Start a run that carries its provenance and the recipe."""
         tags = {**provenance_tags(self.config, stage, tags), **tags}
-        run = self.tracker.start_run(stage, identity, parent=self._pipeline_run, run_tags=tags)
+        run = self.tracker.start_run(stage, identity, parent=self._pipeline_run, run_tags=tags, resumes=resumes)
         run.artifact(recipe_artifact(self.config, self.tracker.folder))
         return run
 

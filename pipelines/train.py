@@ -16,12 +16,12 @@ from pipelines.latents.dataset import LatentDataset
 from pipelines.scoring.settings import EVALUATIONS
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
-from pipelines.tracking.run_log import FIGURES, RunLog
+from pipelines.tracking.run_log import FIGURES, RunLog, log_sections
 from pipelines.training.extension import explain_schedule_change
 from pipelines.training.figures import TrainFigures
 from pipelines.training.group import RAY_FOLDER, run_workers
 from pipelines.training.loop import train_worker
-from pipelines.training.monitor import TrainingMonitor, last_logged_step
+from pipelines.training.monitor import TrainingMonitor, last_logged_step, logged_run
 from pipelines.training.previews import Previews
 from pipelines.training.retention import ProtectedCheckpoints, Retention
 from pipelines.training.settings import train_worker_settings
@@ -51,8 +51,9 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
         context.skipped("train", f"{first:,} steps, checkpoint {newest.origin}")
         return newest
 
-    with context.run("train", identity, {tags.LATENTS_FINGERPRINT: latents.fingerprint}) as run:
-        run.params(resolved(config))
+    run_tags = {tags.LATENTS_FINGERPRINT: latents.fingerprint}
+    with context.run("train", identity, run_tags, resumes=logged_run(checkpoints) if first else "") as run:
+        log_train_settings(run, config, latents)
         run.input(name="latents", digest=latents.fingerprint, source=str(latents.path), context="training")
         if first:
             context.say("train", f"resumes from step {first:,}")
@@ -104,6 +105,15 @@ def train_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
         "objective": recorded["objective"],
         "train": settings_identity(config.train, (*LENGTH_FIELDS, *NON_IDENTITY_FIELDS, *default)),
     }
+
+
+def log_train_settings(run: RunLog, config: Recipe, latents: LatentDataset) -> None:
+    """Log what identifies a training, and what may be another when it resumes. The whole recipe is an artifact."""
+    recorded = resolved(config)
+    sections = {name: recorded[name] for name in ("seed", "model", "objective", "train")}
+    log_sections(
+        run, {**sections, "images": latents.preprocessing}, may_change={"train": ("steps", *NON_IDENTITY_FIELDS)}
+    )
 
 
 def find_trained(config: Recipe, latents: LatentDataset) -> LocatedCheckpoint | None:

@@ -33,6 +33,8 @@ class FakeRun:
 
     def params(self, params: dict[str, Any]) -> None: ...
 
+    def settings(self, settings: dict[str, Any]) -> None: ...
+
     def tag(self, name: str, value: str) -> None: ...
 
     def metrics(
@@ -69,7 +71,9 @@ class FakeContext:
         self.last_run = FakeRun()
 
     @contextmanager
-    def run(self, stage: str, identity: dict[str, Any], tags: dict[str, str] | None = None) -> Iterator[FakeRun]:
+    def run(
+        self, stage: str, identity: dict[str, Any], tags: dict[str, str] | None = None, *, resumes: str | None = None
+    ) -> Iterator[FakeRun]:
         yield self.last_run
 
     def progress(self, stage: str, *, total: int, unit: str, start: int = 0) -> Progress:

@@ -1,12 +1,15 @@
 """`mlflow server` on a store, and waiting for what is told to one."""
 
+import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from contextlib import contextmanager
 
 
 class MlflowServer:
@@ -62,3 +65,29 @@ def close_delivered(tracker):
     """Close a tracker when MLflow was told everything: a busy machine may take longer than a command waits."""
     wait_until(lambda: not tracker._journal.undelivered)
     tracker.close()
+
+
+@contextmanager
+def answering(status, body):
+    """A server that answers every request alike, such as a proxy before MLflow that asks for a password."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(answer["status"])
+            self.send_header("content-length", str(len(answer["body"])))
+            self.end_headers()
+            self.wfile.write(answer["body"])
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments): ...
+
+    answer = {"status": status, "body": body}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", answer
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -22,8 +22,10 @@ from cluster.doctor import (
 )
 from cluster.node_checks import MAX_CLOCK_SKEW_SECONDS, SENDER_VERSIONS, check_nodes, installed_versions
 from pipelines.cli.submission.environment import local_job_environment, remote_job_environment
+from pipelines.tracking.database import is_absent
 from pipelines.tracking.lookup import dangling_aliases
-from pipelines.tracking.store import check_tracking, tracking_uri
+from pipelines.tracking.store import check_tracking, refuse_unusable, tracking_uri
+from raydit.errors import InvalidInput, NotFound, RayditError, Unreachable
 
 PACKAGES = ("raydit", "torch", "ray", "pyarrow", "diffusers", "torch-fidelity", "mlflow")
 NAME_WIDTH = max(map(len, PACKAGES))
@@ -117,10 +119,13 @@ def check_tracking_store(uri: str = "") -> Check:
     """Check that the MLflow store answers. uri: empty for the one in use."""
     uri = tracking_uri(uri)
     try:
-        found = check_tracking(uri)
-    except ConnectionError as error:
+        refuse_unusable(uri)
+        found = "no database yet, the first stage creates it" if is_absent(uri) else check_tracking(uri)
+    except Unreachable as error:
         do = "start the server, or set MLFLOW_TRACKING_URI to one that runs; until it answers, results are kept"
         return Check("tracking", False, f"{uri}: {error}", do)
+    except InvalidInput as error:
+        return Check("tracking", False, error.found, error.do)
     return Check("tracking", True, f"{uri}: {found}")
 
 
@@ -128,7 +133,9 @@ def check_aliases(uri: str = "") -> Check:
     """Check that the checkpoints behind all aliases of registered models exist."""
     try:
         dangling, count = dangling_aliases(tracking_uri(uri))
-    except (FileNotFoundError, ConnectionError):  # reported by check_tracking_store
+    except NotFound:
+        return Check("aliases", True, "none, because there is no database yet")
+    except RayditError:  # reported by check_tracking_store
         return Check("aliases", True, "none, because the store does not answer")
     if dangling:
         do = "give each to another version, or promote a checkpoint again: raydit promote CHECKPOINT --name NAME"

@@ -13,6 +13,7 @@ from types import FrameType
 
 from pipelines.console import say
 from pipelines.tracking.lookup import connected_client
+from pipelines.tracking.moved_store import earlier_folders
 from pipelines.tracking.store import check_tracking
 from raydit.errors import InvalidInput, Unreachable
 
@@ -33,6 +34,8 @@ def serve_ui(uri: str, port: int) -> None:
         say("ui", f"{uri} is the UI of its own store: {check_tracking(uri)}")
         return
     check_tracking(uri)  # creates a database that does not exist, as every stage does
+    if folders := earlier_folders(uri):
+        say("ui", f"artifacts are looked for in {folders[0]}, where they were; `raydit runs relocate` corrects that")
     ports = range(port, port + NUM_PORTS)
     free = [each for each in ports if _is_free(each)]
     if found := next((each for each in ports if each not in free and _serves(each, uri)), None):

@@ -7,6 +7,14 @@ from pipelines.images.listing import Listing
 from pipelines.latents.schema import LatentDescription
 from raydit.errors import InvalidInput
 
+PREPROCESSING_FIELDS = frozenset({"size", "crop"})
+"""Settings of [images] that artifacts record. The others say where the images come from; their listing's digest, which
+is recorded, follows from them."""
+ENCODE_FIELDS = ("flip", "shard_rows", "dtype")
+OPTIONAL_ENCODE_FIELDS = {"memory_format": "channels_last", "compile": False}
+"""Settings of [encode] that the bytes of the latents depend on; the second are recorded unless they have this value, so
+that latents made before these options existed stay valid."""
+
 
 def encode_identity(
     images: ImagesConfig, settings: EncodeConfig, listing: Listing, autoencoder: dict[str, Any]
@@ -15,9 +23,8 @@ def encode_identity(
 
     autoencoder: its record (`AutoencoderHandle.describe`).
     """
-    encode = {name: getattr(settings, name) for name in ("flip", "shard_rows", "dtype")}
-    # Left out at their defaults, so that latents made before these options existed stay valid.
-    for name, default in (("memory_format", "channels_last"), ("compile", False)):
+    encode = {name: getattr(settings, name) for name in ENCODE_FIELDS}
+    for name, default in OPTIONAL_ENCODE_FIELDS.items():
         if getattr(settings, name) != default:
             encode[name] = getattr(settings, name)
     return {

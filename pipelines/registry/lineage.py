@@ -18,7 +18,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.images.open import open_source
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.dataset import MANIFEST, LatentDataset, fingerprint_of
-from pipelines.registry.queries import find_run
+from pipelines.registry.queries import find_run, source_commits
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.references import reference_digest
 from pipelines.scoring.report_files import find_report_files, read_report
@@ -212,7 +212,10 @@ def _evaluations(opened: LocatedCheckpoint, config: Recipe, chain: list[Link]) -
         value, error_bar = report.estimate(report.headline)
         score = f"{report.headline} {value:.5g}" + (f" +- {error_bar:.2g}" if error_bar else "")
         link.digest = report.protocol_id
-        link.facts.append(f"{score}, protocol {report.protocol_id}, reference {report.protocol.reference_digest[:12]}")
+        link.facts.append(
+            f"{score}, protocol {report.protocol.label}, reference {report.protocol.reference_digest[:12]}"
+        )
+        link.facts += [f"scored by commit {report.commit}"] if report.commit else []
         link.compare("checkpoint", opened.digest, report.checkpoint_digest)
         _compare_reference(link, report, config, chain)
 
@@ -244,6 +247,8 @@ def _models(client: Any, digest: str) -> Iterator[Link]:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     for model in client.search_logged_models(experiments, filter_string=tags.has(tags.CHECKPOINT_DIGEST, digest)):
         facts = [f"{model.name}, run {model.source_run_id}"]
+        if commit := source_commits(client, [model])[model.source_run_id]:
+            facts.append(f"commit {commit}")
         link = Link("model", f"models:/{model.model_id}", digest, facts)
         if tags.REMOVED in model.tags:
             link.facts.append("the training has removed its checkpoint")

@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import LocatedCheckpoint, find_recorded, open_checkpoint
 from pipelines.registry.model_files import save_model_files
+from pipelines.registry.queries import find_protocol
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.report_files import find_reports
 from pipelines.tracking import tags
+from pipelines.tracking.experiments import REGISTERED_NAME_FORBIDS, clean_name, find_experiment
 from pipelines.tracking.lookup import connected_client, has_files
+from pipelines.tracking.moved_store import refuse_moved
 from pipelines.tracking.store import tracking_uri
 from raydit.errors import InvalidInput, NotFound, Unreachable
 
@@ -36,6 +39,13 @@ class PromotionScore(NamedTuple):
     """Lower is better."""
     error: float
     """Standard error of the value; infinite if unknown."""
+    protocol: str = ""
+    """What the protocol says, in a few words."""
+
+    @property
+    def protocol_label(self) -> str:
+        """The protocol's id and what it says."""
+        return f"{self.protocol_id} ({self.protocol})" if self.protocol else self.protocol_id
 
 
 SCORE_TAGS = {
@@ -45,7 +55,7 @@ SCORE_TAGS = {
     "value": tags.VERSION_VALUE,
     "error": tags.VERSION_ERROR,
 }
-"""Tags of a registered version that keep its PromotionScore, by field."""
+"""Tags of a registered version that keep its PromotionScore, by field; `protocol` follows from the id."""
 
 
 class Promotion(NamedTuple):
@@ -63,6 +73,8 @@ def promote(uri: str, experiment: str, name: str, candidate: PromotionScore, *, 
     becomes challenger instead of champion. Raises InvalidInput if the holder was chosen by another protocol or metric,
     NotFound if the checkpoint is gone, and Unreachable if MLflow does not answer or does not know the checkpoint yet.
     """
+    refuse_name(name)
+    refuse_moved(uri)
     with connected_client(uri) as client:
         holders = {each: _holder(client, name, each) for each in (CHAMPION, CHALLENGER)}
         champion = holders[CHAMPION]
@@ -76,7 +88,9 @@ def promote(uri: str, experiment: str, name: str, candidate: PromotionScore, *, 
         if reason is None:
             number = _give_alias(client, uri, experiment, name, candidate, alias)
             before = f", before {holder.value:.5g}" if holder else ""
-            return Promotion(f"models:/{name}@{alias} is now version {number}: {candidate.value:.5g}{before}", True)
+            by = f" ({candidate.metric} by protocol {candidate.protocol_label})" if candidate.protocol else ""
+            score = f"{candidate.value:.5g}{before}{by}"
+            return Promotion(f"models:/{name}@{alias} is now version {number}: {score}", True)
         if alias == CHAMPION and champion is not None and candidate.value < champion.value:
             if _reason_to_keep(name, CHALLENGER, holders[CHALLENGER], candidate) is None:
                 number = _give_alias(client, uri, experiment, name, candidate, CHALLENGER)
@@ -92,7 +106,10 @@ def promote_report(
         return Promotion(f"models:/{name} stays as it is: {report.disqualified}", False)
     value, error = report.estimate(report.headline)
     margin = math.inf if error is None else error
-    candidate = PromotionScore(report.checkpoint_digest, report.protocol_id, report.headline, value, margin)
+    protocol = report.protocol
+    candidate = PromotionScore(
+        report.checkpoint_digest, protocol.protocol_id, report.headline, value, margin, protocol.summary
+    )
     return promote(uri, experiment, name, candidate, alias=alias)
 
 
@@ -107,6 +124,16 @@ def promote_checkpoint(
     (report,) = find_reports([opened.origin], protocol_id=protocol_id)
     config = checkpoint_recipe(opened)
     return promote_report(tracking_uri(store or config.tracking.uri), config.name, name, report, alias=alias)
+
+
+def refuse_name(name: str) -> None:
+    """Raise InvalidInput for a name that MLflow refuses for registered models, or by which it cannot find one."""
+    if (allowed := clean_name(name, REGISTERED_NAME_FORBIDS)) != name or not name.strip():
+        raise InvalidInput(
+            f"name of a registered model: found {name!r}",
+            f"one without {' '.join(REGISTERED_NAME_FORBIDS)}, which MLflow refuses",
+            f"name it {allowed!r}" if name.strip() else "give a name",
+        )
 
 
 def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:
@@ -141,12 +168,12 @@ def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:
 
 
 def _check_comparable(name: str, holder: PromotionScore, candidate: PromotionScore) -> None:
-    for field in ("protocol_id", "metric"):
-        found, expected = getattr(candidate, field), getattr(holder, field)
-        if found != expected:
+    for field, shown in (("protocol_id", "protocol_label"), ("metric", "metric")):
+        if getattr(candidate, field) != getattr(holder, field):
             raise InvalidInput(
-                f"--promote {name}: found a score of {field} {found}",
-                f"{expected}, by which models:/{name}@{CHAMPION} was chosen: other scores cannot be compared",
+                f"--promote {name}: found a score of {field} {getattr(candidate, shown)}",
+                f"{getattr(holder, shown)}, by which models:/{name}@{CHAMPION} was chosen: other scores cannot be "
+                "compared",
                 "score both checkpoints by one protocol, or promote under another name",
             )
 
@@ -187,6 +214,7 @@ def _holder(client: Any, name: str, alias: str) -> PromotionScore | None:
             "promote under another name, or remove the alias",
         )
     kept: dict[str, Any] = {field: found[tag] for field, tag in SCORE_TAGS.items()}
+    kept["protocol"] = found.get(tags.PROTOCOL) or find_protocol(client, kept["protocol_id"])
     return PromotionScore(**{**kept, "value": float(kept["value"]), "error": float(kept["error"])})
 
 
@@ -216,7 +244,7 @@ def _give_alias(client: Any, uri: str, experiment: str, name: str, candidate: Pr
 
 
 def _logged_model(client: Any, experiment: str, name: str, candidate: PromotionScore) -> Any:
-    found = client.get_experiment_by_name(experiment)
+    found = find_experiment(client, experiment)
     query = tags.has(tags.CHECKPOINT_DIGEST, candidate.digest)
     models = client.search_logged_models([found.experiment_id], filter_string=query) if found else []
     if not models:
@@ -242,12 +270,13 @@ def upload(client: Any, model_id: str, opened: LocatedCheckpoint) -> None:
 
 def _version(client: Any, uri: str, name: str, model: Any, opened: LocatedCheckpoint, candidate: PromotionScore) -> str:
     """Return the number of the version with the candidate's score, creating it if there is none."""
-    score_tags = {SCORE_TAGS[field]: str(value) for field, value in candidate._asdict().items()}
+    score_tags = {tag: str(getattr(candidate, field)) for field, tag in SCORE_TAGS.items()}
     for version in client.search_model_versions(f"name = '{name}'"):
         if score_tags.items() <= version.tags.items():
             return str(version.version)
     further = {
         tags.CHECKPOINT: opened.origin,
+        tags.PROTOCOL: candidate.protocol,
         tags.VERSION_STEP: str(opened.step),
         tags.LATENTS_FINGERPRINT: opened.record.latents_fingerprint or "unknown",
     }
@@ -270,6 +299,7 @@ def _version_description(opened: LocatedCheckpoint, candidate: PromotionScore) -
     """Return the description of a version in Markdown."""
     error = "" if math.isinf(candidate.error) else f" ± {candidate.error:.3g}"
     score = f"{candidate.metric} {candidate.value:.5g}{error} by protocol `{candidate.protocol_id}`"
+    score += f" ({candidate.protocol})" if candidate.protocol else ""
     return (
         f"Step {opened.step:,}: {score}.\n\nCheckpoint `{opened.origin}`, digest `{opened.digest[:12]}`. "
         f"Its lineage: `raydit lineage {opened.origin}`"

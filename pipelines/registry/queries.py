@@ -1,11 +1,16 @@
 """Queries for `raydit runs`: runs and checkpoints that MLflow knows, as plain data."""
 
+import ast
 from collections.abc import Iterable
 from typing import Any
 
 from evaluation.metric_names import parse_metric_name
+from evaluation.protocol import EvaluationProtocol
 from pipelines.tracking import tags
+from pipelines.tracking.experiments import find_experiment
 from pipelines.tracking.lookup import connected_client, run_link
+from pipelines.tracking.provenance import code_label
+from pipelines.tracking.store import is_unavailable
 from raydit.errors import InvalidInput, NotFound
 
 MAIN_METRICS = (
@@ -21,6 +26,36 @@ SCORE, ERROR = "eval/", "eval_error/"
 """Prefixes of an evaluation's metrics and of their errors."""
 MAX_RESULTS = 1000
 """Runs that one search returns at most."""
+
+
+def protocol_summary(run: Any) -> str:
+    """Return what the protocol of an evaluation's run says, in a few words; empty if it is unknown.
+
+    Runs of older versions have no tag for it, but the protocol's fields as params.
+    """
+    if tags.PROTOCOL in run.data.tags:
+        return run.data.tags[tags.PROTOCOL]
+    start = "protocol."
+    params = {name.removeprefix(start): value for name, value in run.data.params.items() if name.startswith(start)}
+    unset: dict[str, Any] = {"cfg_channels": None, "cfg_interval": None}
+    try:
+        return EvaluationProtocol.from_dict(unset | {name: _value(text) for name, text in params.items()}).summary
+    except (TypeError, ValueError):
+        return ""
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def find_protocol(client: Any, protocol_id: str) -> str:
+    """Return what a protocol says, in a few words, from any run that scored by it; empty if there is none."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, tags.has(tags.PROTOCOL_ID, protocol_id), max_results=1)
+    return protocol_summary(runs[0]) if runs else ""
 
 
 def list_runs(uri: str, *, experiment: str = "", stage: str = "", limit: int = 20) -> list[dict[str, Any]]:
@@ -80,9 +115,14 @@ def show_run(uri: str, name: str) -> dict[str, Any]:
         children = client.search_runs([run.info.experiment_id], query, max_results=MAX_RESULTS, order_by=order)
         outputs = list(run.outputs.model_outputs) if run.outputs else []
         models = [client.get_logged_model(output.model_id) for output in outputs]
+        commits = source_commits(client, models)
         parents = [client.get_run(parent)] if parent else []
     return {
         **summary(run, uri, experiment),
+        "protocol_id": run.data.tags.get(tags.PROTOCOL_ID, ""),
+        "protocol": protocol_summary(run),
+        "commit": run.data.tags.get(tags.COMMIT, ""),
+        "code_dirty": run.data.tags.get(tags.CODE_DIRTY) == "true",
         "description": run.data.tags.get(tags.DESCRIPTION, ""),
         "tags": {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")},
         "params": dict(run.data.params),
@@ -91,7 +131,7 @@ def show_run(uri: str, name: str) -> dict[str, Any]:
             {"name": read.dataset.name, "digest": read.dataset.digest, "source": read.dataset.source}
             for read in run.inputs.dataset_inputs
         ],
-        "models": [model_summary(model) for model in models],
+        "models": [{**model_summary(model), "commit": commits[model.source_run_id]} for model in models],
         "parent": [summary(each, uri, experiment) for each in parents],
         "children": [summary(each, uri, experiment) for each in children],
     }
@@ -108,16 +148,29 @@ def model_summary(model: Any) -> dict[str, Any]:
     }
 
 
+def source_commits(client: Any, models: Iterable[Any]) -> dict[str, str]:
+    """Return the commits of the runs that logged some models, by the runs' ids; empty where a run is gone."""
+    commits = {}
+    for run_id in {model.source_run_id for model in models}:
+        try:
+            commits[run_id] = code_label(client.get_run(run_id).data.tags) if run_id else ""
+        except Exception as error:
+            if is_unavailable(error):
+                raise
+            commits[run_id] = ""
+    return commits
+
+
 def find_run(client: Any, uri: str, name: str) -> Any:
     """Find an MLflow run by its id, its name, or the beginning of its id. Raises NotFound or InvalidInput."""
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(ids, f"attributes.run_name = '{name}'", max_results=2) if "'" not in name else []
+    runs = client.search_runs(ids, f"attributes.run_name {tags.equals(name)}", max_results=4)
     runs = runs or [run for run in client.search_runs(ids, max_results=MAX_RESULTS) if run.info.run_id.startswith(name)]
     if not runs:
         raise NotFound(f"found no run {name} at {uri}", "an id or a name", "see which there are: raydit runs list")
     if len(runs) > 1:
         found = ", ".join(run.info.run_id for run in runs[:3])
-        raise InvalidInput(f"{name} at {uri}: found several runs ({found})", "one", "give its whole id")
+        raise InvalidInput(f"{name} at {uri}: found several runs ({found})", "one", "give the id of one")
     return client.get_run(runs[0].info.run_id)
 
 
@@ -136,14 +189,20 @@ def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: s
         query = tags.has(tags.STAGE, "evaluate")
         runs = client.search_runs([number], query, max_results=MAX_RESULTS, order_by=order)
         models = _all_models(client, number)
-    scores = [score for model in models for score in _scores(model, {run.info.run_id: run for run in runs}, metric)]
-    protocols: dict[str, int] = {}
+        commits = source_commits(client, models)
+    by_id = {run.info.run_id: run for run in runs}
+    scores = [
+        {**score, "commit": commits[model.source_run_id]} for model in models for score in _scores(model, by_id, metric)
+    ]
+    scored: dict[str, set[str]] = {}  # a checkpoint that was scored several times by one protocol counts as one
     for score in sorted(scores, key=lambda score: -score["time"]):
-        protocols[score["protocol_id"]] = protocols.get(score["protocol_id"], 0) + 1
+        scored.setdefault(score["protocol_id"], set()).add(score["digest"])
+    protocols = {each: len(digests) for each, digests in scored.items()}
+    summaries = {score["protocol_id"]: score["protocol"] for score in scores}
     chosen = protocol or max(protocols, key=lambda each: protocols[each], default="")
     if chosen not in protocols:
         wanted = " ".join(filter(None, (metric, chosen and f"by protocol {chosen}"))) or "of a checkpoint"
-        found = f"scores by {', '.join(protocols)}" if protocols else "none"
+        found = f"scores by {', '.join(f'{each} ({summaries[each]})' for each in protocols)}" if protocols else "none"
         raise NotFound(
             f"no score {wanted} in experiment {experiment} at {uri}: found {found}",
             "at least one",
@@ -157,9 +216,11 @@ def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: s
     return {
         "metric": name,
         "protocol_id": chosen,
+        "protocol": summaries[chosen],
         "higher_is_better": sign < 0,
         "checkpoints": [score for score in ranked if once[score["digest"]] is score],
         "other_protocols": {each: count for each, count in protocols.items() if each != chosen},
+        "protocols": summaries,
     }
 
 
@@ -182,12 +243,19 @@ def _scores(model: Any, runs: dict[str, Any], metric: str) -> list[dict[str, Any
                 "value": point.value,
                 "error": run.data.metrics.get(ERROR + name),
                 "protocol_id": run.data.tags.get(tags.PROTOCOL_ID, ""),
-                "reference": point.dataset_digest,
+                "protocol": protocol_summary(run),
+                "reference": _reference(run),
                 "run": point.run_id,
                 "time": point.timestamp,
             }
         )
     return found
+
+
+def _reference(run: Any) -> str:
+    """Return the digest of the reference that a run's scores are of; empty if none is recorded."""
+    read = run.inputs.dataset_inputs if run.inputs else ()
+    return next((each.dataset.digest for each in read if each.dataset.name == "reference"), "")
 
 
 def _kind(name: str) -> str:
@@ -213,7 +281,7 @@ def _experiments(client: Any, uri: str, name: str) -> dict[str, str]:
     """Return experiment names by id: all of them, or the named one only."""
     if not name:
         return {each.experiment_id: each.name for each in client.search_experiments()}
-    found = client.get_experiment_by_name(name)
+    found = find_experiment(client, name)
     if found is None:
         known = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
         raise NotFound(
@@ -221,4 +289,4 @@ def _experiments(client: Any, uri: str, name: str) -> dict[str, str]:
             "the name of an experiment, or a recipe",
             "name one of those, or set tracking.uri to the store that holds it",
         )
-    return {found.experiment_id: name}
+    return {found.experiment_id: found.name}

@@ -1,14 +1,17 @@
 """An evaluation's report in MLflow: its numbers as metrics, its files as artifacts."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from cluster import storage
 from evaluation.plots.time_shares import plot_time_shares
+from evaluation.protocol import EvaluationProtocol
 from evaluation.report import REPORT_FILE, EvaluationReport
+from pipelines.config.recipe import EvaluateConfig
 from pipelines.images.grids import save_png
 from pipelines.tracking import tags
-from pipelines.tracking.run_log import FIGURES, DatasetRef, RunLog
+from pipelines.tracking.run_log import FIGURES, DatasetRef, RunLog, log_sections
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,13 +19,22 @@ if TYPE_CHECKING:
 TIME_FILE = "time.png"
 
 
+def log_evaluation_settings(run: RunLog, settings: EvaluateConfig, protocol: EvaluationProtocol) -> None:
+    """Log what identifies an evaluation, which its protocol says, and what may be another when it resumes."""
+    evaluate = asdict(settings)
+    sections = {"evaluate": evaluate, "protocol": protocol.to_dict()}
+    log_sections(run, sections, may_change={"evaluate": evaluate.keys() - vars(protocol).keys()})
+
+
 def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0, model: str = "") -> None:
     """Log a report's numbers, and the files in its folder, to a run.
 
     step: the training step. model: digest of the checkpoint, to whose LoggedModel the metrics are attached; "": none.
     """
-    dataset = DatasetRef("reference", report.protocol.reference_digest)
-    run.input(name="reference", digest=dataset.digest, source="reference", context="evaluation")
+    protocol = report.protocol
+    run.input(name="reference", digest=protocol.reference_digest, source="reference", context="evaluation")
+    # MLflow's tables have a column for each metric and data set: scores by several protocols stand side by side.
+    dataset = DatasetRef(protocol.summary, protocol.protocol_id)
     metrics = {f"eval/{name}": value for name, value in report.metrics.items()}
     run.metrics(metrics, step, model=model, dataset=dataset)
     errors = {f"eval_error/{name}": value for name, value in report.errors.items()}

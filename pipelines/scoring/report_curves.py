@@ -76,4 +76,5 @@ def _precision_recall(report: EvaluationReport) -> PrecisionRecall | None:
 
 
 def _title(reports: Sequence[EvaluationReport]) -> str:
-    return f"protocol {reports[-1].protocol_id}, N = {reports[-1].protocol.num_samples:,}"
+    """Return what the protocol says, without the extractor, which the metric's name says."""
+    return reports[-1].protocol.summary.rpartition(", ")[0]

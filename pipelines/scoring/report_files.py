@@ -12,6 +12,7 @@ from evaluation.page import render_page
 from evaluation.report import REPORT_FILE, EvaluationReport
 from pipelines.checkpoints.open import IN_TRACKING, open_checkpoint
 from pipelines.scoring.settings import EVALUATIONS
+from pipelines.tracking.provenance import code_record
 from raydit.errors import InvalidInput, NotFound
 
 PAGE_FILE = "report.html"
@@ -25,11 +26,11 @@ def report_folder(evaluations: str, protocol_id: str, name: str) -> str:
 def write_report(
     report: EvaluationReport, folder: str, pictures: dict[str, bytes], timings: dict[str, float]
 ) -> EvaluationReport:
-    """Write pictures (PNG files by name) and page, then the report; return it with timings and names of the files."""
+    """Write pictures (PNG files by name) and page, then the report; return it with timings, files and commit."""
     files = {name: f"{name}.png" for name in pictures}
     for name, content in pictures.items():
         storage.write_atomically(storage.join(folder, files[name]), content)
-    report = replace(report, timings=timings, artifacts={**files, "page": PAGE_FILE})
+    report = replace(report, timings=timings, artifacts={**files, "page": PAGE_FILE}, code=code_record())
     _write_page(report, folder, pictures)
     save_report(report, folder)
     return report
@@ -139,8 +140,9 @@ def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> lis
     common = set.intersection(*ids)
     if len(common) != 1:
         ambiguous = next(index for index, reports in enumerate(found) if len(reports) > 1)
+        labels = {report.protocol.label for report in found[ambiguous]}
         raise InvalidInput(
-            f"{names[ambiguous]} has reports of several protocols: found {', '.join(sorted(ids[ambiguous]))}",
+            f"{names[ambiguous]} has reports of several protocols: found {', '.join(sorted(labels))}",
             "exactly one that all names have in common",
             "Choose by --protocol ID",
         )

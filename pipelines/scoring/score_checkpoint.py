@@ -5,7 +5,7 @@ The numbers are the same on any cluster: sample i depends on the seed and on i o
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 from cluster import storage
@@ -15,7 +15,7 @@ from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.images.open import with_absolute_paths
 from pipelines.scoring.actors import SampleSource, ScoringActor
 from pipelines.scoring.build_report import build_report
-from pipelines.scoring.log_report import log_report
+from pipelines.scoring.log_report import log_evaluation_settings, log_report
 from pipelines.scoring.records import load_features, load_preview_images
 from pipelines.scoring.references import (
     RealImages,
@@ -102,7 +102,7 @@ def score_checkpoint(
     set_aside_other_report(folder, opened.digest)
     identity = {"checkpoint": opened.digest, "protocol": protocol.protocol_id}
     with context.run("evaluate", identity, run_tags(opened, protocol)) as run:
-        run.params({"evaluate": asdict(settings.evaluate), "protocol": protocol.to_dict()})
+        log_evaluation_settings(run, settings.evaluate, protocol)
         compute_features(context, real, [evaluation])
         extract_adm_images(real, context)
         timer.lap("features_seconds")
@@ -143,8 +143,13 @@ def run_tags(opened: LocatedCheckpoint, protocol: EvaluationProtocol) -> dict[st
     return {
         tags.CHECKPOINT: opened.origin,
         tags.CHECKPOINT_DIGEST: opened.digest,
-        tags.PROTOCOL_ID: protocol.protocol_id,
+        **protocol_tags(protocol),
     }
+
+
+def protocol_tags(protocol: EvaluationProtocol) -> dict[str, str]:
+    """Return the tags by which an MLflow run names its protocol."""
+    return {tags.PROTOCOL_ID: protocol.protocol_id, tags.PROTOCOL: protocol.summary}
 
 
 class LapTimer:

@@ -8,53 +8,73 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cluster import storage
 
 Entry = dict[str, Any]
 """A JSON object with at least `op`, the kind of entry, and `run`, the run that it is about."""
 
+Ids = dict[str, str]
+"""The server's ids that later entries need, by the journal's names of runs, experiments and models."""
+
+
+class Refused(Exception):
+    """The server answers, and will never take the first entry."""
+
+
+class Server(Protocol):
+    """What a journal delivers to, and reports to. Its methods are called by the journal's thread."""
+
+    def deliver(self, entries: list[Entry], ids: Ids, history: Callable[[], list[Entry]]) -> int:
+        """Deliver one or more entries from the front, note in `ids` what later entries need, and return how many.
+
+        history: returns the entries that were delivered before. Raises ConnectionError if the same entries may be
+        taken later, and Refused if the first one never will.
+        """
+        ...
+
+    def on_unavailable(self, reason: str) -> None:
+        """Hear that the server takes nothing at present; called once for each outage."""
+        ...
+
+    def on_refused(self, entry: Entry, reason: str) -> None:
+        """Hear that an entry was set aside."""
+        ...
+
 
 class Journal:
-    """An append-only JSON Lines file, and a thread that hands its entries to `deliver`, in order.
+    """An append-only JSON Lines file, and a thread that hands its entries to a server, in order.
 
-    `deliver(entries, ids)` delivers one or more entries from the front and returns how many. In `ids`, which is kept
-    beside the journal, it notes the server's ids that later entries need. It raises ConnectionError while the server
-    is unavailable; `on_unavailable` is then called once with the reason.
+    Its cursor moves past an entry only when the server has taken it, or when the entry has been set aside because the
+    server never will: then it stands in a file beside the journal, from which `retry_refused` sends it again.
     """
 
     RETRY_SECONDS = (1, 2, 4, 8, 15, 30)
 
-    def __init__(
-        self, path: Path, deliver: Callable[[list[Entry], dict[str, str]], int], on_unavailable: Callable[[str], None]
-    ):
+    def __init__(self, path: Path, server: Server, uri: str = ""):
+        """uri: address of the server, which is kept beside the journal."""
         self.path = path
-        self._state_path = path.with_suffix(".state.json")
-        self._deliver, self._on_unavailable = deliver, on_unavailable
+        self._state_path = _state_path(path)
+        self.refused_path = refused_path(path)
+        self._server = server
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._truncate_torn_line()
+        _truncate_torn_line(path)
+        _truncate_torn_line(self.refused_path)
         self._file = open(path, "ab")
-        self._state: dict[str, Any] = (
-            json.loads(self._state_path.read_text()) if self._state_path.exists() else {"offset": 0, "known": {}}
-        )
+        self._state = _read_state(path)
+        if uri and self._state.get("uri") != uri:
+            self._state["uri"] = uri
+            self._save_state()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
-    def _truncate_torn_line(self) -> None:
-        """Remove the half line that a process leaves when it is killed while appending."""
-        if self.path.exists():
-            data = self.path.read_bytes()
-            end = data.rfind(b"\n") + 1
-            if end < len(data):
-                os.truncate(self.path, end)
-
     def entries(self) -> list[Entry]:
         """Return all entries that were ever appended."""
-        return [json.loads(line) for line in self.path.read_bytes().splitlines()]
+        return _read_lines(self.path.read_bytes())
 
     def append(self, entry: Entry) -> None:
         """Keep an entry. It is on disk when this returns, and delivered later."""
@@ -77,6 +97,29 @@ class Journal:
         self._file.close()
         return not self.undelivered
 
+    def retry_refused(self) -> tuple[int, int]:
+        """Send what was set aside again; return how many entries were taken now, and how many stay.
+
+        To be called after `close`, when the thread has ended.
+        """
+        records = _read_lines(self.refused_path.read_bytes()) if self.refused_path.exists() else []
+        kept = []
+        for number, record in enumerate(records):
+            try:
+                self._server.deliver([record["entry"]], self._state["known"], self._history)
+            except Refused as error:
+                kept.append({**record, "reason": str(error)})
+            except ConnectionError:
+                kept += records[number:]
+                break
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        if kept:
+            storage.write_atomically(str(self.refused_path), lines.encode())
+        else:
+            self.refused_path.unlink(missing_ok=True)
+        self._save_state()
+        return len(records) - len(kept), len(kept)
+
     def _run(self) -> None:
         attempts = 0
         while True:
@@ -88,23 +131,106 @@ class Journal:
                 self._wake.wait()
                 self._wake.clear()
                 continue
+            entries = [json.loads(line) for line in lines]
             try:
-                count = self._deliver([json.loads(line) for line in lines], self._state["known"])
+                count = self._server.deliver(entries, self._state["known"], self._history)
             except ConnectionError as error:
                 if attempts == 0:
-                    self._on_unavailable(str(error))
+                    self._server.on_unavailable(str(error))
                 elif self._closing.is_set():
                     return
                 self._closing.wait(self.RETRY_SECONDS[min(attempts, len(self.RETRY_SECONDS) - 1)])
                 attempts += 1
-            else:
-                attempts = 0
-                self._state["offset"] += sum(map(len, lines[:count]))
-                storage.write_json_atomically(str(self._state_path), self._state)
+                continue
+            except Refused as error:
+                self._set_aside(entries[0], str(error))
+                count = 1
+            attempts = 0
+            self._state["offset"] += sum(map(len, lines[:count]))
+            self._save_state()
+
+    def _set_aside(self, entry: Entry, reason: str) -> None:
+        """Write an entry to the file of refused ones, once: a killed process may have written it before."""
+        record = {"offset": self._state["offset"], "reason": reason, "entry": entry}
+        known = _read_lines(self.refused_path.read_bytes()) if self.refused_path.exists() else []
+        if not known or known[-1]["offset"] != record["offset"]:
+            with open(self.refused_path, "ab") as file:
+                file.write(json.dumps(record).encode() + b"\n")
+        self._server.on_refused(entry, reason)
+
+    def _save_state(self) -> None:
+        storage.write_json_atomically(str(self._state_path), self._state)
+
+    def _history(self) -> list[Entry]:
+        """Return the entries before the cursor."""
+        with open(self.path, "rb") as file:
+            return _read_lines(file.read(self._state["offset"]))
 
     def _next_lines(self) -> list[bytes]:
-        """Return complete lines from the delivery offset on, about a mebibyte of them."""
+        """Return complete lines from the cursor on, about a mebibyte of them."""
         with open(self.path, "rb") as file:
             file.seek(self._state["offset"])
             lines = (file.read(1 << 20) + file.readline()).splitlines(keepends=True)
         return [line for line in lines if line.endswith(b"\n")]
+
+
+def merge_journals(source: Path, target: Path, uri: str, change: Callable[[bytes], bytes]) -> None:
+    """Move a closed journal to another name, before what a journal of that name has, and remove it.
+
+    uri: address of the server under that name. change: is applied to every line.
+    """
+    delivered, waiting, refused = b"", b"", b""
+    known: Ids = {}
+    for path in (source, target):
+        lines = path.read_bytes() if path.exists() else b""
+        state = _read_state(path)
+        apply = change if path == source else bytes
+        delivered += b"".join(map(apply, lines[: state["offset"]].splitlines(keepends=True)))
+        waiting += b"".join(map(apply, lines[state["offset"] :].splitlines(keepends=True)))
+        if refused_path(path).exists():
+            refused += b"".join(map(apply, refused_path(path).read_bytes().splitlines(keepends=True)))
+        known |= state["known"]
+    storage.write_atomically(str(target), delivered + waiting)
+    storage.write_json_atomically(str(_state_path(target)), {"offset": len(delivered), "known": known, "uri": uri})
+    if refused:
+        storage.write_atomically(str(refused_path(target)), refused)
+    for path in (source, _state_path(source), refused_path(source)):
+        path.unlink(missing_ok=True)
+
+
+def read_uri(path: Path) -> str | None:
+    """Return the address of the server that a journal is for; None if it was not recorded."""
+    return _read_state(path).get("uri")
+
+
+def count_undelivered(path: Path) -> int:
+    """Return how many entries of a journal still wait for delivery."""
+    return path.read_bytes().count(b"\n", _read_state(path)["offset"])
+
+
+def _state_path(path: Path) -> Path:
+    return path.with_suffix(".state.json")
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return the cursor of a journal, and the ids and the address that it has noted."""
+    state = _state_path(path)
+    return json.loads(state.read_text()) if state.exists() else {"offset": 0, "known": {}}
+
+
+def refused_path(path: Path) -> Path:
+    """Return the file of the entries of a journal that were set aside."""
+    return path.with_suffix(".refused.jsonl")
+
+
+def _read_lines(content: bytes) -> list[Any]:
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def _truncate_torn_line(path: Path) -> None:
+    """Remove the half line that a process leaves when it is killed while appending."""
+    if path.exists():
+        data = path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            os.truncate(path, end)

@@ -7,7 +7,17 @@ from typing import Any, NamedTuple
 
 from pipelines.console import first_line
 from pipelines.tracking import tags
-from pipelines.tracking.store import database_path, is_unavailable, mlflow_client, tracking_uri, unreachable
+from pipelines.tracking.database import is_absent
+from pipelines.tracking.experiments import find_experiment
+from pipelines.tracking.moved_store import refuse_moved
+from pipelines.tracking.store import (
+    is_refusing_all,
+    is_unavailable,
+    mlflow_client,
+    request_failed,
+    tracking_uri,
+    unreachable,
+)
 from raydit.errors import InvalidInput, NotFound, RayditError
 
 
@@ -27,14 +37,14 @@ def runs_of_job(uri: str, experiment: str, job_id: str) -> list[dict[str, str]]:
 
     link: address in the UI; empty if no server shows it. Raises Unreachable if MLflow does not answer.
     """
-    client = mlflow_client(uri)
     try:
-        found = client.get_experiment_by_name(experiment)
+        client = mlflow_client(uri)
+        found = find_experiment(client, experiment)
         ids = [found.experiment_id] if found else []
         query = tags.has(tags.JOB_ID, job_id)
         runs = client.search_runs(ids, query, order_by=["attributes.start_time"]) if ids else []
     except Exception as error:
-        raise unreachable(uri, error) from error
+        raise request_failed(uri, error) from error
     return [
         {
             "stage": run.data.tags.get(tags.STAGE, ""),
@@ -54,6 +64,7 @@ def find_checkpoint(uri: str, name: str) -> CheckpointRef:
     """
     kind, _, rest = name.partition(":/")
     uri = tracking_uri(uri)
+    refuse_moved(uri)  # it would lead to where the checkpoint was
     client = mlflow_client(uri)
     try:
         model = _model_of_run(client, rest) if kind == "runs" else _model_of_registry(client, rest)
@@ -125,7 +136,7 @@ def protected_digests(uri: str) -> set[str]:
     then it is unknown what is protected, and nothing may be removed.
     """
     uri = tracking_uri(uri)
-    if _is_absent(uri):
+    if is_absent(uri):
         return set()
     digests: set[str] = set()
     with connected_client(uri) as client:
@@ -187,27 +198,28 @@ def _registered_models(client: Any) -> Iterator[Any]:
 
 @contextmanager
 def connected_client(uri: str) -> Iterator[Any]:
-    """Yield a client of an existing store. Raises NotFound if there is none, and Unreachable if it does not answer."""
-    if _is_absent(uri):
+    """Yield a client of an existing store.
+
+    Raises NotFound if there is none, Unreachable if it does not answer, and InvalidInput if it refuses every request.
+    """
+    if is_absent(uri):
         raise NotFound(
             f"found no MLflow store at {uri}",
             "the database that a raydit command has written",
             "set tracking.uri or MLFLOW_TRACKING_URI to the store in use, or run the command in its folder",
         )
     try:
-        yield mlflow_client(uri)
+        client = mlflow_client(uri)
+    except Exception as error:
+        raise request_failed(uri, error) from error
+    try:
+        yield client
     except RayditError:
         raise
     except Exception as error:
-        if isinstance(error, ValueError) or not is_unavailable(error):
+        if isinstance(error, ValueError) or not (is_unavailable(error) or is_refusing_all(error)):
             raise
-        raise unreachable(uri, error) from error
-
-
-def _is_absent(uri: str) -> bool:
-    """Return whether a store is a database file that does not exist yet; connecting to it would create it."""
-    database = database_path(uri)
-    return database is not None and not database.is_file()
+        raise request_failed(uri, error) from error
 
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:

@@ -1,21 +1,31 @@
-"""Delivery of journal entries to MLflow: one method for each kind of entry."""
+"""Delivery of journal entries to MLflow: one method for each kind of entry.
+
+Delivering an entry a second time changes nothing: a process may be killed before the journal has noted the first.
+"""
 
 import json
+from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from cluster import storage
-from pipelines.console import say
+from pipelines.console import first_line
 from pipelines.tracking import tags
-from pipelines.tracking.experiment_page import experiment_tags
-from pipelines.tracking.journal import Entry
-from pipelines.tracking.store import check_tracking, is_unavailable, mlflow_client
+from pipelines.tracking.experiments import clean_name, create_experiment, find_experiment
+from pipelines.tracking.journal import Entry, Ids, Refused
+from pipelines.tracking.store import (
+    check_tracking,
+    is_locked,
+    is_refusing_all,
+    is_unavailable,
+    mlflow_client,
+)
 
 MAX_ATTEMPTS = 10
 """Deliveries of one entry that may fail while the store answers other requests: some minutes. MLflow reports any
 failure without a code of its own as an internal error, which may or may not pass."""
-PARAMS_PER_REQUEST, METRICS_PER_REQUEST = 100, 1000
+PARAMS_PER_REQUEST, METRICS_PER_REQUEST, TAGS_PER_REQUEST = 100, 1000, 100
 """MLflow's limits of one log_batch request."""
 MAX_PARAM_LENGTH = 6000
 MAX_DIGEST_LENGTH = 36
@@ -27,32 +37,39 @@ class MlflowWriter:
     `ids` maps the journal's names of runs, experiments and models to MLflow's ids. The journal keeps it on disk.
     """
 
-    def __init__(self, uri: str, samples_step: int = 0):
-        """samples_step: training step whose samples the page of a new experiment shows."""
-        self._uri, self._samples_step = uri, samples_step
+    def __init__(self, uri: str, say: Callable[[str], None], samples_step: int = 0):
+        """say: shows a line to the user. samples_step: training step whose samples a new experiment's page shows."""
+        self._uri, self._say, self._samples_step = uri, say, samples_step
         self._client: Any = None
         self._failing: tuple[Entry, int] = ({}, 0)
 
-    def __call__(self, entries: list[Entry], ids: dict[str, str]) -> int:
-        """Deliver one or more entries from the front and return how many. Raises ConnectionError to try again later."""
+    def deliver(self, entries: list[Entry], ids: Ids, history: Callable[[], list[Entry]]) -> int:
+        """Deliver one or more entries from the front and return how many; see pipelines.tracking.journal.Server."""
         entry, count = _first_request(entries)
         try:
             self._client = self._client or mlflow_client(self._uri)
-            getattr(self, f"_{entry['op']}")(entry, ids)
+            try:
+                self._write(entry, ids)
+            except Exception as error:
+                if is_unavailable(error) or not self._replace_deleted(entry, ids, history):
+                    raise
+                self._write(entry, ids)
         except Exception as error:
-            if is_unavailable(error) and not self._keeps_failing(entry):
-                raise ConnectionError(str(error).splitlines()[0][:200]) from error
+            if is_refusing_all(error) or (is_unavailable(error) and not self._keeps_failing(entry, error)):
+                raise ConnectionError(_why_unavailable(error)) from error
             if count > 1:
-                return self(entries[:1], ids)  # only the entry that MLflow refuses may be lost
-            # MLflow will never take it, and waiting would hold up everything behind it.
-            say("tracking", f"{entry['op']} of {entry['run']} was refused by MLflow: {type(error).__name__}: {error}")
+                return self.deliver(entries[:1], ids, history)  # only the entry that MLflow refuses is set aside
+            raise Refused(f"{type(error).__name__}: {first_line(error)[:300]}") from error
         return count
 
-    def _keeps_failing(self, entry: Entry) -> bool:
-        """Return whether an entry has failed MAX_ATTEMPTS times in a store that answers."""
+    def _write(self, entry: Entry, ids: Ids) -> None:
+        getattr(self, f"_{entry['op']}")(entry, ids)
+
+    def _keeps_failing(self, entry: Entry, error: Exception) -> bool:
+        """Return whether an entry has failed MAX_ATTEMPTS times in a store that answers and that nobody has locked."""
         last, attempts = self._failing
         self._failing = (entry, attempts + 1 if entry == last else 1)
-        if self._failing[1] < MAX_ATTEMPTS:
+        if self._failing[1] < MAX_ATTEMPTS or is_locked(error):
             return False
         try:
             check_tracking(self._uri)
@@ -60,96 +77,178 @@ class MlflowWriter:
             return False
         return True
 
-    def _run(self, entry: Entry, ids: dict[str, str]) -> None:
+    def _run(self, entry: Entry, ids: Ids) -> None:
         key, experiment = f"run {entry['run']}", f"experiment {entry['run']}"
         if experiment not in ids:
-            name = entry["experiment"]
-            ids[experiment] = self._find_experiment(name) or self._create_experiment(name)
-        run_id = ids.get(key) or self._find_lost_run(ids[experiment], entry)
+            ids[experiment] = self._open_experiment(entry["experiment"], ids)
+        run_id = ids.get(key) or self._find_run(ids[experiment], entry)
         if run_id is None:
             ids[key] = self._create_run(entry, ids)
             return
         ids[key] = run_id
         self._client.update_run(run_id, status="RUNNING")
-        for name, value in entry["tags"].items():
-            self._client.set_tag(run_id, name, value)
+        self._set_tags(run_id, entry["tags"])
 
-    def _find_lost_run(self, experiment: str, entry: Entry) -> str | None:
-        """Return the run of the same execution if its machine was lost together with the journal on its disk.
+    def _open_experiment(self, name: str, ids: Ids) -> str:
+        if found := find_experiment(self._client, name):
+            return found.experiment_id
+        experiment, new_name = create_experiment(self._client, self._uri, name, self._samples_step)
+        if new_name != name:
+            self._say(f"the experiment {name!r} was deleted in MLflow; runs go to a new one, {new_name!r}")
+            for key in [key for key in ids if key.startswith("model ")]:
+                del ids[key]  # models of the deleted experiment
+        return experiment
 
-        This process holds the lease on the output, so no other process works on that run. Outputs on a disk are left
-        out: output and journal are lost together, and the same path on two machines means two outputs.
+    def _find_run(self, experiment: str, entry: Entry) -> str | None:
+        """Return the run that an entry has already created, before a kill or a loss of this journal.
+
+        A journal may be lost with the disk of its machine. This process holds the lease on the output, so no other
+        process works on a run of the same execution there. Outputs on a disk are left out: output and journal are lost
+        together, and the same path on two machines means two outputs.
         """
+        same = f"attributes.run_name {tags.equals(entry['name'])}"
+        found = self._client.search_runs([experiment], f"{same} AND attributes.start_time = {entry['time']}")
         output = entry["tags"].get(tags.OUTPUT, "")
-        if storage.is_local(output):
-            return None
-        same = f"attributes.run_name = '{entry['name']}' AND {tags.has(tags.OUTPUT, output)}"
-        found = self._client.search_runs([experiment], f"attributes.status = 'RUNNING' AND {same}", max_results=1)
+        if not found and not storage.is_local(output):
+            for tag in (tags.OUTPUT, tags.CHECKPOINT_DIGEST, tags.PROTOCOL_ID):
+                if value := entry["tags"].get(tag):
+                    same += f" AND {tags.has(tag, value)}"
+            found = self._client.search_runs([experiment], f"{same} AND attributes.status = 'RUNNING'", max_results=1)
         return found[0].info.run_id if found else None
 
-    def _create_run(self, entry: Entry, ids: dict[str, str]) -> str:
-        run_tags = {tags.RUN_NAME: entry["name"], **entry["tags"]}
-        if entry["parent"]:
-            run_tags[tags.PARENT_RUN] = ids[f"run {entry['parent']}"]
+    def _create_run(self, entry: Entry, ids: Ids, further: dict[str, str] | None = None) -> str:
+        run_tags = {tags.RUN_NAME: entry["name"], **entry["tags"], **(further or {})}
+        if parent := ids.get(f"run {entry['parent']}"):
+            run_tags[tags.PARENT_RUN] = parent
         experiment = ids[f"experiment {entry['run']}"]
         run = self._client.create_run(experiment, start_time=entry["time"], tags=run_tags, run_name=entry["name"])
         return run.info.run_id
 
-    def _find_experiment(self, name: str) -> str | None:
-        found = self._client.get_experiment_by_name(name)
-        return found.experiment_id if found else None
+    def _replace_deleted(self, entry: Entry, ids: Ids, history: Callable[[], list[Entry]]) -> bool:
+        """Return whether an entry failed because its run or experiment was deleted, and write that run anew.
 
-    def _create_experiment(self, name: str) -> str:
-        """Create an experiment. If the store is a database file, artifacts lie beside it, not in the working folder."""
-        scheme, _, database = self._uri.partition(":///")
-        location = str(Path(database).absolute().parent / "mlruns") if scheme == "sqlite" else None
+        The new run gets everything that the journal holds of the deleted one.
+        """
+        key, experiment = entry["run"], f"experiment {entry['run']}"
+        run_is_gone = f"run {key}" in ids and not self._is_active_run(ids[f"run {key}"])
+        if not run_is_gone:
+            if f"run {key}" in ids or experiment not in ids or self._is_active_experiment(ids[experiment]):
+                return False
+            del ids[experiment]
+            return True
+        earlier = [each for each in history() if each["run"] == key]
+        first = next(each for each in [*earlier, entry] if each["op"] == "run")
+        old, changed = ids[f"run {key}"], dict(ids)
+        del changed[f"run {key}"]
+        in_deleted_experiment = not self._is_active_experiment(ids[experiment])
+        if in_deleted_experiment:
+            changed[experiment] = self._open_experiment(first["experiment"], changed)
+        replaces = {tags.REPLACES: old}
+        found = self._client.search_runs([changed[experiment]], tags.has(tags.REPLACES, old), max_results=1)
+        changed[f"run {key}"] = found[0].info.run_id if found else self._create_run(first, changed, replaces)
+        self._write_again(earlier, changed)
+        self._adopt_children(key, changed, history)
+        ids.clear()
+        ids.update(changed)
+        if not in_deleted_experiment:
+            self._say(f"the run {first['name']} was deleted in MLflow; all of it is in a new one, {ids[f'run {key}']}")
+        return True
+
+    def _write_again(self, entries: list[Entry], ids: Ids) -> None:
+        """Write the entries of a run to the new run that `ids` names."""
+        while entries:
+            entry, count = _first_request(entries)
+            try:
+                self._write(entry, ids)
+            except Exception as error:
+                if is_unavailable(error) or is_refusing_all(error):
+                    raise
+                # It was refused the first time too, and has been set aside.
+            entries = entries[count:]
+
+    def _adopt_children(self, key: str, ids: Ids, history: Callable[[], list[Entry]]) -> None:
+        """Make the children of a replaced run those of the new one."""
+        children = {each["run"] for each in history() if each["op"] == "run" and each["parent"] == key}
+        for child in children:
+            child_id = ids.get(f"run {child}")
+            if child_id and self._is_active_run(child_id):
+                self._client.set_tag(child_id, tags.PARENT_RUN, ids[f"run {key}"])
+
+    def _is_active_run(self, run_id: str) -> bool:
+        return self._is_active(lambda: self._client.get_run(run_id).info)
+
+    def _is_active_experiment(self, experiment_id: str) -> bool:
+        return self._is_active(lambda: self._client.get_experiment(experiment_id))
+
+    def _is_active(self, get: Callable[[], Any]) -> bool:
+        """Return whether what `get` asks MLflow for is neither deleted nor removed for ever."""
         try:
-            return self._client.create_experiment(name, location, experiment_tags(name, self._samples_step))
-        except Exception:
-            if found := self._find_experiment(name):  # another process created it first
-                return found
+            return get().lifecycle_stage == "active"
+        except Exception as error:
+            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                return False
             raise
 
-    def _params(self, entry: Entry, ids: dict[str, str]) -> None:
+    def _params(self, entry: Entry, ids: Ids) -> None:
+        """Log params. Those that the run has with another value, of a run that an older version began, become tags."""
         from mlflow.entities import Param
 
-        params = [Param(name, value[:MAX_PARAM_LENGTH]) for name, value in entry["params"].items()]
+        run_id = _run_id(entry, ids)
+        wanted = {name: value[:MAX_PARAM_LENGTH] for name, value in entry["params"].items()}
+        known = self._client.get_run(run_id).data.params
+        changed = {name: value for name, value in wanted.items() if known.get(name, value) != value}
+        params = [Param(name, value) for name, value in wanted.items() if name not in known]
         for start in range(0, len(params), PARAMS_PER_REQUEST):
-            self._client.log_batch(ids[f"run {entry['run']}"], params=params[start : start + PARAMS_PER_REQUEST])
+            self._client.log_batch(run_id, params=params[start : start + PARAMS_PER_REQUEST])
+        self._set_tags(run_id, {f"{tags.SETTING_PREFIX}{name}": value for name, value in changed.items()})
 
-    def _tag(self, entry: Entry, ids: dict[str, str]) -> None:
-        self._client.set_tag(ids[f"run {entry['run']}"], entry["name"], entry["value"])
+    def _settings(self, entry: Entry, ids: Ids) -> None:
+        settings = {f"{tags.SETTING_PREFIX}{name}": value for name, value in entry["settings"].items()}
+        self._set_tags(_run_id(entry, ids), settings)
 
-    def _metrics(self, entry: Entry, ids: dict[str, str]) -> None:
+    def _set_tags(self, run_id: str, values: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        found = [RunTag(name, value) for name, value in values.items()]
+        for start in range(0, len(found), TAGS_PER_REQUEST):
+            self._client.log_batch(run_id, tags=found[start : start + TAGS_PER_REQUEST])
+
+    def _tag(self, entry: Entry, ids: Ids) -> None:
+        self._client.set_tag(_run_id(entry, ids), entry["name"], entry["value"])
+
+    def _metrics(self, entry: Entry, ids: Ids) -> None:
         from mlflow.entities import Metric
 
+        points = entry.get("points", [entry])
         metrics = [
             Metric(name, value, point["time"], point["step"], **_metric_context(point, ids))
-            for point in entry["points"]
+            for point in points
             for name, value in point["metrics"].items()
         ]
         for start in range(0, len(metrics), METRICS_PER_REQUEST):
-            self._client.log_batch(ids[f"run {entry['run']}"], metrics=metrics[start : start + METRICS_PER_REQUEST])
+            self._client.log_batch(_run_id(entry, ids), metrics=metrics[start : start + METRICS_PER_REQUEST])
 
-    def _model(self, entry: Entry, ids: dict[str, str]) -> None:
+    def _model(self, entry: Entry, ids: Ids) -> None:
         from mlflow.entities import LoggedModelOutput
 
-        key, run_id = f"model {entry['digest']}", ids[f"run {entry['run']}"]
-        if key in ids:
-            return
-        experiment = ids[f"experiment {entry['run']}"]
-        # Another process may have logged it already: a training may be evaluated while it runs.
-        same = tags.has(tags.CHECKPOINT_DIGEST, entry["digest"])
-        found = self._client.search_logged_models([experiment], filter_string=same)
-        model = found[0] if found else self._create_model(experiment, run_id, entry)
-        if not found or entry["run"].startswith("train-"):
-            self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, entry["step"])])
-        ids[key] = model.model_id
+        key, run_id = f"model {entry['digest']}", _run_id(entry, ids)
+        created = False
+        if key not in ids:
+            experiment = ids[f"experiment {entry['run']}"]
+            # Another process may have logged it already: a training may be evaluated while it runs.
+            same = tags.has(tags.CHECKPOINT_DIGEST, entry["digest"])
+            found = self._client.search_logged_models([experiment], filter_string=same)
+            created = not found
+            ids[key] = (found[0] if found else self._create_model(experiment, run_id, entry)).model_id
+        if created or entry["run"].startswith("train-"):
+            outputs = self._client.get_run(run_id).outputs
+            if ids[key] not in [output.model_id for output in (outputs.model_outputs if outputs else ())]:
+                self._client.log_outputs(run_id, [LoggedModelOutput(ids[key], entry["step"])])
 
     def _create_model(self, experiment: str, run_id: str, entry: Entry) -> Any:
         model = self._client.create_logged_model(
             experiment,
-            name=entry["name"],
+            name=clean_name(entry["name"]),
             source_run_id=run_id,
             params=entry["params"],
             tags=entry["tags"],
@@ -157,31 +256,53 @@ class MlflowWriter:
         )
         return self._client.finalize_logged_model(model.model_id, "READY")
 
-    def _model_removed(self, entry: Entry, ids: dict[str, str]) -> None:
-        self._client.set_logged_model_tags(ids[f"model {entry['digest']}"], {tags.REMOVED: "true"})
+    def _model_removed(self, entry: Entry, ids: Ids) -> None:
+        if model_id := ids.get(f"model {entry['digest']}"):
+            self._client.set_logged_model_tags(model_id, {tags.REMOVED: "true"})
 
-    def _input(self, entry: Entry, ids: dict[str, str]) -> None:
+    def _input(self, entry: Entry, ids: Ids) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         source = json.dumps({"uri": entry["source"]})
         dataset = Dataset(entry["name"], entry["digest"][:MAX_DIGEST_LENGTH], "local", source)
         context = [InputTag("mlflow.data.context", entry["context"])]
-        self._client.log_inputs(ids[f"run {entry['run']}"], datasets=[DatasetInput(dataset, context)])
+        self._client.log_inputs(_run_id(entry, ids), datasets=[DatasetInput(dataset, context)])
 
-    def _artifact(self, entry: Entry, ids: dict[str, str]) -> None:
+    def _artifact(self, entry: Entry, ids: Ids) -> None:
         if storage.exists(entry["path"]):
             with storage.local_copy(entry["path"]) as file:
-                self._client.log_artifact(ids[f"run {entry['run']}"], file, entry["folder"])
+                self._client.log_artifact(_run_id(entry, ids), file, entry["folder"])
 
-    def _image(self, entry: Entry, ids: dict[str, str]) -> None:
-        if storage.exists(entry["path"]):
-            from PIL import Image
+    def _image(self, entry: Entry, ids: Ids) -> None:
+        """Log a picture, unless it is there already: each gets a name of which MLflow draws a part at random."""
+        run_id, path = _run_id(entry, ids), entry["path"]
+        if not storage.exists(path) or self._has_image(run_id, entry):
+            return
+        from PIL import Image
 
-            with storage.open_file(entry["path"]) as file, Image.open(file) as image:
-                self._client.log_image(ids[f"run {entry['run']}"], image, key=entry["key"], step=entry["step"])
+        with storage.open_file(path) as file, Image.open(file) as image:
+            self._client.log_image(run_id, image, key=entry["key"], step=entry["step"], timestamp=entry["time"])
 
-    def _end(self, entry: Entry, ids: dict[str, str]) -> None:
-        self._client.set_terminated(ids[f"run {entry['run']}"], entry["status"], end_time=entry["time"])
+    def _has_image(self, run_id: str, entry: Entry) -> bool:
+        start = f"{entry['key'].replace('/', '~')}+step+{entry['step']}+timestamp+{entry['time']}+"
+        return any(Path(file.path).name.startswith(start) for file in self._client.list_artifacts(run_id, "images"))
+
+    def _end(self, entry: Entry, ids: Ids) -> None:
+        self._client.set_terminated(_run_id(entry, ids), entry["status"], end_time=entry["time"])
+
+
+def _why_unavailable(error: Exception) -> str:
+    """Return what a store does instead of answering, as the end of a sentence."""
+    if is_locked(error):
+        return "is locked by another process"
+    does = "refuses access" if is_refusing_all(error) else "does not answer"
+    return f"{does} ({first_line(error)[:200]})"
+
+
+def _run_id(entry: Entry, ids: Ids) -> str:
+    if run_id := ids.get(f"run {entry['run']}"):
+        return run_id
+    raise LookupError(f"MLflow has not taken the run {entry['run']}, which this is of")
 
 
 def _first_request(entries: list[Entry]) -> tuple[Entry, int]:
@@ -193,11 +314,11 @@ def _first_request(entries: list[Entry]) -> tuple[Entry, int]:
     return {"op": "metrics", "run": first["run"], "points": points}, len(points)
 
 
-def _metric_context(point: Entry, ids: dict[str, str]) -> dict[str, str]:
-    """Return the LoggedModel and the data set that a metric belongs to, as arguments of mlflow's Metric."""
+def _metric_context(point: Entry, ids: Ids) -> dict[str, str]:
+    """Return the LoggedModel, if there is one, and the data set of a metric, as arguments of mlflow's Metric."""
     context = {}
-    if point["model"]:
-        context["model_id"] = ids[f"model {point['model']}"]
+    if model_id := ids.get(f"model {point['model']}"):
+        context["model_id"] = model_id
     if point["dataset"]:
         context["dataset_name"], digest = point["dataset"]
         context["dataset_digest"] = digest[:MAX_DIGEST_LENGTH]

@@ -100,6 +100,18 @@ def code_environment(root: Path) -> dict[str, str]:
     return {CODE_VARIABLES[tag]: value for tag, value in code_tags(root).items()}
 
 
+def code_record() -> dict[str, Any] | None:
+    """Return the commit of the running code and whether it has uncommitted changes, as reports record it, if known."""
+    found = code_tags(CODE)
+    return {"commit": found[tags.COMMIT], "dirty": found[tags.CODE_DIRTY] == "true"} if found else None
+
+
+def code_label(run_tags: Mapping[str, str]) -> str:
+    """Return the first digits of the commit that a run's tags name, marked if it had changes; empty if unknown."""
+    changed = " with uncommitted changes" if run_tags.get(tags.CODE_DIRTY) == "true" else ""
+    return run_tags[tags.COMMIT][:12] + changed if tags.COMMIT in run_tags else ""
+
+
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

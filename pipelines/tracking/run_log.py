@@ -1,5 +1,6 @@
 """What a stage logs about its run. Stages see this interface only; the journal and MLflow are behind it."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +24,14 @@ class RunLog(Protocol):
         ...
 
     def params(self, params: dict[str, Any]) -> None:
-        """Log settings; nested names are joined by dots, and what is not set is left out."""
+        """Log what identifies the run: settings that are the same in every attempt at it.
+
+        Nested names are joined by dots, and what is not set is left out.
+        """
+        ...
+
+    def settings(self, settings: dict[str, Any]) -> None:
+        """Log settings that may be others when an interrupted stage resumes, such as the number of workers."""
         ...
 
     def tag(self, name: str, value: str) -> None:
@@ -63,6 +71,22 @@ class RunLog(Protocol):
     def end(self, status: str) -> None:
         """Close the run. status: FINISHED, FAILED or KILLED."""
         ...
+
+
+def log_sections(run: RunLog, sections: dict[str, Any], may_change: Mapping[str, Collection[str]]) -> None:
+    """Log sections of a recipe to a run: as settings those fields that may change, and as params all others.
+
+    sections: dictionaries, or single values, by name. may_change: names of fields by section.
+    """
+    params, settings = {}, {}
+    for name, section in sections.items():
+        changeable = may_change.get(name, ())
+        if changeable:
+            settings[name] = {field: value for field, value in section.items() if field in changeable}
+            section = {field: value for field, value in section.items() if field not in changeable}
+        params[name] = section
+    run.params(params)
+    run.settings(settings)
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, str]:

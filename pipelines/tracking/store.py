@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING
 from cluster.credentials import refuse_password
 from cluster.job_package import is_job_folder
 from pipelines.console import first_line
-from raydit.errors import InvalidInput, Unreachable
+from pipelines.tracking.database import SQLITE, database_folder, database_path, is_absent
+from pipelines.tracking.moved_store import refuse_moved
+from raydit.errors import InvalidInput, RayditError, Unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+OTHER_SCHEMA = "out-of-date database schema"
+"""In MLflow's message about a database whose tables are those of another version."""
+TEMPORARY_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
+"""MLflow's codes of requests that may succeed later. Any failure without a code of its own is an internal error."""
+DENIED_CODES = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
 
 
 def tracking_uri(config_uri: str = "") -> str:
@@ -34,26 +42,73 @@ def tracking_uri(config_uri: str = "") -> str:
     return uri
 
 
-def database_path(uri: str) -> Path | None:
-    """Return the absolute path of a SQLite database; None for any other store."""
-    scheme, separator, path = uri.partition(":///")
-    return Path(path).absolute() if separator and scheme == "sqlite" and path else None
-
-
-def absolute_uri(uri: str) -> str:
-    """Return a tracking URI that means the same in every working directory."""
-    database = database_path(uri)
-    return f"sqlite:///{database}" if database else uri
-
-
 def check_tracking(uri: str) -> str:
-    """Return how many experiments a store has, in words. Raises Unreachable if it does not answer."""
-    client = mlflow_client(uri)
+    """Return how many experiments a store has, in words.
+
+    Raises Unreachable if it does not answer, and InvalidInput if it never will take runs.
+    """
     try:
-        count = len(client.search_experiments())
+        count = len(mlflow_client(uri).search_experiments())
+    except RayditError:
+        raise
     except Exception as error:
-        raise unreachable(uri, error) from error
+        raise request_failed(uri, error) from error
     return f"{count} experiments"
+
+
+def refuse_unusable(uri: str) -> None:
+    """Raise InvalidInput if a store will never take runs: another kind of store, a wrong password, a moved database.
+
+    A store that does not answer now is not refused, because it may answer later. A database that does not exist yet is
+    not created.
+    """
+    _refuse_read_only(uri)
+    if is_absent(uri):
+        return
+    refuse_moved(uri)
+    try:
+        mlflow_client(uri).search_experiments(max_results=1)
+    except RayditError:
+        raise
+    except Exception as error:
+        if not is_unavailable(error):
+            raise unusable(uri, error) from error
+
+
+def _refuse_read_only(uri: str) -> None:
+    """Raise InvalidInput for a database file that cannot be written, or that cannot be created in its folder."""
+    folder = database_folder(uri)
+    if folder is None:
+        return
+    file = folder / Path(uri).name
+    target = file if file.exists() else folder
+    if not os.access(target, os.W_OK):
+        raise InvalidInput(
+            f"tracking.uri: found {uri}, and {target} cannot be written",
+            "a database that can be written, or a folder in which it can be created",
+            "set tracking.uri or MLFLOW_TRACKING_URI to another store, or correct the permissions",
+        )
+
+
+def unusable(uri: str, error: Exception) -> InvalidInput:
+    """Return the error for users that stands for a store which will never take runs, whatever is waited for."""
+    reason = first_line(error)[:200]
+    if uri.startswith("file:") or "://" not in uri:
+        found, do = "MLflow does not write runs to folders any more", f"set it to a database: {SQLITE}PATH/mlflow.db"
+    elif is_denied(error):
+        found = f"the server refuses access: {reason}"
+        do = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to what it accepts"
+    elif OTHER_SCHEMA in str(error):
+        found = f"its tables are another MLflow version's: {reason}"
+        do = f"copy the database, then run: mlflow db upgrade {uri}"
+    else:
+        found, do = reason, "set tracking.uri or MLFLOW_TRACKING_URI to a database, or to an MLflow server"
+    return InvalidInput(f"tracking.uri: {uri} cannot be used ({found})", "a store that takes runs", do)
+
+
+def request_failed(uri: str, error: Exception, wanted: str = "") -> RayditError:
+    """Return the error for users that stands for a failed request to a store. wanted: name that was looked up there."""
+    return unreachable(uri, error, wanted) if is_unavailable(error) else unusable(uri, error)
 
 
 def unreachable(uri: str, error: Exception, wanted: str = "") -> Unreachable:
@@ -65,15 +120,19 @@ def unreachable(uri: str, error: Exception, wanted: str = "") -> Unreachable:
 
 
 def mlflow_client(uri: str) -> "MlflowClient":
-    """Return a client that finds out within seconds that a server is down, and prints nothing of its own."""
+    """Return a client that finds out within seconds that a server is down, and prints nothing of its own.
+
+    Creates the tables of a database that does not exist yet.
+    """
     # MLflow's own default is to retry for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     # MLflow prints two lines of links whenever a run on a server ends.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # A fresh database prints a line for each of its migrations.
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # A busy database prints its traceback before it raises the error, which raydit reports in one line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # urllib3 warns of every attempt to reach a server; raydit says once that it is down.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     _create_database(uri)
@@ -88,8 +147,8 @@ def _create_database(uri: str) -> None:
 
     MLflow creates them by dozens of migrations, and two processes that migrate at once break each other's database.
     """
-    folder = Path(uri.removeprefix("sqlite:///")).parent
-    if not uri.startswith("sqlite:///") or not folder.is_dir():
+    folder = database_folder(uri)
+    if folder is None or not folder.is_dir():
         return
     from mlflow import MlflowClient
 
@@ -114,12 +173,41 @@ def download_model(uri: str, model_id: str, path: str, folder: Path) -> Path | N
 
 
 def is_unavailable(error: Exception) -> bool:
-    """Return whether the same request may succeed later: no answer, a busy database, a server error."""
-    from requests import RequestException  # what MLflow's client speaks with; a broken file is an OSError too
+    """Return whether the same request may succeed later: no answer, a busy database, a server error, a full disk."""
+    from requests import RequestException  # what MLflow's client speaks with
+    from sqlalchemy.exc import OperationalError  # MLflow lets some of a database's errors through
 
-    code = getattr(error, "error_code", "")
-    return isinstance(error, ConnectionError | TimeoutError | RequestException) or code in (
-        "INTERNAL_ERROR",
-        "TEMPORARILY_UNAVAILABLE",
-        "REQUEST_LIMIT_EXCEEDED",
-    )
+    if isinstance(error, ConnectionError | TimeoutError | RequestException | OperationalError):
+        return True
+    if _is_foreign(error) or is_denied(error):
+        return False
+    if isinstance(error, OSError):  # artifacts beside the database; a broken picture is an OSError without a number
+        return error.errno is not None
+    return getattr(error, "error_code", "") in TEMPORARY_CODES and OTHER_SCHEMA not in str(error)
+
+
+def is_denied(error: Exception) -> bool:
+    """Return whether a server refused access: HTTP 401 or 403."""
+    if getattr(error, "error_code", "") in DENIED_CODES:
+        return True
+    # A proxy's own answer in JSON has no code that MLflow knows, and MLflow forgets its status.
+    answer = getattr(error, "json", {})
+    denied = ("unauthorized", "unauthenticated", "forbidden", "credentials", "access denied")
+    return "error_code" not in answer and any(word in str(answer).lower() for word in denied)
+
+
+def is_refusing_all(error: Exception) -> bool:
+    """Return whether a store that worked refuses every request now: access is denied, or another server answers."""
+    if is_denied(error) or _is_foreign(error) or OTHER_SCHEMA in str(error):
+        return True
+    return getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND"
+
+
+def _is_foreign(error: Exception) -> bool:
+    """Return whether what answers is no MLflow server."""
+    return "not in a valid JSON format" in str(error)
+
+
+def is_locked(error: Exception) -> bool:
+    """Return whether another process holds a database's lock, which it may do for any time."""
+    return "database is locked" in str(error)

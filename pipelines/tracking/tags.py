@@ -15,10 +15,21 @@ CHECKPOINT = "raydit.checkpoint"
 """Path or URI of a checkpoint."""
 CHECKPOINT_DIGEST = "raydit.checkpoint_digest"
 PROTOCOL_ID = "raydit.protocol_id"
+PROTOCOL = "raydit.protocol"
+"""What a protocol says, in a few words, beside its id."""
 DISQUALIFIED = "raydit.disqualified"
 """On the run of an evaluation: why its checkpoint can be neither best nor champion, whatever its metrics."""
 REMOVED = "raydit.removed"
 """Set on a LoggedModel when the files of its checkpoint have been removed."""
+
+EXPERIMENT = "raydit.experiment"
+"""Set on an experiment that replaces a deleted one: the name of the recipe."""
+REPLACES = "raydit.replaces"
+"""Set on a run that replaces a deleted one: the id of that run."""
+SETTING_PREFIX = "raydit.setting."
+"""Followed by the dotted name of a recipe's field: a value that may be another when an interrupted stage resumes.
+
+MLflow's params keep the value of the first attempt for ever, and refuse another one."""
 
 VERSION_PREFIX = "raydit.version."
 """Followed by the name of a package: its version."""
@@ -46,4 +57,14 @@ RUN_NAME = "mlflow.runName"
 
 def has(tag: str, value: str) -> str:
     """Return a filter for MLflow's searches: the tag has this value."""
-    return f"tags.`{tag}` = '{value}'"
+    return f"tags.`{tag}` {equals(value)}"
+
+
+def equals(value: str) -> str:
+    """Return the second half of a filter for MLflow's searches: what stands before it has this value.
+
+    MLflow's filters know no escaped quotes: of a value with both kinds, the single ones match any character.
+    """
+    if "'" not in value:
+        return f"= '{value}'"
+    return f'= "{value}"' if '"' not in value else "LIKE '{}'".format(value.replace("'", "_"))

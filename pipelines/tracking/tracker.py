@@ -4,23 +4,23 @@ One process writes: the one that runs the jobs. It appends to the journal, from 
 work never waits for a tracking server, and a server that is down costs nothing but delay.
 """
 
+import re
 import time
 from pathlib import Path
 from typing import Any
 
-from cluster import storage
 from cluster.jobs import current_job_id
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
 from pipelines.tracking import tags
+from pipelines.tracking.delivery import Delivery, journal_path
 from pipelines.tracking.experiment_page import last_samples
-from pipelines.tracking.journal import Journal
-from pipelines.tracking.mlflow_writer import MlflowWriter
+from pipelines.tracking.experiments import clean_name
+from pipelines.tracking.journal import Journal, count_undelivered
 from pipelines.tracking.run_log import DatasetRef, RunLog, flatten
-from pipelines.tracking.store import tracking_uri
+from pipelines.tracking.store import refuse_unusable, tracking_uri
 
-JOURNAL_FOLDER = ".tracking"
 CLOSE_SECONDS = 30.0
 """Longer than MLflow's client waits for a database that another process writes to, 20 s."""
 
@@ -28,30 +28,37 @@ CLOSE_SECONDS = 30.0
 class Tracker:
     """Starts the runs of one experiment. Calls return at once."""
 
-    def __init__(self, journal: Journal, experiment: str, uri: str):
-        self._journal, self._experiment, self.uri = journal, experiment, uri
-        self._finished: dict[str, bool] = {}
+    def __init__(self, journal: Journal, experiment: str, uri: str, delivery: Delivery):
+        self._journal, self._experiment, self.uri, self._delivery = journal, experiment, uri, delivery
+        self._status: dict[str, str] = {}
+        self._with_metrics: set[str] = set()
         for entry in journal.entries():
             if entry["op"] == "run":
-                self._finished[entry["run"]] = False
+                self._status[entry["run"]] = "RUNNING"
             elif entry["op"] == "end":
-                self._finished[entry["run"]] = entry["status"] == "FINISHED"
+                self._status[entry["run"]] = entry["status"]
+            elif entry["op"] == "metrics" and not all(name.startswith("system/") for name in entry["metrics"]):
+                self._with_metrics.add(entry["run"])
 
     @classmethod
     def open(cls, config: Recipe, part: str = "") -> "Tracker":
         """Open the tracker of a recipe's output, and deliver what an earlier process could not.
 
         part: folder of the output that has a journal of its own, because another process may write the main one.
+        Raises InvalidInput, before any work, if the store will never take runs.
         """
         uri = tracking_uri(config.tracking.uri)
-        name = f"{part and part + '-'}{digest_of(uri)[:12]}.jsonl"
-        path = Path(storage.local_folder_for(config.folder(JOURNAL_FOLDER))) / name
+        refuse_unusable(uri)
+        if (name := clean_name(config.name)) != config.name:
+            say("tracking", f"models are named {name!r}; MLflow allows {config.name!r} as the experiment's name only")
+        delivery = Delivery(uri, config.output, part, last_samples(config.train))
+        return cls(delivery.open_journal(), config.name, uri, delivery)
 
-        def on_unavailable(reason: str) -> None:
-            say("tracking", f"{uri} does not answer ({reason}); work continues, and results are kept in {path}")
-
-        journal = Journal(path, MlflowWriter(uri, last_samples(config.train)), on_unavailable)
-        return cls(journal, config.name, uri)
+    @staticmethod
+    def has_waiting(config: Recipe, part: str = "") -> bool:
+        """Return whether entries of an earlier process wait in a recipe's journal. part: see `open`."""
+        path = journal_path(config.output, tracking_uri(config.tracking.uri), part)
+        return path.exists() and count_undelivered(path) > 0
 
     @property
     def folder(self) -> Path:
@@ -65,15 +72,16 @@ class Tracker:
         *,
         parent: RunLog | None = None,
         run_tags: dict[str, str] | None = None,
+        resumes: str | None = None,
     ) -> RunLog:
-        """Start a run, or resume the one that an interrupted execution of the same identity left open."""
+        """Start a run, or resume the one that an interrupted execution of the same identity left open.
+
+        resumes: key of the run whose work goes on. None: the newest of that identity. Empty: the work starts over, so
+        that a run which has metrics of an earlier attempt is closed, and a new one started.
+        """
         run_tags = run_tags or {}
-        base, number = f"{stage}-{digest_of(identity)[:8]}", 1
-        key = base
-        while self._finished.get(key):
-            number += 1
-            key = f"{base}-{number}"
-        self._finished[key] = False
+        key = self._choose_key(f"{stage}-{digest_of(identity)[:8]}", resumes)
+        self._status[key] = "RUNNING"
         run = JournalRun(self._journal, key)
         run.append(
             "run",
@@ -84,6 +92,23 @@ class Tracker:
         )
         return run
 
+    def _choose_key(self, base: str, resumes: str | None) -> str:
+        """Return the key of a run to resume, or one that no run has. base: the key of the first run of an identity."""
+        if resumes and self._status.get(resumes, "FINISHED") != "FINISHED":
+            return resumes
+        newest, number = None, 1
+        key = base
+        while key in self._status:
+            number += 1
+            newest, key = key, f"{base}-{number}"
+        if newest is None or self._status[newest] == "FINISHED":
+            return key
+        if resumes != "" or newest not in self._with_metrics:
+            return newest
+        if self._status[newest] == "RUNNING":  # its process was killed
+            JournalRun(self._journal, newest).end("KILLED")
+        return key
+
     def flush(self) -> None:
         """Wait until MLflow has everything logged so far, for at most CLOSE_SECONDS."""
         deadline = time.monotonic() + CLOSE_SECONDS
@@ -92,18 +117,18 @@ class Tracker:
 
     def close(self) -> None:
         """Deliver what is left, and say so if MLflow could not take all of it in time."""
-        if not self._journal.close(CLOSE_SECONDS):
-            say(
-                "tracking",
-                f"{self.uri} has not taken everything yet; the rest is kept in {self._journal.path}, and the next "
-                "raydit command with this output delivers it",
-            )
+        self._journal.close(CLOSE_SECONDS)
+        self._delivery.say_what_is_left(self._journal)
 
 
 def _display_name(key: str, stage: str, run_tags: dict[str, str]) -> str:
-    """Return the name of a run in the UI: its key, with the name of the checkpoint that it evaluates."""
-    checkpoint = run_tags.get(tags.CHECKPOINT, "").partition("?")[0].rstrip("/").rpartition("/")[2]
-    return key.replace(stage, f"{stage}-{checkpoint}", 1) if checkpoint else key
+    """Return the name of a run in the UI: its key, or what an evaluation scores, and by which protocol."""
+    protocol = run_tags.get(tags.PROTOCOL)
+    if protocol is None:
+        return key
+    scored = run_tags.get(tags.CHECKPOINT) or run_tags.get(tags.IMAGES) or stage
+    name = scored.partition("?")[0].rstrip("/").rpartition("/")[2]
+    return f"{re.sub('^step_0*(?=.)', 'step ', name)}: {protocol}"
 
 
 def _job_tags() -> dict[str, str]:
@@ -127,6 +152,9 @@ class JournalRun:
 
     def params(self, params: dict[str, Any]) -> None:
         self.append("params", params=flatten(params))
+
+    def settings(self, settings: dict[str, Any]) -> None:
+        self.append("settings", settings=flatten(settings))
 
     def tag(self, name: str, value: str) -> None:
         self.append("tag", name=name, value=value)

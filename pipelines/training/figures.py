@@ -23,6 +23,10 @@ class TrainFigures:
         for name, value in metrics.items():
             self._points.setdefault(name, {})[step] = value
 
+    def values(self, name: str) -> dict[int, float]:
+        """Return what the run has of a metric, by step, also from earlier commands."""
+        return self._points.get(name, {})
+
     def save(self) -> None:
         """Draw the figures and keep them with the run in place of earlier ones; do nothing before the first report."""
         if "images_per_second" not in self._points:

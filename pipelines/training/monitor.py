@@ -1,5 +1,8 @@
 """What the driver does while workers train: progress, metrics, models, previews and retention."""
 
+import math
+from typing import Any
+
 from cluster import storage
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.training import TrainConfig
@@ -14,7 +17,9 @@ from pipelines.training.previews import Previews
 from pipelines.training.retention import Retention
 
 TRACKING_CURSOR = "told.json"
-"""File in the folder of checkpoints: the step of the newest one that was logged to tracking."""
+"""File in the folder of checkpoints: the step of the newest one that was logged to tracking, and the run's key."""
+REPLAY_TOLERANCE = 1e-4
+"""Relative difference of the losses of a step that is computed a second time, from the same images."""
 
 
 class TrainingMonitor:
@@ -67,14 +72,25 @@ class TrainingMonitor:
 
     def _log_report(self, report: Report) -> None:
         self._last_metrics = add_quartile_losses(report.metrics)
+        if self._is_replay(report.step, self._last_metrics["loss"]):
+            return
         self._figures.add(report.step, self._last_metrics)
         self._run.metrics({f"train/{name}": value for name, value in self._last_metrics.items()}, report.step)
+
+    def _is_replay(self, step: int, loss: float) -> bool:
+        """Return whether the run has this step already, computed before workers died or were added.
+
+        A step after a rollback is another one: it is made of other images.
+        """
+        known = self._figures.values("loss").get(step)
+        return known is not None and math.isclose(known, loss, rel_tol=REPLAY_TOLERANCE)
 
     def _log_checkpoint(self, step: int) -> None:
         """Log a checkpoint as a model, after the reports before it, and move the tracking cursor to its step."""
         checkpoint = self._checkpoints.describe(step)
         log_checkpoint(self._run, checkpoint, checkpoint.origin)
-        storage.write_json_atomically(storage.join(self._checkpoints.uri, TRACKING_CURSOR), {"step": step})
+        cursor = {"step": step, "run": self._run.key}
+        storage.write_json_atomically(storage.join(self._checkpoints.uri, TRACKING_CURSOR), cursor)
         self._logged_step = step
 
     def _remove_outdated(self, *, force_refresh: bool = False) -> None:
@@ -89,5 +105,14 @@ class TrainingMonitor:
 
 def last_logged_step(checkpoints: CheckpointFolder) -> int:
     """Return the step of the newest checkpoint that was logged to tracking, with all reports before it; 0 if none."""
+    return _tracking_cursor(checkpoints).get("step", 0)
+
+
+def logged_run(checkpoints: CheckpointFolder) -> str | None:
+    """Return the key of the run that the checkpoints were logged to; None if it was not recorded."""
+    return _tracking_cursor(checkpoints).get("run")
+
+
+def _tracking_cursor(checkpoints: CheckpointFolder) -> dict[str, Any]:
     file = storage.join(checkpoints.uri, TRACKING_CURSOR)
-    return storage.read_json(file)["step"] if storage.exists(file) else 0
+    return storage.read_json(file) if storage.exists(file) else {}

@@ -60,7 +60,8 @@ def test_unequal_protocols_are_refused_by_the_fields_that_differ():
         compare_reports([A, other])
     message = str(error.value)
     fields = "cfg_scale: 1.0 and 1.5; cfg_channels: None and 3"
-    assert f"reports of protocols {A.protocol_id}, {other.protocol_id}, which differ in {fields}, expected" in message
+    labels = f"{A.protocol_id} ({A.protocol.summary}) and {other.protocol_id} ({other.protocol.summary})"
+    assert f"reports of protocols {labels}, which differ in {fields}, expected" in message
     assert "Evaluate all checkpoints with one recipe" in message
 
 

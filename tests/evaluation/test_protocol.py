@@ -140,3 +140,22 @@ def test_shards_hold_every_sample_once_in_order(num_samples, shard_rows):
 def test_planning_imports_no_torch():
     code = "import evaluation.protocol, evaluation.report, sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("fields", "summary"),
+    [
+        ({}, "N=200, euler 25, cfg 2, inception"),
+        ({"labels": "balanced", "seed": 3}, "N=200, euler 25, cfg 2, balanced labels, seed 3, inception"),
+        (
+            {"cfg_interval": (0.1, 0.8), "cfg_channels": 3, "weights": "raw", "dtype": "bfloat16"},
+            "N=200, euler 25, cfg 2, guided from 0.1 to 0.8, 3 channels guided, raw weights, bfloat16, inception",
+        ),
+        ({"sampler": "unknown"}, "N=200, given images, inception"),
+    ],
+)
+def test_a_summary_says_what_tells_protocols_apart(fields, summary):
+    known = {"num_samples": 200, "sampler": "euler", "sampling_steps": 25, "cfg_scale": 2.0, "decoder": "d"}
+    known |= {"extractor": "inception", "extractor_sha256": "e", "reference_digest": "r"}
+    protocol = EvaluationProtocol(**known | fields)
+    assert protocol.summary == summary and protocol.label == f"{protocol.protocol_id} ({summary})"

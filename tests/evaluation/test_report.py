@@ -7,6 +7,7 @@ from zipfile import ZipFile
 
 import pytest
 
+from evaluation.page import render_page
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 
@@ -100,3 +101,19 @@ def test_a_metric_that_could_not_be_computed_is_null_with_its_reason():
     assert content["metrics"] == {**REPORT.metrics, "recall_50k": None}
     assert content["missing"] == {"recall_50k": "3 real images, and more than 5 are needed"}
     assert EvaluationReport.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize(
+    ("code", "commit"),
+    [
+        ({"commit": "0123456789abcdef", "dirty": False}, "0123456789ab"),
+        ({"commit": "0123456789abcdef", "dirty": True}, "0123456789ab with uncommitted changes"),
+        (None, ""),
+    ],
+)
+def test_a_report_names_the_code_that_scored_and_one_without_it_is_as_before(code, commit):
+    report = replace(REPORT, code=code)
+    text = report.to_json()
+    assert EvaluationReport.from_json(text) == report and report.commit == commit
+    assert ("code" in json.loads(text)) == (code is not None)
+    assert commit in render_page(report) and ("· code" in render_page(report)) == bool(commit)

@@ -1,5 +1,6 @@
 """The command line called here, and a story that it can be asked about."""
 
+import shutil
 import sys
 
 import pytest
@@ -24,14 +25,20 @@ def raydit(monkeypatch, capsys):
     return call
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """One database for a module: a fresh one costs seconds."""
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """A database without runs, to be copied: a fresh one costs seconds."""
     from pipelines.tracking.store import check_tracking
 
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    check_tracking(uri)
-    return uri
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    check_tracking(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, empty_database):
+    """One database for a module."""
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path_factory.mktemp('store'))}"
 
 
 @pytest.fixture(scope="session")

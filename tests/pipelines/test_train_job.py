@@ -1,16 +1,19 @@
 """The train job on Ray: its output and its MLflow run, training at a URI, and sharded weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
-from tiny_training import assert_equal, final_weights, training_recipe
+from tiny_training import ROWS, assert_equal, final_weights, training_recipe, write_latents
 
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.stage import StageContext
 from pipelines.train import train
+from pipelines.training.order import EpochOrder
+from raydit.errors import Diverged
 
 pytestmark = pytest.mark.slow  # each starts a group of workers or two
 
@@ -85,3 +88,23 @@ def test_fsdp_agrees_with_ddp(local_ray, tmp_path):
     run(ddp, local_ray)
     run(fsdp, local_ray)
     torch.testing.assert_close(final_weights(fsdp), final_weights(ddp), rtol=1e-4, atol=1e-5)
+
+
+def test_a_training_that_starts_over_is_a_new_run_and_one_that_resumes_is_not(local_ray, tmp_path):
+    """The first try ends before its first checkpoint; the third stops after one, and the fourth goes on."""
+    recipe = training_recipe(tmp_path, on_nonfinite="stop", checkpoint_every=8)
+    poisoned = EpochOrder(ROWS, seed=3).rows(range(4 * 8, 5 * 8))[:1]
+    write_latents(recipe, poisoned=poisoned)
+    with pytest.raises(Diverged):
+        run(recipe, local_ray)
+    train_with = lambda **settings: replace(recipe, train=replace(recipe.train, **settings))  # noqa: E731
+    run(train_with(on_nonfinite="skip", steps=6, num_workers=2), local_ray)
+    client = MlflowClient(recipe.tracking.uri)
+    experiment = client.get_experiment_by_name(recipe.name).experiment_id
+    runs = client.search_runs([experiment], order_by=["attributes.start_time"])
+    assert [each.info.status for each in runs] == ["FAILED", "FINISHED"]
+    steps = [[point.step for point in client.get_metric_history(each.info.run_id, "train/loss")] for each in runs]
+    assert steps == [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6]]
+    second = runs[1].data
+    assert second.tags["raydit.setting.train.num_workers"] == "2" and second.tags["raydit.setting.train.steps"] == "6"
+    assert second.params["train.learning_rate"] == "0.001" and "train.num_workers" not in second.params

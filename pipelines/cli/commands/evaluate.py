@@ -139,7 +139,7 @@ def _print_images_plan(images: str, config: Recipe, as_json: bool) -> None:
     settings = ScoringSettings.from_recipe(config)
     count = len(open_source(scored_images(settings, images)).listing())
     protocol = images_protocol(settings, count)
-    print_line("plan", f"{count:,} images of {images}, protocol {protocol.protocol_id}")
+    print_line("plan", f"{count:,} images of {images}, protocol {protocol.label}")
     print_result(as_json, {"images": count, "protocol_id": protocol.protocol_id})
 
 
@@ -210,7 +210,7 @@ def _print_plan(targets: Sequence[tuple[LocatedCheckpoint, Recipe]], repeats: in
         print_line(
             "plan",
             f"{repeats} x {protocol.num_samples:,} samples in {len(shards):,} shards on "
-            f"{config.evaluate.num_workers} workers, protocol {protocol.protocol_id}",
+            f"{config.evaluate.num_workers} workers, protocol {protocol.label}",
         )
         print_line("report", f"{folder}{' (exists)' if known else ''}")
         plans.append(

@@ -1,5 +1,6 @@
 """`raydit runs`: runs and checkpoints in MLflow, without a browser."""
 
+import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -7,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipelines.cli.options import json_option, store_option
+from pipelines.cli.options import FAILED, OK, json_option, store_option
 from pipelines.cli.output import print_line, print_result
 
 
@@ -35,9 +36,11 @@ def list_(experiment: str, stage: str, limit: int, store: str, as_json: bool) ->
 
     name, uri = _experiment_and_store(experiment, store)
     found = list_runs(uri, experiment=name, stage=stage, limit=limit)
-    rows = [["run", "experiment", "status", "started", "took", "metrics"]]
+    rows = [["id", "run", "experiment", "status", "started", "took", "metrics"]]
     for run in found:
-        rows.append([run["name"], run["experiment"], run["status"].lower(), *_times(run), _join_metrics(run)])
+        rows.append(
+            [run["id"][:8], run["name"], run["experiment"], run["status"].lower(), *_times(run), _join_metrics(run)]
+        )
     click.echo("\n".join(align_columns(rows)) if found else f"no runs at {uri}")
     print_result(as_json, {"store": uri, "runs": found})
 
@@ -58,6 +61,10 @@ def show(run: str, store: str, as_json: bool) -> None:
     started, took = _times(found)
     print_line("run", f"{found['name']} ({found['id']}), {found['status'].lower()}, {started}, {took}")
     print_line("experiment", found["experiment"])
+    if found["protocol_id"]:
+        print_line("protocol", f"{found['protocol_id']} ({found['protocol']})")
+    if found["commit"]:
+        print_line("commit", f"{found['commit']}{' with uncommitted changes' if found['code_dirty'] else ''}")
     for title in ("parent", "children"):
         for other in found[title]:
             print_line(title, f"{other['name']}  {other['status'].lower()}  {_join_metrics(other)}")
@@ -65,7 +72,8 @@ def show(run: str, store: str, as_json: bool) -> None:
         print_line("input", f"{dataset['name']} {dataset['digest'][:12]}")
     for model in found["models"]:
         removed = " (removed)" if model["removed"] else ""
-        print_line("model", f"{model['name']} {model['digest'][:12]} {model['checkpoint']}{removed}")
+        by = f" by commit {model['commit']}" if model["commit"] else ""
+        print_line("model", f"{model['name']} {model['digest'][:12]} {model['checkpoint']}{by}{removed}")
     for title in ("tags", "metrics", "params"):
         for key, value in sorted(found[title].items()):
             print_line(title, f"{key} = {value:.6g}" if isinstance(value, float) else f"{key} = {value}")
@@ -90,16 +98,84 @@ def best(experiment: str, metric: str, protocol: str, store: str, as_json: bool)
 
     name, uri = _experiment_and_store(experiment, store)
     found = best_checkpoints(uri, name, metric=metric, protocol=protocol)
-    rows = [[f"{found['metric']} ({'higher' if found['higher_is_better'] else 'lower'} is better)", "checkpoint", ""]]
+    rows = [
+        [
+            f"{found['metric']} ({'higher' if found['higher_is_better'] else 'lower'} is better)",
+            "checkpoint",
+            "commit",
+            "",
+        ]
+    ]
     for score in found["checkpoints"]:
         error = "" if score["error"] is None else f" +- {score['error']:.3g}"
         removed = "removed" if score["removed"] else ""
-        rows.append([f"{score['value']:.6g}{error}", score["checkpoint"], removed])
+        rows.append([f"{score['value']:.6g}{error}", score["checkpoint"], score["commit"], removed])
     click.echo("\n".join(align_columns(rows)))
-    print_line("protocol", found["protocol_id"])
+    print_line("protocol", f"{found['protocol_id']} ({found['protocol']})")
     for other, count in found["other_protocols"].items():
-        print_line("not shown", f"{count} scored by protocol {other}: --protocol {other}")
+        print_line("not shown", f"{count} scored by {found['protocols'][other]}: --protocol {other}")
     print_result(as_json, found)
+
+
+@runs.command()
+@click.argument("output", metavar="[OUTPUT|RECIPE]", default="", type=click.Path())
+@json_option
+def deliver(output: str, as_json: bool) -> None:
+    """Deliver to MLflow what waits in the journals of OUTPUT.
+
+    Without OUTPUT: of all outputs in this folder and two levels below. What MLflow refused before is sent again. Exit
+    code 1 if entries still wait or are refused.
+    """
+    from pathlib import Path
+
+    from pipelines.tracking.waiting import deliver_journal, find_journals, find_outputs
+
+    uri, outputs = "", [output] if output else find_outputs(Path())
+    if output.endswith(".toml"):
+        from pipelines.config.reader import load_recipe
+
+        config = load_recipe(output)
+        uri, outputs = config.tracking.uri, [config.output]
+    waiting = [(each, journal) for each in outputs for journal in find_journals(each, uri) if journal.waits]
+    if not waiting:
+        print_line("deliver", f"nothing waits in {', '.join(outputs) or 'any output here'}")
+    found = []
+    for each, journal in waiting:
+        done = deliver_journal(each, journal)
+        found.append({"output": each, **done._asdict()})
+        left = f", {done.waiting:,} still wait" if done.waiting else ""
+        left += f", {done.refused:,} refused (see {journal.refused})" if done.refused else ""
+        print_line("deliver", f"{done.delivered:,} entries of {each} to {done.uri}{left}")
+    print_result(as_json, {"journals": found})
+    sys.exit(FAILED if any(each["waiting"] or each["refused"] for each in found) else OK)
+
+
+@runs.command()
+@click.argument("output", metavar="[OUTPUT|RECIPE]", default="", type=click.Path())
+@store_option
+@json_option
+def relocate(output: str, store: str, as_json: bool) -> None:
+    """Mend a database that was moved or copied with its project.
+
+    Its artifacts, outputs and checkpoints are then looked for where they are now, and nothing is written to the old
+    folder. OUTPUT: an output of which the database knows nothing yet.
+    """
+    from pipelines.tracking.relocation import relocate
+    from pipelines.tracking.store import tracking_uri
+
+    uri, outputs = tracking_uri(store), [output] if output else []
+    if output.endswith(".toml"):
+        from pipelines.config.reader import load_recipe
+
+        config = load_recipe(output)
+        uri, outputs = tracking_uri(store or config.tracking.uri), [config.output]
+    found = relocate(uri, outputs)
+    for done in found:
+        mended = f"places of artifacts: {done.artifacts:,}, other paths: {done.paths:,}, journals: {done.journals:,}"
+        print_line("relocate", f"{uri} leads to {done.new} instead of {done.old} ({mended})")
+    if not found:
+        print_line("relocate", f"{uri} has not moved, or its artifacts lie elsewhere on purpose")
+    print_result(as_json, {"store": uri, "relocated": [done._asdict() for done in found]})
 
 
 def _experiment_and_store(name: str, store: str) -> tuple[str, str]:

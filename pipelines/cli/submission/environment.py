@@ -3,7 +3,8 @@
 import os
 
 from cluster import job_server
-from pipelines.tracking.store import absolute_uri, tracking_uri
+from pipelines.tracking.database import absolute_uri
+from pipelines.tracking.store import tracking_uri
 
 FORWARDED = (
     "MLFLOW_TRACKING_URI",

@@ -6,7 +6,7 @@ from pathlib import Path
 from cluster import job_package, storage
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.config.recipe import Recipe
-from pipelines.tracking.store import absolute_uri
+from pipelines.tracking.database import absolute_uri
 from raydit.errors import InvalidInput
 
 

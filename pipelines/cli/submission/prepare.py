@@ -22,8 +22,8 @@ from pipelines.cli.submission.paths import (
 )
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
+from pipelines.tracking.database import absolute_uri
 from pipelines.tracking.provenance import CODE, code_environment
-from pipelines.tracking.store import absolute_uri
 
 MAIN_MODULE = "pipelines/cli/__main__.py"
 """File by which a folder or package is known to hold raydit's own code."""

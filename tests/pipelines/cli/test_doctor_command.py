@@ -4,6 +4,7 @@ import json
 import socket
 
 import pytest
+from mlflow_server import answering
 
 from cluster.doctor import Check
 from pipelines.cli import doctor_checks
@@ -76,6 +77,27 @@ def test_a_tracking_server_that_is_down_is_red(raydit_doctor, no_ray, monkeypatc
     tracking = red(output)["tracking"]
     assert tracking["found"].startswith(uri) and "\n" not in tracking["found"]
     assert "start the server, or set MLFLOW_TRACKING_URI" in tracking["do"]
+
+
+@pytest.mark.parametrize("kind", ["file", "denied"])
+def test_a_store_that_never_takes_runs_is_one_red_line(raydit_doctor, no_ray, monkeypatch, tmp_path, kind):
+    with answering(401, b"You are not authenticated.") as (server, _):
+        uri = f"file://{tmp_path}/mlruns" if kind == "file" else server
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        code, output = raydit_doctor("--json")
+    assert code == 1 and list(red(output)) == ["tracking"]
+    tracking = red(output)["tracking"]
+    assert tracking["found"].startswith(f"tracking.uri: {uri} cannot be used") and "\n" not in tracking["found"]
+    assert ("MLFLOW_TRACKING_USERNAME" if kind == "denied" else "sqlite:///PATH/mlflow.db") in tracking["do"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_doctor_makes_no_database(raydit_doctor, no_ray, monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    code, output = raydit_doctor("--json")
+    assert code == 0 and list(tmp_path.iterdir()) == []
+    (tracking,) = [check["found"] for check in json.loads(output) if check["name"] == "tracking"]
+    assert tracking == f"sqlite:///{tmp_path}/mlflow.db: no database yet, the first stage creates it"
 
 
 def test_an_output_that_cannot_be_written_is_red(raydit_doctor, no_ray):

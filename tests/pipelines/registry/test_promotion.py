@@ -167,9 +167,20 @@ def test_another_protocols_score_is_refused(raydit, story, promote):
     code, _, err = raydit(*arguments)
     assert (
         code == 2
-        and f"found a score of protocol_id {report.protocol_id}" in err
+        and f"found a score of protocol_id {report.protocol.label}, expected {story.reports[2].protocol.label}" in err
         and "by which models:/fair@champion was chosen" in err
     )
+
+
+@pytest.mark.parametrize(("name", "better"), [("a/b", "a-b"), ("v1:2", "v1-2"), ("it's", "it-s")])
+def test_a_name_that_mlflow_refuses_is_refused_before_any_work(raydit, story, name, better):
+    for arguments in (
+        ("promote", str(story.checkpoints[4].path), "--name", name, "--protocol", story.reports[4].protocol_id),
+        ("evaluate", str(story.checkpoints[4].path), "--promote", name, "--num-samples", "1000"),
+    ):
+        code, _, err = raydit(*arguments)
+        assert code == 2 and f"name of a registered model: found {name!r}" in err
+        assert f"Name it '{better}'" in err
 
 
 def test_retention_is_told_of_every_checkpoint_that_an_alias_or_a_rollback_leads_to(story, promote, store, tmp_path):

@@ -3,8 +3,10 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from mlflow_server import wait_until
 from tiny_story import ERROR, SCORES, tell_evaluation
 
@@ -12,6 +14,7 @@ from pipelines.checkpoints.open import open_checkpoint
 from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext
+from pipelines.tracking.provenance import code_label, code_tags
 
 METRIC = "fd_efficientnet_lite0_16"
 
@@ -42,6 +45,7 @@ def test_runs_are_listed_newest_first_with_what_they_are_known_by(asked, story):
     assert train["metrics"] == {"train/loss": 0.5, "train/images_per_second": 8.0}
     assert {f"eval/{METRIC}": SCORES[6]} in [run["metrics"] for run in found["runs"]]
     assert train["name"] in shown and f"eval/{METRIC} 20.4" in shown
+    assert f"step 6: {story.reports[6].protocol.summary}" in shown and train["id"][:8] in shown
     assert len(asked("runs", "list", "--limit", "2")[0]["runs"]) == 2
 
 
@@ -53,6 +57,10 @@ def test_a_run_is_shown_with_its_settings_models_and_neighbours(asked, story):
     assert found["params"]["train.steps"] == "6" and "train.steps = 6" in shown
     assert {model["digest"] for model in found["models"]} == {each.digest for each in story.checkpoints.values()}
     assert [read["name"] for read in found["inputs"]] == ["latents"]
+    code = code_tags(Path(__file__).parents[3])
+    assert found["commit"] == code["mlflow.source.git.commit"] and f"commit       {found['commit']}" in shown
+    assert found["code_dirty"] == (code["raydit.code_dirty"] == "true")
+    assert f"by commit {code_label(code)}" in shown
     (parent,) = found["parent"]
     children = asked("runs", "show", parent["id"])[0]["children"]
     assert sorted(child["stage"] for child in children) == ["encode", "evaluate", "evaluate", "evaluate", "train"]
@@ -66,6 +74,8 @@ def test_the_best_checkpoint_is_found_by_the_metrics_own_direction_with_its_erro
     ]
     assert found["checkpoints"][0]["checkpoint"] == str(story.checkpoints[4].path)
     assert "20 +- 0.5" in shown
+    assert {each["commit"] for each in found["checkpoints"]} == {code_label(code_tags(Path(__file__).parents[3]))}
+    assert found["checkpoints"][0]["commit"] in shown.splitlines()[1]
     found, _ = asked("runs", "best", "tiny", "--metric", METRIC.replace("fd", "precision", 1))
     assert [each["step"] for each in found["checkpoints"]] == [4, 6, 2] and found["higher_is_better"]
 
@@ -77,7 +87,13 @@ def test_scores_by_another_protocol_are_not_ranked_among_them(asked, story):
     found, shown = asked("runs", "best", "tiny")
     assert found["checkpoints"][0]["value"] == 20.0
     assert found["other_protocols"][report.protocol_id] == 1
-    assert f"--protocol {report.protocol_id}" in shown
+    summaries = [story.reports[2].protocol.summary, report.protocol.summary]
+    assert summaries == [f"N=16, euler 2, cfg {scale}, balanced labels, efficientnet-lite0" for scale in (1, 1.5)]
+    assert f"protocol     {found['protocol_id']} ({summaries[0]})" in shown
+    assert f"1 scored by {summaries[1]}: --protocol {report.protocol_id}" in shown
+    with StageContext(other) as context:
+        tell_evaluation(context, other, story.checkpoints[2], 1.0)  # again: it is one checkpoint still
+    assert asked("runs", "best", "tiny")[0]["other_protocols"][report.protocol_id] == 1
     found, _ = asked("runs", "best", "tiny", "--protocol", report.protocol_id)
     assert [each["value"] for each in found["checkpoints"]] == [1.0]
 
@@ -118,3 +134,24 @@ def test_a_defective_checkpoint_never_wins_whatever_its_score(asked, story, rayd
     code, out, err = raydit("promote", str(story.checkpoints[2].path), *flags)
     assert code == 0 and json.loads(out.splitlines()[-1])["given"] is False, out + err
     assert f"models:/sound stays as it is: {defect}" in out
+
+
+def test_scores_by_several_protocols_stand_apart_on_a_model_with_their_names(asked, story):
+    """MLflow's tables have a column for each metric and data set."""
+    other = replace(story.config, evaluate=replace(story.config.evaluate, cfg_scale=3.0))
+    with StageContext(other) as context:
+        report = tell_evaluation(context, other, story.checkpoints[6], 2.0)
+    client = MlflowClient(story.uri)
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    same = f"tags.`raydit.checkpoint_digest` = '{report.checkpoint_digest}'"
+    (model,) = client.search_logged_models([experiment], filter_string=same)
+    scores = {(m.dataset_name, m.dataset_digest): m.value for m in model.metrics if m.key == f"eval/{METRIC}"}
+    protocols = [story.reports[6].protocol, report.protocol]
+    expected = dict(zip([(each.summary, each.protocol_id) for each in protocols], (SCORES[6], 2.0), strict=True))
+    assert expected.items() <= scores.items()
+    name = f"step 6: {report.protocol.summary}"
+    (run,) = client.search_runs([experiment], f"attributes.run_name = '{name}'")
+    (read,) = run.inputs.dataset_inputs
+    assert (read.dataset.name, read.dataset.digest) == ("reference", report.protocol.reference_digest[:36])
+    found, shown = asked("runs", "show", name)
+    assert f"protocol     {report.protocol.label}" in shown and found["protocol"] == report.protocol.summary

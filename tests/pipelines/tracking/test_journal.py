@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from pipelines.tracking.journal import Journal
+from pipelines.tracking.journal import Journal, Refused
 
 
 @pytest.fixture(autouse=True)
@@ -14,28 +14,38 @@ def retry_at_once(monkeypatch):
 
 
 class Server:
-    """Takes entries while it is up, up to `takes` of them at a time, and notes each in `known`."""
+    """Takes entries while it is up, up to `takes` of them at a time but `never` these, and notes each in `known`."""
 
-    def __init__(self, *, up=True, takes=3):
-        self.up, self.takes = up, takes
-        self.received, self.outages = [], []
+    def __init__(self, *, up=True, takes=3, never=()):
+        self.up, self.takes, self.never = up, takes, never
+        self.received, self.outages, self.set_aside, self.known_at = [], [], [], []
         self.refused = threading.Event()
 
-    def __call__(self, entries, known):
+    def deliver(self, entries, known, history):
         if not self.up:
             self.refused.set()
             raise ConnectionError("down")
-        taken = entries[: self.takes]
+        self.known_at.append(dict(known))
+        taken = [entry for entry in entries[: self.takes] if entry["n"] not in self.never]
+        if entries[0]["n"] in self.never:
+            raise Refused(f"never {entries[0]['n']}")
+        taken = entries[: len(taken)]
         self.received += taken
         known["last"] = taken[-1]["n"]
         return len(taken)
+
+    def on_unavailable(self, reason):
+        self.outages.append(reason)
+
+    def on_refused(self, entry, reason):
+        self.set_aside.append((entry["n"], reason))
 
     def go_down(self):
         self.refused.clear()
         self.up = False
 
     def open(self, path):
-        return Journal(path, self, self.outages.append)
+        return Journal(path, self)
 
 
 @pytest.fixture
@@ -62,22 +72,23 @@ def test_entries_are_delivered_in_order_and_once(path):
 
 
 def test_appending_does_not_wait_for_a_delivery(path):
-    asked, answer, received = threading.Event(), threading.Event(), []
+    asked, answer = threading.Event(), threading.Event()
 
-    def deliver(entries, known):
-        asked.set()
-        assert answer.wait(30)
-        received.extend(entries)
-        return len(entries)
+    class Slow(Server):
+        def deliver(self, *arguments):
+            asked.set()
+            assert answer.wait(30)
+            return super().deliver(*arguments)
 
-    journal = Journal(path, deliver, lambda reason: None)
+    server = Slow()
+    journal = server.open(path)
     journal.append({"n": 0})
     assert asked.wait(30)
     append_all(journal, numbered(1, 10))  # would never return if it waited
-    assert received == [] and journal.undelivered
+    assert server.received == [] and journal.undelivered
     answer.set()
     assert journal.close(30)
-    assert received == numbered(0, 10)
+    assert server.received == numbered(0, 10)
 
 
 def test_what_is_appended_while_the_courier_finds_nothing_is_delivered_on_closing(path, monkeypatch):
@@ -140,17 +151,12 @@ def test_what_was_not_delivered_is_delivered_when_opened_again(path):
     append_all(journal, numbered(4, 8))
     assert not journal.close(30)
 
-    later, known_at_first = Server(), []
-
-    def deliver(entries, known):
-        known_at_first.append(dict(known))
-        return later(entries, known)
-
-    journal = Journal(path, deliver, later.outages.append)
+    later = Server()
+    journal = later.open(path)
     assert journal.entries() == numbered(0, 8)
     assert journal.close(30)
     assert later.received == numbered(4, 8)
-    assert known_at_first[0] == {"last": 3}
+    assert later.known_at[0] == {"last": 3}
 
 
 def test_closing_does_not_wait_for_the_next_retry(path, monkeypatch):
@@ -180,3 +186,47 @@ def test_an_entry_longer_than_a_read_is_delivered(path):
     append_all(journal, entries)
     assert journal.close(30)
     assert server.received == entries
+
+
+def test_what_the_server_never_takes_is_set_aside_and_sent_again_on_request(path):
+    server = Server(never=(2, 3))
+    journal = server.open(path)
+    append_all(journal, numbered(0, 6))
+    assert journal.close(30)
+    assert server.received == [*numbered(0, 2), *numbered(4, 6)]
+    assert server.set_aside == [(2, "never 2"), (3, "never 3")]
+    kept = [json.loads(line) for line in journal.refused_path.read_text().splitlines()]
+    assert [(record["entry"], record["reason"]) for record in kept] == [({"n": 2}, "never 2"), ({"n": 3}, "never 3")]
+
+    server.never = (3,)
+    assert journal.retry_refused() == (1, 1) and server.received[-1] == {"n": 2}
+    server.up, server.never = False, ()
+    assert journal.retry_refused() == (0, 1)
+    server.up = True
+    assert journal.retry_refused() == (1, 0) and server.received[-1] == {"n": 3}
+    assert not journal.refused_path.exists()
+
+
+def test_an_entry_that_was_set_aside_before_a_kill_stands_there_once(path):
+    server = Server(never=(0,))
+    journal = server.open(path)
+    append_all(journal, numbered(0, 1))
+    assert journal.close(30)
+    path.with_suffix(".state.json").unlink()  # killed before the cursor moved
+    journal = server.open(path)
+    assert journal.close(30)
+    assert len(journal.refused_path.read_text().splitlines()) == 1
+
+
+def test_the_history_is_what_was_delivered_before(path):
+    histories = []
+
+    class Reading(Server):
+        def deliver(self, entries, known, history):
+            histories.append(history())
+            return super().deliver(entries, known, history)
+
+    journal = Reading(takes=2).open(path)
+    append_all(journal, numbered(0, 4))
+    assert journal.close(30)
+    assert histories[0] == [] and histories[-1] == numbered(0, len(histories[-1])) and 2 <= len(histories[-1]) < 4

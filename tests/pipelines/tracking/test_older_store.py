@@ -13,9 +13,10 @@ from tiny_story import SCORES
 
 from pipelines.artifacts import digest_of
 from pipelines.registry.queries import best_checkpoints, list_runs, show_run
+from pipelines.tracking.delivery import journal_path
 from pipelines.tracking.lookup import find_checkpoint, protected_digests
 from pipelines.tracking.store import check_tracking
-from pipelines.tracking.tracker import JOURNAL_FOLDER, Tracker
+from pipelines.tracking.tracker import Tracker
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -30,7 +31,8 @@ def older(request, tmp_path_factory):
     database.executescript(content["database"])
     database.close()
     config = tiny_recipe(folder)
-    journal = Path(config.folder(JOURNAL_FOLDER)) / f"{digest_of(config.tracking.uri)[:12]}.jsonl"
+    journal = Path(config.output) / ".tracking" / f"{digest_of(config.tracking.uri)[:12]}.jsonl"
+    assert journal == journal_path(config.output, config.tracking.uri)
     journal.parent.mkdir(parents=True)
     journal.write_text(content["told"] + content["untold"])
     state = {"offset": len(content["told"].encode()), "known": content["known"]}
@@ -48,7 +50,9 @@ def test_its_runs_scores_and_models_are_found(older):
     assert train["metrics"] == {"train/loss": 0.5, "train/images_per_second": 8.0}
     shown = show_run(uri, train["name"])
     assert {model["digest"] for model in shown["models"]} == set(digests.values())
-    best = best_checkpoints(uri, "tiny")["checkpoints"]
+    found = best_checkpoints(uri, "tiny")
+    best = found["checkpoints"]
+    assert found["protocol"] == "" or found["protocol"].startswith("N=16, euler 2, cfg 1")  # of params, if it has any
     assert [(each["step"], each["value"]) for each in best] == [(step, SCORES[step]) for step in (4, 6, 2)]
     assert find_checkpoint(uri, "models:/tiny-dit@champion").digest == digests[4]
     assert protected_digests(uri) == {digests[4]}

@@ -11,8 +11,9 @@ from mlflow import MlflowClient
 from mlflow_server import MlflowServer, close_delivered, free_port, wait_until
 
 from pipelines.config.reader import load_recipe
+from pipelines.tracking import experiments, mlflow_writer
 from pipelines.tracking.journal import Journal
-from pipelines.tracking.tracker import MlflowWriter, Tracker
+from pipelines.tracking.tracker import Tracker
 
 ROOT = Path(__file__).resolve().parents[3]
 RUNS, POINTS = 3, 200
@@ -86,8 +87,8 @@ def test_two_processes_write_to_one_server_at_once(tmp_path, store):
 def test_an_experiment_that_another_process_makes_meanwhile_is_taken(tmp_path, store, monkeypatch, capsys):
     """As if it came up between the question and the making."""
     close_delivered(open_and_tell(tmp_path / "first", store))
-    find, answers = MlflowWriter._find_experiment, iter([None])
-    monkeypatch.setattr(MlflowWriter, "_find_experiment", lambda self, name: next(answers, find(self, name)))
+    find, answers = experiments.find_experiment, iter([None])
+    monkeypatch.setattr(mlflow_writer, "find_experiment", lambda client, name: next(answers, find(client, name)))
     close_delivered(open_and_tell(tmp_path / "second", store))
     assert "refused" not in capsys.readouterr().out
     client = MlflowClient(store)

@@ -226,6 +226,37 @@ def test_a_run_that_was_cut_off_is_taken_up_again(project, client, monkeypatch, 
     assert [point.step for point in client.get_metric_history(ended.info.run_id, "train/loss")] == [2, 4]
 
 
+@pytest.mark.parametrize("ending", ["FAILED", None])
+def test_work_that_starts_over_is_a_new_run_and_the_earlier_one_is_closed(project, client, ending):
+    """None: the process of the first attempt died without a word."""
+    tracker = project.open()
+    first = tracker.start_run("train", {}, resumes="")
+    again = tracker.start_run("train", {}, resumes="")  # there is nothing of the first attempt yet
+    assert again.key == first.key
+    again.metrics({"train/loss": 1.0}, 2540)
+    if ending:
+        again.end(ending)
+    close_delivered(tracker)
+    tracker = project.open()
+    second = tracker.start_run("train", {}, resumes="")
+    second.metrics({"train/loss": 1.0}, 20)
+    close_delivered(tracker)
+    tracker = project.open()
+    assert tracker.start_run("train", {}, resumes=second.key).key == second.key
+    assert tracker.start_run("train", {}).key == second.key  # of an older version, which does not record the key
+    assert tracker.start_run("train", {}, resumes=first.key).key == first.key  # its checkpoints were taken back
+    tracker.start_run("train", {}, resumes=second.key).end("FINISHED")
+    close_delivered(tracker)
+    tracker = project.open()
+    assert tracker.start_run("train", {}, resumes=second.key).key == f"{first.key}-3"  # more steps of a finished one
+    close_delivered(tracker)
+    steps = [
+        [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+        for run in project.runs(client)
+    ]
+    assert sorted(steps) == [[], [20], [2540]]
+
+
 @pytest.mark.parametrize(("output", "num_runs"), [("s3://bucket/out", 1), ("/data/out", 2)])
 def test_a_run_whose_journal_is_lost_is_taken_up_where_nobody_else_can_run_it(
     project, client, monkeypatch, tmp_path, output, num_runs
@@ -247,19 +278,48 @@ def test_a_refused_entry_is_said_and_holds_nothing_up(project, client, capsys, t
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     tracker = project.open()
     run = tracker.start_run("train", {})
-    run.params({"seed": 0})
-    run.params({"seed": 1})
-    run.image(tmp_path / "broken.png", "samples", 2)
-    run.metrics({"eval/fid": 1.0}, 2, model="never told")
+    for step in range(30):
+        run.image(tmp_path / "broken.png", "samples", step)
     run.metrics({"train/loss": 1.0}, 2)
     run.end("FINISHED")
     close_delivered(tracker)
+    (ended,) = project.runs(client)
+    assert (ended.info.status, ended.data.metrics) == ("FINISHED", {"train/loss": 1.0})
+    first, last = capsys.readouterr().out.splitlines()
+    assert f"MLflow refuses image of {run.key}: UnidentifiedImageError: cannot identify image file" in first
+    assert f"kept in {tracker._journal.refused_path}; when the cause is removed, `raydit runs deliver" in first
+    assert "MLflow refused 30 entries in all" in last
+    assert len(tracker._journal.refused_path.read_text().splitlines()) == 30
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "broken.png")
+    assert tracker._journal.retry_refused() == (30, 0)
+    assert len(client.list_artifacts(ended.info.run_id, "images")) == 60  # each with a small copy of itself
+
+
+def test_scores_of_a_checkpoint_without_a_model_are_those_of_the_run(project, client, capsys):
+    tracker = project.open()
+    run = tracker.start_run("evaluate", {})
+    run.metrics({"eval/fid": 1.0}, 2, model="never told", dataset=("reference", DIGEST))
+    run.model_removed("never told")
+    close_delivered(tracker)
     (run,) = project.runs(client)
-    assert (run.info.status, run.data.params["seed"]) == ("FINISHED", "0")
-    assert run.data.metrics == {"train/loss": 1.0}
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in said] == ["params", "image", "metrics"]
-    assert all(" was refused by MLflow: " in line for line in said)
+    assert run.data.metrics == {"eval/fid": 1.0} and capsys.readouterr().out == ""
+
+
+def test_settings_may_change_and_params_of_an_older_version_are_left_as_they_are(project, client, capsys):
+    """An older version logged every setting as a param."""
+    tracker = project.open()
+    run = tracker.start_run("train", {})
+    run.params({"seed": 0, "train": {"num_workers": 2, "width": 8}})
+    run.settings({"train": {"log_every": 20}})
+    run.params({"seed": 0, "train": {"num_workers": 4, "width": 8}})
+    run.settings({"train": {"log_every": 5}})
+    close_delivered(tracker)
+    (run,) = project.runs(client)
+    assert run.data.params == {"seed": "0", "train.num_workers": "2", "train.width": "8"}
+    assert run.data.tags["raydit.setting.train.num_workers"] == "4"
+    assert run.data.tags["raydit.setting.train.log_every"] == "5"
+    assert "raydit.setting.seed" not in run.data.tags and capsys.readouterr().out == ""
 
 
 @pytest.mark.slow
@@ -275,7 +335,7 @@ def test_a_server_that_comes_late_gets_everything_in_order(request, tmp_path, st
     run.artifact(tmp_path / "report.json")
     run.model(DIGEST, name="step_6", step=6, params={}, tags={})
     run.metrics({"eval/fid_50k": 12.5}, 6, model=DIGEST, dataset=("reference", DIGEST))
-    run.params({"seed": 1})  # refused, by a server too
+    run.tag(" ", "no name")  # refused, by a server too
     run.end("FINISHED")
     wait_until(lambda: "does not answer" in capsys.readouterr().out)
     with MlflowServer(store, port, tmp_path):
@@ -289,7 +349,7 @@ def test_a_server_that_comes_late_gets_everything_in_order(request, tmp_path, st
         (model,) = remote.search_logged_models([run.info.experiment_id])
         assert [metric.value for metric in model.metrics] == [12.5]
     said = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in said] == ["params"] and "refused" in said[0], said
+    assert len(said) == 1 and "MLflow refuses tag of" in said[0], said
 
 
 def test_what_a_server_never_took_is_delivered_by_the_next_command(project, client, monkeypatch, capsys):

@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import pytest
+from fakes import FakeContext, FakeRun
 from PIL import Image
+from tiny import tiny_recipe
 
+from pipelines.checkpoints.folder import CheckpointFolder
+from pipelines.train import start_monitor
 from pipelines.training.figures import TrainFigures
+from pipelines.training.messages import Report
 
 
 class Run:
@@ -42,3 +47,29 @@ def test_a_training_without_a_report_is_not_drawn(tmp_path):
     run = Run({})
     TrainFigures(run, str(tmp_path), images_per_step=8).save()
     assert run.files == []
+
+
+def test_steps_that_are_computed_again_are_logged_once_unless_their_images_are_others(tmp_path):
+    """Workers that died go on from the checkpoint before; a rollback goes on with later batches."""
+
+    class CountingRun(FakeRun):
+        calls = 0
+
+        def metrics(self, *arguments, **options):
+            self.calls += 1
+            super().metrics(*arguments, **options)
+
+    def report(step, loss):
+        shares = {f"{kind}_{quarter}": 0.25 for kind in ("sum", "count") for quarter in (1, 2, 3, 4)}
+        return Report(step, {"loss": loss, "lr": 1e-3, "images_per_second": 8.0, **shares})
+
+    run, checkpoints = CountingRun({"loss": {2: 0.6}}), CheckpointFolder(str(tmp_path / "none"))
+    monitor = start_monitor(tiny_recipe(tmp_path), FakeContext(), run, checkpoints, 0)
+    for step, loss in ((2, 0.6), (4, 0.5), (6, 0.4)):
+        monitor.on_message(report(step, loss))
+    assert run.values("train/loss") == {4: 0.5, 6: 0.4}  # an earlier command has logged step 2
+    for step, loss in ((4, 0.5), (6, 0.4 + 1e-7)):
+        monitor.on_message(report(step, loss))
+    assert run.calls == 2
+    monitor.on_message(report(6, 0.7))
+    assert run.calls == 3 and run.values("train/loss")[6] == 0.7

@@ -1,0 +1,161 @@
+"""Mend a database that was moved or copied with its project: where its artifacts, outputs and journals are now.
+
+MLflow's API cannot change where artifacts lie, so this writes to the database itself, in one transaction.
+"""
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import NamedTuple
+
+from cluster import storage
+from cluster.storage.lease import hold_folder
+from pipelines.artifacts import digest_of
+from pipelines.tracking import tags
+from pipelines.tracking.database import SQLITE, database_folder
+from pipelines.tracking.delivery import JOURNAL_FOLDER
+from pipelines.tracking.journal import merge_journals
+from pipelines.tracking.moved_store import earlier_folders
+
+ARTIFACT_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+"""Columns of MLflow's tables that say where artifacts lie."""
+TAG_COLUMNS = (
+    ("tags", "key", "value"),
+    ("logged_model_tags", "tag_key", "tag_value"),
+    ("model_version_tags", "key", "value"),
+)
+PATH_TAGS = (tags.OUTPUT, tags.CHECKPOINT, tags.LATENTS, tags.IMAGES)
+
+
+class Move(NamedTuple):
+    """A folder that was moved or copied."""
+
+    old: str
+    new: str
+
+    def new_path(self, path: str) -> str:
+        """Return a path or file URI in the new folder, if it is in the old one."""
+        scheme = "file://" if path.startswith("file://") else ""
+        below = path.removeprefix(scheme)
+        return f"{scheme}{self.new}{below[len(self.old) :]}" if _is_in(below, self.old) else path
+
+
+class Relocated(NamedTuple):
+    """What a relocation has mended."""
+
+    old: str
+    new: str
+    artifacts: int
+    """Places of artifacts in the database."""
+    paths: int
+    """Paths of outputs, checkpoints, latents and data sets in the database."""
+    journals: int
+
+
+def relocate(uri: str, outputs: Iterable[str] = ()) -> list[Relocated]:
+    """Make a database, and the journals of the outputs that it names, lead to where they are now.
+
+    outputs: further outputs with journals for this database. Returns what was mended for each folder in which the
+    database has been; an empty list if it has not moved. Raises InUse if another process works in one of the outputs.
+    """
+    folder = database_folder(uri)
+    found = []
+    for old in earlier_folders(uri):
+        move = Move(old, str(folder))
+        with ExitStack() as held:
+            moved = sorted({*map(os.path.abspath, outputs), *(_prefer_new(move, each) for each in _outputs(uri))})
+            moved = [output for output in moved if Path(output, JOURNAL_FOLDER).is_dir()]
+            for output in moved:
+                held.enter_context(hold_folder(output, on_lost=lambda reason: None))
+            artifacts, paths = _mend_database(uri, move)
+            journals = sum(_mend_journals(Path(output, JOURNAL_FOLDER), uri, move) for output in moved)
+        found.append(Relocated(old, move.new, artifacts, paths, journals))
+    return found
+
+
+def _outputs(uri: str) -> list[str]:
+    with closing(sqlite3.connect(uri.removeprefix(SQLITE))) as database:
+        query = "SELECT DISTINCT value FROM tags WHERE key = ?"
+        return [value for (value,) in database.execute(query, (tags.OUTPUT,)) if storage.is_local(value)]
+
+
+def _mend_database(uri: str, move: Move) -> tuple[int, int]:
+    """Return how many places of artifacts, and how many other paths, were replaced."""
+    with storage.lock(str(database_folder(uri))), closing(sqlite3.connect(uri.removeprefix(SQLITE))) as database:
+        with database:  # one transaction
+            artifacts = sum(_replace(database, table, column, move.new_path) for table, column in ARTIFACT_COLUMNS)
+            paths = 0
+            for table, key, column in TAG_COLUMNS:
+                marks = ", ".join("?" * len(PATH_TAGS))
+                paths += _replace(database, table, column, lambda path: _prefer_new(move, path), f"{key} IN ({marks})")
+            paths += _replace(database, "datasets", "dataset_source", lambda source: _moved_source(move, source))
+    return artifacts, paths
+
+
+def _replace(
+    database: sqlite3.Connection, table: str, column: str, change: Callable[[str], str], where: str = "1"
+) -> int:
+    """Replace the values of a column by those that `change` returns; return how many rows changed."""
+    parameters = PATH_TAGS if where != "1" else ()
+    query = f"SELECT rowid, {column} FROM {table} WHERE {where} AND {column} IS NOT NULL"
+    rows = [(change(value), rowid, value) for rowid, value in database.execute(query, parameters)]
+    changed = [(new, rowid) for new, rowid, value in rows if new != value]
+    database.executemany(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", changed)
+    return len(changed)
+
+
+def _prefer_new(move: Move, path: str) -> str:
+    """Return a path in the new folder, unless only the old one has it: outputs may have stayed where they were."""
+    new = move.new_path(path)
+    return path if os.path.exists(path) and not os.path.exists(new) else new
+
+
+def _moved_source(move: Move, source: str) -> str:
+    """Return the source of a data set, JSON with a URI, with its path in the new folder."""
+    try:
+        content = json.loads(source)
+    except ValueError:
+        return source
+    if not isinstance(content, dict) or not isinstance(content.get("uri"), str):
+        return source
+    return json.dumps({**content, "uri": _prefer_new(move, content["uri"])})
+
+
+def _mend_journals(folder: Path, uri: str, move: Move) -> int:
+    """Give the journals of an output the name that follows from the database's new URI, and return their number."""
+    old_uri = f"{SQLITE}{move.old}/{Path(uri).name}"
+    count = 0
+    for path in _journals(folder, digest_of(old_uri)[:12]):
+        target = path.with_name(path.name.replace(digest_of(old_uri)[:12], digest_of(uri)[:12]))
+        merge_journals(path, target, uri, lambda line: _moved_line(move, line))
+        count += 1
+    return count
+
+
+def _journals(folder: Path, digest: str) -> Iterator[Path]:
+    yield from sorted([*folder.glob(f"{digest}.jsonl"), *folder.glob(f"*-{digest}.jsonl")])
+
+
+def _moved_line(move: Move, line: bytes) -> bytes:
+    """Return a line of JSON in which every text that is a path in the old folder is one in the new folder."""
+
+    def moved(value: object) -> object:
+        if isinstance(value, str):
+            return _prefer_new(move, value) if _is_in(value, move.old) else value
+        if isinstance(value, list):
+            return [moved(each) for each in value]
+        return {key: moved(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+    return json.dumps(moved(json.loads(line))).encode() + b"\n"
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
