@@ -100,10 +100,14 @@ def train_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
 
 
 def prepare_checkpoints(checkpoints: CheckpointFolder, identity: dict[str, Any], steps: int) -> None:
-    """Reserve the folder for this training; checkpoints of another one, or beyond `steps`, are moved away first."""
-    last = checkpoints.last_step()
+    """Reserve the folder for this training; checkpoints of another one, or beyond `steps`, are moved away first.
+
+    An interrupted checkpoint at the end or beyond it is removed: training resumes from the regular one before.
+    """
+    last = max(checkpoints.finished_steps(), default=0)
     reasons = [f"train.steps: {last} -> {steps}"] if last > steps else []
     Artifact("train", checkpoints.uri, identity).prepare(reasons)
+    checkpoints.remove_interrupted(since=steps)
 
 
 def start_monitor(
@@ -119,6 +123,7 @@ def start_monitor(
         config.train,
         checkpoints,
         run,
+        say=say,
         progress=context.progress("train", total=config.train.steps, unit="steps", start=first_step),
         figures=TrainFigures(run, config.folder(FIGURES), config.train.global_batch_size),
         previews=Previews(config, run, say),
