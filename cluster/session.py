@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 
+from cluster import signals
 from cluster.address import given_address, refuse_wrong_address
 from cluster.placement import WorkerNeeds, can_grow_to, explain_missing_resources
 from raydit.errors import Unreachable
@@ -32,6 +33,8 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     on a small machine and share its cores.
     Raises InvalidInput for an address of the wrong kind, and Unreachable if no Ray can be joined there.
     """
+    # Otherwise C++ code prints its stack when SIGTERM arrives while Ray starts. Read when ray is imported.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     import ray
 
     if ray.is_initialized():
@@ -40,13 +43,16 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     refuse_wrong_address(address)
     address, _ = given_address(address)
     try:
-        if address == "local":
-            _start_local(num_cpus)
-        else:
-            _join(address)
+        # A connection that is cut off in the middle crashes the process at its end.
+        with signals.defer_signals():
+            if address == "local":
+                _start_local(num_cpus)
+            else:
+                _join(address)
         yield
     finally:
-        ray.shutdown()
+        with signals.defer_signals():
+            ray.shutdown()
 
 
 def _start_local(num_cpus: int | None) -> None:

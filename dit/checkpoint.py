@@ -7,6 +7,7 @@
         ema_0.05.safetensors   power-function averages, if any, by their relative width
         trainer/optimizer.safetensors   moments of AdamW by parameter name
         trainer/state.json     position in the data, and how random numbers are drawn
+        INTERRUPTED            empty; only where training was stopped between two regular checkpoints
         COMPLETE               digests of all other files, written last
 
 An imported checkpoint has no trainer/. It can be sampled from and evaluated, but not resumed.
@@ -27,7 +28,8 @@ from torch import Tensor
 from dit.autoencoder import record_autoencoder
 from dit.config import Numerics, ProcessKind
 from dit.distributed import distribute_like
-from dit.files import digest_of_files, publish, require_unused, sha256_of, sync, write_json
+from dit.files import digest_of_files, publish, require_unused, sha256_of, write_json
+from dit.formats.completion import COMPLETE, FORMAT, INTERRUPTED, VERSION, write_completion
 from dit.formats.diffusers_pipeline import pipeline_scale, read_pipeline, write_pipeline
 from dit.formats.official import check_official, published_objective, read_official
 from dit.formats.record import CheckpointRecord, describe_checkpoint
@@ -35,11 +37,6 @@ from dit.formats.weights import load_finite, load_weights
 from dit.snapshot import Snapshot, take_snapshot
 from dit.train import TrainState
 from raydit.errors import InvalidInput, NotFound
-
-FORMAT = "raydit.checkpoint"
-VERSION = 1
-COMPLETE = "COMPLETE"
-"""Name of the last file of a checkpoint, without which it is not finished."""
 
 
 def weights_name(which: str) -> str:
@@ -66,6 +63,11 @@ class Checkpoint:
     def step(self) -> int:
         """Number of finished optimiser steps."""
         return self.config["step"]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether training was stopped here: it resumes from this checkpoint, which the next regular one replaces."""
+        return self.config.get("interrupted", False)
 
     @property
     def record(self) -> CheckpointRecord:
@@ -122,7 +124,10 @@ def save_checkpoint(
         save_file(snapshot.optimizer, folder / "trainer" / "optimizer.safetensors")
         progress = {"step": snapshot.step, "batches": snapshot.batches}
         write_json(folder / "trainer" / "state.json", {**progress, **cursor})
-        _write_completion(folder, {"step": snapshot.step, **config})
+        if snapshot.interrupted:
+            (folder / INTERRUPTED).touch()
+        mark = {"interrupted": True} if snapshot.interrupted else {}
+        write_completion(folder, {"step": snapshot.step, **config, **mark})
 
     publish(folder, write)
     return load_checkpoint(folder)
@@ -131,16 +136,6 @@ def save_checkpoint(
 def _write_weights(folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, state in weights.items():
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / f"{name}.safetensors")
-
-
-def _write_completion(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the last two files of a checkpoint: config.json, and COMPLETE with the digests of all other files."""
-    write_json(folder / "config.json", {"format": FORMAT, "version": VERSION, **config})
-    files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    for name in files:
-        sync(folder / name)
-    write_json(folder / COMPLETE, {name: sha256_of(folder / name) for name in files})
-    sync(folder / COMPLETE)  # last, so that after a power failure COMPLETE does not exist without the other files
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -291,7 +286,7 @@ def _save_imported(
     def write(folder: Path) -> None:
         folder.mkdir()
         _write_weights(folder, {"model": model, "ema": ema})
-        _write_completion(folder, config)
+        write_completion(folder, config)
 
     publish(folder, write)
     return load_checkpoint(folder)

@@ -20,6 +20,8 @@ class Snapshot:
     """State dicts by the names of their files: "model" for the trained weights, "ema" and others for averages."""
     optimizer: dict[str, Tensor]
     """Tensors of the optimiser by kind and parameter name, such as "exp_avg/blocks.0.attn.qkv.weight"."""
+    interrupted: bool = False
+    """Whether training was stopped after this step, which has no regular checkpoint."""
 
 
 def take_snapshot(state: TrainState, *, keep: bool = True) -> Snapshot | None:
@@ -34,7 +36,8 @@ def take_snapshot(state: TrainState, *, keep: bool = True) -> Snapshot | None:
         for name, state_dict in {"model": state.network.state_dict(), **averages}.items()
     }
     optimizer = {name: _copy_to_cpu(tensor, keep) for name, tensor in _optimizer_tensors(state).items()}
-    return Snapshot(state.step, state.batches, weights, optimizer) if keep else None
+    interrupted = state.open_window is not None
+    return Snapshot(state.step, state.batches, weights, optimizer, interrupted) if keep else None
 
 
 def _copy_to_cpu(tensor: Tensor, keep: bool) -> Tensor:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -48,6 +48,27 @@ def _unwrapped(network: nn.Module) -> nn.Module:
     return network
 
 
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowTotals:
+    """The state of a MetricsWindow in this process: what an interrupted training needs to report the same means."""
+
+    sums: dict[str, float]
+    tensors: list[str]
+    """Names of the sums that are float32 tensors; the others are Python numbers."""
+    steps: int
+    seconds: float
+    waited: float
+    saved: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of a JSON object."""
+        return asdict(self)
+
+
 @dataclass
 class TrainState:
     """Everything that changes during training, and that a checkpoint must therefore hold."""
@@ -65,6 +86,8 @@ class TrainState:
     """Number of finished optimiser steps."""
     batches: int = 0
     """Number of batches consumed, including skipped ones: the position in the data at which training resumes."""
+    open_window: WindowTotals | None = None
+    """What was measured since the last report, where training was stopped between two; None at all other times."""
 
     @property
     def averages(self) -> dict[str, EMA]:
@@ -101,6 +124,7 @@ def train(
     report: Callable[[int, dict[str, float]], object],
     save: Callable[[TrainState], object],
     on_nonfinite: Callable[[NonFiniteError, Any], None] = _raise,
+    stop: Callable[[], bool] = _never,
 ) -> TrainState:
     """Train until `config.steps`, taking one step for each of `batches`, and return the state.
 
@@ -108,9 +132,11 @@ def train(
     For a micro-batch, one of batch.chunk(config.accumulation_steps), it returns the contribution to that mean.
     report(step, metrics) receives the means since the last report. save(state) writes a checkpoint.
     on_nonfinite(error, batch) is called for a batch whose gradient is not finite: returning skips the batch, raising
-    stops training. The default raises the error.
+    stops training. The default raises the error. stop() is called after every step; where it returns True, the state is
+    saved with `open_window`, unless this step's checkpoint was regular, and returned before `config.steps`.
     """
-    window = MetricsWindow(config.global_batch_size)
+    window = MetricsWindow(config.global_batch_size, state.open_window)
+    state.open_window = None
     timed_batches = window.time_batches(batches)
     while state.step < config.steps and (batch := next(timed_batches, None)) is not None:
         state.batches += 1
@@ -127,6 +153,11 @@ def train(
         if checkpoint_due:
             with window.time_saving():
                 save(state)
+        if state.step < config.steps and stop():
+            if not checkpoint_due:
+                state.open_window = window.totals()
+                save(state)
+            break
     return state
 
 
@@ -181,9 +212,15 @@ class MetricsWindow:
     time of a checkpoint counts towards the next window, because it is taken after the report of its step.
     """
 
-    def __init__(self, images_per_step: int) -> None:
+    def __init__(self, images_per_step: int, earlier: WindowTotals | None = None) -> None:
+        """earlier: totals of a window that was cut off, to continue with."""
         self.images_per_step = images_per_step
         self._restart()
+        if earlier is not None:
+            for name, value in earlier.sums.items():
+                self.sums[name] = torch.tensor(value) if name in earlier.tensors else value
+            self.steps, self.waited, self.saved = earlier.steps, earlier.waited, earlier.saved
+            self.started -= earlier.seconds
 
     def _restart(self) -> None:
         self.sums: dict[str, Tensor | float] = {}
@@ -216,6 +253,17 @@ class MetricsWindow:
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.steps += 1
+
+    def totals(self) -> WindowTotals:
+        """Return what the window has added up so far."""
+        return WindowTotals(
+            sums={name: float(value) for name, value in self.sums.items()},
+            tensors=[name for name, value in self.sums.items() if isinstance(value, Tensor)],
+            steps=self.steps,
+            seconds=time.perf_counter() - self.started,
+            waited=self.waited,
+            saved=self.saved,
+        )
 
     def means(self) -> dict[str, float]:
         """Return the means of the window, and start a new one.

@@ -1,6 +1,5 @@
 """What the jobs share: one Ray session, one tracker, a lease on the output, and the console."""
 
-import _thread
 import functools
 import logging
 import math
@@ -10,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from cluster import storage
+from cluster import signals, storage
 from cluster.address import given_address, refuse_wrong_address
 from cluster.storage.lease import WAIT_SECONDS, hold_folder
 from pipelines.config.recipe import Recipe
@@ -59,8 +58,8 @@ class StageContext:
     """The surroundings of jobs, used as a context manager.
 
     While it is open, no other process works in the recipe's output folder; raydit.errors.InUse names the process that
-    does. part: hold this folder of the output only, with tracking of its own: a checkpoint may be evaluated while its
-    training goes on.
+    does. SIGTERM ends the work as tidily as Ctrl-C does. part: hold this folder of the output only, with tracking of
+    its own: a checkpoint may be evaluated while its training goes on.
     """
 
     def __init__(self, config: Recipe, *, address: str | None = None, part: str = ""):
@@ -76,7 +75,10 @@ class StageContext:
 
     def __enter__(self) -> "StageContext":
         refuse_wrong_address(self.address)
-        self._hold(self._cleanup, self.part)
+        with ExitStack() as entered:
+            entered.enter_context(signals.handle_signals())
+            self._hold(entered, self.part)
+            self._cleanup = entered.pop_all()
         self._deliver_what_waits()
         return self
 
@@ -228,7 +230,7 @@ def _status(error: BaseException) -> str:
 def _stop_working(reason: str) -> None:
     """End as Ctrl-C does, because two processes in one folder would overwrite each other's files."""
     say("output", f"{reason}; stopping")
-    _thread.interrupt_main()
+    signals.interrupt()
 
 
 def job(function: Callable[..., Result]) -> Callable[..., Result]:

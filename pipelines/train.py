@@ -123,7 +123,7 @@ def find_trained(config: Recipe, latents: LatentDataset) -> LocatedCheckpoint | 
     """
     steps = config.train.steps
     artifact = Artifact("train", config.folder("checkpoints"), train_identity(config, latents))
-    found = artifact.find(lambda folder: CheckpointFolder(folder).last_step() == steps)
+    found = artifact.find(lambda folder: last_regular_step(folder) == steps)
     return None if found is None else CheckpointFolder(found).open(steps)
 
 
@@ -135,20 +135,27 @@ def prepare_checkpoints(
 ) -> None:
     """Reserve the folder for this training; checkpoints of another one, or beyond `steps`, are moved away first.
 
-    Superseded checkpoints of this training are taken back, those that reach `steps` before any others. before_move: as
-    in `Artifact.prepare`.
+    Superseded checkpoints of this training are taken back, those that reach `steps` before any others. An interrupted
+    checkpoint at the end or beyond it is removed: training resumes from the regular one before. before_move: as in
+    `Artifact.prepare`.
     """
-    artifact, last = Artifact("train", checkpoints.uri, identity), checkpoints.last_step()
+    artifact, last = Artifact("train", checkpoints.uri, identity), last_regular_step(checkpoints.uri)
 
     def reaches(folder: str) -> bool:
-        return CheckpointFolder(folder).last_step() == steps
+        return last_regular_step(folder) == steps
 
     def leads_to(folder: str) -> bool:
-        return CheckpointFolder(folder).last_step() <= steps
+        return last_regular_step(folder) <= steps
 
     is_further = 0 < last < steps and artifact.find_superseded(reaches) is not None
     reasons = [f"train.steps: {last} -> {steps}"] if last > steps or is_further else []
     artifact.prepare(reasons, fits=leads_to, is_finished=reaches, before_move=before_move)
+    checkpoints.remove_interrupted(since=steps)
+
+
+def last_regular_step(folder: str) -> int:
+    """Return the step of the last checkpoint in a folder at which no training was stopped; 0 if there is none."""
+    return max(CheckpointFolder(folder).finished_steps(), default=0)
 
 
 def describe_schedule_change(config: Recipe, checkpoints: CheckpointFolder, first: int) -> str:
@@ -173,6 +180,7 @@ def start_monitor(
         config.train,
         checkpoints,
         run,
+        say=say,
         progress=context.progress("train", total=config.train.steps, unit="steps", start=first_step),
         figures=TrainFigures(run, config.folder(FIGURES), config.train.global_batch_size),
         previews=Previews(config, run, say),

@@ -1,8 +1,10 @@
 """A tiny recipe with finished latents, and its training in this process or on Ray."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_encode import autoencoder_folder
@@ -86,12 +88,17 @@ class Training:
     def __init__(self, recipe):
         self.recipe, self.messages = recipe, []
 
-    def run(self):
+    def run(self, stop_after=None):
+        """Train; stop_after: the number of steps after which a signal is there."""
         settings = train_worker_settings(self.recipe, LatentDataset.open(self.recipe.latents))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            train_worker(Worker(0, 1, torch.device("cpu"), self.messages.append), settings)
+            counted = itertools.count(1)
+            asked = (lambda: next(counted) >= stop_after) if stop_after else lambda: False
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr("pipelines.training.stop.EXCHANGE_SECONDS", 0.0)  # after every step
+                train_worker(Worker(0, 1, torch.device("cpu"), self.messages.append, asked), settings)
         finally:
             torch.set_num_threads(threads)
         return self
@@ -106,7 +113,11 @@ class Training:
 
     @property
     def saved(self):
-        return [message.step for message in self.messages if isinstance(message, Saved)]
+        return [message.step for message in self.messages if isinstance(message, Saved) and not message.interrupted]
+
+    @property
+    def interrupted(self):
+        return [message.step for message in self.messages if isinstance(message, Saved) and message.interrupted]
 
     @property
     def weights(self):

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import storage
-from dit.checkpoint import COMPLETE, load_checkpoint, step_name
+from dit.checkpoint import load_checkpoint, step_name
 from dit.files import digest_of_files
+from dit.formats.completion import COMPLETE, INTERRUPTED
 from pipelines.checkpoints.open import LocatedCheckpoint
 from raydit.errors import NotFound
 
@@ -29,19 +30,30 @@ class CheckpointFolder:
         return storage.join(storage.absolute(self.uri), step_name(step))
 
     def finished_steps(self) -> list[int]:
-        """Return the steps of the complete checkpoints, ascending; empty if the folder does not exist."""
-        files = storage.list_files(self.uri, recursive=True)
-        steps = (re.fullmatch(rf"step_(\d+)/{COMPLETE}", name) for name in files)
-        return sorted(int(step[1]) for step in steps if step)
+        """Return the steps of the complete regular checkpoints, ascending; empty if the folder does not exist."""
+        return self._steps()[0]
+
+    def interrupted_steps(self) -> list[int]:
+        """Return the steps of the complete checkpoints at which training was stopped, ascending."""
+        return self._steps()[1]
 
     def last_step(self) -> int:
-        """Return the highest step that has a complete checkpoint, or 0."""
-        return max(self.finished_steps(), default=0)
+        """Return the step from which training resumes, that of `newest`, or 0."""
+        regular, interrupted = self._steps()
+        return max(regular + interrupted, default=0)
 
     def newest(self) -> LocatedCheckpoint | None:
-        """Open the complete checkpoint with the highest step; None if there is none."""
-        steps = self.finished_steps()
-        return self.open(steps[-1]) if steps else None
+        """Open the complete checkpoint with the highest step, regular or interrupted; None if there is none."""
+        regular, interrupted = self._steps()
+        return self.open(max(regular + interrupted)) if regular or interrupted else None
+
+    def _steps(self) -> tuple[list[int], list[int]]:
+        """Return the steps of regular and of interrupted checkpoints, ascending, from one listing."""
+        files = set(storage.list_files(self.uri, recursive=True))
+        complete = (re.fullmatch(rf"(step_(\d+))/{COMPLETE}", name) for name in files)
+        found = {int(match[2]): f"{match[1]}/{INTERRUPTED}" in files for match in complete if match}
+        regular = sorted(step for step, interrupted in found.items() if not interrupted)
+        return regular, sorted(found.keys() - set(regular))
 
     def open(self, step: int) -> LocatedCheckpoint:
         """Open the checkpoint of a step without reading its weights; one in an object store is fetched first.
@@ -76,15 +88,16 @@ class CheckpointFolder:
         """Write the checkpoint of a step by calling `save(folder)`, such as `dit.checkpoint.save_checkpoint`.
 
         On disk `save` writes to the final folder. For an object store it writes to a local one, which is then uploaded
-        and removed.
+        and removed. Interrupted checkpoints of earlier steps are removed then: training resumes from this one.
         """
         local_folder = Path(storage.local_folder_for(self.uri)) / step_name(step)
         if storage.is_local(self.uri):
             save(local_folder)
-            return
-        storage.remove_folder(str(local_folder))  # a killed process left it, possibly of another training
-        save(local_folder)
-        self.publish(str(local_folder), step)
+        else:
+            storage.remove_folder(str(local_folder))  # a killed process left it, possibly of another training
+            save(local_folder)
+            self.publish(str(local_folder), step)
+        self.remove_interrupted(before=step)
 
     def publish(self, local_folder: str, step: int) -> None:
         """Move a complete local folder here as the checkpoint of a step.
@@ -98,6 +111,12 @@ class CheckpointFolder:
             return
         storage.remove_folder(uri)  # a killed process left it incomplete
         storage.publish_folder(local_folder, uri, last=COMPLETE)
+
+    def remove_interrupted(self, *, before: int | None = None, since: int = 0) -> None:
+        """Remove the interrupted checkpoints of the steps from `since` on and before `before`; None: all of them."""
+        for step in self.interrupted_steps():
+            if step >= since and (before is None or step < before):
+                self.remove(step)
 
     def remove(self, step: int) -> None:
         """Remove the checkpoint of a step if it exists; COMPLETE goes first, so that no partial one counts."""

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import click
 
+from cluster import signals
 from pipelines.cli.commands.compare import compare
 from pipelines.cli.commands.convert import export, import_
 from pipelines.cli.commands.doctor import doctor
@@ -56,15 +57,22 @@ for command in COMMANDS:
 
 
 def main() -> None:
-    """Run the command. Exit codes: 0 done, 1 failed, 2 bad usage or input, 130 interrupted.
+    """Run the command. Exit codes: 0 done, 1 failed, 2 bad usage or input, 130 interrupted, 143 terminated.
 
     A RayditError is for the user, who gets its message in one line. Every exception that is not expected here is a bug:
     it keeps its traceback, with which Python ends the process with exit code 1.
     """
+    with signals.handle_signals(exit_at_once=True):
+        _run()
+
+
+def _run() -> None:
     try:
         cli.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        _exit("interrupted; run the same command again to resume", INTERRUPTED)
+        code = signals.exit_code()
+        how = "interrupted" if code == INTERRUPTED else "terminated"
+        _exit(f"{how}; run the same command again to resume", code)
     except click.ClickException as error:
         error.show()
         sys.exit(BAD_INPUT)

@@ -9,7 +9,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from pipelines.console import say
 from pipelines.tracking.lookup import connected_client
@@ -98,13 +97,11 @@ def _experiments(uri: str) -> set[tuple[str, str, int, str]]:
 
 @contextmanager
 def _run_server(uri: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run `mlflow ui` until the end of the block, also when SIGTERM or SIGHUP ends it; yields once it answers."""
+    """Run `mlflow ui` until the end of the block; yields once it answers."""
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
     # One user needs one worker process, and nothing here uses MLflow's job runner, which starts five more.
     command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
     env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     server = subprocess.Popen(command, env=env, start_new_session=True)
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -117,10 +114,6 @@ def _run_server(uri: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
         yield server
     finally:
         _end(server)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _end(server: "subprocess.Popen[bytes]") -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster import storage
-from dit.checkpoint import COMPLETE
+from dit.formats.completion import COMPLETE
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, find_recorded, open_checkpoint

@@ -11,9 +11,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit.checkpoint import COMPLETE, weights_name
+from dit.checkpoint import weights_name
 from dit.config import SAMPLER_PROCESSES
 from dit.files import write_json
+from dit.formats.completion import COMPLETE
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol

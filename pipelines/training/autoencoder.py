@@ -23,13 +23,15 @@ from dit.autoencoder import (
 )
 from dit.checkpoint import restore, save_checkpoint
 from dit.snapshot import Snapshot
-from dit.train import create_state, train
+from dit.train import WindowTotals, create_state, train
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.training import AutoencoderTrainConfig
 from pipelines.images.grids import labelled_grid, save_png
 from pipelines.latents.autoencoder import AUTOENCODER_RECORD
 from pipelines.training.batches import ImageBatch, image_batches, prefetch
+from pipelines.training.cursor import DataCursor
 from pipelines.training.order import WorkerShare
+from pipelines.training.stop import StopExchange
 from pipelines.training.worker import CheckpointWriter, Worker
 
 TRAINING = "training"
@@ -82,7 +84,7 @@ class AutoencoderRecord:
 def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> None:
     """Train as one worker: fetch the images, build the autoencoder, restore the newest checkpoint, run the loop.
 
-    At the end, rank 0 writes the autoencoder with its averaged weights.
+    At the end, rank 0 writes the autoencoder with its averaged weights, unless the driver has stopped the training.
     """
     import ray
 
@@ -100,6 +102,7 @@ def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> N
     checkpoints = CheckpointFolder(storage.join(settings.folder, TRAINING))
     if newest := checkpoints.newest():
         restore(state, newest)
+        state.open_window = DataCursor.of(newest).window_of(worker.rank, worker.num_workers)
     side = settings.image_size // config.downsample
     batches = image_batches(
         blocks,
@@ -111,10 +114,11 @@ def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> N
     )
     writer = create_writer(worker, checkpoints, settings.seed)
     losses = image_losses(worker, config.global_batch_size)
-    with closing(prefetch(batches)) as prefetched:
-        train(state, prefetched, losses, config, report=worker.report, save=writer.save)
+    with closing(prefetch(batches)) as prefetched, worker.in_loop():
+        stop = StopExchange(worker)
+        train(state, prefetched, losses, config, report=worker.report, save=writer.save, stop=stop)
     writer.wait()
-    if worker.rank == 0:
+    if worker.rank == 0 and state.step == config.steps:
         state.ema.copy_to(network)
         finish_autoencoder(module.cpu(), settings.folder, blocks, ray.get(settings.held_out))
 
@@ -122,9 +126,11 @@ def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> N
 def create_writer(worker: Worker, checkpoints: CheckpointFolder, seed: int) -> CheckpointWriter:
     """Return a writer of the checkpoints that the training of the autoencoder resumes from."""
 
-    def write(snapshot: Snapshot) -> None:
+    def write(snapshot: Snapshot, windows: list[WindowTotals]) -> None:
+        cursor = {"seed": seed} | ({"windows": [window.to_dict() for window in windows]} if windows else {})
+
         def save(folder: Path) -> None:
-            save_checkpoint(snapshot, folder, {"stage": "autoencoder"}, {"seed": seed})
+            save_checkpoint(snapshot, folder, {"stage": "autoencoder"}, cursor)
 
         checkpoints.write(snapshot.step, save)
 

@@ -1,9 +1,10 @@
 """The data cursor of a checkpoint: where its training stood in the data, and the reports that led there."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dit.checkpoint import Checkpoint
+from dit.train import WindowTotals
 from pipelines.training.messages import Report
 from pipelines.training.order import OrderRecord
 
@@ -17,10 +18,19 @@ class DataCursor:
     seed: int
     images_seen: int
     order: OrderRecord
+    windows: list[WindowTotals] = field(default_factory=list)
+    """What each worker had measured since the last report, by rank; only in an interrupted checkpoint."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of the JSON file."""
-        return asdict(self)
+        content = asdict(self)
+        return content if self.windows else {name: value for name, value in content.items() if name != "windows"}
+
+    def window_of(self, rank: int, num_workers: int) -> WindowTotals | None:
+        """Return the window that a worker continues with; None if the checkpoint is regular."""
+        if len(self.windows) == num_workers:
+            return self.windows[rank]
+        return mean_window(self.windows) if self.windows else None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "DataCursor":
@@ -31,4 +41,13 @@ class DataCursor:
             seed=state.get("seed", 0),
             images_seen=state.get("images_seen", 0),
             order=state.get("order", {"kind": "global"}),
+            windows=[WindowTotals(**window) for window in state.get("windows", [])],
         )
+
+
+def mean_window(windows: list[WindowTotals]) -> WindowTotals:
+    """Return the mean over workers, with which any other number of workers reports the same means, up to rounding."""
+    first = windows[0]
+    return replace(
+        first, sums={name: sum(window.sums[name] for window in windows) / len(windows) for name in first.sums}
+    )

@@ -6,13 +6,16 @@ therefore only provides the process group, the placement of workers, and a numbe
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cluster import signals
 from pipelines.config.training import ElasticWorkersConfig
 from pipelines.console import first_line
 from pipelines.stage import JobContext
-from pipelines.training.messages import Message, Notice, Report, Saved, receive_messages
+from pipelines.training.messages import POLL_SECONDS, InLoop, Message, Notice, Report, Saved, receive_messages
 from pipelines.training.worker import Worker
 from raydit.errors import RayditError, WorkersDied
 
@@ -26,6 +29,12 @@ RESIZE_SECONDS = 60.0
 """How often an elastic group checks whether more workers fit; growing restarts it from its newest checkpoint."""
 MAX_RESTARTS = 3
 """Restarts of the group after workers died, without a new checkpoint in between, before the stage fails."""
+
+STOP_SECONDS = 15.0
+"""Time that workers have to end with a checkpoint when a signal asks for it; most senders kill after 20 or 30 s."""
+
+ANSWER_SECONDS = 5.0
+"""Time in which a living mailbox answers."""
 
 Settings = TypeVar("Settings")
 
@@ -44,42 +53,86 @@ def run_workers(
 
     on_message: called in this process with the workers' reports and saved checkpoints; notices are printed.
     ray_folder: path or URI for Ray Train's own files. Raises the error of the worker that failed, and WorkersDied if
-    workers keep dying.
+    workers keep dying. On a signal, workers end their training loop with a checkpoint, and KeyboardInterrupt is raised.
     """
     context.start_ray(workers, stage)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     from ray.train import TrainingFailedError
-    from ray.train.torch import TorchTrainer
 
-    restarts = 0
+    restarts, request = 0, signals.StopRequest()
+    stop = GroupStop(request)
 
     def receive(message: Message) -> None:
         nonlocal restarts
         if isinstance(message, Notice):
             context.say(stage, message.text)
             return
+        if isinstance(message, InLoop):
+            stop.in_loop = message.active
+            return
         if isinstance(message, Saved):
             restarts = 0
         on_message(message)
 
-    with receive_messages(receive) as mailbox:
+    with signals.stop_on_signal(request), receive_messages(receive) as mailbox, stop.watching(mailbox):
         while True:
-            trainer = TorchTrainer(
+            stop.in_loop = False
+            trainer = _trainer_class()(
                 _run_worker,
                 train_loop_config={"function": function, "settings": settings, "workers": workers, "mailbox": mailbox},
                 scaling_config=_scaling_config(workers),
                 run_config=_run_config(stage, ray_folder),
             )
             try:
-                return _fit_interruptibly(trainer)
+                trainer.fit()
+                return
             except TrainingFailedError as error:
                 failure = _first_cause(error)
+                if request.requested:
+                    context.say(stage, f"could not end with a checkpoint of the last step: {first_line(failure)}")
+                    raise signals.Interrupted from error
                 if not _is_retryable(failure):
                     raise failure from error
                 if restarts == MAX_RESTARTS:
                     raise _died_repeatedly(stage, failure) from error
                 restarts += 1
                 context.say(stage, f"a worker died ({first_line(failure)}); restarting all workers")
+
+
+class GroupStop:
+    """Passes the request of a signal on to the workers, and waits until they have ended, but not for ever."""
+
+    def __init__(self, request: signals.StopRequest):
+        self._request = request
+        self.in_loop = False
+        """Whether the workers are in the training loop. In any other phase they would not notice the request."""
+
+    @contextmanager
+    def watching(self, mailbox: Any) -> Iterator[None]:
+        """Act on the request, in a thread, for the duration of the block. mailbox: handle of a Mailbox actor."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(mailbox, ended), name="stop", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _watch(self, mailbox: Any, ended: threading.Event) -> None:
+        import ray
+
+        while not self._request.requested:
+            if ended.wait(POLL_SECONDS):
+                return
+        requested_at, answer = time.monotonic(), mailbox.stop.remote()
+        while not ended.wait(POLL_SECONDS):
+            seconds = time.monotonic() - requested_at
+            # The signal may have ended Ray's processes too, as systemd does; then nothing answers any more.
+            answered = bool(ray.wait([answer], timeout=0)[0])
+            if not self.in_loop or seconds > (STOP_SECONDS if answered else ANSWER_SECONDS):
+                self._request.give_up()
+                return
 
 
 def _run_worker(train_loop_config: dict[str, Any]) -> None:
@@ -111,26 +164,19 @@ def _run_config(stage: str, storage_path: str) -> "RunConfig":
     return RunConfig(name=stage, storage_path=storage_path, failure_config=FailureConfig(max_failures=0))
 
 
-def _fit_interruptibly(trainer: "TorchTrainer") -> None:
-    """Run `trainer.fit()` in a thread: in the main thread it would keep Ctrl-C for itself and exit with code 1.
+def _trainer_class() -> type["TorchTrainer"]:
+    from ray.train.torch import TorchTrainer
 
-    Here KeyboardInterrupt ends the wait; the workers end with the Ray session, and the next run resumes from the newest
-    checkpoint.
-    """
-    errors: list[BaseException] = []
+    class Trainer(TorchTrainer):
+        """A TorchTrainer that leaves SIGINT to us; its own handler would keep Ctrl-C for itself and exit with code 1.
 
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            errors.append(error)
+        It has none when `fit` runs in another thread, but a thread that waits for Ray while Ray is shut down crashes
+        the process.
+        """
 
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(timeout=0.5)
-    if errors:
-        raise errors[0]
+        def _register_sigint_handler(self, controller: Any) -> None: ...
+
+    return Trainer
 
 
 def _first_cause(error: Exception) -> BaseException:

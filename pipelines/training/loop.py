@@ -15,7 +15,7 @@ from dit.macs import forward_macs
 from dit.model import build_model
 from dit.objective import create_process
 from dit.snapshot import Snapshot
-from dit.train import TrainState, create_state, train
+from dit.train import TrainState, WindowTotals, create_state, train
 from pipelines.latents.dataset import LatentDataset
 from pipelines.training.batches import LatentBatch, Process, latent_batches, prefetch
 from pipelines.training.cursor import DataCursor
@@ -25,6 +25,7 @@ from pipelines.training.metrics import peak_memory_gib, quartile_sums
 from pipelines.training.nonfinite import NonFiniteGuard, RollbackRequested
 from pipelines.training.order import WorkerShare
 from pipelines.training.settings import TrainWorkerSettings
+from pipelines.training.stop import StopExchange
 from pipelines.training.worker import CheckpointWriter, Worker
 from raydit.errors import InvalidInput
 
@@ -40,19 +41,30 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
     process = create_process(**settings.objective)
     state = create_training_state(settings, worker)
     if newest:
-        restore(state, newest)
-    reporter = Reporter(settings, worker)
+        restore_for(worker, state, newest)
+    reporter = Reporter(settings, worker, DataCursor.of(newest).reports if newest and newest.interrupted else [])
     writer = create_writer(settings, worker, source, reporter)
     guard = NonFiniteGuard(config, worker, dataset)
     losses = latent_losses(settings, process, worker)
     while True:
         batches = training_batches(settings, source, process, worker, first_batch=state.batches)
         try:
-            with closing(prefetch(batches)) as prefetched:
-                train(state, prefetched, losses, config, report=reporter.report, save=writer.save, on_nonfinite=guard)
+            with closing(prefetch(batches)) as prefetched, worker.in_loop():
+                train(
+                    state,
+                    prefetched,
+                    losses,
+                    config,
+                    report=reporter.report,
+                    save=writer.save,
+                    on_nonfinite=guard,
+                    stop=StopExchange(worker),
+                )
             break
         except RollbackRequested:
             writer.wait()
+            if worker.rank == 0:
+                checkpoints.remove_interrupted()  # an unbroken training would have none to return to
             worker.wait_for_all()  # rank 0 may still be writing a checkpoint
             newest, batches_taken = checkpoints.newest(), state.batches
             guard.on_rollback(newest.step if newest else None)
@@ -60,6 +72,12 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
             restore(state, newest)
             state.batches = batches_taken  # the same batches would fail in the same way
     writer.wait()
+
+
+def restore_for(worker: Worker, state: TrainState, newest: Checkpoint) -> None:
+    """Restore the state of a checkpoint, and what this worker had measured if training was interrupted there."""
+    restore(state, newest)
+    state.open_window = DataCursor.of(newest).window_of(worker.rank, worker.num_workers)
 
 
 def create_training_state(settings: TrainWorkerSettings, worker: Worker) -> TrainState:
@@ -145,11 +163,12 @@ def latent_losses(
 class Reporter:
     """Sends the loop's metrics to the driver, and keeps them for the next checkpoint."""
 
-    def __init__(self, settings: TrainWorkerSettings, worker: Worker):
+    def __init__(self, settings: TrainWorkerSettings, worker: Worker, earlier: list[Report]):
+        """earlier: reports since the last regular checkpoint, if training was interrupted after it."""
         self._worker = worker
         self._flops_per_image = 6 * forward_macs(settings.model)  # 2 a MAC; backward costs twice the forward pass
         self._peak_flops = worker.num_workers * peak_flops(worker.device, getattr(torch, settings.train.dtype))
-        self._reports: list[Report] = []
+        self._reports = earlier if worker.rank == 0 else []
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
         """Add model FLOPs utilisation and memory to the metrics, and send their means over workers. Collective."""
@@ -171,12 +190,13 @@ def create_writer(
 ) -> CheckpointWriter:
     """Return a writer of checkpoints that hold the reports since the previous one, in case the driver is killed."""
 
-    def write(snapshot: Snapshot) -> None:
+    def write(snapshot: Snapshot, windows: list[WindowTotals]) -> None:
         cursor = DataCursor(
             reports=reporter.take_until(snapshot.step),
             seed=settings.seed,
             images_seen=snapshot.batches * settings.train.global_batch_size,
             order=source.order.describe(),
+            windows=windows,
         )
 
         def save(folder: Path) -> None:

@@ -11,6 +11,9 @@ from pipelines.console import first_line
 from raydit.errors import WorkersDied
 
 POLL_SECONDS = 0.5
+LAST_SECONDS = 10.0
+"""How long the last messages are waited for."""
+START_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Saved:
     """The checkpoint of a step is complete."""
 
     step: int
+    interrupted: bool = False
+    """Whether training stops here, between two regular checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,22 @@ class Notice:
     text: str
 
 
-Message = Report | Saved | Notice
+@dataclass(frozen=True)
+class InLoop:
+    """Whether the workers are in the training loop, which they can leave between two steps."""
+
+    active: bool
+
+
+Message = Report | Saved | Notice | InLoop
 
 
 class Mailbox:
-    """A Ray actor that holds messages until the driver takes them."""
+    """A Ray actor that holds messages until the driver takes them, and the driver's request to stop."""
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
+        self._stopping = False
 
     def put(self, message: Message) -> None:
         self._messages.append(message)
@@ -50,6 +63,36 @@ class Mailbox:
     def take_all(self) -> list[Message]:
         messages, self._messages = self._messages, []
         return messages
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def is_stopping(self) -> bool:
+        return self._stopping
+
+
+class MailboxQuestion:
+    """Asks the mailbox whether training shall stop. Never waits for the answer: it is that to an earlier question."""
+
+    def __init__(self, mailbox: Any):
+        """mailbox: handle of a Mailbox actor."""
+        self._mailbox = mailbox
+        self._pending: Any = None
+        self._answer = False
+
+    def __call__(self) -> bool:
+        import ray
+
+        if self._pending is None:
+            self._pending = self._mailbox.is_stopping.remote()
+        ready, _ = ray.wait([self._pending], timeout=0)
+        if ready and not self._answer:
+            try:
+                self._answer = ray.get(self._pending)
+            except ray.exceptions.RayError:
+                return False  # the mailbox died: training goes on, and the driver reports it at the end
+            self._pending = None
+        return self._answer
 
 
 @contextmanager
@@ -61,19 +104,17 @@ def receive_messages(on_message: Callable[[Message], None]) -> Iterator[Any]:
     the end if the actor died.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=this_node).remote()
-    ended = threading.Event()
+    mailbox = start_mailbox()
+    ended, closing = threading.Event(), threading.Event()
     errors: list[Exception] = []
 
     def deliver() -> None:
         while True:
             last = ended.wait(POLL_SECONDS)
             try:
-                messages = ray.get(mailbox.take_all.remote())
-            except ray.exceptions.RayActorError as error:
+                messages = _take_messages(mailbox, closing)
+            except ray.exceptions.RayError as error:
                 errors.append(_mailbox_died(error))
                 return
             for message in messages:
@@ -91,10 +132,50 @@ def receive_messages(on_message: Callable[[Message], None]) -> Iterator[Any]:
         yield mailbox
     finally:
         ended.set()
-        thread.join(timeout=10)
+        thread.join(timeout=LAST_SECONDS)
+        closing.set()
         ray.kill(mailbox)
+        # A thread that waits for Ray while Ray is shut down crashes the process.
+        thread.join()
     if errors:
         raise errors[0]
+
+
+def _take_messages(mailbox: Any, closing: threading.Event) -> list[Message]:
+    """Return the mailbox's messages; none if `closing` is set before it answers. Raises RayError if it died."""
+    import ray
+
+    answer = mailbox.take_all.remote()
+    while not (ready := ray.wait([answer], timeout=POLL_SECONDS)[0]) and not closing.is_set():
+        pass
+    return ray.get(answer) if ready else []
+
+
+def start_mailbox() -> Any:
+    """Start a Mailbox on this process's node, and return its actor handle once it answers.
+
+    A process may die before its actor's first task, when its machine is short of memory or too busy; it holds no
+    message then, and is started again. Raises WorkersDied if that does not help.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    attempts = 0
+    while True:
+        attempts += 1
+        mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=this_node).remote()
+        try:
+            ray.get(mailbox.take_all.remote())
+            return mailbox
+        except ray.exceptions.RayActorError as error:
+            if attempts == START_ATTEMPTS:
+                raise WorkersDied(
+                    f"the process that receives the workers' messages died {attempts} times while it started "
+                    f"({first_line(error)})",
+                    "",
+                    "read Ray's logs on this machine (/tmp/ray/session_latest/logs), then run the same command again",
+                ) from error
 
 
 def _mailbox_died(error: Exception) -> WorkersDied:

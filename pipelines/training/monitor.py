@@ -1,6 +1,7 @@
 """What the driver does while workers train: progress, metrics, models, previews and retention."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from cluster import storage
@@ -31,6 +32,7 @@ class TrainingMonitor:
         checkpoints: CheckpointFolder,
         run: RunLog,
         *,
+        say: Callable[[str], None],
         progress: Progress,
         figures: TrainFigures,
         previews: Previews,
@@ -38,18 +40,27 @@ class TrainingMonitor:
     ):
         """Start to follow; first, log the checkpoints and reports that an earlier, killed driver did not log."""
         self._config, self._checkpoints, self._run = config, checkpoints, run
-        self._progress, self._figures, self._previews, self._retention = progress, figures, previews, retention
+        self._say, self._progress, self._figures = say, progress, figures
+        self._previews, self._retention = previews, retention
         self._last_metrics: dict[str, float] = {}
         self._logged_step = last_logged_step(checkpoints)
-        for step in checkpoints.finished_steps():
+        interrupted = checkpoints.interrupted_steps()
+        for step in sorted(checkpoints.finished_steps() + interrupted):
             if step > self._logged_step:
                 for report in DataCursor.of(checkpoints.describe(step)).reports:
                     self._log_report(report)
-                self._log_checkpoint(step)
+                if step in interrupted:
+                    self._move_cursor(step)
+                else:
+                    self._log_checkpoint(step)
 
     def on_message(self, message: Report | Saved) -> None:
         """Process a message of the workers."""
-        if isinstance(message, Saved):
+        if isinstance(message, Saved) and message.interrupted:
+            self._move_cursor(message.step)
+            self._figures.save()
+            self._say(f"stopped after step {message.step:,}, with a checkpoint to resume from")
+        elif isinstance(message, Saved):
             self._log_checkpoint(message.step)
             self._figures.save()
             self._previews.start(self._checkpoints.uri_of(message.step), message.step)
@@ -89,6 +100,10 @@ class TrainingMonitor:
         """Log a checkpoint as a model, after the reports before it, and move the tracking cursor to its step."""
         checkpoint = self._checkpoints.describe(step)
         log_checkpoint(self._run, checkpoint, checkpoint.origin)
+        self._move_cursor(step)
+
+    def _move_cursor(self, step: int) -> None:
+        """Record that tracking has everything up to the checkpoint of a step."""
         cursor = {"step": step, "run": self._run.key}
         storage.write_json_atomically(storage.join(self._checkpoints.uri, TRACKING_CURSOR), cursor)
         self._logged_step = step

@@ -1,18 +1,19 @@
 """One worker of a training group: its rank and device, its data-parallel network, its reports and its checkpoints."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as distributed
 
 from pipelines.config.training import ElasticWorkersConfig
-from pipelines.training.messages import Message, Notice, Report, Saved
+from pipelines.training.messages import InLoop, MailboxQuestion, Message, Notice, Report, Saved
 
 if TYPE_CHECKING:
     from dit.snapshot import Snapshot
-    from dit.train import TrainState
+    from dit.train import TrainState, WindowTotals
 
 Value = TypeVar("Value")
 
@@ -20,9 +21,17 @@ Value = TypeVar("Value")
 class Worker:
     """One process of the training group. Methods marked "Collective" must be called by all workers at the same step."""
 
-    def __init__(self, rank: int, num_workers: int, device: torch.device, send: Callable[[Message], object]):
-        """send: sends a message to the driver."""
+    def __init__(
+        self,
+        rank: int,
+        num_workers: int,
+        device: torch.device,
+        send: Callable[[Message], object],
+        stop_requested: Callable[[], bool] = lambda: False,
+    ):
+        """send: sends a message to the driver. stop_requested: whether the driver asked to stop; asked of rank 0."""
         self.rank, self.num_workers, self.device, self.send = rank, num_workers, device, send
+        self.stop_requested = stop_requested
 
     @classmethod
     def of_ray_train(cls, workers: ElasticWorkersConfig, mailbox: Any) -> "Worker":
@@ -33,7 +42,9 @@ class Worker:
         torch.set_num_threads(workers.cpus_per_worker)
         context = ray.train.get_context()
         device = ray.train.torch.get_device() if workers.gpus_per_worker else torch.device("cpu")
-        return cls(context.get_world_rank(), context.get_world_size(), device, mailbox.put.remote)
+        rank = context.get_world_rank()
+        question = [MailboxQuestion(mailbox)] if rank == 0 else []
+        return cls(rank, context.get_world_size(), device, mailbox.put.remote, *question)
 
     def wrap(self, network: torch.nn.Module, *, strategy: str = "ddp", compiled: bool = False) -> torch.nn.Module:
         """Return the module to call in training: the network itself, or its data-parallel wrapper. Collective."""
@@ -52,6 +63,15 @@ class Worker:
         """Show a line to the user, once for the whole group."""
         if self.rank == 0:
             self.send(Notice(text))
+
+    @contextmanager
+    def in_loop(self) -> Iterator[None]:
+        """Tell the driver that all workers are in the training loop for the duration of the block."""
+        if self.rank == 0:
+            self.send(InLoop(True))
+        yield
+        if self.rank == 0:
+            self.send(InLoop(False))
 
     def report(self, step: int, metrics: dict[str, float]) -> Report:
         """Send the mean of metrics over all workers to the driver, and return it. Collective."""
@@ -86,8 +106,11 @@ class CheckpointWriter:
     One checkpoint is written at a time. An error in writing is raised by the next call.
     """
 
-    def __init__(self, worker: Worker, write: "Callable[[Snapshot], object]"):
-        """write: writes a snapshot to storage; it is called in the process of rank 0 only."""
+    def __init__(self, worker: Worker, write: "Callable[[Snapshot, list[WindowTotals]], object]"):
+        """write: writes a snapshot to storage, with the open windows of all workers, by rank, if training was stopped.
+
+        It is called in the process of rank 0 only.
+        """
         self._worker, self._write = worker, write
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -97,8 +120,9 @@ class CheckpointWriter:
         from dit.snapshot import take_snapshot
 
         self.wait()
+        windows = [] if state.open_window is None else self._worker.gather(state.open_window)
         if snapshot := take_snapshot(state, keep=self._worker.rank == 0):
-            self._thread = threading.Thread(target=self._run, args=(snapshot,), name="checkpoint")
+            self._thread = threading.Thread(target=self._run, args=(snapshot, windows), name="checkpoint")
             self._thread.start()
 
     def wait(self) -> None:
@@ -109,9 +133,9 @@ class CheckpointWriter:
         if self._error is not None:
             raise self._error
 
-    def _run(self, snapshot: "Snapshot") -> None:
+    def _run(self, snapshot: "Snapshot", windows: "list[WindowTotals]") -> None:
         try:
-            self._write(snapshot)
-            self._worker.send(Saved(snapshot.step))
+            self._write(snapshot, windows)
+            self._worker.send(Saved(snapshot.step, snapshot.interrupted))
         except BaseException as error:
             self._error = error

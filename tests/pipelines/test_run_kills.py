@@ -1,30 +1,12 @@
 """A run that was killed or interrupted and run again ends as an uninterrupted one."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from tiny import RECIPE, place_flags
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def start(folder: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "run", str(RECIPE), *place_flags(folder)],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        # A shell's background jobs, and so their children, ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+from tiny_command import is_tidy, start
 
 
 def wait_for(path: Path, pattern: str, process: subprocess.Popen) -> None:
@@ -40,7 +22,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cut", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("cut", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_interrupted_in_every_stage_gives_the_same_result(finished, tmp_path, cut):
     unbroken, _ = finished
     folder = tmp_path / "cut"
@@ -55,8 +37,9 @@ def test_a_run_that_is_interrupted_in_every_stage_gives_the_same_result(finished
         process = start(folder)
         wait_for(folder / folder_name, pattern, process)
         process.send_signal(cut)
-        process.communicate()
-        assert process.returncode in (-signal.SIGKILL, 130)
+        output, _ = process.communicate()
+        assert process.returncode == (-cut if cut == signal.SIGKILL else 128 + cut), output
+        assert cut == signal.SIGKILL or is_tidy(folder, output), output
     process = start(folder)
     output, _ = process.communicate()
     assert process.returncode == 0, output

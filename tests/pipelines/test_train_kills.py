@@ -72,6 +72,15 @@ class TrainingFolder:
     def finish(self, process: subprocess.Popen) -> None:
         assert process.wait(timeout=600) == 0, self.log()
 
+    def models(self) -> list[int]:
+        """Return the steps of the checkpoints that the store has as models."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.recipe.tracking.uri)
+        experiment = client.get_experiment_by_name(self.recipe.name)
+        names = [model.name for model in client.search_logged_models([experiment.experiment_id])]
+        return [int(name.rpartition("_")[2]) for name in names]
+
     def losses(self, rel: float = 0.0) -> dict[int, float]:
         """Return the losses in the store by step; several values of one step must agree within `rel`."""
         from mlflow import MlflowClient
@@ -133,6 +142,27 @@ def test_ctrl_c_and_a_killed_raylet_change_nothing(tmp_path, unbroken):
     assert process.wait(timeout=300) != 0, training.log()
     training.finish(training.start())
     assert_unbroken(training, unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_loses_no_step(tmp_path, unbroken, number):
+    """Two workers stop after the same step, between two regular checkpoints, and go on from there to the bit."""
+    training = TrainingFolder(tmp_path, checkpoint_every=500)
+    for stops in (1, 2):
+        process = training.start()
+        while training.log().count("steps |") < stops:
+            assert process.poll() is None, training.log()
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(timeout=120) != 0
+        (step,) = training.checkpoints.interrupted_steps()
+        assert f"stopped after step {step}" in training.log().replace(",", "")
+        assert set(training.models()) == set(training.checkpoints.finished_steps())
+    training.finish(training.start())
+    assert training.checkpoints.interrupted_steps() == [] and training.checkpoints.finished_steps()[-1] == STEPS
+    weights, losses = unbroken
+    assert_equal(final_weights(training.recipe), weights)
+    assert training.losses() == losses
 
 
 def test_lost_messages_are_logged_by_the_next_run(tmp_path, unbroken):

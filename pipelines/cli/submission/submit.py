@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cluster import job_server, jobs
+from cluster import job_server, jobs, signals
 from pipelines.cli.options import OK
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.cli.submission.prepare import Submission, prepare_local, prepare_remote
@@ -67,7 +67,7 @@ def follow_job(job: str, address: str | None) -> int:
     except KeyboardInterrupt:
         say("submit", f"detached; job {job} continues. Follow its log again: {follow_command(job, address)}")
         say("submit", f"stop it: raydit jobs stop {job} --address {job_server.server_url(address)}")
-        return jobs.INTERRUPTED
+        return signals.exit_code()
 
 
 def follow_command(job: str, address: str | None) -> str:

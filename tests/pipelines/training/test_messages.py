@@ -1,12 +1,14 @@
 """Messages reach the driver from its own node, and their loss is reported."""
 
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import ray
 
-from pipelines.training.messages import Notice, receive_messages
+from pipelines.training import messages
+from pipelines.training.messages import Mailbox, Notice, receive_messages
 from raydit.errors import WorkersDied
 
 
@@ -30,6 +32,40 @@ def test_the_mailbox_is_on_the_drivers_node_and_its_death_is_an_error(address):
     # In a process of its own: in this one other tests may have joined another Ray.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         process.submit(check_messages, address).result()
+
+
+@pytest.mark.slow
+def test_a_mailbox_that_dies_before_its_first_task_is_started_again(address, tmp_path):
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(check_restart, address, tmp_path).result()
+
+
+def check_restart(address, folder):
+    ray.init(address, log_to_driver=False)
+    received = []
+    for deaths in (1, 2, 3):
+        messages.Mailbox = dying_mailbox(folder / str(deaths), deaths)
+        if deaths == messages.START_ATTEMPTS:
+            with pytest.raises(WorkersDied, match="died 3 times while it started"), receive_messages(received.append):
+                pass
+        else:
+            with receive_messages(received.append) as mailbox:
+                ray.get(mailbox.put.remote(Notice("a")))
+    assert received == [Notice("a")] * 2
+
+
+def dying_mailbox(file, deaths):
+    """Return a Mailbox whose process ends at once the first times. file: counts them."""
+
+    class DyingMailbox(Mailbox):
+        def __init__(self):
+            super().__init__()
+            with open(file, "a") as opened:
+                opened.write("x")
+            if file.stat().st_size <= deaths:
+                os._exit(1)
+
+    return DyingMailbox
 
 
 def check_messages(address):

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fakes import FakeContext, FakeRun
 from tiny_training import ROWS, Training, assert_equal, training_recipe, write_latents
 
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.folder import CheckpointFolder
+from pipelines.checkpoints.follow import follow_checkpoints
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
-from pipelines.training.messages import Report
+from pipelines.train import prepare_checkpoints, start_monitor
+from pipelines.training.messages import Report, Saved
 from pipelines.training.nonfinite import RollbackRequested
 from pipelines.training.order import EpochOrder
 
@@ -21,8 +24,8 @@ from pipelines.training.order import EpochOrder
 def trained(tmp_path):
     """Return a function that trains in a folder by name, and resumes if it is called again for the same folder."""
 
-    def run(name="run", **settings):
-        return Training(training_recipe(tmp_path / name, **settings)).run()
+    def run(name="run", stop_after=None, **settings):
+        return Training(training_recipe(tmp_path / name, **settings)).run(stop_after)
 
     return run
 
@@ -63,6 +66,74 @@ def test_a_checkpoint_between_reports_does_not_change_the_reported_losses(traine
     rest = trained("parts", log_every=4)
     assert rest.losses.items() <= uninterrupted.losses.items()
     assert list(rest.losses) == [4, 6, 8]
+
+
+@pytest.mark.parametrize("stops", [[4], [1, 1, 5]])
+def test_an_interrupted_run_resumes_to_the_bit(trained, stops):
+    """Losses are means over three steps; those of an interrupted window are kept."""
+    uninterrupted, losses = trained("uninterrupted", log_every=3, checkpoint_every=6), {}
+    for number, steps in enumerate(stops):
+        stopped = trained("parts", stop_after=steps, log_every=3, checkpoint_every=6)
+        (step,) = stopped.interrupted
+        assert step == sum(stops[: number + 1])
+        losses |= stopped.losses
+    rest = trained("parts", log_every=3, checkpoint_every=6)
+    assert_equal(rest.weights, uninterrupted.weights)
+    assert losses | rest.losses == uninterrupted.losses
+    assert rest.saved == uninterrupted.saved[-len(rest.saved) :] and rest.interrupted == []
+    cursors = [newest_checkpoint(run.recipe).trainer_state for run in (rest, uninterrupted)]
+    assert [[report["step"] for report in cursor["reports"]] for cursor in cursors] == [[8]] * 2
+    assert cursors[0].keys() == cursors[1].keys()
+
+
+def test_an_interrupted_checkpoint_is_marked_and_goes_after_the_next_regular_one(trained):
+    first = trained(stop_after=4)
+    checkpoints = CheckpointFolder(first.recipe.folder("checkpoints"))
+    assert (checkpoints.finished_steps(), checkpoints.interrupted_steps()) == ([3], [4])
+    assert checkpoints.newest().interrupted and checkpoints.newest().config["interrupted"] is True
+    assert "interrupted" not in checkpoints.open(3).config
+    trained(stop_after=1)
+    assert (checkpoints.finished_steps(), checkpoints.interrupted_steps()) == ([3], [5])
+    trained()
+    assert (checkpoints.finished_steps(), checkpoints.interrupted_steps()) == ([3, 6, 8], [])
+    assert list(next(follow_checkpoints(checkpoints.uri, 1, lambda opened: None)))[0].step == 3
+
+
+def test_a_stop_at_a_regular_checkpoint_needs_no_other(trained):
+    run = trained(stop_after=3)
+    assert run.saved == [3] and run.interrupted == []
+
+
+def test_an_interrupted_checkpoint_is_no_model_but_its_reports_are_logged(trained):
+    stopped = trained(stop_after=4)
+    checkpoints = CheckpointFolder(stopped.recipe.folder("checkpoints"))
+    heard, again = FakeRun(), FakeRun()
+    monitor = start_monitor(stopped.recipe, FakeContext(), heard, checkpoints, 0)
+    for message in stopped.messages:
+        if isinstance(message, Report | Saved):
+            monitor.on_message(message)
+    assert list(heard.values("train/loss")) == [1, 2, 3, 4]
+    assert [step for _, step, _ in heard.models.values()] == [3]
+    start_monitor(stopped.recipe, FakeContext(), again, checkpoints, 4)
+    assert not again.logged and not again.models  # nothing was lost, so nothing is logged again
+
+
+def test_a_killed_drivers_reports_are_in_the_interrupted_checkpoint(trained):
+    stopped = trained(stop_after=5)
+    run = FakeRun()
+    start_monitor(
+        stopped.recipe, FakeContext(), run, CheckpointFolder(stopped.recipe.folder("checkpoints")), first_step=5
+    )
+    assert run.values("train/loss") == stopped.losses
+    assert [step for _, step, _ in run.models.values()] == [3]
+
+
+def test_an_interrupted_checkpoint_at_a_lowered_end_does_not_become_the_last_one(trained):
+    stopped = trained(stop_after=5)
+    checkpoints = CheckpointFolder(stopped.recipe.folder("checkpoints"))
+    (Path(checkpoints.uri) / "plan.json").write_text('{"identity": {}}')
+    prepare_checkpoints(checkpoints, {}, steps=5)
+    assert checkpoints.last_step() == 3
 
 
 def test_checkpoints_are_written_at_their_steps_and_at_the_end(trained):
