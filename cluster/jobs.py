@@ -43,9 +43,9 @@ CLUSTER_PYTHON = (
     "$(grep -aoP '(?<=--python_worker_command=)[^ ]+' "
     "/proc/$(awk '/^PPid/{print $2}' /proc/$PPID/status)/cmdline || echo python)"
 )
-# By default Ray sends SIGTERM, on which a driver that uses Ray exits without leaving its `with` blocks, and SIGKILL
-# three seconds later, so that a tracking run could not be closed.
-STOP_LIKE_CTRL_C = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "20"}
+# By default Ray kills a job three seconds after the signal. A training first writes a checkpoint, which may take 15
+# seconds, and then closes its tracking run.
+STOP_LIKE_CTRL_C = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "40"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +221,7 @@ def list_jobs(address: str | None = None) -> list[Job]:
 
 @explains_failed_requests
 def stop(submission_id: str, address: str | None = None) -> bool:
-    """Interrupt a job as Ctrl-C does, and kill it after 20 seconds; return False if it had ended already.
+    """Interrupt a job as Ctrl-C does, and kill it after 40 seconds; return False if it had ended already.
 
     Raises InvalidInput if there is none.
     """

@@ -203,6 +203,17 @@ def read_uri(path: Path) -> str | None:
     return _read_state(path).get("uri")
 
 
+def has_open_runs(path: Path) -> bool:
+    """Return whether a run was started in a journal, and not ended since."""
+    is_open: dict[str, bool] = {}
+    with open(path, "rb") as lines:
+        for line in lines:
+            if line.startswith((b'{"op": "run"', b'{"op": "end"')) and line.endswith(b"\n"):
+                entry = json.loads(line)
+                is_open[entry["run"]] = entry["op"] == "run"
+    return any(is_open.values())
+
+
 def count_undelivered(path: Path) -> int:
     """Return how many entries of a journal still wait for delivery."""
     return path.read_bytes().count(b"\n", _read_state(path)["offset"])

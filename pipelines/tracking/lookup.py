@@ -56,6 +56,17 @@ def runs_of_job(uri: str, experiment: str, job_id: str) -> list[dict[str, str]]:
     ]
 
 
+def close_runs_of_job(uri: str, experiment: str, job_id: str) -> int:
+    """End the runs that a job left open when it was killed, as KILLED, and return their number.
+
+    To be called for a job that has ended. Raises Unreachable if MLflow does not answer.
+    """
+    left_open = [run for run in runs_of_job(uri, experiment, job_id) if run["status"] == "RUNNING"]
+    for run in left_open:
+        mlflow_client(uri).set_terminated(run["id"], "KILLED")
+    return len(left_open)
+
+
 def find_checkpoint(uri: str, name: str) -> CheckpointRef:
     """Find the checkpoint behind runs:/RUN_ID[/STEP], models:/NAME/VERSION, models:/NAME@ALIAS or models:/MODEL_ID.
 

@@ -17,7 +17,7 @@ from pipelines.tracking import tags
 from pipelines.tracking.delivery import Delivery, journal_path
 from pipelines.tracking.experiment_page import last_samples
 from pipelines.tracking.experiments import clean_name
-from pipelines.tracking.journal import Journal, count_undelivered
+from pipelines.tracking.journal import Journal, count_undelivered, has_open_runs
 from pipelines.tracking.run_log import DatasetRef, RunLog, flatten
 from pipelines.tracking.store import refuse_unusable, tracking_uri
 
@@ -39,6 +39,16 @@ class Tracker:
                 self._status[entry["run"]] = entry["status"]
             elif entry["op"] == "metrics" and not all(name.startswith("system/") for name in entry["metrics"]):
                 self._with_metrics.add(entry["run"])
+        self._close_runs_of_killed_processes()
+
+    def _close_runs_of_killed_processes(self) -> None:
+        """End the runs that are still open: this process holds the output, so that theirs is dead.
+
+        One that goes on is RUNNING again from then on; one that does not would be RUNNING for ever.
+        """
+        for key in [key for key, status in self._status.items() if status == "RUNNING"]:
+            JournalRun(self._journal, key).end("KILLED")
+            self._status[key] = "KILLED"
 
     @classmethod
     def open(cls, config: Recipe, part: str = "") -> "Tracker":
@@ -56,9 +66,12 @@ class Tracker:
 
     @staticmethod
     def has_waiting(config: Recipe, part: str = "") -> bool:
-        """Return whether entries of an earlier process wait in a recipe's journal. part: see `open`."""
+        """Return whether an earlier process left entries that wait in a recipe's journal, or a run that is open.
+
+        part: see `open`.
+        """
         path = journal_path(config.output, tracking_uri(config.tracking.uri), part)
-        return path.exists() and count_undelivered(path) > 0
+        return path.exists() and (count_undelivered(path) > 0 or has_open_runs(path))
 
     @property
     def folder(self) -> Path:
@@ -105,8 +118,6 @@ class Tracker:
             return key
         if resumes != "" or newest not in self._with_metrics:
             return newest
-        if self._status[newest] == "RUNNING":  # its process was killed
-            JournalRun(self._journal, newest).end("KILLED")
         return key
 
     def flush(self) -> None:

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import tomllib
 import urllib.request
 from pathlib import Path
 
@@ -14,10 +13,11 @@ import yaml
 from schemas import COMPOSE, NETWORK_POLICY, RAY_CLUSTER, RAY_JOB
 
 from cluster.session import LOCAL_ENVIRONMENT
+from raydit import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "cluster" / "deploy"
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+VERSION = __version__
 RAY_VERSION = re.search(r"^ray==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
 FILES = sorted(path for path in DEPLOY.iterdir() if path.is_file())
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()

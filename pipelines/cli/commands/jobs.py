@@ -67,14 +67,19 @@ def status(job: str, address: str | None, as_json: bool) -> None:
 
 
 def find_runs(job: Job) -> tuple[list[dict[str, str]], str]:
-    """Return the MLflow runs of a job; none with a reason in words if their store does not answer."""
-    from pipelines.tracking.lookup import runs_of_job
+    """Return the MLflow runs of a job; none with a reason in words if their store does not answer.
 
-    uri = job.metadata.get("raydit.tracking", "")
+    Runs that a killed job left open are closed.
+    """
+    from pipelines.tracking.lookup import close_runs_of_job, runs_of_job
+
+    uri, experiment = job.metadata.get("raydit.tracking", ""), job.metadata.get("raydit.name", "")
     if not uri:
         return [], ""
     try:
-        return runs_of_job(uri, job.metadata.get("raydit.name", ""), job.submission_id), ""
+        if job.has_ended:
+            close_runs_of_job(uri, experiment, job.submission_id)
+        return runs_of_job(uri, experiment, job.submission_id), ""
     except ConnectionError as error:
         return [], f" (does not answer: {error})"
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import click
 
 from cluster import job_server, jobs, signals
-from pipelines.cli.options import OK
+from pipelines.cli.options import BAD_INPUT, OK
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.cli.submission.prepare import Submission, prepare_local, prepare_remote
 from pipelines.console import say
+from raydit.errors import RayditError
 
 
 def submit_command(command: CommandLine, *, address: str | None, wait: bool, pack: bool | None, pip: bool) -> int:
@@ -61,13 +62,35 @@ def start(submission: Submission, address: str) -> tuple[str, bool]:
 
 
 def follow_job(job: str, address: str | None) -> int:
-    """Print a job's log until the job ends, and return its exit code. Ctrl-C leaves the job running."""
+    """Print a job's log until the job ends, and return its exit code. Ctrl-C leaves the job running.
+
+    MLflow runs that a killed job left open are closed.
+    """
     try:
-        return jobs.follow(job, address, write=click.echo)
+        code = jobs.follow(job, address, write=click.echo)
+        if code not in (OK, BAD_INPUT):
+            close_runs(jobs.get_job(job, address))
+        return code
     except KeyboardInterrupt:
         say("submit", f"detached; job {job} continues. Follow its log again: {follow_command(job, address)}")
         say("submit", f"stop it: raydit jobs stop {job} --address {job_server.server_url(address)}")
         return signals.exit_code()
+
+
+def close_runs(job: jobs.Job) -> None:
+    """Close the runs that a killed job left open; they stay as they are if their store does not answer."""
+    uri, experiment = job.metadata.get("raydit.tracking", ""), job.metadata.get("raydit.name", "")
+    if not uri:
+        return
+    from pipelines.tracking.lookup import close_runs_of_job
+
+    try:
+        count = close_runs_of_job(uri, experiment, job.submission_id)
+    except RayditError as error:
+        say("submit", f"runs of {job.submission_id} may still be open: {error}")
+        return
+    if count:
+        say("submit", f"marked {count} open run(s) of {job.submission_id} as KILLED; they go on when it is resumed")
 
 
 def follow_command(job: str, address: str | None) -> str:

@@ -78,7 +78,7 @@ def test_the_status_of_a_job_names_its_runs(raydit_jobs, failed_job, store):
     assert code == 0
     assert "status       FAILED, exit code 3" in out and f"tracking     {store}\n" in out
     runs = [line.split()[1:3] for line in out.splitlines() if line.startswith("run ")]
-    assert runs == [["encode", "RUNNING"], ["train", "RUNNING"]]
+    assert runs == [["encode", "KILLED"], ["train", "KILLED"]]
     _, out, _ = raydit_jobs("status", failed_job, "--json")
     assert [run["stage"] for run in json.loads(out)["runs"]] == ["encode", "train"]
 

@@ -103,6 +103,27 @@ def test_a_pipeline_and_its_stage_become_parent_and_child(project, client, monke
     assert [(tag.key, tag.value) for tag in read.tags] == [("mlflow.data.context", "training")]
 
 
+def test_a_run_that_a_killed_process_left_open_is_closed_unless_it_goes_on(project, client):
+    def status():
+        return {run.data.tags["raydit.stage"]: run.info.status for run in project.runs(client)}
+
+    tracker = project.open()
+    for stage in ("pipeline", "encode"):
+        tracker.start_run(stage, {})
+    close_delivered(tracker)  # without the ends of its runs, as a killed process leaves it
+    assert status() == {"pipeline": "RUNNING", "encode": "RUNNING"}
+    assert Tracker.has_waiting(project.config)
+    tracker = project.open()
+    tracker.start_run("encode", {})
+    close_delivered(tracker)
+    assert status() == {"pipeline": "KILLED", "encode": "RUNNING"}
+    tracker = project.open()
+    tracker.start_run("encode", {}).end("FINISHED")
+    close_delivered(tracker)
+    assert status() == {"pipeline": "KILLED", "encode": "FINISHED"}
+    assert not Tracker.has_waiting(project.config)
+
+
 def test_what_an_answering_store_never_takes_does_not_hold_up_the_rest(project, client, store, capsys):
     """A database in which no data set can be written answers every other question."""
     database = sqlite3.connect(store.removeprefix("sqlite:///"))
