@@ -44,7 +44,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     listing, held_out = images.split(config.images.held_out)
     artifact = autoencoder_artifact(config, settings, listing)
     folder, identity = artifact.folder, artifact.identity
-    artifact.prepare(is_finished=has_record, before_move=lambda: context.start_ray(settings, "autoencoder"))
+    artifact.prepare(is_finished=has_record, before_move=lambda: context.prepare_work(settings, "autoencoder"))
     if record := AutoencoderRecord.read(folder):
         context.skipped("autoencoder", f"{record.psnr:.1f} dB, in {folder}")
         return handle

@@ -73,7 +73,7 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     check_autoencoder(autoencoder.folder())
     identity = encode_identity(config.images, settings, listing, record)
     description = describe_latents(config.images, settings, listing.class_names, record)
-    earlier = prepare_folder(folder, identity, listing, lambda: context.start_ray(settings, "encode"))
+    earlier = prepare_folder(folder, identity, listing, lambda: context.prepare_work(settings, "encode"))
     if earlier is not None and earlier.identity["images"]["digest"] == listing.digest:
         context.skipped("encode", summarize(earlier))
         return earlier

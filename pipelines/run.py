@@ -60,7 +60,7 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
         for line in check_real_images(settings, len(listing), settings.evaluate.num_samples):
             context.say("evaluate", line)
     for stage in pending:
-        context.start_ray(workers[stage], stage)
+        context.prepare_work(workers[stage], stage)
 
 
 def _finished_stages(config: Recipe, listing: Listing) -> Iterator[str]:

@@ -49,6 +49,10 @@ class JobContext(Protocol):
         """Connect to Ray, and refuse workers that no node can hold."""
         ...
 
+    def prepare_work(self, workers: ElasticWorkersConfig, stage: str) -> None:
+        """Refuse a tracking store or workers that can never be used, before a stage changes anything."""
+        ...
+
     def ray_data(self, workers: WorkersConfig, stage: str) -> Any:
         """Return the module ray.data, on a started Ray."""
         ...
@@ -149,6 +153,11 @@ class StageContext:
                 f"workers have {each} = {threads} threads on {cores} cores and will wait for each other; "
                 f"{section}.num_workers times {section}.cpus_per_worker should be at most {cores}",
             )
+
+    def prepare_work(self, workers: ElasticWorkersConfig, stage: str) -> None:
+        """Refuse a tracking store or workers that can never be used, before a stage changes anything."""
+        _ = self.tracker
+        self.start_ray(workers, stage)
 
     def ray_data(self, workers: WorkersConfig, stage: str) -> Any:
         """Return the module ray.data, on a started Ray. Only its warnings are printed: raydit shows the progress."""

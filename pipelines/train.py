@@ -43,7 +43,7 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
     check_latents(latents, autoencoder_of(config))
     worker_settings = train_worker_settings(config, latents)
     identity = train_identity(config, latents)
-    prepare_checkpoints(checkpoints, identity, settings.steps, lambda: context.start_ray(settings, "train"))
+    prepare_checkpoints(checkpoints, identity, settings.steps, lambda: context.prepare_work(settings, "train"))
     first = checkpoints.last_step()
     change = describe_schedule_change(config, checkpoints, first)
     if first == settings.steps == last_logged_step(checkpoints):

@@ -88,5 +88,8 @@ class FakeContext:
     def start_ray(self, workers: object, stage: str) -> None:
         raise AssertionError("this test runs without Ray")
 
+    def prepare_work(self, workers: object, stage: str) -> None:
+        raise AssertionError("this test runs without Ray")
+
     def ray_data(self, workers: object, stage: str) -> Any:
         raise AssertionError("this test runs without Ray")

@@ -26,7 +26,7 @@ class Context(FakeContext):
         super().__init__()
         self.kill_after = kill_after
 
-    def start_ray(self, workers, stage):
+    def prepare_work(self, workers, stage):
         """Find room for any workers: earlier latents are moved away only once there is some."""
 
 

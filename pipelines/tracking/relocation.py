@@ -19,6 +19,7 @@ from pipelines.tracking.database import SQLITE, database_folder
 from pipelines.tracking.delivery import JOURNAL_FOLDER
 from pipelines.tracking.journal import merge_journals
 from pipelines.tracking.moved_store import earlier_folders
+from raydit.errors import Unreachable
 
 ARTIFACT_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -64,7 +65,8 @@ def relocate(uri: str, outputs: Iterable[str] = ()) -> list[Relocated]:
     """Make a database, and the journals of the outputs that it names, lead to where they are now.
 
     outputs: further outputs with journals for this database. Returns what was mended for each folder in which the
-    database has been; an empty list if it has not moved. Raises InUse if another process works in one of the outputs.
+    database has been; an empty list if it has not moved. Raises InUse if another process works in one of the outputs,
+    and Unreachable if the database is locked.
     """
     folder = database_folder(uri)
     found = []
@@ -75,7 +77,12 @@ def relocate(uri: str, outputs: Iterable[str] = ()) -> list[Relocated]:
             moved = [output for output in moved if Path(output, JOURNAL_FOLDER).is_dir()]
             for output in moved:
                 held.enter_context(hold_folder(output, on_lost=lambda reason: None))
-            artifacts, paths = _mend_database(uri, move)
+            try:
+                artifacts, paths = _mend_database(uri, move)
+            except sqlite3.OperationalError as error:
+                raise Unreachable(
+                    f"{uri} cannot be changed: {error}", "", "run the command again a little later"
+                ) from error
             journals = sum(_mend_journals(Path(output, JOURNAL_FOLDER), uri, move) for output in moved)
         found.append(Relocated(old, move.new, artifacts, paths, journals))
     return found

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cluster import storage
 from cluster.jobs import current_job_id
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import Recipe
@@ -18,6 +19,7 @@ from pipelines.tracking.delivery import Delivery, journal_path
 from pipelines.tracking.experiment_page import last_samples
 from pipelines.tracking.experiments import clean_name
 from pipelines.tracking.journal import Journal, count_undelivered, has_open_runs
+from pipelines.tracking.relocation import relocate
 from pipelines.tracking.run_log import DatasetRef, RunLog, flatten
 from pipelines.tracking.store import refuse_unusable, tracking_uri
 
@@ -55,9 +57,15 @@ class Tracker:
         """Open the tracker of a recipe's output, and deliver what an earlier process could not.
 
         part: folder of the output that has a journal of its own, because another process may write the main one.
-        Raises InvalidInput, before any work, if the store will never take runs.
+        A database that was moved or copied is mended first. Raises InvalidInput, before any work, if the store will
+        never take runs.
         """
         uri = tracking_uri(config.tracking.uri)
+        for done in relocate(uri, [config.output] if storage.is_local(config.output) else []):
+            say(
+                "tracking",
+                f"{uri} was moved or copied from {done.old}; its artifacts and outputs lead to {done.new} now",
+            )
         refuse_unusable(uri)
         if (name := clean_name(config.name)) != config.name:
             say("tracking", f"models are named {name!r}; MLflow allows {config.name!r} as the experiment's name only")

@@ -88,9 +88,8 @@ def test_a_project_that_was_moved_or_copied_is_noticed_and_mended_by_one_command
     before = sorted(old.rglob("*"))
     run_id = new.run.info.run_id
 
-    for refused in (lambda: Tracker.open(new.config), lambda: find_checkpoint(new.uri, f"runs:/{run_id}")):
-        with pytest.raises(InvalidInput, match=f"was moved or copied: .* recorded in {old}.*Run: raydit runs relocate"):
-            refused()
+    with pytest.raises(InvalidInput, match=f"was moved or copied: .* recorded in {old}.*Run: raydit runs relocate"):
+        find_checkpoint(new.uri, f"runs:/{run_id}")
     check = check_tracking_store(new.uri)
     assert not check.ok and check.do == "run: raydit runs relocate"
 
@@ -120,6 +119,20 @@ def test_a_project_that_was_moved_or_copied_is_noticed_and_mended_by_one_command
     (model,) = client.search_logged_models([new.run.info.experiment_id])
     assert model.artifact_location.startswith(str(new.folder)) and new.run.info.artifact_uri.startswith(str(new.folder))
     assert sorted(old.rglob("*")) == before  # nothing was written to the old folder
+
+
+def test_a_stage_mends_the_database_before_it_writes_and_says_so(project, tmp_path, capsys):
+    old, new = project.folder, Project(tmp_path / "second")
+    shutil.copytree(old, new.folder)
+    before, run_id = sorted(old.rglob("*")), new.run.info.run_id
+    capsys.readouterr()
+    close_delivered(Tracker.open(new.config))  # delivers what waited, too
+    (said,) = capsys.readouterr().out.splitlines()
+    assert f"was moved or copied from {old}; its artifacts and outputs lead to {new.folder} now" in said
+    assert {file.path for file in MlflowClient(new.uri).list_artifacts(run_id)} == {"before", "after"}
+    assert sorted(old.rglob("*")) == before
+    close_delivered(Tracker.open(new.config))
+    assert capsys.readouterr().out == ""
 
 
 def test_artifacts_that_lie_elsewhere_on_purpose_are_left_there(project, tmp_path):
