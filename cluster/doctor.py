@@ -2,12 +2,14 @@
 
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster import job_server, jobs, storage
 from cluster.address import given_address
+from cluster.credentials import default_token_file
 from cluster.session import ray_session
 from raydit.errors import RayditError
 from raydit.versions import installed_version
@@ -95,6 +97,16 @@ def check_token(address: str) -> Check:
         return Check("token", True, "jobs without a token are refused")
     do = "restart it with RAY_AUTH_MODE=token, and keep its ports behind a firewall (cluster/README.md)"
     return Check("token", False, f"{address} runs code for everyone who can reach it (CVE-2023-48022)", do)
+
+
+def check_token_file() -> Check:
+    """Check that no other user of this machine can read Ray's token, which lets them run code as this user."""
+    file = default_token_file()
+    if not file.exists():
+        return Check("auth", True, "none yet; the first Ray that starts here makes it")
+    mode = stat.S_IMODE(file.stat().st_mode)
+    found = f"{file} has mode {mode:04o}"
+    return _check("auth", not mode & 0o077, found, f"chmod 600 {file}")
 
 
 def check_head_clock(address: str, max_seconds: float) -> Check:

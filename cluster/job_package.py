@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,21 @@ MAX_PACKAGE_BYTES = 100 * 2**20
 EXCLUDED_AT_TOP = ("data", "outputs", "mlruns", "mlartifacts", "build", "dist", "mlflow.db*")
 EXCLUDED_ANYWHERE = (".*", "__pycache__", "venv", "node_modules", "*.egg-info")
 """Names that begin with a dot are .git, .venv and caches, and .env, .aws and .netrc, which contain keys."""
-KEY_FILES = ("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", "auth_token", "credentials", "credentials.json")
+KEY_FILES = (
+    *("*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "*.env"),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "auth_token", "*token.txt", "tokens.txt", "*.token"),
+    *("credentials", "credentials.*", "*credentials.json", "secret.*", "secrets.*", "*.secret", "*.secrets"),
+    *(
+        "kubeconfig",
+        "kubeconfig.*",
+        "*.kubeconfig",
+        "service-account*.json",
+        "service_account*.json",
+        "netrc",
+        "htpasswd",
+    ),
+)
+"""Patterns of names, in lower case, of files that usually hold keys."""
 RAY_PACKAGE_PREFIX = "_ray_pkg_"
 """Begins the name of the folder that Ray unpacks a package into, and deletes when no job uses it any more."""
 EARLIEST_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -64,9 +78,10 @@ def pack(folder: Path, extra: Mapping[str, Path] | None = None, *, max_bytes: in
     """Return the package of a folder: its files without data, outputs, keys and what .gitignore excludes.
 
     extra: further files by their names in the package, which are never excluded. Raises InvalidInput if the package is
-    larger than max_bytes, naming the largest files, or if a file contains a credential of this environment.
+    larger than max_bytes, naming the largest files, or if a file contains a credential or is a link out of the folder.
     """
     names = [name for name in _list_not_ignored(folder) if not _is_excluded(name) and (folder / name).is_file()]
+    _refuse_links_out_of(folder, names)
     package = Package(files={name: folder / name for name in names} | dict(extra or {}))
     if package.num_bytes > max_bytes:
         sizes = sorted(((file.stat().st_size, name) for name, file in package.files.items()), reverse=True)
@@ -78,6 +93,20 @@ def pack(folder: Path, extra: Mapping[str, Path] | None = None, *, max_bytes: in
         )
     refuse_files_with_credentials(package.files.items())
     return package
+
+
+def _refuse_links_out_of(folder: Path, names: Iterable[str]) -> None:
+    """Raise InvalidInput for a link to a file outside of the folder, or to one that is not sent itself."""
+    root = folder.resolve()
+    for name in names:
+        target = (folder / name).resolve()
+        inside = target.is_relative_to(root)
+        if not inside or _is_excluded(target.relative_to(root).as_posix()):
+            raise InvalidInput(
+                f"{name}: found a link to {target}",
+                "files of the working directory only, without data and keys",
+                "replace the link by the file, or list it in .gitignore",
+            )
 
 
 def is_job_folder(path: Path) -> bool:
@@ -94,7 +123,7 @@ def _is_excluded(name: str) -> bool:
     return (
         any(fnmatch.fnmatch(parts[0], pattern) for pattern in EXCLUDED_AT_TOP)
         or any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in EXCLUDED_ANYWHERE)
-        or any(fnmatch.fnmatch(parts[-1], pattern) for pattern in KEY_FILES)
+        or any(fnmatch.fnmatchcase(parts[-1].lower(), pattern) for pattern in KEY_FILES)
     )
 
 

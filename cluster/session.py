@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from cluster import signals
 from cluster.address import given_address, refuse_wrong_address
+from cluster.credentials import protect_token_file
 from cluster.placement import WorkerNeeds, can_grow_to, explain_missing_resources
 from raydit.errors import Unreachable
 
@@ -59,6 +60,7 @@ def _start_local(num_cpus: int | None) -> None:
     """Start Ray for this process only; Ray itself sizes the object store and creates a token."""
     import ray
 
+    protect_token_file()
     # The processes that Ray starts inherit the environment.
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

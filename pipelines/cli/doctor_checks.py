@@ -18,6 +18,7 @@ from cluster.doctor import (
     check_ray,
     check_storage,
     check_token,
+    check_token_file,
     render,
 )
 from cluster.node_checks import MAX_CLOCK_SKEW_SECONDS, SENDER_VERSIONS, check_nodes, installed_versions
@@ -54,6 +55,7 @@ def all_checks(address: str | None, output: str) -> Iterator[Check]:
     yield check_cached_weights()
     yield check_tracking_store()
     yield check_aliases()
+    yield check_token_file()
     ray = check_ray(address)
     yield ray
     if address and ray.ok:

@@ -95,6 +95,53 @@ def test_a_file_with_a_secret_of_this_environment_is_refused(tree, monkeypatch):
     assert "wJalrXUtnFEMI" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("id_ecdsa", "prod.env", "secrets.toml", "server.pfx", "token.txt", "KUBECONFIG", "service-account-1.json"),
+        *("gcp_credentials.json", "hf_token.txt", "release.keystore", "key.PEM"),
+    ],
+)
+def test_files_whose_names_say_that_they_hold_keys_stay_here(tree, name):
+    (tree / "src" / name).write_text("x")
+    assert set(pack(tree).files) == set(CODE)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("-----BEGIN OPENSSH " + "PRIVATE KEY-----", "a private key"),
+        ('{"type": "service_account", "private_key' + '_id": "1"}', "the key of a service account"),
+        ("users: [{user: {client-key" + "-data: LS0tLS1C}}]", "the key of a Kubernetes client"),
+        ("AWS_SECRET" + "_ACCESS_KEY = '" + "aB3/" * 10 + "'", "a secret key of AWS"),
+        ("token = gh" + "p_" + "a1" * 18, "a token of GitHub"),
+        ("0123456789abcdef" * 4, "the token of a Ray cluster"),
+    ],
+)
+def test_a_file_that_holds_a_key_is_refused_whatever_its_name(tree, monkeypatch, tmp_path_factory, content, what):
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text("0123456789abcdef" * 4)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    (tree / "src" / "notes.md").write_text(f"see {content}\n")
+    with pytest.raises(ValueError, match=f"src/notes.md: found {what}, expected no credentials") as refused:
+        pack(tree)
+    assert content not in str(refused.value)
+
+
+def test_links_out_of_the_folder_or_to_what_is_not_sent_are_refused(tree, tmp_path_factory):
+    other = tmp_path_factory.mktemp("elsewhere") / "notes.md"
+    other.write_text("private")
+    link = tree / "src" / "link.md"
+    link.symlink_to("model.py")
+    assert set(pack(tree).files) == {*CODE, "src/link.md"}
+    for target in (other, tree / ".env"):
+        link.unlink()
+        link.symlink_to(target)
+        with pytest.raises(ValueError, match="src/link.md: found a link to .*Replace the link by the file"):
+            pack(tree)
+
+
 def test_requirements_are_pinned_to_the_installed_versions():
     from importlib.metadata import version
 

@@ -10,7 +10,7 @@ from cluster.doctor import Check
 from pipelines.cli import doctor_checks
 from pipelines.cli import main as cli
 
-NAMES = ["python", *doctor_checks.PACKAGES, "devices", "storage", "weights", "tracking", "aliases", "ray"]
+NAMES = ["python", *doctor_checks.PACKAGES, "devices", "storage", "weights", "tracking", "aliases", "auth", "ray"]
 
 
 @pytest.fixture(autouse=True)
