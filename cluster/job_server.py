@@ -15,9 +15,9 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from cluster.credentials import ray_token
 from raydit.errors import InvalidInput, Unreachable
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -59,7 +59,7 @@ def server_version(address: str | None = None) -> str:
     url = server_url(address)
     check_port = "check the port (8265 by default)"
     try:
-        with urllib.request.urlopen(_version_request(url), timeout=ANSWER_SECONDS) as response:
+        with _opener.open(_version_request(url), timeout=ANSWER_SECONDS) as response:
             return json.load(response)["ray_version"]
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
@@ -84,7 +84,7 @@ def accepts_jobs_without_token(address: str | None = None) -> bool:
     """Return whether a job server accepts jobs without a token. Raises OSError if it does not answer."""
     request = urllib.request.Request(f"{server_url(address)}/api/jobs/")
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
+        with _opener.open(request, timeout=ANSWER_SECONDS):
             return True
     except urllib.error.HTTPError:
         return False
@@ -97,7 +97,7 @@ def clock_skew_seconds(address: str | None = None) -> float:
     Raises OSError if it does not answer, and TypeError or ValueError if the answer has no date.
     """
     before = time.time()
-    with urllib.request.urlopen(_version_request(server_url(address)), timeout=ANSWER_SECONDS) as response:
+    with _opener.open(_version_request(server_url(address)), timeout=ANSWER_SECONDS) as response:
         theirs = parsedate_to_datetime(response.headers["Date"]).timestamp()
     return max(theirs - time.time(), before - theirs - 1.0, 0.0)
 
@@ -108,11 +108,23 @@ def _version_request(url: str) -> urllib.request.Request:
 
 def token_header() -> dict[str, str]:
     """Return the HTTP header with the token, looked up in the same order as Ray's own tools do; empty without one."""
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
-    if not token:
-        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-        token = file.read_text() if file.is_file() else ""
-    return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
+    token = ray_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def sends_token_in_clear(address: str | None) -> bool:
+    """Return whether requests to a job server carry our token over the network without encryption."""
+    return bool(token_header()) and server_url(address).startswith("http://") and not is_this_machine(address)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Redirects become errors: urllib would send the token on to wherever a server points."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_NoRedirects)
 
 
 def explains_failed_requests(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

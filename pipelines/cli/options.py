@@ -14,8 +14,24 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 recipe_argument = click.argument("recipe", type=click.Path(dir_okay=False))
 set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe's field.")
 address_option = click.option("--address", help="Ray cluster to use; default: RAY_ADDRESS, else a local Ray.")
+
+
+def _warn_of_clear_token(context: click.Context, param: click.Parameter, address: str | None) -> str | None:
+    """Say so if the token of a cluster is sent unencrypted to another machine."""
+    from cluster.job_server import sends_token_in_clear
+
+    if sends_token_in_clear(address):
+        click.echo(
+            "raydit: the token of the cluster goes over the network unencrypted; use https, or a tunnel such as "
+            "ssh -L 8265:127.0.0.1:8265 HEAD",
+            err=True,
+        )
+    return address
+
+
 server_option = click.option(
     "--address",
+    callback=_warn_of_clear_token,
     help="Job server of the cluster, http://HOST:8265; default: RAY_API_SERVER_ADDRESS, else one on this machine.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")

@@ -187,6 +187,42 @@ def test_another_web_server_is_not_taken_for_a_job_server():
         server.server_close()
 
 
+def test_a_token_is_not_sent_on_to_where_a_server_points(monkeypatch):
+    received = []
+
+    class Redirect(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            received.append((self.server.server_port, self.headers["Authorization"]))
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{servers[1].server_port}/")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret token")
+    servers = [http.server.HTTPServer(("127.0.0.1", 0), Redirect) for _ in range(2)]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(ValueError, match="answered HTTP 302, expected a Ray job server"):
+            job_server.server_version(f"http://127.0.0.1:{servers[0].server_port}")
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+    assert received == [(servers[0].server_port, "Bearer secret token")]
+
+
+@pytest.mark.parametrize(
+    ("address", "in_clear"),
+    [("http://10.0.0.1:8265", True), ("https://10.0.0.1", False), ("http://127.0.0.1:8265", False)],
+)
+def test_a_token_in_clear_is_noticed(address, in_clear, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret token")
+    assert job_server.sends_token_in_clear(address) == in_clear
+
+
 def test_the_port_of_rays_own_protocol_is_not_taken_for_a_job_server(ray_head):
     with pytest.raises(ValueError, match="is not a Ray job server. Check the port"):
         job_server.server_version(f"http://{ray_head.ray_address}")
