@@ -114,7 +114,8 @@ def token_header() -> dict[str, str]:
 
 def sends_token_in_clear(address: str | None) -> bool:
     """Return whether requests to a job server carry our token over the network without encryption."""
-    return bool(token_header()) and server_url(address).startswith("http://") and not is_this_machine(address)
+    url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    return url.startswith("http://") and not is_this_machine(url) and bool(token_header())
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

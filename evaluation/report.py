@@ -9,6 +9,7 @@ from typing import Any, Self
 from evaluation.metric_names import format_count, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
 from raydit.errors import InvalidInput
+from raydit.printable import one_line
 
 REPORT_FILE = "report.json"
 
@@ -140,5 +141,6 @@ def group_by_num_samples(metrics: Mapping[str, float]) -> dict[int, dict[str, st
 
 def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a text table whose columns are two spaces apart."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -4,6 +4,8 @@ import sys
 import time
 from collections import deque
 
+from raydit.printable import one_line
+
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_BARS = 0.1
 RECENT_SECONDS = 30.0
@@ -11,8 +13,8 @@ RECENT_SECONDS = 30.0
 
 
 def say(stage: str, text: str) -> None:
-    """Print one line about a stage."""
-    print(f"{stage:<12} {text}", flush=True)
+    """Print one line about a stage; control characters in it are escaped."""
+    print(f"{stage:<12} {one_line(text)}", flush=True)
 
 
 class Progress:

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import secrets
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -241,7 +242,9 @@ def _encode(owner: LeaseOwner, *, expires: float) -> bytes:
 
 def _in_use(path: str, owner: LeaseOwner) -> InUse:
     folder = os.path.dirname(local_path(path)) if is_local(path) else path.replace(f"/{LEASE_FILE}", "")
-    stop = f"raydit jobs stop {owner.job}" if owner.job else f"kill -INT {owner.process} on {owner.host}"
+    stop = (
+        f"raydit jobs stop {shlex.quote(owner.job)}" if owner.job else f"kill -INT {int(owner.process)} on {owner.host}"
+    )
     return InUse(
         f"{folder} is in use by {owner}",
         "no other process, because two would overwrite each other's files",

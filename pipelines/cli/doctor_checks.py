@@ -22,6 +22,7 @@ from cluster.doctor import (
     render,
 )
 from cluster.node_checks import MAX_CLOCK_SKEW_SECONDS, SENDER_VERSIONS, check_nodes, installed_versions
+from pipelines.cli.output import echo
 from pipelines.cli.submission.environment import local_job_environment, remote_job_environment
 from pipelines.tracking.database import is_absent
 from pipelines.tracking.lookup import dangling_aliases
@@ -40,7 +41,7 @@ def run_checks(address: str | None, output: str, as_json: bool) -> bool:
     for check in all_checks(address, output):
         checks.append(check)
         if not as_json:
-            click.echo(render([check], NAME_WIDTH))
+            echo(render([check], NAME_WIDTH))
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks]))
     return all(check.ok for check in checks)

@@ -27,6 +27,7 @@ from pipelines.cli.commands.ui import ui
 from pipelines.cli.options import BAD_INPUT, FAILED, INTERRUPTED
 from raydit import __version__
 from raydit.errors import RayditError
+from raydit.printable import printable
 
 COMMANDS: tuple[click.Command, ...] = (
     *(run, autoencoder, encode, train, evaluate),
@@ -93,7 +94,7 @@ def _message_for_user(error: RayditError) -> str:
 
 
 def _exit(message: str, code: int) -> NoReturn:
-    click.echo(f"\nraydit: {message}", err=True)
+    click.echo(f"\nraydit: {printable(message)}", err=True)
     sys.exit(code)
 
 

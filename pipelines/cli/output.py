@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from raydit.printable import one_line, printable
+
 if TYPE_CHECKING:
     from evaluation.report import EvaluationReport
     from pipelines.config.recipe import Recipe
 
 
+def echo(text: str) -> None:
+    """Print a text of one or more lines; control characters in it are escaped."""
+    click.echo(printable(text))
+
+
 def print_line(title: str, text: str) -> None:
     """Print a line that begins with a title in a column of its own."""
-    click.echo(f"{title:<12} {text}")
+    click.echo(f"{title:<12} {one_line(text)}")
 
 
 def print_result(as_json: bool, result: Mapping[str, Any]) -> None:
@@ -39,9 +46,9 @@ def print_report(report: EvaluationReport, folder: str, as_json: bool, uri: str)
     """
     from cluster import storage
 
-    click.echo(f"\n{report.table()}")
+    echo(f"\n{report.table()}")
     for warning in report.warnings:
-        click.echo(f"note: {warning}")
+        echo(f"note: {one_line(warning)}")
     print_line("report", shorten_path(storage.join(folder, "report.json")))
     for name in report.artifacts:
         print_line(name, shorten_path(storage.join(folder, report.artifacts[name])))

@@ -19,6 +19,7 @@ from pipelines.artifacts import digest_of
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
 from pipelines.tracking import tags
+from raydit.printable import one_line, printable
 from raydit.versions import installed_version
 
 PACKAGES = ("raydit", "torch", "ray", "mlflow", "diffusers")
@@ -51,9 +52,9 @@ def _user() -> str:
 
 def run_description(config: Recipe, stage: str, run_tags: dict[str, str]) -> str:
     """Return the description of a run in Markdown: what it is, how to repeat it, and how to find its lineage."""
-    lines = [f"**{stage}** of the recipe `{config.name}`, in `{storage.absolute(config.output)}`."]
+    lines = [f"**{stage}** of the recipe {_code(config.name)}, in {_code(storage.absolute(config.output))}."]
     if command := _command():
-        lines += ["", f"Called as `{command}`, in `{Path.cwd()}`."]
+        lines += ["", f"Called as {_code(command)}, in {_code(str(Path.cwd()))}."]
     lines += [
         "",
         "To repeat it with the same settings, take this run's artifact:",
@@ -61,15 +62,22 @@ def run_description(config: Recipe, stage: str, run_tags: dict[str, str]) -> str
         f"    {_repeat_command(stage, run_tags)}",
     ]
     artifacts = [run_tags.get(tags.CHECKPOINT), config.latents]
-    commands = [f"`raydit lineage {artifact}`" for artifact in artifacts if artifact]
+    commands = [_code(f"raydit lineage {artifact}") for artifact in artifacts if artifact]
     lines += ["", f"Its inputs and results: {' or '.join(commands)}."]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _repeat_command(stage: str, run_tags: dict[str, str]) -> str:
     if stage in ("evaluate", "evaluations"):
         return f"raydit evaluate {run_tags.get(tags.CHECKPOINT, 'CHECKPOINT')} --recipe {RECIPE_FILE}"
     return f"raydit {'run' if stage == 'pipeline' else stage} {RECIPE_FILE}"
+
+
+def _code(text: str) -> str:
+    """Return a text as code in Markdown, fenced by more backticks than it has in a row, in one line."""
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    padding = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{padding}{one_line(text)}{padding}{fence}"
 
 
 def _command() -> str:

@@ -5,7 +5,7 @@ import json
 import click
 
 from pipelines.cli.options import json_option
-from pipelines.cli.output import print_line, print_result
+from pipelines.cli.output import echo, print_line, print_result
 
 
 @click.command()
@@ -24,7 +24,7 @@ def compare(reports: tuple[str, ...], protocol: str | None, allow_unequal: bool,
 
     found = find_reports(reports, protocol_id=protocol)
     comparison = compare_reports(found, allow_unequal=allow_unequal)
-    click.echo(comparison.table(), nl=False)
+    echo(comparison.table().rstrip("\n"))
     for label in dict.fromkeys(report.protocol.label for report in found):
         print_line("protocol", label)
     listed = [json.loads(report.to_json()) for report in found]

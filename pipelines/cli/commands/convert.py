@@ -8,7 +8,7 @@ import click
 
 from dit.config import Numerics, ProcessKind
 from pipelines.cli.options import json_option, set_option
-from pipelines.cli.output import print_line, print_result
+from pipelines.cli.output import echo, print_line, print_result
 
 if TYPE_CHECKING:
     from pipelines.checkpoints.exporting import ExportFormat
@@ -88,5 +88,5 @@ def export(checkpoint: str, out: str, format: ExportFormat, weights: str, as_jso
     from pipelines.checkpoints.exporting import describe_export, export_checkpoint
 
     path = export_checkpoint(checkpoint, out, format=format, weights=weights)
-    click.echo(f"export       {path}\n             {describe_export(path)}")
+    echo(f"export       {path}\n             {describe_export(path)}")
     print_result(as_json, {"path": str(path)})

@@ -17,7 +17,7 @@ from pipelines.cli.options import (
     open_checkpoint,
     set_option,
 )
-from pipelines.cli.output import print_line, print_report, print_resolved, print_result, shorten_path
+from pipelines.cli.output import echo, print_line, print_report, print_resolved, print_result, shorten_path
 
 if TYPE_CHECKING:
     from pipelines.checkpoints.open import LocatedCheckpoint
@@ -233,7 +233,7 @@ def _print_series(scored: Sequence[FinishedEvaluation], as_json: bool) -> None:
 
     reports = [each.report for each in scored]
     if len(reports) > 1:
-        click.echo(f"\n{compare_reports(reports, allow_unequal=True).table()}")
+        echo(f"\n{compare_reports(reports, allow_unequal=True).table()}")
     sound = [each for each in scored if not each.report.disqualified]
     best = min(sound, key=lambda each: each.report.estimate(each.report.headline)[0], default=None)
     for report in reports:

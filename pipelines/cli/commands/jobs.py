@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipelines.cli.options import OK, json_option, server_option
-from pipelines.cli.output import print_line, print_result
+from pipelines.cli.output import echo, print_line, print_result
 
 if TYPE_CHECKING:
     from cluster.jobs import Job
@@ -38,7 +38,7 @@ def list_jobs(address: str | None, as_json: bool) -> None:
         started = (job.started or "not started").replace("T", " ").replace("+00:00", " UTC")
         name = job.metadata.get("raydit.name", "")
         command = f"raydit {job.command}" if "raydit.command" in job.metadata else job.command
-        click.echo(f"{job.submission_id:<{width}}  {job.status:<9}  {started:<23}  {name:<{name_width}}  {command}")
+        echo(f"{job.submission_id:<{width}}  {job.status:<9}  {started:<23}  {name:<{name_width}}  {command}")
     if not found:
         click.echo(f"no jobs at {job_server.server_url(address)}; start one: raydit submit -- run RECIPE")
 

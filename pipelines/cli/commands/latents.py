@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipelines.cli.options import FAILED, OK, json_option
-from pipelines.cli.output import print_line, print_result
+from pipelines.cli.output import echo, print_line, print_result
 
 
 @click.group()
@@ -31,7 +31,7 @@ def verify(path: str, sample: int, as_json: bool) -> None:
     for check in verify(LatentDataset.open(path), sample=sample):
         checks.append(check)
         if not as_json:
-            click.echo(render([check], max(map(len, TOPICS))))
+            echo(render([check], max(map(len, TOPICS))))
     ok = all(check.ok for check in checks)
     print_result(as_json, {"ok": ok, "checks": [asdict(check) for check in checks]})
     sys.exit(OK if ok else FAILED)

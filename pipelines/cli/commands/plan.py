@@ -3,7 +3,7 @@
 import click
 
 from pipelines.cli.options import json_option, recipe_argument, set_option
-from pipelines.cli.output import print_result
+from pipelines.cli.output import echo, print_result
 
 
 @click.command()
@@ -48,5 +48,5 @@ def plan(
     keep = frozenset(override.partition("=")[0].strip() for override in overrides)
     made = make_plan(config, hardware, counted, keep=keep, speeds=speeds)
     for line in plan_lines(made):
-        click.echo(line)
+        echo(line)
     print_result(as_json, plan_json(made))

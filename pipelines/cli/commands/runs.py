@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pipelines.cli.options import FAILED, OK, json_option, store_option
-from pipelines.cli.output import print_line, print_result
+from pipelines.cli.output import echo, print_line, print_result
 
 
 @click.group()
@@ -41,7 +41,7 @@ def list_(experiment: str, stage: str, limit: int, store: str, as_json: bool) ->
         rows.append(
             [run["id"][:8], run["name"], run["experiment"], run["status"].lower(), *_times(run), _join_metrics(run)]
         )
-    click.echo("\n".join(align_columns(rows)) if found else f"no runs at {uri}")
+    echo("\n".join(align_columns(rows)) if found else f"no runs at {uri}")
     print_result(as_json, {"store": uri, "runs": found})
 
 
@@ -110,7 +110,7 @@ def best(experiment: str, metric: str, protocol: str, store: str, as_json: bool)
         error = "" if score["error"] is None else f" +- {score['error']:.3g}"
         removed = "removed" if score["removed"] else ""
         rows.append([f"{score['value']:.6g}{error}", score["checkpoint"], score["commit"], removed])
-    click.echo("\n".join(align_columns(rows)))
+    echo("\n".join(align_columns(rows)))
     print_line("protocol", f"{found['protocol_id']} ({found['protocol']})")
     for other, count in found["other_protocols"].items():
         print_line("not shown", f"{count} scored by {found['protocols'][other]}: --protocol {other}")
