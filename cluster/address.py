@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from typing import Any
 
 from raydit.errors import InvalidInput, Unreachable
 
@@ -70,37 +71,56 @@ def _find_ray(source: str) -> str:
 
 
 def _ask_ray(address: str, source: str) -> None:
-    """Ask the cluster for its id, with our token if there is one."""
+    """Ask the cluster for its id; if it wants a token, with ours, if there is one."""
     import grpc
     from ray._private.gcs_utils import create_gcs_channel
+    from ray._raylet import AuthenticationMode, get_authentication_mode  # type: ignore[attr-defined]  # compiled
+
+    code = _answer(grpc.insecure_channel(address))
+    if code == "OK" and get_authentication_mode() == AuthenticationMode.TOKEN:
+        raise InvalidInput(
+            f"{source}: the Ray cluster at {address} has no token authentication, which is on in this process",
+            "the same on both sides: every actor would count as lost",
+            "restart the cluster with RAY_AUTH_MODE=token, or set RAY_AUTH_MODE=disabled here before Python starts",
+        )
+    if code == "UNAUTHENTICATED" and _use_token():
+        code = _answer(create_gcs_channel(address))
+    if code == "UNAUTHENTICATED":
+        raise InvalidInput(
+            f"{source}: the Ray cluster at {address} refuses our token, or we have none",
+            "the token of this cluster, which its head has in ~/.ray/auth_token",
+            f"set {_TOKEN}",
+        )
+    if code != "OK":
+        raise _no_ray(address, source, f"another server is there, or none that is ready: {code}")
+
+
+def _answer(channel: Any) -> str:
+    """Return the status with which a head answers, such as "OK" and "UNAUTHENTICATED". channel: gRPC's, to the head."""
+    import grpc
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-    _use_token_if_there_is_one()
     try:
-        with create_gcs_channel(address) as channel:
+        with channel:
             cluster = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
             request = gcs_service_pb2.GetClusterIdRequest()  # type: ignore[attr-defined]  # generated code has no types
             cluster.GetClusterId(request, timeout=ANSWER_SECONDS)
     except grpc.RpcError as error:
-        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-            raise InvalidInput(
-                f"{source}: the Ray cluster at {address} refuses our token, or we have none",
-                "the token of this cluster, which its head has in ~/.ray/auth_token",
-                f"set {_TOKEN}",
-            ) from None
-        reason = f"another server is there, or none that is ready: {error.code().name}"
-        raise _no_ray(address, source, reason) from None
+        return error.code().name
+    return "OK"
 
 
-def _use_token_if_there_is_one() -> None:
-    """Turn token authentication on where a token exists, as `ray start` does; a cluster without it ignores the token.
+def _use_token() -> bool:
+    """Turn token authentication on if there is a token, and return whether it is on.
 
-    Ray leaves it off in a process that joins, unless RAY_AUTH_MODE is set before Python starts.
+    Ray leaves it off in a process that joins, unless RAY_AUTH_MODE is set before Python starts. It must be off in a
+    cluster without tokens: this process would then refuse what the cluster's own processes ask it, and its actors
+    would count as lost.
     """
     from ray._private.authentication import authentication_token_setup as setup
 
     setup.logger.setLevel(logging.ERROR)  # a warning that authentication is on
-    setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    return setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _no_ray(address: str, source: str, reason: str) -> Unreachable:

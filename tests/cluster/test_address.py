@@ -58,3 +58,43 @@ def test_a_token_file_is_used_without_further_settings(ray_head, tmp_path, token
     assert (done.returncode == 0) == accepted, done.stderr
     last = done.stderr.strip().splitlines()[-1:]
     assert accepted or "refuses our token, or we have none" in last[0] and "Set RAY_AUTH_TOKEN" in last[0]
+
+
+JOIN = """
+import ray, sys
+from cluster.session import ray_session
+with ray_session(sys.argv[1]):
+    class Echo:
+        def echo(self, text):
+            return text
+    print(ray.get(ray.remote(Echo).options(num_cpus=0).remote().echo.remote("answered")))
+"""
+
+
+@pytest.fixture
+def open_cluster(monkeypatch):
+    """Address of a cluster without token authentication."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["", "token"])
+def test_a_token_is_left_off_where_the_cluster_wants_none(open_cluster, tmp_path, mode):
+    """With it this process would refuse what the cluster asks it, and each of its actors would count as dead."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
+    env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])}
+    env |= {"RAY_AUTH_MODE": mode} if mode else {}
+    command = [sys.executable, "-c", JOIN, open_cluster]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    if mode:
+        assert done.returncode == 1 and "has no token authentication, which is on in this process" in done.stderr
+    else:
+        assert done.stdout == "answered\n", done.stderr

@@ -150,7 +150,7 @@ def test_a_stopped_training_loses_no_step(tmp_path, unbroken, number):
     training = TrainingFolder(tmp_path, checkpoint_every=500)
     for stops in (1, 2):
         process = training.start()
-        while training.log().count("steps |") < stops:
+        while training.log().count("steps | loss") < stops:
             assert process.poll() is None, training.log()
             time.sleep(0.05)
         process.send_signal(number)
