@@ -7,7 +7,7 @@ from html import escape
 from evaluation.metric_names import format_count, parse_metric_name
 from evaluation.plots.distances import plot_distances
 from evaluation.plots.style import COLOURS
-from evaluation.report import EvaluationReport, group_by_num_samples
+from evaluation.report import EvaluationReport, explain_low_precision, group_by_num_samples
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -57,9 +57,20 @@ def _header(report: EvaluationReport) -> str:
         f"<p>{report.protocol.num_samples:,} samples · protocol <code>{escape(report.protocol_id)}</code> "
         f"({escape(report.protocol.summary)}) · weights "
         f"<code>{escape(report.checkpoint_digest[:12])}</code>"
-        f"{f' · code <code>{escape(report.commit)}</code>' if report.commit else ''}</p></div>"
+        f"{f' · code <code>{escape(report.commit)}</code>' if report.commit else ''}</p>{_provenance(report)}</div>"
         f'<div class="headline"><b>{_number(value)}</b>{spread}<br><code>{escape(name)}</code></div></header>'
     )
+
+
+def _provenance(report: EvaluationReport) -> str:
+    """Show what was scored, when and by which version, as far as the report records it."""
+    parts = [
+        escape(report.date.replace("T", " ").replace("+00:00", " UTC")),
+        f"raydit {escape(report.raydit_version)}" if report.raydit_version else "",
+        escape(report.model),
+        f"latents <code>{escape(report.latents[:12])}</code>" if report.latents else "",
+    ]
+    return f"<p>{' · '.join(filter(None, parts))}</p>" if any(parts) else ""
 
 
 def _metrics(report: EvaluationReport) -> str:
@@ -88,6 +99,8 @@ def _metrics(report: EvaluationReport) -> str:
         )
     if len(generated.keys() | real.keys()) > 1:
         notes.append("Fréchet distance falls as N grows: compare only columns of equal N.")
+    if explanation := explain_low_precision(report):
+        notes.append(escape(explanation))
     return _table(rows, ["metric", *heads], numbers=True) + "".join(f"<p class=note>{note}</p>" for note in notes)
 
 

@@ -12,6 +12,10 @@ from raydit.errors import InvalidInput
 from raydit.printable import one_line
 
 REPORT_FILE = "report.json"
+LOW_PRECISION = 0.05
+"""Precision or recall below it needs an explanation."""
+FEW_SAMPLES = 1000
+"""With fewer samples, their number alone may be the explanation."""
 
 _JSON_NAMES = {"real_baseline": "floor"}
 """Fields whose key in the file is not their name."""
@@ -51,6 +55,16 @@ class EvaluationReport:
     code: dict[str, Any] | None = None
     """Git commit of the code that scored ("commit"), and whether it had uncommitted changes ("dirty"), if known."""
 
+    date: str = field(default="", compare=False)
+    """When it was scored, in UTC, as ISO 8601; empty, and left out of the file, where it was not recorded: as the
+    fields that follow, it is younger than the format."""
+    raydit_version: str = ""
+    """Version of raydit that scored."""
+    latents: str = ""
+    """Fingerprint of the latents that the checkpoint was trained on."""
+    model: str = ""
+    """The checkpoint's model and process in a few words."""
+
     @property
     def protocol_id(self) -> str:
         """Id of the protocol. Metrics of reports with the same id are comparable."""
@@ -80,7 +94,7 @@ class EvaluationReport:
         values = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
         values |= {"protocol": self.protocol.to_dict(), "protocol_id": self.protocol_id}
         values["metrics"] = {**self.metrics, **dict.fromkeys(self.missing)}
-        for name in ("missing", "disqualified"):
+        for name in ("missing", "disqualified", "date", "raydit_version", "latents", "model"):
             if not values[name]:
                 del values[name]
         if self.code is None:  # a file without it is one of before it was recorded
@@ -120,6 +134,7 @@ class EvaluationReport:
         lines = align_columns(rows)
         if len(generated.keys() | real.keys()) > 1:
             lines.append("Frechet distance falls as N grows: compare only columns of equal N.")
+        lines += filter(None, [explain_low_precision(self)])
         return "\n".join(lines) + "\n"
 
     def _mean(self, name: str) -> str:
@@ -128,6 +143,30 @@ class EvaluationReport:
 
     def _cell(self, name: str) -> str:
         return f"{self.metrics[name]:.6g}" + (f" +- {self.errors[name]:.4g}" if name in self.errors else "")
+
+
+def explain_low_precision(report: EvaluationReport) -> str:
+    """Return a sentence on precision and recall of all samples that are near 0; empty if neither is."""
+    parsed = {name: parse_metric_name(name) for name in report.metrics}
+    low = [
+        parts.kind.name
+        for name, parts in parsed.items()
+        if parts.kind.name in ("precision", "recall")
+        and parts.num_samples == report.protocol.num_samples
+        and report.metrics[name] < LOW_PRECISION
+    ]
+    if not low:
+        return ""
+    names, num_samples = " and ".join(low).capitalize(), report.protocol.num_samples
+    if num_samples < FEW_SAMPLES:
+        return (
+            f"{names} near 0 may be due to the number of samples: {num_samples:,} are few to fill these distributions."
+        )
+    return (
+        f"{names} near 0 beside good samples: the features of {report.protocol.extractor} do not fit these images. "
+        "A slight difference that all samples share, such as the autoencoder's blur, is then larger than the distance "
+        "from a real image to its nearest ones. Compare checkpoints by the Frechet distance."
+    )
 
 
 def group_by_num_samples(metrics: Mapping[str, float]) -> dict[int, dict[str, str]]:

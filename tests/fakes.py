@@ -53,6 +53,10 @@ class FakeRun:
     def model_removed(self, digest: str) -> None:
         self.removed.append(digest)
 
+    def model_picture(self, digest: str, artifact: str) -> None: ...
+
+    def scores(self, digest: str, metrics: dict[str, float], step: int, protocol_id: str) -> None: ...
+
     def input(self, *, name: str, digest: str, source: str, context: str) -> None: ...
 
     def artifact(self, path: str | Path, folder: str | None = None) -> None:

@@ -120,6 +120,17 @@ class CheckpointRecord:
         )
 
 
+def model_label(model: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> str:
+    """Return a model in a few words: "DiT-S/2", or without a name in the recipe its dimensions.
+
+    model: fields of its configuration, as recorded. recipe: the resolved recipe; None if it is unknown.
+    """
+    if name := ((recipe or {}).get("model") or {}).get("name"):
+        return name
+    sizes = {"width": "hidden_size", "depth": "depth", "patch": "patch_size"}
+    return ", ".join(["transformer", *(f"{word} {model[field]}" for word, field in sizes.items() if field in model)])
+
+
 def describe_checkpoint(
     *,
     model: DiTConfig | UViTConfig,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.console import say
+from pipelines.tracking.experiment_page import landing_page
 from pipelines.tracking.lookup import connected_client
 from pipelines.tracking.moved_store import earlier_folders
 from pipelines.tracking.store import check_tracking
@@ -30,7 +31,7 @@ def serve_ui(uri: str, port: int) -> None:
     started UI does not answer, and InvalidInput if other programs use all ports.
     """
     if uri.startswith("http"):
-        say("ui", f"{uri} is the UI of its own store: {check_tracking(uri)}")
+        say("ui", f"{_landing_address(uri)}: the UI of the server in use, {check_tracking(uri)}")
         return
     check_tracking(uri)  # creates a database that does not exist, as every stage does
     if folders := earlier_folders(uri):
@@ -38,7 +39,7 @@ def serve_ui(uri: str, port: int) -> None:
     ports = range(port, port + NUM_PORTS)
     free = [each for each in ports if _is_free(each)]
     if found := next((each for each in ports if each not in free and _serves(each, uri)), None):
-        say("ui", f"{_address(found)} on {uri} (already running)")
+        say("ui", f"{_landing_address(_address(found), uri)} on {uri} (already running)")
         return
     if not free:
         raise InvalidInput(
@@ -47,13 +48,19 @@ def serve_ui(uri: str, port: int) -> None:
             "choose other ports with --port",
         )
     with _run_server(uri, free[0]) as server:
-        say("ui", f"{_address(free[0])} on {uri}; Ctrl-C stops it")
+        say("ui", f"{_landing_address(_address(free[0]), uri)} on {uri}; Ctrl-C stops it")
         # Not wait(): polars, where installed, lets the system restart calls that Ctrl-C interrupts.
         while server.poll() is None:
             time.sleep(0.5)
     raise Unreachable(
         f"the UI at {_address(free[0])} ended with exit code {server.returncode}", "", "see its output above"
     )
+
+
+def _landing_address(address: str, uri: str = "") -> str:
+    """Return the address of the UI's page with the newest trainings. uri: of the store; empty: the address."""
+    with connected_client(uri or address) as client:
+        return f"{address.rstrip('/')}{landing_page(client)}"
 
 
 def _address(port: int) -> str:

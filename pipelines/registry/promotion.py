@@ -18,6 +18,7 @@ from pipelines.scoring.report_files import find_reports
 from pipelines.tracking import tags
 from pipelines.tracking.experiments import REGISTERED_NAME_FORBIDS, clean_name, find_experiment
 from pipelines.tracking.lookup import connected_client, has_files
+from pipelines.tracking.model_writer import picture_in
 from pipelines.tracking.moved_store import refuse_moved
 from pipelines.tracking.store import tracking_uri
 from raydit.errors import InvalidInput, NotFound, Unreachable
@@ -231,12 +232,14 @@ def _give_alias(client: Any, uri: str, experiment: str, name: str, candidate: Pr
     if not client.list_logged_model_artifacts(model.model_id):
         upload(client, model.model_id, opened)
     if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name, description=f"Checkpoints of the experiment `{experiment}`, by raydit.")
+        client.create_registered_model(name, description=_model_description(experiment))
     aliases = _aliases(client, name)
     number = _version(client, uri, name, model, opened, candidate)
     if aliases.get(alias) not in (None, number):
         client.set_model_version_tag(name, number, tags.PREVIOUS_VERSION, aliases[alias])
     client.set_registered_model_alias(name, alias, number)
+    if alias == CHAMPION:
+        _show_picture(client, name, experiment, picture_in(model.tags.get(tags.DESCRIPTION, "")))
     challenger = _holder(client, name, CHALLENGER)
     if alias == CHAMPION and challenger is not None and challenger.digest == candidate.digest:
         client.delete_registered_model_alias(name, CHALLENGER)
@@ -286,13 +289,29 @@ def _version(client: Any, uri: str, name: str, model: Any, opened: LocatedCheckp
             f"models:/{model.model_id}",
             run_id=model.source_run_id,
             tags=score_tags | further,
-            description=_version_description(opened, candidate),
+            description="\n\n".join(
+                filter(
+                    None, [_version_description(opened, candidate), picture_in(model.tags.get(tags.DESCRIPTION, ""))]
+                )
+            ),
             model_id=model.model_id,
         )
     known = json.loads(model.tags.get(REGISTERED_VERSIONS, "[]"))
     versions = [*known, {"name": name, "version": str(created.version)}]
     client.set_logged_model_tags(model.model_id, {REGISTERED_VERSIONS: json.dumps(versions)})
     return str(created.version)
+
+
+def _model_description(experiment: str) -> str:
+    return f"Checkpoints of the experiment `{experiment}`, by raydit."
+
+
+def _show_picture(client: Any, name: str, experiment: str, picture: str) -> None:
+    """Show the champion's picture in the description of a registered model, unless someone has written another one."""
+    description = client.get_registered_model(name).description or ""
+    text = description.replace(picture_in(description), "").strip() if picture_in(description) else description
+    if picture and text == _model_description(experiment):
+        client.update_registered_model(name, f"{text}\n\n{picture}")
 
 
 def _version_description(opened: LocatedCheckpoint, candidate: PromotionScore) -> str:

@@ -74,16 +74,20 @@ def list_runs(uri: str, *, experiment: str = "", stage: str = "", limit: int = 2
 
 def summary(run: Any, uri: str, experiment: str) -> dict[str, Any]:
     """Summarise a run: start in milliseconds since 1970, duration in seconds or None while it runs."""
-    ended = run.info.end_time
+    ended, stage = run.info.end_time, run.data.tags.get(tags.STAGE, "")
+    # A training has the scores of its checkpoints as well, each of which is in the summary of its own evaluation.
+    metrics = {
+        name: value for name, value in run.data.metrics.items() if stage != "train" or not name.startswith(SCORE)
+    }
     return {
         "id": run.info.run_id,
         "name": run.info.run_name,
         "experiment": experiment,
-        "stage": run.data.tags.get(tags.STAGE, ""),
+        "stage": stage,
         "status": run.info.status,
         "start": run.info.start_time,
         "seconds": (ended - run.info.start_time) / 1000 if ended else None,
-        "metrics": main_metrics(run.data.metrics),
+        "metrics": main_metrics(metrics),
         "link": run_link(uri, run.info.experiment_id, run.info.run_id),
     }
 

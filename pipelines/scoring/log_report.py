@@ -51,6 +51,10 @@ def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0
         run.artifact(path)
         if file.endswith(".png"):
             run.image(path, name, step)
+    if model and "samples" in report.artifacts:
+        run.model_picture(model, report.artifacts["samples"])
+    if model and not report.disqualified:
+        run.scores(model, report.metrics, step, protocol.protocol_id)
 
 
 def plot_timings(timings: Mapping[str, float]) -> "Image.Image":

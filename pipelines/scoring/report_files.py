@@ -6,6 +6,7 @@ A report lies in output/evaluations/<protocol_id>/<name of the checkpoint>, next
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from cluster import storage
 from evaluation.page import render_page
@@ -13,6 +14,7 @@ from evaluation.report import REPORT_FILE, EvaluationReport
 from pipelines.checkpoints.open import IN_TRACKING, open_checkpoint
 from pipelines.scoring.settings import EVALUATIONS
 from pipelines.tracking.provenance import code_record
+from raydit import __version__
 from raydit.errors import InvalidInput, NotFound
 
 PAGE_FILE = "report.html"
@@ -26,11 +28,18 @@ def report_folder(evaluations: str, protocol_id: str, name: str) -> str:
 def write_report(
     report: EvaluationReport, folder: str, pictures: dict[str, bytes], timings: dict[str, float]
 ) -> EvaluationReport:
-    """Write pictures (PNG files by name) and page, then the report; return it with timings, files and commit."""
+    """Write pictures (PNG files by name) and page, then the report; return it with timings, files, date and code."""
     files = {name: f"{name}.png" for name in pictures}
     for name, content in pictures.items():
         storage.write_atomically(storage.join(folder, files[name]), content)
-    report = replace(report, timings=timings, artifacts={**files, "page": PAGE_FILE}, code=code_record())
+    report = replace(
+        report,
+        timings=timings,
+        artifacts={**files, "page": PAGE_FILE},
+        code=code_record(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        raydit_version=__version__,
+    )
     _write_page(report, folder, pictures)
     save_report(report, folder)
     return report

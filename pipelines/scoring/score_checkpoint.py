@@ -5,10 +5,11 @@ The numbers are the same on any cluster: sample i depends on the seed and on i o
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cluster import storage
+from dit.formats.record import model_label
 from evaluation.protocol import EvaluationProtocol, shard_ranges
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import LocatedCheckpoint
@@ -116,6 +117,11 @@ def score_checkpoint(
             checkpoint=opened.origin,
             digest=opened.digest,
             num_constant=samples.num_constant,
+        )
+        report = replace(
+            report,
+            latents=opened.record.latents_fingerprint or "",
+            model=f"{model_label(opened.record.model, opened.record.recipe)}, {opened.record.process_kind}",
         )
         timer.lap("scoring_seconds")
         assert samples.labels is not None, "samples have labels"

@@ -24,9 +24,9 @@ class Delivery(MlflowWriter):
     The server of a journal: see pipelines.tracking.journal.Server.
     """
 
-    def __init__(self, uri: str, output: str, part: str = "", samples_step: int = 0):
+    def __init__(self, uri: str, output: str, part: str = ""):
         """output: folder or URI of the recipe's output. part: see Tracker.open."""
-        super().__init__(uri, lambda text: say("tracking", text), samples_step)
+        super().__init__(uri, lambda text: say("tracking", text))
         self._output = output
         self._path = journal_path(output, uri, part)
         self.num_refused = 0

@@ -27,15 +27,15 @@ def find_experiment(client: Any, name: str) -> Any | None:
     return next(iter(client.search_experiments(filter_string=tags.has(tags.EXPERIMENT, name), order_by=order)), None)
 
 
-def create_experiment(client: Any, uri: str, name: str, samples_step: int) -> tuple[str, str]:
+def create_experiment(client: Any, uri: str, name: str) -> tuple[str, str]:
     """Create a recipe's experiment, and return its id and its name.
 
     A deleted experiment keeps its name in MLflow, so the new one is named NAME (2). If the store is a database file,
-    artifacts lie beside it, not in the working folder. samples_step: training step whose samples its page shows.
+    artifacts lie beside it, not in the working folder.
     """
     folder = database_folder(uri)
     location = str(folder / ARTIFACTS) if folder else None
-    page, new_name, number = experiment_tags(name, samples_step), name, 1
+    page, new_name, number = experiment_tags(name), name, 1
     while (taken := client.get_experiment_by_name(new_name)) is not None and taken.lifecycle_stage != "active":
         number += 1
         new_name = f"{name} ({number})"

@@ -3,6 +3,7 @@
 import re
 
 from dit.checkpoint import Checkpoint
+from dit.formats.record import model_label
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import RunLog
 
@@ -21,8 +22,19 @@ def log_checkpoint(run: RunLog, checkpoint: Checkpoint, location: str | None = N
         step=checkpoint.step,
         params={"model": checkpoint.record.model, "objective": checkpoint.record.objective},
         tags={
+            tags.DESCRIPTION: describe_model(checkpoint, location),
             tags.CHECKPOINT: location,
             tags.CHECKPOINT_DIGEST: checkpoint.digest,
             tags.LATENTS_FINGERPRINT: checkpoint.record.latents_fingerprint or "unknown",
         },
+    )
+
+
+def describe_model(checkpoint: Checkpoint, location: str) -> str:
+    """Return the description of a checkpoint's LoggedModel, in Markdown. location: path or URI of the checkpoint."""
+    record = checkpoint.record
+    trained = f"Step {checkpoint.step:,} of the recipe `{record.recipe['name']}`" if record.recipe else "Imported"
+    return (
+        f"{trained}: {model_label(record.model, record.recipe)}, {record.process_kind}.\n\n"
+        f"Checkpoint `{location}`, digest `{checkpoint.digest[:12]}`. Its lineage: `raydit lineage {location}`"
     )

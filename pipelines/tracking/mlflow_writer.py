@@ -12,8 +12,10 @@ from typing import Any
 from cluster import storage
 from pipelines.console import first_line
 from pipelines.tracking import tags
-from pipelines.tracking.experiments import clean_name, create_experiment, find_experiment
+from pipelines.tracking.experiment_page import SAMPLES, update_view
+from pipelines.tracking.experiments import create_experiment, find_experiment
 from pipelines.tracking.journal import Entry, Ids, Refused
+from pipelines.tracking.model_writer import ModelWriter, run_id_of
 from pipelines.tracking.store import (
     check_tracking,
     is_locked,
@@ -31,15 +33,15 @@ MAX_PARAM_LENGTH = 6000
 MAX_DIGEST_LENGTH = 36
 
 
-class MlflowWriter:
+class MlflowWriter(ModelWriter):
     """Delivers journal entries to MLflow; called by the journal's thread.
 
     `ids` maps the journal's names of runs, experiments and models to MLflow's ids. The journal keeps it on disk.
     """
 
-    def __init__(self, uri: str, say: Callable[[str], None], samples_step: int = 0):
-        """say: shows a line to the user. samples_step: training step whose samples a new experiment's page shows."""
-        self._uri, self._say, self._samples_step = uri, say, samples_step
+    def __init__(self, uri: str, say: Callable[[str], None]):
+        """say: shows a line to the user."""
+        self._uri, self._say = uri, say
         self._client: Any = None
         self._failing: tuple[Entry, int] = ({}, 0)
 
@@ -92,7 +94,7 @@ class MlflowWriter:
     def _open_experiment(self, name: str, ids: Ids) -> str:
         if found := find_experiment(self._client, name):
             return found.experiment_id
-        experiment, new_name = create_experiment(self._client, self._uri, name, self._samples_step)
+        experiment, new_name = create_experiment(self._client, self._uri, name)
         if new_name != name:
             self._say(f"the experiment {name!r} was deleted in MLflow; runs go to a new one, {new_name!r}")
             for key in [key for key in ids if key.startswith("model ")]:
@@ -193,7 +195,7 @@ class MlflowWriter:
         """Log params. Those that the run has with another value, of a run that an older version began, become tags."""
         from mlflow.entities import Param
 
-        run_id = _run_id(entry, ids)
+        run_id = run_id_of(entry, ids)
         wanted = {name: value[:MAX_PARAM_LENGTH] for name, value in entry["params"].items()}
         known = self._client.get_run(run_id).data.params
         changed = {name: value for name, value in wanted.items() if known.get(name, value) != value}
@@ -204,7 +206,7 @@ class MlflowWriter:
 
     def _settings(self, entry: Entry, ids: Ids) -> None:
         settings = {f"{tags.SETTING_PREFIX}{name}": value for name, value in entry["settings"].items()}
-        self._set_tags(_run_id(entry, ids), settings)
+        self._set_tags(run_id_of(entry, ids), settings)
 
     def _set_tags(self, run_id: str, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -214,7 +216,7 @@ class MlflowWriter:
             self._client.log_batch(run_id, tags=found[start : start + TAGS_PER_REQUEST])
 
     def _tag(self, entry: Entry, ids: Ids) -> None:
-        self._client.set_tag(_run_id(entry, ids), entry["name"], entry["value"])
+        self._client.set_tag(run_id_of(entry, ids), entry["name"], entry["value"])
 
     def _metrics(self, entry: Entry, ids: Ids) -> None:
         from mlflow.entities import Metric
@@ -226,35 +228,7 @@ class MlflowWriter:
             for name, value in point["metrics"].items()
         ]
         for start in range(0, len(metrics), METRICS_PER_REQUEST):
-            self._client.log_batch(_run_id(entry, ids), metrics=metrics[start : start + METRICS_PER_REQUEST])
-
-    def _model(self, entry: Entry, ids: Ids) -> None:
-        from mlflow.entities import LoggedModelOutput
-
-        key, run_id = f"model {entry['digest']}", _run_id(entry, ids)
-        created = False
-        if key not in ids:
-            experiment = ids[f"experiment {entry['run']}"]
-            # Another process may have logged it already: a training may be evaluated while it runs.
-            same = tags.has(tags.CHECKPOINT_DIGEST, entry["digest"])
-            found = self._client.search_logged_models([experiment], filter_string=same)
-            created = not found
-            ids[key] = (found[0] if found else self._create_model(experiment, run_id, entry)).model_id
-        if created or entry["run"].startswith("train-"):
-            outputs = self._client.get_run(run_id).outputs
-            if ids[key] not in [output.model_id for output in (outputs.model_outputs if outputs else ())]:
-                self._client.log_outputs(run_id, [LoggedModelOutput(ids[key], entry["step"])])
-
-    def _create_model(self, experiment: str, run_id: str, entry: Entry) -> Any:
-        model = self._client.create_logged_model(
-            experiment,
-            name=clean_name(entry["name"]),
-            source_run_id=run_id,
-            params=entry["params"],
-            tags=entry["tags"],
-            model_type="raydit.checkpoint",
-        )
-        return self._client.finalize_logged_model(model.model_id, "READY")
+            self._client.log_batch(run_id_of(entry, ids), metrics=metrics[start : start + METRICS_PER_REQUEST])
 
     def _model_removed(self, entry: Entry, ids: Ids) -> None:
         if model_id := ids.get(f"model {entry['digest']}"):
@@ -266,29 +240,32 @@ class MlflowWriter:
         source = json.dumps({"uri": entry["source"]})
         dataset = Dataset(entry["name"], entry["digest"][:MAX_DIGEST_LENGTH], "local", source)
         context = [InputTag("mlflow.data.context", entry["context"])]
-        self._client.log_inputs(_run_id(entry, ids), datasets=[DatasetInput(dataset, context)])
+        self._client.log_inputs(run_id_of(entry, ids), datasets=[DatasetInput(dataset, context)])
 
     def _artifact(self, entry: Entry, ids: Ids) -> None:
         if storage.exists(entry["path"]):
             with storage.local_copy(entry["path"]) as file:
-                self._client.log_artifact(_run_id(entry, ids), file, entry["folder"])
+                self._client.log_artifact(run_id_of(entry, ids), file, entry["folder"])
 
     def _image(self, entry: Entry, ids: Ids) -> None:
         """Log a picture, unless it is there already: each gets a name of which MLflow draws a part at random."""
-        run_id, path = _run_id(entry, ids), entry["path"]
-        if not storage.exists(path) or self._has_image(run_id, entry):
+        run_id, path = run_id_of(entry, ids), entry["path"]
+        if not storage.exists(path):
             return
-        from PIL import Image
+        if not self._has_image(run_id, entry):
+            from PIL import Image
 
-        with storage.open_file(path) as file, Image.open(file) as image:
-            self._client.log_image(run_id, image, key=entry["key"], step=entry["step"], timestamp=entry["time"])
+            with storage.open_file(path) as file, Image.open(file) as image:
+                self._client.log_image(run_id, image, key=entry["key"], step=entry["step"], timestamp=entry["time"])
+        if entry["run"].startswith("train-") and entry["key"] == SAMPLES:
+            update_view(self._client, ids[f"experiment {entry['run']}"], samples_step=entry["step"])
 
     def _has_image(self, run_id: str, entry: Entry) -> bool:
         start = f"{entry['key'].replace('/', '~')}+step+{entry['step']}+timestamp+{entry['time']}+"
         return any(Path(file.path).name.startswith(start) for file in self._client.list_artifacts(run_id, "images"))
 
     def _end(self, entry: Entry, ids: Ids) -> None:
-        self._client.set_terminated(_run_id(entry, ids), entry["status"], end_time=entry["time"])
+        self._client.set_terminated(run_id_of(entry, ids), entry["status"], end_time=entry["time"])
 
 
 def _why_unavailable(error: Exception) -> str:
@@ -297,12 +274,6 @@ def _why_unavailable(error: Exception) -> str:
         return "is locked by another process"
     does = "refuses access" if is_refusing_all(error) else "does not answer"
     return f"{does} ({first_line(error)[:200]})"
-
-
-def _run_id(entry: Entry, ids: Ids) -> str:
-    if run_id := ids.get(f"run {entry['run']}"):
-        return run_id
-    raise LookupError(f"MLflow has not taken the run {entry['run']}, which this is of")
 
 
 def _first_request(entries: list[Entry]) -> tuple[Entry, int]:

@@ -56,6 +56,22 @@ class RunLog(Protocol):
         """Mark the LoggedModel of a checkpoint whose files were removed; its metrics stay."""
         ...
 
+    def model_picture(self, digest: str, artifact: str) -> None:
+        """Show a picture in the description of a checkpoint's LoggedModel, if it shows none yet.
+
+        artifact: path of the picture among the artifacts of this run.
+        """
+        ...
+
+    def scores(self, digest: str, metrics: dict[str, float], step: int, protocol_id: str) -> None:
+        """Log the metrics of an evaluation, without eval/, to the run of the training that wrote the checkpoint.
+
+        Each has one value at a step there. The first protocol with a metric of a name has it as eval/NAME, any other
+        one as eval/PROTOCOL_ID/NAME: values of several protocols cannot be compared. Does nothing for a checkpoint of
+        which no training is known.
+        """
+        ...
+
     def input(self, *, name: str, digest: str, source: str, context: str) -> None:
         """Log a data set that the run read."""
         ...

@@ -19,6 +19,8 @@ PROTOCOL = "raydit.protocol"
 """What a protocol says, in a few words, beside its id."""
 DISQUALIFIED = "raydit.disqualified"
 """On the run of an evaluation: why its checkpoint can be neither best nor champion, whatever its metrics."""
+SCORES = "raydit.scores"
+"""On the run of a training: JSON with the protocol id of each of its metrics eval/NAME, by NAME."""
 REMOVED = "raydit.removed"
 """Set on a LoggedModel when the files of its checkpoint have been removed."""
 

@@ -16,7 +16,6 @@ from pipelines.config.recipe import Recipe
 from pipelines.console import say
 from pipelines.tracking import tags
 from pipelines.tracking.delivery import Delivery, journal_path
-from pipelines.tracking.experiment_page import last_samples
 from pipelines.tracking.experiments import clean_name
 from pipelines.tracking.journal import Journal, count_undelivered, has_open_runs
 from pipelines.tracking.relocation import relocate
@@ -69,7 +68,7 @@ class Tracker:
         refuse_unusable(uri)
         if (name := clean_name(config.name)) != config.name:
             say("tracking", f"models are named {name!r}; MLflow allows {config.name!r} as the experiment's name only")
-        delivery = Delivery(uri, config.output, part, last_samples(config.train))
+        delivery = Delivery(uri, config.output, part)
         return cls(delivery.open_journal(), config.name, uri, delivery)
 
     @staticmethod
@@ -197,6 +196,12 @@ class JournalRun:
 
     def model_removed(self, digest: str) -> None:
         self.append("model_removed", digest=digest)
+
+    def model_picture(self, digest: str, artifact: str) -> None:
+        self.append("model_picture", digest=digest, artifact=artifact)
+
+    def scores(self, digest: str, metrics: dict[str, float], step: int, protocol_id: str) -> None:
+        self.append("scores", digest=digest, metrics=metrics, step=step, protocol=protocol_id)
 
     def input(self, *, name: str, digest: str, source: str, context: str) -> None:
         self.append("input", name=name, digest=digest, source=source, context=context)

@@ -61,9 +61,9 @@ class TrainingMonitor:
             self._figures.save()
             self._say(f"stopped after step {message.step:,}, with a checkpoint to resume from")
         elif isinstance(message, Saved):
-            self._log_checkpoint(message.step)
+            digest = self._log_checkpoint(message.step)
             self._figures.save()
-            self._previews.start(self._checkpoints.uri_of(message.step), message.step)
+            self._previews.start(self._checkpoints.uri_of(message.step), message.step, digest)
             self._remove_outdated()
         else:
             self._log_report(message)
@@ -96,11 +96,15 @@ class TrainingMonitor:
         known = self._figures.values("loss").get(step)
         return known is not None and math.isclose(known, loss, rel_tol=REPLAY_TOLERANCE)
 
-    def _log_checkpoint(self, step: int) -> None:
-        """Log a checkpoint as a model, after the reports before it, and move the tracking cursor to its step."""
+    def _log_checkpoint(self, step: int) -> str:
+        """Log a checkpoint as a model, after the reports before it, and move the tracking cursor to its step.
+
+        Returns its digest.
+        """
         checkpoint = self._checkpoints.describe(step)
         log_checkpoint(self._run, checkpoint, checkpoint.origin)
         self._move_cursor(step)
+        return checkpoint.digest
 
     def _move_cursor(self, step: int) -> None:
         """Record that tracking has everything up to the checkpoint of a step."""

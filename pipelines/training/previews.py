@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster import storage
 from pipelines.config.recipe import Recipe
+from pipelines.tracking.experiment_page import SAMPLES
 from pipelines.tracking.run_log import RunLog
 
 GRID_COLUMNS = 8
@@ -25,15 +26,18 @@ class Previews:
         """say: shows a line to the user."""
         self._config, self._run, self._say = config, run, say
         self._folder = Path(storage.local_folder_for(config.folder("samples")))
-        self._pending: dict[Any, int] = {}
+        self._pending: dict[Any, tuple[int, str]] = {}
 
     @property
     def pending_steps(self) -> set[int]:
         """Steps whose checkpoints are still being read."""
-        return set(self._pending.values())
+        return {step for step, _ in self._pending.values()}
 
-    def start(self, checkpoint: str, step: int) -> None:
-        """Start the grid of a checkpoint, given by path or URI, if the recipe asks for one at its step."""
+    def start(self, checkpoint: str, step: int, digest: str) -> None:
+        """Start the grid of a checkpoint, given by path or URI, if the recipe asks for one at its step.
+
+        digest: of the checkpoint, whose LoggedModel shows the grid.
+        """
         every = self._config.train.sample_every
         if not every or step % every:
             return
@@ -42,7 +46,7 @@ class Previews:
         evaluate = self._config.evaluate
         resources = {"num_cpus": evaluate.cpus_per_worker, "num_gpus": evaluate.gpus_per_worker, **evaluate.placement}
         draw_grid = ray.remote(**resources, max_retries=1)(_draw_grid)
-        self._pending[draw_grid.remote(checkpoint, self._config)] = step
+        self._pending[draw_grid.remote(checkpoint, self._config)] = step, digest
 
     def collect(self, *, wait: bool = False) -> None:
         """Log the grids that are drawn; with `wait`, wait for those that are not."""
@@ -53,15 +57,17 @@ class Previews:
         timeout = FINAL_WAIT_SECONDS if wait else 0
         finished, late = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=timeout)
         for reference in finished:
-            step = self._pending.pop(reference)
+            step, digest = self._pending.pop(reference)
             try:
                 file = self._folder / f"step_{step:07d}.png"
                 storage.write_atomically(str(file), ray.get(reference))
-                self._run.image(file, "samples", step)
+                self._run.image(file, SAMPLES, step)
+                self._run.artifact(file, SAMPLES)
+                self._run.model_picture(digest, f"{SAMPLES}/{file.name}")
             except Exception as error:  # a missing picture must not end the training
                 self._say(f"no samples of step {step:,}: {str(error).strip().splitlines()[-1]}")
         if wait and late:
-            steps = ", ".join(f"{self._pending[reference]:,}" for reference in late)
+            steps = ", ".join(f"{self._pending[reference][0]:,}" for reference in late)
             self._say(f"no samples of step {steps} after {FINAL_WAIT_SECONDS:.0f} s: no longer waiting for them")
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -9,7 +10,7 @@ import pytest
 
 from evaluation.page import render_page
 from evaluation.protocol import EvaluationProtocol
-from evaluation.report import EvaluationReport
+from evaluation.report import EvaluationReport, explain_low_precision
 
 REPORT = EvaluationReport(
     protocol=EvaluationProtocol(
@@ -117,3 +118,37 @@ def test_a_report_names_the_code_that_scored_and_one_without_it_is_as_before(cod
     assert EvaluationReport.from_json(text) == report and report.commit == commit
     assert ("code" in json.loads(text)) == (code is not None)
     assert commit in render_page(report) and ("· code" in render_page(report)) == bool(commit)
+
+
+def test_a_report_says_when_and_of_what_it_is_and_one_without_it_is_as_before():
+    fields = {
+        "date": "2026-03-01T12:00:00+00:00",
+        "raydit_version": "1.2.3",
+        "latents": "f" * 64,
+        "model": "DiT-S/2, flow",
+    }
+    assert not fields.keys() & json.loads(REPORT.to_json()).keys()
+    report = replace(REPORT, **fields)
+    assert fields.items() <= json.loads(report.to_json()).items()
+    again = EvaluationReport.from_json(report.to_json())
+    assert again == report and again.date == report.date
+    line = "2026-03-01 12:00:00 UTC · raydit 1.2.3 · DiT-S/2, flow · latents <code>ffffffffffff</code>"
+    assert line in render_page(report)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "precision", "said"),
+    [
+        (1000, 0.0, "Precision near 0 beside good samples: the features of efficientnet-lite0 do not fit these images"),
+        (100, 0.0, "Precision near 0 may be due to the number of samples: 100"),
+        (1000, 0.5, ""),
+    ],
+)
+def test_a_precision_near_0_is_explained(num_samples, precision, said):
+    protocol = replace(REPORT.protocol, num_samples=num_samples)
+    count = "1k" if num_samples == 1000 else num_samples
+    metrics = {f"fd_efficientnet_lite0_{count}": 1.0, f"precision_efficientnet_lite0_{count}": precision}
+    report = replace(REPORT, protocol=protocol, metrics=metrics, real_baseline={})
+    assert explain_low_precision(report).startswith(said) and bool(explain_low_precision(report)) == bool(said)
+    assert explain_low_precision(report) in report.table()
+    assert escape(explain_low_precision(report)) in render_page(report)

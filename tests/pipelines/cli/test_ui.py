@@ -5,6 +5,7 @@ tiny one. docs/tracking.png is `view` of pipelines/recipes/digits.toml, reduced 
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pipelines.cli import mlflow_ui
 from pipelines.config.reader import load_recipe
 from pipelines.registry.promotion import promote_checkpoint
 from pipelines.run import run_pipeline
-from pipelines.tracking.experiment_page import VIEW, VIEW_ID
+from pipelines.tracking.experiment_page import VIEW
 from pipelines.tracking.lookup import model_id_of
 from pipelines.tracking.store import check_tracking
 
@@ -61,6 +62,11 @@ class Ui:
             self.__exit__()
             raise
         return self
+
+    @property
+    def landing_address(self):
+        """The address that it prints."""
+        return re.search(rf"{self.address}\S*", self.log.read_text())[0]
 
     def __exit__(self, *error):
         self.process.send_signal(signal.SIGINT)
@@ -114,8 +120,8 @@ def test_the_experiment_names_its_runs_and_holds_a_view_that_compares_trainings(
     page.open(f"{served.address}/#/experiments/{experiment}/runs?{CLASSICAL}")
     page.wait_for(f"Runs of the raydit recipe {told.name}", runs["pipeline"].run_name)
     kept("experiment")
-    query = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={VIEW_ID}"
-    page.open(f"{served.address}/#/experiments/{experiment}/runs?{query}")
+    assert f"/#/experiments/{experiment}/runs?{CLASSICAL}" in served.landing_address
+    page.open(served.landing_address)
     page.wait_for(VIEW, runs["train"].run_name, "train/loss")
     page.wait_until(page.has_picture, "expected the samples")
     page.wait_until(
@@ -156,19 +162,21 @@ def test_the_registered_model_shows_its_alias_and_what_it_scored(page, served, t
     kept("model")
     page.open(f"{served.address}/#/models/{NAME}/versions/1?{CLASSICAL}")
     page.wait_for(f"Step {told.train.steps:,}: fd_efficientnet_lite0_", "raydit lineage")
+    page.wait_until(page.has_picture, "expected the samples in the description")
     kept("version")
     model, experiment = (
         model_id_of(version),
         MlflowClient(told.tracking.uri).get_experiment_by_name(told.name).experiment_id,
     )
     page.open(f"{served.address}/#/experiments/{experiment}/models/{model}?{CLASSICAL}")
-    page.wait_for("eval/fd_efficientnet_lite0_", "reference")
+    page.wait_for("eval/fd_efficientnet_lite0_", "reference", f"Step {told.train.steps:,} of the recipe")
+    page.wait_until(page.has_picture, "expected the samples in the description")
     kept("checkpoint")
 
 
 def test_a_ui_that_runs_is_found_and_another_stores_is_left_alone(served, tmp_path, capsys, monkeypatch):
     mlflow_ui.serve_ui(served.store, served.port)
-    assert f"{served.address} on {served.store} (already running)" in capsys.readouterr().out
+    assert f"{served.landing_address} on {served.store} (already running)" in capsys.readouterr().out
     mlflow_ui.serve_ui(served.store, served.port - 1)  # one that is free is no reason to start another
     assert "(already running)" in capsys.readouterr().out
     other = f"sqlite:///{tmp_path}/mlflow.db"
@@ -177,7 +185,7 @@ def test_a_ui_that_runs_is_found_and_another_stores_is_left_alone(served, tmp_pa
     with pytest.raises(ValueError, match=f"ports {served.port} to {served.port}: found other programs on all of them"):
         mlflow_ui.serve_ui(other, served.port)
     mlflow_ui.serve_ui(served.address, served.port)
-    assert f"{served.address} is the UI of its own store: 2 experiments" in capsys.readouterr().out
+    assert f"{served.landing_address}: the UI of the server in use, 2 experiments" in capsys.readouterr().out
 
 
 def test_ctrl_c_ends_what_was_started(tmp_path):

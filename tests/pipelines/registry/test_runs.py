@@ -14,6 +14,14 @@ from pipelines.checkpoints.open import open_checkpoint
 from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext
+from pipelines.tracking.experiment_page import (
+    VIEW_TAG,
+    ViewContent,
+    experiment_tags,
+    landing_page,
+    read_content,
+    update_view,
+)
 from pipelines.tracking.provenance import code_label, code_tags
 
 METRIC = "fd_efficientnet_lite0_16"
@@ -155,3 +163,54 @@ def test_scores_by_several_protocols_stand_apart_on_a_model_with_their_names(ask
     assert (read.dataset.name, read.dataset.digest) == ("reference", report.protocol.reference_digest[:36])
     found, shown = asked("runs", "show", name)
     assert f"protocol     {report.protocol.label}" in shown and found["protocol"] == report.protocol.summary
+
+
+def test_scores_lie_on_the_run_of_the_training_with_one_value_at_a_step_and_apart_by_protocol(story):
+    other = replace(story.config, evaluate=replace(story.config.evaluate, cfg_scale=4.0))
+    with StageContext(other) as context:
+        report = tell_evaluation(context, other, story.checkpoints[2], 1.0)
+        tell_evaluation(context, story.config, story.checkpoints[4], 99.0)  # as after --force with other code
+    client = MlflowClient(story.uri)
+    (experiment,) = [client.get_experiment_by_name("tiny")]
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`raydit.stage` = 'train'")
+
+    def points(name: str) -> list[tuple[int, float]]:
+        return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+
+    assert points(f"eval/{METRIC}") == list(SCORES.items())
+    assert points(f"eval/{report.protocol_id}/{METRIC}") == [(2, 1.0)]
+    assert read_content(experiment.tags[VIEW_TAG]) == ViewContent(0, f"eval/{METRIC}")
+
+
+def test_an_evaluation_reads_the_model_that_a_training_wrote(story):
+    client = MlflowClient(story.uri)
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    same = f"tags.`raydit.checkpoint_digest` = '{story.checkpoints[6].digest}'"
+    (model,) = client.search_logged_models([experiment], filter_string=same)
+    assert model.tags["mlflow.note.content"].startswith("Step 6 of the recipe `tiny`: transformer, width 32, depth 1")
+    name = f"step 6: {story.reports[6].protocol.summary}"
+    (found,) = client.search_runs([experiment], f"attributes.run_name = '{name}'")
+    (read,) = client.get_run(found.info.run_id).inputs.model_inputs
+    assert read.model_id == model.model_id
+
+
+def test_the_ui_opens_with_the_charts_of_the_newest_experiments_trainings(story):
+    client = MlflowClient(story.uri)
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    assert landing_page(client) == (
+        f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
+        "&compareRunsMode=CHART&viewStateShareKey=raydit-trainings"
+    )
+
+
+def test_the_view_has_a_picture_once_there_are_samples(story):
+    client = MlflowClient(story.uri)
+    experiment = client.create_experiment("pictured", tags=experiment_tags("pictured"))
+    update_view(client, experiment, samples_step=350)
+    update_view(client, experiment, score="eval/fid_50k")
+    view = client.get_experiment(experiment).tags[VIEW_TAG]
+    assert read_content(view) == ViewContent(350, "eval/fid_50k")
+    state = json.loads(json.loads(view)["state"])
+    assert [chart["type"] for chart in state["compareRunCharts"]][:2] == ["IMAGE", "LINE"]
+    assert state["selectedColumns"][0] == "metrics.`eval/fid_50k`"
+    client.delete_experiment(experiment)
