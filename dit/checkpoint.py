@@ -31,7 +31,7 @@ from dit.files import digest_of_files, publish, require_unused, sha256_of, sync,
 from dit.formats.diffusers_pipeline import pipeline_scale, read_pipeline, write_pipeline
 from dit.formats.official import check_official, published_objective, read_official
 from dit.formats.record import CheckpointRecord, describe_checkpoint
-from dit.formats.weights import load_weights
+from dit.formats.weights import load_tensors, load_weights
 from dit.snapshot import Snapshot, take_snapshot
 from dit.train import TrainState
 from raydit.errors import InvalidInput, NotFound
@@ -98,7 +98,7 @@ class Checkpoint:
                 "",
                 "choose one of them, or train from the start with this average in train.ema_sigma_rels",
             )
-        return load_file(file, device=str(device))
+        return load_tensors(file, device)
 
 
 def save_checkpoint(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dit.distributed import copy_full_tensor
 from raydit.errors import InvalidInput, NotFound
+from raydit.lfs import refuse_lfs_pointer_file
 
 
 def read_weights(file: str | Path) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def read_weights(file: str | Path) -> dict[str, Any]:
     file = Path(file)
     if not file.is_file():
         raise NotFound(f"no weights at {file}", "a .safetensors or a PyTorch file (.pt)", "check the path")
+    refuse_lfs_pointer_file(file, "the weights")
     try:
         content = load_file(file) if file.suffix == ".safetensors" else _unpickle(file)
     except Exception as error:  # parsers of malformed files raise anything from KeyError to OSError
@@ -35,6 +37,12 @@ def read_weights(file: str | Path) -> dict[str, Any]:
             f"{file} contains a {type(content).__name__}", "a dict of tensors by name", "save the model's state_dict()"
         )
     return content
+
+
+def load_tensors(file: Path, device: str | torch.device) -> dict[str, Tensor]:
+    """Load a safetensors file to a device. Raises InvalidInput if it is a Git LFS pointer."""
+    refuse_lfs_pointer_file(file, "the weights")
+    return load_file(file, device=str(device))
 
 
 def _unpickle(file: Path) -> Any:
