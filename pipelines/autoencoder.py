@@ -10,9 +10,10 @@ from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.config.training import NON_IDENTITY_FIELDS, AutoencoderTrainConfig
 from pipelines.console import Progress
 from pipelines.images.listing import Listing
-from pipelines.images.open import open_source, with_absolute_paths
+from pipelines.images.open import with_absolute_paths
 from pipelines.images.preprocess import read_cropped
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle, autoencoder_of
+from pipelines.latents.recorded_images import list_images, require_classes
 from pipelines.stage import JobContext, job
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.autoencoder import (
@@ -38,13 +39,17 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
         context.skipped("autoencoder", f"{handle.id} in {handle.folder()}")
         return handle
     folder = config.folder(TRAINED_AUTOENCODER)
-    listing, held_out = open_source(config.images).listing().split(config.images.held_out)
+    config, images = list_images(config)
+    listing, held_out = images.split(config.images.held_out)
+    require_classes(config, listing.class_names, listing.columns, folder)
     identity = autoencoder_identity(config, settings, listing)
     Artifact("autoencoder", folder, identity).prepare()
     if record := AutoencoderRecord.read(folder):
         context.skipped("autoencoder", f"{record.psnr:.1f} dB, in {folder}")
         return handle
 
+    for line in (images.summary(), *images.notes):
+        context.say("autoencoder", line)
     with context.run("autoencoder", identity) as run:
         run.params({"images": asdict(config.images), "autoencoder": asdict(settings)})
         progress = context.progress("autoencoder", total=settings.steps, unit="steps")

@@ -12,12 +12,13 @@ from cluster import storage
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import EncodeConfig, ImagesConfig, Recipe
 from pipelines.console import Progress
-from pipelines.images.open import open_source, with_absolute_paths
+from pipelines.images.open import with_absolute_paths
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.dataset import LatentDataset, write_manifest
 from pipelines.latents.encoding import EncodeImages, ReadImages, WriteShard, bytes_in_flight
 from pipelines.latents.identity import describe_latents, encode_identity
 from pipelines.latents.quarantine import QuarantineLimit
+from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.latents.records import ShardRecord
 from pipelines.latents.shards import (
     RECORDS,
@@ -47,7 +48,12 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     moves the old one to superseded/. Raises InvalidInput if more images than encode.max_quarantined are unusable.
     """
     folder, settings = config.latents, config.encode
-    listing, _ = open_source(config.images).listing().split(config.images.held_out)
+    given = config.images.reading
+    config, images = list_images(config)
+    if config.images.reading != given:
+        context.say("encode", KEPT_READING)
+    listing, _ = images.split(config.images.held_out)
+    require_classes(config, listing.class_names, listing.columns, folder)
     autoencoder = autoencoder_of(config)
     record = autoencoder.describe()
     identity = encode_identity(config.images, settings, listing, record)
@@ -56,6 +62,8 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
         context.skipped("encode", summarize(earlier))
         return earlier
 
+    for line in filter(None, (images.summary(), *images.notes, autoencoder.explain_folder())):
+        context.say("encode", line)
     description = describe_latents(config.images, settings, listing.class_names, record)
     shards = plan_shards(folder, listing, earlier, settings.shard_rows)
     if earlier is not None:
@@ -71,12 +79,13 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
         records = encode_shards(context, pending, config.images, autoencoder, settings, WriteShard(folder, description))
         with closing(records):
             log_progress(records, limit, progress, run)
+        finished = finished_records(shards)
+        if dark := sum(record.num_low for record in finished):
+            context.say("encode", describe_low_values(dark))
 
         storage.remove_stale_temporaries(folder)
         remove_strays(folder, shards, earlier)
-        dataset = write_manifest(
-            folder, description, identity, finished_records(shards), recipe=resolved(config), earlier=earlier
-        )
+        dataset = write_manifest(folder, description, identity, finished, recipe=resolved(config), earlier=earlier)
         storage.remove_folder(storage.join(folder, RECORDS))
         context.say("encode", summarize(dataset))
         run.tag(tags.LATENTS_FINGERPRINT, dataset.fingerprint)
@@ -149,6 +158,14 @@ def log_progress(records: Iterable[ShardRecord], limit: QuarantineLimit, progres
             },
             step=progress.count,
         )
+
+
+def describe_low_values(count: int) -> str:
+    """Return a warning about images that are nearly black because their files hold 10 or 12 of 16 bits."""
+    return (
+        f"warning: {count:,} images come out nearly black: their files have 16 bits a channel and only values below "
+        "4,096, as cameras of 10 or 12 bits write them, and the upper 8 bits are used; scale them to 16 bits first"
+    )
 
 
 def total_images(shards: Sequence[LatentShard]) -> int:

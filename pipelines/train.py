@@ -9,8 +9,10 @@ from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
 from pipelines.config.training import NON_IDENTITY_FIELDS
+from pipelines.images.listing import summarize_images
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.recorded_images import require_classes
 from pipelines.scoring.settings import EVALUATIONS
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
@@ -36,6 +38,8 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
         parse_metric_name(settings.keep_best)  # refuses an unknown metric before any work
     checkpoints = CheckpointFolder(config.folder("checkpoints"))
     latents = LatentDataset.open(config.latents)
+    classes = latents.class_names
+    require_classes(config, classes, (), checkpoints.uri)
     check_latents(latents, autoencoder_of(config))
     identity = train_identity(config, latents)
     prepare_checkpoints(checkpoints, identity, settings.steps)
@@ -45,6 +49,7 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
         context.skipped("train", f"{first:,} steps, checkpoint {newest.origin}")
         return newest
 
+    context.say("train", summarize_images(len(latents), len(classes)))
     with context.run("train", identity, {tags.LATENTS_FINGERPRINT: latents.fingerprint}) as run:
         run.params(resolved(config))
         run.input(name="latents", digest=latents.fingerprint, source=str(latents.path), context="training")

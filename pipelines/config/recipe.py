@@ -39,6 +39,9 @@ class ImagesConfig:
     """Column with the labels, or in a tar file their suffix or their field in .json; recognised when left out."""
     class_names: tuple[str, ...] = ()
     """Class names in the order of their labels; when left out, those of the data set, else its label names, sorted."""
+    reading: Literal["earlier"] | None = None
+    """"earlier": recognise splits, labels and image files as releases before this field did. When left out, so for an
+    output whose latents or autoencoder were made of images that were read so."""
     size: PositiveInt = 256
     """Side of the square images that every stage works on, in pixels; 256 as in the DiT paper."""
     crop: Literal["adm", "resize"] = "adm"

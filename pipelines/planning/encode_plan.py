@@ -11,12 +11,12 @@ from cluster import storage
 from dit.autoencoder_size import downsample
 from pipelines.artifacts import Artifact
 from pipelines.config.recipe import EncodeConfig, Recipe
-from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.encoding import EncodeImages
 from pipelines.latents.identity import describe_latents, encode_identity
+from pipelines.latents.recorded_images import list_images, require_classes
 from pipelines.latents.shards import IMAGE_FIELDS, LatentShard, inspect_existing, plan_shards, read_shard_records
 from pipelines.planning.networks import autoencoder_config
 from pipelines.planning.render import format_bytes, format_duration
@@ -75,7 +75,9 @@ class EncodePlan:
 
 def make_encode_plan(config: Recipe) -> EncodePlan:
     """Plan the encode job of a recipe. Raises what the job would raise if there are no images."""
-    listing, held_out = open_source(config.images).listing().split(config.images.held_out)
+    config, images = list_images(config)
+    listing, held_out = images.split(config.images.held_out)
+    require_classes(config, listing.class_names, listing.columns, config.latents)
     autoencoder, unknown = describe_local_autoencoder(config)
     folder, changed, finished = config.latents, [], 0
     shards = plan_shards(folder, listing, None, config.encode.shard_rows)

@@ -187,10 +187,10 @@ def count_images(config: Recipe, count: int | None, classes: int) -> Images:
     if count is not None:
         held_out = round(count * config.images.held_out)
         return Images(training=count - held_out, held_out=held_out, classes=classes, source="as given by --images")
-    from pipelines.images.open import open_source
+    from pipelines.latents.recorded_images import list_images
 
     try:
-        training, others = open_source(config.images).listing().split(config.images.held_out)
+        training, others = list_images(config)[1].split(config.images.held_out)
     except FileNotFoundError as error:
         raise NotFound(str(error), "", "To plan without the images, give their number: --images 1281167") from None
     source = f"in {config.images.path}"

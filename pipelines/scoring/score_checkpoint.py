@@ -71,6 +71,8 @@ def compute_features(context: JobContext, real: RealImages, evaluations: Sequenc
     settings, shards = real.settings, real.missing_shards()
     for number, evaluation in enumerate(evaluations):
         shards += evaluation.shards(source=number)
+    if shards and len(real.training):
+        context.say("evaluate", f"compares with {real.training.summary()}")
     sources = [evaluation.source for evaluation in evaluations]
     create_actor = partial(ScoringActor, with_absolute_paths(settings.images), settings.evaluate, sources)
     compute_shards(context, "evaluate", shards, create_actor, settings.evaluate)
