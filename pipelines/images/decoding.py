@@ -23,6 +23,22 @@ SUFFIXES = EARLIER_SUFFIXES | FORMAT_OF_SUFFIX.keys()
 SUFFIXES |= {".jpe", ".jif", ".jfi", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".apng", ".avifs", ".pbm", ".pnm", ".pfm"}
 SUFFIXES |= {".jxl", ".heif", ".hif", ".pam", ".exr", ".hdr"}  # Pillow cannot decode these, as .heic
 """Suffixes of file names that are listed as images, in lower case."""
+OTHER_PICTURES = {
+    ".psd",
+    ".xcf",
+    ".svg",
+    ".ico",
+    ".eps",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".raf",
+    ".orf",
+    ".rw2",
+}
+"""Suffixes of pictures that often lie beside images of which they are the source; they are not listed, and said so."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 """Formats that are decoded whatever the file's name. Pillow knows more, but its EPS reader starts Ghostscript."""

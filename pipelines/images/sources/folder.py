@@ -1,12 +1,13 @@
 """Image files in folders: a folder for each class, or one folder of images without classes."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.images.decoding import SUFFIXES, is_image, try_decode
+from pipelines.images.decoding import OTHER_PICTURES, SUFFIXES, is_image, try_decode
 from pipelines.images.files import Files, ImagesPath
 from pipelines.images.labels import number_labels
 from pipelines.images.listing import Listing, Locations
@@ -55,6 +56,10 @@ class FolderSource:
         inside, depth, notes = self._pick_split(keys)
         keys, shown = [keys[index] for index in inside], shown[inside]
         labels, class_names = self._labels(keys, depth) if depth is not None else (np.zeros(len(keys), np.int32), ())
+        others = Counter(suffix for name in names if (suffix := name[name.rfind(".") :].lower()) in OTHER_PICTURES)
+        if others and not self.earlier:
+            counted = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))
+            notes = (*notes, f"left out, because raydit reads no such files: {counted}")
         tables = [] if class_names else [name for name in names if name.endswith((".csv", ".tsv", ".jsonl"))]
         if tables and not self.earlier:
             notes = (*notes, f"{tables[0]} is not read: set images.path to it if it names the images and their labels")

@@ -227,6 +227,14 @@ def test_files_of_rare_suffixes_are_decoded_or_given_a_reason(tmp_path):
     )
 
 
+def test_pictures_that_are_not_listed_are_counted(tmp_path):
+    for name in ("cat/a.png", "cat/a.PSD", "dog/b.png", "dog/b.svg", "dog/c.svg", "dog/notes.txt"):
+        write(tmp_path / name, encoded(square(1)))
+    listing = source(tmp_path).listing()
+    assert listing.keys == ["cat/a.png", "dog/b.png"]
+    assert listing.notes == ("left out, because raydit reads no such files: 1 .psd, 2 .svg",)
+
+
 def test_class_less_folders_with_a_table_inside_say_that_it_is_not_read(tmp_path):
     write(tmp_path / "train" / "a.png", encoded(square(1)))
     write(tmp_path / "train" / "metadata.csv", b"file_name,label\na.png,x\n")
