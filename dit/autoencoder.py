@@ -8,7 +8,6 @@ An AutoencoderTiny has no posterior: the mean is its latents, and the log varian
 Source: Rombach et al. 2022 (arXiv 2112.10752).
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit.autoencoder_size import STABLE_DIFFUSION
+from dit.autoencoder_size import STABLE_DIFFUSION, read_config
 from dit.files import translate_full_disk
-from dit.formats.weights import check_finite, read_weights
+from dit.formats.diffusers_files import WEIGHTS, find_weights, look_for_weights
+from dit.formats.weights import check_finite
 from raydit.errors import InvalidInput, NotFound
 
-WEIGHTS = "diffusion_pytorch_model"
-"""File name of the weights in a diffusers folder, without its suffix."""
+VAE = "vae"
+"""Folder of the autoencoder in a diffusers pipeline."""
 SCALING_FACTORS = {"AutoencoderKL": 0.18215, "AutoencoderTiny": 1.0}
 """Supported classes of diffusers, and the scaling factor of each if its config has none."""
 _OTHER_AUTOENCODER = "copy the autoencoder again, or choose another one"
@@ -78,18 +78,18 @@ def images_to_uint8(images: Tensor) -> Tensor:
 
 
 def locate_autoencoder(id: str, *, download: bool = True) -> Path:
-    """Return the local folder of a diffusers autoencoder, given a path or a hub id.
+    """Return the local folder of a diffusers autoencoder, given a path or a hub id; of a pipeline, its vae/ folder.
 
     The files of a hub id come from the cache, or are downloaded if `download`. Raises NotFound if there is neither.
     """
     if Path(id).is_dir():
-        return Path(id)
+        return _vae_of(Path(id))
     from huggingface_hub import snapshot_download
 
+    files = ["config.json", f"{WEIGHTS}.*", f"{WEIGHTS}-*"]
+    patterns = [*files, "model_index.json", *(f"{VAE}/{name}" for name in files)]
     try:
-        return Path(
-            snapshot_download(id, allow_patterns=["config.json", f"{WEIGHTS}.*"], local_files_only=not download)
-        )
+        return _vae_of(Path(snapshot_download(id, allow_patterns=patterns, local_files_only=not download)))
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise NotFound(
@@ -99,13 +99,19 @@ def locate_autoencoder(id: str, *, download: bool = True) -> Path:
         ) from None
 
 
+def _vae_of(folder: Path) -> Path:
+    """Return a folder, or the folder of the autoencoder in it if it holds a diffusers pipeline."""
+    is_pipeline = (folder / "model_index.json").is_file() and not (folder / "config.json").is_file()
+    return folder / VAE if is_pipeline and (folder / VAE).is_dir() else folder
+
+
 def record_autoencoder(id: str, latent_channels: int) -> dict[str, Any]:
     """Return what an imported checkpoint records about its autoencoder; its digest only if it is on this machine.
 
     id: a hub id or a diffusers folder. Raises NotFound if it is not on this machine and not one of Stable
     Diffusion's, and InvalidInput if its weights are not finite or its number of latent channels is not latent_channels.
     """
-    folder = Path(id).absolute() if Path(id).is_dir() else _cached(id)
+    folder = _vae_of(Path(id).absolute()) if Path(id).is_dir() else _cached(id)
     if folder is not None:
         described = {"id": str(folder) if Path(id).is_dir() else id, **describe_autoencoder(folder)}
         check_autoencoder(folder)
@@ -133,36 +139,34 @@ def _cached(id: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(id, local_files_only=True))
+        folder = _vae_of(Path(snapshot_download(id, local_files_only=True)))
     except Exception:  # huggingface_hub raises different errors for invalid ids and for ids that are not cached
         return None
-    return folder if (folder / "config.json").is_file() and any(folder.glob(f"{WEIGHTS}.*")) else None
+    return folder if (folder / "config.json").is_file() and any(folder.glob(f"{WEIGHTS}*")) else None
 
 
 def describe_autoencoder(folder: Path) -> dict[str, Any]:
     """Return identity, shape and scale of a diffusers autoencoder, as latent data sets and checkpoints record them.
 
-    The keys are class, sha256 (of the weights file), latent_channels, downsample, latents_mean and latents_std.
-    Raises NotFound if config or weights are missing, and InvalidInput for an unsupported class.
+    The keys are class, sha256 (of the weights file; of shards see `DiffusersWeights.sha256`), latent_channels,
+    downsample, latents_mean and latents_std. Raises NotFound if config or weights are missing, and InvalidInput for an
+    unsupported class or a Git LFS pointer.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        weights = _weights_file(folder)
-    except (FileNotFoundError, StopIteration):
+    weights = look_for_weights(folder)
+    if weights is None or not (folder / "config.json").is_file():
         found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
         raise NotFound(
             f"{folder} is not a diffusers autoencoder: it contains {found}",
             f"config.json and {WEIGHTS}.safetensors",
             "check the path",
-        ) from None
+        )
+    config = read_config(folder)
     name = autoencoder_class(config, folder)
-    with open(weights, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     scale = latent_scale(config)
     stages = config["block_out_channels" if name == "AutoencoderKL" else "encoder_block_out_channels"]
     return {
         "class": name,
-        "sha256": sha256,
+        "sha256": weights.sha256,
         "latent_channels": config["latent_channels"],
         "downsample": 2 ** (len(stages) - 1),
         "latents_mean": list(scale.mean),
@@ -170,14 +174,9 @@ def describe_autoencoder(folder: Path) -> dict[str, Any]:
     }
 
 
-def _weights_file(folder: Path) -> Path:
-    return next(folder.glob(f"{WEIGHTS}.safetensors"), None) or next(folder.glob(f"{WEIGHTS}.bin"))
-
-
 def check_autoencoder(folder: Path) -> None:
-    """Raise InvalidInput, naming the tensor, if a weight of a diffusers autoencoder is NaN or infinite."""
-    file = _weights_file(folder)
-    check_finite(read_weights(file), file, _OTHER_AUTOENCODER)
+    """Raise InvalidInput, naming file and tensor, if a weight of a diffusers autoencoder is NaN or infinite."""
+    find_weights(folder).read(_OTHER_AUTOENCODER)
 
 
 def autoencoder_class(config: Mapping[str, Any], folder: Path) -> str:
@@ -214,9 +213,12 @@ class Autoencoder:
         """
         import diffusers
 
-        config = json.loads((Path(folder) / "config.json").read_text())
-        module = getattr(diffusers, autoencoder_class(config, Path(folder))).from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
+        folder = _vae_of(Path(folder))
+        weights = find_weights(folder)
+        kind = getattr(diffusers, autoencoder_class(read_config(folder), folder))
+        diffusers.utils.logging.disable_progress_bar()  # it shows one for shards, which take a moment
+        module = kind.from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, variant=weights.variant
         )
         check_finite(module.state_dict(), folder, _OTHER_AUTOENCODER)
         return cls(module.to(device, memory_format=memory_format))

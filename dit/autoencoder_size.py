@@ -4,9 +4,14 @@ Imports no torch. A config is the content of config.json in a diffusers folder. 
 attention counts, that of norms does not.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from raydit.errors import InvalidInput
+from raydit.lfs import refuse_lfs_pointer_file
 
 STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
 """Hub ids of the autoencoders of most published weights, which share their scale and their encoder."""
@@ -17,6 +22,16 @@ STABLE_DIFFUSION_CONFIG: dict[str, Any] = {
     "latent_channels": 4,
 }
 """Config of Stable Diffusion's autoencoders, for use when they are not on this machine."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json. Raises FileNotFoundError, and InvalidInput if it is a Git LFS pointer or no JSON."""
+    file = folder / "config.json"
+    refuse_lfs_pointer_file(file, "the autoencoder's config")
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise InvalidInput(f"{file}: found no JSON ({error})", "the autoencoder's config", "copy it again") from None
 
 
 class Layer(NamedTuple):

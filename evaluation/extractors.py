@@ -17,6 +17,7 @@ from evaluation.metric_names import INCEPTION
 from evaluation.networks import build_dinov2, build_efficientnet_lite0, build_inception
 from evaluation.protocol import UINT8_RULE
 from raydit.errors import InvalidInput, NotFound
+from raydit.lfs import refuse_lfs_pointer_file
 
 if TYPE_CHECKING:
     import torch
@@ -215,6 +216,7 @@ def fetch_weights(name: str, weights: str | Path | None = None) -> Path:
         path = Path(weights)
         if not path.is_file():
             raise NotFound(f"no file at {path}", f"{name} weights", "Correct the path, or leave it out")
+        refuse_lfs_pointer_file(path, f"{name} weights")
         return path
     path = _published_path(spec)
     if not path.is_file():

@@ -14,8 +14,8 @@ from pipelines.images.listing import Listing
 from pipelines.images.open import with_absolute_paths
 from pipelines.images.preprocess import read_cropped
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle, autoencoder_of
-from pipelines.latents.class_order import list_images
 from pipelines.latents.identity import PREPROCESSING_FIELDS
+from pipelines.latents.recorded_images import list_images, require_classes
 from pipelines.stage import JobContext, job
 from pipelines.tracking.run_log import RunLog, log_sections
 from pipelines.training.autoencoder import (
@@ -44,11 +44,14 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     listing, held_out = images.split(config.images.held_out)
     artifact = autoencoder_artifact(config, settings, listing)
     folder, identity = artifact.folder, artifact.identity
+    require_classes(config, listing.class_names, listing.columns, folder)
     artifact.prepare(is_finished=has_record, before_move=lambda: context.prepare_work(settings, "autoencoder"))
     if record := AutoencoderRecord.read(folder):
         context.skipped("autoencoder", f"{record.psnr:.1f} dB, in {folder}")
         return handle
 
+    for line in (images.summary(), *images.notes):
+        context.say("autoencoder", line)
     resumes = None if CheckpointFolder(storage.join(folder, TRAINING)).last_step() else ""
     with context.run("autoencoder", identity, resumes=resumes) as run:
         sections = {"images": asdict(config.images), "autoencoder": asdict(settings)}

@@ -19,7 +19,6 @@ from pipelines.console import Progress
 from pipelines.images.listing import Listing
 from pipelines.images.open import with_absolute_paths
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
-from pipelines.latents.class_order import list_images
 from pipelines.latents.dataset import MANIFEST, LatentDataset, write_manifest
 from pipelines.latents.encoding import EncodeImages, ReadImages, WriteShard, bytes_in_flight
 from pipelines.latents.identity import (
@@ -30,6 +29,7 @@ from pipelines.latents.identity import (
     encode_identity,
 )
 from pipelines.latents.quarantine import QuarantineLimit
+from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.latents.records import ShardRecord
 from pipelines.latents.shards import (
     RECORDS,
@@ -66,8 +66,12 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     folder, settings = config.latents, config.encode
     from dit.autoencoder import check_autoencoder  # imports torch
 
+    given = config.images.reading
     config, images = list_images(config)
+    if config.images.reading != given:
+        context.say("encode", KEPT_READING)
     listing, _ = images.split(config.images.held_out)
+    require_classes(config, listing.class_names, listing.columns, folder)
     autoencoder = autoencoder_of(config)
     record = autoencoder.describe()
     check_autoencoder(autoencoder.folder())
@@ -79,10 +83,8 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
         return earlier
 
     shards = plan_shards(folder, listing, earlier, settings.shard_rows)
-    if config.images.class_order == "numeric":
-        context.say("encode", f"classes are the numbers that images have, in order: {_shorten(listing.class_names)}")
-    for note in listing.describe_classes():
-        context.say("encode", note)
+    for line in describe_images(config, images, listing, autoencoder):
+        context.say("encode", line)
     if earlier is not None:
         context.say("encode", f"adds {total_images(shards):,} images to {summarize(earlier)}")
     with context.run("encode", identity) as run:
@@ -99,12 +101,13 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
         records = encode_shards(context, pending, config.images, autoencoder, settings, WriteShard(folder, description))
         with closing(records):
             log_progress(records, limit, progress, run)
+        finished = finished_records(shards)
+        if dark := sum(record.num_low for record in finished):
+            context.say("encode", describe_low_values(dark))
 
         storage.remove_stale_temporaries(folder)
         remove_strays(folder, shards, earlier)
-        dataset = write_manifest(
-            folder, description, identity, finished_records(shards), recipe=resolved(config), earlier=earlier
-        )
+        dataset = write_manifest(folder, description, identity, finished, recipe=resolved(config), earlier=earlier)
         storage.remove_folder(storage.join(folder, RECORDS))
         context.say("encode", summarize(dataset))
         run.tag(tags.LATENTS_FINGERPRINT, dataset.fingerprint)
@@ -195,8 +198,28 @@ def log_progress(records: Iterable[ShardRecord], limit: QuarantineLimit, progres
         )
 
 
+def describe_images(config: Recipe, images: Listing, listing: Listing, autoencoder: AutoencoderHandle) -> list[str]:
+    """Return what a user should know of the images and the autoencoder before images are encoded, line by line.
+
+    images: all images of the recipe. listing: the training images.
+    """
+    lines = [images.summary()]
+    if config.images.class_order == "numeric":
+        lines.append(f"classes are the numbers that images have, in order: {_shorten(listing.class_names)}")
+    explanation = autoencoder.explain_folder()
+    return [*lines, *listing.describe_classes(), *([explanation] if explanation else [])]
+
+
 def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 12 else (*names[:10], "...", names[-1]))
+
+
+def describe_low_values(count: int) -> str:
+    """Return a warning about images that are nearly black because their files hold 10 or 12 of 16 bits."""
+    return (
+        f"warning: {count:,} images come out nearly black: their files have 16 bits a channel and only values below "
+        "4,096, as cameras of 10 or 12 bits write them, and the upper 8 bits are used; scale them to 16 bits first"
+    )
 
 
 def total_images(shards: Sequence[LatentShard]) -> int:

@@ -71,6 +71,8 @@ def evaluate_images(
     shards = make_shards(shard_folder, split_listing(listing, evaluate.shard_rows))
     if force:
         storage.remove_folder(shard_folder)
+    for line in (f"scores {listing.summary()}", *listing.notes):
+        context.say("evaluate", line)
     real, timer = RealImages.of(settings), LapTimer()
     identity = {"images": digest, "protocol": protocol.protocol_id}
     run_tags = {tags.IMAGES: path, **protocol_tags(protocol)}

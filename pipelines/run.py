@@ -11,7 +11,8 @@ from pipelines.config.recipe import Recipe
 from pipelines.encode import encode, find_latents
 from pipelines.evaluate import evaluate, find_report
 from pipelines.images.listing import Listing
-from pipelines.latents.class_order import list_images
+from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
+from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.planning.networks import check_networks
 from pipelines.scoring.references import check_real_images, check_scoring_settings
 from pipelines.scoring.settings import ScoringSettings
@@ -26,7 +27,10 @@ def run_pipeline(config: Recipe, *, context: StageContext) -> EvaluationReport:
 
     After an interruption, running it again resumes. Raises what a later stage would refuse before the first one works.
     """
+    given = config.images.reading
     config, images = list_images(config)
+    if config.images.reading != given:
+        context.say("encode", KEPT_READING)
     check_stages(config, images, context)
     with context.pipeline(resolved(config)):
         train_autoencoder(config, context=context)
@@ -51,6 +55,7 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
         "evaluate": config.evaluate,
     }
     pending = [stage for stage, settings in workers.items() if settings and stage not in finished]
+    _check_classes(config, listing, pending)
     if "train" in pending and config.train.keep_best:
         parse_metric_name(config.train.keep_best)
     if "evaluate" in pending:
@@ -82,6 +87,18 @@ def _finished_stages(config: Recipe, listing: Listing) -> Iterator[str]:
     yield "train"
     if find_report(checkpoint, config) is not None:
         yield "evaluate"
+
+
+def _check_classes(config: Recipe, listing: Listing, pending: list[str]) -> None:
+    """Refuse images without classes where a stage that has work to do would, for a recipe that asks for classes."""
+    folders = {
+        "autoencoder": config.folder(TRAINED_AUTOENCODER),
+        "encode": config.latents,
+        "train": config.folder("checkpoints"),
+    }
+    for stage, folder in folders.items():
+        if stage in pending:
+            require_classes(config, listing.class_names, listing.columns, folder)
 
 
 def _check_guidance(config: Recipe, listing: Listing) -> None:

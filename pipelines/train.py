@@ -10,9 +10,11 @@ from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
 from pipelines.config.training import LENGTH_FIELDS, NON_IDENTITY_FIELDS
+from pipelines.images.listing import summarize_images
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.recorded_images import require_classes
 from pipelines.scoring.settings import EVALUATIONS
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
@@ -40,6 +42,8 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
     checkpoints = CheckpointFolder(config.folder("checkpoints"))
     latents = LatentDataset.open(config.latents)
     config = with_recorded_class_order(config, latents.recipe)
+    classes = latents.class_names
+    require_classes(config, classes, (), checkpoints.uri)
     check_latents(latents, autoencoder_of(config))
     worker_settings = train_worker_settings(config, latents)
     identity = train_identity(config, latents)
@@ -51,6 +55,7 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
         context.skipped("train", f"{first:,} steps, checkpoint {newest.origin}")
         return newest
 
+    context.say("train", summarize_images(len(latents), len(classes)))
     run_tags = {tags.LATENTS_FINGERPRINT: latents.fingerprint}
     with context.run("train", identity, run_tags, resumes=logged_run(checkpoints) if first else "") as run:
         log_train_settings(run, config, latents)

@@ -28,11 +28,19 @@ class RayditError(Exception):
 
     exit_code: ClassVar[int] = 2
     """Exit code of a command that ends with this error: 2 for bad input, 1 for work that failed."""
+    max_part: ClassVar[int] = 2000
+    """Most characters of each part that the message shows; what was found can be the content of a file."""
 
     def __init__(self, found: str, expected: str, do: str):
         self.found, self.expected, self.do = found, expected, do
         parts = [f"{found}, expected {expected}" if expected else found, do[:1].upper() + do[1:]]
-        super().__init__(". ".join(part for part in parts if part))
+        super().__init__(". ".join(self._shorten(part) for part in parts if part))
+
+    @classmethod
+    def _shorten(cls, part: str) -> str:
+        """Return a part without its middle if it is too long."""
+        half = cls.max_part // 2
+        return part if len(part) <= cls.max_part else f"{part[:half]} ... {part[-half:]}"
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         # Errors are pickled between Ray's processes; by default, pickle would call the class with the message alone.

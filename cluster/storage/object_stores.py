@@ -7,6 +7,7 @@ GOOGLE_APPLICATION_CREDENTIALS, ...).
 import functools
 import os
 import random
+import re
 import shutil
 import time
 import urllib.parse
@@ -37,7 +38,8 @@ def resolve_in_bucket(uri: str) -> tuple[FileSystem, str] | None:
     environment = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "GOOGLE_"))}
     client = _client(f"{url.scheme}://{url.netloc}?{url.query}", frozenset(environment.items()))
     bucket = url.netloc.rpartition("@")[2]
-    return client, (bucket + urllib.parse.unquote(url.path)).rstrip("/")
+    # pyarrow opens no key with an empty part, so what was typed as // means /.
+    return client, re.sub("/+", "/", bucket + urllib.parse.unquote(url.path)).rstrip("/")
 
 
 @functools.lru_cache(maxsize=32)

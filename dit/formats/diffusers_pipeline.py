@@ -24,7 +24,6 @@ from torch import Tensor
 
 from dit.autoencoder import (
     SCALING_FACTORS,
-    WEIGHTS,
     Autoencoder,
     LatentScale,
     autoencoder_class,
@@ -32,9 +31,10 @@ from dit.autoencoder import (
     save_autoencoder,
 )
 from dit.config import NORM_EPS, DiTConfig, Numerics, UViTConfig
+from dit.formats.diffusers_files import find_weights
 from dit.formats.diffusers_weights import PIPELINE_NULL_CLASS, from_diffusers, to_diffusers
-from dit.formats.weights import check_finite, read_weights
 from raydit.errors import InvalidInput, NotFound
+from raydit.lfs import refuse_lfs_pointer_file
 
 CUSTOM_MODULE_NAME, CUSTOM_CLASS_NAME = "official_dit", "OfficialDiT"
 CUSTOM_NORM_TYPE = "ada_norm_zero_official"
@@ -194,8 +194,7 @@ def read_pipeline(folder: str | Path, numerics: Numerics = "diffusers") -> Pipel
     else:
         numerics_fields = {"timestep_frequency_shift": 0, "mlp_norm_eps": NORM_EPS}
     names: dict[str, str] | None = index.get("id2label")
-    state = read_weights(file := _weights_file(folder / "transformer"))
-    check_finite(state, file)
+    state = find_weights(folder / "transformer").read()
     config, weights = from_diffusers({**fields, **numerics_fields}, state, None if names is None else len(names))
     class_names = [(names or {}).get(str(label), str(label)) for label in range(config.num_classes)]
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", folder)
@@ -209,6 +208,7 @@ def _read_json(file: Path, folder: Path) -> dict[str, Any]:
             "a folder with model_index.json, transformer/, vae/ and scheduler/, as save_pretrained writes it",
             "check the path",
         )
+    refuse_lfs_pointer_file(file, "JSON")
     return json.loads(file.read_text())
 
 
@@ -218,11 +218,6 @@ def _transformer_defaults() -> dict[str, Any]:
 
     parameters = inspect.signature(DiTTransformer2DModel.__init__).parameters
     return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
-
-
-def _weights_file(folder: Path) -> Path:
-    file = folder / f"{WEIGHTS}.safetensors"
-    return file if file.is_file() else folder / f"{WEIGHTS}.bin"
 
 
 def _update_json(file: Path, **changes: Any) -> None:
@@ -269,10 +264,14 @@ def write_autoencoder(source: Path, target: Path, scale: LatentScale) -> None:
     """
     plain = pipeline_scale(source)
     if not any(scale.mean) and all(map(math.isclose, scale.std, plain.std)):
-        weights = source / f"{WEIGHTS}.safetensors"
+        weights = find_weights(source)
         target.mkdir(parents=True)
-        for file in (source / "config.json", weights if weights.is_file() else source / f"{WEIGHTS}.bin"):
-            shutil.copy(file, target / file.name)
+        shutil.copy(source / "config.json", target)
+        for file in weights.files if weights.index else ():
+            shutil.copy(file, target)
+        named = weights.index or weights.files[0]
+        # Without the variant in its name, which whoever loads the pipeline would have to know.
+        shutil.copy(named, target / (named.name.replace(f".{weights.variant}", "") if weights.variant else named.name))
         return
     module = Autoencoder.load(source).module
     _fold_scale(module, scale)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dit.distributed import copy_full_tensor
 from raydit.errors import InvalidInput, NotFound
+from raydit.lfs import refuse_lfs_pointer_file
 
 
 def read_weights(file: str | Path) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def read_weights(file: str | Path) -> dict[str, Any]:
     file = Path(file)
     if not file.is_file():
         raise NotFound(f"no weights at {file}", "a .safetensors or a PyTorch file (.pt)", "check the path")
+    refuse_lfs_pointer_file(file, "the weights")
     try:
         content = load_file(file) if file.suffix == ".safetensors" else _unpickle(file)
     except Exception as error:  # parsers of malformed files raise anything from KeyError to OSError
@@ -86,7 +88,11 @@ def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], h
 
 
 def load_finite(file: Path, device: str | torch.device) -> dict[str, Tensor]:
-    """Load a safetensors file to a device. Raises InvalidInput, naming the first tensor that is not finite."""
+    """Load a safetensors file to a device.
+
+    Raises InvalidInput if it is a Git LFS pointer, or, naming the first tensor, if one is not finite.
+    """
+    refuse_lfs_pointer_file(file, "the weights")
     weights = load_file(file, device=str(device))
     check_finite(weights, file, "choose another checkpoint, or copy it again")
     return weights

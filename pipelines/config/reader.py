@@ -14,6 +14,7 @@ from typing import Any
 from cluster.credentials import refuse_credentials
 from pipelines.config.recipe import Recipe
 from raydit.errors import InvalidInput, NotFound
+from raydit.lfs import refuse_lfs_pointer_file
 
 Locate = Callable[[str], str]
 """Maps a dotted key to where a user wrote it: a line of the file, or a flag."""
@@ -60,6 +61,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise NotFound(f"no recipe at {path}", "a TOML file, such as pipelines/recipes/digits.toml", "check the path")
+    refuse_lfs_pointer_file(path, "the recipe")
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text)

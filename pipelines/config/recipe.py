@@ -43,6 +43,9 @@ class ImagesConfig:
     """Order of classes that nothing else orders: "numeric" sorts names by value where all are numbers, and leaves out
     numbers without images; "sorted" sorts names as text, and counts numbers from 0. When left out, "numeric", unless
     the output has latents or an autoencoder in the other order."""
+    reading: Literal["earlier"] | None = None
+    """"earlier": recognise splits, labels and image files as releases before this field did. When left out, so for an
+    output whose latents or autoencoder were made of images that were read so."""
     size: PositiveInt = 256
     """Side of the square images that every stage works on, in pixels; 256 as in the DiT paper."""
     crop: Literal["adm", "resize"] = "adm"

@@ -58,7 +58,15 @@ class Files:
         if self.is_local:
             pairs = sorted(_walk(folder))
         else:
-            infos = filesystem.get_file_info(FileSelector(folder, recursive=True))
+            try:
+                infos = filesystem.get_file_info(FileSelector(folder, recursive=True))
+            except FileNotFoundError as error:
+                # For a key with an empty part, pyarrow looks for a folder that is not there.
+                raise InvalidInput(
+                    f"images.path: found a name that cannot be listed under {self.root} ({error})",
+                    "keys without empty parts",
+                    "rename the keys with // in them",
+                ) from error
             start = len(folder.rstrip("/")) + 1
             pairs = sorted((info.path[start:], info.size) for info in infos if info.type == FileType.File)
             pairs = [pair for pair in pairs if "/." not in "/" + pair[0]]

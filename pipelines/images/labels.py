@@ -1,12 +1,14 @@
 """Turn labels of any spelling into class numbers and class names, and find the columns that hold them."""
 
 import json
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.images.listing import shorten_list
 from raydit.errors import InvalidInput
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "class_name", "category", "target")
@@ -27,14 +29,46 @@ def number_labels(
     """
     if pa.types.is_dictionary(labels.type):
         labels = labels.cast(labels.type.value_type)
+    labels = _whole_numbers(labels)
     is_name = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
     if not is_name and not pa.types.is_integer(labels.type) or labels.null_count:
-        found = "no label" if labels.null_count else f"the label {labels[0].as_py()!r} of type {labels.type}"
+        shown = f"the label {reprlib.repr(labels[0].as_py())} of type {str(labels.type)[:100]}" if len(labels) else ""
+        found = "no label" if labels.null_count else shown or f"labels of type {str(labels.type)[:100]}"
         raise InvalidInput(
             f"images.path: {where}: found {found}", "integers from 0 or class names in every row", CORRECT_LABELS
         )
     number = _number_names if is_name else _number_numbers
     return number(labels, known, where, order == "numeric")
+
+
+def _whole_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return floating-point labels as integers if all of them are whole, as tools write integers beside gaps."""
+    if not pa.types.is_floating(labels.type) or labels.null_count:
+        return labels
+    try:
+        return labels.cast(pa.int64())  # a safe cast, which refuses fractions, NaN and infinity
+    except pa.ArrowInvalid:
+        return labels
+
+
+def refuse_missing_labels(labels: pa.ChunkedArray, key_of: Callable[[int], str], where: str) -> None:
+    """Raise InvalidInput, naming the first image, if a label is null or an empty text, which is no class.
+
+    key_of: returns the name of the image at a position.
+    """
+    if pa.types.is_dictionary(labels.type):
+        labels = labels.cast(labels.type.value_type)
+    missing = pc.is_null(labels)
+    if pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type):
+        missing = pc.or_(missing, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(labels), ""), True))
+    if count := pc.sum(missing).as_py():
+        first = key_of(pc.index(missing, True).as_py())
+        further = f" and {count - 1:,} more" if count > 1 else ""
+        raise InvalidInput(
+            f"images.path: {where}: found no label",
+            "integers from 0 or class names in every row",
+            f"{CORRECT_LABELS}: {first}{further}",
+        )
 
 
 def _number_numbers(
@@ -64,7 +98,7 @@ def _number_names(
     if unknown:
         raise InvalidInput(
             f"images.path: {where}: found the class {unknown[0]!r}",
-            f"one of {_shorten(names)}",
+            f"one of {shorten_list(names)}",
             "add it to images.class_names, or leave images.class_names out",
         )
     return pc.index_in(labels, pa.array(names, labels.type)).to_numpy().astype(np.int32), names
@@ -73,6 +107,20 @@ def _number_names(
 def are_numbers(names: Sequence[str]) -> bool:
     """Return whether all class names are decimal numbers."""
     return all(name.isascii() and name.isdecimal() for name in names)
+
+
+def label_text(value: object, where: str) -> str:
+    """Return a label of a JSON file as text; a whole number such as 3.0 as an integer.
+
+    Raises InvalidInput, naming `where`, for a list, an object or a truth value.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, (list, dict, bool)):
+        raise InvalidInput(
+            f"images.path: {where}: found the label {reprlib.repr(value)}", "an integer or a class name", CORRECT_LABELS
+        )
+    return str(value)
 
 
 def parse_labels(texts: list[str]) -> pa.ChunkedArray:
@@ -94,6 +142,33 @@ def recorded_class_names(metadata: dict | None, column: str | None) -> tuple[str
     return tuple(huggingface_features(metadata).get(column or "", {}).get("names", ()))
 
 
+def class_label_columns(metadata: dict | None) -> list[str]:
+    """Return the columns that the metadata of an Arrow schema declares as class labels."""
+    features = huggingface_features(metadata)
+    return [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+
+
+def choose_label_column(
+    names: Sequence[str], chosen: str | None, declared: Sequence[str], where: str, usual: Sequence[str] = LABEL_COLUMNS
+) -> str | None:
+    """Return the chosen column of labels, else the first usual one, else the only one that is declared as such.
+
+    declared: columns that the data set declares as class labels. Raises InvalidInput if the chosen column does not
+    exist, or if several are declared and none has a usual name.
+    """
+    column = choose_column(names, chosen, usual, "label_column", where)
+    declared = [name for name in dict.fromkeys(declared) if name in names]
+    if column is not None or not declared:
+        return column
+    if len(declared) > 1:
+        raise InvalidInput(
+            f"images.path: {where}: found the class labels {shorten_list(declared)}",
+            "to know which of them are the classes",
+            "set images.label_column to one of them",
+        )
+    return declared[0]
+
+
 def choose_column(names: Sequence[str], chosen: str | None, usual: Sequence[str], field: str, where: str) -> str | None:
     """Return the chosen column, or without a choice the first usual one that exists, or None.
 
@@ -108,7 +183,3 @@ def choose_column(names: Sequence[str], chosen: str | None, usual: Sequence[str]
             f"correct images.{field}",
         )
     return chosen
-
-
-def _shorten(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")

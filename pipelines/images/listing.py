@@ -7,7 +7,7 @@ its share. A key names an image within its source, and is all that is needed to 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -43,7 +43,9 @@ class Listing:
     Tar shards: offset and length of the image's bytes. Arrow files: offset of the record batch, and the row in it.
     """
     notes: tuple[str, ...] = ()
-    """What a user should know about the classes, in sentences; no part of the digest."""
+    """What a user should know about how the images were found, in sentences; no part of the digest."""
+    columns: tuple[str, ...] = ()
+    """Columns, fields or suffixes in which a label was looked for, if there are no classes; no part of the digest."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -72,7 +74,9 @@ class Listing:
         positions = np.arange(len(self))[np.asarray(which)] if len(which) else np.zeros(0, np.int64)
         keys = [self.keys[position] for position in positions]
         locations = None if self.locations is None else self.locations[positions]
-        return Listing(keys, self.labels[positions], self.stamps[positions], self.class_names, locations, self.notes)
+        return replace(
+            self, keys=keys, labels=self.labels[positions], stamps=self.stamps[positions], locations=locations
+        )
 
     @cached_property
     def empty_classes(self) -> list[str]:
@@ -91,6 +95,22 @@ class Listing:
             "of them, and evaluations draw samples of them all the same"
         )
         return [*self.notes, note]
+
+    def summary(self) -> str:
+        """Return how many images and classes there are, such as "1,797 images in 10 classes"."""
+        looked = f" (no label among {shorten_list(self.columns)})" if self.columns else ""
+        return summarize_images(len(self), len(self.class_names)) + looked
+
+
+def summarize_images(count: int, num_classes: int) -> str:
+    """Return numbers of images and classes in words."""
+    classes = f"in {num_classes:,} class{'es' * (num_classes > 1)}" if num_classes else "without classes"
+    return f"{count:,} images {classes}"
+
+
+def shorten_list(names: Sequence[str], most: int = 10) -> str:
+    """Return names separated by commas, of which only the first are shown."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def _hash_fraction(key: str) -> float:

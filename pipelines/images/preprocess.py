@@ -60,19 +60,30 @@ def read_cropped(config: "ImagesConfig", keys: Sequence[str], locations: "Locati
 
     locations: those of the keys in the listing (`Listing.locations`), if it has any.
     """
-    from pipelines.images.decoding import quarantine_reason
+    return read_cropped_counting_low(config, keys, locations)[0]
 
-    images, positions, errors = [], [], {}
+
+def read_cropped_counting_low(
+    config: "ImagesConfig", keys: Sequence[str], locations: "Locations | None" = None
+) -> tuple[CroppedImages, int]:
+    """Do what `read_cropped` does; also return how many of the images have 16 bits a channel and use the lower 12.
+
+    They are nearly black (see `pipelines.images.decoding.LOW_VALUES`).
+    """
+    from pipelines.images.decoding import LOW_VALUES, quarantine_reason
+
+    images, positions, errors, num_low = [], [], {}, 0
     for position, image in enumerate(_open_once(config).read(keys, locations)):
         try:
             if isinstance(image, Exception):
                 raise image
             images.append(crop_image(image, config.size, config.crop))
             positions.append(position)
+            num_low += bool(image.info.get(LOW_VALUES))
         except Exception as error:
             errors[keys[position]] = quarantine_reason(error)
     none = np.zeros((0, config.size, config.size, 3), np.uint8)
-    return CroppedImages(np.stack(images) if images else none, positions, errors)
+    return CroppedImages(np.stack(images) if images else none, positions, errors), num_low
 
 
 @lru_cache(maxsize=4)

@@ -49,6 +49,18 @@ class AutoencoderHandle:
             else self
         )
 
+    def explain_folder(self) -> str:
+        """Return one line if the weights are in a folder of what the id names, as in a pipeline; else an empty text."""
+        folder = self.folder()
+        return f"uses the autoencoder {folder.name}/ of the pipeline {self.id}" if self._is_pipeline(folder) else ""
+
+    def _is_pipeline(self, folder: Path) -> bool:
+        return (
+            self.id != TRAINED_AUTOENCODER
+            and (folder.parent / "model_index.json").is_file()
+            and (folder != Path(self.id).absolute())
+        )
+
     def describe(self, *, download: bool = True) -> dict[str, Any]:
         """Return what latents and checkpoints record about it: id, class, sha256 of the weights, shape and scale."""
         from dit.autoencoder import describe_autoencoder

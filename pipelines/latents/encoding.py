@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
 from pipelines.config.recipe import EncodeConfig, ImagesConfig
-from pipelines.images.preprocess import read_cropped
+from pipelines.images.preprocess import read_cropped_counting_low
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.quarantine import MOMENTS_ARE_NAN
@@ -29,6 +29,8 @@ class ReadShard(TypedDict):
     """uint8 (N, size, size, 3)."""
     errors: str
     """JSON: keys of the other images, and why they cannot be used."""
+    num_low: NotRequired[int]
+    """Images that are nearly black because their files hold 10 or 12 of 16 bits."""
 
 
 class EncodedShard(TypedDict):
@@ -43,6 +45,7 @@ class EncodedShard(TypedDict):
     moments_flip: np.ndarray
     """The same of the horizontally flipped images; no rows unless encode.flip is set."""
     errors: str
+    num_low: NotRequired[int]
 
 
 class WrittenShard(TypedDict):
@@ -65,7 +68,7 @@ class ReadImages:
         self.images = images
 
     def __call__(self, row: ShardTask) -> ReadShard:
-        images, positions, errors = read_cropped(self.images, row["keys"], row.get("locations"))
+        (images, positions, errors), num_low = read_cropped_counting_low(self.images, row["keys"], row.get("locations"))
         return {
             "shard": row["shard"],
             "listing": row["listing"],
@@ -73,6 +76,7 @@ class ReadImages:
             "labels": np.asarray(row["labels"], np.int32)[positions],
             "images": images,
             "errors": json.dumps(errors),
+            "num_low": num_low,
         }
 
 
@@ -105,6 +109,7 @@ class EncodeImages:
             "moments": moments,
             "moments_flip": moments_flip,
             "errors": row["errors"],
+            "num_low": row.get("num_low", 0),
         }
 
     def encode_with_flip(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +131,7 @@ class EncodeImages:
             batch = torch.zeros((self.batch_size, *images.shape[1:]), dtype=torch.uint8)
             part = images[start : start + self.batch_size]
             # Always a full batch: kernels chosen by batch size would make a shard's bytes depend on its length.
-            batch[: len(part)] = torch.from_numpy(np.ascontiguousarray(part))
+            batch[: len(part)] = torch.from_numpy(part.copy())  # contiguous, also if it is a flip of no images
             pixels = images_from_uint8(batch).contiguous(memory_format=self.memory_format)
             moments.append(self.autoencoder.encode(pixels)[: len(part)].half().cpu())
         return torch.cat(moments).numpy()
@@ -165,6 +170,7 @@ class WriteShard:
             sha256=hashlib.sha256(data).hexdigest(),
             channels=channel_sums(moments[fits]),
             quarantined=tuple(QuarantinedImage(key, error) for key, error in errors.items()),
+            num_low=int(row.get("num_low", 0)),
         )
         write_shard(self.folder, row["shard"], data, record)
         return {"record": json.dumps(record.to_json())}

@@ -47,6 +47,8 @@ class ShardRecord:
     sha256: str
     channels: ChannelSums
     quarantined: tuple[QuarantinedImage, ...]
+    num_low: int = 0
+    """Images that are nearly black because their files hold 10 or 12 of 16 bits."""
 
     @property
     def entry(self) -> ShardEntry:

@@ -14,9 +14,9 @@ from pipelines.config.recipe import EncodeConfig, Recipe
 from pipelines.images.preprocess import read_cropped
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
-from pipelines.latents.class_order import list_images
 from pipelines.latents.encoding import EncodeImages
 from pipelines.latents.identity import describe_latents, encode_identity
+from pipelines.latents.recorded_images import list_images, require_classes
 from pipelines.latents.shards import IMAGE_FIELDS, LatentShard, inspect_existing, plan_shards, read_shard_records
 from pipelines.planning.networks import autoencoder_config
 from pipelines.planning.render import format_bytes, format_duration
@@ -62,7 +62,7 @@ class EncodePlan:
     """Images per second of all workers."""
     unknown: str = ""
     notes: tuple[str, ...] = ()
-    """What a user should know about the classes, in sentences."""
+    """What a user should know about images and classes, in sentences."""
 
     @property
     def bytes(self) -> int | None:
@@ -79,6 +79,7 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
     """Plan the encode job of a recipe. Raises what the job would raise if there are no images."""
     config, images = list_images(config)
     listing, held_out = images.split(config.images.held_out)
+    require_classes(config, listing.class_names, listing.columns, config.latents)
     autoencoder, unknown = describe_local_autoencoder(config)
     folder, changed, finished = config.latents, [], 0
     shards = plan_shards(folder, listing, None, config.encode.shard_rows)
@@ -178,7 +179,7 @@ def encode_plan_lines(plan: EncodePlan, settings: EncodeConfig) -> list[tuple[st
         ("images", f"{plan.images:,} in {plan.classes:,} classes; {plan.held_out:,} more are held out"),
         ("shards", f"{plan.shards:,} of at most {rows:,} images, {plan.pending_shards:,} to encode"),
     ]
-    lines += [("classes", note) for note in plan.notes]
+    lines += [("note", note) for note in plan.notes]
     if plan.padding > PADDING_WARNING and rows % batch:
         advice = f"make encode.shard_rows a multiple of encode.batch_size = {batch}"
         lines.append(("padding", f"{plan.padding:.0%} of the autoencoder's work: {advice}"))

@@ -1,6 +1,5 @@
 """The networks of a recipe by their shapes and numbers of parameters, without building or downloading any."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,11 +64,11 @@ def autoencoder_config(autoencoder: AutoencoderConfig) -> dict[str, Any]:
     if id in autoencoder_size.STABLE_DIFFUSION:
         return autoencoder_size.STABLE_DIFFUSION_CONFIG
     if (Path(id) / "config.json").is_file():
-        return json.loads((Path(id) / "config.json").read_text())
+        return autoencoder_size.read_config(Path(id))
     from dit.autoencoder import locate_autoencoder  # imports torch
 
     try:
-        return json.loads((locate_autoencoder(id, download=False) / "config.json").read_text())
+        return autoencoder_size.read_config(locate_autoencoder(id, download=False))
     except FileNotFoundError:
         raise NotFound(
             f"autoencoder.id: found {id!r}, which is not on this machine, so that its size is unknown",

@@ -187,7 +187,7 @@ def count_images(config: Recipe, count: int | None, classes: int) -> Images:
     if count is not None:
         held_out = round(count * config.images.held_out)
         return Images(training=count - held_out, held_out=held_out, classes=classes, source="as given by --images")
-    from pipelines.latents.class_order import list_images
+    from pipelines.latents.recorded_images import list_images
 
     try:
         training, others = list_images(config)[1].split(config.images.held_out)

@@ -15,9 +15,9 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, find_recorded, open_checkpoint
 from pipelines.config.reader import validate_recipe
 from pipelines.config.recipe import Recipe
-from pipelines.images.open import open_source
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.dataset import MANIFEST, LatentDataset, fingerprint_of
+from pipelines.latents.recorded_images import list_recorded_images
 from pipelines.registry.queries import find_run, source_commits
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.references import reference_digest
@@ -153,7 +153,8 @@ def _images(dataset: LatentDataset, config: Recipe | None) -> Link:
         )
     link = Link("images", config.images.path, recorded)
     try:
-        listing, _ = open_source(config.images).listing().split(config.images.held_out)
+        _, images = list_recorded_images(config.images, str(dataset.path), config.output)
+        listing, _ = images.split(config.images.held_out)
     except (OSError, ValueError) as error:
         link.unknown.append(f"not available: {error}")
     else:

@@ -22,12 +22,14 @@ from pipelines.config.recipe import ImagesConfig
 from pipelines.images.listing import Listing
 from pipelines.images.open import open_source
 from pipelines.images.sources.adm import AdmSource
+from pipelines.latents.recorded_images import list_recorded_images
 from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.records import ShardResult, read_results
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import ScoringShard, compute_shards, make_shards, split_listing
 from pipelines.stage import JobContext
 from raydit.errors import InvalidInput, NotFound
+from raydit.lfs import refuse_lfs_pointer_file
 
 MAX_REFERENCE_FEATURES = 10_000
 """Images whose features a reference keeps, for precision, recall and kernel distance: as many as ADM's references."""
@@ -48,7 +50,9 @@ class RealImages:
         Raises InvalidInput if the recipe has neither images, as that of an imported checkpoint, nor a reference.
         """
         if settings.images.path:
-            training, held_out = open_source(settings.images).listing().split(settings.images.held_out)
+            latents = settings.latents or storage.join(settings.output, "latents")
+            images, listing = list_recorded_images(settings.images, latents, settings.output)
+            training, held_out = listing.split(images.held_out)
             return cls(settings, training, held_out)
         if settings.evaluate.reference is None:
             raise InvalidInput(
@@ -111,7 +115,9 @@ def fetch_reference(reference: str) -> str:
 
 def load_given_reference(reference: str) -> ReferenceStatistics:
     """Load the statistics that evaluate.reference names by path or URI. Raises NotFound and InvalidInput."""
-    with open(fetch_reference(reference), "rb") as file:
+    path = fetch_reference(reference)
+    refuse_lfs_pointer_file(path, "an .npz file of reference statistics")
+    with open(path, "rb") as file:
         return ReferenceStatistics.load(file, reference)
 
 

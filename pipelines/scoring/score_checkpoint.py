@@ -79,6 +79,8 @@ def compute_features(context: JobContext, real: RealImages, evaluations: Sequenc
     settings, shards = real.settings, real.missing_shards()
     for number, evaluation in enumerate(evaluations):
         shards += evaluation.shards(source=number)
+    if shards and len(real.training):
+        context.say("evaluate", f"compares with {real.training.summary()}")
     if evaluations and find_unfinished(shards):
         lines = check_real_images(settings, len(real.training), evaluations[0].protocol.num_samples)
         if evaluations[0].opened.record.class_names == real.training.class_names:

@@ -23,12 +23,16 @@ class ScoringSettings:
     seed: int
     output: str
     """Absolute path or URI of the recipe's output."""
+    latents: str = ""
+    """Absolute path or URI of the latents; empty: those in the output."""
 
     @classmethod
     def from_recipe(cls, config: Recipe) -> Self:
         """Take from a recipe what sampling and scoring need."""
         output = storage.absolute(config.output)
-        return cls(images=config.images, evaluate=config.evaluate, seed=config.seed, output=output)
+        return cls(
+            images=config.images, evaluate=config.evaluate, seed=config.seed, output=output, latents=config.latents
+        )
 
     @property
     def evaluations(self) -> str:

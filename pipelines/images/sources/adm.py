@@ -10,6 +10,7 @@ import numpy as np
 from pipelines.images.files import Files, ImagesPath
 from pipelines.images.listing import Listing, Locations, make_stamp
 from raydit.errors import InvalidInput
+from raydit.lfs import refuse_lfs_pointer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -85,6 +86,7 @@ class AdmSource:
     @cached_property
     def _stored(self) -> StoredArray:
         where = self.files.path(self.name)
+        self._check_archive()
         with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive:
             if IMAGES not in archive.namelist():
                 raise InvalidInput(
@@ -107,6 +109,16 @@ class AdmSource:
             file.seek(info.header_offset + _LOCAL_HEADER - 4)
             name_and_extra = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
         return StoredArray(shape, info.header_offset + _LOCAL_HEADER + name_and_extra + header)
+
+    def _check_archive(self) -> None:
+        """Raise InvalidInput unless the file is a ZIP archive, as .npz files are."""
+        where = f"images.path: {self.files.path(self.name)}"
+        with self.files.open(self.name) as file:
+            refuse_lfs_pointer(file.read_at(min(file.size(), 100), 0), where, "the .npz file")
+            if not zipfile.is_zipfile(file):
+                raise InvalidInput(
+                    f"{where}: found no .npz file", "a complete archive that NumPy wrote", "copy it again"
+                )
 
     @cached_property
     def _labels(self) -> np.ndarray | None:

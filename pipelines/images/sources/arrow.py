@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.images.listing import Locations
-from pipelines.images.sources.columns import ColumnSource, FileListing, decode_cell, split_key
+from pipelines.images.sources.columns import ColumnSource, FileListing, byte_lengths, decode_cell, split_key
 from raydit.errors import InvalidInput
+from raydit.lfs import refuse_lfs_pointer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,11 +23,10 @@ class ArrowSource(ColumnSource):
         labels, stamps, locations = [], [], []
         with self._open(name) as file:
             schema = self._read_schema(file, name)
-            image, label = self._columns(schema, name)
+            image, label = self._image_column(schema, name), self._label_column(schema, name)
             for offset, batch in self._read_batches(file, schema, name):
                 data = batch.column(image)
-                data = data.field("bytes") if pa.types.is_struct(data.type) else data
-                stamps.append(pc.fill_null(pc.binary_length(data), 0).to_numpy().astype(np.int64))
+                stamps.append(byte_lengths(data))
                 locations.append(np.stack([np.full(len(data), offset), np.arange(len(data))], axis=1))
                 if label:  # copied: a slice would keep the entire batch in memory
                     labels.append(pa.array(batch.column(label).to_pylist(), schema.field(label).type))
@@ -36,6 +35,7 @@ class ArrowSource(ColumnSource):
             np.concatenate([np.zeros(0, np.int64), *stamps]),
             self._class_names(schema, label),
             np.concatenate([np.zeros((0, 2), np.int64), *locations]),
+            tuple(column for column in schema.names if column != image),
         )
 
     def _open(self, name: str) -> pa.NativeFile:
@@ -46,6 +46,7 @@ class ArrowSource(ColumnSource):
         try:
             return pa.ipc.read_schema(pa.ipc.read_message(file))
         except (pa.ArrowInvalid, EOFError) as error:
+            refuse_lfs_pointer(file.read_at(min(file.size(), 100), 0), f"images.path: {self.files.path(name)}", "Arrow")
             raise self._broken(name, error) from error
 
     def _read_batches(self, file: pa.NativeFile, schema: pa.Schema, name: str) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -79,7 +80,7 @@ class ArrowSource(ColumnSource):
         for name, group in groupby(pairs, key=lambda pair: pair[0]):
             with self._open(name) as file:
                 schema = pa.ipc.read_schema(pa.ipc.read_message(file))
-                image, _ = self._columns(schema, name)
+                image = self._image_column(schema, name)
                 for offset, run in groupby((location for _, location in group), key=lambda pair: int(pair[0])):
                     file.seek(offset)
                     column = pa.ipc.read_record_batch(pa.ipc.read_message(file), schema).column(image)

@@ -3,18 +3,19 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from pipelines.images.card import INFOS, README, class_names_in, read_card
 from pipelines.images.decoding import is_image
 from pipelines.images.files import Files, ImagesPath
 from pipelines.images.sources.arrow import ArrowSource
 from pipelines.images.sources.columns import ColumnSource
 from pipelines.images.sources.parquet import ParquetSource
 from pipelines.images.sources.table import USUAL_NAMES
-from pipelines.images.sources.webdataset import WebDatasetSource
-from pipelines.images.splits import ALL_SPLITS, SPLIT_OF_WORD, pick_split, split_of
+from pipelines.images.sources.webdataset import WebDatasetSource, refuse_compressed
+from pipelines.images.splits import ALL_SPLITS, SPLIT_OF_WORD, canonical_split, describe_files, pick_split, split_of
 from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 """Files that save_to_disk writes for a data set, and for one with several splits."""
-README = "README.md"
 SUFFIXES = (".parquet", ".arrow", ".tar")
 
 
@@ -56,6 +56,7 @@ def open_dataset(path: ImagesPath, config: "ImagesConfig") -> ColumnSource | Web
 
 def _open_files(files: Files, config: "ImagesConfig") -> ColumnSource | WebDatasetSource:
     names = files.list_top()[1]
+    notes: tuple[str, ...] = ()
     if SAVED_SPLITS in names:
         splits = json.loads(files.read(SAVED_SPLITS))["splits"]
         if config.split == ALL_SPLITS:
@@ -64,11 +65,14 @@ def _open_files(files: Files, config: "ImagesConfig") -> ColumnSource | WebDatas
                 f"one of the splits of {files.root}: {', '.join(splits)}",
                 "set images.split to one of them",
             )
-        files = files.subfolder(pick_split(splits, config.split, files.root)[0])
+        earlier = config.reading is not None
+        chosen = pick_split(splits, config.split, files.root, earlier=earlier)[0]
+        notes = describe_files(splits, [chosen], config.split)
+        files = files.subfolder(chosen)
         names = files.list_top()[1]
     if SAVED in names:
         saved = json.loads(files.read(SAVED))
-        return ArrowSource(files, config, [entry["filename"] for entry in saved["_data_files"]])
+        return ArrowSource(files, config, [entry["filename"] for entry in saved["_data_files"]], notes=notes)
     return _open_repository(files, config, files.list_all()[0])
 
 
@@ -82,19 +86,11 @@ def _open_repository(files: Files, config: "ImagesConfig", names: Sequence[str])
             "one kind",
             "set images.path to the folder of one of them",
         )
+    notes = describe_files([name for name in names if name.endswith(SUFFIXES)], chosen, config.split)
     if kinds == [".tar"]:
-        return WebDatasetSource(files, config, chosen)
+        return WebDatasetSource(files, config, chosen, notes)
     source = ParquetSource if kinds == [".parquet"] else ArrowSource
-    return source(files, config, chosen, class_names_in(card, config.subset))
-
-
-def read_card(data: bytes) -> dict[str, Any]:
-    """Return the YAML block at the start of a repository's README; empty if it has none."""
-    import yaml
-
-    block = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", data.decode(errors="replace"), re.DOTALL)
-    card = yaml.safe_load(block[1]) if block else None
-    return card if isinstance(card, dict) else {}
+    return source(files, config, chosen, class_names_in(card, config.subset), notes)
 
 
 def choose_files(names: Sequence[str], card: dict, config: "ImagesConfig", where: str) -> list[str]:
@@ -105,6 +101,7 @@ def choose_files(names: Sequence[str], card: dict, config: "ImagesConfig", where
     """
     data = [name for name in names if name.endswith(SUFFIXES)]
     if not data:
+        refuse_compressed(names, where)
         raise NotFound(
             f"images.path: found no Parquet, Arrow or tar files in {where}",
             "a data set of them",
@@ -112,8 +109,12 @@ def choose_files(names: Sequence[str], card: dict, config: "ImagesConfig", where
         )
     entry = _find_subset(card.get("configs") or [], config.subset, where)
     if entry is not None and "data_files" in entry:
-        return _pick_by_card(data, entry, config.split, where)
-    folders = {name.partition("/")[0] for name in data if "/" in name and not split_of(name.partition("/")[0])}
+        return _pick_by_card(data, entry, config, where)
+    folders = {
+        name.partition("/")[0]
+        for name in data
+        if "/" in name and not split_of(name.partition("/")[0], earlier=config.reading is not None)
+    }
     if config.subset is not None:
         data = [name for name in data if name.startswith(f"{config.subset}/")]
     if not data or (config.subset is None and len(folders) > 1):
@@ -122,7 +123,7 @@ def choose_files(names: Sequence[str], card: dict, config: "ImagesConfig", where
             f"one of the folders of {where}: {', '.join(sorted(folders))}",
             "set images.subset to one of them",
         )
-    return pick_split(data, config.split, where)
+    return pick_split(data, config.split, where, earlier=config.reading is not None)
 
 
 def _find_subset(entries: list[dict], wanted: str | None, where: str) -> dict | None:
@@ -141,7 +142,7 @@ def _find_subset(entries: list[dict], wanted: str | None, where: str) -> dict | 
     return named[name]
 
 
-def _pick_by_card(data: list[str], entry: dict, split: str, where: str) -> list[str]:
+def _pick_by_card(data: list[str], entry: dict, config: "ImagesConfig", where: str) -> list[str]:
     """Return the files that match the patterns of a card's `data_files` for a split."""
     files = entry["data_files"]
     listed = files if isinstance(files, list) else [files]
@@ -149,8 +150,11 @@ def _pick_by_card(data: list[str], entry: dict, split: str, where: str) -> list[
     for item in listed:
         name, paths = (item.get("split", "train"), item["path"]) if isinstance(item, dict) else ("train", item)
         patterns.setdefault(name, []).extend([paths] if isinstance(paths, str) else paths)
+    split = config.split
     canonical = SPLIT_OF_WORD.get(split, split)
     wanted = [name for name in patterns if split == ALL_SPLITS or SPLIT_OF_WORD.get(name, name) == canonical]
+    if not wanted and config.reading is None:
+        wanted = [name for name in patterns if canonical_split(name) == canonical_split(split)]
     folder = f"{entry['data_dir'].strip('/')}/" if entry.get("data_dir") else ""
     expressions = [_compile_glob(folder + pattern) for name in wanted for pattern in patterns[name]]
     chosen = [name for name in data if any(expression.fullmatch(name) for expression in expressions)]
@@ -170,29 +174,6 @@ def _compile_glob(pattern: str) -> re.Pattern:
     return re.compile(
         "".join(tokens.get(part) or (part if part.startswith("[") else re.escape(part)) for part in parts)
     )
-
-
-def class_names_in(card: dict, subset: str | None) -> dict[str, tuple[str, ...]]:
-    """Return the class names of each column that a card's `dataset_info` gives as {"0": "cat", "1": "dog"}."""
-    infos = card.get("dataset_info") or []
-    infos = infos if isinstance(infos, list) else [infos]
-    found = {}
-    for info in infos:
-        if subset in (None, info.get("config_name", subset)):
-            for column, names in _class_labels(info.get("features") or []):
-                found[column] = names
-    return found
-
-
-def _class_labels(features: list[dict]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for feature in features:
-        kind = feature.get("dtype")
-        if isinstance(kind, dict) and "class_label" in kind:
-            names = kind["class_label"].get("names") or {}
-            yield (
-                feature["name"],
-                tuple(names[key] for key in sorted(names, key=int)) if isinstance(names, dict) else tuple(names),
-            )
 
 
 def is_hub_id(path: str) -> bool:
@@ -230,7 +211,7 @@ def _download(config: "ImagesConfig") -> str:
         with open(hf_hub_download(filename=README, **repository), "rb") as file:
             card = read_card(file.read())
     chosen = choose_files(names, card, config, f"{name} on the Hugging Face hub")
-    patterns = [re.sub(r"([*?\[])", r"[\1]", file) for file in (README, *chosen)]
+    patterns = [re.sub(r"([*?\[])", r"[\1]", file) for file in (README, *INFOS, *chosen)]
     return snapshot_download(allow_patterns=patterns, **repository)
 
 

@@ -13,6 +13,7 @@ from pipelines.images.files import ImagesPath
 from pipelines.images.listing import Locations, make_stamp
 from pipelines.images.sources.columns import ColumnSource, FileListing, decode_cell, split_key
 from raydit.errors import InvalidInput
+from raydit.lfs import refuse_lfs_pointer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,15 +41,20 @@ class ParquetSource(ColumnSource):
     def _list_file(self, name: str) -> FileListing:
         with self.files.open(name) as file:
             parquet = self._open(file, name)
-            _, label = self._columns(parquet.schema_arrow, name)
+            schema = parquet.schema_arrow
+            image, label = self._image_column(schema, name), self._label_column(schema, name)
             labels = parquet.read(columns=[label]).column(label) if label else None
             stamps = np.full(parquet.metadata.num_rows, _stamp(file), np.int64)
-            return FileListing(labels, stamps, self._class_names(parquet.schema_arrow, label))
+            columns = tuple(column for column in schema.names if column != image)
+            return FileListing(labels, stamps, self._class_names(schema, label), columns=columns)
 
     def _open(self, file: pa.NativeFile, name: str) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
+            refuse_lfs_pointer(
+                file.read_at(min(file.size(), 100), 0), f"images.path: {self.files.path(name)}", "Parquet"
+            )
             raise InvalidInput(
                 f"images.path: {self.files.path(name)}: found no readable Parquet ({error})",
                 "complete Parquet files",
@@ -63,7 +69,7 @@ class ParquetSource(ColumnSource):
 
     def _cells(self, parquet: pq.ParquetFile, name: str, rows: list[int]) -> Iterator[pa.Scalar]:
         schema = parquet.schema_arrow
-        image, _ = self._columns(schema, name)
+        image = self._image_column(schema, name)
         wanted = f"{image}.bytes" if pa.types.is_struct(schema.field(image).type) else image
         counts = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
         starts = np.cumsum([0, *counts])

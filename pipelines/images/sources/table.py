@@ -1,5 +1,6 @@
 """Image files that a table names together with their labels."""
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -8,10 +9,21 @@ import pyarrow as pa
 
 from pipelines.images.decoding import is_image, try_decode
 from pipelines.images.files import Files, ImagesPath
-from pipelines.images.labels import LABEL_COLUMNS, choose_column, number_labels, recorded_class_names
-from pipelines.images.listing import Listing, Locations
-from pipelines.images.sources.columns import holds_images
+from pipelines.images.labels import (
+    LABEL_COLUMNS,
+    choose_column,
+    choose_label_column,
+    class_label_columns,
+    number_labels,
+    recorded_class_names,
+    refuse_missing_labels,
+)
+from pipelines.images.listing import Listing, Locations, shorten_list
+from pipelines.images.sources.columns import holds_image_files
+from pipelines.images.splits import ALL_SPLITS, as_splits, find_split_layout, pick_images
+from pipelines.images.text_tables import as_utf8, read_text_table
 from raydit.errors import InvalidInput, NotFound
+from raydit.lfs import refuse_lfs_pointer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,6 +34,8 @@ TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl")
 TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 USUAL_NAMES = tuple(f"metadata{suffix}" for suffix in TABLE_SUFFIXES)
 """Names of tables in Hugging Face's image folders."""
+SPLIT_COLUMNS = ("split", "subset", "partition")
+"""Columns that say which split a row belongs to, if all that they hold are names of splits."""
 NAME_COLUMNS = ("file_name", "filename", "file", "path", "file_path", "filepath", "image", "image_path")
 """Columns that are taken for file names if images.image_column is not set; the first that exists."""
 
@@ -49,7 +63,13 @@ def _names_files(files: Files, name: str) -> bool:
             schema = pq.read_schema(file)
     except pa.ArrowInvalid:
         return False
-    return not any(holds_images(field.type) for field in schema) and bool(set(NAME_COLUMNS) & set(schema.names))
+
+    def is_text(kind: pa.DataType) -> bool:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+    names_files = any(field.name in NAME_COLUMNS and is_text(field.type) for field in schema)
+    return names_files and not any(holds_image_files(field.type) for field in schema)
 
 
 def open_table(path: ImagesPath, config: "ImagesConfig") -> "TableSource":
@@ -84,9 +104,14 @@ class TableSource:
     def listing(self) -> Listing:
         where = self.files.path(self.table)
         table = self._read_table(where)
-        name_column = self._column(table, "image_column", NAME_COLUMNS, "the name of the file", where)
-        label_column = self._column(table, "label_column", LABEL_COLUMNS, "the label", where)
+        name_column = self._name_column(table, where)
+        label_column = self._label_column(table, where)
         keys = self._names(table, name_column, where)
+        notes: tuple[str, ...] = ()
+        if self.config.reading is None:
+            inside, notes = self._pick_split(table, keys)
+            table, keys = table.take(pa.array(inside)), [keys[index] for index in inside]
+            refuse_missing_labels(table.column(label_column), keys.__getitem__, f"{where}, column {label_column}")
         known = self.config.class_names or recorded_class_names(table.schema.metadata, label_column)
         labels, class_names = number_labels(
             table.column(label_column), known, f"{where}, column {label_column}", self.config.class_order
@@ -96,17 +121,30 @@ class TableSource:
         twice = next((key for key, following in zip(keys, keys[1:], strict=False) if key == following), None)
         if twice is not None:
             raise InvalidInput(f"images.path: {where}: found {twice} twice", "each file once", "remove one of the rows")
-        return Listing(keys, labels[order], self._sizes(keys, where), class_names)
+        return Listing(keys, labels[order], self._sizes(keys, where), class_names, notes=notes)
 
     def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
-        return map(try_decode, self.files.read_each(keys))
+        return map(try_decode, self.files.read_each(keys), keys)
+
+    def _pick_split(self, table: pa.Table, keys: list[str]) -> tuple[Sequence[int], tuple[str, ...]]:
+        """Return the rows of the wanted split, by a column or by the files' folders, and what to say about it."""
+        column = next((name for name in SPLIT_COLUMNS if name in table.column_names), None)
+        groups = [str(value) for value in table.column(column).to_pylist()] if column else []
+        splits = as_splits(set(groups)) if groups else None
+        if splits is None and (layout := find_split_layout(keys)) and layout.level == 0:
+            splits, groups = layout.splits, [key.partition("/")[0] for key in keys]
+        if splits is None or self.config.split == ALL_SPLITS:
+            return range(len(keys)), ()
+        return pick_images(groups, splits, self.config.split, self.files.path(self.table))
 
     def _names(self, table: pa.Table, column: str, where: str) -> list[str]:
         names = table.column(column)
         if not len(names):
             raise NotFound(f"images.path: {where}: found no rows", "one for each image", "correct the table")
         if not pa.types.is_string(names.type) or names.null_count:
-            found = "a row without a name" if names.null_count else f"{names[0].as_py()!r} of type {names.type}"
+            found = (
+                "a row without a name" if names.null_count else f"{reprlib.repr(names[0].as_py())} of type {names.type}"
+            )
             raise InvalidInput(
                 f"images.path: {where}, column {column}: found {found}",
                 "the name of a file in every row",
@@ -114,16 +152,22 @@ class TableSource:
             )
         return [name.removeprefix("./") for name in names.to_pylist()]
 
-    def _column(self, table: pa.Table, field: str, usual: Sequence[str], content: str, where: str) -> str:
-        column = choose_column(table.column_names, getattr(self.config, field), usual, field, where)
-        if column is None:
-            further = ', or images.format = "folder" to do without labels' if field == "label_column" else ""
-            raise InvalidInput(
-                f"images.path: {where}: found the columns {', '.join(table.column_names)}",
-                f"one of {', '.join(usual)} with {content}",
-                f"add a line of column names, or set images.{field}{further}",
-            )
-        return column
+    def _name_column(self, table: pa.Table, where: str) -> str:
+        column = choose_column(table.column_names, self.config.image_column, NAME_COLUMNS, "image_column", where)
+        return column or self._refuse_columns(table, "image_column", NAME_COLUMNS, "the name of the file", where)
+
+    def _label_column(self, table: pa.Table, where: str) -> str:
+        declared = class_label_columns(table.schema.metadata)
+        column = choose_label_column(table.column_names, self.config.label_column, declared, where)
+        return column or self._refuse_columns(table, "label_column", LABEL_COLUMNS, "the label", where)
+
+    def _refuse_columns(self, table: pa.Table, field: str, usual: Sequence[str], content: str, where: str) -> str:
+        further = ', or images.format = "folder" to do without labels' if field == "label_column" else ""
+        raise InvalidInput(
+            f"images.path: {where}: found the columns {shorten_list(table.column_names)}",
+            f"one of {', '.join(usual)} with {content}",
+            f"add a line of column names, or set images.{field}{further}",
+        )
 
     def _sizes(self, keys: list[str], where: str) -> np.ndarray:
         names, sizes = self.files.list_all()
@@ -140,23 +184,21 @@ class TableSource:
         return np.array([size_of[key] for key in keys], np.int64)
 
     def _read_table(self, where: str) -> pa.Table:
-        import pyarrow.csv
         import pyarrow.json
         import pyarrow.parquet
 
-        data = pa.BufferReader(self.files.read(self.table))
+        content = self.files.read(self.table)
+        refuse_lfs_pointer(content, f"images.path: {where}", "the table")
         try:
             if self.table.endswith(".parquet"):
-                return pyarrow.parquet.read_table(data)
+                return pyarrow.parquet.read_table(pa.BufferReader(content))
             if self.table.endswith(".jsonl"):
-                return pyarrow.json.read_json(data)
+                content = content if self.config.reading else as_utf8(content, where)
+                return pyarrow.json.read_json(pa.BufferReader(content))
             # Names such as 00012 stay text; labels become numbers if all of them are.
-            names = dict.fromkeys((*NAME_COLUMNS, self.config.image_column or "file"), pa.string())
-            return pyarrow.csv.read_csv(
-                data,
-                parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if self.table.endswith(".tsv") else ","),
-                convert_options=pyarrow.csv.ConvertOptions(column_types=names),
-            )
+            names = (*NAME_COLUMNS, self.config.image_column or "file")
+            labels = (*LABEL_COLUMNS, self.config.label_column or "label")
+            return read_text_table(content, names, labels, "\t" if self.table.endswith(".tsv") else ",", where)
         except pa.ArrowInvalid as error:
             raise InvalidInput(
                 f"images.path: {where}: found no readable table ({error})",

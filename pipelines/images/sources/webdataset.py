@@ -1,20 +1,23 @@
 """WebDataset: tar shards, in which files with the same name except for the suffix are one sample."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.images.decoding import decode_image, is_image
 from pipelines.images.files import Files, ImagesPath
-from pipelines.images.labels import LABEL_COLUMNS, number_labels, parse_labels
+from pipelines.images.labels import LABEL_COLUMNS, label_text, number_labels, parse_labels, refuse_missing_labels
 from pipelines.images.listing import Listing, Locations
-from pipelines.images.splits import pick_split
-from pipelines.images.tar import BlockReader, Member, TarError, read_members
+from pipelines.images.splits import describe_files, pick_split
+from pipelines.images.tar import BLOCK, BlockReader, Member, TarError, read_members
 from raydit.errors import InvalidInput, NotFound
+from raydit.lfs import refuse_lfs_pointer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,18 +25,40 @@ if TYPE_CHECKING:
     from pipelines.config.recipe import ImagesConfig
 
 SUFFIX = ".tar"
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.zstd", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4")
+PICKLED = re.compile(rb"\x80[\x02-\x05]|[IF]\d+\n\.\Z|[SV]'?[^\n]*\n(p\d+\n)?\.\Z")
+"""Start of a pickle of protocol 2 to 5, or all of a pickled number or text of protocol 0."""
 Sample = dict[str, Member]
 """Files of one sample by their suffixes, in lower case and without the first dot."""
 
 
 def recognise(path: ImagesPath) -> bool:
-    """Return whether a path is a tar file, or a folder with some."""
-    return any(name.endswith(SUFFIX) for name in ([path.name] if path.name else path.names))
+    """Return whether a path is a tar file, compressed or not, or a folder with some that are not."""
+    if path.name is not None:
+        return path.name.endswith((SUFFIX, *COMPRESSED_SUFFIXES))
+    return any(name.endswith(SUFFIX) for name in path.names)
 
 
 def open_shards(path: ImagesPath, config: "ImagesConfig") -> "WebDatasetSource":
-    """Open a tar file, or all those in a folder that belong to the wanted split."""
+    """Open a tar file, or all those in a folder that belong to the wanted split. Raises InvalidInput if compressed."""
+    refuse_compressed([path.name] if path.name else [], path.files.root)
     return WebDatasetSource(path.files, config, [path.name] if path.name else None)
+
+
+def refuse_compressed(names: Sequence[str], where: str) -> None:
+    """Raise InvalidInput if some files are compressed tars."""
+    found = [name for name in names if name.endswith(COMPRESSED_SUFFIXES)]
+    if found:
+        raise InvalidInput(
+            f"images.path: found {describe_compressed(found)} in {where}",
+            "uncompressed tar files (.tar), in which an image is read by a seek",
+            "decompress them (gunzip, zstd -d): the images in them are compressed already",
+        )
+
+
+def describe_compressed(names: Sequence[str]) -> str:
+    """Return how many compressed tar files there are, and the first."""
+    return f"the compressed tar {names[0]}" + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
 
 
 class TarShard(NamedTuple):
@@ -43,20 +68,29 @@ class TarShard(NamedTuple):
     images: list[Member]
     labels: list[str] | None
     """As text; None if no sample has a label."""
+    kinds: tuple[str, ...]
+    """Suffixes in the first sample besides those of images, if no sample has a label."""
 
 
 class WebDatasetSource:
     """Tar files of samples `stem.jpg`, `stem.cls`. Keys are TAR/STEM; labels are in `.cls` or in a field of `.json`.
 
     A listing reads the headers of every tar. Its locations let an image be read by a seek.
-    names: the tar files, relative to the root; by default, all under it that belong to the wanted split.
+    names: the tar files, relative to the root; by default, all under it that belong to the wanted split. notes: those
+    of the listing.
     """
 
-    def __init__(self, files: Files, config: "ImagesConfig", names: Sequence[str] | None = None):
-        self.files, self.config, self.names = files, config, names
+    def __init__(
+        self,
+        files: Files,
+        config: "ImagesConfig",
+        names: Sequence[str] | None = None,
+        notes: tuple[str, ...] = (),
+    ):
+        self.files, self.config, self.names, self.notes = files, config, names, notes
 
     def listing(self) -> Listing:
-        names = self._find_files() if self.names is None else self.names
+        names, notes = self._find_files() if self.names is None else (self.names, self.notes)
         shards = list(self.files.map_names(self._list_shard, names))
         keys = [f"{name}/{stem}" for name, shard in zip(names, shards, strict=True) for stem in shard.stems]
         images = [image for shard in shards for image in shard.images]
@@ -67,17 +101,28 @@ class WebDatasetSource:
             np.array([image.stamp for image in images], np.int64),
             class_names,
             np.array([(image.offset, image.size) for image in images], np.int64),
+            notes=notes,
+            columns=() if class_names else shards[0].kinds,
         )
 
-    def _find_files(self) -> list[str]:
-        names = [name for name in self.files.list_all()[0] if name.endswith(SUFFIX)]
+    def _find_files(self) -> tuple[list[str], tuple[str, ...]]:
+        """Return the files of the wanted split, and what to say about the others."""
+        listed = self.files.list_all()[0]
+        names = [name for name in listed if name.endswith(SUFFIX)]
+        compressed = [name for name in listed if name.endswith(COMPRESSED_SUFFIXES)]
         if not names:
+            refuse_compressed(compressed, self.files.root)
             raise NotFound(
                 f"images.path: found no tar files in {self.files.root}",
                 f"files ending in {SUFFIX}",
                 "correct images.path, or set images.format",
             )
-        return pick_split(names, self.config.split, self.files.root)
+        earlier = self.config.reading is not None
+        picked = pick_split(names, self.config.split, self.files.root, earlier=earlier)
+        notes = describe_files(names, picked, self.config.split)
+        if compressed:
+            notes = (*notes, f"left out: {describe_compressed(compressed)}")
+        return picked, notes
 
     def _number_labels(self, names: Sequence[str], shards: list[TarShard]) -> tuple[np.ndarray, tuple[str, ...]]:
         texts: list[str] = []
@@ -89,6 +134,9 @@ class WebDatasetSource:
                     "them in every tar or in none",
                     "write one of the files again",
                 )
+            if shard.labels is not None and self.config.reading is None:
+                stems = shard.stems
+                refuse_missing_labels(pa.chunked_array([shard.labels]), stems.__getitem__, self.files.path(name))
             texts += shard.labels or []
         if shards[0].labels is None:
             return np.zeros(sum(len(shard.stems) for shard in shards), np.int32), ()
@@ -100,6 +148,7 @@ class WebDatasetSource:
         where = self.files.path(name)
         with self.files.open(name) as file:
             blocks = BlockReader(file, self.files.is_local)
+            refuse_lfs_pointer(blocks.read(0, BLOCK), f"images.path: {where}", "the tar file")
             try:
                 samples = _group_samples(read_members(blocks), where)
             except TarError as error:
@@ -116,19 +165,25 @@ class WebDatasetSource:
             labels = {stem: self._read_label(samples[stem], blocks, f"{where}, sample {stem}") for stem in images}
         missing = next((stem for stem, label in labels.items() if label is None), None)
         if missing is None:
-            return TarShard(list(images), list(images.values()), [str(label) for label in labels.values()])
+            as_text = str if self.config.reading else partial(label_text, where=where)
+            return TarShard(list(images), list(images.values()), [as_text(label) for label in labels.values()], ())
         if any(label is not None for label in labels.values()):
             raise InvalidInput(
                 f"images.path: {where}: found the sample {missing} without a label among others with one",
                 "a label in every sample or in none",
                 "write the tar again",
             )
-        return TarShard(list(images), list(images.values()), None)
+        first = samples[next(iter(images))]
+        return TarShard(
+            list(images), list(images.values()), None, tuple(kind for kind in first if not is_image(f".{kind}"))
+        )
 
     def _choose_image(self, sample: Sample, stem: str, where: str) -> Member | None:
         if self.config.image_column is not None:
             return sample.get(self.config.image_column)
-        kinds = [kind for kind in sample if is_image(f".{kind}")]
+        kinds = [kind for kind in sample if is_image(f".{kind}", earlier=True)]
+        if not kinds and self.config.reading is None:
+            kinds = [kind for kind in sample if is_image(f".{kind}")]
         kinds = [kind for kind in kinds if "." not in kind] or kinds  # a.jpg is the image, a.mask.png belongs to it
         if len(kinds) > 1:
             raise InvalidInput(
@@ -143,7 +198,7 @@ class WebDatasetSource:
         column = self.config.label_column
         if column in sample or (column is None and "cls" in sample):
             member = sample[column or "cls"]
-            return blocks.read(member.offset, member.size).decode(errors="replace").strip()
+            return self._parse_label(blocks.read(member.offset, member.size), member.name, where)
         if "json" not in sample:
             return None
         member = sample["json"]
@@ -155,6 +210,16 @@ class WebDatasetSource:
             ) from error
         usual = (column,) if column is not None else LABEL_COLUMNS
         return next((fields[name] for name in usual if isinstance(fields, dict) and name in fields), None)
+
+    def _parse_label(self, data: bytes, name: str, where: str) -> str:
+        """Return the text of a label's file. Raises InvalidInput if it is pickled or no text."""
+        if self.config.reading is None and (found := _describe_binary_label(data)):
+            raise InvalidInput(
+                f"images.path: {where}: found {found} in {name}",
+                "an integer or a class name as text",
+                "write the labels as text: loading a pickle can run code, so none is loaded",
+            )
+        return data.decode(errors="replace").strip()
 
     def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
         named = [_split_key(key) for key in keys]
@@ -169,6 +234,17 @@ class WebDatasetSource:
                         yield decode_image(blocks.read(int(offset), int(size)))
                     except Exception as error:
                         yield error
+
+
+def _describe_binary_label(data: bytes) -> str:
+    """Return in words what the content of a label's file is if it is no text; empty if it is text."""
+    if PICKLED.match(data):
+        return "a pickled label"
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return "a label that is not UTF-8"
+    return ""
 
 
 @lru_cache(maxsize=8)

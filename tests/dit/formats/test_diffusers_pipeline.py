@@ -297,6 +297,34 @@ def test_a_pipeline_with_different_embedders_per_block_is_refused(stock, tmp_pat
         import_diffusers(folder, tmp_path / "ours")
 
 
+@pytest.mark.parametrize("options", [{"variant": "fp16"}, {"max_shard_size": "50KB"}])
+def test_a_pipeline_of_a_variant_or_in_shards_is_imported_as_the_same(stock, tmp_path, options):
+    folder, model = stock()
+    expected = import_diffusers(folder, tmp_path / "expected")
+    for name in ("transformer", "vae"):
+        module = type(model) if name == "transformer" else AutoencoderKL
+        loaded = module.from_pretrained(folder / name, low_cpu_mem_usage=False)
+        (folder / name / "diffusion_pytorch_model.safetensors").unlink()
+        loaded.save_pretrained(folder / name, **options)
+    found = import_diffusers(folder, tmp_path / "found")
+    assert not (folder / "transformer" / "diffusion_pytorch_model.safetensors").exists()
+    for key, value in expected.weights("ema").items():
+        assert torch.equal(found.weights("ema")[key], value)
+
+
+def test_variants_and_shards_of_an_autoencoder_are_copied_so_that_diffusers_loads_them(tiny_autoencoder, tmp_path):
+    module = AutoencoderKL.from_pretrained(tiny_autoencoder, low_cpu_mem_usage=False)
+    module.register_to_config(latents_mean=None, latents_std=None, scaling_factor=0.18215)
+    for name, options in {
+        "variant": {"variant": "fp16"},
+        "shards": {"max_shard_size": "50KB", "variant": "bf16"},
+    }.items():
+        module.save_pretrained(tmp_path / name, **options)
+        write_autoencoder(tmp_path / name, tmp_path / f"{name} vae", Autoencoder.load(tmp_path / name).scale)
+        copied = AutoencoderKL.from_pretrained(tmp_path / f"{name} vae", low_cpu_mem_usage=False)
+        assert all(torch.equal(copied.state_dict()[key], value) for key, value in module.state_dict().items())
+
+
 def test_an_incomplete_folder_is_refused(stock, tmp_path):
     folder, _ = stock()
     shutil.rmtree(folder / "scheduler")

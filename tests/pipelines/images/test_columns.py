@@ -1,5 +1,6 @@
 """Images in the columns of Parquet and Arrow files."""
 
+import json
 import os
 from pathlib import Path
 
@@ -170,3 +171,126 @@ def test_the_error_names_a_truncated_arrow_stream(tmp_path, kept):
     write(file, file.read_bytes()[:kept])
     with pytest.raises(ValueError, match="found no readable Arrow stream .* expected the files that save_to_disk"):
         source(tmp_path).listing()
+
+
+def species_table(features: dict | None, **columns) -> pa.Table:
+    """Rows whose label column has an unusual name, with what Hugging Face's data sets record about columns."""
+    table = pa.table({"image": [encoded(square(1))] * 2, **(columns or {"species": [1, 0]})})
+    metadata = None if features is None else {"huggingface": json.dumps({"info": {"features": features}})}
+    return table.replace_schema_metadata(metadata)
+
+
+SPECIES = {"species": {"_type": "ClassLabel", "names": ["ant", "bee"]}}
+
+
+@pytest.mark.parametrize("where", ["schema", "infos", "card"])
+def test_a_class_label_of_any_name_is_the_label(tmp_path, where):
+    pq.write_table(species_table(SPECIES if where == "schema" else None), tmp_path / "x.parquet")
+    if where == "infos":
+        write(tmp_path / "dataset_infos.json", json.dumps({"default": {"features": SPECIES}}).encode())
+    if where == "card":
+        names = "        names:\n          '0': ant\n          '1': bee\n"
+        feature = f"  - name: species\n    dtype:\n      class_label:\n{names}"
+        write(tmp_path / "README.md", f"---\ndataset_info:\n  features:\n{feature}---\n".encode())
+    listing = source(tmp_path).listing()
+    assert (listing.labels.tolist(), listing.class_names) == ([1, 0], ("ant", "bee"))
+    earlier = source(tmp_path, reading="earlier").listing()
+    assert (earlier.labels.tolist(), earlier.class_names) == ([0, 0], ())
+
+
+def test_a_class_label_in_a_saved_data_set_is_the_label(tmp_path):
+    write_arrow(tmp_path / "data-00000-of-00001.arrow", species_table(SPECIES))
+    assert source(tmp_path).listing().class_names == ("ant", "bee")
+
+
+def test_of_several_class_labels_one_must_be_chosen_and_a_usual_name_wins(tmp_path):
+    features = SPECIES | {"sex": {"_type": "ClassLabel", "names": ["f", "m"]}}
+    pq.write_table(species_table(features, species=[0, 1], sex=[1, 1]), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="found the class labels species, sex, .* Set images.label_column to one"):
+        source(tmp_path).listing()
+    assert source(tmp_path, label_column="sex").listing().class_names == ("f", "m")
+    assert len(list(source(tmp_path).read(["x.parquet#0000000"]))) == 1  # workers read without choosing
+    pq.write_table(species_table(features, species=[0, 1], sex=[1, 1], label=[4, 0]), tmp_path / "x.parquet")
+    assert source(tmp_path).listing().labels.tolist() == [4, 0]
+
+
+def test_without_labels_the_summary_names_the_other_columns(tmp_path):
+    pq.write_table(species_table(None, weight=[0.5, 1.5]), tmp_path / "x.parquet")
+    assert source(tmp_path).listing().summary() == "2 images without classes (no label among weight)"
+    assert source(tmp_path, image_column="image").listing().columns == ("weight",)
+
+
+def test_an_empty_label_is_refused_with_its_key(tmp_path):
+    for labels, key in ((["a", " "], "#0000001"), (["", "b"], "#0000000"), ([None, "b"], "#0000000")):
+        pq.write_table(species_table(None, label=labels), tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match=rf"x.parquet: found no label, expected .*: x.parquet{key}"):
+            source(tmp_path).listing()
+
+
+def test_whole_numbers_stored_as_floats_are_class_numbers(tmp_path):
+    pq.write_table(species_table(None, label=[3.0, 0.0]), tmp_path / "x.parquet")
+    assert source(tmp_path).listing().labels.tolist() == [3, 0]
+
+
+PICTURES = [encoded(square(value)) for value in (5, 6)]
+BYTES = {
+    "binary": pa.array(PICTURES, pa.binary()),
+    "large_binary": pa.array(PICTURES, pa.large_binary()),
+    "binary_view": pa.array(PICTURES, pa.binary_view()),
+    "fixed_size_binary": pa.array(PICTURES, pa.binary(len(PICTURES[0]))),
+    "list": pa.array([list(data) for data in PICTURES], pa.list_(pa.uint8())),
+    "large_list": pa.array([list(data) for data in PICTURES], pa.large_list(pa.uint8())),
+    "struct of lists": pa.array(
+        [{"bytes": list(data)} for data in PICTURES], pa.struct({"bytes": pa.list_(pa.uint8())})
+    ),
+    "null": pa.array([*PICTURES[:1], None], pa.large_binary()),
+}
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_images_are_bytes_of_any_type(tmp_path, kind):
+    assert len(PICTURES[0]) == len(PICTURES[1])
+    table = pa.table({"image": BYTES[kind], "label": [0, 1]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    (tmp_path / "saved").mkdir()
+    write_arrow(tmp_path / "saved" / "data-00000-of-00001.arrow", table)
+    for path in (tmp_path / "x.parquet", tmp_path / "saved"):
+        chosen = source(path)
+        listing = chosen.listing()
+        first, second = chosen.read(listing.keys, listing.locations)
+        assert value_of(first) == 5
+        assert value_of(second) == 6 if kind != "null" else isinstance(second, ValueError)
+    lengths = [len(PICTURES[0]), 0 if kind == "null" else len(PICTURES[1])]
+    assert source(tmp_path / "saved").listing().stamps.tolist() == lengths
+
+
+def test_images_as_numbers_are_refused_in_one_short_sentence(tmp_path):
+    numbers = pa.array([np.zeros(100_000, np.int64).tolist()])
+    for name in ("image", "file_name"):
+        pq.write_table(pa.table({name: numbers, "label": [0]}), tmp_path / "x.parquet")
+        for settings in ({}, {"format": "table"}):
+            with pytest.raises(ValueError, match="found") as caught:
+                source(tmp_path / "x.parquet", **settings).listing()
+            assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+def test_a_table_of_files_beside_digests_stays_a_table(tmp_path):
+    write(tmp_path / "a.png", encoded(square(3)))
+    digests = pa.array([b"0123456789abcdef"], pa.binary(16))
+    pq.write_table(pa.table({"file_name": ["a.png"], "md5": digests, "label": [0]}), tmp_path / "x.parquet")
+    assert source(tmp_path / "x.parquet").listing().keys == ["a.png"]
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["x.parquet", "x.tar", "x.npz", "metadata.csv", "data-00000-of-00001.arrow", "train-00000-of-00001.parquet"]
+)
+def test_a_git_lfs_pointer_is_named_in_one_sentence(tmp_path, name):
+    write(tmp_path / name, POINTER)
+    if name.endswith(".arrow"):
+        write(tmp_path / "state.json", json.dumps({"_data_files": [{"filename": name}]}).encode())
+    path = tmp_path / name if name == "x.npz" else tmp_path
+    with pytest.raises(ValueError, match=f"{name} is a Git LFS pointer, expected .*git lfs pull"):
+        source(path).listing()

@@ -13,7 +13,7 @@ import pytest
 from pictures import broken_pictures, encoded, huge_png, noise, square
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipelines.images.decoding import decode_image, is_image, quarantine_reason
+from pipelines.images.decoding import FORMAT_OF_SUFFIX, LOW_VALUES, decode_image, is_image, quarantine_reason
 
 
 def pixel(data: bytes) -> tuple:
@@ -193,3 +193,58 @@ def test_formats_that_start_programs_are_not_opened():
 @pytest.mark.parametrize(("name", "shown"), [("a.JPG", True), ("a.b.tiff", True), ("a.txt", False), ("png", False)])
 def test_images_are_recognised_by_their_suffix(name, shown):
     assert is_image(name) is shown
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF", "JPEG"])
+@pytest.mark.parametrize("broken", [b"garbage!", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff"])
+def test_broken_exif_leaves_the_pixels_of_any_format_as_they_are(kind, broken):
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow cannot write {kind}")
+    picture = Image.fromarray(np.repeat([[10, 200]], 8, axis=0).repeat(8, axis=1).astype(np.uint8)).convert("RGB")
+    intact = Image.Exif()
+    intact[0x010E] = "x" * 40
+    tags = intact.tobytes().removeprefix(b"Exif\0\0")
+    data = encoded(picture, kind, exif=tags if kind == "AVIF" else intact)
+    start = data.index(tags)
+    spoiled = data[:start] + broken + data[start + len(broken) :]
+    if kind == "PNG":  # whose chunk holds a checksum
+        chunk = spoiled.index(b"eXIf")
+        end = chunk + 4 + int.from_bytes(spoiled[chunk - 4 : chunk], "big")
+        spoiled = spoiled[:end] + struct.pack(">I", zlib.crc32(spoiled[chunk:end])) + spoiled[end + 4 :]
+    found = decode_image(spoiled)
+    assert found.size == (16, 8)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(decode_image(data)))
+
+
+@pytest.mark.parametrize(("suffix", "kind"), FORMAT_OF_SUFFIX.items())
+def test_formats_without_a_mark_are_decoded_by_their_suffix_alone(suffix, kind):
+    data = encoded(square(9), kind)
+    assert decode_image(data, f"a/b{suffix.upper()}").getpixel((0, 0)) == (9, 9, 9)
+    with pytest.raises(UnidentifiedImageError, match="no image format known here"):
+        decode_image(data, "a.png")
+    with pytest.raises(UnidentifiedImageError, match="10 bytes from b'plain te'"):
+        decode_image(b"plain text", f"a{suffix}")
+
+
+def test_12_bit_tiff_is_scaled_and_low_values_in_16_bits_are_marked():
+    values = np.array([[0, 100], [4000, 4095]], np.uint16)
+    packed = bytes.fromhex("000064") + bytes.fromhex("fa0fff")
+    tags = [(256, 2), (257, 2), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 2), (279, 6)]
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    twelve = decode_image(b"II*\0" + struct.pack("<I", 14) + packed + struct.pack("<H", 9) + entries + bytes(4))
+    assert np.asarray(twelve)[..., 0].tolist() == [[0, 6], [250, 255]] and not twelve.info[LOW_VALUES]
+    low = decode_image(encoded(Image.fromarray(values)))
+    assert np.asarray(low)[..., 0].tolist() == [[0, 0], [15, 15]] and low.info[LOW_VALUES]
+    for dark in (encoded(Image.fromarray(values * 0)), encoded(Image.fromarray(values + 1)), encoded(square(3))):
+        assert not decode_image(dark).info[LOW_VALUES]
+
+
+def test_a_git_lfs_pointer_in_place_of_an_image_says_what_it_is():
+    with pytest.raises(ValueError, match="a Git LFS pointer in place of the image: run git lfs pull"):
+        decode_image(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n")
+
+
+@pytest.mark.parametrize("name", ["a.jpe", "a.TGA", "a.pnm", "a.pbm", "a.jfif", "a.jxl", "a.heif", "a.qoi"])
+def test_images_of_rarer_suffixes_are_listed(name):
+    assert is_image(name) and is_image(name, earlier=True) is name.endswith("jfif")

@@ -177,3 +177,66 @@ def test_class_folders_stay_class_folders_next_to_an_unrelated_table(tmp_path):
     write_class_folders(tmp_path, pictures(24))
     write(tmp_path / "notes.csv", b"who,when\nme,now\n")
     assert source(tmp_path).listing().class_names == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "encoding"),
+    [
+        ("labels.csv", "file,label\na.png,h\u00e9\nb.png,x\n", "utf-8-sig"),
+        ("labels.csv", "file,label\na.png,h\u00e9\nb.png,x\n", "utf-16"),
+        ("labels.csv", "file,label\na.png,h\u00e9\nb.png,x\n", "utf-16-be"),
+        ("labels.csv", "file;label;price\na.png;h\u00e9;1,5\nb.png;x;2,5\n", "utf-8"),
+        ("labels.csv", '"file"\t"label"\na.png\th\u00e9\nb.png\tx\n', "utf-8"),
+        ("labels.tsv", "file,label\na.png,h\u00e9\nb.png,x\n", "utf-8"),
+        ("labels.csv", "file|label\r\na.png|h\u00e9\r\nb.png|x\r\n", "utf-8"),
+    ],
+)
+def test_tables_are_read_whatever_their_separator_and_mark(tmp_path, name, text, encoding):
+    table_folder(tmp_path, "", name)
+    write(tmp_path / name, text.encode(encoding))
+    listing = source(tmp_path).listing()
+    assert (listing.keys, listing.class_names) == (["a.png", "b.png"], ("h\u00e9", "x"))
+
+
+@pytest.mark.parametrize("text", ["file,label\na.png,x\nb.png,h\u00e9\n", "file,label\na.png,x\nh\u00e9.png,y\n"])
+def test_a_table_in_latin_1_is_refused_if_that_matters(tmp_path, text):
+    table_folder(tmp_path, "")
+    write(tmp_path / "labels.csv", text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels.csv: found bytes in line 3 that are not UTF-8, .*iconv"):
+        source(tmp_path).listing()
+    write(tmp_path / "labels.csv", "file,label,by\na.png,x,Ren\u00e9\nb.png,y,me\n".encode("latin-1"))
+    assert source(tmp_path).listing().class_names == ("x", "y")
+
+
+def test_an_empty_label_in_a_table_is_refused_with_its_file(tmp_path):
+    table_folder(tmp_path, "file,label\nb.png,x\na.png,\n")
+    with pytest.raises(ValueError, match="column label: found no label, .*without one: a.png"):
+        source(tmp_path).listing()
+    assert source(tmp_path, reading="earlier").listing().class_names == ("", "x")
+
+
+def test_files_of_rare_suffixes_are_decoded_or_given_a_reason(tmp_path):
+    for name, kind in {"a.tga": "TGA", "b.jpe": "JPEG", "c.pnm": "PPM", "d.dib": "DIB"}.items():
+        write(tmp_path / name, encoded(square(100, 16), kind))
+    write(tmp_path / "e.jxl", b"\xff\x0a jxl")
+    listing = source(tmp_path).listing()
+    *images, unknown = source(tmp_path).read(listing.keys)
+    assert [value_of(image) for image in images] == [100] * 4 and isinstance(unknown, Exception)
+    assert (
+        listing.keys[-1] == "e.jxl" and source(tmp_path, split="train", format="folder").listing().keys == listing.keys
+    )
+
+
+def test_pictures_that_are_not_listed_are_counted(tmp_path):
+    for name in ("cat/a.png", "cat/a.PSD", "dog/b.png", "dog/b.svg", "dog/c.svg", "dog/notes.txt"):
+        write(tmp_path / name, encoded(square(1)))
+    listing = source(tmp_path).listing()
+    assert listing.keys == ["cat/a.png", "dog/b.png"]
+    assert listing.notes == ("left out, because raydit reads no such files: 1 .psd, 2 .svg",)
+
+
+def test_class_less_folders_with_a_table_inside_say_that_it_is_not_read(tmp_path):
+    write(tmp_path / "train" / "a.png", encoded(square(1)))
+    write(tmp_path / "train" / "metadata.csv", b"file_name,label\na.png,x\n")
+    listing = source(tmp_path).listing()
+    assert listing.class_names == () and "train/metadata.csv is not read: set images.path" in listing.notes[0]

@@ -84,3 +84,13 @@ def test_buckets_and_uris_give_the_same_images_as_a_disk(layout, storage_kind, r
 def test_the_error_names_a_missing_path_in_a_bucket(s3_bucket):
     with pytest.raises(FileNotFoundError, match=f"images.path: found nothing at {s3_bucket}/none, expected"):
         open_source(ImagesConfig(path=f"{s3_bucket}/none"))
+
+
+def test_a_uri_with_two_slashes_or_one_at_its_end_means_the_same(s3_bucket, tmp_path):
+    LAYOUTS["parquet"](tmp_path / "set", pictures(COUNT))
+    filesystem, inner = storage.resolve(f"{s3_bucket}/deep/set")
+    copy_files(str(tmp_path / "set"), inner, LocalFileSystem(), filesystem)
+    expected = open_source(ImagesConfig(path=f"{s3_bucket}/deep/set")).listing().digest
+    for uri in ("//deep/set", "/deep//set", "/deep/set/", "/deep/set//"):
+        assert open_source(ImagesConfig(path=s3_bucket + uri)).listing().digest == expected
+    assert len(open_source(ImagesConfig(path=f"{s3_bucket}/deep//set/part-0.parquet/")).listing()) == COUNT // 2

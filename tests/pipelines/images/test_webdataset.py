@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import pickle
 import tarfile
 
 import pytest
@@ -143,3 +144,45 @@ def test_labels_in_only_one_shard_are_refused(tmp_path):
     write_tar(tmp_path / "b.tar", {"a.png": PNG[0]})
     with pytest.raises(ValueError, match="b.tar and .*a.tar: found labels in one and none in the other"):
         source(tmp_path).listing()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.cls": pickle.dumps(3)}, "sample a: found a pickled label in a.cls, .*can run code"),
+        ({"a.cls": pickle.dumps(3, 0)}, "found a pickled label in a.cls"),
+        ({"a.cls": "h\u00e9".encode("latin-1")}, "found a label that is not UTF-8 in a.cls"),
+        ({"a.cls": b" \n"}, "x.tar: found no label, expected .*without one: a$"),
+        ({"a.json": b'{"label": ""}'}, "x.tar: found no label"),
+        ({"a.json": b'{"label": [3]}'}, r"x.tar: found the label \[3\], expected an integer or a class name"),
+        ({"a.json": b'{"label": true}'}, "found the label True"),
+    ],
+)
+def test_labels_that_are_no_text_and_no_number_are_refused(tmp_path, files, message):
+    write_tar(tmp_path / "x.tar", {"a.png": PNG[0], **files})
+    with pytest.raises(ValueError, match=message):
+        source(tmp_path).listing()
+
+
+def test_whole_numbers_of_json_are_class_numbers(tmp_path):
+    files = {"a.png": PNG[0], "a.json": b'{"label": 3.0}', "b.png": PNG[1], "b.json": b'{"label": 2}'}
+    write_tar(tmp_path / "x.tar", files)
+    assert source(tmp_path).listing().labels.tolist() == [3, 2]
+    assert source(tmp_path, reading="earlier").listing().class_names == ("2", "3.0")
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.tar.zst", "deep/x.tar.gz"])
+def test_compressed_shards_are_refused_by_their_names(tmp_path, name):
+    write(tmp_path / name, b"anything")
+    for path in {tmp_path, tmp_path / name}:
+        with pytest.raises(ValueError, match=rf"found the compressed tar \S*{name[-5:]} in .*, expected uncompressed"):
+            source(path).listing()
+
+
+def test_compressed_shards_beside_others_are_said_to_be_left_out(tmp_path):
+    write_tar(tmp_path / "x.tar", {"a.png": PNG[0]})
+    write(tmp_path / "y.tar.gz", b"anything")
+    assert source(tmp_path).listing().notes == ("left out: the compressed tar y.tar.gz",)
+    write(tmp_path / "folders" / "cat" / "a.png", PNG[0])
+    write(tmp_path / "folders" / "download.tar.gz", b"anything")
+    assert source(tmp_path / "folders").listing().class_names == ("cat",)

@@ -14,10 +14,11 @@ from dit.accelerators import ACCELERATORS
 from dit.macs import forward_macs
 from evaluation.extractors import extractor_macs
 from pipelines.config.reader import load_recipe
+from pipelines.config.recipe import AutoencoderConfig
 from pipelines.latents import schema
 from pipelines.planning.hardware import Cluster, parse_cluster
 from pipelines.planning.measure import measure_this_machine
-from pipelines.planning.networks import resolve_networks
+from pipelines.planning.networks import autoencoder_config, resolve_networks
 from pipelines.planning.plan import Images, count_images, make_plan
 from pipelines.planning.render import format_bytes, format_duration, plan_lines
 
@@ -216,6 +217,12 @@ def test_what_cannot_be_planned_is_one_line(raydit, tmp_path, arguments, message
     assert (code, out) == (2, "")
     (line,) = err.strip().splitlines()
     assert message in line
+
+
+def test_a_git_lfs_pointer_in_place_of_an_autoencoders_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n")
+    with pytest.raises(ValueError, match="config.json is a Git LFS pointer, expected .*git lfs pull"):
+        autoencoder_config(AutoencoderConfig(id=str(tmp_path)))
 
 
 def test_a_plan_for_a_cluster_imports_nothing_heavy():

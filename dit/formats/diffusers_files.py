@@ -1,0 +1,107 @@
+"""The weights files of a diffusers model: one file, a variant such as fp16, or shards that an index lists."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit.files import digest_of_files, sha256_of
+from dit.formats.weights import check_finite, read_weights
+from raydit.errors import InvalidInput, NotFound
+from raydit.lfs import refuse_lfs_pointer_file
+
+WEIGHTS = "diffusion_pytorch_model"
+"""File name of the weights in a diffusers folder, without its suffix."""
+SUFFIXES = ("safetensors", "bin")
+
+
+@dataclass(frozen=True)
+class DiffusersWeights:
+    """The files that hold a model's weights."""
+
+    files: tuple[Path, ...]
+    """One file, or all shards in the order of their names."""
+    variant: str | None = None
+    """What diffusers calls the variant in the files' names, such as "fp16"."""
+    index: Path | None = None
+    """The file that lists the shards; None for a single file."""
+
+    @property
+    def sha256(self) -> str:
+        """The file's sha256; of shards, one sha256 over theirs by name (`dit.files.digest_of_files`)."""
+        if self.index is None:
+            return sha256_of(self.files[0])
+        return digest_of_files({file.name: sha256_of(file) for file in self.files})
+
+    def read(self, do: str = "copy the file again") -> dict[str, Any]:
+        """Read all tensors to the CPU, without running code from the files.
+
+        do: what to do about weights that are not finite, for which this raises InvalidInput, naming file and tensor.
+        """
+        tensors: dict[str, Any] = {}
+        for file in self.files:
+            content = read_weights(file)
+            check_finite(content, file, do)
+            tensors |= content
+        return tensors
+
+
+def find_weights(folder: Path) -> DiffusersWeights:
+    """Find the weights in a model's folder, as `look_for_weights` does. Raises NotFound if there are none."""
+    found = look_for_weights(folder)
+    if found is None:
+        names = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) if folder.is_dir() else ""
+        raise NotFound(
+            f"{folder}: found no weights but {names or 'nothing'}",
+            f"{WEIGHTS}.safetensors, a variant such as {WEIGHTS}.fp16.safetensors, or shards with their index",
+            "check the path",
+        )
+    return found
+
+
+def look_for_weights(folder: Path) -> DiffusersWeights | None:
+    """Find the weights in a model's folder: a file without variant first, then shards, then a variant; None if none.
+
+    Raises NotFound if a shard is missing, and InvalidInput for a Git LFS pointer.
+    """
+    found = next(_candidates(folder), None)
+    for file in found.files if found else ():
+        refuse_lfs_pointer_file(file, "the weights")
+    return found
+
+
+def _candidates(folder: Path) -> Iterator[DiffusersWeights]:
+    for suffix in SUFFIXES:
+        if (file := folder / f"{WEIGHTS}.{suffix}").is_file():
+            yield DiffusersWeights((file,))
+    for suffix in SUFFIXES:
+        if (index := folder / f"{WEIGHTS}.{suffix}.index.json").is_file():
+            yield DiffusersWeights(_shards(index), None, index)
+    for suffix in SUFFIXES:
+        for file in sorted(folder.glob(f"{WEIGHTS}.*.{suffix}")):
+            variant = file.name[len(WEIGHTS) + 1 : -len(suffix) - 1]
+            if not re.search(r"-\d+-of-\d+$", variant):
+                yield DiffusersWeights((file,), variant)
+        for index in sorted(folder.glob(f"{WEIGHTS}.{suffix}.index.*.json")):
+            yield DiffusersWeights(_shards(index), index.name.split(".")[-2], index)
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """Return the shards that an index lists. Raises NotFound if one is missing."""
+    refuse_lfs_pointer_file(index, "the index of the shards")
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidInput(
+            f"{index}: found no index of shards ({type(error).__name__})", "a weight_map", "copy it again"
+        ) from None
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise NotFound(
+            f"{index}: found {len(names) - len(missing)} of {len(names)} shards; {missing[0]} is missing",
+            "all of them beside their index",
+            "copy the missing ones",
+        )
+    return tuple(index.parent / name for name in names)
