@@ -18,13 +18,13 @@ from pipelines.config.recipe import Recipe
 from pipelines.images.open import open_source
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.dataset import MANIFEST, LatentDataset, fingerprint_of
-from pipelines.registry.queries import find_run, source_commits
+from pipelines.registry.queries import source_commits
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.references import reference_digest
 from pipelines.scoring.report_files import find_report_files, read_report
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.tracking import tags
-from pipelines.tracking.lookup import CheckpointRef, connected_client, find_checkpoint, has_files
+from pipelines.tracking.lookup import CheckpointRef, connected_client, find_checkpoint, find_run, has_files
 from pipelines.tracking.store import tracking_uri
 
 

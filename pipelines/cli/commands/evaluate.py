@@ -90,7 +90,8 @@ def evaluate(
 ) -> None:
     """Sample from each CHECKPOINT and score the samples.
 
-    A CHECKPOINT is a folder or URI, runs:/RUN_ID, models:/NAME@ALIAS, a diffusers DiT pipeline or an official .pt file.
+    A CHECKPOINT is a folder or URI, runs:/RUN (a run's id or name), models:/NAME@ALIAS, a diffusers DiT pipeline or an
+    official .pt file.
     """
     flags = Flags(**options)
     if bool(checkpoints) == (images is not None):
