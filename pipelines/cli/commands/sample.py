@@ -11,7 +11,13 @@ from pipelines.cli.output import print_line, print_result
 @click.option(
     "--out", type=click.Path(dir_okay=False), default="grid.png", show_default=True, help="PNG file of the grid."
 )
-@click.option("--classes", help="Classes of the grid, by name or number, such as 1,7; default: all.")
+@click.option(
+    "--classes",
+    metavar="LIST",
+    multiple=True,
+    help="Classes of the grid, by name or number, such as 1,7; a name wins over a number. Give a name that contains a "
+    'comma by a --classes of its own: --classes "cat, tabby" --classes dog. Default: all.',
+)
 @click.option("--columns", type=click.IntRange(min=1), default=8, show_default=True, help="Images of each class.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the samples; default: the recipe's.")
 @click.option("--npz", type=click.Path(dir_okay=False), help="Write samples and labels to this file, in ADM's format.")
@@ -23,7 +29,7 @@ from pipelines.cli.output import print_line, print_result
 def sample(
     checkpoint: str,
     out: str,
-    classes: str | None,
+    classes: tuple[str, ...],
     columns: int,
     seed: int | None,
     npz: str | None,
@@ -39,7 +45,7 @@ def sample(
     """
     if npz is None and num_samples is not None:
         raise click.UsageError("--num-samples needs --npz FILE; the size of a grid is set by --classes and --columns")
-    if npz is not None and classes is not None:
+    if npz is not None and classes:
         raise click.UsageError(
             "--classes is only for grids; with --npz, labels are drawn by --set evaluate.labels=balanced or random"
         )
@@ -48,14 +54,15 @@ def sample(
     opened = open_checkpoint(checkpoint, model, overrides)
     from pipelines.sample import sample_file
     from pipelines.scoring.protocols import checkpoint_recipe
-    from pipelines.scoring.sample_grid import sample_grid
+    from pipelines.scoring.sample_grid import sample_grid, split_class_list
 
     config = checkpoint_recipe(opened, overrides)
     if npz is not None:
         count = num_samples or config.evaluate.num_samples
         path = sample_file(opened, config, npz, num_samples=count, address=address)
     else:
-        names = [name.strip() for name in classes.split(",")] if classes else None
+        known = opened.record.class_names
+        names = [name for given in classes for name in split_class_list(given, known)] or None
         path = sample_grid(opened, config.evaluate, config.seed, out, classes=names, columns=columns)
     print_line("sample", path)
     print_result(as_json, {"path": path})

@@ -103,7 +103,8 @@ def test_the_autoencoder_is_verified_if_its_digest_is_recorded(imported):
 
 
 def test_a_grid_is_drawn_without_recipe_or_images(raydit, imported, tmp_path):
-    code, out, _ = raydit("sample", "ours", "--classes", "0,2", "--columns", "2", "--set", "evaluate.sampling_steps=2")
+    classes = ("--classes", "0,2", "--classes", "1")
+    code, out, _ = raydit("sample", "ours", *classes, "--columns", "2", "--set", "evaluate.sampling_steps=2")
     assert code == 0 and (tmp_path / "grid.png").is_file() and "grid.png" in out
 
 
