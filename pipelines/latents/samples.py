@@ -73,7 +73,7 @@ def read_images(dataset: LatentDataset, keys: Sequence[str]) -> np.ndarray:
     from pipelines.config.reader import validate_recipe
     from pipelines.images.preprocess import read_cropped
 
-    images, _, errors = read_cropped(validate_recipe(dataset.recipe).images, keys)
+    images, _, errors = read_cropped(validate_recipe(dataset.recipe, stage="encode").images, keys)
     if errors:
         key, error = next(iter(errors.items()))
         raise InvalidInput(

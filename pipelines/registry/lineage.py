@@ -113,7 +113,7 @@ def _around_checkpoint(opened: LocatedCheckpoint, expected: str | None, store: s
 
 
 def _around_latents(dataset: LatentDataset, expected: str | None, store: str, quick: bool) -> list[Link]:
-    config = validate_recipe(dataset.recipe) if dataset.recipe else None
+    config = validate_recipe(dataset.recipe, stage="encode") if dataset.recipe else None
     chain = _latents_and_before(dataset.path, expected or dataset.fingerprint, config, quick)
     checkpoints = CheckpointFolder(storage.join(storage.split(dataset.path)[0], "checkpoints"))
     for step in checkpoints.finished_steps():
