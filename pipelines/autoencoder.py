@@ -38,8 +38,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     handle = autoencoder_of(config)
     settings = config.autoencoder.train
     if settings is None:
-        folder = handle.folder()
-        where = "" if Path(handle.id).is_dir() else f" in {folder}"
+        where = "" if Path(handle.id).is_dir() else f" in {handle.folder()}"
         context.say("autoencoder", f"nothing to train: {handle.id}{where} is pretrained")
         return handle
     config, images = list_images(config)

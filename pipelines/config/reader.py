@@ -46,7 +46,12 @@ ABSENT: dict[str, Any] = {"model": AbsentModel(), "autoencoder": AbsentAutoencod
 """Sections without which some stages work, and what stands for them in the recipe of such a stage."""
 PLACEHOLDERS: dict[str, dict[str, Any]] = {"model": {"name": "DiT-S/2"}, "autoencoder": {"id": "none"}}
 """Sections that pass validation where there are none."""
-NEEDED_SECTIONS: dict[str, tuple[str, ...]] = {"autoencoder": ("autoencoder",), "encode": ("autoencoder",)}
+NEEDED_SECTIONS: dict[str, tuple[str, ...]] = {
+    "autoencoder": ("autoencoder",),
+    "encode": ("autoencoder",),
+    "evaluate": (),  # the checkpoint has them
+    "sample": (),
+}
 """Which of the sections in ABSENT a stage needs, if it does not need all of them."""
 
 
@@ -67,6 +72,14 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = (), stage: str = 
     stage: name of the command that the recipe is for, which may work without some sections (NEEDED_SECTIONS). Raises
     NotFound if there is no such file, RecipeError if it is not TOML or has mistakes, and InvalidInput if it contains
     credentials.
+    """
+    return validate_recipe(*read_recipe(path, overrides), stage)
+
+
+def read_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[dict[str, Any], Locate]:
+    """Read a recipe and apply overrides, without validating it; also return where its keys are written.
+
+    Raises as `load_recipe`, but not for mistakes in values.
     """
     path = Path(path)
     if not path.is_file():
@@ -95,7 +108,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = (), stage: str = 
             return f"--set {below}"
         return f"{path}:{lines[section]}: {key}" if section else f"{path}: {key}"
 
-    return validate_recipe(content, locate, stage)
+    return content, locate
 
 
 def validate_recipe(content: dict[str, Any], locate: Locate = lambda key: key, stage: str = "") -> Recipe:

@@ -1,11 +1,12 @@
 """From a recipe and a checkpoint to the protocol by which samples are drawn and scored."""
 
 from dataclasses import replace
+from typing import Any
 
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe
-from pipelines.scoring.references import reference_digest
+from pipelines.scoring.references import reference_digest, reference_overrides
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput
 
@@ -88,11 +89,32 @@ def checkpoint_recipe(opened: LocatedCheckpoint, overrides: tuple[str, ...] = ()
 
     An imported checkpoint records no recipe: its config gives one, and its output is the folder that it lies in.
     """
-    from pipelines.checkpoints.importing import recipe_for_imported
     from pipelines.config.reader import apply_override, validate_recipe
 
-    recorded = opened.record.recipe
-    content = {**(recipe_for_imported(opened.record) if recorded is None else recorded), "output": opened.output}
+    content = {**recorded_content(opened), "output": opened.output}
+    if opened.record.recipe is None:
+        overrides = (*_reference_settings(overrides), *overrides)
     for override in overrides:
         apply_override(content, override)
     return validate_recipe(content)
+
+
+def recorded_content(opened: LocatedCheckpoint) -> dict[str, Any]:
+    """Return the content of the recipe that a checkpoint records, or that its record gives if it was imported."""
+    from pipelines.checkpoints.importing import recipe_for_imported
+
+    recorded = opened.record.recipe
+    return recipe_for_imported(opened.record) if recorded is None else dict(recorded)
+
+
+def _reference_settings(overrides: tuple[str, ...]) -> list[str]:
+    """Return the overrides that the reference statistics among some overrides stand for: extractor and crop."""
+    from pipelines.config.reader import apply_override
+
+    content: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(content, override)
+    reference = content.get("evaluate", {}).get("reference")
+    if not isinstance(reference, str):
+        return []
+    return [known for known in reference_overrides(reference) if not known.startswith("images.size")]

@@ -1,5 +1,7 @@
 """`raydit sample`: images from a checkpoint."""
 
+from functools import partial
+
 import click
 
 from pipelines.cli.options import address_option, json_option, model_option, open_checkpoint, set_option
@@ -22,6 +24,11 @@ from pipelines.cli.output import print_line, print_result
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the samples; default: the recipe's.")
 @click.option("--npz", type=click.Path(dir_okay=False), help="Write samples and labels to this file, in ADM's format.")
 @click.option("--num-samples", type=click.IntRange(min=1), help="Number of samples for --npz; default: the recipe's.")
+@click.option(
+    "--recipe",
+    type=click.Path(dir_okay=False),
+    help="Recipe whose seed and [evaluate] to sample by; default: the checkpoint's.",
+)
 @model_option
 @set_option
 @address_option
@@ -34,6 +41,7 @@ def sample(
     seed: int | None,
     npz: str | None,
     num_samples: int | None,
+    recipe: str | None,
     model: str | None,
     overrides: tuple[str, ...],
     address: str | None,
@@ -51,12 +59,15 @@ def sample(
         )
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
+    from pipelines.scoring.given_recipe import load_given_recipe
+    from pipelines.scoring.protocols import checkpoint_recipe
+
+    recipe_of = load_given_recipe(recipe, overrides) if recipe else partial(checkpoint_recipe, overrides=overrides)
     opened = open_checkpoint(checkpoint, model, overrides)
     from pipelines.sample import sample_file
-    from pipelines.scoring.protocols import checkpoint_recipe
     from pipelines.scoring.sample_grid import sample_grid, split_class_list
 
-    config = checkpoint_recipe(opened, overrides)
+    config = recipe_of(opened)
     if npz is not None:
         count = num_samples or config.evaluate.num_samples
         path = sample_file(opened, config, npz, num_samples=count, address=address)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +124,57 @@ def test_an_import_is_evaluated_against_given_statistics(imported, tmp_path):
     assert protocol.decoder == imported.config["autoencoder"]["sha256"]
     reference, held_out = load_real_features(RealImages.of(settings))
     assert reference.n == 5 and held_out is None
+
+
+def test_a_given_recipe_says_how_to_evaluate_and_the_checkpoint_what(raydit, imported, given_folder, tmp_path):
+    """The recipe is one for flow with an autoencoder of its own; the checkpoint is of diffusion."""
+    from PIL import Image
+
+    tiny = str(Path(__file__).resolve().parents[2] / "recipes" / "tiny.toml")
+    (tmp_path / "images").mkdir()
+    for index in range(12):
+        Image.new("RGB", (16, 16), (20 * index, 0, 0)).save(tmp_path / "images" / f"{index}.png")
+    for command in (["evaluate", "ours", "--dry-run"], ["sample", "ours"]):
+        code, _, err = raydit(*command, "--recipe", tiny)
+        assert code == 2 and err.count("\n") == 2, err
+        assert "tiny.toml:" in err and "evaluate.sampler: found 'euler', a sampler for flow" in err
+        assert "expected one of ddpm, ddim, dpmpp_2m" in err
+    fitting = ("--recipe", tiny, "--set", "evaluate.sampler=ddim")
+    code, out, err = raydit("evaluate", "ours", "--dry-run", "--json", *fitting)
+    assert code == 0, err
+    (line,) = (line for line in out.splitlines() if line.startswith("recipe "))
+    assert "ours is used as it was trained, not as" in line and 'autoencoder.id: null -> "' in line
+    plan = json.loads(out[out.index("\n{\n") : out.index("\n}") + 2])
+    assert plan["objective"]["kind"] == "diffusion" and plan["model"]["depth"] == 1
+    assert plan["autoencoder"]["id"] == str(given_folder / "vae")
+    assert (plan["evaluate"]["sampler"], plan["evaluate"]["num_samples"], plan["output"]) == (
+        "ddim",
+        16,
+        "outputs/tiny",
+    )
+    code, out, err = raydit("sample", "ours", *fitting, "--columns", "1", "--out", "given.png")
+    assert code == 0 and (tmp_path / "given.png").is_file(), err
+
+
+def test_an_import_is_scored_as_a_given_reference_was_made(raydit, imported, tmp_path):
+    from evaluation.extractors import extractor_sha256
+
+    extractor = "efficientnet-lite0"
+    digest = extractor_sha256(extractor)
+    for size in (16, 32):
+        statistics = ReferenceStatistics(
+            n=5, mu=np.zeros(4), sigma=np.eye(4), extractor=extractor, extractor_sha256=digest, size=size, crop="resize"
+        )
+        save_reference(statistics, str(tmp_path / f"{size}.npz"))
+    code, out, err = raydit("evaluate", "ours", "--reference", "16.npz", "--dry-run")
+    assert code == 0, err
+    plan = json.loads(out[: out.index("\n}") + 2])
+    assert (plan["evaluate"]["extractor"], plan["images"]["crop"], plan["images"]["size"]) == (extractor, "resize", 16)
+    code, _, err = raydit("evaluate", "ours", "--reference", "32.npz", "--dry-run")
+    assert code == 2 and "32" in err and "16" in err and len(err.strip().splitlines()) == 1
+    for reference in ("none.npz", "ours"):
+        code, _, err = raydit("evaluate", "ours", "--reference", reference, "--dry-run")
+        assert code == 2 and reference in err and len(err.strip().splitlines()) == 1, err
 
 
 @pytest.mark.slow
