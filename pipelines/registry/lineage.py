@@ -16,7 +16,7 @@ from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, find_reco
 from pipelines.config.reader import validate_recipe
 from pipelines.config.recipe import Recipe
 from pipelines.images.open import open_source
-from pipelines.latents.autoencoder import AutoencoderHandle
+from pipelines.latents.autoencoder import AutoencoderHandle, is_autoencoder_of
 from pipelines.latents.dataset import MANIFEST, LatentDataset, fingerprint_of
 from pipelines.registry.queries import source_commits
 from pipelines.scoring.protocols import checkpoint_recipe
@@ -165,11 +165,13 @@ def _images(dataset: LatentDataset, config: Recipe | None) -> Link:
 def _autoencoder(recorded: dict, output: str) -> Link:
     link = Link("autoencoder", recorded["id"], recorded["sha256"] or "")
     try:
-        found = AutoencoderHandle(recorded["id"], output).describe(download=False)
+        handle = AutoencoderHandle(recorded["id"], output)
+        found, folder = handle.describe(download=False)["sha256"], handle.folder(download=False)
     except (OSError, ValueError) as error:
         link.unknown.append(f"not available: {error}")
     else:
-        link.compare("weights", found["sha256"], recorded["sha256"])
+        same = recorded["sha256"] is not None and is_autoencoder_of(recorded, folder)
+        link.compare("weights", recorded["sha256"] if same else found, recorded["sha256"])
     return link
 
 

@@ -50,6 +50,7 @@ def sampling_protocol(evaluate: EvaluateConfig, seed: int, opened: LocatedCheckp
     from dit.checkpoint import weights_name
     from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 
+    folder = checkpoint_autoencoder(opened)
     weights = weights_name(evaluate.weights)
     if not (opened.path / f"{weights}.safetensors").is_file():
         opened.weights(weights)  # raises, and names the weights that the checkpoint has
@@ -63,7 +64,8 @@ def sampling_protocol(evaluate: EvaluateConfig, seed: int, opened: LocatedCheckp
         cfg_interval=evaluate.cfg_interval,
         weights=evaluate.weights,
         dtype=evaluate.dtype,
-        decoder=describe_autoencoder(checkpoint_autoencoder(opened))["sha256"],
+        # As recorded, where the same weights may have been saved again since then.
+        decoder=opened.record.autoencoder.sha256 or describe_autoencoder(folder)["sha256"],
         extractor="none",
         extractor_sha256="none",
         reference_digest="none",

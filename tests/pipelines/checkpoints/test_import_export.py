@@ -9,7 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dit.autoencoder import LatentScale, create_autoencoder, save_autoencoder
+from dit.autoencoder import (
+    LatentScale,
+    create_autoencoder,
+    describe_autoencoder,
+    save_autoencoder,
+    tensors_sha256,
+)
 from dit.checkpoint import load_checkpoint
 from dit.config import DiTConfig
 from dit.model import DiT
@@ -98,9 +104,38 @@ def test_the_autoencoder_is_verified_if_its_digest_is_recorded(imported):
     checkpoint_autoencoder(imported)
     recorded["sha256"] = None
     checkpoint_autoencoder(imported)
-    recorded["sha256"] = "0" * 64
+    recorded["sha256"] = recorded["tensors_sha256"] = "0" * 64
     with pytest.raises(ValueError, match="its samples would decode to noise"):
         checkpoint_autoencoder(imported)
+
+
+def test_an_autoencoder_that_was_saved_again_is_recognised_by_its_tensors(imported, given_folder, tmp_path):
+    """The protocol keeps the recorded digest of the file; other weights and records without tensors do not fit."""
+    recorded = imported.config["autoencoder"]
+    vae = tmp_path / "vae"
+    shutil.copytree(given_folder / "vae", vae)
+    recorded["id"] = str(vae)
+    file = vae / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    save_file(dict(reversed(tensors.items())), file, metadata={"format": "pt", "saved": "again"})
+    assert describe_autoencoder(vae)["sha256"] != recorded["sha256"]
+    assert tensors_sha256(vae) == recorded["tensors_sha256"]
+    assert checkpoint_autoencoder(imported) == vae
+    evaluate = checkpoint_recipe(imported).evaluate
+    assert sampling_protocol(evaluate, 0, imported).decoder == recorded["sha256"]
+    torch.save(tensors, vae / "diffusion_pytorch_model.bin")
+    file.rename(tmp_path / "kept")
+    assert tensors_sha256(vae) == recorded["tensors_sha256"] and checkpoint_autoencoder(imported) == vae
+    (tmp_path / "kept").rename(file)
+    with pytest.raises(ValueError, match="its samples would decode to noise"):
+        known = recorded.pop("tensors_sha256")
+        checkpoint_autoencoder(imported)
+    recorded["tensors_sha256"] = known
+    name = min(tensors)
+    for changed in ({name: tensors[name] + 1}, {name: tensors[name].reshape(1, -1)}, {name: tensors[name].half()}):
+        save_file(tensors | changed, file)
+        with pytest.raises(ValueError, match="its samples would decode to noise"):
+            checkpoint_autoencoder(imported)
 
 
 def test_a_grid_is_drawn_without_recipe_or_images(raydit, imported, tmp_path):
