@@ -227,6 +227,22 @@ def protected_digests(uri: str) -> set[str]:
     return digests
 
 
+def registered_digests(uri: str) -> set[str]:
+    """Return the digests of the checkpoints that any registered version is a copy of, with or without an alias.
+
+    uri: tracking URI as in a recipe. Raises Unreachable if MLflow does not answer.
+    """
+    uri = tracking_uri(uri)
+    if is_absent(uri):
+        return set()
+    digests = set()
+    with connected_client(uri) as client:
+        for model in _registered_models(client):
+            versions = client.search_model_versions(f"name {tags.equals(model.name)}")
+            digests |= {version.tags.get(tags.VERSION_DIGEST, "") for version in versions}
+    return digests - {""}
+
+
 def dangling_aliases(uri: str) -> tuple[list[str], int]:
     """Return the aliases (models:/NAME@ALIAS) of raydit's models whose files are missing, and the number of all.
 
