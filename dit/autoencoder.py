@@ -8,6 +8,7 @@ An AutoencoderTiny has no posterior: the mean is its latents, and the log varian
 Source: Rombach et al. 2022 (arXiv 2112.10752).
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ def record_autoencoder(id: str, latent_channels: int) -> dict[str, Any]:
     folder = _vae_of(Path(id).absolute()) if Path(id).is_dir() else _cached(id)
     if folder is not None:
         described = {"id": str(folder) if Path(id).is_dir() else id, **describe_autoencoder(folder)}
+        described["tensors_sha256"] = tensors_sha256(folder)
         check_autoencoder(folder)
     elif id in STABLE_DIFFUSION:
         unscaled = {"latents_mean": [0.0] * 4, "latents_std": [1 / 0.18215] * 4}
@@ -172,6 +174,28 @@ def describe_autoencoder(folder: Path) -> dict[str, Any]:
         "latents_mean": list(scale.mean),
         "latents_std": list(scale.std),
     }
+
+
+def tensors_sha256(folder: Path) -> str:
+    """Return the sha256 of an autoencoder's tensors: names, dtypes, shapes and bytes, in the order of the names.
+
+    Unlike that of the file, it stays when another tool loads the weights and saves them again.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(find_weights(folder).read().items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def has_weights(folder: Path, sha256: str, tensors: str | None) -> bool:
+    """Return whether a folder's autoencoder has the weights of a record, in the same file or saved again.
+
+    sha256: recorded digest of the file. tensors: recorded `tensors_sha256`; None where the record has none.
+    """
+    return describe_autoencoder(folder)["sha256"] == sha256 or (
+        tensors is not None and tensors_sha256(folder) == tensors
+    )
 
 
 def check_autoencoder(folder: Path) -> None:

@@ -38,7 +38,8 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     handle = autoencoder_of(config)
     settings = config.autoencoder.train
     if settings is None:
-        context.skipped("autoencoder", f"{handle.id} in {handle.folder()}")
+        where = "" if Path(handle.id).is_dir() else f" in {handle.folder()}"
+        context.say("autoencoder", f"nothing to train: {handle.id}{where} is pretrained")
         return handle
     config, images = list_images(config)
     listing, held_out = images.split(config.images.held_out)

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from itertools import chain
-from typing import Any
+from pathlib import Path
 
 from cluster import storage
 from cluster.stderr_filter import hide_stderr_lines
@@ -19,7 +19,7 @@ from pipelines.console import Progress
 from pipelines.images.listing import Listing
 from pipelines.images.open import with_absolute_paths
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
-from pipelines.latents.dataset import MANIFEST, LatentDataset, write_manifest
+from pipelines.latents.dataset import MANIFEST, LatentDataset, as_recorded, write_manifest
 from pipelines.latents.encoding import EncodeImages, ReadImages, WriteShard, bytes_in_flight
 from pipelines.latents.identity import (
     ENCODE_FIELDS,
@@ -64,7 +64,7 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     the images, or if more images than encode.max_quarantined are unusable.
     """
     folder, settings = config.latents, config.encode
-    from dit.autoencoder import check_autoencoder  # imports torch
+    from dit.autoencoder import check_autoencoder, tensors_sha256  # imports torch
 
     given = config.images.reading
     config, images = list_images(config)
@@ -73,7 +73,7 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     listing, _ = images.split(config.images.held_out)
     require_classes(config, listing.class_names, listing.columns, folder)
     autoencoder = autoencoder_of(config)
-    record = autoencoder.describe()
+    record = as_recorded(autoencoder.describe(), autoencoder.folder(), folder)
     check_autoencoder(autoencoder.folder())
     identity = encode_identity(config.images, settings, listing, record)
     description = describe_latents(config.images, settings, listing.class_names, record)
@@ -107,7 +107,15 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
 
         storage.remove_stale_temporaries(folder)
         remove_strays(folder, shards, earlier)
-        dataset = write_manifest(folder, description, identity, finished, recipe=resolved(config), earlier=earlier)
+        dataset = write_manifest(
+            folder,
+            description,
+            identity,
+            finished,
+            recipe=resolved(config),
+            earlier=earlier,
+            tensors_sha256=tensors_sha256(autoencoder.folder()),
+        )
         storage.remove_folder(storage.join(folder, RECORDS))
         context.say("encode", summarize(dataset))
         run.tag(tags.LATENTS_FINGERPRINT, dataset.fingerprint)
@@ -115,12 +123,15 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     return dataset
 
 
-def find_latents(config: Recipe, listing: Listing, autoencoder: dict[str, Any]) -> LatentDataset | None:
+def find_latents(config: Recipe, listing: Listing, autoencoder: Path) -> LatentDataset | None:
     """Return the finished latents of a recipe, which may have been superseded; None if there is work to do.
 
-    listing: the training images. autoencoder: its record.
+    listing: the training images. autoencoder: its local folder.
     """
-    identity = encode_identity(config.images, config.encode, listing, autoencoder)
+    from dit.autoencoder import describe_autoencoder  # imports torch
+
+    record = as_recorded(describe_autoencoder(autoencoder), autoencoder, config.latents)
+    identity = encode_identity(config.images, config.encode, listing, record)
     artifact = Artifact("encode", config.latents, identity)
     found = artifact.find(lambda folder: storage.exists(storage.join(folder, MANIFEST)))
     dataset = None if found is None else LatentDataset.open(found)

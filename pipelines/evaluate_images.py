@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from cluster import storage
-from evaluation.extractors import EXTRACTORS
-from evaluation.metric_names import INCEPTION
-from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of
 from pipelines.config.reader import image_recipe
@@ -26,8 +23,8 @@ from pipelines.scoring.references import (
     RealImages,
     check_scoring_inputs,
     extract_adm_images,
-    load_given_reference,
     load_real_features,
+    reference_overrides,
 )
 from pipelines.scoring.report_files import (
     load_matching_report,
@@ -124,19 +121,10 @@ def reference_recipe(reference: str, images: str, overrides: tuple[str, ...] = (
     Raises NotFound if there is no reference.
     """
     try:
-        statistics = load_given_reference(reference)
+        known = reference_overrides(reference)
     except NotFound:
         raise NotFound(
             f"--reference {reference}: nothing there", "an .npz file of reference statistics", "Correct the path"
         ) from None
-    known = [f"evaluate.reference={json.dumps(reference)}"]
-    name = next((name for name in EXTRACTORS if _is_of_extractor(statistics, name)), INCEPTION)
-    known += [f"evaluate.extractor={name}"]
-    known += [f"images.size={statistics.size}"] if statistics.size else []
-    known += [f"images.crop={statistics.crop}"] if statistics.crop else []
+    known = [f"evaluate.reference={json.dumps(reference)}", *known]
     return image_recipe("", f"outputs/{Path(images).stem or 'images'}", (*known, *overrides))
-
-
-def _is_of_extractor(statistics: ReferenceStatistics, name: str) -> bool:
-    """Return whether statistics are of an extractor, with its published weights or with others."""
-    return statistics.extractor in (name, f"{name}-{statistics.extractor_sha256[:8]}")

@@ -70,14 +70,12 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
 
 def _finished_stages(config: Recipe, listing: Listing) -> Iterator[str]:
     """Yield the stages from the first on whose artifacts are finished. listing: the training images."""
-    from dit.autoencoder import describe_autoencoder
-
     autoencoder = find_autoencoder(config, listing)
     check_networks(config)  # again, because a pretrained autoencoder is on this machine now
     if autoencoder is None:
         return
     yield "autoencoder"
-    latents = find_latents(config, listing, describe_autoencoder(autoencoder))
+    latents = find_latents(config, listing, autoencoder)
     if latents is None:
         return
     yield "encode"

@@ -32,6 +32,8 @@ class AutoencoderRecord:
     """Mean of the scale, per channel."""
     latents_std: tuple[float, ...]
     """Standard deviation of the scale, per channel."""
+    tensors_sha256: str | None = None
+    """Digest of the tensors, whatever file they are saved in; None in older records. Only used to accept weights."""
 
     @property
     def scale(self) -> "LatentScale":
@@ -51,6 +53,7 @@ class AutoencoderRecord:
             downsample=content["downsample"],
             latents_mean=tuple(content["latents_mean"]),
             latents_std=tuple(content["latents_std"]),
+            tensors_sha256=content.get("tensors_sha256"),
         )
 
 

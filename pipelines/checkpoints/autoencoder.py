@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import storage
-from dit.autoencoder import describe_autoencoder
+from dit.autoencoder import describe_autoencoder, has_weights
 from pipelines.artifacts import superseded_folders
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle
@@ -26,14 +26,13 @@ def checkpoint_autoencoder(checkpoint: LocatedCheckpoint) -> Path:
         if (other := _find_other(checkpoint)) is None:
             raise
         return other
-    found = describe_autoencoder(folder)["sha256"]
-    if recorded.sha256 in (None, found):
+    if recorded.sha256 is None or has_weights(folder, recorded.sha256, recorded.tensors_sha256):
         return folder
     if (other := _find_other(checkpoint)) is not None:
         return other
     name = "output/autoencoder" if recorded.id == TRAINED_AUTOENCODER else recorded.id
     raise InvalidInput(
-        f"the autoencoder in {folder} has sha256 {found[:12]}",
+        f"the autoencoder in {folder} has sha256 {describe_autoencoder(folder)['sha256'][:12]}",
         f"{recorded.sha256[:12]}: {checkpoint.origin} was trained on latents of that {name}, and its samples "
         "would decode to noise",
         "restore that autoencoder, or train again on latents of the one found",
@@ -42,8 +41,9 @@ def checkpoint_autoencoder(checkpoint: LocatedCheckpoint) -> Path:
 
 def _find_other(checkpoint: LocatedCheckpoint) -> Path | None:
     """Return the folder elsewhere that holds the recorded weights: in superseded/, or beside a registered copy."""
+    recorded = checkpoint.record.autoencoder
     for folder in _other_folders(checkpoint):
-        if describe_autoencoder(folder)["sha256"] == checkpoint.record.autoencoder.sha256:
+        if recorded.sha256 is not None and has_weights(folder, recorded.sha256, recorded.tensors_sha256):
             return folder
     return None
 

@@ -22,6 +22,8 @@ def open_registered_copy(uri: str, reference: CheckpointRef) -> Checkpoint | Non
     uri: tracking URI as in a recipe. The copy has the weights that sample only, and lies beside its autoencoder as in
     an output. Raises InvalidInput if it is damaged.
     """
+    if not reference.model_id:
+        return None
     folder = Path(storage.cache_folder("registered")) / reference.model_id
     checkpoint = folder / "checkpoints" / storage.split(reference.location)[1]
     if not checkpoint.is_dir():

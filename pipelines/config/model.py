@@ -126,6 +126,18 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AbsentModel(ModelConfig):
+    """The model of a recipe without [model], which some stages do not need. No artifact records it."""
+
+    def __post_init__(self) -> None:
+        """Check nothing: there are no dimensions."""
+
+    def resolve(self, **latents: Any) -> DiTConfig | UViTConfig:
+        """Raise InvalidInput: the section is needed after all."""
+        raise InvalidInput("model: missing", "a section", "add [model] to the recipe, which this needs")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """What the model learns: flow matching, or Gaussian diffusion as in the DiT paper."""
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.credentials import refuse_credentials
-from pipelines.config.recipe import Recipe
+from dit.config import SAMPLER_PROCESSES
+from pipelines.config.model import AbsentModel
+from pipelines.config.recipe import AbsentAutoencoder, Recipe
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
 
@@ -41,6 +43,19 @@ The list is closed: fields that are added later are recorded only where they are
 """
 
 
+ABSENT: dict[str, Any] = {"model": AbsentModel(), "autoencoder": AbsentAutoencoder()}
+"""Sections without which some stages work, and what stands for them in the recipe of such a stage."""
+PLACEHOLDERS: dict[str, dict[str, Any]] = {"model": {"name": "DiT-S/2"}, "autoencoder": {"id": "none"}}
+"""Sections that pass validation where there are none."""
+NEEDED_SECTIONS: dict[str, tuple[str, ...]] = {
+    "autoencoder": ("autoencoder",),
+    "encode": ("autoencoder",),
+    "evaluate": (),  # the checkpoint has them
+    "sample": (),
+}
+"""Which of the sections in ABSENT a stage needs, if it does not need all of them."""
+
+
 class RecipeError(InvalidInput):
     """A recipe that cannot be run; the message has one line for each mistake."""
 
@@ -52,11 +67,20 @@ class RecipeError(InvalidInput):
         return type(self), self.mistakes
 
 
-def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = (), stage: str = "") -> Recipe:
     """Read a recipe, apply overrides such as "train.steps=100", and validate the result.
 
-    Raises NotFound if there is no such file, RecipeError if it is not TOML or has mistakes, and InvalidInput if it
-    contains credentials.
+    stage: name of the command that the recipe is for, which may work without some sections (NEEDED_SECTIONS). Raises
+    NotFound if there is no such file, RecipeError if it is not TOML or has mistakes, and InvalidInput if it contains
+    credentials.
+    """
+    return validate_recipe(*read_recipe(path, overrides), stage)
+
+
+def read_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[dict[str, Any], Locate]:
+    """Read a recipe and apply overrides, without validating it; also return where its keys are written.
+
+    Raises as `load_recipe`, but not for mistakes in values.
     """
     path = Path(path)
     if not path.is_file():
@@ -86,13 +110,18 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
             return f"--set {below}"
         return f"{path}:{lines[section]}: {key}" if section else f"{path}: {key}"
 
-    return validate_recipe(content, locate)
+    return content, locate
 
 
-def validate_recipe(content: dict[str, Any], locate: Locate = lambda key: key) -> Recipe:
-    """Build a `Recipe` from plain data. Raises RecipeError, whose lines begin with `locate(key)` of the wrong key."""
+def validate_recipe(content: dict[str, Any], locate: Locate = lambda key: key, stage: str = "") -> Recipe:
+    """Build a `Recipe` from plain data. Raises RecipeError, whose lines begin with `locate(key)` of the wrong key.
+
+    stage: as for `load_recipe`.
+    """
     from pydantic import TypeAdapter, ValidationError
 
+    absent = ABSENT.keys() - content.keys() - {*NEEDED_SECTIONS.get(stage, ABSENT)}
+    content = _with_fitting_sampler(content | {section: PLACEHOLDERS[section] for section in absent})
     mistakes = list(_unknown_keys(content, Recipe, locate))
     # Missing and contradicting values may be consequences of the misspelt key.
     consequences = ("missing", "value_error") if mistakes else ()
@@ -103,7 +132,16 @@ def validate_recipe(content: dict[str, Any], locate: Locate = lambda key: key) -
         mistakes += _describe([each for each in error.errors() if each["type"] not in consequences], locate)
     if mistakes:
         raise RecipeError(*mistakes)
-    return recipe
+    return dataclasses.replace(recipe, **{section: ABSENT[section] for section in absent})
+
+
+def _with_fitting_sampler(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's content with the first sampler that fits its objective, if it names none."""
+    objective, evaluate = content.get("objective"), content.get("evaluate", {})
+    if not isinstance(objective, dict) or not isinstance(evaluate, dict) or "sampler" in evaluate:
+        return content
+    fitting = [name for name, process in SAMPLER_PROCESSES.items() if process == objective.get("kind", "diffusion")]
+    return content | {"evaluate": {"sampler": fitting[0], **evaluate}} if fitting else content
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
@@ -209,8 +247,11 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as plain data with every default filled in, as artifacts and runs record it.
 
     By the rule of new fields (`pipelines.artifacts`), fields that are None or () are left out unless ALWAYS_RECORDED.
+    Sections that the recipe does not have, because its stage needs none, are left out too.
     """
-    return _without_unset(dataclasses.asdict(recipe))
+    absent = [section for section, stand_in in ABSENT.items() if getattr(recipe, section) == stand_in]
+    content = dataclasses.asdict(recipe)
+    return _without_unset({name: value for name, value in content.items() if name not in absent})
 
 
 def _without_unset(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

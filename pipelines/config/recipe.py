@@ -75,6 +75,14 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AbsentAutoencoder(AutoencoderConfig):
+    """The autoencoder of a recipe without [autoencoder], which some stages do not need. No artifact records it."""
+
+    def __post_init__(self) -> None:
+        """Check nothing: there is no autoencoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncodeConfig(WorkersConfig):
     """Encoding of images into latents. Defaults are raydit's own."""
 
@@ -104,7 +112,8 @@ class EvaluateConfig(WorkersConfig):
     num_samples: Annotated[int, Ge(2)] = 50_000
     """Images to sample. FID is biased by this number, so it is part of the metrics' names."""
     sampler: str = "ddpm"
-    """Sampler: "ddpm", "ddim" or "dpmpp_2m" for diffusion, "euler" or "heun" for flow."""
+    """Sampler: "ddpm", "ddim" or "dpmpp_2m" for diffusion, "euler" or "heun" for flow. A recipe for flow that leaves it
+    out has "euler"."""
     sampling_steps: PositiveInt = 250
     """Steps of the sampler."""
     cfg_scale: Annotated[float, Ge(1)] = 1.0

@@ -1,5 +1,6 @@
 """The autoencoder of a recipe or an artifact: named by its id, fetched where it is used."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,13 @@ class AutoencoderHandle:
         from dit.autoencoder import describe_autoencoder
 
         return {"id": self.id, **describe_autoencoder(self.folder(download=download))}
+
+
+def is_autoencoder_of(recorded: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether a local folder holds the autoencoder of a record, in the same file or saved again."""
+    from dit.autoencoder import has_weights
+
+    return has_weights(folder, recorded["sha256"], recorded.get("tensors_sha256"))
 
 
 def autoencoder_of(config: Recipe) -> AutoencoderHandle:

@@ -12,6 +12,7 @@ import numpy as np
 
 from cluster import storage
 from pipelines.latents import schema
+from pipelines.latents.autoencoder import is_autoencoder_of
 from pipelines.latents.quarantine import QUARANTINE, read_quarantine, write_quarantine
 from pipelines.latents.records import QuarantinedImage, ShardEntry, ShardRecord
 from pipelines.latents.schema import LatentDescription
@@ -241,6 +242,17 @@ class LatentArrays:
         return moments
 
 
+def as_recorded(autoencoder: dict[str, Any], folder: Path, path: str) -> dict[str, Any]:
+    """Return the record of an autoencoder, with the digest by which the latents at a path know the same weights.
+
+    folder: local folder of the autoencoder, whose file may have been saved again since it encoded them.
+    """
+    if not storage.exists(storage.join(path, MANIFEST)):
+        return autoencoder
+    recorded = storage.read_json(storage.join(path, MANIFEST))["autoencoder"]
+    return autoencoder | ({"sha256": recorded["sha256"]} if is_autoencoder_of(recorded, folder) else {})
+
+
 def write_manifest(
     path: str,
     description: LatentDescription,
@@ -249,11 +261,12 @@ def write_manifest(
     *,
     recipe: dict[str, Any],
     earlier: LatentDataset | None = None,
+    tensors_sha256: str | None = None,
 ) -> LatentDataset:
     """Finish a data set: write the quarantine first, the manifest last.
 
     records: those of the new shards, in order. earlier: the data set in the same folder to which they are added; its
-    manifest stays valid until the new one replaces it.
+    manifest stays valid until the new one replaces it. tensors_sha256: the autoencoder's.
     """
     quarantined = [image for record in records for image in record.quarantined]
     shards = [record.entry for record in records]
@@ -273,6 +286,8 @@ def write_manifest(
         "fingerprint": fingerprint_of(description, shards),
         "recipe": recipe,
     }
+    if tensors_sha256 is not None:
+        manifest["autoencoder"] = {**description.autoencoder, "tensors_sha256": tensors_sha256}
     storage.write_json_atomically(storage.join(path, MANIFEST), manifest)
     return LatentDataset(path, manifest)
 

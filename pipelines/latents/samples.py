@@ -8,7 +8,7 @@ import numpy as np
 
 from cluster import storage
 from pipelines.latents import schema
-from pipelines.latents.autoencoder import AutoencoderHandle
+from pipelines.latents.autoencoder import AutoencoderHandle, is_autoencoder_of
 from pipelines.latents.dataset import LatentDataset
 from raydit.errors import InvalidInput
 
@@ -73,7 +73,7 @@ def read_images(dataset: LatentDataset, keys: Sequence[str]) -> np.ndarray:
     from pipelines.config.reader import validate_recipe
     from pipelines.images.preprocess import read_cropped
 
-    images, _, errors = read_cropped(validate_recipe(dataset.recipe).images, keys)
+    images, _, errors = read_cropped(validate_recipe(dataset.recipe, stage="encode").images, keys)
     if errors:
         key, error = next(iter(errors.items()))
         raise InvalidInput(
@@ -94,8 +94,8 @@ def load_autoencoder(dataset: LatentDataset, *, download: bool) -> "Autoencoder"
     recorded = dataset.autoencoder
     # An autoencoder trained by raydit has the same parent folder: output/autoencoder and output/latents.
     folder = AutoencoderHandle(recorded["id"], storage.split(dataset.path)[0]).folder(download=download)
-    found = describe_autoencoder(folder)["sha256"]
-    if found != recorded["sha256"]:
+    if not is_autoencoder_of(recorded, folder):
+        found = describe_autoencoder(folder)["sha256"]
         raise InvalidInput(
             f"{folder}: found an autoencoder with sha256 {found[:12]}",
             f"the one with {recorded['sha256'][:12]}, which encoded {dataset.path}",

@@ -60,7 +60,8 @@ class LatentDescription:
             moments_shape=(channels, height, width),
             moments_dtype=record["moments_dtype"],
             flip=record["flip"],
-            autoencoder=record["autoencoder"],
+            # Only the manifest has it: shards and fingerprints are what they were before it was recorded.
+            autoencoder={name: value for name, value in record["autoencoder"].items() if name != "tensors_sha256"},
             preprocessing=record["preprocessing"],
             class_names=tuple(record["class_names"]),
         )

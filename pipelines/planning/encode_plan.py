@@ -14,6 +14,7 @@ from pipelines.config.recipe import EncodeConfig, Recipe
 from pipelines.images.preprocess import read_cropped
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
+from pipelines.latents.dataset import as_recorded
 from pipelines.latents.encoding import EncodeImages
 from pipelines.latents.identity import describe_latents, encode_identity
 from pipelines.latents.recorded_images import list_images, require_classes
@@ -125,7 +126,8 @@ def padding_share(shards: list[LatentShard], batch_size: int) -> float:
 def describe_local_autoencoder(config: Recipe) -> tuple[dict[str, Any], str]:
     """Return what is known of the autoencoder without a download, and why it cannot be measured, if it cannot."""
     try:
-        return autoencoder_of(config).describe(download=False), ""
+        handle = autoencoder_of(config)
+        return as_recorded(handle.describe(download=False), handle.folder(download=False), config.latents), ""
     except FileNotFoundError as error:
         own = config.autoencoder.train
         unknown = (

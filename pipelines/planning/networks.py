@@ -8,6 +8,7 @@ from dit import autoencoder_size
 from dit.autoencoder_size import AutoencoderSize
 from dit.config import TIMESTEP_FREQUENCIES, DiTConfig, UViTConfig
 from dit.schedule import TrainingConfig
+from pipelines.config.model import AbsentModel
 from pipelines.config.recipe import AutoencoderConfig, Recipe
 from pipelines.latents.identity import latent_side
 from raydit.errors import NotFound
@@ -48,7 +49,10 @@ def check_networks(config: Recipe) -> None:
     Downloads nothing: an autoencoder that is not on this machine is not checked.
     """
     try:
-        resolve_networks(config, num_classes=1)
+        if isinstance(config.model, AbsentModel):
+            latent_side(config.images.size, autoencoder_size.downsample(autoencoder_config(config.autoencoder)))
+        else:
+            resolve_networks(config, num_classes=1)
     except NotFound:
         return
 

@@ -15,16 +15,16 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, find_recorded, open_checkpoint
 from pipelines.config.reader import validate_recipe
 from pipelines.config.recipe import Recipe
-from pipelines.latents.autoencoder import AutoencoderHandle
+from pipelines.latents.autoencoder import AutoencoderHandle, is_autoencoder_of
 from pipelines.latents.dataset import MANIFEST, LatentDataset, fingerprint_of
 from pipelines.latents.recorded_images import list_recorded_images
-from pipelines.registry.queries import find_run, source_commits
+from pipelines.registry.queries import source_commits
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.references import reference_digest
 from pipelines.scoring.report_files import find_report_files, read_report
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.tracking import tags
-from pipelines.tracking.lookup import CheckpointRef, connected_client, find_checkpoint, has_files
+from pipelines.tracking.lookup import CheckpointRef, connected_client, find_checkpoint, find_run, has_files
 from pipelines.tracking.store import tracking_uri
 
 
@@ -113,7 +113,7 @@ def _around_checkpoint(opened: LocatedCheckpoint, expected: str | None, store: s
 
 
 def _around_latents(dataset: LatentDataset, expected: str | None, store: str, quick: bool) -> list[Link]:
-    config = validate_recipe(dataset.recipe) if dataset.recipe else None
+    config = validate_recipe(dataset.recipe, stage="encode") if dataset.recipe else None
     chain = _latents_and_before(dataset.path, expected or dataset.fingerprint, config, quick)
     checkpoints = CheckpointFolder(storage.join(storage.split(dataset.path)[0], "checkpoints"))
     for step in checkpoints.finished_steps():
@@ -166,11 +166,13 @@ def _images(dataset: LatentDataset, config: Recipe | None) -> Link:
 def _autoencoder(recorded: dict, output: str) -> Link:
     link = Link("autoencoder", recorded["id"], recorded["sha256"] or "")
     try:
-        found = AutoencoderHandle(recorded["id"], output).describe(download=False)
+        handle = AutoencoderHandle(recorded["id"], output)
+        found, folder = handle.describe(download=False)["sha256"], handle.folder(download=False)
     except (OSError, ValueError) as error:
         link.unknown.append(f"not available: {error}")
     else:
-        link.compare("weights", found["sha256"], recorded["sha256"])
+        same = recorded["sha256"] is not None and is_autoencoder_of(recorded, folder)
+        link.compare("weights", recorded["sha256"] if same else found, recorded["sha256"])
     return link
 
 

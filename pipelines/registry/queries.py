@@ -8,10 +8,10 @@ from evaluation.metric_names import parse_metric_name
 from evaluation.protocol import EvaluationProtocol
 from pipelines.tracking import tags
 from pipelines.tracking.experiments import find_experiment
-from pipelines.tracking.lookup import connected_client, run_link
+from pipelines.tracking.lookup import MAX_RESULTS, connected_client, find_run, run_link
 from pipelines.tracking.provenance import code_label
 from pipelines.tracking.store import is_unavailable
-from raydit.errors import InvalidInput, NotFound
+from raydit.errors import NotFound
 
 MAIN_METRICS = (
     "autoencoder/psnr",
@@ -24,8 +24,6 @@ MAIN_METRICS = (
 """Metrics in the summary of a run; an evaluation adds its Frechet distance at the largest N."""
 SCORE, ERROR = "eval/", "eval_error/"
 """Prefixes of an evaluation's metrics and of their errors."""
-MAX_RESULTS = 1000
-"""Runs that one search returns at most."""
 
 
 def protocol_summary(run: Any) -> str:
@@ -163,19 +161,6 @@ def source_commits(client: Any, models: Iterable[Any]) -> dict[str, str]:
                 raise
             commits[run_id] = ""
     return commits
-
-
-def find_run(client: Any, uri: str, name: str) -> Any:
-    """Find an MLflow run by its id, its name, or the beginning of its id. Raises NotFound or InvalidInput."""
-    ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(ids, f"attributes.run_name {tags.equals(name)}", max_results=4)
-    runs = runs or [run for run in client.search_runs(ids, max_results=MAX_RESULTS) if run.info.run_id.startswith(name)]
-    if not runs:
-        raise NotFound(f"found no run {name} at {uri}", "an id or a name", "see which there are: raydit runs list")
-    if len(runs) > 1:
-        found = ", ".join(run.info.run_id for run in runs[:3])
-        raise InvalidInput(f"{name} at {uri}: found several runs ({found})", "one", "give the id of one")
-    return client.get_run(runs[0].info.run_id)
 
 
 def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: str = "") -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """From a recipe and a checkpoint to the protocol by which samples are drawn and scored."""
 
 from dataclasses import replace
+from typing import Any
 
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe
-from pipelines.scoring.references import reference_digest
+from pipelines.scoring.references import reference_digest, reference_overrides
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput
 
@@ -49,6 +50,7 @@ def sampling_protocol(evaluate: EvaluateConfig, seed: int, opened: LocatedCheckp
     from dit.checkpoint import weights_name
     from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 
+    folder = checkpoint_autoencoder(opened)
     weights = weights_name(evaluate.weights)
     if not (opened.path / f"{weights}.safetensors").is_file():
         opened.weights(weights)  # raises, and names the weights that the checkpoint has
@@ -62,7 +64,8 @@ def sampling_protocol(evaluate: EvaluateConfig, seed: int, opened: LocatedCheckp
         cfg_interval=evaluate.cfg_interval,
         weights=evaluate.weights,
         dtype=evaluate.dtype,
-        decoder=describe_autoencoder(checkpoint_autoencoder(opened))["sha256"],
+        # As recorded, where the same weights may have been saved again since then.
+        decoder=opened.record.autoencoder.sha256 or describe_autoencoder(folder)["sha256"],
         extractor="none",
         extractor_sha256="none",
         reference_digest="none",
@@ -88,11 +91,32 @@ def checkpoint_recipe(opened: LocatedCheckpoint, overrides: tuple[str, ...] = ()
 
     An imported checkpoint records no recipe: its config gives one, and its output is the folder that it lies in.
     """
-    from pipelines.checkpoints.importing import recipe_for_imported
     from pipelines.config.reader import apply_override, validate_recipe
 
-    recorded = opened.record.recipe
-    content = {**(recipe_for_imported(opened.record) if recorded is None else recorded), "output": opened.output}
+    content = {**recorded_content(opened), "output": opened.output}
+    if opened.record.recipe is None:
+        overrides = (*_reference_settings(overrides), *overrides)
     for override in overrides:
         apply_override(content, override)
     return validate_recipe(content)
+
+
+def recorded_content(opened: LocatedCheckpoint) -> dict[str, Any]:
+    """Return the content of the recipe that a checkpoint records, or that its record gives if it was imported."""
+    from pipelines.checkpoints.importing import recipe_for_imported
+
+    recorded = opened.record.recipe
+    return recipe_for_imported(opened.record) if recorded is None else dict(recorded)
+
+
+def _reference_settings(overrides: tuple[str, ...]) -> list[str]:
+    """Return the overrides that the reference statistics among some overrides stand for: extractor and crop."""
+    from pipelines.config.reader import apply_override
+
+    content: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(content, override)
+    reference = content.get("evaluate", {}).get("reference")
+    if not isinstance(reference, str):
+        return []
+    return [known for known in reference_overrides(reference) if not known.startswith("images.size")]

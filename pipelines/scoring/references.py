@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from cluster import storage
-from evaluation.extractors import Features, fetch_weights
+from evaluation.extractors import EXTRACTORS, Features, fetch_weights
+from evaluation.metric_names import INCEPTION
 from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
 from evaluation.score import explain_missing, summarize_missing
@@ -119,6 +120,23 @@ def load_given_reference(reference: str) -> ReferenceStatistics:
     refuse_lfs_pointer_file(path, "an .npz file of reference statistics")
     with open(path, "rb") as file:
         return ReferenceStatistics.load(file, reference)
+
+
+def reference_overrides(reference: str) -> list[str]:
+    """Return the overrides by which a recipe scores as given statistics were made: extractor, image size and crop.
+
+    reference: their path or URI. Raises NotFound and InvalidInput.
+    """
+    statistics = load_given_reference(reference)
+    name = next((name for name in EXTRACTORS if _is_of_extractor(statistics, name)), INCEPTION)
+    known = [f"evaluate.extractor={name}"]
+    known += [f"images.size={statistics.size}"] if statistics.size else []
+    return known + ([f"images.crop={statistics.crop}"] if statistics.crop else [])
+
+
+def _is_of_extractor(statistics: ReferenceStatistics, name: str) -> bool:
+    """Return whether statistics are of an extractor, with its published weights or with others."""
+    return statistics.extractor in (name, f"{name}-{statistics.extractor_sha256[:8]}")
 
 
 def check_scoring_inputs(settings: ScoringSettings, protocol: EvaluationProtocol) -> None:

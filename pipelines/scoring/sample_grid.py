@@ -50,12 +50,21 @@ def sample_grid(
     return save_png(labelled_grid(list(zip(titles, rows, strict=True))), out)
 
 
+def split_class_list(text: str, class_names: Sequence[str]) -> list[str]:
+    """Split what a user lists as classes at its commas, unless all of it is the name of one class."""
+    if text in class_names:
+        return [text]
+    return [part if part in class_names else part.strip() for part in text.split(",")]
+
+
 def class_label(name: str, class_names: Sequence[str]) -> int:
     """Return the number of a class, given its name or its number. Raises InvalidInput for an unknown class."""
     if name in class_names:
         return list(class_names).index(name)
     # Where names are numbers, a number is a name: 0 must not mean the class "1".
-    if name.isdigit() and int(name) < len(class_names) and not are_numbers(class_names):
+    is_number = name.isascii() and name.isdigit() and not are_numbers(class_names)
+    if is_number and int(name) < len(class_names):
         return int(name)
-    known = ", ".join(class_names[:MAX_ROWS])
-    raise InvalidInput(f"class {name!r}", f"one of {known} or a number below {len(class_names)}", "Choose one of them")
+    known = ", ".join(map(repr, class_names[:MAX_ROWS])) + (", ..." if len(class_names) > MAX_ROWS else "")
+    number = "" if are_numbers(class_names) else f", or a number below {len(class_names)}"
+    raise InvalidInput(f"class {name!r}", f"one of {known}{number}" if class_names else "none", "choose one of them")

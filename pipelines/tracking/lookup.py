@@ -1,7 +1,7 @@
 """Lookups in MLflow: the runs of a job, the checkpoint behind a run or model, and what aliases protect."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,6 +20,9 @@ from pipelines.tracking.store import (
 )
 from raydit.errors import InvalidInput, NotFound, RayditError
 
+MAX_RESULTS = 1000
+"""Runs that one search returns at most."""
+
 
 class CheckpointRef(NamedTuple):
     """A checkpoint that MLflow knows."""
@@ -29,7 +32,7 @@ class CheckpointRef(NamedTuple):
     digest: str | None
     """Digest that it must have; None if MLflow does not know it."""
     model_id: str
-    """Id of its LoggedModel, which may hold a copy of it."""
+    """Id of its LoggedModel, which may hold a copy of it; empty if there is none."""
 
 
 def runs_of_job(uri: str, experiment: str, job_id: str) -> list[dict[str, str]]:
@@ -68,17 +71,19 @@ def close_runs_of_job(uri: str, experiment: str, job_id: str) -> int:
 
 
 def find_checkpoint(uri: str, name: str) -> CheckpointRef:
-    """Find the checkpoint behind runs:/RUN_ID[/STEP], models:/NAME/VERSION, models:/NAME@ALIAS or models:/MODEL_ID.
+    """Find the checkpoint behind runs:/RUN[/STEP], models:/NAME/VERSION, models:/NAME@ALIAS or models:/MODEL_ID.
 
-    uri: tracking URI as in a recipe; empty for the default store. Raises NotFound if MLflow knows no such checkpoint,
-    InvalidInput for any other form of name, and Unreachable if MLflow does not answer.
+    RUN: a run's id or its name. A training or a pipeline leads to its newest checkpoint, an evaluation to the one that
+    it scored. uri: tracking URI as in a recipe; empty for the default store. Raises NotFound if MLflow knows no such
+    checkpoint, InvalidInput for any other form of name and for a name of runs with several checkpoints, and
+    Unreachable if MLflow does not answer.
     """
     kind, _, rest = name.partition(":/")
     uri = tracking_uri(uri)
     refuse_moved(uri)  # it would lead to where the checkpoint was
     client = mlflow_client(uri)
     try:
-        model = _model_of_run(client, rest) if kind == "runs" else _model_of_registry(client, rest)
+        found = _checkpoint_of_run(client, uri, rest) if kind == "runs" else _checkpoint_of_version(client, rest)
     except RayditError:
         raise
     except Exception as error:
@@ -89,29 +94,94 @@ def find_checkpoint(uri: str, name: str) -> CheckpointRef:
             "a run, model or version that exists there",
             "look at the store with `raydit ui`, or set tracking.uri to the store that holds it",
         ) from error
-    if model is None or tags.CHECKPOINT not in model.tags:
+    if found is None:
         raise NotFound(
             f"{name} at {uri}: found no checkpoint behind it",
             "a run or model that raydit has logged",
             "name the folder of the checkpoint",
         )
-    return CheckpointRef(model.tags[tags.CHECKPOINT], model.tags.get(tags.CHECKPOINT_DIGEST), model.model_id)
+    return found
 
 
-def _model_of_run(client: Any, rest: str) -> Any:
-    """Return the LoggedModel with the highest step that a run or its children logged, or that of the named step."""
-    run_id, _, step = rest.partition("/")
-    run = client.get_run(run_id)
-    outputs = list(run.outputs.model_outputs)
+def find_run(client: Any, uri: str, name: str) -> Any:
+    """Find an MLflow run by its id, its name, or the beginning of its id. Raises NotFound or InvalidInput."""
+    runs = _find_runs(client, uri, name)
+    if len(runs) > 1:
+        raise _several_runs(uri, name, runs)
+    return client.get_run(runs[0].info.run_id)
+
+
+def _find_runs(client: Any, uri: str, name: str) -> list[Any]:
+    """Return all runs of a name, newest first, or the one of an id. Raises NotFound if there is none."""
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    by_name = f"attributes.run_name {tags.equals(name)}"
+    runs = client.search_runs(ids, by_name, max_results=MAX_RESULTS, order_by=["attributes.start_time DESC"])
+    runs = runs or [run for run in client.search_runs(ids, max_results=MAX_RESULTS) if run.info.run_id.startswith(name)]
+    if not runs:
+        raise NotFound(f"found no run {name} at {uri}", "an id or a name", "see which there are: raydit runs list")
+    return runs
+
+
+def _several_runs(uri: str, name: str, runs: Sequence[Any]) -> InvalidInput:
+    found = ", ".join(run.info.run_id for run in runs[:3])
+    return InvalidInput(f"{name} at {uri}: found several runs ({found})", "one", "give the id of one")
+
+
+def _checkpoint_of_run(client: Any, uri: str, rest: str) -> CheckpointRef | None:
+    """Return the checkpoint of RUN or RUN/STEP; several runs of one name must lead to one checkpoint."""
+    match = re.fullmatch(r"(.+)/(step_\d+)", rest)
+    name, step = match.groups() if match else (rest, "")
+    if re.fullmatch(r"[0-9a-f]{32}", name):
+        return _newest_checkpoint(client, client.get_run(name), step)
+    runs = _find_runs(client, uri, name)
+    found = {ref.digest or ref.location: ref for run in runs if (ref := _newest_checkpoint(client, run, step))}
+    if len(found) > 1:
+        raise _several_runs(uri, name, runs)
+    return next(iter(found.values()), None)
+
+
+def _newest_checkpoint(client: Any, run: Any, step: str) -> CheckpointRef | None:
+    """Return the checkpoint with the highest step that a run or its children logged, or that of the named step.
+
+    An evaluation has logged none if the training did: then it is the one that its tags name.
+    """
+    run = client.get_run(run.info.run_id)  # a search leaves out what a run has logged
+    outputs = list(run.outputs.model_outputs) if run.outputs else []
+    location = run.data.tags.get(tags.CHECKPOINT, "")
+    if not outputs and location:
+        return _scored_checkpoint(client, run) if _is_step(location, step) else None
     if not outputs:
-        query = tags.has(tags.PARENT_RUN, run_id)
+        query = tags.has(tags.PARENT_RUN, run.info.run_id)
         children = client.search_runs([run.info.experiment_id], query)
         outputs = [output for child in children for output in client.get_run(child.info.run_id).outputs.model_outputs]
     for output in sorted(outputs, key=lambda output: output.step, reverse=True):
-        model = client.get_logged_model(output.model_id)
-        if not step or model.tags.get(tags.CHECKPOINT, "").partition("?")[0].endswith(f"/{step}"):
-            return model
+        found = _checkpoint_of_model(client.get_logged_model(output.model_id))
+        if not step or (found and _is_step(found.location, step)):
+            return found
     return None
+
+
+def _is_step(location: str, step: str) -> bool:
+    return not step or location.partition("?")[0].endswith(f"/{step}")
+
+
+def _scored_checkpoint(client: Any, run: Any) -> CheckpointRef:
+    """Return the checkpoint that an evaluation's tags name, with the LoggedModel of its training if there is one."""
+    location, digest = run.data.tags[tags.CHECKPOINT], run.data.tags.get(tags.CHECKPOINT_DIGEST)
+    query = tags.has(tags.CHECKPOINT_DIGEST, digest or "")
+    models = client.search_logged_models([run.info.experiment_id], filter_string=query) if digest else []
+    return CheckpointRef(location, digest, models[0].model_id if models else "")
+
+
+def _checkpoint_of_model(model: Any) -> CheckpointRef | None:
+    """Return the checkpoint that a LoggedModel stands for; None if raydit did not log it."""
+    if model is None or tags.CHECKPOINT not in model.tags:
+        return None
+    return CheckpointRef(model.tags[tags.CHECKPOINT], model.tags.get(tags.CHECKPOINT_DIGEST), model.model_id)
+
+
+def _checkpoint_of_version(client: Any, rest: str) -> CheckpointRef | None:
+    return _checkpoint_of_model(_model_of_registry(client, rest))
 
 
 def _model_of_registry(client: Any, rest: str) -> Any:
@@ -155,6 +225,22 @@ def protected_digests(uri: str) -> set[str]:
             for number in client.get_registered_model(model.name).aliases.values():
                 digests |= _digests_with_predecessors(client, model.name, number)
     return digests
+
+
+def registered_digests(uri: str) -> set[str]:
+    """Return the digests of the checkpoints that any registered version is a copy of, with or without an alias.
+
+    uri: tracking URI as in a recipe. Raises Unreachable if MLflow does not answer.
+    """
+    uri = tracking_uri(uri)
+    if is_absent(uri):
+        return set()
+    digests = set()
+    with connected_client(uri) as client:
+        for model in _registered_models(client):
+            versions = client.search_model_versions(f"name {tags.equals(model.name)}")
+            digests |= {version.tags.get(tags.VERSION_DIGEST, "") for version in versions}
+    return digests - {""}
 
 
 def dangling_aliases(uri: str) -> tuple[list[str], int]:

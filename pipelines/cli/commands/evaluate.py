@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,7 +52,11 @@ class Flags:
 @click.option(
     "--every", type=click.IntRange(min=1), default=1, show_default=True, help="With --watch: score every n-th only."
 )
-@click.option("--recipe", type=click.Path(dir_okay=False), help="Recipe of the protocol; default: the checkpoint's.")
+@click.option(
+    "--recipe",
+    type=click.Path(dir_okay=False),
+    help="Recipe of the protocol; default: the checkpoint's. The checkpoint's model, objective and autoencoder stay.",
+)
 @click.option("--num-samples", type=click.IntRange(min=10), help="Number of images to sample.")
 @click.option(
     "--reference", type=click.Path(), help="Reference statistics (.npz); default: those of the training images."
@@ -90,7 +95,8 @@ def evaluate(
 ) -> None:
     """Sample from each CHECKPOINT and score the samples.
 
-    A CHECKPOINT is a folder or URI, runs:/RUN_ID, models:/NAME@ALIAS, a diffusers DiT pipeline or an official .pt file.
+    A CHECKPOINT is a folder or URI, runs:/RUN (a run's id or name), models:/NAME@ALIAS, a diffusers DiT pipeline or an
+    official .pt file.
     """
     flags = Flags(**options)
     if bool(checkpoints) == (images is not None):
@@ -121,7 +127,9 @@ def _evaluate_images(
             raise click.UsageError(f"--{name.replace('_', '-')} is only for samples of checkpoints; leave out --images")
     if recipe is None and reference is None:
         raise click.UsageError("--images needs real images: --reference FILE.npz, or --recipe FILE.toml")
-    config = load_recipe(recipe, overrides) if recipe else reference_recipe(str(reference), images, overrides)
+    config = (
+        load_recipe(recipe, overrides, "evaluate") if recipe else reference_recipe(str(reference), images, overrides)
+    )
     if flags.dry_run:
         return _print_images_plan(images, config, flags.as_json)
     with StageContext(config, address=flags.address, part=EVALUATIONS) as context:
@@ -153,18 +161,12 @@ def _evaluate_checkpoints(
 ) -> None:
     """Score checkpoints. every: 0 for those that are named, n for every n-th that appears in the folder named."""
     from pipelines.checkpoints.follow import follow_checkpoints
-    from pipelines.config.reader import load_recipe
     from pipelines.evaluate import EvaluationOptions, evaluate_each
+    from pipelines.scoring.given_recipe import load_given_recipe
+    from pipelines.scoring.protocols import checkpoint_recipe
 
-    fixed = load_recipe(recipe, overrides) if recipe else None  # before any checkpoint is looked for
-
-    def recipe_of(opened: LocatedCheckpoint) -> Recipe:
-        from pipelines.latents.class_order import with_recorded_class_order
-        from pipelines.scoring.protocols import checkpoint_recipe
-
-        recorded = opened.record.recipe
-        return with_recorded_class_order(fixed, recorded) if fixed else checkpoint_recipe(opened, overrides)
-
+    # Mistakes in a recipe are found before any checkpoint is looked for.
+    recipe_of = load_given_recipe(recipe, overrides) if recipe else partial(checkpoint_recipe, overrides=overrides)
     options = EvaluationOptions(
         repeats=flags.repeats,
         force=flags.force,

@@ -27,7 +27,7 @@ def stage_options(function: Callable[..., None]) -> Callable[..., None]:
 @stage_options
 def run(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: bool, as_json: bool) -> None:
     """Run all stages of RECIPE, and skip those that are finished."""
-    config = _load(recipe, overrides, dry_run)
+    config = _load("run", recipe, overrides, dry_run)
     from cluster import storage
     from pipelines.run import run_pipeline
     from pipelines.scoring.report_files import report_folder
@@ -48,7 +48,7 @@ def autoencoder(recipe: str, overrides: tuple[str, ...], address: str | None, dr
 
     Does nothing for a recipe with a pretrained autoencoder.
     """
-    config = _load(recipe, overrides, dry_run)
+    config = _load("autoencoder", recipe, overrides, dry_run)
     from pipelines.autoencoder import train_autoencoder
 
     handle = _run_job(train_autoencoder, config, address)
@@ -62,7 +62,7 @@ def encode(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run
 
     With --dry-run: print how many latents there will be, their size, and the time that encoding takes.
     """
-    config = _load(recipe, overrides, False)
+    config = _load("encode", recipe, overrides, False)
     if dry_run:
         return _print_encode_plan(config, as_json)
     from pipelines.encode import encode
@@ -83,18 +83,18 @@ def encode(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run
 @stage_options
 def train(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: bool, as_json: bool) -> None:
     """Train the model of RECIPE on its latents."""
-    config = _load(recipe, overrides, dry_run)
+    config = _load("train", recipe, overrides, dry_run)
     from pipelines.train import train
 
     checkpoint = _run_job(train, config, address)
     print_result(as_json, {"path": str(checkpoint.path), "step": checkpoint.step, "digest": checkpoint.digest})
 
 
-def _load(path: str, overrides: tuple[str, ...], dry_run: bool) -> Recipe:
-    """Read a recipe; on a dry run check that its networks fit the images, print it and exit."""
+def _load(stage: str, path: str, overrides: tuple[str, ...], dry_run: bool) -> Recipe:
+    """Read a stage's recipe; on a dry run check that its networks fit the images, print it and exit."""
     from pipelines.config.reader import load_recipe
 
-    config = load_recipe(path, overrides)
+    config = load_recipe(path, overrides, stage)
     if dry_run:
         from pipelines.planning.networks import check_networks
 

@@ -1,10 +1,13 @@
 """`raydit ui`: the MLflow UI."""
 
+import sys
 from typing import Any
 
 import click
 
+from cluster import signals
 from pipelines.cli.options import set_option
+from pipelines.cli.output import print_line
 
 
 @click.command()
@@ -22,4 +25,8 @@ def ui(port: int, overrides: tuple[str, ...]) -> None:
     content: dict[str, Any] = {}
     for override in overrides:
         apply_override(content, override)
-    serve_ui(tracking_uri(content.get("tracking", {}).get("uri", "")), port)
+    try:
+        serve_ui(tracking_uri(content.get("tracking", {}).get("uri", "")), port)
+    except KeyboardInterrupt:
+        print_line("ui", "stopped")
+        sys.exit(signals.exit_code())

@@ -117,7 +117,7 @@ def read_recipe(command: CommandLine) -> tuple[Recipe | None, str]:
         return None, ""
     from pipelines.config.reader import load_recipe
 
-    config = load_recipe(command.recipe, command.overrides)
+    config = load_recipe(command.recipe, command.overrides, command.name)
     return config, Path(command.recipe).read_text(encoding="utf-8")
 
 

@@ -2,13 +2,20 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dit.autoencoder import LatentScale, create_autoencoder, save_autoencoder
+from dit.autoencoder import (
+    LatentScale,
+    create_autoencoder,
+    describe_autoencoder,
+    save_autoencoder,
+    tensors_sha256,
+)
 from dit.checkpoint import load_checkpoint
 from dit.config import DiTConfig
 from dit.model import DiT
@@ -97,13 +104,43 @@ def test_the_autoencoder_is_verified_if_its_digest_is_recorded(imported):
     checkpoint_autoencoder(imported)
     recorded["sha256"] = None
     checkpoint_autoencoder(imported)
-    recorded["sha256"] = "0" * 64
+    recorded["sha256"] = recorded["tensors_sha256"] = "0" * 64
     with pytest.raises(ValueError, match="its samples would decode to noise"):
         checkpoint_autoencoder(imported)
 
 
+def test_an_autoencoder_that_was_saved_again_is_recognised_by_its_tensors(imported, given_folder, tmp_path):
+    """The protocol keeps the recorded digest of the file; other weights and records without tensors do not fit."""
+    recorded = imported.config["autoencoder"]
+    vae = tmp_path / "vae"
+    shutil.copytree(given_folder / "vae", vae)
+    recorded["id"] = str(vae)
+    file = vae / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    save_file(dict(reversed(tensors.items())), file, metadata={"format": "pt", "saved": "again"})
+    assert describe_autoencoder(vae)["sha256"] != recorded["sha256"]
+    assert tensors_sha256(vae) == recorded["tensors_sha256"]
+    assert checkpoint_autoencoder(imported) == vae
+    evaluate = checkpoint_recipe(imported).evaluate
+    assert sampling_protocol(evaluate, 0, imported).decoder == recorded["sha256"]
+    torch.save(tensors, vae / "diffusion_pytorch_model.bin")
+    file.rename(tmp_path / "kept")
+    assert tensors_sha256(vae) == recorded["tensors_sha256"] and checkpoint_autoencoder(imported) == vae
+    (tmp_path / "kept").rename(file)
+    with pytest.raises(ValueError, match="its samples would decode to noise"):
+        known = recorded.pop("tensors_sha256")
+        checkpoint_autoencoder(imported)
+    recorded["tensors_sha256"] = known
+    name = min(tensors)
+    for changed in ({name: tensors[name] + 1}, {name: tensors[name].reshape(1, -1)}, {name: tensors[name].half()}):
+        save_file(tensors | changed, file)
+        with pytest.raises(ValueError, match="its samples would decode to noise"):
+            checkpoint_autoencoder(imported)
+
+
 def test_a_grid_is_drawn_without_recipe_or_images(raydit, imported, tmp_path):
-    code, out, _ = raydit("sample", "ours", "--classes", "0,2", "--columns", "2", "--set", "evaluate.sampling_steps=2")
+    classes = ("--classes", "0,2", "--classes", "1")
+    code, out, _ = raydit("sample", "ours", *classes, "--columns", "2", "--set", "evaluate.sampling_steps=2")
     assert code == 0 and (tmp_path / "grid.png").is_file() and "grid.png" in out
 
 
@@ -122,6 +159,57 @@ def test_an_import_is_evaluated_against_given_statistics(imported, tmp_path):
     assert protocol.decoder == imported.config["autoencoder"]["sha256"]
     reference, held_out = load_real_features(RealImages.of(settings))
     assert reference.n == 5 and held_out is None
+
+
+def test_a_given_recipe_says_how_to_evaluate_and_the_checkpoint_what(raydit, imported, given_folder, tmp_path):
+    """The recipe is one for flow with an autoencoder of its own; the checkpoint is of diffusion."""
+    from PIL import Image
+
+    tiny = str(Path(__file__).resolve().parents[2] / "recipes" / "tiny.toml")
+    (tmp_path / "images").mkdir()
+    for index in range(12):
+        Image.new("RGB", (16, 16), (20 * index, 0, 0)).save(tmp_path / "images" / f"{index}.png")
+    for command in (["evaluate", "ours", "--dry-run"], ["sample", "ours"]):
+        code, _, err = raydit(*command, "--recipe", tiny)
+        assert code == 2 and err.count("\n") == 2, err
+        assert "tiny.toml:" in err and "evaluate.sampler: found 'euler', a sampler for flow" in err
+        assert "expected one of ddpm, ddim, dpmpp_2m" in err
+    fitting = ("--recipe", tiny, "--set", "evaluate.sampler=ddim")
+    code, out, err = raydit("evaluate", "ours", "--dry-run", "--json", *fitting)
+    assert code == 0, err
+    (line,) = (line for line in out.splitlines() if line.startswith("recipe "))
+    assert "ours is used as it was trained, not as" in line and 'autoencoder.id: null -> "' in line
+    plan = json.loads(out[out.index("\n{\n") : out.index("\n}") + 2])
+    assert plan["objective"]["kind"] == "diffusion" and plan["model"]["depth"] == 1
+    assert plan["autoencoder"]["id"] == str(given_folder / "vae")
+    assert (plan["evaluate"]["sampler"], plan["evaluate"]["num_samples"], plan["output"]) == (
+        "ddim",
+        16,
+        "outputs/tiny",
+    )
+    code, out, err = raydit("sample", "ours", *fitting, "--columns", "1", "--out", "given.png")
+    assert code == 0 and (tmp_path / "given.png").is_file(), err
+
+
+def test_an_import_is_scored_as_a_given_reference_was_made(raydit, imported, tmp_path):
+    from evaluation.extractors import extractor_sha256
+
+    extractor = "efficientnet-lite0"
+    digest = extractor_sha256(extractor)
+    for size in (16, 32):
+        statistics = ReferenceStatistics(
+            n=5, mu=np.zeros(4), sigma=np.eye(4), extractor=extractor, extractor_sha256=digest, size=size, crop="resize"
+        )
+        save_reference(statistics, str(tmp_path / f"{size}.npz"))
+    code, out, err = raydit("evaluate", "ours", "--reference", "16.npz", "--dry-run")
+    assert code == 0, err
+    plan = json.loads(out[: out.index("\n}") + 2])
+    assert (plan["evaluate"]["extractor"], plan["images"]["crop"], plan["images"]["size"]) == (extractor, "resize", 16)
+    code, _, err = raydit("evaluate", "ours", "--reference", "32.npz", "--dry-run")
+    assert code == 2 and "32" in err and "16" in err and len(err.strip().splitlines()) == 1
+    for reference in ("none.npz", "ours"):
+        code, _, err = raydit("evaluate", "ours", "--reference", reference, "--dry-run")
+        assert code == 2 and reference in err and len(err.strip().splitlines()) == 1, err
 
 
 @pytest.mark.slow

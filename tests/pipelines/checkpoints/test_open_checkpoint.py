@@ -129,10 +129,36 @@ def test_runs_and_models_lead_to_the_folder(checkpoints, logged_runs, store, con
     assert open_checkpoint(source).path == checkpoints[2].path and source.startswith("models:/m-")
 
 
+def test_an_evaluation_leads_to_what_it_scored_and_a_runs_name_to_its_checkpoint(story):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(story.uri)
+    experiment = client.get_experiment_by_name(story.config.name).experiment_id
+    runs = client.search_runs([experiment])
+    scored = {run.data.tags.get("raydit.checkpoint_digest"): run.info for run in runs}
+    for step in (2, 4):
+        info, expected = scored[story.checkpoints[step].digest], story.checkpoints[step].path
+        for name in (info.run_id, info.run_name, f"{info.run_id}/step_{step:07d}", info.run_id[:10]):
+            assert open_checkpoint(f"runs:/{name}", tracking_uri=story.uri).path == expected
+    with pytest.raises(FileNotFoundError, match="found no checkpoint behind it"):
+        open_checkpoint(f"runs:/{info.run_id}/step_0000006", tracking_uri=story.uri)
+    (training,) = (run.info.run_name for run in runs if run.data.tags["raydit.stage"] == "train")
+    assert open_checkpoint(f"runs:/{training}", tracking_uri=story.uri).step == 6
+    assert open_checkpoint(f"runs:/{training}/step_0000002", tracking_uri=story.uri).step == 2
+    again = client.create_run(experiment, run_name=training).info.run_id
+    assert open_checkpoint(f"runs:/{training}", tracking_uri=story.uri).step == 6  # the other leads nowhere
+    try:
+        client.set_tag(again, "raydit.checkpoint", str(story.checkpoints[2].path))
+        with pytest.raises(ValueError, match=f"found several runs .*{again}.*Give the id of one"):
+            open_checkpoint(f"runs:/{training}", tracking_uri=story.uri)
+    finally:
+        client.delete_run(again)
+
+
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("runs:/0123", FileNotFoundError, "found no runs:/0123 at sqlite:///.*expected a run"),
+        ("runs:/0123", FileNotFoundError, "found no run 0123 at sqlite:///.*expected an id or a name"),
         (
             "runs:/RUN/step_0000006",
             FileNotFoundError,

@@ -193,3 +193,14 @@ def test_ctrl_c_ends_what_was_started(tmp_path):
     with Ui(store, tmp_path) as running:
         assert is_healthy(running.address)
     assert running.process.returncode == 130 and not is_healthy(running.address)
+
+
+def test_ctrl_c_ends_the_server_and_says_so_in_one_line(tmp_path):
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with Ui(store, tmp_path) as ui:
+        before = ui.log.read_text()
+        wait_until(lambda: is_healthy(ui.address))
+    assert ui.process.returncode == 130
+    said = ui.log.read_text().removeprefix(before)
+    assert said.split() == ["ui", "stopped"], said
+    assert not is_healthy(ui.address)

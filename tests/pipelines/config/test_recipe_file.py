@@ -333,3 +333,37 @@ def test_a_value_that_fits_no_member_of_a_union_is_one_mistake(refusal):
 def test_a_recipe_cannot_be_changed(small):
     with pytest.raises(dataclasses.FrozenInstanceError):
         small().name = "other"
+
+
+def test_a_stage_asks_only_for_the_sections_that_it_needs(tmp_path):
+    """Without a word about the others in what it records, which a later stage reads again."""
+    path = tmp_path / "recipe.toml"
+    head, images, autoencoder = 'name = "x"\noutput = "x"\n', '[images]\npath = "x"\n', '[autoencoder]\nid = "x"\n'
+    path.write_text(head + images + autoencoder)
+    for stage in ("encode", "autoencoder"):
+        config = load_recipe(path, stage=stage)
+        assert "model" not in resolved(config) and resolved(config)["autoencoder"]["id"] == "x"
+        assert validate_recipe(resolved(config), stage=stage) == config
+        assert dataclasses.replace(config, seed=1).seed == 1
+    for stage in ("train", "run", "plan", ""):
+        with pytest.raises(ValueError, match="recipe.toml: model: missing, expected a value. Set model") as error:
+            load_recipe(path, stage=stage)
+        assert "autoencoder" not in str(error.value)
+    with pytest.raises(ValueError, match=r"model: missing.*Add \[model\]"):
+        config.model.resolve(input_size=8, in_channels=4, num_classes=1, learn_sigma=False)
+    path.write_text(head + images)
+    with pytest.raises(ValueError, match="recipe.toml: autoencoder: missing"):
+        load_recipe(path, stage="encode")
+    path.write_text(head + autoencoder)
+    with pytest.raises(ValueError, match="recipe.toml: images: missing"):
+        load_recipe(path, stage="encode")
+
+
+@pytest.mark.parametrize(("kind", "sampler"), [("flow", "euler"), ("diffusion", "ddpm")])
+def test_a_recipe_without_a_sampler_has_one_that_fits_its_objective(tmp_path, kind, sampler):
+    """So that training needs no [evaluate]: the checkpoint's recipe can be evaluated by."""
+    path = tmp_path / "recipe.toml"
+    sections = '[images]\npath = "x"\n[autoencoder]\nid = "x"\n[model]\nname = "DiT-S/2"\n[objective]\n'
+    for evaluate in ("", "[evaluate]\nnum_samples = 20\n"):
+        path.write_text(f'name = "x"\noutput = "x"\n{sections}kind = "{kind}"\n{evaluate}')
+        assert load_recipe(path, stage="train").evaluate.sampler == sampler

@@ -14,7 +14,7 @@ from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.latents.recorded_images import list_images
 from pipelines.planning.encode_plan import make_encode_plan
 from pipelines.scoring.references import reference_digest
-from pipelines.scoring.sample_grid import class_label
+from pipelines.scoring.sample_grid import class_label, split_class_list
 from pipelines.scoring.settings import ScoringSettings
 
 SORTED = ("0", "1", "10", "11", "2", "3", "4", "5", "6", "7", "8", "9")
@@ -91,6 +91,21 @@ def test_labels_from_one_make_no_class_without_images(tmp_path, monkeypatch):
     assert class_label("10", dataset.class_names) == 9
     with pytest.raises(ValueError, match="class '0'"):
         class_label("0", dataset.class_names)
+
+
+def test_names_of_classes_may_hold_digits_commas_and_spaces():
+    names = ("cat", "0", "cat, tabby", "7 up", " dog")
+    for text, labels in {
+        "cat, tabby": [2],  # the whole name, not a list
+        "cat,7 up,  0": [0, 3, 1],
+        "0": [1],  # a name wins over a number
+        "3, dog": [3, 4],
+        "1,2": [1, 2],
+    }.items():
+        assert [class_label(name, names) for name in split_class_list(text, names)] == labels
+    for text in ("5", "²", "tabby", ""):
+        with pytest.raises(ValueError, match="expected one of 'cat', '0', 'cat, tabby'.*or a number below 5"):
+            class_label(text, names)
 
 
 def test_classes_without_images_are_said_where_they_stay(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,69 @@
+"""What an output keeps in superseded/, and which of it may be removed: nothing that a registered model stands on."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import storage
+from pipelines.artifacts import SUPERSEDED
+from pipelines.checkpoints.folder import CheckpointFolder
+from pipelines.latents.autoencoder import AUTOENCODER_RECORD, is_autoencoder_of
+from pipelines.tracking.lookup import registered_digests
+from pipelines.tracking.store import tracking_uri
+
+
+@dataclass(frozen=True)
+class SupersededFolder:
+    """A folder in superseded/."""
+
+    path: str
+    """Path or URI."""
+    num_bytes: int
+    kept_for: str
+    """Why it must stay; empty if it may be removed."""
+
+
+def inspect_superseded(output: str, store: str = "") -> list[SupersededFolder]:
+    """List what an output keeps in superseded/, by name.
+
+    A folder stays if it holds a checkpoint of a registered model, or the autoencoder of such a checkpoint or of one in
+    output/checkpoints. store: MLflow's URI, besides those that the checkpoints' recipes name. Raises Unreachable if
+    one of the stores does not answer: then it is unknown what must stay.
+    """
+    folder = storage.join(storage.absolute(output), SUPERSEDED)
+    names = sorted(name.rstrip("/") for name in storage.list_names(folder)) if storage.exists(folder) else []
+    paths = [storage.join(folder, name) for name in names]
+    current = list(_configs(storage.join(storage.absolute(output), "checkpoints")))
+    checkpoints = {path: list(_configs(path)) for path in paths}
+    everything = [config for _, config in (*current, *(each for configs in checkpoints.values() for each in configs))]
+    uris = {tracking_uri(store)} | {tracking_uri(_recorded_uri(config)) for config in everything}
+    registered = set().union(*map(registered_digests, sorted(uris)))
+    reasons, needed = {}, [config for _, config in current]
+    for path, configs in checkpoints.items():
+        if kept := [config for digest, config in configs if digest in registered]:
+            reasons[path] = f"a registered model is its step {', '.join(str(config['step']) for config in kept)}"
+            needed += kept
+    for path in paths:
+        if storage.exists(storage.join(path, AUTOENCODER_RECORD)) and _is_needed(path, needed):
+            reasons[path] = "a checkpoint that is kept decodes its samples by it"
+    sizes = {path: sum(storage.list_files(path, recursive=True).values()) for path in paths}
+    return [SupersededFolder(path, sizes[path], reasons.get(path, "")) for path in paths]
+
+
+def _configs(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield digest and config of each finished checkpoint in a folder, which may hold none."""
+    checkpoints = CheckpointFolder(folder)
+    for step in (*checkpoints.finished_steps(), *checkpoints.interrupted_steps()):
+        found = checkpoints.describe(step)
+        yield found.digest, found.config
+
+
+def _recorded_uri(config: dict[str, Any]) -> str:
+    return ((config.get("recipe") or {}).get("tracking") or {}).get("uri", "")
+
+
+def _is_needed(autoencoder: str, configs: Iterable[dict[str, Any]]) -> bool:
+    folder = Path(storage.fetch_folder(autoencoder))
+    records = {str(config["autoencoder"]): config["autoencoder"] for config in configs}
+    return any(is_autoencoder_of(record, folder) for record in records.values() if record["sha256"])

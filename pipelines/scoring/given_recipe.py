@@ -1,0 +1,58 @@
+"""A recipe that a user gives to evaluate or sample by, in place of the one that a checkpoint records."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipelines.artifacts import differences
+from pipelines.checkpoints.open import LocatedCheckpoint
+from pipelines.config.reader import read_recipe, resolved, validate_recipe
+from pipelines.config.recipe import Recipe
+from pipelines.config.training import NON_IDENTITY_FIELDS
+from pipelines.console import say
+from pipelines.latents.class_order import with_recorded_class_order
+from pipelines.scoring.protocols import recorded_content
+
+OF_CHECKPOINT = ("model", "objective", "autoencoder")
+"""Sections of a recipe that describe how a checkpoint was made: its own record is right, whatever the recipe says."""
+MAX_DIFFERENCES = 4
+
+
+def load_given_recipe(path: str, overrides: tuple[str, ...] = ()) -> Callable[[LocatedCheckpoint], Recipe]:
+    """Read a recipe, and return a function that gives the recipe to evaluate a checkpoint by.
+
+    That one has the sections OF_CHECKPOINT from the checkpoint, and says in one line where they differ; all others are
+    the given recipe's. Raises as `load_recipe` before there is a checkpoint, and the function raises RecipeError for a
+    sampler that does not fit the checkpoint's process.
+    """
+    content, locate = read_recipe(path, overrides)
+    given = resolved(validate_recipe(_without_sampler(content), locate, "evaluate"))
+
+    def recipe_of(opened: LocatedCheckpoint) -> Recipe:
+        recorded = recorded_content(opened)
+        config = validate_recipe(content | {name: recorded[name] for name in OF_CHECKPOINT}, locate, "evaluate")
+        if lines := _overruled(given, resolved(config)):
+            say("recipe", f"{opened.name} is used as it was trained, not as {path} says: {'; '.join(lines)}")
+        return with_recorded_class_order(config, opened.record.recipe)
+
+    return recipe_of
+
+
+def _without_sampler(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content with any sampler that fits its own objective: the right one is the checkpoint's to say."""
+    evaluate = content.get("evaluate")
+    if not isinstance(evaluate, dict):
+        return content
+    return content | {"evaluate": {name: value for name, value in evaluate.items() if name != "sampler"}}
+
+
+def _overruled(given: Mapping[str, Any], used: Mapping[str, Any]) -> list[str]:
+    """Return the differences between a recipe's sections and those of the checkpoint that are used in their place."""
+    ours = {name: given[name] for name in OF_CHECKPOINT if name in given}
+    theirs = {name: used[name] for name in ours}
+    lines = differences(*(json.loads(json.dumps(sections)) for sections in (ours, theirs)))
+    lines = [line for line in lines if line.partition(":")[0].rpartition(".")[2] not in NON_IDENTITY_FIELDS]
+    lines = [re.sub(r"\{.*\}", "{...}", line) for line in lines]  # a whole section, against none
+    more = len(lines) - MAX_DIFFERENCES
+    return lines if more <= 0 else [*lines[:MAX_DIFFERENCES], f"and {more} more"]

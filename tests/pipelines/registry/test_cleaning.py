@@ -1,0 +1,56 @@
+"""Emptying superseded/: what a registered model stands on stays."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipelines.registry.cleaning import inspect_superseded
+
+
+@pytest.fixture
+def output(story, tmp_path):
+    """An output whose artifacts were all superseded twice, but for a checkpoint of step 6 and an autoencoder."""
+    made, superseded = Path(story.config.output), tmp_path / "output" / "superseded"
+    for number, step in (("1", 2), ("2", 4)):
+        shutil.copytree(story.checkpoints[step].path, superseded / f"checkpoints-{number}" / f"step_{step:07d}")
+        shutil.copytree(made / "latents", superseded / f"latents-{number}")
+    shutil.copytree(made / "autoencoder", superseded / "autoencoder-1")
+    other = shutil.copytree(made / "autoencoder", superseded / "autoencoder-2")
+    (other / "diffusion_pytorch_model.safetensors").write_bytes(b"of no checkpoint")
+    shutil.copytree(story.checkpoints[6].path, tmp_path / "output" / "checkpoints" / "step_0000006")
+    return tmp_path / "output"
+
+
+def test_superseded_folders_are_removed_but_for_what_a_registered_model_needs(raydit, story, output):
+    client, name = MlflowClient(story.uri), "kept by clean"
+    client.create_registered_model(name)
+    client.create_model_version(name, str(output), tags={"raydit.digest": story.checkpoints[4].digest})
+    try:
+        folders = {Path(each.path).name: each for each in inspect_superseded(str(output), story.uri)}
+        kept = {name for name, each in folders.items() if each.kept_for}
+        assert kept == {"checkpoints-2", "autoencoder-1"}
+        assert folders["checkpoints-2"].kept_for == "a registered model is its step 4"
+        size = sum(file.stat().st_size for file in (output / "superseded" / "latents-1").rglob("*") if file.is_file())
+        assert folders["latents-1"].num_bytes == size > 0
+        before = sorted(output.rglob("*"))
+        code, out, _ = raydit("clean", str(output), "--dry-run")  # the checkpoints name the store
+        assert (
+            code == 0 and "4 of 6 folders" in out and "would be removed" in out and sorted(output.rglob("*")) == before
+        )
+        code, _, err = raydit("clean", str(output))
+        assert code == 2 and "confirm with --yes" in err and sorted(output.rglob("*")) == before
+        code, out, _ = raydit("clean", str(output), "--yes", "--json")
+        assert code == 0 and len(json.loads(out.splitlines()[-1])["removed"]) == 4
+        assert {path.name for path in (output / "superseded").iterdir()} == kept
+        assert (output / "checkpoints" / "step_0000006" / "COMPLETE").exists()
+        assert "nothing to remove" in raydit("clean", str(output), "--yes")[1]
+    finally:
+        client.delete_registered_model(name)
+
+
+def test_nothing_is_removed_while_a_store_does_not_answer(raydit, output):
+    code, _, err = raydit("clean", str(output), "--yes", "--store", "http://127.0.0.1:9")
+    assert code == 1 and "does not answer" in err and len(list((output / "superseded").iterdir())) == 6
