@@ -8,7 +8,6 @@ An AutoencoderTiny has no posterior: the mean is its latents, and the log varian
 Source: Rombach et al. 2022 (arXiv 2112.10752).
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -181,11 +180,7 @@ def tensors_sha256(folder: Path) -> str:
 
     Unlike that of the file, it stays when another tool loads the weights and saves them again.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(find_weights(folder).read().items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return find_weights(folder).tensors_sha256
 
 
 def has_weights(folder: Path, sha256: str, tensors: str | None) -> bool:

@@ -1,11 +1,14 @@
 """The weights files of a diffusers model: one file, a variant such as fp16, or shards that an index lists."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dit.files import digest_of_files, sha256_of
 from dit.formats.weights import check_finite, read_weights
@@ -34,6 +37,15 @@ class DiffusersWeights:
         if self.index is None:
             return sha256_of(self.files[0])
         return digest_of_files({file.name: sha256_of(file) for file in self.files})
+
+    @property
+    def tensors_sha256(self) -> str:
+        """The sha256 of the tensors' names, dtypes, shapes and bytes, in the order of the names."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.read().items()):
+            digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def read(self, do: str = "copy the file again") -> dict[str, Any]:
         """Read all tensors to the CPU, without running code from the files.

@@ -234,7 +234,7 @@ def test_latents_of_another_autoencoder_are_refused(copy):
     config = tiny_recipe(copy)
     manifest_path = copy / "output" / "latents" / "manifest.json"
     manifest = json.loads(manifest_path.read_text())
-    manifest["autoencoder"]["sha256"] = "0" * 64
+    manifest["autoencoder"] |= {"sha256": "0" * 64, "tensors_sha256": "0" * 64}
     manifest_path.write_text(json.dumps(manifest))
     message = "made by the autoencoder .* expected the recipe's, .* Run `raydit encode` again"
     with pytest.raises(ValueError, match=message):

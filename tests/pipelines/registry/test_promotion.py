@@ -83,7 +83,7 @@ def test_classes_are_names_or_numbers_and_seeds_may_be_left_out(loaded):
         answer = loaded.predict(pandas.DataFrame({"class": classes}))
         assert (images_of(answer) == images_of(expected)).all()
     assert (images_of(expected)[0] != images_of(expected)[1]).any()
-    with pytest.raises(ValueError, match="class 'square', expected one of blob, ring, stripe"):
+    with pytest.raises(ValueError, match="class 'square', expected one of 'blob', 'ring', 'stripe', or a number"):
         loaded.predict(pandas.DataFrame({"class": ["square"]}))
 
 
