@@ -30,6 +30,7 @@ from cluster.storage.files import read_bytes, write_atomically
 from cluster.storage.folders import remove_stale_temporaries
 from cluster.storage.paths import is_local, join, local_path, nearest_folder, refuse_file_on_the_way
 from cluster.storage.temporaries import lock, raise_storage_full, temporary_path
+from cluster.threads import run_beside
 from raydit.errors import InUse
 
 LEASE_FILE = ".lease.json"
@@ -121,14 +122,10 @@ def hold_folder(
         yield None
         return
     remove_stale_temporaries(folder)
-    ended = threading.Event()
-    thread = threading.Thread(target=_send_heartbeats, args=(path, owner, ended, on_lost), name="lease", daemon=True)
-    thread.start()
     try:
-        yield earlier
+        with run_beside("lease", _send_heartbeats, path, owner, on_lost):
+            yield earlier
     finally:
-        ended.set()
-        thread.join()
         _release(path, owner)
         if existing:
             _remove_empty_folders(local_path(folder), existing)
@@ -194,7 +191,7 @@ def _remove(path: str, dead: LeaseOwner) -> None:
             _link(renamed, target)
 
 
-def _send_heartbeats(path: str, owner: LeaseOwner, ended: threading.Event, on_lost: Callable[[str], object]) -> None:
+def _send_heartbeats(path: str, owner: LeaseOwner, on_lost: Callable[[str], object], ended: threading.Event) -> None:
     """Extend the lease every few seconds. A disk that is full or unreachable for a while does not stop the work."""
     while not ended.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cluster.threads import run_beside
 from cluster.usage import measure_other_nodes, measure_usage, start_measuring_cpu
 from pipelines.tracking.run_log import RunLog
 
@@ -23,14 +24,8 @@ SHARE = 0.01
 @contextmanager
 def system_metrics(run: RunLog) -> Iterator[None]:
     """Log the usage of this machine, and of the other nodes by their addresses, until the block ends."""
-    ended = threading.Event()
-    thread = threading.Thread(target=_record, args=(run, ended), name="system-metrics", daemon=True)
-    thread.start()
-    try:
+    with run_beside("system-metrics", _record, run):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _record(run: RunLog, ended: threading.Event) -> None:

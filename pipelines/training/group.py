@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster import signals
+from cluster.threads import run_beside
 from pipelines.config.training import ElasticWorkersConfig
 from pipelines.console import first_line
 from pipelines.stage import JobContext
@@ -110,14 +111,8 @@ class GroupStop:
     @contextmanager
     def watching(self, mailbox: Any) -> Iterator[None]:
         """Act on the request, in a thread, for the duration of the block. mailbox: handle of a Mailbox actor."""
-        ended = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(mailbox, ended), name="stop", daemon=True)
-        thread.start()
-        try:
+        with run_beside("stop", self._watch, mailbox):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def _watch(self, mailbox: Any, ended: threading.Event) -> None:
         import ray
