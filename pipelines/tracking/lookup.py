@@ -59,14 +59,18 @@ def runs_of_job(uri: str, experiment: str, job_id: str) -> list[dict[str, str]]:
     ]
 
 
-def close_runs_of_job(uri: str, experiment: str, job_id: str) -> int:
-    """End the runs that a job left open when it was killed, as KILLED, and return their number.
+def close_runs(uri: str, runs: list[dict[str, str]]) -> int:
+    """End those of a job's runs that it left open when it was killed, as KILLED, and return their number.
 
-    To be called for a job that has ended. Raises Unreachable if MLflow does not answer.
+    runs: of a job that has ended, from `runs_of_job`. Raises Unreachable if MLflow does not answer.
     """
-    left_open = [run for run in runs_of_job(uri, experiment, job_id) if run["status"] == "RUNNING"]
-    for run in left_open:
-        mlflow_client(uri).set_terminated(run["id"], "KILLED")
+    left_open = [run for run in runs if run["status"] == "RUNNING"]
+    try:
+        for run in left_open:
+            mlflow_client(uri).set_terminated(run["id"], "KILLED")
+            run["status"] = "KILLED"
+    except Exception as error:
+        raise request_failed(uri, error) from error
     return len(left_open)
 
 

@@ -95,7 +95,7 @@ def _outputs(uri: str) -> list[str]:
 
 
 def _mend_database(uri: str, move: Move) -> tuple[int, int]:
-    """Return how many places of artifacts, and how many other paths, were replaced."""
+    """Return how many artifact locations, and how many other paths, were replaced."""
     with storage.lock(str(database_folder(uri))), closing(sqlite3.connect(uri.removeprefix(SQLITE))) as database:
         with database:  # one transaction
             artifacts = sum(_replace(database, table, column, move.new_path) for table, column in ARTIFACT_COLUMNS)

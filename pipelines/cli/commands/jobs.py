@@ -71,15 +71,16 @@ def find_runs(job: Job) -> tuple[list[dict[str, str]], str]:
 
     Runs that a killed job left open are closed.
     """
-    from pipelines.tracking.lookup import close_runs_of_job, runs_of_job
+    from pipelines.tracking.lookup import close_runs, runs_of_job
 
     uri, experiment = job.metadata.get("raydit.tracking", ""), job.metadata.get("raydit.name", "")
     if not uri:
         return [], ""
     try:
+        runs = runs_of_job(uri, experiment, job.submission_id)
         if job.has_ended:
-            close_runs_of_job(uri, experiment, job.submission_id)
-        return runs_of_job(uri, experiment, job.submission_id), ""
+            close_runs(uri, runs)
+        return runs, ""
     except ConnectionError as error:
         return [], f" (does not answer: {error})"
 

@@ -171,7 +171,7 @@ def relocate(output: str, store: str, as_json: bool) -> None:
         uri, outputs = tracking_uri(store or config.tracking.uri), [config.output]
     found = relocate(uri, outputs)
     for done in found:
-        mended = f"places of artifacts: {done.artifacts:,}, other paths: {done.paths:,}, journals: {done.journals:,}"
+        mended = f"artifact locations: {done.artifacts:,}, other paths: {done.paths:,}, journals: {done.journals:,}"
         print_line("relocate", f"{uri} leads to {done.new} instead of {done.old} ({mended})")
     if not found:
         print_line("relocate", f"{uri} has not moved, or its artifacts lie elsewhere on purpose")

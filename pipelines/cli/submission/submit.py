@@ -69,7 +69,7 @@ def follow_job(job: str, address: str | None) -> int:
     try:
         code = jobs.follow(job, address, write=click.echo)
         if code not in (OK, BAD_INPUT):
-            close_runs(jobs.get_job(job, address))
+            close_runs_of(jobs.get_job(job, address))
         return code
     except KeyboardInterrupt:
         say("submit", f"detached; job {job} continues. Follow its log again: {follow_command(job, address)}")
@@ -77,15 +77,15 @@ def follow_job(job: str, address: str | None) -> int:
         return signals.exit_code()
 
 
-def close_runs(job: jobs.Job) -> None:
+def close_runs_of(job: jobs.Job) -> None:
     """Close the runs that a killed job left open; they stay as they are if their store does not answer."""
     uri, experiment = job.metadata.get("raydit.tracking", ""), job.metadata.get("raydit.name", "")
     if not uri:
         return
-    from pipelines.tracking.lookup import close_runs_of_job
+    from pipelines.tracking.lookup import close_runs, runs_of_job
 
     try:
-        count = close_runs_of_job(uri, experiment, job.submission_id)
+        count = close_runs(uri, runs_of_job(uri, experiment, job.submission_id))
     except RayditError as error:
         say("submit", f"runs of {job.submission_id} may still be open: {error}")
         return
