@@ -149,15 +149,8 @@ def assert_complete(client, run, steps):
     assert model.experiment_id == run.info.experiment_id and model.name == "step_1"
 
 
-@pytest.mark.parametrize("restarted", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_deleted_run_leads_to_a_new_one_with_everything(recipe, client, picture, capsys, restarted):
-    """Deleted in the middle, or between two commands."""
-    config = recipe()
-    tracker = Tracker.open(config)
-    pipeline, run = train_a_little(tracker, picture)
-    wait_until(lambda: not tracker._journal.undelivered)
-    (deleted,) = [each for each in runs_of(client, config.name) if each.data.tags["raydit.stage"] == "train"]
-    client.delete_run(deleted.info.run_id)
+def finish(config, tracker, pipeline, run, restarted):
+    """Log what remains of the runs that `train_a_little` began, by another command if `restarted`."""
     if restarted:
         close_delivered(tracker)
         tracker = Tracker.open(config)
@@ -167,6 +160,18 @@ def test_a_deleted_run_leads_to_a_new_one_with_everything(recipe, client, pictur
     run.end("FINISHED")
     pipeline.end("FINISHED")
     close_delivered(tracker)
+
+
+@pytest.mark.parametrize("restarted", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_deleted_run_leads_to_a_new_one_with_everything(recipe, client, picture, capsys, restarted):
+    """Deleted in the middle, or between two commands."""
+    config = recipe()
+    tracker = Tracker.open(config)
+    pipeline, run = train_a_little(tracker, picture)
+    wait_until(lambda: not tracker._journal.undelivered)
+    (deleted,) = [each for each in runs_of(client, config.name) if each.data.tags["raydit.stage"] == "train"]
+    client.delete_run(deleted.info.run_id)
+    finish(config, tracker, pipeline, run, restarted)
     new = {each.data.tags["raydit.stage"]: each for each in runs_of(client, config.name)}
     assert len(new) == 2 and new["train"].data.tags["raydit.replaces"] == deleted.info.run_id
     assert new["train"].data.tags["mlflow.parentRunId"] == new["pipeline"].info.run_id
@@ -197,15 +202,7 @@ def test_a_deleted_experiment_leads_to_a_new_one_with_everything(recipe, client,
     pipeline, run = train_a_little(tracker, picture)
     wait_until(lambda: not tracker._journal.undelivered)
     client.delete_experiment(client.get_experiment_by_name(config.name).experiment_id)
-    if restarted:
-        close_delivered(tracker)
-        tracker = Tracker.open(config)
-        pipeline = tracker.start_run("pipeline", {})
-        run = tracker.start_run("train", {}, parent=pipeline)
-    run.metrics({"train/loss": 0.5}, 2)
-    run.end("FINISHED")
-    pipeline.end("FINISHED")
-    close_delivered(tracker)
+    finish(config, tracker, pipeline, run, restarted)
     new = {each.data.tags["raydit.stage"]: each for each in runs_of(client, f"{config.name} (2)")}
     assert new["train"].data.tags["mlflow.parentRunId"] == new["pipeline"].info.run_id
     assert_complete(client, new["train"], [1, 2])
