@@ -1,21 +1,12 @@
 """What the user hears of the delivery to MLflow: one line for what waits, one for what was refused."""
 
 import shlex
-from pathlib import Path
+from functools import partial
 
-from cluster import storage
-from pipelines.artifacts import digest_of
 from pipelines.console import say
-from pipelines.tracking.journal import Entry, Journal, count_undelivered, refused_path
+from pipelines.tracking.journal import Entry, Journal, count_undelivered, files_of, refused_path
+from pipelines.tracking.journal_folder import find_sendable, journal_path, refuse_others
 from pipelines.tracking.mlflow_writer import MlflowWriter
-
-JOURNAL_FOLDER = ".tracking"
-
-
-def journal_path(output: str, uri: str, part: str = "") -> Path:
-    """Return the file of an output's journal for a tracking URI. part: see Tracker.open."""
-    folder = storage.local_folder_for(storage.join(storage.absolute(output), JOURNAL_FOLDER))
-    return Path(folder) / f"{part and part + '-'}{digest_of(uri)[:12]}.jsonl"
 
 
 class Delivery(MlflowWriter):
@@ -26,15 +17,16 @@ class Delivery(MlflowWriter):
 
     def __init__(self, uri: str, output: str, part: str = ""):
         """output: folder or URI of the recipe's output. part: see Tracker.open."""
-        super().__init__(uri, lambda text: say("tracking", text))
+        self._path = path = journal_path(output, uri, part)
+        super().__init__(uri, partial(say, "tracking"), lambda file: find_sendable(file, output, path.parent))
         self._output = output
-        self._path = journal_path(output, uri, part)
         self.num_refused = 0
         self.is_away = False
         """Whether the store has once taken nothing."""
 
     def open_journal(self) -> Journal:
-        """Open the journal, whose delivery begins at once."""
+        """Open the journal, whose delivery begins at once. Raises InvalidInput if another user wrote it."""
+        refuse_others(files_of(self._path))
         return Journal(self._path, self, self._uri)
 
     @property

@@ -4,6 +4,7 @@ The journal outlives the process and the server: what is left is delivered by th
 """
 
 import json
+import operator
 import os
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster import storage
+from raydit.errors import InvalidInput
 
 Entry = dict[str, Any]
 """A JSON object with at least `op`, the kind of entry, and `run`, the run that it is about."""
@@ -102,7 +104,7 @@ class Journal:
 
         To be called after `close`, when the thread has ended.
         """
-        records = _read_lines(self.refused_path.read_bytes()) if self.refused_path.exists() else []
+        records = _read_refused(self.refused_path)
         kept = []
         for number, record in enumerate(records):
             try:
@@ -131,7 +133,7 @@ class Journal:
                 self._wake.wait()
                 self._wake.clear()
                 continue
-            entries = [json.loads(line) for line in lines]
+            entries = [_parse(line) for line in lines]
             try:
                 count = self._server.deliver(entries, self._state["known"], self._history)
             except ConnectionError as error:
@@ -152,7 +154,7 @@ class Journal:
     def _set_aside(self, entry: Entry, reason: str) -> None:
         """Write an entry to the file of refused ones, once: a killed process may have written it before."""
         record = {"offset": self._state["offset"], "reason": reason, "entry": entry}
-        known = _read_lines(self.refused_path.read_bytes()) if self.refused_path.exists() else []
+        known = _read_refused(self.refused_path)
         if not known or known[-1]["offset"] != record["offset"]:
             with open(self.refused_path, "ab") as file:
                 file.write(json.dumps(record).encode() + b"\n")
@@ -209,7 +211,7 @@ def has_open_runs(path: Path) -> bool:
     with open(path, "rb") as lines:
         for line in lines:
             if line.startswith((b'{"op": "run"', b'{"op": "end"')) and line.endswith(b"\n"):
-                entry = json.loads(line)
+                entry = _parse(line)
                 is_open[entry["run"]] = entry["op"] == "run"
     return any(is_open.values())
 
@@ -219,14 +221,33 @@ def count_undelivered(path: Path) -> int:
     return path.read_bytes().count(b"\n", _read_state(path)["offset"])
 
 
+def files_of(path: Path) -> list[str]:
+    """Return the files of a journal: itself, its cursor, and the entries that were set aside."""
+    return [str(path), str(_state_path(path)), str(refused_path(path))]
+
+
 def _state_path(path: Path) -> Path:
     return path.with_suffix(".state.json")
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Return the cursor of a journal, and the ids and the address that it has noted."""
-    state = _state_path(path)
-    return json.loads(state.read_text()) if state.exists() else {"offset": 0, "known": {}}
+    """Return the cursor of a journal, and the ids and the address that it has noted. Raises InvalidInput."""
+    file = _state_path(path)
+    if not file.exists():
+        return {"offset": 0, "known": {}}
+    state = storage.read_json(str(file))
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        is_valid = 0 <= operator.index(state["offset"]) <= size and isinstance(state["known"], dict)
+    except (TypeError, KeyError):
+        is_valid = False
+    if not is_valid:
+        raise InvalidInput(
+            f"{file}: found {str(state)[:200]}",
+            f"the cursor of a journal of {size:,} bytes, and what the store calls its runs",
+            "remove it, and the journal is delivered again from its start",
+        )
+    return state
 
 
 def refused_path(path: Path) -> Path:
@@ -234,8 +255,34 @@ def refused_path(path: Path) -> Path:
     return path.with_suffix(".refused.jsonl")
 
 
-def _read_lines(content: bytes) -> list[Any]:
-    return [json.loads(line) for line in content.splitlines()]
+def _read_lines(content: bytes) -> list[Entry]:
+    return [_parse(line) for line in content.splitlines()]
+
+
+def _read_refused(path: Path) -> list[dict[str, Any]]:
+    """Return what was set aside: entries with their offset in the journal and the reason."""
+    records = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        record = _load(line)
+        is_record = {"offset", "reason", "entry"} <= record.keys()
+        records.append(record if is_record else {"offset": -1, "reason": "", "entry": _parse(line)})
+    return records
+
+
+def _parse(line: bytes) -> Entry:
+    """Return the entry in a line. One that holds none is an entry of no kind, which no server takes."""
+    entry = _load(line)
+    is_entry = all(isinstance(entry.get(name), str) for name in ("op", "run"))
+    return entry if is_entry else {"op": "", "run": "", "line": line.decode(errors="replace")}
+
+
+def _load(line: bytes) -> dict[str, Any]:
+    """Return the JSON object in a line; an empty one if there is none."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _truncate_torn_line(path: Path) -> None:

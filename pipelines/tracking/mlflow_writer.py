@@ -23,6 +23,7 @@ from pipelines.tracking.store import (
     is_unavailable,
     mlflow_client,
 )
+from raydit.errors import RayditError
 
 MAX_ATTEMPTS = 10
 """Deliveries of one entry that may fail while the store answers other requests: some minutes. MLflow reports any
@@ -33,15 +34,26 @@ MAX_PARAM_LENGTH = 6000
 MAX_DIGEST_LENGTH = 36
 
 
+OPS = (
+    *("run", "params", "settings", "tag", "metrics", "input", "artifact", "image", "end"),
+    *("model", "model_removed", "model_picture", "scores"),
+)
+"""Kinds of entries: what JournalRun appends. Each has a method with its name, after an underscore."""
+
+
 class MlflowWriter(ModelWriter):
     """Delivers journal entries to MLflow; called by the journal's thread.
 
     `ids` maps the journal's names of runs, experiments and models to MLflow's ids. The journal keeps it on disk.
     """
 
-    def __init__(self, uri: str, say: Callable[[str], None]):
-        """say: shows a line to the user."""
-        self._uri, self._say = uri, say
+    def __init__(self, uri: str, say: Callable[[str], None], find_file: Callable[[str], str | None]):
+        """say: shows a line to the user.
+
+        find_file: returns the path by which a file that an entry names is opened, and None if there is none; raises
+        an error for a file that is not to be sent.
+        """
+        self._uri, self._say, self._find_file = uri, say, find_file
         self._client: Any = None
         self._failing: tuple[Entry, int] = ({}, 0)
 
@@ -61,10 +73,12 @@ class MlflowWriter(ModelWriter):
                 raise ConnectionError(_why_unavailable(error)) from error
             if count > 1:
                 return self.deliver(entries[:1], ids, history)  # only the entry that MLflow refuses is set aside
-            raise Refused(f"{type(error).__name__}: {first_line(error)[:300]}") from error
+            raise Refused(_why_refused(error)) from error
         return count
 
     def _write(self, entry: Entry, ids: Ids) -> None:
+        if entry["op"] not in OPS:
+            raise ValueError(f"{entry['op']!r} is no kind of entry")
         getattr(self, f"_{entry['op']}")(entry, ids)
 
     def _keeps_failing(self, entry: Entry, error: Exception) -> bool:
@@ -243,19 +257,19 @@ class MlflowWriter(ModelWriter):
         self._client.log_inputs(run_id_of(entry, ids), datasets=[DatasetInput(dataset, context)])
 
     def _artifact(self, entry: Entry, ids: Ids) -> None:
-        if storage.exists(entry["path"]):
-            with storage.local_copy(entry["path"]) as file:
+        if found := self._find_file(entry["path"]):
+            with storage.local_copy(found) as file:
                 self._client.log_artifact(run_id_of(entry, ids), file, entry["folder"])
 
     def _image(self, entry: Entry, ids: Ids) -> None:
         """Log a picture, unless it is there already: each gets a name of which MLflow draws a part at random."""
-        run_id, path = run_id_of(entry, ids), entry["path"]
-        if not storage.exists(path):
+        run_id, path = run_id_of(entry, ids), self._find_file(entry["path"])
+        if path is None:
             return
         if not self._has_image(run_id, entry):
             from PIL import Image
 
-            with storage.open_file(path) as file, Image.open(file) as image:
+            with storage.open_file(path) as file, Image.open(file, formats=["PNG"]) as image:
                 self._client.log_image(run_id, image, key=entry["key"], step=entry["step"], timestamp=entry["time"])
         if entry["run"].startswith("train-") and entry["key"] == SAMPLES:
             update_view(self._client, ids[f"experiment {entry['run']}"], samples_step=entry["step"])
@@ -274,6 +288,11 @@ def _why_unavailable(error: Exception) -> str:
         return "is locked by another process"
     does = "refuses access" if is_refusing_all(error) else "does not answer"
     return f"{does} ({first_line(error)[:200]})"
+
+
+def _why_refused(error: Exception) -> str:
+    kind = "" if isinstance(error, RayditError) else f"{type(error).__name__}: "
+    return f"{kind}{first_line(error)[:300]}"
 
 
 def _first_request(entries: list[Entry]) -> tuple[Entry, int]:

@@ -16,8 +16,8 @@ from cluster.storage.lease import hold_folder
 from pipelines.artifacts import digest_of
 from pipelines.tracking import tags
 from pipelines.tracking.database import SQLITE, database_folder
-from pipelines.tracking.delivery import JOURNAL_FOLDER
-from pipelines.tracking.journal import merge_journals
+from pipelines.tracking.journal import files_of, merge_journals
+from pipelines.tracking.journal_folder import journal_folder, refuse_others
 from pipelines.tracking.moved_store import earlier_folders
 from raydit.errors import Unreachable
 
@@ -66,7 +66,7 @@ def relocate(uri: str, outputs: Iterable[str] = ()) -> list[Relocated]:
 
     outputs: further outputs with journals for this database. Returns what was mended for each folder in which the
     database has been; an empty list if it has not moved. Raises InUse if another process works in one of the outputs,
-    and Unreachable if the database is locked.
+    Unreachable if the database is locked, and InvalidInput for a journal that another user wrote.
     """
     folder = database_folder(uri)
     found = []
@@ -74,16 +74,18 @@ def relocate(uri: str, outputs: Iterable[str] = ()) -> list[Relocated]:
         move = Move(old, str(folder))
         with ExitStack() as held:
             moved = sorted({*map(os.path.abspath, outputs), *(_prefer_new(move, each) for each in _outputs(uri))})
-            moved = [output for output in moved if Path(output, JOURNAL_FOLDER).is_dir()]
+            moved = [output for output in moved if journal_folder(output).is_dir()]
             for output in moved:
                 held.enter_context(hold_folder(output, on_lost=lambda reason: None))
+                for path in journal_folder(output).glob("*.jsonl"):
+                    refuse_others(files_of(path))  # merging would make the lines this user's own
             try:
                 artifacts, paths = _mend_database(uri, move)
             except sqlite3.OperationalError as error:
                 raise Unreachable(
                     f"{uri} cannot be changed: {error}", "", "run the command again a little later"
                 ) from error
-            journals = sum(_mend_journals(Path(output, JOURNAL_FOLDER), uri, move) for output in moved)
+            journals = sum(_mend_journals(journal_folder(output), uri, move) for output in moved)
         found.append(Relocated(old, move.new, artifacts, paths, journals))
     return found
 

@@ -15,9 +15,10 @@ from pipelines.artifacts import digest_of
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
 from pipelines.tracking import tags
-from pipelines.tracking.delivery import Delivery, journal_path
+from pipelines.tracking.delivery import Delivery
 from pipelines.tracking.experiments import clean_name
 from pipelines.tracking.journal import Journal, count_undelivered, has_open_runs
+from pipelines.tracking.journal_folder import journal_path
 from pipelines.tracking.relocation import relocate
 from pipelines.tracking.run_log import DatasetRef, RunLog, flatten
 from pipelines.tracking.store import refuse_unusable, tracking_uri
@@ -37,7 +38,7 @@ class Tracker:
             if entry["op"] == "run":
                 self._status[entry["run"]] = "RUNNING"
             elif entry["op"] == "end":
-                self._status[entry["run"]] = entry["status"]
+                self._status[entry["run"]] = entry.get("status", "KILLED")
             elif entry["op"] == "metrics" and not all(name.startswith("system/") for name in entry["metrics"]):
                 self._with_metrics.add(entry["run"])
         self._close_runs_of_killed_processes()

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from cluster import storage
 from cluster.storage.lease import hold_folder
 from pipelines.artifacts import digest_of
-from pipelines.tracking.delivery import JOURNAL_FOLDER, Delivery
-from pipelines.tracking.journal import count_undelivered, read_uri, refused_path
+from pipelines.tracking.delivery import Delivery
+from pipelines.tracking.journal import count_undelivered, files_of, read_uri, refused_path
+from pipelines.tracking.journal_folder import JOURNAL_FOLDER, journal_folder, refuse_others
 from pipelines.tracking.provenance import RECIPE_FILE
 from pipelines.tracking.store import refuse_unusable, tracking_uri
 from raydit.errors import NotFound
@@ -56,13 +57,17 @@ def find_outputs(folder: Path) -> list[str]:
 
 
 def find_journals(output: str, uri: str = "") -> Iterator[JournalFile]:
-    """Yield the journals of an output. uri: a tracking URI that one may be of, besides those that it records."""
-    folder = Path(storage.local_folder_for(storage.join(storage.absolute(output), JOURNAL_FOLDER)))
+    """Yield this user's journals of an output. uri: a tracking URI that one may be of, besides those that it records.
+
+    Raises InvalidInput for a journal among them that another user wrote.
+    """
+    folder = journal_folder(output)
     recipes = [tomllib.loads(file.read_text()) for file in sorted(folder.glob(f"*/{RECIPE_FILE}"))]
     known = [uri, *(recipe.get("tracking", {}).get("uri", "") for recipe in recipes)]
     by_digest = {digest_of(each)[:12]: each for each in map(tracking_uri, known)}
     for path in sorted(folder.glob("*.jsonl")):
         if match := re.fullmatch(r"(?:(.+)-)?([0-9a-f]{12})\.jsonl", path.name):
+            refuse_others(files_of(path))
             yield JournalFile(path, match[1] or "", read_uri(path) or by_digest.get(match[2]))
 
 

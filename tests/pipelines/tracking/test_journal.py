@@ -54,7 +54,11 @@ def path(tmp_path):
 
 
 def numbered(start, stop):
-    return [{"n": n} for n in range(start, stop)]
+    return [entry(n) for n in range(start, stop)]
+
+
+def entry(n, **more):
+    return {"op": "count", "run": "r", "n": n, **more}
 
 
 def append_all(journal, entries):
@@ -82,7 +86,7 @@ def test_appending_does_not_wait_for_a_delivery(path):
 
     server = Slow()
     journal = server.open(path)
-    journal.append({"n": 0})
+    journal.append(entry(0))
     assert asked.wait(30)
     append_all(journal, numbered(1, 10))  # would never return if it waited
     assert server.received == [] and journal.undelivered
@@ -130,7 +134,7 @@ def test_away_is_said_once_for_each_outage(path):
     journal = server.open(path)
     for n in range(2):
         server.go_down()
-        journal.append({"n": n})
+        journal.append(entry(n))
         assert server.refused.wait(30)
         server.refused.clear()
         assert server.refused.wait(30)  # asked again
@@ -163,14 +167,14 @@ def test_closing_does_not_wait_for_the_next_retry(path, monkeypatch):
     monkeypatch.setattr(Journal, "RETRY_SECONDS", (3600,))
     server = Server(up=False)
     journal = server.open(path)
-    journal.append({"n": 0})
+    journal.append(entry(0))
     assert server.refused.wait(30)
     assert not journal.close(3600)  # one last attempt, and back
 
 
 def test_a_line_torn_by_a_kill_is_cut(path):
     path.parent.mkdir()
-    path.write_bytes(b'{"n": 0}\n{"n": 1}\n{"n": 2, "torn')
+    path.write_text("".join(json.dumps(entry(n)) + "\n" for n in (0, 1)) + '{"n": 2, "torn')
     server = Server()
     journal = server.open(path)
     append_all(journal, numbered(3, 5))
@@ -182,7 +186,7 @@ def test_a_line_torn_by_a_kill_is_cut(path):
 def test_an_entry_longer_than_a_read_is_delivered(path):
     server = Server()
     journal = server.open(path)
-    entries = [{"n": 0}, {"n": 1, "text": "x" * (3 << 20)}, {"n": 2}]
+    entries = [entry(0), entry(1, text="x" * (3 << 20)), entry(2)]
     append_all(journal, entries)
     assert journal.close(30)
     assert server.received == entries
@@ -196,14 +200,14 @@ def test_what_the_server_never_takes_is_set_aside_and_sent_again_on_request(path
     assert server.received == [*numbered(0, 2), *numbered(4, 6)]
     assert server.set_aside == [(2, "never 2"), (3, "never 3")]
     kept = [json.loads(line) for line in journal.refused_path.read_text().splitlines()]
-    assert [(record["entry"], record["reason"]) for record in kept] == [({"n": 2}, "never 2"), ({"n": 3}, "never 3")]
+    assert [(record["entry"], record["reason"]) for record in kept] == [(entry(2), "never 2"), (entry(3), "never 3")]
 
     server.never = (3,)
-    assert journal.retry_refused() == (1, 1) and server.received[-1] == {"n": 2}
+    assert journal.retry_refused() == (1, 1) and server.received[-1] == entry(2)
     server.up, server.never = False, ()
     assert journal.retry_refused() == (0, 1)
     server.up = True
-    assert journal.retry_refused() == (1, 0) and server.received[-1] == {"n": 3}
+    assert journal.retry_refused() == (1, 0) and server.received[-1] == entry(3)
     assert not journal.refused_path.exists()
 
 

@@ -133,8 +133,10 @@ def train_a_little(tracker, picture):
 
 @pytest.fixture
 def picture(tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "grid.png")
-    return tmp_path / "grid.png"
+    file = tmp_path / "output" / "grid.png"
+    file.parent.mkdir()
+    Image.new("RGB", (4, 4)).save(file)
+    return file
 
 
 def assert_complete(client, run, steps):
