@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dit.autoencoder_size import STABLE_DIFFUSION, read_config
 from dit.files import translate_full_disk
+from dit.formats.autoencoder_digests import config_sha256, further_digests
 from dit.formats.diffusers_files import WEIGHTS, find_weights, look_for_weights
 from dit.formats.weights import check_finite
 from raydit.errors import InvalidInput, NotFound
@@ -114,7 +115,7 @@ def record_autoencoder(id: str, latent_channels: int) -> dict[str, Any]:
     folder = _vae_of(Path(id).absolute()) if Path(id).is_dir() else _cached(id)
     if folder is not None:
         described = {"id": str(folder) if Path(id).is_dir() else id, **describe_autoencoder(folder)}
-        described["tensors_sha256"] = tensors_sha256(folder)
+        described |= further_digests(folder)
         check_autoencoder(folder)
     elif id in STABLE_DIFFUSION:
         unscaled = {"latents_mean": [0.0] * 4, "latents_std": [1 / 0.18215] * 4}
@@ -175,22 +176,17 @@ def describe_autoencoder(folder: Path) -> dict[str, Any]:
     }
 
 
-def tensors_sha256(folder: Path) -> str:
-    """Return the sha256 of an autoencoder's tensors: names, dtypes, shapes and bytes, in the order of the names.
+def is_same_autoencoder(folder: Path, recorded: Mapping[str, Any]) -> bool:
+    """Return whether a folder's autoencoder has the recorded weights, in the same file or saved again, and config.
 
-    Unlike that of the file, it stays when another tool loads the weights and saves them again.
+    recorded: "sha256" of the weights, and `further_digests`; None, or left out, where a record is older than they are.
     """
-    return find_weights(folder).tensors_sha256
-
-
-def has_weights(folder: Path, sha256: str, tensors: str | None) -> bool:
-    """Return whether a folder's autoencoder has the weights of a record, in the same file or saved again.
-
-    sha256: recorded digest of the file. tensors: recorded `tensors_sha256`; None where the record has none.
-    """
-    return describe_autoencoder(folder)["sha256"] == sha256 or (
-        tensors is not None and tensors_sha256(folder) == tensors
-    )
+    config = recorded.get("config_sha256")
+    if config is not None and config != config_sha256(folder):
+        return False
+    weights = find_weights(folder)
+    tensors = recorded.get("tensors_sha256")
+    return weights.sha256 == recorded["sha256"] or (tensors is not None and weights.tensors_sha256 == tensors)
 
 
 def check_autoencoder(folder: Path) -> None:
@@ -206,6 +202,12 @@ def autoencoder_class(config: Mapping[str, Any], folder: Path) -> str:
             f"{folder} is an autoencoder of class {name!r}",
             " or ".join(SCALING_FACTORS),
             "choose another autoencoder, such as stabilityai/sd-vae-ft-ema or madebyollin/taesd",
+        )
+    if "quantization_config" in config:
+        raise InvalidInput(
+            f"{folder}/config.json: found quantization_config, which changes the weights that diffusers computes with",
+            "an autoencoder that is not quantized",
+            "choose another one",
         )
     return name
 

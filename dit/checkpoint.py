@@ -14,7 +14,6 @@ An imported checkpoint has no trainer/. It can be sampled from and evaluated, bu
 Nothing is pickled, so that checkpoints from untrusted sources cannot run code.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,9 +27,10 @@ from torch import Tensor
 from dit.autoencoder import record_autoencoder
 from dit.config import Numerics, ProcessKind
 from dit.distributed import distribute_like
-from dit.files import digest_of_files, publish, require_unused, sha256_of, write_json
-from dit.formats.completion import COMPLETE, FORMAT, INTERRUPTED, VERSION, write_completion
+from dit.files import digest_of_files, publish, require_unused, sha256_once, write_json
+from dit.formats.completion import COMPLETE, CONFIG, FORMAT, INTERRUPTED, TRAINER_STATE, VERSION, write_completion
 from dit.formats.diffusers_pipeline import pipeline_scale, read_pipeline, write_pipeline
+from dit.formats.digests import parse_digests, read_object, read_recorded, require_recorded
 from dit.formats.official import check_official, published_objective, read_official
 from dit.formats.record import CheckpointRecord, describe_checkpoint
 from dit.formats.weights import load_finite, load_weights
@@ -58,6 +58,8 @@ class Checkpoint:
     """Content of config.json; `record` is its typed form."""
     digest: str
     """sha256 over the digests of all files; checkpoints with equal digests are equal."""
+    files: Mapping[str, str]
+    """sha256 of each file by its name in the folder, as COMPLETE lists them. What is loaded is held against it."""
 
     @property
     def step(self) -> int:
@@ -84,15 +86,16 @@ class Checkpoint:
     @property
     def trainer_state(self) -> dict[str, Any]:
         """Position in the data, and how random numbers are drawn; empty for an imported checkpoint."""
-        file = self.path / "trainer" / "state.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return read_recorded(self.path, TRAINER_STATE, self.files) if (self.path / TRAINER_STATE).is_file() else {}
 
     def weights(self, which: str = "ema", device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """Load the averaged ("ema", "ema_0.05") or the trained weights ("raw", or "model") as a state dict.
 
-        Raises NotFound, listing those that exist, if it lacks them, and InvalidInput if they are not finite.
+        Raises NotFound, listing those that exist, if it lacks them, and InvalidInput if the file has another digest
+        than COMPLETE records, or if they are not finite.
         """
-        file = self.path / f"{weights_name(which)}.safetensors"
+        name = f"{weights_name(which)}.safetensors"
+        file = self.path / name
         if not file.is_file():
             found = ", ".join(sorted(other.stem for other in self.path.glob("*.safetensors")))
             raise NotFound(
@@ -100,6 +103,7 @@ class Checkpoint:
                 "",
                 "choose one of them, or train from the start with this average in train.ema_sigma_rels",
             )
+        require_recorded(self.path, name, self.files, sha256_once)
         return load_finite(file, device)
 
 
@@ -156,20 +160,21 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise NotFound(f"no checkpoint at {folder}", "a folder such as checkpoints/step_0001000", "check the path")
     if not (folder / COMPLETE).exists():
         raise _unfinished(folder)
-    digests = json.loads((folder / COMPLETE).read_text())
+    digests = parse_digests((folder / COMPLETE).read_bytes(), folder / COMPLETE)
     missing = [name for name in digests if not (folder / name).is_file()]
     if missing:
         raise NotFound(
             f"{folder} lacks {', '.join(missing)}", f"all files that {COMPLETE} lists", "copy the folder again"
         )
-    config = json.loads((folder / "config.json").read_text())
+    config = read_object(folder / CONFIG)
     if config.get("format") != FORMAT or config.get("version") != VERSION:
         raise InvalidInput(
             f"{folder}/config.json: found format {config.get('format')!r} version {config.get('version')!r}",
             f"{FORMAT!r} version {VERSION}",
             "use the version of raydit that wrote it",
         )
-    return Checkpoint(folder, config, digest_of_files(digests))
+    require_recorded(folder, CONFIG, digests)
+    return Checkpoint(folder, config, digest_of_files(digests), digests)
 
 
 def _unfinished(folder: Path) -> NotFound:
@@ -184,14 +189,8 @@ def _unfinished(folder: Path) -> NotFound:
 
 def verify_checkpoint(checkpoint: Checkpoint) -> None:
     """Compare every file of a checkpoint with its digest. Raises InvalidInput, naming the first that differs."""
-    for name, expected in json.loads((checkpoint.path / COMPLETE).read_text()).items():
-        found = sha256_of(checkpoint.path / name)
-        if found != expected:
-            raise InvalidInput(
-                f"{checkpoint.path / name}: the file changed after it was written: found sha256 {found[:12]}",
-                expected[:12],
-                "copy the checkpoint again, or use an earlier one",
-            )
+    for name in checkpoint.files:
+        require_recorded(checkpoint.path, name, checkpoint.files)
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:

@@ -102,3 +102,16 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """Return the sha256 of a file, which this process reads again only after the file has changed."""
+    status = os.stat(path)
+    # The time of the last change of the inode is there because anyone may set the time of the last modification.
+    stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if stamp not in _sha256_of_stamp:
+        _sha256_of_stamp[stamp] = sha256_of(path)
+    return _sha256_of_stamp[stamp]
+
+
+_sha256_of_stamp: dict[tuple[int, ...], str] = {}

@@ -9,6 +9,7 @@ from typing import Any, Self
 from evaluation.metric_names import format_count, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
 from raydit.errors import InvalidInput
+from raydit.listed_names import require_all_inside
 from raydit.printable import one_line
 
 REPORT_FILE = "report.json"
@@ -103,20 +104,40 @@ class EvaluationReport:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read a report that to_json wrote. Raises InvalidInput if the protocol's id is not the recorded one."""
-        values: dict[str, Any] = json.loads(text)
-        recorded = values.pop("protocol_id")
-        values |= {name: values.pop(key) for name, key in _JSON_NAMES.items() if key in values}
-        values["metrics"] = {name: value for name, value in values["metrics"].items() if value is not None}
-        curve = [(count, value) for count, value in values.get("curve", [])]
-        report = cls(**{**values, "curve": curve, "protocol": EvaluationProtocol.from_dict(values["protocol"])})
+        """Read a report that to_json wrote.
+
+        Raises InvalidInput for what is no report, for a protocol whose id is not the recorded one, and for files
+        outside of the report's folder.
+        """
+        try:
+            report, recorded = cls._parse(json.loads(text))
+        except InvalidInput:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InvalidInput(
+                f"{REPORT_FILE}: found no report ({type(error).__name__}: {str(error)[:200]})",
+                "what `raydit evaluate` wrote",
+                "evaluate the checkpoint again",
+            ) from error
         if report.protocol_id != recorded:
             raise InvalidInput(
                 f"the report's protocol has the id {report.protocol_id}",
                 f"the recorded {recorded}: the report was edited",
                 "evaluate the checkpoint again",
             )
+        # Their names are those of files that are shown, sent and renamed.
+        require_all_inside([*report.artifacts.values(), report.checkpoint_digest or "none"], REPORT_FILE)
         return report
+
+    @classmethod
+    def _parse(cls, values: dict[str, Any]) -> tuple[Self, str]:
+        """Return the report in the content of its file, and the recorded id of its protocol."""
+        recorded = values.pop("protocol_id")
+        values |= {name: values.pop(key) for name, key in _JSON_NAMES.items() if key in values}
+        values["metrics"] = {name: value for name, value in values["metrics"].items() if value is not None}
+        curve = [(count, value) for count, value in values.get("curve", [])]
+        protocol = EvaluationProtocol.from_dict(values["protocol"])
+        return cls(**{**values, "curve": curve, "protocol": protocol}), recorded
 
     def table(self) -> str:
         """Return the metrics as aligned text, with a column for each N of samples and of held-out real images."""

@@ -4,11 +4,12 @@ The unit of work and of resuming is a shard: a fixed part of the source's listin
 """
 
 import json
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from cluster import storage
 from cluster.stderr_filter import hide_stderr_lines
@@ -64,7 +65,8 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     the images, or if more images than encode.max_quarantined are unusable.
     """
     folder, settings = config.latents, config.encode
-    from dit.autoencoder import check_autoencoder, tensors_sha256  # imports torch
+    from dit.autoencoder import check_autoencoder  # imports torch
+    from dit.formats.autoencoder_digests import further_digests
 
     given = config.images.reading
     config, images = list_images(config)
@@ -75,6 +77,7 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     autoencoder = autoencoder_of(config)
     record = as_recorded(autoencoder.describe(), autoencoder.folder(), folder)
     check_autoencoder(autoencoder.folder())
+    digests = further_digests(autoencoder.folder())
     identity = encode_identity(config.images, settings, listing, record)
     description = describe_latents(config.images, settings, listing.class_names, record)
     earlier = prepare_folder(folder, identity, listing, lambda: context.prepare_work(settings, "encode"))
@@ -98,7 +101,10 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
         pending = find_pending(shards, earlier, limit)
         done = len(listing) - total_images(pending)
         progress = context.progress("encode", total=len(listing), unit="images", start=done)
-        records = encode_shards(context, pending, config.images, autoencoder, settings, WriteShard(folder, description))
+        recorded = description.autoencoder | digests
+        records = encode_shards(
+            context, pending, config.images, autoencoder, recorded, settings, WriteShard(folder, description)
+        )
         with closing(records):
             log_progress(records, limit, progress, run)
         finished = finished_records(shards)
@@ -114,7 +120,7 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
             finished,
             recipe=resolved(config),
             earlier=earlier,
-            tensors_sha256=tensors_sha256(autoencoder.folder()),
+            further_digests=digests,
         )
         storage.remove_folder(storage.join(folder, RECORDS))
         context.say("encode", summarize(dataset))
@@ -158,12 +164,13 @@ def encode_shards(
     shards: Sequence[LatentShard],
     images: ImagesConfig,
     autoencoder: AutoencoderHandle,
+    recorded: Mapping[str, Any],
     settings: EncodeConfig,
     write: WriteShard,
 ) -> Generator[ShardRecord, None, None]:
     """Run the graph: shards -> decoded and cropped images -> moments -> a Parquet file each. Yields their records.
 
-    Ray is started only if there are shards.
+    recorded: the autoencoder's record. Ray is started only if there are shards.
     """
     if not shards:
         return
@@ -173,7 +180,7 @@ def encode_shards(
         .map(ReadImages(with_absolute_paths(images)), num_cpus=1)
         .map(
             EncodeImages,
-            fn_constructor_args=(autoencoder.with_absolute_paths(), settings),
+            fn_constructor_args=(autoencoder.with_absolute_paths(), settings, recorded),
             # Two concurrent calls, only one of which encodes: the other receives images or passes on moments.
             compute=ray_data.ActorPoolStrategy(size=settings.num_workers, max_concurrent_calls_per_actor=2),
             # Half a CPU: actors that hold every CPU leave none to read and write with, and the job hangs.

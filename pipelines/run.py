@@ -22,10 +22,11 @@ from raydit.errors import InvalidInput
 
 
 @job
-def run_pipeline(config: Recipe, *, context: StageContext) -> EvaluationReport:
+def run_pipeline(config: Recipe, *, verify: bool = False, context: StageContext) -> EvaluationReport:
     """Run all stages of a recipe and return the report of the newest checkpoint.
 
-    After an interruption, running it again resumes. Raises what a later stage would refuse before the first one works.
+    After an interruption, running it again resumes. verify: as in `train`. Raises what a later stage would refuse
+    before the first one works.
     """
     given = config.images.reading
     config, images = list_images(config)
@@ -35,7 +36,7 @@ def run_pipeline(config: Recipe, *, context: StageContext) -> EvaluationReport:
     with context.pipeline(resolved(config)):
         train_autoencoder(config, context=context)
         encode(config, context=context)
-        checkpoint = train(config, context=context)
+        checkpoint = train(config, verify=verify, context=context)
         return evaluate(checkpoint, config=config, context=context)
 
 

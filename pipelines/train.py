@@ -15,6 +15,7 @@ from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of, is_
 from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.recorded_images import require_classes
+from pipelines.latents.verify import check_digests
 from pipelines.scoring.settings import EVALUATIONS
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
@@ -29,12 +30,16 @@ from pipelines.training.retention import ProtectedCheckpoints, Retention
 from pipelines.training.settings import train_worker_settings
 from raydit.errors import InvalidInput
 
+NUM_VERIFIED_SHARDS = 4
+"""Shards of the latents whose digests are checked before each training: some 50 MB."""
+
 
 @job
-def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
+def train(config: Recipe, *, verify: bool = False, context: JobContext) -> LocatedCheckpoint:
     """Train the recipe's model on its latents, or resume where an earlier run stopped, and return the last checkpoint.
 
-    Raises NotFound or InvalidInput before any work if the latents do not exist or do not fit.
+    verify: compare all latents with their digests first, and not only NUM_VERIFIED_SHARDS shards. Raises NotFound or
+    InvalidInput before any work if the latents do not exist, do not fit or are damaged.
     """
     settings = config.train
     if settings.keep_best:
@@ -55,6 +60,7 @@ def train(config: Recipe, *, context: JobContext) -> LocatedCheckpoint:
         context.skipped("train", f"{first:,} steps, checkpoint {newest.origin}")
         return newest
 
+    check_digests(latents, None if verify else NUM_VERIFIED_SHARDS)
     context.say("train", summarize_images(len(latents), len(classes)))
     run_tags = {tags.LATENTS_FINGERPRINT: latents.fingerprint}
     with context.run("train", identity, run_tags, resumes=logged_run(checkpoints) if first else "") as run:

@@ -8,6 +8,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 
 from cluster.credentials import refuse_password
 from cluster.storage.object_stores import resolve_in_bucket
+from cluster.storage.ownership import others_files
 from raydit.errors import InvalidInput
 
 
@@ -92,5 +93,11 @@ def local_folder_for(path: str) -> str:
 
 
 def cache_folder(kind: str) -> str:
-    """Return the folder in which this machine caches one kind of file that can be downloaded or computed again."""
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "raydit", kind)
+    """Return the folder in which this user caches one kind of file that can be downloaded or computed again.
+
+    What is in it is used without asking where it came from. So where XDG_CACHE_HOME is shared, and another user has
+    made the folder, it is one beside that.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(cache, "raydit", kind)
+    return f"{folder}-user-{os.geteuid()}" if others_files([folder]) else folder

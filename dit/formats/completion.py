@@ -10,14 +10,17 @@ FORMAT = "raydit.checkpoint"
 VERSION = 1
 COMPLETE = "COMPLETE"
 """Name of the last file of a checkpoint, without which it is not finished."""
+CONFIG = "config.json"
+TRAINER_STATE = "trainer/state.json"
 INTERRUPTED = "INTERRUPTED"
 """Name of the empty file that marks an interrupted checkpoint, as config.json does (see `Checkpoint.interrupted`)."""
 
 
 def write_completion(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the last two files of a checkpoint: config.json, and COMPLETE with the digests of all other files."""
-    write_json(folder / "config.json", {"format": FORMAT, "version": VERSION, **config})
+    write_json(folder / CONFIG, {"format": FORMAT, "version": VERSION, **config})
     files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    files = [name for name in files if name != COMPLETE]
     for name in files:
         sync(folder / name)
     write_json(folder / COMPLETE, {name: sha256_of(folder / name) for name in files})

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from dit.files import digest_of_files, sha256_of
+from dit.files import digest_of_files, sha256_once
 from dit.formats.weights import check_finite, read_weights
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
+from raydit.listed_names import require_all_inside
 
 WEIGHTS = "diffusion_pytorch_model"
 """File name of the weights in a diffusers folder, without its suffix."""
@@ -35,8 +36,8 @@ class DiffusersWeights:
     def sha256(self) -> str:
         """The file's sha256; of shards, one sha256 over theirs by name (`dit.files.digest_of_files`)."""
         if self.index is None:
-            return sha256_of(self.files[0])
-        return digest_of_files({file.name: sha256_of(file) for file in self.files})
+            return sha256_once(self.files[0])
+        return digest_of_files({file.name: sha256_once(file) for file in self.files})
 
     @property
     def tensors_sha256(self) -> str:
@@ -79,9 +80,27 @@ def look_for_weights(folder: Path) -> DiffusersWeights | None:
     Raises NotFound if a shard is missing, and InvalidInput for a Git LFS pointer.
     """
     found = next(_candidates(folder), None)
+    if found is not None and found.index is None:
+        _refuse_other_index(folder, found)
     for file in found.files if found else ():
         refuse_lfs_pointer_file(file, "the weights")
     return found
+
+
+def _refuse_other_index(folder: Path, found: DiffusersWeights) -> None:
+    """Raise InvalidInput for an index beside a single file: diffusers would load the shards, whose digest is another.
+
+    found: the weights whose digest counts.
+    """
+    variant = "" if found.variant is None else f".{found.variant}"
+    names = [f"{WEIGHTS}.{suffix}{name}" for suffix in SUFFIXES for name in (f".index{variant}", f"{variant}.index")]
+    other = next((index for name in names if (index := folder / f"{name}.json").exists()), None)
+    if other is not None:
+        raise InvalidInput(
+            f"{folder}: found {found.files[0].name} and {other.name}",
+            "one of the two, because they may hold other weights",
+            "remove the one that is not meant",
+        )
 
 
 def _candidates(folder: Path) -> Iterator[DiffusersWeights]:
@@ -104,8 +123,11 @@ def _shards(index: Path) -> tuple[Path, ...]:
     """Return the shards that an index lists. Raises NotFound if one is missing."""
     refuse_lfs_pointer_file(index, "the index of the shards")
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        listed = json.loads(index.read_text())["weight_map"].values()
+        names = sorted(set(require_all_inside(listed, index)))
+    except InvalidInput:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidInput(
             f"{index}: found no index of shards ({type(error).__name__})", "a weight_map", "copy it again"
         ) from None

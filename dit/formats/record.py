@@ -13,6 +13,9 @@ from raydit import __version__
 if TYPE_CHECKING:
     from dit.autoencoder import LatentScale
 
+FURTHER_DIGESTS = ("tensors_sha256", "config_sha256")
+"""Fields of an autoencoder's record that no fingerprint, identity of latents or protocol contains."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderRecord:
@@ -34,6 +37,8 @@ class AutoencoderRecord:
     """Standard deviation of the scale, per channel."""
     tensors_sha256: str | None = None
     """Digest of the tensors, whatever file they are saved in; None in older records. Only used to accept weights."""
+    config_sha256: str | None = None
+    """Digest of the config's fields that the result depends on; None in older records."""
 
     @property
     def scale(self) -> "LatentScale":
@@ -54,6 +59,7 @@ class AutoencoderRecord:
             latents_mean=tuple(content["latents_mean"]),
             latents_std=tuple(content["latents_std"]),
             tensors_sha256=content.get("tensors_sha256"),
+            config_sha256=content.get("config_sha256"),
         )
 
 

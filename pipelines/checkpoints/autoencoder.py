@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import storage
-from dit.autoencoder import describe_autoencoder, has_weights
+from dit.autoencoder import describe_autoencoder, is_same_autoencoder
 from pipelines.artifacts import superseded_folders
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle
@@ -26,15 +26,16 @@ def checkpoint_autoencoder(checkpoint: LocatedCheckpoint) -> Path:
         if (other := _find_other(checkpoint)) is None:
             raise
         return other
-    if recorded.sha256 is None or has_weights(folder, recorded.sha256, recorded.tensors_sha256):
+    if recorded.sha256 is None or is_same_autoencoder(folder, vars(recorded)):
         return folder
     if (other := _find_other(checkpoint)) is not None:
         return other
     name = "output/autoencoder" if recorded.id == TRAINED_AUTOENCODER else recorded.id
+    found, expected = describe_autoencoder(folder)["sha256"][:12], recorded.sha256[:12]
+    what = f"sha256 {found}" if found != expected else "another config.json"
     raise InvalidInput(
-        f"the autoencoder in {folder} has sha256 {describe_autoencoder(folder)['sha256'][:12]}",
-        f"{recorded.sha256[:12]}: {checkpoint.origin} was trained on latents of that {name}, and its samples "
-        "would decode to noise",
+        f"the autoencoder in {folder} has {what}",
+        f"{expected}: {checkpoint.origin} was trained on latents of that {name}, and its samples would decode to noise",
         "restore that autoencoder, or train again on latents of the one found",
     )
 
@@ -43,7 +44,7 @@ def _find_other(checkpoint: LocatedCheckpoint) -> Path | None:
     """Return the folder elsewhere that holds the recorded weights: in superseded/, or beside a registered copy."""
     recorded = checkpoint.record.autoencoder
     for folder in _other_folders(checkpoint):
-        if recorded.sha256 is not None and has_weights(folder, recorded.sha256, recorded.tensors_sha256):
+        if recorded.sha256 is not None and is_same_autoencoder(folder, vars(recorded)):
             return folder
     return None
 

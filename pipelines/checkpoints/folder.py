@@ -13,7 +13,8 @@ from pathlib import Path
 from cluster import storage
 from dit.checkpoint import load_checkpoint, step_name
 from dit.files import digest_of_files
-from dit.formats.completion import COMPLETE, INTERRUPTED
+from dit.formats.completion import COMPLETE, CONFIG, INTERRUPTED
+from dit.formats.digests import parse_digests, parse_recorded
 from pipelines.checkpoints.open import LocatedCheckpoint
 from raydit.errors import NotFound
 
@@ -77,10 +78,13 @@ class CheckpointFolder:
         uri = self.uri_of(step)
         if storage.is_local(uri):
             return self.open(step)
+        complete, config = storage.join(uri, COMPLETE), storage.join(uri, CONFIG)
+        digests = parse_digests(storage.read_bytes(complete), complete)
         return LocatedCheckpoint(
             path=Path(storage.local_folder_for(self.uri)) / step_name(step),
-            config=storage.read_json(storage.join(uri, "config.json")),
-            digest=digest_of_files(storage.read_json(storage.join(uri, COMPLETE))),
+            config=parse_recorded(storage.read_bytes(config), config, digests.get(CONFIG)),
+            digest=digest_of_files(digests),
+            files=digests,
             origin=uri,
         )
 

@@ -6,13 +6,15 @@ a DiT pipeline folder of diffusers      a .pt or .safetensors file of the offici
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster import storage
-from dit.checkpoint import COMPLETE, Checkpoint, load_checkpoint
+from dit.checkpoint import Checkpoint, load_checkpoint
 from dit.files import digest_of_files
+from dit.formats.completion import COMPLETE, TRAINER_STATE
+from dit.formats.digests import parse_digests, parse_recorded
 from pipelines.artifacts import SUPERSEDED, superseded_folders
 from pipelines.console import say
 from raydit.errors import InvalidInput, NotFound
@@ -33,13 +35,15 @@ class LocatedCheckpoint(Checkpoint):
     @classmethod
     def at(cls, origin: str, checkpoint: Checkpoint) -> "LocatedCheckpoint":
         """Add its origin to a checkpoint on the local disk."""
-        return cls(checkpoint.path, checkpoint.config, checkpoint.digest, origin)
+        return cls(checkpoint.path, checkpoint.config, checkpoint.digest, checkpoint.files, origin)
 
     @property
     def trainer_state(self) -> dict[str, Any]:
         """Content of trainer/state.json at the origin; empty for an imported checkpoint."""
-        file = storage.join(self.origin, "trainer", "state.json")
-        return storage.read_json(file) if storage.exists(file) else {}
+        file = storage.join(self.origin, TRAINER_STATE)
+        if not storage.exists(file):
+            return {}
+        return parse_recorded(storage.read_bytes(file), file, self.files.get(TRAINER_STATE))
 
     @property
     def name(self) -> str:
@@ -94,7 +98,7 @@ def open_checkpoint(
         if copy is None:
             raise
         say("checkpoint", f"{uri} is no longer at {reference.location}: using the copy in the model registry")
-        return LocatedCheckpoint(copy.path, copy.config, copy.digest, reference.location, is_registered_copy=True)
+        return replace(LocatedCheckpoint.at(reference.location, copy), is_registered_copy=True)
 
 
 def open_recorded(
@@ -134,7 +138,7 @@ def find_recorded(location: str, digest: str | None) -> str:
 def _digest_at(location: str) -> str | None:
     """Return the digest of the checkpoint in a folder; None if it holds no finished one."""
     complete = storage.join(location, COMPLETE)
-    return digest_of_files(storage.read_json(complete)) if storage.exists(complete) else None
+    return digest_of_files(parse_digests(storage.read_bytes(complete), complete)) if storage.exists(complete) else None
 
 
 def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedCheckpoint:

@@ -70,10 +70,10 @@ class AutoencoderHandle:
 
 
 def is_autoencoder_of(recorded: Mapping[str, Any], folder: Path) -> bool:
-    """Return whether a local folder holds the autoencoder of a record, in the same file or saved again."""
-    from dit.autoencoder import has_weights
+    """Return whether a local folder holds the autoencoder of a record; see `is_same_autoencoder`."""
+    from dit.autoencoder import is_same_autoencoder
 
-    return has_weights(folder, recorded["sha256"], recorded.get("tensors_sha256"))
+    return is_same_autoencoder(folder, recorded)
 
 
 def autoencoder_of(config: Recipe) -> AutoencoderHandle:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -245,12 +245,21 @@ class LatentArrays:
 def as_recorded(autoencoder: dict[str, Any], folder: Path, path: str) -> dict[str, Any]:
     """Return the record of an autoencoder, with the digest by which the latents at a path know the same weights.
 
-    folder: local folder of the autoencoder, whose file may have been saved again since it encoded them.
+    folder: local folder of the autoencoder, whose file may have been saved again since it encoded them. If the weights
+    are the same and its config computes something else, the record has the digest of the config as well.
     """
+    from dit.formats.autoencoder_digests import config_sha256  # imports torch
+
     if not storage.exists(storage.join(path, MANIFEST)):
         return autoencoder
-    recorded = storage.read_json(storage.join(path, MANIFEST))["autoencoder"]
-    return autoencoder | ({"sha256": recorded["sha256"]} if is_autoencoder_of(recorded, folder) else {})
+    latents = LatentDataset.open(path)
+    if is_autoencoder_of(latents.autoencoder, folder):
+        autoencoder = autoencoder | {"sha256": latents.autoencoder["sha256"]}
+        is_other = "config_sha256" in latents.identity.get("autoencoder", {})  # than that of the latents before
+    else:
+        weights = {name: value for name, value in latents.autoencoder.items() if name != "config_sha256"}
+        is_other = is_autoencoder_of(weights, folder)
+    return autoencoder | ({"config_sha256": config_sha256(folder)} if is_other else {})
 
 
 def write_manifest(
@@ -261,12 +270,12 @@ def write_manifest(
     *,
     recipe: dict[str, Any],
     earlier: LatentDataset | None = None,
-    tensors_sha256: str | None = None,
+    further_digests: Mapping[str, str] | None = None,
 ) -> LatentDataset:
     """Finish a data set: write the quarantine first, the manifest last.
 
     records: those of the new shards, in order. earlier: the data set in the same folder to which they are added; its
-    manifest stays valid until the new one replaces it. tensors_sha256: the autoencoder's.
+    manifest stays valid until the new one replaces it. further_digests: the autoencoder's.
     """
     quarantined = [image for record in records for image in record.quarantined]
     shards = [record.entry for record in records]
@@ -286,8 +295,8 @@ def write_manifest(
         "fingerprint": fingerprint_of(description, shards),
         "recipe": recipe,
     }
-    if tensors_sha256 is not None:
-        manifest["autoencoder"] = {**description.autoencoder, "tensors_sha256": tensors_sha256}
+    if further_digests is not None:
+        manifest["autoencoder"] = {**description.autoencoder, **further_digests}
     storage.write_json_atomically(storage.join(path, MANIFEST), manifest)
     return LatentDataset(path, manifest)
 

@@ -2,19 +2,22 @@
 
 import hashlib
 import json
-from typing import NotRequired, TypedDict
+import platform
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from pipelines.config.recipe import EncodeConfig, ImagesConfig
 from pipelines.images.preprocess import read_cropped_counting_low
 from pipelines.latents import schema
-from pipelines.latents.autoencoder import AutoencoderHandle
+from pipelines.latents.autoencoder import AutoencoderHandle, is_autoencoder_of
 from pipelines.latents.quarantine import MOMENTS_ARE_NAN
 from pipelines.latents.records import QuarantinedImage, ShardRecord
 from pipelines.latents.schema import LatentDescription
 from pipelines.latents.shards import ShardTask, shard_name, write_shard
 from pipelines.latents.statistics import channel_sums
+from raydit.errors import InvalidInput
 
 
 class ReadShard(TypedDict):
@@ -83,19 +86,28 @@ class ReadImages:
 class EncodeImages:
     """Encode images, and their horizontal flips if encode.flip is set, into moments on one device."""
 
-    def __init__(self, autoencoder: AutoencoderHandle, settings: EncodeConfig):
+    def __init__(
+        self, autoencoder: AutoencoderHandle, settings: EncodeConfig, recorded: Mapping[str, Any] | None = None
+    ):
+        """Load the autoencoder. recorded: its record; raises InvalidInput if this worker finds another one."""
         import torch
 
         from dit.autoencoder import MEMORY_FORMATS, Autoencoder
+
+        folder = autoencoder.folder()
+        if recorded is not None and not is_autoencoder_of(recorded, folder):
+            raise InvalidInput(
+                f"autoencoder.id: found another autoencoder in {folder} on {platform.node()}",
+                f"the one of sha256 {recorded['sha256'][:12]}, as where the command runs",
+                "copy the same files to all machines",
+            )
 
         torch.set_num_threads(settings.cpus_per_worker)
         self.batch_size = settings.batch_size
         self.flip = settings.flip
         self.device = "cuda" if settings.gpus_per_worker else "cpu"
         self.memory_format = MEMORY_FORMATS[settings.memory_format]
-        self.autoencoder = Autoencoder.load(
-            autoencoder.folder(), self.device, getattr(torch, settings.dtype), self.memory_format
-        )
+        self.autoencoder = Autoencoder.load(folder, self.device, getattr(torch, settings.dtype), self.memory_format)
         if settings.compile:
             self.autoencoder.module.encoder.compile()
 

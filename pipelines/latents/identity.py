@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dit.formats.record import FURTHER_DIGESTS
 from pipelines.config.recipe import EncodeConfig, ImagesConfig
 from pipelines.images.listing import Listing
 from pipelines.latents.schema import LatentDescription
@@ -27,9 +28,11 @@ def encode_identity(
     for name, default in OPTIONAL_ENCODE_FIELDS.items():
         if getattr(settings, name) != default:
             encode[name] = getattr(settings, name)
+    # The config's digest, which is younger than the identity, only where it alone tells latents from earlier ones.
+    recorded = ("sha256", *(["config_sha256"] if "config_sha256" in autoencoder else []))
     return {
         "images": {"digest": listing.digest, "count": len(listing), **preprocessing(images)},
-        "autoencoder": {"sha256": autoencoder["sha256"]},
+        "autoencoder": {name: autoencoder[name] for name in recorded},
         "encode": encode,
     }
 
@@ -66,7 +69,7 @@ def describe_latents(
     return LatentDescription(
         moments_shape=(2 * autoencoder["latent_channels"], side, side),
         flip=settings.flip,
-        autoencoder=autoencoder,
+        autoencoder={name: value for name, value in autoencoder.items() if name not in FURTHER_DIGESTS},
         preprocessing=preprocessing(images),
         class_names=class_names,
     )

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.latents.statistics import ChannelSums
+from raydit.listed_names import require_inside
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class ShardEntry:
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> "ShardEntry":
-        """Read an entry of the manifest."""
-        return cls(entry["file"], entry["rows"], entry["bytes"], entry["sha256"])
+        """Read an entry of the manifest. Raises InvalidInput for a file outside of the data set's folder."""
+        return cls(require_inside(entry["file"], "manifest.json"), entry["rows"], entry["bytes"], entry["sha256"])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dit.formats.record import FURTHER_DIGESTS
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -61,7 +63,7 @@ class LatentDescription:
             moments_dtype=record["moments_dtype"],
             flip=record["flip"],
             # Only the manifest has it: shards and fingerprints are what they were before it was recorded.
-            autoencoder={name: value for name, value in record["autoencoder"].items() if name != "tensors_sha256"},
+            autoencoder={name: value for name, value in record["autoencoder"].items() if name not in FURTHER_DIGESTS},
             preprocessing=record["preprocessing"],
             class_names=tuple(record["class_names"]),
         )

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from pipelines.latents.samples import (
 )
 from pipelines.latents.shards import shard_files
 from pipelines.latents.statistics import ChannelSums, channel_statistics, channel_sums
+from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,6 +35,7 @@ MAX_DISTANCE = 0.1
 """Largest `relative_distance` between stored moments and those encoded now; bfloat16 is below, a wrong image above."""
 COPY_AGAIN = f"copy it again, or delete {MANIFEST} and run `raydit encode`, which makes it again"
 ENCODE_AGAIN = f"another program wrote it: delete {MANIFEST} and run `raydit encode`"
+CONCURRENT_READS = 4
 TOPICS = ("digests", "schema", "keys", "ranges", "counts", "statistics", "fingerprint")
 
 
@@ -70,6 +74,24 @@ def verify(dataset: LatentDataset, *, sample: int = 64) -> Iterator[Check]:
         wrong = [check for check in findings.wrong if check.name == topic]
         yield from wrong or [Check(topic, True, _summarize(topic, dataset, findings))]
     yield check_images(dataset, sample)
+
+
+def check_digests(dataset: LatentDataset, count: int | None = None) -> None:
+    """Compare the digests of some shards with the manifest. Raises InvalidInput, naming the first that differs.
+
+    count: how many shards, chosen at random at each call; None for all of them.
+    """
+    shards = dataset.shards
+    chosen = shards if count is None else random.SystemRandom().sample(shards, min(count, len(shards)))
+    with ThreadPoolExecutor(CONCURRENT_READS) as pool:
+        digests = pool.map(lambda shard: storage.sha256_file(storage.join(dataset.path, shard.file)), chosen)
+        for shard, digest in zip(chosen, digests, strict=True):
+            if digest != shard.sha256:
+                raise InvalidInput(
+                    f"{storage.join(dataset.path, shard.file)}: found sha256 {digest[:12]}",
+                    f"{shard.sha256[:12]} according to the manifest",
+                    COPY_AGAIN,
+                )
 
 
 def check_file(dataset: LatentDataset, shard: ShardEntry, findings: Findings) -> "pa.Table | None":

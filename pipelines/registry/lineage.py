@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster import storage
 from dit.formats.completion import COMPLETE
+from dit.formats.digests import parse_digests
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, find_recorded, open_checkpoint
@@ -180,7 +181,8 @@ def _checkpoint(location: str, config: dict, digest: str, expected: str | None, 
     link = Link("checkpoint", location, expected or digest, [f"step {config['step']:,}"])
     if expected:
         link.compare("digest", digest, expected)
-    digests = storage.read_json(storage.join(location, COMPLETE))
+    complete = storage.join(location, COMPLETE)
+    digests = parse_digests(storage.read_bytes(complete), complete)
     link.broken += _mismatches(location, {name: (None, sha256) for name, sha256 in digests.items()}, quick)
     yield link
 

@@ -4,7 +4,6 @@ They are a copy, not a reference: everyone who reaches the store can load the mo
 its training, and it outlives the training's own checkpoints. Only the weights that sample are copied, unchanged.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -13,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from dit.checkpoint import weights_name
 from dit.config import SAMPLER_PROCESSES
-from dit.files import write_json
+from dit.files import sha256_of, write_json
 from dit.formats.completion import COMPLETE
+from dit.formats.digests import require_digest
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint
+from pipelines.checkpoints.registered import ALL_DIGESTS
 from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
 from pipelines.tracking import tags
 from raydit import __version__
@@ -59,8 +60,10 @@ def gather(opened: LocatedCheckpoint, folder: Path) -> dict[str, Any]:
     weights = weights_name(protocol.weights)
     kept = ("config.json", f"{weights}.safetensors")
     _copy(opened.path, folder / "checkpoint", kept)
-    digests = json.loads((opened.path / COMPLETE).read_text())
-    write_json(folder / "checkpoint" / COMPLETE, {name: digests[name] for name in kept})
+    for name in kept:  # of the copy, which is what is promoted
+        require_digest(sha256_of(folder / "checkpoint" / name), opened.path / name, opened.files.get(name))
+    write_json(folder / "checkpoint" / ALL_DIGESTS, opened.files)
+    write_json(folder / "checkpoint" / COMPLETE, {name: opened.files[name] for name in kept})
     autoencoder = checkpoint_autoencoder(opened)
     found = {file.suffix: file.name for file in autoencoder.glob("diffusion_pytorch_model.*")}
     _copy(autoencoder, folder / "autoencoder", ("config.json", found.get(".safetensors") or found[".bin"]))

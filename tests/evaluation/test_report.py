@@ -11,6 +11,7 @@ import pytest
 from evaluation.page import render_page
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport, explain_low_precision
+from raydit.errors import InvalidInput
 
 REPORT = EvaluationReport(
     protocol=EvaluationProtocol(
@@ -152,3 +153,25 @@ def test_a_precision_near_0_is_explained(num_samples, precision, said):
     assert explain_low_precision(report).startswith(said) and bool(explain_low_precision(report)) == bool(said)
     assert explain_low_precision(report) in report.table()
     assert escape(explain_low_precision(report)) in render_page(report)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"artifacts": {"samples": "../../private.png"}},
+        {"artifacts": {"samples": "/etc/passwd"}},
+        {"artifacts": {"samples": 5}},
+        {"checkpoint_digest": "../../x"},
+    ],
+)
+def test_a_report_names_files_of_its_own_folder_only(change):
+    """They are drawn into its page, sent to MLflow and renamed when another report takes its place."""
+    content = json.dumps({**json.loads(REPORT.to_json()), **change})
+    with pytest.raises(InvalidInput, match=r"report.json: found .* expected names of files in its own folder"):
+        EvaluationReport.from_json(content)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000, '{"protocol_id": "x", "metrics": 5}'])
+def test_what_is_no_report_is_told(content):
+    with pytest.raises(InvalidInput, match=r"report.json: found no report .*Evaluate the checkpoint again"):
+        EvaluationReport.from_json(content)

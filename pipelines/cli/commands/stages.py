@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,9 +24,15 @@ def stage_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+verify_option = click.option("--verify", is_flag=True, help="Check all latents before training, not only some shards.")
+
+
 @click.command()
 @stage_options
-def run(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: bool, as_json: bool) -> None:
+@verify_option
+def run(
+    recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: bool, as_json: bool, verify: bool
+) -> None:
     """Run all stages of RECIPE, and skip those that are finished."""
     config = _load("run", recipe, overrides, dry_run)
     from cluster import storage
@@ -35,7 +42,7 @@ def run(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: b
     from pipelines.stage import StageContext
 
     with StageContext(config, address=address) as context:
-        report = run_pipeline(config, context=context)
+        report = run_pipeline(config, verify=verify, context=context)
         checkpoint_name = storage.split(report.checkpoint)[1]
         folder = report_folder(config.folder(EVALUATIONS), report.protocol_id, checkpoint_name)
         print_report(report, folder, as_json, context.tracker.uri)
@@ -81,12 +88,15 @@ def encode(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run
 
 @click.command()
 @stage_options
-def train(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: bool, as_json: bool) -> None:
+@verify_option
+def train(
+    recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: bool, as_json: bool, verify: bool
+) -> None:
     """Train the model of RECIPE on its latents."""
     config = _load("train", recipe, overrides, dry_run)
     from pipelines.train import train
 
-    checkpoint = _run_job(train, config, address)
+    checkpoint = _run_job(partial(train, verify=verify), config, address)
     print_result(as_json, {"path": str(checkpoint.path), "step": checkpoint.step, "digest": checkpoint.digest})
 
 

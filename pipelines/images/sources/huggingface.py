@@ -17,6 +17,7 @@ from pipelines.images.sources.table import USUAL_NAMES
 from pipelines.images.sources.webdataset import WebDatasetSource, refuse_compressed
 from pipelines.images.splits import ALL_SPLITS, SPLIT_OF_WORD, canonical_split, describe_files, pick_split, split_of
 from raydit.errors import InvalidInput, NotFound
+from raydit.listed_names import require_all_inside, require_inside
 
 if TYPE_CHECKING:
     from pipelines.config.recipe import ImagesConfig
@@ -68,11 +69,12 @@ def _open_files(files: Files, config: "ImagesConfig") -> ColumnSource | WebDatas
         earlier = config.reading is not None
         chosen = pick_split(splits, config.split, files.root, earlier=earlier)[0]
         notes = describe_files(splits, [chosen], config.split)
-        files = files.subfolder(chosen)
+        files = files.subfolder(require_inside(chosen, files.path(SAVED_SPLITS)))
         names = files.list_top()[1]
     if SAVED in names:
         saved = json.loads(files.read(SAVED))
-        return ArrowSource(files, config, [entry["filename"] for entry in saved["_data_files"]], notes=notes)
+        listed = require_all_inside([entry["filename"] for entry in saved["_data_files"]], files.path(SAVED))
+        return ArrowSource(files, config, listed, notes=notes)
     return _open_repository(files, config, files.list_all()[0])
 
 

@@ -14,6 +14,7 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 
 from cluster import storage
 from cluster.storage.lease import hold_folder
+from dit.formats.completion import write_completion
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.follow import follow_checkpoints
 from pipelines.scoring.protocols import checkpoint_recipe
@@ -95,8 +96,7 @@ def test_a_bucket_is_watched_like_a_folder(trained, s3_bucket):
 def test_an_imported_checkpoint_cannot_be_watched(trained, tmp_path):
     folder = tmp_path / "checkpoints" / "step_0000002"
     shutil.copytree(trained / "step_0000002", folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "recipe": None}))
+    write_completion(folder, {**json.loads((folder / "config.json").read_text()), "recipe": None})
     with pytest.raises(ValueError, match="is imported and records no recipe.*Evaluate it without --watch"):
         next(follow_checkpoints(str(folder.parent), 1, checkpoint_recipe))
 

@@ -14,10 +14,11 @@ from dit.autoencoder import (
     create_autoencoder,
     describe_autoencoder,
     save_autoencoder,
-    tensors_sha256,
 )
 from dit.checkpoint import load_checkpoint
 from dit.config import DiTConfig
+from dit.formats.completion import write_completion
+from dit.formats.diffusers_files import find_weights
 from dit.model import DiT
 from evaluation.protocol import sample_label
 from evaluation.reference import ReferenceStatistics
@@ -119,13 +120,13 @@ def test_an_autoencoder_that_was_saved_again_is_recognised_by_its_tensors(import
     tensors = load_file(file)
     save_file(dict(reversed(tensors.items())), file, metadata={"format": "pt", "saved": "again"})
     assert describe_autoencoder(vae)["sha256"] != recorded["sha256"]
-    assert tensors_sha256(vae) == recorded["tensors_sha256"]
+    assert find_weights(vae).tensors_sha256 == recorded["tensors_sha256"]
     assert checkpoint_autoencoder(imported) == vae
     evaluate = checkpoint_recipe(imported).evaluate
     assert sampling_protocol(evaluate, 0, imported).decoder == recorded["sha256"]
     torch.save(tensors, vae / "diffusion_pytorch_model.bin")
     file.rename(tmp_path / "kept")
-    assert tensors_sha256(vae) == recorded["tensors_sha256"] and checkpoint_autoencoder(imported) == vae
+    assert find_weights(vae).tensors_sha256 == recorded["tensors_sha256"] and checkpoint_autoencoder(imported) == vae
     (tmp_path / "kept").rename(file)
     with pytest.raises(ValueError, match="its samples would decode to noise"):
         known = recorded.pop("tensors_sha256")
@@ -253,6 +254,7 @@ def test_weights_with_nan_are_refused_wherever_they_are_read(raydit, imported, g
         weights = load_file(file)
         weights[tensor].view(-1)[-1] = -torch.inf
         save_file(weights, file)
+    write_completion(tmp_path / "ours", json.loads((tmp_path / "ours" / "config.json").read_text()))
     commands = {
         ("import", "nan.pt", "other", *vae, *HEADS): name,
         ("import", "pipeline", "other", *vae): "transformer_blocks.0.attn1.to_q.weight",

@@ -12,6 +12,7 @@ from pictures import encoded, features, image_table, pictures, square, value_of,
 
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.open import open_source
+from raydit.errors import InvalidInput
 
 SHARED = Path(os.environ.get("RAYDIT_SHARED", Path(__file__).resolve().parents[3].parent / "shared"))
 CIFAR10 = SHARED / "data" / "cifar10"
@@ -294,3 +295,16 @@ def test_a_git_lfs_pointer_is_named_in_one_sentence(tmp_path, name):
     path = tmp_path / name if name == "x.npz" else tmp_path
     with pytest.raises(ValueError, match=f"{name} is a Git LFS pointer, expected .*git lfs pull"):
         source(path).listing()
+
+
+@pytest.mark.parametrize("name", ["../private/x.arrow", "/etc/passwd", "a/../../x.arrow"])
+def test_what_save_to_disk_lists_stays_in_its_folder(tmp_path, name):
+    """As `splits` and as files: both would be read from elsewhere."""
+    folder = tmp_path / "data"
+    write(tmp_path / "private" / "x.arrow", b"secret")
+    write(folder / "state.json", json.dumps({"_data_files": [{"filename": name}]}).encode())
+    with pytest.raises(InvalidInput, match=r"state.json: found .* expected names of files in its own folder"):
+        source(folder).listing()
+    write(folder / "dataset_dict.json", json.dumps({"splits": [name]}).encode())
+    with pytest.raises(InvalidInput, match=r"dataset_dict.json: found .* expected names of files in its own folder"):
+        source(folder).listing()

@@ -13,6 +13,7 @@ from tiny_encode import autoencoder_folder, encode_here, recipe
 from tiny_latents import SHAPE, description, make_moments
 
 from dit.autoencoder import MEMORY_FORMATS
+from dit.formats.autoencoder_digests import further_digests
 from pipelines.artifacts import differences
 from pipelines.config.recipe import EncodeConfig
 from pipelines.images.listing import Listing
@@ -141,3 +142,31 @@ def test_an_autoencoder_that_makes_nan_is_blamed_and_not_the_images(tmp_path, mo
     save_file(weights, file)
     with pytest.raises(ValueError, match=message):
         encode_here(config, monkeypatch)
+
+
+def test_another_config_with_the_same_weights_makes_other_latents(tmp_path, monkeypatch, capsys):
+    """It is noticed where the latents record the config, and only then belongs to their identity."""
+    config = recipe(tmp_path)
+    first = encode_here(config, monkeypatch)
+    file = autoencoder_folder(tmp_path / "pretrained") / "config.json"
+    before = file.read_text()
+    file.write_text(before.replace('"norm_num_groups": 8', '"norm_num_groups": 4'))
+    second = encode_here(config, monkeypatch)
+    assert "autoencoder.config_sha256: null -> " in capsys.readouterr().out
+    assert first.shards[0].sha256 != second.shards[0].sha256 and first.fingerprint != second.fingerprint
+    assert "config_sha256" not in first.identity["autoencoder"] and "config_sha256" in second.identity["autoencoder"]
+    assert encode_here(config, monkeypatch).shards == second.shards and "superseded" not in capsys.readouterr().out
+    file.write_text(before)
+    third = encode_here(config, monkeypatch)
+    assert [shard.sha256 for shard in third.shards] == [shard.sha256 for shard in first.shards]
+    assert third.fingerprint == first.fingerprint
+
+
+def test_a_worker_that_finds_another_autoencoder_encodes_nothing(tiny_autoencoder):
+    handle = AutoencoderHandle(tiny_autoencoder, "")
+    recorded = {**handle.describe(), **further_digests(handle.folder())}
+    assert EncodeImages(handle, EncodeConfig(), recorded).batch_size
+    for name in ("sha256", "config_sha256"):
+        other = {**recorded, "tensors_sha256": None, name: "0" * 64}
+        with pytest.raises(ValueError, match="found another autoencoder in .* Copy the same files to all machines"):
+            EncodeImages(handle, EncodeConfig(), other)

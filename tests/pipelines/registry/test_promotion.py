@@ -120,7 +120,7 @@ def test_a_version_says_what_it_is_and_holds_the_weights_as_they_are(story, load
         file.path for file in store.list_logged_model_artifacts(model_id_of(version), "artifacts/files/checkpoint")
     }
     below = "artifacts/files/checkpoint"
-    assert files == {f"{below}/COMPLETE", f"{below}/config.json", f"{below}/ema.safetensors"}
+    assert files == {f"{below}/COMPLETE", f"{below}/DIGESTS", f"{below}/config.json", f"{below}/ema.safetensors"}
     local = store.get_logged_model(model_id_of(version)).artifact_location.removeprefix("file://")
     kept = sha256_of(Path(local) / below / "ema.safetensors")
     assert kept == sha256_of(story.checkpoints[4].path / "ema.safetensors")

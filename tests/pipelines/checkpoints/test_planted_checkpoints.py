@@ -1,0 +1,159 @@
+"""A digest names what is used: weights, records and latents that were replaced under it are refused where they are."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_checkpoint import tiny_output, write_checkpoint
+from tiny_story import write_latents
+
+from cluster import storage
+from dit.checkpoint import load_checkpoint
+from dit.files import sha256_once
+from pipelines.checkpoints.folder import CheckpointFolder
+from pipelines.checkpoints.open import open_checkpoint
+from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.verify import check_digests
+from pipelines.registry.model_files import gather
+from raydit.errors import InvalidInput
+
+CHANGED = "the file changed after it was written"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return tiny_output(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(scope="module")
+def written(config):
+    return write_checkpoint(config, 2)
+
+
+@pytest.fixture
+def output(config, written, tmp_path):
+    return shutil.copytree(config.output, tmp_path / "output")
+
+
+@pytest.fixture
+def folder(output):
+    return output / "checkpoints" / "step_0000002"
+
+
+def put_zeros(file: Path) -> None:
+    """Replace all weights by zeros; neither length nor time of the file tell."""
+    before = file.stat()
+    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(file).items()}, file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_replaced_weights_neither_sample_nor_export_nor_are_promoted(folder, raydit, tmp_path):
+    opened = open_checkpoint(folder)
+    opened.weights()  # the digest of the right file is known to this process
+    put_zeros(folder / "ema.safetensors")
+    with pytest.raises(InvalidInput, match=f"ema.safetensors: {CHANGED}"):
+        opened.weights()
+    with pytest.raises(InvalidInput, match=f"ema.safetensors: {CHANGED}"):
+        gather(opened, tmp_path / "model")
+    for command in (("sample", "--out", "grid.png"), ("export", "exported", "--format", "official")):
+        code, _, err = raydit(command[0], str(folder), *command[1:])
+        assert code == 2 and CHANGED in err
+    assert opened.weights("raw")
+
+
+def test_a_file_is_hashed_again_only_after_it_has_changed(folder, monkeypatch):
+    hashed = []
+    monkeypatch.setattr("dit.files.sha256_of", lambda path: hashed.append(path) or "0" * 64)
+    file = folder / "model.safetensors"
+    for _ in range(3):
+        sha256_once(file)
+    put_zeros(file)
+    sha256_once(file)
+    assert hashed == [file, file]
+
+
+def test_a_replaced_record_or_state_is_refused(folder):
+    (folder / "trainer" / "state.json").write_text("{}")
+    opened = open_checkpoint(folder)
+    for checkpoint in (opened, load_checkpoint(folder)):
+        with pytest.raises(InvalidInput, match=f"state.json: {CHANGED}"):
+            checkpoint.trainer_state  # noqa: B018
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "seed": 5}))
+    for use in (open_checkpoint, load_checkpoint):
+        with pytest.raises(InvalidInput, match=f"config.json: {CHANGED}"):
+            use(folder)
+
+
+def test_weights_that_complete_does_not_list_are_not_loaded(folder):
+    shutil.copy(folder / "model.safetensors", folder / "ema_0.05.safetensors")
+    with pytest.raises(InvalidInput, match="ema_0.05.safetensors: found a file that COMPLETE does not list"):
+        open_checkpoint(folder).weights("ema_0.05")
+
+
+@pytest.mark.parametrize("name", ["../private", "/etc/passwd", "a/../../b", "a\\..\\..\\b", "", "x\n", "s3://b/x"])
+def test_complete_lists_files_of_its_own_folder_only(folder, name):
+    (folder.parent / "private").write_text("secret")
+    complete = folder / "COMPLETE"
+    complete.write_text(json.dumps({**json.loads(complete.read_text()), name: "0" * 64}))
+    for use in (lambda: open_checkpoint(folder), lambda: CheckpointFolder(str(folder.parent)).describe(2)):
+        with pytest.raises(InvalidInput, match="COMPLETE: found .* expected names of files in its own folder"):
+            use()
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"config.json": 5}', "[" * 100_000, '"x"'])
+def test_what_is_no_list_of_digests_is_refused(folder, content):
+    (folder / "COMPLETE").write_text(content)
+    with pytest.raises(InvalidInput, match="COMPLETE: found no digests"):
+        open_checkpoint(folder)
+
+
+def test_a_replaced_copy_of_a_bucket_is_refused(folder, s3_bucket, cache):
+    """The copy in the cache is used again because its folder exists, so its files are held against its record."""
+    uri = f"{s3_bucket}/checkpoints/step_0000002"
+    storage.publish_folder(str(shutil.copytree(folder, folder.with_name("sent"))), uri, last="COMPLETE")
+    assert open_checkpoint(uri).weights()
+    put_zeros(Path(open_checkpoint(uri).path) / "ema.safetensors")
+    with pytest.raises(InvalidInput, match=CHANGED):
+        open_checkpoint(uri).weights()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files that belong to another user")
+def test_a_cache_that_another_user_made_is_not_used(folder, s3_bucket, cache):
+    uri = f"{s3_bucket}/checkpoints/step_0000002"
+    storage.publish_folder(str(shutil.copytree(folder, folder.with_name("sent"))), uri, last="COMPLETE")
+    planted = open_checkpoint(uri).path.parent
+    os.chown(planted, 12345, -1)
+    ours = open_checkpoint(uri).path
+    assert ours.parent != planted and ours.parent.name == "fetched-user-0" and open_checkpoint(uri).path == ours
+
+
+def test_replaced_latents_are_found_before_a_training(config, output, raydit, tmp_path):
+    """Same length, other moments. With --verify all shards are read, without it some that change from run to run."""
+    moved = tiny_output(tmp_path / "other")
+    latents = write_latents(moved)
+    shard = Path(latents.path) / latents.shards[-1].file
+    check_digests(latents)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    for count in (None, len(latents.shards)):
+        with pytest.raises(InvalidInput, match=f"{shard.name}: found sha256 .* according to the manifest"):
+            check_digests(LatentDataset.open(latents.path), count)
+    check_digests(LatentDataset.open(latents.path), 0)
+
+
+@pytest.mark.parametrize("name", ["../part-00000.parquet", "/etc/passwd", 5])
+def test_a_manifest_lists_shards_of_its_own_folder_only(config, tmp_path, name):
+    latents = write_latents(tiny_output(tmp_path / "other"))
+    manifest = Path(latents.path) / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["shards"][0]["file"] = name
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(InvalidInput, match="manifest.json: found .* expected names of files in its own folder"):
+        LatentDataset.open(latents.path).shards  # noqa: B018
