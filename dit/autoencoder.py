@@ -236,7 +236,9 @@ class Autoencoder:
 
         folder = _vae_of(Path(folder))
         weights = find_weights(folder)
-        kind = getattr(diffusers, autoencoder_class(read_config(folder), folder))
+        config = read_config(folder)
+        kind = getattr(diffusers, autoencoder_class(config, folder))
+        weights.require_size_of(kind, config)
         diffusers.utils.logging.disable_progress_bar()  # it shows one for shards, which take a moment
         module = kind.from_pretrained(
             folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, variant=weights.variant

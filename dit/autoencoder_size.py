@@ -23,15 +23,38 @@ STABLE_DIFFUSION_CONFIG: dict[str, Any] = {
 }
 """Config of Stable Diffusion's autoencoders, for use when they are not on this machine."""
 
+MAX_SIZE, MAX_LEVELS, MAX_LAYERS = 1 << 16, 64, 256
+"""Largest number in the config of an autoencoder, and most channels; most levels; most layers in a level."""
+LAYER_FIELDS = ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks")
+
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json. Raises FileNotFoundError, and InvalidInput if it is a Git LFS pointer or no JSON."""
+    """Read config.json. Raises FileNotFoundError, and InvalidInput if it is a Git LFS pointer or no config."""
     file = folder / "config.json"
     refuse_lfs_pointer_file(file, "the autoencoder's config")
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
+        config = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{file}: found no JSON ({error})", "the autoencoder's config", "copy it again") from None
+    if not isinstance(config, dict):
+        raise InvalidInput(f"{file}: found a {type(config).__name__}", "the autoencoder's config", "copy it again")
+    for field, value in config.items():
+        _check_size(file, field, value)
+    return config
+
+
+def _check_size(file: Path, field: str, value: Any) -> None:
+    """Raise InvalidInput for a list or a number in a config that no autoencoder has: it would be allocated."""
+    if isinstance(value, list):
+        most = MAX_SIZE if field.startswith("latents_") else MAX_LEVELS
+        if len(value) > most:
+            raise InvalidInput(f"{file}: {field}: found {len(value):,} values", f"at most {most:,}", "copy it again")
+        for each in value:
+            _check_size(file, field, each)
+    elif isinstance(value, int | float):
+        most = MAX_LAYERS if field in LAYER_FIELDS else MAX_SIZE
+        if not abs(value) <= most:
+            raise InvalidInput(f"{file}: {field}: found {value:.6g}", f"at most {most:,}", "copy it again")
 
 
 class Layer(NamedTuple):

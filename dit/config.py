@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from dit.config_bounds import check_sizes, check_types
 from raydit.errors import InvalidInput
 
 Architecture = Literal["dit", "uvit"]
@@ -105,13 +106,8 @@ class TransformerConfig:
             )
 
     def _check_ranges(self) -> None:
-        sizes = {"input_size": min(self.latent_size)} | {
-            name: getattr(self, name)
-            for name in ("patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio")
-        }
-        for name, value in sizes.items():
-            if value <= 0:
-                raise InvalidInput(f"{name} is {value}", "a number above 0", f"set {name} to a positive number")
+        check_types(self)
+        check_sizes(self)
         if self.num_classes < 0:
             raise InvalidInput(f"num_classes is {self.num_classes}", "0 or more", "use 0 for an unconditional model")
         if not 0 <= self.class_dropout_prob < 1:

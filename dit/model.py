@@ -13,7 +13,7 @@ from dit.layers.embeddings import LabelEmbedder, PatchEmbed, TimestepEmbedder, p
 from dit.layers.inputs import check_inputs
 from dit.uvit import UViT
 
-__all__ = ["MODEL_NAMES", "DiT", "DiTConfig", "build_model", "create_model"]
+__all__ = ["MODEL_NAMES", "DiT", "DiTConfig", "build_model", "create_model", "meta_state"]
 
 BLOCKS = {
     "adaln_zero": AdaLNZeroBlock,
@@ -34,6 +34,12 @@ def create_model(name: str, **overrides: Any) -> "DiT | UViT":
 def build_model(config: DiTConfig | UViTConfig) -> "DiT | UViT":
     """Build and initialise the network that a configuration describes."""
     return UViT(config) if isinstance(config, UViTConfig) else DiT(config)
+
+
+def meta_state(config: DiTConfig | UViTConfig) -> dict[str, Tensor]:
+    """Return the state dict of a model on the meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        return build_model(config).state_dict()
 
 
 class DiT(nn.Module):

@@ -9,6 +9,7 @@ import numpy as np
 
 from evaluation.extractors import extractor_sha256
 from evaluation.metric_names import INCEPTION
+from evaluation.npz import check_npz
 from raydit.errors import InvalidInput
 
 Array = np.ndarray
@@ -105,8 +106,9 @@ class ReferenceStatistics:
 
         ADM files (mu, sigma, mu_s, sigma_s of all training images, and some images under arr_0) have no meta, and are
         taken as statistics of the published Inception weights. Their images are not read; extract their features like
-        those of any other images. Raises InvalidInput for a file without mu and sigma.
+        those of any other images. Raises InvalidInput for a file without mu and sigma, and for one that cannot be read.
         """
+        check_npz(file, name)
         with np.load(file, allow_pickle=False) as content:
             if "mu" not in content or "sigma" not in content:
                 raise InvalidInput(
@@ -124,7 +126,7 @@ class ReferenceStatistics:
                     **arrays,
                 )
             arrays |= {key: content[key] for key in _PER_IMAGE if key in content}
-            return cls(**json.loads(str(content["meta"])), **arrays)
+            return cls(**_parse_meta(str(content["meta"]), name), **arrays)
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -139,3 +141,19 @@ class ReferenceStatistics:
     def _arrays(self) -> dict[str, Array]:
         arrays = {name: getattr(self, name) for name in (*_MOMENTS, *_PER_IMAGE)}
         return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _parse_meta(text: str, name: str) -> dict[str, Any]:
+    """Return the fields that are no arrays. Raises InvalidInput for anything else."""
+    kinds = {"n": int, "extractor": str, "extractor_sha256": str, "size": int | None, "crop": str | None, "source": str}
+    try:
+        meta = json.loads(text)
+        if meta.keys() <= kinds.keys() and all(isinstance(value, kinds[key]) for key, value in meta.items()):
+            return meta
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    raise InvalidInput(
+        f"{name}: found {text[:200]!r} as meta",
+        f"JSON with {', '.join(kinds)}",
+        "build a reference with `raydit reference build`",
+    )

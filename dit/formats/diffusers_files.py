@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,26 @@ class DiffusersWeights:
             digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def require_size_of(self, kind: Any, config: Mapping[str, Any]) -> None:
+        """Raise InvalidInput if a config is of no model, or of one with more values than the files have bytes.
+
+        kind: class of diffusers. What the config claims would be allocated.
+        """
+        try:
+            with torch.device("meta"):
+                count = sum(parameter.numel() for parameter in kind.from_config(config).parameters())
+        except Exception as error:  # of a config with other values: anything from TypeError to ZeroDivisionError
+            found = f"no {kind.__name__} ({type(error).__name__}: {str(error)[:200]})"
+        else:
+            found = f"the {kind.__name__} of {count:,} weights"
+        size = sum(file.stat().st_size for file in self.files)
+        if found.startswith("no ") or count > size:
+            raise InvalidInput(
+                f"{self.files[0].parent}/config.json: found {found}",
+                f"one whose weights have room in the {size:,} bytes beside it",
+                "copy config and weights again",
+            )
 
     def read(self, do: str = "copy the file again") -> dict[str, Any]:
         """Read all tensors to the CPU, without running code from the files.

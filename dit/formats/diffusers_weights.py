@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dit.config import DiTConfig
-from dit.formats.official import meta_state
 from dit.formats.weights import check_weights
 from dit.layers.embeddings import position_embedding
+from dit.model import meta_state
 from raydit.errors import InvalidInput
 
 PIPELINE_NULL_CLASS = 1000

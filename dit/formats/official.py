@@ -26,11 +26,15 @@ from dit.config import (
 )
 from dit.formats.weights import check_finite, check_weights, read_weights
 from dit.layers.embeddings import position_embedding
-from dit.model import build_model
+from dit.model import meta_state
 from raydit.errors import InvalidInput
 
 SIZE_FIELDS = ("architecture", "depth", "hidden_size", "num_heads", "patch_size", "final_conv")
 """Fields of a configuration that the name of a model fixes."""
+
+POSITION_TOLERANCE = 1e-2
+"""Largest difference from a sine-cosine table: half precision rounds."""
+MAX_GRIDS = 8
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,6 @@ def read_official(file: str | Path, model: str | None = None, **known: Any) -> O
 
 def _known_name(name: Any) -> str | None:
     return name if name in MODEL_NAMES else None
-
-
-def meta_state(config: DiTConfig | UViTConfig) -> dict[str, Tensor]:
-    """Return the state dict of a model on the meta device: names and shapes without memory."""
-    with torch.device("meta"):
-        return build_model(config).state_dict()
 
 
 def recognise(weights: Mapping[str, Tensor], model: str | None = None, **known: Any) -> DiTConfig | UViTConfig:
@@ -211,23 +209,28 @@ def _latent_size(positions: Tensor, patch: int) -> int | tuple[int, int]:
     """
     _, tokens, width = positions.shape
     side = round(tokens**0.5)
-    if side**2 == tokens and (positions.is_meta or _is_grid(positions, side, side)):
-        return side * patch
-    if not positions.is_meta:
-        for rows in (rows for rows in range(1, tokens + 1) if tokens % rows == 0):
-            if _is_grid(positions, rows, tokens // rows):
-                return rows * patch, tokens // rows * patch
+    if not positions.is_meta and width % 4 == 0:
+        square = [side] if side**2 == tokens else []
+        for columns in (*square, *_possible_columns(positions[0])):
+            rows = tokens // columns
+            table = position_embedding(width, rows, columns)
+            if bool((positions[0].double() - table).abs().max() < POSITION_TOLERANCE):
+                return rows * patch if rows == columns else (rows * patch, columns * patch)
     if side**2 != tokens:
         raise ValueError(f"{tokens} positions do not form a grid")
     return side * patch
 
 
-def _is_grid(positions: Tensor, rows: int, columns: int) -> bool:
-    width = positions.shape[2]
-    if width % 4:
-        return False
-    table = position_embedding(width, rows, columns)
-    return bool((positions[0].double() - table).abs().max() < 1e-2)  # half precision rounds
+def _possible_columns(positions: Tensor) -> list[int]:
+    """Return the numbers of columns of a grid whose second row may begin where a table (T, D) says, at most a few.
+
+    The first half of a position's values depends on its column alone, and repeats after a row.
+    """
+    tokens, half = len(positions), positions.shape[1] // 2
+    columns = positions[:, :half].double()
+    same = (columns - columns[0]).abs().amax(dim=1) < 2 * POSITION_TOLERANCE
+    found = [position for position in torch.nonzero(same[1:]).flatten().tolist() if tokens % (position + 1) == 0]
+    return [position + 1 for position in found[:MAX_GRIDS]] + [tokens]
 
 
 def _scaled(size: int | tuple[int, int], patch: int, new_patch: int) -> int | tuple[int, int]:

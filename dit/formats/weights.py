@@ -16,6 +16,9 @@ from dit.distributed import copy_full_tensor
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
 
+MAX_SHARING = 4
+"""Largest ratio of the bytes of all tensors to those of their file: tied weights are saved once."""
+
 
 def read_weights(file: str | Path) -> dict[str, Any]:
     """Read a safetensors file, or a PyTorch file (.pt, .pth, .ckpt, .bin), to the CPU.
@@ -32,6 +35,7 @@ def read_weights(file: str | Path) -> dict[str, Any]:
         content = load_file(file) if file.suffix == ".safetensors" else _unpickle(file)
     except Exception as error:  # parsers of malformed files raise anything from KeyError to OSError
         raise _unreadable(file, error) from None
+    _refuse_more_than_bytes(content, file)
     if not isinstance(content, dict):
         raise InvalidInput(
             f"{file} contains a {type(content).__name__}", "a dict of tensors by name", "save the model's state_dict()"
@@ -44,6 +48,22 @@ def _unpickle(file: Path) -> Any:
         warnings.simplefilter("ignore")
         # Memory-mapped, because a training checkpoint is four times as large as the weights that are read from it.
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+
+
+def _refuse_more_than_bytes(content: Any, file: Path) -> None:
+    """Raise InvalidInput if tensors claim far more values than the file has bytes for.
+
+    By a stride of 0, and by views of one storage, a file of a kilobyte can hold a table of a terabyte.
+    """
+    groups = [content, *content.values()] if isinstance(content, dict) else []
+    tensors = [value for group in groups if isinstance(group, dict) for value in group.values()]
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))
+    if claimed > MAX_SHARING * file.stat().st_size:
+        raise InvalidInput(
+            f"{file}: found tensors of {claimed:,} bytes in a file of {file.stat().st_size:,}",
+            "the values of every tensor",
+            "do not use the file, or save the tensors after .contiguous() where you trust it",
+        )
 
 
 def _unreadable(file: Path, error: Exception) -> InvalidInput:

@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from raydit.errors import InvalidInput
+
 if TYPE_CHECKING:
     from PIL import Image
+
+MAX_CLASS_NAME = 1000
+"""Most characters of the name of a class, which tables, pages and pictures show."""
 
 Locations = np.ndarray | Sequence[Sequence[int]]
 """Two integers for each image by which its source finds it without a search (see `Listing.locations`)."""
@@ -46,6 +51,15 @@ class Listing:
     """What a user should know about how the images were found, in sentences; no part of the digest."""
     columns: tuple[str, ...] = ()
     """Columns, fields or suffixes in which a label was looked for, if there are no classes; no part of the digest."""
+
+    def __post_init__(self) -> None:
+        longest = max(self.class_names, key=len, default="")
+        if len(longest) > MAX_CLASS_NAME:
+            raise InvalidInput(
+                f"images.path: found a class name of {len(longest):,} characters, {longest[:60]!r}...",
+                f"at most {MAX_CLASS_NAME}",
+                "correct the labels, or set images.label_column to the column of the classes",
+            )
 
     def __len__(self) -> int:
         return len(self.keys)

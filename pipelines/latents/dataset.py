@@ -14,7 +14,7 @@ from cluster import storage
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import is_autoencoder_of
 from pipelines.latents.quarantine import QUARANTINE, read_quarantine, write_quarantine
-from pipelines.latents.records import QuarantinedImage, ShardEntry, ShardRecord
+from pipelines.latents.records import QuarantinedImage, ShardEntry, ShardRecord, require_count
 from pipelines.latents.schema import LatentDescription
 from pipelines.latents.statistics import ChannelSums, channel_statistics, sums_from_statistics
 from raydit.errors import InvalidInput, NotFound
@@ -54,7 +54,31 @@ class LatentDataset:
                 f"{schema.FORMAT!r} version {schema.VERSION}",
                 "use the raydit that wrote it, or encode the images again",
             )
-        return cls(path, manifest)
+        dataset = cls(path, manifest)
+        try:
+            dataset._check_manifest()
+        except InvalidInput:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidInput(
+                f"{file}: found no manifest ({type(error).__name__}: {str(error)[:200]})",
+                "what `raydit encode` wrote",
+                "copy it again, or delete it and run `raydit encode`",
+            ) from error
+        return dataset
+
+    def _check_manifest(self) -> None:
+        """Raise InvalidInput, KeyError or TypeError for a manifest whose claims cannot be true."""
+        require_count(self.manifest["quarantined"])
+        require_count(self.manifest["rows"])
+        row_bytes = schema.moments_bytes(self.moments_shape, self.has_flip)
+        for shard in self.shards:
+            if shard.rows * row_bytes > shard.bytes:
+                raise InvalidInput(
+                    f"{self.path}/{MANIFEST}: found {shard.rows:,} rows in {shard.file} of {shard.bytes:,} bytes",
+                    f"{row_bytes:,} bytes for each row, as moments {self.moments_shape} take",
+                    "copy it again, or encode the images again",
+                )
 
     def __len__(self) -> int:
         """Number of images that were encoded."""
@@ -163,15 +187,19 @@ class LatentDataset:
     def read_shard(self, shard: ShardEntry, columns: list[str] | None = None) -> "pa.Table":
         """Return a shard as an Arrow table: memory-mapped from disk, or read from an object store.
 
-        Raises InvalidInput if the file is missing or has another length.
+        Raises InvalidInput if the file is missing, has another length, or claims more than its bytes can hold.
         """
         import pyarrow.parquet as pq
 
         file = self._check_file(shard)
-        if storage.is_local(file):
-            return pq.read_table(file, columns=columns, memory_map=True)
         filesystem, inner = storage.resolve(file)
-        return storage.retry_throttled(lambda: pq.read_table(inner, columns=columns, filesystem=filesystem))
+
+        def read() -> "pa.Table":
+            with pq.ParquetFile(inner, filesystem=filesystem, memory_map=storage.is_local(file)) as shard_file:
+                schema.check_claims(shard_file.metadata, shard.rows, shard.bytes, file)
+                return shard_file.read(columns=columns)
+
+        return read() if storage.is_local(file) else storage.retry_throttled(read)
 
     def _check_file(self, shard: ShardEntry) -> str:
         file = storage.join(self.path, shard.file)

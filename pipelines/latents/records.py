@@ -16,6 +16,13 @@ class QuarantinedImage:
     """The reason, in one line."""
 
 
+def require_count(value: object) -> int:
+    """Return a value that must be a number of things. Raises TypeError for anything else."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{str(value)[:100]!r} is no number of things")
+    return value
+
+
 @dataclass(frozen=True)
 class ShardEntry:
     """A shard as the manifest lists it. JSON keys are the fields."""
@@ -29,8 +36,16 @@ class ShardEntry:
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> "ShardEntry":
-        """Read an entry of the manifest. Raises InvalidInput for a file outside of the data set's folder."""
-        return cls(require_inside(entry["file"], "manifest.json"), entry["rows"], entry["bytes"], entry["sha256"])
+        """Read an entry of the manifest.
+
+        Raises InvalidInput for a file outside of the data set's folder, and KeyError or TypeError for what is no entry.
+        """
+        return cls(
+            require_inside(entry["file"], "manifest.json"),
+            require_count(entry["rows"]),
+            require_count(entry["bytes"]),
+            entry["sha256"],
+        )
 
 
 @dataclass(frozen=True)

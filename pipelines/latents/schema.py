@@ -5,6 +5,7 @@ Readable without raydit: `np.frombuffer(row["moments"], "<f2").reshape(2 * C, H,
 
 import json
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit.formats.record import FURTHER_DIGESTS
+from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FORMAT = "raydit.latents"
 VERSION = 1
@@ -56,8 +59,13 @@ class LatentDescription:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "LatentDescription":
-        """Read the description from a manifest, or from the metadata of a shard."""
-        channels, height, width = record["moments_shape"]
+        """Read the description from a manifest, or from the metadata of a shard.
+
+        Raises KeyError, TypeError or ValueError for what is no description.
+        """
+        channels, height, width = map(operator.index, record["moments_shape"])
+        if min(channels, height, width) < 1:
+            raise ValueError(f"moments_shape is {channels, height, width}")
         return cls(
             moments_shape=(channels, height, width),
             moments_dtype=record["moments_dtype"],
@@ -117,6 +125,23 @@ def parquet_bytes(table: "pa.Table") -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
     return sink.getvalue().to_pybytes()
+
+
+def check_claims(metadata: "pq.FileMetaData", rows: int, num_bytes: int, where: str) -> None:
+    """Raise InvalidInput if a shard has another number of rows, or columns that need more memory than it has bytes.
+
+    Shards are neither compressed nor have they dictionaries, so that a row that is read has its bytes in the file.
+    """
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    columns = [group.column(index) for group in groups for index in range(metadata.num_columns)]
+    size = sum(column.total_uncompressed_size for column in columns)
+    is_plain = all("DICTIONARY" not in "".join(column.encodings) for column in columns)
+    if metadata.num_rows != rows or size > num_bytes or not is_plain:
+        raise InvalidInput(
+            f"{where}: found {metadata.num_rows:,} rows of {size:,} bytes{'' if is_plain else ' with dictionaries'}",
+            f"{rows:,} in {num_bytes:,}, without dictionaries, according to the manifest",
+            "copy the file again, or encode the images again",
+        )
 
 
 def moments_array(column: "pa.ChunkedArray", shape: Sequence[int]) -> np.ndarray:

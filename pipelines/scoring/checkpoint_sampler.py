@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from dit.autoencoder import Autoencoder
-from dit.formats.weights import load_weights
-from dit.model import build_model
+from dit.formats.weights import check_weights, load_weights
+from dit.model import build_model, meta_state
 from dit.objective import create_process
 from dit.samplers import SAMPLERS, guided, in_dtype
 from evaluation.protocol import EvaluationProtocol, sample_label, sample_seed
@@ -39,6 +39,7 @@ class CheckpointSampler:
         self.protocol, self.batch_size, self.device = protocol, batch_size, device
         config = opened.record.model_config
         weights = opened.weights(protocol.weights, device)
+        check_weights(meta_state(config), weights)  # before memory is taken for what the configuration claims
         self.model = load_weights(build_model(config), weights).to(device).eval()
         if compiled:
             # All batches have one size, and twice that with guidance: one graph for each of them, and no dynamic one.

@@ -1,6 +1,7 @@
 """Records of shards: the .npz files that actors write, and that scores are computed from."""
 
 import io
+import os
 import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -160,6 +161,8 @@ def read_arrays(file: BinaryIO, without: Collection[str] = ()) -> dict[str, np.n
     Raises zipfile.BadZipFile for a truncated file, ValueError for an array of objects: nothing is unpickled.
     """
     with zipfile.ZipFile(file) as members:
+        if sum(info.file_size for info in members.infolist()) > file.seek(0, os.SEEK_END):
+            raise ValueError("found arrays larger than their file, expected no compression, as np.savez writes them")
         names = {member: member.removesuffix(".npy") for member in members.namelist()}
         return {name: _array(members.read(member)) for member, name in names.items() if name not in without}
 

@@ -3,10 +3,11 @@
 import zipfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from evaluation.npz import check_npz
 from pipelines.images.files import Files, ImagesPath
 from pipelines.images.listing import Listing, Locations, make_stamp
 from raydit.errors import InvalidInput
@@ -86,39 +87,29 @@ class AdmSource:
     @cached_property
     def _stored(self) -> StoredArray:
         where = self.files.path(self.name)
-        self._check_archive()
-        with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive:
-            if IMAGES not in archive.namelist():
+        with self.files.open(self.name) as file:
+            refuse_lfs_pointer(file.read_at(min(file.size(), 100), 0), f"images.path: {where}", "the .npz file")
+            arrays = check_npz(file, f"images.path: {where}")
+            if "arr_0" not in arrays:
                 raise InvalidInput(
-                    f"images.path: found {', '.join(archive.namelist())} in {where}",
+                    f"images.path: found {', '.join(f'{name}.npy' for name in arrays)} in {where}",
                     "images in arr_0, as in ADM's files",
                     "set images.path to another file",
                 )
-            info = archive.getinfo(IMAGES)
-            with archive.open(info) as member:
-                shape, fortran, dtype = _read_header(member)
-                header = member.tell()
-            if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or fortran:
+            (shape, fortran, dtype, header) = arrays["arr_0"]
+            if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or fortran or min(shape[1:]) == 0:
                 raise InvalidInput(
                     f"images.path: found arr_0 of {dtype} {shape} in {where}",
                     "uint8 (N, H, W, 3)",
                     "convert the images and write the file again",
                 )
+            with zipfile.ZipFile(file) as archive:
+                info = archive.getinfo(IMAGES)
             if info.compress_type != zipfile.ZIP_STORED:
                 return StoredArray(shape, None)
             file.seek(info.header_offset + _LOCAL_HEADER - 4)
             name_and_extra = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
         return StoredArray(shape, info.header_offset + _LOCAL_HEADER + name_and_extra + header)
-
-    def _check_archive(self) -> None:
-        """Raise InvalidInput unless the file is a ZIP archive, as .npz files are."""
-        where = f"images.path: {self.files.path(self.name)}"
-        with self.files.open(self.name) as file:
-            refuse_lfs_pointer(file.read_at(min(file.size(), 100), 0), where, "the .npz file")
-            if not zipfile.is_zipfile(file):
-                raise InvalidInput(
-                    f"{where}: found no .npz file", "a complete archive that NumPy wrote", "copy it again"
-                )
 
     @cached_property
     def _labels(self) -> np.ndarray | None:
@@ -133,9 +124,3 @@ class AdmSource:
         """The same for all images: made of the checksum of the array, which the archive records."""
         with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive:
             return make_stamp(archive.getinfo(IMAGES).CRC.to_bytes(4, "little"))
-
-
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)

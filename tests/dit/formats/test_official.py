@@ -14,8 +14,8 @@ from dit.checkpoint import (
     verify_checkpoint,
 )
 from dit.config import MODEL_NAMES, UVIT_NAMES, DiTConfig, UViTConfig, named_config
-from dit.formats.official import looks_like, meta_state, published_objective, recognise
-from dit.model import DiT
+from dit.formats.official import looks_like, published_objective, recognise
+from dit.model import DiT, meta_state
 from dit.schedule import TrainingConfig
 from dit.train import create_state
 

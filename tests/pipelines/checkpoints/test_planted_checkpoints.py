@@ -5,6 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -157,3 +159,42 @@ def test_a_manifest_lists_shards_of_its_own_folder_only(config, tmp_path, name):
     manifest.write_text(json.dumps(content))
     with pytest.raises(InvalidInput, match="manifest.json: found .* expected names of files in its own folder"):
         LatentDataset.open(latents.path).shards  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": 1e300},
+        {"rows": -1},
+        {"shards": 5},
+        {"shards": [{"file": "part-00000.parquet"}]},
+        {"moments_shape": [8, -8, 8]},
+        {"moments_shape": [10**9, 8, 8]},
+        {"moments_shape": [8, 8.0, 8]},
+        {"class_names": 5},
+        {"quarantined": "many"},
+    ],
+)
+def test_a_manifest_whose_claims_cannot_be_true_is_told(config, tmp_path, change):
+    latents = write_latents(tiny_output(tmp_path / "other"))
+    manifest = Path(latents.path) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+    with pytest.raises(InvalidInput, match="manifest.json: found"):
+        LatentDataset.open(latents.path)
+
+
+@pytest.mark.parametrize(("rows", "compression"), [(100_000, "none"), (None, "zstd")])
+def test_a_shard_that_claims_more_than_its_bytes_is_refused(config, tmp_path, rows, compression):
+    """100,000 rows of nulls in some kilobytes; and as many rows as the manifest says, compressed."""
+    latents = write_latents(tiny_output(tmp_path / "other"))
+    file, manifest = Path(latents.path) / latents.shards[0].file, Path(latents.path) / "manifest.json"
+    content = json.loads(manifest.read_text()) | {"moments_shape": [2, 1, 1]}
+    schema = pq.read_schema(file)
+    count = rows or latents.shards[0].rows
+    pq.write_table(
+        pa.table([pa.nulls(count, field.type) for field in schema], schema=schema), file, compression=compression
+    )
+    content["shards"][0]["bytes"] = file.stat().st_size
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(InvalidInput, match=r"found [\d,]+ rows of .* according to the manifest"):
+        LatentDataset.open(latents.path).arrays  # noqa: B018

@@ -97,3 +97,11 @@ def test_added_images_do_not_move_others_across_a_split(tmp_path):
         write(tmp_path / f"{index:02d}.png", b"x")
     for old, new in zip(before, source(tmp_path).listing().split(0.4), strict=True):
         assert old.keys and set(old.keys) < set(new.keys)
+
+
+def test_a_text_as_the_name_of_a_class_is_refused(tmp_path):
+    """A column of captions, or a megabyte that somebody put there."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text(f"file_name,label\na.png,{'very ' * 1000}long\n")
+    with pytest.raises(ValueError, match="found a class name of 5,004 characters, 'very very .*label_column"):
+        open_source(ImagesConfig(path=str(tmp_path))).listing()
