@@ -74,15 +74,15 @@ def _provenance(report: EvaluationReport) -> str:
 
 
 def _metrics(report: EvaluationReport) -> str:
-    """Show a row for each metric and a column for each N of samples and of held-out real images."""
-    generated, real = group_by_num_samples(report.metrics), group_by_num_samples(report.real_baseline)
+    """Show a row for each metric, and a column for each N of samples and for each baseline."""
+    generated, baselines = group_by_num_samples(report.metrics), report.baselines
     heads = [f"N = {format_count(n)}" for n in generated]
-    heads += [f"real images<br>N = {format_count(n)}" for n in real]
+    heads += [f"{escape(each.title)}<br>N = {format_count(each.num_images)}" for each in baselines]
     rows = []
     for stem, name in next(iter(generated.values())).items():
         kind = parse_metric_name(name).kind
         cells = [_value(report, column[stem]) if stem in column else "" for column in generated.values()]
-        cells += [_number(report.real_baseline[column[stem]]) if stem in column else "" for column in real.values()]
+        cells += [_number(each.values[stem]) if stem in each.values else "" for each in baselines]
         if report.repeats:
             known = [column[stem] for column in generated.values() if column.get(stem) in report.repeats]
             cells.append(_mean(report, known[0]) if known else "")
@@ -93,11 +93,16 @@ def _metrics(report: EvaluationReport) -> str:
         "± is the standard error (Fréchet distances: jackknife over blocks of samples) or the standard deviation "
         "(Inception Score: over splits; kernel distance: over subsets)."
     ]
-    if real:
+    if report.real_baseline:
         notes.append(
             "Real images were held out of the reference and scored like samples: no better scores can be expected."
         )
-    if len(generated.keys() | real.keys()) > 1:
+    if report.reconstructions:
+        notes.append(
+            "Reconstructions are held-out images that the autoencoder has encoded and decoded: what it costs, and the "
+            "best that samples through it can be."
+        )
+    if len(generated.keys() | {each.num_images for each in baselines}) > 1:
         notes.append("Fréchet distance falls as N grows: compare only columns of equal N.")
     if explanation := explain_low_precision(report):
         notes.append(escape(explanation))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from evaluation.metric_names import format_count, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
@@ -65,6 +65,8 @@ class EvaluationReport:
     """Fingerprint of the latents that the checkpoint was trained on."""
     model: str = ""
     """The checkpoint's model and process in a few words."""
+    reconstructions: dict[str, float] = field(default_factory=dict)
+    """Scores of held-out images that the autoencoder has encoded and decoded, by name; empty if they were not made."""
 
     @property
     def protocol_id(self) -> str:
@@ -83,6 +85,16 @@ class EvaluationReport:
             return ""
         return self.code["commit"][:12] + (" with uncommitted changes" if self.code["dirty"] else "")
 
+    @property
+    def baselines(self) -> "list[Baseline]":
+        """Scores of other images than samples: of held-out real ones, and of these after encoding and decoding."""
+        found = {"real images": self.real_baseline, "reconstructions": self.reconstructions}
+        return [
+            Baseline(title, count, {stem: metrics[name] for stem, name in column.items()})
+            for title, metrics in found.items()
+            for count, column in group_by_num_samples(metrics).items()
+        ]
+
     def estimate(self, name: str) -> tuple[float, float | None]:
         """Return a metric and its error: mean and standard error over seeds if repeated, otherwise as in `errors`."""
         values = self.repeats.get(name, [])
@@ -95,7 +107,7 @@ class EvaluationReport:
         values = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
         values |= {"protocol": self.protocol.to_dict(), "protocol_id": self.protocol_id}
         values["metrics"] = {**self.metrics, **dict.fromkeys(self.missing)}
-        for name in ("missing", "disqualified", "date", "raydit_version", "latents", "model"):
+        for name in ("missing", "disqualified", "date", "raydit_version", "latents", "model", "reconstructions"):
             if not values[name]:
                 del values[name]
         if self.code is None:  # a file without it is one of before it was recorded
@@ -141,19 +153,19 @@ class EvaluationReport:
 
     def table(self) -> str:
         """Return the metrics as aligned text, with a column for each N of samples and of held-out real images."""
-        generated, real = group_by_num_samples(self.metrics), group_by_num_samples(self.real_baseline)
+        generated, baselines = group_by_num_samples(self.metrics), self.baselines
         titles = [f"generated (N = {format_count(n)})" for n in generated]
-        titles += [f"real images (N = {format_count(n)})" for n in real]
+        titles += [f"{baseline.title} (N = {format_count(baseline.num_images)})" for baseline in baselines]
         repeats = max(map(len, self.repeats.values()), default=0)
         rows = [["metric", *titles, *([f"mean of {repeats} seeds"] if repeats else [])]]
         for stem in next(iter(generated.values())):
             cells = [self._cell(column[stem]) if stem in column else "" for column in generated.values()]
-            cells += [f"{self.real_baseline[column[stem]]:.6g}" if stem in column else "" for column in real.values()]
+            cells += [f"{each.values[stem]:.6g}" if stem in each.values else "" for each in baselines]
             names = [column[stem] for column in generated.values() if column.get(stem) in self.repeats]
             cells += [self._mean(names[0]) if names else ""] if repeats else []
             rows.append([stem, *cells])
         lines = align_columns(rows)
-        if len(generated.keys() | real.keys()) > 1:
+        if len(generated.keys() | {baseline.num_images for baseline in baselines}) > 1:
             lines.append("Frechet distance falls as N grows: compare only columns of equal N.")
         lines += filter(None, [explain_low_precision(self)])
         return "\n".join(lines) + "\n"
@@ -164,6 +176,15 @@ class EvaluationReport:
 
     def _cell(self, name: str) -> str:
         return f"{self.metrics[name]:.6g}" + (f" +- {self.errors[name]:.4g}" if name in self.errors else "")
+
+
+class Baseline(NamedTuple):
+    """Scores that samples are read against."""
+
+    title: str
+    num_images: int
+    values: dict[str, float]
+    """By the stem of the metric's name."""
 
 
 def explain_low_precision(report: EvaluationReport) -> str:

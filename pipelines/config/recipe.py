@@ -141,6 +141,9 @@ class EvaluateConfig(WorkersConfig):
     compile: bool = False
     """Compile the network: a minute or more at the start of each worker, then faster. Images change only by the
     rounding of `dtype`, so the protocol does not include it."""
+    reconstructions: bool | None = None
+    """Whether held-out images that the autoencoder has encoded and decoded are scored as well, once for an output: the
+    best that samples through this autoencoder can be."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

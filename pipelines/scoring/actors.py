@@ -2,6 +2,7 @@
 
     indices of samples    -> sample and decode -> features      (a checkpoint)
     keys of real images   -> read and crop     -> features      (references, held-out images)
+    keys of real images   -> encode and decode -> features      (reconstructions, a baseline)
 
 An actor does all of it on its device, so that no image is sent to another process. One pool of actors computes shards
 of both kinds: starting an actor takes seconds.
@@ -99,17 +100,20 @@ class ScoringActor(SampleActor):
     def compute(self, shard: ScoringShard) -> ShardResult:
         """Compute the record of a shard of samples or of real images; unreadable images are named in it."""
         if isinstance(shard.images, Listing):
-            return self._compute_real(shard.images)
+            return self._compute_real(shard.images, self.sources[shard.source] if shard.reconstruct else None)
         record = super().compute(shard)
         assert record.images is not None, "SampleActor samples images"
         record = self._with_features(record, record.images)
         return record if shard.images.start < MAX_PREVIEW_IMAGES else replace(record, images=None)
 
-    def _compute_real(self, listing: Listing) -> ShardResult:
+    def _compute_real(self, listing: Listing, through: SampleSource | None) -> ShardResult:
+        """Score images as they are, or as the autoencoder of a source decodes them after encoding."""
         from pipelines.images.preprocess import read_cropped
 
         images, _, errors = read_cropped(self.images, listing.keys, listing.locations)
         record = ShardResult(unreadable=np.array(sorted(errors), dtype=str))
+        if through is not None and len(images):
+            images = self.open_sampler(through).reconstruct(images)
         return self._with_features(record, images) if len(images) else record
 
     def _with_features(self, record: ShardResult, images: np.ndarray) -> ShardResult:

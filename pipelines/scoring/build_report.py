@@ -18,12 +18,14 @@ def build_report(
     checkpoint: str,
     digest: str,
     num_constant: int = 0,
+    reconstructed: Features | None = None,
 ) -> EvaluationReport:
     """Score the samples, and held-out real images as their baseline, against a reference.
 
     The baseline is of as many images as the score it is read against, because Frechet distance is biased in N: of at
     most protocol.num_samples held-out images; if there are fewer of them, that many samples are scored as well.
-    checkpoint, digest: what the samples are of. num_constant: how many of them are of a single colour.
+    checkpoint, digest: what the samples are of. num_constant: how many of them are of a single colour. reconstructed:
+    the second baseline, held-out images that the autoencoder has encoded and decoded.
     """
     generated = _score(samples, reference, protocol, protocol.num_samples)
     real_baseline, metrics = {}, dict(generated.metrics)
@@ -34,6 +36,10 @@ def build_report(
         real_baseline = _score(spaced, reference, protocol, count, errors=False).metrics
         if count < protocol.num_samples:
             metrics |= _score(_take(samples, slice(count)), reference, protocol, count, errors=False).metrics
+    reconstructions = {}
+    if reconstructed is not None:
+        count = len(reconstructed.features)
+        reconstructions = _score(reconstructed, reference, protocol, count, errors=False).metrics
     defect = find_defect(samples.features, num_constant)
     warnings = [f"{defect}: this can be neither the best checkpoint nor a champion."] if defect else []
     return EvaluationReport(
@@ -43,6 +49,7 @@ def build_report(
         metrics=metrics,
         errors=generated.errors,
         real_baseline=real_baseline,
+        reconstructions=reconstructions,
         curve=generated.curve,
         warnings=[*warnings, *generated.warnings],
         missing=generated.missing,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit.autoencoder import Autoencoder
+from dit.autoencoder import Autoencoder, images_from_uint8
 from dit.formats.weights import check_weights, load_weights
 from dit.model import build_model, meta_state
 from dit.objective import create_process
@@ -67,6 +67,15 @@ class CheckpointSampler:
                 for start in range(0, len(indices), self.batch_size)
             ]
         )
+
+    def reconstruct(self, images: np.ndarray) -> np.ndarray:
+        """Encode and decode images uint8 (N, H, W, 3) by the checkpoint's autoencoder, at the posterior's mean."""
+        decoded = []
+        for start in range(0, len(images), self.batch_size):
+            pixels = images_from_uint8(torch.from_numpy(images[start : start + self.batch_size].copy()))
+            mean, _ = self.autoencoder.encode(pixels).chunk(2, dim=1)
+            decoded.append(self.autoencoder.decode(self.autoencoder.scale.scale(mean)).cpu().numpy())
+        return np.concatenate(decoded)
 
     def _sample_batch(self, indices: Sequence[int], labels: np.ndarray) -> np.ndarray:
         count = len(indices)

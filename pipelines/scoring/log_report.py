@@ -40,6 +40,8 @@ def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0
     errors = {f"eval_error/{name}": value for name, value in report.errors.items()}
     run.metrics(errors, step, model=model, dataset=dataset)
     run.metrics({f"floor/{name}": value for name, value in report.real_baseline.items()}, step)
+    if report.reconstructions:
+        run.metrics({f"reconstructions/{name}": value for name, value in report.reconstructions.items()}, step)
     if report.disqualified:
         run.tag(tags.DISQUALIFIED, report.disqualified)
     if report.timings:

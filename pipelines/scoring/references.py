@@ -191,7 +191,7 @@ def load_real_features(real: RealImages) -> tuple[ReferenceStatistics, Features 
         if listing is real.training:
             save_reference(compute_reference(real.settings, listing, shards), real.path(listing))
         else:
-            _save_features(read_results(shards), real.path(listing))
+            save_features_file(read_results(shards), real.path(listing))
         storage.remove_folder(real.shard_folder(listing))
     return _load_reference(real), _load_held_out(real)
 
@@ -218,9 +218,12 @@ def _load_reference(real: RealImages) -> ReferenceStatistics:
 
 
 def _load_held_out(real: RealImages) -> Features | None:
-    if len(real.held_out) < 2:
-        return None
-    with storage.open_file(real.path(real.held_out)) as file, np.load(file, allow_pickle=False) as arrays:
+    return load_features_file(real.path(real.held_out)) if len(real.held_out) > 1 else None
+
+
+def load_features_file(path: str) -> Features | None:
+    """Load what `save_features_file` wrote to a path or URI; None for fewer than two images."""
+    with storage.open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
         if len(arrays.get("features", ())) < 2:
             return None
         return Features(**{name: arrays[name] for name in Features._fields if name in arrays})
@@ -242,7 +245,7 @@ def extract_adm_images(real: RealImages, context: JobContext) -> None:
     folder = f"{file.removesuffix('.npz')}.shards-{evaluate.shard_rows}"
     shards = make_shards(folder, split_listing(source.listing(), evaluate.shard_rows))
     compute_shards(context, "reference", shards, partial(ScoringActor, images, evaluate), evaluate)
-    _save_features(read_results(shards), file)
+    save_features_file(read_results(shards), file)
     storage.remove_folder(folder)
 
 
@@ -305,7 +308,7 @@ def _readable_keys(shard: ScoringShard, record: ShardResult) -> list[str]:
     return [key for key in shard.images.keys if key not in unreadable]
 
 
-def _save_features(records: Iterable[ShardResult], file: str) -> None:
+def save_features_file(records: Iterable[ShardResult], file: str) -> None:
     """Write features, logits and spatial features of all records into one file, atomically."""
     computed = [record for record in records if record.features is not None]
     names = [name for name in Features._fields if computed and getattr(computed[0], name) is not None]

@@ -17,6 +17,7 @@ from pipelines.images.open import with_absolute_paths
 from pipelines.scoring.actors import SampleSource, ScoringActor
 from pipelines.scoring.build_report import build_report
 from pipelines.scoring.log_report import log_evaluation_settings, log_report
+from pipelines.scoring.reconstructions import Reconstructions
 from pipelines.scoring.records import load_features, load_preview_images
 from pipelines.scoring.references import (
     RealImages,
@@ -69,6 +70,10 @@ class CheckpointEvaluation:
         parts = shard_ranges(self.protocol.num_samples, self.settings.evaluate.shard_rows)
         return make_shards(self.shard_folder, parts, source=source, saved=self.saved)
 
+    def reconstructions(self, real: RealImages) -> Reconstructions:
+        """Return the reconstructions that the samples are compared with."""
+        return Reconstructions(real, self.protocol.num_samples, self.protocol.decoder)
+
 
 def compute_features(context: JobContext, real: RealImages, evaluations: Sequence[CheckpointEvaluation]) -> None:
     """Compute the missing records of real images and of samples by one pool of actors.
@@ -79,6 +84,7 @@ def compute_features(context: JobContext, real: RealImages, evaluations: Sequenc
     settings, shards = real.settings, real.missing_shards()
     for number, evaluation in enumerate(evaluations):
         shards += evaluation.shards(source=number)
+    shards += evaluations[0].reconstructions(real).missing_shards() if evaluations else []
     if shards and len(real.training):
         context.say("evaluate", f"compares with {real.training.summary()}")
     if evaluations and find_unfinished(shards):
@@ -110,6 +116,7 @@ def score_checkpoint(
         extract_adm_images(real, context)
         timer.lap("features_seconds")
         reference, held_out = load_real_features(real)
+        reconstructed = evaluation.reconstructions(real).load()
         samples = load_features(shards)
         report = build_report(
             protocol,
@@ -119,6 +126,7 @@ def score_checkpoint(
             checkpoint=opened.origin,
             digest=opened.digest,
             num_constant=samples.num_constant,
+            reconstructed=reconstructed,
         )
         report = replace(
             report,

@@ -26,17 +26,30 @@ class ScoringShard:
     """Absolute path or URI of the record."""
     images: Listing | range
     source: int = 0
-    """Samples: position of their source in the list that the actors hold."""
+    """Samples and reconstructions: position of their source in the list that the actors hold."""
+    reconstruct: bool = False
+    """Real images: whether the source's autoencoder encodes and decodes them first."""
     saved: str | None = None
     """Samples: file that exists once their images are saved as well; see SavedSamples.file."""
 
 
 def make_shards(
-    folder: str, parts: Sequence[Listing | range], *, source: int = 0, saved: SavedSamples | None = None
+    folder: str,
+    parts: Sequence[Listing | range],
+    *,
+    source: int = 0,
+    reconstruct: bool = False,
+    saved: SavedSamples | None = None,
 ) -> list[ScoringShard]:
     """Return one shard for each part; their records are numbered files in `folder`, an absolute path or URI."""
     return [
-        ScoringShard(storage.join(folder, f"shard-{index:05d}.npz"), part, source, saved.file(index) if saved else None)
+        ScoringShard(
+            storage.join(folder, f"shard-{index:05d}.npz"),
+            part,
+            source,
+            reconstruct,
+            saved.file(index) if saved else None,
+        )
         for index, part in enumerate(parts)
     ]
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers import AutoencoderKL
 from pyarrow.fs import LocalFileSystem, copy_files
 from tiny_checkpoint import tiny_output, write_checkpoint
 
 from cluster import storage
 from evaluation.extractors import create_extractor
 from evaluation.metrics import inception_score
+from evaluation.page import render_page
 from evaluation.protocol import sample_label, shard_ranges
 from evaluation.report import EvaluationReport
 from evaluation.score import score
@@ -44,7 +46,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def config(tmp_path_factory):
     """A recipe of ten samples with one Euler step, and two checkpoints in its output."""
     folder = tmp_path_factory.mktemp("evaluated")
-    config = tiny_output(folder, "evaluate.num_samples=10", "evaluate.shard_rows=4", "evaluate.batch_size=4")
+    settings = ("evaluate.num_samples=10", "evaluate.shard_rows=4", "evaluate.batch_size=4")
+    config = tiny_output(folder, *settings, "evaluate.reconstructions=true")
     for step in (2, 4):
         write_checkpoint(config, step)
     return config
@@ -99,6 +102,28 @@ def test_the_numbers_are_those_of_a_plain_loop(config, report, plain):
     assert {name: report.metrics[name] for name in expected.metrics} == pytest.approx(expected.metrics, rel=1e-9)
     assert report.metrics["is_efficientnet_lite0_10"] == pytest.approx(inception_score(logits)[0], rel=1e-9)
     assert report.protocol.num_samples == 10
+
+
+def test_reconstructions_are_those_of_diffusers(config, report):
+    """Held-out images through diffusers' own encoder and decoder, scored like the samples."""
+    settings = ScoringSettings.from_recipe(config)
+    real = RealImages.of(settings)
+    shown = real.held_out.take(np.arange(10) * len(real.held_out) // 10)
+    images, _, _ = read_cropped(settings.images, shown.keys, shown.locations)
+    module = AutoencoderKL.from_pretrained(config.folder("autoencoder"))
+    with torch.no_grad():
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+        decoded = module.decode(module.encode(pixels).latent_dist.mean).sample
+    decoded = (decoded * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    features = create_extractor("efficientnet-lite0")(decoded)
+    reference, _ = load_real_features(real)
+    expected = score(
+        features.features, features.logits, reference, extractor="efficientnet-lite0", num_samples=10, errors=False
+    )
+    assert report.reconstructions == pytest.approx(expected.metrics, rel=1e-3)
+    assert report.reconstructions.keys() == report.real_baseline.keys()
+    assert report.reconstructions["fd_efficientnet_lite0_10"] > report.real_baseline["fd_efficientnet_lite0_10"]
+    assert "reconstructions (N = 10)" in report.table() and "reconstructions<br>N = 10" in render_page(report)
 
 
 def test_saved_images_are_the_samples_with_their_labels(saved, plain):

@@ -1,0 +1,60 @@
+"""Reconstructions of held-out images: a second baseline, the best that samples through an autoencoder can be."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cluster import storage
+from evaluation.extractors import Features
+from pipelines.artifacts import digest_of
+from pipelines.images.listing import Listing
+from pipelines.scoring.records import read_results
+from pipelines.scoring.references import RealImages, load_features_file, save_features_file
+from pipelines.scoring.shards import ScoringShard, make_shards, split_listing
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Held-out images that a checkpoint's autoencoder encodes and decodes, as many as the real baseline has."""
+
+    real: RealImages
+    num_samples: int
+    """Samples that they are compared with, and the most of them."""
+    decoder: str
+    """Digest of the autoencoder's weights."""
+    source: int = 0
+    """Position of a source of samples through this autoencoder in the list that the actors get."""
+
+    @property
+    def listing(self) -> Listing:
+        """The images, evenly spaced, because images often lie in the order of their classes; none unless asked for."""
+        held_out, is_wanted = self.real.held_out, self.real.settings.evaluate.reconstructions
+        count = min(len(held_out), self.num_samples) if is_wanted and len(held_out) > 1 else 0
+        return held_out.take(np.arange(count) * len(held_out) // max(count, 1))
+
+    @property
+    def path(self) -> str:
+        """Path or URI at which their features are kept."""
+        identity = digest_of([self.real.digest(self.listing), self.decoder])
+        return storage.join(self.real.settings.references, f"{identity[:12]}-reconstructions.npz")
+
+    @property
+    def _shard_folder(self) -> str:
+        return f"{self.path.removesuffix('.npz')}.shards-{self.real.settings.evaluate.shard_rows}"
+
+    def _shards(self) -> list[ScoringShard]:
+        parts = split_listing(self.listing, self.real.settings.evaluate.shard_rows)
+        return make_shards(self._shard_folder, parts, source=self.source, reconstruct=True)
+
+    def missing_shards(self) -> list[ScoringShard]:
+        """Return the shards that must be finished before `load`."""
+        return [] if not len(self.listing) or storage.exists(self.path) else self._shards()
+
+    def load(self) -> Features | None:
+        """Load their features; None if there are fewer than two. Reduces the records of the shards to one file."""
+        if not len(self.listing):
+            return None
+        if not storage.exists(self.path):
+            save_features_file(read_results(self._shards()), self.path)
+            storage.remove_folder(self._shard_folder)
+        return load_features_file(self.path)
