@@ -1,13 +1,18 @@
 """From a recipe and a checkpoint to the protocol by which samples are drawn and scored."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
+from cluster import storage
+from cluster.storage.ownership import is_own
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe
+from pipelines.console import say
 from pipelines.scoring.references import reference_digest, reference_overrides
 from pipelines.scoring.settings import ScoringSettings
+from pipelines.tracking.store import gets_credentials
 from raydit.errors import InvalidInput
 
 
@@ -89,16 +94,31 @@ def images_protocol(settings: ScoringSettings, num_images: int) -> EvaluationPro
 def checkpoint_recipe(opened: LocatedCheckpoint, overrides: tuple[str, ...] = ()) -> Recipe:
     """Return the recipe that a checkpoint records, with the checkpoint's present location as its output.
 
-    An imported checkpoint records no recipe: its config gives one, and its output is the folder that it lies in.
+    An imported checkpoint records no recipe: its config gives one, and its output is the folder that it lies in. A
+    tracking server that somebody else's names is left out if this user's credentials would be sent to it.
     """
     from pipelines.config.reader import apply_override, validate_recipe
 
     content = {**recorded_content(opened), "output": opened.output}
     if opened.record.recipe is None:
         overrides = (*_reference_settings(overrides), *overrides)
+    recorded = str(content.get("tracking", {}).get("uri", ""))
     for override in overrides:
         apply_override(content, override)
-    return validate_recipe(content)
+    config = validate_recipe(content)
+    if recorded and config.tracking.uri == recorded and gets_credentials(recorded) and not _is_own(opened):
+        say(
+            "tracking",
+            f"{recorded}, which the recipe of {opened.origin} names, is not used, because your credentials in "
+            f"MLFLOW_TRACKING_* are not known to be for it; if they are, add --set tracking.uri={recorded}",
+        )
+        return replace(config, tracking=replace(config.tracking, uri=""))
+    return config
+
+
+def _is_own(opened: LocatedCheckpoint) -> bool:
+    """Return whether this user wrote a checkpoint; of one in an object store nobody knows."""
+    return storage.is_local(opened.origin) and is_own(str(opened.path / "config.json"))
 
 
 def recorded_content(opened: LocatedCheckpoint) -> dict[str, Any]:
@@ -106,7 +126,7 @@ def recorded_content(opened: LocatedCheckpoint) -> dict[str, Any]:
     from pipelines.checkpoints.importing import recipe_for_imported
 
     recorded = opened.record.recipe
-    return recipe_for_imported(opened.record) if recorded is None else dict(recorded)
+    return recipe_for_imported(opened.record) if recorded is None else copy.deepcopy(dict(recorded))
 
 
 def _reference_settings(overrides: tuple[str, ...]) -> list[str]:

@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from cluster.credentials import refuse_password
 from cluster.job_package import is_job_folder
@@ -20,6 +21,8 @@ OTHER_SCHEMA = "out-of-date database schema"
 """In MLflow's message about a database whose tables are those of another version."""
 TEMPORARY_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
 """MLflow's codes of requests that may succeed later. Any failure without a code of its own is an internal error."""
+CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+"""Environment variables that MLflow sends to the tracking server."""
 DENIED_CODES = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
 
 
@@ -40,6 +43,13 @@ def tracking_uri(config_uri: str = "") -> str:
             "environment, or set tracking.uri in the recipe",
         )
     return uri
+
+
+def gets_credentials(uri: str) -> bool:
+    """Return whether MLflow would send credentials to a server other than that of MLFLOW_TRACKING_URI."""
+    is_server = uri.startswith(("http://", "https://"))
+    known = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return is_server and any(map(os.environ.get, CREDENTIALS)) and urlsplit(uri)[:2] != urlsplit(known)[:2]
 
 
 def check_tracking(uri: str) -> str:

@@ -16,11 +16,13 @@ from tiny_story import write_latents
 from cluster import storage
 from dit.checkpoint import load_checkpoint
 from dit.files import sha256_once
+from dit.formats.completion import write_completion
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.verify import check_digests
 from pipelines.registry.model_files import gather
+from pipelines.scoring.protocols import checkpoint_recipe
 from raydit.errors import InvalidInput
 
 CHANGED = "the file changed after it was written"
@@ -198,3 +200,25 @@ def test_a_shard_that_claims_more_than_its_bytes_is_refused(config, tmp_path, ro
     manifest.write_text(json.dumps(content))
     with pytest.raises(InvalidInput, match=r"found [\d,]+ rows of .* according to the manifest"):
         LatentDataset.open(latents.path).arrays  # noqa: B018
+
+
+def test_credentials_are_not_sent_to_a_server_that_somebody_elses_checkpoint_names(
+    folder, s3_bucket, cache, monkeypatch, capsys
+):
+    """MLflow sends them to any server. The user's own checkpoints, and servers that the user names, are trusted."""
+    server = "http://127.0.0.1:9"
+    content = json.loads((folder / "config.json").read_text())
+    content["recipe"]["tracking"] = {"uri": server}
+    write_completion(folder, content)
+    uri = f"{s3_bucket}/checkpoints/step_0000002"
+    storage.publish_folder(str(shutil.copytree(folder, folder.with_name("sent"))), uri, last="COMPLETE")
+    theirs, ours = open_checkpoint(uri), open_checkpoint(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert checkpoint_recipe(theirs).tracking.uri == server
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    assert checkpoint_recipe(theirs).tracking.uri == ""
+    assert f"--set tracking.uri={server}" in capsys.readouterr().out
+    assert checkpoint_recipe(ours).tracking.uri == server
+    assert checkpoint_recipe(theirs, ("tracking.uri=http://127.0.0.1:8",)).tracking.uri == "http://127.0.0.1:8"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{server}/")
+    assert checkpoint_recipe(theirs).tracking.uri == server

@@ -137,6 +137,8 @@ def test_a_training_shows_its_charts_samples_and_figures(page, served, known, ke
     page.wait_for(runs["train"].run_name, runs["pipeline"].run_name, "train of the recipe", "raydit.hardware")
     kept("run")
     page.open(f"{place}/model-metrics?{CLASSICAL}")
+    page.wait_for("fd_efficientnet_lite0_")  # the scores by step come first
+    page.scroll_to("train")
     page.wait_for("loss", "grad_norm")
     page.wait_until(
         lambda: page.run("document.querySelectorAll('.js-plotly-plot path.js-line').length"), "expected a line"
@@ -169,7 +171,7 @@ def test_the_registered_model_shows_its_alias_and_what_it_scored(page, served, t
         MlflowClient(told.tracking.uri).get_experiment_by_name(told.name).experiment_id,
     )
     page.open(f"{served.address}/#/experiments/{experiment}/models/{model}?{CLASSICAL}")
-    page.wait_for("eval/fd_efficientnet_lite0_", "reference", f"Step {told.train.steps:,} of the recipe")
+    page.wait_for("eval/fd_efficientnet_lite0_", f"N={told.evaluate.num_samples}, ", f"Step {told.train.steps:,} of the recipe")
     page.wait_until(page.has_picture, "expected the samples in the description")
     kept("checkpoint")
 
