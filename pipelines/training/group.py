@@ -76,12 +76,17 @@ def run_workers(
             restarts = 0
         on_message(message)
 
-    with signals.stop_on_signal(request), receive_messages(receive) as mailbox, stop.watching(mailbox):
+    with (
+        signals.stop_on_signal(request),
+        local_torch_config(workers) as torch_config,
+        receive_messages(receive) as mailbox,
+        stop.watching(mailbox),
+    ):
         while True:
             stop.in_loop = False
             trainer = _trainer_class()(
                 _run_worker,
-                torch_config=local_torch_config(workers),
+                torch_config=torch_config,
                 train_loop_config={"function": function, "settings": settings, "workers": workers, "mailbox": mailbox},
                 scaling_config=_scaling_config(workers),
                 run_config=_run_config(stage, ray_folder),

@@ -4,8 +4,11 @@ torch's default is a server in the first worker, which listens on every interfac
 """
 
 import os
-import shutil
+import secrets
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.session import LOOPBACK
@@ -15,19 +18,23 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchConfig
 
 
-def local_torch_config(workers: ElasticWorkersConfig) -> "TorchConfig | None":
-    """Return how Ray Train is to connect the workers of a Ray on loopback; None for its own way.
+@contextmanager
+def local_torch_config(workers: ElasticWorkersConfig) -> Iterator["TorchConfig | None"]:
+    """Yield how Ray Train is to connect the workers of a Ray on loopback, for the block; None for its own way.
 
     That is for every other Ray, and for workers with GPUs, with which a file was not tested.
     """
     import ray.util
 
     if workers.gpus_per_worker or ray.util.get_node_ip_address() != LOOPBACK:
-        return None
-    return _file_config()
+        yield None
+        return
+    # Only this user can open the folder.
+    with tempfile.TemporaryDirectory(prefix="raydit-workers-", ignore_cleanup_errors=True) as folder:
+        yield _file_config(folder)
 
 
-def _file_config() -> "TorchConfig":
+def _file_config(folder: str) -> "TorchConfig":
     import ray
     from ray.train.torch import config
 
@@ -35,8 +42,8 @@ def _file_config() -> "TorchConfig":
         """Ray Train's backend for CPUs, with a file in place of a server."""
 
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            self.folder = tempfile.mkdtemp(prefix="raydit-workers-")  # only this user can open it
-            settings: dict[str, Any] = {"backend": "gloo", "init_method": f"file://{self.folder}/store"}
+            store = f"file://{backend_config.folder}/{secrets.token_hex(8)}"  # a group that starts again needs another
+            settings: dict[str, Any] = {"backend": "gloo", "init_method": store}
             settings |= {"world_size": len(worker_group), "timeout_s": backend_config.timeout_s}
             worker_group.execute(config._set_torch_distributed_env_vars)
             worker_group.execute(_keep_gloo_on_loopback)
@@ -44,18 +51,15 @@ def _file_config() -> "TorchConfig":
             ranks = range(len(worker_group))
             ray.get([worker_group.execute_single_async(rank, join, world_rank=rank, **settings) for rank in ranks])
 
-        def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-            try:
-                super().on_shutdown(worker_group, backend_config)
-            finally:
-                shutil.rmtree(self.folder, ignore_errors=True)
-
+    @dataclass
     class FileConfig(config.TorchConfig):
+        folder: str = ""
+
         @property
         def backend_cls(self) -> type[FileBackend]:
             return FileBackend
 
-    return FileConfig()
+    return FileConfig(folder=folder)
 
 
 def _keep_gloo_on_loopback() -> None:
