@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 
 from cluster import signals
-from cluster.address import given_address, refuse_wrong_address
+from cluster.address import given_address, is_on_loopback_only, refuse_wrong_address
 from cluster.credentials import protect_token_file
 from cluster.placement import WorkerNeeds, can_grow_to, explain_missing_resources
 from raydit.errors import Unreachable
@@ -90,6 +90,8 @@ def _start_local(num_cpus: int | None) -> None:
 def _on_loopback() -> Iterator[None]:
     """Let a Ray that starts in this block have the address 127.0.0.1, so that all its processes listen there only.
 
+    One that is joined keeps this address, too.
+
     Ray chooses this address itself where it supports no clusters, on macOS and Windows; on Linux, and as
     `_node_ip_address`, it replaces it by the machine's own, and then listens on every interface.
     """
@@ -113,7 +115,8 @@ def _join(address: str) -> None:
     import ray
 
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        with _on_loopback() if is_on_loopback_only(address) else contextlib.nullcontext():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise Unreachable(
             f"Ray {ray.__version__} could not join the cluster at {address} ({str(error).strip()})",

@@ -1,5 +1,6 @@
 """What listens beyond this machine: nothing of a Ray that raydit starts, and much of a head of a cluster."""
 
+import os
 import subprocess
 import sys
 
@@ -19,6 +20,17 @@ for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (s
     ports.append((server, server.getsockname()[1]))
 print(*(port for _, port in ports), flush=True)
 input()
+"""
+
+JOIN = """
+import sys
+import ray
+from cluster.address import is_on_loopback_only, refuse_wrong_address
+from cluster.session import ray_session
+refuse_wrong_address(sys.argv[1])
+only = is_on_loopback_only(sys.argv[1])
+with ray_session(sys.argv[1]):
+    print(only, ray.get(ray.remote(ray.util.get_node_ip_address).remote()))
 """
 
 
@@ -77,3 +89,13 @@ def test_a_head_that_is_told_so_listens_on_loopback_only():
     """The command of cluster/README.md, "A machine of your own"."""
     with started_head(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0") as head:
         assert listeners_below(psutil.Process(head.process.pid)) == []
+        # Processes that were not told so join it, although Ray would look for it at the machine's own address.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | head.env
+        joined = subprocess.run(
+            [sys.executable, "-c", JOIN, head.ray_address],
+            env=env | {"PYTHONPATH": os.getcwd()},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert joined.stdout == "True 127.0.0.1\n", joined.stderr
