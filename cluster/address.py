@@ -3,12 +3,14 @@
 Ray itself finds out in 20 seconds and as many lines; these checks take milliseconds.
 """
 
+import ipaddress
 import logging
 import os
 import socket
 import sys
 from typing import Any
 
+from cluster.listeners import is_loopback
 from raydit.errors import InvalidInput, Unreachable
 
 ANSWER_SECONDS = 5
@@ -56,11 +58,40 @@ def _host_and_port(address: str, source: str) -> str:
     return address
 
 
+def is_on_loopback_only(address: str) -> bool:
+    """Return whether a Ray answers at a loopback address, and not at the machine's own, by which Ray replaces it.
+
+    address: as for `refuse_wrong_address`, but not "local".
+    """
+    from ray._private.services import canonicalize_bootstrap_address, get_ray_address_from_environment
+
+    given = get_ray_address_from_environment("auto", None) if address == "auto" else address
+    host = (given or "").rpartition(":")[0].strip("[]")
+    if host != "localhost" and not (_is_ip(host) and is_loopback(host)):
+        return False
+    replaced_host, _, port = (canonicalize_bootstrap_address(given) or "").rpartition(":")
+    try:
+        socket.create_connection((replaced_host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError:
+        return True
+    return False
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def _find_ray(source: str) -> str:
     """Return the address of the Ray that runs on this machine."""
-    from ray._private.services import canonicalize_bootstrap_address
+    from ray._private.services import canonicalize_bootstrap_address, get_ray_address_from_environment
 
     try:
+        if is_on_loopback_only("auto"):
+            return get_ray_address_from_environment("auto", None) or ""
         return canonicalize_bootstrap_address("auto") or ""
     except ConnectionError as error:
         raise Unreachable(

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from cluster import job_server, jobs, storage
 from cluster.address import given_address
 from cluster.credentials import default_token_file
+from cluster.listeners import ray_listeners
 from cluster.session import ray_session
 from raydit.errors import RayditError
 from raydit.versions import installed_version
 
 MIN_PYTHON = (3, 11)
+MAX_PORTS = 4
+"""Ports that a line names; a busy node has dozens."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,19 @@ def check_token_file() -> Check:
     return _check("auth", not mode & 0o077, found, f"chmod 600 {file}")
 
 
+def check_ports() -> Check:
+    """Report on which ports the Ray of this machine listens for others; nobody can see from here what a firewall does.
+
+    A Ray that raydit starts listens on none. A head or node of a cluster has to.
+    """
+    found = [f"{process} {_host_port(address, port)}" for process, address, port in ray_listeners()]
+    if not found:
+        return Check("ports", True, "no Ray of this machine listens beyond it")
+    more = f" and {len(found) - MAX_PORTS} more" if len(found) > MAX_PORTS else ""
+    what = "needs a firewall (cluster/README.md): Ray listens beyond this machine,"
+    return Check("ports", True, f"{what} {', '.join(found[:MAX_PORTS])}{more}")
+
+
 def check_head_clock(address: str, max_seconds: float) -> Check:
     """Check that the clock of a job server differs from ours by at most `max_seconds`."""
     try:
@@ -155,6 +171,10 @@ def render(checks: Sequence[Check], width: int = 0) -> str:
 
 def _check(name: str, ok: bool, found: str, do: str) -> Check:
     return Check(name, ok, found, "" if ok else do)
+
+
+def _host_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,4 +1,7 @@
-"""Join a Ray cluster, or start Ray on this machine, and check that a stage's workers fit on it."""
+"""Join a Ray cluster, or start Ray on this machine, and check that a stage's workers fit on it.
+
+A Ray that is started here listens on loopback only; what else listens while it runs is in cluster/README.md, "Ports".
+"""
 
 import contextlib
 import logging
@@ -6,11 +9,12 @@ import os
 from collections.abc import Iterator
 
 from cluster import signals
-from cluster.address import given_address, refuse_wrong_address
+from cluster.address import given_address, is_on_loopback_only, refuse_wrong_address
 from cluster.credentials import protect_token_file
 from cluster.placement import WorkerNeeds, can_grow_to, explain_missing_resources
 from raydit.errors import Unreachable
 
+LOOPBACK = "127.0.0.1"
 LOCAL_ENVIRONMENT = {
     # Keep freed memory: convolutions allocate and free tens of megabytes per layer, and with glibc's defaults every
     # page of them is new. This makes features of EfficientNet-Lite0 1.3 times as fast.
@@ -66,13 +70,14 @@ def _start_local(num_cpus: int | None) -> None:
         os.environ.setdefault(name, value)
     for last_attempt in (False, True):
         try:
-            ray.init(
-                "local",
-                num_cpus=max(os.cpu_count() or 1, num_cpus or 0),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _on_loopback():
+                ray.init(
+                    "local",
+                    num_cpus=max(os.cpu_count() or 1, num_cpus or 0),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
             return
         except Exception as error:
             # Ray waits at most 30 seconds for its own processes, which is too short on a busy machine.
@@ -81,11 +86,37 @@ def _start_local(num_cpus: int | None) -> None:
             ray.shutdown()
 
 
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a Ray that starts in this block have the address 127.0.0.1, so that all its processes listen there only.
+
+    One that is joined keeps this address, too.
+
+    Ray chooses this address itself where it supports no clusters, on macOS and Windows; on Linux, and as
+    `_node_ip_address`, it replaces it by the machine's own, and then listens on every interface.
+    """
+    from ray._private import ray_constants
+
+    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before, supported = os.environ.get(variable), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[variable] = "0"  # for the processes that start; in this one it was read when ray was imported
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = supported
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
 def _join(address: str) -> None:
     import ray
 
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        with _on_loopback() if is_on_loopback_only(address) else contextlib.nullcontext():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise Unreachable(
             f"Ray {ray.__version__} could not join the cluster at {address} ({str(error).strip()})",

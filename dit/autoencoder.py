@@ -22,6 +22,7 @@ from dit.files import translate_full_disk
 from dit.formats.autoencoder_digests import config_sha256, further_digests
 from dit.formats.diffusers_files import WEIGHTS, find_weights, look_for_weights
 from dit.formats.weights import check_finite
+from dit.hub import fetch_snapshot, split_revision
 from raydit.errors import InvalidInput, NotFound
 
 VAE = "vae"
@@ -81,16 +82,15 @@ def images_to_uint8(images: Tensor) -> Tensor:
 def locate_autoencoder(id: str, *, download: bool = True) -> Path:
     """Return the local folder of a diffusers autoencoder, given a path or a hub id; of a pipeline, its vae/ folder.
 
-    The files of a hub id come from the cache, or are downloaded if `download`. Raises NotFound if there is neither.
+    A hub id may name a version, OWNER/NAME@REVISION; a folder of that name comes first. The files of a hub id come
+    from the cache, or are downloaded if `download`. Raises NotFound if there is neither.
     """
     if Path(id).is_dir():
         return _vae_of(Path(id))
-    from huggingface_hub import snapshot_download
-
     files = ["config.json", f"{WEIGHTS}.*", f"{WEIGHTS}-*"]
     patterns = [*files, "model_index.json", *(f"{VAE}/{name}" for name in files)]
     try:
-        return _vae_of(Path(snapshot_download(id, allow_patterns=patterns, local_files_only=not download)))
+        return _vae_of(fetch_snapshot(id, patterns, download=download))
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise NotFound(
@@ -117,7 +117,7 @@ def record_autoencoder(id: str, latent_channels: int) -> dict[str, Any]:
         described = {"id": str(folder) if Path(id).is_dir() else id, **describe_autoencoder(folder)}
         described |= further_digests(folder)
         check_autoencoder(folder)
-    elif id in STABLE_DIFFUSION:
+    elif split_revision(id)[0] in STABLE_DIFFUSION:
         unscaled = {"latents_mean": [0.0] * 4, "latents_std": [1 / 0.18215] * 4}
         described = {"id": id, "class": "AutoencoderKL", "sha256": None, "latent_channels": 4, "downsample": 8}
         described |= unscaled
@@ -138,10 +138,8 @@ def record_autoencoder(id: str, latent_channels: int) -> dict[str, Any]:
 
 def _cached(id: str) -> Path | None:
     """Return the cached folder of a hub id, if it contains config and weights, or None."""
-    from huggingface_hub import snapshot_download
-
     try:
-        folder = _vae_of(Path(snapshot_download(id, local_files_only=True)))
+        folder = _vae_of(fetch_snapshot(id, download=False))
     except Exception:  # huggingface_hub raises different errors for invalid ids and for ids that are not cached
         return None
     return folder if (folder / "config.json").is_file() and any(folder.glob(f"{WEIGHTS}*")) else None

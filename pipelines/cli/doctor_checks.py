@@ -14,6 +14,7 @@ from cluster.doctor import (
     check_devices,
     check_head_clock,
     check_packages,
+    check_ports,
     check_python,
     check_ray,
     check_storage,
@@ -57,6 +58,7 @@ def all_checks(address: str | None, output: str) -> Iterator[Check]:
     yield check_tracking_store()
     yield check_aliases()
     yield check_token_file()
+    yield check_ports()
     ray = check_ray(address)
     yield ray
     if address and ray.ok:

@@ -60,7 +60,7 @@ class AutoencoderConfig:
     """The autoencoder: a pretrained one by `id`, or one that `[autoencoder.train]` trains on the recipe's images."""
 
     id: str | None = None
-    """Hub id or diffusers folder, such as "stabilityai/sd-vae-ft-ema"."""
+    """Diffusers folder, or hub id such as "stabilityai/sd-vae-ft-ema", with @REVISION for one version of it."""
     train: AutoencoderTrainConfig | None = None
     """Settings of the autoencoder that is trained here and kept in output/autoencoder."""
 

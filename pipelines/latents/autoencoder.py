@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import storage
+from dit.hub import pin_commit
 from pipelines.config.recipe import Recipe
 from raydit.errors import NotFound
 
@@ -20,7 +21,8 @@ class AutoencoderHandle:
     """An autoencoder by name. It may not exist on this machine, and it may not be trained yet."""
 
     id: str
-    """Hub id or folder as in the recipe; for one trained by raydit, its folder relative to the output."""
+    """Hub id (OWNER/NAME or OWNER/NAME@REVISION) or folder as in the recipe; for one trained by raydit, its folder
+    relative to the output."""
     output: str
     """Absolute path or URI of the recipe's output."""
 
@@ -43,12 +45,15 @@ class AutoencoderHandle:
         return Path(storage.fetch_folder(folder))
 
     def with_absolute_paths(self) -> "AutoencoderHandle":
-        """Return the same autoencoder for workers, which run in other working directories."""
-        return (
-            replace(self, id=str(Path(self.id).absolute()))
-            if self.id != TRAINED_AUTOENCODER and Path(self.id).is_dir()
-            else self
-        )
+        """Return the same autoencoder for workers, which run in other working directories.
+
+        One of the hub is pinned to the commit that this process has found, because others may push to it meanwhile.
+        """
+        if self.id == TRAINED_AUTOENCODER:
+            return self
+        if Path(self.id).is_dir():
+            return replace(self, id=str(Path(self.id).absolute()))
+        return replace(self, id=pin_commit(self.id, self.folder()))
 
     def explain_folder(self) -> str:
         """Return one line if the weights are in a folder of what the id names, as in a pipeline; else an empty text."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from dit import autoencoder_size
 from dit.autoencoder_size import AutoencoderSize
 from dit.config import TIMESTEP_FREQUENCIES, DiTConfig, UViTConfig
+from dit.hub import split_revision
 from dit.schedule import TrainingConfig
 from pipelines.config.model import AbsentModel
 from pipelines.config.recipe import AutoencoderConfig, Recipe
@@ -65,7 +66,7 @@ def autoencoder_config(autoencoder: AutoencoderConfig) -> dict[str, Any]:
             latent_channels=train.latent_channels, downsample=train.downsample, width=train.width
         )
     assert id is not None, "a recipe has an autoencoder's id, or settings to train one"
-    if id in autoencoder_size.STABLE_DIFFUSION:
+    if split_revision(id)[0] in autoencoder_size.STABLE_DIFFUSION:
         return autoencoder_size.STABLE_DIFFUSION_CONFIG
     if (Path(id) / "config.json").is_file():
         return autoencoder_size.read_config(Path(id))

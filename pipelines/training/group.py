@@ -17,6 +17,7 @@ from pipelines.config.training import ElasticWorkersConfig
 from pipelines.console import first_line
 from pipelines.stage import JobContext
 from pipelines.training.messages import POLL_SECONDS, InLoop, Message, Notice, Report, Saved, receive_messages
+from pipelines.training.rendezvous import local_torch_config
 from pipelines.training.worker import Worker
 from raydit.errors import RayditError, WorkersDied
 
@@ -75,11 +76,17 @@ def run_workers(
             restarts = 0
         on_message(message)
 
-    with signals.stop_on_signal(request), receive_messages(receive) as mailbox, stop.watching(mailbox):
+    with (
+        signals.stop_on_signal(request),
+        local_torch_config(workers) as torch_config,
+        receive_messages(receive) as mailbox,
+        stop.watching(mailbox),
+    ):
         while True:
             stop.in_loop = False
             trainer = _trainer_class()(
                 _run_worker,
+                torch_config=torch_config,
                 train_loop_config={"function": function, "settings": settings, "workers": workers, "mailbox": mailbox},
                 scaling_config=_scaling_config(workers),
                 run_config=_run_config(stage, ray_folder),

@@ -73,7 +73,14 @@ POD = fields(
     serviceAccountName=STRING,
     automountServiceAccountToken=BOOLEAN,
     terminationGracePeriodSeconds=INTEGER,
-    securityContext=fields(runAsNonRoot=BOOLEAN, runAsUser=INTEGER, runAsGroup=INTEGER, fsGroup=INTEGER),
+    restartPolicy={"enum": ["Always", "OnFailure", "Never"]},
+    securityContext=fields(
+        runAsNonRoot=BOOLEAN,
+        runAsUser=INTEGER,
+        runAsGroup=INTEGER,
+        fsGroup=INTEGER,
+        seccompProfile=fields("type", type={"enum": ["RuntimeDefault", "Localhost", "Unconfined"]}),
+    ),
 )
 POD_TEMPLATE = fields("spec", metadata=METADATA, spec=POD)
 GROUP = {"template": POD_TEMPLATE, "rayStartParams": STRINGS, "resources": STRINGS, "labels": STRINGS}
@@ -198,6 +205,11 @@ COMPOSE = {
                 ports=several(STRING),
                 volumes=several(STRING),
                 cap_drop=several(STRING),
+                cap_add=several(STRING),
+                read_only=BOOLEAN,
+                tmpfs=several(STRING),
+                network_mode=STRING,
+                entrypoint=several(STRING),
                 security_opt=several(STRING),
                 depends_on={"type": "object", "additionalProperties": fields("condition", condition=WAITED_FOR)},
                 healthcheck=fields(

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 import urllib.request
 from pathlib import Path
 
@@ -27,8 +28,9 @@ def load(name):
     return yaml.safe_load((DEPLOY / name).read_text())
 
 
-RAY_UP, COMPOSE_FILE, JOB = load("ray-up.aws.yaml"), load("compose.yaml"), load("rayjob.yaml")
+RAY_UP, COMPOSE_FILE = load("ray-up.aws.yaml"), load("compose.yaml")
 CLUSTER, POLICY = yaml.safe_load_all((DEPLOY / "raycluster.yaml").read_text())
+JOB_POLICY, JOB = yaml.safe_load_all((DEPLOY / "rayjob.yaml").read_text())
 PODS = [CLUSTER["spec"]["headGroupSpec"], *CLUSTER["spec"]["workerGroupSpecs"]]
 SERVICES = COMPOSE_FILE["services"]
 
@@ -43,10 +45,11 @@ def ray_schema():
         (RAY_UP, ray_schema()),
         (CLUSTER, RAY_CLUSTER),
         (POLICY, NETWORK_POLICY),
+        (JOB_POLICY, NETWORK_POLICY),
         (JOB, RAY_JOB),
         (COMPOSE_FILE, COMPOSE),
     ],
-    ids=["ray-up", "RayCluster", "NetworkPolicy", "RayJob", "compose"],
+    ids=["ray-up", "RayCluster", "NetworkPolicy", "NetworkPolicy of the job", "RayJob", "compose"],
 )
 def test_every_field_is_known_and_of_its_type(content, schema):
     jsonschema.Draft7Validator.check_schema(schema)
@@ -77,12 +80,29 @@ def test_images_and_ray_are_those_of_this_version():
     text = "".join(path.read_text() for path in FILES)
     assert set(re.findall(r"raydit:([\w.]+)", text)) == {VERSION}
     assert CLUSTER["spec"]["rayVersion"] == RAY_VERSION
-    images = [service["image"] for service in SERVICES.values()] + re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
-    assert all(re.search(r":[\w.-]*\d[\w.-]*$", image) and "latest" not in image for image in images)
 
 
-def test_the_job_has_the_same_cluster_as_raycluster_yaml():
+def test_every_image_is_built_here_or_has_a_place_for_its_digest():
+    """No digest is written here: none was looked up where it could be compared with the publisher's."""
+    base = re.search(r"^ARG PYTHON_IMAGE=(\S+)\nFROM \$\{PYTHON_IMAGE\}$", DOCKERFILE, re.MULTILINE)[1]
+    assert SERVICES["ray-head"]["build"]["args"] == {"PYTHON_IMAGE": f"${{PYTHON_IMAGE:-{base}}}"}
+    example = (DEPLOY / "env.example").read_text()
+    assert f"# PYTHON_IMAGE={base}@sha256:DIGEST" in example
+    for service in SERVICES.values():
+        if service["image"] != f"raydit:{VERSION}":  # built by ray-head
+            name, default = re.fullmatch(r"\$\{(\w+):-(\S+)\}", service["image"]).groups()
+            assert re.search(r":\S*\d", default) and f"# {name}={default}@sha256:DIGEST" in example
+    pods = [pod["template"]["spec"] for pod in PODS] + [JOB["spec"]["submitterPodTemplate"]["spec"]]
+    pushed = {container["image"] for pod in pods for container in pod["containers"]} | {RAY_UP["docker"]["image"]}
+    assert pushed == {f"REGISTRY/raydit:{VERSION}@sha256:DIGEST"}
+
+
+def test_the_job_has_the_same_cluster_and_network_policy_as_raycluster_yaml():
     assert JOB["spec"]["rayClusterSpec"] == CLUSTER["spec"]
+    assert JOB_POLICY["spec"] == POLICY["spec"]
+    assert JOB_POLICY["metadata"]["namespace"] == JOB["metadata"]["namespace"]
+    # `kubectl create` of a fixed name would fail the second time.
+    assert set(JOB_POLICY["metadata"]) & {"name", "generateName"} == {"generateName"}
 
 
 def test_the_command_of_the_job_is_a_raydit_command_on_a_recipe_of_the_image():
@@ -119,12 +139,59 @@ def test_every_pod_has_probes_shared_storage_and_tracking_and_is_not_root():
         spec = pod["template"]["spec"]
         (container,) = spec["containers"]
         assert container["readinessProbe"] and container["livenessProbe"]
-        assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] == 1000
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert spec["securityContext"]["runAsUser"] == 1000
         assert {volume["name"] for volume in spec["volumes"]} >= {mount["name"] for mount in container["volumeMounts"]}
         assert "MLFLOW_TRACKING_URI" in {variable["name"] for variable in container["env"]}
         assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
         assert POLICY["spec"]["podSelector"]["matchLabels"].items() <= pod["template"]["metadata"]["labels"].items()
+
+
+def test_every_container_has_no_more_privileges_than_it_needs():
+    dropped = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    for pod in [*PODS, {"template": JOB["spec"]["submitterPodTemplate"]}]:
+        spec = pod["template"]["spec"]
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert [container["securityContext"] for container in spec["containers"]] == [dropped]
+        # The head's autoscaler asks Kubernetes for pods; nothing else has a token of Kubernetes.
+        assert pod is PODS[0] or spec["automountServiceAccountToken"] is False
+    assert CLUSTER["spec"]["autoscalerOptions"]["securityContext"] == dropped
+    for name, service in SERVICES.items():
+        assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
+        assert service.get("cap_add", []) == (["CHOWN"] if name == "owner" else [])
+        assert "privileged" not in service and (service.get("user") != "0:0" or service["network_mode"] == "none")
+        for mount in service.get("volumes", []):
+            assert not mount.startswith(".") or mount.endswith(":ro"), "a file of this folder is not written to"
+    assert {"--cap-drop=ALL", "--security-opt=no-new-privileges:true"} <= set(RAY_UP["docker"]["run_options"])
+
+
+def test_containers_in_which_jobs_run_hold_no_administrators_keys():
+    def secrets_of(name):
+        return set(re.findall(r"\$\{(\w+):\?", json.dumps(SERVICES[name])))
+
+    for name in ("ray-head", "ray-worker"):
+        assert secrets_of(name) == {"RAY_AUTH_TOKEN", "S3_PASSWORD", "MLFLOW_PASSWORD"}
+    holders = {name: secrets_of(name) & {"S3_ROOT_PASSWORD", "MLFLOW_ADMIN_PASSWORD"} for name in SERVICES}
+    assert {name: keys for name, keys in holders.items() if keys} == {
+        "s3": {"S3_ROOT_PASSWORD"},
+        "bucket": {"S3_ROOT_PASSWORD"},
+        "mlflow": {"MLFLOW_ADMIN_PASSWORD"},
+        "mlflow-user": {"MLFLOW_ADMIN_PASSWORD"},
+    }
+    users = {SERVICES["s3"]["environment"]["MINIO_ROOT_USER"], SERVICES["ray-head"]["environment"]["AWS_ACCESS_KEY_ID"]}
+    assert users == {"root", "raydit"}
+    policy = json.loads((DEPLOY / "minio-policy.json").read_text())
+    resources = {resource for statement in policy["Statement"] for resource in statement["Resource"]}
+    assert resources == {"arn:aws:s3:::raydit", "arn:aws:s3:::raydit/*"}
+    assert not [action for statement in policy["Statement"] for action in statement["Action"] if "*" in action]
+
+
+def test_no_secret_is_in_a_command_line():
+    for name, service in SERVICES.items():
+        words = [*service["command"], *service.get("entrypoint", [])] if "command" in service else service["entrypoint"]
+        assert not any("$" in word for word in words), name
+    options = " ".join(RAY_UP["docker"]["run_options"])
+    assert not re.search(r"--env \w*(PASSWORD|SECRET|TOKEN|KEY)=", options)
 
 
 def test_a_token_is_required_everywhere():
@@ -154,7 +221,8 @@ def test_no_secret_is_written_in_any_file():
     for service in SERVICES.values():
         for name, value in service.get("environment", {}).items():
             if re.search(r"PASSWORD|SECRET|_TOKEN$", name):
-                assert re.fullmatch(r"\$\{\w+:\?.+\}", value), name
+                assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), name
+            assert not re.search(r"://[^/@:]*:(?!\$\{|\d)", value), name
     lines = (DEPLOY / "env.example").read_text().splitlines()
     assert all(line.startswith("#") or line.endswith("=") or not line for line in lines)
     needed = {name for service in SERVICES.values() for name in re.findall(r"\$\{(\w+):\?", json.dumps(service))}
@@ -174,10 +242,10 @@ def instructions():
 def test_the_dockerfile_is_pinned_small_and_not_root():
     steps = instructions()
     names = [name for name, _ in steps]
-    assert names[0] == "FROM" and names.count("FROM") == 1
+    assert names[:2] == ["ARG", "FROM"] and (names.count("ARG"), names.count("FROM")) == (1, 1)
     assert [argument for name, argument in steps if name == "USER"] == ["raydit"]
     assert "RUN" not in names[names.index("USER") :]
-    assert not {"ADD", "ARG"} & set(names)
+    assert "ADD" not in names
     for name, argument in steps:
         if name in ("ENV", "COPY"):
             assert not re.search(r"PASSWORD|SECRET|TOKEN=|ACCESS_KEY|auth_token|\.env\b", argument)
@@ -188,6 +256,15 @@ def test_the_dockerfile_is_pinned_small_and_not_root():
             assert all(
                 "==" in requirement for requirement in re.findall(r'"([\w-]+[^" ]*)"', argument.split("pip", 1)[1])
             )
+            # Without it, pip would fetch a back end of any version.
+            assert "--no-build-isolation" in argument or not re.search(r"pip install.* \. ", argument)
+
+
+def test_what_builds_raydit_is_pinned_as_everything_else():
+    pins = set(re.findall(r"^[\w.-]+==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    named = {requirement for _, argument in instructions() for requirement in re.findall(r'"([\w-]+==\S+)"', argument)}
+    assert requires and set(requires) <= named <= pins
 
 
 def test_the_image_sets_the_same_malloc_options_as_a_local_ray():
@@ -210,8 +287,10 @@ def test_services_wait_only_for_services_that_report_readiness():
                 assert SERVICES[other]["healthcheck"]
             else:
                 assert "restart" not in SERVICES[other], "a service whose end is waited for must not restart"
-    users = {mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", [])}
-    assert users == set(COMPOSE_FILE["volumes"])
+    mounts = {mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", [])}
+    files = {mount for mount in mounts if mount.startswith("./")}
+    assert mounts - files == set(COMPOSE_FILE["volumes"])
+    assert all((DEPLOY / file).is_file() for file in files)
 
 
 def test_probes_answer_without_a_token_and_nothing_else_does(ray_head):

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @click.option(
     "--autoencoder",
     type=click.Path(),
-    help="Hub id or folder of the autoencoder; default: the pipeline's own, else stabilityai/sd-vae-ft-ema.",
+    help="Folder of the autoencoder, or hub id (OWNER/NAME or OWNER/NAME@REVISION); default: the pipeline's own, else "
+    "stabilityai/sd-vae-ft-ema.",
 )
 @click.option(
     "--objective",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from dit.hub import REVISION
 from pipelines.images.card import INFOS, README, class_names_in, read_card
 from pipelines.images.decoding import is_image
 from pipelines.images.files import Files, ImagesPath
@@ -180,7 +181,7 @@ def _compile_glob(pattern: str) -> re.Pattern:
 
 def is_hub_id(path: str) -> bool:
     """Return whether a path has the form OWNER/NAME or OWNER/NAME@REVISION."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", path) is not None
+    return re.fullmatch(rf"[\w-][\w.-]*/[\w.-]+(@{REVISION})?", path) is not None
 
 
 def open_hub(config: "ImagesConfig") -> ColumnSource | WebDatasetSource:

@@ -10,7 +10,8 @@ from cluster.doctor import Check
 from pipelines.cli import doctor_checks
 from pipelines.cli import main as cli
 
-NAMES = ["python", *doctor_checks.PACKAGES, "devices", "storage", "weights", "tracking", "aliases", "auth", "ray"]
+NAMES = ["python", *doctor_checks.PACKAGES, "devices", "storage", "weights"]
+NAMES += ["tracking", "aliases", "auth", "ports", "ray"]
 
 
 @pytest.fixture(autouse=True)

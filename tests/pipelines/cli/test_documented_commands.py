@@ -10,7 +10,10 @@ import pytest
 from pipelines.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[3]
-DOCUMENTS = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "cluster" / "deploy").glob("*.yaml"))]
+DOCUMENTS = [
+    *(ROOT / "README.md", ROOT / "cluster" / "README.md", ROOT / "docs" / "explanation" / "security.md"),
+    *sorted((ROOT / "cluster" / "deploy").glob("*.yaml")),
+]
 COMMANDS = {
     ".md": re.compile(r"(?:^ {4,}|`)(?:\.venv/bin/)?raydit ([^`\n]+)", re.MULTILINE),
     ".yaml": re.compile(r"^ *entrypoint: raydit (.+)", re.MULTILINE),
@@ -55,3 +58,11 @@ def test_commands_are_found_in_every_kind_of_document():
 def test_a_command_that_would_be_refused_is_noticed(line):
     with pytest.raises(click.UsageError):
         parse(shlex.split(line))
+
+
+def test_the_page_on_security_names_only_files_that_exist():
+    page = ROOT / "docs" / "explanation" / "security.md"
+    named = re.findall(r"`((?:cluster|dit|pipelines|evaluation|raydit|deploy)/[\w./-]+)`", page.read_text())
+    linked = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", page.read_text())]
+    assert named and all((ROOT / name).exists() or (ROOT / "cluster" / name).exists() for name in named)
+    assert linked and all((page.parent / link).resolve().is_file() for link in linked)

@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from browser import CHROMIUM, Browser
 from mlflow import MlflowClient
@@ -19,6 +20,7 @@ from mlflow_server import free_port, is_healthy, wait_until
 from tiny import tiny_recipe
 
 from cluster import storage
+from cluster.listeners import listeners_below
 from dit.checkpoint import step_name
 from pipelines.cli import mlflow_ui
 from pipelines.config.reader import load_recipe
@@ -174,6 +176,12 @@ def test_the_registered_model_shows_its_alias_and_what_it_scored(page, served, t
     page.wait_for("eval/fd_efficientnet_lite0_", f"N={told.evaluate.num_samples}, ", f"Step {told.train.steps:,} of the recipe")
     page.wait_until(page.has_picture, "expected the samples in the description")
     kept("checkpoint")
+
+
+def test_the_ui_listens_on_loopback_only(served):
+    """It asks nobody for a password."""
+    assert is_healthy(served.address)
+    assert listeners_below(psutil.Process(served.process.pid)) == []
 
 
 def test_a_ui_that_runs_is_found_and_another_stores_is_left_alone(served, tmp_path, capsys, monkeypatch):
