@@ -173,7 +173,9 @@ def test_the_registered_model_shows_its_alias_and_what_it_scored(page, served, t
         MlflowClient(told.tracking.uri).get_experiment_by_name(told.name).experiment_id,
     )
     page.open(f"{served.address}/#/experiments/{experiment}/models/{model}?{CLASSICAL}")
-    page.wait_for("eval/fd_efficientnet_lite0_", f"N={told.evaluate.num_samples}, ", f"Step {told.train.steps:,} of the recipe")
+    page.wait_for(
+        "eval/fd_efficientnet_lite0_", f"N={told.evaluate.num_samples}, ", f"Step {told.train.steps:,} of the recipe"
+    )
     page.wait_until(page.has_picture, "expected the samples in the description")
     kept("checkpoint")
 
