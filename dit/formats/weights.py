@@ -90,7 +90,7 @@ def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], h
 def load_finite(file: Path, device: str | torch.device) -> dict[str, Tensor]:
     """Load a safetensors file to a device.
 
-    Raises InvalidInput if it is a Git LFS pointer, or, naming the first tensor, if one is not finite.
+    Raises InvalidInput if it is a Git LFS pointer or no regular file, or, naming the tensor, if one is not finite.
     """
     refuse_lfs_pointer_file(file, "the weights")
     weights = load_file(file, device=str(device))

@@ -40,6 +40,7 @@ class ArrowSource(ColumnSource):
 
     def _open(self, name: str) -> pa.NativeFile:
         # Memory-mapped, so that a listing reads lengths and labels but no pixels.
+        self.files.refuse_special(name)
         return pa.memory_map(self.files.path(name)) if self.files.is_local else self.files.open(name)
 
     def _read_schema(self, file: pa.NativeFile, name: str) -> pa.Schema:

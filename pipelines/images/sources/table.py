@@ -187,7 +187,7 @@ class TableSource:
         import pyarrow.json
         import pyarrow.parquet
 
-        content = self.files.read(self.table)
+        content = self.files.read_named(self.table)
         refuse_lfs_pointer(content, f"images.path: {where}", "the table")
         try:
             if self.table.endswith(".parquet"):
