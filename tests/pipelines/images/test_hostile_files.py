@@ -7,6 +7,7 @@ than reading the files.
 import os
 import re
 import socket
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,8 +48,8 @@ def outcomes(tmp_path_factory):
 
 def sparse(path: Path, num_bytes: int) -> Path:
     """A file that takes no room on the disk, however long it is."""
-    with open(path, "wb") as file:
-        file.truncate(num_bytes)
+    path.touch()
+    os.truncate(path, num_bytes)
     return path
 
 
@@ -161,6 +162,81 @@ for _index, _content in enumerate([b"[" * 100_000, b"[]", b'{"splits": 5}', b'{"
     case(f"no splits {_index}", "refused: InvalidInput: images.path: .*dataset_dict.json: found no ")(
         lambda folder, content=_content: write(folder / "dataset_dict.json", content).parent
     )
+
+
+# Tar shards
+
+
+def header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
+    """A header with any bytes for a length, and the right checksum."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    block[124:136], block[156:157], block[148:156] = size.ljust(12, b"\0"), kind, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 512)
+
+
+def pax(record: bytes) -> bytes:
+    """A pax record before an image."""
+    image = header("0.png", b"%o" % len(PNG)) + padded(PNG)
+    return header("x", b"%o" % len(record), b"x") + padded(record) + image + bytes(1024)
+
+
+TAR = r"refused: InvalidInput: images.path: .*x.tar: found {}.*, expected a complete archive"
+for _name, _content, _found in (
+    ("a negative length", header("0.png", b"-1000"), "the length b'-1000"),
+    ("a negative binary length", header("0.png", b"\xff" * 12), "a file of .* bytes at byte 512, where 0 follow"),
+    ("a binary length of exabytes", header("0.png", b"\x80" + b"\xff" * 11), "a file of .* where 0 follow"),
+    ("a length with a prefix", header("0.png", b"0o17"), "the length b'0o17"),
+    ("a length beyond the end", header("0.png", b"77777777777") + PNG, "a file of 8,589,934,591 bytes at byte 512"),
+    ("a name of 10 GB", header("x", b"\x80" + (10**10).to_bytes(11, "big"), b"L"), "a file of 10,000,000,000 bytes"),
+    ("a record of length 0", pax(b"0 path=a.png\n"), "a record without a length at byte 512"),
+    ("a record of negative length", pax(b"-9 path=a.png\n"), "a record without a length at byte 512"),
+    ("a record longer than itself", pax(b"99999 path=a.png\n"), "a record without a length at byte 512"),
+    ("a pax length of -1", pax(b"11 size=-1\n"), "the length b'-1' at byte 512"),
+    ("a pax length of 5,000 digits", pax(b"5010 size=" + b"9" * 4999 + b"\n"), "the length b'9+' at byte 512"),
+    ("a pax length beyond the end", pax(b"22 size=9999999999999\n"), "a file of 9,999,999,999,999 bytes"),
+):
+
+    @case(f"a tar with {_name}", TAR.format(_found))
+    def _(folder, content=_content):
+        return write(folder / "x.tar", content)
+
+
+@case("a tar with a long name in a sparse file", TAR.format("a name or record of 8,000,000,000 bytes at byte 512"))
+def _(folder):
+    write(folder / "x.tar", header("x", b"\x80" + (8 * 10**9).to_bytes(11, "big"), b"L"))
+    return sparse(folder / "x.tar", 10**10)
+
+
+@case("a tar with an image of 5 GB", "read: 1 images, .*FileTooLarge: the file: found 5,000,000,000 bytes")
+def _(folder):
+    write(folder / "x.tar", header("0.png", b"\x80" + (5 * 10**9).to_bytes(11, "big")))
+    return sparse(folder / "x.tar", 10**10)
+
+
+for _kind in ("cls", "json"):
+
+    @case(
+        f"a tar with a .{_kind} of 5 GB", f"refused: FileTooLarge: images.path: .*0.{_kind}: found 5,000,000,000 bytes"
+    )
+    def _(folder, kind=_kind):
+        large = header(f"0.{kind}", b"\x80" + (5 * 10**9).to_bytes(11, "big"))
+        write(folder / "x.tar", header("0.png", b"%o" % len(PNG)) + padded(PNG) + large)
+        return sparse(folder / "x.tar", 10**10)
+
+
+@case("a tar with deep JSON", "refused: InvalidInput: images.path: .*x.tar, sample 0: found .* in its .json")
+def _(folder):
+    return write_tar(folder / "x.tar", {"0.png": PNG, "0.json": b"[" * 100_000})
+
+
+@case("a tar with many pax records", "read: 1 images, quarantined \\[\\]$")
+def _(folder):
+    return write(folder / "x.tar", pax(b"5 a=\n" * 300_000))
 
 
 @pytest.mark.parametrize("name", CASES)
