@@ -4,13 +4,16 @@ All of them are read in one process with bounded memory and time (`hostile`), be
 than reading the files.
 """
 
+import io
 import os
 import re
 import socket
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -237,6 +240,115 @@ def _(folder):
 @case("a tar with many pax records", "read: 1 images, quarantined \\[\\]$")
 def _(folder):
     return write(folder / "x.tar", pax(b"5 a=\n" * 300_000))
+
+
+# Parquet, Arrow, text tables and .npz
+
+
+def parquet(folder: Path, table: pa.Table, **options) -> Path:
+    pq.write_table(table, folder / "x.parquet", **options)
+    return folder / "x.parquet"
+
+
+def repeated(values: list, count: int) -> pa.Array:
+    """A column of equal values, which a file holds once."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array(values))
+
+
+@case("20 million empty rows", "refused: InvalidInput: images.path: .*found 20,000,000 rows in .* at most 1,000,000")
+def _(folder):
+    return parquet(folder, pa.table({"image": pa.nulls(20_000_000, pa.binary())}), compression="zstd")
+
+
+@case("a label of 2 MB in 100,000 rows", "refused: InvalidInput: .*column label: found texts of 200,000,000,000 bytes")
+def _(folder):
+    table = pa.table({"image": pa.nulls(100_000, pa.binary()), "label": repeated(["x" * 2_000_000], 100_000)})
+    return parquet(folder, table, store_schema=False)
+
+
+@case("an image of 8 MB in 300 rows", r"read: 300 images, quarantined \[.UnidentifiedImageError.*8,000,000 bytes")
+def _(folder):
+    return parquet(folder, pa.table({"image": repeated([b"x" * 8_000_000], 300)}), store_schema=False)
+
+
+@case(
+    "a table with a name of 2 MB in 100,000 rows", "refused: InvalidInput: .*column file_name: found texts of 200,000,"
+)
+def _(folder):
+    table = pa.table({"file_name": repeated(["x" * 2_000_000], 100_000), "label": ["a"] * 100_000})
+    pq.write_table(table, folder / "metadata.parquet", store_schema=False)
+
+
+@case("Parquet with broken pages", "refused: InvalidInput: images.path: .*found no readable Parquet")
+def _(folder):
+    path = parquet(folder, pa.table({"image": [PNG] * 9}), compression="snappy")
+    data = bytearray(path.read_bytes())
+    data[4:44] = b"\xa5" * 40
+    return write(path, bytes(data))
+
+
+def arrow(folder: Path, image: pa.Array) -> None:
+    batch = pa.record_batch({"image": image})
+    with pa.ipc.new_stream(folder / "data.arrow", batch.schema) as stream:
+        stream.write_batch(batch)
+    write(folder / "state.json", b'{"_data_files": [{"filename": "data.arrow"}]}')
+
+
+@case("Arrow offsets out of the file", "refused: InvalidInput: images.path: .*found no readable Arrow stream .*ffset")
+def _(folder):
+    offsets = np.array([0, 5, 2, 5], np.int32)
+    arrow(folder, pa.Array.from_buffers(pa.binary(), 3, [None, pa.py_buffer(offsets), pa.py_buffer(b"12345")]))
+    data = (folder / "data.arrow").read_bytes()
+    write(folder / "data.arrow", data.replace(offsets.tobytes(), np.array([0, 2**30, 2**30, 5], np.int32).tobytes()))
+
+
+@case("Arrow rows without bytes", "refused: InvalidInput: images.path: .*found 2,147,483,647 rows in")
+def _(folder):
+    arrow(folder, pa.Array.from_buffers(pa.binary(0), 2**31 - 1, [None, pa.py_buffer(b"")]))
+
+
+@case(
+    "JSON Lines nested deeply", "refused: InvalidInput: images.path: .*x.jsonl: found values nested more than 64 deep"
+)
+def _(folder):
+    return write(folder / "x.jsonl", b'{"file_name": "a.png", "label": ' + b"[\n" * 100_000 + b"]" * 100_000 + b"}\n")
+
+
+@case("JSON Lines with a field for each line", "refused: InvalidInput: images.path: .*: found up to 900,030,000 cells")
+def _(folder):
+    return write(folder / "x.jsonl", "".join(f'{{"k{index}": 1}}\n' for index in range(30_000)).encode())
+
+
+@case(
+    "a table with a line of 200 kB", "refused: InvalidInput: images.path: .*x.csv: found no readable table .field lar"
+)
+def _(folder):
+    return write(folder / "x.csv", b'"' + b"a" * 200_000 + b'",label\n1,2\n')
+
+
+def npy(shape: tuple, dtype: str = "|u1", data: bytes = b"") -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue() + data
+
+
+PIXEL = npy((1, 1, 1, 3), data=b"abc")
+LARGEST = (2**31 - 1).to_bytes(4, "little")
+for _name, _arrays, _found in (
+    ("more images than bytes", {"arr_0": npy((2**40, 64, 64, 3))}, "an array of 13,510,798,882,111,6.. bytes in arr_0"),
+    ("images without pixels", {"arr_0": npy((2**40, 0, 0, 3))}, "arr_0 of uint8 .1099511627776, 0, 0, 3"),
+    ("more labels than bytes", {"arr_0": PIXEL, "arr_1": npy((2**40,), "<i8")}, "an array of 8,796,093,022,336 bytes"),
+    ("a label of 2 billion", {"arr_0": PIXEL, "arr_1": npy((1,), "<i4", LARGEST)}, "labels of int32"),
+    ("pickled labels", {"arr_0": PIXEL, "arr_1": npy((1,), "|O", b"12345678")}, "no readable .npz"),
+    ("no array", {"arr_0": b"abc"}, "no readable .npz file"),
+):
+
+    @case(f"an .npz with {_name}", f"refused: InvalidInput: images.path: .*found {_found}")
+    def _(folder, arrays=_arrays):
+        with zipfile.ZipFile(folder / "x.npz", "w") as archive:
+            for name, data in arrays.items():
+                archive.writestr(f"{name}.npy", data)
+        return folder / "x.npz"
 
 
 @pytest.mark.parametrize("name", CASES)
