@@ -167,6 +167,10 @@ for _index, _content in enumerate([b"[" * 100_000, b"[]", b'{"splits": 5}', b'{"
     )
 
 
+case("a split of 80,000 letters", "refused: InvalidInput: path: found .* of 8.,... characters, expected at most 8,192")(
+    lambda folder: write(folder / "dataset_dict.json", b'{"splits": ["' + b"a" * 80_000 + b'"]}').parent
+)
+
 # Tar shards
 
 
