@@ -8,8 +8,10 @@ import io
 import os
 import re
 import socket
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from hostile import read_all
 from pictures import encoded, square, write, write_tar
+from PIL import Image
 
 PNG = encoded(square(7))
 CASES: dict[str, tuple[Callable[[Path], Path | None], str]] = {}
@@ -110,6 +113,55 @@ for _name in ("README.md", "dataset_infos.json"):
     def _(folder, name=_name):
         pq.write_table(pa.table({"image": [PNG], "kind": ["a"]}), write(folder / "data" / "x.parquet", b""))
         os.mkfifo(folder / name)
+
+
+# Images
+
+
+def palette_png(side: int) -> bytes:
+    """A square of one bit a pixel, all of it transparent, in a few kilobytes."""
+    chunks = [
+        b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 3, 0, 0, 0),
+        b"PLTE\x01\x02\x03\x04\x05\x06",
+        b"tRNS\x00",
+    ]
+    chunks += [b"IDAT" + zlib.compress(bytes(side * (1 + -(-side // 8)))), b"IEND"]
+    framed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+@case("the largest square with a palette and transparency", r"read: 1 images, quarantined \[\]$")
+def _(folder):
+    write(folder / "a.png", palette_png(13_300))
+
+
+@case(
+    "a larger square", r"read: 1 images, .*DecompressionBombError: Image size .196000000 pixels. exceeds limit of 17895"
+)
+def _(folder):
+    write(folder / "a.png", palette_png(14_000))
+
+
+@case("a JPEG of 5,000 empty scans", "read: 1 images, .*ValueError: found 5,... scans of 16,000,000 pixels, expected")
+def _(folder):
+    data = encoded(Image.new("L", (4000, 4000)), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    write(folder / "a.jpg", data[:-2] + last * 5000 + b"\xff\xd9")
+
+
+@case("a PNM of a million comments", "read: 1 images, .*ValueError: found 1,000,000 comments, expected at most 1,000")
+def _(folder):
+    write(folder / "a.ppm", b"P3 1000 1000 255\n" + b"# a\n" * 1_000_000 + b"1 " * 3_000_000)
+
+
+@case(
+    "text of 100 MB in a PNG",
+    r"read: 1 images, quarantined \[.ValueError: Decompressed data too large for PngImagePlug",
+)
+def _(folder):
+    text = b"zTXta\0\0" + zlib.compress(bytes(10**8))
+    framed = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    write(folder / "a.png", PNG[:33] + framed + PNG[33:])
 
 
 # Cards
@@ -270,9 +322,9 @@ def _(folder):
     return parquet(folder, table, store_schema=False)
 
 
-@case("an image of 8 MB in 300 rows", r"read: 300 images, quarantined \[.UnidentifiedImageError.*8,000,000 bytes")
+@case("an image of 8 MB in 200 rows", r"read: 200 images, quarantined \[.UnidentifiedImageError.*8,000,000 bytes")
 def _(folder):
-    return parquet(folder, pa.table({"image": repeated([b"x" * 8_000_000], 300)}), store_schema=False)
+    return parquet(folder, pa.table({"image": repeated([b"x" * 8_000_000], 200)}), store_schema=False)
 
 
 @case(
