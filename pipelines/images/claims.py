@@ -1,5 +1,7 @@
 """What files of many images claim about their content, held against their length before anything is allocated."""
 
+import errno
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -8,12 +10,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.images.labels import class_label_columns
-from raydit.errors import InvalidInput, RayditError
+from raydit.errors import InvalidInput, NotFound, RayditError
 
 FREE_ROWS = 1_000_000
 """Rows that a file may have however short it is: empty ones take no bytes, and equal ones hardly any."""
 FREE_BYTES = 2**28
 """Bytes that a column may decode to, however short the file is."""
+NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+"""Errors of the system that say that there is no such file, and not that the disk fails."""
 MAX_EXPANSION = 1000
 """Most bytes of a column for each byte of its file, beyond FREE_BYTES."""
 
@@ -42,36 +46,35 @@ def explain_broken(where: str, kind: str, expected: str, is_local: bool) -> Iter
     except RayditError:
         raise
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and not isinstance(error, pa.ArrowException) and (error.errno or not is_local):
+        number = getattr(error, "errno", None)
+        if number in NO_SUCH_FILE:
+            found = f"images.path: {where} cannot be opened ({os.strerror(number)})"
+            raise NotFound(found, expected, "copy it again") from error
+        if isinstance(error, OSError) and (number or not is_local):
             raise
         reason = " ".join(str(error).split())[:300]
         found = f"images.path: {where}: found no readable {kind} ({reason})"
         raise InvalidInput(found, expected, "copy it again") from error
 
 
-def check_parquet(parquet: pq.ParquetFile, columns: list[str], file_bytes: int, where: str) -> None:
-    """Raise InvalidInput if the footer of a Parquet file claims more values in some columns than its length allows.
+def check_parquet(parquet: pq.ParquetFile, file_bytes: int, where: str) -> None:
+    """Raise InvalidInput if the footer of a Parquet file claims numbers that differ, or too many bytes.
 
-    columns: dotted paths, or the columns that they begin with.
+    What the footer says of each column is not looked at: for some wrong histograms in it, pyarrow ends the process.
     """
     metadata = parquet.metadata
-    num_rows = num_values = num_bytes = 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        num_rows += _refuse_negative(group.num_rows, where)
-        for column in map(group.column, range(group.num_columns)):
-            if any(f"{column.path_in_schema}.".startswith(f"{name}.") for name in columns):
-                num_values += _refuse_negative(column.num_values, where)
-                num_bytes += _refuse_negative(column.total_uncompressed_size, where)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    num_rows = sum(_refuse_negative(group.num_rows, where) for group in groups)
+    num_bytes = sum(_refuse_negative(group.total_byte_size, where) for group in groups)
     if num_rows != metadata.num_rows:
         raise InvalidInput(
             f"images.path: {where}: found {metadata.num_rows:,} rows, and {num_rows:,} in its row groups",
             "the same number",
             "write the file again",
         )
-    if max(num_bytes, num_values) > FREE_BYTES + MAX_EXPANSION * file_bytes:
+    if num_bytes > FREE_BYTES + MAX_EXPANSION * file_bytes:
         raise InvalidInput(
-            f"images.path: {where}: found {num_values:,} values of {num_bytes:,} bytes in {file_bytes:,} bytes",
+            f"images.path: {where}: found {num_bytes:,} bytes in {file_bytes:,}",
             f"at most {MAX_EXPANSION:,} times the length of the file",
             "write the file again",
         )
@@ -96,6 +99,8 @@ def read_text(parquet: pq.ParquetFile, source: pa.NativeFile, column: str, where
     texts = encoded.read(columns=[column]).column(column)
     if not pa.types.is_dictionary(texts.type):
         return texts
+    for chunk in texts.chunks:
+        chunk.dictionary.validate(full=True)  # pyarrow reads texts that are not UTF-8, and fails later
     num_bytes, file_bytes = sum(_decoded_bytes(chunk) for chunk in texts.chunks), source.size()
     if num_bytes > max(FREE_BYTES, file_bytes):
         raise InvalidInput(
@@ -116,7 +121,7 @@ def read_parquet_columns(content: bytes, wanted: Collection[str], where: str) ->
     parquet = pq.ParquetFile(source)
     schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
     read = {*wanted, *class_label_columns(schema.metadata)} & {*schema.names}
-    check_parquet(parquet, sorted(read), len(content), where)
+    check_parquet(parquet, len(content), where)
     check_rows(num_rows, len(content), where, rows_per_byte=16)  # sequences of names compress well
     nulls = pa.nulls(num_rows)
     columns = [read_text(parquet, source, name, where) if name in read else nulls for name in schema.names]

@@ -130,7 +130,7 @@ class AdmSource:
     def _check_archive(self) -> None:
         """Raise InvalidInput unless the file is a ZIP archive, as .npz files are."""
         where = f"images.path: {self.files.path(self.name)}"
-        with self.files.open(self.name) as file:
+        with self.files.open(self.name) as file, self._explain():
             refuse_lfs_pointer(file.read_at(min(file.size(), 100), 0), where, "the .npz file")
             if not zipfile.is_zipfile(file):
                 raise InvalidInput(

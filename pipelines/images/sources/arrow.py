@@ -22,7 +22,7 @@ class ArrowSource(ColumnSource):
 
     def _list_file(self, name: str) -> FileListing:
         labels, stamps, locations, num_rows = [], [], [], 0
-        with self._open(name) as file, self._explain(name):
+        with self._explain(name), self._open(name) as file:
             schema, num_bytes, where = self._read_schema(file, name), file.size(), self.files.path(name)
             image, label = self._image_column(schema, name), self._label_column(schema, name)
             for offset, batch in self._read_batches(file, schema):

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pipelines.images.card import INFOS, README, class_names_in, explain_card, read_card
+from pipelines.images.claims import explain_broken
 from pipelines.images.decoding import is_image
 from pipelines.images.files import Files, ImagesPath
 from pipelines.images.globs import match_any
@@ -68,10 +69,17 @@ def _open_files(files: Files, config: "ImagesConfig") -> ColumnSource | WebDatas
         earlier = config.reading is not None
         chosen = pick_split(splits, config.split, files.root, earlier=earlier)[0]
         notes = describe_files(splits, [chosen], config.split)
-        files = files.subfolder(chosen)
-        names = files.list_top()[1]
+        if ".." in chosen.split("/"):
+            raise InvalidInput(f"images.split: found {chosen!r} in {files.root}", "a folder of it", "copy it again")
+        with explain_broken(f"{files.root}/{chosen}", "split", "a folder for each split", files.is_local):
+            files = files.subfolder(chosen)
+            names = files.list_top()[1]
     if SAVED in names:
         saved = [str(entry.get("filename")) for entry in _field(files, SAVED, "_data_files", dict)]
+        if outside := next((name for name in saved if os.path.isabs(name) or ".." in name.split("/")), None):
+            raise InvalidInput(
+                f"images.path: {files.path(SAVED)}: found the file {outside!r}", "files in its folder", "copy it again"
+            )
         return ArrowSource(files, config, saved, notes=notes)
     return _open_repository(files, config, files.list_all()[0])
 

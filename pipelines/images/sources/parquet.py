@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".parquet"
 MAX_BYTES_AT_ONCE = 2**28
-"""Bytes that the rows decoded at a time take at most, even if each is as long as the column of its row group."""
+"""Bytes that the rows decoded at a time take at most, even if each is as long as the entire row group."""
 MIN_ROWS_AT_ONCE, MAX_ROWS_AT_ONCE = 4, 4096
 """Fewer rows at a time take longer."""
 
@@ -44,11 +44,11 @@ class ParquetSource(ColumnSource):
     """Rows of Parquet files. A row group is read once for consecutive keys of it."""
 
     def _list_file(self, name: str) -> FileListing:
-        with self.files.open(name) as file, self._explain(name):
+        with self._explain(name), self.files.open(name) as file:
             parquet, where = self._open(file, name), self.files.path(name)
             schema, num_bytes = parquet.schema_arrow, file.size()
             image, label = self._image_column(schema, name), self._label_column(schema, name)
-            check_parquet(parquet, [image, *([label] if label else [])], num_bytes, where)
+            check_parquet(parquet, num_bytes, where)
             check_rows(parquet.metadata.num_rows, num_bytes, where)
             labels = read_text(parquet, file, label, where) if label else None
             stamps = np.full(parquet.metadata.num_rows, _stamp(file), np.int64)
@@ -98,9 +98,7 @@ class ParquetSource(ColumnSource):
         A row group is decoded a few rows at a time: equal images may be in a file only once, and fill the memory when
         all of them are decoded.
         """
-        metadata = parquet.metadata.row_group(group)
-        chunks = map(metadata.column, range(metadata.num_columns))
-        num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.startswith(column))
+        num_bytes = parquet.metadata.row_group(group).total_byte_size
         rows_at_once = min(MAX_ROWS_AT_ONCE, max(MIN_ROWS_AT_ONCE, MAX_BYTES_AT_ONCE // max(1, num_bytes)))
         batches = parquet.iter_batches(rows_at_once, row_groups=[group], columns=[column], use_threads=False)
         start, data = 0, pa.array([])

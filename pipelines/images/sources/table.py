@@ -63,7 +63,7 @@ def _names_files(files: Files, name: str) -> bool:
     try:
         with files.open(name) as file:
             schema = pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and (error.errno or not files.is_local):
             raise
         return False
@@ -199,7 +199,7 @@ class TableSource:
             if self.table.endswith(".jsonl"):
                 return read_json_lines(content if self.config.reading else as_utf8(content, where), where)
             return read_text_table(content, names, labels, "\t" if self.table.endswith(".tsv") else ",", where)
-        except (pa.ArrowException, csv.Error, OSError) as error:
+        except (pa.ArrowException, csv.Error, OSError, UnicodeDecodeError) as error:
             raise InvalidInput(
                 f"images.path: {where}: found no readable table ({' '.join(str(error).split())[:300]})",
                 f"{', '.join(TABLE_SUFFIXES)} with a line of column names",
