@@ -21,7 +21,6 @@ from dit.autoencoder_size import STABLE_DIFFUSION, read_config
 from dit.files import translate_full_disk
 from dit.formats.autoencoder_digests import config_sha256, further_digests
 from dit.formats.diffusers_files import WEIGHTS, find_weights, look_for_weights
-from dit.formats.weights import check_finite
 from dit.hub import fetch_snapshot, split_revision
 from raydit.errors import InvalidInput, NotFound
 
@@ -236,12 +235,7 @@ class Autoencoder:
         weights = find_weights(folder)
         config = read_config(folder)
         kind = getattr(diffusers, autoencoder_class(config, folder))
-        weights.require_size_of(kind, config)
-        diffusers.utils.logging.disable_progress_bar()  # it shows one for shards, which take a moment
-        module = kind.from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, variant=weights.variant
-        )
-        check_finite(module.state_dict(), folder, _OTHER_AUTOENCODER)
+        module = weights.load(kind, config, dtype, _OTHER_AUTOENCODER)
         return cls(module.to(device, memory_format=memory_format))
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor
 from dit.checkpoint import Checkpoint
 from dit.ema import gamma_from_sigma_rel
 from raydit.errors import InvalidInput
+from raydit.regular_files import refuse_special_file
 
 
 class Profile(NamedTuple):
@@ -76,6 +77,8 @@ def reconstruct_ema(checkpoints: Sequence[Checkpoint], sigma_rel: float, step: i
     last = max(files)
     target = Profile(last.step if step is None else step, gamma_from_sigma_rel(sigma_rel))
     weights = reconstruction_weights(list(files), target)
+    for file in files.values():
+        refuse_special_file(file)
     opened = [safe_open(file, "pt") for file in files.values()]
     newest = opened[list(files).index(last)]
     return {name: _weighted_sum(name, opened, weights.tolist(), newest) for name in newest.keys()}

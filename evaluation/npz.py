@@ -28,11 +28,12 @@ class ArrayHeader(NamedTuple):
     """Bytes of the header, behind which the values begin."""
 
 
-def check_npz(file: BinaryIO, name: str) -> dict[str, ArrayHeader]:
+def check_npz(file: BinaryIO, name: str, max_ratio: int = MAX_RATIO) -> dict[str, ArrayHeader]:
     """Return the header of every array in an .npz file by its name, and rewind the file.
 
-    name: the file's name in messages. Raises InvalidInput for another kind of file, for arrays that are larger than the
-    bytes that are there, and for arrays of objects, which would be unpickled.
+    name: the file's name in messages. max_ratio: of an array to its compressed bytes. Raises InvalidInput for another
+    kind of file, for arrays that are larger than the bytes that are there, and for arrays of objects, which would be
+    unpickled.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -50,7 +51,7 @@ def check_npz(file: BinaryIO, name: str) -> dict[str, ArrayHeader]:
             "copy it again",
         ) from error
     for key, header in headers.items():
-        _check_size(f"{name}: {key}", header, members[key])
+        _check_size(f"{name}: {key}", header, members[key], max_ratio)
     file.seek(0)
     return headers
 
@@ -61,10 +62,10 @@ def _read_header(member: IO[bytes]) -> ArrayHeader:
     return ArrayHeader(*read(member), member.tell())
 
 
-def _check_size(where: str, header: ArrayHeader, info: zipfile.ZipInfo) -> None:
+def _check_size(where: str, header: ArrayHeader, info: zipfile.ZipInfo, max_ratio: int) -> None:
     claimed = math.prod(header.shape) * header.dtype.itemsize
     found = info.file_size - header.offset
-    largest = max(MAX_RATIO * info.compress_size, ALWAYS_ALLOWED)
+    largest = max(max_ratio * info.compress_size, ALWAYS_ALLOWED)
     if header.dtype.hasobject or min(header.shape, default=0) < 0 or claimed > found or found > largest:
         raise InvalidInput(
             f"{where}: found an array of {header.dtype} {header.shape} in {info.compress_size:,} bytes",

@@ -115,7 +115,7 @@ class EvaluationReport:
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str | bytes) -> Self:
         """Read a report that to_json wrote.
 
         Raises InvalidInput for what is no report, for a protocol whose id is not the recorded one, and for files
@@ -144,12 +144,15 @@ class EvaluationReport:
     @classmethod
     def _parse(cls, values: dict[str, Any]) -> tuple[Self, str]:
         """Return the report in the content of its file, and the recorded id of its protocol."""
+        from pydantic import TypeAdapter
+
         recorded = values.pop("protocol_id")
         values |= {name: values.pop(key) for name, key in _JSON_NAMES.items() if key in values}
         values["metrics"] = {name: value for name, value in values["metrics"].items() if value is not None}
         curve = [(count, value) for count, value in values.get("curve", [])]
         protocol = EvaluationProtocol.from_dict(values["protocol"])
-        return cls(**{**values, "curve": curve, "protocol": protocol}), recorded
+        content = {**values, "curve": curve, "protocol": protocol}
+        return TypeAdapter(cls).validate_python(content), recorded
 
     def table(self) -> str:
         """Return the metrics as aligned text, with a column for each N of samples and of held-out real images."""

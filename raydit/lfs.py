@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from raydit.errors import InvalidInput
+from raydit.regular_files import open_regular
 
 POINTER_START = b"version https://git-lfs.github.com/spec/"
 """First bytes of every pointer."""
@@ -22,9 +23,12 @@ def refuse_lfs_pointer(data: bytes, where: str, expected: str = "the file itself
 
 
 def refuse_lfs_pointer_file(path: str | Path, expected: str = "the file itself") -> None:
-    """Raise InvalidInput if a file on this machine is a Git LFS pointer; a file that cannot be read is none."""
+    """Raise InvalidInput if a file on this machine is a Git LFS pointer, or no regular file but a device or named pipe.
+
+    A file that cannot be read is none of these.
+    """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(len(POINTER_START))
     except OSError:
         return

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -22,6 +23,7 @@ from cluster.storage.object_stores import retry_throttled
 from cluster.storage.paths import is_local, join, local_path, nearest_folder, refuse_file_on_the_way, resolve, split
 from cluster.storage.temporaries import TEMPORARY_PREFIX, raise_storage_full, temporary_path
 from raydit.errors import AlreadyExists, InvalidInput, NotFound
+from raydit.regular_files import open_regular, read_regular, refuse_special_file, refuse_too_large
 
 MAX_CONCURRENT_REQUESTS = 16
 """Requests to an object store that are made at the same time; each takes tens of milliseconds."""
@@ -35,13 +37,20 @@ def exists(path: str) -> bool:
 
 
 @explains_failures
-def read_bytes(path: str) -> bytes:
-    """Return the content of a file. Raises NotFound."""
+def read_bytes(path: str, *, max_bytes: int | None = None) -> bytes:
+    """Return the content of a file. Raises NotFound, and SpecialFile for a device or named pipe.
+
+    max_bytes: raise FileTooLarge for a longer file, of which no more than that is read.
+    """
     filesystem, inner = resolve(path)
 
     def read() -> bytes:
+        if is_local(path):
+            return read_regular(inner, sys.maxsize if max_bytes is None else max_bytes, path)
         with filesystem.open_input_stream(inner) as stream:
-            return stream.read()
+            data = stream.read(None if max_bytes is None else max_bytes + 1)
+            refuse_too_large(len(data), len(data) if max_bytes is None else max_bytes, path)
+            return data
 
     with _raise_not_found(path, "a file"):
         return retry_throttled(read)
@@ -49,14 +58,14 @@ def read_bytes(path: str) -> bytes:
 
 @explains_failures
 def open_file(path: str) -> BinaryIO:
-    """Open a file for reading and seeking. Raises NotFound.
+    """Open a file for reading and seeking. Raises NotFound, and SpecialFile for a device or named pipe.
 
     On a local disk this is the file itself; a file in an object store is downloaded into memory as a whole.
     """
     if not is_local(path):
         return io.BytesIO(read_bytes(path))
     with _raise_not_found(path, "a file"):
-        return open(local_path(path), "rb")
+        return open_regular(local_path(path), path)
 
 
 def read_json(path: str) -> Any:
@@ -64,7 +73,7 @@ def read_json(path: str) -> Any:
     content = read_bytes(path)
     try:
         return json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         do = "restore the file, or remove it and run the command that writes it again"
         raise InvalidInput(f"{path} is not valid JSON ({error})", "", do) from error
 
@@ -131,8 +140,10 @@ def refuse_unwritable(path: str) -> None:
 
 @explains_failures
 def sha256_file(path: str) -> str:
-    """Return the hexadecimal SHA-256 of a file, read in pieces. Raises NotFound."""
+    """Return the hexadecimal SHA-256 of a file, read in pieces. Raises NotFound, and SpecialFile for a device."""
     filesystem, inner = resolve(path)
+    if is_local(path):
+        refuse_special_file(inner, path)
     with _raise_not_found(path, "a file"), filesystem.open_input_file(inner) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

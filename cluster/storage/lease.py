@@ -42,6 +42,12 @@ WAIT_SECONDS = 2.0
 
 SETTLE_SECONDS = 3.0
 """Time between writing a lease to an object store and reading it again; longer than a slow request takes."""
+MAX_LEASE_BYTES = 2**16
+MAX_TEXT_LENGTH = 4096
+END_OF_TIME = 253_402_300_800.0
+"""The year 10000 in seconds since 1970, up to which times can be shown."""
+MAX_CLOCK_DIFFERENCE = 3600.0
+"""Seconds by which the clocks of two machines may differ before a lease's end is reported as wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +81,20 @@ class LeaseOwner:
             since=now,
             expires=now + EXPIRY_SECONDS,
         )
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "LeaseOwner":
+        """Return the owner that a lease file records. Raises ValueError or TypeError for what raydit never writes."""
+        owner = cls(**json.loads(data))
+        texts = (owner.id, owner.user, owner.host, owner.process_started, owner.machine, owner.job or "")
+        if not all(isinstance(text, str) and len(text) <= MAX_TEXT_LENGTH for text in texts):
+            raise ValueError("a field is no text, or too long")
+        if type(owner.process) is not int or not 0 <= owner.process < 2**31:
+            raise ValueError("the process is no number of one")
+        times = (owner.since, owner.expires)  # not-a-number is in no range
+        if not all(type(seconds) in (int, float) and 0 <= seconds < END_OF_TIME for seconds in times):
+            raise ValueError("a time is none")
+        return owner
 
     @property
     def is_this_process(self) -> bool:
@@ -223,13 +243,14 @@ def _remove_empty_folders(folder: str, existing: str) -> None:
 def _read(path: str) -> LeaseOwner | None:
     """Return the owner, or None if there is no lease.
 
-    A file that cannot be parsed was cut off by a crash of its machine, so no living process holds the folder.
+    A file that cannot be parsed, or that is no lease that raydit writes, was cut off by a crash of its machine, so no
+    living process holds the folder.
     """
     try:
-        return LeaseOwner(**json.loads(read_bytes(path)))
+        return LeaseOwner.from_json(read_bytes(path, max_bytes=MAX_LEASE_BYTES))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return UNKNOWN_OWNER
 
 
@@ -242,11 +263,13 @@ def _in_use(path: str, owner: LeaseOwner) -> InUse:
     stop = (
         f"raydit jobs stop {shlex.quote(owner.job)}" if owner.job else f"kill -INT {int(owner.process)} on {owner.host}"
     )
+    gone = f"the folder is free from {_format_time(owner.expires)} on"
+    if owner.expires > time.time() + EXPIRY_SECONDS + MAX_CLOCK_DIFFERENCE:
+        gone = f"remove {path}, which lasts until {_format_time(owner.expires)} because of a wrong clock"
     return InUse(
         f"{folder} is in use by {owner}",
         "no other process, because two would overwrite each other's files",
-        f"wait until it ends, stop it ({stop}), or set output to another folder; if its machine is gone, the folder is "
-        f"free from {_format_time(owner.expires)} on",
+        f"wait until it ends, stop it ({stop}), or set output to another folder; if its machine is gone, {gone}",
     )
 
 

@@ -11,6 +11,9 @@ from cluster.storage.object_stores import resolve_in_bucket
 from cluster.storage.ownership import others_files
 from raydit.errors import InvalidInput
 
+MAX_PATH_LENGTH = 8192
+"""Longest path or URI: systems allow paths of 4,096 bytes, and object stores keys of 1,024."""
+
 
 def is_local(path: str) -> bool:
     """Return whether a path is on a disk of this machine: a plain path or a file:// URI."""
@@ -47,8 +50,14 @@ def local_path(path: str) -> str:
 def resolve(path: str) -> tuple[FileSystem, str]:
     """Return the pyarrow file system of a path, and the path inside that file system.
 
-    Raises InvalidInput for a URI that pyarrow cannot open or that contains a password.
+    Raises InvalidInput for a URI that pyarrow cannot open or that contains a password, and for one without end.
     """
+    if len(path) > MAX_PATH_LENGTH:
+        raise InvalidInput(
+            f"path: found {path[:100]!r}... of {len(path):,} characters",
+            f"at most {MAX_PATH_LENGTH:,}",
+            "correct the path",
+        )
     if "://" not in path:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     refuse_password("path", path)

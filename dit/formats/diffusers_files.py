@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from dit.files import digest_of_files, sha256_once
 from dit.formats.weights import check_finite, read_weights
@@ -67,6 +68,28 @@ class DiffusersWeights:
                 f"one whose weights have room in the {size:,} bytes beside it",
                 "copy config and weights again",
             )
+
+    def load(self, kind: Any, config: Mapping[str, Any], dtype: torch.dtype, do: str) -> Any:
+        """Load the files as a model of a class of diffusers.
+
+        config: the content of its config.json. do: what to do about files that are broken, that are not the config's,
+        or that hold weights that are not finite, for which this raises InvalidInput.
+        """
+        from diffusers.utils import logging
+
+        self.require_size_of(kind, config)
+        logging.disable_progress_bar()  # diffusers shows one for shards, which take a moment
+        folder = self.files[0].parent
+        try:
+            module = kind.from_pretrained(
+                folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, variant=self.variant
+            )
+        except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
+            reason = (str(error).strip().splitlines() or [""])[0][:300]
+            found = f"{folder}: found files that diffusers cannot load ({type(error).__name__}: {reason})"
+            raise InvalidInput(found, f"the weights of the {kind.__name__} in config.json", do) from error
+        check_finite(module.state_dict(), folder, do)
+        return module
 
     def read(self, do: str = "copy the file again") -> dict[str, Any]:
         """Read all tensors to the CPU, without running code from the files.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -110,10 +111,14 @@ def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], h
 def load_finite(file: Path, device: str | torch.device) -> dict[str, Tensor]:
     """Load a safetensors file to a device.
 
-    Raises InvalidInput if it is a Git LFS pointer, or, naming the first tensor, if one is not finite.
+    Raises InvalidInput if it is broken, a Git LFS pointer or no regular file, or, naming the tensor, if one is not
+    finite.
     """
     refuse_lfs_pointer_file(file, "the weights")
-    weights = load_file(file, device=str(device))
+    try:
+        weights = load_file(file, device=str(device))
+    except SafetensorError as error:
+        raise _unreadable(file, error) from None
     check_finite(weights, file, "choose another checkpoint, or copy it again")
     return weights
 

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import json
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,8 +14,10 @@ from cluster.credentials import refuse_credentials
 from dit.config import SAMPLER_PROCESSES
 from pipelines.config.model import AbsentModel
 from pipelines.config.recipe import AbsentAutoencoder, Recipe
+from pipelines.config.toml_text import MAX_RECIPE_BYTES, TomlError, parse_toml
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
+from raydit.regular_files import read_regular
 
 Locate = Callable[[str], str]
 """Maps a dotted key to where a user wrote it: a line of the file, or a flag."""
@@ -87,11 +88,11 @@ def read_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[dict
         raise NotFound(f"no recipe at {path}", "a TOML file, such as pipelines/recipes/digits.toml", "check the path")
     refuse_lfs_pointer_file(path, "the recipe")
     try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text)
+        text = read_regular(path, MAX_RECIPE_BYTES).decode().replace("\r\n", "\n").replace("\r", "\n")
+        content = parse_toml(text)
     except UnicodeDecodeError as error:
         raise RecipeError(_mistake(f"{path}: not TOML: found {error.reason}", "UTF-8", "save it as UTF-8")) from None
-    except tomllib.TOMLDecodeError as error:
+    except TomlError as error:
         raise RecipeError(_mistake(f"{path}: not TOML: {error}", "", "correct that line")) from None
     refuse_credentials({str(path): text})
     for override in overrides:
@@ -127,12 +128,20 @@ def validate_recipe(content: dict[str, Any], locate: Locate = lambda key: key, s
     consequences = ("missing", "value_error") if mistakes else ()
     try:
         # JSON mode is the strict mode that takes lists for tuples and integers for floats, and nothing else.
-        recipe = TypeAdapter(Recipe).validate_json(json.dumps(content, default=str), strict=True)
+        recipe = TypeAdapter(Recipe).validate_json(_to_json(content), strict=True)
     except ValidationError as error:
         mistakes += _describe([each for each in error.errors() if each["type"] not in consequences], locate)
     if mistakes:
         raise RecipeError(*mistakes)
     return dataclasses.replace(recipe, **{section: ABSENT[section] for section in absent})
+
+
+def _to_json(content: dict[str, Any]) -> str:
+    try:
+        return json.dumps(content, default=str)
+    except (RecursionError, ValueError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else "with a number of thousands of digits"
+        raise RecipeError(_mistake(f"found values {reason}", "the values of a recipe", "correct them")) from None
 
 
 def _with_fitting_sampler(content: dict[str, Any]) -> dict[str, Any]:
@@ -158,8 +167,8 @@ def apply_override(content: dict[str, Any], override: str) -> None:
             found = f"--set {override}: {section} is a value"
             raise RecipeError(_mistake(found, "a section", f"set {section} itself, or correct the key"))
     try:
-        content[name] = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+        content[name] = parse_toml(f"value = {raw}")["value"]
+    except TomlError:
         content[name] = raw.strip()
 
 

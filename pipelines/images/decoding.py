@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +43,15 @@ OTHER_PICTURES = {
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 """Formats that are decoded whatever the file's name. Pillow knows more, but its EPS reader starts Ghostscript."""
+MAX_PIXELS = 178_956_970
+"""Largest image that is decoded: 716 MB as RGB. It is twice the size of which Pillow warns."""
+STRIP_PIXELS = 2**22
+"""Pixels that are converted at a time where a conversion needs further memory."""
+JPEG_SCAN = b"\xff\xda"
+MAX_SCANNED_PIXELS = 2**36
+"""Pixels of all scans of a progressive JPEG: 384 scans of the largest image, which take about a minute."""
+MAX_COMMENTS = 1000
+"""Comments in a plain-text PNM file."""
 LOW_VALUES = "raydit_low_values"
 """Key in an image's `info`, true if its file has 16 bits a channel, of which only the lower 12 are used."""
 
@@ -57,28 +67,30 @@ def decode_image(data: bytes | None, name: str = "") -> "Image.Image":
     16-bit channels keep their high byte; LOW_VALUES marks images of which that leaves almost nothing. TIFF files of 12
     bits are scaled. CMYK is converted as Adobe stores it in JPEG. The first of several frames is used. Colour profiles
     are not applied, as in ImageFolder and ADM. name: of the file; its suffix allows the formats of FORMAT_OF_SUFFIX.
-    Raises an exception if the data is no image, is truncated, or decodes to more than 179 million pixels (Pillow's
-    DecompressionBombError).
-    """
-    from PIL import Image
+    Raises an exception if the data is no image, is truncated, decodes to more than MAX_PIXELS (Pillow's
+    DecompressionBombError), or takes far longer to decode than its length and pixels explain.
 
+    Memory: at most 8 bytes a pixel, for the image as it is stored and as RGB; Pillow takes 4 for RGB.
+    """
     # The messages below are written to the quarantine, where they must stay the same from version to version.
     if not data:
         raise ValueError("empty: no bytes")
     if is_lfs_pointer(data):
         raise ValueError("a Git LFS pointer in place of the image: run git lfs pull where the images come from")
     opened = _open(data, name)
+    refuse_bomb(opened, data)
     opened.load()  # before the EXIF tag is read, which would hide the error of a truncated file
-    image = _turn_upright(opened)
+    bits = _declared_bits(data, opened)
+    image: Image.Image = _turn_upright(opened)
+    del opened  # frees the pixels as they were stored, if the image was turned
     low_values = False
     if image.mode in ("F", "I") or image.mode.startswith("I;"):
-        image, low_values = _keep_high_byte(image, _declared_bits(data, opened))
-    elif _declared_bits(data, opened) == 16:  # Pillow has kept the high byte
+        image, low_values = _keep_high_byte(image, bits)
+    elif bits == 16:  # Pillow has kept the high byte
         low_values = _is_low(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+        image = _composite_over_white(image)
+    image = image if image.mode == "RGB" else image.convert("RGB")
     image.info[LOW_VALUES] = low_values
     return image
 
@@ -112,6 +124,25 @@ def _open(data: bytes, name: str) -> "Image.Image":
         # Pillow's own message holds a memory address, which changes from run to run.
         message = f"no image format known here: {len(data):,} bytes from {data[:8]!r}"
         raise UnidentifiedImageError(message) from None
+
+
+def refuse_bomb(opened: "Image.Image", data: bytes) -> None:
+    """Raise an exception if an image, of which only the header has been read, would fill the memory or take minutes."""
+    from PIL import Image
+
+    num_pixels = opened.width * opened.height
+    if num_pixels > MAX_PIXELS:  # in Pillow's words; its own bound can be changed by any library in the process
+        raise Image.DecompressionBombError(
+            f"Image size ({num_pixels} pixels) exceeds limit of {MAX_PIXELS} pixels, "
+            "could be decompression bomb DOS attack."
+        )
+    # Each scan of a progressive JPEG may have a few bytes, and goes through all pixels.
+    if opened.format == "JPEG" and "progressive" in opened.info:
+        if (num_scans := data.count(JPEG_SCAN)) * num_pixels > MAX_SCANNED_PIXELS:
+            raise ValueError(f"found {num_scans:,} scans of {num_pixels:,} pixels, expected some ten scans")
+    # Pillow copies the rest of a block behind each comment.
+    if data[:2] in (b"P1", b"P2", b"P3") and (num_comments := data.count(b"#")) > MAX_COMMENTS:
+        raise ValueError(f"found {num_comments:,} comments, expected at most {MAX_COMMENTS:,}")
 
 
 def _without_exif_of_avif(data: bytes) -> bytes:
@@ -155,8 +186,43 @@ def _declared_bits(data: bytes, opened: "Image.Image") -> int | None:
 
 def _is_low(image: "Image.Image") -> bool:
     """Return whether all colours of an 8-bit image are below 16, the high byte of 4,096, and not all are 0."""
-    colours = [np.asarray(image.getchannel(band)) for band in image.getbands() if band not in "Aa"]
-    return 0 < max(int(values.max()) for values in colours) < 16
+    highest = (int(np.asarray(image.getchannel(band)).max()) for band in image.getbands() if band not in "Aa")
+    return 0 < max(highest) < 16
+
+
+def _strips(image: "Image.Image") -> "Iterator[tuple[int, Image.Image]]":
+    """Yield (first row, rows) of an image, of which conversions take little memory; the image itself if it is small."""
+    height = max(1, STRIP_PIXELS // image.width)
+    if height >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, height):
+        yield top, image.crop((0, top, image.width, min(top + height, image.height)))
+
+
+def _join_strips(mode: str, size: tuple[int, int], strips: "Iterator[tuple[int, Image.Image]]") -> "Image.Image":
+    """Return an image of strips that were converted; the strip itself if it is the only one."""
+    from PIL import Image
+
+    joined = None
+    for top, strip in strips:
+        if strip.size == size:
+            return strip
+        joined = joined or Image.new(mode, size)
+        joined.paste(strip, (0, top))
+    assert joined is not None, "an image has rows"
+    return joined
+
+
+def _composite_over_white(image: "Image.Image") -> "Image.Image":
+    """Return an image with transparency over white, as RGB."""
+    from PIL import Image
+
+    def composite(strip: Image.Image) -> Image.Image:
+        strip = strip.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB")
+
+    return _join_strips("RGB", image.size, ((top, composite(strip)) for top, strip in _strips(image)))
 
 
 def _keep_high_byte(image: "Image.Image", bits: int | None) -> "tuple[Image.Image, bool]":
@@ -167,15 +233,22 @@ def _keep_high_byte(image: "Image.Image", bits: int | None) -> "tuple[Image.Imag
     """
     from PIL import Image
 
-    values = np.asarray(image)
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 0xFFFF:
+    ranges = [
+        (values.min(), values.max(), values.dtype) for _, strip in _strips(image) for values in [np.asarray(strip)]
+    ]
+    lowest, highest, dtype = np.min([low for low, *_ in ranges]), np.max([high for _, high, _ in ranges]), ranges[0][2]
+    if dtype.kind == "f" or lowest < 0 or highest > 0xFFFF:
         raise ValueError(
-            f"found grey values of {values.dtype} from {values.min():g} to {values.max():g}, expected 8 or 16 bits: "
+            f"found grey values of {dtype} from {lowest:g} to {highest:g}, expected 8 or 16 bits: "
             "which of them is white is not known"
         )
     shift = 4 if bits == 12 else 8
-    is_low = shift == 8 and 0 < int(values.max()) < 4096
-    return Image.fromarray((values.astype(np.uint32) >> shift).astype(np.uint8)), is_low
+    is_low = shift == 8 and 0 < int(highest) < 4096
+
+    def shifted(strip: Image.Image) -> Image.Image:
+        return Image.fromarray((np.asarray(strip).astype(np.uint32) >> shift).astype(np.uint8))
+
+    return _join_strips("L", image.size, ((top, shifted(strip)) for top, strip in _strips(image))), is_low
 
 
 def quarantine_reason(error: Exception) -> str:

@@ -1,23 +1,30 @@
 """The files of an image source: in a folder on disk, or under a prefix of an object store."""
 
 import difflib
+import errno
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from cluster import storage
-from raydit.errors import InvalidInput, NotFound
+from raydit.errors import InvalidInput, NotFound, RayditError
+from raydit.regular_files import FileTooLarge, SpecialFile, read_regular, refuse_special_file, refuse_too_large
 
 MAX_REQUESTS = 16
 """Concurrent requests to an object store; each takes some tens of milliseconds."""
+MAX_FILE_BYTES = 2**31
+"""Largest image or table that is read into memory; no encoding of the largest image that is decoded is longer."""
+MAX_DESCRIPTION_BYTES = 2**26
+"""Largest file that describes a data set, such as dataset_infos.json."""
 
 Result = TypeVar("Result")
 
@@ -94,7 +101,7 @@ class Files:
             entries = list({(name, bool(rest)) for name, rest in paths})
         elif self.is_local:
             with os.scandir(folder) as found:
-                entries = [(entry.name, entry.is_dir()) for entry in found]
+                entries = [(entry.name, _is_folder(entry)) for entry in found]
         else:
             infos = filesystem.get_file_info(FileSelector(folder))
             entries = [(info.base_name, info.type == FileType.Directory) for info in infos]
@@ -102,26 +109,64 @@ class Files:
         return [name for name, is_folder in shown if is_folder], [name for name, is_folder in shown if not is_folder]
 
     def open(self, name: str) -> pa.NativeFile:
-        """Open a file for random access (`read_at`), which several threads may use at a time."""
+        """Open a file for random access (`read_at`), which several threads may use at a time.
+
+        Raises SpecialFile for a device or a named pipe.
+        """
         filesystem, folder = self._resolved
+        self.refuse_special(name)
         return filesystem.open_input_file(f"{folder}/{name}")
 
-    def read(self, name: str) -> bytes:
-        """Return the content of a file. Raises FileNotFoundError or PermissionError, without the path in the message.
+    def refuse_special(self, name: str) -> None:
+        """Raise SpecialFile if a file on this machine is a device, named pipe or socket, or a link to one."""
+        if self.is_local:
+            refuse_special_file(os.path.join(self._resolved[1], name), f"images.path: {self.path(name)}")
 
-        The message is written to the quarantine, which must not depend on where the images are stored.
+    def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """Return the content of a file.
+
+        Raises FileNotFoundError or PermissionError, SpecialFile for a device or a named pipe, and FileTooLarge for more
+        than `max_bytes`; all without the path in the message. The message is written to the quarantine, which must not
+        depend on where the images are stored.
         """
         try:
             if self.is_local:
-                with open(os.path.join(self._resolved[1], name), "rb") as file:
-                    return file.read()
+                return read_regular(os.path.join(self._resolved[1], name), max_bytes, "the file")
             with self.open(name) as file:
+                refuse_too_large(file.size(), max_bytes, "the file")
                 return file.read()
         except (FileNotFoundError, PermissionError) as error:
             raise type(error)("the file is listed, and cannot be opened") from error
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise FileNotFoundError("the file is listed, and is a link to itself") from error
+
+    def read_named(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """Return the content of a table or description; errors are InvalidInput and NotFound and name the file."""
+        try:
+            return self.read(name, max_bytes)
+        except (FileNotFoundError, PermissionError) as error:
+            kind = NotFound if isinstance(error, FileNotFoundError) else InvalidInput
+            raise kind(f"images.path: {self.path(name)}: {error}", "", "check that you may read it") from error
+        except (SpecialFile, FileTooLarge) as error:
+            found = error.found.replace("the file", f"images.path: {self.path(name)}", 1)
+            raise type(error)(found, error.expected, error.do) from error
+
+    def read_json(self, name: str) -> Any:
+        """Parse a JSON file that describes a data set. Raises InvalidInput if it is none."""
+        try:
+            return json.loads(self.read_named(name, MAX_DESCRIPTION_BYTES))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, RayditError):
+                raise
+            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise InvalidInput(
+                f"images.path: {self.path(name)}: found no JSON ({reason})", "", "copy the file again"
+            ) from error
 
     def read_each(self, names: Iterable[str]) -> Iterator[bytes | Exception]:
-        """Yield the content of each file in order, or the exception if it is missing or not readable.
+        """Yield the content of each file in order, or the exception if it is missing, not readable, or no regular file.
 
         In an object store, several files are read ahead.
         """
@@ -129,7 +174,7 @@ class Files:
         def attempt(name: str) -> bytes | Exception:
             try:
                 return self.read(name)
-            except (FileNotFoundError, PermissionError) as error:
+            except (FileNotFoundError, PermissionError, SpecialFile, FileTooLarge) as error:
                 return error
 
         return self.map_names(attempt, names)
@@ -158,12 +203,26 @@ def _walk(folder: str, prefix: str = "", parents: tuple[str, ...] = ()) -> Itera
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", (*parents, real))
-            elif entry.is_file():
+            elif _is_file(entry):
                 yield prefix + entry.name, entry.stat().st_size
-            elif entry.is_symlink():
-                yield prefix + entry.name, 0  # a dead link: listed, so that reading it reports the error
+            else:
+                yield prefix + entry.name, 0  # a dead link, a device or a pipe: listed, so that reading it reports it
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that may not be entered
+        return False
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -213,6 +272,8 @@ def find_images_path(path: str) -> ImagesPath:
     if kind == FileType.File:
         folder, name = _split_path(path)
         return ImagesPath(Files(folder), name)
+    if storage.is_local(path):
+        refuse_special_file(path, f"images.path: {path}")
     raise NotFound(
         f"images.path: found nothing at {path}{_suggest(path)}",
         "a folder of images, a Parquet or tar file, a table of labels, a Hugging Face data set, a URI of one of them "

@@ -133,13 +133,21 @@ def parse_labels(texts: list[str]) -> pa.ChunkedArray:
 
 def huggingface_features(metadata: dict | None) -> dict[str, dict]:
     """Return what Hugging Face's `datasets` records about each column in the metadata of an Arrow schema."""
-    info = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {})
-    return {name: feature for name, feature in info.get("features", {}).items() if isinstance(feature, dict)}
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (AttributeError, RecursionError, ValueError) as error:
+        raise InvalidInput(
+            f"images.path: found no description of columns in a schema's metadata ({type(error).__name__})",
+            "what Hugging Face's datasets writes",
+            "write the file again",
+        ) from error
 
 
 def recorded_class_names(metadata: dict | None, column: str | None) -> tuple[str, ...]:
     """Return the class names that the metadata of an Arrow schema records for a ClassLabel column; empty if none."""
-    return tuple(huggingface_features(metadata).get(column or "", {}).get("names", ()))
+    names = huggingface_features(metadata).get(column or "", {}).get("names") or ()
+    return tuple(str(name) for name in names) if isinstance(names, (list, tuple)) else ()
 
 
 def class_label_columns(metadata: dict | None) -> list[str]:

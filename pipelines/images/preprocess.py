@@ -37,7 +37,7 @@ def crop_image(image: "Image.Image", size: int, crop: str) -> np.ndarray:
     """
     from PIL import Image
 
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
     if crop == "resize":
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
     while min(image.size) >= 2 * size:

@@ -240,5 +240,5 @@ def _check_complete(names: Sequence[str], where: str) -> None:
 
 def _split_of_numbered(name: str) -> str | None:
     """Return the split that a numbered file names by another word, such as "data/other-00000-of-00002.parquet"."""
-    match = re.search(r"([^/]+)-\d+-of-\d+\.\w+$", name)
+    match = re.fullmatch(r"(.+)-\d+-of-\d+\.\w+", name.rpartition("/")[2], re.DOTALL)
     return match[1] if match else None

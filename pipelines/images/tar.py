@@ -4,6 +4,7 @@ Three times as fast as tarfile, and with few requests to an object store. Format
 (pax: path and size), and GNU long names.
 """
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,10 +17,13 @@ BLOCK = 512
 """Bytes of a tar block; headers and contents start at multiples of it."""
 COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 """Names of compression formats by their first bytes."""
+MAX_EXTENSION_BYTES = 2**24
+"""Longest name or pax record. Systems allow names of 4,096 bytes; pax records also hold attributes of files."""
+_PAX_RECORD = re.compile(rb"([0-9]{1,8}) ")
 
 
 class TarError(InvalidInput):
-    """Raised for a broken, truncated or compressed archive."""
+    """Raised for a broken, truncated or compressed archive, also for one whose headers claim what cannot be."""
 
 
 class Member(NamedTuple):
@@ -57,7 +61,10 @@ class BlockReader:
 
 
 def read_members(blocks: BlockReader) -> Iterator[Member]:
-    """Yield the regular files of an archive in order. Raises TarError if the archive is broken or truncated."""
+    """Yield the regular files of an archive in order. Raises TarError if the archive is broken or truncated.
+
+    Every length that a header claims is held against the bytes that follow before anything of it is read.
+    """
     offset = 0
     name: str | None = None  # name of the next file, if it does not fit into the file's own header
     size_of_next: int | None = None
@@ -66,24 +73,34 @@ def read_members(blocks: BlockReader) -> Iterator[Member]:
             return
         _check_header(header, offset)
         kind = header[156:157]
-        size = size_of_next if size_of_next is not None and kind not in b"xgLK" else _parse_number(header[124:136])
+        size = size_of_next if size_of_next is not None and kind not in b"xgLK" else _parse_size(header, offset)
         content = offset + BLOCK
+        if size > blocks.end - content or (size > MAX_EXTENSION_BYTES and kind in b"xL"):
+            raise _wrong_size(size, content, blocks.end)
         offset = content + -(-size // BLOCK) * BLOCK
         if kind == b"L":
             name = _decode_text(blocks.read(content, size).rstrip(b"\0"))
         elif kind == b"x":
-            fields = _parse_pax(blocks.read(content, size))
-            name = fields.get("path", name)
-            size_of_next = int(fields["size"]) if "size" in fields else size_of_next
+            fields = _parse_pax(blocks.read(content, size), content)
+            name = _decode_text(fields[b"path"]) if b"path" in fields else name
+            size_of_next = _parse_pax_size(fields[b"size"], content) if b"size" in fields else size_of_next
         elif kind not in b"gK":
             if kind in b"0\0":
                 yield Member(name or _parse_name(header), content, size, make_stamp(header))
             name = size_of_next = None
-    raise TarError(
-        f"found the end of the file at byte {offset:,} without an end-of-archive marker",
-        "a complete archive",
-        "it is truncated or still being written: copy or write it again",
-    )
+    raise _truncated(f"found the end of the file at byte {offset:,} without an end-of-archive marker")
+
+
+def _truncated(found: str) -> TarError:
+    return TarError(found, "a complete archive", "it is truncated or still being written: copy or write it again")
+
+
+def _wrong_size(size: int, content: int, end: int) -> TarError:
+    """Return the error for a file that is longer than what is left of the archive, or for a name that is too long."""
+    if size > end - content:
+        return _truncated(f"found a file of {size:,} bytes at byte {content:,}, where {max(0, end - content):,} follow")
+    found = f"found a name or record of {size:,} bytes at byte {content:,}"
+    return TarError(found, f"a complete archive with at most {MAX_EXTENSION_BYTES:,}", "write it again")
 
 
 def _check_header(header: bytes, offset: int) -> None:
@@ -105,11 +122,28 @@ def _check_header(header: bytes, offset: int) -> None:
     )
 
 
+def _parse_size(header: bytes, offset: int) -> int:
+    try:
+        return _parse_number(header[124:136])
+    except ValueError:
+        raise TarError(
+            f"found the length {header[124:136]!r} in the header at byte {offset:,}",
+            "a complete archive",
+            "copy it again",
+        ) from None
+
+
 def _parse_number(field: bytes) -> int:
-    """Parse octal digits, or a big-endian integer after a set first bit, for numbers that octal digits cannot hold."""
+    """Parse octal digits, or a big-endian integer after a set first bit, for numbers that octal digits cannot hold.
+
+    Raises ValueError for anything else, such as a sign.
+    """
     if field[0] & 0x80:
         return int.from_bytes(field, "big") - (0x80 << 8 * (len(field) - 1))
-    return int(field.rstrip(b"\0 ").lstrip() or b"0", 8)
+    digits = field.partition(b"\0")[0].strip(b" ") or b"0"
+    if not digits.isdigit():  # int takes signs, underscores and prefixes as well
+        raise ValueError(f"no octal digits: {field!r}")
+    return int(digits, 8)
 
 
 def _parse_name(header: bytes) -> str:
@@ -125,13 +159,25 @@ def _decode_text(data: bytes) -> str:
         raise TarError(f"found the name {data!r}", "UTF-8", "write the archive again") from error
 
 
-def _parse_pax(data: bytes) -> dict[str, str]:
-    """Parse records "LENGTH KEY=VALUE\\n", in which LENGTH counts the entire record."""
-    fields = {}
-    while data:
-        length, _, rest = data.partition(b" ")
-        record, data = rest[: int(length) - len(length) - 2], data[int(length) :]
-        key, _, value = record.partition(b"=")
+def _parse_pax(data: bytes, offset: int) -> dict[bytes, bytes]:
+    """Parse records "LENGTH KEY=VALUE\\n", in which LENGTH counts the entire record. offset: that of the data."""
+    fields, begin = {}, 0
+    while begin < len(data) and data[begin]:  # some writers fill the block with zeros
+        match = _PAX_RECORD.match(data, begin)
+        end = begin + int(match[1]) if match else 0
+        # A length of 0 would read the same record for ever.
+        if match is None or not match.end() < end <= len(data):
+            raise TarError(
+                f"found a record without a length at byte {offset + begin:,}", "a complete archive", "write it again"
+            )
+        key, _, value = data[match.end() : end - 1].partition(b"=")
         if key in (b"path", b"size"):
-            fields[key.decode()] = _decode_text(value)
+            fields[key] = value
+        begin = end
     return fields
+
+
+def _parse_pax_size(value: bytes, offset: int) -> int:
+    if not value.isdigit() or len(value) > 20:
+        raise TarError(f"found the length {value[:40]!r} at byte {offset:,}", "a complete archive", "write it again")
+    return int(value)

@@ -1,7 +1,8 @@
-"""Read CSV files as people have them: of any usual separator, in UTF-8 or, where a mark says so, UTF-16."""
+"""Read CSV and JSON Lines as people have them: of any usual separator, in UTF-8 or, where a mark says so, UTF-16."""
 
 import codecs
 import csv
+import re
 from collections.abc import Collection
 
 import pyarrow as pa
@@ -11,6 +12,11 @@ from raydit.errors import InvalidInput
 DELIMITERS = (",", ";", "\t", "|")
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 """Encodings by the mark at the start of a file."""
+MAX_DEPTH = 64
+"""Deepest nesting of values in JSON Lines."""
+MAX_EMPTY_CELLS, CELLS_PER_BYTE = 2**25, 8
+"""Cells that a table of JSON Lines may have, and further ones for each byte: a cell with a value takes some bytes."""
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
 
 
 def read_text_table(
@@ -52,8 +58,54 @@ def read_text_table(
 
 
 def _first_line(data: bytes) -> bytes:
-    lines = data.lstrip(b"\r\n").splitlines()
-    return lines[0] if lines else b""
+    start = re.compile(rb"[\r\n]*").match(data)
+    line = re.compile(rb"[^\r\n]*").match(data, start.end() if start else 0)
+    return line[0] if line else b""
+
+
+def read_json_lines(data: bytes, where: str) -> pa.Table:
+    """Read a JSON Lines file. Raises InvalidInput if values are nested too deeply or most cells empty, or ArrowInvalid.
+
+    pyarrow takes time with the square of the depth, crashes the process at a depth of 100,000, and makes a column for
+    every field that occurs.
+    """
+    import pyarrow.json
+
+    if is_deeper(data, MAX_DEPTH):
+        raise InvalidInput(
+            f"images.path: {where}: found values nested more than {MAX_DEPTH} deep, or brackets that are not closed",
+            "an object with a file's name and label in every line",
+            "correct the table",
+        )
+    num_cells = _count_fields(data) * data.count(b"{")
+    if num_cells > MAX_EMPTY_CELLS + CELLS_PER_BYTE * len(data):
+        raise InvalidInput(
+            f"images.path: {where}: found up to {num_cells:,} cells in {len(data):,} bytes",
+            "the same fields in every line",
+            "correct the table",
+        )
+    return pyarrow.json.read_json(pa.BufferReader(data))
+
+
+def _count_fields(data: bytes) -> int:
+    """Return the number of different names of fields in JSON, or a little more."""
+    if any(space in data for space in (b" :", b"\t:", b"\r:", b"\n:")):
+        data = re.sub(rb'"\s+:', b'":', data)
+    return len({part[part.rfind(b'"') :] for part in data.split(b'":')})
+
+
+def is_deeper(data: bytes, depth: int) -> bool:
+    """Return whether brackets in JSON are nested more than `depth` deep, or do not match."""
+    if b"\\" in data:
+        data = data.replace(rb"\\", b"").replace(rb"\"", b"")
+    brackets = data.translate(None, _NO_BRACKETS).replace(b'""', b"")  # what is in quotes stays so without two of them
+    if b'"' in brackets:
+        brackets = re.sub(rb'"[^"]*"', b"", brackets)
+    for _ in range(depth):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    return bool(brackets)
 
 
 def _find_delimiter(header: str, names: Collection[str]) -> str | None:

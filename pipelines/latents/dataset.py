@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster import storage
+from pipelines.images.claims import explain_broken
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import is_autoencoder_of
 from pipelines.latents.quarantine import QUARANTINE, read_quarantine, write_quarantine
@@ -195,9 +196,13 @@ class LatentDataset:
         filesystem, inner = storage.resolve(file)
 
         def read() -> "pa.Table":
-            with pq.ParquetFile(inner, filesystem=filesystem, memory_map=storage.is_local(file)) as shard_file:
-                schema.check_claims(shard_file.metadata, shard.rows, shard.bytes, file)
-                return shard_file.read(columns=columns)
+            is_local, texts = storage.is_local(file), [schema.KEY]
+            with (
+                explain_broken(file, "shard", "what `raydit encode` wrote", is_local, field=""),
+                pq.ParquetFile(inner, filesystem=filesystem, memory_map=is_local, read_dictionary=texts) as opened,
+            ):
+                schema.check_claims(opened.metadata, shard.rows, shard.bytes, file)
+                return schema.with_plain_keys(opened.read(columns=columns), shard.bytes, file)
 
         return read() if storage.is_local(file) else storage.retry_throttled(read)
 

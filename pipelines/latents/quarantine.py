@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 from cluster import storage
+from pipelines.images.claims import check_rows, explain_broken
 from pipelines.latents import schema
 from pipelines.latents.records import QuarantinedImage
 from raydit.errors import InvalidInput
 
 QUARANTINE = "quarantine.parquet"
+COLUMNS = ["key", "error"]
 ALWAYS_ALLOWED = 10
 """Unusable images that never stop a job, however few images there are, unless encode.max_quarantined is 0."""
 MOMENTS_ARE_NAN = "the autoencoder makes NaN of the image"
@@ -20,17 +22,24 @@ def write_quarantine(path: str, images: Sequence[QuarantinedImage]) -> None:
     """Write the key and error of every unusable image; an empty table if there are none."""
     import pyarrow as pa
 
-    columns = {name: pa.array([getattr(image, name) for image in images], pa.string()) for name in ("key", "error")}
+    columns = {name: pa.array([getattr(image, name) for image in images], pa.string()) for name in COLUMNS}
     storage.write_atomically(path, schema.parquet_bytes(pa.table(columns)))
 
 
 def read_quarantine(path: str) -> list[QuarantinedImage]:
-    """Return the images that `write_quarantine` wrote to a path or URI."""
+    """Return the images that `write_quarantine` wrote to a path or URI. Raises InvalidInput for anything else."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(pa.BufferReader(storage.read_bytes(path))).to_pylist()
-    return [QuarantinedImage(**row) for row in rows]
+    content = storage.read_bytes(path)
+    with explain_broken(path, "list of images", "what `raydit encode` wrote", True, field=""):
+        table = pq.ParquetFile(pa.BufferReader(content), read_dictionary=COLUMNS)
+        check_rows(table.metadata.num_rows, len(content), path)
+        rows = table.read()
+    columns = [rows.column(name).to_pylist() if name in rows.column_names else None for name in COLUMNS]
+    if not all(column is not None and all(isinstance(text, str) for text in column) for column in columns):
+        raise InvalidInput(f"{path}: found {', '.join(rows.column_names)}", "the texts key and error", "copy it again")
+    return [QuarantinedImage(key, error) for key, error in zip(*columns, strict=True)]
 
 
 class QuarantineLimit:

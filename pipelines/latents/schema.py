@@ -128,20 +128,36 @@ def parquet_bytes(table: "pa.Table") -> bytes:
 
 
 def check_claims(metadata: "pq.FileMetaData", rows: int, num_bytes: int, where: str) -> None:
-    """Raise InvalidInput if a shard has another number of rows, or columns that need more memory than it has bytes.
+    """Raise InvalidInput if a shard has another number of rows, or needs more memory than it has bytes.
 
-    Shards are neither compressed nor have they dictionaries, so that a row that is read has its bytes in the file.
+    Shards are not compressed, so that a row that is read has its bytes in the file. What the footer says of single
+    columns is not looked at: for some broken ones pyarrow ends the process.
     """
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    columns = [group.column(index) for group in groups for index in range(metadata.num_columns)]
-    size = sum(column.total_uncompressed_size for column in columns)
-    is_plain = all("DICTIONARY" not in "".join(column.encodings) for column in columns)
-    if metadata.num_rows != rows or size > num_bytes or not is_plain:
+    size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+    if metadata.num_rows != rows or not 0 <= size <= num_bytes:
         raise InvalidInput(
-            f"{where}: found {metadata.num_rows:,} rows of {size:,} bytes{'' if is_plain else ' with dictionaries'}",
-            f"{rows:,} in {num_bytes:,}, without dictionaries, according to the manifest",
+            f"{where}: found {metadata.num_rows:,} rows of {size:,} bytes",
+            f"{rows:,} in {num_bytes:,}, according to the manifest",
             "copy the file again, or encode the images again",
         )
+
+
+def with_plain_keys(table: "pa.Table", num_bytes: int, where: str) -> "pa.Table":
+    """Return a table with its keys as text, which were read as a dictionary: a file may hold equal texts once.
+
+    num_bytes: of the shard. Raises InvalidInput if all keys together are longer.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if KEY not in table.column_names or not pa.types.is_dictionary((keys := table.column(KEY)).type):
+        return table
+    lengths = [pc.cast(pc.binary_length(chunk.dictionary), pa.int64()).take(chunk.indices) for chunk in keys.chunks]
+    if (length := sum(pc.sum(each).as_py() or 0 for each in lengths)) > num_bytes:
+        raise InvalidInput(
+            f"{where}: found keys of {length:,} bytes in {num_bytes:,}", "each key in full", "copy the file again"
+        )
+    return table.set_column(table.column_names.index(KEY), KEY, keys.cast(pa.string()))
 
 
 def moments_array(column: "pa.ChunkedArray", shape: Sequence[int]) -> np.ndarray:

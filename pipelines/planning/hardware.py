@@ -95,7 +95,7 @@ def parse_cluster(text: str, *, price: float | None = None) -> Cluster:
 
     price: dollars per hour of one accelerator; an assumed list price if None.
     """
-    match = re.fullmatch(r"\s*([1-9]\d*)\s*[x*]\s*(\S.*?)\s*", text)
+    match = re.fullmatch(r"([1-9]\d{0,9})\s*[x*]\s*(\S.*)", text.strip())
     if match is None:
         raise InvalidInput(f"--cluster: found {text!r}", "a number and a device, such as 8xH100 or 4xA10G", "Name both")
     count, name = int(match[1]), accelerator_named(match[2])

@@ -53,6 +53,6 @@ def _overruled(given: Mapping[str, Any], used: Mapping[str, Any]) -> list[str]:
     theirs = {name: used[name] for name in ours}
     lines = differences(*(json.loads(json.dumps(sections)) for sections in (ours, theirs)))
     lines = [line for line in lines if line.partition(":")[0].rpartition(".")[2] not in NON_IDENTITY_FIELDS]
-    lines = [re.sub(r"\{.*\}", "{...}", line) for line in lines]  # a whole section, against none
+    lines = [re.sub(r"^([^{]*)\{.*\}", r"\1{...}", line) for line in lines]  # a whole section, against none
     more = len(lines) - MAX_DIFFERENCES
     return lines if more <= 0 else [*lines[:MAX_DIFFERENCES], f"and {more} more"]

@@ -63,7 +63,7 @@ def save_report(report: EvaluationReport, folder: str) -> None:
 
 def read_report(file: str) -> EvaluationReport:
     """Read a report from the path or URI of its file."""
-    return EvaluationReport.from_json(storage.read_bytes(file).decode())
+    return EvaluationReport.from_json(storage.read_bytes(file))
 
 
 def load_report(folder: str) -> EvaluationReport | None:
@@ -133,7 +133,7 @@ def read_reports(files: Sequence[str]) -> Iterator[EvaluationReport]:
     """Read several reports, in order; from an object store, several requests ahead."""
     for file in storage.open_in_order(files):
         with file:
-            yield EvaluationReport.from_json(file.read().decode())
+            yield EvaluationReport.from_json(file.read())
 
 
 def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> list[EvaluationReport]:

@@ -118,5 +118,5 @@ def _picture(run_id: str, artifact: str) -> str:
 
 def picture_in(description: str) -> str:
     """Return the picture in a description, in Markdown; empty if it has none."""
-    found = re.search(r"!\[[^]]*\]\([^)]*\)", description)
+    found = re.search(r"!\[[^][]*\]\([^()]*\)", description)
     return found[0] if found else ""

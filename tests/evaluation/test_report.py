@@ -160,7 +160,6 @@ def test_a_precision_near_0_is_explained(num_samples, precision, said):
     [
         {"artifacts": {"samples": "../../private.png"}},
         {"artifacts": {"samples": "/etc/passwd"}},
-        {"artifacts": {"samples": 5}},
         {"checkpoint_digest": "../../x"},
     ],
 )

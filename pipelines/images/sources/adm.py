@@ -1,16 +1,20 @@
 """ADM's sample and reference files: .npz with images in arr_0 and optional labels in arr_1."""
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from evaluation.npz import check_npz
+from pipelines.images.claims import check_rows
 from pipelines.images.files import Files, ImagesPath
+from pipelines.images.labels import MAX_CLASSES
 from pipelines.images.listing import Listing, Locations, make_stamp
-from raydit.errors import InvalidInput
+from raydit.errors import InvalidInput, RayditError
 from raydit.lfs import refuse_lfs_pointer
 
 if TYPE_CHECKING:
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
 
 IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
 """Members of the archive."""
+BROKEN = (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What zipfile, zlib and NumPy raise for a broken archive."""
+MAX_DEFLATION = 1100
+"""Most bytes that zlib can make of one; it reaches 1,032."""
 _LOCAL_HEADER = 30
 """Length in bytes of a ZIP member's own header, up to its name."""
 
@@ -56,6 +64,12 @@ class AdmSource:
     def listing(self) -> Listing:
         count, labels = self.shape[0], self._labels
         known = labels is not None and len(labels) == count
+        if labels is not None and known and (labels.dtype.kind not in "iufb" or not _in_range(labels)):
+            raise InvalidInput(
+                f"images.path: {self.files.path(self.name)}: found labels of {labels.dtype} in arr_1",
+                f"integers from 0 to {MAX_CLASSES - 1:,}",
+                "correct the labels, or leave them out",
+            )
         numbers = np.asarray(labels if known else np.zeros(count), np.int32)
         names = tuple(str(label) for label in range(int(numbers.max()) + 1)) if known else ()
         stamps = np.full(count, self._stamp, np.int64)
@@ -81,28 +95,29 @@ class AdmSource:
 
     @cached_property
     def _decompressed(self) -> np.ndarray:
-        with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive, archive.open(IMAGES) as member:
-            return np.lib.format.read_array(member, allow_pickle=False)
+        with self._open_archive() as archive:
+            return self._read_array(archive, IMAGES)
 
     @cached_property
     def _stored(self) -> StoredArray:
         where = self.files.path(self.name)
-        with self.files.open(self.name) as file:
+        with self.files.open(self.name) as file, self._explain():
             refuse_lfs_pointer(file.read_at(min(file.size(), 100), 0), f"images.path: {where}", "the .npz file")
-            arrays = check_npz(file, f"images.path: {where}")
-            if "arr_0" not in arrays:
+            arrays = check_npz(file, f"images.path: {where}", MAX_DEFLATION)
+            if IMAGES.removesuffix(".npy") not in arrays:
                 raise InvalidInput(
                     f"images.path: found {', '.join(f'{name}.npy' for name in arrays)} in {where}",
                     "images in arr_0, as in ADM's files",
                     "set images.path to another file",
                 )
-            (shape, fortran, dtype, header) = arrays["arr_0"]
-            if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or fortran or min(shape[1:]) == 0:
+            shape, fortran, dtype, header = arrays[IMAGES.removesuffix(".npy")]
+            if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or fortran or min(shape[1:]) < 1:
                 raise InvalidInput(
                     f"images.path: found arr_0 of {dtype} {shape} in {where}",
                     "uint8 (N, H, W, 3)",
                     "convert the images and write the file again",
                 )
+            check_rows(shape[0], file.size(), where)
             with zipfile.ZipFile(file) as archive:
                 info = archive.getinfo(IMAGES)
             if info.compress_type != zipfile.ZIP_STORED:
@@ -113,14 +128,40 @@ class AdmSource:
 
     @cached_property
     def _labels(self) -> np.ndarray | None:
-        with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive:
-            if LABELS not in archive.namelist():
-                return None
-            with archive.open(LABELS) as member:
-                return np.lib.format.read_array(member, allow_pickle=False).ravel()
+        with self._open_archive() as archive:
+            return self._read_array(archive, LABELS).ravel() if LABELS in archive.namelist() else None
 
     @cached_property
     def _stamp(self) -> int:
         """The same for all images: made of the checksum of the array, which the archive records."""
-        with self.files.open(self.name) as file, zipfile.ZipFile(file) as archive:
+        with self._open_archive() as archive:
             return make_stamp(archive.getinfo(IMAGES).CRC.to_bytes(4, "little"))
+
+    @contextmanager
+    def _open_archive(self) -> Iterator[zipfile.ZipFile]:
+        with self.files.open(self.name) as file, self._explain(), zipfile.ZipFile(file) as archive:
+            yield archive
+
+    @contextmanager
+    def _explain(self) -> Iterator[None]:
+        """Replace what zipfile, zlib and NumPy raise for a broken archive with InvalidInput."""
+        try:
+            yield
+        except RayditError:
+            raise
+        except BROKEN as error:
+            raise InvalidInput(
+                f"images.path: {self.files.path(self.name)}: found no readable .npz file ({error})",
+                "a complete archive that NumPy wrote",
+                "copy it again",
+            ) from error
+
+    def _read_array(self, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+        """Read an array, of which `check_npz` has compared what its header claims with the file."""
+        assert self._stored, "checks the file"
+        with archive.open(name) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _in_range(labels: np.ndarray) -> bool:
+    return not len(labels) or (int(labels.min()) >= 0 and int(labels.max()) < MAX_CLASSES)

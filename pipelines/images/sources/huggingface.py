@@ -1,6 +1,5 @@
 """Hugging Face data sets: folders that save_to_disk writes, folders laid out as a hub repository, and hub ids."""
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -8,9 +7,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dit.hub import REVISION
-from pipelines.images.card import INFOS, README, class_names_in, read_card
+from pipelines.images.card import INFOS, README, class_names_in, explain_card, read_card
+from pipelines.images.claims import explain_broken
 from pipelines.images.decoding import is_image
 from pipelines.images.files import Files, ImagesPath
+from pipelines.images.globs import match_any
 from pipelines.images.sources.arrow import ArrowSource
 from pipelines.images.sources.columns import ColumnSource
 from pipelines.images.sources.parquet import ParquetSource
@@ -60,7 +61,7 @@ def _open_files(files: Files, config: "ImagesConfig") -> ColumnSource | WebDatas
     names = files.list_top()[1]
     notes: tuple[str, ...] = ()
     if SAVED_SPLITS in names:
-        splits = json.loads(files.read(SAVED_SPLITS))["splits"]
+        splits = _field(files, SAVED_SPLITS, "splits", str)
         if config.split == ALL_SPLITS:
             raise InvalidInput(
                 f'images.split: found "{ALL_SPLITS}"',
@@ -70,17 +71,32 @@ def _open_files(files: Files, config: "ImagesConfig") -> ColumnSource | WebDatas
         earlier = config.reading is not None
         chosen = pick_split(splits, config.split, files.root, earlier=earlier)[0]
         notes = describe_files(splits, [chosen], config.split)
-        files = files.subfolder(require_inside(chosen, files.path(SAVED_SPLITS)))
-        names = files.list_top()[1]
+        require_inside(chosen, files.path(SAVED_SPLITS))
+        with explain_broken(f"{files.root}/{chosen}", "split", "a folder for each split", files.is_local):
+            files = files.subfolder(chosen)
+            names = files.list_top()[1]
     if SAVED in names:
-        saved = json.loads(files.read(SAVED))
-        listed = require_all_inside([entry["filename"] for entry in saved["_data_files"]], files.path(SAVED))
-        return ArrowSource(files, config, listed, notes=notes)
+        saved = [entry.get("filename") for entry in _field(files, SAVED, "_data_files", dict)]
+        return ArrowSource(files, config, require_all_inside(saved, files.path(SAVED)), notes=notes)
     return _open_repository(files, config, files.list_all()[0])
 
 
+def _field(files: Files, name: str, field: str, kind: type) -> list[Any]:
+    """Return a list of values of one type from a JSON file of save_to_disk. Raises InvalidInput if it has none."""
+    content = files.read_json(name)
+    found = content.get(field) if isinstance(content, dict) else None
+    if not isinstance(found, list) or not all(isinstance(value, kind) for value in found):
+        raise InvalidInput(
+            f"images.path: {files.path(name)}: found no list {field!r}",
+            "the file that save_to_disk writes",
+            "copy it again",
+        )
+    return found
+
+
 def _open_repository(files: Files, config: "ImagesConfig", names: Sequence[str]) -> ColumnSource | WebDatasetSource:
-    card = read_card(files.read(README)) if README in names else {}
+    where = f"images.path: {files.path(README)}"
+    card = read_card(files.read_named(README), where) if README in names else {}
     chosen = choose_files(names, card, config, files.root)
     kinds = sorted({name[name.rindex(".") :] for name in chosen})
     if len(kinds) != 1:
@@ -93,7 +109,9 @@ def _open_repository(files: Files, config: "ImagesConfig", names: Sequence[str])
     if kinds == [".tar"]:
         return WebDatasetSource(files, config, chosen, notes)
     source = ParquetSource if kinds == [".parquet"] else ArrowSource
-    return source(files, config, chosen, class_names_in(card, config.subset), notes)
+    with explain_card(where):
+        class_names = class_names_in(card, config.subset)
+    return source(files, config, chosen, class_names, notes)
 
 
 def choose_files(names: Sequence[str], card: dict, config: "ImagesConfig", where: str) -> list[str]:
@@ -110,9 +128,10 @@ def choose_files(names: Sequence[str], card: dict, config: "ImagesConfig", where
             "a data set of them",
             'for folders of images set images.path to a copy on disk, and images.format = "folder"',
         )
-    entry = _find_subset(card.get("configs") or [], config.subset, where)
-    if entry is not None and "data_files" in entry:
-        return _pick_by_card(data, entry, config, where)
+    with explain_card(f"images.path: the card of {where}"):
+        entry = _find_subset(card.get("configs") or [], config.subset, where)
+        if entry is not None and "data_files" in entry:
+            return _pick_by_card(data, entry, config, where)
     folders = {
         name.partition("/")[0]
         for name in data
@@ -159,8 +178,8 @@ def _pick_by_card(data: list[str], entry: dict, config: "ImagesConfig", where: s
     if not wanted and config.reading is None:
         wanted = [name for name in patterns if canonical_split(name) == canonical_split(split)]
     folder = f"{entry['data_dir'].strip('/')}/" if entry.get("data_dir") else ""
-    expressions = [_compile_glob(folder + pattern) for name in wanted for pattern in patterns[name]]
-    chosen = [name for name in data if any(expression.fullmatch(name) for expression in expressions)]
+    globs = [folder + pattern for name in wanted for pattern in patterns[name]]
+    chosen = list(filter(match_any(globs, f"images.path: the card of {where}"), data))
     if not chosen:
         raise InvalidInput(
             f"images.split: found {split!r}, for which {where} has no files",
@@ -168,15 +187,6 @@ def _pick_by_card(data: list[str], entry: dict, config: "ImagesConfig", where: s
             "set images.split to one of them",
         )
     return pick_split(chosen, ALL_SPLITS, where)
-
-
-def _compile_glob(pattern: str) -> re.Pattern:
-    """Compile a shell pattern of a path, in which ** stands for any folders."""
-    tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
-    return re.compile(
-        "".join(tokens.get(part) or (part if part.startswith("[") else re.escape(part)) for part in parts)
-    )
 
 
 def is_hub_id(path: str) -> bool:
@@ -212,7 +222,7 @@ def _download(config: "ImagesConfig") -> str:
     card = {}
     if README in names:
         with open(hf_hub_download(filename=README, **repository), "rb") as file:
-            card = read_card(file.read())
+            card = read_card(file.read(), f"{README} of {name}")
     chosen = choose_files(names, card, config, f"{name} on the Hugging Face hub")
     patterns = [re.sub(r"([*?\[])", r"[\1]", file) for file in (README, *INFOS, *chosen)]
     return snapshot_download(allow_patterns=patterns, **repository)

@@ -1,6 +1,7 @@
 """Encoded images in a column of Parquet files, in the layout of Hugging Face data sets."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -8,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.images.claims import check_parquet, check_rows, explain_broken, read_text
 from pipelines.images.decoding import is_image
 from pipelines.images.files import ImagesPath
 from pipelines.images.listing import Locations, make_stamp
 from pipelines.images.sources.columns import ColumnSource, FileListing, decode_cell, split_key
-from raydit.errors import InvalidInput
 from raydit.lfs import refuse_lfs_pointer
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from pipelines.config.recipe import ImagesConfig
 
 SUFFIX = ".parquet"
+MAX_BYTES_AT_ONCE = 2**28
+"""Bytes that the rows decoded at a time take at most, even if each is as long as the entire row group."""
+MIN_ROWS_AT_ONCE, MAX_ROWS_AT_ONCE = 4, 4096
+"""Fewer rows at a time take longer."""
 
 
 def recognise(path: ImagesPath) -> bool:
@@ -39,11 +44,13 @@ class ParquetSource(ColumnSource):
     """Rows of Parquet files. A row group is read once for consecutive keys of it."""
 
     def _list_file(self, name: str) -> FileListing:
-        with self.files.open(name) as file:
-            parquet = self._open(file, name)
-            schema = parquet.schema_arrow
+        with self._explain(name), self.files.open(name) as file:
+            parquet, where = self._open(file, name), self.files.path(name)
+            schema, num_bytes = parquet.schema_arrow, file.size()
             image, label = self._image_column(schema, name), self._label_column(schema, name)
-            labels = parquet.read(columns=[label]).column(label) if label else None
+            check_parquet(parquet, num_bytes, where)
+            check_rows(parquet.metadata.num_rows, num_bytes, where)
+            labels = read_text(parquet, file, label, where) if label else None
             stamps = np.full(parquet.metadata.num_rows, _stamp(file), np.int64)
             columns = tuple(column for column in schema.names if column != image)
             return FileListing(labels, stamps, self._class_names(schema, label), columns=columns)
@@ -51,20 +58,20 @@ class ParquetSource(ColumnSource):
     def _open(self, file: pa.NativeFile, name: str) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(file)
-        except pa.ArrowInvalid as error:
+        except pa.ArrowInvalid:
             refuse_lfs_pointer(
                 file.read_at(min(file.size(), 100), 0), f"images.path: {self.files.path(name)}", "Parquet"
             )
-            raise InvalidInput(
-                f"images.path: {self.files.path(name)}: found no readable Parquet ({error})",
-                "complete Parquet files",
-                "copy it again",
-            ) from error
+            raise
+
+    def _explain(self, name: str) -> AbstractContextManager[None]:
+        return explain_broken(self.files.path(name), "Parquet", "complete Parquet files", self.files.is_local)
 
     def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
         for name, group in groupby(map(split_key, keys), key=lambda pair: pair[0]):
             with self.files.open(name) as file:
-                parquet = self._open(file, name)
+                with self._explain(name):
+                    parquet = self._open(file, name)
                 yield from map(decode_cell, self._cells(parquet, name, [row for _, row in group]))
 
     def _cells(self, parquet: pq.ParquetFile, name: str, rows: list[int]) -> Iterator[pa.Scalar]:
@@ -74,8 +81,35 @@ class ParquetSource(ColumnSource):
         counts = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
         starts = np.cumsum([0, *counts])
         for group, run in groupby(rows, key=lambda row: int(np.searchsorted(starts, row, side="right")) - 1):
-            column = parquet.read_row_group(group, columns=[wanted]).column(0)
-            yield from (column[row - starts[group]] for row in run)
+            inside = [row - int(starts[group]) for row in run]
+            ascending = sorted(inside)
+            cells = self._read_ascending(parquet, name, group, wanted, ascending)
+            if inside == ascending:
+                yield from cells
+            else:
+                found = dict(zip(ascending, cells, strict=True))
+                yield from map(found.__getitem__, inside)
+
+    def _read_ascending(
+        self, parquet: pq.ParquetFile, name: str, group: int, column: str, rows: list[int]
+    ) -> Iterator[pa.Scalar]:
+        """Yield the cells of a column at some rows of a row group, given in ascending order.
+
+        A row group is decoded a few rows at a time: equal images may be in a file only once, and fill the memory when
+        all of them are decoded.
+        """
+        num_bytes = parquet.metadata.row_group(group).total_byte_size
+        rows_at_once = min(MAX_ROWS_AT_ONCE, max(MIN_ROWS_AT_ONCE, MAX_BYTES_AT_ONCE // max(1, num_bytes)))
+        batches = parquet.iter_batches(rows_at_once, row_groups=[group], columns=[column], use_threads=False)
+        start, data = 0, pa.array([])
+        for row in rows:
+            while row >= start + len(data):
+                start, data = start + len(data), pa.array([])  # frees the rows before the next are decoded
+                with self._explain(name):
+                    data = next((batch.column(0) for batch in batches), data)
+                    if not len(data):
+                        raise EOFError(f"its row group {group} ends at row {start:,}")
+            yield data[row - start]
 
 
 def _stamp(file: pa.NativeFile) -> int:

@@ -1,5 +1,6 @@
 """Image files that a table names together with their labels."""
 
+import csv
 import reprlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from pipelines.images.claims import read_parquet_columns
 from pipelines.images.decoding import is_image, try_decode
 from pipelines.images.files import Files, ImagesPath
 from pipelines.images.labels import (
@@ -21,7 +23,7 @@ from pipelines.images.labels import (
 from pipelines.images.listing import Listing, Locations, shorten_list
 from pipelines.images.sources.columns import holds_image_files
 from pipelines.images.splits import ALL_SPLITS, as_splits, find_split_layout, pick_images
-from pipelines.images.text_tables import as_utf8, read_text_table
+from pipelines.images.text_tables import as_utf8, read_json_lines, read_text_table
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer
 
@@ -61,7 +63,9 @@ def _names_files(files: Files, name: str) -> bool:
     try:
         with files.open(name) as file:
             schema = pq.read_schema(file)
-    except pa.ArrowInvalid:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and (error.errno or not files.is_local):
+            raise
         return False
 
     def is_text(kind: pa.DataType) -> bool:
@@ -184,24 +188,20 @@ class TableSource:
         return np.array([size_of[key] for key in keys], np.int64)
 
     def _read_table(self, where: str) -> pa.Table:
-        import pyarrow.json
-        import pyarrow.parquet
-
-        content = self.files.read(self.table)
+        content = self.files.read_named(self.table)
         refuse_lfs_pointer(content, f"images.path: {where}", "the table")
+        # Names such as 00012 stay text; labels become numbers if all of them are.
+        names = (*NAME_COLUMNS, self.config.image_column or "file")
+        labels = (*LABEL_COLUMNS, self.config.label_column or "label")
         try:
             if self.table.endswith(".parquet"):
-                return pyarrow.parquet.read_table(pa.BufferReader(content))
+                return read_parquet_columns(content, {*names, *labels, *SPLIT_COLUMNS}, where)
             if self.table.endswith(".jsonl"):
-                content = content if self.config.reading else as_utf8(content, where)
-                return pyarrow.json.read_json(pa.BufferReader(content))
-            # Names such as 00012 stay text; labels become numbers if all of them are.
-            names = (*NAME_COLUMNS, self.config.image_column or "file")
-            labels = (*LABEL_COLUMNS, self.config.label_column or "label")
+                return read_json_lines(content if self.config.reading else as_utf8(content, where), where)
             return read_text_table(content, names, labels, "\t" if self.table.endswith(".tsv") else ",", where)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, csv.Error, OSError, UnicodeDecodeError) as error:
             raise InvalidInput(
-                f"images.path: {where}: found no readable table ({error})",
+                f"images.path: {where}: found no readable table ({' '.join(str(error).split())[:300]})",
                 f"{', '.join(TABLE_SUFFIXES)} with a line of column names",
                 "correct the table",
             ) from error

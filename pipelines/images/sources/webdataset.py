@@ -11,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.images.decoding import decode_image, is_image
-from pipelines.images.files import Files, ImagesPath
+from pipelines.images.files import MAX_FILE_BYTES, Files, ImagesPath
 from pipelines.images.labels import LABEL_COLUMNS, label_text, number_labels, parse_labels, refuse_missing_labels
 from pipelines.images.listing import Listing, Locations
 from pipelines.images.splits import describe_files, pick_split
 from pipelines.images.tar import BLOCK, BlockReader, Member, TarError, read_members
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer
+from raydit.regular_files import FileTooLarge, refuse_too_large
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +29,8 @@ SUFFIX = ".tar"
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.zstd", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4")
 PICKLED = re.compile(rb"\x80[\x02-\x05]|[IF]\d+\n\.\Z|[SV]'?[^\n]*\n(p\d+\n)?\.\Z")
 """Start of a pickle of protocol 2 to 5, or all of a pickled number or text of protocol 0."""
+MAX_LABEL_BYTES, MAX_JSON_BYTES = 2**16, 2**24
+"""Longest .cls and .json of a sample."""
 Sample = dict[str, Member]
 """Files of one sample by their suffixes, in lower case and without the first dot."""
 
@@ -198,13 +201,15 @@ class WebDatasetSource:
         column = self.config.label_column
         if column in sample or (column is None and "cls" in sample):
             member = sample[column or "cls"]
-            return self._parse_label(blocks.read(member.offset, member.size), member.name, where)
+            return self._parse_label(_read_bounded(blocks, member, MAX_LABEL_BYTES, where), member.name, where)
         if "json" not in sample:
             return None
         member = sample["json"]
         try:
-            fields = json.loads(blocks.read(member.offset, member.size))
-        except ValueError as error:
+            fields = json.loads(_read_bounded(blocks, member, MAX_JSON_BYTES, where))
+        except FileTooLarge:
+            raise
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(
                 f"images.path: {where}: found {error} in its .json", "JSON", "correct the file"
             ) from error
@@ -231,9 +236,16 @@ class WebDatasetSource:
                 blocks = BlockReader(file, self.files.is_local)
                 for _, (offset, size) in group:
                     try:
+                        refuse_too_large(int(size), MAX_FILE_BYTES, "the file")
                         yield decode_image(blocks.read(int(offset), int(size)))
                     except Exception as error:
                         yield error
+
+
+def _read_bounded(blocks: BlockReader, member: Member, max_bytes: int, where: str) -> bytes:
+    """Return the content of a small file. Raises FileTooLarge if it is longer than `max_bytes`."""
+    refuse_too_large(member.size, max_bytes, f"images.path: {where}: {member.name}")
+    return blocks.read(member.offset, member.size)
 
 
 def _describe_binary_label(data: bytes) -> str:

@@ -192,3 +192,51 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+HOSTILE_FIELDS = [
+    {"expires": 1e300},
+    {"expires": float("inf")},
+    {"expires": float("nan")},
+    {"expires": "tomorrow"},
+    {"since": -1e300},
+    {"since": None},
+    {"process": 10**400},
+    {"process": "abc"},
+    {"process": True},
+    {"machine": ["a"]},
+    {"host": "x" * 5000},
+    {"job": {"a": 1}},
+    {"unknown": 1},
+]
+
+
+@pytest.mark.parametrize("changed", HOSTILE_FIELDS, ids=str)
+def test_a_lease_that_raydit_never_writes_is_taken_over(tmp_path, changed):
+    content = asdict(replace(LeaseOwner.this_process(), machine="elsewhere")) | changed
+    (tmp_path / LEASE_FILE).write_text(json.dumps(content))
+    with hold(tmp_path) as earlier:
+        assert earlier == leases.UNKNOWN_OWNER
+
+
+@pytest.mark.parametrize("kind", ["sparse", "deep", "device", "pipe"])
+def test_a_lease_without_end_is_taken_over(tmp_path, kind):
+    path = tmp_path / LEASE_FILE
+    if kind == "sparse":
+        path.touch()
+        os.truncate(path, 2**40)
+    elif kind == "deep":
+        path.write_text("[" * 50_000)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+    with hold(tmp_path) as earlier:
+        assert earlier == leases.UNKNOWN_OWNER and path.is_file() and not path.is_symlink()
+    assert not path.exists()
+
+
+def test_a_lease_that_ends_in_years_names_the_file_to_remove(tmp_path):
+    plant(tmp_path / "output", machine="elsewhere", expires=time.time() + 10**9)
+    with pytest.raises(InUse, match=r"if its machine is gone, remove .*/output/.lease.json, which lasts until 20\d\d-"):
+        hold(tmp_path / "output").__enter__()

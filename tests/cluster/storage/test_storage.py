@@ -17,7 +17,8 @@ from cluster.storage import files, paths
 from cluster.storage.lease import hold_folder
 from cluster.storage.object_stores import resolve_in_bucket
 from cluster.storage.temporaries import TEMPORARY_PREFIX
-from raydit.errors import StorageFull
+from raydit.errors import InvalidInput, StorageFull
+from raydit.regular_files import FileTooLarge, SpecialFile
 
 
 @pytest.fixture(params=["path", "uri", "bucket"])
@@ -256,3 +257,28 @@ def test_a_full_disk_is_reported_wherever_storage_writes(tmp_path, monkeypatch):
     ):
         with pytest.raises(StorageFull, match="disk quota exceeded .*run the same command again"):
             write()
+
+
+@pytest.mark.parametrize("read", [storage.read_bytes, storage.open_file, storage.sha256_file, storage.read_json])
+def test_devices_and_named_pipes_are_refused(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path, kind in ((tmp_path / "pipe", "named pipe"), (tmp_path / "link", "named pipe"), ("/dev/zero", "device")):
+        with pytest.raises(SpecialFile, match=f"{path} is a {kind}, expected a regular file"):
+            read(str(path))
+
+
+def test_a_file_longer_than_its_bound_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "sparse"
+    path.touch()
+    os.truncate(path, 2**40)
+    with pytest.raises(FileTooLarge, match=r"sparse: found 1,099,511,627,776 bytes, expected at most 1,000"):
+        storage.read_bytes(str(path), max_bytes=1000)
+    os.truncate(path, 1000)
+    assert storage.read_bytes(str(path), max_bytes=1000) == bytes(1000)
+
+
+def test_json_that_is_nested_too_deeply_is_refused(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(InvalidInput, match=r"deep.json is not valid JSON"):
+        storage.read_json(str(tmp_path / "deep.json"))

@@ -248,3 +248,15 @@ def test_a_git_lfs_pointer_in_place_of_an_image_says_what_it_is():
 @pytest.mark.parametrize("name", ["a.jpe", "a.TGA", "a.pnm", "a.pbm", "a.jfif", "a.jxl", "a.heif", "a.qoi"])
 def test_images_of_rarer_suffixes_are_listed(name):
     assert is_image(name) and is_image(name, earlier=True) is name.endswith("jfif")
+
+
+def test_large_images_are_converted_in_strips_to_the_same_pixels():
+    values = np.random.default_rng(0).integers(0, 256, (3, 3, 4), dtype=np.uint8)
+    few_rows = Image.fromarray(values).resize((2000, 9), Image.Resampling.BICUBIC)
+    many_rows = few_rows.resize((2000, 5000), Image.Resampling.NEAREST)  # three strips
+    grey = Image.fromarray(np.asarray(many_rows)[..., 0].astype(np.uint16) * 200)
+    for large in (many_rows, many_rows.quantize(32, method=Image.Quantize.FASTOCTREE)):
+        flat = Image.alpha_composite(Image.new("RGBA", large.size, "white"), large.convert("RGBA")).convert("RGB")
+        assert decode_image(encoded(large, compress_level=1)).tobytes() == flat.tobytes()
+    high_byte = np.asarray(decode_image(encoded(grey, compress_level=1)))
+    assert np.array_equal(high_byte[..., 0], np.asarray(grey) >> 8)

@@ -255,3 +255,9 @@ def test_durations_read_as_people_say_them(seconds, said):
 )
 def test_bytes_have_the_unit_that_fits(number, said):
     assert format_bytes(number) == said
+
+
+def test_a_cluster_of_many_spaces_is_refused_at_once():
+    with pytest.raises(ValueError, match="found '1xa"):
+        parse_cluster("1xa" + " " * 100_000 + "b\n!")
+    assert parse_cluster("  8 x H100 ").count == 8

@@ -1,0 +1,68 @@
+"""Valid artifacts of raydit whose files are changed: checkpoints, latents, references, reports, journals, weights."""
+
+import atexit
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import torch
+from tiny_checkpoint import MODEL, random_network, tiny_output, write_checkpoint
+from tiny_story import write_latents
+
+from evaluation.protocol import EvaluationProtocol
+from evaluation.report import EvaluationReport
+
+
+@cache
+def output_folder() -> Path:
+    """Return an output with a checkpoint, latents and an autoencoder, which is made once and copied."""
+    folder = Path(mkdtemp(prefix="raydit-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config = tiny_output(folder)
+    write_checkpoint(config, 2)
+    write_latents(config)
+    return Path(config.output)
+
+
+def make_part(name: str) -> Callable[[Path], Path]:
+    """Return what copies a part of the output into a folder."""
+    return lambda folder: Path(shutil.copytree(output_folder() / name, folder / Path(name).name))
+
+
+def make_reference(folder: Path) -> Path:
+    rng, file = np.random.default_rng(0), folder / "reference.npz"
+    meta = json.dumps({"n": 9, "extractor": "x", "extractor_sha256": "ab", "size": 8, "crop": "adm", "source": "here"})
+    arrays = {"mu": rng.normal(size=4), "sigma": np.eye(4), "features": rng.normal(size=(9, 4)).astype(np.float32)}
+    np.savez(file, meta=np.array(meta), keys=np.array([f"k{i}" for i in range(9)]), **arrays)
+    return file
+
+
+def make_report(folder: Path) -> Path:
+    protocol = EvaluationProtocol(decoder="a", extractor="b", extractor_sha256="c", reference_digest="d")
+    report = EvaluationReport(protocol=protocol, checkpoint="x", checkpoint_digest="ab", metrics={"fid_50k": 2.0})
+    report = replace(report, curve=[(1000, 3.0)], artifacts={"samples": "samples.png"})
+    (folder / "report.json").write_text(report.to_json())
+    return folder / "report.json"
+
+
+def make_journal(folder: Path) -> Path:
+    lines = [
+        {"op": "run", "run": "train-1", "time": 1, "experiment": "e", "name": "n", "parent": None, "tags": {}},
+        {"op": "params", "run": "train-1", "time": 2, "params": {"a": "b"}},
+        {"op": "metrics", "run": "train-1", "time": 3, "metrics": {"x": 1.0}, "step": 1, "model": "", "dataset": None},
+        {"op": "artifact", "run": "train-1", "time": 4, "path": "/etc/hostname", "folder": None},
+        {"op": "end", "run": "train-1", "time": 5, "status": "FINISHED"},
+    ]
+    (folder / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "a.state.json").write_text(json.dumps({"offset": 0, "known": {}, "uri": "sqlite:///x.db"}))
+    return folder / "a.jsonl"
+
+
+def make_weights(folder: Path) -> Path:
+    torch.save({"ema": random_network(0, MODEL).state_dict()}, folder / "w.pt")
+    return folder / "w.pt"
