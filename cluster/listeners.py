@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import psutil
 
+PYTHON_OF_RAY = (
+    "/ray/dashboard/",
+    "/ray/_private/",
+    "/ray/autoscaler/",
+    "ray.util.client.server",
+    "['ray', 'ray.",  # what the dashboard's forkserver loads
+)
+"""Parts of the commands of Ray's processes that run Python."""
+
 
 class Listener(NamedTuple):
     """A TCP port on which a process accepts connections. process: its name, such as raylet."""
@@ -57,9 +66,9 @@ def _is_of_ray(process: "psutil.Process") -> bool:
         command = process.cmdline()
     except psutil.Error:
         return False
-    # The files of Ray's own processes; the driver, which listens too, may be any program.
-    return any(part.startswith("ray::") or "/ray/core/src/ray/" in part for part in command[:1]) or any(
-        folder in part for part in command[1:3] for folder in ("/ray/dashboard/", "/ray/_private/", "/ray/autoscaler/")
+    # The files and modules of Ray's own processes; the driver, which listens too, may be any program.
+    return any(part.startswith(("ray::", "ray-")) or "/ray/core/src/ray/" in part for part in command[:1]) or any(
+        name in part for part in command[1:5] for name in PYTHON_OF_RAY
     )
 
 
