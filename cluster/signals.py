@@ -1,9 +1,9 @@
 """End a command tidily on SIGINT (Ctrl-C), SIGTERM and SIGHUP.
 
 While `handle_signals` is active, the first signal raises KeyboardInterrupt in the main thread, so that every `with` and
-`finally` on the way out does its work; a second signal ends the process at once. There are two exceptions for work that
-must not be cut off in the middle: `defer_signals` holds a signal back for some seconds, and `stop_on_signal` asks the
-work to end by itself.
+`finally` on the way out does its work; a second signal ends the process at once. Three kinds of work are not cut off in
+the middle: imports are finished first, `defer_signals` holds a signal back for some seconds, and `stop_on_signal` asks
+the work to end by itself.
 """
 
 import _thread
@@ -14,12 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_SIGNAL_SECONDS = 1.0
 """Signals within this time of the first one count as the same: `timeout` and some shells deliver one twice."""
 RETRY_SECONDS = 0.2
+IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
+"""File name of the code by which Python imports modules."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -53,6 +56,10 @@ class _State:
     deferred = 0
     """Number of open `defer_signals` blocks."""
     stop: StopRequest | None = None
+    frame: FrameType | None = None
+    """The frame that has entered the outermost `handle_signals`."""
+    alarm_handler: Any = None
+    """The earlier handler of SIGALRM, while this module waits for the end of an import."""
     unraisable_hook: Callable[[Any], Any] = sys.__unraisablehook__
     """The earlier sys.unraisablehook, which is called for every other ignored exception."""
     raise_again = False
@@ -76,6 +83,7 @@ def handle_signals(*, exit_at_once: bool = False) -> Iterator[None]:
         return
     _state.active, _state.exit_at_once = True, exit_at_once
     _state.received, _state.raise_again = None, False
+    _state.frame = sys._getframe(2)  # behind contextlib's
     handled = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
     earlier = {number: signal.signal(number, _on_signal) for number in handled}
     # Ray blocks SIGINT in the processes that it starts, and a process inherits that from its parent.
@@ -88,7 +96,7 @@ def handle_signals(*, exit_at_once: bool = False) -> Iterator[None]:
         for number, handler in earlier.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        _state.active = False
+        _state.active, _state.frame = False, None
 
 
 def exit_code() -> int:
@@ -148,12 +156,13 @@ def interrupt() -> None:
         _thread.interrupt_main()
 
 
-def _on_signal(number: int, frame: Any) -> None:
+def _on_signal(number: int, frame: FrameType | None) -> None:
     """Handle a signal. It takes no lock and prints nothing, because the main thread may be doing either."""
     now = time.monotonic()
     if _state.raise_again:
         _state.raise_again = False
-        raise Interrupted
+        _raise(frame)
+        return
     if _state.received is None:
         _state.received, _state.received_at = number, now
         if _state.deferred:
@@ -161,13 +170,43 @@ def _on_signal(number: int, frame: Any) -> None:
         if _state.stop is not None:
             _state.stop.requested = True
             return
-        raise Interrupted
+        _raise(frame)
+        return
     if now - _state.received_at < SAME_SIGNAL_SECONDS:
         return
     if _state.exit_at_once:
         os.write(2, b"\nraydit: ended at once; run the same command again to resume\n")
         os._exit(128 + _state.received)
-    raise Interrupted
+    _raise(frame)
+
+
+def _raise(frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; while modules are imported, when that is done.
+
+    The modules of torch and others that are written in C++ call Python while they are imported, and abort the process
+    if that raises an exception.
+    """
+    if not _is_importing(frame):
+        raise Interrupted
+    if _state.alarm_handler is None:
+        _state.alarm_handler = signal.signal(signal.SIGALRM, _on_alarm) or signal.SIG_DFL
+    signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return whether an import that has begun inside of `handle_signals` is not finished."""
+    while frame is not None and frame is not _state.frame:
+        if frame.f_code.co_filename == IMPORT_SYSTEM:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _on_alarm(number: int, frame: FrameType | None) -> None:
+    if not _is_importing(frame):
+        signal.signal(signal.SIGALRM, _state.alarm_handler)
+        _state.alarm_handler = None
+    _raise(frame)
 
 
 def _on_unraisable(unraisable: Any) -> None:

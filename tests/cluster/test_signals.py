@@ -43,6 +43,33 @@ def test_a_signal_that_is_delivered_twice_counts_once():
         assert signals.exit_code() == 143
 
 
+def test_an_import_is_finished_before_a_signal_ends_the_process(tmp_path, monkeypatch):
+    """torch's modules call Python while they are imported, and abort the process if it raises."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "outer_module.py").write_text("import inner_module\nfinished = True\n")
+    (tmp_path / "inner_module.py").write_text(
+        "import signal, time\nsignal.raise_signal(signal.SIGTERM)\ntime.sleep(0.5)\nfinished = True\n"
+    )
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(KeyboardInterrupt), signals.handle_signals():
+        import outer_module
+
+        waits()
+    assert sys.modules["inner_module"].finished and outer_module.finished and signals.exit_code() == 143
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_a_module_that_runs_a_command_while_it_is_imported_is_interrupted_at_once(tmp_path, monkeypatch):
+    """As with `python -c "import my_script"`: that import began before the command."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "script_module.py").write_text(
+        "import signal\nfrom cluster import signals\nreached = []\n"
+        "with signals.handle_signals():\n    signal.raise_signal(signal.SIGINT)\n    raise AssertionError\n"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        import script_module  # noqa: F401
+
+
 def test_a_signal_in_a_destructor_is_raised_again():
     class Destroyed:
         def __del__(self):
