@@ -73,7 +73,7 @@ def uniform(
     """Draw uniform numbers in (0, 1), float32: `shape` at one position, (N, *shape) at a tensor of N positions.
 
     seed: in [0, 2^64). stream: of `Stream`. step: of training or sampling, in [0, 2^32); 0 where there are none.
-    position: the place in the global batch, or the sample's index, in [0, 2^32); an integer, or integers (N,) on any
+    position: the index in the global batch, or the sample's index, in [0, 2^32); an integer, or integers (N,) on any
     device. The draw at a position depends neither on the other positions nor on what follows an element in C order.
     Each number is (x + 0.5) / 2^32 of a random word x, rounded to float32; where that would give 1, which happens once
     in 2^25 draws, it is the largest float32 below 1. So log(u), log(1 - u) and the index floor(u n) < n are safe.

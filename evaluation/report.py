@@ -3,14 +3,18 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from statistics import fmean, stdev
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from evaluation.metric_names import format_count, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
 from raydit.errors import InvalidInput
 from raydit.listed_names import require_all_inside
 from raydit.printable import one_line
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 REPORT_FILE = "report.json"
 LOW_PRECISION = 0.05
@@ -144,15 +148,13 @@ class EvaluationReport:
     @classmethod
     def _parse(cls, values: dict[str, Any]) -> tuple[Self, str]:
         """Return the report in the content of its file, and the recorded id of its protocol."""
-        from pydantic import TypeAdapter
-
         recorded = values.pop("protocol_id")
         values |= {name: values.pop(key) for name, key in _JSON_NAMES.items() if key in values}
         values["metrics"] = {name: value for name, value in values["metrics"].items() if value is not None}
         curve = [(count, value) for count, value in values.get("curve", [])]
         protocol = EvaluationProtocol.from_dict(values["protocol"])
         content = {**values, "curve": curve, "protocol": protocol}
-        return TypeAdapter(cls).validate_python(content), recorded
+        return _validator().validate_python(content), recorded
 
     def table(self) -> str:
         """Return the metrics as aligned text, with a column for each N of samples and of held-out real images."""
@@ -179,6 +181,14 @@ class EvaluationReport:
 
     def _cell(self, name: str) -> str:
         return f"{self.metrics[name]:.6g}" + (f" +- {self.errors[name]:.4g}" if name in self.errors else "")
+
+
+@cache
+def _validator() -> "TypeAdapter[Any]":
+    """Return what checks the types of a report's fields; making one takes longer than all else of reading a report."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(EvaluationReport)
 
 
 class Baseline(NamedTuple):

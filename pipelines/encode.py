@@ -77,7 +77,6 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     autoencoder = autoencoder_of(config)
     record = as_recorded(autoencoder.describe(), autoencoder.folder(), folder)
     check_autoencoder(autoencoder.folder())
-    digests = further_digests(autoencoder.folder())
     identity = encode_identity(config.images, settings, listing, record)
     description = describe_latents(config.images, settings, listing.class_names, record)
     earlier = prepare_folder(folder, identity, listing, lambda: context.prepare_work(settings, "encode"))
@@ -85,6 +84,7 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
         context.skipped("encode", summarize(earlier))
         return earlier
 
+    digests = further_digests(autoencoder.folder())
     shards = plan_shards(folder, listing, earlier, settings.shard_rows)
     for line in describe_images(config, images, listing, autoencoder):
         context.say("encode", line)

@@ -11,7 +11,7 @@ from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
 from pipelines.config.training import LENGTH_FIELDS, NON_IDENTITY_FIELDS
 from pipelines.images.listing import summarize_images
-from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of, is_autoencoder_of
+from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of, explain_other, is_autoencoder_of
 from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.recorded_images import require_classes
@@ -88,12 +88,12 @@ def train(config: Recipe, *, verify: bool = False, context: JobContext) -> Locat
 
 def check_latents(latents: LatentDataset, autoencoder: AutoencoderHandle) -> None:
     """Raise InvalidInput if another autoencoder made the latents, or if there are none."""
-    expected = autoencoder.describe()["sha256"]
-    found = latents.autoencoder
-    if not is_autoencoder_of(found, autoencoder.folder()):
+    found, folder = latents.autoencoder, autoencoder.folder()
+    if not is_autoencoder_of(found, folder):
+        ours = explain_other(found, folder).removeprefix("sha256 ")
         raise InvalidInput(
             f"latents at {latents.path} were made by the autoencoder {found['id']!r} ({found['sha256'][:12]})",
-            f"the recipe's, {autoencoder.id!r} ({expected[:12]})",
+            f"the recipe's, {autoencoder.id!r} ({ours})",
             "run `raydit encode` again, or set autoencoder.id to the one that made them",
         )
     if len(latents) == 0:

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import storage
-from dit.autoencoder import describe_autoencoder, is_same_autoencoder
+from dit.autoencoder import is_same_autoencoder
 from pipelines.artifacts import superseded_folders
 from pipelines.checkpoints.open import LocatedCheckpoint
-from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle
+from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle, explain_other
 from raydit.errors import InvalidInput, NotFound
 
 
@@ -31,11 +31,10 @@ def checkpoint_autoencoder(checkpoint: LocatedCheckpoint) -> Path:
     if (other := _find_other(checkpoint)) is not None:
         return other
     name = "output/autoencoder" if recorded.id == TRAINED_AUTOENCODER else recorded.id
-    found, expected = describe_autoencoder(folder)["sha256"][:12], recorded.sha256[:12]
-    what = f"sha256 {found}" if found != expected else "another config.json"
     raise InvalidInput(
-        f"the autoencoder in {folder} has {what}",
-        f"{expected}: {checkpoint.origin} was trained on latents of that {name}, and its samples would decode to noise",
+        f"the autoencoder in {folder} has {explain_other(vars(recorded), folder)}",
+        f"{recorded.sha256[:12]}: {checkpoint.origin} was trained on latents of that {name}, and its samples "
+        "would decode to noise",
         "restore that autoencoder, or train again on latents of the one found",
     )
 

@@ -104,7 +104,7 @@ def read_text(parquet: pq.ParquetFile, source: pa.NativeFile, column: str, where
         return texts
     for chunk in texts.chunks:
         chunk.dictionary.validate(full=True)  # pyarrow reads texts that are not UTF-8, and fails later
-    num_bytes, file_bytes = sum(_decoded_bytes(chunk) for chunk in texts.chunks), source.size()
+    num_bytes, file_bytes = decoded_bytes(texts), source.size()
     if num_bytes > max(FREE_BYTES, file_bytes):
         raise InvalidInput(
             f"images.path: {where}, column {column}: found texts of {num_bytes:,} bytes in {file_bytes:,} bytes",
@@ -131,6 +131,7 @@ def read_parquet_columns(content: bytes, wanted: Collection[str], where: str) ->
     return pa.table(columns, schema.names, metadata=schema.metadata)
 
 
-def _decoded_bytes(chunk: pa.DictionaryArray) -> int:
-    lengths = pc.binary_length(chunk.dictionary)
-    return pc.sum(pc.cast(lengths, pa.int64()).take(chunk.indices)).as_py() or 0
+def decoded_bytes(texts: pa.ChunkedArray) -> int:
+    """Return the bytes that a dictionary-encoded column has when every row holds its text in full."""
+    lengths = [pc.cast(pc.binary_length(chunk.dictionary), pa.int64()).take(chunk.indices) for chunk in texts.chunks]
+    return sum(pc.sum(each).as_py() or 0 for each in lengths)

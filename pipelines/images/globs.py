@@ -54,7 +54,7 @@ def _compile(pattern: str, where: str) -> _Glob:
 
 
 class _Wildcard(str):
-    """One of **/ ** * and ?, told from literal text by its type."""
+    """A wildcard, one of **/, **, * and ?. Its type distinguishes it from literal text."""
 
 
 def _matches(glob: _Glob, name: str) -> bool:

@@ -81,6 +81,14 @@ def is_autoencoder_of(recorded: Mapping[str, Any], folder: Path) -> bool:
     return is_same_autoencoder(folder, recorded)
 
 
+def explain_other(recorded: Mapping[str, Any], folder: Path) -> str:
+    """Return in words what a folder's autoencoder has other than the one of a record: its weights, or its config."""
+    from dit.autoencoder import describe_autoencoder
+
+    found = describe_autoencoder(folder)["sha256"]
+    return "another config.json" if found == recorded["sha256"] else f"sha256 {found[:12]}"
+
+
 def autoencoder_of(config: Recipe) -> AutoencoderHandle:
     """Return the autoencoder that a recipe uses."""
     return AutoencoderHandle(config.autoencoder.id or TRAINED_AUTOENCODER, storage.absolute(config.output))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cluster import storage
-from pipelines.images.claims import check_rows, explain_broken
+from pipelines.images.claims import check_rows, explain_broken, read_text
 from pipelines.latents import schema
 from pipelines.latents.records import QuarantinedImage
 from raydit.errors import InvalidInput
@@ -33,12 +33,14 @@ def read_quarantine(path: str) -> list[QuarantinedImage]:
 
     content = storage.read_bytes(path)
     with explain_broken(path, "list of images", "what `raydit encode` wrote", True, field=""):
-        table = pq.ParquetFile(pa.BufferReader(content), read_dictionary=COLUMNS)
-        check_rows(table.metadata.num_rows, len(content), path)
-        rows = table.read()
-    columns = [rows.column(name).to_pylist() if name in rows.column_names else None for name in COLUMNS]
-    if not all(column is not None and all(isinstance(text, str) for text in column) for column in columns):
-        raise InvalidInput(f"{path}: found {', '.join(rows.column_names)}", "the texts key and error", "copy it again")
+        source = pa.BufferReader(content)
+        parquet = pq.ParquetFile(source)
+        check_rows(parquet.metadata.num_rows, len(content), path)
+        columns = [read_text(parquet, source, name, path).to_pylist() for name in COLUMNS]
+    if not all(isinstance(text, str) for column in columns for text in column):
+        raise InvalidInput(
+            f"{path}: found keys or errors that are no text", "what `raydit encode` wrote", "copy it again"
+        )
     return [QuarantinedImage(key, error) for key, error in zip(*columns, strict=True)]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from cluster import storage
 from pipelines.latents import schema
-from pipelines.latents.autoencoder import AutoencoderHandle, is_autoencoder_of
+from pipelines.latents.autoencoder import AutoencoderHandle, explain_other, is_autoencoder_of
 from pipelines.latents.dataset import LatentDataset
 from raydit.errors import InvalidInput
 
@@ -89,15 +89,14 @@ def load_autoencoder(dataset: LatentDataset, *, download: bool) -> "Autoencoder"
 
     Raises NotFound if it is missing, and InvalidInput if the one with its name has other weights.
     """
-    from dit.autoencoder import Autoencoder, describe_autoencoder
+    from dit.autoencoder import Autoencoder
 
     recorded = dataset.autoencoder
     # An autoencoder trained by raydit has the same parent folder: output/autoencoder and output/latents.
     folder = AutoencoderHandle(recorded["id"], storage.split(dataset.path)[0]).folder(download=download)
     if not is_autoencoder_of(recorded, folder):
-        found = describe_autoencoder(folder)["sha256"]
         raise InvalidInput(
-            f"{folder}: found an autoencoder with sha256 {found[:12]}",
+            f"{folder}: found an autoencoder with {explain_other(recorded, folder)}",
             f"the one with {recorded['sha256'][:12]}, which encoded {dataset.path}",
             "restore that one",
         )

@@ -148,12 +148,12 @@ def with_plain_keys(table: "pa.Table", num_bytes: int, where: str) -> "pa.Table"
     num_bytes: of the shard. Raises InvalidInput if all keys together are longer.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
+
+    from pipelines.images.claims import decoded_bytes
 
     if KEY not in table.column_names or not pa.types.is_dictionary((keys := table.column(KEY)).type):
         return table
-    lengths = [pc.cast(pc.binary_length(chunk.dictionary), pa.int64()).take(chunk.indices) for chunk in keys.chunks]
-    if (length := sum(pc.sum(each).as_py() or 0 for each in lengths)) > num_bytes:
+    if (length := decoded_bytes(keys)) > num_bytes:
         raise InvalidInput(
             f"{where}: found keys of {length:,} bytes in {num_bytes:,}", "each key in full", "copy the file again"
         )

@@ -31,8 +31,7 @@ def build_report(
     real_baseline, metrics = {}, dict(generated.metrics)
     if held_out is not None:
         count = min(len(held_out.features), protocol.num_samples)
-        # Evenly spaced, because images often lie in the order of their classes.
-        spaced = _take(held_out, np.arange(count) * len(held_out.features) // count)
+        spaced = _take(held_out, spaced_positions(len(held_out.features), count))
         real_baseline = _score(spaced, reference, protocol, count, errors=False).metrics
         if count < protocol.num_samples:
             metrics |= _score(_take(samples, slice(count)), reference, protocol, count, errors=False).metrics
@@ -55,6 +54,11 @@ def build_report(
         missing=generated.missing,
         disqualified=defect,
     )
+
+
+def spaced_positions(length: int, count: int) -> np.ndarray:
+    """Return `count` positions, at most `length`, evenly spaced: images often lie in the order of their classes."""
+    return np.arange(count) * length // max(count, 1)
 
 
 def find_defect(features: np.ndarray, num_constant: int) -> str:

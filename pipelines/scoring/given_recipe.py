@@ -1,4 +1,4 @@
-"""A recipe that a user gives to evaluate or sample by, in place of the one that a checkpoint records."""
+"""A recipe given for an evaluation or for sampling, which overrides the one that a checkpoint records."""
 
 import json
 import re

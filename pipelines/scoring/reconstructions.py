@@ -1,13 +1,13 @@
 """Reconstructions of held-out images: a second baseline, the best that samples through an autoencoder can be."""
 
 from dataclasses import dataclass
-
-import numpy as np
+from functools import cached_property
 
 from cluster import storage
 from evaluation.extractors import Features
 from pipelines.artifacts import digest_of
 from pipelines.images.listing import Listing
+from pipelines.scoring.build_report import spaced_positions
 from pipelines.scoring.records import read_results
 from pipelines.scoring.references import RealImages, load_features_file, save_features_file
 from pipelines.scoring.shards import ScoringShard, make_shards, split_listing
@@ -22,15 +22,13 @@ class Reconstructions:
     """Samples that they are compared with, and the most of them."""
     decoder: str
     """Digest of the autoencoder's weights."""
-    source: int = 0
-    """Position of a source of samples through this autoencoder in the list that the actors get."""
 
-    @property
+    @cached_property
     def listing(self) -> Listing:
-        """The images, evenly spaced, because images often lie in the order of their classes; none unless asked for."""
+        """The images; none unless they are asked for."""
         held_out, is_wanted = self.real.held_out, self.real.settings.evaluate.reconstructions
         count = min(len(held_out), self.num_samples) if is_wanted and len(held_out) > 1 else 0
-        return held_out.take(np.arange(count) * len(held_out) // max(count, 1))
+        return held_out.take(spaced_positions(len(held_out), count))
 
     @property
     def path(self) -> str:
@@ -44,10 +42,10 @@ class Reconstructions:
 
     def _shards(self) -> list[ScoringShard]:
         parts = split_listing(self.listing, self.real.settings.evaluate.shard_rows)
-        return make_shards(self._shard_folder, parts, source=self.source, reconstruct=True)
+        return make_shards(self._shard_folder, parts, reconstruct=True)
 
     def missing_shards(self) -> list[ScoringShard]:
-        """Return the shards that must be finished before `load`."""
+        """Return the shards that must be finished before `load`, by actors whose first source has this autoencoder."""
         return [] if not len(self.listing) or storage.exists(self.path) else self._shards()
 
     def load(self) -> Features | None:

@@ -119,6 +119,15 @@ def runs_of(client, name):
     return client.search_runs([experiment.experiment_id])
 
 
+def start_delivered(recipe, picture):
+    """Start the runs of `train_a_little`, and wait until MLflow has them."""
+    config = recipe()
+    tracker = Tracker.open(config)
+    pipeline, run = train_a_little(tracker, picture)
+    wait_until(lambda: not tracker._journal.undelivered)
+    return config, tracker, pipeline, run
+
+
 def train_a_little(tracker, picture):
     """Start a pipeline and its training, and log one of everything."""
     pipeline = tracker.start_run("pipeline", {})
@@ -167,10 +176,7 @@ def finish(config, tracker, pipeline, run, restarted):
 @pytest.mark.parametrize("restarted", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_deleted_run_leads_to_a_new_one_with_everything(recipe, client, picture, capsys, restarted):
     """Deleted in the middle, or between two commands."""
-    config = recipe()
-    tracker = Tracker.open(config)
-    pipeline, run = train_a_little(tracker, picture)
-    wait_until(lambda: not tracker._journal.undelivered)
+    config, tracker, pipeline, run = start_delivered(recipe, picture)
     (deleted,) = [each for each in runs_of(client, config.name) if each.data.tags["raydit.stage"] == "train"]
     client.delete_run(deleted.info.run_id)
     finish(config, tracker, pipeline, run, restarted)
@@ -183,10 +189,7 @@ def test_a_deleted_run_leads_to_a_new_one_with_everything(recipe, client, pictur
 
 
 def test_the_children_of_a_deleted_pipeline_are_those_of_the_new_one(recipe, client, picture):
-    config = recipe()
-    tracker = Tracker.open(config)
-    pipeline, run = train_a_little(tracker, picture)
-    wait_until(lambda: not tracker._journal.undelivered)
+    config, tracker, pipeline, run = start_delivered(recipe, picture)
     (deleted,) = [each for each in runs_of(client, config.name) if each.data.tags["raydit.stage"] == "pipeline"]
     client.delete_run(deleted.info.run_id)
     pipeline.end("FINISHED")
@@ -199,10 +202,7 @@ def test_the_children_of_a_deleted_pipeline_are_those_of_the_new_one(recipe, cli
 @pytest.mark.parametrize("restarted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_deleted_experiment_leads_to_a_new_one_with_everything(recipe, client, picture, capsys, restarted):
     """Deleted in the middle, or between two commands."""
-    config = recipe()
-    tracker = Tracker.open(config)
-    pipeline, run = train_a_little(tracker, picture)
-    wait_until(lambda: not tracker._journal.undelivered)
+    config, tracker, pipeline, run = start_delivered(recipe, picture)
     client.delete_experiment(client.get_experiment_by_name(config.name).experiment_id)
     finish(config, tracker, pipeline, run, restarted)
     new = {each.data.tags["raydit.stage"]: each for each in runs_of(client, f"{config.name} (2)")}
