@@ -8,7 +8,8 @@ import pytest
 import scipy.stats
 import torch
 
-from dit.random import CPU_BLOCKS, Stream, normal, philox4x32, uniform
+from dit.philox import philox4x32, philox4x32_numpy
+from dit.random import CPU_BLOCKS, Stream, normal, uniform
 from raydit.errors import InvalidInput
 
 ONES = 2**32 - 1
@@ -41,7 +42,9 @@ def plain_normal(words):
 
 
 def words_of(counter, key):
-    return [int(word) for word in philox4x32([torch.tensor(word) for word in counter], key)]
+    words = [int(word) for word in philox4x32([torch.tensor(word) for word in counter], key)]
+    assert philox4x32_numpy(counter, key).tolist() == words
+    return words
 
 
 @pytest.mark.parametrize(
@@ -61,8 +64,9 @@ def test_words_equal_pythons_integers_at_the_edges_of_a_word():
     counters = list(itertools.product(EDGES, (0, ONES), EDGES, (0, ONES)))
     columns = torch.tensor(counters).unbind(dim=1)
     for key in ((0, 0), (ONES, 2**31), (0x9E3779B9, 7)):
-        found = torch.stack(philox4x32(columns, key), dim=1)
-        assert found.tolist() == [list(plain_philox(counter, key)) for counter in counters]
+        expected = [list(plain_philox(counter, key)) for counter in counters]
+        assert torch.stack(philox4x32(columns, key), dim=1).tolist() == expected
+        assert philox4x32_numpy([column.numpy() for column in columns], key).T.tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -131,8 +135,8 @@ def test_shapes_hold_the_same_numbers_in_c_order(draw):
 
 def test_uniform_numbers_are_within_the_open_interval(monkeypatch):
     """The words that round to 1 are 2^-25 of all, too rare to meet: they are put in place of Philox's."""
-    words = torch.tensor([0, 1, ONES - 128, ONES - 127, ONES])
-    monkeypatch.setattr("dit.random.philox4x32", lambda counter, key: [words.expand(len(counter[1]), -1)] * 4)
+    words = np.array([0, 1, ONES - 128, ONES - 127, ONES], np.uint32)
+    monkeypatch.setattr("dit.random.philox4x32_numpy", lambda counter, key: np.tile(words, (4, len(counter[1]), 1)))
     below_1 = 1 - 2**-24
     assert uniform(0, 0, 0, 0, (20,))[::4].tolist() == [2**-33, 3 * 2**-33, below_1, below_1, below_1]
     numbers = normal(0, 0, 0, 0, (20,))
