@@ -24,6 +24,8 @@ Prediction = Literal["eps", "x0", "v"]
 Variance = Literal["learned_range", "fixed_small", "fixed_large"]
 Weighting = Literal["none", "min_snr"]
 TimeDensity = Literal["uniform", "logit_normal"]
+RandomKind = Literal["counter"]
+"""How random numbers are drawn where a recipe says so; otherwise by a generator for each image."""
 
 TIMESTEP_FREQUENCIES = 256
 """Width of the sinusoidal timestep embedding before its two linear layers."""

@@ -36,7 +36,7 @@ def philox4x32(counter: Sequence[Tensor], key: Key) -> tuple[Tensor, Tensor, Ten
     return a, b, c, d
 
 
-def philox4x32_numpy(counter: Sequence[np.ndarray], key: Key) -> np.ndarray:
+def philox4x32_numpy(counter: Sequence[np.ndarray | int], key: Key) -> np.ndarray:
     """Return four random words for each counter, uint32 (4, ...), in the shape that the counter's words broadcast to.
 
     counter: four words, integer arrays or numbers in [0, 2^32).

@@ -41,6 +41,8 @@ class EvaluationProtocol:
     """Number of generated images."""
     seed: int = 0
     """Seed of all samples; see sample_seed."""
+    random: Literal["counter"] | None = None
+    """How noise is drawn: "counter" by `dit.random`; None by generators that sample_seed seeds."""
     labels: Literal["random", "balanced"] = "random"
     """Class labels: drawn for each sample, or the index modulo the number of classes. FIDs differ by about 0.1."""
     sampler: str = "ddpm"
@@ -72,6 +74,7 @@ class EvaluationProtocol:
         wanted = {
             "labels": ("'random' or 'balanced'", self.labels in ("random", "balanced")),
             "weights": ("'ema', 'raw' or a name such as 'ema_0.05'", re.fullmatch(r"raw|ema(_\d.*)?", self.weights)),
+            "random": ("'counter' or nothing", self.random in (None, "counter")),
             "dtype": ("'float32' or 'bfloat16'", self.dtype in ("float32", "bfloat16")),
             "num_samples": ("at least 10, one for each split of the Inception Score", self.num_samples >= 10),
             "sampling_steps": ("at least 1", self.sampling_steps >= 1),
@@ -91,7 +94,8 @@ class EvaluationProtocol:
     def summary(self) -> str:
         """What the protocol says in a few words: "N=200, euler 25, cfg 2, efficientnet-lite0".
 
-        What is usual is left out, so protocols with one summary may differ in the reference or the decoder.
+        What is usual is left out, so protocols with one summary may differ in the reference, in the decoder, or in how
+        noise is drawn.
         """
         if self.sampler == "unknown":
             return f"N={self.num_samples}, given images, {self.extractor}"

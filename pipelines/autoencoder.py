@@ -7,7 +7,7 @@ from typing import Any
 from cluster import storage
 from pipelines.artifacts import Artifact, settings_identity
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.config.recipe import ImagesConfig, Recipe
+from pipelines.config.recipe import ImagesConfig, Recipe, random_setting
 from pipelines.config.training import NON_IDENTITY_FIELDS, AutoencoderTrainConfig
 from pipelines.console import Progress
 from pipelines.images.listing import Listing
@@ -63,6 +63,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
         worker_settings = AutoencoderWorkerSettings(
             train=settings,
             seed=config.seed,
+            random=config.random,
             image_size=config.images.size,
             folder=folder,
             images=put_images(config.images, listing),
@@ -118,6 +119,7 @@ def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listi
     """Return what the weights depend on."""
     return {
         "seed": config.seed,
+        **random_setting(config),
         "images": {"digest": listing.digest, "size": config.images.size, "crop": config.images.crop},
         "autoencoder": settings_identity(settings, NON_IDENTITY_FIELDS),
     }

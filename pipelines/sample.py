@@ -39,7 +39,7 @@ def sample_file(
     """
     storage.refuse_existing(out)
     out, opened, evaluate = storage.absolute(out), open_checkpoint(checkpoint), config.evaluate
-    protocol = sampling_protocol(evaluate, config.seed, opened)
+    protocol = sampling_protocol(evaluate, config.seed, opened, config.random)
     parts = shard_ranges(num_samples, evaluate.shard_rows)
     identity = digest_of({"checkpoint": opened.digest, "protocol": protocol.to_dict(), "parts": list(map(str, parts))})
     folder = temporary_shard_dir(out, identity)

@@ -8,7 +8,7 @@ from pipelines.artifacts import Artifact, settings_identity
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.reader import resolved
-from pipelines.config.recipe import Recipe
+from pipelines.config.recipe import Recipe, random_setting
 from pipelines.config.training import LENGTH_FIELDS, NON_IDENTITY_FIELDS
 from pipelines.images.listing import summarize_images
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of, explain_other, is_autoencoder_of
@@ -111,6 +111,7 @@ def train_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
     recorded = resolved(config)
     return {
         "seed": config.seed,
+        **random_setting(config),
         "latents": {"fingerprint": latents.fingerprint},
         "model": recorded["model"],
         "objective": recorded["objective"],
@@ -121,7 +122,7 @@ def train_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
 def log_train_settings(run: RunLog, config: Recipe, latents: LatentDataset) -> None:
     """Log what identifies a training, and what may be another when it resumes. The whole recipe is an artifact."""
     recorded = resolved(config)
-    sections = {name: recorded[name] for name in ("seed", "model", "objective", "train")}
+    sections = {name: recorded.get(name) for name in ("seed", "random", "model", "objective", "train")}
     log_sections(
         run, {**sections, "images": latents.preprocessing}, may_change={"train": ("steps", *NON_IDENTITY_FIELDS)}
     )

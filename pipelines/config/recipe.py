@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le, Lt, MinLen
 
 from cluster.credentials import refuse_credentials
-from dit.config import SAMPLER_PROCESSES
+from dit.config import SAMPLER_PROCESSES, RandomKind
 from dit.schedule import power_ema_name
 from pipelines.config.model import ModelConfig, ObjectiveConfig, PositiveInt
 from pipelines.config.training import AutoencoderTrainConfig, ComputeDtype, TrainConfig, WorkersConfig
@@ -171,6 +171,10 @@ class Recipe:
     """Folder or URI (s3://, gs://, file://) of all results: autoencoder/, latents/, checkpoints/, evaluations/."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of all stages: every random number is a function of it and of an index."""
+    random: RandomKind | None = None
+    """"counter": training and sampling draw random numbers for whole batches, on their device, by a hash of the seed
+    and the number's place (`dit.random`). When left out, a generator on the CPU draws them image by image, as releases
+    before this field did. Checkpoints and scores of the two differ."""
     images: ImagesConfig
     """The images."""
     autoencoder: AutoencoderConfig
@@ -190,6 +194,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         refuse_credentials(asdict(self))  # every artifact and run contains the recipe
+        if self.random == "counter" and self.seed >= 2**64:
+            raise InvalidInput(f"seed: found {self.seed} with random = 'counter'", "a seed below 2^64", "change seed")
         self._check_sampler()
         self._check_variance()
         self._check_guidance()
@@ -252,3 +258,8 @@ class Recipe:
         from cluster import storage
 
         return storage.join(storage.absolute(self.output), name)
+
+
+def random_setting(config: Recipe) -> dict[str, RandomKind]:
+    """Return the entry of identities and records for how random numbers are drawn; none where nothing is said."""
+    return {} if config.random is None else {"random": config.random}

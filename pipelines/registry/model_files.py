@@ -56,7 +56,7 @@ def gather(opened: LocatedCheckpoint, folder: Path) -> dict[str, Any]:
     from pipelines.registry.served_model import SETTINGS
 
     config = checkpoint_recipe(opened)
-    protocol = sampling_protocol(config.evaluate, config.seed, opened)
+    protocol = sampling_protocol(config.evaluate, config.seed, opened, config.random)
     weights = weights_name(protocol.weights)
     kept = ("config.json", f"{weights}.safetensors")
     _copy(opened.path, folder / "checkpoint", kept)

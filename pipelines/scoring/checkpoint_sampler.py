@@ -11,13 +11,11 @@ from dit.formats.weights import check_weights, load_weights
 from dit.model import build_model, meta_state
 from dit.objective import create_process
 from dit.samplers import SAMPLERS, guided, in_dtype
-from evaluation.protocol import EvaluationProtocol, sample_label, sample_seed
+from evaluation.protocol import EvaluationProtocol, sample_label
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
+from pipelines.scoring.noise import sample_noise
 from raydit.errors import InvalidInput
-
-START_NOISE, STEP_NOISE = 0, 1
-"""Streams of a sample's random numbers: the noise it starts from, and the noise of the sampler's steps."""
 
 
 class CheckpointSampler:
@@ -81,17 +79,16 @@ class CheckpointSampler:
         count = len(indices)
         # Always a full batch, padded by repetition: kernels chosen by batch size would change the last bits.
         padded = np.resize(np.asarray(indices), self.batch_size)
-        start = [_generator(self.protocol.seed, int(index), START_NOISE) for index in padded]
-        steps = [_generator(self.protocol.seed, int(index), STEP_NOISE) for index in padded]
         protocol = self.protocol
+        noise = sample_noise(protocol, padded, self.latent_shape, self.device)
         model = in_dtype(self.model, protocol.dtype)
         latents = SAMPLERS[protocol.sampler](
             guided(model, protocol.cfg_scale, protocol.cfg_channels, protocol.cfg_interval),
-            self._normal(start),
+            noise.start(),
             torch.from_numpy(np.resize(labels, self.batch_size)).to(self.device) if self.num_classes else None,
             process=self.process,
             steps=protocol.sampling_steps,
-            step_noise=lambda i, x: self._normal(steps),
+            step_noise=noise.step,
         )
         finite = torch.isfinite(latents[:count]).flatten(1).all(dim=1).cpu().numpy()
         if not finite.all():
@@ -102,12 +99,3 @@ class CheckpointSampler:
                 "choose another checkpoint; or, if its training is sound, more sampling_steps or dtype float32",
             )
         return self.autoencoder.decode(latents)[:count].cpu().numpy()
-
-    def _normal(self, generators: list[torch.Generator]) -> torch.Tensor:
-        """Draw the next noise of every sample, (N, C, H, W)."""
-        noise = [torch.randn(self.latent_shape, generator=generator) for generator in generators]
-        return torch.stack(noise).to(self.device)
-
-
-def _generator(seed: int, index: int, stream: int) -> torch.Generator:
-    return torch.Generator().manual_seed(sample_seed(seed, index, stream))

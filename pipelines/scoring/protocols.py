@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.storage.ownership import is_own
+from dit.config import RandomKind
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe
@@ -25,7 +26,7 @@ def evaluation_protocol(settings: ScoringSettings, opened: LocatedCheckpoint) ->
     check_sample_size(settings.images, opened)
     extractor, reference = settings.extractor_name, reference_digest(settings)
     return replace(
-        sampling_protocol(settings.evaluate, settings.seed, opened),
+        sampling_protocol(settings.evaluate, settings.seed, opened, settings.random),
         num_samples=settings.evaluate.num_samples,
         extractor=extractor,
         extractor_sha256=settings.extractor_sha256,
@@ -45,11 +46,13 @@ def check_sample_size(images: ImagesConfig, opened: LocatedCheckpoint) -> None:
         )
 
 
-def sampling_protocol(evaluate: EvaluateConfig, seed: int, opened: LocatedCheckpoint) -> EvaluationProtocol:
+def sampling_protocol(
+    evaluate: EvaluateConfig, seed: int, opened: LocatedCheckpoint, random: RandomKind | None = None
+) -> EvaluationProtocol:
     """Return a protocol for samples that are not scored: it needs neither real images nor an extractor.
 
-    Sample i is that of evaluation_protocol with the same settings. Raises InvalidInput if the autoencoder is not the
-    checkpoint's, NotFound if the checkpoint lacks the weights.
+    seed, random: of the recipe. Sample i is that of evaluation_protocol with the same settings. Raises InvalidInput if
+    the autoencoder is not the checkpoint's, NotFound if the checkpoint lacks the weights.
     """
     from dit.autoencoder import describe_autoencoder
     from dit.checkpoint import weights_name
@@ -61,6 +64,7 @@ def sampling_protocol(evaluate: EvaluateConfig, seed: int, opened: LocatedCheckp
         opened.weights(weights)  # raises, and names the weights that the checkpoint has
     return EvaluationProtocol(
         seed=seed,
+        random=random,
         labels=evaluate.labels,
         sampler=evaluate.sampler,
         sampling_steps=evaluate.sampling_steps,

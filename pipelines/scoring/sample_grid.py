@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster import storage
+from dit.config import RandomKind
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import EvaluateConfig
 from pipelines.images.grids import labelled_grid, save_png
@@ -25,10 +26,12 @@ def sample_grid(
     *,
     classes: Sequence[str] | None,
     columns: int,
+    random: RandomKind | None = None,
 ) -> str:
     """Sample `columns` images of each class in this process, and write them as one PNG to a path or URI.
 
-    classes: names or numbers; None: the first MAX_ROWS classes. Raises InvalidInput for an unknown class.
+    seed, random: of the recipe. classes: names or numbers; None: the first MAX_ROWS classes. Raises InvalidInput for an
+    unknown class.
     """
     from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 
@@ -39,7 +42,7 @@ def sample_grid(
     labels = labels or [0]
     sampler = CheckpointSampler(
         opened.shared,
-        sampling_protocol(evaluate, seed, opened),
+        sampling_protocol(evaluate, seed, opened, random),
         batch_size=evaluate.batch_size,
         device="cuda" if evaluate.gpus_per_worker else "cpu",
         compiled=evaluate.compile,

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Self
 
 from cluster import storage
+from dit.config import RandomKind
 from evaluation.extractors import extractor_name, extractor_sha256
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe
 
@@ -21,6 +22,8 @@ class ScoringSettings:
     images: ImagesConfig
     evaluate: EvaluateConfig
     seed: int
+    random: RandomKind | None = None
+    """How samples' noise is drawn, as in the recipe."""
     output: str
     """Absolute path or URI of the recipe's output."""
     latents: str = ""
@@ -31,7 +34,12 @@ class ScoringSettings:
         """Take from a recipe what sampling and scoring need."""
         output = storage.absolute(config.output)
         return cls(
-            images=config.images, evaluate=config.evaluate, seed=config.seed, output=output, latents=config.latents
+            images=config.images,
+            evaluate=config.evaluate,
+            seed=config.seed,
+            random=config.random,
+            output=output,
+            latents=config.latents,
         )
 
     @property

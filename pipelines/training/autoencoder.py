@@ -22,6 +22,7 @@ from dit.autoencoder import (
     save_autoencoder,
 )
 from dit.checkpoint import restore, save_checkpoint
+from dit.config import RandomKind
 from dit.snapshot import Snapshot
 from dit.train import WindowTotals, create_state, train
 from pipelines.checkpoints.folder import CheckpointFolder
@@ -50,6 +51,8 @@ class AutoencoderWorkerSettings:
 
     train: AutoencoderTrainConfig
     seed: int
+    random: RandomKind | None
+    """How random numbers are drawn, as in the recipe."""
     image_size: int
     """Side of the images in pixels."""
     folder: str
@@ -110,6 +113,7 @@ def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> N
         seed=settings.seed,
         share=WorkerShare(worker.rank, worker.num_workers, config.global_batch_size),
         first_batch=state.batches,
+        random=settings.random,
         device=worker.device,
     )
     writer = create_writer(worker, checkpoints, settings.seed)

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from dit.autoencoder import LatentScale, images_from_uint8, sample_posterior
+from dit.config import RandomKind
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
-from pipelines.training.order import DRAW_STREAM, EpochOrder, WorkerShare, batch_rows
+from pipelines.training.draws import BatchDraws
+from pipelines.training.order import EpochOrder, WorkerShare, batch_rows
 
 if TYPE_CHECKING:
     from pipelines.training.loading import LatentSource
@@ -26,17 +28,6 @@ if TYPE_CHECKING:
 Batch = TypeVar("Batch")
 Process = GaussianDiffusion | FlowMatching
 CPU = torch.device("cpu")
-
-
-def image_generators(seed: int, share: WorkerShare, number: int) -> Iterator[torch.Generator]:
-    """Yield a generator for each image of a worker's share of a batch; on the CPU, so that no device differs.
-
-    It is one object, seeded again for each image: use it before asking for the next.
-    """
-    generator = torch.Generator()
-    for position in share.positions():
-        state = np.random.SeedSequence((seed, DRAW_STREAM, number, position)).generate_state(1, np.uint64)
-        yield generator.manual_seed(int(state[0]))
 
 
 class TensorBatch:
@@ -74,37 +65,38 @@ def latent_batches(
     seed: int,
     share: WorkerShare,
     first_batch: int,
+    random: RandomKind | None = None,
     device: torch.device = CPU,
 ) -> Iterator[LatentBatch]:
     """Yield a worker's share of all batches from number `first_batch` on, endlessly.
 
-    dropout: probability of replacing a label by null_class. Labels are dropped here and nowhere else.
+    dropout: probability of replacing a label by null_class. Labels are dropped here and nowhere else. random: how
+    random numbers are drawn (`pipelines.training.draws`).
     """
-    shape = (2, *source.latent_shape)
+    draws = BatchDraws(seed, share, random, device)
     for number in itertools.count(first_batch):
         source.prefetch(number * share.global_batch_size)
         rows = batch_rows(source.order, share, number)
-        draws = [
-            (torch.rand(3, generator=generator), torch.randn(shape, generator=generator))
-            for generator in image_generators(seed, share, number)
-        ]
-        uniform = torch.stack([draw[0] for draw in draws])
-        normal = torch.stack([draw[1] for draw in draws])
-        labels, moments = map(torch.from_numpy, source.read(rows, flip=uniform[:, 0].numpy() < 0.5))
+        (flip, drop, time), (posterior_noise, noise) = draws.for_latents(number, source.latent_shape)
+        labels, moments = map(torch.from_numpy, source.read(rows, flip=flip.numpy() < 0.5))
         if null_class is not None:
-            labels = torch.where(uniform[:, 1] < dropout, null_class, labels)
+            labels = torch.where(drop < dropout, null_class, labels)
+        # Computed where the noise was drawn: by a counter on the device, and else on the CPU.
+        latents = scale.scale(sample_posterior(to_device(moments, posterior_noise.device), posterior_noise))
         yield LatentBatch(
-            latents=to_device(scale.scale(sample_posterior(moments, normal[:, 0])), device),
+            latents=to_device(latents, device),
             labels=to_device(labels, device),
-            t=to_device(process.sample_timesteps(uniform[:, 2]), device),
-            noise=to_device(normal[:, 1], device),
+            t=to_device(process.sample_timesteps(time), device),
+            noise=to_device(noise, device),
             rows=torch.from_numpy(rows),
         )
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device; to a GPU asynchronously, from pinned memory."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def prefetch(batches: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:
@@ -134,20 +126,20 @@ def image_batches(
     seed: int,
     share: WorkerShare,
     first_batch: int,
+    random: RandomKind | None = None,
     device: torch.device = CPU,
 ) -> Iterator[ImageBatch]:
     """Yield a worker's share of all batches from number `first_batch` on, endlessly.
 
-    blocks: the images, uint8 arrays (N, H, W, 3). latent_shape: (C, h, w).
+    blocks: the images, uint8 arrays (N, H, W, 3). latent_shape: (C, h, w). random: as for `latent_batches`.
     """
     starts = np.cumsum([0] + [len(block) for block in blocks])
-    order = EpochOrder(int(starts[-1]), seed)
+    order, draws = EpochOrder(int(starts[-1]), seed), BatchDraws(seed, share, random, device)
     for number in itertools.count(first_batch):
         rows = batch_rows(order, share, number)
         block_numbers = np.searchsorted(starts, rows, side="right") - 1
         images = np.stack([blocks[block][row - starts[block]] for block, row in zip(block_numbers, rows, strict=True)])
-        noise = [torch.randn(latent_shape, generator=generator) for generator in image_generators(seed, share, number)]
         yield ImageBatch(
             images=to_device(images_from_uint8(torch.from_numpy(images)), device),
-            noise=to_device(torch.stack(noise), device),
+            noise=to_device(draws.for_images(number, latent_shape), device),
         )

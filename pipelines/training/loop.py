@@ -134,6 +134,7 @@ def training_batches(
         seed=settings.seed,
         share=WorkerShare(worker.rank, worker.num_workers, settings.train.global_batch_size),
         first_batch=first_batch,
+        random=settings.random,
         device=worker.device,
     )
 

@@ -80,5 +80,13 @@ def _draw_grid(checkpoint: str, config: Recipe) -> bytes:
     torch.set_num_threads(config.evaluate.cpus_per_worker)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "grid.png"
-        sample_grid(checkpoint, config.evaluate, config.seed, str(file), classes=None, columns=GRID_COLUMNS)
+        sample_grid(
+            checkpoint,
+            config.evaluate,
+            config.seed,
+            str(file),
+            classes=None,
+            columns=GRID_COLUMNS,
+            random=config.random,
+        )
         return file.read_bytes()

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dit.autoencoder import LatentScale
-from dit.config import DiTConfig, UViTConfig
+from dit.config import DiTConfig, RandomKind, UViTConfig
 from dit.formats.record import describe_checkpoint
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.model import ModelConfig
 from pipelines.config.reader import resolved
-from pipelines.config.recipe import Recipe
+from pipelines.config.recipe import Recipe, random_setting
 from pipelines.config.training import TrainConfig
 from pipelines.latents.autoencoder import autoencoder_of
 from pipelines.latents.dataset import LatentDataset
@@ -21,6 +21,8 @@ class TrainWorkerSettings:
 
     train: TrainConfig
     seed: int
+    random: RandomKind | None
+    """How random numbers are drawn, as in the recipe."""
     model: DiTConfig | UViTConfig
     objective: dict[str, Any]
     """Arguments of `dit.objective.create_process`."""
@@ -42,6 +44,7 @@ def train_worker_settings(config: Recipe, latents: LatentDataset) -> TrainWorker
     return TrainWorkerSettings(
         train=config.train,
         seed=config.seed,
+        random=config.random,
         model=model,
         objective=objective,
         scale=LatentScale(autoencoder["latents_mean"], autoencoder["latents_std"]),
@@ -56,6 +59,7 @@ def train_worker_settings(config: Recipe, latents: LatentDataset) -> TrainWorker
             seed=config.seed,
             latents_fingerprint=latents.fingerprint,
             recipe=resolved(config),
+            **random_setting(config),
         ),
     )
 

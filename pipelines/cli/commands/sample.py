@@ -74,6 +74,8 @@ def sample(
     else:
         known = opened.record.class_names
         names = [name for given in classes for name in split_class_list(given, known)] or None
-        path = sample_grid(opened, config.evaluate, config.seed, out, classes=names, columns=columns)
+        path = sample_grid(
+            opened, config.evaluate, config.seed, out, classes=names, columns=columns, random=config.random
+        )
     print_line("sample", path)
     print_result(as_json, {"path": path})

@@ -1,0 +1,68 @@
+"""The random numbers of a training batch, as a function of (seed, batch number, position in the global batch).
+
+Either way of drawing gives the same numbers for any number of workers. `dit.random` draws for all images at once, on
+the device that computes; a generator for each image, as in releases before it, draws on the CPU.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit.config import RandomKind
+from dit.random import Stream, normal, uniform
+from pipelines.training.order import DRAW_STREAM, WorkerShare
+
+UNIFORM_STREAMS = (Stream.FLIP, Stream.LABEL_DROPOUT, Stream.TIMESTEP)
+
+
+@dataclass(frozen=True)
+class BatchDraws:
+    """Draws the random numbers of a worker's share of every batch."""
+
+    seed: int
+    share: WorkerShare
+    random: RandomKind | None
+    """How: "counter" by `dit.random`, None by a generator for each image."""
+    device: torch.device
+    """Device of normal numbers drawn by "counter"; all others are on the CPU."""
+
+    def for_latents(self, number: int, latent_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return what diffusion training needs of a batch: uniform (3, n) on the CPU, and normal (2, n, *latent_shape).
+
+        Uniform numbers decide on flip and label dropout, and give the timestep; normal ones are the draw from the
+        posterior, and the noise.
+        """
+        if self.random == "counter":
+            noises = (Stream.POSTERIOR_NOISE, Stream.NOISE)
+            uniforms = uniform(self.seed, UNIFORM_STREAMS, number, self._positions(), ())
+            return uniforms, normal(self.seed, noises, number, self._positions(), latent_shape, self.device)
+        draws = [
+            (torch.rand(3, generator=generator), torch.randn((2, *latent_shape), generator=generator))
+            for generator in self._generators(number)
+        ]
+        uniforms, normals = (torch.stack([draw[part] for draw in draws], dim=1) for part in (0, 1))
+        return uniforms, normals
+
+    def for_images(self, number: int, latent_shape: tuple[int, ...]) -> Tensor:
+        """Return the normal noise that autoencoder training needs of a batch, (n, *latent_shape)."""
+        if self.random == "counter":
+            stream = Stream.AUTOENCODER_NOISE
+            return normal(self.seed, stream, number, self._positions(), latent_shape, self.device)
+        return torch.stack([torch.randn(latent_shape, generator=each) for each in self._generators(number)])
+
+    def _positions(self) -> Tensor:
+        positions = self.share.positions()
+        return torch.arange(positions.start, positions.stop)
+
+    def _generators(self, number: int) -> Iterator[torch.Generator]:
+        """Yield a generator for each image of a batch; on the CPU, so that no device differs.
+
+        It is one object, seeded again for each image: use it before asking for the next.
+        """
+        generator = torch.Generator()
+        for position in self.share.positions():
+            state = np.random.SeedSequence((self.seed, DRAW_STREAM, number, position)).generate_state(1, np.uint64)
+            yield generator.manual_seed(int(state[0]))
