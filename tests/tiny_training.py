@@ -25,7 +25,7 @@ from pipelines.training.worker import Worker
 ROWS, SHARD_ROWS = 48, 6
 
 
-def training_recipe(folder, output=None, model=None, encode=None, latent_side=4, **train):
+def training_recipe(folder, output=None, model=None, encode=None, latent_side=4, random=None, **train):
     """Return a recipe; the first call for a folder writes its autoencoder and latents. train: settings of [train]."""
     if not (folder / "autoencoder").exists():
         autoencoder_folder(folder / "autoencoder")
@@ -34,6 +34,7 @@ def training_recipe(folder, output=None, model=None, encode=None, latent_side=4,
             "name": "training",
             "output": str(output or folder / "output"),
             "seed": 3,
+            "random": random,
             "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}"},
             "images": {"path": "digits", "size": 16},
             "autoencoder": {"id": str(folder / "autoencoder")},

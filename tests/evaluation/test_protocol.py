@@ -54,6 +54,7 @@ def test_every_field_moves_the_protocol_id():
         "sampling_steps": 49,
         "cfg_scale": 1.5,
         "dtype": "bfloat16",
+        "random": "counter",
     }
     values = asdict(PROTOCOL)
     ids = {EvaluationProtocol.from_dict({**values, name: other.get(name, "other")}).protocol_id for name in values}

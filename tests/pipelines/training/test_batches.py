@@ -9,6 +9,7 @@ import torch
 from dit.autoencoder import LatentScale
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
+from dit.random import Stream, normal, uniform
 from pipelines.latents.dataset import LatentArrays
 from pipelines.training.batches import image_batches, latent_batches, prefetch
 from pipelines.training.loading import ArrayLatents
@@ -17,6 +18,16 @@ from pipelines.training.order import EpochOrder, WorkerShare, batch_rows
 ROWS, BATCH = 22, 8
 SCALE = LatentScale((0.5, -1.0), (2.0, 0.25))
 FIELDS = ("latents", "labels", "t", "noise", "rows")
+
+
+DRAWS = {"random": None}
+
+
+@pytest.fixture(autouse=True, params=[None, "counter"], ids=["generators", "counter"])
+def draws(request):
+    """Every property holds for both ways of drawing random numbers."""
+    DRAWS["random"] = request.param
+    return request.param
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,7 +49,7 @@ def make_arrays(rows=ROWS, flip=True, log_variance=-1.0):
 
 
 def batches(arrays, count, *, process=None, rank=0, num_workers=1, first_batch=0, size=BATCH, **changes):
-    settings = {"scale": SCALE, "null_class": 10, "dropout": 0.3, "seed": 5, **changes}
+    settings = {"scale": SCALE, "null_class": 10, "dropout": 0.3, "seed": 5, **DRAWS, **changes}
     share = WorkerShare(rank, num_workers, size)
     latents = ArrayLatents(arrays, EpochOrder(len(arrays.labels), settings["seed"]))
     stream = latent_batches(latents, process or FlowMatching(), share=share, first_batch=first_batch, **settings)
@@ -147,7 +158,7 @@ def test_images_do_not_depend_on_their_division_into_blocks(num_workers):
 
     def draw(blocks, rank, workers, first_batch=0):
         share = WorkerShare(rank, workers, BATCH)
-        stream = image_batches(blocks, latent_shape=(2, 1, 1), seed=1, share=share, first_batch=first_batch)
+        stream = image_batches(blocks, latent_shape=(2, 1, 1), seed=1, share=share, first_batch=first_batch, **DRAWS)
         return list(islice(stream, 5 - first_batch))
 
     full = draw([images], 0, 1)
@@ -157,6 +168,28 @@ def test_images_do_not_depend_on_their_division_into_blocks(num_workers):
         assert torch.equal(batch.images, torch.cat([part[step].images for part in parts]))
         assert torch.equal(batch.noise, torch.cat([part[step].noise for part in parts]))
     assert torch.equal(draw([images], 0, 1, first_batch=4)[0].images, full[4].images)
+
+
+def test_draws_by_a_counter_have_the_addresses_of_their_batch_and_position():
+    arrays = make_arrays(log_variance=0.0)
+    address = (5, 4, torch.arange(2, 4))  # seed, batch, positions of the second of four workers
+
+    def uniforms(stream):
+        return uniform(address[0], stream, *address[1:], ())
+
+    def normals(stream):
+        return normal(address[0], stream, *address[1:], (2, 2, 3))
+
+    (batch,) = batches(arrays, 1, rank=1, num_workers=4, first_batch=4, random="counter")
+    rows = batch.rows.view(-1, 1, 1, 1)
+    flip = torch.where(uniforms(Stream.FLIP) < 0.5, -1.0, 1.0).view(-1, 1, 1, 1)
+    assert torch.equal(batch.t, uniforms(Stream.TIMESTEP)) and torch.equal(batch.noise, normals(Stream.NOISE))
+    assert torch.equal(batch.labels, torch.where(uniforms(Stream.LABEL_DROPOUT) < 0.3, 10, batch.rows % 10))
+    torch.testing.assert_close(SCALE.unscale(batch.latents), normals(Stream.POSTERIOR_NOISE) + flip * rows)
+    share = WorkerShare(1, 4, BATCH)
+    blocks = [np.zeros((3, 4, 4, 3), np.uint8)]
+    images = image_batches(blocks, latent_shape=(2, 2, 3), seed=5, share=share, first_batch=4, random="counter")
+    assert torch.equal(next(images).noise, normals(Stream.AUTOENCODER_NOISE))
 
 
 def test_micro_batches_together_are_the_batch():

@@ -40,11 +40,13 @@ def poison(tmp_path, rows, name="run", **settings):
     return recipe
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 7])
-def test_a_stopped_run_resumes_to_the_bit(trained, stop):
-    uninterrupted = trained("uninterrupted")
-    first = trained("parts", steps=stop)
-    rest = trained("parts")
+@pytest.mark.parametrize(
+    ("stop", "random"), [(1, None), (3, None), (4, None), (7, None), (3, "counter"), (7, "counter")]
+)
+def test_a_stopped_run_resumes_to_the_bit(trained, stop, random):
+    uninterrupted = trained("uninterrupted", random=random)
+    first = trained("parts", steps=stop, random=random)
+    rest = trained("parts", random=random)
     assert_equal(rest.weights, uninterrupted.weights)
     assert first.losses | rest.losses == uninterrupted.losses
     assert list(rest.losses) == list(range(stop + 1, 9))
@@ -142,6 +144,17 @@ def test_checkpoints_are_written_at_their_steps_and_at_the_end(trained):
     cursor = newest_checkpoint(run.recipe).trainer_state
     assert [report["step"] for report in cursor.pop("reports")] == [7, 8]  # since the checkpoint before
     assert cursor == {"step": 8, "batches": 8, "seed": 3, "images_seen": 64, "order": {"kind": "global"}}
+
+
+def test_draws_by_a_counter_train_other_weights_and_are_recorded(trained):
+    """The draws are the only difference. An older recipe records nothing."""
+    older, counter = trained("older", steps=3), trained("counter", steps=3, random="counter")
+    assert older.losses.keys() == counter.losses.keys()
+    assert all(older.losses[step] != counter.losses[step] for step in older.losses)
+    recorded = newest_checkpoint(counter.recipe).config
+    assert recorded["random"] == recorded["recipe"]["random"] == "counter"
+    unset = newest_checkpoint(older.recipe).config
+    assert "random" not in unset.keys() | unset["recipe"].keys()
 
 
 def test_every_report_has_all_metrics(trained):
