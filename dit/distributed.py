@@ -35,6 +35,15 @@ def shard_network(network: nn.Module) -> nn.Module:
     return network
 
 
+def reshard(network: nn.Module) -> None:
+    """Free the full parameters that a network sharded by `shard_network` holds after a forward pass without backward.
+
+    FSDP2 keeps those of the root for a backward pass. Other networks are left as they are.
+    """
+    if hasattr(network, "reshard"):
+        network.reshard()  # type: ignore[operator]
+
+
 def gather_full_tensor(tensor: Tensor) -> Tensor:
     """Return the full tensor of a sharded one, and any other tensor as it is.
 

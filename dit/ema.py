@@ -1,5 +1,8 @@
 """Moving averages of weights: with a constant decay, and with the power functions of Karras et al. 2024."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor, nn
@@ -63,6 +66,26 @@ class EMA:
             )
         for name, value in own.items():
             copy_full_tensor(value, state[name])
+
+    @contextmanager
+    def swapped_into(self, model: nn.Module) -> Iterator[None]:
+        """Let the model have the averaged parameters inside the context, to the bit, and its own ones again after it.
+
+        Needs memory for one parameter at a time. Buffers are equal in both after an update.
+        """
+        self._swap(model)
+        try:
+            yield
+        finally:
+            self._swap(model)
+
+    @torch.no_grad()
+    def _swap(self, model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            average = self._parameters[name]
+            own = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(own)
 
     def copy_to(self, model: nn.Module) -> None:
         """Overwrite the model's weights by the averaged ones, cast to the dtype of the model."""

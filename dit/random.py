@@ -47,6 +47,8 @@ class Stream(IntEnum):
     """Normal, of a latent's shape: the noise that is added for the validation loss."""
     VALIDATION_TIMESTEP = 9
     """Uniform, one for each image: its timestep in the validation loss."""
+    VALIDATION_POSTERIOR_NOISE = 10
+    """Normal, of a latent's shape: the draw from the posterior for the validation loss."""
 
 
 MAX_ELEMENTS = 4 * 2**32

@@ -123,6 +123,7 @@ def train(
     *,
     report: Callable[[int, dict[str, float]], object],
     save: Callable[[TrainState], object],
+    validate: Callable[[TrainState], object] | None = None,
     on_nonfinite: Callable[[NonFiniteError, Any], None] = _raise,
     stop: Callable[[], bool] = _never,
 ) -> TrainState:
@@ -130,7 +131,8 @@ def train(
 
     losses(model, batch) returns scalars, including "loss": their mean over this worker's share of the global batch.
     For a micro-batch, one of batch.chunk(config.accumulation_steps), it returns the contribution to that mean.
-    report(step, metrics) receives the means since the last report. save(state) writes a checkpoint.
+    report(step, metrics) receives the means since the last report. validate(state) is called after every step, before
+    its checkpoint, and its time is counted nowhere. save(state) writes a checkpoint.
     on_nonfinite(error, batch) is called for a batch whose gradient is not finite: returning skips the batch, raising
     stops training. The default raises the error. stop() is called after every step; where it returns True, the state is
     saved with `open_window`, unless this step's checkpoint was regular, and returned before `config.steps`.
@@ -150,6 +152,9 @@ def train(
         # Reporting at checkpoints too makes a resumed run report the same means as an uninterrupted one.
         if checkpoint_due or state.step % config.log_every == 0:
             report(state.step, window.means())
+        if validate is not None:
+            with window.paused():
+                validate(state)
         if checkpoint_due:
             with window.time_saving():
                 save(state)
@@ -239,6 +244,13 @@ class MetricsWindow:
                 return
             self.waited += time.perf_counter() - started
             yield batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time inside this context."""
+        started = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - started
 
     @contextmanager
     def time_saving(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ from pipelines.training.autoencoder import (
     autoencoder_worker,
 )
 from pipelines.training.group import RAY_FOLDER, run_workers
-from pipelines.training.messages import Report, Saved
+from pipelines.training.messages import Report, Saved, Validated
 
 BLOCK_IMAGES = 2048
 """Images of one array in Ray's object store."""
@@ -70,7 +70,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
             held_out=put_images(config.images, held_out),
         )
 
-        def on_message(message: Report | Saved) -> None:
+        def on_message(message: Report | Validated | Saved) -> None:
             if isinstance(message, Report):
                 log_losses(run, progress, message)
 

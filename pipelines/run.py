@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from evaluation.metric_names import parse_metric_name
 from evaluation.report import EvaluationReport
 from pipelines.autoencoder import find_autoencoder, train_autoencoder
 from pipelines.config.reader import resolved
@@ -18,6 +17,7 @@ from pipelines.scoring.references import check_real_images, check_scoring_settin
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext, job
 from pipelines.train import find_trained, train
+from pipelines.training.retention import check_keep_best
 from raydit.errors import InvalidInput
 
 
@@ -58,7 +58,7 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
     pending = [stage for stage, settings in workers.items() if settings and stage not in finished]
     _check_classes(config, listing, pending)
     if "train" in pending and config.train.keep_best:
-        parse_metric_name(config.train.keep_best)
+        check_keep_best(config.train.keep_best)
     if "evaluate" in pending:
         _check_guidance(config, listing)
         settings = ScoringSettings.from_recipe(config)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from evaluation.metric_names import parse_metric_name
 from pipelines.artifacts import Artifact, settings_identity
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import LocatedCheckpoint
@@ -26,7 +25,7 @@ from pipelines.training.group import RAY_FOLDER, run_workers
 from pipelines.training.loop import train_worker
 from pipelines.training.monitor import TrainingMonitor, last_logged_step, logged_run
 from pipelines.training.previews import Previews
-from pipelines.training.retention import ProtectedCheckpoints, Retention
+from pipelines.training.retention import ProtectedCheckpoints, Retention, check_keep_best
 from pipelines.training.settings import train_worker_settings
 from raydit.errors import InvalidInput
 
@@ -43,13 +42,14 @@ def train(config: Recipe, *, verify: bool = False, context: JobContext) -> Locat
     """
     settings = config.train
     if settings.keep_best:
-        parse_metric_name(settings.keep_best)  # refuses an unknown metric before any work
+        check_keep_best(settings.keep_best)
     checkpoints = CheckpointFolder(config.folder("checkpoints"))
     latents = LatentDataset.open(config.latents)
     config = with_recorded_class_order(config, latents.recipe)
     classes = latents.class_names
     require_classes(config, classes, (), checkpoints.uri)
     check_latents(latents, autoencoder_of(config))
+    held_out = open_held_out(config, latents)
     worker_settings = train_worker_settings(config, latents)
     identity = train_identity(config, latents)
     prepare_checkpoints(checkpoints, identity, settings.steps, lambda: context.prepare_work(settings, "train"))
@@ -66,6 +66,9 @@ def train(config: Recipe, *, verify: bool = False, context: JobContext) -> Locat
     with context.run("train", identity, run_tags, resumes=logged_run(checkpoints) if first else "") as run:
         log_train_settings(run, config, latents)
         run.input(name="latents", digest=latents.fingerprint, source=str(latents.path), context="training")
+        if held_out is not None:
+            source = str(held_out.path)
+            run.input(name="held-out latents", digest=held_out.fingerprint, source=source, context="validation")
         if first:
             context.say("train", f"resumes from step {first:,}")
         if change:
@@ -84,6 +87,24 @@ def train(config: Recipe, *, verify: bool = False, context: JobContext) -> Locat
         newest = checkpoints.open(checkpoints.last_step())
         monitor.finish(newest.origin)
     return newest
+
+
+def open_held_out(config: Recipe, latents: LatentDataset) -> LatentDataset | None:
+    """Open the held-out latents of a recipe that asks for the validation loss; None if it does not.
+
+    Raises NotFound if they are not there, and InvalidInput if they do not fit those of the training images.
+    """
+    if config.train.validate_every is None:
+        return None
+    held_out = LatentDataset.open(config.latents_held_out)
+    check_latents(held_out, autoencoder_of(config))
+    if (held_out.class_names, held_out.preprocessing) != (latents.class_names, latents.preprocessing):
+        raise InvalidInput(
+            f"latents at {held_out.path} have other classes, or were made of images of another size or crop",
+            f"those of {latents.path}",
+            "run `raydit encode` again",
+        )
+    return held_out
 
 
 def check_latents(latents: LatentDataset, autoencoder: AutoencoderHandle) -> None:

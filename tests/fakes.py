@@ -29,7 +29,7 @@ class FakeRun:
         """Artifacts with their folder, and images with their key."""
 
     def points(self, prefix: str) -> dict[str, dict[int, float]]:
-        return {name: dict(values) for name, values in self._points.items()}
+        return {name: dict(values) for name, values in self._points.items()} if prefix == "train/" else {}
 
     def params(self, params: dict[str, Any]) -> None: ...
 

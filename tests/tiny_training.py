@@ -25,7 +25,9 @@ from pipelines.training.worker import Worker
 ROWS, SHARD_ROWS = 48, 6
 
 
-def training_recipe(folder, output=None, model=None, encode=None, latent_side=4, random=None, **train):
+def training_recipe(
+    folder, output=None, model=None, encode=None, latent_side=4, random=None, objective="flow", **train
+):
     """Return a recipe; the first call for a folder writes its autoencoder and latents. train: settings of [train]."""
     if not (folder / "autoencoder").exists():
         autoencoder_folder(folder / "autoencoder")
@@ -40,8 +42,8 @@ def training_recipe(folder, output=None, model=None, encode=None, latent_side=4,
             "autoencoder": {"id": str(folder / "autoencoder")},
             "model": model or {"patch_size": 2, "hidden_size": 16, "depth": 2, "num_heads": 2},
             "encode": encode or {},
-            "objective": {"kind": "flow"},
-            "evaluate": {"sampler": "euler", "sampling_steps": 2, "batch_size": 8},
+            "objective": {"kind": objective},
+            "evaluate": {"sampler": "euler" if objective == "flow" else "ddpm", "sampling_steps": 2, "batch_size": 8},
             "train": {
                 "steps": 8,
                 "global_batch_size": 8,
@@ -58,8 +60,14 @@ def training_recipe(folder, output=None, model=None, encode=None, latent_side=4,
     return recipe
 
 
-def write_latents(recipe, poisoned=(), latent_side=4):
-    """Write random latents of three classes; poisoned rows are not finite."""
+def write_held_out(recipe, num_rows):
+    """Write random held-out latents of the same classes."""
+    return write_latents(recipe, path=recipe.latents_held_out, num_rows=num_rows, seed=1)
+
+
+def write_latents(recipe, poisoned=(), latent_side=4, path=None, num_rows=ROWS, seed=0):
+    """Write random latents of three classes; poisoned rows are not finite. path: that of the training's by default."""
+    path = path or recipe.latents
     shape = (8, latent_side, latent_side)
     autoencoder = {"id": recipe.autoencoder.id, **describe_autoencoder(Path(recipe.autoencoder.id))}
     description = LatentDescription(
@@ -69,18 +77,19 @@ def write_latents(recipe, poisoned=(), latent_side=4):
         preprocessing={"size": 16, "crop": "adm"},
         class_names=("a", "b", "c"),
     )
-    rng, records = np.random.default_rng(0), []
-    for index, first in enumerate(range(0, ROWS, SHARD_ROWS)):
-        moments = rng.normal(size=(SHARD_ROWS, *shape)).astype("<f2")
+    rng, records = np.random.default_rng(seed), []
+    for index, first in enumerate(range(0, num_rows, SHARD_ROWS)):
+        rows = np.arange(first, min(first + SHARD_ROWS, num_rows))
+        moments = rng.normal(size=(len(rows), *shape)).astype("<f2")
         finite = moments.copy()
-        for row in set(poisoned) & set(range(first, first + SHARD_ROWS)):
+        for row in set(poisoned) & set(rows.tolist()):
             moments[row - first, 0] = np.nan
-        keys, labels = [f"image-{first + row}" for row in range(SHARD_ROWS)], np.arange(SHARD_ROWS) % 3
+        keys, labels = [f"image-{row}" for row in rows], (rows - first) % 3
         table = schema.shard_table(schema.latent_schema(description), keys, labels, moments, moments[..., ::-1])
         data, name = schema.parquet_bytes(table), f"part-{index:05d}.parquet"
-        storage.write_atomically(storage.join(recipe.latents, name), data)
+        storage.write_atomically(storage.join(path, name), data)
         records.append(make_record(index, finite, data))
-    return write_manifest(recipe.latents, description, {"seed": 0}, records, recipe={})
+    return write_manifest(path, description, {"seed": 0}, records, recipe={})
 
 
 class Training:

@@ -253,6 +253,11 @@ class Recipe:
 
         return storage.absolute(self.encode.output) if self.encode.output else self.folder("latents")
 
+    @property
+    def latents_held_out(self) -> str:
+        """Absolute path or URI of the latents of held-out images."""
+        return f"{self.latents}_held_out"
+
     def folder(self, name: str) -> str:
         """Return the absolute path or URI of a folder in the output; workers run in other working directories."""
         from cluster import storage

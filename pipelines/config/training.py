@@ -14,6 +14,9 @@ ComputeDtype = Literal["float32", "bfloat16"]
 Strategy = Literal["ddp", "fsdp"]
 LoadingBackend = Literal["memory", "memmap", "stream"]
 
+VALIDATION = "validation/"
+"""Prefix of the validation losses among metrics."""
+
 LENGTH_FIELDS = ("steps", "extension", "earlier_ends")
 """Settings of training that may change when it goes on after its end; checkpoints record them in their recipe."""
 
@@ -37,6 +40,7 @@ NON_IDENTITY_FIELDS = (
     "on_nonfinite",
     "max_skipped",
     "sample_every",
+    "validate_every",
 )
 """Settings of training that change trained weights by rounding at most, so that they may differ when it resumes."""
 
@@ -112,12 +116,16 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
     a node, "stream" reads shard by shard; "auto" chooses by size, and keeps a checkpoint's choice when it resumes."""
     shuffle_rows: PositiveInt = 16_384
     """Size of the shuffle buffer of "stream", in images; a worker holds twice as many in memory."""
+    validate_every: PositiveInt | None = None
+    """Steps between measurements of the loss on held-out latents, a divisor of checkpoint_every; also after the last
+    step. None are measured when left out."""
     keep_last: PositiveInt | None = None
     """Number of newest checkpoints to keep; all when left out."""
     keep_every: PositiveInt | None = None
     """Also keep every checkpoint at a multiple of this number of steps."""
     keep_best: str | None = None
-    """Also keep the checkpoint that is best by this metric of its evaluations, such as "fid_50k"."""
+    """Also keep the checkpoint that is best by this metric of its evaluations, such as "fid_50k", or by its
+    "validation/loss"."""
     on_nonfinite: Literal["skip", "stop"] = "skip"
     """What happens to a batch whose loss or gradient is not finite: "skip" leaves it out and logs it, "stop" ends
     training."""
@@ -144,6 +152,18 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
                 f"0 or a multiple of checkpoint_every = {self.checkpoint_every}, because samples are drawn from "
                 "checkpoints",
                 "change sample_every or checkpoint_every",
+            )
+        if self.validate_every and self.checkpoint_every % self.validate_every:
+            raise InvalidInput(
+                f"validate_every: found {self.validate_every}",
+                f"a divisor of checkpoint_every = {self.checkpoint_every}, so that each has a loss",
+                "change validate_every or checkpoint_every",
+            )
+        if (self.keep_best or "").startswith(VALIDATION) and not self.validate_every:
+            raise InvalidInput(
+                f"keep_best: found {self.keep_best!r} without validate_every, so that no validation loss is measured",
+                "",
+                "set validate_every, or choose a metric of evaluations",
             )
         if self.keep_last is None and (kept := self.keep_every or self.keep_best):
             name = "keep_every" if self.keep_every else "keep_best"

@@ -5,7 +5,7 @@ from typing import Any
 
 from dit.checkpoint import Checkpoint
 from dit.train import WindowTotals
-from pipelines.training.messages import Report
+from pipelines.training.messages import Report, Validated
 from pipelines.training.order import OrderRecord
 
 
@@ -20,11 +20,17 @@ class DataCursor:
     order: OrderRecord
     windows: list[WindowTotals] = field(default_factory=list)
     """What each worker had measured since the last report, by rank; only in an interrupted checkpoint."""
+    validations: list[Validated] = field(default_factory=list)
+    """Losses of held-out latents since the previous checkpoint; a regular one has those of its own step, if any."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of the JSON file."""
-        content = asdict(self)
-        return content if self.windows else {name: value for name, value in content.items() if name != "windows"}
+        """Return the content of the JSON file, without what there is none of."""
+        optional = {name for name in ("windows", "validations") if not getattr(self, name)}
+        return {name: value for name, value in asdict(self).items() if name not in optional}
+
+    def validation_at(self, step: int) -> dict[str, float]:
+        """Return the losses of held-out latents after a step; empty if there are none."""
+        return next((each.metrics for each in reversed(self.validations) if each.step == step), {})
 
     def window_of(self, rank: int, num_workers: int) -> WindowTotals | None:
         """Return the window that a worker continues with; None if the checkpoint is regular."""
@@ -42,6 +48,7 @@ class DataCursor:
             images_seen=state.get("images_seen", 0),
             order=state.get("order", {"kind": "global"}),
             windows=[WindowTotals(**window) for window in state.get("windows", [])],
+            validations=[Validated(**validated) for validated in state.get("validations", [])],
         )
 
 

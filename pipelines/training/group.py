@@ -16,7 +16,16 @@ from cluster.threads import run_beside
 from pipelines.config.training import ElasticWorkersConfig
 from pipelines.console import first_line
 from pipelines.stage import JobContext
-from pipelines.training.messages import POLL_SECONDS, InLoop, Message, Notice, Report, Saved, receive_messages
+from pipelines.training.messages import (
+    POLL_SECONDS,
+    InLoop,
+    Message,
+    Notice,
+    Report,
+    Saved,
+    Validated,
+    receive_messages,
+)
 from pipelines.training.rendezvous import local_torch_config
 from pipelines.training.worker import Worker
 from raydit.errors import RayditError, WorkersDied
@@ -47,7 +56,7 @@ def run_workers(
     workers: ElasticWorkersConfig,
     function: Callable[[Worker, Settings], None],
     settings: Settings,
-    on_message: Callable[[Report | Saved], None],
+    on_message: Callable[[Report | Validated | Saved], None],
     *,
     ray_folder: str,
 ) -> None:

@@ -61,6 +61,13 @@ def open_latent_source(dataset: LatentDataset, backend: Backend, *, seed: int, s
     return ArrayLatents(arrays, EpochOrder(len(arrays.labels), seed))
 
 
+def open_arrays(dataset: LatentDataset) -> LatentArrays:
+    """Open a data set as arrays: in memory if it is small, else mapped from one file for all workers of a node."""
+    if dataset.array_bytes <= MEMORY_BYTES:
+        return dataset.arrays
+    return memory_mapped_arrays(dataset, Path(storage.cache_folder("latents")))
+
+
 class ArrayLatents:
     """A LatentSource of arrays, in memory or memory-mapped."""
 

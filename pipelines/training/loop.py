@@ -1,17 +1,13 @@
 """What every worker of the train job does, around the training loop of `dit.train`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from dit.checkpoint import Checkpoint, restore, save_checkpoint
-from dit.devices import peak_flops
-from dit.diffusion import GaussianDiffusion
-from dit.macs import forward_macs
 from dit.model import build_model
 from dit.objective import create_process
 from dit.snapshot import Snapshot
@@ -20,12 +16,13 @@ from pipelines.latents.dataset import LatentDataset
 from pipelines.training.batches import LatentBatch, Process, latent_batches, prefetch
 from pipelines.training.cursor import DataCursor
 from pipelines.training.loading import Backend, LatentSource, choose_backend, open_latent_source
-from pipelines.training.messages import Report
-from pipelines.training.metrics import peak_memory_gib, quartile_sums
+from pipelines.training.losses import latent_losses
 from pipelines.training.nonfinite import NonFiniteGuard, RollbackRequested
 from pipelines.training.order import WorkerShare
+from pipelines.training.reporter import Reporter
 from pipelines.training.settings import TrainWorkerSettings
 from pipelines.training.stop import StopExchange
+from pipelines.training.validation import Validation
 from pipelines.training.worker import CheckpointWriter, Worker
 from raydit.errors import InvalidInput
 
@@ -42,10 +39,11 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
     state = create_training_state(settings, worker)
     if newest:
         restore_for(worker, state, newest)
-    reporter = Reporter(settings, worker, DataCursor.of(newest).reports if newest and newest.interrupted else [])
+    reporter = Reporter(settings, worker, DataCursor.of(newest) if newest and newest.interrupted else None)
     writer = create_writer(settings, worker, source, reporter)
     guard = NonFiniteGuard(config, worker, dataset)
-    losses = latent_losses(settings, process, worker)
+    losses = latent_losses(settings, process, worker.num_workers)
+    validate = Validation(settings, process, worker, reporter.validated) if config.validate_every else None
     while True:
         batches = training_batches(settings, source, process, worker, first_batch=state.batches)
         try:
@@ -56,6 +54,7 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
                     losses,
                     config,
                     report=reporter.report,
+                    validate=validate,
                     save=writer.save,
                     on_nonfinite=guard,
                     stop=StopExchange(worker),
@@ -139,65 +138,20 @@ def training_batches(
     )
 
 
-def latent_losses(
-    settings: TrainWorkerSettings, process: Process, worker: Worker
-) -> Callable[[nn.Module, LatentBatch], dict[str, Tensor]]:
-    """Return the losses function of `dit.train.train`: a micro-batch's contribution to the mean over the share."""
-    # The mean share, not this worker's own: where the batch does not divide, all images must have the same weight.
-    share = settings.train.global_batch_size / worker.num_workers
-    autocast = settings.train.dtype == "bfloat16"
-    end = process.num_timesteps if isinstance(process, GaussianDiffusion) else 1.0
-
-    def losses(model: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
-        def forward(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-                output = model(x, t, y)
-            return output.float()
-
-        terms = process.training_losses(forward, batch.latents, batch.t, batch.labels, batch.noise)
-        quartiles = quartile_sums(terms["loss"], batch.t, end)
-        return {name: values.sum() / share for name, values in (terms | quartiles).items()}
-
-    return losses
-
-
-class Reporter:
-    """Sends the loop's metrics to the driver, and keeps them for the next checkpoint."""
-
-    def __init__(self, settings: TrainWorkerSettings, worker: Worker, earlier: list[Report]):
-        """earlier: reports since the last regular checkpoint, if training was interrupted after it."""
-        self._worker = worker
-        self._flops_per_image = 6 * forward_macs(settings.model)  # 2 a MAC; backward costs twice the forward pass
-        self._peak_flops = worker.num_workers * peak_flops(worker.device, getattr(torch, settings.train.dtype))
-        self._reports = earlier if worker.rank == 0 else []
-
-    def report(self, step: int, metrics: dict[str, float]) -> None:
-        """Add model FLOPs utilisation and memory to the metrics, and send their means over workers. Collective."""
-        mfu = metrics["images_per_second"] * self._flops_per_image / self._peak_flops
-        memory = peak_memory_gib(self._worker.device)
-        sent = self._worker.report(step, metrics | {"mfu": mfu, "memory_gib": memory})
-        if self._worker.rank == 0:  # the other workers write no checkpoints and would keep their reports for ever
-            self._reports.append(sent)
-
-    def take_until(self, step: int) -> list[Report]:
-        """Return the reports up to a step that no earlier call returned."""
-        taken = [report for report in self._reports if report.step <= step]
-        del self._reports[: len(taken)]
-        return taken
-
-
 def create_writer(
     settings: TrainWorkerSettings, worker: Worker, source: LatentSource, reporter: Reporter
 ) -> CheckpointWriter:
     """Return a writer of checkpoints that hold the reports since the previous one, in case the driver is killed."""
 
     def write(snapshot: Snapshot, windows: list[WindowTotals]) -> None:
+        reports, validations = reporter.take_until(snapshot.step)
         cursor = DataCursor(
-            reports=reporter.take_until(snapshot.step),
+            reports=reports,
             seed=settings.seed,
             images_seen=snapshot.batches * settings.train.global_batch_size,
             order=source.order.describe(),
             windows=windows,
+            validations=validations,
         )
 
         def save(folder: Path) -> None:

@@ -25,6 +25,14 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Validated:
+    """The losses of held-out latents after a step."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Saved:
     """The checkpoint of a step is complete."""
 
@@ -47,7 +55,7 @@ class InLoop:
     active: bool
 
 
-Message = Report | Saved | Notice | InLoop
+Message = Report | Validated | Saved | Notice | InLoop
 
 
 class Mailbox:

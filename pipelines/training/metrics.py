@@ -2,6 +2,7 @@
 
 import resource
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,17 @@ def quartile_sums(losses: Tensor, t: Tensor, end: float) -> dict[str, Tensor]:
     return {
         f"{kind}_{q + 1}": values[q] for kind, values in (("sum", sums), ("count", counts)) for q in range(QUARTILES)
     }
+
+
+def mean_losses(losses: np.ndarray, t: np.ndarray, end: float) -> dict[str, float]:
+    """Return the mean of losses (n,), "loss", and their means by quarters of the timesteps, from "loss_quartile_1" on.
+
+    t: (n,) in [0, end]. A quarter without a timestep has no mean.
+    """
+    values = losses.astype(np.float64)  # NumPy adds up in an order that depends on n alone
+    quarter = np.minimum((t.astype(np.float32) * (QUARTILES / end)).astype(np.int64), QUARTILES - 1)
+    quartiles = {f"loss_quartile_{q + 1}": values[quarter == q] for q in range(QUARTILES)}
+    return {name: float(part.mean()) for name, part in {"loss": values, **quartiles}.items() if len(part)}
 
 
 def add_quartile_losses(metrics: dict[str, float]) -> dict[str, float]:

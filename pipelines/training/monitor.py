@@ -6,13 +6,13 @@ from typing import Any
 
 from cluster import storage
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.config.training import TrainConfig
+from pipelines.config.training import VALIDATION, TrainConfig
 from pipelines.console import Progress
 from pipelines.tracking.logged_models import log_checkpoint
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.cursor import DataCursor
 from pipelines.training.figures import TrainFigures
-from pipelines.training.messages import Report, Saved
+from pipelines.training.messages import Report, Saved, Validated
 from pipelines.training.metrics import add_quartile_losses
 from pipelines.training.previews import Previews
 from pipelines.training.retention import Retention
@@ -47,14 +47,17 @@ class TrainingMonitor:
         interrupted = checkpoints.interrupted_steps()
         for step in sorted(checkpoints.finished_steps() + interrupted):
             if step > self._logged_step:
-                for report in DataCursor.of(checkpoints.describe(step)).reports:
+                cursor = DataCursor.of(checkpoints.describe(step))
+                for report in cursor.reports:
                     self._log_report(report)
+                for validated in cursor.validations:
+                    self._log_validation(validated)
                 if step in interrupted:
                     self._move_cursor(step)
                 else:
                     self._log_checkpoint(step)
 
-    def on_message(self, message: Report | Saved) -> None:
+    def on_message(self, message: Report | Validated | Saved) -> None:
         """Process a message of the workers."""
         if isinstance(message, Saved) and message.interrupted:
             self._move_cursor(message.step)
@@ -65,6 +68,8 @@ class TrainingMonitor:
             self._figures.save()
             self._previews.start(self._checkpoints.uri_of(message.step), message.step, digest)
             self._remove_outdated()
+        elif isinstance(message, Validated):
+            self._log_validation(message)
         else:
             self._log_report(message)
             self._progress.to(message.step, loss=self._last_metrics["loss"], lr=self._last_metrics["lr"])
@@ -87,6 +92,16 @@ class TrainingMonitor:
             return
         self._figures.add(report.step, self._last_metrics)
         self._run.metrics({f"train/{name}": value for name, value in self._last_metrics.items()}, report.step)
+
+    def _log_validation(self, validated: Validated) -> None:
+        """Log validation losses, but not again those of a step that is computed a second time."""
+        step, metrics = validated.step, validated.metrics
+        if all(self._figures.values(f"{VALIDATION}{name}").get(step) == value for name, value in metrics.items()):
+            return
+        self._figures.add_validation(step, metrics)
+        self._run.metrics({f"{VALIDATION}{name}": value for name, value in metrics.items()}, step)
+        if "loss" in metrics:
+            self._say(f"step {step:,}: validation loss {metrics['loss']:.4g}")
 
     def _is_replay(self, step: int, loss: float) -> bool:
         """Return whether the run has this step already, computed before workers died or were added.

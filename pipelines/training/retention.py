@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 from cluster import storage
 from evaluation.metric_names import parse_metric_name
 from evaluation.report import REPORT_FILE
-from pipelines.config.training import TrainConfig
+from pipelines.config.training import VALIDATION, TrainConfig
 from pipelines.console import first_line
+from pipelines.training.cursor import DataCursor
+from pipelines.training.metrics import QUARTILES
+from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
     from pipelines.checkpoints.folder import CheckpointFolder
@@ -32,6 +35,7 @@ class Retention:
         """evaluations: path or URI of the output's evaluations, by which the best checkpoint is chosen."""
         self._config, self._checkpoints = config, checkpoints
         self._evaluations, self._protected = evaluations, protected
+        self._validations: dict[int, dict[str, float]] = {}
 
     def remove_outdated(self, steps: list[int], in_use: set[int], *, force_refresh: bool = False) -> Iterator[str]:
         """Remove the outdated ones of some steps' checkpoints, and yield the digest of each that is gone.
@@ -40,12 +44,39 @@ class Retention:
         ProtectedCheckpoints.filter_removable.
         """
         config = self._config
-        best = best_step(self._evaluations, config.keep_best) if config.keep_best else None
+        best = self._best_step(steps) if config.keep_best else None
         outdated = [step for step in outdated_steps(steps, config, best) if step not in in_use]
         digests = {step: self._checkpoints.describe(step).digest for step in outdated}
         for step, digest in self._protected.filter_removable(digests, force_refresh=force_refresh).items():
             self._checkpoints.remove(step)
             yield digest
+
+    def _best_step(self, steps: list[int]) -> int | None:
+        """Return the step of the best checkpoint by train.keep_best; by a validation loss, of those at `steps`."""
+        metric = self._config.keep_best or ""
+        if not metric.startswith(VALIDATION):
+            return best_step(self._evaluations, metric)
+        for step in steps:
+            if step not in self._validations:
+                cursor = DataCursor.of(self._checkpoints.describe(step))
+                self._validations[step] = cursor.validation_at(step)
+        name = metric.removeprefix(VALIDATION)
+        losses = {step: found[name] for step in steps if name in (found := self._validations[step])}
+        return min(losses, key=lambda step: (losses[step], step), default=None)
+
+
+def check_keep_best(metric: str) -> None:
+    """Raise InvalidInput if train.keep_best names neither a metric of evaluations nor a validation loss."""
+    if metric.startswith(VALIDATION):
+        if not re.fullmatch(rf"{VALIDATION}(raw_)?loss(_quartile_[1-{QUARTILES}])?", metric):
+            raise InvalidInput(
+                f"train.keep_best: found {metric!r}",
+                f"{VALIDATION}loss, {VALIDATION}raw_loss, or the quartiles of either, such as "
+                f"{VALIDATION}loss_quartile_1",
+                "change train.keep_best",
+            )
+    else:
+        parse_metric_name(metric)
 
 
 def outdated_steps(steps: list[int], config: TrainConfig, best: int | None) -> list[int]:

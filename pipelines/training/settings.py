@@ -30,6 +30,8 @@ class TrainWorkerSettings:
     """Normalisation of the latents."""
     latents: str
     """Absolute path or URI of the latent data set."""
+    held_out: str
+    """The same of held-out latents, for the validation loss; empty without train.validate_every."""
     checkpoints: CheckpointFolder
     record: dict[str, Any]
     """What config.json of every checkpoint says, as `dit.checkpoint.describe_checkpoint` returns it."""
@@ -49,6 +51,7 @@ def train_worker_settings(config: Recipe, latents: LatentDataset) -> TrainWorker
         objective=objective,
         scale=LatentScale(autoencoder["latents_mean"], autoencoder["latents_std"]),
         latents=str(latents.path),
+        held_out=config.latents_held_out if config.train.validate_every else "",
         checkpoints=CheckpointFolder(config.folder("checkpoints")),
         record=describe_checkpoint(
             model=model,

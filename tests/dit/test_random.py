@@ -97,6 +97,7 @@ def test_numbers_of_streams_never_change():
         "STEP_NOISE": 7,
         "VALIDATION_NOISE": 8,
         "VALIDATION_TIMESTEP": 9,
+        "VALIDATION_POSTERIOR_NOISE": 10,
     }
 
 

@@ -7,12 +7,20 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
-from tiny_training import ROWS, assert_equal, final_weights, training_recipe, write_latents
+from tiny_training import ROWS, assert_equal, final_weights, training_recipe, write_held_out, write_latents
 
+from dit.checkpoint import restore
+from dit.objective import create_process
 from pipelines.checkpoints.folder import CheckpointFolder
+from pipelines.latents.dataset import LatentDataset
 from pipelines.stage import StageContext
 from pipelines.train import train
+from pipelines.training.cursor import DataCursor
+from pipelines.training.loop import create_training_state
 from pipelines.training.order import EpochOrder
+from pipelines.training.settings import train_worker_settings
+from pipelines.training.validation import Validation
+from pipelines.training.worker import Worker
 from raydit.errors import Diverged
 
 pytestmark = pytest.mark.slow  # each starts a group of workers or two
@@ -88,6 +96,27 @@ def test_fsdp_agrees_with_ddp(local_ray, tmp_path):
     run(ddp, local_ray)
     run(fsdp, local_ray)
     torch.testing.assert_close(final_weights(fsdp), final_weights(ddp), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_measure_the_validation_loss_and_train_as_without_it(local_ray, tmp_path, strategy):
+    """The loss is that of one worker with the same weights, to rounding: its batches are the same."""
+    settings = {"strategy": strategy, "num_workers": 2}
+    plain = training_recipe(tmp_path / "plain", **settings)
+    validated = training_recipe(tmp_path / "validated", validate_every=1, **settings)
+    write_held_out(validated, 75)
+    run(plain, local_ray)
+    newest = run(validated, local_ray)
+    assert_equal(final_weights(validated), final_weights(plain))
+    found = DataCursor.of(newest).validation_at(8)
+    worker_settings = train_worker_settings(validated, LatentDataset.open(validated.latents))
+    worker = Worker(0, 1, torch.device("cpu"), lambda message: None)
+    state = restore(create_training_state(worker_settings, worker), newest)
+    process = create_process(**worker_settings.objective)
+    expected = Validation(worker_settings, process, worker, lambda step, metrics: None).measure(state)
+    assert found == pytest.approx(expected, rel=1e-5) and found["loss"] != found["raw_loss"]
+    _, training, _ = store(validated)
+    assert training.data.metrics["validation/loss"] == found["loss"]
 
 
 def test_a_training_that_starts_over_is_a_new_run_and_one_that_resumes_is_not(local_ray, tmp_path):

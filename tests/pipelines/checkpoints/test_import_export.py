@@ -225,7 +225,9 @@ def test_a_sample_file_holds_sample_i_at_index_i_whatever_the_shards(raydit, imp
     assert (images.shape, images.dtype) == ((5, 16, 16, 3), np.uint8)
     assert labels.dtype == np.int64 and labels.tolist() == [sample_label(3, index, 3, "random") for index in range(5)]
     config = checkpoint_recipe(imported, tuple(settings))
-    sampler = CheckpointSampler(imported.path, sampling_protocol(config.evaluate, config.seed, imported), batch_size=2)
+    sampler = CheckpointSampler(
+        imported.path, sampling_protocol(config.evaluate, config.seed, imported, config.random), batch_size=2
+    )
     alone = sampler.sample([3, 1], labels[[3, 1]])
     assert np.abs(alone.astype(int) - images[[3, 1]]).max() <= 1
     assert images.std() > 1

@@ -30,6 +30,6 @@ def test_a_promoted_model_samples_with_the_code_that_it_was_saved_with(tmp_path,
     model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     answer = model.predict(pandas.DataFrame({"class": ["ring", "2"], "seed": [5, 0]}))
     images = np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in answer["png"]])
-    protocol = sampling_protocol(config.evaluate, config.seed, opened)
+    protocol = sampling_protocol(config.evaluate, config.seed, opened, config.random)
     expected = CheckpointSampler(opened.path, protocol, batch_size=2).sample([5, 0], np.array([1, 2]))
     assert np.array_equal(images, expected)

@@ -62,7 +62,7 @@ def loaded(promote):
 
 def recorded_protocol(opened):
     config = checkpoint_recipe(opened)
-    return sampling_protocol(config.evaluate, config.seed, opened)
+    return sampling_protocol(config.evaluate, config.seed, opened, config.random)
 
 
 def images_of(table):

@@ -30,7 +30,9 @@ def sampler(output):
     config, opened = output
 
     def build(dtype="float32", compiled=False, **changes):
-        protocol = replace(sampling_protocol(config.evaluate, config.seed, opened), dtype=dtype, **changes)
+        protocol = replace(
+            sampling_protocol(config.evaluate, config.seed, opened, config.random), dtype=dtype, **changes
+        )
         return CheckpointSampler(opened.path, protocol, batch_size=4, compiled=compiled)
 
     return build
@@ -40,7 +42,9 @@ def with_settings(output, **changes):
     """The recipe with other fields of [evaluate], and the source of its samples."""
     config, opened = output
     config = replace(config, evaluate=replace(config.evaluate, **changes))
-    return config, SampleSource(str(opened.path), sampling_protocol(config.evaluate, config.seed, opened))
+    return config, SampleSource(
+        str(opened.path), sampling_protocol(config.evaluate, config.seed, opened, config.random)
+    )
 
 
 def images_of(sampler, indices=range(6)):

@@ -1,0 +1,48 @@
+"""What a worker tells the driver of its training, kept for the next checkpoint in case the driver is killed."""
+
+import torch
+
+from dit.devices import peak_flops
+from dit.macs import forward_macs
+from pipelines.training.cursor import DataCursor
+from pipelines.training.messages import Report, Validated
+from pipelines.training.metrics import peak_memory_gib
+from pipelines.training.settings import TrainWorkerSettings
+from pipelines.training.worker import Worker
+
+
+class Reporter:
+    """Sends the loop's metrics and the validation losses to the driver, and keeps them for the next checkpoint.
+
+    Only in the process of rank 0: the other workers write no checkpoints and would keep them for ever.
+    """
+
+    def __init__(self, settings: TrainWorkerSettings, worker: Worker, earlier: DataCursor | None):
+        """earlier: cursor of the checkpoint at which training was interrupted, if it was."""
+        self._worker = worker
+        self._flops_per_image = 6 * forward_macs(settings.model)  # 2 a MAC; backward costs twice the forward pass
+        self._peak_flops = worker.num_workers * peak_flops(worker.device, getattr(torch, settings.train.dtype))
+        self._kept: list[Report | Validated] = []
+        if earlier is not None and worker.rank == 0:
+            self._kept = [*earlier.reports, *earlier.validations]
+
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        """Add model FLOPs utilisation and memory to the metrics, and send their means over workers. Collective."""
+        mfu = metrics["images_per_second"] * self._flops_per_image / self._peak_flops
+        memory = peak_memory_gib(self._worker.device)
+        sent = self._worker.report(step, metrics | {"mfu": mfu, "memory_gib": memory})
+        if self._worker.rank == 0:
+            self._kept.append(sent)
+
+    def validated(self, step: int, metrics: dict[str, float]) -> None:
+        """Send the validation losses after a step, which are equal in all workers."""
+        if self._worker.rank == 0:
+            self._kept.append(Validated(step, metrics))
+            self._worker.send(self._kept[-1])
+
+    def take_until(self, step: int) -> tuple[list[Report], list[Validated]]:
+        """Return the reports and the validation losses up to a step that no earlier call returned."""
+        taken = [kept for kept in self._kept if kept.step <= step]
+        self._kept = [kept for kept in self._kept if kept.step > step]
+        reports = [kept for kept in taken if isinstance(kept, Report)]
+        return reports, [kept for kept in taken if isinstance(kept, Validated)]
