@@ -1,11 +1,15 @@
 """The house of DESIGN.md: which package may import which."""
 
 import ast
+import itertools
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {
@@ -134,3 +138,24 @@ def test_checking_a_recipe_imports_nothing_heavy():
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert output.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("package", ["transformers", "peft", "timm", "torchao"])
+def test_packages_of_extras_are_imported_only_where_they_are_used(package):
+    """Inside a function, so that nobody needs an extra for what does not use it."""
+    statements = [node for file in SOURCES for node in ast.parse(file.read_text()).body]
+    imported = {alias.name for node in statements if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in statements if isinstance(node, ast.ImportFrom)}
+    packages = {name.partition(".")[0] for name in imported}
+    assert "torch" in packages and package not in packages
+
+
+def test_every_requirement_has_a_pin_that_meets_it():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert {"text", "lora", "fp8"} <= extras.keys()
+    lines = (line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#"))
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    for requirement in map(Requirement, [*project["dependencies"], *itertools.chain(*extras.values())]):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), str(requirement)
+    assert {"transformers", "peft", "timm"} <= pins.keys()

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import typing
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from pipelines.config.training import NON_IDENTITY_FIELDS, AutoencoderTrainConfi
 from pipelines.tracking.run_log import flatten
 from pipelines.train import train_identity
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "707a9da"
 PROTOCOL = EvaluationProtocol(decoder="d", extractor="e", extractor_sha256="s", reference_digest="r")
 
 
@@ -112,6 +115,55 @@ def optional_fields(cls, prefix=""):
         for hint in (hints[field.name], *typing.get_args(hints[field.name])):
             if dataclasses.is_dataclass(hint):
                 yield from optional_fields(hint, f"{prefix}{field.name}.")
+
+
+def recorded_names(content, prefix=""):
+    """Dotted names in a recorded recipe."""
+    for name, value in content.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from recorded_names(value, f"{prefix}{name}.")
+
+
+def all_fields(cls, prefix=""):
+    """Dotted names of all fields of a recipe, with those that are None or () when left out marked."""
+    hints, optional = typing.get_type_hints(cls), set(optional_fields(cls))
+    for field in dataclasses.fields(cls):
+        yield f"{prefix}{field.name}", field.name in optional
+        for hint in (hints[field.name], *typing.get_args(hints[field.name])):
+            if dataclasses.is_dataclass(hint):
+                yield from all_fields(hint, f"{prefix}{field.name}.")
+
+
+@pytest.fixture(scope="module")
+def older_report():
+    """The report that commit 707a9da wrote."""
+    with zipfile.ZipFile(GOLDEN / "artifacts.zip") as golden:
+        (name,) = (name for name in golden.namelist() if name.endswith("/report.json"))
+        return json.loads(golden.read(name))
+
+
+@pytest.fixture(scope="module")
+def older_recipe():
+    """The resolved recipe that a checkpoint of commit 707a9da records."""
+    with zipfile.ZipFile(GOLDEN / "artifacts.zip") as golden:
+        name = next(name for name in golden.namelist() if "checkpoints/step_" in name and name.endswith("config.json"))
+        return json.loads(golden.read(name))["recipe"]
+
+
+def test_every_field_of_a_recipe_since_707a9da_is_unset_when_left_out(older_recipe):
+    older = set(recorded_names(older_recipe))
+    later = {name: is_optional for name, is_optional in all_fields(Recipe) if name not in older}
+    assert {"random", "train.validate_every", "evaluate.reconstructions"} <= later.keys()
+    assert [name for name, is_optional in later.items() if not is_optional] == []
+    assert set(recorded_names(resolved(RECIPE))) <= older
+
+
+def test_every_field_of_the_protocol_since_707a9da_is_unset_when_left_out(older_report):
+    later = [field for field in dataclasses.fields(EvaluationProtocol) if field.name not in older_report["protocol"]]
+    assert {"random", "dtype"} <= {field.name for field in later}
+    assert [field.name for field in later if field.default is not None and field.name != "dtype"] == []
+    assert PROTOCOL.to_dict().keys() == older_report["protocol"].keys()
 
 
 def test_the_closed_list_names_fields_that_there_are():
