@@ -14,14 +14,13 @@ from pipelines.training.messages import Report
 
 
 class Run:
-    """A run whose journal holds the metrics of an earlier command."""
+    """A run whose journal holds the metrics of an earlier command, by prefix and name."""
 
-    def __init__(self, points):
+    def __init__(self, **points):
         self._points, self.files = points, []
 
     def points(self, prefix):
-        assert prefix == "train/"
-        return {name: dict(values) for name, values in self._points.items()}
+        return {name: dict(values) for name, values in self._points.get(prefix.rstrip("/"), {}).items()}
 
     def artifact(self, path, folder):
         with Image.open(path) as picture:
@@ -30,7 +29,7 @@ class Run:
 
 def test_a_training_is_drawn_with_the_metrics_of_an_earlier_command(tmp_path):
     before = {"images_per_second": {10: 8.0}, "data_wait": {10: 0.5}, "loss_quartile_1": {10: 2.0}}
-    run = Run(before)
+    run = Run(train=before)
     figures = TrainFigures(run, str(tmp_path), images_per_step=8)
     figures.add(30, {"images_per_second": 16.0, "data_wait": 0.1, "checkpoint_wait": 0.3, "loss_quartile_1": 1.0})
     # 10 steps of 8 images at 8 a second, then 20 at 16 a second.
@@ -43,8 +42,18 @@ def test_a_training_is_drawn_with_the_metrics_of_an_earlier_command(tmp_path):
     ]
 
 
+def test_the_loss_of_held_out_images_is_drawn_beside_the_trainings(tmp_path):
+    train = {"images_per_second": {10: 8.0}, "loss": {10: 2.0}, "loss_quartile_1": {10: 2.0}}
+    run = Run(train=train, validation={"loss": {10: 2.5}})
+    figures = TrainFigures(run, str(tmp_path), images_per_step=8)
+    figures.add_validation(20, {"loss": 2.25, "raw_loss": 3.0})
+    assert figures.values("validation/loss") == {10: 2.5, 20: 2.25} and figures.values("loss") == {10: 2.0}
+    figures.save()
+    assert "validation_loss.png" in [name for _, name, _ in run.files]
+
+
 def test_a_training_without_a_report_is_not_drawn(tmp_path):
-    run = Run({})
+    run = Run()
     TrainFigures(run, str(tmp_path), images_per_step=8).save()
     assert run.files == []
 
