@@ -1,10 +1,10 @@
 """Comparison of reports: refused where the protocols differ, and with differences within the error marked as such."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import hypot
-from typing import Any
 
+from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport, align_columns
 from raydit.errors import InvalidInput
 
@@ -62,18 +62,20 @@ class Comparison:
 
 
 def compare_reports(reports: Sequence[EvaluationReport], *, allow_unequal: bool = False) -> Comparison:
-    """Compare reports with the first one.
+    """Compare reports with the first one, each extractor's protocol with that of the same extractor.
 
-    Raises InvalidInput for fewer than two reports, and, unless allow_unequal, for reports of different protocols; the
-    message names the fields that differ.
+    A metric that one of two reports lacks, such as those of an extractor that it was not scored by, makes them no
+    less comparable. Raises InvalidInput for fewer than two reports, and, unless allow_unequal, for reports of
+    different protocols; the message names the fields that differ.
     """
     if len(reports) < 2:
         raise InvalidInput(f"{len(reports)} reports to compare", "at least 2", "name more checkpoints or reports")
-    protocols = [asdict(report.protocol) for report in reports]
-    differing = [name for name in protocols[0] if any(other[name] != protocols[0][name] for other in protocols)]
+    pairs = [pair for report in reports[1:] for pair in _protocol_pairs(reports[0], report)]
+    values = {name: _unequal_values(pairs, name) for name in vars(reports[0].protocol)}
+    differing = [name for name in values if values[name]]
     if differing and not allow_unequal:
-        fields = "; ".join(f"{name}: {' and '.join(_distinct(protocols, name))}" for name in differing)
-        ids = " and ".join(dict.fromkeys(report.protocol.label for report in reports))
+        fields = "; ".join(f"{name}: {' and '.join(values[name])}" for name in differing)
+        ids = " and ".join(dict.fromkeys(each.label for one, other in pairs if one != other for each in (one, other)))
         raise InvalidInput(
             f"reports of protocols {ids}, which differ in {fields}",
             "one protocol, because scores of different protocols do not rank checkpoints",
@@ -82,8 +84,19 @@ def compare_reports(reports: Sequence[EvaluationReport], *, allow_unequal: bool 
     return Comparison(_short_names([report.checkpoint for report in reports]), list(reports), differing)
 
 
-def _distinct(protocols: Sequence[dict[str, Any]], name: str) -> list[str]:
-    return list(dict.fromkeys(repr(protocol[name]) for protocol in protocols))
+def _protocol_pairs(
+    report: EvaluationReport, other: EvaluationReport
+) -> list[tuple[EvaluationProtocol, EvaluationProtocol]]:
+    """Return the protocols of each extractor that two reports share, or their first ones if they share none."""
+    known = {protocol.extractor: protocol for protocol in other.protocols}
+    shared = [(each, known[each.extractor]) for each in report.protocols if each.extractor in known]
+    return shared or [(report.protocol, other.protocol)]
+
+
+def _unequal_values(pairs: Sequence[tuple[EvaluationProtocol, EvaluationProtocol]], name: str) -> list[str]:
+    """Return the values of a field in the pairs that differ in it."""
+    values = [(vars(one)[name], vars(other)[name]) for one, other in pairs]
+    return list(dict.fromkeys(repr(value) for one, other in values if one != other for value in (one, other)))
 
 
 def _short_names(checkpoints: Sequence[str]) -> list[str]:

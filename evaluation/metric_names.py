@@ -90,6 +90,12 @@ def parse_metric_name(name: str) -> MetricName:
     return MetricName(stem, kind, int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1))
 
 
+def is_of_extractor(name: str, extractor: str) -> bool:
+    """Return whether a metric's name is one that metric_name gives with an extractor. Raises as parse_metric_name."""
+    parts = parse_metric_name(name)
+    return metric_name(parts.kind.name, extractor, parts.num_samples) == name
+
+
 def _find_kind(stem: str) -> MetricKind | None:
     """Return the kind with this published name, or the one with the longest name that the stem begins with."""
     published = [kind for kind in METRIC_KINDS.values() if stem and kind.published_name == stem]

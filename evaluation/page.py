@@ -31,11 +31,11 @@ def render_page(report: EvaluationReport, images: Mapping[str, bytes] | None = N
     title = f"{report.checkpoint.rstrip('/').rpartition('/')[2]} · {report.protocol.label}"
     sections = [
         _header(report),
-        "".join(f'<p class="warning">{escape(warning)}</p>' for warning in report.warnings),
+        "".join(f'<p class="warning">{escape(warning)}</p>' for warning in report.all_warnings),
         _section("Metrics", _metrics(report)),
-        _section("Fréchet distance against N", _plot(report)),
+        *(_section(f"Fréchet distance against N{_extractor(report, part)}", _plot(part)) for part in report.parts),
         *(_picture(name, content) for name, content in (images or {}).items()),
-        _section("Protocol", _protocol(report)),
+        *(_section(f"Protocol{_extractor(report, part)}", _protocol(part)) for part in report.parts),
         _section("Timings", _timings(report.timings)),
     ]
     return (
@@ -73,6 +73,11 @@ def _provenance(report: EvaluationReport) -> str:
     return f"<p>{' · '.join(filter(None, parts))}</p>" if any(parts) else ""
 
 
+def _extractor(report: EvaluationReport, part: EvaluationReport) -> str:
+    """Return what the title of a section adds if a report is of several extractors: which one it is about."""
+    return f", {part.protocol.extractor}" if report.further else ""
+
+
 def _metrics(report: EvaluationReport) -> str:
     """Show a row for each metric, and a column for each N of samples and for each baseline."""
     generated, baselines = group_by_num_samples(report.metrics), report.baselines
@@ -104,8 +109,7 @@ def _metrics(report: EvaluationReport) -> str:
         )
     if len(generated.keys() | {each.num_images for each in baselines}) > 1:
         notes.append("Fréchet distance falls as N grows: compare only columns of equal N.")
-    if explanation := explain_low_precision(report):
-        notes.append(escape(explanation))
+    notes += map(escape, filter(None, dict.fromkeys(explain_low_precision(part) for part in report.parts)))
     return _table(rows, ["metric", *heads], numbers=True) + "".join(f"<p class=note>{note}</p>" for note in notes)
 
 

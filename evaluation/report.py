@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from evaluation.metric_names import format_count, parse_metric_name
+from evaluation.metric_names import format_count, is_of_extractor, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
 from raydit.errors import InvalidInput
 from raydit.listed_names import require_all_inside
@@ -24,13 +24,40 @@ FEW_SAMPLES = 1000
 
 _JSON_NAMES = {"real_baseline": "floor"}
 """Fields whose key in the file is not their name."""
+_LEFT_OUT = (
+    "missing",
+    "disqualified",
+    "date",
+    "raydit_version",
+    "latents",
+    "model",
+    "reconstructions",
+    "further",
+    "protocols",
+)
+"""Keys that the file leaves out where their values are empty."""
+_BY_METRIC = ("metrics", "errors", "real_baseline", "repeats", "missing", "reconstructions")
+"""Fields that map names of metrics; those of all extractors stand in one dictionary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FurtherScores:
+    """What a report has for each extractor after the first; its metrics stand among those of the report."""
+
+    protocol: EvaluationProtocol
+    """The report's own protocol, but for the extractor and its reference: that of a run with this extractor alone."""
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """As the report's own curve, in this extractor's features."""
+    warnings: list[str] = field(default_factory=list)
+    """Caveats about this extractor's metrics, without those that are among the report's own warnings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
-    """Scores of one checkpoint under one protocol."""
+    """Scores of one checkpoint under one protocol, or under one for each of several extractors."""
 
     protocol: EvaluationProtocol
+    """The protocol, of several extractors that of the first."""
     checkpoint: str
     """Path or URI of the checkpoint."""
     checkpoint_digest: str
@@ -71,11 +98,51 @@ class EvaluationReport:
     """The checkpoint's model and process in a few words."""
     reconstructions: dict[str, float] = field(default_factory=dict)
     """Scores of held-out images that the autoencoder has encoded and decoded, by name; empty if they were not made."""
+    further: list[FurtherScores] = field(default_factory=list)
+    """The protocols of the extractors after the first, in order; left out of the file where there is one extractor."""
 
     @property
     def protocol_id(self) -> str:
-        """Id of the protocol. Metrics of reports with the same id are comparable."""
+        """Id of the (first) protocol. Metrics of reports with the same id are comparable."""
         return self.protocol.protocol_id
+
+    @property
+    def protocols(self) -> list[EvaluationProtocol]:
+        """The protocol of each extractor, the first one's first."""
+        return [self.protocol, *(each.protocol for each in self.further)]
+
+    def protocol_for(self, metric: str) -> EvaluationProtocol:
+        """Return the protocol of a metric, which its name's extractor tells.
+
+        Metrics of two reports are comparable where these have equal ids. Raises InvalidInput for a name that several
+        extractors leave open.
+        """
+        fitting = [each for each in self.protocols if not self.further or is_of_extractor(metric, each.extractor)]
+        if not fitting:
+            extractors = " or ".join(each.extractor for each in self.protocols)
+            raise InvalidInput(f"metric {metric}", f"one of {extractors}", "evaluate the checkpoint again")
+        return fitting[0]
+
+    @property
+    def all_warnings(self) -> list[str]:
+        """The warnings about all extractors; those about a further one begin with its name."""
+        further = [f"{each.protocol.extractor}: {warning}" for each in self.further for warning in each.warnings]
+        return [*self.warnings, *further]
+
+    @property
+    def parts(self) -> list[Self]:
+        """The report of each extractor alone, as a run without the others writes it; see merge_reports."""
+        if not self.further:
+            return [self]
+        first = FurtherScores(protocol=self.protocol, curve=self.curve, warnings=self.warnings)
+        return [self._part(each) for each in (first, *self.further)]
+
+    def _part(self, scores: FurtherScores) -> Self:
+        part: dict[str, Any] = {**vars(scores), "further": []}
+        for name in _BY_METRIC:
+            values = getattr(self, name)
+            part[name] = {key: values[key] for key in values if self.protocol_for(key) == scores.protocol}
+        return replace(self, **part)
 
     @property
     def headline(self) -> str:
@@ -111,7 +178,10 @@ class EvaluationReport:
         values = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
         values |= {"protocol": self.protocol.to_dict(), "protocol_id": self.protocol_id}
         values["metrics"] = {**self.metrics, **dict.fromkeys(self.missing)}
-        for name in ("missing", "disqualified", "date", "raydit_version", "latents", "model", "reconstructions"):
+        values["protocols"] = {each.extractor: each.protocol_id for each in self.protocols} if self.further else {}
+        for scores, each in zip(values["further"], self.further, strict=True):
+            scores["protocol"] = each.protocol.to_dict()
+        for name in _LEFT_OUT:
             if not values[name]:
                 del values[name]
         if self.code is None:  # a file without it is one of before it was recorded
@@ -135,25 +205,31 @@ class EvaluationReport:
                 "what `raydit evaluate` wrote",
                 "evaluate the checkpoint again",
             ) from error
-        if report.protocol_id != recorded:
-            raise InvalidInput(
-                f"the report's protocol has the id {report.protocol_id}",
-                f"the recorded {recorded}: the report was edited",
-                "evaluate the checkpoint again",
-            )
+        for found, expected in zip((each.protocol_id for each in report.protocols), recorded, strict=True):
+            if found != expected:
+                raise InvalidInput(
+                    f"the report's protocol has the id {found}",
+                    f"the recorded {expected}: the report was edited",
+                    "evaluate the checkpoint again",
+                )
+        for name in report.metrics:
+            report.protocol_for(name)  # raises for a name of no extractor
         # Their names are those of files that are shown, sent and renamed.
         require_all_inside([*report.artifacts.values(), report.checkpoint_digest or "none"], REPORT_FILE)
         return report
 
     @classmethod
-    def _parse(cls, values: dict[str, Any]) -> tuple[Self, str]:
-        """Return the report in the content of its file, and the recorded id of its protocol."""
-        recorded = values.pop("protocol_id")
+    def _parse(cls, values: dict[str, Any]) -> tuple[Self, list[str]]:
+        """Return the report in the content of its file, and the recorded ids of its protocols."""
+        recorded, further = [values.pop("protocol_id")], values.pop("further", [])
+        ids = values.pop("protocols", {})
         values |= {name: values.pop(key) for name, key in _JSON_NAMES.items() if key in values}
         values["metrics"] = {name: value for name, value in values["metrics"].items() if value is not None}
         curve = [(count, value) for count, value in values.get("curve", [])]
         protocol = EvaluationProtocol.from_dict(values["protocol"])
-        content = {**values, "curve": curve, "protocol": protocol}
+        further = [{**each, "protocol": EvaluationProtocol.from_dict(each["protocol"])} for each in further]
+        recorded += [ids[each["protocol"].extractor] for each in further]
+        content = {**values, "curve": curve, "protocol": protocol, "further": further}
         return _validator().validate_python(content), recorded
 
     def table(self) -> str:
@@ -172,7 +248,7 @@ class EvaluationReport:
         lines = align_columns(rows)
         if len(generated.keys() | {baseline.num_images for baseline in baselines}) > 1:
             lines.append("Frechet distance falls as N grows: compare only columns of equal N.")
-        lines += filter(None, [explain_low_precision(self)])
+        lines += filter(None, dict.fromkeys(explain_low_precision(part) for part in self.parts))
         return "\n".join(lines) + "\n"
 
     def _mean(self, name: str) -> str:
@@ -181,6 +257,27 @@ class EvaluationReport:
 
     def _cell(self, name: str) -> str:
         return f"{self.metrics[name]:.6g}" + (f" +- {self.errors[name]:.4g}" if name in self.errors else "")
+
+
+def merge_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
+    """Return one report of several that score the same samples by one extractor each; the first one's protocol leads.
+
+    What is of the samples, such as pictures and timings, is the first report's.
+    """
+    first, *others = reports
+    merged: dict[str, Any] = {
+        name: {key: value for report in reports for key, value in getattr(report, name).items()} for name in _BY_METRIC
+    }
+    further = [
+        FurtherScores(
+            protocol=other.protocol,
+            curve=other.curve,
+            warnings=[warning for warning in other.warnings if warning not in first.warnings],
+        )
+        for other in others
+    ]
+    defect = next((report.disqualified for report in reports if report.disqualified), "")
+    return replace(first, **merged, further=further, disqualified=defect)
 
 
 @cache

@@ -13,19 +13,27 @@ from pipelines.scoring.references import RealImages, compute_reference, save_ref
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import compute_shards, make_shards, split_listing, temporary_shard_dir
 from pipelines.stage import StageContext
+from raydit.errors import InvalidInput
 
 
 def build_reference(config: Recipe, out: str, *, address: str | None = None) -> ReferenceStatistics:
     """Extract features of all of a recipe's images, and write their statistics to a path or URI.
 
     config: its output is the folder of the work (see work_folder), which is removed at the end; after an interruption
-    the same call resumes there. address: of Ray. Raises AlreadyExists if there is a file at `out`.
+    the same call resumes there. address: of Ray. Raises AlreadyExists if there is a file at `out`, and InvalidInput for
+    several extractors.
     """
     storage.refuse_existing(out)
     settings = ScoringSettings.from_recipe(config)
     images, evaluate = settings.images, settings.evaluate
+    if len(evaluate.extractors) > 1:
+        raise InvalidInput(
+            f"evaluate.extractors: found {len(evaluate.extractors)} extractors",
+            "one, because a file holds the reference of one",
+            "build a file for each, with --extractor NAME",
+        )
     training = RealImages.of(settings).training
-    fetch_weights(evaluate.extractor, evaluate.extractor_weights)
+    fetch_weights(evaluate.extractor, settings.extractor_weights)
     shards = make_shards(settings.output, split_listing(training, evaluate.shard_rows))
     with StageContext(config, address=address) as context:
         create_actor = partial(ScoringActor, with_absolute_paths(images), evaluate)

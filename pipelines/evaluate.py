@@ -14,10 +14,11 @@ from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
 from pipelines.latents.class_order import with_recorded_class_order
+from pipelines.scoring.log_report import tag_protocols
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
 from pipelines.scoring.references import RealImages, check_scoring_inputs
 from pipelines.scoring.report_curves import load_reports_by_step, save_curves, step_of
-from pipelines.scoring.report_files import load_matching_report, rewrite_report, take_back_report
+from pipelines.scoring.report_files import rewrite_report, take_back_report
 from pipelines.scoring.saved_samples import SampleFormat, SavedSamples
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation, compute_features, protocol_tags, score_checkpoint
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
@@ -49,21 +50,20 @@ def evaluate(
     settings = ScoringSettings.from_recipe(config)
     evaluation = CheckpointEvaluation(opened, protocol or evaluation_protocol(settings, opened), settings, saved)
     with context.holding(EVALUATIONS):
-        report = load_matching_report(evaluation.folder, opened.digest)
+        report = evaluation.find_report()
         if report is not None and not force and saved is None:
             take_back_report(evaluation.folder, opened.digest)
             _say_skipped(context, evaluation)
             return report
         if force:
-            storage.remove_folder(evaluation.shard_folder)
+            evaluation.remove_shards()
         return score_checkpoint(context, evaluation, images_per_step=config.train.global_batch_size)
 
 
 def find_report(opened: LocatedCheckpoint, config: Recipe) -> EvaluationReport | None:
-    """Return the report of a checkpoint by a recipe's protocol; None if it has not been scored by it yet."""
+    """Return the report of a checkpoint by a recipe's protocols; None if it has not been scored by each of them yet."""
     settings = ScoringSettings.from_recipe(config)
-    evaluation = CheckpointEvaluation(opened, evaluation_protocol(settings, opened), settings)
-    return load_matching_report(evaluation.folder, opened.digest)
+    return CheckpointEvaluation(opened, evaluation_protocol(settings, opened), settings).find_report()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def plan_seeds(
         saved = saved_samples(options, opened, several=several) if seed == config.seed else None
         evaluation = CheckpointEvaluation(opened, protocol, settings, saved)
         again = options.force or saved is not None
-        report = None if again else load_matching_report(evaluation.folder, opened.digest)
+        report = None if again else evaluation.find_report()
         planned.append(SeedEvaluation(evaluation, report))
     return planned
 
@@ -180,7 +180,7 @@ def compute_together(contexts: dict[str, StageContext], planned: Sequence[SeedEv
         _ = contexts[evaluation.settings.output].tracker  # refuses a store that never takes runs, before any work
     if force:
         for evaluation in unscored:
-            storage.remove_folder(evaluation.shard_folder)
+            evaluation.remove_shards()
     for group in group_by_settings(unscored):
         settings = group[0].settings
         compute_features(contexts[settings.output], RealImages.of(settings), group)
@@ -219,7 +219,9 @@ def finish_report(context: StageContext, seeds: Sequence[SeedEvaluation], images
 def with_repeats(reports: Sequence[EvaluationReport]) -> EvaluationReport:
     """Return the first of several reports that differ in their seed, with the metrics of all as its repeats."""
     first = reports[0]
-    return replace(first, repeats={name: [report.metrics[name] for report in reports] for name in first.metrics})
+    shared = [name for name in first.metrics if all(name in report.metrics for report in reports)]
+    repeats = {name: [report.metrics[name] for report in reports] for name in shared}
+    return replace(first, repeats={**first.repeats, **repeats})
 
 
 def record_series(run: RunLog, folder: str, report: EvaluationReport, images_per_step: int) -> None:
@@ -227,6 +229,7 @@ def record_series(run: RunLog, folder: str, report: EvaluationReport, images_per
     step = step_of(report)
     if step is None:
         return
+    tag_protocols(run, report)
     run.metrics({f"eval/{name}": report.estimate(name)[0] for name in report.metrics}, step)
     reports = load_reports_by_step(folder)
     figures = save_curves(reports, folder, images_per_step)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster import storage
 from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of
 from pipelines.config.reader import image_recipe
@@ -15,15 +14,12 @@ from pipelines.images.listing import Listing
 from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.preprocess import read_cropped
 from pipelines.scoring.actors import ScoringActor
-from pipelines.scoring.build_report import build_report
 from pipelines.scoring.log_report import log_evaluation_settings, log_report
-from pipelines.scoring.protocols import images_protocol
-from pipelines.scoring.records import load_features
+from pipelines.scoring.protocols import evaluation_protocols, images_protocol, protocols_identity
 from pipelines.scoring.references import (
     RealImages,
     check_scoring_inputs,
     extract_adm_images,
-    load_real_features,
     reference_overrides,
 )
 from pipelines.scoring.report_files import (
@@ -35,8 +31,15 @@ from pipelines.scoring.report_files import (
 )
 from pipelines.scoring.report_pictures import NUM_SAMPLES, Neighbours, report_pictures
 from pipelines.scoring.score_checkpoint import LapTimer, protocol_tags
+from pipelines.scoring.score_extractors import (
+    holds_all,
+    keep_other_extractors,
+    record_folders,
+    remove_folders,
+    score_extractors,
+)
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.scoring.shards import compute_shards, make_shards, split_listing
+from pipelines.scoring.shards import compute_shards, make_shards, share_images, split_listing
 from pipelines.stage import StageContext
 from pipelines.tracking import tags
 from raydit.errors import NotFound
@@ -58,20 +61,22 @@ def evaluate_images(
     check_scoring_inputs(settings, protocol)
     folder = report_folder(settings.evaluations, protocol.protocol_id, Path(path.partition("?")[0]).stem or "images")
     digest = digest_of([listing.digest, images.size, images.crop])
-    report = load_matching_report(folder, digest)
+    protocols = evaluation_protocols(settings, protocol)
+    earlier = load_matching_report(folder, digest)
+    report = earlier if earlier and holds_all(earlier, protocols) else None
     if report is not None and not force:
         take_back_report(folder, digest)
         context.skipped("evaluate", f"protocol {protocol.label}, report in {folder}")
         return report, folder
     set_aside_other_report(folder, digest)
-    shard_folder = storage.join(folder, f"shards-{digest[:12]}-{evaluate.shard_rows}")
-    shards = make_shards(shard_folder, split_listing(listing, evaluate.shard_rows))
+    shard_folders = record_folders(folder, digest, evaluate.shard_rows, protocols)
+    records = [make_shards(each, split_listing(listing, evaluate.shard_rows)) for each in shard_folders]
     if force:
-        storage.remove_folder(shard_folder)
+        remove_folders(shard_folders)
     for line in (f"scores {listing.summary()}", *listing.notes):
         context.say("evaluate", line)
     real, timer = RealImages.of(settings), LapTimer()
-    identity = {"images": digest, "protocol": protocol.protocol_id}
+    identity = {"images": digest, **protocols_identity(protocols)}
     run_tags = {tags.IMAGES: path, **protocol_tags(protocol)}
     with context.run("evaluate", identity, run_tags) as run:
         log_evaluation_settings(run, evaluate, protocol)
@@ -79,19 +84,18 @@ def evaluate_images(
             create_actor = partial(ScoringActor, with_absolute_paths(settings.images), evaluate)
             compute_shards(context, "reference", missing, create_actor, evaluate)
         create_actor = partial(ScoringActor, with_absolute_paths(images), evaluate)
-        compute_shards(context, "evaluate", shards, create_actor, evaluate)
+        compute_shards(context, "evaluate", share_images(dict(enumerate(records))), create_actor, evaluate)
         extract_adm_images(real, context)
         timer.lap("features_seconds")
-        reference, held_out = load_real_features(real)
-        scored = load_features(shards)
-        report = build_report(protocol, scored.features, reference, held_out, checkpoint=path, digest=digest)
+        scored = score_extractors(protocols, real, records, checkpoint=path, digest=digest)
+        report = keep_other_extractors(scored.report, earlier)
         timer.lap("scoring_seconds")
-        neighbours = Neighbours(reference, settings.images)
-        pictures = draw_pictures(images, listing, scored.features.features, neighbours)
+        neighbours = Neighbours(scored.reference, settings.images)
+        pictures = draw_pictures(images, listing, scored.first.features.features, neighbours)
         timer.lap("pictures_seconds")
         report = write_report(report, folder, pictures, timer.laps | scored.timings)
         log_report(run, report, folder)
-        storage.remove_folder(shard_folder)
+        remove_folders(shard_folders)
         context.say("evaluate", f"{len(listing):,} images scored, report in {folder} ({timer.total:.0f} s)")
     return report, folder
 

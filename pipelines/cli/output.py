@@ -47,7 +47,7 @@ def print_report(report: EvaluationReport, folder: str, as_json: bool, uri: str)
     from cluster import storage
 
     echo(f"\n{report.table()}")
-    for warning in report.warnings:
+    for warning in report.all_warnings:
         echo(f"note: {one_line(warning)}")
     print_line("report", shorten_path(storage.join(folder, "report.json")))
     for name in report.artifacts:

@@ -4,8 +4,9 @@ Sections that configure the model and its training extend dataclasses of `dit`, 
 configure. Defaults are those of the DiT paper (Peebles & Xie 2022, arXiv 2212.09748) where it has one.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Literal, Self
 
 from annotated_types import Ge, Le, Lt, MinLen
 
@@ -128,10 +129,15 @@ class EvaluateConfig(WorkersConfig):
     """Weights that sample: "ema", "raw" (as trained), or "ema_0.05" and so on, for one of train.ema_sigma_rels."""
     extractor: ExtractorName = "inception"
     """Network whose features are compared; only scores with "inception" are called FID."""
-    extractor_weights: str | None = None
-    """Path of the extractor's weights; its published weights when left out."""
-    reference: str | None = None
-    """Path or URI of reference statistics (.npz); those of the training images when left out."""
+    extractors: tuple[ExtractorName, ...] = ()
+    """Several networks that score the same samples, each by the protocol of a run with it alone; `extractor` is then
+    the first of them. `extractor` alone when left out."""
+    extractor_weights: str | dict[ExtractorName, str] | None = None
+    """Path of the extractor's weights; its published weights when left out. Of several extractors, a table of paths:
+    { inception = "inception.pth" }."""
+    reference: str | dict[ExtractorName, str] | None = None
+    """Path or URI of reference statistics (.npz); those of the training images when left out. Of several extractors, a
+    table as in `extractor_weights`."""
     shard_rows: PositiveInt = 100
     """Images per shard, the unit in which samples are scored and scoring resumes."""
     batch_size: PositiveInt = 50
@@ -151,6 +157,46 @@ class EvaluateConfig(WorkersConfig):
             raise InvalidInput(
                 f"sampler: found {self.sampler!r}", f"one of {', '.join(SAMPLER_PROCESSES)}", "change sampler"
             )
+        if self.extractors:
+            self._check_extractors()
+            object.__setattr__(self, "extractor", self.extractors[0])
+
+    def _check_extractors(self) -> None:
+        first, *others = self.extractors
+        default = EvaluateConfig.extractor
+        if self.extractor not in (default, first):
+            raise InvalidInput(
+                f"extractor: found {self.extractor!r} with extractors = {list(self.extractors)}",
+                f"{first!r}, the first of them",
+                "leave out extractor, or name it first in extractors, or set extractors = [] for it alone",
+            )
+        if len({*self.extractors}) <= len(others):
+            raise InvalidInput(f"extractors: found {list(self.extractors)}", "each of them once", "remove the others")
+        for name in ("extractor_weights", "reference"):
+            if others and isinstance(path := getattr(self, name), str):
+                raise InvalidInput(
+                    f"{name}: found {path!r} with {len(self.extractors)} extractors",
+                    "a table with a path for each extractor that needs one",
+                    f'write it such as {name} = {{ {first} = "{path}" }}',
+                )
+
+    def for_each_extractor(self) -> list[Self]:
+        """Return the settings of a run with each extractor alone, in order: with one extractor and paths of its own."""
+        return [
+            replace(
+                self,
+                extractor=name,
+                extractors=(),
+                extractor_weights=path_for(name, self.extractor_weights),
+                reference=path_for(name, self.reference),
+            )
+            for name in self.extractors or (self.extractor,)
+        ]
+
+
+def path_for(extractor: ExtractorName, paths: str | Mapping[ExtractorName, str] | None) -> str | None:
+    """Return an extractor's path: its entry in a table, or what stands in the table's place."""
+    return paths.get(extractor) if isinstance(paths, Mapping) else paths
 
 
 @dataclass(frozen=True, kw_only=True)

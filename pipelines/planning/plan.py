@@ -140,7 +140,8 @@ def _stages(config: Recipe, images: Images) -> dict[str, tuple[StageConfig, int]
     """Return the settings of each stage with the images that it processes, by its table in the recipe."""
     own, train, evaluate = config.autoencoder.train, config.train, config.evaluate
     # Features are needed of the held-out images and, unless reference statistics are given, of the training images.
-    real_images = images.held_out + (0 if evaluate.reference else images.training)
+    are_given = all(each.reference for each in evaluate.for_each_extractor())
+    real_images = images.held_out + (0 if are_given else images.training)
     return {
         **({"autoencoder.train": (own, own.steps * own.global_batch_size)} if own else {}),
         "encode": (config.encode, images.training),

@@ -83,7 +83,8 @@ def evaluate_work(settings: EvaluateConfig, networks: Networks, cluster: Cluster
     calls = settings.sampling_steps * (2 if settings.sampler == "heun" else 1) * (2 if settings.cfg_scale > 1 else 1)
     sampling_speed, basis = cluster.speed("evaluate", settings, settings.dtype, settings.compile)
     sampling = samples * calls * 2 * forward_macs(networks.model)
-    decoding, features = samples * 2 * networks.decoder.macs, images * 2 * extractor_macs(settings.extractor)
+    extraction = sum(extractor_macs(each.extractor) for each in settings.for_each_extractor())
+    decoding, features = samples * 2 * networks.decoder.macs, images * 2 * extraction
     seconds = {
         "start": DATA_START_SECONDS,
         "sampling": sampling / sampling_speed,

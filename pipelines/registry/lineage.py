@@ -220,6 +220,7 @@ def _evaluations(opened: LocatedCheckpoint, config: Recipe, chain: list[Link]) -
         link.facts.append(
             f"{score}, protocol {report.protocol.label}, reference {report.protocol.reference_digest[:12]}"
         )
+        link.facts += [f"also scored by protocol {each.label}" for each in report.protocols[1:]]
         link.facts += [f"scored by commit {report.commit}"] if report.commit else []
         link.compare("checkpoint", opened.digest, report.checkpoint_digest)
         _compare_reference(link, report, config, chain)

@@ -1,11 +1,13 @@
 """Queries for `raydit runs`: runs and checkpoints that MLflow knows, as plain data."""
 
 import ast
+import json
 from collections.abc import Iterable
 from typing import Any
 
-from evaluation.metric_names import parse_metric_name
+from evaluation.metric_names import is_of_extractor, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
+from pipelines.scoring.log_report import REFERENCE
 from pipelines.tracking import tags
 from pipelines.tracking.experiments import find_experiment
 from pipelines.tracking.lookup import MAX_RESULTS, connected_client, find_run, run_link
@@ -26,13 +28,15 @@ SCORE, ERROR = "eval/", "eval_error/"
 """Prefixes of an evaluation's metrics and of their errors."""
 
 
-def protocol_summary(run: Any) -> str:
+def protocol_summary(run: Any, extractor: str = "") -> str:
     """Return what the protocol of an evaluation's run says, in a few words; empty if it is unknown.
 
-    Runs of older versions have no tag for it, but the protocol's fields as params.
+    extractor: which of several extractors' protocol; empty: the first one's. Runs of older versions have no tag for it,
+    but the protocol's fields as params.
     """
     if tags.PROTOCOL in run.data.tags:
-        return run.data.tags[tags.PROTOCOL]
+        summary = run.data.tags[tags.PROTOCOL]
+        return f"{summary.rpartition(', ')[0]}, {extractor}" if extractor else summary
     start = "protocol."
     params = {name.removeprefix(start): value for name, value in run.data.params.items() if name.startswith(start)}
     unset: dict[str, Any] = {"cfg_channels": None, "cfg_interval": None}
@@ -53,7 +57,21 @@ def find_protocol(client: Any, protocol_id: str) -> str:
     """Return what a protocol says, in a few words, from any run that scored by it; empty if there is none."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, tags.has(tags.PROTOCOL_ID, protocol_id), max_results=1)
-    return protocol_summary(runs[0]) if runs else ""
+    if runs:
+        return protocol_summary(runs[0])
+    runs = client.search_runs(experiments, f"tags.`{tags.PROTOCOLS}` LIKE '%{protocol_id}%'", max_results=1)
+    extractors = [name for name, each in _protocol_ids(runs[0]).items() if each == protocol_id] if runs else []
+    return protocol_summary(runs[0], extractors[0]) if extractors else ""
+
+
+def _protocol_ids(run: Any) -> dict[str, str]:
+    """Return the protocol ids of a run by several extractors, by extractor; empty for one extractor."""
+    return json.loads(run.data.tags.get(tags.PROTOCOLS, "{}"))
+
+
+def find_extractor(run: Any, metric: str) -> str:
+    """Return which of several extractors a metric of a run is by; empty if the run has one extractor."""
+    return next((each for each in _protocol_ids(run) if is_of_extractor(metric, each)), "")
 
 
 def list_runs(uri: str, *, experiment: str = "", stage: str = "", limit: int = 20) -> list[dict[str, Any]]:
@@ -77,6 +95,7 @@ def summary(run: Any, uri: str, experiment: str) -> dict[str, Any]:
     metrics = {
         name: value for name, value in run.data.metrics.items() if stage != "train" or not name.startswith(SCORE)
     }
+    first = next(iter(_protocol_ids(run)), "")
     return {
         "id": run.info.run_id,
         "name": run.info.run_name,
@@ -85,15 +104,16 @@ def summary(run: Any, uri: str, experiment: str) -> dict[str, Any]:
         "status": run.info.status,
         "start": run.info.start_time,
         "seconds": (ended - run.info.start_time) / 1000 if ended else None,
-        "metrics": main_metrics(metrics),
+        "metrics": main_metrics(metrics, first),
         "link": run_link(uri, run.info.experiment_id, run.info.run_id),
     }
 
 
-def main_metrics(metrics: dict[str, float]) -> dict[str, float]:
-    """Choose the metrics that belong into a summary."""
+def main_metrics(metrics: dict[str, float], extractor: str = "") -> dict[str, float]:
+    """Choose the metrics that belong into a summary. extractor: the first of several; empty: there is one."""
     chosen = {name: metrics[name] for name in MAIN_METRICS if name in metrics}
     scores = [name.removeprefix(SCORE) for name in metrics if name.startswith(SCORE)]
+    scores = [name for name in scores if not extractor or is_of_extractor(name, extractor)]
     return chosen | {f"{SCORE}{name}": metrics[f"{SCORE}{name}"] for name in headline_metrics(scores)}
 
 
@@ -184,7 +204,8 @@ def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: s
         {**score, "commit": commits[model.source_run_id]} for model in models for score in _scores(model, by_id, metric)
     ]
     scored: dict[str, set[str]] = {}  # a checkpoint that was scored several times by one protocol counts as one
-    for score in sorted(scores, key=lambda score: -score["time"]):
+    # Of protocols that scored equally many, the newest counts, and of one evaluation its first extractor's.
+    for score in sorted(scores, key=lambda score: (-score["time"], _is_further(score, by_id))):
         scored.setdefault(score["protocol_id"], set()).add(score["digest"])
     protocols = {each: len(digests) for each, digests in scored.items()}
     summaries = {score["protocol_id"]: score["protocol"] for score in scores}
@@ -224,6 +245,8 @@ def _scores(model: Any, runs: dict[str, Any], metric: str) -> list[dict[str, Any
         is_wanted = name == metric if metric else _kind(name) == "fd"
         if run is None or tags.DISQUALIFIED in run.data.tags or not point.key.startswith(SCORE) or not is_wanted:
             continue
+        extractor = find_extractor(run, name)
+        main = run.data.tags.get(tags.PROTOCOL_ID, "")
         found.append(
             {
                 **model_summary(model),
@@ -231,9 +254,9 @@ def _scores(model: Any, runs: dict[str, Any], metric: str) -> list[dict[str, Any
                 "metric": name,
                 "value": point.value,
                 "error": run.data.metrics.get(ERROR + name),
-                "protocol_id": run.data.tags.get(tags.PROTOCOL_ID, ""),
-                "protocol": protocol_summary(run),
-                "reference": _reference(run),
+                "protocol_id": _protocol_ids(run).get(extractor, main),
+                "protocol": protocol_summary(run, extractor),
+                "reference": _reference(run, extractor),
                 "run": point.run_id,
                 "time": point.timestamp,
             }
@@ -241,10 +264,19 @@ def _scores(model: Any, runs: dict[str, Any], metric: str) -> list[dict[str, Any
     return found
 
 
-def _reference(run: Any) -> str:
-    """Return the digest of the reference that a run's scores are of; empty if none is recorded."""
+def _is_further(score: dict[str, Any], runs: dict[str, Any]) -> bool:
+    """Return whether a score is by another protocol than its run's first."""
+    return score["protocol_id"] != runs[score["run"]].data.tags.get(tags.PROTOCOL_ID, "")
+
+
+def _reference(run: Any, extractor: str) -> str:
+    """Return the digest of the reference that a run's scores are of; empty if none is recorded.
+
+    extractor: which of several extractors' reference; empty: there is one.
+    """
     read = run.inputs.dataset_inputs if run.inputs else ()
-    return next((each.dataset.digest for each in read if each.dataset.name == "reference"), "")
+    digests = {each.dataset.name: each.dataset.digest for each in read}
+    return digests.get(f"{REFERENCE}-{extractor}", digests.get(REFERENCE, ""))
 
 
 def _kind(name: str) -> str:

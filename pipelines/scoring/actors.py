@@ -1,4 +1,4 @@
-"""What Ray actors do with a shard: sample images or read real ones, extract features, write the record.
+"""What Ray actors do with a shard: sample images or read real ones, extract features, write a record per extractor.
 
     indices of samples    -> sample and decode -> features      (a checkpoint)
     keys of real images   -> read and crop     -> features      (references, held-out images)
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.protocol import EvaluationProtocol
-from pipelines.config.recipe import EvaluateConfig, ImagesConfig
+from pipelines.config.recipe import EvaluateConfig, ImagesConfig, path_for
 from pipelines.images.listing import Listing
 from pipelines.scoring.records import MAX_PREVIEW_IMAGES, ShardResult
 from pipelines.scoring.saved_samples import SavedSamples
 from pipelines.scoring.shards import ScoringShard
 
 if TYPE_CHECKING:
+    from evaluation.extractors import FeatureExtractor
     from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 
 
@@ -88,38 +89,58 @@ class SampleActor:
 
 
 class ScoringActor(SampleActor):
-    """Extract features and logits of a shard's images, sampled or real, and write them into its record."""
+    """Extract features and logits of a shard's images, sampled or real, by one extractor or by several."""
 
     def __init__(self, images: ImagesConfig, evaluate: EvaluateConfig, sources: Sequence[SampleSource] = ()):
         from evaluation.extractors import create_extractor
 
         super().__init__(evaluate, sources)
         self.images = images
-        self.extractor = create_extractor(evaluate.extractor, evaluate.extractor_weights, self.device)
+        # Each as a run with it alone creates it.
+        self.extractors = [
+            create_extractor(each.extractor, path_for(each.extractor, each.extractor_weights), self.device)
+            for each in evaluate.for_each_extractor()
+        ]
 
-    def compute(self, shard: ScoringShard) -> ShardResult:
-        """Compute the record of a shard of samples or of real images; unreadable images are named in it."""
-        if isinstance(shard.images, Listing):
-            return self._compute_real(shard.images, self.sources[shard.source] if shard.reconstruct else None)
-        record = super().compute(shard)
-        assert record.images is not None, "SampleActor samples images"
-        record = self._with_features(record, record.images)
-        return record if shard.images.start < MAX_PREVIEW_IMAGES else replace(record, images=None)
+    def __call__(self, shard: ScoringShard) -> None:
+        """Sample or read the images of a shard once, and write the record of each of its extractors.
 
-    def _compute_real(self, listing: Listing, through: SampleSource | None) -> ShardResult:
-        """Score images as they are, or as the autoencoder of a source decodes them after encoding."""
+        A record is that of a run with its extractor alone, but that only the first has what is of the samples: images,
+        how many are of a single colour, and the duration of sampling. Unreadable images are named in all.
+        """
+        is_real = isinstance(shard.images, Listing)
+        images, record = self._read(shard) if is_real else self._sample(shard)
+        for position, file in shard.records:
+            self._with_features(record, images, self.extractors[position]).write(file)
+            record = replace(record, images=None, num_constant=None, sampling_seconds=None)
+
+    def _sample(self, shard: ScoringShard) -> tuple[np.ndarray, ShardResult]:
+        """Return the samples of a shard, and their record without features."""
+        record = self.compute(shard)
+        assert record.images is not None and isinstance(shard.images, range), "SampleActor samples images"
+        is_shown = shard.images.start < MAX_PREVIEW_IMAGES
+        return record.images, record if is_shown else replace(record, images=None)
+
+    def _read(self, shard: ScoringShard) -> tuple[np.ndarray, ShardResult]:
+        """Return real images as they are, or as the autoencoder of the source decodes them, with their record."""
         from pipelines.images.preprocess import read_cropped
+
+        listing, through = shard.images, self.sources[shard.source] if shard.reconstruct else None
+        assert isinstance(listing, Listing), "samples are not read"
 
         images, _, errors = read_cropped(self.images, listing.keys, listing.locations)
         record = ShardResult(unreadable=np.array(sorted(errors), dtype=str))
         if through is not None and len(images):
             images = self.open_sampler(through).reconstruct(images)
-        return self._with_features(record, images) if len(images) else record
+        return images, record
 
-    def _with_features(self, record: ShardResult, images: np.ndarray) -> ShardResult:
+    @staticmethod
+    def _with_features(record: ShardResult, images: np.ndarray, extractor: "FeatureExtractor") -> ShardResult:
         import torch
 
+        if not len(images):
+            return record
         started = time.perf_counter()
-        features = self.extractor(torch.from_numpy(images).permute(0, 3, 1, 2))
+        features = extractor(torch.from_numpy(images).permute(0, 3, 1, 2))
         seconds = np.array(time.perf_counter() - started)
         return replace(record, **features._asdict(), extraction_seconds=seconds)

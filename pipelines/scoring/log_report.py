@@ -1,5 +1,6 @@
 """An evaluation's report in MLflow: its numbers as metrics, its files as artifacts."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 TIME_FILE = "time.png"
+REFERENCE = "reference"
+"""Name of a run's input: the first extractor's reference. The name of another extractor's has its name added."""
 
 
 def log_evaluation_settings(run: RunLog, settings: EvaluateConfig, protocol: EvaluationProtocol) -> None:
@@ -31,14 +34,11 @@ def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0
 
     step: the training step. model: digest of the checkpoint, to whose LoggedModel the metrics are attached; "": none.
     """
-    protocol = report.protocol
-    run.input(name="reference", digest=protocol.reference_digest, source="reference", context="evaluation")
-    # MLflow's tables have a column for each metric and data set: scores by several protocols stand side by side.
-    dataset = DatasetRef(protocol.summary, protocol.protocol_id)
-    metrics = {f"eval/{name}": value for name, value in report.metrics.items()}
-    run.metrics(metrics, step, model=model, dataset=dataset)
-    errors = {f"eval_error/{name}": value for name, value in report.errors.items()}
-    run.metrics(errors, step, model=model, dataset=dataset)
+    tag_protocols(run, report)
+    # The first extractor's come last, and so are the newest: those that views and rankings show unless told otherwise.
+    for part in reversed(report.parts):
+        is_first = part.protocol == report.protocol
+        _log_scores(run, part, step, model, REFERENCE if is_first else f"{REFERENCE}-{part.protocol.extractor}")
     run.metrics({f"floor/{name}": value for name, value in report.real_baseline.items()}, step)
     if report.reconstructions:
         run.metrics({f"reconstructions/{name}": value for name, value in report.reconstructions.items()}, step)
@@ -56,7 +56,26 @@ def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0
     if model and "samples" in report.artifacts:
         run.model_picture(model, report.artifacts["samples"])
     if model and not report.disqualified:
-        run.scores(model, report.metrics, step, protocol.protocol_id)
+        for part in reversed(report.parts):
+            run.scores(model, part.metrics, step, part.protocol_id)
+
+
+def tag_protocols(run: RunLog, report: EvaluationReport) -> None:
+    """Tag a run with the protocols of a report by several extractors, besides the first one's, which it has."""
+    if report.further:
+        run.tag(tags.PROTOCOLS, json.dumps({each.extractor: each.protocol_id for each in report.protocols}))
+
+
+def _log_scores(run: RunLog, report: EvaluationReport, step: int, model: str, reference: str) -> None:
+    """Log the metrics of one extractor, with its protocol as their data set. reference: name of the reference's."""
+    protocol = report.protocol
+    run.input(name=reference, digest=protocol.reference_digest, source="reference", context="evaluation")
+    # MLflow's tables have a column for each metric and data set: scores by several protocols stand side by side.
+    dataset = DatasetRef(protocol.summary, protocol.protocol_id)
+    metrics = {f"eval/{name}": value for name, value in report.metrics.items()}
+    run.metrics(metrics, step, model=model, dataset=dataset)
+    errors = {f"eval_error/{name}": value for name, value in report.errors.items()}
+    run.metrics(errors, step, model=model, dataset=dataset)
 
 
 def plot_timings(timings: Mapping[str, float]) -> "Image.Image":

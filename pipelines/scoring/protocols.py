@@ -1,6 +1,7 @@
 """From a recipe and a checkpoint to the protocol by which samples are drawn and scored."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from raydit.errors import InvalidInput
 
 
 def evaluation_protocol(settings: ScoringSettings, opened: LocatedCheckpoint) -> EvaluationProtocol:
-    """Return the protocol that a recipe's [evaluate] asks for with a checkpoint.
+    """Return the protocol that a recipe's [evaluate] asks for with a checkpoint; of several extractors, the first's.
 
     Raises what sampling_protocol and check_sample_size raise, and NotFound if extractor weights, images or reference
     are missing.
@@ -32,6 +33,31 @@ def evaluation_protocol(settings: ScoringSettings, opened: LocatedCheckpoint) ->
         extractor_sha256=settings.extractor_sha256,
         reference_digest=reference,
     )
+
+
+def evaluation_protocols(settings: ScoringSettings, first: EvaluationProtocol) -> list[EvaluationProtocol]:
+    """Return the protocol of each extractor, `first` being the first one's: that of a run with this extractor alone.
+
+    They differ in the extractor, its weights and the reference. Raises NotFound if one of these is missing.
+    """
+    return [
+        first,
+        *(
+            replace(
+                first,
+                extractor=each.extractor_name,
+                extractor_sha256=each.extractor_sha256,
+                reference_digest=reference_digest(each),
+            )
+            for each in settings.each_extractor[1:]
+        ),
+    ]
+
+
+def protocols_identity(protocols: Sequence[EvaluationProtocol]) -> dict[str, Any]:
+    """Return what the identity of an evaluation's run holds of its protocols, the first extractor's first."""
+    first, *further = (protocol.protocol_id for protocol in protocols)
+    return {"protocol": first, **({"further_protocols": further} if further else {})}
 
 
 def check_sample_size(images: ImagesConfig, opened: LocatedCheckpoint) -> None:

@@ -27,7 +27,7 @@ from pipelines.latents.recorded_images import list_recorded_images
 from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.records import ShardResult, read_results
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.scoring.shards import ScoringShard, compute_shards, make_shards, split_listing
+from pipelines.scoring.shards import ScoringShard, compute_shards, make_shards, share_images, split_listing
 from pipelines.stage import JobContext
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
@@ -55,7 +55,7 @@ class RealImages:
             images, listing = list_recorded_images(settings.images, latents, settings.output)
             training, held_out = listing.split(images.held_out)
             return cls(settings, training, held_out)
-        if settings.evaluate.reference is None:
+        if any(each.reference is None for each in settings.each_extractor):
             raise InvalidInput(
                 "images.path: found nothing (the checkpoint is imported)",
                 "images to compare samples with",
@@ -83,23 +83,37 @@ class RealImages:
         return make_shards(self.shard_folder(listing), split_listing(listing, self.settings.evaluate.shard_rows))
 
     @property
-    def required(self) -> list[Listing]:
-        """The listings whose features an evaluation needs: training images unless a reference is given, held-out."""
-        reference = [] if self.settings.evaluate.reference else [self.training]
-        return [*reference, self.held_out] if len(self.held_out) > 1 else reference
+    def each_extractor(self) -> "list[RealImages]":
+        """The same images for each extractor alone, in order."""
+        return [replace(self, settings=settings) for settings in self.settings.each_extractor]
+
+    @property
+    def missing(self) -> list[Listing]:
+        """The listings without the features that an evaluation needs: training images unless a reference is given, and
+        held-out ones."""
+        reference = [] if self.settings.reference else [self.training]
+        required = [*reference, self.held_out] if len(self.held_out) > 1 else reference
+        return [listing for listing in required if not storage.exists(self.path(listing))]
 
     def missing_shards(self) -> list[ScoringShard]:
-        """Return the shards that must be finished before load_real_features."""
-        missing = (listing for listing in self.required if not storage.exists(self.path(listing)))
-        return [shard for listing in missing for shard in self.shards(listing)]
+        """Return the shards that must be finished before load_real_features of each extractor."""
+        shards: list[ScoringShard] = []
+        missing = [{id(listing) for listing in each.missing} for each in self.each_extractor]
+        for listing in (self.training, self.held_out):
+            lacking = {k: each for k, each in enumerate(self.each_extractor) if id(listing) in missing[k]}
+            shards += share_images({position: each.shards(listing) for position, each in lacking.items()})
+        return shards
 
 
 def reference_digest(settings: ScoringSettings) -> str:
-    """Return the digest of the reference that an evaluation uses; it is known before the reference is built."""
-    if settings.evaluate.reference is None:
+    """Return the digest of the reference that an evaluation by the (first) extractor uses.
+
+    It is known before the reference is built.
+    """
+    if settings.reference is None:
         real = RealImages.of(settings)
         return real.digest(real.training)
-    return storage.sha256_file(fetch_reference(settings.evaluate.reference))
+    return storage.sha256_file(fetch_reference(settings.reference))
 
 
 def fetch_reference(reference: str) -> str:
@@ -140,24 +154,29 @@ def _is_of_extractor(statistics: ReferenceStatistics, name: str) -> bool:
 
 
 def check_scoring_inputs(settings: ScoringSettings, protocol: EvaluationProtocol) -> None:
-    """Check before any work that the given reference fits and that the extractor's weights exist.
+    """Check before any work that the given references fit and that the extractors' weights exist.
 
+    protocol: that of the first extractor.
     Raises InvalidInput for a reference of another extractor, image size or crop, NotFound for missing weights.
     """
-    _check_inputs(settings, protocol.extractor, protocol.extractor_sha256)
+    first, *others = settings.each_extractor
+    _check_inputs(first, protocol.extractor, protocol.extractor_sha256)
+    for each in others:
+        _check_inputs(each, each.extractor_name, each.extractor_sha256)
 
 
 def check_scoring_settings(settings: ScoringSettings) -> None:
-    """Check the same for the protocol that a recipe describes, before there is a checkpoint to score."""
-    _check_inputs(settings, settings.extractor_name, settings.extractor_sha256)
+    """Check the same for the protocols that a recipe describes, before there is a checkpoint to score."""
+    for each in settings.each_extractor:
+        _check_inputs(each, each.extractor_name, each.extractor_sha256)
 
 
 def _check_inputs(settings: ScoringSettings, extractor: str, extractor_sha256: str) -> None:
-    images, evaluate = settings.images, settings.evaluate
-    if evaluate.reference:
-        reference = load_given_reference(evaluate.reference)
+    images = settings.images
+    if settings.reference:
+        reference = load_given_reference(settings.reference)
         reference.check_compatible(extractor, extractor_sha256, images.size, images.crop)
-    fetch_weights(evaluate.extractor, evaluate.extractor_weights)
+    fetch_weights(settings.evaluate.extractor, settings.extractor_weights)
 
 
 def check_real_images(settings: ScoringSettings, num_images: int, num_samples: int) -> list[str]:
@@ -165,9 +184,13 @@ def check_real_images(settings: ScoringSettings, num_images: int, num_samples: i
 
     num_images: training images, which give the reference unless another is given.
     """
-    evaluate = settings.evaluate
-    if evaluate.reference:
-        features = load_given_reference(evaluate.reference).features
+    lines = [_check_real_images(each, num_images, num_samples) for each in settings.each_extractor]
+    return list(dict.fromkeys(line for part in lines for line in part))
+
+
+def _check_real_images(settings: ScoringSettings, num_images: int, num_samples: int) -> list[str]:
+    if settings.reference:
+        features = load_given_reference(settings.reference).features
         return [] if features is None else summarize_missing(explain_missing(num_samples, len(features)))
     if num_images < 2:
         raise InvalidInput(
@@ -179,14 +202,13 @@ def check_real_images(settings: ScoringSettings, num_images: int, num_samples: i
 
 
 def load_real_features(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:
-    """Load the reference, given or of the training images, and the features of the held-out images.
+    """Load an extractor's reference, given or of the training images, and its features of the held-out images.
 
-    The latter are None if fewer than two images are held out and readable. Reduces the records of real.missing_shards
-    to one file for each listing, and removes them.
+    real: the images for one extractor; see RealImages.each_extractor. The features are None if fewer than two images
+    are held out and readable. Reduces the records of real.missing_shards to one file for each listing, and removes
+    them.
     """
-    for listing in real.required:
-        if storage.exists(real.path(listing)):
-            continue
+    for listing in real.missing:
         shards = real.shards(listing)
         if listing is real.training:
             save_reference(compute_reference(real.settings, listing, shards), real.path(listing))
@@ -205,8 +227,8 @@ def save_reference(reference: ReferenceStatistics, file: str) -> None:
 
 def _load_reference(real: RealImages) -> ReferenceStatistics:
     """Load the reference; an ADM file without features gets those of its images, if they were extracted."""
-    if real.settings.evaluate.reference:
-        reference = load_given_reference(real.settings.evaluate.reference)
+    if real.settings.reference:
+        reference = load_given_reference(real.settings.reference)
     else:
         with storage.open_file(path := real.path(real.training)) as file:
             reference = ReferenceStatistics.load(file, path)
@@ -230,15 +252,19 @@ def load_features_file(path: str) -> Features | None:
 
 
 def extract_adm_images(real: RealImages, context: JobContext) -> None:
-    """Extract the features of the images in an ADM reference (arr_0), if one is given that has images.
+    """Extract the features of the images in ADM references (arr_0), where given ones have images.
 
     They serve precision, recall and kernel distance, and are kept in output/references like other features of real
     images. The images are neither cropped nor resized.
     """
-    evaluate, file = real.settings.evaluate, _adm_features_file(real.settings)
-    if file is None or storage.exists(file):
-        return
-    reference = storage.absolute(str(evaluate.reference))
+    for settings in real.settings.each_extractor:
+        file = _adm_features_file(settings)
+        if file is not None and not storage.exists(file):
+            _extract_adm_images(settings, file, context)
+
+
+def _extract_adm_images(settings: ScoringSettings, file: str, context: JobContext) -> None:
+    evaluate, reference = settings.evaluate, storage.absolute(str(settings.reference))
     source = open_source(ImagesConfig(path=reference))
     assert isinstance(source, AdmSource), "it ends in .npz"
     images = ImagesConfig(path=reference, size=source.shape[1])
@@ -251,7 +277,7 @@ def extract_adm_images(real: RealImages, context: JobContext) -> None:
 
 def _adm_features_file(settings: ScoringSettings) -> str | None:
     """Return where the features of the given ADM reference's images are kept; None for any other reference."""
-    reference = settings.evaluate.reference
+    reference = settings.reference
     if reference is None:
         return None
     with np.load(fetch_reference(reference), allow_pickle=False) as file:

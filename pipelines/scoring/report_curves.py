@@ -65,7 +65,8 @@ def draw_score_curve(reports: Sequence[EvaluationReport], images_per_step: int =
 
 
 def _precision_recall(report: EvaluationReport) -> PrecisionRecall | None:
-    """Return precision and recall of all of the protocol's samples; None if they were not measured."""
+    """Return precision and recall of all of the (first) protocol's samples; None if they were not measured."""
+    report = report.parts[0]
     parsed = {name: parse_metric_name(name) for name in report.metrics}
     named = {(parts.kind.name, parts.num_samples): name for name, parts in parsed.items()}
     names = [named.get((kind, report.protocol.num_samples)) for kind in ("precision", "recall")]

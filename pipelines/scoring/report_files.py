@@ -140,13 +140,15 @@ def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> lis
     """Return one report for each name of a report file, of its folder, or of a checkpoint.
 
     Checkpoints may have reports by several protocols: then the only one that all names have in common is taken, or
-    that of protocol_id. Raises NotFound if there is no report, InvalidInput if the names do not settle the protocol.
+    that of protocol_id; of a report by several extractors, the part by a protocol that is not its first. Raises
+    NotFound if there is no report, InvalidInput if the names do not settle the protocol.
     """
     found = [_reports_of(name, protocol_id) for name in names]
     if all(len(reports) == 1 for reports in found):
         return [reports[0] for reports in found]
-    ids = [{report.protocol_id for report in reports} for reports in found]
-    common = set.intersection(*ids)
+    ids = [{each.protocol_id for report in reports for each in report.protocols} for reports in found]
+    first_ids = [{report.protocol_id for report in reports} for reports in found]
+    common = set.intersection(*first_ids) or set.intersection(*ids)
     if len(common) != 1:
         ambiguous = next(index for index, reports in enumerate(found) if len(reports) > 1)
         labels = {report.protocol.label for report in found[ambiguous]}
@@ -155,21 +157,31 @@ def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> lis
             "exactly one that all names have in common",
             "Choose by --protocol ID",
         )
-    return [next(report for report in reports if report.protocol_id in common) for reports in found]
+    chosen = common.pop()
+    return [_by_protocol(reports, chosen)[0] for reports in found]
+
+
+def _by_protocol(reports: Sequence[EvaluationReport], protocol_id: str) -> list[EvaluationReport]:
+    """Return the report whose first protocol has an id, or else what others have by it; empty if there is nothing."""
+    leading = [report for report in reports if report.protocol_id == protocol_id]
+    return (leading or [part for each in reports for part in each.parts if part.protocol_id == protocol_id])[:1]
 
 
 def _reports_of(name: str, protocol_id: str | None) -> list[EvaluationReport]:
     """Return all reports that a name may mean, without those whose numbers are in another report as repeats."""
     if not name.startswith(IN_TRACKING):
         if name.partition("?")[0].endswith(".json") and storage.exists(name):
-            return [read_report(name)]
+            named = [read_report(name)]
+            return _by_protocol(named, protocol_id or "") or named
         if (report := load_report(name)) is not None:
-            return [report]
+            return _by_protocol([report], protocol_id or "") or [report]
     opened = open_checkpoint(name)
     evaluations = storage.join(opened.output, EVALUATIONS)
-    files = find_report_files(evaluations, protocol_id, opened.name)
-    files += find_report_files(evaluations, protocol_id, opened.name, file=_aside(opened.digest, REPORT_FILE))
+    files = find_report_files(evaluations, None, opened.name)
+    files += find_report_files(evaluations, None, opened.name, file=_aside(opened.digest, REPORT_FILE))
     reports = [report for report in read_reports(files) if report.checkpoint_digest == opened.digest]
+    if protocol_id:
+        reports = _by_protocol(reports, protocol_id)
     if not reports:
         wanted = f" of protocol {protocol_id}" if protocol_id else ""
         raise NotFound(f"{name}: no report{wanted} in {evaluations}", "", f"Make one: raydit evaluate {name}")

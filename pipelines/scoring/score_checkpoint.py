@@ -6,7 +6,7 @@ The numbers are the same on any cluster: sample i depends on the seed and on i o
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 from cluster import storage
 from dit.formats.record import model_label
@@ -15,23 +15,29 @@ from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.images.open import with_absolute_paths
 from pipelines.scoring.actors import SampleSource, ScoringActor
-from pipelines.scoring.build_report import build_report
 from pipelines.scoring.log_report import log_evaluation_settings, log_report
+from pipelines.scoring.protocols import evaluation_protocols, protocols_identity
 from pipelines.scoring.reconstructions import Reconstructions
-from pipelines.scoring.records import load_features, load_preview_images
+from pipelines.scoring.records import load_preview_images
 from pipelines.scoring.references import (
     RealImages,
     check_real_images,
     check_scoring_inputs,
     extract_adm_images,
-    load_real_features,
 )
 from pipelines.scoring.report_curves import load_reports_by_step, save_curves
-from pipelines.scoring.report_files import report_folder, set_aside_other_report, write_report
+from pipelines.scoring.report_files import load_matching_report, report_folder, set_aside_other_report, write_report
 from pipelines.scoring.report_pictures import Neighbours, report_pictures
 from pipelines.scoring.saved_samples import SavedSamples
+from pipelines.scoring.score_extractors import (
+    holds_all,
+    keep_other_extractors,
+    record_folders,
+    remove_folders,
+    score_extractors,
+)
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.scoring.shards import ScoringShard, compute_shards, find_unfinished, make_shards
+from pipelines.scoring.shards import ScoringShard, compute_shards, find_unfinished, make_shards, share_images
 from pipelines.stage import JobContext
 from pipelines.tracking import tags
 from pipelines.tracking.logged_models import log_checkpoint
@@ -39,39 +45,55 @@ from pipelines.tracking.logged_models import log_checkpoint
 
 @dataclass(frozen=True)
 class CheckpointEvaluation:
-    """One checkpoint, the protocol to score it by, and the folders that the evaluation works in."""
+    """One checkpoint, the protocols to score it by, and the folders that the evaluation works in."""
 
     opened: LocatedCheckpoint
     protocol: EvaluationProtocol
+    """That of the first extractor, which samples are drawn by."""
     settings: ScoringSettings
     saved: SavedSamples | None = None
     """Where the samples are written as well."""
+
+    @cached_property
+    def protocols(self) -> list[EvaluationProtocol]:
+        """The protocol of each extractor, in order."""
+        return evaluation_protocols(self.settings, self.protocol)
 
     @property
     def folder(self) -> str:
         """Path or URI of the report's folder."""
         return report_folder(self.settings.evaluations, self.protocol.protocol_id, self.opened.name)
 
-    @property
-    def shard_folder(self) -> str:
-        """Path or URI of the folder for the records of samples.
+    def find_report(self) -> EvaluationReport | None:
+        """Return the checkpoint's report if it holds the scores of all extractors, among others perhaps."""
+        report = load_matching_report(self.folder, self.opened.digest)
+        return report if report and holds_all(report, self.protocols) else None
 
-        Named after the digest, so that records of another checkpoint of the same step are not taken for its own.
-        """
-        return storage.join(self.folder, f"shards-{self.opened.digest[:12]}-{self.settings.evaluate.shard_rows}")
+    @property
+    def shard_folders(self) -> list[str]:
+        """Paths or URIs of the folders for the records of samples, one for each extractor."""
+        return record_folders(self.folder, self.opened.digest, self.settings.evaluate.shard_rows, self.protocols)
+
+    def remove_shards(self) -> None:
+        """Remove the records of samples."""
+        remove_folders(self.shard_folders)
 
     @property
     def source(self) -> SampleSource:
         """What workers sample from."""
         return SampleSource(self.opened.shared, self.protocol, self.saved)
 
+    def records(self, source: int = 0) -> list[list[ScoringShard]]:
+        """Return the shards of samples of each extractor alone; source: as for `shards`."""
+        parts = shard_ranges(self.protocol.num_samples, self.settings.evaluate.shard_rows)
+        return [make_shards(folder, parts, source=source, saved=self.saved) for folder in self.shard_folders]
+
     def shards(self, source: int = 0) -> list[ScoringShard]:
         """Return the shards of samples. source: position of self.source in the list that the actors get."""
-        parts = shard_ranges(self.protocol.num_samples, self.settings.evaluate.shard_rows)
-        return make_shards(self.shard_folder, parts, source=source, saved=self.saved)
+        return share_images(dict(enumerate(self.records(source))))
 
     def reconstructions(self, real: RealImages) -> Reconstructions:
-        """Return the reconstructions that the samples are compared with."""
+        """Return the reconstructions that the samples are compared with, for the (first) extractor of `real`."""
         return Reconstructions(real, self.protocol.num_samples, self.protocol.decoder)
 
 
@@ -84,7 +106,9 @@ def compute_features(context: JobContext, real: RealImages, evaluations: Sequenc
     settings, shards = real.settings, real.missing_shards()
     for number, evaluation in enumerate(evaluations):
         shards += evaluation.shards(source=number)
-    shards += evaluations[0].reconstructions(real).missing_shards() if evaluations else []
+    for evaluation in evaluations[:1]:
+        missing = (evaluation.reconstructions(each).missing_shards() for each in real.each_extractor)
+        shards += share_images(dict(enumerate(missing)))
     if shards and len(real.training):
         context.say("evaluate", f"compares with {real.training.summary()}")
     if evaluations and find_unfinished(shards):
@@ -108,28 +132,25 @@ def score_checkpoint(
     opened, protocol, settings = evaluation.opened, evaluation.protocol, evaluation.settings
     check_scoring_inputs(settings, protocol)
     real, shards, folder, timer = RealImages.of(settings), evaluation.shards(), evaluation.folder, LapTimer()
+    earlier = load_matching_report(folder, opened.digest)
     set_aside_other_report(folder, opened.digest)
-    identity = {"checkpoint": opened.digest, "protocol": protocol.protocol_id}
+    identity = {"checkpoint": opened.digest, **protocols_identity(evaluation.protocols)}
     with context.run("evaluate", identity, run_tags(opened, protocol)) as run:
         log_evaluation_settings(run, settings.evaluate, protocol)
         compute_features(context, real, [evaluation])
         extract_adm_images(real, context)
         timer.lap("features_seconds")
-        reference, held_out = load_real_features(real)
-        reconstructed = evaluation.reconstructions(real).load()
-        samples = load_features(shards)
-        report = build_report(
-            protocol,
-            samples.features,
-            reference,
-            held_out,
+        scored = score_extractors(
+            evaluation.protocols,
+            real,
+            evaluation.records(),
+            lambda each: evaluation.reconstructions(each).load(),
             checkpoint=opened.origin,
             digest=opened.digest,
-            num_constant=samples.num_constant,
-            reconstructed=reconstructed,
         )
+        samples = scored.first
         report = replace(
-            report,
+            keep_other_extractors(scored.report, earlier),
             latents=opened.record.latents_fingerprint or "",
             model=f"{model_label(opened.record.model, opened.record.recipe)}, {opened.record.process_kind}",
         )
@@ -140,16 +161,16 @@ def score_checkpoint(
             samples.labels,
             samples.features.features,
             opened.record.class_names,
-            Neighbours(reference, settings.images),
+            Neighbours(scored.reference, settings.images),
         )
         timer.lap("pictures_seconds")
-        report = write_report(report, folder, pictures, timer.laps | samples.timings)
+        report = write_report(report, folder, pictures, timer.laps | scored.timings)
         log_checkpoint(run, opened, opened.origin)
         log_report(run, report, folder, opened.step, opened.digest)
         protocol_folder = storage.split(folder)[0]
         for figure in save_curves(load_reports_by_step(protocol_folder), protocol_folder, images_per_step):
             run.artifact(figure)
-        storage.remove_folder(evaluation.shard_folder)
+        evaluation.remove_shards()
         context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({timer.total:.0f} s)")
     return report
 
@@ -164,7 +185,7 @@ def run_tags(opened: LocatedCheckpoint, protocol: EvaluationProtocol) -> dict[st
 
 
 def protocol_tags(protocol: EvaluationProtocol) -> dict[str, str]:
-    """Return the tags by which an MLflow run names its protocol."""
+    """Return the tags by which an MLflow run names its (first) protocol."""
     return {tags.PROTOCOL_ID: protocol.protocol_id, tags.PROTOCOL: protocol.summary}
 
 

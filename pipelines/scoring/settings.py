@@ -1,13 +1,13 @@
 """What sampling and scoring need of a recipe, in one value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
 from cluster import storage
 from dit.config import RandomKind
 from evaluation.extractors import extractor_name, extractor_sha256
-from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe
+from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe, path_for
 
 EVALUATIONS = "evaluations"
 """Folder of an output that holds reports. The holder of its lease may also write references/."""
@@ -53,11 +53,26 @@ class ScoringSettings:
         return storage.join(self.output, REFERENCES)
 
     @cached_property
+    def each_extractor(self) -> "list[ScoringSettings]":
+        """The settings of a run with each extractor alone, in order."""
+        return [replace(self, evaluate=evaluate) for evaluate in self.evaluate.for_each_extractor()]
+
+    @cached_property
+    def extractor_weights(self) -> str | None:
+        """Path of the weights of the (first) extractor; None: the published ones."""
+        return path_for(self.evaluate.extractor, self.evaluate.extractor_weights)
+
+    @cached_property
+    def reference(self) -> str | None:
+        """Path or URI of reference statistics for the (first) extractor; None: those of the training images."""
+        return path_for(self.evaluate.extractor, self.evaluate.reference)
+
+    @cached_property
     def extractor_sha256(self) -> str:
-        """Digest of the extractor's weights, as protocols record it."""
-        return extractor_sha256(self.evaluate.extractor, self.evaluate.extractor_weights)
+        """Digest of the (first) extractor's weights, as protocols record it."""
+        return extractor_sha256(self.evaluate.extractor, self.extractor_weights)
 
     @property
     def extractor_name(self) -> str:
-        """Name of the extractor, as protocols and metrics record it."""
+        """Name of the (first) extractor, as protocols and metrics record it."""
         return extractor_name(self.evaluate.extractor, self.extractor_sha256)

@@ -1,10 +1,11 @@
 """Shards of images to score: the unit of work of one actor call, and of resuming after an interruption.
 
-Every shard has a record: an .npz file that an actor writes once, atomically. A shard whose record exists is finished.
+Every shard has a record for each extractor: an .npz file that an actor writes once, atomically. A shard whose records
+exist is finished.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cluster import storage
@@ -31,6 +32,15 @@ class ScoringShard:
     """Real images: whether the source's autoencoder encodes and decodes them first."""
     saved: str | None = None
     """Samples: file that exists once their images are saved as well; see SavedSamples.file."""
+    extractor: int = 0
+    """Position of the record's extractor in the list that the actors hold."""
+    further: tuple[tuple[int, str], ...] = ()
+    """Positions of further extractors that the same images go through, and the files of their records."""
+
+    @property
+    def records(self) -> tuple[tuple[int, str], ...]:
+        """The positions of all extractors, and the files of their records."""
+        return (self.extractor, self.file), *self.further
 
 
 def make_shards(
@@ -54,6 +64,21 @@ def make_shards(
     ]
 
 
+def share_images(by_extractor: Mapping[int, Sequence[ScoringShard]]) -> list[ScoringShard]:
+    """Join shards of the same images, so that these are sampled or read once for all extractors.
+
+    by_extractor: by the extractor's position, equally many shards of each, or none where all records exist.
+    """
+    columns = {position: shards for position, shards in by_extractor.items() if shards}
+    if not columns:
+        return []
+    first, *others = columns
+    return [
+        replace(row[0], extractor=first, further=tuple(zip(others, (shard.file for shard in row[1:]), strict=True)))
+        for row in zip(*columns.values(), strict=True)
+    ]
+
+
 def split_listing(listing: Listing, shard_rows: int) -> list[Listing]:
     """Split a listing into runs of shard_rows consecutive images; the last may be shorter."""
     return [listing.take(part) for part in shard_ranges(len(listing), shard_rows)]
@@ -66,7 +91,7 @@ def temporary_shard_dir(file: str, identity: str) -> str:
 
 
 def find_unfinished(shards: Sequence[ScoringShard]) -> list[ScoringShard]:
-    """Return the shards without a record, or without the images to be saved. Each folder is listed once."""
+    """Return the shards that lack a record, or the images to be saved. Each folder is listed once."""
     listed: dict[str, dict[str, int]] = {}
 
     def exists(file: str) -> bool:
@@ -75,7 +100,11 @@ def find_unfinished(shards: Sequence[ScoringShard]) -> list[ScoringShard]:
             listed[folder] = storage.list_files(folder)
         return name in listed[folder]
 
-    return [shard for shard in shards if not exists(shard.file) or (shard.saved and not exists(shard.saved))]
+    def is_finished(shard: ScoringShard) -> bool:
+        recorded = all(exists(file) for _, file in shard.records)
+        return recorded and (shard.saved is None or exists(shard.saved))
+
+    return [shard for shard in shards if not is_finished(shard)]
 
 
 def compute_shards(

@@ -17,6 +17,10 @@ CHECKPOINT_DIGEST = "raydit.checkpoint_digest"
 PROTOCOL_ID = "raydit.protocol_id"
 PROTOCOL = "raydit.protocol"
 """What a protocol says, in a few words, beside its id."""
+PROTOCOLS = "raydit.protocols"
+"""On the run of an evaluation by several extractors: JSON with the protocol id of each of them, by its name.
+
+PROTOCOL_ID and PROTOCOL are then of the first."""
 DISQUALIFIED = "raydit.disqualified"
 """On the run of an evaluation: why its checkpoint can be neither best nor champion, whatever its metrics."""
 SCORES = "raydit.scores"

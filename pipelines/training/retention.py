@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from cluster import storage
-from evaluation.metric_names import parse_metric_name
+from evaluation.metric_names import is_of_extractor, parse_metric_name
 from evaluation.report import REPORT_FILE
 from pipelines.config.training import VALIDATION, TrainConfig
 from pipelines.console import first_line
@@ -91,11 +91,12 @@ def outdated_steps(steps: list[int], config: TrainConfig, best: int | None) -> l
 def best_step(evaluations: str, metric: str) -> int | None:
     """Return the step of the checkpoint that is best by a metric, over the reports in output/evaluations.
 
-    Only reports of one protocol are compared, the one by which most checkpoints were scored, because numbers of several
-    protocols are not comparable. Returns None without a report. Raises InvalidInput if there is no such metric.
+    The protocol of a metric is that of its extractor. Only reports of one protocol are compared, the one by which most
+    checkpoints were scored, because numbers of several protocols are not comparable. Returns None without a report.
+    Raises InvalidInput if there is no such metric.
     """
     sign = -1 if parse_metric_name(metric).kind.higher_is_better else 1
-    scores: dict[str, list[tuple[float, int]]] = {}
+    scores: dict[str, dict[int, float]] = {}
     names = storage.list_files(evaluations, recursive=True)
     reports = [match for name in names if (match := re.fullmatch(rf"([^/]+)/step_(\d+)/{REPORT_FILE}", name))]
     files = storage.open_in_order([storage.join(evaluations, report[0]) for report in reports])
@@ -104,9 +105,11 @@ def best_step(evaluations: str, metric: str) -> int | None:
             report = json.load(file)
         value = report["metrics"].get(metric)
         if value is not None and not report.get("disqualified"):
-            scores.setdefault(protocol, []).append((sign * value, int(step)))
+            by_extractor = report.get("protocols", {})
+            own = next((by_extractor[each] for each in by_extractor if is_of_extractor(metric, each)), protocol)
+            scores.setdefault(own, {})[int(step)] = sign * value
     most_used = max(scores, key=lambda protocol: len(scores[protocol]), default=None)
-    return min(scores[most_used])[1] if most_used else None
+    return min((value, step) for step, value in scores[most_used].items())[1] if most_used else None
 
 
 class ProtectedCheckpoints:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from second_extractor import write_second_weights
 from sklearn.datasets import load_sample_images
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,13 +60,7 @@ def inception(inception_weights):
 @pytest.fixture(scope="module")
 def dinov2_weights(tmp_path_factory):
     """A file of seeded random weights of the smallest network."""
-    generator = torch.Generator().manual_seed(0)
-    network = dinov2_network("dinov2-vit-s-14")
-    for weight in network.parameters():
-        torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.5, generator=generator)
-    path = tmp_path_factory.mktemp("weights") / "dinov2.pth"
-    torch.save(network.state_dict(), path)
-    return path
+    return write_second_weights(tmp_path_factory.mktemp("weights") / "dinov2.pth")
 
 
 @pytest.fixture(scope="module")

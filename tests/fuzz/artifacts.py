@@ -15,7 +15,7 @@ from tiny_checkpoint import MODEL, random_network, tiny_output, write_checkpoint
 from tiny_story import write_latents
 
 from evaluation.protocol import EvaluationProtocol
-from evaluation.report import EvaluationReport
+from evaluation.report import EvaluationReport, merge_reports
 
 
 @cache
@@ -43,9 +43,11 @@ def make_reference(folder: Path) -> Path:
 
 
 def make_report(folder: Path) -> Path:
-    protocol = EvaluationProtocol(decoder="a", extractor="b", extractor_sha256="c", reference_digest="d")
+    protocol = EvaluationProtocol(decoder="a", extractor="inception", extractor_sha256="c", reference_digest="d")
     report = EvaluationReport(protocol=protocol, checkpoint="x", checkpoint_digest="ab", metrics={"fid_50k": 2.0})
     report = replace(report, curve=[(1000, 3.0)], artifacts={"samples": "samples.png"})
+    second = replace(report, protocol=replace(protocol, extractor="b"), metrics={"fd_b_50k": 4.0}, warnings=["few"])
+    report = merge_reports([report, second])
     (folder / "report.json").write_text(report.to_json())
     return folder / "report.json"
 

@@ -17,7 +17,7 @@ def compare(reports: tuple[str, ...], protocol: str | None, allow_unequal: bool,
     """Print evaluation reports side by side.
 
     Each of A B... is a checkpoint, a report or its folder. Reports of different protocols are refused, because their
-    metrics are not comparable.
+    metrics are not comparable; of reports by several extractors, each extractor's protocol is compared.
     """
     from evaluation.compare import compare_reports
     from pipelines.scoring.report_files import find_reports
@@ -25,7 +25,7 @@ def compare(reports: tuple[str, ...], protocol: str | None, allow_unequal: bool,
     found = find_reports(reports, protocol_id=protocol)
     comparison = compare_reports(found, allow_unequal=allow_unequal)
     echo(comparison.table().rstrip("\n"))
-    for label in dict.fromkeys(report.protocol.label for report in found):
+    for label in dict.fromkeys(protocol.label for report in found for protocol in report.protocols):
         print_line("protocol", label)
     listed = [json.loads(report.to_json()) for report in found]
     print_result(as_json, {"names": comparison.names, "differing": comparison.differing, "reports": listed})

@@ -195,7 +195,6 @@ def _print_plan(targets: Sequence[tuple[LocatedCheckpoint, Recipe]], repeats: in
     """Print what evaluating each checkpoint would do."""
     from pipelines.scoring.protocols import evaluation_protocol
     from pipelines.scoring.references import check_scoring_inputs
-    from pipelines.scoring.report_files import load_matching_report
     from pipelines.scoring.score_checkpoint import CheckpointEvaluation
     from pipelines.scoring.settings import ScoringSettings
 
@@ -207,13 +206,16 @@ def _print_plan(targets: Sequence[tuple[LocatedCheckpoint, Recipe]], repeats: in
         check_scoring_inputs(settings, protocol)
         evaluation = CheckpointEvaluation(opened, protocol, settings)
         shards, folder = evaluation.shards(), evaluation.folder
-        known = load_matching_report(folder, opened.digest) is not None
+        known = evaluation.find_report() is not None
         print_line("checkpoint", f"{opened.origin} ({opened.digest[:12]})")
         print_line(
             "plan",
             f"{repeats} x {protocol.num_samples:,} samples in {len(shards):,} shards on "
             f"{config.evaluate.num_workers} workers, protocol {protocol.label}",
         )
+        for each in evaluation.protocols[1:]:
+            print_line("plan", f"also scored by protocol {each.label}")
+        further = [each.protocol_id for each in evaluation.protocols[1:]]
         print_line("report", f"{folder}{' (exists)' if known else ''}")
         plans.append(
             {
@@ -222,6 +224,7 @@ def _print_plan(targets: Sequence[tuple[LocatedCheckpoint, Recipe]], repeats: in
                 "shards": len(shards),
                 "samples": repeats * protocol.num_samples,
                 "finished": known,
+                **({"further_protocol_ids": further} if further else {}),
             }
         )
     print_result(as_json, {"plans": plans})

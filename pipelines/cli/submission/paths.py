@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cluster import job_package, storage
 from pipelines.cli.submission.command_line import CommandLine
-from pipelines.config.recipe import Recipe
+from pipelines.config.recipe import EvaluateConfig, Recipe
 from pipelines.tracking.database import absolute_uri
 from raydit.errors import InvalidInput
 
@@ -16,9 +16,7 @@ def absolute_recipe_paths(config: Recipe) -> dict[str, str]:
     if config.images.path != "digits":
         paths["images.path"] = absolute(config.images.path)
     paths["autoencoder.id"] = config.autoencoder.id and absolute_if_here(config.autoencoder.id)
-    for name in ("reference", "extractor_weights"):
-        path = getattr(config.evaluate, name)
-        paths[f"evaluate.{name}"] = path and absolute(path)
+    paths |= {field: absolute(path) for field, path in _scoring_paths(config.evaluate).items()}
     if (uri := absolute_uri(config.tracking.uri)) != config.tracking.uri:
         paths["tracking.uri"] = uri
     return {key: path for key, path in paths.items() if path}
@@ -33,11 +31,21 @@ def relative_recipe_paths(config: Recipe | None) -> dict[str, str]:
         paths["images.path"] = config.images.path
     if config.autoencoder.id and Path(config.autoencoder.id).exists():
         paths["autoencoder.id"] = config.autoencoder.id
-    for name in ("reference", "extractor_weights"):
-        paths[f"evaluate.{name}"] = getattr(config.evaluate, name)
+    paths |= _scoring_paths(config.evaluate)
     relative = {key: path for key, path in paths.items() if path and is_relative(path)}
     uri = config.tracking.uri
     return relative if absolute_uri(uri) == uri else {**relative, "tracking.uri": uri}
+
+
+def _scoring_paths(config: EvaluateConfig) -> dict[str, str]:
+    """Return the paths of reference statistics and of extractors' weights, by field; of a table, each entry."""
+    paths: dict[str, str] = {}
+    for name in ("reference", "extractor_weights"):
+        field, value = f"evaluate.{name}", getattr(config, name)
+        entries = value if isinstance(value, dict) else {}
+        paths |= {f"{field}.{extractor}": path for extractor, path in entries.items()}
+        paths |= {field: value} if isinstance(value, str) else {}
+    return paths
 
 
 def relative_arguments(command: CommandLine) -> list[tuple[str, str]]:
