@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dit.autoencoder import LatentScale, images_from_uint8, sample_posterior
+from dit.conditions import Conditions
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
 from pipelines.training.order import DRAW_STREAM, EpochOrder, WorkerShare, batch_rows
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pipelines.training.loading import LatentSource
 
 Batch = TypeVar("Batch")
+OnDevice = TypeVar("OnDevice", Tensor, Conditions)
 Process = GaussianDiffusion | FlowMatching
 CPU = torch.device("cpu")
 
@@ -40,7 +42,7 @@ def image_generators(seed: int, share: WorkerShare, number: int) -> Iterator[tor
 
 
 class TensorBatch:
-    """Base of batches: dataclasses of tensors whose first axis is the image."""
+    """Base of batches: dataclasses of tensors, whose first axis is the image, and conditions."""
 
     def chunk(self, count: int) -> list[Self]:
         """Split the batch into at most `count` micro-batches of nearly equal size."""
@@ -54,8 +56,8 @@ class LatentBatch(TensorBatch):
 
     latents: Tensor
     """(n, C, H, W) float32, drawn from the posterior and scaled."""
-    labels: Tensor
-    """(n,) int64; dropped labels have been replaced by the null class."""
+    conditions: Conditions
+    """Of n images; dropped ones have been replaced by the null class."""
     t: Tensor
     """(n,) timesteps of the process."""
     noise: Tensor
@@ -78,7 +80,7 @@ def latent_batches(
 ) -> Iterator[LatentBatch]:
     """Yield a worker's share of all batches from number `first_batch` on, endlessly.
 
-    dropout: probability of replacing a label by null_class. Labels are dropped here and nowhere else.
+    dropout: probability of replacing an image's conditions by null_class. They are dropped here and nowhere else.
     """
     shape = (2, *source.latent_shape)
     for number in itertools.count(first_batch):
@@ -91,20 +93,21 @@ def latent_batches(
         uniform = torch.stack([draw[0] for draw in draws])
         normal = torch.stack([draw[1] for draw in draws])
         labels, moments = map(torch.from_numpy, source.read(rows, flip=uniform[:, 0].numpy() < 0.5))
+        conditions = Conditions(labels)
         if null_class is not None:
-            labels = torch.where(uniform[:, 1] < dropout, null_class, labels)
+            conditions = conditions.drop(uniform[:, 1] < dropout, conditions.null(null_class=null_class))
         yield LatentBatch(
             latents=to_device(scale.scale(sample_posterior(moments, normal[:, 0])), device),
-            labels=to_device(labels, device),
+            conditions=to_device(conditions, device),
             t=to_device(process.sample_timesteps(uniform[:, 2]), device),
             noise=to_device(normal[:, 1], device),
             rows=torch.from_numpy(rows),
         )
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device; to a GPU asynchronously, from pinned memory."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def to_device(value: OnDevice, device: torch.device) -> OnDevice:
+    """Copy a tensor or conditions to a device; to a GPU asynchronously, from pinned memory."""
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value
 
 
 def prefetch(batches: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:

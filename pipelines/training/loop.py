@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dit.checkpoint import Checkpoint, restore, save_checkpoint
+from dit.conditions import LabelsOrConditions
 from dit.devices import peak_flops
 from dit.diffusion import GaussianDiffusion
 from dit.macs import forward_macs
@@ -130,7 +131,7 @@ def training_batches(
         process,
         scale=settings.scale,
         null_class=settings.model.null_class,
-        dropout=settings.model.class_dropout_prob,
+        dropout=settings.model.condition_dropout_prob,
         seed=settings.seed,
         share=WorkerShare(worker.rank, worker.num_workers, settings.train.global_batch_size),
         first_batch=first_batch,
@@ -148,12 +149,12 @@ def latent_losses(
     end = process.num_timesteps if isinstance(process, GaussianDiffusion) else 1.0
 
     def losses(model: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
-        def forward(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        def forward(x: Tensor, t: Tensor, y: LabelsOrConditions) -> Tensor:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
                 output = model(x, t, y)
             return output.float()
 
-        terms = process.training_losses(forward, batch.latents, batch.t, batch.labels, batch.noise)
+        terms = process.training_losses(forward, batch.latents, batch.t, batch.conditions, batch.noise)
         quartiles = quartile_sums(terms["loss"], batch.t, end)
         return {name: values.sum() / share for name, values in (terms | quartiles).items()}
 
