@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from dit.config_bounds import check_sizes, check_types
+from dit.field_names import with_recorded_names
 from raydit.errors import InvalidInput
 
 Architecture = Literal["dit", "uvit"]
@@ -91,7 +92,8 @@ class TransformerConfig:
     num_classes: int = 1000
     """Number of classes; 0 for an unconditional model, which takes no labels."""
     class_dropout_prob: float = 0.1
-    """Probability that a training label is replaced by the null class; above 0, the label table has a row for it."""
+    """Probability that training replaces all conditions of an image by the null ones; above 0, the label table has a
+    row for the null class. Recorded under this name; functions that take fields also take condition_dropout_prob."""
     gradient_checkpointing: bool = False
     """Whether the backward pass recomputes the blocks: takes about a third more time and much less memory."""
 
@@ -114,7 +116,7 @@ class TransformerConfig:
             raise InvalidInput(f"num_classes is {self.num_classes}", "0 or more", "use 0 for an unconditional model")
         if not 0 <= self.class_dropout_prob < 1:
             raise InvalidInput(
-                f"class_dropout_prob is {self.class_dropout_prob}",
+                f"condition_dropout_prob is {self.class_dropout_prob}",
                 "a number in [0, 1)",
                 "use 0.1 as in the paper, or 0 for a model that is not going to be guided",
             )
@@ -169,6 +171,11 @@ class TransformerConfig:
     def out_channels(self) -> int:
         """Channels of the model's output."""
         return self.in_channels
+
+    @property
+    def condition_dropout_prob(self) -> float:
+        """Probability that training replaces all conditions of an image by the null ones."""
+        return self.class_dropout_prob
 
     @property
     def null_class(self) -> int | None:
@@ -295,11 +302,12 @@ def named_config(name: str, **overrides: Any) -> DiTConfig | UViTConfig:
 
 
 def config_from_dict(content: Mapping[str, Any]) -> DiTConfig | UViTConfig:
-    """Build a configuration from the fields that a checkpoint records under "model".
+    """Build a configuration from the fields that a checkpoint records under "model", or from their synonyms.
 
     Without "architecture" the fields are those of a DiT. Raises InvalidInput for an unknown architecture, an unknown
-    field or a value out of range.
+    field, a value out of range, or two values of one field.
     """
+    content = with_recorded_names(content)
     known = {"dit": DiTConfig, "uvit": UViTConfig}
     architecture = content.get("architecture", "dit")
     if architecture not in known:

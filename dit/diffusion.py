@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from dit.conditions import LabelsOrConditions
 from dit.config import Prediction, ProcessKind, Schedule, Variance, Weighting
 from dit.parameterizations import Parameterization, convert_prediction, from_x0_and_eps, loss_weight, x0_and_eps
 from raydit.errors import InvalidInput
@@ -170,7 +171,7 @@ class GaussianDiffusion:
         mean_x0, mean_xt = self._at("posterior_mean_x0", t, x_t), self._at("posterior_mean_xt", t, x_t)
         return mean_x0 * latents + mean_xt * x_t, self._at("log_variance_small", t, x_t)
 
-    def predict(self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def predict(self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, labels: LabelsOrConditions) -> Tensor:
         """Run the model at timesteps t (N,) of this process and return its output, (N, C or 2C, H, W) float32.
 
         Raises InvalidInput if the number of output channels does not fit the variance.
@@ -208,7 +209,7 @@ class GaussianDiffusion:
         model: Callable[..., Tensor],
         latents: Tensor,
         t: Tensor,
-        labels: Tensor | None,
+        labels: LabelsOrConditions,
         noise: Tensor,
     ) -> dict[str, Tensor]:
         """Return the losses of each image, {"loss", "mse", "vb"}, each (N,) float32.
@@ -216,7 +217,7 @@ class GaussianDiffusion:
         mse: squared error of the prediction. vb: variational bound in bits per dimension, whose gradient
         reaches the variance channels only. loss: mse, times the weight of `weighting`, plus vb if the variance is
         learned.
-        latents, noise: (N, C, H, W). t: (N,) integers from sample_timesteps. labels: (N,).
+        latents, noise: (N, C, H, W). t: (N,) integers from sample_timesteps. labels: (N,), or Conditions.
         Source: iDDPM, section 3.1, with the vb term unscaled as in DiT.
         """
         x_t = self.add_noise(latents, noise, t)

@@ -6,6 +6,7 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor
 
+from dit.conditions import LabelsOrConditions
 from dit.config import ProcessKind, TimeDensity
 from raydit.errors import InvalidInput
 
@@ -59,10 +60,10 @@ class FlowMatching:
         """Return the velocity of the path, which the model is trained to predict: latents - noise, (N, C, H, W)."""
         return latents.float() - noise.float()
 
-    def predict(self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def predict(self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, labels: LabelsOrConditions) -> Tensor:
         """Run the model and return its velocity, (N, C, H, W) float32, without the channels of a learned sigma.
 
-        x_t: (N, C, H, W). t: (N,) in [0, 1]. SiT drops those channels too.
+        x_t: (N, C, H, W). t: (N,) in [0, 1]. labels: (N,), or Conditions. SiT drops those channels too.
         """
         return model(x_t, t, labels)[:, : x_t.shape[1]].float()
 
@@ -71,12 +72,12 @@ class FlowMatching:
         model: Callable[..., Tensor],
         latents: Tensor,
         t: Tensor,
-        labels: Tensor | None,
+        labels: LabelsOrConditions,
         noise: Tensor,
     ) -> dict[str, Tensor]:
         """Return the mean squared error of the velocity of each image, as {"loss", "mse"}, each (N,) float32.
 
-        latents, noise: (N, C, H, W). t: (N,) from sample_timesteps. labels: (N,).
+        latents, noise: (N, C, H, W). t: (N,) from sample_timesteps. labels: (N,), or Conditions.
         """
         prediction = self.predict(model, self.add_noise(latents, noise, t), t, labels)
         mse = (prediction - self.velocity(latents, noise)).square().flatten(1).mean(1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dit.conditions import LabelsOrConditions
 from dit.config import MODEL_NAMES, DiTConfig, UViTConfig, named_config
 from dit.layers.attention import rotation_table
 from dit.layers.blocks import AdaLNBlock, AdaLNZeroBlock, CrossAttentionBlock, FinalLayer, InContextBlock
@@ -101,22 +102,23 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: LabelsOrConditions = None) -> Tensor:
         """Predict noise, velocity or clean latents, and the variance's channels if learned, from noised latents.
 
         x: (N, C, H, W) noised latents. t: (N,) timesteps: integers 0..999 of the full process for diffusion, times
-        in [0, 1] for flow. y: (N,) int64 classes, null_class for "no label"; ignored by an unconditional model.
+        in [0, 1] for flow. y: (N,) int64 labels, or Conditions that have them alone, null_class for "no label"; an
+        unconditional model ignores labels.
         Returns (N, 2C, H, W) if learn_sigma, else (N, C, H, W).
-        Raises InvalidInput if shapes, or classes on the CPU, do not fit the model.
+        Raises InvalidInput if shapes, or labels on the CPU, do not fit the model, or for conditions beside labels.
         """
-        check_inputs(self.config, x, t, y)
+        labels = check_inputs(self.config, x, t, y)
         # Under autocast patches are bfloat16; the residual stream keeps the precision of the weights.
         tokens = self.x_embedder(x).to(self.x_embedder.proj.weight.dtype)  # (N, T, D)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
         conditions = [self.t_embedder(t)]  # each (N, D)
         if self.y_embedder is not None:
-            conditions.append(self.y_embedder(y))
+            conditions.append(self.y_embedder(labels))
         if self.config.conditioning in ("adaln_zero", "adaln"):
             c = torch.stack(conditions).sum(0)  # (N, D)
         else:

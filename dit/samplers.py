@@ -2,9 +2,9 @@
 
 All samplers have the signature (model, noise, labels, *, process, steps, step_noise=None, callback=None):
 
-    model       a DiT, a U-ViT or any callable model(x, t, labels)
+    model       a DiT, a U-ViT or any callable model(x, t, labels), which gets the labels as they are given
     noise       (N, C, H, W) where sampling starts
-    labels      (N,) classes, or None for an unconditional model
+    labels      (N,) classes, or Conditions of N images, or None for an unconditional model
     process     the diffusion or flow that the model was trained with
     steps       number of sampling steps
     step_noise  step_noise(i, x) returns the noise of step i, in the shape of x, for samplers that add noise; by
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from dit.conditions import Conditions, LabelsOrConditions, as_conditions
 from dit.config import SAMPLER_PROCESSES
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
@@ -34,7 +35,7 @@ StepCallback = Callable[[int, Tensor], None]
 def sample_ddpm(
     model: Model,
     noise: Tensor,
-    labels: Tensor | None,
+    labels: LabelsOrConditions,
     *,
     process: GaussianDiffusion,
     steps: int,
@@ -63,7 +64,7 @@ def sample_ddpm(
 def sample_ddim(
     model: Model,
     noise: Tensor,
-    labels: Tensor | None,
+    labels: LabelsOrConditions,
     *,
     process: GaussianDiffusion,
     steps: int,
@@ -100,7 +101,7 @@ def sample_ddim(
 def sample_dpmpp_2m(
     model: Model,
     noise: Tensor,
-    labels: Tensor | None,
+    labels: LabelsOrConditions,
     *,
     process: GaussianDiffusion,
     steps: int,
@@ -145,7 +146,7 @@ def sample_dpmpp_2m(
 def sample_euler(
     model: Model,
     noise: Tensor,
-    labels: Tensor | None,
+    labels: LabelsOrConditions,
     *,
     process: FlowMatching,
     steps: int,
@@ -170,7 +171,7 @@ def sample_euler(
 def sample_heun(
     model: Model,
     noise: Tensor,
-    labels: Tensor | None,
+    labels: LabelsOrConditions,
     *,
     process: FlowMatching,
     steps: int,
@@ -202,6 +203,7 @@ def guided(
     cfg_scale: float,
     channels: int | None = None,
     interval: tuple[float, float] | None = None,
+    null: Tensor | Conditions | None = None,
 ) -> Model:
     """Wrap a model for classifier-free guidance: it returns uncond + cfg_scale * (cond - uncond), at twice the cost.
 
@@ -210,31 +212,34 @@ def guided(
     channels, and those of a learned sigma, remain conditional.
     interval: guide only where low <= t <= high, in the model's own t (diffusion: 0 clean to 999 noise; flow: 0 noise
     to 1 data), or None for all t.
-    Raises InvalidInput if the model has no null class, or for channels or an interval out of range.
+    null: labels or Conditions that uncond is for, of one image or of as many as the batch, or None for the model's null
+    class. Others than null ones are negative conditions, which guidance leads away from.
+    Raises InvalidInput if there is neither null nor a null class, or for channels or an interval out of range. The
+    wrapped model raises it if null does not fit the conditions that it is called with.
     Sources: Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598), Kynkäänniemi et al. 2024
     (https://arxiv.org/abs/2404.07724).
     """
     if cfg_scale == 1.0:
         return model
     null_class = getattr(model, "null_class", None)
-    if null_class is None:
+    if null is None and null_class is None:
         raise InvalidInput(
             f"cfg_scale is {cfg_scale} for a model with no null class",
             "1.0, or a model that was trained with one",
-            "use cfg_scale 1.0, or train with classes and class_dropout_prob above 0",
+            "use cfg_scale 1.0, or train with classes and condition_dropout_prob above 0",
         )
     if channels is not None and channels < 1:
         raise InvalidInput(f"cfg_channels is {channels}", "1 or more", "leave it out to guide all channels")
     if interval is not None and interval[0] > interval[1]:
         raise InvalidInput(f"cfg_interval is {interval}", "(low, high)", "swap the two numbers")
 
-    def guided_model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def guided_model(x: Tensor, t: Tensor, y: Tensor | Conditions) -> Tensor:
         inside = torch.ones_like(t, dtype=torch.bool)
         if interval is not None:
             inside = (t >= interval[0]) & (t <= interval[1])
             if not inside.any():
                 return model(x, t, y)
-        both = torch.cat([y, torch.full_like(y, null_class)])
+        both = _followed_by_null(y, null, null_class)
         # In float32, because guidance amplifies the difference of two close numbers.
         cond, uncond = model(torch.cat([x, x]), torch.cat([t, t]), both).float().chunk(2)
         count = x.shape[1] if channels is None else min(channels, x.shape[1])
@@ -243,6 +248,24 @@ def guided(
         return torch.cat([uncond + scale * (cond - uncond), rest], dim=1)
 
     return guided_model
+
+
+def _followed_by_null(
+    y: Tensor | Conditions, null: Tensor | Conditions | None, null_class: int | None
+) -> Tensor | Conditions | None:
+    """Return the conditions of N images, and after them those of N without conditions; labels if y is labels."""
+    conditional = as_conditions(y)
+    unconditional = conditional.null(null_class=null_class) if null is None else as_conditions(null)
+    if len(unconditional) == 1:
+        unconditional = unconditional.repeat(len(conditional))
+    if len(unconditional) != len(conditional):
+        raise InvalidInput(
+            f"null conditions of {len(unconditional)} images for a batch of {len(conditional)}",
+            "those of one image, or of as many as the batch",
+            "give one, which serves all images",
+        )
+    both = Conditions.cat([conditional, unconditional])
+    return both if isinstance(y, Conditions) else both.labels
 
 
 def in_dtype(model: Model, dtype: str) -> Model:
@@ -261,7 +284,7 @@ class _InBfloat16:
         self.model = model
         self.null_class = getattr(model, "null_class", None)
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, y: LabelsOrConditions = None) -> Tensor:
         # A forward pass reads every weight once, so that a cache of their casts would only take memory.
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
             output = self.model(x, t, y)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dit.conditions import LabelsOrConditions
 from dit.config import UViTConfig
 from dit.layers.attention import Attention
 from dit.layers.blocks import Mlp
@@ -80,18 +81,19 @@ class UViT(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: LabelsOrConditions = None) -> Tensor:
         """Predict noise, velocity or clean latents from noised latents.
 
         x: (N, C, H, W) noised latents. t: (N,) timesteps: integers of the full process for diffusion, times in
-        [0, 1] for flow. y: (N,) int64 classes, null_class for "no label"; ignored by an unconditional model.
-        Returns (N, C, H, W). Raises InvalidInput if shapes, or classes on the CPU, do not fit the model.
+        [0, 1] for flow. y: (N,) int64 labels, or Conditions that have them alone, null_class for "no label"; an
+        unconditional model ignores labels. Returns (N, C, H, W).
+        Raises InvalidInput if shapes, or labels on the CPU, do not fit the model, or for conditions beside labels.
         """
-        check_inputs(self.config, x, t, y)
+        labels = check_inputs(self.config, x, t, y)
         time = timestep_embedding(t + self.config.first_timestep, self.config.hidden_size).to(self.pos_embed.dtype)
         sequence = [self.time_embed(time)[:, None], self.patch_embed(x)]
         if self.label_emb is not None:
-            sequence.insert(0, self.label_emb(y)[:, None])
+            sequence.insert(0, self.label_emb(labels)[:, None])
         tokens = self._run_blocks(torch.cat(sequence, dim=1) + self.pos_embed)  # (N, S + T, D)
         patches = self.decoder_pred(self.norm(tokens[:, self.config.num_conditions :]))
         return self.final_layer(unpatchify(patches, self.config.patch_size, self.config.grid_size))

@@ -54,7 +54,8 @@ class ModelConfig:
     mlp_ratio: Annotated[float, Gt(0)] = 4.0
     """Hidden width of the MLP in multiples of hidden_size; 4 as in DiT and U-ViT."""
     class_dropout_prob: Annotated[float, Ge(0), Lt(1)] = 0.1
-    """Share of labels that training replaces by the null class, which guidance needs; 0.1 as in the DiT paper."""
+    """Share of images whose conditions training replaces by the null class, which guidance needs; 0.1 as in the DiT
+    paper. Recipes may call it condition_dropout_prob; it is recorded under the older name."""
     conditioning: Conditioning = "adaln_zero"
     """DiT only: how timestep and label reach the tokens; "adaln_zero" is the best of the paper's four designs."""
     qk_norm: bool | None = None
@@ -94,6 +95,11 @@ class ModelConfig:
             )
         # Refuses an unknown name and dimensions that do not fit together before there are latents.
         self.resolve(input_size=self.patch_size or 8, in_channels=4, num_classes=1, learn_sigma=not self.is_uvit)
+
+    @property
+    def condition_dropout_prob(self) -> float:
+        """Share of images whose conditions training replaces by the null ones."""
+        return self.class_dropout_prob
 
     @property
     def is_uvit(self) -> bool:

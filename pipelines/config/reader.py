@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.credentials import refuse_credentials
 from dit.config import SAMPLER_PROCESSES
+from dit.field_names import SYNONYMS, with_recorded_names
 from pipelines.config.model import AbsentModel
 from pipelines.config.recipe import AbsentAutoencoder, Recipe
 from pipelines.config.toml_text import MAX_RECIPE_BYTES, TomlError, parse_toml
@@ -123,14 +124,15 @@ def validate_recipe(content: dict[str, Any], locate: Locate = lambda key: key, s
 
     absent = ABSENT.keys() - content.keys() - {*NEEDED_SECTIONS.get(stage, ABSENT)}
     content = _with_fitting_sampler(content | {section: PLACEHOLDERS[section] for section in absent})
-    mistakes = list(_unknown_keys(content, Recipe, locate))
+    content, written, mistakes = _with_recorded_names(content, locate)
+    mistakes += _unknown_keys(content, Recipe, locate)
     # Missing and contradicting values may be consequences of the misspelt key.
     consequences = ("missing", "value_error") if mistakes else ()
     try:
         # JSON mode is the strict mode that takes lists for tuples and integers for floats, and nothing else.
         recipe = TypeAdapter(Recipe).validate_json(_to_json(content), strict=True)
     except ValidationError as error:
-        mistakes += _describe([each for each in error.errors() if each["type"] not in consequences], locate)
+        mistakes += _describe([each for each in error.errors() if each["type"] not in consequences], locate, written)
     if mistakes:
         raise RecipeError(*mistakes)
     return dataclasses.replace(recipe, **{section: ABSENT[section] for section in absent})
@@ -153,8 +155,27 @@ def _with_fitting_sampler(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"evaluate": {"sampler": fitting[0], **evaluate}} if fitting else content
 
 
+def _with_recorded_names(content: dict[str, Any], locate: Locate) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Return a recipe's content with the recorded names of the model's fields, and the names that the recipe has.
+
+    The third value is the line of a mistake, where a field has different values under its two names.
+    """
+    model = content.get("model")
+    if not isinstance(model, dict):
+        return content, {}, []
+    written = {recorded: name for name, recorded in SYNONYMS.items() if name in model}
+    try:
+        return content | {"model": with_recorded_names(model)}, written, []
+    except InvalidInput as error:
+        kept = {name: value for name, value in model.items() if name not in SYNONYMS}
+        return content | {"model": kept}, {}, [_locate_check("model", str(error), locate)]
+
+
 def apply_override(content: dict[str, Any], override: str) -> None:
-    """Set "section.field=value" in a recipe's content; the value is TOML, or a plain string where it is not TOML."""
+    """Set "section.field=value" in a recipe's content; the value is TOML, or a plain string where it is not TOML.
+
+    A value of the same field under its other name is removed.
+    """
     key, equals, raw = override.partition("=")
     refuse_credentials({f"--set {key if equals else '...'}": override})
     if not equals or not key.strip():
@@ -166,6 +187,9 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         if not isinstance(content, dict):
             found = f"--set {override}: {section} is a value"
             raise RecipeError(_mistake(found, "a section", f"set {section} itself, or correct the key"))
+    for names in SYNONYMS.items() if sections == ["model"] else ():
+        if name in names:
+            content.pop(names[1 - names.index(name)], None)
     try:
         content[name] = parse_toml(f"value = {raw}")["value"]
     except TomlError:
@@ -195,13 +219,13 @@ def _dataclass_of(hint: Any) -> Any:
     return next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
 
 
-def _describe(errors: Iterable[Mapping[str, Any]], locate: Locate) -> list[str]:
-    """Return a line for each mistake that pydantic found."""
+def _describe(errors: Iterable[Mapping[str, Any]], locate: Locate, written: Mapping[str, str]) -> list[str]:
+    """Return a line for each mistake that pydantic found. written: names that the recipe has, by recorded names."""
     lines: dict[tuple[str, str], str] = {}
     expected: dict[tuple[str, str], list[str]] = {}  # by key and value: members of a union are reported one by one
     for details in errors:
         # The location also names members of unions and indices of tuples; only names of fields are keys.
-        names = [part for part in details["loc"] if isinstance(part, str) and part.isidentifier()]
+        names = [written.get(part, part) for part in details["loc"] if isinstance(part, str) and part.isidentifier()]
         key = ".".join(name for name in names if not name.endswith("Config") and name != "Recipe")
         value = details.get("input")
         if details["type"] == "value_error":

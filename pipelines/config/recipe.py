@@ -275,12 +275,12 @@ class Recipe:
             )
 
     def _check_guidance(self) -> None:
-        if self.evaluate.cfg_scale > 1 and self.model.class_dropout_prob == 0:
+        if self.evaluate.cfg_scale > 1 and self.model.condition_dropout_prob == 0:
             raise InvalidInput(
-                f"evaluate.cfg_scale: found {self.evaluate.cfg_scale} with model.class_dropout_prob = 0, although "
+                f"evaluate.cfg_scale: found {self.evaluate.cfg_scale} with model.condition_dropout_prob = 0, although "
                 "guidance needs a null class",
                 "",
-                "set evaluate.cfg_scale = 1.0, or model.class_dropout_prob = 0.1",
+                "set evaluate.cfg_scale = 1.0, or model.condition_dropout_prob = 0.1",
             )
 
     def _check_weights(self) -> None:

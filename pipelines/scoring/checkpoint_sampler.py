@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from dit.autoencoder import Autoencoder, images_from_uint8
+from dit.conditions import Conditions
 from dit.formats.weights import check_weights, load_weights
 from dit.model import build_model, meta_state
 from dit.objective import create_process
@@ -85,7 +86,7 @@ class CheckpointSampler:
         latents = SAMPLERS[protocol.sampler](
             guided(model, protocol.cfg_scale, protocol.cfg_channels, protocol.cfg_interval),
             noise.start(),
-            torch.from_numpy(np.resize(labels, self.batch_size)).to(self.device) if self.num_classes else None,
+            self._conditions(np.resize(labels, self.batch_size)),
             process=self.process,
             steps=protocol.sampling_steps,
             step_noise=noise.step,
@@ -99,3 +100,7 @@ class CheckpointSampler:
                 "choose another checkpoint; or, if its training is sound, more sampling_steps or dtype float32",
             )
         return self.autoencoder.decode(latents)[:count].cpu().numpy()
+
+    def _conditions(self, labels: np.ndarray) -> Conditions:
+        """Return the conditions of samples on the device. labels: their classes, int64 (N,)."""
+        return Conditions(torch.from_numpy(labels).to(self.device) if self.num_classes else None)

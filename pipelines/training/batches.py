@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dit.autoencoder import LatentScale, images_from_uint8, sample_posterior
+from dit.conditions import Conditions
 from dit.config import RandomKind
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
     from pipelines.training.loading import LatentSource
 
 Batch = TypeVar("Batch")
+OnDevice = TypeVar("OnDevice", Tensor, Conditions)
 Process = GaussianDiffusion | FlowMatching
 CPU = torch.device("cpu")
 
 
 class TensorBatch:
-    """Base of batches: dataclasses of tensors whose first axis is the image."""
+    """Base of batches: dataclasses of tensors, whose first axis is the image, and conditions."""
 
     def chunk(self, count: int) -> list[Self]:
         """Split the batch into at most `count` micro-batches of nearly equal size."""
@@ -45,8 +47,8 @@ class LatentBatch(TensorBatch):
 
     latents: Tensor
     """(n, C, H, W) float32, drawn from the posterior and scaled."""
-    labels: Tensor
-    """(n,) int64; dropped labels have been replaced by the null class."""
+    conditions: Conditions
+    """Of n images; dropped ones have been replaced by the null class."""
     t: Tensor
     """(n,) timesteps of the process."""
     noise: Tensor
@@ -70,8 +72,8 @@ def latent_batches(
 ) -> Iterator[LatentBatch]:
     """Yield a worker's share of all batches from number `first_batch` on, endlessly.
 
-    dropout: probability of replacing a label by null_class. Labels are dropped here and nowhere else. random: how
-    random numbers are drawn (`pipelines.training.draws`).
+    dropout: probability of replacing an image's conditions by null_class. They are dropped here and nowhere else.
+    random: how random numbers are drawn (`pipelines.training.draws`).
     """
     draws = BatchDraws(seed, share, random, device)
     for number in itertools.count(first_batch):
@@ -79,24 +81,25 @@ def latent_batches(
         rows = batch_rows(source.order, share, number)
         (flip, drop, time), (posterior_noise, noise) = draws.for_latents(number, source.latent_shape)
         labels, moments = map(torch.from_numpy, source.read(rows, flip=flip.numpy() < 0.5))
+        conditions = Conditions(labels)
         if null_class is not None:
-            labels = torch.where(drop < dropout, null_class, labels)
+            conditions = conditions.drop(drop < dropout, conditions.null(null_class=null_class))
         # Computed where the noise was drawn: by a counter on the device, and else on the CPU.
         latents = scale.scale(sample_posterior(to_device(moments, posterior_noise.device), posterior_noise))
         yield LatentBatch(
             latents=to_device(latents, device),
-            labels=to_device(labels, device),
+            conditions=to_device(conditions, device),
             t=to_device(process.sample_timesteps(time), device),
             noise=to_device(noise, device),
             rows=torch.from_numpy(rows),
         )
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device; to a GPU asynchronously, from pinned memory."""
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+def to_device(value: OnDevice, device: torch.device) -> OnDevice:
+    """Copy a tensor or conditions to a device; to a GPU asynchronously, from pinned memory."""
+    if device.type != "cuda" or (isinstance(value, Tensor) and value.is_cuda):
+        return value
+    return value.pin_memory().to(device, non_blocking=True)
 
 
 def prefetch(batches: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:

@@ -129,7 +129,7 @@ def training_batches(
         process,
         scale=settings.scale,
         null_class=settings.model.null_class,
-        dropout=settings.model.class_dropout_prob,
+        dropout=settings.model.condition_dropout_prob,
         seed=settings.seed,
         share=WorkerShare(worker.rank, worker.num_workers, settings.train.global_batch_size),
         first_batch=first_batch,

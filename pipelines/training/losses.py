@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dit.conditions import LabelsOrConditions
 from dit.diffusion import GaussianDiffusion
 from pipelines.training.batches import LatentBatch, Process
 from pipelines.training.metrics import quartile_sums
@@ -12,19 +13,25 @@ from pipelines.training.settings import TrainWorkerSettings
 
 
 def image_losses(
-    model: nn.Module, process: Process, dtype: str, latents: Tensor, t: Tensor, labels: Tensor, noise: Tensor
+    model: nn.Module,
+    process: Process,
+    dtype: str,
+    latents: Tensor,
+    t: Tensor,
+    conditions: LabelsOrConditions,
+    noise: Tensor,
 ) -> dict[str, Tensor]:
     """Return the losses of each image, (n,) float32 by name, with the network under autocast if dtype is "bfloat16".
 
     Other arguments are those of `training_losses` of the process.
     """
 
-    def forward(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(x: Tensor, t: Tensor, y: LabelsOrConditions) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
             output = model(x, t, y)
         return output.float()
 
-    return process.training_losses(forward, latents, t, labels, noise)
+    return process.training_losses(forward, latents, t, conditions, noise)
 
 
 def latent_losses(
@@ -36,7 +43,7 @@ def latent_losses(
     dtype, end = settings.train.dtype, last_timestep(process)
 
     def losses(model: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
-        terms = image_losses(model, process, dtype, batch.latents, batch.t, batch.labels, batch.noise)
+        terms = image_losses(model, process, dtype, batch.latents, batch.t, batch.conditions, batch.noise)
         quartiles = quartile_sums(terms["loss"], batch.t, end)
         return {name: values.sum() / share for name, values in (terms | quartiles).items()}
 

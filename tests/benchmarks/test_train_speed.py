@@ -189,7 +189,9 @@ def test_batches_against_what_training_consumes(results, quick):
     network, process = DiT(named_config("DiT-S/2", learn_sigma=False)), FlowMatching()
 
     def step():
-        process.training_losses(network, batch.latents, batch.t, batch.labels, batch.noise)["loss"].mean().backward()
+        process.training_losses(network, batch.latents, batch.t, batch.conditions, batch.noise)[
+            "loss"
+        ].mean().backward()
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from dit.config import MODEL_NAMES, SAMPLER_PROCESSES, DiTConfig, config_from_dict, named_config
+from raydit.errors import InvalidInput
 
 
 def test_config_is_read_without_torch():
@@ -30,6 +31,18 @@ def test_named_config_takes_overrides():
 def test_config_survives_json():
     config = named_config("DiT-S/2", input_size=(16, 8), conditioning="in_context")
     assert DiTConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_the_older_name_of_the_dropout_probability_is_the_recorded_one():
+    for build in (config_from_dict, lambda fields: named_config("U-ViT-S/2", **fields)):
+        new, old = build({"condition_dropout_prob": 0.3}), build({"class_dropout_prob": 0.3})
+        assert new == old and new.condition_dropout_prob == 0.3
+        assert "condition_dropout_prob" not in dataclasses.asdict(new)
+        assert build({"condition_dropout_prob": 0.3, "class_dropout_prob": 0.3}) == new
+        with pytest.raises(
+            InvalidInput, match="^condition_dropout_prob is 0.3 and class_dropout_prob, .* is 0.1, expec"
+        ):
+            build({"condition_dropout_prob": 0.3, "class_dropout_prob": 0.1})
 
 
 def test_null_class_exists_only_with_classes_and_dropout():
@@ -90,7 +103,7 @@ def test_every_sampler_has_a_process():
         ({"depth": 0}, "depth is 0", "expected a number above 0", "Set depth to a positive number"),
         ({"mlp_ratio": -1.0}, "mlp_ratio is -1.0", "expected a number above 0", "Set mlp_ratio to a positive number"),
         ({"num_classes": -1}, "num_classes is -1", "expected 0 or more", "Use 0 for an unconditional"),
-        ({"class_dropout_prob": 1.5}, "is 1.5", "[0, 1)", "Use 0.1"),
+        ({"class_dropout_prob": 1.5}, "condition_dropout_prob is 1.5", "[0, 1)", "Use 0.1"),
         ({"conditioning": "adaln-zero"}, "'adaln-zero'", "one of adaln_zero", "did you mean 'adaln_zero'?"),
     ],
 )

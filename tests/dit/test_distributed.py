@@ -6,6 +6,7 @@ import torch.distributed as distributed
 import torch.multiprocessing
 
 from dit.checkpoint import load_checkpoint, restore, save_checkpoint
+from dit.conditions import Conditions
 from dit.config import DiTConfig
 from dit.diffusion import GaussianDiffusion
 from dit.distributed import replicate_network, shard_network
@@ -38,8 +39,8 @@ def share(step, rank, num_workers):
     generator = torch.Generator().manual_seed(step)
     latents, noise = (torch.randn(BATCH, 2, 4, 4, generator=generator) for _ in range(2))
     t = torch.randint(0, 1000, (BATCH,), generator=generator)
-    labels = torch.randint(0, 3, (BATCH,), generator=generator)
-    return Batch(*(tensor.chunk(num_workers)[rank] for tensor in (latents, t, labels, noise)))
+    conditions = Conditions(torch.randint(0, 3, (BATCH,), generator=generator))
+    return Batch(*(tensor.chunk(num_workers)[rank] for tensor in (latents, t, conditions, noise)))
 
 
 def learn(wrap, rank, num_workers, *, first=None, saved=None, parts=1):

@@ -1,6 +1,7 @@
 """A recipe is validated whole, before anything heavy is imported, and its error says where and what to do."""
 
 import dataclasses
+import itertools
 import json
 import pickle
 import subprocess
@@ -238,6 +239,40 @@ def test_values_that_contradict_each_other_are_refused_with_their_place(refusal,
     (line,) = refusal(text)
     assert line.startswith(f"RECIPE{place}")
     assert words in line
+
+
+def test_the_dropout_probability_has_two_names_and_is_recorded_under_the_older_one(tmp_path):
+    sizes = "num_heads = 2\n"
+    for name, text in {
+        "new": f"{sizes}condition_dropout_prob = 0.3\n",
+        "old": f"{sizes}class_dropout_prob = 0.3\n",
+        "both": f"{sizes}condition_dropout_prob = 0.3\nclass_dropout_prob = 0.3\n",
+    }.items():
+        (tmp_path / f"{name}.toml").write_text(edited(sizes, text))
+    new, old, both = (load_recipe(tmp_path / f"{name}.toml") for name in ("new", "old", "both"))
+    assert new == old == both and new.model.condition_dropout_prob == 0.3
+    recorded = resolved(new)["model"]
+    assert recorded["class_dropout_prob"] == 0.3 and "condition_dropout_prob" not in recorded
+    for name, override in itertools.product(("new", "old", "both"), ("condition", "class")):
+        recipe = load_recipe(tmp_path / f"{name}.toml", (f"model.{override}_dropout_prob=0.2",))
+        assert recipe.model.class_dropout_prob == 0.2, "an override replaces the value under either name"
+
+
+@pytest.mark.parametrize(
+    ("added", "line", "words"),
+    [
+        (
+            "condition_dropout_prob = 0.3\nclass_dropout_prob = 0.1",
+            "RECIPE:14: model.condition_dropout_prob",
+            "is 0.3 and class_dropout_prob, its older name, is 0.1, expected one value. Remove class_dropout_prob",
+        ),
+        ("condition_dropout_prob = 1.5", "RECIPE:14: model.condition_dropout_prob", "found 1.5 (float), expected a n"),
+        ("class_dropout_prob = 1.5", "RECIPE:14: model.class_dropout_prob", "found 1.5 (float), expected a number"),
+    ],
+)
+def test_mistakes_in_the_dropout_probability_bear_the_name_that_was_written(refusal, added, line, words):
+    (mistake,) = refusal(edited("num_heads = 2", f"num_heads = 2\n{added}"))
+    assert mistake.startswith(line) and words in mistake
 
 
 def test_an_average_that_training_keeps_can_be_evaluated(small):

@@ -50,7 +50,7 @@ def test_a_sample_that_is_not_finite_is_refused_by_its_number(actor, monkeypatch
     worker, sampler, shard = actor
 
     def overflow(x, t, y):
-        return torch.where((y == 2)[:, None, None, None], torch.inf, torch.zeros_like(x))
+        return torch.where((y.labels == 2)[:, None, None, None], torch.inf, torch.zeros_like(x))
 
     monkeypatch.setattr(sampler, "model", overflow)
     labels = sampler.labels(range(4)).tolist()

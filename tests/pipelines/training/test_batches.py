@@ -1,6 +1,7 @@
 """Batches are a function of (seed, batch number, position), whatever the number of workers and the first batch."""
 
 from itertools import islice
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pipelines.training.order import EpochOrder, WorkerShare, batch_rows
 
 ROWS, BATCH = 22, 8
 SCALE = LatentScale((0.5, -1.0), (2.0, 0.25))
-FIELDS = ("latents", "labels", "t", "noise", "rows")
+FIELDS = ("latents", "conditions.labels", "t", "noise", "rows")
 
 
 DRAWS = {"random": None}
@@ -56,9 +57,13 @@ def batches(arrays, count, *, process=None, rank=0, num_workers=1, first_batch=0
     return list(islice(stream, count))
 
 
+def field(batch, name):
+    return attrgetter(name)(batch)
+
+
 def assert_equal(first, second):
     for name in FIELDS:
-        assert torch.equal(getattr(first, name), getattr(second, name)), name
+        assert torch.equal(field(first, name), field(second, name)), name
 
 
 @pytest.mark.parametrize("num_workers", [2, 4])
@@ -69,7 +74,7 @@ def test_a_batch_does_not_depend_on_the_number_of_workers(num_workers, process):
     parts = [batches(arrays, 4, process=process, rank=rank, num_workers=num_workers) for rank in range(num_workers)]
     for step, batch in enumerate(full):
         for name in FIELDS:
-            assert torch.equal(getattr(batch, name), torch.cat([getattr(part[step], name) for part in parts])), name
+            assert torch.equal(field(batch, name), torch.cat([field(part[step], name) for part in parts])), name
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
@@ -113,17 +118,17 @@ def test_labels_are_dropped_at_the_given_rate_and_become_the_null_class():
     arrays = make_arrays(rows=2000)
     (kept,) = batches(arrays, 1, size=2000, dropout=0.0)
     (batch,) = batches(arrays, 1, size=2000, dropout=0.3)
-    dropped = batch.labels != kept.labels
-    assert (batch.labels[dropped] == 10).all() and kept.labels.max() == 9
+    dropped = batch.conditions.labels != kept.conditions.labels
+    assert (batch.conditions.labels[dropped] == 10).all() and kept.conditions.labels.max() == 9
     assert abs(dropped.float().mean().item() - 0.3) < 4 * (0.3 * 0.7 / 2000) ** 0.5
     (without,) = batches(arrays, 1, size=2000, null_class=None)
-    assert torch.equal(without.labels, kept.labels)
+    assert torch.equal(without.conditions.labels, kept.conditions.labels)
 
 
 def test_labels_and_latents_come_from_the_same_row():
     (batch,) = batches(make_arrays(flip=False, log_variance=-100.0), 1, dropout=0.0)
     rows = SCALE.unscale(batch.latents)[:, 0, 0, 0].round().long()
-    assert torch.equal(rows % 10, batch.labels)
+    assert torch.equal(rows % 10, batch.conditions.labels)
 
 
 def test_about_half_of_the_images_are_flipped_and_use_the_moments_of_the_flipped_image():
@@ -184,7 +189,7 @@ def test_draws_by_a_counter_have_the_addresses_of_their_batch_and_position():
     rows = batch.rows.view(-1, 1, 1, 1)
     flip = torch.where(uniforms(Stream.FLIP) < 0.5, -1.0, 1.0).view(-1, 1, 1, 1)
     assert torch.equal(batch.t, uniforms(Stream.TIMESTEP)) and torch.equal(batch.noise, normals(Stream.NOISE))
-    assert torch.equal(batch.labels, torch.where(uniforms(Stream.LABEL_DROPOUT) < 0.3, 10, batch.rows % 10))
+    assert torch.equal(batch.conditions.labels, torch.where(uniforms(Stream.LABEL_DROPOUT) < 0.3, 10, batch.rows % 10))
     torch.testing.assert_close(SCALE.unscale(batch.latents), normals(Stream.POSTERIOR_NOISE) + flip * rows)
     share = WorkerShare(1, 4, BATCH)
     blocks = [np.zeros((3, 4, 4, 3), np.uint8)]
@@ -195,9 +200,9 @@ def test_draws_by_a_counter_have_the_addresses_of_their_batch_and_position():
 def test_micro_batches_together_are_the_batch():
     (batch,) = batches(make_arrays(), 1)
     parts = batch.chunk(3)
-    assert [len(part.labels) for part in parts] == [3, 3, 2]
+    assert [len(part.conditions.labels) for part in parts] == [3, 3, 2]
     for name in FIELDS:
-        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+        assert torch.equal(torch.cat([field(part, name) for part in parts]), field(batch, name))
 
 
 def test_prefetched_batches_are_the_same_and_an_error_comes_in_its_turn():
