@@ -37,6 +37,7 @@ NON_IDENTITY_FIELDS = (
     "on_nonfinite",
     "max_skipped",
     "sample_every",
+    "validate_every",
 )
 """Settings of training that change trained weights by rounding at most, so that they may differ when it resumes."""
 
@@ -126,6 +127,8 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
     that follow the skipped ones."""
     sample_every: Annotated[int, Ge(0)] = 0
     """Steps between sample grids, a multiple of checkpoint_every; 0 draws none."""
+    validate_every: PositiveInt | None = None
+    """Steps between validations on the held-out images, which are encoded for it; none when left out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,6 +18,7 @@ import numpy as np
 from evaluation.protocol import EvaluationProtocol
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig
 from pipelines.images.listing import Listing
+from pipelines.images.validation import held_out_source
 from pipelines.scoring.records import MAX_PREVIEW_IMAGES, ShardResult
 from pipelines.scoring.saved_samples import SavedSamples
 from pipelines.scoring.shards import ScoringShard
@@ -100,17 +101,19 @@ class ScoringActor(SampleActor):
     def compute(self, shard: ScoringShard) -> ShardResult:
         """Compute the record of a shard of samples or of real images; unreadable images are named in it."""
         if isinstance(shard.images, Listing):
-            return self._compute_real(shard.images, self.sources[shard.source] if shard.reconstruct else None)
+            source = held_out_source(self.images) if shard.held_out else self.images
+            through = self.sources[shard.source] if shard.reconstruct else None
+            return self._compute_real(shard.images, source, through)
         record = super().compute(shard)
         assert record.images is not None, "SampleActor samples images"
         record = self._with_features(record, record.images)
         return record if shard.images.start < MAX_PREVIEW_IMAGES else replace(record, images=None)
 
-    def _compute_real(self, listing: Listing, through: SampleSource | None) -> ShardResult:
-        """Score images as they are, or as the autoencoder of a source decodes them after encoding."""
+    def _compute_real(self, listing: Listing, source: ImagesConfig, through: SampleSource | None) -> ShardResult:
+        """Score images of a source as they are, or as the autoencoder of a checkpoint decodes them after encoding."""
         from pipelines.images.preprocess import read_cropped
 
-        images, _, errors = read_cropped(self.images, listing.keys, listing.locations)
+        images, _, errors = read_cropped(source, listing.keys, listing.locations)
         record = ShardResult(unreadable=np.array(sorted(errors), dtype=str))
         if through is not None and len(images):
             images = self.open_sampler(through).reconstruct(images)

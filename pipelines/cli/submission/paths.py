@@ -6,6 +6,7 @@ from pathlib import Path
 from cluster import job_package, storage
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.config.recipe import Recipe
+from pipelines.images.validation import names_split
 from pipelines.tracking.database import absolute_uri
 from raydit.errors import InvalidInput
 
@@ -15,6 +16,8 @@ def absolute_recipe_paths(config: Recipe) -> dict[str, str]:
     paths: dict[str, str | None] = {"output": absolute(config.output)}
     if config.images.path != "digits":
         paths["images.path"] = absolute(config.images.path)
+    if (validation := config.images.validation) and not names_split(validation):
+        paths["images.validation"] = absolute_if_here(validation)
     paths["autoencoder.id"] = config.autoencoder.id and absolute_if_here(config.autoencoder.id)
     for name in ("reference", "extractor_weights"):
         path = getattr(config.evaluate, name)
@@ -31,6 +34,8 @@ def relative_recipe_paths(config: Recipe | None) -> dict[str, str]:
     paths: dict[str, str | None] = {"output": config.output}
     if config.images.path != "digits":
         paths["images.path"] = config.images.path
+    if (validation := config.images.validation) and not names_split(validation) and Path(validation).exists():
+        paths["images.validation"] = validation
     if config.autoencoder.id and Path(config.autoencoder.id).exists():
         paths["autoencoder.id"] = config.autoencoder.id
     for name in ("reference", "extractor_weights"):
