@@ -50,7 +50,8 @@ def take_classes(listing: Listing, classes: Sequence[str]) -> Listing:
                 f"names of classes: {shorten_list(listing.class_names)}",
                 "correct images.classes",
             )
-    names = tuple(name for name in listing.class_names if name in set(classes))
+    wanted = set(classes)
+    names = tuple(name for name in listing.class_names if name in wanted)
     return take_named(listing, names)
 
 

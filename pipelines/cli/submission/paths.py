@@ -16,8 +16,7 @@ def absolute_recipe_paths(config: Recipe) -> dict[str, str]:
     paths: dict[str, str | None] = {"output": absolute(config.output)}
     if config.images.path != "digits":
         paths["images.path"] = absolute(config.images.path)
-    if (validation := config.images.validation) and not names_split(validation):
-        paths["images.validation"] = absolute_if_here(validation)
+    paths["images.validation"] = (validation := _validation_path(config)) and absolute_if_here(validation)
     paths["autoencoder.id"] = config.autoencoder.id and absolute_if_here(config.autoencoder.id)
     for name in ("reference", "extractor_weights"):
         path = getattr(config.evaluate, name)
@@ -34,7 +33,7 @@ def relative_recipe_paths(config: Recipe | None) -> dict[str, str]:
     paths: dict[str, str | None] = {"output": config.output}
     if config.images.path != "digits":
         paths["images.path"] = config.images.path
-    if (validation := config.images.validation) and not names_split(validation) and Path(validation).exists():
+    if (validation := _validation_path(config)) and Path(validation).exists():
         paths["images.validation"] = validation
     if config.autoencoder.id and Path(config.autoencoder.id).exists():
         paths["autoencoder.id"] = config.autoencoder.id
@@ -43,6 +42,12 @@ def relative_recipe_paths(config: Recipe | None) -> dict[str, str]:
     relative = {key: path for key, path in paths.items() if path and is_relative(path)}
     uri = config.tracking.uri
     return relative if absolute_uri(uri) == uri else {**relative, "tracking.uri": uri}
+
+
+def _validation_path(config: Recipe) -> str | None:
+    """Return images.validation where it may be a path, and names neither a split nor the digits."""
+    validation = config.images.validation
+    return None if validation in (None, "digits") or names_split(validation) else validation
 
 
 def relative_arguments(command: CommandLine) -> list[tuple[str, str]]:

@@ -10,8 +10,8 @@ from evaluation.extractors import Features
 from pipelines.images.open import with_absolute_paths
 from pipelines.images.preprocess import read_cropped
 from pipelines.scoring.actors import ScoringActor
-from pipelines.scoring.records import read_results
 from pipelines.scoring.reconstructions import Reconstructions
+from pipelines.scoring.records import read_results
 from pipelines.scoring.references import RealImages
 from pipelines.scoring.settings import ScoringSettings
 
