@@ -62,7 +62,7 @@ def require_held_out(config: Recipe, held_out: Listing) -> None:
 
 def is_held_out(dataset: LatentDataset) -> bool:
     """Return whether latents are those of held-out images, which nothing was trained on."""
-    return dataset.identity["images"].get("held_out", False)
+    return dataset.identity.get("images", {}).get("held_out", False)
 
 
 def held_out_latents(config: Recipe) -> LatentDataset | None:

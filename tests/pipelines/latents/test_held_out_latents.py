@@ -20,6 +20,7 @@ from pipelines.latents.recorded_images import list_images
 from pipelines.latents.show import show
 from pipelines.latents.verify import verify
 from pipelines.planning.encode_plan import encode_plan_lines, make_encode_plan
+from pipelines.registry.lineage import lineage
 from pipelines.run import check_stages
 from raydit.errors import InvalidInput, NotFound
 
@@ -102,6 +103,9 @@ def test_held_out_latents_verify_show_and_quarantine(tmp_path, monkeypatch):
     assert all(check.ok for check in verify(training))
     assert dict(show(held_out, None))["classes"] == "3: blob, ring, stripe"
     assert held_out.class_names == training.class_names
+    links = {link.kind: link for link in lineage(held_out.path)}
+    assert links.keys() == {"images", "autoencoder", "latents"} and not any(link.broken for link in links.values())
+    assert links["images"].facts == ["10 images held out"] and not links["images"].unknown
 
 
 def test_other_images_for_validation_supersede_the_earlier_ones(tmp_path, monkeypatch):
