@@ -10,7 +10,7 @@ from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe
 from pipelines.console import say
-from pipelines.scoring.references import reference_digest, reference_overrides
+from pipelines.scoring.references import reference_digest, reference_overrides, validation_digest
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.tracking.store import gets_credentials
 from raydit.errors import InvalidInput
@@ -30,6 +30,7 @@ def evaluation_protocol(settings: ScoringSettings, opened: LocatedCheckpoint) ->
         extractor=extractor,
         extractor_sha256=settings.extractor_sha256,
         reference_digest=reference,
+        validation_digest=validation_digest(settings),
     )
 
 
@@ -88,6 +89,7 @@ def images_protocol(settings: ScoringSettings, num_images: int) -> EvaluationPro
         extractor=settings.extractor_name,
         extractor_sha256=settings.extractor_sha256,
         reference_digest=reference_digest(settings),
+        validation_digest=validation_digest(settings),
     )
 
 

@@ -104,6 +104,17 @@ def reference_digest(settings: ScoringSettings) -> str:
     return storage.sha256_file(fetch_reference(settings.evaluate.reference))
 
 
+def validation_digest(settings: ScoringSettings) -> str | None:
+    """Return the digest of the held-out images if images.validation names them, for the protocol; None otherwise.
+
+    Only then: a share of the images follows from those in the reference.
+    """
+    if not settings.images.path or settings.images.validation is None:
+        return None
+    real = RealImages.of(settings)
+    return real.digest(real.held_out)
+
+
 def fetch_reference(reference: str) -> str:
     """Return a local path of the file that evaluate.reference names by path or URI. Raises NotFound."""
     try:

@@ -10,6 +10,7 @@ from evaluation.extractors import Features
 from pipelines.images.open import with_absolute_paths
 from pipelines.images.preprocess import read_cropped
 from pipelines.scoring.actors import ScoringActor
+from pipelines.scoring.protocols import images_protocol
 from pipelines.scoring.reconstructions import Reconstructions
 from pipelines.scoring.records import read_results
 from pipelines.scoring.references import RealImages
@@ -58,3 +59,16 @@ def test_the_reference_is_that_of_all_training_images(real, tmp_path):
     without = RealImages.of(ScoringSettings.from_recipe(tiny_recipe(tmp_path, "images.held_out=0")))
     assert real.digest(real.training) == without.digest(without.training)
     assert len({real.path(listing) for listing in real.required}) == 2
+
+
+def test_a_protocol_holds_the_images_for_validation_only_where_they_are_named(real, tmp_path):
+    """Otherwise a report would keep the real baseline of other images."""
+    real, other = real
+    protocol = images_protocol(real.settings, 20)
+    assert protocol.validation_digest == real.digest(real.held_out)
+    (other / "ring" / "000.png").unlink()
+    changed = images_protocol(real.settings, 20)
+    assert changed.protocol_id != protocol.protocol_id and changed.reference_digest == protocol.reference_digest
+    without = images_protocol(ScoringSettings.from_recipe(tiny_recipe(tmp_path, "images.held_out=0")), 20)
+    assert "validation_digest" not in without.to_dict()
+    assert replace(protocol, validation_digest=None).protocol_id == without.protocol_id
