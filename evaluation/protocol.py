@@ -69,6 +69,8 @@ class EvaluationProtocol:
     """Digest of the extractor's weights."""
     reference_digest: str
     """Digest of the reference statistics."""
+    validation_digest: str | None = None
+    """Digest of held-out real images that were chosen for themselves; None: a share of the training images, or none."""
 
     def __post_init__(self) -> None:
         wanted = {

@@ -10,9 +10,11 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.recipe import ImagesConfig, Recipe, random_setting
 from pipelines.config.training import NON_IDENTITY_FIELDS, AutoencoderTrainConfig
 from pipelines.console import Progress
+from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
 from pipelines.images.open import with_absolute_paths
 from pipelines.images.preprocess import read_cropped
+from pipelines.images.validation import held_out_source
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle, autoencoder_of
 from pipelines.latents.identity import PREPROCESSING_FIELDS
 from pipelines.latents.recorded_images import list_images, require_classes
@@ -42,7 +44,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
         context.say("autoencoder", f"nothing to train: {handle.id}{where} is pretrained")
         return handle
     config, images = list_images(config)
-    listing, held_out = images.split(config.images.held_out)
+    listing, held_out = split_images(config.images, images)
     artifact = autoencoder_artifact(config, settings, listing)
     folder, identity = artifact.folder, artifact.identity
     require_classes(config, listing.class_names, listing.columns, folder)
@@ -67,7 +69,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
             image_size=config.images.size,
             folder=folder,
             images=put_images(config.images, listing),
-            held_out=put_images(config.images, held_out),
+            held_out=put_images(held_out_source(config.images), held_out),
         )
 
         def on_message(message: Report | Validated | Saved) -> None:

@@ -17,17 +17,18 @@ from pipelines.artifacts import Artifact
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import EncodeConfig, ImagesConfig, Recipe
 from pipelines.console import Progress
+from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
 from pipelines.images.open import with_absolute_paths
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.dataset import MANIFEST, LatentDataset, as_recorded, write_manifest
 from pipelines.latents.encoding import EncodeImages, ReadImages, WriteShard, bytes_in_flight
+from pipelines.latents.held_out import ImageSet, held_out_set, require_held_out, training_set
 from pipelines.latents.identity import (
     ENCODE_FIELDS,
     OPTIONAL_ENCODE_FIELDS,
     PREPROCESSING_FIELDS,
     describe_latents,
-    encode_identity,
 )
 from pipelines.latents.quarantine import QuarantineLimit
 from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
@@ -60,25 +61,50 @@ the node with its arguments is lost, ends the job, and the same command then res
 def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     """Encode the training images of a recipe into latents, skipping what earlier runs have finished.
 
-    Images that were added since then become new shards of the same data set; any other change starts a new one and
-    moves the old one to superseded/, unless the stage cannot run. Raises InvalidInput if the autoencoder does not fit
-    the images, or if more images than encode.max_quarantined are unusable.
+    Then encodes the held-out images as well, into a data set of their own, if the recipe validates. Images that were
+    added since then become new shards of the same data set; any other change starts a new one and moves the old one to
+    superseded/, unless the stage cannot run. Raises InvalidInput if the autoencoder does not fit the images, or if more
+    images than encode.max_quarantined are unusable.
     """
-    folder, settings = config.latents, config.encode
     from dit.autoencoder import check_autoencoder  # imports torch
-    from dit.formats.autoencoder_digests import further_digests
 
     given = config.images.reading
     config, images = list_images(config)
     if config.images.reading != given:
         context.say("encode", KEPT_READING)
-    listing, _ = images.split(config.images.held_out)
-    require_classes(config, listing.class_names, listing.columns, folder)
+    listing, held_out = split_images(config.images, images)
+    require_classes(config, listing.class_names, listing.columns, config.latents)
+    require_held_out(config, held_out)
     autoencoder = autoencoder_of(config)
-    record = as_recorded(autoencoder.describe(), autoencoder.folder(), folder)
+    record = as_recorded(autoencoder.describe(), autoencoder.folder(), config.latents)
     check_autoencoder(autoencoder.folder())
-    identity = encode_identity(config.images, settings, listing, record)
-    description = describe_latents(config.images, settings, listing.class_names, record)
+    lines = describe_images(config, images, listing, autoencoder)
+    dataset = encode_images(context, config, training_set(config, listing), autoencoder, record, lines)
+    if config.encodes_held_out:
+        image_set = held_out_set(config, held_out)
+        record = as_recorded(record, autoencoder.folder(), image_set.folder)
+        lines = [f"{held_out.summary()}, held out", *held_out.notes]
+        encode_images(context, config, image_set, autoencoder, record, lines)
+    return dataset
+
+
+def encode_images(
+    context: JobContext,
+    config: Recipe,
+    image_set: ImageSet,
+    autoencoder: AutoencoderHandle,
+    record: dict[str, Any],
+    lines: Sequence[str],
+) -> LatentDataset:
+    """Encode the training images or the held-out images of a recipe into a latent data set, or return a finished one.
+
+    record: the autoencoder's, as the latents know it. lines: what to say before there is work.
+    """
+    from dit.formats.autoencoder_digests import further_digests  # imports torch
+
+    folder, listing, settings = image_set.folder, image_set.listing, config.encode
+    identity = image_set.identity(settings, record)
+    description = describe_latents(image_set.images, settings, listing.class_names, record)
     earlier = prepare_folder(folder, identity, listing, lambda: context.prepare_work(settings, "encode"))
     if earlier is not None and earlier.identity["images"]["digest"] == listing.digest:
         context.skipped("encode", summarize(earlier))
@@ -86,7 +112,7 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
 
     digests = further_digests(autoencoder.folder())
     shards = plan_shards(folder, listing, earlier, settings.shard_rows)
-    for line in describe_images(config, images, listing, autoencoder):
+    for line in lines:
         context.say("encode", line)
     if earlier is not None:
         context.say("encode", f"adds {total_images(shards):,} images to {summarize(earlier)}")
@@ -95,7 +121,7 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
         other_images = sections["images"].keys() - PREPROCESSING_FIELDS
         other_encode = sections["encode"].keys() - {*ENCODE_FIELDS, *OPTIONAL_ENCODE_FIELDS}
         log_sections(run, sections, may_change={"images": other_images, "encode": other_encode})
-        run.input(name="images", digest=listing.digest, source=config.images.path, context="encoding")
+        run.input(name=image_set.name, digest=listing.digest, source=image_set.images.path, context="encoding")
 
         limit = QuarantineLimit(folder, settings.max_quarantined, len(listing))
         pending = find_pending(shards, earlier, limit)
@@ -103,10 +129,10 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
         progress = context.progress("encode", total=len(listing), unit="images", start=done)
         recorded = description.autoencoder | digests
         records = encode_shards(
-            context, pending, config.images, autoencoder, recorded, settings, WriteShard(folder, description)
+            context, pending, image_set.images, autoencoder, recorded, settings, WriteShard(folder, description)
         )
         with closing(records):
-            log_progress(records, limit, progress, run)
+            log_progress(records, limit, progress, run, image_set.metric)
         finished = finished_records(shards)
         if dark := sum(record.num_low for record in finished):
             context.say("encode", describe_low_values(dark))
@@ -129,20 +155,22 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     return dataset
 
 
-def find_latents(config: Recipe, listing: Listing, autoencoder: Path) -> LatentDataset | None:
-    """Return the finished latents of a recipe, which may have been superseded; None if there is work to do.
+def find_latents(config: Recipe, image_set: ImageSet, autoencoder: Path) -> LatentDataset | None:
+    """Return the finished latents of some images, which may have been superseded; None if there is work to do.
 
-    listing: the training images. autoencoder: its local folder.
+    autoencoder: its local folder.
     """
     from dit.autoencoder import describe_autoencoder  # imports torch
 
     record = as_recorded(describe_autoencoder(autoencoder), autoencoder, config.latents)
-    identity = encode_identity(config.images, config.encode, listing, record)
-    artifact = Artifact("encode", config.latents, identity)
+    if image_set.folder != config.latents:
+        record = as_recorded(record, autoencoder, image_set.folder)
+    identity = image_set.identity(config.encode, record)
+    artifact = Artifact("encode", image_set.folder, identity)
     found = artifact.find(lambda folder: storage.exists(storage.join(folder, MANIFEST)))
     dataset = None if found is None else LatentDataset.open(found)
     # Until images that were added are encoded, the manifest is that of the data set before.
-    return dataset if dataset and dataset.identity["images"]["digest"] == listing.digest else None
+    return dataset if dataset and dataset.identity["images"]["digest"] == image_set.listing.digest else None
 
 
 def find_pending(
@@ -201,14 +229,19 @@ def encode_shards(
     yield from (ShardRecord.from_json(json.loads(row["record"])) for row in chain([first], rows))
 
 
-def log_progress(records: Iterable[ShardRecord], limit: QuarantineLimit, progress: Progress, run: RunLog) -> None:
-    """Count images as shards finish, show them and log them. Raises InvalidInput if too many are unusable."""
+def log_progress(
+    records: Iterable[ShardRecord], limit: QuarantineLimit, progress: Progress, run: RunLog, metric: str
+) -> None:
+    """Count images as shards finish, show them and log them. Raises InvalidInput if too many are unusable.
+
+    metric: name of the number of encoded images.
+    """
     for record in records:
         limit.add(record.quarantined)
         progress.advance(record.rows + len(record.quarantined))
         run.metrics(
             {
-                "encode/images": progress.count - len(limit.images),
+                metric: progress.count - len(limit.images),
                 "encode/quarantined": len(limit.images),
                 "encode/images_per_second": progress.rate,
             },

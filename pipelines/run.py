@@ -9,8 +9,10 @@ from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
 from pipelines.encode import encode, find_latents
 from pipelines.evaluate import evaluate, find_report
+from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
+from pipelines.latents.held_out import held_out_set, require_held_out, training_set
 from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.planning.networks import check_networks
 from pipelines.scoring.references import check_real_images, check_scoring_settings
@@ -47,8 +49,9 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
     resources do not fit. Starts Ray if there is work. images: all images of the recipe.
     """
     check_networks(config)
-    listing, _ = images.split(config.images.held_out)
-    finished = set(_finished_stages(config, listing))
+    listing, held_out = split_images(config.images, images)
+    require_held_out(config, held_out)
+    finished = set(_finished_stages(config, listing, held_out))
     workers: dict[str, Any] = {
         "autoencoder": config.autoencoder.train,
         "encode": config.encode,
@@ -69,15 +72,17 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
         context.prepare_work(workers[stage], stage)
 
 
-def _finished_stages(config: Recipe, listing: Listing) -> Iterator[str]:
+def _finished_stages(config: Recipe, listing: Listing, held_out: Listing) -> Iterator[str]:
     """Yield the stages from the first on whose artifacts are finished. listing: the training images."""
     autoencoder = find_autoencoder(config, listing)
     check_networks(config)  # again, because a pretrained autoencoder is on this machine now
     if autoencoder is None:
         return
     yield "autoencoder"
-    latents = find_latents(config, listing, autoencoder)
+    latents = find_latents(config, training_set(config, listing), autoencoder)
     if latents is None:
+        return
+    if config.encodes_held_out and find_latents(config, held_out_set(config, held_out), autoencoder) is None:
         return
     yield "encode"
     checkpoint = find_trained(config, latents)

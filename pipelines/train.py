@@ -13,6 +13,7 @@ from pipelines.images.listing import summarize_images
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of, explain_other, is_autoencoder_of
 from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.held_out import held_out_latents
 from pipelines.latents.recorded_images import require_classes
 from pipelines.latents.verify import check_digests
 from pipelines.scoring.settings import EVALUATIONS
@@ -48,8 +49,9 @@ def train(config: Recipe, *, verify: bool = False, context: JobContext) -> Locat
     config = with_recorded_class_order(config, latents.recipe)
     classes = latents.class_names
     require_classes(config, classes, (), checkpoints.uri)
-    check_latents(latents, autoencoder_of(config))
-    held_out = open_held_out(config, latents)
+    held_out = held_out_latents(config) if settings.validate_every else None
+    for dataset in filter(None, (latents, held_out)):
+        check_latents(dataset, autoencoder_of(config))
     worker_settings = train_worker_settings(config, latents)
     identity = train_identity(config, latents)
     prepare_checkpoints(checkpoints, identity, settings.steps, lambda: context.prepare_work(settings, "train"))
@@ -87,24 +89,6 @@ def train(config: Recipe, *, verify: bool = False, context: JobContext) -> Locat
         newest = checkpoints.open(checkpoints.last_step())
         monitor.finish(newest.origin)
     return newest
-
-
-def open_held_out(config: Recipe, latents: LatentDataset) -> LatentDataset | None:
-    """Open the held-out latents of a recipe that asks for the validation loss; None if it does not.
-
-    Raises NotFound if they are not there, and InvalidInput if they do not fit those of the training images.
-    """
-    if config.train.validate_every is None:
-        return None
-    held_out = LatentDataset.open(config.latents_held_out)
-    check_latents(held_out, autoencoder_of(config))
-    if (held_out.class_names, held_out.preprocessing) != (latents.class_names, latents.preprocessing):
-        raise InvalidInput(
-            f"latents at {held_out.path} have other classes, or were made of images of another size or crop",
-            f"those of {latents.path}",
-            "run `raydit encode` again",
-        )
-    return held_out
 
 
 def check_latents(latents: LatentDataset, autoencoder: AutoencoderHandle) -> None:

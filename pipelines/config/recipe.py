@@ -4,6 +4,7 @@ Sections that configure the model and its training extend dataclasses of `dit`, 
 configure. Defaults are those of the DiT paper (Peebles & Xie 2022, arXiv 2212.09748) where it has one.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal, Self
@@ -54,6 +55,24 @@ class ImagesConfig:
     square."""
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of images that are excluded from training by a hash of their keys; their scores are the real baseline."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes whose images are used; all when left out. Classes keep the order that they have among all
+    classes, in whatever order they are named here, and are numbered from 0."""
+    validation: Annotated[str, MinLen(1)] | None = None
+    """Held-out images of their own, in place of `held_out`: a path, URI or hub id of other images, all of which are
+    used, or the name of another split of the same data set. A word for a split, such as "test" or "val", is a split;
+    anything else is a path if it exists or contains "/", or else a split. Then all images of `path` are trained on."""
+
+    def __post_init__(self) -> None:
+        if repeated := [name for name, count in Counter(self.classes).items() if count > 1]:
+            raise InvalidInput(f"classes: found {repeated[0]!r} more than once", "each class once", "remove it")
+        if self.validation is not None and self.held_out:
+            raise InvalidInput(
+                f"validation: found {self.validation!r} with held_out = {self.held_out:g}, so that two settings name "
+                "the held-out images",
+                "one of them",
+                "set held_out = 0, or remove validation",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,8 +320,16 @@ class Recipe:
 
     @property
     def latents_held_out(self) -> str:
-        """Absolute path or URI of the latents of held-out images."""
-        return f"{self.latents}_held_out"
+        """Absolute path or URI of the latents of the held-out images, a folder beside `latents`."""
+        from cluster import storage
+
+        folder, name = storage.split(self.latents)
+        return storage.join(folder, f"{name}_held_out")
+
+    @property
+    def encodes_held_out(self) -> bool:
+        """Whether held-out images are encoded as well: the recipe names images for validation, or validates."""
+        return self.images.validation is not None or self.train.validate_every is not None
 
     def folder(self, name: str) -> str:
         """Return the absolute path or URI of a folder in the output; workers run in other working directories."""

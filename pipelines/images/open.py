@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipelines.images.files import ImagesPath, find_images_path
 from pipelines.images.listing import ImageSource
 from pipelines.images.sources import adm, digits, folder, huggingface, parquet, table, webdataset
+from pipelines.images.subset import ClassSubset
+from pipelines.images.validation import held_out_source, names_split
 from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -35,7 +37,16 @@ FORMATS: dict[str, Format] = {
 
 
 def open_source(config: "ImagesConfig") -> ImageSource:
-    """Open the image source of a recipe's [images]. Raises NotFound or InvalidInput."""
+    """Open the image source of a recipe's [images], of which images.classes may take a part.
+
+    Raises NotFound or InvalidInput.
+    """
+    source = _open_all(config)
+    return ClassSubset(source, config.classes) if config.classes else source
+
+
+def _open_all(config: "ImagesConfig") -> ImageSource:
+    """Open the image source with all of its classes."""
     if config.path == "digits" and config.format in (None, "digits"):
         return digits.DigitsSource()
     if config.format == "digits":
@@ -66,6 +77,8 @@ def with_absolute_paths(config: "ImagesConfig") -> "ImagesConfig":
 
     A data set on a hub is pinned to its current commit, because others may push to it meanwhile.
     """
+    if config.validation is not None and not names_split(config.validation):
+        config = replace(config, validation=with_absolute_paths(held_out_source(config)).path)
     if is_on_hub(config):
         return replace(config, path=huggingface.pin_revision(config))
     if config.path == "digits" or not Path(config.path).exists():  # a URI

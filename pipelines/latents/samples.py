@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cluster import storage
+from pipelines.images.validation import held_out_source
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle, explain_other, is_autoencoder_of
 from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.held_out import is_held_out
 from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -73,7 +75,8 @@ def read_images(dataset: LatentDataset, keys: Sequence[str]) -> np.ndarray:
     from pipelines.config.reader import validate_recipe
     from pipelines.images.preprocess import read_cropped
 
-    images, _, errors = read_cropped(validate_recipe(dataset.recipe, stage="encode").images, keys)
+    source = validate_recipe(dataset.recipe, stage="encode").images
+    images, _, errors = read_cropped(held_out_source(source) if is_held_out(dataset) else source, keys)
     if errors:
         key, error = next(iter(errors.items()))
         raise InvalidInput(

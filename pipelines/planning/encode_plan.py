@@ -10,13 +10,16 @@ import numpy as np
 from cluster import storage
 from dit.autoencoder_size import downsample
 from pipelines.artifacts import Artifact
-from pipelines.config.recipe import EncodeConfig, Recipe
+from pipelines.config.recipe import EncodeConfig, ImagesConfig, Recipe
+from pipelines.images.held_out import split_images
 from pipelines.images.preprocess import read_cropped
+from pipelines.images.validation import held_out_source
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.dataset import as_recorded
 from pipelines.latents.encoding import EncodeImages
-from pipelines.latents.identity import describe_latents, encode_identity
+from pipelines.latents.held_out import ImageSet, held_out_set, require_held_out, training_set
+from pipelines.latents.identity import describe_latents
 from pipelines.latents.recorded_images import list_images, require_classes
 from pipelines.latents.shards import IMAGE_FIELDS, LatentShard, inspect_existing, plan_shards, read_shard_records
 from pipelines.planning.networks import autoencoder_config
@@ -64,36 +67,36 @@ class EncodePlan:
     unknown: str = ""
     notes: tuple[str, ...] = ()
     """What a user should know about images and classes, in sentences."""
+    pending_held_out: int | None = None
+    """Held-out images that are still to be encoded; None if the recipe does not encode them."""
+
+    @property
+    def images_to_encode(self) -> int:
+        """Images of all pending shards, held-out ones included."""
+        return self.pending_images + (self.pending_held_out or 0)
 
     @property
     def bytes(self) -> int | None:
         """Bytes of the moments that are still to be written."""
-        return None if self.bytes_per_image is None else self.bytes_per_image * self.pending_images
+        return None if self.bytes_per_image is None else self.bytes_per_image * self.images_to_encode
 
     @property
     def seconds(self) -> float | None:
         """Seconds to encode the pending images."""
-        return None if self.images_per_second is None else self.pending_images / self.images_per_second
+        return None if self.images_per_second is None else self.images_to_encode / self.images_per_second
 
 
 def make_encode_plan(config: Recipe) -> EncodePlan:
     """Plan the encode job of a recipe. Raises what the job would raise if there are no images."""
     config, images = list_images(config)
-    listing, held_out = images.split(config.images.held_out)
+    listing, held_out = split_images(config.images, images)
     require_classes(config, listing.class_names, listing.columns, config.latents)
+    require_held_out(config, held_out)
     autoencoder, unknown = describe_local_autoencoder(config)
-    folder, changed, finished = config.latents, [], 0
-    shards = plan_shards(folder, listing, None, config.encode.shard_rows)
-    if "sha256" in autoencoder:
-        identity = encode_identity(config.images, config.encode, listing, autoencoder)
-        earlier, lost = inspect_existing(folder, identity, listing)
-        changed = Artifact("encode", folder, identity).changes(() if lost else IMAGE_FIELDS) + lost
-        if not changed:
-            finished = len(earlier.shards) if earlier else 0
-            shards = plan_shards(folder, listing, earlier, config.encode.shard_rows)
-    pending = [
-        shard for shard, record in zip(shards, read_shard_records(shards), strict=True) if changed or record is None
-    ]
+    changed, num_shards, pending = plan_set(training_set(config, listing), config.encode, autoencoder)
+    pending_held_out: list[LatentShard] = []
+    if config.encodes_held_out:
+        _, _, pending_held_out = plan_set(held_out_set(config, held_out), config.encode, autoencoder)
     shape = None
     if autoencoder:
         description = describe_latents(config.images, config.encode, listing.class_names, autoencoder)
@@ -102,9 +105,9 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
         images=len(listing),
         held_out=len(held_out),
         classes=len(listing.class_names),
-        shards=finished + len(shards),
+        shards=num_shards,
         pending_shards=len(pending),
-        pending_images=sum(len(shard.images) for shard in pending),
+        pending_images=_count_images(pending),
         changed=changed,
         padding=padding_share(pending, config.encode.batch_size),
         moments_shape=shape,
@@ -112,15 +115,44 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
         free_bytes=storage.free_bytes(config.output),
         unknown=unknown,
         notes=tuple(listing.describe_classes()),
+        pending_held_out=_count_images(pending_held_out) if config.encodes_held_out else None,
     )
-    return plan if unknown or not pending else _with_speed(plan, config, pending[0])
+    if unknown or not plan.images_to_encode:
+        return plan
+    source = config.images if pending else held_out_source(config.images)
+    return _with_speed(plan, config, source, [*pending, *pending_held_out][0])
+
+
+def plan_set(
+    image_set: ImageSet, settings: EncodeConfig, autoencoder: dict[str, Any]
+) -> tuple[list[str], int, list[LatentShard]]:
+    """Return why existing latents of some images do not count, the number of all shards, and those still to encode.
+
+    autoencoder: its record, or what is known of it.
+    """
+    folder, listing, changed, finished = image_set.folder, image_set.listing, [], 0
+    shards = plan_shards(folder, listing, None, settings.shard_rows)
+    if "sha256" in autoencoder:
+        identity = image_set.identity(settings, autoencoder)
+        earlier, lost = inspect_existing(folder, identity, listing)
+        changed = Artifact("encode", folder, identity).changes(() if lost else IMAGE_FIELDS) + lost
+        if not changed:
+            finished = len(earlier.shards) if earlier else 0
+            shards = plan_shards(folder, listing, earlier, settings.shard_rows)
+    records = read_shard_records(shards)
+    pending = [shard for shard, record in zip(shards, records, strict=True) if changed or record is None]
+    return changed, finished + len(shards), pending
 
 
 def padding_share(shards: list[LatentShard], batch_size: int) -> float:
     """Return the share of padding in the images of all batches; a batch never holds images of two shards."""
-    images = sum(len(shard.images) for shard in shards)
+    images = _count_images(shards)
     padded = sum(-(-len(shard.images) // batch_size) * batch_size for shard in shards)
     return 1 - images / padded if padded else 0.0
+
+
+def _count_images(shards: list[LatentShard]) -> int:
+    return sum(len(shard.images) for shard in shards)
 
 
 def describe_local_autoencoder(config: Recipe) -> tuple[dict[str, Any], str]:
@@ -140,8 +172,11 @@ def describe_local_autoencoder(config: Recipe) -> tuple[dict[str, Any], str]:
     return {"latent_channels": found["latent_channels"], "downsample": downsample(found)}, unknown
 
 
-def _with_speed(plan: EncodePlan, config: Recipe, shard: LatentShard) -> EncodePlan:
-    """Return the plan with the speed at which this process reads and encodes some images of a shard."""
+def _with_speed(plan: EncodePlan, config: Recipe, source: ImagesConfig, shard: LatentShard) -> EncodePlan:
+    """Return the plan with the speed at which this process reads and encodes some images of a shard.
+
+    source: by which the images are read.
+    """
     import torch
 
     settings = config.encode
@@ -149,7 +184,7 @@ def _with_speed(plan: EncodePlan, config: Recipe, shard: LatentShard) -> EncodeP
         return replace(plan, unknown="encode.gpus_per_worker is set, and this machine has no GPU to measure on")
     first = shard.images.take(range(min(MEASURED_IMAGES, len(shard.images))))
     started = time.perf_counter()
-    images, _, _ = read_cropped(config.images, first.keys, first.locations)
+    images, _, _ = read_cropped(source, first.keys, first.locations)
     read = (time.perf_counter() - started) / len(first)
     if not len(images):
         return replace(plan, unknown=f"none of the first {len(first)} images can be read")
@@ -181,6 +216,8 @@ def encode_plan_lines(plan: EncodePlan, settings: EncodeConfig) -> list[tuple[st
         ("images", f"{plan.images:,} in {plan.classes:,} classes; {plan.held_out:,} more are held out"),
         ("shards", f"{plan.shards:,} of at most {rows:,} images, {plan.pending_shards:,} to encode"),
     ]
+    if plan.pending_held_out is not None:
+        lines.append(("held out", f"{plan.held_out:,} images for validation, {plan.pending_held_out:,} to encode"))
     lines += [("note", note) for note in plan.notes]
     if plan.padding > PADDING_WARNING and rows % batch:
         advice = f"make encode.shard_rows a multiple of encode.batch_size = {batch}"
@@ -188,7 +225,7 @@ def encode_plan_lines(plan: EncodePlan, settings: EncodeConfig) -> list[tuple[st
     if plan.changed:
         reasons = "; ".join(plan.changed)
         lines.append(("start over", f"because {reasons}; the earlier latents are kept in superseded/"))
-    if plan.pending_shards:
+    if plan.images_to_encode:
         lines += [("bytes", _bytes(plan)), ("time", _time(plan, settings.num_workers))]
     return lines
 

@@ -75,7 +75,7 @@ class Plan:
     images: Images
     stages: list[StagePlan]
     latent_bytes: int
-    """Bytes of the moments of all training images, with those of their horizontal flips if these are stored."""
+    """Bytes of the moments of all images that are encoded, with those of their horizontal flips if these are stored."""
     checkpoint_bytes: int
     """Bytes of one checkpoint."""
     checkpoints_written: int
@@ -128,12 +128,17 @@ def make_plan(
         cluster=cluster,
         images=images,
         stages=stages,
-        latent_bytes=images.training * moments_bytes(moments_shape, config.encode.flip),
+        latent_bytes=_encoded(config, images) * moments_bytes(moments_shape, config.encode.flip),
         checkpoint_bytes=checkpoint_bytes(model, train),
         checkpoints_written=len(steps),
         checkpoints_kept=len(steps) - len(outdated_steps(steps, train, None)),
         overrides=overrides,
     )
+
+
+def _encoded(config: Recipe, images: Images) -> int:
+    """Return the number of images that are encoded: training images, and held-out ones if the recipe validates."""
+    return images.training + (images.held_out if config.encodes_held_out else 0)
 
 
 def _stages(config: Recipe, images: Images) -> dict[str, tuple[StageConfig, int]]:
@@ -144,7 +149,7 @@ def _stages(config: Recipe, images: Images) -> dict[str, tuple[StageConfig, int]
     real_images = images.held_out + (0 if are_given else images.training)
     return {
         **({"autoencoder.train": (own, own.steps * own.global_batch_size)} if own else {}),
-        "encode": (config.encode, images.training),
+        "encode": (config.encode, _encoded(config, images)),
         "train": (train, train.steps * train.global_batch_size),
         "evaluate": (evaluate, evaluate.num_samples + real_images),
     }
@@ -188,10 +193,12 @@ def count_images(config: Recipe, count: int | None, classes: int) -> Images:
     if count is not None:
         held_out = round(count * config.images.held_out)
         return Images(training=count - held_out, held_out=held_out, classes=classes, source="as given by --images")
+    from pipelines.images.held_out import split_images
     from pipelines.latents.recorded_images import list_images
 
     try:
-        training, others = list_images(config)[1].split(config.images.held_out)
+        listed, images = list_images(config)
+        training, others = split_images(listed.images, images)
     except FileNotFoundError as error:
         raise NotFound(str(error), "", "To plan without the images, give their number: --images 1281167") from None
     source = f"in {config.images.path}"

@@ -16,8 +16,10 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, find_recorded, open_checkpoint
 from pipelines.config.reader import validate_recipe
 from pipelines.config.recipe import Recipe
+from pipelines.images.held_out import split_images
 from pipelines.latents.autoencoder import AutoencoderHandle, is_autoencoder_of
 from pipelines.latents.dataset import MANIFEST, LatentDataset, fingerprint_of
+from pipelines.latents.held_out import is_held_out
 from pipelines.latents.recorded_images import list_recorded_images
 from pipelines.registry.queries import source_commits
 from pipelines.scoring.protocols import checkpoint_recipe
@@ -116,6 +118,8 @@ def _around_checkpoint(opened: LocatedCheckpoint, expected: str | None, store: s
 def _around_latents(dataset: LatentDataset, expected: str | None, store: str, quick: bool) -> list[Link]:
     config = validate_recipe(dataset.recipe, stage="encode") if dataset.recipe else None
     chain = _latents_and_before(dataset.path, expected or dataset.fingerprint, config, quick)
+    if is_held_out(dataset):
+        return chain  # no checkpoint was trained on it
     checkpoints = CheckpointFolder(storage.join(storage.split(dataset.path)[0], "checkpoints"))
     for step in checkpoints.finished_steps():
         checkpoint = checkpoints.describe(step)
@@ -154,12 +158,14 @@ def _images(dataset: LatentDataset, config: Recipe | None) -> Link:
         )
     link = Link("images", config.images.path, recorded)
     try:
-        _, images = list_recorded_images(config.images, str(dataset.path), config.output)
-        listing, _ = images.split(config.images.held_out)
+        latents = config.latents if is_held_out(dataset) else str(dataset.path)
+        source, images = list_recorded_images(config.images, latents, config.output)
+        training, held_out = split_images(source, images)
     except (OSError, ValueError) as error:
         link.unknown.append(f"not available: {error}")
     else:
-        link.facts.append(f"{len(listing):,} images to train on")
+        listing, use = (held_out, "held out") if is_held_out(dataset) else (training, "to train on")
+        link.facts.append(f"{len(listing):,} images {use}")
         link.compare("listing", listing.digest, recorded or None)
     return link
 

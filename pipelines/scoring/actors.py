@@ -18,6 +18,7 @@ import numpy as np
 from evaluation.protocol import EvaluationProtocol
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig, path_for
 from pipelines.images.listing import Listing
+from pipelines.images.validation import held_out_source
 from pipelines.scoring.records import MAX_PREVIEW_IMAGES, ShardResult
 from pipelines.scoring.saved_samples import SavedSamples
 from pipelines.scoring.shards import ScoringShard
@@ -128,7 +129,8 @@ class ScoringActor(SampleActor):
         listing, through = shard.images, self.sources[shard.source] if shard.reconstruct else None
         assert isinstance(listing, Listing), "samples are not read"
 
-        images, _, errors = read_cropped(self.images, listing.keys, listing.locations)
+        source = held_out_source(self.images) if shard.held_out else self.images
+        images, _, errors = read_cropped(source, listing.keys, listing.locations)
         record = ShardResult(unreadable=np.array(sorted(errors), dtype=str))
         if through is not None and len(images):
             images = self.open_sampler(through).reconstruct(images)

@@ -12,7 +12,7 @@ from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe
 from pipelines.console import say
-from pipelines.scoring.references import reference_digest, reference_overrides
+from pipelines.scoring.references import RealImages, reference_digest, reference_overrides
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.tracking.store import gets_credentials
 from raydit.errors import InvalidInput
@@ -32,6 +32,7 @@ def evaluation_protocol(settings: ScoringSettings, opened: LocatedCheckpoint) ->
         extractor=extractor,
         extractor_sha256=settings.extractor_sha256,
         reference_digest=reference,
+        validation_digest=validation_digest(settings),
     )
 
 
@@ -48,10 +49,22 @@ def evaluation_protocols(settings: ScoringSettings, first: EvaluationProtocol) -
                 extractor=each.extractor_name,
                 extractor_sha256=each.extractor_sha256,
                 reference_digest=reference_digest(each),
+                validation_digest=validation_digest(each),
             )
             for each in settings.each_extractor[1:]
         ),
     ]
+
+
+def validation_digest(settings: ScoringSettings) -> str | None:
+    """Return the digest of the held-out images if images.validation names them, for the protocol; None otherwise.
+
+    Only then: a share of the images follows from those in the reference.
+    """
+    if not settings.images.path or settings.images.validation is None:
+        return None
+    real = RealImages.of(settings)
+    return real.digest(real.held_out)
 
 
 def protocols_identity(protocols: Sequence[EvaluationProtocol]) -> dict[str, Any]:
@@ -118,6 +131,7 @@ def images_protocol(settings: ScoringSettings, num_images: int) -> EvaluationPro
         extractor=settings.extractor_name,
         extractor_sha256=settings.extractor_sha256,
         reference_digest=reference_digest(settings),
+        validation_digest=validation_digest(settings),
     )
 
 

@@ -42,7 +42,7 @@ class Reconstructions:
 
     def _shards(self) -> list[ScoringShard]:
         parts = split_listing(self.listing, self.real.settings.evaluate.shard_rows)
-        return make_shards(self._shard_folder, parts, reconstruct=True)
+        return make_shards(self._shard_folder, parts, held_out=True, reconstruct=True)
 
     def missing_shards(self) -> list[ScoringShard]:
         """Return the shards that must be finished before `load`, by actors whose first source has this autoencoder."""

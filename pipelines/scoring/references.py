@@ -20,6 +20,7 @@ from evaluation.score import explain_missing, summarize_missing
 from evaluation.statistics import FeatureStatistics
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import ImagesConfig
+from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
 from pipelines.images.open import open_source
 from pipelines.images.sources.adm import AdmSource
@@ -53,7 +54,7 @@ class RealImages:
         if settings.images.path:
             latents = settings.latents or storage.join(settings.output, "latents")
             images, listing = list_recorded_images(settings.images, latents, settings.output)
-            training, held_out = listing.split(images.held_out)
+            training, held_out = split_images(images, listing)
             return cls(settings, training, held_out)
         if any(each.reference is None for each in settings.each_extractor):
             raise InvalidInput(
@@ -80,7 +81,8 @@ class RealImages:
 
     def shards(self, listing: Listing) -> list[ScoringShard]:
         """Return the shards of a listing, finished or not."""
-        return make_shards(self.shard_folder(listing), split_listing(listing, self.settings.evaluate.shard_rows))
+        parts = split_listing(listing, self.settings.evaluate.shard_rows)
+        return make_shards(self.shard_folder(listing), parts, held_out=listing is self.held_out)
 
     @property
     def each_extractor(self) -> "list[RealImages]":

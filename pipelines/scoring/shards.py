@@ -28,6 +28,8 @@ class ScoringShard:
     images: Listing | range
     source: int = 0
     """Samples and reconstructions: position of their source in the list that the actors hold."""
+    held_out: bool = False
+    """Real images: whether they are held out, and so read from where images.validation says."""
     reconstruct: bool = False
     """Real images: whether the source's autoencoder encodes and decodes them first."""
     saved: str | None = None
@@ -48,6 +50,7 @@ def make_shards(
     parts: Sequence[Listing | range],
     *,
     source: int = 0,
+    held_out: bool = False,
     reconstruct: bool = False,
     saved: SavedSamples | None = None,
 ) -> list[ScoringShard]:
@@ -57,6 +60,7 @@ def make_shards(
             storage.join(folder, f"shard-{index:05d}.npz"),
             part,
             source,
+            held_out,
             reconstruct,
             saved.file(index) if saved else None,
         )

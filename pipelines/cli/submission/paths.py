@@ -6,6 +6,7 @@ from pathlib import Path
 from cluster import job_package, storage
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.config.recipe import EvaluateConfig, Recipe
+from pipelines.images.validation import names_split
 from pipelines.tracking.database import absolute_uri
 from raydit.errors import InvalidInput
 
@@ -15,6 +16,7 @@ def absolute_recipe_paths(config: Recipe) -> dict[str, str]:
     paths: dict[str, str | None] = {"output": absolute(config.output)}
     if config.images.path != "digits":
         paths["images.path"] = absolute(config.images.path)
+    paths["images.validation"] = (validation := _validation_path(config)) and absolute_if_here(validation)
     paths["autoencoder.id"] = config.autoencoder.id and absolute_if_here(config.autoencoder.id)
     paths |= {field: absolute(path) for field, path in _scoring_paths(config.evaluate).items()}
     if (uri := absolute_uri(config.tracking.uri)) != config.tracking.uri:
@@ -29,6 +31,8 @@ def relative_recipe_paths(config: Recipe | None) -> dict[str, str]:
     paths: dict[str, str | None] = {"output": config.output}
     if config.images.path != "digits":
         paths["images.path"] = config.images.path
+    if (validation := _validation_path(config)) and Path(validation).exists():
+        paths["images.validation"] = validation
     if config.autoencoder.id and Path(config.autoencoder.id).exists():
         paths["autoencoder.id"] = config.autoencoder.id
     paths |= _scoring_paths(config.evaluate)
@@ -46,6 +50,12 @@ def _scoring_paths(config: EvaluateConfig) -> dict[str, str]:
         paths |= {f"{field}.{extractor}": path for extractor, path in entries.items()}
         paths |= {field: value} if isinstance(value, str) else {}
     return paths
+
+
+def _validation_path(config: Recipe) -> str | None:
+    """Return images.validation where it may be a path, and names neither a split nor the digits."""
+    validation = config.images.validation
+    return None if validation in (None, "digits") or names_split(validation) else validation
 
 
 def relative_arguments(command: CommandLine) -> list[tuple[str, str]]:

@@ -84,6 +84,16 @@ def test_images_and_statistics_become_absolute_and_uris_stay(here):
     assert config.output == "s3://bucket/run"
 
 
+@pytest.mark.parametrize(
+    ("given", "sent"), [("pictures/val", "{here}/pictures/val"), ("test", "test"), ("me/photos", "me/photos")]
+)
+def test_images_for_validation_become_absolute_where_they_are_a_folder(here, given, sent):
+    for folder in ("pictures/val", "test"):
+        (here / folder).mkdir(parents=True)
+    flags = ("--set", f"images.validation={given}", "--set", "images.held_out=0")
+    assert sent_recipe(prepared("run", "my.toml", *flags).command).images.validation == sent.format(here=here)
+
+
 def test_digits_are_kept_even_beside_a_folder_of_that_name(here):
     (here / "digits").mkdir()
     command = prepared("run", "my.toml", "--set", "images.path=digits").command

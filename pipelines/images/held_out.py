@@ -1,0 +1,97 @@
+"""The held-out images of a recipe: a share of its images, or images of their own (images.validation)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cluster import storage
+from pipelines.images.listing import Listing, shorten_list
+from pipelines.images.open import open_source
+from pipelines.images.splits import ALL_SPLITS, canonical_split
+from pipelines.images.subset import take_named
+from pipelines.images.validation import held_out_source, names_split
+from raydit.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from pipelines.config.recipe import ImagesConfig
+
+
+def split_images(images: "ImagesConfig", listing: Listing) -> tuple[Listing, Listing]:
+    """Return the training images and the held-out images, both with the classes of `listing`.
+
+    listing: all images of images.path. Keys of held-out images are read by `held_out_source`. Raises InvalidInput or
+    NotFound if images.validation names no images, the training images, or images of other classes.
+    """
+    if images.validation is None:
+        return listing.split(images.held_out)
+    return listing, _list_validation(images, listing)
+
+
+def _list_validation(images: "ImagesConfig", training: Listing) -> Listing:
+    source, validation = held_out_source(images), images.validation
+    assert validation is not None, "the caller has looked"
+    if _names_training_images(images, source):
+        raise _same_images(validation)
+    try:
+        listing = open_source(source).listing()
+    except (InvalidInput, NotFound) as error:
+        raise type(error)(*(_name_field(part) for part in (error.found, error.expected, error.do))) from error
+    if listing.keys == training.keys and np.array_equal(listing.stamps, training.stamps):
+        raise _same_images(validation)
+    held_out = with_classes_of(training, listing, images.classes)
+    if not len(held_out):
+        raise InvalidInput(
+            f"images.validation: found no images in {validation!r}", "held-out images", "correct images.validation"
+        )
+    return held_out
+
+
+def _names_training_images(images: "ImagesConfig", source: "ImagesConfig") -> bool:
+    """Return whether the source of held-out images is, by its name alone, that of the training images."""
+    if names_split(images.validation or ""):
+        splits = {canonical_split(images.split), canonical_split(source.split)}
+        return len(splits) == 1 or ALL_SPLITS in splits
+    return storage.absolute(source.path) == storage.absolute(images.path)
+
+
+def _same_images(validation: str) -> InvalidInput:
+    return InvalidInput(
+        f"images.validation: found {validation!r}, which names the training images",
+        "images that nothing trains on",
+        "name another split, or the path, URI or hub id of other images, or set images.held_out instead",
+    )
+
+
+def _name_field(text: str) -> str:
+    """Return a part of a source's error with the field that named the source."""
+    for field in ("images.path", "images.split", "images.format"):
+        text = text.replace(field, "images.validation")
+    return text
+
+
+def with_classes_of(training: Listing, held_out: Listing, classes: Sequence[str] = ()) -> Listing:
+    """Return held-out images with the classes of the training images, matched by name.
+
+    classes: images.classes; where it is set, images of other classes are left out. Raises InvalidInput for images
+    without classes, or of a class that the training images do not have.
+    """
+    if not training.class_names:
+        return replace(held_out, labels=np.zeros(len(held_out), np.int32), class_names=())
+    if not held_out.class_names:
+        raise InvalidInput(
+            f"images.validation: found images without classes beside training images in {len(training.class_names)} "
+            "classes",
+            "the same classes",
+            "sort them into folders of the same names, or give them the same column of labels",
+        )
+    occurring = {held_out.class_names[label] for label in np.unique(held_out.labels)}
+    unknown = sorted(occurring - set(training.class_names))
+    if unknown and not classes:
+        raise InvalidInput(
+            f"images.validation: found the class {unknown[0]!r}",
+            f"classes of the training images: {shorten_list(training.class_names)}",
+            "correct the labels, or choose the classes of both by images.classes",
+        )
+    return take_named(held_out, training.class_names)
