@@ -33,8 +33,8 @@ class Stream(IntEnum):
     """Normal, of a latent's shape: the noise that diffusion or flow training adds."""
     TIMESTEP = 2
     """Uniform, one for each image: its timestep in training."""
-    LABEL_DROPOUT = 3
-    """Uniform, one for each image: whether its label, or all its conditions, are dropped in training."""
+    CONDITION_DROPOUT = 3
+    """Uniform, one for each image: whether all its conditions are dropped in training."""
     FLIP = 4
     """Uniform, one for each image: whether it is flipped horizontally in training."""
     AUTOENCODER_NOISE = 5

@@ -15,7 +15,7 @@ from dit.config import RandomKind
 from dit.random import Stream, normal, uniform
 from pipelines.training.order import DRAW_STREAM, WorkerShare
 
-UNIFORM_STREAMS = (Stream.FLIP, Stream.LABEL_DROPOUT, Stream.TIMESTEP)
+UNIFORM_STREAMS = (Stream.FLIP, Stream.CONDITION_DROPOUT, Stream.TIMESTEP)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class BatchDraws:
     def for_latents(self, number: int, latent_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Return what diffusion training needs of a batch: uniform (3, n) on the CPU, and normal (2, n, *latent_shape).
 
-        Uniform numbers decide on flip and label dropout, and give the timestep; normal ones are the draw from the
+        Uniform numbers decide on flip and condition dropout, and give the timestep; normal ones are the draw from the
         posterior, and the noise.
         """
         if self.random == "counter":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dit.autoencoder import sample_posterior
+from dit.conditions import Conditions
 from dit.distributed import reshard
 from dit.random import Stream, normal, uniform
 from dit.train import TrainState
@@ -97,9 +98,9 @@ class Validation:
         u = uniform(settings.seed, Stream.VALIDATION_TIMESTEP, 0, positions, ())
         moments = self._arrays.select_moments(rows, np.zeros(len(rows), bool))
         latents = settings.scale.scale(sample_posterior(to_device(torch.from_numpy(moments), device), posterior_noise))
-        labels = to_device(torch.from_numpy(self._arrays.labels[rows]), device)
+        conditions = to_device(Conditions(torch.from_numpy(self._arrays.labels[rows])), device)
         t = to_device(self._process.sample_timesteps(u), device)
-        losses = image_losses(network, self._process, settings.train.dtype, latents, t, labels, noise)
+        losses = image_losses(network, self._process, settings.train.dtype, latents, t, conditions, noise)
         return losses["loss"], t
 
 

@@ -90,7 +90,7 @@ def test_numbers_of_streams_never_change():
         "POSTERIOR_NOISE": 0,
         "NOISE": 1,
         "TIMESTEP": 2,
-        "LABEL_DROPOUT": 3,
+        "CONDITION_DROPOUT": 3,
         "FLIP": 4,
         "AUTOENCODER_NOISE": 5,
         "START_NOISE": 6,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from processes import processes_below
-from tiny_training import assert_equal, final_weights, training_recipe
+from tiny_training import assert_equal, final_weights, training_recipe, write_held_out
 
 from pipelines.checkpoints.folder import CheckpointFolder
 
@@ -32,7 +32,10 @@ class TrainingFolder:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         settings = {"steps": STEPS, "checkpoint_every": EVERY, "log_every": 5, "num_workers": 2, **train}
-        self.recipe = training_recipe(folder, model=MODEL, **settings)
+        # Half of the validations are between checkpoints.
+        self.recipe = training_recipe(folder, model=MODEL, random="counter", validate_every=EVERY // 2, **settings)
+        if not (folder / "output" / "latents_held_out").exists():
+            write_held_out(self.recipe, 20)
         self.checkpoints = CheckpointFolder(self.recipe.folder("checkpoints"))
 
     def start(self, address: str = "", before: str = "") -> subprocess.Popen:
@@ -81,7 +84,7 @@ class TrainingFolder:
         names = [model.name for model in client.search_logged_models([experiment.experiment_id])]
         return [int(name.rpartition("_")[2]) for name in names]
 
-    def losses(self, rel: float = 0.0) -> dict[int, float]:
+    def losses(self, rel: float = 0.0, metric: str = "train/loss") -> dict[int, float]:
         """Return the losses in the store by step; several values of one step must agree within `rel`."""
         from mlflow import MlflowClient
 
@@ -89,7 +92,7 @@ class TrainingFolder:
         experiment = client.get_experiment_by_name(self.recipe.name)
         losses: dict[int, set[float]] = {}
         for run in client.search_runs([experiment.experiment_id]):
-            for point in client.get_metric_history(run.info.run_id, "train/loss"):
+            for point in client.get_metric_history(run.info.run_id, metric):
                 losses.setdefault(point.step, set()).add(point.value)
         assert all(max(values) - min(values) <= rel * max(values) for values in losses.values()), losses
         return {step: max(values) for step, values in sorted(losses.items())}
@@ -99,13 +102,15 @@ class TrainingFolder:
 def unbroken(tmp_path_factory):
     training = TrainingFolder(tmp_path_factory.mktemp("unbroken"))
     training.finish(training.start())
-    return final_weights(training.recipe), training.losses()
+    return final_weights(training.recipe), training.losses(), training.losses(metric="validation/loss")
 
 
 def assert_unbroken(training, unbroken):
-    weights, losses = unbroken
+    weights, losses, validation = unbroken
     assert_equal(final_weights(training.recipe), weights)
     assert training.losses() == losses
+    assert list(validation) == list(range(EVERY // 2, STEPS + 1, EVERY // 2))
+    assert training.losses(metric="validation/loss") == validation
 
 
 def test_killed_drivers_and_workers_at_ten_random_points_change_nothing(tmp_path, unbroken):
@@ -160,9 +165,7 @@ def test_a_stopped_training_loses_no_step(tmp_path, unbroken, number):
         assert set(training.models()) == set(training.checkpoints.finished_steps())
     training.finish(training.start())
     assert training.checkpoints.interrupted_steps() == [] and training.checkpoints.finished_steps()[-1] == STEPS
-    weights, losses = unbroken
-    assert_equal(final_weights(training.recipe), weights)
-    assert training.losses() == losses
+    assert_unbroken(training, unbroken)
 
 
 def test_lost_messages_are_logged_by_the_next_run(tmp_path, unbroken):

@@ -189,7 +189,9 @@ def test_draws_by_a_counter_have_the_addresses_of_their_batch_and_position():
     rows = batch.rows.view(-1, 1, 1, 1)
     flip = torch.where(uniforms(Stream.FLIP) < 0.5, -1.0, 1.0).view(-1, 1, 1, 1)
     assert torch.equal(batch.t, uniforms(Stream.TIMESTEP)) and torch.equal(batch.noise, normals(Stream.NOISE))
-    assert torch.equal(batch.conditions.labels, torch.where(uniforms(Stream.LABEL_DROPOUT) < 0.3, 10, batch.rows % 10))
+    assert torch.equal(
+        batch.conditions.labels, torch.where(uniforms(Stream.CONDITION_DROPOUT) < 0.3, 10, batch.rows % 10)
+    )
     torch.testing.assert_close(SCALE.unscale(batch.latents), normals(Stream.POSTERIOR_NOISE) + flip * rows)
     share = WorkerShare(1, 4, BATCH)
     blocks = [np.zeros((3, 4, 4, 3), np.uint8)]
