@@ -11,8 +11,6 @@ from evaluation.metric_names import is_of_extractor, parse_metric_name
 from evaluation.report import REPORT_FILE
 from pipelines.config.training import VALIDATION, TrainConfig
 from pipelines.console import first_line
-from pipelines.training.cursor import DataCursor
-from pipelines.training.metrics import QUARTILES
 from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -56,6 +54,8 @@ class Retention:
         metric = self._config.keep_best or ""
         if not metric.startswith(VALIDATION):
             return best_step(self._evaluations, metric)
+        from pipelines.training.cursor import DataCursor  # imports torch, which a plan does without
+
         for step in steps:
             if step not in self._validations:
                 cursor = DataCursor.of(self._checkpoints.describe(step))
@@ -68,7 +68,7 @@ class Retention:
 def check_keep_best(metric: str) -> None:
     """Raise InvalidInput if train.keep_best names neither a metric of evaluations nor a validation loss."""
     if metric.startswith(VALIDATION):
-        if not re.fullmatch(rf"{VALIDATION}(raw_)?loss(_quartile_[1-{QUARTILES}])?", metric):
+        if not re.fullmatch(rf"{VALIDATION}(raw_)?loss(_quartile_[1-4])?", metric):
             raise InvalidInput(
                 f"train.keep_best: found {metric!r}",
                 f"{VALIDATION}loss, {VALIDATION}raw_loss, or the quartiles of either, such as "
