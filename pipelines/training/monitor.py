@@ -100,8 +100,9 @@ class TrainingMonitor:
             return
         self._figures.add_validation(step, metrics)
         self._run.metrics({f"{VALIDATION}{name}": value for name, value in metrics.items()}, step)
-        if "loss" in metrics:
-            self._say(f"step {step:,}: validation loss {metrics['loss']:.4g}")
+        if {"loss", "raw_loss"} <= metrics.keys():
+            losses = f"{metrics['loss']:.4g} with averaged weights, {metrics['raw_loss']:.4g} with raw ones"
+            self._say(f"step {step:,}: validation loss {losses}")
 
     def _is_replay(self, step: int, loss: float) -> bool:
         """Return whether the run has this step already, computed before workers died or were added.
