@@ -31,14 +31,6 @@ def draws(request):
     return request.param
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make_arrays(rows=ROWS, flip=True, log_variance=-1.0):
     """Return latents whose first pixel is their row number, negative for the flipped image."""
     moments = np.zeros((rows, 4, 2, 3), np.float16)

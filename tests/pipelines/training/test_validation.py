@@ -29,14 +29,6 @@ from raydit.errors import InvalidInput, NotFound
 HELD_OUT = 2 * BATCH + 13
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Group:
     """Workers in threads of this process, which gather as processes do."""
 
