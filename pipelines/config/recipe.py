@@ -164,8 +164,8 @@ class EvaluateConfig(WorkersConfig):
     dtype: ComputeDtype = "float32"
     """"bfloat16": the network computes under autocast, which makes another protocol; everything else stays float32."""
     compile: bool = False
-    """Compile the network: a minute or more at the start of each worker, then faster. Images change only by the
-    rounding of `dtype`, so the protocol does not include it."""
+    """Compile the network's blocks, one for all of its kind: about half a minute at the start of each worker, whatever
+    the depth, then faster. Images change only by the rounding of `dtype`, so the protocol does not include it."""
     reconstructions: bool | None = None
     """Whether held-out images that the autoencoder has encoded and decoded are scored as well, once for an output: the
     best that samples through this autoencoder can be."""

@@ -107,7 +107,8 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
     dtype: ComputeDtype = "float32"
     """"bfloat16": the network computes under autocast; weights, losses and averages stay float32."""
     compile: bool = False
-    """Compile the network: a minute or more at the start of each worker, then faster steps."""
+    """Compile the network's blocks, one for all of its kind: about half a minute at the start of each worker, whatever
+    the depth, then faster steps."""
     gradient_checkpointing: bool = False
     """Keep only the blocks' inputs for the backward pass and recompute the rest: less memory for about a third more
     time."""

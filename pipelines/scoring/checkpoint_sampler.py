@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from dit.autoencoder import Autoencoder, images_from_uint8
+from dit.compilation import compile_network
 from dit.conditions import Conditions
 from dit.formats.weights import check_weights, load_weights
 from dit.model import build_model, meta_state
@@ -41,8 +42,8 @@ class CheckpointSampler:
         check_weights(meta_state(config), weights)  # before memory is taken for what the configuration claims
         self.model = load_weights(build_model(config), weights).to(device).eval()
         if compiled:
-            # All batches have one size, and twice that with guidance: one graph for each of them, and no dynamic one.
-            self.model.compile(dynamic=False)
+            # All batches have one size, and twice that with guidance: compiled at most twice.
+            compile_network(self.model)
         self.num_classes = config.num_classes
         self.latent_shape = (config.in_channels, *config.latent_size)
         self.process = create_process(**opened.record.objective)

@@ -48,16 +48,16 @@ class Worker:
 
     def wrap(self, network: torch.nn.Module, *, strategy: str = "ddp", compiled: bool = False) -> torch.nn.Module:
         """Return the module to call in training: the network itself, or its data-parallel wrapper. Collective."""
+        from dit.compilation import compile_network
         from dit.distributed import replicate_network, shard_network
 
-        model = network
-        if strategy == "fsdp":
-            model = shard_network(network)
-        elif self.num_workers > 1:
-            model = replicate_network(network, self.device)
         if compiled:
-            model.compile()  # in place, so that wrapper and weights keep their names
-        return model
+            compile_network(network)
+        if strategy == "fsdp":
+            return shard_network(network)
+        if self.num_workers > 1:
+            return replicate_network(network, self.device)
+        return network
 
     def notice(self, text: str) -> None:
         """Show a line to the user, once for the whole group."""

@@ -21,7 +21,8 @@ sys.path.insert(0, str(ROOT))
 def main(arguments: list[str]) -> int:
     from cluster.session import LOCAL_ENVIRONMENT
 
-    chosen = [HERE] if importlib.util.find_spec("ray") else [HERE / "test_dit.py", HERE / "test_draws.py"]
+    torch_only = [HERE / f"test_{name}.py" for name in ("dit", "draws", "compile_speed")]
+    chosen = [HERE] if importlib.util.find_spec("ray") else torch_only
     # Memory is allocated as in raydit's own workers, on both sides.
     paths = os.pathsep.join([str(ROOT), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | LOCAL_ENVIRONMENT | {"PYTHONPATH": paths}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from harness import alternate, matmul_peak
 
+from dit.compilation import compile_network
 from dit.config import DiTConfig, named_config
 from dit.diffusion import GaussianDiffusion
 from dit.macs import forward_macs
@@ -63,7 +64,9 @@ def batch_of(config: DiTConfig, size: int):
 def our_step(network, batch, process, compiled=False):
     """dit.train's own step: fused AdamW, EMA, hybrid loss."""
     config = TrainingConfig(steps=10**9, global_batch_size=len(batch[0]))
-    state = create_state(network, config, torch.compile if compiled else lambda network: network)
+    if compiled:
+        compile_network(network)
+    state = create_state(network, config)
 
     def losses(model, batch):
         return {name: value.mean() for name, value in process.training_losses(model, *batch).items()}
@@ -125,7 +128,7 @@ def test_guided_sampling(results, quick, case, compiled):
     torch.manual_seed(0)
     ours, theirs = DiT(config).eval(), Called(diffusers_model(config)).eval()
     if compiled:
-        ours.compile(dynamic=False)
+        compile_network(ours)
         theirs.compile(dynamic=False)
     process, steps = GaussianDiffusion(), 2
     scheduler = DDIMScheduler(beta_end=0.02, beta_start=1e-4, clip_sample=False)

@@ -1,9 +1,10 @@
-"""Data-parallel training with DDP and FSDP2, compared with one process."""
+"""Data-parallel training with DDP and FSDP2, as it is and compiled block by block, compared with one process."""
 
 import pytest
 import torch
 import torch.distributed as distributed
 import torch.multiprocessing
+from compile_counter import CompileCounter
 
 from dit.checkpoint import load_checkpoint, restore, save_checkpoint
 from dit.conditions import Conditions
@@ -24,6 +25,8 @@ WAYS = {
     "fsdp in parts": {"parts": 2},
     "fsdp resumed": {"first": "step"},
 }
+COMPILED = {"ddp compiled": {}, "ddp compiled in parts": {"parts": 2}, "fsdp compiled in parts": {"parts": 2}}
+WAYS |= COMPILED
 
 
 class Batch:
@@ -74,6 +77,10 @@ def learn(wrap, rank, num_workers, *, first=None, saved=None, parts=1):
     return train(state, given, losses, config, report=lambda step, metrics: None, save=save)
 
 
+def compiled_before(wrap, counter):
+    return lambda network: wrap(counter.compile(network))
+
+
 def run_worker(rank, num_workers, folder):
     """Train in all tested ways in the same processes, because starting processes takes most of the time."""
     torch.set_num_threads(1)
@@ -82,7 +89,12 @@ def run_worker(rank, num_workers, folder):
     wraps = {"ddp": lambda network: replicate_network(network, torch.device("cpu")), "fsdp": shard_network}
     for name, options in WAYS.items():
         paths = {key: folder / options[key] for key in ("saved", "first") if key in options}
-        state = learn(wraps[name.split()[0]], rank, num_workers, **(options | paths))
+        wrap, counter = wraps[name.split()[0]], CompileCounter()
+        torch.compiler.reset()
+        if name in COMPILED:
+            wrap = compiled_before(wrap, counter)
+        state = learn(wrap, rank, num_workers, **(options | paths))
+        assert counter.forward == counter.backward == (name in COMPILED)
         snapshot = take_snapshot(state, keep=rank == 0)
         if rank == 0:
             torch.save(snapshot, folder / f"{name}.pt")
