@@ -17,7 +17,7 @@ from dit.devices import measured_flops
 from dit.macs import forward_macs
 from dit.model import build_model
 from dit.objective import create_process
-from dit.samplers import in_dtype
+from dit.precision import in_dtype
 from dit.train import create_state, train_step
 from evaluation.extractors import EFFICIENTNET_LITE0, create_extractor, extractor_macs
 from pipelines.config.recipe import ImagesConfig, Recipe
