@@ -16,11 +16,13 @@ from dit.autoencoder import MEMORY_FORMATS
 from dit.formats.autoencoder_digests import further_digests
 from pipelines.artifacts import differences
 from pipelines.config.recipe import EncodeConfig
+from pipelines.encode import encode
 from pipelines.images.listing import Listing
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.encoding import EncodeImages, WriteShard, device_without_tf32
 from pipelines.latents.identity import encode_identity
 from pipelines.latents.quarantine import MOMENTS_ARE_NAN
+from pipelines.stage import StageContext
 
 LISTING = Listing(["a", "b"], np.zeros(2, np.int32), np.zeros(2, np.int64), ("one",))
 
@@ -87,6 +89,15 @@ def test_tf32_encodes_in_float32_on_a_cpu_to_the_bit(tiny_autoencoder):
     assert [moments.tobytes() for moments in exact] == [moments.tobytes() for moments in other]
     assert device_without_tf32(EncodeConfig(dtype="tf32")) == "this CPU"
     assert device_without_tf32(EncodeConfig()) is device_without_tf32(EncodeConfig(dtype="bfloat16")) is None
+
+
+@pytest.mark.slow
+def test_the_job_says_that_it_encodes_in_float32(tmp_path, local_ray, capsys):
+    config = recipe(tmp_path, "encode.dtype=tf32")
+    with StageContext(config) as context:
+        dataset = encode(config, context=context)
+    assert "encode.dtype = 'tf32': this CPU has no TF32, so encoding goes on in float32" in capsys.readouterr().out
+    assert dataset.identity["encode"]["dtype"] == "tf32"
 
 
 def test_only_the_autoencoder_sees_tf32(tiny_autoencoder, monkeypatch):

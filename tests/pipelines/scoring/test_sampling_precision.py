@@ -1,6 +1,7 @@
 """Effects of evaluate.dtype, evaluate.decoder_dtype and evaluate.compile on samples, and what they leave unchanged."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +140,16 @@ def test_tf32_is_refused_where_there_is_none(output, sampler, tmp_path, field):
     with pytest.raises(InvalidInput, match=message):
         sample_file(opened, changed, str(tmp_path / "samples.npz"), num_samples=10)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)], ids=["run", "plan"])
+def test_the_command_refuses_tf32_before_any_work(output, raydit, dry_run):
+    config, opened = output
+    before = sorted(Path(config.output).rglob("*"))
+    code, _, err = raydit("evaluate", str(opened.path), "--set", "evaluate.dtype=tf32", *dry_run)
+    assert code == 2 and err.count("\n") == 1
+    assert "found 'tf32', and this CPU has no TF32" in err and 'evaluate.dtype = "float32"' in err
+    assert [path for path in sorted(Path(config.output).rglob("*")) if path not in before and path.is_file()] == []
 
 
 def test_what_another_precision_takes_is_said_for_gpus_only(output):
