@@ -160,6 +160,8 @@ def plan_seeds(
         evaluation = CheckpointEvaluation(opened, protocol, settings, saved)
         again = options.force or saved is not None
         report = None if again else evaluation.find_report()
+        if report is None:
+            check_precision(settings.evaluate, protocol)
         planned.append(SeedEvaluation(evaluation, report))
     return planned
 
@@ -183,7 +185,6 @@ def compute_together(contexts: dict[str, StageContext], planned: Sequence[SeedEv
     lines: dict[str, None] = {}
     for evaluation in unscored:
         _ = contexts[evaluation.settings.output].tracker  # refuses a store that never takes runs, before any work
-        check_precision(evaluation.settings.evaluate, evaluation.protocol)
         lines |= dict.fromkeys(faster_precisions(evaluation.settings.evaluate, evaluation.protocol))
     for line in lines:
         say("evaluate", line)
