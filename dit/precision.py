@@ -68,14 +68,15 @@ def tf32_products(device: str | torch.device, dtype: str) -> Iterator[None]:
 
 @contextmanager
 def _tf32_flags() -> Iterator[None]:
-    # Not the newer fp32_precision: where it is set, torch refuses to read these flags, which its compiler does.
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    earlier = matmul.allow_tf32, cudnn.allow_tf32
+    # Not fp32_precision or allow_tf32 for products: after these, torch refuses to read what extractors read and set.
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = earlier
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from dit.devices import peak_flops
 from dit.model import create_model
@@ -22,17 +23,24 @@ DTYPES = ("float32", "tf32", "bfloat16")
 
 
 def flags():
-    """torch's switches of TF32, for matrix products and for convolutions."""
-    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    """torch's switches of TF32, for matrix products and convolutions; torch raises if they contradict each other."""
+    products = torch.get_float32_matmul_precision() == "high"
+    assert torch.backends.cuda.matmul.allow_tf32 == products
+    return products, torch.backends.cudnn.allow_tf32
+
+
+def set_flags(products, convolutions):
+    torch.set_float32_matmul_precision("high" if products else "highest")
+    torch.backends.cudnn.allow_tf32 = convolutions
 
 
 @pytest.fixture(params=[(False, True), (False, False), (True, True)], ids=["torch", "exact", "all"])
 def earlier(request):
     """The switches as somebody may have left them; the first are torch's defaults."""
     before = flags()
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = request.param
+    set_flags(*request.param)
     yield request.param
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    set_flags(*before)
 
 
 @pytest.fixture
@@ -63,13 +71,20 @@ def test_other_precisions_leave_the_switches_alone(earlier, ampere, enter, dtype
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_torch_can_still_be_asked_for_its_precision_inside(ampere):
-    """Its compiler asks, and torch refuses where the newer switches contradict the older ones."""
-    with network_precision("cpu", "tf32"):
-        assert torch.get_float32_matmul_precision() == "high"
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-        assert torch.backends.mkldnn.matmul.fp32_precision != "tf32"  # CPUs stay exact
-    assert torch.get_float32_matmul_precision() == "highest"
+def test_a_compiled_network_is_compiled_once_for_tf32_and_leaves_the_switches_alone(ampere):
+    """A call in float32 has another graph, because kernels are chosen by the precision."""
+    torch.compiler.reset()
+    counter = CompileCounter()
+    layer = torch.nn.Linear(2, 2)
+    layer.compile(backend=counter)
+    graphs = []
+    for dtype in ("tf32", "tf32", "float32", "tf32"):
+        with network_precision("cpu", dtype):
+            loss = layer(torch.ones(1, 2)).sum()
+        backward_in("cpu", dtype, loss)
+        assert flags() == (False, True)
+        graphs.append(counter.frame_count)
+    assert graphs == [1, 1, 2, 2]
 
 
 def test_the_backward_pass_is_in_the_precision_too(ampere):
@@ -109,7 +124,7 @@ def test_an_extractor_stays_exact_under_tf32(ampere):
         patched.setattr(torch.nn.functional, "conv2d", noted)
         extractor(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
         assert flags() == (True, True)
-    assert set(seen) == {("highest", False)}
+    assert set(seen) == {("highest", False)} and flags() == (False, True)
 
 
 def test_a_cpu_has_no_tf32_and_is_named():
