@@ -162,6 +162,14 @@ def test_what_another_precision_takes_is_said_for_gpus_only(output):
     check_precision(gpu, replace(source.protocol, dtype="tf32"))  # its workers have GPUs, and look for themselves
 
 
+@pytest.mark.parametrize(("dtype", "lines"), [("float32", 1), ("tf32", 0)])
+def test_an_evaluation_on_gpus_in_float32_begins_with_it(output, capsys, dtype, lines):
+    config, _ = with_settings(output, gpus_per_worker=1, dtype=dtype)
+    with pytest.raises(AssertionError, match="without Ray"):
+        evaluate(output[1], config=config, context=FakeContext())
+    assert capsys.readouterr().out.count("samples in float32, as published figures are") == lines
+
+
 def test_features_are_computed_in_float32(output, tmp_path):
     config, source = with_settings(output, dtype="bfloat16")
     shards = make_shards(str(tmp_path), [range(5)])
