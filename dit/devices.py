@@ -5,16 +5,21 @@ import time
 import torch
 
 from dit.accelerators import known_accelerator
+from dit.precision import tf32_products, weights_dtype
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the peak FLOPs per second of a device: from its data sheet if it is known, or else measured now."""
+def peak_flops(device: torch.device, dtype: str) -> float:
+    """Return the peak FLOPs per second of a device: from its data sheet if it is known, or else measured now.
+
+    dtype: a precision of `dit.precision`.
+    """
     if device.type == "cuda":
         accelerator = known_accelerator(torch.cuda.get_device_name(device))
-        known = {torch.bfloat16: accelerator.bfloat16, torch.float32: accelerator.float32} if accelerator else {}
-        if peak := known.get(dtype):
+        peak: float | None = getattr(accelerator, dtype) if accelerator else None
+        if peak:
             return peak
-    return measured_flops(device, dtype)
+    with tf32_products(device, dtype):
+        return measured_flops(device, weights_dtype(dtype))
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype) -> float:

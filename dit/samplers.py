@@ -268,29 +268,6 @@ def _followed_by_null(
     return both if isinstance(y, Conditions) else both.labels
 
 
-def in_dtype(model: Model, dtype: str) -> Model:
-    """Return the model to sample with: itself for "float32", or a wrapper that computes in bfloat16 for "bfloat16".
-
-    The wrapper runs the model under autocast and returns float32. Weights stay float32, and samplers and guidance
-    compute in float32.
-    """
-    return _InBfloat16(model) if dtype == "bfloat16" else model
-
-
-class _InBfloat16:
-    """Wrapper that runs a model under autocast to bfloat16 and returns float32; see `in_dtype`."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.null_class = getattr(model, "null_class", None)
-
-    def __call__(self, x: Tensor, t: Tensor, y: LabelsOrConditions = None) -> Tensor:
-        # A forward pass reads every weight once, so that a cache of their casts would only take memory.
-        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
-            output = self.model(x, t, y)
-        return output.float()
-
-
 def _check_fit(sampler: str, process: GaussianDiffusion | FlowMatching, steps: int) -> None:
     kind = SAMPLER_PROCESSES[sampler]
     if process.kind != kind:

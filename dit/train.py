@@ -125,6 +125,7 @@ def train(
     save: Callable[[TrainState], object],
     validate: Callable[[TrainState], object] | None = None,
     on_nonfinite: Callable[[NonFiniteError, Any], None] = _raise,
+    backward: Callable[[Tensor], object] = Tensor.backward,
     stop: Callable[[], bool] = _never,
 ) -> TrainState:
     """Train until `config.steps`, taking one step for each of `batches`, and return the state.
@@ -134,8 +135,9 @@ def train(
     report(step, metrics) receives the means since the last report. validate(state) is called after every step, before
     its checkpoint, and its time is counted nowhere. save(state) writes a checkpoint.
     on_nonfinite(error, batch) is called for a batch whose gradient is not finite: returning skips the batch, raising
-    stops training. The default raises the error. stop() is called after every step; where it returns True, the state is
-    saved with `open_window`, unless this step's checkpoint was regular, and returned before `config.steps`.
+    stops training. The default raises the error. backward(loss) runs the backward pass. stop() is called after every
+    step; where it returns True, the state is saved with `open_window`, unless this step's checkpoint was regular, and
+    returned before `config.steps`.
     """
     window = MetricsWindow(config.global_batch_size, state.open_window)
     state.open_window = None
@@ -143,7 +145,7 @@ def train(
     while state.step < config.steps and (batch := next(timed_batches, None)) is not None:
         state.batches += 1
         try:
-            metrics = train_step(state, batch, losses, config)
+            metrics = train_step(state, batch, losses, config, backward)
         except NonFiniteError as error:
             on_nonfinite(error, batch)
             continue
@@ -167,12 +169,17 @@ def train(
 
 
 def train_step(
-    state: TrainState, batch: Any, losses: Callable[[nn.Module, Any], Losses], config: TrainingConfig
+    state: TrainState,
+    batch: Any,
+    losses: Callable[[nn.Module, Any], Losses],
+    config: TrainingConfig,
+    backward: Callable[[Tensor], object] = Tensor.backward,
 ) -> dict[str, Tensor | float]:
     """Take one optimiser step: forward and backward pass of every micro-batch, clipping, update, averages.
 
     Returns the sums of the losses over the micro-batches, the learning rate "lr" and the gradient norm "grad_norm".
-    Raises NonFiniteError if a gradient is not finite, with gradients dropped and nothing else changed.
+    backward(loss) runs the backward pass. Raises NonFiniteError if a gradient is not finite, with gradients dropped and
+    nothing else changed.
     """
     lr = learning_rate(config, state.step)
     for group in state.optimizer.param_groups:
@@ -182,7 +189,7 @@ def train_step(
     for number, micro_batch in enumerate(micro_batches, start=1):
         with gradient_all_reduce(state.model, enabled=number == len(micro_batches)):
             values = losses(state.model, micro_batch)
-            values["loss"].backward()
+            backward(values["loss"])
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value.detach()
     # The norm is that of all workers, because the backward pass has averaged data-parallel gradients.

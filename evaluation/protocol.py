@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from raydit.errors import InvalidInput
 
 UINT8_RULE = "floor(clamp(127.5 x + 128, 0, 255))"
 """Rounding of images x in [-1, 1] to uint8. Truncated `255 (x + 1) / 2` is half a grey level darker and changes FID."""
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+"""Precision of a network's arithmetic."""
 
 _ADDED = {"dtype": "float32"}
 """Fields that were added later, with the values that protocols without them have.
@@ -57,8 +60,10 @@ class EvaluationProtocol:
     """Interval of times in which guidance is on; None: always."""
     weights: str = "ema"
     """Weights that samples are drawn with: "ema", "raw", or a further average such as "ema_0.05"."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "float32"
     """Precision of the network; published numbers use float32. It affects no noise, sampler, guidance or decoder."""
+    decoder_dtype: Precision | None = None
+    """Precision of the decoder; None: float32, which is therefore recorded as None."""
     decoder: str
     """Identity (id and sha256) of the decoder from latents to images."""
     uint8_rule: str = UINT8_RULE
@@ -73,11 +78,15 @@ class EvaluationProtocol:
     """Digest of held-out real images that were chosen for themselves; None: a share of the training images, or none."""
 
     def __post_init__(self) -> None:
+        if self.decoder_dtype == "float32":
+            object.__setattr__(self, "decoder_dtype", None)
+        precisions = get_args(Precision)
         wanted = {
             "labels": ("'random' or 'balanced'", self.labels in ("random", "balanced")),
             "weights": ("'ema', 'raw' or a name such as 'ema_0.05'", re.fullmatch(r"raw|ema(_\d.*)?", self.weights)),
             "random": ("'counter' or nothing", self.random in (None, "counter")),
-            "dtype": ("'float32' or 'bfloat16'", self.dtype in ("float32", "bfloat16")),
+            "dtype": (f"one of {', '.join(precisions)}", self.dtype in precisions),
+            "decoder_dtype": (f"one of {', '.join(precisions)}", self.decoder_dtype in (None, *precisions)),
             "num_samples": ("at least 10, one for each split of the Inception Score", self.num_samples >= 10),
             "sampling_steps": ("at least 1", self.sampling_steps >= 1),
         }
@@ -108,6 +117,7 @@ class EvaluationProtocol:
         parts += [f"{self.labels} labels"] if self.labels != "random" else []
         parts += [f"{self.weights} weights"] if self.weights != "ema" else []
         parts += [self.dtype] if self.dtype != "float32" else []
+        parts += [f"decoder {self.decoder_dtype}"] if self.decoder_dtype is not None else []
         parts += [f"seed {self.seed}"] if self.seed else []
         return ", ".join([*parts, self.extractor])
 

@@ -22,7 +22,7 @@ from pipelines.images.listing import Listing
 from pipelines.images.open import with_absolute_paths
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.dataset import MANIFEST, LatentDataset, as_recorded, write_manifest
-from pipelines.latents.encoding import EncodeImages, ReadImages, WriteShard, bytes_in_flight
+from pipelines.latents.encoding import EncodeImages, ReadImages, WriteShard, bytes_in_flight, device_without_tf32
 from pipelines.latents.held_out import ImageSet, held_out_set, require_held_out, training_set
 from pipelines.latents.identity import (
     ENCODE_FIELDS,
@@ -203,6 +203,8 @@ def encode_shards(
     if not shards:
         return
     ray_data = context.ray_data(settings, "encode")
+    if device_name := device_without_tf32(settings):
+        context.say("encode", f"encode.dtype = 'tf32': {device_name} has no TF32, so encoding goes on in float32")
     records = (
         ray_data.from_items([shard.task() for shard in shards], override_num_blocks=len(shards))
         .map(ReadImages(with_absolute_paths(images)), num_cpus=1)

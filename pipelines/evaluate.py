@@ -15,6 +15,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.console import say
 from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.scoring.log_report import tag_protocols
+from pipelines.scoring.precision import check_precision, faster_precisions
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
 from pipelines.scoring.references import RealImages, check_scoring_inputs
 from pipelines.scoring.report_curves import load_reports_by_step, save_curves, step_of
@@ -55,6 +56,9 @@ def evaluate(
             take_back_report(evaluation.folder, opened.digest)
             _say_skipped(context, evaluation)
             return report
+        check_precision(settings.evaluate, evaluation.protocol)
+        for line in faster_precisions(settings.evaluate, evaluation.protocol):
+            context.say("evaluate", line)
         if force:
             evaluation.remove_shards()
         return score_checkpoint(context, evaluation, images_per_step=config.train.global_batch_size)
@@ -156,6 +160,8 @@ def plan_seeds(
         evaluation = CheckpointEvaluation(opened, protocol, settings, saved)
         again = options.force or saved is not None
         report = None if again else evaluation.find_report()
+        if report is None:
+            check_precision(settings.evaluate, protocol)
         planned.append(SeedEvaluation(evaluation, report))
     return planned
 
@@ -176,8 +182,12 @@ def compute_together(contexts: dict[str, StageContext], planned: Sequence[SeedEv
     contexts: by output. force: discard the records of interrupted runs.
     """
     unscored = [seed.evaluation for seed in planned if seed.report is None]
+    lines: dict[str, None] = {}
     for evaluation in unscored:
         _ = contexts[evaluation.settings.output].tracker  # refuses a store that never takes runs, before any work
+        lines |= dict.fromkeys(faster_precisions(evaluation.settings.evaluate, evaluation.protocol))
+    for line in lines:
+        say("evaluate", line)
     if force:
         for evaluation in unscored:
             evaluation.remove_shards()

@@ -15,6 +15,7 @@ from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.latents.held_out import held_out_set, require_held_out, training_set
 from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.planning.networks import check_networks
+from pipelines.scoring.precision import check_precision
 from pipelines.scoring.references import check_real_images, check_scoring_settings
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext, job
@@ -66,6 +67,7 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
         _check_guidance(config, listing)
         settings = ScoringSettings.from_recipe(config)
         check_scoring_settings(settings)
+        check_precision(config.evaluate, config.evaluate)
         for line in check_real_images(settings, len(listing), settings.evaluate.num_samples):
             context.say("evaluate", line)
     for stage in pending:

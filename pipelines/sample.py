@@ -16,6 +16,7 @@ from pipelines.artifacts import digest_of
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
 from pipelines.scoring.actors import SampleActor, SampleSource
+from pipelines.scoring.precision import check_precision, faster_precisions
 from pipelines.scoring.protocols import sampling_protocol
 from pipelines.scoring.records import ShardResult, read_results
 from pipelines.scoring.sample_grid import class_label  # noqa: F401  older served models import it from here
@@ -40,12 +41,15 @@ def sample_file(
     storage.refuse_existing(out)
     out, opened, evaluate = storage.absolute(out), open_checkpoint(checkpoint), config.evaluate
     protocol = sampling_protocol(evaluate, config.seed, opened, config.random)
+    check_precision(evaluate, protocol)
     parts = shard_ranges(num_samples, evaluate.shard_rows)
     identity = digest_of({"checkpoint": opened.digest, "protocol": protocol.to_dict(), "parts": list(map(str, parts))})
     folder = temporary_shard_dir(out, identity)
     shards = make_shards(folder, parts)
     # The context locks the folder of the shards; the checkpoint's own output may be in use by a training.
     with StageContext(replace(config, output=folder), address=address) as context:
+        for line in faster_precisions(evaluate, protocol):
+            context.say("sample", line)
         create_actor = partial(SampleActor, evaluate, [SampleSource(opened.shared, protocol)])
         compute_shards(context, "sample", shards, create_actor, evaluate)
         write_local_or_remote(out, lambda file: write_adm(file, read_results(shards), num_samples))

@@ -1,7 +1,7 @@
 """Fakes of the interfaces behind which jobs see tracking, Ray and the console: one for each Protocol."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,9 @@ class FakeContext:
 
     def skipped(self, stage: str, artifact: str) -> None:
         say(stage, f"already finished: {artifact}")
+
+    def holding(self, part: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def start_ray(self, workers: object, stage: str) -> None:
         raise AssertionError("this test runs without Ray")

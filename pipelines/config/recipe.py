@@ -116,7 +116,7 @@ class EncodeConfig(WorkersConfig):
     batch_size: PositiveInt = 32
     """Images per forward pass of the autoencoder."""
     dtype: ComputeDtype = "float32"
-    """Precision of the autoencoder; results of "bfloat16" can depend on the batch."""
+    """Precision of the autoencoder: "tf32" is float32 on devices without it; "bfloat16" can depend on the batch."""
     memory_format: Literal["contiguous", "channels_last"] = "channels_last"
     """Memory layout of the autoencoder's tensors; "channels_last", the layout of stored images, is faster on CPUs."""
     compile: bool = False
@@ -162,7 +162,10 @@ class EvaluateConfig(WorkersConfig):
     batch_size: PositiveInt = 50
     """Images per forward pass of the sampler."""
     dtype: ComputeDtype = "float32"
-    """"bfloat16": the network computes under autocast, which makes another protocol; everything else stays float32."""
+    """Precision of the network, part of the protocol: "bfloat16" is autocast, "tf32" needs a GPU that has it. All else
+    stays float32, as published figures are altogether."""
+    decoder_dtype: ComputeDtype | None = None
+    """Precision of the autoencoder's decoder for samples, part of the protocol; float32 when left out."""
     compile: bool = False
     """Compile the network's blocks, one for all of its kind: about half a minute at the start of each worker, whatever
     the depth, then faster. Images change only by the rounding of `dtype`, so the protocol does not include it."""

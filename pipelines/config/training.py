@@ -10,7 +10,8 @@ from dit.schedule import LearningRateSchedule, TrainingConfig
 from pipelines.config.model import PositiveInt
 from raydit.errors import InvalidInput
 
-ComputeDtype = Literal["float32", "bfloat16"]
+ComputeDtype = Literal["float32", "tf32", "bfloat16"]
+"""Precision of a network; see `dit.precision`."""
 Strategy = Literal["ddp", "fsdp"]
 LoadingBackend = Literal["memory", "memmap", "stream"]
 
@@ -105,7 +106,8 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
     """"ddp": every worker holds the full model; "fsdp": the model is sharded over the workers (FSDP2), for models that
     do not fit on one GPU."""
     dtype: ComputeDtype = "float32"
-    """"bfloat16": the network computes under autocast; weights, losses and averages stay float32."""
+    """"bfloat16": the network computes under autocast; weights, losses and averages stay float32. "tf32": its matrix
+    products use TF32 on GPUs that have it, and float32 elsewhere."""
     compile: bool = False
     """Compile the network's blocks, one for all of its kind: about half a minute at the start of each worker, whatever
     the depth, then faster steps."""

@@ -64,6 +64,24 @@ def bytes_in_flight(description: LatentDescription, shard_rows: int) -> int:
     return shard_rows * (3 * description.preprocessing["size"] ** 2 + moments)
 
 
+def device_without_tf32(settings: EncodeConfig) -> str | None:
+    """Return which device has no TF32, in words, if the settings ask for TF32 and the workers' device has none.
+
+    Asks a GPU like the workers' by a Ray task, on a started Ray, because this process need not have one.
+    """
+    if settings.dtype != "tf32":
+        return None
+    from dit.precision import missing_tf32  # imports torch
+
+    if not settings.gpus_per_worker:
+        return missing_tf32("tf32", "cpu")
+    import ray
+
+    ask = ray.remote(num_cpus=0, num_gpus=settings.gpus_per_worker, **settings.placement)(missing_tf32)
+    answer: str | None = ray.get(ask.remote("tf32", "cuda"))
+    return answer
+
+
 class ReadImages:
     """Read and crop the images of a shard."""
 
@@ -93,6 +111,7 @@ class EncodeImages:
         import torch
 
         from dit.autoencoder import MEMORY_FORMATS, Autoencoder
+        from dit.precision import weights_dtype
 
         folder = autoencoder.folder()
         if recorded is not None and not is_autoencoder_of(recorded, folder):
@@ -104,10 +123,10 @@ class EncodeImages:
 
         torch.set_num_threads(settings.cpus_per_worker)
         self.batch_size = settings.batch_size
-        self.flip = settings.flip
+        self.flip, self.dtype = settings.flip, settings.dtype
         self.device = "cuda" if settings.gpus_per_worker else "cpu"
         self.memory_format = MEMORY_FORMATS[settings.memory_format]
-        self.autoencoder = Autoencoder.load(folder, self.device, getattr(torch, settings.dtype), self.memory_format)
+        self.autoencoder = Autoencoder.load(folder, self.device, weights_dtype(self.dtype), self.memory_format)
         if settings.compile:
             self.autoencoder.module.encoder.compile()
 
@@ -137,6 +156,7 @@ class EncodeImages:
         import torch
 
         from dit.autoencoder import images_from_uint8
+        from dit.precision import tf32_products
 
         moments = []
         for start in range(0, max(1, len(images)), self.batch_size):
@@ -145,7 +165,9 @@ class EncodeImages:
             # Always a full batch: kernels chosen by batch size would make a shard's bytes depend on its length.
             batch[: len(part)] = torch.from_numpy(part.copy())  # contiguous, also if it is a flip of no images
             pixels = images_from_uint8(batch).contiguous(memory_format=self.memory_format)
-            moments.append(self.autoencoder.encode(pixels)[: len(part)].half().cpu())
+            with tf32_products(self.device, self.dtype):
+                encoded = self.autoencoder.encode(pixels)
+            moments.append(encoded[: len(part)].half().cpu())
         return torch.cat(moments).numpy()
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from dit.accelerators import ACCELERATORS, Accelerator, accelerator_named
 from pipelines.config.recipe import EncodeConfig, EvaluateConfig
 from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
+from pipelines.planning.rates import measured_share
 from raydit.errors import InvalidInput
 
 NODE_DEVICES = 8
@@ -22,16 +23,24 @@ Training steps of the digits' model take 54 ms with two workers, and 45 ms with 
 Kind = Literal["encode", "train", "evaluate", "features"]
 """Kinds of arithmetic, named after the stages with most of it: the autoencoder, the transformer with gradients, the
 transformer without gradients, and the feature extractor."""
-_TRANSFORMER = {"bfloat16": 0.20, "bfloat16 compiled": 0.30, "float32": 0.60, "float32 compiled": 0.60, "core": 0.6}
+_TRANSFORMER = {
+    "bfloat16": 0.20,
+    "bfloat16 compiled": 0.30,
+    "tf32": 0.30,
+    "tf32 compiled": 0.30,
+    "float32": 0.60,
+    "float32 compiled": 0.60,
+    "core": 0.6,
+}
 UTILISATION: dict[Kind, dict[str, float]] = {
-    "encode": {"float32": 0.30, "bfloat16": 0.20, "core": 0.4},
+    "encode": {"float32": 0.30, "tf32": 0.30, "bfloat16": 0.20, "core": 0.4},
     "train": _TRANSFORMER,
     "evaluate": _TRANSFORMER,
     "features": {"float32": 0.30, "core": 0.25},
 }
-"""Shares of an accelerator's peak that work is assumed to reach, by dtype. Under "core": shares of a CPU core's
-speed in products of square matrices, where work takes too long to be measured; about what DiT-S/2 and
-EfficientNet-Lite0 reach."""
+"""Shares of an accelerator's peak that work is assumed to reach, by dtype, where `rates` has none that was measured.
+Under "core": shares of a CPU core's speed in products of square matrices, where work takes too long to be measured;
+about what DiT-S/2 and EfficientNet-Lite0 reach."""
 
 StageConfig = AutoencoderTrainConfig | EncodeConfig | TrainConfig | EvaluateConfig
 """A recipe's settings of one stage."""
@@ -62,19 +71,16 @@ class Cluster:
     """Seconds of a core to read and crop one image, assumed or measured."""
 
     def speed(
-        self, kind: Kind, workers: StageConfig, dtype: str = "float32", compiled: bool = False
+        self, kind: Kind, workers: StageConfig, dtype: str = "float32", compiled: bool = False, width: int = 0
     ) -> tuple[float, str]:
         """Return the FLOPs per second that a stage's workers reach together, and what that rests on, in words.
 
-        On accelerators float32 convolutions use TF32, and what has no bfloat16 units uses float32.
+        On accelerators float32 convolutions use TF32, and what has no units for a dtype uses float32. CPUs have no
+        TF32. width: of the transformer, if it computes.
         """
         if self.accelerator:
-            share = UTILISATION[kind][f"{dtype} compiled" if compiled else dtype]
-            units = "tf32" if kind == "encode" and dtype == "float32" else dtype
-            peak = getattr(self.accelerator, units) or self.accelerator.float32
-            units = "float32" if peak == self.accelerator.float32 else units
-            devices = workers.most_workers * min(1.0, workers.gpus_per_worker)
-            return devices * share * peak, f"assumed: {share:.0%} of {peak / 1e12:,.0f} TFLOP/s ({units})"
+            speed, basis = self._device_speed(self.accelerator, kind, dtype, compiled, width)
+            return workers.most_workers * min(1.0, workers.gpus_per_worker) * speed, basis
         if kind in self.speeds:
             flops = self.speeds[kind] * (self.bfloat16_gains.get(kind, 1.0) if dtype == "bfloat16" else 1.0)
             basis = f"measured: {flops / 1e9:,.1f} GFLOP/s of a core"
@@ -84,6 +90,20 @@ class Cluster:
             basis = f"assumed: {share:.0%} of a core's {self.core_flops / 1e9:,.0f} GFLOP/s"
         cores = min(workers.most_workers * workers.cpus_per_worker, self.cores)
         return flops * cores * (MULTICORE_EFFICIENCY if cores > 1 else 1), basis
+
+    def _device_speed(
+        self, accelerator: Accelerator, kind: Kind, dtype: str, compiled: bool, width: int
+    ) -> tuple[float, str]:
+        """Return the FLOPs per second of one accelerator, and what they rest on, in words."""
+        if dtype == "tf32" and accelerator.tf32 == accelerator.float32:
+            dtype = "float32"
+        units = "tf32" if kind == "encode" and dtype == "float32" else dtype
+        peak = getattr(accelerator, units) or accelerator.float32
+        units = "float32" if peak == accelerator.float32 else units
+        precision = f"{dtype} compiled" if compiled else dtype
+        measured = measured_share(self.name, kind, precision, width)
+        share, basis = measured or (UTILISATION[kind][precision], "assumed")
+        return share * peak, f"{basis}: {share:.0%} of {peak / 1e12:,.0f} TFLOP/s ({units})"
 
     def worker_bytes(self, workers: StageConfig) -> float:
         """Return the memory that one worker of a stage may take."""

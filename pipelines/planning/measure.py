@@ -17,7 +17,7 @@ from dit.devices import measured_flops
 from dit.macs import forward_macs
 from dit.model import build_model
 from dit.objective import create_process
-from dit.samplers import in_dtype
+from dit.precision import in_dtype, network_precision, weights_dtype
 from dit.train import create_state, train_step
 from evaluation.extractors import EFFICIENTNET_LITE0, create_extractor, extractor_macs
 from pipelines.config.recipe import ImagesConfig, Recipe
@@ -85,7 +85,7 @@ def _training_step(config: Recipe, networks: Networks, images: int, dtype: str) 
     t = torch.zeros(images) if process.kind == "flow" else labels
 
     def losses(network: Any, noise: torch.Tensor) -> dict[str, torch.Tensor]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        with network_precision("cpu", dtype):
             return {"loss": process.training_losses(network, latents, t, labels, noise)["loss"].mean()}
 
     return lambda: train_step(state, torch.randn_like(latents), losses, settings)
@@ -105,7 +105,7 @@ def _encoder_pass(config: Recipe, networks: Networks, images: int, dtype: str) -
         image_size=side, latent_channels=own.latent_channels, downsample=own.downsample, width=own.width
     )
     memory_format = MEMORY_FORMATS[config.encode.memory_format]
-    autoencoder = Autoencoder(created.to(dtype=getattr(torch, dtype)).to(memory_format=memory_format))
+    autoencoder = Autoencoder(created.to(dtype=weights_dtype(dtype)).to(memory_format=memory_format))
     pixels = torch.rand(images, 3, side, side).contiguous(memory_format=memory_format)
     return lambda: autoencoder.encode(pixels)
 

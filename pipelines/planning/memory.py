@@ -11,7 +11,7 @@ from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
 from pipelines.planning.hardware import Cluster, StageConfig
 from pipelines.planning.networks import FLOAT32, Networks, count_parameters
 
-NUMBER_BYTES = {"float32": FLOAT32, "bfloat16": 2}
+NUMBER_BYTES = {"float32": FLOAT32, "tf32": FLOAT32, "bfloat16": 2}
 """Bytes of one number, by dtype."""
 INFERENCE_MAPS = 3
 """Feature maps of full resolution that an autoencoder holds at once without gradients: input, norm, activation."""

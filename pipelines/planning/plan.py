@@ -1,7 +1,8 @@
 """What the stages of a recipe need and how long they take, before anything runs; starts no Ray and writes nothing.
 
-Images, bytes, FLOPs and memory are counted from the recipe. Time follows from FLOPs and a device's speed, which is an
-assumed share of its peak (hardware), measured by a warm-up on this machine (measure), or given by the user.
+Images, bytes, FLOPs and memory are counted from the recipe. Time follows from FLOPs and a device's speed, which is a
+measured (rates) or assumed (hardware) share of its peak, measured by a warm-up on this machine (measure), or given by
+the user.
 """
 
 from collections.abc import Mapping

@@ -15,6 +15,7 @@ from pipelines.config.recipe import EncodeConfig, EvaluateConfig
 from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
 from pipelines.planning.hardware import NODE_DEVICES, Cluster
 from pipelines.planning.networks import FLOAT32, Networks, count_parameters
+from pipelines.planning.rates import update_seconds
 
 TRAIN_START_SECONDS = 25.0
 """Seconds of a training stage before its first step: processes, torch, process group; measured on two CPU cores."""
@@ -61,7 +62,7 @@ def train_work(settings: TrainConfig, networks: Networks, cluster: Cluster, imag
     What gradient checkpointing recomputes takes time, and does not count as FLOPs, as it does not in MFU.
     """
     flops = images * 6 * forward_macs(networks.model)  # the backward pass costs twice the forward pass
-    speed, basis = cluster.speed("train", settings, settings.dtype, settings.compile)
+    speed, basis = cluster.speed("train", settings, settings.dtype, settings.compile, networks.model.hidden_size)
     seconds = {"start": TRAIN_START_SECONDS}
     if cluster.accelerator:
         step = step_seconds(networks.model, settings, cluster)
@@ -81,14 +82,15 @@ def evaluate_work(settings: EvaluateConfig, networks: Networks, cluster: Cluster
     """
     samples, real = settings.num_samples, images - settings.num_samples
     calls = settings.sampling_steps * (2 if settings.sampler == "heun" else 1) * (2 if settings.cfg_scale > 1 else 1)
-    sampling_speed, basis = cluster.speed("evaluate", settings, settings.dtype, settings.compile)
+    width = networks.model.hidden_size
+    sampling_speed, basis = cluster.speed("evaluate", settings, settings.dtype, settings.compile, width)
     sampling = samples * calls * 2 * forward_macs(networks.model)
     extraction = sum(extractor_macs(each.extractor) for each in settings.for_each_extractor())
     decoding, features = samples * 2 * networks.decoder.macs, images * 2 * extraction
     seconds = {
         "start": DATA_START_SECONDS,
         "sampling": sampling / sampling_speed,
-        "decoding": decoding / cluster.speed("encode", settings)[0],
+        "decoding": decoding / cluster.speed("encode", settings, settings.decoder_dtype or "float32")[0],
         "features": features / cluster.speed("features", settings)[0],
         # Each worker reads the real images that it scores on one core.
         "reading images": real * cluster.read_seconds / min(settings.num_workers, cluster.cores),
@@ -126,18 +128,16 @@ def step_seconds(model: DiTConfig | UViTConfig, settings: TrainConfig, cluster: 
     """Return the seconds of a training step of workers with one accelerator each."""
     accelerator, workers, counts = cluster.accelerator, settings.most_workers, count_parameters(model)
     assert accelerator is not None, "a step on CPU cores takes as long as its arithmetic"
-    speed, _ = cluster.speed("train", settings, settings.dtype, settings.compile)
+    speed, _ = cluster.speed("train", settings, settings.dtype, settings.compile, model.hidden_size)
     forward = max(2 * forward_macs(model) * settings.global_batch_size / speed, model.depth * MIN_BLOCK_SECONDS)
     # A ring all-reduce moves 2 (n - 1) / n of the gradients; FSDP gathers weights twice and scatters gradients once.
     fsdp, per_node = settings.strategy == "fsdp", min(cluster.count, NODE_DEVICES)
     moved = (3 if fsdp else 2) * (workers - 1) / workers * FLOAT32 * counts.trained
     bandwidth = accelerator.link if workers <= per_node else min(accelerator.link, per_node * accelerator.network)
-    # AdamW reads or writes each parameter 7 times, each average 3 times, and the gradient norm reads it twice.
-    averages = 1 + len(settings.ema_sigma_rels)
-    updated = FLOAT32 * (9 * counts.trained + 3 * averages * counts.total)
+    update = update_seconds(model, accelerator, averages=1 + len(settings.ema_sigma_rels))
     return StepSeconds(
         forward=forward,
         backward=2 * forward + (forward if model.gradient_checkpointing else 0),
         all_reduce=moved / bandwidth,
-        update=updated / (workers if fsdp else 1) / accelerator.memory_bandwidth,
+        update=update / (workers if fsdp else 1),
     )

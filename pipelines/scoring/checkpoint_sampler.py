@@ -12,11 +12,13 @@ from dit.conditions import Conditions
 from dit.formats.weights import check_weights, load_weights
 from dit.model import build_model, meta_state
 from dit.objective import create_process
-from dit.samplers import SAMPLERS, guided, in_dtype
+from dit.precision import in_dtype, network_precision
+from dit.samplers import SAMPLERS, guided
 from evaluation.protocol import EvaluationProtocol, sample_label
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.scoring.noise import sample_noise
+from pipelines.scoring.precision import require_sampling_precision
 from raydit.errors import InvalidInput
 
 
@@ -33,7 +35,11 @@ class CheckpointSampler:
         compiled: bool = False,
         autoencoder: Path | None = None,
     ):
-        """Load a checkpoint; autoencoder: its autoencoder's folder, if that is not where the checkpoint expects it."""
+        """Load a checkpoint; autoencoder: its autoencoder's folder, if that is not where the checkpoint expects it.
+
+        Raises InvalidInput if the device lacks a precision of the protocol.
+        """
+        require_sampling_precision(protocol, device)
         opened = open_checkpoint(checkpoint)
         self.name = opened.origin
         self.protocol, self.batch_size, self.device = protocol, batch_size, device
@@ -100,7 +106,8 @@ class CheckpointSampler:
                 "finite samples",
                 "choose another checkpoint; or, if its training is sound, more sampling_steps or dtype float32",
             )
-        return self.autoencoder.decode(latents)[:count].cpu().numpy()
+        with network_precision(self.device, protocol.decoder_dtype or "float32"):
+            return self.autoencoder.decode(latents)[:count].cpu().numpy()
 
     def _conditions(self, labels: np.ndarray) -> Conditions:
         """Return the conditions of samples on the device. labels: their classes, int64 (N,)."""

@@ -112,6 +112,7 @@ def sampling_protocol(
         cfg_interval=evaluate.cfg_interval,
         weights=evaluate.weights,
         dtype=evaluate.dtype,
+        decoder_dtype=evaluate.decoder_dtype,
         # As recorded, where the same weights may have been saved again since then.
         decoder=opened.record.autoencoder.sha256 or describe_autoencoder(folder)["sha256"],
         extractor="none",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from dit.checkpoint import Checkpoint, restore, save_checkpoint
 from dit.model import build_model
 from dit.objective import create_process
+from dit.precision import backward_in, missing_tf32
 from dit.snapshot import Snapshot
 from dit.train import TrainState, WindowTotals, create_state, train
 from pipelines.latents.dataset import LatentDataset
@@ -32,6 +34,8 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
     config, checkpoints = settings.train, settings.checkpoints
     if config.fewest_workers < config.most_workers:
         worker.notice(f"{worker.num_workers} of at most {config.most_workers} workers")
+    if device_name := missing_tf32(config.dtype, worker.device):
+        worker.notice(f"train.dtype = 'tf32': {device_name} has no TF32, so training goes on in float32")
     newest = checkpoints.newest()
     dataset = LatentDataset.open(settings.latents)
     source = open_for_training(dataset, settings, worker, newest)
@@ -57,6 +61,7 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
                     validate=validate,
                     save=writer.save,
                     on_nonfinite=guard,
+                    backward=partial(backward_in, worker.device, config.dtype),
                     stop=StopExchange(worker),
                 )
             break

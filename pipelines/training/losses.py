@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from dit.conditions import LabelsOrConditions
 from dit.diffusion import GaussianDiffusion
+from dit.precision import network_precision
 from pipelines.training.batches import LatentBatch, Process
 from pipelines.training.metrics import quartile_sums
 from pipelines.training.settings import TrainWorkerSettings
@@ -21,13 +21,13 @@ def image_losses(
     conditions: LabelsOrConditions,
     noise: Tensor,
 ) -> dict[str, Tensor]:
-    """Return the losses of each image, (n,) float32 by name, with the network under autocast if dtype is "bfloat16".
+    """Return the losses of each image, (n,) float32 by name, with the network in the precision `dtype`.
 
     Other arguments are those of `training_losses` of the process.
     """
 
     def forward(x: Tensor, t: Tensor, y: LabelsOrConditions) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        with network_precision(x.device, dtype):
             output = model(x, t, y)
         return output.float()
 

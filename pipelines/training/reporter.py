@@ -1,7 +1,5 @@
 """What a worker tells the driver of its training, kept for the next checkpoint in case the driver is killed."""
 
-import torch
-
 from dit.devices import peak_flops
 from dit.macs import forward_macs
 from pipelines.training.cursor import DataCursor
@@ -21,7 +19,7 @@ class Reporter:
         """earlier: cursor of the checkpoint at which training was interrupted, if it was."""
         self._worker = worker
         self._flops_per_image = 6 * forward_macs(settings.model)  # 2 a MAC; backward costs twice the forward pass
-        self._peak_flops = worker.num_workers * peak_flops(worker.device, getattr(torch, settings.train.dtype))
+        self._peak_flops = worker.num_workers * peak_flops(worker.device, settings.train.dtype)
         self._kept: list[Report | Validated] = []
         if earlier is not None and worker.rank == 0:
             self._kept = [*earlier.reports, *earlier.validations]

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from dit.conditions import Conditions
-from dit.samplers import guided, in_dtype
+from dit.precision import in_dtype
+from dit.samplers import guided
 from raydit.errors import InvalidInput
 
 

@@ -43,6 +43,23 @@ def test_a_protocol_without_a_precision_keeps_its_text_and_id_and_means_float32(
     assert "dtype" in replace(protocol, dtype="bfloat16").to_dict()
 
 
+def test_ids_of_other_precisions_are_stable():
+    """Those of float32 and bfloat16 were recorded before there was TF32, or a precision of the decoder."""
+    changes = [{}, {"dtype": "bfloat16"}, {"dtype": "tf32"}, {"decoder_dtype": "tf32"}, {"decoder_dtype": "bfloat16"}]
+    ids = [replace(PROTOCOL, **change).protocol_id for change in changes]
+    assert ids == ["8748930f7df4", "5805286e8a43", "df30c9f9f882", "a9433357ee60", "c45a9b013679"]
+
+
+def test_a_decoder_in_float32_is_not_recorded():
+    explicit = replace(PROTOCOL, decoder_dtype="float32")
+    assert explicit == PROTOCOL and "decoder_dtype" not in explicit.to_dict()
+
+
+def test_the_summary_names_unusual_precisions():
+    assert "float32" not in PROTOCOL.summary
+    assert ", tf32, decoder bfloat16, " in replace(PROTOCOL, dtype="tf32", decoder_dtype="bfloat16").summary
+
+
 def test_every_field_moves_the_protocol_id():
     other = {
         "labels": "random",
@@ -54,6 +71,7 @@ def test_every_field_moves_the_protocol_id():
         "sampling_steps": 49,
         "cfg_scale": 1.5,
         "dtype": "bfloat16",
+        "decoder_dtype": "bfloat16",
         "random": "counter",
     }
     values = asdict(PROTOCOL)
@@ -61,9 +79,10 @@ def test_every_field_moves_the_protocol_id():
     assert len(ids | {PROTOCOL.protocol_id}) == len(values) + 1
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_protocol_survives_json(dtype):
-    protocol = replace(PROTOCOL, dtype=dtype)
+@pytest.mark.parametrize("decoder_dtype", [None, "tf32"])
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16"])
+def test_protocol_survives_json(dtype, decoder_dtype):
+    protocol = replace(PROTOCOL, dtype=dtype, decoder_dtype=decoder_dtype)
     assert EvaluationProtocol.from_dict(json.loads(json.dumps(protocol.to_dict()))) == protocol
 
 
@@ -85,6 +104,7 @@ def test_unknown_and_missing_fields_are_named():
         {"weights": "swa"},
         {"weights": "ema_"},
         {"dtype": "float16"},
+        {"decoder_dtype": "float16"},
         {"num_samples": 1},
         {"sampling_steps": 0},
     ],

@@ -115,6 +115,7 @@ def test_what_a_later_stage_refuses_is_refused_before_anything_moves(copy):
     refused = {
         "model.patch_size=3": "multiples of patch_size = 3",
         "evaluate.gpus_per_worker=1": "evaluate asks for 1 workers of 1 CPU, 1 GPU each",
+        "evaluate.dtype=tf32": "evaluate.dtype: found 'tf32', and this CPU has no TF32",
         "evaluate.reference=missing.npz": "evaluate.reference: nothing at missing.npz",
         "train.keep_best=fid": "metric name 'fid'",
     }

@@ -193,6 +193,7 @@ def _evaluate_checkpoints(
 
 def _print_plan(targets: Sequence[tuple[LocatedCheckpoint, Recipe]], repeats: int, as_json: bool) -> None:
     """Print what evaluating each checkpoint would do."""
+    from pipelines.scoring.precision import check_precision
     from pipelines.scoring.protocols import evaluation_protocol
     from pipelines.scoring.references import check_scoring_inputs
     from pipelines.scoring.score_checkpoint import CheckpointEvaluation
@@ -207,6 +208,8 @@ def _print_plan(targets: Sequence[tuple[LocatedCheckpoint, Recipe]], repeats: in
         evaluation = CheckpointEvaluation(opened, protocol, settings)
         shards, folder = evaluation.shards(), evaluation.folder
         known = evaluation.find_report() is not None
+        if not known:
+            check_precision(settings.evaluate, protocol)
         print_line("checkpoint", f"{opened.origin} ({opened.digest[:12]})")
         print_line(
             "plan",

@@ -16,11 +16,13 @@ from dit.autoencoder import MEMORY_FORMATS
 from dit.formats.autoencoder_digests import further_digests
 from pipelines.artifacts import differences
 from pipelines.config.recipe import EncodeConfig
+from pipelines.encode import encode
 from pipelines.images.listing import Listing
 from pipelines.latents.autoencoder import AutoencoderHandle
-from pipelines.latents.encoding import EncodeImages, WriteShard
+from pipelines.latents.encoding import EncodeImages, WriteShard, device_without_tf32
 from pipelines.latents.identity import encode_identity
 from pipelines.latents.quarantine import MOMENTS_ARE_NAN
+from pipelines.stage import StageContext
 
 LISTING = Listing(["a", "b"], np.zeros(2, np.int32), np.zeros(2, np.int64), ("one",))
 
@@ -35,6 +37,7 @@ def identity(folder, *overrides):
     [
         ("encode.memory_format=contiguous", ['encode.memory_format: null -> "contiguous"']),
         ("encode.dtype=bfloat16", ['encode.dtype: "float32" -> "bfloat16"']),
+        ("encode.dtype=tf32", ['encode.dtype: "float32" -> "tf32"']),
         ("encode.memory_format=channels_last", []),
         ("encode.num_workers=2", []),
     ],
@@ -78,6 +81,34 @@ def test_every_memory_layout_and_precision_makes_the_same_latents(tiny_autoencod
         assert expected.shape == (3, 8, 4, 4) and expected.dtype == found.dtype == np.float16
         assert expected.flags.c_contiguous and found.flags.c_contiguous
         np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected[:, :4]).max())
+
+
+def test_tf32_encodes_in_float32_on_a_cpu_to_the_bit(tiny_autoencoder):
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    (_, exact), (_, other) = encoded(tiny_autoencoder, images), encoded(tiny_autoencoder, images, dtype="tf32")
+    assert [moments.tobytes() for moments in exact] == [moments.tobytes() for moments in other]
+    assert device_without_tf32(EncodeConfig(dtype="tf32")) == "this CPU"
+    assert device_without_tf32(EncodeConfig()) is device_without_tf32(EncodeConfig(dtype="bfloat16")) is None
+
+
+@pytest.mark.slow
+def test_the_job_says_that_it_encodes_in_float32(tmp_path, local_ray, capsys):
+    config = recipe(tmp_path, "encode.dtype=tf32")
+    with StageContext(config) as context:
+        dataset = encode(config, context=context)
+    assert "encode.dtype = 'tf32': this CPU has no TF32, so encoding goes on in float32" in capsys.readouterr().out
+    assert dataset.identity["encode"]["dtype"] == "tf32"
+
+
+def test_only_the_autoencoder_sees_tf32(tiny_autoencoder, monkeypatch):
+    monkeypatch.setattr("dit.precision.has_tf32", lambda device: True)
+    worker = EncodeImages(AutoencoderHandle(tiny_autoencoder, ""), EncodeConfig(dtype="tf32", batch_size=2))
+    seen = []
+    worker.autoencoder.module.encoder.register_forward_pre_hook(
+        lambda *_: seen.append(torch.backends.cuda.matmul.allow_tf32)
+    )
+    worker.encode(np.zeros((3, 8, 8, 3), np.uint8))
+    assert seen == [True, True] and not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5])

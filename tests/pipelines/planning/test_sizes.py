@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from dit.checkpoint import save_checkpoint
 from dit.config import MODEL_NAMES, UVIT_NAMES, config_from_dict, named_config
 from dit.model import build_model
-from dit.samplers import in_dtype
+from dit.precision import in_dtype
 from dit.schedule import TrainingConfig
 from dit.train import create_state, train_step
 from pipelines.planning.memory import activation_bytes, sampling_bytes

@@ -248,6 +248,48 @@ def test_bfloat16_trains_close_to_float32(trained):
     np.testing.assert_allclose(list(rounded.losses.values()), list(exact.losses.values()), rtol=0.02)
 
 
+def test_tf32_trains_in_float32_on_a_cpu_to_the_bit_and_says_so(trained):
+    exact, other = trained("exact"), trained("other", dtype="tf32")
+    assert other.losses == exact.losses
+    assert_equal(other.weights, exact.weights)
+    said = "train.dtype = 'tf32': this CPU has no TF32, so training goes on in float32"
+    assert said in other.notices and said not in exact.notices
+
+
+def test_only_passes_of_the_network_see_tf32(trained, monkeypatch):
+    """Not the optimiser, the reports or the checkpoints, which run in between."""
+    import dit.train
+    import pipelines.training.losses
+
+    monkeypatch.setattr("dit.precision.has_tf32", lambda device: True)
+    switched: dict[str, set[bool]] = {}
+
+    def note(module, name):
+        original = getattr(module, name)
+
+        def noted(*arguments, **further):
+            switched.setdefault(name, set()).add(torch.backends.cuda.matmul.allow_tf32)
+            return original(*arguments, **further)
+
+        monkeypatch.setattr(module, name, noted)
+
+    note(torch.nn.functional, "linear")
+    note(torch.autograd, "backward")
+    note(torch.optim.AdamW, "step")
+    note(dit.train, "learning_rate")
+    note(pipelines.training.losses, "quartile_sums")
+    run = trained("switched", dtype="tf32")
+    assert len(run.losses) == 8
+    assert switched == {
+        "linear": {True},
+        "backward": {True},
+        "step": {False},
+        "learning_rate": {False},
+        "quartile_sums": {False},
+    }
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"accumulation_steps": 4}])
 def test_saving_memory_does_not_change_results(trained, settings):
     plain, other = trained("plain"), trained("other", **settings)
