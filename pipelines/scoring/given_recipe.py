@@ -22,16 +22,20 @@ MAX_DIFFERENCES = 4
 def load_given_recipe(path: str, overrides: tuple[str, ...] = ()) -> Callable[[LocatedCheckpoint], Recipe]:
     """Read a recipe, and return a function that gives the recipe to evaluate a checkpoint by.
 
-    That one has the sections OF_CHECKPOINT from the checkpoint, and says in one line where they differ; all others are
-    the given recipe's. Raises as `load_recipe` before there is a checkpoint, and the function raises RecipeError for a
-    sampler that does not fit the checkpoint's process.
+    That one has the sections OF_CHECKPOINT from the checkpoint, and its `random` unless an override names it, so that
+    an older checkpoint keeps its protocols; it says in one line where they differ. All else is the given recipe's.
+    Raises as `load_recipe` before there is a checkpoint, and the function raises RecipeError for a sampler that does
+    not fit the checkpoint's process.
     """
     content, locate = read_recipe(path, overrides)
     given = resolved(validate_recipe(_without_sampler(content), locate, "evaluate"))
 
     def recipe_of(opened: LocatedCheckpoint) -> Recipe:
         recorded = recorded_content(opened)
-        config = validate_recipe(content | {name: recorded[name] for name in OF_CHECKPOINT}, locate, "evaluate")
+        of_checkpoint = {name: recorded[name] for name in OF_CHECKPOINT}
+        if opened.record.recipe is not None and not any(override.startswith("random=") for override in overrides):
+            of_checkpoint["random"] = recorded.get("random")
+        config = validate_recipe(content | of_checkpoint, locate, "evaluate")
         if lines := _overruled(given, resolved(config)):
             say("recipe", f"{opened.name} is used as it was trained, not as {path} says: {'; '.join(lines)}")
         return with_recorded_class_order(config, opened.record.recipe)
@@ -51,6 +55,7 @@ def _overruled(given: Mapping[str, Any], used: Mapping[str, Any]) -> list[str]:
     """Return the differences between a recipe's sections and those of the checkpoint that are used in their place."""
     ours = {name: given[name] for name in OF_CHECKPOINT if name in given}
     theirs = {name: used[name] for name in ours}
+    ours["random"], theirs["random"] = given.get("random"), used.get("random")
     lines = differences(*(json.loads(json.dumps(sections)) for sections in (ours, theirs)))
     lines = [line for line in lines if line.partition(":")[0].rpartition(".")[2] not in NON_IDENTITY_FIELDS]
     lines = [re.sub(r"^([^{]*)\{.*\}", r"\1{...}", line) for line in lines]  # a whole section, against none
