@@ -59,9 +59,9 @@ class ImagesConfig:
     """Names of the classes whose images are used; all when left out. Classes keep the order that they have among all
     classes, in whatever order they are named here, and are numbered from 0."""
     validation: Annotated[str, MinLen(1)] | None = None
-    """Held-out images of their own, in place of `held_out`: a path, URI or hub id of other images, all of which are
-    used, or the name of another split of the same data set. A word for a split, such as "test" or "val", is a split;
-    anything else is a path if it exists or contains "/", or else a split. Then all images of `path` are trained on."""
+    """A separate set of held-out images, instead of the share `held_out`: a path, URI or hub id, all images of which
+    are used, or the name of another split of the same data set. A usual name of a split, such as "test" or "val", is a
+    split; anything else is a path if it exists or contains "/", else a split. All images of `path` are trained on."""
 
     def __post_init__(self) -> None:
         if repeated := [name for name, count in Counter(self.classes).items() if count > 1]:
@@ -217,7 +217,7 @@ class EvaluateConfig(WorkersConfig):
 
 
 def path_for(extractor: ExtractorName, paths: str | Mapping[ExtractorName, str] | None) -> str | None:
-    """Return an extractor's path: its entry in a table, or what stands in the table's place."""
+    """Return the path for an extractor: its entry if `paths` is a table, and otherwise `paths` itself."""
     return paths.get(extractor) if isinstance(paths, Mapping) else paths
 
 
@@ -240,9 +240,9 @@ class Recipe:
     seed: Annotated[int, Ge(0)] = 0
     """Seed of all stages: every random number is a function of it and of an index."""
     random: RandomKind | None = None
-    """"counter": training and sampling draw random numbers for whole batches, on their device, by a hash of the seed
-    and the number's place (`dit.random`). When left out, a generator on the CPU draws them image by image, as releases
-    before this field did. Checkpoints and scores of the two differ."""
+    """"counter": training and sampling compute the random numbers of a whole batch on the device, by a counter-based
+    generator (`dit.random`). When left out, each image has a generator of its own on the CPU, as in releases before
+    this field. The two give different checkpoints and scores."""
     images: ImagesConfig
     """The images."""
     autoencoder: AutoencoderConfig

@@ -35,7 +35,7 @@ def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0
     step: the training step. model: digest of the checkpoint, to whose LoggedModel the metrics are attached; "": none.
     """
     tag_protocols(run, report)
-    # The first extractor's come last, and so are the newest: those that views and rankings show unless told otherwise.
+    # The first extractor's metrics are logged last: MLflow's views and rankings show the newest ones by default.
     for part in reversed(report.parts):
         is_first = part.protocol == report.protocol
         _log_scores(run, part, step, model, REFERENCE if is_first else f"{REFERENCE}-{part.protocol.extractor}")

@@ -56,14 +56,16 @@ def open_latent_source(dataset: LatentDataset, backend: Backend, *, seed: int, s
     if backend == "stream":
         shard_rows = [shard.rows for shard in dataset.shards]
         return StreamedLatents(dataset, WindowOrder(shard_rows, shuffle_rows, seed))
-    cache = Path(storage.cache_folder("latents"))
-    arrays = dataset.arrays if backend == "memory" else memory_mapped_arrays(dataset, cache)
+    arrays = open_arrays(dataset, in_memory=backend == "memory")
     return ArrayLatents(arrays, EpochOrder(len(arrays.labels), seed))
 
 
-def open_arrays(dataset: LatentDataset) -> LatentArrays:
-    """Open a data set as arrays: in memory if it is small, else mapped from one file for all workers of a node."""
-    if dataset.array_bytes <= MEMORY_BYTES:
+def open_arrays(dataset: LatentDataset, *, in_memory: bool | None = None) -> LatentArrays:
+    """Open a data set as arrays in this worker's memory, or mapped from one file for all workers of a node.
+
+    in_memory: None chooses by size.
+    """
+    if dataset.array_bytes <= MEMORY_BYTES if in_memory is None else in_memory:
         return dataset.arrays
     return memory_mapped_arrays(dataset, Path(storage.cache_folder("latents")))
 
