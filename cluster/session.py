@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from cluster import signals
 from cluster.address import given_address, is_on_loopback_only, refuse_wrong_address
@@ -22,9 +23,19 @@ LOCAL_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
     # Tasks of actors run in threads; glibc returns the memory of their own arenas regardless of the thresholds.
     "MALLOC_ARENA_MAX": "1",
+    # Ray's own store may be a moment later than its client, which would wait for a second before it tries again.
+    "RAY_raylet_client_connect_timeout_milliseconds": "100",
+    "RAY_raylet_client_num_connect_attempts": "100",
     # Saves a process in every training group: this machine is not preempted.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+
+
+def load_ray() -> None:
+    """Import ray with the settings that it reads while it is imported."""
+    # Otherwise C++ code prints its stack when SIGTERM arrives while Ray starts.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+    import ray  # noqa: F401
 
 
 @contextlib.contextmanager
@@ -38,8 +49,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     on a small machine and share its cores.
     Raises InvalidInput for an address of the wrong kind, and Unreachable if no Ray can be joined there.
     """
-    # Otherwise C++ code prints its stack when SIGTERM arrives while Ray starts. Read when ray is imported.
-    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+    load_ray()
     import ray
 
     if ray.is_initialized():
@@ -70,7 +80,7 @@ def _start_local(num_cpus: int | None) -> None:
         os.environ.setdefault(name, value)
     for last_attempt in (False, True):
         try:
-            with _on_loopback():
+            with _on_loopback(), _any_agent_port():
                 ray.init(
                     "local",
                     num_cpus=max(os.cpu_count() or 1, num_cpus or 0),
@@ -109,6 +119,27 @@ def _on_loopback() -> Iterator[None]:
             del os.environ[variable]
         else:
             os.environ[variable] = before
+
+
+@contextlib.contextmanager
+def _any_agent_port() -> Iterator[None]:
+    """Let the agent of a Ray that starts in this block listen on a free port.
+
+    Its default is a fixed one; where another Ray of this machine has it, the start takes some seconds longer. Ray's
+    command line has an option for it, and `ray.init` has none.
+    """
+    from ray._private import parameter
+
+    class WithAnyAgentPort(parameter.RayParams):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings, dashboard_agent_listen_port=0)
+
+    before = parameter.RayParams
+    parameter.RayParams = WithAnyAgentPort  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        parameter.RayParams = before  # type: ignore[misc]
 
 
 def _join(address: str) -> None:

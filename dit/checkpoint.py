@@ -28,7 +28,16 @@ from dit.autoencoder import record_autoencoder
 from dit.config import Numerics, ProcessKind
 from dit.distributed import distribute_like
 from dit.files import digest_of_files, publish, require_unused, sha256_once, write_json
-from dit.formats.completion import COMPLETE, CONFIG, FORMAT, INTERRUPTED, TRAINER_STATE, VERSION, write_completion
+from dit.formats.completion import (
+    COMPLETE,
+    CONFIG,
+    FORMAT,
+    INTERRUPTED,
+    TRAINER_STATE,
+    VERSION,
+    step_name,
+    write_completion,
+)
 from dit.formats.diffusers_pipeline import pipeline_scale, read_pipeline, write_pipeline
 from dit.formats.digests import parse_digests, read_object, read_recorded, require_recorded
 from dit.formats.official import check_official, published_objective, read_official
@@ -42,11 +51,6 @@ from raydit.errors import InvalidInput, NotFound
 def weights_name(which: str) -> str:
     """Return the name of a weights file without suffix: "model" for "raw", as protocols call it, or else `which`."""
     return "model" if which == "raw" else which
-
-
-def step_name(step: int) -> str:
-    """Return the folder name of the checkpoint at `step`; below ten million, names sort in the order of steps."""
-    return f"step_{step:07d}"
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,12 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     for line in (images.summary(), *images.notes):
         context.say("autoencoder", line)
     resumes = None if CheckpointFolder(storage.join(folder, TRAINING)).last_step() else ""
+    context.prepare_work(settings, "autoencoder")
     with context.run("autoencoder", identity, resumes=resumes) as run:
         sections = {"images": asdict(config.images), "autoencoder": asdict(settings)}
         other_images = sections["images"].keys() - PREPROCESSING_FIELDS
         log_sections(run, sections, may_change={"images": other_images, "autoencoder": NON_IDENTITY_FIELDS})
         progress = context.progress("autoencoder", total=settings.steps, unit="steps")
-        context.start_ray(settings, "autoencoder")
         worker_settings = AutoencoderWorkerSettings(
             train=settings,
             seed=config.seed,

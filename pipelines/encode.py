@@ -116,6 +116,7 @@ def encode_images(
         context.say("encode", line)
     if earlier is not None:
         context.say("encode", f"adds {total_images(shards):,} images to {summarize(earlier)}")
+    context.prepare_work(settings, "encode")
     with context.run("encode", identity) as run:
         sections = {"images": asdict(config.images), "encode": asdict(settings)}
         other_images = sections["images"].keys() - PREPROCESSING_FIELDS

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -156,8 +157,14 @@ class StageContext:
 
     def prepare_work(self, workers: ElasticWorkersConfig, stage: str) -> None:
         """Refuse a tracking store or workers that can never be used, before a stage changes anything."""
-        _ = self.tracker
-        self.start_ray(workers, stage)
+        from cluster.session import load_ray
+
+        # Importing MLflow takes about as long as Ray's processes take to start, which this process only waits for.
+        load_ray()
+        with ThreadPoolExecutor(1, thread_name_prefix="tracking") as pool:
+            tracker = pool.submit(lambda: self.tracker)
+            self.start_ray(workers, stage)
+        tracker.result()
 
     def ray_data(self, workers: WorkersConfig, stage: str) -> Any:
         """Return the module ray.data, on a started Ray. Only its warnings are printed: raydit shows the progress."""

@@ -64,6 +64,8 @@ def train(config: Recipe, *, verify: bool = False, context: JobContext) -> Locat
 
     check_digests(latents, None if verify else NUM_VERIFIED_SHARDS)
     context.say("train", summarize_images(len(latents), len(classes)))
+    if first < settings.steps:
+        context.prepare_work(settings, "train")
     run_tags = {tags.LATENTS_FINGERPRINT: latents.fingerprint}
     with context.run("train", identity, run_tags, resumes=logged_run(checkpoints) if first else "") as run:
         log_train_settings(run, config, latents)

@@ -6,9 +6,10 @@ import torch
 from tiny import tiny_recipe
 
 from dit.autoencoder import LatentScale, create_autoencoder, describe_autoencoder, save_autoencoder
-from dit.checkpoint import Checkpoint, save_checkpoint, step_name
+from dit.checkpoint import Checkpoint, save_checkpoint
 from dit.config import DiTConfig
 from dit.files import write_json
+from dit.formats.completion import step_name
 from dit.formats.record import describe_checkpoint
 from dit.model import DiT
 from dit.train import create_state

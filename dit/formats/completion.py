@@ -16,6 +16,11 @@ INTERRUPTED = "INTERRUPTED"
 """Name of the empty file that marks an interrupted checkpoint, as config.json does (see `Checkpoint.interrupted`)."""
 
 
+def step_name(step: int) -> str:
+    """Return the folder name of the checkpoint at `step`; below ten million, names sort in the order of steps."""
+    return f"step_{step:07d}"
+
+
 def write_completion(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the last two files of a checkpoint: config.json, and COMPLETE with the digests of all other files."""
     write_json(folder / CONFIG, {"format": FORMAT, "version": VERSION, **config})

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import storage
-from dit.checkpoint import load_checkpoint, step_name
+from dit.checkpoint import load_checkpoint
 from dit.files import digest_of_files
-from dit.formats.completion import COMPLETE, CONFIG, INTERRUPTED
+from dit.formats.completion import COMPLETE, CONFIG, INTERRUPTED, step_name
 from dit.formats.digests import parse_digests, parse_recorded
 from pipelines.checkpoints.open import LocatedCheckpoint
 from raydit.errors import NotFound

@@ -135,6 +135,8 @@ def score_checkpoint(
     earlier = load_matching_report(folder, opened.digest)
     set_aside_other_report(folder, opened.digest)
     identity = {"checkpoint": opened.digest, **protocols_identity(evaluation.protocols)}
+    if find_unfinished(shards):
+        context.prepare_work(settings.evaluate, "evaluate")
     with context.run("evaluate", identity, run_tags(opened, protocol)) as run:
         log_evaluation_settings(run, settings.evaluate, protocol)
         compute_features(context, real, [evaluation])

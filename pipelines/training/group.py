@@ -26,13 +26,11 @@ from pipelines.training.messages import (
     Validated,
     receive_messages,
 )
-from pipelines.training.rendezvous import local_torch_config
 from pipelines.training.worker import Worker
 from raydit.errors import RayditError, WorkersDied
 
 if TYPE_CHECKING:
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
 RAY_FOLDER = ".ray"
 """Folder of the output for Ray Train's own files."""
@@ -67,8 +65,13 @@ def run_workers(
     workers keep dying. On a signal, workers end their training loop with a checkpoint, and KeyboardInterrupt is raised.
     """
     context.start_ray(workers, stage)
+    import ray
+
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     from ray.train import TrainingFailedError
+
+    from pipelines.training.rendezvous import torch_group
+    from pipelines.training.trainer import GroupTrainer
 
     restarts, request = 0, signals.StopRequest()
     stop = GroupStop(request)
@@ -87,16 +90,18 @@ def run_workers(
 
     with (
         signals.stop_on_signal(request),
-        local_torch_config(workers) as torch_config,
+        torch_group(workers) as group_config,
         receive_messages(receive) as mailbox,
         stop.watching(mailbox),
     ):
+        # Put aside, because the controller would import the modules of function and settings, and torch with them.
+        work = ray.put((function, settings, workers, mailbox))
         while True:
             stop.in_loop = False
-            trainer = _trainer_class()(
+            trainer = GroupTrainer(
                 _run_worker,
-                torch_config=torch_config,
-                train_loop_config={"function": function, "settings": settings, "workers": workers, "mailbox": mailbox},
+                backend_config=group_config,
+                train_loop_config={"work": work},
                 scaling_config=_scaling_config(workers),
                 run_config=_run_config(stage, ray_folder),
             )
@@ -148,8 +153,10 @@ class GroupStop:
 
 def _run_worker(train_loop_config: dict[str, Any]) -> None:
     """Run in every process of the group: unpack the dict that Ray Train requires."""
-    worker = Worker.of_ray_train(train_loop_config["workers"], train_loop_config["mailbox"])
-    train_loop_config["function"](worker, train_loop_config["settings"])
+    import ray
+
+    function, settings, workers, mailbox = ray.get(train_loop_config["work"])
+    function(Worker.of_ray_train(workers, mailbox), settings)
 
 
 def _scaling_config(workers: ElasticWorkersConfig) -> "ScalingConfig":
@@ -173,21 +180,6 @@ def _run_config(stage: str, storage_path: str) -> "RunConfig":
 
     # run_workers restarts the group itself: Ray Train would also retry errors that are certain to recur.
     return RunConfig(name=stage, storage_path=storage_path, failure_config=FailureConfig(max_failures=0))
-
-
-def _trainer_class() -> type["TorchTrainer"]:
-    from ray.train.torch import TorchTrainer
-
-    class Trainer(TorchTrainer):
-        """A TorchTrainer that leaves SIGINT to us; its own handler would keep Ctrl-C for itself and exit with code 1.
-
-        It has none when `fit` runs in another thread, but a thread that waits for Ray while Ray is shut down crashes
-        the process.
-        """
-
-        def _register_sigint_handler(self, controller: Any) -> None: ...
-
-    return Trainer
 
 
 def _first_cause(error: Exception) -> BaseException:

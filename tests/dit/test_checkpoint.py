@@ -14,11 +14,11 @@ from dit.checkpoint import (
     load_checkpoint,
     restore,
     save_checkpoint,
-    step_name,
     verify_checkpoint,
 )
 from dit.config import DiTConfig
 from dit.flow import FlowMatching
+from dit.formats.completion import step_name
 from dit.model import DiT
 from dit.schedule import TrainingConfig
 from dit.train import create_state, train

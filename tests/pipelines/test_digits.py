@@ -7,7 +7,7 @@ import pytest
 from away import assert_same
 from ray_head import started_head
 
-from dit.checkpoint import step_name
+from dit.formats.completion import step_name
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.reader import load_recipe
 from pipelines.config.recipe import ImagesConfig

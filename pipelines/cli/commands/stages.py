@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -56,9 +56,7 @@ def autoencoder(recipe: str, overrides: tuple[str, ...], address: str | None, dr
     Does nothing for a recipe with a pretrained autoencoder.
     """
     config = _load("autoencoder", recipe, overrides, dry_run)
-    from pipelines.autoencoder import train_autoencoder
-
-    handle = _run_job(train_autoencoder, config, address)
+    handle = _run_job("autoencoder", "train_autoencoder", config, address)
     print_result(as_json, {"id": handle.id, "path": str(handle.folder())})
 
 
@@ -72,9 +70,7 @@ def encode(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run
     config = _load("encode", recipe, overrides, False)
     if dry_run:
         return _print_encode_plan(config, as_json)
-    from pipelines.encode import encode
-
-    dataset = _run_job(encode, config, address)
+    dataset = _run_job("encode", "encode", config, address)
     print_result(
         as_json,
         {
@@ -94,9 +90,7 @@ def train(
 ) -> None:
     """Train the model of RECIPE on its latents."""
     config = _load("train", recipe, overrides, dry_run)
-    from pipelines.train import train
-
-    checkpoint = _run_job(partial(train, verify=verify), config, address)
+    checkpoint = _run_job("train", "train", config, address, verify=verify)
     print_result(as_json, {"path": str(checkpoint.path), "step": checkpoint.step, "digest": checkpoint.digest})
 
 
@@ -125,8 +119,46 @@ def _print_encode_plan(config: Recipe, as_json: bool) -> None:
     print_result(as_json, {**asdict(plan), "bytes": plan.bytes, "seconds": plan.seconds})
 
 
-def _run_job(job: Callable[..., Any], config: Recipe, address: str | None) -> Any:
+def _run_job(stage: str, function: str, config: Recipe, address: str | None, **options: Any) -> Any:
+    """Call a function of the module pipelines.STAGE, which runs that stage, and return its result."""
+    from cluster.session import load_ray
+    from cluster.threads import run_beside
     from pipelines.stage import StageContext
 
+    def load(ended: object = None) -> Any:
+        return import_module(f"pipelines.{stage}")
+
     with StageContext(config, address=address) as context:
-        return job(config, context=context)
+        if _has_clear_work(stage, config):
+            # Importing torch takes a second or more, in which Ray can start its processes. Ray itself is imported
+            # first, because threads share the interpreter.
+            load_ray()
+            with run_beside("imports", load):
+                context.prepare_work(_workers_of(stage, config), stage)
+        return getattr(load(), function)(config, context=context, **options)
+
+
+def _workers_of(stage: str, config: Recipe) -> Any:
+    return {"autoencoder": config.autoencoder.train, "encode": config.encode, "train": config.train}[stage]
+
+
+def _has_clear_work(stage: str, config: Recipe) -> bool:
+    """Return whether a stage's result is missing while its input is there; the stage itself looks more closely.
+
+    Reads and imports little.
+    """
+    from cluster import storage
+    from dit.formats.completion import step_name
+    from pipelines.latents.autoencoder import AUTOENCODER_RECORD, TRAINED_AUTOENCODER
+    from pipelines.latents.dataset import MANIFEST
+
+    autoencoder = storage.join(config.folder(TRAINED_AUTOENCODER), AUTOENCODER_RECORD)
+    latents = storage.join(config.latents, MANIFEST)
+    needed, made = {
+        "autoencoder": (None, autoencoder),
+        "encode": (autoencoder if config.autoencoder.train else None, latents),
+        "train": (latents, storage.join(config.folder("checkpoints"), step_name(config.train.steps))),
+    }[stage]
+    if _workers_of(stage, config) is None or storage.exists(made):
+        return False
+    return needed is None or storage.exists(needed)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cluster import storage
-from dit.checkpoint import save_checkpoint, step_name, verify_checkpoint
+from dit.checkpoint import save_checkpoint, verify_checkpoint
 from dit.config import DiTConfig
-from dit.formats.completion import COMPLETE
+from dit.formats.completion import COMPLETE, step_name
 from dit.model import DiT
 from dit.schedule import TrainingConfig
 from dit.train import create_state

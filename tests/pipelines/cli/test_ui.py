@@ -21,7 +21,7 @@ from tiny import tiny_recipe
 
 from cluster import storage
 from cluster.listeners import listeners_below
-from dit.checkpoint import step_name
+from dit.formats.completion import step_name
 from pipelines.cli import mlflow_ui
 from pipelines.config.reader import load_recipe
 from pipelines.registry.promotion import promote_checkpoint

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dit.autoencoder import LatentScale, create_autoencoder, describe_autoencoder, save_autoencoder
-from dit.checkpoint import save_checkpoint, step_name
+from dit.checkpoint import save_checkpoint
 from dit.config import DiTConfig
+from dit.formats.completion import step_name
 from dit.model import DiT
 from dit.schedule import TrainingConfig
 from dit.train import create_state

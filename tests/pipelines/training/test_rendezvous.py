@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from pipelines.config.training import WorkersConfig
-from pipelines.training.rendezvous import local_torch_config
+from pipelines.training.rendezvous import TorchGroupConfig, torch_group
 
 
 @pytest.mark.slow
 def test_a_group_of_two_listens_on_loopback_only_and_leaves_nothing_behind(local_ray, tmp_path):
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+
+    from pipelines.training.trainer import GroupTrainer
 
     def report_ports(config):
         import psutil
@@ -26,10 +27,10 @@ def test_a_group_of_two_listens_on_loopback_only_and_leaves_nothing_behind(local
         Path(config["folder"], str(distributed.get_rank())).write_text(f"{total.item():.0f} {' '.join(found)}")
 
     before = set(Path(tempfile.gettempdir()).glob("raydit-workers-*"))
-    with local_torch_config(WorkersConfig()) as torch_config:
-        TorchTrainer(
+    with torch_group(WorkersConfig()) as group:
+        GroupTrainer(
             report_ports,
-            torch_config=torch_config,
+            backend_config=group,
             train_loop_config={"folder": str(tmp_path)},
             scaling_config=ScalingConfig(num_workers=2),
             run_config=RunConfig(storage_path=str(tmp_path / "ray")),
@@ -41,11 +42,39 @@ def test_a_group_of_two_listens_on_loopback_only_and_leaves_nothing_behind(local
     assert set(Path(tempfile.gettempdir()).glob("raydit-workers-*")) == before
 
 
-def test_workers_with_gpus_or_on_a_cluster_are_left_to_ray(local_ray, monkeypatch):
-    with local_torch_config(WorkersConfig()) as here, local_torch_config(WorkersConfig(gpus_per_worker=1)) as gpus:
-        assert here is not None and gpus is None
-        assert Path(here.folder).stat().st_mode & 0o777 == 0o700
+def test_workers_with_gpus_or_on_a_cluster_meet_at_a_server(local_ray, monkeypatch):
+    with torch_group(WorkersConfig()) as here, torch_group(WorkersConfig(gpus_per_worker=1)) as gpus:
+        assert here.backend == "gloo" and Path(here.folder).stat().st_mode & 0o777 == 0o700
+        assert gpus == TorchGroupConfig("nccl", "")
     assert not Path(here.folder).exists()
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "192.0.2.2")
-    with local_torch_config(WorkersConfig()) as elsewhere:
-        assert elsewhere is None
+    with torch_group(WorkersConfig()) as elsewhere:
+        assert elsewhere == TorchGroupConfig("gloo", "")
+
+
+@pytest.mark.slow
+def test_workers_that_meet_at_a_server_form_a_group(local_ray, tmp_path):
+    from ray.train import RunConfig, ScalingConfig
+
+    from pipelines.training.trainer import GroupTrainer
+
+    def add_up(config):
+        import os
+
+        import torch
+        from torch import distributed
+
+        total = torch.tensor(float(distributed.get_rank() + 1))
+        distributed.all_reduce(total)
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+        Path(config["folder"], os.environ["RANK"]).write_text(f"{total.item():.0f} {[os.environ[n] for n in names]}")
+
+    GroupTrainer(
+        add_up,
+        backend_config=TorchGroupConfig("gloo"),
+        train_loop_config={"folder": str(tmp_path)},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(storage_path=str(tmp_path / "ray")),
+    ).fit()
+    for rank in "01":
+        assert (tmp_path / rank).read_text() == f"3 {[rank, '2', rank, '127.0.0.1']}"
