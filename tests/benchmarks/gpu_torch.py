@@ -42,6 +42,7 @@ LIMIT_SECONDS = 220.0
 """Four minutes, less the import of torch on a machine that has not read it before."""
 SMALL_MODEL = DiTConfig(input_size=8, hidden_size=64, depth=2, num_heads=2)
 SMALL_AUTOENCODER = {**STABLE_DIFFUSION_CONFIG, "block_out_channels": [32, 32, 32, 32]}
+PROCESS = GaussianDiffusion()
 PAPER_SAMPLES, PAPER_STEPS = 50_000, 250
 
 
@@ -74,12 +75,13 @@ class Bench:
         network.compile(backend="aot_eager" if self.small else "inductor")
 
     def network(self, name: str) -> DiT:
-        """Return a network of which no weight is zero, the same on all devices."""
+        """Return a network of which no weight is zero."""
         torch.manual_seed(0)
-        network = DiT(self.model(name))
+        with self.device:  # drawing the weights of DiT-XL/2 on a CPU takes many seconds
+            network = DiT(self.model(name))
         for parameter in network.parameters():
             parameter.data.normal_(0, 0.02)
-        return network.to(self.device)
+        return network
 
 
 def card(bench: Bench) -> Iterator[Figure]:
@@ -92,7 +94,7 @@ def card(bench: Bench) -> Iterator[Figure]:
 def agreement(bench: Bench) -> Iterator[Figure]:
     """Float32 on the CPU against the device: a forward pass, five training steps, guided samples."""
     network, cpu = bench.network("DiT-S/2"), torch.device("cpu")
-    batch = batch_of(network.config, 4)
+    batch = batch_of(network.config, 4, PROCESS)
     twins = {device: copy.deepcopy(network).to(device) for device in (cpu, bench.device)}
 
     def on_both(compute: Callable[[DiT, Batch, torch.device], torch.Tensor]) -> float:
@@ -112,7 +114,7 @@ def agreement(bench: Bench) -> Iterator[Figure]:
             guided(twin, 1.5, 3),
             batch.noise,
             batch.labels,
-            process=GaussianDiffusion(),
+            process=PROCESS,
             steps=5,
             step_noise=lambda i, x: draw(i, positions, shape, device),
         )
@@ -120,7 +122,7 @@ def agreement(bench: Bench) -> Iterator[Figure]:
     yield Figure(what="the same: five guided DDPM steps", value=on_both(sample), unit="relative difference")
 
     def losses(twin: DiT, batch: Batch, device: torch.device) -> torch.Tensor:
-        return torch.tensor(train_steps(twin, batch, device, "float32", steps=5))
+        return torch.tensor(train_steps(twin, batch, PROCESS, device, steps=5))
 
     start = torch.cat([parameter.detach().cpu().flatten() for parameter in network.parameters()])
     difference = on_both(losses)
@@ -155,7 +157,8 @@ def training(
         use_float8(network, emulate=bench.device.type == "cpu")
     (bench.compile_whole if how.endswith("whole") else bench.compile)(network)
     window = 2 if bench.small else window
-    measured = measure_training(network, batch_of(config, size).to(bench.device), bench.device, window, seconds)
+    batch = batch_of(config, size, PROCESS).to(bench.device)
+    measured = measure_training(network, batch, PROCESS, bench.device, window=window, seconds=seconds)
     yield Figure(
         what=f"training step {bench.label(name)}, batch {size}, bfloat16, {how}",
         value=measured.images_per_second,
@@ -178,14 +181,12 @@ def training(
 def sampling(bench: Bench) -> Iterator[Figure]:
     """Guided steps in every precision; guidance doubles the batch."""
     network, size, steps = bench.network("DiT-XL/2").eval(), bench.size(32), 2 if bench.small else 5
-    batch = batch_of(network.config, size).to(bench.device)
+    batch = batch_of(network.config, size, PROCESS).to(bench.device)
     for dtype, compiled in (("float32", False), ("tf32", False), ("bfloat16", False), ("bfloat16", True)):
         if compiled:
             bench.compile(network)
         model, product = guided(in_dtype(network, dtype), 1.5, 3), bench.product()
-        draw = functools.partial(
-            sample_ddpm, model, batch.noise, batch.labels, process=GaussianDiffusion(), steps=steps
-        )
+        draw = functools.partial(sample_ddpm, model, batch.noise, batch.labels, process=PROCESS, steps=steps)
         seconds = alternate({"sample": draw}, rounds=2, warmup=1)["sample"].median / steps
         hours = PAPER_SAMPLES / size * PAPER_STEPS * seconds / 3600
         precision = f"{dtype}{', compiled by blocks' * compiled}"

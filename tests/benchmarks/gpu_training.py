@@ -14,9 +14,12 @@ from torch import Tensor
 
 from dit.config import DiTConfig
 from dit.diffusion import GaussianDiffusion
+from dit.flow import FlowMatching
 from dit.precision import backward_in, network_precision
 from dit.schedule import TrainingConfig
 from dit.train import TrainState, create_state, train
+
+Process = GaussianDiffusion | FlowMatching
 
 NUM_WINDOWS = 6
 PROFILED_STEPS = 4
@@ -41,7 +44,9 @@ class Measured:
 
     state: TrainState
     batch: Batch
+    process: Process
     device: torch.device
+    dtype: str
     images_per_second: float
     first_seconds: float
     """Until the second step could begin: compilation, and the first use of libraries."""
@@ -49,19 +54,27 @@ class Measured:
     """Peak memory of the device."""
 
 
-def batch_of(config: DiTConfig, size: int) -> Batch:
+def batch_of(config: DiTConfig, size: int, process: Process) -> Batch:
     """Return a random batch on the CPU, always the same."""
     generator = torch.Generator().manual_seed(0)
     shape = (size, config.in_channels, *config.latent_size)
     latents, noise = (torch.randn(shape, generator=generator) for _ in range(2))
-    t = torch.randint(0, 1000, (size,), generator=generator)
+    is_flow = isinstance(process, FlowMatching)
+    t = torch.rand(size, generator=generator) if is_flow else torch.randint(0, 1000, (size,), generator=generator)
     return Batch(latents, t, torch.randint(0, config.num_classes, (size,), generator=generator), noise)
 
 
 def measure_training(
-    network: torch.nn.Module, batch: Batch, device: torch.device, window: int, seconds: float
+    network: torch.nn.Module,
+    batch: Batch,
+    process: Process,
+    device: torch.device,
+    *,
+    window: int,
+    seconds: float,
+    dtype: str = "bfloat16",
 ) -> Measured:
-    """Train in bfloat16 for NUM_WINDOWS reports of `window` steps each, or until the seconds are over."""
+    """Train for NUM_WINDOWS reports of `window` steps each, or until the seconds are over."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     config = _config(batch, steps=NUM_WINDOWS * window, log_every=window)
@@ -74,12 +87,19 @@ def measure_training(
             yield batch
 
     _train(
-        state, batches(), config, device, "bfloat16", report=speeds.append, stop=lambda: time.perf_counter() > deadline
+        state,
+        batches(),
+        process,
+        config,
+        device,
+        dtype,
+        report=speeds.append,
+        stop=lambda: time.perf_counter() > deadline,
     )
     # The first window has the compilation; where there was time for no other, it is a lower bound.
     speed = statistics.median(metrics["images_per_second"] for metrics in speeds[1:] or speeds)
     gib = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
-    return Measured(state, batch, device, speed, begun[1] - begun[0], gib)
+    return Measured(state, batch, process, device, dtype, speed, begun[1] - begun[0], gib)
 
 
 def profile_training(measured: Measured, trace: Path) -> tuple[float, list[float], dict[str, str]]:
@@ -93,7 +113,7 @@ def profile_training(measured: Measured, trace: Path) -> tuple[float, list[float
     state, device = measured.state, measured.device
     config = _config(measured.batch, steps=state.step + PROFILED_STEPS, log_every=10**9)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        _train(state, itertools.repeat(measured.batch), config, device, "bfloat16")
+        _train(state, itertools.repeat(measured.batch), measured.process, config, device, measured.dtype)
         torch.cuda.synchronize()
     profiler.export_chrome_trace(str(trace))
     events = read_trace(trace)
@@ -105,11 +125,14 @@ def profile_training(measured: Measured, trace: Path) -> tuple[float, list[float
     return busy, gaps, {name: f"{duration / total:.0%}" for name, duration in kinds}
 
 
-def train_steps(network: torch.nn.Module, batch: Batch, device: torch.device, dtype: str, steps: int) -> list[float]:
-    """Train a few steps, and return the loss of each."""
+def train_steps(
+    network: torch.nn.Module, batch: Batch, process: Process, device: torch.device, steps: int
+) -> list[float]:
+    """Train a few steps in float32, and return the loss of each."""
     config = _config(batch, steps=steps, log_every=1)
     reports = []
-    _train(create_state(network, config), itertools.repeat(batch), config, device, dtype, report=reports.append)
+    state = create_state(network, config)
+    _train(state, itertools.repeat(batch), process, config, device, "float32", report=reports.append)
     return [metrics["loss"] for metrics in reports]
 
 
@@ -122,9 +145,7 @@ def _config(batch: Batch, *, steps: int, log_every: int) -> TrainingConfig:
     return TrainingConfig(steps=steps, global_batch_size=len(batch.latents), log_every=log_every)
 
 
-def _train(state, batches, config, device, dtype, *, report=lambda metrics: None, stop=lambda: False) -> None:
-    process = GaussianDiffusion()
-
+def _train(state, batches, process, config, device, dtype, *, report=lambda metrics: None, stop=lambda: False) -> None:
     def losses(model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
         def forward(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
             with network_precision(device, dtype):
