@@ -12,6 +12,8 @@ from raydit.errors import InvalidInput
 
 ComputeDtype = Literal["float32", "tf32", "bfloat16"]
 """Precision of a network; see `dit.precision`."""
+MatmulFormat = Literal["float8"]
+"""Number format of matrix products beside that of `ComputeDtype`; see `dit.float8`."""
 Strategy = Literal["ddp", "fsdp"]
 LoadingBackend = Literal["memory", "memmap", "stream"]
 
@@ -108,6 +110,9 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
     dtype: ComputeDtype = "float32"
     """"bfloat16": the network computes under autocast; weights, losses and averages stay float32. "tf32": its matrix
     products use TF32 on GPUs that have it, and float32 elsewhere."""
+    matmul: MatmulFormat | None = None
+    """"float8": the products of attention and MLP compute in float8, all else in dtype = "bfloat16"; faster for wide
+    models with compile = true. It needs an NVIDIA GPU of compute capability 8.9 (Ada, Hopper) and the extra `fp8`."""
     compile: bool = False
     """Compile the network's blocks, one for all of its kind: about half a minute at the start of each worker, whatever
     the depth, then faster steps."""
@@ -149,6 +154,8 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
                 f"[fewest, most] with fewest <= most <= global_batch_size = {self.global_batch_size}",
                 "change num_workers, or raise global_batch_size",
             )
+        if self.matmul == "float8":
+            self._check_float8()
         if self.sample_every % self.checkpoint_every:
             raise InvalidInput(
                 f"sample_every: found {self.sample_every}",
@@ -174,6 +181,22 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
                 f"{name}: found {kept!r} without keep_last, so that every checkpoint is kept",
                 "",
                 f"set keep_last, or remove {name}",
+            )
+
+    def _check_float8(self) -> None:
+        if self.dtype != "bfloat16":
+            # A product in float8 returns bfloat16. What is between products would take twice the memory traffic in a
+            # wider dtype, for digits that the next product rounds away.
+            raise InvalidInput(
+                f"matmul: found 'float8' with dtype = {self.dtype!r}",
+                'dtype = "bfloat16", the precision of all that is not a product in float8',
+                'set train.dtype = "bfloat16", or remove train.matmul',
+            )
+        if not self.gpus_per_worker:
+            raise InvalidInput(
+                "matmul: found 'float8' with gpus_per_worker = 0, which uses the CPU",
+                "an NVIDIA GPU of compute capability 8.9 or later for each worker",
+                "set train.gpus_per_worker = 1, or remove train.matmul",
             )
 
 

@@ -134,9 +134,16 @@ def fit_workers(settings: StageConfig, cluster: Cluster, images: int) -> dict[st
     """Return the changed fields of a stage's settings with which its workers use a cluster best.
 
     With accelerators a stage gets as many workers as divide its batch evenly or have a shard each, and each worker its
-    share of an accelerator; without accelerators workers have none. images: how many the stage processes.
+    share of an accelerator; without accelerators workers have none. images: how many the stage processes. Raises
+    InvalidInput for a training in float8 without accelerators.
     """
     if cluster.accelerator is None:
+        if isinstance(settings, TrainConfig) and settings.matmul == "float8":
+            raise InvalidInput(
+                "train.matmul: found 'float8', and a plan for this machine's CPU cores",
+                "GPUs, because CPUs have no products in float8",
+                "set --cluster, such as 8xH100, or remove train.matmul",
+            )
         fitting: dict[str, Any] = {"gpus_per_worker": 0}
     else:
         gpus = settings.gpus_per_worker or 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from dit.checkpoint import Checkpoint, restore, save_checkpoint
+from dit.float8 import require_float8, use_float8
 from dit.model import build_model
 from dit.objective import create_process
 from dit.precision import backward_in, missing_tf32
@@ -36,6 +37,13 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
         worker.notice(f"{worker.num_workers} of at most {config.most_workers} workers")
     if device_name := missing_tf32(config.dtype, worker.device):
         worker.notice(f"train.dtype = 'tf32': {device_name} has no TF32, so training goes on in float32")
+    if config.matmul == "float8":
+        require_float8(worker.device)
+        if not config.compile:
+            worker.notice(
+                "train.matmul = 'float8' without train.compile: rounding is not fused with other work, so that "
+                "training can be slower than in bfloat16"
+            )
     newest = checkpoints.newest()
     dataset = LatentDataset.open(settings.latents)
     source = open_for_training(dataset, settings, worker, newest)
@@ -90,6 +98,8 @@ def create_training_state(settings: TrainWorkerSettings, worker: Worker) -> Trai
     torch.manual_seed(settings.seed)
     model = replace(settings.model, gradient_checkpointing=config.gradient_checkpointing)
     network = build_model(model).to(worker.device)
+    if config.matmul == "float8":
+        use_float8(network)  # first, because compilation and sharding must meet the layers that will compute
     return create_state(
         network, config, lambda network: worker.wrap(network, strategy=config.strategy, compiled=config.compile)
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from dit.autoencoder import LatentScale
 from dit.config import DiTConfig, RandomKind, UViTConfig
+from dit.float8 import require_float8_shapes
 from dit.formats.record import describe_checkpoint
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.model import ModelConfig
@@ -40,6 +41,8 @@ class TrainWorkerSettings:
 def train_worker_settings(config: Recipe, latents: LatentDataset) -> TrainWorkerSettings:
     """Work out the workers' settings from a recipe and its latents. Raises InvalidInput if these do not fit."""
     model = resolve_model(config.model, latents, learn_sigma=config.objective.learn_sigma)
+    if config.train.matmul == "float8":
+        require_float8_shapes(model)
     objective = {"kind": config.objective.kind, **config.objective.settings()}
     # By this recipe's id: latents that several recipes share may have been encoded in another output folder.
     autoencoder = latents.autoencoder | {"id": autoencoder_of(config).id}

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from study import first_images
 
 from pipelines.config.reader import validate_recipe
 from pipelines.config.recipe import Recipe
@@ -21,17 +22,8 @@ def cifar_folder() -> Path:
 
 
 def cifar_images(target: Path, num_images: int) -> Path:
-    """The first images as one Parquet file of row groups of 1,000."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    tables, rows = [], 0
-    for file in sorted(cifar_folder().glob("*.parquet")):
-        if rows < num_images:
-            tables.append(pq.read_table(file).slice(0, num_images - rows))
-            rows += tables[-1].num_rows
-    pq.write_table(pa.concat_tables(tables), target, row_group_size=1000)
-    return target
+    """The first images as one Parquet file."""
+    return first_images(cifar_folder(), num_images, target)
 
 
 def cifar_recipe(folder: Path, images: Path, autoencoder: Path, **encode) -> Recipe:

@@ -50,6 +50,20 @@ def settings(**values: object) -> list[str]:
     return flags
 
 
+def first_images(folder: Path, count: int, target: Path) -> Path:
+    """Write the first images of a folder's Parquet files into one file, of row groups of 1,000, and return it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables, rows = [], 0
+    for file in sorted(folder.glob("*.parquet")):
+        if rows < count:
+            tables.append(pq.read_table(file).slice(0, count - rows))
+            rows += tables[-1].num_rows
+    pq.write_table(pa.concat_tables(tables), target, row_group_size=1000)
+    return target
+
+
 def history(store: str, run_id: str, metric: str) -> list[tuple[int, float]]:
     """Steps and values of a run's metric in MLflow."""
     from mlflow import MlflowClient

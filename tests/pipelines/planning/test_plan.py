@@ -21,6 +21,7 @@ from pipelines.planning.measure import measure_this_machine
 from pipelines.planning.networks import autoencoder_config, resolve_networks
 from pipelines.planning.plan import Images, count_images, make_plan
 from pipelines.planning.render import format_bytes, format_duration, plan_lines
+from raydit.errors import InvalidInput
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = ROOT / "pipelines" / "recipes"
@@ -144,6 +145,18 @@ def test_the_precision_of_samples_is_planned():
     assert exact.memory["tokens"] == tf32.memory["tokens"] > rounded.memory["tokens"] == compiled.memory["tokens"]
     assert exact.basis.endswith("67 TFLOP/s (float32)") and compiled.basis.endswith("989 TFLOP/s (bfloat16)")
     assert exact.flops == compiled.flops
+
+
+def test_products_in_float8_are_planned_as_bfloat16_and_said_not_to_be_measured():
+    recipe, dtype = RECIPES / "imagenet256-dit-xl2.toml", ["train.dtype=bfloat16", "train.gpus_per_worker=1"]
+    plain, rounded = (
+        stages(planned(recipe, "8xH100", *dtype, *more))["train"] for more in ([], ["train.matmul=float8"])
+    )
+    assert rounded.seconds == plain.seconds and rounded.flops == plain.flops
+    assert rounded.basis == f"{plain.basis}; products in float8 were not measured, and are planned as in bfloat16"
+    config = load_recipe(recipe, [*dtype, "train.matmul=float8"])
+    with pytest.raises(InvalidInput, match="this machine's CPU cores, expected GPUs.*Set --cluster"):
+        make_plan(config, cores(), Images(training=20, held_out=4, classes=3, source=""))
 
 
 def cores(**further) -> Cluster:

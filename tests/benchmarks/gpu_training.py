@@ -1,0 +1,167 @@
+"""Training steps of `dit.train`'s own loop on one batch, measured and profiled; needs only torch."""
+
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from gpu_report import busy_share, kind_of, read_trace
+from torch import Tensor
+
+from dit.config import DiTConfig
+from dit.diffusion import GaussianDiffusion
+from dit.flow import FlowMatching
+from dit.precision import backward_in, network_precision
+from dit.schedule import TrainingConfig
+from dit.train import TrainState, create_state, train
+
+Process = GaussianDiffusion | FlowMatching
+
+NUM_WINDOWS = 6
+PROFILED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Noised latents are made in the step, as in training."""
+
+    latents: Tensor
+    t: Tensor
+    labels: Tensor
+    noise: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(tensor.to(device) for tensor in (self.latents, self.t, self.labels, self.noise)))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A training on one batch, and its speed."""
+
+    state: TrainState
+    batch: Batch
+    process: Process
+    device: torch.device
+    dtype: str
+    images_per_second: float
+    first_seconds: float
+    """Until the second step could begin: compilation, and the first use of libraries."""
+    gib: float
+    """Peak memory of the device."""
+
+
+def batch_of(config: DiTConfig, size: int, process: Process) -> Batch:
+    """Return a random batch on the CPU, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (size, config.in_channels, *config.latent_size)
+    latents, noise = (torch.randn(shape, generator=generator) for _ in range(2))
+    is_flow = isinstance(process, FlowMatching)
+    t = torch.rand(size, generator=generator) if is_flow else torch.randint(0, 1000, (size,), generator=generator)
+    return Batch(latents, t, torch.randint(0, config.num_classes, (size,), generator=generator), noise)
+
+
+def measure_training(
+    network: torch.nn.Module,
+    batch: Batch,
+    process: Process,
+    device: torch.device,
+    *,
+    window: int,
+    seconds: float,
+    dtype: str = "bfloat16",
+) -> Measured:
+    """Train for NUM_WINDOWS reports of `window` steps each, or until the seconds are over."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    config = _config(batch, steps=NUM_WINDOWS * window, log_every=window)
+    state, speeds, begun = create_state(network, config), [], []
+    deadline = time.perf_counter() + seconds
+
+    def batches() -> Iterator[Batch]:
+        for _ in itertools.count():
+            begun.append(time.perf_counter())
+            yield batch
+
+    _train(
+        state,
+        batches(),
+        process,
+        config,
+        device,
+        dtype,
+        report=speeds.append,
+        stop=lambda: time.perf_counter() > deadline,
+    )
+    # The first window has the compilation; where there was time for no other, it is a lower bound.
+    speed = statistics.median(metrics["images_per_second"] for metrics in speeds[1:] or speeds)
+    gib = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
+    return Measured(state, batch, process, device, dtype, speed, begun[1] - begun[0], gib)
+
+
+def profile_training(measured: Measured, trace: Path) -> tuple[float, list[float], dict[str, str]]:
+    """Go on with a training under torch's profiler.
+
+    Returns the share of time that the GPU was busy, the largest gaps in microseconds, and the shares of kinds of work.
+    Only the GPU's side is recorded: recording the host's would delay its launches.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    state, device = measured.state, measured.device
+    config = _config(measured.batch, steps=state.step + PROFILED_STEPS, log_every=10**9)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        _train(state, itertools.repeat(measured.batch), measured.process, config, device, measured.dtype)
+        torch.cuda.synchronize()
+    profiler.export_chrome_trace(str(trace))
+    events = read_trace(trace)
+    busy, gaps = busy_share((event["ts"], event["ts"] + event["dur"]) for event in events)
+    total, sums = sum(event["dur"] for event in events), {}
+    for event in events:
+        sums[kind_of(event["name"])] = sums.get(kind_of(event["name"]), 0.0) + event["dur"]
+    kinds = sorted(sums.items(), key=lambda item: -item[1])
+    return busy, gaps, {name: f"{duration / total:.0%}" for name, duration in kinds}
+
+
+def train_steps(
+    network: torch.nn.Module, batch: Batch, process: Process, device: torch.device, steps: int
+) -> list[float]:
+    """Train a few steps in float32, and return the loss of each."""
+    config = _config(batch, steps=steps, log_every=1)
+    reports = []
+    state = create_state(network, config)
+    _train(state, itertools.repeat(batch), process, config, device, "float32", report=reports.append)
+    return [metrics["loss"] for metrics in reports]
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference over the norm of what was expected."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def _config(batch: Batch, *, steps: int, log_every: int) -> TrainingConfig:
+    return TrainingConfig(steps=steps, global_batch_size=len(batch.latents), log_every=log_every)
+
+
+def _train(state, batches, process, config, device, dtype, *, report=lambda metrics: None, stop=lambda: False) -> None:
+    def losses(model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
+        def forward(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            with network_precision(device, dtype):
+                output = model(x, t, y)
+            return output.float()
+
+        terms = process.training_losses(forward, batch.latents, batch.t, batch.labels, batch.noise)
+        return {name: values.mean() for name, values in terms.items()}
+
+    train(
+        state,
+        batches,
+        losses,
+        config,
+        report=lambda step, metrics: report(metrics),
+        save=lambda state: None,
+        backward=functools.partial(backward_in, device, dtype),
+        stop=stop,
+    )
