@@ -1,33 +1,42 @@
-"""The autoencoder between images and latents: a thin wrapper around diffusers' AutoencoderKL and AutoencoderTiny.
+"""The autoencoder between images and latents: a thin wrapper around diffusers' classes (`dit.autoencoder_kinds`).
 
     images   (N, 3, H, W) in [-1, 1]
-    moments  (N, 2C, h, w) posterior mean, then log variance, unscaled
+    moments  (N, 2C, h, w) posterior mean, then log variance, unscaled; (N, C, h, w) if the posterior is deterministic
     latents  (N, C, h, w) drawn from the posterior and scaled: the input of a diffusion model
 
 An AutoencoderTiny has no posterior: the mean is its latents, and the log variance is DETERMINISTIC_LOG_VARIANCE.
-Source: Rombach et al. 2022 (arXiv 2112.10752).
+Sources: Rombach et al. 2022 (arXiv 2112.10752); DC-AE, Chen et al. 2024 (arXiv 2410.10733); RAE, Zheng et al. 2025
+(arXiv 2510.11690).
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dit.autoencoder_kinds import (
+    KINDS,
+    autoencoder_class,
+    describe_shape,
+    import_class,
+    is_deterministic,
+    latent_side,
+    require_installed,
+    require_latent_size,
+)
 from dit.autoencoder_size import STABLE_DIFFUSION, read_config
 from dit.files import translate_full_disk
 from dit.formats.autoencoder_digests import config_sha256, further_digests
 from dit.formats.diffusers_files import WEIGHTS, find_weights, look_for_weights
 from dit.hub import fetch_snapshot, split_revision
+from dit.latent_scale import LatentScale, latent_scale, read_scale, record_scale, remove_own_scale
 from raydit.errors import InvalidInput, NotFound
 
 VAE = "vae"
 """Folder of the autoencoder in a diffusers pipeline."""
-SCALING_FACTORS = {"AutoencoderKL": 0.18215, "AutoencoderTiny": 1.0}
-"""Supported classes of diffusers, and the scaling factor of each if its config has none."""
 _OTHER_AUTOENCODER = "copy the autoencoder again, or choose another one"
 DETERMINISTIC_LOG_VARIANCE = -30.0
 """Log variance of deterministic latents: the lower limit in `sample_posterior`, a standard deviation of 3e-7."""
@@ -35,32 +44,14 @@ MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.
 """Memory layouts of weights and activations by their names in recipes."""
 
 
-@dataclass(frozen=True)
-class LatentScale:
-    """Scale of latents, per channel: (latents - mean) / std is the input of the diffusion model. See `latent_scale`."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def scale(self, latents: Tensor) -> Tensor:
-        """Scale latents (..., C, h, w) of the autoencoder for the diffusion model."""
-        return (latents - _per_channel(self.mean, latents)) / _per_channel(self.std, latents)
-
-    def unscale(self, latents: Tensor) -> Tensor:
-        """Convert latents (..., C, h, w) of the diffusion model back to those of the autoencoder."""
-        return latents * _per_channel(self.std, latents) + _per_channel(self.mean, latents)
-
-
-def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
-
-
 def sample_posterior(moments: Tensor, noise: Tensor) -> Tensor:
     """Draw unscaled latents (N, C, h, w) from the posterior that moments (N, 2C, h, w) describe.
 
-    noise: (N, C, h, w), standard normal.
+    noise: (N, C, h, w), standard normal; of no effect on moments (N, C, h, w), which are deterministic latents.
     The log variance is clamped to [-30, 20], as in diffusers' DiagonalGaussianDistribution.
     """
+    if moments.shape == noise.shape:
+        return moments.float()
     mean, log_variance = moments.float().chunk(2, dim=1)
     return mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
 
@@ -94,7 +85,7 @@ def locate_autoencoder(id: str, *, download: bool = True) -> Path:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise NotFound(
             f"no autoencoder at {id!r} ({reason[0]})",
-            "a diffusers AutoencoderKL folder, or a hub id that is cached or can be downloaded",
+            "a diffusers autoencoder folder, or a hub id that is cached or can be downloaded",
             "check the path, or remove autoencoder.id and set [autoencoder.train]",
         ) from None
 
@@ -105,11 +96,12 @@ def _vae_of(folder: Path) -> Path:
     return folder / VAE if is_pipeline and (folder / VAE).is_dir() else folder
 
 
-def record_autoencoder(id: str, latent_channels: int) -> dict[str, Any]:
+def record_autoencoder(id: str, latent_channels: int, latent_size: tuple[int, int] | None = None) -> dict[str, Any]:
     """Return what an imported checkpoint records about its autoencoder; its digest only if it is on this machine.
 
-    id: a hub id or a diffusers folder. Raises NotFound if it is not on this machine and not one of Stable
-    Diffusion's, and InvalidInput if its weights are not finite or its number of latent channels is not latent_channels.
+    id: a hub id or a diffusers folder. latent_channels, latent_size: of the model; height and width in latent pixels.
+    Raises NotFound if it is not on this machine and not one of Stable Diffusion's, and InvalidInput if its weights are
+    not finite or its latents do not fit the model.
     """
     folder = _vae_of(Path(id).absolute()) if Path(id).is_dir() else _cached(id)
     if folder is not None:
@@ -123,7 +115,7 @@ def record_autoencoder(id: str, latent_channels: int) -> dict[str, Any]:
     else:
         raise NotFound(
             f"no autoencoder at {id!r} on this machine",
-            f"a diffusers AutoencoderKL folder, a hub id that is cached, or one of {', '.join(STABLE_DIFFUSION)}",
+            f"a diffusers autoencoder folder, a hub id that is cached, or one of {', '.join(STABLE_DIFFUSION)}",
             "check the path, or download it first",
         )
     if described["latent_channels"] != latent_channels:
@@ -132,6 +124,8 @@ def record_autoencoder(id: str, latent_channels: int) -> dict[str, Any]:
             f"{latent_channels} for this model",
             "pass the autoencoder that the model was trained with",
         )
+    if latent_size is not None:
+        require_latent_size(described, latent_size)
     return described
 
 
@@ -147,9 +141,9 @@ def _cached(id: str) -> Path | None:
 def describe_autoencoder(folder: Path) -> dict[str, Any]:
     """Return identity, shape and scale of a diffusers autoencoder, as latent data sets and checkpoints record them.
 
-    The keys are class, sha256 (of the weights file; of shards see `DiffusersWeights.sha256`), latent_channels,
-    downsample, latents_mean and latents_std. Raises NotFound if config or weights are missing, and InvalidInput for an
-    unsupported class or a Git LFS pointer.
+    The keys are class, sha256 (of the weights file; of shards see `DiffusersWeights.sha256`), those of `describe_shape`
+    and those of `record_scale`. Raises NotFound if config or weights are missing, and InvalidInput for an unsupported
+    class or a Git LFS pointer.
     """
     weights = look_for_weights(folder)
     if weights is None or not (folder / "config.json").is_file():
@@ -161,16 +155,8 @@ def describe_autoencoder(folder: Path) -> dict[str, Any]:
         )
     config = read_config(folder)
     name = autoencoder_class(config, folder)
-    scale = latent_scale(config)
-    stages = config["block_out_channels" if name == "AutoencoderKL" else "encoder_block_out_channels"]
-    return {
-        "class": name,
-        "sha256": weights.sha256,
-        "latent_channels": config["latent_channels"],
-        "downsample": 2 ** (len(stages) - 1),
-        "latents_mean": list(scale.mean),
-        "latents_std": list(scale.std),
-    }
+    scale = record_scale(name, read_scale(config, weights))
+    return {"class": name, "sha256": weights.sha256, **describe_shape(config), **scale}
 
 
 def is_same_autoencoder(folder: Path, recorded: Mapping[str, Any]) -> bool:
@@ -187,34 +173,35 @@ def is_same_autoencoder(folder: Path, recorded: Mapping[str, Any]) -> bool:
 
 
 def check_autoencoder(folder: Path) -> None:
-    """Raise InvalidInput, naming file and tensor, if a weight of a diffusers autoencoder is NaN or infinite."""
+    """Raise InvalidInput, naming file and tensor, if a weight of a diffusers autoencoder is NaN or infinite.
+
+    Also raises it if the class of the autoencoder is not installed.
+    """
+    require_installed(autoencoder_class(read_config(folder), folder))
     find_weights(folder).read(_OTHER_AUTOENCODER)
 
 
-def autoencoder_class(config: Mapping[str, Any], folder: Path) -> str:
-    """Return the name of the diffusers class in an autoencoder's config. Raises InvalidInput if it is unsupported."""
-    name = config.get("_class_name", "AutoencoderKL")
-    if name not in SCALING_FACTORS:
-        raise InvalidInput(
-            f"{folder} is an autoencoder of class {name!r}",
-            " or ".join(SCALING_FACTORS),
-            "choose another autoencoder, such as stabilityai/sd-vae-ft-ema or madebyollin/taesd",
-        )
-    if "quantization_config" in config:
-        raise InvalidInput(
-            f"{folder}/config.json: found quantization_config, which changes the weights that diffusers computes with",
-            "an autoencoder that is not quantized",
-            "choose another one",
-        )
-    return name
-
-
 class Autoencoder:
-    """A frozen AutoencoderKL or AutoencoderTiny of diffusers, with the scale of its latents."""
+    """A frozen autoencoder of diffusers, with the scale of its latents, its pixel range and its image size."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, scale: LatentScale | None = None) -> None:
+        """Take over a module of one of KINDS; an AutoencoderRAE no longer scales its latents itself afterwards.
+
+        scale: the one in its files, if the module's weights are rounded to another dtype.
+        """
         self.module = module.eval().requires_grad_(False)
-        self.scale = latent_scale(module.config)
+        name = type(module).__name__
+        config = {**module.config, "_class_name": name}  # of a module that was not loaded, the config has no class
+        self.scale = scale or latent_scale(config, module.state_dict())
+        self._shape = describe_shape(config)
+        self._unit_range = KINDS[name].unit_range
+        if name == "AutoencoderRAE":
+            remove_own_scale(module)
+
+    @property
+    def latent_channels(self) -> int:
+        """Number of channels of the latents: C."""
+        return self._shape["latent_channels"]
 
     @classmethod
     def load(
@@ -229,22 +216,29 @@ class Autoencoder:
         dtype, memory_format: bfloat16 and channels_last are faster on many devices, but change the last digits of
         results, and are therefore not the defaults. Raises InvalidInput if a weight is not finite.
         """
-        import diffusers
-
         folder = _vae_of(Path(folder))
         weights = find_weights(folder)
         config = read_config(folder)
-        kind = getattr(diffusers, autoencoder_class(config, folder))
+        kind = import_class(autoencoder_class(config, folder))
         module = weights.load(kind, config, dtype, _OTHER_AUTOENCODER)
-        return cls(module.to(device, memory_format=memory_format))
+        return cls(module.to(device, memory_format=memory_format), read_scale(config, weights))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Encode images (N, 3, H, W) in [-1, 1] as unscaled moments (N, 2C, h, w) float32."""
+        """Encode images (N, 3, H, W) in [-1, 1] as unscaled moments float32.
+
+        They are (N, 2C, h, w), or (N, C, h, w) if the posterior is deterministic. Raises InvalidInput for images of
+        another size than the only one that the autoencoder decodes.
+        """
+        if "image_size" in self._shape:
+            latent_side(images.shape[-1], self._shape)
         parameter = next(self.module.parameters())
-        encoded = self.module.encode(images.to(parameter.device, parameter.dtype))
+        pixels = (images + 1) / 2 if self._unit_range else images
+        encoded = self.module.encode(pixels.to(parameter.device, parameter.dtype))
         if hasattr(encoded, "latent_dist"):
             return encoded.latent_dist.parameters.float().contiguous()
+        if is_deterministic(self._shape):
+            return encoded.latent.float().contiguous()
         latents = encoded.latents.float()
         return torch.cat([latents, torch.full_like(latents, DETERMINISTIC_LOG_VARIANCE)], dim=1).contiguous()
 
@@ -257,26 +251,12 @@ class Autoencoder:
         parameter = next(self.module.parameters())
         raw = self.scale.unscale(latents.float()).to(parameter.device, parameter.dtype)
         images = self.module.decode(raw).sample
+        images = images.float() * 2 - 1 if self._unit_range else images
         if not bool(torch.isfinite(images).all()):
             raise InvalidInput(
                 "the autoencoder decodes finite latents to NaN or infinity", "finite pixels", _OTHER_AUTOENCODER
             )
         return images_to_uint8(images)
-
-
-def latent_scale(config: Mapping[str, Any]) -> LatentScale:
-    """Return the scale that an autoencoder's diffusers config describes, as diffusers' pipelines apply it.
-
-    If the config has statistics of the channels, it is (latents - latents_mean) * scaling_factor / latents_std, as in
-    Stable Diffusion XL's image-to-image pipeline (GLM-Image's pipeline omits the factor). Otherwise it is
-    (latents - shift_factor) * scaling_factor, as in Stable Diffusion 3.
-    """
-    channels = config["latent_channels"]
-    factor = config.get("scaling_factor") or SCALING_FACTORS[config.get("_class_name", "AutoencoderKL")]
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is None or std is None:
-        mean, std = (config.get("shift_factor") or 0.0,) * channels, (1.0,) * channels
-    return LatentScale(tuple(map(float, mean)), tuple(value / factor for value in std))
 
 
 def create_autoencoder(*, image_size: int, latent_channels: int, downsample: int, width: int) -> Any:

@@ -5,11 +5,14 @@ attention counts, that of norms does not.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dit.autoencoder_kinds import class_of, downsample
+from dit.sizes import dc, rae
+from dit.sizes.layers import Layer, conv
 from raydit.errors import InvalidInput
 from raydit.lfs import refuse_lfs_pointer_file
 
@@ -25,7 +28,15 @@ STABLE_DIFFUSION_CONFIG: dict[str, Any] = {
 
 MAX_SIZE, MAX_LEVELS, MAX_LAYERS = 1 << 16, 64, 256
 """Largest number in the config of an autoencoder, and most channels; most levels; most layers in a level."""
-LAYER_FIELDS = ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks")
+LAYER_FIELDS = (
+    "layers_per_block",
+    "num_encoder_blocks",
+    "num_decoder_blocks",
+    "encoder_layers_per_block",
+    "decoder_layers_per_block",
+    "encoder_num_hidden_layers",
+    "decoder_num_hidden_layers",
+)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -57,17 +68,6 @@ def _check_size(file: Path, field: str, value: Any) -> None:
             raise InvalidInput(f"{file}: {field}: found {value:.6g}", f"at most {most:,}", "copy it again")
 
 
-class Layer(NamedTuple):
-    """Size of one convolution or attention layer on one image."""
-
-    macs: int
-    """Multiply-accumulates."""
-    parameters: int
-    """Number of parameters, including those of the preceding norm."""
-    elements: int
-    """Number of elements of the output."""
-
-
 class AutoencoderSize(NamedTuple):
     """Size of an encoder or a decoder on one image."""
 
@@ -83,17 +83,22 @@ class AutoencoderSize(NamedTuple):
 
 def encoder_size(config: Mapping[str, Any], side: int) -> AutoencoderSize:
     """Return the size of the encoder on an image of `side` x `side` pixels."""
-    return _sum(_tiny_encoder(config, side) if _is_tiny(config) else _kl_encoder(config, side))
+    layers: dict[str, Callable[[], Iterator[Layer]]] = {
+        "AutoencoderTiny": lambda: _tiny_encoder(config, side),
+        "AutoencoderDC": lambda: dc.encoder_layers(config, side),
+        "AutoencoderRAE": lambda: rae.encoder_layers(config),
+    }
+    return _sum(layers.get(class_of(config), lambda: _kl_encoder(config, side))())
 
 
 def decoder_size(config: Mapping[str, Any], side: int) -> AutoencoderSize:
     """Return the size of the decoder for an image of `side` x `side` pixels."""
-    return _sum(_tiny_decoder(config, side) if _is_tiny(config) else _kl_decoder(config, side))
-
-
-def downsample(config: Mapping[str, Any]) -> int:
-    """Return the number of image pixels per latent pixel along each side."""
-    return 2 ** (len(config["encoder_block_out_channels" if _is_tiny(config) else "block_out_channels"]) - 1)
+    layers: dict[str, Callable[[], Iterator[Layer]]] = {
+        "AutoencoderTiny": lambda: _tiny_decoder(config, side),
+        "AutoencoderDC": lambda: dc.decoder_layers(config, side),
+        "AutoencoderRAE": lambda: rae.decoder_layers(config),
+    }
+    return _sum(layers.get(class_of(config), lambda: _kl_decoder(config, side))())
 
 
 def own_config(*, latent_channels: int, downsample: int, width: int) -> dict[str, Any]:
@@ -107,28 +112,17 @@ def own_config(*, latent_channels: int, downsample: int, width: int) -> dict[str
     }
 
 
-def _is_tiny(config: Mapping[str, Any]) -> bool:
-    return config.get("_class_name") == "AutoencoderTiny"
-
-
 def _sum(layers: Iterator[Layer]) -> AutoencoderSize:
     every = list(layers)
     macs, parameters, elements = (sum(values) for values in zip(*every, strict=True))
     return AutoencoderSize(macs, parameters, max(layer.elements for layer in every), elements)
 
 
-def _conv(inputs: int, outputs: int, side: int, kernel: int = 3, *, norm: bool = False, bias: bool = True) -> Layer:
-    """Return the size of a convolution; side: of its output. norm: whether a group norm precedes it."""
-    weights = inputs * outputs * kernel**2
-    parameters = weights + (outputs if bias else 0) + (2 * inputs if norm else 0)
-    return Layer(weights * side**2, parameters, outputs * side**2)
-
-
 def _resnet(inputs: int, outputs: int, side: int) -> Iterator[Layer]:
-    yield _conv(inputs, outputs, side, norm=True)
-    yield _conv(outputs, outputs, side, norm=True)
+    yield conv(inputs, outputs, side, norm=True)
+    yield conv(outputs, outputs, side, norm=True)
     if inputs != outputs:
-        yield _conv(inputs, outputs, side, kernel=1)
+        yield conv(inputs, outputs, side, kernel=1)
 
 
 def _middle(config: Mapping[str, Any], channels: int, side: int) -> Iterator[Layer]:
@@ -142,59 +136,60 @@ def _middle(config: Mapping[str, Any], channels: int, side: int) -> Iterator[Lay
 
 def _kl_encoder(config: Mapping[str, Any], side: int) -> Iterator[Layer]:
     channels, latents = list(config["block_out_channels"]), config["latent_channels"]
-    yield _conv(3, channels[0], side)
+    yield conv(3, channels[0], side)
     for level, (inputs, outputs) in enumerate(pairwise([channels[0], *channels])):
         for number in range(config["layers_per_block"]):
             yield from _resnet(inputs if number == 0 else outputs, outputs, side)
         if level < len(channels) - 1:
             side //= 2
-            yield _conv(outputs, outputs, side)
+            yield conv(outputs, outputs, side)
     yield from _middle(config, channels[-1], side)
-    yield _conv(channels[-1], 2 * latents, side, norm=True)
+    yield conv(channels[-1], 2 * latents, side, norm=True)
     if config.get("use_quant_conv", True):
-        yield _conv(2 * latents, 2 * latents, side, kernel=1)
+        yield conv(2 * latents, 2 * latents, side, kernel=1)
 
 
 def _kl_decoder(config: Mapping[str, Any], side: int) -> Iterator[Layer]:
-    channels, latents = list(reversed(config["block_out_channels"])), config["latent_channels"]
+    given = config.get("decoder_block_out_channels") or config["block_out_channels"]
+    channels, latents = list(reversed(given)), config["latent_channels"]
     side //= downsample(config)
     if config.get("use_post_quant_conv", True):
-        yield _conv(latents, latents, side, kernel=1)
-    yield _conv(latents, channels[0], side)
+        yield conv(latents, latents, side, kernel=1)
+    yield conv(latents, channels[0], side)
     yield from _middle(config, channels[0], side)
     for level, (inputs, outputs) in enumerate(pairwise([channels[0], *channels])):
         for number in range(config["layers_per_block"] + 1):
             yield from _resnet(inputs if number == 0 else outputs, outputs, side)
         if level < len(channels) - 1:
             side *= 2
-            yield _conv(outputs, outputs, side)
-    yield _conv(channels[-1], 3, side, norm=True)
+            yield conv(outputs, outputs, side)
+    yield conv(channels[-1], 3, side, norm=True)
 
 
 def _tiny_block(channels: int, side: int) -> Iterator[Layer]:
-    yield from (_conv(channels, channels, side) for _ in range(3))
+    yield from (conv(channels, channels, side) for _ in range(3))
 
 
 def _tiny_encoder(config: Mapping[str, Any], side: int) -> Iterator[Layer]:
     channels = config["encoder_block_out_channels"]
     for level, (width, blocks) in enumerate(zip(channels, config["num_encoder_blocks"], strict=True)):
         if level == 0:
-            yield _conv(3, width, side)
+            yield conv(3, width, side)
         else:
             side //= 2
-            yield _conv(width, width, side, bias=False)
+            yield conv(width, width, side, bias=False)
         for _ in range(blocks):
             yield from _tiny_block(width, side)
-    yield _conv(channels[-1], config["latent_channels"], side)
+    yield conv(channels[-1], config["latent_channels"], side)
 
 
 def _tiny_decoder(config: Mapping[str, Any], side: int) -> Iterator[Layer]:
     channels, blocks = config["decoder_block_out_channels"], config["num_decoder_blocks"]
     side //= downsample(config)
-    yield _conv(config["latent_channels"], channels[0], side)
+    yield conv(config["latent_channels"], channels[0], side)
     for level, (width, number) in enumerate(zip(channels, blocks, strict=True)):
         for _ in range(number):
             yield from _tiny_block(width, side)
         last = level == len(channels) - 1
         side *= 1 if last else 2
-        yield _conv(width, 3 if last else width, side, bias=last)
+        yield conv(width, 3 if last else width, side, bias=last)

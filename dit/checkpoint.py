@@ -43,6 +43,7 @@ from dit.formats.digests import parse_digests, read_object, read_recorded, requi
 from dit.formats.official import check_official, published_objective, read_official
 from dit.formats.record import CheckpointRecord, describe_checkpoint
 from dit.formats.weights import load_finite, load_weights
+from dit.latent_scale import record_scale
 from dit.snapshot import Snapshot, take_snapshot
 from dit.train import TrainState
 from raydit.errors import InvalidInput, NotFound
@@ -247,7 +248,7 @@ def import_official(
     config = describe_checkpoint(
         model=found.config,
         objective=published_objective(found.config, objective),
-        autoencoder=record_autoencoder(autoencoder, found.config.in_channels),
+        autoencoder=record_autoencoder(autoencoder, found.config.in_channels, found.config.latent_size),
         class_names=[str(label) for label in range(found.config.num_classes)],
         seed=found.seed,
         source={"format": "official", "name": Path(file).name},
@@ -268,10 +269,10 @@ def import_diffusers(
     """
     folder = require_unused(folder)
     found = read_pipeline(pipeline, numerics)
-    decoder = record_autoencoder(autoencoder or str(Path(pipeline) / "vae"), found.config.in_channels)
+    model, vae = found.config, Path(pipeline) / "vae"
+    decoder = record_autoencoder(autoencoder or str(vae), model.in_channels, model.latent_size)
     if autoencoder is None:
-        scale = pipeline_scale(Path(pipeline) / "vae")
-        decoder |= {"latents_mean": list(scale.mean), "latents_std": list(scale.std)}
+        decoder |= record_scale(decoder["class"], pipeline_scale(vae))
     config = describe_checkpoint(
         model=found.config,
         objective=found.objective,

@@ -37,10 +37,60 @@ COMPUTING_FIELDS: dict[str, dict[str, Any]] = {
         "upsample_fn": "nearest",
         "upsampling_scaling_factor": 2,
     },
+    "AutoencoderKLFlux2": {
+        **_COMMON,
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512],
+        "decoder_block_out_channels": None,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "latent_channels": 32,
+        "layers_per_block": 2,
+        "mid_block_add_attention": True,
+        "norm_num_groups": 32,
+        "patch_size": [2, 2],
+        "use_post_quant_conv": True,
+        "use_quant_conv": True,
+    },
+    "AutoencoderDC": {
+        "in_channels": 3,
+        "latent_channels": 32,
+        "attention_head_dim": 32,
+        "encoder_block_types": "ResBlock",
+        "decoder_block_types": "ResBlock",
+        "encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
+        "decoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
+        "encoder_layers_per_block": [2, 2, 2, 3, 3, 3],
+        "decoder_layers_per_block": [3, 3, 3, 3, 3, 3],
+        "encoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+        "decoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+        "upsample_block_type": "pixel_shuffle",
+        "downsample_block_type": "pixel_unshuffle",
+        "decoder_norm_types": "rms_norm",
+        "decoder_act_fns": "silu",
+        "encoder_out_shortcut": True,
+        "decoder_in_shortcut": True,
+        "decoder_conv_act_fn": "relu",
+    },
+    "AutoencoderRAE": {
+        "num_channels": 3,
+        "encoder_type": "dinov2",
+        "encoder_hidden_size": 768,
+        "encoder_patch_size": 14,
+        "encoder_num_hidden_layers": 12,
+        "encoder_input_size": 224,
+        "decoder_hidden_size": 512,
+        "decoder_num_hidden_layers": 8,
+        "decoder_num_attention_heads": 16,
+        "decoder_intermediate_size": 2048,
+        "patch_size": 16,
+        "reshape_to_2d": True,
+    },
 }
 """Fields of diffusers' configs that the result depends on, by class, with diffusers' defaults.
 
-The scale of the latents is recorded by itself, and `force_upcast` and `sample_size` are read by pipelines only.
+The scale of the latents is recorded by itself, `force_upcast` and `sample_size` are read by pipelines only, and of an
+AutoencoderRAE the weights hold the normalisation of its input, and the other sizes give that of its images.
 """
 
 

@@ -3,16 +3,17 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from dit.files import digest_of_files, sha256_once
-from dit.formats.weights import check_finite, read_weights
+from dit.formats.weights import check_finite, read_named, read_weights
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
 from raydit.listed_names import require_all_inside
@@ -102,6 +103,15 @@ class DiffusersWeights:
             check_finite(content, file, do)
             tensors |= content
         return tensors
+
+    def read_named(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Read those of some tensors that there are; of safetensors files, nothing else. Raises InvalidInput."""
+        found: dict[str, Tensor] = {}
+        for file in self.files if names else ():
+            content = read_named(file, names)
+            check_finite(content, file)
+            found |= content
+        return found
 
 
 def find_weights(folder: Path) -> DiffusersWeights:

@@ -22,17 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit.autoencoder import (
-    SCALING_FACTORS,
-    Autoencoder,
-    LatentScale,
-    autoencoder_class,
-    describe_autoencoder,
-    save_autoencoder,
-)
+from dit.autoencoder import Autoencoder, describe_autoencoder, save_autoencoder
+from dit.autoencoder_kinds import KINDS, autoencoder_class, latent_channels
 from dit.config import NORM_EPS, DiTConfig, Numerics, UViTConfig
 from dit.formats.diffusers_files import find_weights
 from dit.formats.diffusers_weights import PIPELINE_NULL_CLASS, from_diffusers, to_diffusers
+from dit.latent_scale import LatentScale
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
 
@@ -248,10 +243,21 @@ def _objective(scheduler: Mapping[str, Any], learn_sigma: bool) -> dict[str, Any
 
 
 def pipeline_scale(autoencoder: Path) -> LatentScale:
-    """Return the scale that DiTPipeline reads from an autoencoder's config: only the scaling factor."""
+    """Return the scale that DiTPipeline reads from an autoencoder's config: only the scaling factor.
+
+    Raises InvalidInput for a class whose scale is in its weights, where DiTPipeline does not look.
+    """
     config = json.loads((autoencoder / "config.json").read_text())
-    factor = config.get("scaling_factor") or SCALING_FACTORS[autoencoder_class(config, autoencoder)]
-    channels = config["latent_channels"]
+    name = autoencoder_class(config, autoencoder)
+    default = KINDS[name].scaling_factor
+    if default is None:
+        raise InvalidInput(
+            f"DiTPipeline cannot express the scale of {name}, which is in the weights of {autoencoder}",
+            "an autoencoder with a scaling_factor",
+            "use --format official, or keep the checkpoint as it is",
+        )
+    factor = config.get("scaling_factor") or default
+    channels = latent_channels(config)
     return LatentScale((0.0,) * channels, (1.0 / factor,) * channels)
 
 

@@ -11,7 +11,7 @@ from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from
 from raydit import __version__
 
 if TYPE_CHECKING:
-    from dit.autoencoder import LatentScale
+    from dit.latent_scale import LatentScale
 
 FURTHER_DIGESTS = ("tensors_sha256", "config_sha256")
 """Fields of an autoencoder's record that no fingerprint, identity of latents or protocol contains."""
@@ -43,24 +43,45 @@ class AutoencoderRecord:
     @property
     def scale(self) -> "LatentScale":
         """Scale of the latents that the model was trained on."""
-        from dit.autoencoder import LatentScale
+        from dit.latent_scale import LatentScale  # imports torch
 
         return LatentScale(self.latents_mean, self.latents_std)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "AutoencoderRecord":
         """Read the record from its JSON form. Raises KeyError for a missing field."""
-        return cls(
+        scale = content.get("scale")
+        if scale is not None:
+            return ScaledAutoencoderRecord(**cls._fields(content), latents_mean=(), latents_std=(), latents_scale=scale)
+        mean, std = (tuple(content[name]) for name in ("latents_mean", "latents_std"))
+        return cls(**cls._fields(content), latents_mean=mean, latents_std=std)
+
+    @staticmethod
+    def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(
             id=content["id"],
             class_name=content["class"],
             sha256=content["sha256"],
             latent_channels=content["latent_channels"],
             downsample=content["downsample"],
-            latents_mean=tuple(content["latents_mean"]),
-            latents_std=tuple(content["latents_std"]),
             tensors_sha256=content.get("tensors_sha256"),
             config_sha256=content.get("config_sha256"),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledAutoencoderRecord(AutoencoderRecord):
+    """The record of a class whose scale may be one per position, or per channel of patches."""
+
+    latents_scale: Mapping[str, Any]
+    """The scale, recorded as "scale" in place of latents_mean and latents_std; see `dit.latent_scale`."""
+
+    @property
+    def scale(self) -> "LatentScale":
+        """Scale of the latents that the model was trained on."""
+        from dit.latent_scale import LatentScale  # imports torch
+
+        return LatentScale.from_json(self.latents_scale)
 
 
 @dataclass(frozen=True, kw_only=True)

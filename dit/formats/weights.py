@@ -4,12 +4,12 @@ import argparse
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -42,6 +42,17 @@ def read_weights(file: str | Path) -> dict[str, Any]:
             f"{file} contains a {type(content).__name__}", "a dict of tensors by name", "save the model's state_dict()"
         )
     return content
+
+
+def read_named(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Read those of some tensors that a weights file has; of a safetensors file, nothing else. Raises InvalidInput."""
+    if file.suffix != ".safetensors":
+        return {name: tensor for name, tensor in read_weights(file).items() if name in names}
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys() if name in names}
+    except Exception as error:  # as in read_weights
+        raise _unreadable(file, error) from None
 
 
 def _unpickle(file: Path) -> Any:

@@ -80,7 +80,10 @@ class AutoencoderConfig:
     """The autoencoder: a pretrained one by `id`, or one that `[autoencoder.train]` trains on the recipe's images."""
 
     id: str | None = None
-    """Diffusers folder, or hub id such as "stabilityai/sd-vae-ft-ema", with @REVISION for one version of it."""
+    """Diffusers folder, or hub id such as "stabilityai/sd-vae-ft-ema", with @REVISION for one version of it.
+
+    Its class is one of AutoencoderKL, AutoencoderTiny, AutoencoderKLFlux2, AutoencoderDC and AutoencoderRAE.
+    """
     train: AutoencoderTrainConfig | None = None
     """Settings of the autoencoder that is trained here and kept in output/autoencoder."""
 

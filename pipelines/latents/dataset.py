@@ -123,7 +123,8 @@ class LatentDataset:
     @property
     def autoencoder(self) -> dict[str, Any]:
         """The autoencoder's record: id, class, sha256 of the weights, shape and scale."""
-        return self.manifest["autoencoder"]
+        about_moments = {name: self.manifest[name] for name in schema.MOMENTS_FIELDS if name in self.manifest}
+        return {**self.manifest["autoencoder"], **about_moments}
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -137,14 +138,18 @@ class LatentDataset:
 
     @property
     def moments_shape(self) -> tuple[int, int, int]:
-        """(2C, H, W) of the moments."""
+        """(2C, H, W) of the moments, or (C, H, W) if their posterior is deterministic."""
         return self.description.moments_shape
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the latents, which have half the channels of the moments."""
-        channels, height, width = self.moments_shape
-        return channels // 2, height, width
+        """(C, H, W) of the latents."""
+        return self.description.latent_shape
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the moments are the latents themselves, without a log variance."""
+        return self.description.posterior is not None
 
     @property
     def has_flip(self) -> bool:
@@ -247,13 +252,13 @@ class LatentArrays:
     labels: np.ndarray
     """int64 (N,)."""
     moments: np.ndarray
-    """float16 (N, 2C, H, W)."""
+    """float16 (N, *moments_shape)."""
     moments_flip: np.ndarray | None
-    """Moments of the horizontally flipped images, float16 (N, 2C, H, W); None if they are not stored."""
+    """Moments of the horizontally flipped images, float16 (N, *moments_shape); None if they are not stored."""
 
     @classmethod
     def from_tables(cls, tables: Sequence["pa.Table"], moments_shape: Sequence[int]) -> "LatentArrays":
-        """Copy the columns of some tables of a data set. moments_shape: (2C, H, W)."""
+        """Copy the columns of some tables of a data set. moments_shape: of each row's moments."""
         import pyarrow as pa
 
         table = pa.concat_tables(tables)
@@ -265,7 +270,7 @@ class LatentArrays:
         )
 
     def select_moments(self, rows: np.ndarray, flip: np.ndarray) -> np.ndarray:
-        """Return a copy of the moments of some rows, float16 (n, 2C, H, W).
+        """Return a copy of the moments of some rows, float16 (n, *moments_shape).
 
         flip: bool (n,): where to take the moments of the flipped image, if they are stored.
         """

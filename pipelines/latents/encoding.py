@@ -44,7 +44,7 @@ class EncodedShard(TypedDict):
     keys: list[str]
     labels: np.ndarray
     moments: np.ndarray
-    """float16 (N, 2C, h, w)."""
+    """float16 (N, *moments_shape): (N, 2C, h, w), or (N, C, h, w) if the posterior is deterministic."""
     moments_flip: np.ndarray
     """The same of the horizontally flipped images; no rows unless encode.flip is set."""
     errors: str
@@ -146,13 +146,13 @@ class EncodeImages:
     def encode_with_flip(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the moments of images, and those of their horizontal flips: no rows unless encode.flip is set.
 
-        images: uint8 (N, H, W, 3). Moments: float16 (N, 2C, h, w).
+        images: uint8 (N, H, W, 3). Moments: float16 (N, *moments_shape).
         """
         moments = self.encode(images)
         return moments, self.encode(images[:, :, ::-1]) if self.flip else moments[:0]
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Encode images uint8 (N, H, W, 3) into moments float16 (N, 2C, h, w); infinite if beyond float16's range."""
+        """Encode images uint8 (N, H, W, 3) into moments float16 (N, *moments_shape), infinite if beyond its range."""
         import torch
 
         from dit.autoencoder import images_from_uint8
@@ -202,7 +202,7 @@ class WriteShard:
             rows=len(keys),
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
-            channels=channel_sums(moments[fits]),
+            channels=channel_sums(moments[fits], deterministic=self.description.posterior is not None),
             quarantined=tuple(QuarantinedImage(key, error) for key, error in errors.items()),
             num_low=int(row.get("num_low", 0)),
         )

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from dit.autoencoder_kinds import latent_side, moments_channels
 from dit.formats.record import FURTHER_DIGESTS
 from pipelines.config.recipe import EncodeConfig, ImagesConfig
 from pipelines.images.listing import Listing
-from pipelines.latents.schema import LatentDescription
-from raydit.errors import InvalidInput
+from pipelines.latents.schema import MOMENTS_FIELDS, LatentDescription
 
 PREPROCESSING_FIELDS = frozenset({"size", "crop"})
 """Settings of [images] that artifacts record. The others say where the images come from; their listing's digest, which
@@ -42,22 +42,6 @@ def preprocessing(images: ImagesConfig) -> dict[str, Any]:
     return {"size": images.size, "crop": images.crop}
 
 
-def latent_side(size: int, downsample: int) -> int:
-    """Return the side of the latents of square images in latent pixels.
-
-    size: side of the images in pixels. downsample: image pixels per latent pixel. Raises InvalidInput if it does not
-    divide the size, because decoded images would be smaller than those that they are compared with.
-    """
-    if size % downsample:
-        nearest = [side for side in (size // downsample * downsample, -(-size // downsample) * downsample) if side]
-        raise InvalidInput(
-            f"images.size: found {size}",
-            f"a multiple of {downsample}, the image pixels that the autoencoder makes one latent pixel of",
-            f"set images.size = {' or '.join(map(str, nearest))}, or choose another autoencoder",
-        )
-    return size // downsample
-
-
 def describe_latents(
     images: ImagesConfig, settings: EncodeConfig, class_names: tuple[str, ...], autoencoder: dict[str, Any]
 ) -> LatentDescription:
@@ -65,11 +49,13 @@ def describe_latents(
 
     Raises InvalidInput if the autoencoder does not fit the size of the images.
     """
-    side = latent_side(images.size, autoencoder["downsample"])
+    side = latent_side(images.size, autoencoder)
+    apart = (*FURTHER_DIGESTS, *MOMENTS_FIELDS)
     return LatentDescription(
-        moments_shape=(2 * autoencoder["latent_channels"], side, side),
+        moments_shape=(moments_channels(autoencoder), side, side),
         flip=settings.flip,
-        autoencoder={name: value for name, value in autoencoder.items() if name not in FURTHER_DIGESTS},
+        autoencoder={name: value for name, value in autoencoder.items() if name not in apart},
+        **{name: autoencoder[name] for name in MOMENTS_FIELDS if name in autoencoder},
         preprocessing=preprocessing(images),
         class_names=class_names,
     )

@@ -31,9 +31,9 @@ class LatentRows:
     labels: np.ndarray
     """int32 (N,)."""
     moments: np.ndarray
-    """float16 (N, 2C, H, W)."""
+    """float16 (N, *moments_shape)."""
     moments_flip: np.ndarray | None
-    """Moments of the horizontally flipped images, float16 (N, 2C, H, W); None if they are not stored."""
+    """Moments of the horizontally flipped images, float16 (N, *moments_shape); None if they are not stored."""
 
 
 def evenly_spaced(length: int, count: int) -> np.ndarray:
@@ -107,14 +107,14 @@ def load_autoencoder(dataset: LatentDataset, *, download: bool) -> "Autoencoder"
 
 
 def decode_moments(autoencoder: "Autoencoder", moments: np.ndarray) -> np.ndarray:
-    """Decode the posterior means of moments (N, 2C, H, W) into images uint8 (N, H, W, 3)."""
-    means = np.split(moments.astype(np.float32), 2, axis=1)[0]
+    """Decode the posterior means of moments (N, *moments_shape) into images uint8 (N, H, W, 3)."""
+    means = moments[:, : autoencoder.latent_channels].astype(np.float32)
     batches = to_tensor(means).split(BATCH_SIZE)
     return np.concatenate([autoencoder.decode(autoencoder.scale.scale(batch)).numpy() for batch in batches])
 
 
 def encode_images(autoencoder: "Autoencoder", images: np.ndarray) -> np.ndarray:
-    """Encode images uint8 (N, H, W, 3) into moments float32 (N, 2C, H, W)."""
+    """Encode images uint8 (N, H, W, 3) into moments float32 (N, *moments_shape)."""
     from dit.autoencoder import images_from_uint8
 
     batches = to_tensor(images).split(BATCH_SIZE)

@@ -1,17 +1,19 @@
 """The format of latent shards: columns, types and metadata of the Parquet files that hold moments.
 
-Readable without raydit: `np.frombuffer(row["moments"], "<f2").reshape(2 * C, H, W)`.
+Readable without raydit: `np.frombuffer(row["moments"], "<f2").reshape(manifest["moments_shape"])`, which is (2C, H, W):
+mean and log variance; or (C, H, W), the latents themselves, if the manifest says "posterior": "deterministic".
 """
 
 import json
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dit.autoencoder_kinds import DETERMINISTIC
 from dit.formats.record import FURTHER_DIGESTS
 from raydit.errors import InvalidInput
 
@@ -27,6 +29,8 @@ KEY, LABEL, MOMENTS, MOMENTS_FLIP = "key", "label", "moments", "moments_flip"
 """Names of the columns."""
 MOMENTS_DTYPE = "<f2"
 """float16, little-endian: precise enough for moments, whose range is checked before the cast."""
+MOMENTS_FIELDS = ("posterior", "scale")
+"""Fields of an autoencoder's record that the description holds by themselves, because they are about the moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class LatentDescription:
     """What every shard and the manifest record about the latents."""
 
     moments_shape: tuple[int, int, int]
-    """(2C, H, W)"""
+    """(2C, H, W), or (C, H, W) if the posterior is deterministic."""
     flip: bool
     """Whether the moments of horizontally flipped images are stored too."""
     autoencoder: dict[str, Any]
@@ -43,6 +47,16 @@ class LatentDescription:
     """Size and crop of the images."""
     class_names: tuple[str, ...]
     moments_dtype: str = MOMENTS_DTYPE
+    posterior: Literal["deterministic"] | None = None
+    """Whether moments are the latents themselves, without a log variance; None where they have one."""
+    scale: Mapping[str, Any] | None = None
+    """Scale of latents (`dit.latent_scale`); None for classes whose record of the autoencoder holds it."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the latents."""
+        channels, height, width = self.moments_shape
+        return channels if self.posterior else channels // 2, height, width
 
     def to_json(self) -> dict[str, Any]:
         """Return the description as shards and manifest hold it."""
@@ -55,7 +69,15 @@ class LatentDescription:
             "autoencoder": self.autoencoder,
             "preprocessing": self.preprocessing,
             "class_names": list(self.class_names),
+            **{name: value for name in MOMENTS_FIELDS if (value := getattr(self, name)) is not None},
         }
+
+    def shard_json(self) -> dict[str, Any]:
+        """Return the description as shards hold it: without a scale for each position, which is megabytes of text."""
+        content = self.to_json()
+        if self.scale is not None and np.ndim(self.scale.get("mean", ())) > 1:
+            del content["scale"]
+        return content
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "LatentDescription":
@@ -74,11 +96,19 @@ class LatentDescription:
             autoencoder={name: value for name, value in record["autoencoder"].items() if name not in FURTHER_DIGESTS},
             preprocessing=record["preprocessing"],
             class_names=tuple(record["class_names"]),
+            posterior=_known_posterior(record.get("posterior")),
+            scale=record.get("scale"),
         )
 
 
+def _known_posterior(recorded: Any) -> Literal["deterministic"] | None:
+    if recorded not in (None, DETERMINISTIC):
+        raise ValueError(f"posterior is {recorded!r}")
+    return None if recorded is None else DETERMINISTIC
+
+
 def moments_bytes(shape: Sequence[int], flip: bool) -> int:
-    """Return the bytes of one image's moments, and those of its horizontal flip if `flip`. shape: (2C, H, W)."""
+    """Return the bytes of one image's moments, and those of its horizontal flip if `flip`. shape: of the moments."""
     return math.prod(shape) * np.dtype(MOMENTS_DTYPE).itemsize * (1 + flip)
 
 
@@ -90,7 +120,7 @@ def latent_schema(description: LatentDescription) -> "pa.Schema":
     fields = [(KEY, pa.string()), (LABEL, pa.int32()), (MOMENTS, moments)]
     if description.flip:
         fields.append((MOMENTS_FLIP, moments))
-    return pa.schema(fields, metadata={METADATA_KEY: json.dumps(description.to_json(), sort_keys=True)})
+    return pa.schema(fields, metadata={METADATA_KEY: json.dumps(description.shard_json(), sort_keys=True)})
 
 
 def shard_table(
@@ -100,7 +130,7 @@ def shard_table(
     moments: np.ndarray,
     moments_flip: np.ndarray | None,
 ) -> "pa.Table":
-    """Return the table of one shard. labels: int32 (N,). moments, moments_flip: float16 (N, 2C, H, W)."""
+    """Return the table of one shard. labels: int32 (N,). moments, moments_flip: float16 (N, *moments_shape)."""
     import pyarrow as pa
 
     width = schema.field(MOMENTS).type.byte_width
@@ -161,7 +191,7 @@ def with_plain_keys(table: "pa.Table", num_bytes: int, where: str) -> "pa.Table"
 
 
 def moments_array(column: "pa.ChunkedArray", shape: Sequence[int]) -> np.ndarray:
-    """Return a column of moments as float16 (N, *shape), without a copy if it has one chunk. shape: (2C, H, W)."""
+    """Return a column of moments as float16 (N, *shape), without a copy if it has one chunk. shape: theirs."""
     chunks = [
         np.frombuffer(chunk.buffers()[1], MOMENTS_DTYPE).reshape(-1, *shape)[chunk.offset : chunk.offset + len(chunk)]
         for chunk in column.chunks

@@ -12,6 +12,8 @@ from pipelines.latents.samples import decode_moments, evenly_spaced, load_autoen
 
 COLUMNS, MAX_CLASSES = 8, 20
 """Images of a class, and classes, that are shown."""
+MAX_VALUES = 32
+"""Most channels whose statistics are shown one by one."""
 
 
 def show(dataset: LatentDataset, out: Path | None) -> list[tuple[str, str]]:
@@ -20,12 +22,12 @@ def show(dataset: LatentDataset, out: Path | None) -> list[tuple[str, str]]:
         storage.refuse_unwritable(str(out))
     autoencoder, pixels, names = dataset.autoencoder, dataset.preprocessing, dataset.class_names
     shown = ", ".join(names[:MAX_CLASSES]) + (", ..." if len(names) > MAX_CLASSES else "")
-    means, stds = (" ".join(f"{value:.3g}" for value in values) for values in dataset.statistics.values())
-    shape = " x ".join(map(str, dataset.moments_shape))
+    means, stds = map(_values, dataset.statistics.values())
+    shape, flips = " x ".join(map(str, dataset.moments_shape)), ", with horizontal flips" if dataset.has_flip else ""
     lines = [
         ("latents", f"{len(dataset):,} in {len(dataset.shards)} shards, {dataset.num_bytes / 2**20:.1f} MiB"),
         ("quarantined", f"{dataset.num_quarantined:,}"),
-        ("moments", f"{shape}{', with horizontal flips' if dataset.has_flip else ''}"),
+        ("moments", f"{shape}{', deterministic' if dataset.is_deterministic else ''}{flips}"),
         ("images", f"{pixels['size']} px, crop {pixels['crop']!r}"),
         ("classes", f"{len(names)}: {shown}" if names else "none"),
         ("autoencoder", f"{autoencoder['id']} ({autoencoder['class']}, {autoencoder['sha256'][:12]})"),
@@ -38,6 +40,13 @@ def show(dataset: LatentDataset, out: Path | None) -> list[tuple[str, str]]:
         images = decode_moments(load_autoencoder(dataset, download=True), rows.moments)
         lines.append(("grid", save_png(class_grid(images, rows.labels, names, columns=COLUMNS), str(out))))
     return lines
+
+
+def _values(values: list[float]) -> str:
+    """Return a value for each channel, or only their range if there are many channels."""
+    if len(values) > MAX_VALUES:
+        return f"{min(values):.3g} to {max(values):.3g} in {len(values)} channels"
+    return " ".join(f"{value:.3g}" for value in values)
 
 
 def rows_to_show(dataset: LatentDataset) -> np.ndarray:

@@ -18,14 +18,21 @@ class ChannelSums:
     """Number of positions: N H W."""
 
 
-def channel_sums(moments: np.ndarray) -> ChannelSums:
-    """Return the sums in float64 for moments (N, 2C, H, W). Log variances are clipped to [-30, 20]."""
-    mean, log_variance = np.split(moments.astype(np.float64), 2, axis=1)
-    variance = np.exp(np.clip(log_variance, -30.0, 20.0))
+def channel_sums(moments: np.ndarray, *, deterministic: bool = False) -> ChannelSums:
+    """Return the sums in float64 for moments (N, 2C, H, W), or (N, C, H, W) if their posterior is deterministic.
+
+    Log variances are clipped to [-30, 20]; a deterministic posterior has no variance.
+    """
     axes = (0, 2, 3)
+    if deterministic:
+        mean = moments.astype(np.float64)
+        second_moment = mean**2
+    else:
+        mean, log_variance = np.split(moments.astype(np.float64), 2, axis=1)
+        second_moment = mean**2 + np.exp(np.clip(log_variance, -30.0, 20.0))
     return ChannelSums(
         sum=mean.sum(axes).tolist(),
-        sum_squares=(mean**2 + variance).sum(axes).tolist(),
+        sum_squares=second_moment.sum(axes).tolist(),
         count=int(moments.shape[0] * np.prod(moments.shape[2:])),
     )
 

@@ -140,7 +140,7 @@ def check_rows(dataset: LatentDataset, shard: ShardEntry, table: "pa.Table", fin
         if bad := int((~np.isfinite(moments).all(axis=(1, 2, 3))).sum()):
             findings.add("ranges", f"{shard.file}: {bad} rows of {name} hold infinity or NaN")
         if name == schema.MOMENTS:
-            findings.sums.append(channel_sums(moments))
+            findings.sums.append(channel_sums(moments, deterministic=dataset.is_deterministic))
 
 
 def check_strays(dataset: LatentDataset, findings: Findings) -> None:
@@ -191,9 +191,14 @@ def check_images(dataset: LatentDataset, count: int) -> Check:
     from dit.autoencoder import psnr
 
     decibel = psnr(to_tensor(images), to_tensor(decode_moments(autoencoder, rows.moments)))
-    distances = [relative_distance(rows.moments, encode_images(autoencoder, images))]
+    pairs = [(rows.moments, images)]
     if rows.moments_flip is not None:
-        distances.append(relative_distance(rows.moments_flip, encode_images(autoencoder, images[:, :, ::-1])))
+        pairs.append((rows.moments_flip, images[:, :, ::-1]))
+    channels = dataset.latent_shape[0]
+    distances = [
+        relative_distance(stored[:, :channels], encode_images(autoencoder, given)[:, :channels])
+        for stored, given in pairs
+    ]
     found = f"{len(images)} rows decode to {decibel:.1f} dB; moments encoded now differ by {max(distances):.2%}"
     agree = max(distances) <= MAX_DISTANCE
     return Check("images", agree, found, "" if agree else ENCODE_AGAIN)
@@ -202,9 +207,9 @@ def check_images(dataset: LatentDataset, count: int) -> Check:
 def relative_distance(stored: np.ndarray, fresh: np.ndarray) -> float:
     """Return the root mean square difference of posterior means over their standard deviation.
 
-    stored, fresh: moments (N, 2C, H, W).
+    stored, fresh: posterior means (N, C, H, W).
     """
-    means, expected = (np.split(moments.astype(np.float64), 2, axis=1)[0] for moments in (stored, fresh))
+    means, expected = (values.astype(np.float64) for values in (stored, fresh))
     return float(np.sqrt(np.mean((means - expected) ** 2)) / max(expected.std(), 1e-12))
 
 

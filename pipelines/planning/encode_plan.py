@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cluster import storage
-from dit.autoencoder_size import downsample
+from dit.autoencoder_kinds import describe_shape
 from pipelines.artifacts import Artifact
 from pipelines.config.recipe import EncodeConfig, ImagesConfig, Recipe
 from pipelines.images.held_out import split_images
@@ -169,7 +169,7 @@ def describe_local_autoencoder(config: Recipe) -> tuple[dict[str, Any], str]:
         found = autoencoder_config(config.autoencoder)
     except NotFound:
         return {}, unknown
-    return {"latent_channels": found["latent_channels"], "downsample": downsample(found)}, unknown
+    return describe_shape(found), unknown
 
 
 def _with_speed(plan: EncodePlan, config: Recipe, source: ImagesConfig, shard: LatentShard) -> EncodePlan:

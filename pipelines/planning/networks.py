@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dit import autoencoder_size
+from dit.autoencoder_kinds import autoencoder_class, describe_shape, latent_side, moments_channels
 from dit.autoencoder_size import AutoencoderSize
 from dit.config import TIMESTEP_FREQUENCIES, DiTConfig, UViTConfig
 from dit.hub import split_revision
 from dit.schedule import TrainingConfig
 from pipelines.config.model import AbsentModel
 from pipelines.config.recipe import AutoencoderConfig, Recipe
-from pipelines.latents.identity import latent_side
 from raydit.errors import NotFound
 
 FLOAT32 = 4
@@ -24,6 +24,8 @@ class Networks(NamedTuple):
     model: DiTConfig | UViTConfig
     encoder: AutoencoderSize
     decoder: AutoencoderSize
+    moments_channels: int
+    """Channels of the stored moments: those of the latents, and of a log variance unless it is deterministic."""
 
 
 def resolve_networks(config: Recipe, num_classes: int) -> Networks:
@@ -33,15 +35,16 @@ def resolve_networks(config: Recipe, num_classes: int) -> Networks:
     autoencoder and the model do not fit together.
     """
     autoencoder, side = autoencoder_config(config.autoencoder), config.images.size
+    shape = describe_shape(autoencoder)
     model = config.model.resolve(
-        input_size=latent_side(side, autoencoder_size.downsample(autoencoder)),
-        in_channels=autoencoder["latent_channels"],
+        input_size=latent_side(side, shape),
+        in_channels=shape["latent_channels"],
         num_classes=num_classes,
         learn_sigma=config.objective.learn_sigma,
     )
     model = replace(model, gradient_checkpointing=config.train.gradient_checkpointing)
     encoder, decoder = autoencoder_size.encoder_size, autoencoder_size.decoder_size
-    return Networks(model, encoder(autoencoder, side), decoder(autoencoder, side))
+    return Networks(model, encoder(autoencoder, side), decoder(autoencoder, side), moments_channels(shape))
 
 
 def check_networks(config: Recipe) -> None:
@@ -51,7 +54,7 @@ def check_networks(config: Recipe) -> None:
     """
     try:
         if isinstance(config.model, AbsentModel):
-            latent_side(config.images.size, autoencoder_size.downsample(autoencoder_config(config.autoencoder)))
+            latent_side(config.images.size, describe_shape(autoencoder_config(config.autoencoder)))
         else:
             resolve_networks(config, num_classes=1)
     except NotFound:
@@ -69,17 +72,23 @@ def autoencoder_config(autoencoder: AutoencoderConfig) -> dict[str, Any]:
     if split_revision(id)[0] in autoencoder_size.STABLE_DIFFUSION:
         return autoencoder_size.STABLE_DIFFUSION_CONFIG
     if (Path(id) / "config.json").is_file():
-        return autoencoder_size.read_config(Path(id))
+        return _supported_config(Path(id))
     from dit.autoencoder import locate_autoencoder  # imports torch
 
     try:
-        return autoencoder_size.read_config(locate_autoencoder(id, download=False))
+        return _supported_config(locate_autoencoder(id, download=False))
     except FileNotFoundError:
         raise NotFound(
             f"autoencoder.id: found {id!r}, which is not on this machine, so that its size is unknown",
             f"a diffusers folder, a hub id that is cached, or one of {', '.join(autoencoder_size.STABLE_DIFFUSION)}",
             "Download it first",
         ) from None
+
+
+def _supported_config(folder: Path) -> dict[str, Any]:
+    config = autoencoder_size.read_config(folder)
+    autoencoder_class(config, folder)  # raises for a class whose size is not known
+    return config
 
 
 class ParameterCounts(NamedTuple):

@@ -119,7 +119,7 @@ def make_plan(
         overrides += [f"{section}.{name}={value:g}" for name, value in changes.items()]
         stages.append(_plan_stage(section, replace(settings, **changes), networks, cluster, count, speeds or {}))
     model = networks.model
-    moments_shape = (2 * model.in_channels, *model.latent_size)
+    moments_shape = (networks.moments_channels, *model.latent_size)
     family = "U-ViT" if isinstance(model, UViTConfig) else "DiT"
     steps = sorted({*range(train.checkpoint_every, train.steps + 1, train.checkpoint_every), train.steps})
     return Plan(

@@ -39,6 +39,7 @@ def save_model_files(opened: LocatedCheckpoint, folder: Path, work: Path) -> Non
 
     settings = gather(opened, work / FILES)
     names = opened.record.class_names
+    extra = "[rae]" if opened.record.autoencoder.class_name == "AutoencoderRAE" else ""
     example = pandas.DataFrame({"class": [*names, "", ""][:2], "seed": [0, 1]})
     mlflow.pyfunc.save_model(
         folder,
@@ -46,7 +47,7 @@ def save_model_files(opened: LocatedCheckpoint, folder: Path, work: Path) -> Non
         artifacts={FILES: str(work / FILES)},
         signature=signature(settings["protocol"]),
         input_example=example,
-        pip_requirements=[f"raydit=={__version__}"],
+        pip_requirements=[f"raydit{extra}=={__version__}"],
         metadata={tags.CHECKPOINT: opened.origin, tags.CHECKPOINT_DIGEST: opened.digest},
     )
 

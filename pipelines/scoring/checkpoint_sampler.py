@@ -79,7 +79,7 @@ class CheckpointSampler:
         decoded = []
         for start in range(0, len(images), self.batch_size):
             pixels = images_from_uint8(torch.from_numpy(images[start : start + self.batch_size].copy()))
-            mean, _ = self.autoencoder.encode(pixels).chunk(2, dim=1)
+            mean = self.autoencoder.encode(pixels)[:, : self.autoencoder.latent_channels]
             decoded.append(self.autoencoder.decode(self.autoencoder.scale.scale(mean)).cpu().numpy())
         return np.concatenate(decoded)
 

@@ -31,7 +31,7 @@ class LatentSource(Protocol):
     def order(self) -> EpochOrder: ...
 
     def read(self, rows: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return labels int64 (n,) and moments float16 (n, 2C, H, W) of rows (n,).
+        """Return labels int64 (n,) and moments float16 (n, *moments_shape) of rows (n,).
 
         flip: bool (n,), whether to take the moments of the horizontally flipped image, where these were encoded.
         """
@@ -57,7 +57,7 @@ def open_latent_source(dataset: LatentDataset, backend: Backend, *, seed: int, s
         shard_rows = [shard.rows for shard in dataset.shards]
         return StreamedLatents(dataset, WindowOrder(shard_rows, shuffle_rows, seed))
     arrays = open_arrays(dataset, in_memory=backend == "memory")
-    return ArrayLatents(arrays, EpochOrder(len(arrays.labels), seed))
+    return ArrayLatents(arrays, EpochOrder(len(arrays.labels), seed), deterministic=dataset.is_deterministic)
 
 
 def open_arrays(dataset: LatentDataset, *, in_memory: bool | None = None) -> LatentArrays:
@@ -73,10 +73,11 @@ def open_arrays(dataset: LatentDataset, *, in_memory: bool | None = None) -> Lat
 class ArrayLatents:
     """A LatentSource of arrays, in memory or memory-mapped."""
 
-    def __init__(self, arrays: LatentArrays, order: EpochOrder):
+    def __init__(self, arrays: LatentArrays, order: EpochOrder, *, deterministic: bool = False):
+        """deterministic: whether the moments are latents, without a log variance."""
         self.arrays, self.order = arrays, order
         channels, height, width = arrays.moments.shape[1:]
-        self.latent_shape = (channels // 2, height, width)
+        self.latent_shape = (channels if deterministic else channels // 2, height, width)
 
     def read(self, rows: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.arrays.labels[rows], self.arrays.select_moments(rows, flip)

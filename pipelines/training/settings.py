@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from dit.autoencoder import LatentScale
 from dit.config import DiTConfig, RandomKind, UViTConfig
 from dit.float8 import require_float8_shapes
 from dit.formats.record import describe_checkpoint
+from dit.latent_scale import LatentScale, scale_of
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.model import ModelConfig
 from pipelines.config.reader import resolved
@@ -52,7 +52,7 @@ def train_worker_settings(config: Recipe, latents: LatentDataset) -> TrainWorker
         random=config.random,
         model=model,
         objective=objective,
-        scale=LatentScale(autoencoder["latents_mean"], autoencoder["latents_std"]),
+        scale=scale_of(autoencoder),
         latents=str(latents.path),
         held_out=config.latents_held_out if config.train.validate_every else "",
         checkpoints=CheckpointFolder(config.folder("checkpoints")),

@@ -218,10 +218,12 @@ def test_a_folder_without_an_autoencoder_is_refused_with_its_content(tmp_path, p
 
 
 def test_an_autoencoder_of_another_class_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderDC"}')
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderOobleck"}')
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     for call in (describe_autoencoder, Autoencoder.load):
-        with pytest.raises(ValueError, match=r"'AutoencoderDC', expected AutoencoderKL or AutoencoderTiny\. Choose"):
+        with pytest.raises(
+            ValueError, match=r"'AutoencoderOobleck', expected AutoencoderKL, .* or AutoencoderRAE\. Choose"
+        ):
             call(tmp_path)
 
 

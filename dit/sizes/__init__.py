@@ -1,0 +1,1 @@
+"""Sizes of networks, computed from their configs without torch."""
