@@ -12,7 +12,7 @@ Sources: Rombach et al. 2022 (arXiv 2112.10752); DC-AE, Chen et al. 2024 (arXiv 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ VAE = "vae"
 _OTHER_AUTOENCODER = "copy the autoencoder again, or choose another one"
 DETERMINISTIC_LOG_VARIANCE = -30.0
 """Log variance of deterministic latents: the lower limit in `sample_posterior`, a standard deviation of 3e-7."""
+Reconstruction = Literal["mse", "l1"]
+"""Errors of a reconstruction that an autoencoder is trained on."""
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 """Memory layouts of weights and activations by their names in recipes."""
 
@@ -282,26 +284,29 @@ def create_autoencoder(*, image_size: int, latent_channels: int, downsample: int
 
 
 class AutoencoderObjective(nn.Module):
-    """Training objective of an autoencoder: squared error of the reconstruction, plus a small KL term.
+    """Training objective of an autoencoder: error of the reconstruction, plus a small KL term.
 
     It is a module, so that a data-parallel wrapper sees one forward pass. Source: Rombach et al. 2022, appendix G.
     """
 
-    def __init__(self, autoencoder: Any, kl_weight: float) -> None:
+    def __init__(self, autoencoder: Any, kl_weight: float, reconstruction: Reconstruction = "mse") -> None:
+        """reconstruction: which error is trained on, the mean of squared ("mse") or of absolute differences ("l1")."""
         super().__init__()
         self.autoencoder: Any = autoencoder
-        self.kl_weight = kl_weight
+        self.kl_weight, self.reconstruction = kl_weight, reconstruction
 
     def forward(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Return the scalars {"loss", "mse", "kl"}, with kl in nats per image.
+        """Return the scalars {"loss", "mse", "kl"}, and "l1" where it is trained on; kl is in nats per image.
 
         images: (N, 3, H, W) in [-1, 1]. noise: (N, C, h, w), standard normal.
         """
         posterior = self.autoencoder.encode(images).latent_dist
         reconstruction = self.autoencoder.decode(posterior.mean + posterior.std * noise).sample
-        mse = nn.functional.mse_loss(reconstruction, images)
+        errors = {"mse": nn.functional.mse_loss(reconstruction, images)}
+        if self.reconstruction == "l1":
+            errors["l1"] = nn.functional.l1_loss(reconstruction, images)
         kl = posterior.kl().mean()
-        return {"loss": mse + self.kl_weight * kl / images[0].numel(), "mse": mse, "kl": kl}
+        return {"loss": errors[self.reconstruction] + self.kl_weight * kl / images[0].numel(), **errors, "kl": kl}
 
 
 def psnr(reference: Tensor, reconstruction: Tensor) -> float:

@@ -236,7 +236,10 @@ class AutoencoderTrainConfig(TrainingConfig, WorkersConfig):
     width: Annotated[int, Ge(8)] = 16
     """Channels at full resolution, a multiple of 8; lower resolutions have twice as many."""
     kl_weight: Annotated[float, Ge(0)] = 1e-6
-    """Weight of the KL term relative to the squared error; 1e-6 as in latent diffusion (arXiv 2112.10752)."""
+    """Weight of the KL term relative to the reconstruction's error; 1e-6 as in latent diffusion (arXiv 2112.10752)."""
+    reconstruction: Literal["mse", "l1"] | None = None
+    """Error of the reconstruction that is trained on: the mean of squared differences ("mse", the same as None), or of
+    absolute ones ("l1"), with which edges come out sharper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

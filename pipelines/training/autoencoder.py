@@ -100,7 +100,7 @@ def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> N
         downsample=config.downsample,
         width=config.width,
     )
-    network = AutoencoderObjective(module, config.kl_weight).to(worker.device)
+    network = AutoencoderObjective(module, config.kl_weight, config.reconstruction or "mse").to(worker.device)
     state = create_state(network, config, worker.wrap)
     checkpoints = CheckpointFolder(storage.join(settings.folder, TRAINING))
     if newest := checkpoints.newest():

@@ -143,10 +143,11 @@ def test_decoding_unscales_first(module):
     assert torch.equal(decoded, expected)
 
 
-def test_the_objective_is_the_squared_error_plus_the_weighted_kl(module, images):
+def test_the_objective_is_the_error_plus_the_weighted_kl(module, images):
     noise = torch.randn(2, 4, 4, 4)
     with torch.no_grad():
         terms = AutoencoderObjective(module, kl_weight=0.5)(images, noise)
+        absolute = AutoencoderObjective(module, kl_weight=0.5, reconstruction="l1")(images, noise)
         mean, log_variance = module.encode(images).latent_dist.parameters.chunk(2, dim=1)
         reconstruction = module.decode(mean + torch.exp(0.5 * log_variance) * noise).sample
     mse = (reconstruction - images).square().mean()
@@ -154,6 +155,8 @@ def test_the_objective_is_the_squared_error_plus_the_weighted_kl(module, images)
     torch.testing.assert_close(terms["mse"], mse)
     torch.testing.assert_close(terms["kl"], kl)
     torch.testing.assert_close(terms["loss"], mse + 0.5 * kl / (3 * 16 * 16))
+    torch.testing.assert_close(absolute["loss"], (reconstruction - images).abs().mean() + 0.5 * kl / (3 * 16 * 16))
+    assert terms.keys() == {"loss", "mse", "kl"} and absolute.keys() == {*terms, "l1"}
 
 
 def test_a_saved_autoencoder_loads_with_plain_diffusers_and_has_its_statistics(module, images, tmp_path):
