@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from dit.checkpoint import Checkpoint, restore, save_checkpoint
+from dit.metrics_window import WindowTotals
 from dit.model import build_model
 from dit.objective import create_process
 from dit.precision import backward_in, missing_tf32
 from dit.snapshot import Snapshot
-from dit.train import TrainState, WindowTotals, create_state, train
+from dit.train import TrainState, create_state, train
 from pipelines.latents.dataset import LatentDataset
 from pipelines.training.batches import LatentBatch, Process, latent_batches, prefetch
 from pipelines.training.cursor import DataCursor
