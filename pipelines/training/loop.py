@@ -60,6 +60,7 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
                     config,
                     report=reporter.report,
                     validate=validate,
+                    validate_every=config.validate_every or 1,
                     save=writer.save,
                     on_nonfinite=guard,
                     backward=partial(backward_in, worker.device, config.dtype),

@@ -49,11 +49,7 @@ class Validation:
         self._positions = key_positions(dataset)
 
     def __call__(self, state: TrainState) -> None:
-        """Measure and report the losses, if they are due after this step. Collective."""
-        config = self._settings.train
-        assert config.validate_every is not None, "there is no validation without train.validate_every"
-        if state.step % config.validate_every and state.step != config.steps:
-            return
+        """Measure and report the losses. Collective."""
         measured = self.measure(state)
         finite = {name: value for name, value in measured.items() if math.isfinite(value)}
         if len(finite) < len(measured):
