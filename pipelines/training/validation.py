@@ -20,7 +20,7 @@ from dit.random import Stream, normal, uniform
 from dit.train import TrainState
 from pipelines.latents import schema
 from pipelines.latents.dataset import LatentDataset
-from pipelines.training.batches import Process, to_device
+from pipelines.training.batches import Process, empty_moments, to_device
 from pipelines.training.loading import open_arrays
 from pipelines.training.losses import image_losses, last_timestep
 from pipelines.training.metrics import mean_losses
@@ -92,8 +92,9 @@ class Validation:
         positions = self._positions[rows]
         posterior_noise, noise = normal(settings.seed, NOISES, 0, positions, self._latent_shape, device)
         u = uniform(settings.seed, Stream.VALIDATION_TIMESTEP, 0, positions, ())
-        moments = self._arrays.select_moments(rows, np.zeros(len(rows), bool))
-        latents = settings.scale.scale(sample_posterior(to_device(torch.from_numpy(moments), device), posterior_noise))
+        moments = empty_moments(len(rows), self._latent_shape, device)
+        self._arrays.copy_moments(rows, np.zeros(len(rows), bool), moments.numpy())
+        latents = settings.scale.scale(sample_posterior(to_device(moments, device), posterior_noise))
         conditions = to_device(Conditions(torch.from_numpy(self._arrays.labels[rows])), device)
         t = to_device(self._process.sample_timesteps(u), device)
         losses = image_losses(network, self._process, settings.train.dtype, latents, t, conditions, noise)

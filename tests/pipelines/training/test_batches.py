@@ -93,6 +93,14 @@ def test_rows_do_not_depend_on_earlier_calls():
     np.testing.assert_array_equal(order.rows(range(3 * ROWS - 4, 3 * ROWS + 4)), late)
 
 
+def test_rows_at_positions_in_several_epochs_are_those_of_each_epoch():
+    epochs = np.concatenate([EpochOrder(ROWS, seed=0).epoch_rows(epoch) for epoch in range(4)])
+    for first, count in ((0, 0), (3, 5), (ROWS - 1, 2), (ROWS, ROWS), (5, 3 * ROWS)):
+        rows = EpochOrder(ROWS, seed=0).rows(range(first, first + count))
+        np.testing.assert_array_equal(rows, epochs[first : first + count])
+        assert rows.dtype == np.int64
+
+
 def test_starting_at_a_batch_equals_skipping_the_earlier_ones():
     arrays = make_arrays()
     for full, resumed in zip(batches(arrays, 7)[4:], batches(arrays, 3, first_batch=4), strict=True):
