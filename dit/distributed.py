@@ -52,6 +52,11 @@ def gather_full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return this process's shard of a sharded tensor, and any other tensor as it is; both share their memory."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a full tensor, equal in all processes, on the device of `like` and sharded like it, if it is sharded."""
     tensor = tensor.to(like.device)

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
-from dit.distributed import copy_full_tensor
+from dit.distributed import copy_full_tensor, local_shard
 from dit.schedule import LARGEST_SIGMA_REL
 from raydit.errors import InvalidInput
 
@@ -39,13 +40,22 @@ class EMA:
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Update the average with the model's current weights: average = decay * average + (1 - decay) * weights."""
+    def update(self, model: nn.Module, step: int, halted: Tensor | None = None) -> None:
+        """Update the average with the model's current weights: average = decay * average + (1 - decay) * weights.
+
+        halted: float32 () on the weights' device; where it is 1, the average stays as it is.
+        """
         parameters, buffers = _parameters_and_buffers(model)
-        current = [parameters[name].float() for name in self._parameters]
-        torch._foreach_lerp_(list(self._parameters.values()), current, 1 - self.decay_at(step))
+        weight: Any = 1 - self.decay_at(step)
+        if halted is not None:
+            # Without a branch, because the host does not know the value; and for each tensor, because functions of
+            # lists of tensors take a weight of the host only. Halted, the weights are finite, and a weight of 0 changes
+            # nothing but the sign of a zero.
+            weight = (1 - halted) * weight
+        for name, average in self._parameters.items():
+            local_shard(average).lerp_(local_shard(parameters[name]).float(), weight)
         for name, buffer in self._buffers.items():
-            buffer.copy_(buffers[name])
+            buffer.copy_(buffers[name] if halted is None else torch.where(halted > 0, buffer, buffers[name]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged weights by the model's names, ready for the model's load_state_dict."""

@@ -62,7 +62,7 @@ LARGEST = 1 - 2.0**-24
 def uniform(
     seed: int,
     stream: int | Sequence[int],
-    step: int,
+    step: int | Sequence[int],
     position: int | Tensor,
     shape: Sequence[int],
     device: torch.device | str = "cpu",
@@ -70,7 +70,8 @@ def uniform(
     """Draw uniform numbers in (0, 1), float32: `shape` at one position, (N, *shape) at a tensor of N positions.
 
     seed: in [0, 2^64). stream: of `Stream`; with several, their draws, (S, [N,] *shape), cost little more than one.
-    step: of training or sampling, in [0, 2^32); 0 where there are none.
+    step: of training or sampling, in [0, 2^32); 0 where there are none. With several, their draws, ([S,] K, [N,]
+    *shape), are those of each alone.
     position: the index in the global batch, or the sample's index, in [0, 2^32); an integer, or integers (N,) on any
     device. The draw at a position depends neither on the other positions nor on what follows an element in C order.
     Each number is (x + 0.5) / 2^32 of a random word x, rounded to float32; where that would give 1, which happens once
@@ -85,7 +86,7 @@ def uniform(
 def normal(
     seed: int,
     stream: int | Sequence[int],
-    step: int,
+    step: int | Sequence[int],
     position: int | Tensor,
     shape: Sequence[int],
     device: torch.device | str = "cpu",
@@ -107,7 +108,7 @@ def _box_muller(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _draw(
     seed: int,
     stream: int | Sequence[int],
-    step: int,
+    step: int | Sequence[int],
     position: int | Tensor,
     shape: Sequence[int],
     device: torch.device | str,
@@ -115,14 +116,15 @@ def _draw(
 ) -> Tensor:
     """Draw pairs of uniform numbers, transform them, and arrange the results by stream, position and element.
 
-    transform: takes the numbers of words (0, 2), and those of words (1, 3), each (2, S, N, B) for S streams, N
-    positions and B blocks. Element e in C order is that of word e mod 4 and block e // 4.
+    transform: takes the numbers of words (0, 2), and those of words (1, 3), each (2, S, K, N, B) for S streams, K
+    steps, N positions and B blocks. Element e in C order is that of word e mod 4 and block e // 4.
     """
-    streams = tuple(stream) if isinstance(stream, Sequence) else (stream,)
+    streams, steps = (tuple(many) if isinstance(many, Sequence) else (many,) for many in (stream, step))
     _check_range("seed", seed, 64)
     for number in streams:
         _check_range("stream", number, 32)
-    _check_range("step", step, 32)
+    for number in steps:
+        _check_range("step", number, 32)
     positions, num_elements = _as_positions(position), _count_elements(shape)
     # Compiled code is made for one seed, as one of 2^63 or more would not fit its integer arguments.
     seed = operator.index(seed)
@@ -130,28 +132,29 @@ def _draw(
     num_blocks, compiling = -(-num_elements // 4), torch.compiler.is_compiling()
     on_cpu = torch.device(device).type == "cpu" and not compiling
     # Compiled code keeps no intermediate results, and needs no parts.
-    at_once = (CPU_BLOCKS if on_cpu else DEVICE_BLOCKS) // max(1, num_blocks * len(streams))
+    at_once = (CPU_BLOCKS if on_cpu else DEVICE_BLOCKS) // max(1, num_blocks * len(streams) * len(steps))
     parts = []
     for some in (positions,) if compiling else positions.split(max(1, at_once)):
         if on_cpu:
-            pairs = _pairs_on_cpu(num_blocks, some.numpy(force=True), step, streams, key)
+            pairs = _pairs_on_cpu(num_blocks, some.numpy(force=True), steps, streams, key)
         else:
-            pairs = _pairs_on_device(num_blocks, some.to(device), step, streams, key)
+            pairs = _pairs_on_device(num_blocks, some.to(device), steps, streams, key)
         (a, c), (b, d) = transform(*pairs)
-        parts.append(torch.stack((a, b, c, d), dim=-1).flatten(2)[..., :num_elements])
-    flat = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-    axes = [*[len(streams)] * isinstance(stream, Sequence), *[len(positions)] * isinstance(position, Tensor)]
+        parts.append(torch.stack((a, b, c, d), dim=-1).flatten(-2)[..., :num_elements])
+    flat = torch.cat(parts, dim=-2) if len(parts) > 1 else parts[0]
+    axes = [len(many) for many, given in ((streams, stream), (steps, step)) if isinstance(given, Sequence)]
+    axes += [len(positions)] * isinstance(position, Tensor)
     return flat.reshape((*axes, *shape)).contiguous()
 
 
 def _pairs_on_device(
-    num_blocks: int, positions: Tensor, step: int, streams: tuple[int, ...], key: Key
+    num_blocks: int, positions: Tensor, steps: tuple[int, ...], streams: tuple[int, ...], key: Key
 ) -> tuple[Tensor, Tensor]:
     """Return uniform numbers for `transform`, by torch. positions: (N,), on the device."""
     device = positions.device
     # Filled rather than embedded as constants: compiled code then serves every step.
-    third = torch.full((), step, dtype=torch.int64, device=device)
-    fourth = torch.stack([torch.full((1, 1), number, dtype=torch.int64, device=device) for number in streams])
+    third = torch.stack([torch.full((1, 1), number, dtype=torch.int64, device=device) for number in steps])
+    fourth = torch.stack([torch.full((1, 1, 1), number, dtype=torch.int64, device=device) for number in streams])
     a, b, c, d = philox4x32((torch.arange(num_blocks, device=device), positions[:, None], third, fourth), key)
     # 2 x + 1 is an integer and 2^-33 a power of two, so that the only rounding is the conversion's, to nearest.
     u, v = (((2 * torch.stack(words) + 1).float() * 2.0**-33).clamp(max=LARGEST) for words in ((a, c), (b, d)))
@@ -159,10 +162,11 @@ def _pairs_on_device(
 
 
 def _pairs_on_cpu(
-    num_blocks: int, positions: np.ndarray, step: int, streams: tuple[int, ...], key: Key
+    num_blocks: int, positions: np.ndarray, steps: tuple[int, ...], streams: tuple[int, ...], key: Key
 ) -> tuple[Tensor, Tensor]:
     """Return uniform numbers for `transform`, by NumPy. positions: int64 (N,)."""
-    words = philox4x32_numpy((np.arange(num_blocks), positions[:, None], step, np.array(streams)[:, None, None]), key)
+    third, fourth = np.array(steps)[:, None, None], np.array(streams)[:, None, None, None]
+    words = philox4x32_numpy((np.arange(num_blocks), positions[:, None], third, fourth), key)
     # x + 0.5 is exact in float64, so that the only rounding is to float32.
     u, v = (np.minimum(((words[first::2] + 0.5) * 2.0**-32).astype(np.float32), LARGEST) for first in (0, 1))
     return torch.from_numpy(u), torch.from_numpy(v)

@@ -6,10 +6,10 @@ labels, so that a run can be resumed bit for bit.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dit.distributed import gather_full_tensor
 from dit.ema import EMA, PowerEMA
+from dit.metrics_window import MetricsWindow, WindowTotals
 from dit.schedule import TrainingConfig, learning_rate, power_ema_name
 from raydit.errors import Diverged
 
@@ -52,21 +53,12 @@ def _never() -> bool:
     return False
 
 
-@dataclass(frozen=True, kw_only=True)
-class WindowTotals:
-    """The state of a MetricsWindow in this process: what an interrupted training needs to report the same means."""
+def default_verdict_lag(device: torch.device) -> int:
+    """Return how many further steps are launched before the host asks whether the gradient of one was finite.
 
-    sums: dict[str, float]
-    tensors: list[str]
-    """Names of the sums that are float32 tensors; the others are Python numbers."""
-    steps: int
-    seconds: float
-    waited: float
-    saved: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of a JSON object."""
-        return asdict(self)
+    A GPU that the host waits for at every step is idle until the next one is launched. A CPU computes at once.
+    """
+    return 1 if device.type == "cuda" else 0
 
 
 @dataclass
@@ -124,48 +116,176 @@ def train(
     report: Callable[[int, dict[str, float]], object],
     save: Callable[[TrainState], object],
     validate: Callable[[TrainState], object] | None = None,
+    validate_every: int = 1,
     on_nonfinite: Callable[[NonFiniteError, Any], None] = _raise,
     backward: Callable[[Tensor], object] = Tensor.backward,
     stop: Callable[[], bool] = _never,
+    verdict_lag: int | None = None,
 ) -> TrainState:
     """Train until `config.steps`, taking one step for each of `batches`, and return the state.
 
     losses(model, batch) returns scalars, including "loss": their mean over this worker's share of the global batch.
     For a micro-batch, one of batch.chunk(config.accumulation_steps), it returns the contribution to that mean.
-    report(step, metrics) receives the means since the last report. validate(state) is called after every step, before
-    its checkpoint, and its time is counted nowhere. save(state) writes a checkpoint.
-    on_nonfinite(error, batch) is called for a batch whose gradient is not finite: returning skips the batch, raising
-    stops training. The default raises the error. backward(loss) runs the backward pass. stop() is called after every
-    step; where it returns True, the state is saved with `open_window`, unless this step's checkpoint was regular, and
-    returned before `config.steps`.
+    report(step, metrics) receives the means since the last report. validate(state) is called every `validate_every`
+    steps and after the last, before the step's checkpoint, and its time is counted nowhere. save(state) writes a
+    checkpoint. on_nonfinite(error, batch) is called for a batch whose gradient is not finite: returning skips the
+    batch, raising stops training, with the weights as they were before it. The default raises the error.
+    backward(loss) runs the backward pass. stop() is called after every batch; where it returns True, the state is saved
+    with `open_window`, unless there is a checkpoint of its step, and returned before `config.steps`.
+    verdict_lag: number of steps launched before the host reads whether the gradient of an earlier one was finite
+    (see StepQueue); None: `default_verdict_lag`. Results do not depend on it.
     """
     window = MetricsWindow(config.global_batch_size, state.open_window)
     state.open_window = None
+    steps = StepQueue(state, losses, config, backward, on_nonfinite)
+    lag = default_verdict_lag(_device(state)) if verdict_lag is None else verdict_lag
+    first_step = state.step
+    # Reporting at checkpoints too makes a resumed run report the same means as an uninterrupted one.
+    report_every, save_every = (config.log_every, config.checkpoint_every), (config.checkpoint_every,)
+    validations = (validate_every,) if validate else ()
+
+    def due(step: int, intervals: tuple[int, ...]) -> bool:
+        return step == config.steps or any(step % interval == 0 for interval in intervals)
+
+    def settle(remaining: int) -> None:
+        while len(steps) > remaining:
+            metrics = steps.settle()
+            if metrics is None:
+                continue
+            window.add(metrics)
+            if due(state.step, report_every):
+                report(state.step, window.means())
+            if validate is not None and due(state.step, validations):
+                with window.paused():
+                    validate(state)
+            if due(state.step, save_every):
+                with window.time_saving():
+                    save(state)
+
     timed_batches = window.time_batches(batches)
     while state.step < config.steps and (batch := next(timed_batches, None)) is not None:
-        state.batches += 1
-        try:
-            metrics = train_step(state, batch, losses, config, backward)
-        except NonFiniteError as error:
-            on_nonfinite(error, batch)
-            continue
-        window.add(metrics)
-        checkpoint_due = state.step % config.checkpoint_every == 0 or state.step == config.steps
-        # Reporting at checkpoints too makes a resumed run report the same means as an uninterrupted one.
-        if checkpoint_due or state.step % config.log_every == 0:
-            report(state.step, window.means())
-        if validate is not None:
-            with window.paused():
-                validate(state)
-        if checkpoint_due:
-            with window.time_saving():
-                save(state)
+        steps.launch(batch)
+        # What is due after a step must find the state of that step: no later one may be in flight.
+        settle(0 if due(state.step + len(steps), report_every + validations) else lag)
         if state.step < config.steps and stop():
-            if not checkpoint_due:
+            settle(0)
+            if state.step > first_step and not due(state.step, save_every):
                 state.open_window = window.totals()
                 save(state)
             break
+    settle(0)
     return state
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step whose gradient the host has not looked at, and that a GPU may still be computing."""
+
+    batch: Any
+    sums: Losses
+    """Sums of the losses over the micro-batches."""
+    grad_norm: Tensor
+    """On the device."""
+    host_grad_norm: "HostCopy"
+
+
+class StepQueue:
+    """Launches optimiser steps, and settles them in the same order, once the host knows their gradient norms.
+
+    A host that asks a GPU at every step whether the gradient is finite waits for it, and the GPU then waits for the
+    host. So the device decides: from the first gradient that is not finite on, it changes neither weights nor optimiser
+    nor averages, in the steps that were launched after it neither. When the host settles that step, it launches those
+    again. Every step therefore starts from the weights, the learning rate and the decay that it would have if each had
+    been settled before the next was launched.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        losses: Callable[[nn.Module, Any], Losses],
+        config: TrainingConfig,
+        backward: Callable[[Tensor], object] = Tensor.backward,
+        on_nonfinite: Callable[[NonFiniteError, Any], None] = _raise,
+    ) -> None:
+        """Arguments are those of `train`."""
+        self._state, self._losses, self._config = state, losses, config
+        self._backward, self._on_nonfinite = backward, on_nonfinite
+        self._launched: deque[LaunchedStep] = deque()
+        self._halted = torch.zeros((), device=_device(state))
+        """Float32 on the device: 1 from a gradient that is not finite until its step is settled, otherwise 0."""
+
+    def __len__(self) -> int:
+        """Return the number of steps that are launched and not settled."""
+        return len(self._launched)
+
+    def launch(self, batch: Any) -> None:
+        """Launch forward and backward pass of every micro-batch, clipping, and the update of weights and averages."""
+        state, step = self._state, self._state.step + len(self)
+        sums = self._accumulate_gradients(batch)
+        # The norm is that of all workers, because the backward pass has averaged data-parallel gradients.
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), self._config.grad_clip or math.inf)
+        grad_norm = gather_full_tensor(norm)
+        self._halted = torch.maximum(self._halted, (~torch.isfinite(grad_norm)).float())
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(self._config, step)
+        state.optimizer.found_inf = self._halted  # type: ignore[attr-defined]  # as torch.amp.GradScaler sets it
+        state.optimizer.step()
+        del state.optimizer.found_inf  # type: ignore[attr-defined]
+        state.optimizer.zero_grad(set_to_none=True)
+        for average in state.averages.values():
+            average.update(state.network, step, self._halted)
+        self._launched.append(LaunchedStep(batch, sums, grad_norm, HostCopy(grad_norm)))
+
+    def settle(self) -> dict[str, Tensor | float] | None:
+        """Wait for the earliest step, and count it; return None if its gradient was not finite and it is skipped.
+
+        Otherwise return the sums of the losses over the micro-batches, the learning rate "lr" and the gradient norm
+        "grad_norm". What on_nonfinite raises comes with the state as it was before the step, and no step launched.
+        """
+        state, launched = self._state, self._launched.popleft()
+        lr, grad_norm = learning_rate(self._config, state.step), launched.host_grad_norm.read()
+        state.batches += 1
+        if math.isfinite(grad_norm):
+            state.step += 1
+            return {**launched.sums, "lr": lr, "grad_norm": launched.grad_norm}
+        without_effect = list(self._launched)
+        self._launched.clear()
+        self._halted = torch.zeros_like(self._halted)
+        error = NonFiniteError(state.step, float(launched.sums["loss"]), grad_norm, lr)
+        self._on_nonfinite(error, launched.batch)
+        for later in without_effect:
+            self.launch(later.batch)
+        return None
+
+    def _accumulate_gradients(self, batch: Any) -> Losses:
+        """Run the forward and backward pass of every micro-batch, and return the sums of the losses."""
+        count, model = self._config.accumulation_steps, self._state.model
+        sums: Losses = {}
+        micro_batches = batch.chunk(count) if count > 1 else [batch]
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            with gradient_all_reduce(model, enabled=number == len(micro_batches)):
+                values = self._losses(model, micro_batch)
+                self._backward(values["loss"])
+            for name, value in values.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        return sums
+
+
+class HostCopy:
+    """A copy of a scalar to the host, which waits for the device only when it is read."""
+
+    def __init__(self, scalar: Tensor) -> None:
+        self._copy = scalar.to("cpu", non_blocking=True)  # from a GPU into pinned memory
+        self._copied: torch.cuda.Event | None = None
+        if scalar.is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(scalar.device))
+
+    def read(self) -> float:
+        """Return the scalar, once it has arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return float(self._copy)
 
 
 def train_step(
@@ -175,34 +295,19 @@ def train_step(
     config: TrainingConfig,
     backward: Callable[[Tensor], object] = Tensor.backward,
 ) -> dict[str, Tensor | float]:
-    """Take one optimiser step: forward and backward pass of every micro-batch, clipping, update, averages.
+    """Take one optimiser step, wait for it, and return its metrics (see StepQueue).
 
-    Returns the sums of the losses over the micro-batches, the learning rate "lr" and the gradient norm "grad_norm".
-    backward(loss) runs the backward pass. Raises NonFiniteError if a gradient is not finite, with gradients dropped and
-    nothing else changed.
+    Raises NonFiniteError if a gradient is not finite, with gradients dropped and nothing else changed.
     """
-    lr = learning_rate(config, state.step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    sums: dict[str, Tensor | float] = {}
-    micro_batches = batch.chunk(config.accumulation_steps) if config.accumulation_steps > 1 else [batch]
-    for number, micro_batch in enumerate(micro_batches, start=1):
-        with gradient_all_reduce(state.model, enabled=number == len(micro_batches)):
-            values = losses(state.model, micro_batch)
-            backward(values["loss"])
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value.detach()
-    # The norm is that of all workers, because the backward pass has averaged data-parallel gradients.
-    grad_norm = gather_full_tensor(nn.utils.clip_grad_norm_(state.network.parameters(), config.grad_clip or math.inf))
-    if not torch.isfinite(grad_norm):
-        state.optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError(state.step, float(sums["loss"]), float(grad_norm), lr)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    for average in state.averages.values():
-        average.update(state.network, state.step)
-    state.step += 1
-    return sums | {"lr": lr, "grad_norm": grad_norm}
+    steps = StepQueue(state, losses, config, backward)
+    steps.launch(batch)
+    metrics = steps.settle()
+    assert metrics is not None, "a step is skipped only where on_nonfinite returns"
+    return metrics
+
+
+def _device(state: TrainState) -> torch.device:
+    return next(state.network.parameters()).device
 
 
 def gradient_all_reduce(model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
@@ -215,84 +320,3 @@ def gradient_all_reduce(model: nn.Module, *, enabled: bool) -> AbstractContextMa
     if hasattr(model, "set_requires_gradient_sync"):  # FSDP2
         model.set_requires_gradient_sync(enabled)  # type: ignore[operator]
     return nullcontext()
-
-
-class MetricsWindow:
-    """Means of the metrics since the last report, throughput, and shares of time spent waiting.
-
-    Throughput is in images per second over all workers. Training waits for data, and for checkpoints to be taken; the
-    time of a checkpoint counts towards the next window, because it is taken after the report of its step.
-    """
-
-    def __init__(self, images_per_step: int, earlier: WindowTotals | None = None) -> None:
-        """earlier: totals of a window that was cut off, to continue with."""
-        self.images_per_step = images_per_step
-        self._restart()
-        if earlier is not None:
-            for name, value in earlier.sums.items():
-                self.sums[name] = torch.tensor(value) if name in earlier.tensors else value
-            self.steps, self.waited, self.saved = earlier.steps, earlier.waited, earlier.saved
-            self.started -= earlier.seconds
-
-    def _restart(self) -> None:
-        self.sums: dict[str, Tensor | float] = {}
-        self.steps = 0
-        self.waited = self.saved = 0.0
-        self.started = time.perf_counter()
-
-    def time_batches(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Yield the batches, and add up the time that each takes to arrive."""
-        iterator = iter(batches)
-        while True:
-            started = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            self.waited += time.perf_counter() - started
-            yield batch
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave out the time inside this context."""
-        started = time.perf_counter()
-        yield
-        self.started += time.perf_counter() - started
-
-    @contextmanager
-    def time_saving(self) -> Iterator[None]:
-        """Add up the time that checkpoints delay training, which is the time inside this context."""
-        started = time.perf_counter()
-        yield
-        self.saved += time.perf_counter() - started
-
-    def add(self, metrics: dict[str, Tensor | float]) -> None:
-        """Add the metrics of one step."""
-        # Sums stay on the device, because reading a number at every step would make the GPU wait.
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.steps += 1
-
-    def totals(self) -> WindowTotals:
-        """Return what the window has added up so far."""
-        return WindowTotals(
-            sums={name: float(value) for name, value in self.sums.items()},
-            tensors=[name for name, value in self.sums.items() if isinstance(value, Tensor)],
-            steps=self.steps,
-            seconds=time.perf_counter() - self.started,
-            waited=self.waited,
-            saved=self.saved,
-        )
-
-    def means(self) -> dict[str, float]:
-        """Return the means of the window, and start a new one.
-
-        They include images_per_second, data_wait and checkpoint_wait, the last two as shares of the elapsed time.
-        """
-        means = {name: float(value) / self.steps for name, value in self.sums.items()}
-        seconds = time.perf_counter() - self.started
-        means["images_per_second"] = self.images_per_step * self.steps / seconds
-        means["data_wait"] = self.waited / seconds
-        means["checkpoint_wait"] = self.saved / seconds
-        self._restart()
-        return means

@@ -269,15 +269,16 @@ class LatentArrays:
             moments_flip=schema.moments_array(table.column(schema.MOMENTS_FLIP), moments_shape) if flip else None,
         )
 
-    def select_moments(self, rows: np.ndarray, flip: np.ndarray) -> np.ndarray:
-        """Return a copy of the moments of some rows, float16 (n, *moments_shape).
+    def copy_moments(self, rows: np.ndarray, flip: np.ndarray, out: np.ndarray) -> None:
+        """Copy the moments of some rows, which must exist, into `out`, float16 (n, *moments_shape).
 
         flip: bool (n,): where to take the moments of the flipped image, if they are stored.
         """
-        moments = self.moments[rows]
+        # By numbers of rows: assigning by a mask holds the interpreter. "clip", because "raise" copies once more.
+        np.take(self.moments, rows, axis=0, out=out, mode="clip")
         if self.moments_flip is not None:
-            moments[flip] = self.moments_flip[rows[flip]]
-        return moments
+            flipped = np.flatnonzero(flip)
+            out[flipped] = self.moments_flip[rows[flipped]]
 
 
 def as_recorded(autoencoder: dict[str, Any], folder: Path, path: str) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from dit.autoencoder import (
 )
 from dit.checkpoint import restore, save_checkpoint
 from dit.config import RandomKind
+from dit.metrics_window import WindowTotals
 from dit.snapshot import Snapshot
-from dit.train import WindowTotals, create_state, train
+from dit.train import create_state, train
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.training import AutoencoderTrainConfig
 from pipelines.images.grids import labelled_grid, save_png

@@ -80,8 +80,9 @@ def latent_batches(
         source.prefetch(number * share.global_batch_size)
         rows = batch_rows(source.order, share, number)
         (flip, drop, time), (posterior_noise, noise) = draws.for_latents(number, source.latent_shape)
-        labels, moments = map(torch.from_numpy, source.read(rows, flip=flip.numpy() < 0.5))
-        conditions = Conditions(labels)
+        moments = empty_moments(len(rows), source.moments_shape, posterior_noise.device)
+        labels = source.read(rows, flip.numpy() < 0.5, moments.numpy())
+        conditions = Conditions(torch.from_numpy(labels))
         if null_class is not None:
             conditions = conditions.drop(drop < dropout, conditions.null(null_class=null_class))
         # Computed where the noise was drawn: by a counter on the device, and else on the CPU.
@@ -95,8 +96,17 @@ def latent_batches(
         )
 
 
+def empty_moments(count: int, moments_shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return memory of the host for the moments of some images, float16 (n, *moments_shape).
+
+    It is pinned where they go to a GPU, so that it needs no copy before the transfer. torch keeps pinned memory, and
+    gives it out again once the GPU has read it.
+    """
+    return torch.empty((count, *moments_shape), dtype=torch.float16, pin_memory=device.type == "cuda")
+
+
 def to_device(value: OnDevice, device: torch.device) -> OnDevice:
-    """Copy a tensor or conditions to a device; to a GPU asynchronously, from pinned memory."""
+    """Copy a tensor or conditions to a device; to a GPU asynchronously, from pinned memory (its own, if it is)."""
     if device.type != "cuda" or (isinstance(value, Tensor) and value.is_cuda):
         return value
     return value.pin_memory().to(device, non_blocking=True)

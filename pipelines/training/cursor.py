@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dit.checkpoint import Checkpoint
-from dit.train import WindowTotals
+from dit.metrics_window import WindowTotals
 from pipelines.training.messages import Report, Validated
 from pipelines.training.order import OrderRecord
 

@@ -5,7 +5,7 @@ the device that computes; a generator for each image, as in releases before it, 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +16,12 @@ from dit.random import Stream, normal, uniform
 from pipelines.training.order import DRAW_STREAM, WorkerShare
 
 UNIFORM_STREAMS = (Stream.FLIP, Stream.CONDITION_DROPOUT, Stream.TIMESTEP)
+UNIFORMS_AT_ONCE = 4096
+"""Images whose uniform numbers are drawn by a counter at once, in as many batches as that takes.
+
+Drawing takes about a hundred operations of NumPy, however few the numbers, and they release the interpreter only where
+arrays are long.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class BatchDraws:
     """How: "counter" by `dit.random`, None by a generator for each image."""
     device: torch.device
     """Device of normal numbers drawn by "counter"; all others are on the CPU."""
+    _uniforms: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    """Uniform numbers drawn by "counter" of some batches, (3, n) each, by their numbers."""
 
     def for_latents(self, number: int, latent_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Return what diffusion training needs of a batch: uniform (3, n) on the CPU, and normal (2, n, *latent_shape).
@@ -37,8 +45,8 @@ class BatchDraws:
         """
         if self.random == "counter":
             noises = (Stream.POSTERIOR_NOISE, Stream.NOISE)
-            uniforms = uniform(self.seed, UNIFORM_STREAMS, number, self._positions(), ())
-            return uniforms, normal(self.seed, noises, number, self._positions(), latent_shape, self.device)
+            normals = normal(self.seed, noises, number, self._positions(), latent_shape, self.device)
+            return self._draw_uniforms(number), normals
         draws = [
             (torch.rand(3, generator=generator), torch.randn((2, *latent_shape), generator=generator))
             for generator in self._generators(number)
@@ -52,6 +60,15 @@ class BatchDraws:
             stream = Stream.AUTOENCODER_NOISE
             return normal(self.seed, stream, number, self._positions(), latent_shape, self.device)
         return torch.stack([torch.randn(latent_shape, generator=each) for each in self._generators(number)])
+
+    def _draw_uniforms(self, number: int) -> Tensor:
+        if number not in self._uniforms:
+            positions = self._positions()
+            numbers = range(number, number + max(1, UNIFORMS_AT_ONCE // max(1, len(positions))))
+            drawn = uniform(self.seed, UNIFORM_STREAMS, numbers, positions, ()).unbind(1)
+            self._uniforms.clear()
+            self._uniforms.update(zip(numbers, drawn, strict=True))
+        return self._uniforms[number]
 
     def _positions(self) -> Tensor:
         positions = self.share.positions()

@@ -26,12 +26,14 @@ class LatentSource(Protocol):
 
     latent_shape: tuple[int, int, int]
     """(C, H, W)"""
+    moments_shape: tuple[int, int, int]
+    """(2C, H, W), or that of the latents where they are deterministic."""
 
     @property
     def order(self) -> EpochOrder: ...
 
-    def read(self, rows: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return labels int64 (n,) and moments float16 (n, *moments_shape) of rows (n,).
+    def read(self, rows: np.ndarray, flip: np.ndarray, moments: np.ndarray) -> np.ndarray:
+        """Copy the moments of rows (n,) into `moments`, float16 (n, *moments_shape), and return the labels, int64 (n,).
 
         flip: bool (n,), whether to take the moments of the horizontally flipped image, where these were encoded.
         """
@@ -75,12 +77,13 @@ class ArrayLatents:
 
     def __init__(self, arrays: LatentArrays, order: EpochOrder, *, deterministic: bool = False):
         """deterministic: whether the moments are latents, without a log variance."""
-        self.arrays, self.order = arrays, order
-        channels, height, width = arrays.moments.shape[1:]
+        self.arrays, self.order, self.moments_shape = arrays, order, arrays.moments.shape[1:]
+        channels, height, width = self.moments_shape
         self.latent_shape = (channels if deterministic else channels // 2, height, width)
 
-    def read(self, rows: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.arrays.labels[rows], self.arrays.select_moments(rows, flip)
+    def read(self, rows: np.ndarray, flip: np.ndarray, moments: np.ndarray) -> np.ndarray:
+        self.arrays.copy_moments(rows, flip, moments)
+        return self.arrays.labels[rows]
 
     def prefetch(self, position: int) -> None:
         pass
@@ -90,21 +93,23 @@ class StreamedLatents:
     """A LatentSource of shards, which holds those of the current and the next window in memory."""
 
     def __init__(self, dataset: LatentDataset, order: WindowOrder):
-        self.dataset, self.order, self.latent_shape = dataset, order, dataset.latent_shape
+        self.dataset, self.order = dataset, order
+        self.latent_shape, self.moments_shape = dataset.latent_shape, dataset.moments_shape
         self._held: dict[int, Future[LatentArrays]] = {}
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="latents")
 
-    def read(self, rows: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, rows: np.ndarray, flip: np.ndarray, moments: np.ndarray) -> np.ndarray:
         shards = self.order.shards_of(rows)
         labels = np.empty(len(rows), np.int64)
-        moments = np.empty((len(rows), *self.dataset.moments_shape), np.float16)
         for shard in np.unique(shards).tolist():
-            of_shard = shards == shard
+            of_shard = np.flatnonzero(shards == shard)
             rows_in_shard = rows[of_shard] - self.order.starts[shard]
             arrays = self._load(shard).result()
             labels[of_shard] = arrays.labels[rows_in_shard]
-            moments[of_shard] = arrays.select_moments(rows_in_shard, flip[of_shard])
-        return labels, moments
+            of_shard_moments = np.empty((len(of_shard), *moments.shape[1:]), moments.dtype)
+            arrays.copy_moments(rows_in_shard, flip[of_shard], of_shard_moments)
+            moments[of_shard] = of_shard_moments
+        return labels
 
     def prefetch(self, position: int) -> None:
         needed = {shard for window in self.order.current_and_next_window(position) for shard in window}

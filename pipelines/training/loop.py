@@ -10,11 +10,12 @@ import torch
 
 from dit.checkpoint import Checkpoint, restore, save_checkpoint
 from dit.float8 import require_float8, use_float8
+from dit.metrics_window import WindowTotals
 from dit.model import build_model
 from dit.objective import create_process
 from dit.precision import backward_in, missing_tf32
 from dit.snapshot import Snapshot
-from dit.train import TrainState, WindowTotals, create_state, train
+from dit.train import TrainState, create_state, train
 from pipelines.latents.dataset import LatentDataset
 from pipelines.training.batches import LatentBatch, Process, latent_batches, prefetch
 from pipelines.training.cursor import DataCursor
@@ -67,6 +68,7 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
                     config,
                     report=reporter.report,
                     validate=validate,
+                    validate_every=config.validate_every or 1,
                     save=writer.save,
                     on_nonfinite=guard,
                     backward=partial(backward_in, worker.device, config.dtype),

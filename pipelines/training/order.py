@@ -51,13 +51,15 @@ class EpochOrder:
 
     def rows(self, positions: range) -> np.ndarray:
         """Return the rows (int64) at consecutive positions, which may lie in several epochs."""
-        return np.array([self._row(position) for position in positions], np.int64)
-
-    def _row(self, position: int) -> int:
-        epoch, offset = divmod(position, self.num_rows)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.epoch_rows(epoch)
-        return self._order[offset]
+        rows, done = np.empty(len(positions), np.int64), 0
+        while done < len(positions):
+            epoch, offset = divmod(positions.start + done, self.num_rows)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, self.epoch_rows(epoch)
+            of_epoch = self._order[offset : offset + len(positions) - done]
+            rows[done : done + len(of_epoch)] = of_epoch
+            done += len(of_epoch)
+        return rows
 
     def epoch_rows(self, epoch: int) -> np.ndarray:
         """Return all rows in the order of an epoch."""

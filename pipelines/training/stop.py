@@ -11,24 +11,24 @@ EXCHANGE_SECONDS = 0.5
 class StopExchange:
     """The `stop` of the training loop: whether any worker was asked to stop.
 
-    Workers exchange what they know about every half second. They count that in steps, and agree on the number, so that
-    all of them exchange, and stop, after the same step.
+    Workers exchange what they know about every half second. They count that in batches, and agree on the number, so
+    that all of them exchange, and stop, after the same batch.
     """
 
     def __init__(self, worker: Worker):
         self._worker = worker
-        self._steps, self._exchange_after = 0, 1
+        self._batches, self._exchange_after = 0, 1
         self._exchanged_at = time.perf_counter()
 
     def __call__(self) -> bool:
-        """Return whether to stop after this step; called after every one. Collective."""
-        self._steps += 1
-        if self._steps < self._exchange_after:
+        """Return whether to stop after this batch; called after every one. Collective."""
+        self._batches += 1
+        if self._batches < self._exchange_after:
             return False
         now = time.perf_counter()
-        steps_per_second = self._steps / max(now - self._exchanged_at, 1e-9)
-        answers = self._worker.gather((self._worker.stop_requested(), steps_per_second))
+        batches_per_second = self._batches / max(now - self._exchanged_at, 1e-9)
+        answers = self._worker.gather((self._worker.stop_requested(), batches_per_second))
         slowest = min(rate for _, rate in answers)
-        self._steps, self._exchange_after = 0, max(1, int(slowest * EXCHANGE_SECONDS))
+        self._batches, self._exchange_after = 0, max(1, int(slowest * EXCHANGE_SECONDS))
         self._exchanged_at = time.perf_counter()
         return any(requested for requested, _ in answers)

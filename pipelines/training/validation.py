@@ -20,7 +20,7 @@ from dit.random import Stream, normal, uniform
 from dit.train import TrainState
 from pipelines.latents import schema
 from pipelines.latents.dataset import LatentDataset
-from pipelines.training.batches import Process, to_device
+from pipelines.training.batches import Process, empty_moments, to_device
 from pipelines.training.loading import open_arrays
 from pipelines.training.losses import image_losses, last_timestep
 from pipelines.training.metrics import mean_losses
@@ -46,14 +46,11 @@ class Validation:
         self._settings, self._process, self._worker, self._report = settings, process, worker, report
         dataset = LatentDataset.open(settings.held_out)
         self._arrays, self._latent_shape = open_arrays(dataset), dataset.latent_shape
+        self._moments_shape = dataset.moments_shape
         self._positions = key_positions(dataset)
 
     def __call__(self, state: TrainState) -> None:
-        """Measure and report the losses, if they are due after this step. Collective."""
-        config = self._settings.train
-        assert config.validate_every is not None, "there is no validation without train.validate_every"
-        if state.step % config.validate_every and state.step != config.steps:
-            return
+        """Measure and report the losses. Collective."""
         measured = self.measure(state)
         finite = {name: value for name, value in measured.items() if math.isfinite(value)}
         if len(finite) < len(measured):
@@ -96,8 +93,9 @@ class Validation:
         positions = self._positions[rows]
         posterior_noise, noise = normal(settings.seed, NOISES, 0, positions, self._latent_shape, device)
         u = uniform(settings.seed, Stream.VALIDATION_TIMESTEP, 0, positions, ())
-        moments = self._arrays.select_moments(rows, np.zeros(len(rows), bool))
-        latents = settings.scale.scale(sample_posterior(to_device(torch.from_numpy(moments), device), posterior_noise))
+        moments = empty_moments(len(rows), self._moments_shape, device)
+        self._arrays.copy_moments(rows, np.zeros(len(rows), bool), moments.numpy())
+        latents = settings.scale.scale(sample_posterior(to_device(moments, device), posterior_noise))
         conditions = to_device(Conditions(torch.from_numpy(self._arrays.labels[rows])), device)
         t = to_device(self._process.sample_timesteps(u), device)
         losses = image_losses(network, self._process, settings.train.dtype, latents, t, conditions, noise)

@@ -12,8 +12,9 @@ from pipelines.config.training import ElasticWorkersConfig
 from pipelines.training.messages import InLoop, MailboxQuestion, Message, Notice, Report, Saved
 
 if TYPE_CHECKING:
+    from dit.metrics_window import WindowTotals
     from dit.snapshot import Snapshot
-    from dit.train import TrainState, WindowTotals
+    from dit.train import TrainState
 
 Value = TypeVar("Value")
 

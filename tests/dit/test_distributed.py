@@ -18,11 +18,15 @@ from dit.train import create_state, train
 
 MODEL = DiTConfig(input_size=4, patch_size=2, in_channels=2, hidden_size=24, depth=2, num_heads=2, num_classes=3)
 BATCH, STEPS, SAVED_AT = 8, 4, 2
+POISONED = 3
+"""The batch, of five, in which rank 0 has an image that is not finite."""
 WAYS = {
     "ddp": {},
     "ddp in parts": {"parts": 2},
+    "ddp later": {"lag": 1},
     "fsdp": {"saved": "step"},
     "fsdp in parts": {"parts": 2},
+    "fsdp later": {"lag": 1},
     "fsdp resumed": {"first": "step"},
 }
 COMPILED = {"ddp compiled": {}, "ddp compiled in parts": {"parts": 2}, "fsdp compiled in parts": {"parts": 2}}
@@ -38,15 +42,17 @@ class Batch:
 
 
 def share(step, rank, num_workers):
-    """Return one worker's share of a global batch."""
+    """Return one worker's share of a global batch, of which one image is poisoned."""
     generator = torch.Generator().manual_seed(step)
     latents, noise = (torch.randn(BATCH, 2, 4, 4, generator=generator) for _ in range(2))
+    if step == POISONED:
+        latents[0] = torch.nan
     t = torch.randint(0, 1000, (BATCH,), generator=generator)
     conditions = Conditions(torch.randint(0, 3, (BATCH,), generator=generator))
     return Batch(*(tensor.chunk(num_workers)[rank] for tensor in (latents, t, conditions, noise)))
 
 
-def learn(wrap, rank, num_workers, *, first=None, saved=None, parts=1):
+def learn(wrap, rank, num_workers, *, first=None, saved=None, parts=1, lag=0):
     """Train a small DiT, from a checkpoint or from the start, and return the state."""
     config = TrainingConfig(
         steps=STEPS,
@@ -73,8 +79,20 @@ def learn(wrap, rank, num_workers, *, first=None, saved=None, parts=1):
         if snapshot and saved and snapshot.step == SAVED_AT:
             save_checkpoint(snapshot, saved, {}, {})
 
-    given = (share(step, rank, num_workers) for step in range(state.batches, STEPS))
-    return train(state, given, losses, config, report=lambda step, metrics: None, save=save)
+    given = (share(step, rank, num_workers) for step in range(state.batches, STEPS + 1))
+    skipped = []
+    train(
+        state,
+        given,
+        losses,
+        config,
+        report=lambda step, metrics: None,
+        save=save,
+        on_nonfinite=lambda error, batch: skipped.append(error.step),
+        verdict_lag=lag,
+    )
+    assert skipped == [POISONED]
+    return state
 
 
 def compiled_before(wrap, counter):

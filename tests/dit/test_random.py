@@ -123,6 +123,19 @@ def test_draws_do_not_depend_on_the_batch(draw):
 
 
 @pytest.mark.parametrize("draw", [uniform, normal])
+@pytest.mark.parametrize("stream", [Stream.NOISE, (Stream.TIMESTEP, Stream.NOISE)])
+@pytest.mark.parametrize("position", [7, torch.tensor([ONES, 0, 7])])
+def test_draws_of_several_steps_are_those_of_each(draw, stream, position):
+    steps = (3, ONES, 4, 0)
+    for shape in ((2, 3), (3, 5, 7, 11, 37)):  # the latter in several parts, if there are several positions
+        several = draw(5, stream, steps, position, shape)
+        alone = torch.stack(
+            [draw(5, stream, step, position, shape) for step in steps], dim=int(isinstance(stream, tuple))
+        )
+        assert torch.equal(several, alone) and several.is_contiguous()
+
+
+@pytest.mark.parametrize("draw", [uniform, normal])
 def test_shapes_hold_the_same_numbers_in_c_order(draw):
     positions = torch.tensor([4, 2], dtype=torch.uint8)
     numbers = draw(1, 0, 0, positions, (210,))
@@ -221,6 +234,8 @@ def check_compiled(device):
         with torch.compiler.set_stance(stance):
             assert torch.equal(compiled(*address), uniform(*address))
     torch.testing.assert_close(compiled_normal(*address), normal(*address), atol=2e-6, rtol=2e-6)
+    several = (5, (Stream.NOISE, Stream.TIMESTEP), range(3, 6), positions, shape, device)
+    assert torch.equal(traced(*several), uniform(*several))
     for seed in (5, 2**64 - 1, 2**63):
         assert torch.equal(traced(seed, *address[1:]), uniform(seed, *address[1:]))
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from dit.metrics_window import MetricsWindow
 from dit.schedule import TrainingConfig, learning_rate
-from dit.train import MetricsWindow, create_state, train, train_step
+from dit.train import create_state, train, train_step
 
 NOTHING = {"report": lambda step, metrics: None, "save": lambda state: None}
 

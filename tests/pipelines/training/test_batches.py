@@ -93,6 +93,25 @@ def test_rows_do_not_depend_on_earlier_calls():
     np.testing.assert_array_equal(order.rows(range(3 * ROWS - 4, 3 * ROWS + 4)), late)
 
 
+def test_uniform_numbers_drawn_for_several_batches_at_once_are_those_of_each(monkeypatch):
+    at_once = batches(make_arrays(), 7, first_batch=3)
+    monkeypatch.setattr("pipelines.training.draws.UNIFORMS_AT_ONCE", 3 * BATCH)
+    in_threes = batches(make_arrays(), 7, first_batch=3)
+    monkeypatch.setattr("pipelines.training.draws.UNIFORMS_AT_ONCE", 1)
+    single = batches(make_arrays(), 7, first_batch=3)
+    for number in range(7):
+        assert_equal(at_once[number], single[number])
+        assert_equal(in_threes[number], single[number])
+
+
+def test_rows_at_positions_in_several_epochs_are_those_of_each_epoch():
+    epochs = np.concatenate([EpochOrder(ROWS, seed=0).epoch_rows(epoch) for epoch in range(4)])
+    for first, count in ((0, 0), (3, 5), (ROWS - 1, 2), (ROWS, ROWS), (5, 3 * ROWS)):
+        rows = EpochOrder(ROWS, seed=0).rows(range(first, first + count))
+        np.testing.assert_array_equal(rows, epochs[first : first + count])
+        assert rows.dtype == np.int64
+
+
 def test_starting_at_a_batch_equals_skipping_the_earlier_ones():
     arrays = make_arrays()
     for full, resumed in zip(batches(arrays, 7)[4:], batches(arrays, 3, first_batch=4), strict=True):

@@ -71,7 +71,8 @@ def test_every_backend_reads_the_rows_of_the_data_set(dataset, backend, tmp_path
         rows = batch_rows(latents.order, WorkerShare(0, 1, 9), step)
         flip = np.arange(9) % 3 == step % 3
         latents.prefetch(9 * step)
-        labels, moments = latents.read(rows, flip)
+        moments = np.empty((len(rows), *dataset.moments_shape), np.float16)
+        labels = latents.read(rows, flip, moments)
         np.testing.assert_array_equal(labels, dataset.arrays.labels[rows])
         expected = np.where(flip[:, None, None, None], dataset.arrays.moments_flip[rows], dataset.arrays.moments[rows])
         np.testing.assert_array_equal(moments, expected)
@@ -81,7 +82,8 @@ def test_a_stream_holds_two_windows_of_shards_and_no_more(dataset):
     latents = open_latent_source(dataset, "stream", seed=0, shuffle_rows=1)
     for step in range(3 * ROWS):
         latents.prefetch(step)
-        latents.read(batch_rows(latents.order, WorkerShare(0, 1, 1), step), np.array([False]))
+        moments = np.empty((1, *dataset.moments_shape), np.float16)
+        latents.read(batch_rows(latents.order, WorkerShare(0, 1, 1), step), np.array([False]), moments)
         assert len(latents._held) <= 2
 
 

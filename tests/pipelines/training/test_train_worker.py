@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeContext, FakeRun
-from tiny_training import ROWS, Training, assert_equal, training_recipe, write_latents
+from tiny_training import ROWS, Training, assert_equal, training_recipe, write_held_out, write_latents
 
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.follow import follow_checkpoints
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.train import prepare_checkpoints, start_monitor
-from pipelines.training.messages import Report, Saved
+from pipelines.training.messages import Report, Saved, Validated
 from pipelines.training.nonfinite import RollbackRequested
 from pipelines.training.order import EpochOrder
 
@@ -205,6 +205,26 @@ def test_skipped_batches_in_a_row_cause_a_rollback_that_uses_later_batches(tmp_p
     checkpoint = newest_checkpoint(run.recipe)
     assert checkpoint.step == 8 and checkpoint.trainer_state["batches"] >= 10  # batches 4 and 5 gave no step
     assert all(torch.isfinite(tensor).all() for tensor in run.weights.values())
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_skipped": 1}, {"validate_every": 3, "accumulation_steps": 2}])
+def test_a_gpus_lag_changes_no_weight_report_or_notice(tmp_path, monkeypatch, settings):
+    """The steps of a GPU run ahead of the verdict on their gradients, also when batches are skipped or rolled back."""
+
+    def run(name, lag):
+        monkeypatch.setattr("dit.train.default_verdict_lag", lambda device: lag)
+        recipe = poison(tmp_path, EpochOrder(ROWS, seed=3).rows(range(32, 40))[:1], name, **settings)
+        if "validate_every" in settings:
+            write_held_out(recipe, 8)
+        return Training(recipe).run()
+
+    at_once, later = run("at once", 0), run("later", 1)
+    assert later.losses == at_once.losses and later.saved == at_once.saved
+    assert later.notices == at_once.notices and any("skipped the batch" in notice for notice in later.notices)
+    assert any("rolling back" in notice for notice in later.notices) == ("max_skipped" in settings)
+    validations = [[each for each in run.messages if isinstance(each, Validated)] for run in (at_once, later)]
+    assert validations[0] == validations[1] and bool(validations[0]) == ("validate_every" in settings)
+    assert_equal(later.weights, at_once.weights)
 
 
 def test_training_stops_if_rollbacks_do_not_help(tmp_path):
