@@ -1,7 +1,8 @@
 """The checks of `raydit doctor`: those of `cluster.doctor`, and those of tracking and weights."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from cluster.doctor import (
     render,
 )
 from cluster.node_checks import MAX_CLOCK_SKEW_SECONDS, SENDER_VERSIONS, check_nodes, installed_versions
+from cluster.session import load_ray
 from pipelines.cli.output import echo
 from pipelines.cli.submission.environment import local_job_environment, remote_job_environment
 from pipelines.tracking.database import is_absent
@@ -39,19 +41,44 @@ DEFAULT_OUTPUT = "."
 def run_checks(address: str | None, output: str, as_json: bool) -> bool:
     """Print the result of each check as soon as it is known, and return whether all passed."""
     checks = []
-    for check in all_checks(address, output):
+
+    def report(check: Check) -> None:
         checks.append(check)
         if not as_json:
             echo(render([check], NAME_WIDTH))
+
+    check_all(address, output, report)
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks]))
     return all(check.ok for check in checks)
 
 
-def all_checks(address: str | None, output: str) -> Iterator[Check]:
-    """Check this machine, and the cluster at `address` if there is one. output: folder or URI of future outputs."""
-    yield check_python()
-    yield from check_packages(PACKAGES)
+def check_all(address: str | None, output: str, report: Callable[[Check], None]) -> None:
+    """Check this machine, and the cluster at `address` if there is one. output: folder or URI of future outputs.
+
+    report: is given each result, in a fixed order, by one thread at a time.
+    """
+    for check in (check_python(), *check_packages(PACKAGES)):
+        report(check)
+
+    def check_machine() -> None:
+        for check in machine_checks(output):
+            report(check)
+
+    load_ray()
+    # Importing torch and MLflow takes about as long as Ray's processes take to start.
+    with ThreadPoolExecutor(1, thread_name_prefix="checks") as pool:
+        machine = pool.submit(check_machine)
+        ray = check_ray(address)
+    machine.result()
+    report(ray)
+    if address and ray.ok:
+        for check in check_cluster(address, output):
+            report(check)
+
+
+def machine_checks(output: str) -> Iterator[Check]:
+    """Check this machine's devices, storage, weights, tracking store and listening ports."""
     yield check_devices()
     yield check_storage(output)
     yield check_cached_weights()
@@ -59,10 +86,6 @@ def all_checks(address: str | None, output: str) -> Iterator[Check]:
     yield check_aliases()
     yield check_token_file()
     yield check_ports()
-    ray = check_ray(address)
-    yield ray
-    if address and ray.ok:
-        yield from check_cluster(address, output)
 
 
 def check_cluster(address: str, output: str) -> Iterator[Check]:
