@@ -14,8 +14,9 @@ from typing import Any
 from cluster import storage
 from cluster.stderr_filter import hide_stderr_lines
 from pipelines.artifacts import Artifact
+from pipelines.config.encode import EncodeConfig
 from pipelines.config.reader import resolved
-from pipelines.config.recipe import EncodeConfig, ImagesConfig, Recipe
+from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.console import Progress
 from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal, Self
 
-from annotated_types import Ge, Le, Lt, MinLen
+from annotated_types import Ge, Lt, MinLen
 
 from cluster.credentials import refuse_credentials
 from dit.config import SAMPLER_PROCESSES, RandomKind
 from dit.schedule import power_ema_name
+from pipelines.config.encode import EncodeConfig
 from pipelines.config.model import ModelConfig, ObjectiveConfig, PositiveInt
 from pipelines.config.training import AutoencoderTrainConfig, ComputeDtype, TrainConfig, WorkersConfig
 from raydit.errors import InvalidInput
@@ -103,29 +104,6 @@ class AbsentAutoencoder(AutoencoderConfig):
 
     def __post_init__(self) -> None:
         """Check nothing: there is no autoencoder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeConfig(WorkersConfig):
-    """Encoding of images into latents. Defaults are raydit's own."""
-
-    output: str | None = None
-    """Folder or URI of the latents; `latents` in the recipe's output when left out. Recipes that share it encode
-    once."""
-    flip: bool = True
-    """Also store the moments of each image's horizontal flip."""
-    shard_rows: PositiveInt = 512
-    """Images per Parquet file."""
-    batch_size: PositiveInt = 32
-    """Images per forward pass of the autoencoder."""
-    dtype: ComputeDtype = "float32"
-    """Precision of the autoencoder: "tf32" is float32 on devices without it; "bfloat16" can depend on the batch."""
-    memory_format: Literal["contiguous", "channels_last"] = "channels_last"
-    """Memory layout of the autoencoder's tensors; "channels_last", the layout of stored images, is faster on CPUs."""
-    compile: bool = False
-    """Compile the autoencoder's encoder: minutes at the start of each worker, then faster on a GPU."""
-    max_quarantined: Annotated[float, Ge(0), Le(1)] = 0.05
-    """Share of unusable images that stops the job; up to 10 of them never do, unless the share is 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

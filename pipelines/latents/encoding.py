@@ -8,7 +8,8 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from pipelines.config.recipe import EncodeConfig, ImagesConfig
+from pipelines.config.encode import EncodeConfig
+from pipelines.config.recipe import ImagesConfig
 from pipelines.images.preprocess import read_cropped_counting_low
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle, is_autoencoder_of
@@ -125,7 +126,7 @@ class EncodeImages:
         self.batch_size = settings.batch_size
         self.flip, self.dtype = settings.flip, settings.dtype
         self.device = "cuda" if settings.gpus_per_worker else "cpu"
-        self.memory_format = MEMORY_FORMATS[settings.memory_format]
+        self.memory_format = MEMORY_FORMATS[settings.layout]
         self.autoencoder = Autoencoder.load(folder, self.device, weights_dtype(self.dtype), self.memory_format)
         if settings.compile:
             self.autoencoder.module.encoder.compile()

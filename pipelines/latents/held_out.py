@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster import storage
-from pipelines.config.recipe import EncodeConfig, ImagesConfig, Recipe
+from pipelines.config.encode import EncodeConfig
+from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.listing import Listing
 from pipelines.images.validation import held_out_source
 from pipelines.latents.dataset import MANIFEST, LatentDataset

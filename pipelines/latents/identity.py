@@ -4,7 +4,8 @@ from typing import Any
 
 from dit.autoencoder_kinds import latent_side, moments_channels
 from dit.formats.record import FURTHER_DIGESTS
-from pipelines.config.recipe import EncodeConfig, ImagesConfig
+from pipelines.config.encode import EncodeConfig
+from pipelines.config.recipe import ImagesConfig
 from pipelines.images.listing import Listing
 from pipelines.latents.schema import MOMENTS_FIELDS, LatentDescription
 
@@ -12,9 +13,9 @@ PREPROCESSING_FIELDS = frozenset({"size", "crop"})
 """Settings of [images] that artifacts record. The others say where the images come from; their listing's digest, which
 is recorded, follows from them."""
 ENCODE_FIELDS = ("flip", "shard_rows", "dtype")
-OPTIONAL_ENCODE_FIELDS = {"memory_format": "channels_last", "compile": False}
-"""Settings of [encode] that the bytes of the latents depend on; the second are recorded unless they have this value, so
-that latents made before these options existed stay valid."""
+OPTIONAL_ENCODE_FIELDS = {"memory_format": (None, "channels_last"), "compile": (False,)}
+"""Settings of [encode] that the bytes of the latents depend on; the second are recorded unless they have one of these
+values, so that latents made before these options existed stay valid. Layouts differ in the last digits at most."""
 
 
 def encode_identity(
@@ -25,8 +26,8 @@ def encode_identity(
     autoencoder: its record (`AutoencoderHandle.describe`).
     """
     encode = {name: getattr(settings, name) for name in ENCODE_FIELDS}
-    for name, default in OPTIONAL_ENCODE_FIELDS.items():
-        if getattr(settings, name) != default:
+    for name, unrecorded in OPTIONAL_ENCODE_FIELDS.items():
+        if getattr(settings, name) not in unrecorded:
             encode[name] = getattr(settings, name)
     # The config's digest, which is younger than the identity, only where it alone tells latents from earlier ones.
     recorded = ("sha256", *(["config_sha256"] if "config_sha256" in autoencoder else []))

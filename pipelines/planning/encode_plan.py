@@ -10,7 +10,8 @@ import numpy as np
 from cluster import storage
 from dit.autoencoder_kinds import describe_shape
 from pipelines.artifacts import Artifact
-from pipelines.config.recipe import EncodeConfig, ImagesConfig, Recipe
+from pipelines.config.encode import EncodeConfig
+from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.held_out import split_images
 from pipelines.images.preprocess import read_cropped
 from pipelines.images.validation import held_out_source

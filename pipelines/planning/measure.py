@@ -104,7 +104,7 @@ def _encoder_pass(config: Recipe, networks: Networks, images: int, dtype: str) -
     created = create_autoencoder(
         image_size=side, latent_channels=own.latent_channels, downsample=own.downsample, width=own.width
     )
-    memory_format = MEMORY_FORMATS[config.encode.memory_format]
+    memory_format = MEMORY_FORMATS[config.encode.layout]
     autoencoder = Autoencoder(created.to(dtype=weights_dtype(dtype)).to(memory_format=memory_format))
     pixels = torch.rand(images, 3, side, side).contiguous(memory_format=memory_format)
     return lambda: autoencoder.encode(pixels)

@@ -164,7 +164,7 @@ def encode_job(pipeline: Pipeline) -> Iterator[Figure]:
     written = sorted(((Path(dataset.path) / shard.file).stat().st_mtime, shard.rows) for shard in dataset.shards)
     seconds = written[-1][0] - written[0][0]
     job = (1 + encode.flip) * sum(rows for _, rows in written[1:]) / seconds
-    memory_format = MEMORY_FORMATS[encode.memory_format]
+    memory_format = MEMORY_FORMATS[encode.layout]
     ours = Autoencoder.load(Path(config.folder("autoencoder")), str(device), weights_dtype(encode.dtype), memory_format)
     side = config.images.size
     images = torch.rand(encode.batch_size, 3, side, side, device=device).contiguous(memory_format=memory_format)

@@ -15,7 +15,8 @@ from tiny_latents import SHAPE, description, make_moments
 from dit.autoencoder import MEMORY_FORMATS
 from dit.formats.autoencoder_digests import further_digests
 from pipelines.artifacts import differences
-from pipelines.config.recipe import EncodeConfig
+from pipelines.config.encode import EncodeConfig
+from pipelines.config.reader import resolved
 from pipelines.encode import encode
 from pipelines.images.listing import Listing
 from pipelines.latents.autoencoder import AutoencoderHandle
@@ -39,11 +40,21 @@ def identity(folder, *overrides):
         ("encode.dtype=bfloat16", ['encode.dtype: "float32" -> "bfloat16"']),
         ("encode.dtype=tf32", ['encode.dtype: "float32" -> "tf32"']),
         ("encode.memory_format=channels_last", []),
+        ("encode.gpus_per_worker=1", []),
         ("encode.num_workers=2", []),
     ],
 )
 def test_the_identity_holds_what_changes_bytes_and_nothing_else(tmp_path, override, change):
     assert differences(identity(tmp_path), identity(tmp_path, override)) == change
+
+
+def test_the_layout_is_the_faster_one_of_the_device_unless_it_is_set(tmp_path):
+    layouts = {}
+    for flags in ([], ["encode.gpus_per_worker=1"], ["encode.gpus_per_worker=1", "encode.memory_format=channels_last"]):
+        config = tiny_recipe(tmp_path, *flags)
+        layouts[len(flags)] = (config.encode.layout, resolved(config)["encode"].get("memory_format"))
+    # A recorded recipe that is read again means the same on the same kind of device.
+    assert layouts == {0: ("channels_last",) * 2, 1: ("contiguous", None), 2: ("channels_last",) * 2}
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 from tiny import write_images
 from tiny_encode import Context, encode_here, recipe, rows_by_key
 
-from pipelines.config.recipe import EncodeConfig, ImagesConfig
+from pipelines.config.encode import EncodeConfig
+from pipelines.config.recipe import ImagesConfig
 from pipelines.encode import find_latents
 from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing

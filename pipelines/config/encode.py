@@ -1,0 +1,47 @@
+"""The section [encode] of a recipe."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+from pydantic import PositiveInt
+
+from pipelines.config.training import ComputeDtype, WorkersConfig
+
+MemoryFormat = Literal["contiguous", "channels_last"]
+"""Memory layouts of weights and activations, as in dit.autoencoder.MEMORY_FORMATS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(WorkersConfig):
+    """Encoding of images into latents. Defaults are raydit's own."""
+
+    output: str | None = None
+    """Folder or URI of the latents; `latents` in the recipe's output when left out. Recipes that share it encode
+    once."""
+    flip: bool = True
+    """Also store the moments of each image's horizontal flip."""
+    shard_rows: PositiveInt = 512
+    """Images per Parquet file."""
+    batch_size: PositiveInt = 32
+    """Images per forward pass of the autoencoder."""
+    dtype: ComputeDtype = "float32"
+    """Precision of the autoencoder: "tf32" is float32 on devices without it; "bfloat16" can depend on the batch."""
+    memory_format: MemoryFormat | None = None
+    """Memory layout of the autoencoder's tensors; when left out the faster one: "contiguous" on a GPU, and on CPUs
+    "channels_last", the layout of stored images."""
+    compile: bool = False
+    """Compile the autoencoder's encoder: minutes at the start of each worker, then faster on a GPU."""
+    max_quarantined: Annotated[float, Ge(0), Le(1)] = 0.05
+    """Share of unusable images that stops the job; up to 10 of them never do, unless the share is 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.memory_format is None and not self.gpus_per_worker:
+            # As every recipe has recorded it: this was the default before there was one for each kind of device.
+            object.__setattr__(self, "memory_format", "channels_last")
+
+    @property
+    def layout(self) -> MemoryFormat:
+        """The memory layout that is used."""
+        return self.memory_format or "contiguous"
