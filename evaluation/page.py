@@ -7,7 +7,7 @@ from html import escape
 from evaluation.metric_names import format_count, parse_metric_name
 from evaluation.plots.distances import plot_distances
 from evaluation.plots.style import COLOURS
-from evaluation.report import EvaluationReport, explain_low_precision, group_by_num_samples
+from evaluation.report import EvaluationReport, group_by_num_samples
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -109,7 +109,7 @@ def _metrics(report: EvaluationReport) -> str:
         )
     if len(generated.keys() | {each.num_images for each in baselines}) > 1:
         notes.append("Fréchet distance falls as N grows: compare only columns of equal N.")
-    notes += map(escape, filter(None, dict.fromkeys(explain_low_precision(part) for part in report.parts)))
+    notes += map(escape, report.explanations)
     return _table(rows, ["metric", *heads], numbers=True) + "".join(f"<p class=note>{note}</p>" for note in notes)
 
 

@@ -7,6 +7,7 @@ from functools import cache
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from evaluation.explanations import explain_low_precision, explain_shares
 from evaluation.metric_names import format_count, is_of_extractor, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
 from raydit.errors import InvalidInput
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 REPORT_FILE = "report.json"
-LOW_PRECISION = 0.05
-"""Precision or recall below it needs an explanation."""
-FEW_SAMPLES = 1000
-"""With fewer samples, their number alone may be the explanation."""
 
 _JSON_NAMES = {"real_baseline": "floor"}
 """Fields whose key in the file is not their name."""
@@ -128,6 +125,14 @@ class EvaluationReport:
         """The warnings about all extractors; those about a further one begin with its name."""
         further = [f"{each.protocol.extractor}: {warning}" for each in self.further for warning in each.warnings]
         return [*self.warnings, *further]
+
+    @property
+    def explanations(self) -> list[str]:
+        """Sentences that help to read the scores."""
+        parts = self.parts
+        shares = [explain_shares(part.metrics, part.real_baseline, part.reconstructions) for part in parts]
+        low = [explain_low_precision(part.metrics, part.protocol) for part in parts]
+        return [text for text in dict.fromkeys([*shares, *low]) if text]
 
     @property
     def parts(self) -> list[Self]:
@@ -248,7 +253,7 @@ class EvaluationReport:
         lines = align_columns(rows)
         if len(generated.keys() | {baseline.num_images for baseline in baselines}) > 1:
             lines.append("Frechet distance falls as N grows: compare only columns of equal N.")
-        lines += filter(None, dict.fromkeys(explain_low_precision(part) for part in self.parts))
+        lines += self.explanations
         return "\n".join(lines) + "\n"
 
     def _mean(self, name: str) -> str:
@@ -295,30 +300,6 @@ class Baseline(NamedTuple):
     num_images: int
     values: dict[str, float]
     """By the stem of the metric's name."""
-
-
-def explain_low_precision(report: EvaluationReport) -> str:
-    """Return a sentence on precision and recall of all samples that are near 0; empty if neither is."""
-    parsed = {name: parse_metric_name(name) for name in report.metrics}
-    low = [
-        parts.kind.name
-        for name, parts in parsed.items()
-        if parts.kind.name in ("precision", "recall")
-        and parts.num_samples == report.protocol.num_samples
-        and report.metrics[name] < LOW_PRECISION
-    ]
-    if not low:
-        return ""
-    names, num_samples = " and ".join(low).capitalize(), report.protocol.num_samples
-    if num_samples < FEW_SAMPLES:
-        return (
-            f"{names} near 0 may be due to the number of samples: {num_samples:,} are few to fill these distributions."
-        )
-    return (
-        f"{names} near 0 beside good samples: the features of {report.protocol.extractor} do not fit these images. "
-        "A slight difference that all samples share, such as the autoencoder's blur, is then larger than the distance "
-        "from a real image to its nearest ones. Compare checkpoints by the Frechet distance."
-    )
 
 
 def group_by_num_samples(metrics: Mapping[str, float]) -> dict[int, dict[str, str]]:

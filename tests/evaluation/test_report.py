@@ -8,9 +8,10 @@ from zipfile import ZipFile
 
 import pytest
 
+from evaluation.explanations import explain_low_precision
 from evaluation.page import render_page
 from evaluation.protocol import EvaluationProtocol
-from evaluation.report import EvaluationReport, explain_low_precision
+from evaluation.report import EvaluationReport
 from raydit.errors import InvalidInput
 
 REPORT = EvaluationReport(
@@ -150,9 +151,10 @@ def test_a_precision_near_0_is_explained(num_samples, precision, said):
     count = "1k" if num_samples == 1000 else num_samples
     metrics = {f"fd_efficientnet_lite0_{count}": 1.0, f"precision_efficientnet_lite0_{count}": precision}
     report = replace(REPORT, protocol=protocol, metrics=metrics, real_baseline={})
-    assert explain_low_precision(report).startswith(said) and bool(explain_low_precision(report)) == bool(said)
-    assert explain_low_precision(report) in report.table()
-    assert escape(explain_low_precision(report)) in render_page(report)
+    explanation = explain_low_precision(report.metrics, report.protocol)
+    assert explanation.startswith(said) and bool(explanation) == bool(said)
+    assert explanation in report.table()
+    assert escape(explanation) in render_page(report)
 
 
 @pytest.mark.parametrize(
@@ -174,3 +176,18 @@ def test_a_report_names_files_of_its_own_folder_only(change):
 def test_what_is_no_report_is_told(content):
     with pytest.raises(InvalidInput, match=r"report.json: found no report .*Evaluate the checkpoint again"):
         EvaluationReport.from_json(content)
+
+
+def test_the_shares_of_autoencoder_and_model_are_those_at_the_largest_common_n():
+    report = replace(
+        REPORT,
+        metrics={"fd_efficientnet_lite0_1k": 6.0, "fd_efficientnet_lite0_340": 8.0},
+        real_baseline={"fd_efficientnet_lite0_340": 3.5, "fd_efficientnet_lite0_200": 4.5},
+        reconstructions={"fd_efficientnet_lite0_340": 6.75, "fd_efficientnet_lite0_200": 8.5},
+    )
+    assert report.explanations == [
+        "Of the Frechet distance of 8 at N = 340, 3.5 is that of real images, 3.25 comes from the autoencoder and 1.25 "
+        "from the model."
+    ]
+    assert report.explanations[0] in report.table() and report.explanations[0] in render_page(report)
+    assert replace(report, reconstructions={}).explanations == []

@@ -58,4 +58,4 @@ def test_a_classifier_of_real_digits_recognises_sampled_ones(config, tmp_path):
     assert len(labels) == 1000 and np.bincount(labels).tolist() == [100] * 10
     recognised = (classifier.predict(images.reshape(1000, -1) / 255) == labels).mean()
     print(f"recognised under their intended label: {recognised:.1%}; real held-out digits: {held_out:.1%}")
-    assert recognised >= 0.9
+    assert recognised >= 0.97

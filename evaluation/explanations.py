@@ -1,0 +1,62 @@
+"""Sentences that help to read the scores of a report."""
+
+from collections.abc import Mapping
+
+from evaluation.metric_names import format_count, parse_metric_name
+from evaluation.protocol import EvaluationProtocol
+
+LOW_PRECISION = 0.05
+"""Precision or recall below it needs an explanation."""
+FEW_SAMPLES = 1000
+"""With fewer samples, their number alone may be the explanation."""
+
+
+def explain_low_precision(metrics: Mapping[str, float], protocol: EvaluationProtocol) -> str:
+    """Return a sentence on precision and recall of all samples that are near 0; empty if neither is."""
+    parsed = {name: parse_metric_name(name) for name in metrics}
+    low = [
+        parts.kind.name
+        for name, parts in parsed.items()
+        if parts.kind.name in ("precision", "recall")
+        and parts.num_samples == protocol.num_samples
+        and metrics[name] < LOW_PRECISION
+    ]
+    if not low:
+        return ""
+    names, num_samples = " and ".join(low).capitalize(), protocol.num_samples
+    if num_samples < FEW_SAMPLES:
+        return (
+            f"{names} near 0 may be due to the number of samples: {num_samples:,} are few to fill these distributions."
+        )
+    return (
+        f"{names} near 0 beside good samples: the features of {protocol.extractor} do not fit these images. "
+        "A slight difference that all samples share, such as the autoencoder's blur, is then larger than the distance "
+        "from a real image to its nearest ones. Compare checkpoints by the Frechet distance."
+    )
+
+
+def explain_shares(
+    metrics: Mapping[str, float], real_baseline: Mapping[str, float], reconstructions: Mapping[str, float]
+) -> str:
+    """Return how much of the Frechet distance is the autoencoder's and how much the model's, at the largest common N.
+
+    metrics, real_baseline, reconstructions: scores of samples, of held-out images, and of these encoded and decoded.
+    Real images have a distance too, which is that of so few images. Empty without reconstructions. Distances do not add
+    up exactly; the shares are the steps from real images to reconstructions, and from these to samples.
+    """
+    distances = [_frechet_distances(each) for each in (real_baseline, reconstructions, metrics)]
+    common = set.intersection(*(set(each) for each in distances))
+    if not common:
+        return ""
+    count = max(common)
+    real, reconstructed, generated = (each[count] for each in distances)
+    return (
+        f"Of the Frechet distance of {generated:.3g} at N = {format_count(count)}, {real:.3g} is that of real images, "
+        f"{reconstructed - real:.3g} comes from the autoencoder and {generated - reconstructed:.3g} from the model."
+    )
+
+
+def _frechet_distances(metrics: Mapping[str, float]) -> dict[int, float]:
+    """Return the Frechet distances among the metrics of one extractor, by N."""
+    parsed = {name: parse_metric_name(name) for name in metrics}
+    return {parts.num_samples: metrics[name] for name, parts in parsed.items() if parts.kind.name == "fd"}
