@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import ray
@@ -12,46 +13,54 @@ from pipelines.training.messages import Mailbox, Notice, receive_messages
 from raydit.errors import WorkersDied
 
 
-@pytest.fixture
-def address(monkeypatch):
-    """Address of a cluster of three nodes; the head is the smallest, so that Ray would choose another one."""
+@contextmanager
+def joined_cluster():
+    """Join a cluster of three nodes; the head is the smallest, so that Ray would choose another one."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    os.environ.pop("RAY_ADDRESS", None)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=4)
-        yield cluster.address
+        ray.init(cluster.address, log_to_driver=False)
+        yield
     finally:
+        ray.shutdown()
         cluster.shutdown()
 
 
-@pytest.mark.slow
-def test_the_mailbox_is_on_the_drivers_node_and_its_death_is_an_error(address):
-    # In a process of its own: in this one other tests may have joined another Ray.
+def in_another_process(function, *arguments):
+    """Call a function in a process that no other test has let start or join a Ray."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        process.submit(check_messages, address).result()
+        process.submit(function, *arguments).result()
 
 
 @pytest.mark.slow
-def test_a_mailbox_that_dies_before_its_first_task_is_started_again(address, tmp_path):
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        process.submit(check_restart, address, tmp_path).result()
+def test_the_mailbox_is_on_the_drivers_node_and_its_death_is_an_error():
+    in_another_process(check_messages)
 
 
-def check_restart(address, folder):
-    ray.init(address, log_to_driver=False)
-    received = []
-    for deaths in (1, 2, 3):
-        messages.Mailbox = dying_mailbox(folder / str(deaths), deaths)
-        if deaths == messages.START_ATTEMPTS:
-            with pytest.raises(WorkersDied, match="died 3 times while it started"), receive_messages(received.append):
-                pass
-        else:
-            with receive_messages(received.append) as mailbox:
-                ray.get(mailbox.put.remote(Notice("a")))
-    assert received == [Notice("a")] * 2
+@pytest.mark.slow
+def test_a_mailbox_that_dies_before_its_first_task_is_started_again(tmp_path):
+    in_another_process(check_restart, tmp_path)
+
+
+def check_restart(folder):
+    with joined_cluster():
+        received = []
+        for deaths in (1, 2, 3):
+            messages.Mailbox = dying_mailbox(folder / str(deaths), deaths)
+            if deaths == messages.START_ATTEMPTS:
+                with (
+                    pytest.raises(WorkersDied, match="died 3 times while it started"),
+                    receive_messages(received.append),
+                ):
+                    pass
+            else:
+                with receive_messages(received.append) as mailbox:
+                    ray.get(mailbox.put.remote(Notice("a")))
+        assert received == [Notice("a")] * 2
 
 
 def dying_mailbox(file, deaths):
@@ -68,14 +77,16 @@ def dying_mailbox(file, deaths):
     return DyingMailbox
 
 
-def check_messages(address):
-    ray.init(address, log_to_driver=False)
-    here, received = ray.get_runtime_context().get_node_id(), []
-    with pytest.raises(WorkersDied, match="reports did not reach tracking. Run the same command again"):
-        for _ in range(3):
+def check_messages():
+    with joined_cluster():
+        here, received = ray.get_runtime_context().get_node_id(), []
+        with pytest.raises(WorkersDied, match="reports did not reach tracking. Run the same command again"):
+            for _ in range(3):
+                with receive_messages(received.append) as mailbox:
+                    assert (
+                        ray.get(mailbox.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())) == here
+                    )
+                    ray.get(mailbox.put.remote(Notice("a")))
             with receive_messages(received.append) as mailbox:
-                assert ray.get(mailbox.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())) == here
-                ray.get(mailbox.put.remote(Notice("a")))
-        with receive_messages(received.append) as mailbox:
-            ray.kill(mailbox)
-    assert received == [Notice("a")] * 3
+                ray.kill(mailbox)
+        assert received == [Notice("a")] * 3
