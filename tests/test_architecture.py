@@ -19,7 +19,16 @@ FORBIDDEN = {
     "pipelines": set(),
     "raydit": {"ray", "mlflow", "pyarrow", "torch", "dit", "evaluation", "cluster", "pipelines"},
 }
-JOBS = ("autoencoder", "build_reference", "encode", "evaluate", "evaluate_images", "sample", "train")
+JOBS = (
+    "autoencoder",
+    "build_reference",
+    "encode",
+    "evaluate",
+    "evaluate_autoencoder",
+    "evaluate_images",
+    "sample",
+    "train",
+)
 """Modules of pipelines that are a job each; `run` is the jobs in a row."""
 LAYERS = [
     ("cli",),

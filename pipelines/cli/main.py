@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from cluster import signals
+from pipelines.cli.commands.autoencoders import autoencoders
 from pipelines.cli.commands.clean import clean
 from pipelines.cli.commands.compare import compare
 from pipelines.cli.commands.convert import export, import_
@@ -32,7 +33,7 @@ from raydit.printable import printable
 
 COMMANDS: tuple[click.Command, ...] = (
     *(run, autoencoder, encode, train, evaluate),
-    *(plan, sample, compare, reference, latents, import_, export),
+    *(plan, sample, compare, reference, autoencoders, latents, import_, export),
     *(runs, lineage, promote, clean, ui),
     *(submit, jobs, doctor),
 )
