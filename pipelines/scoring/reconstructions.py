@@ -25,8 +25,8 @@ class Reconstructions:
 
     @cached_property
     def listing(self) -> Listing:
-        """The images; none unless they are asked for."""
-        held_out, is_wanted = self.real.held_out, self.real.settings.evaluate.reconstructions
+        """The images; none if they are not wanted, or none are held out."""
+        held_out, is_wanted = self.real.held_out, self.real.settings.evaluate.reconstructions is not False
         count = min(len(held_out), self.num_samples) if is_wanted and len(held_out) > 1 else 0
         return held_out.take(spaced_positions(len(held_out), count))
 

@@ -54,6 +54,14 @@ def test_they_are_the_ones_that_are_reconstructed(real):
     assert len(keys) == 8 and set(keys) <= set(real.held_out.keys)
 
 
+@pytest.mark.parametrize(("wanted", "count"), [(True, 8), (None, 8), (False, 0)])
+def test_they_are_reconstructed_unless_they_are_not_wanted(real, wanted, count):
+    real, _ = real
+    evaluate = replace(real.settings.evaluate, reconstructions=wanted)
+    chosen = replace(real, settings=replace(real.settings, evaluate=evaluate))
+    assert len(Reconstructions(chosen, num_samples=8, decoder="aa").listing) == count
+
+
 def test_the_reference_is_that_of_all_training_images(real, tmp_path):
     real, _ = real
     without = RealImages.of(ScoringSettings.from_recipe(tiny_recipe(tmp_path, "images.held_out=0")))
