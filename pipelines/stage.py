@@ -147,7 +147,7 @@ class StageContext:
         """Say so if the workers have more threads than this machine, where Ray runs, has cores."""
         threads, cores = workers.most_workers * workers.cpus_per_worker, os.cpu_count() or 1
         if threads > cores and given_address(self.address)[0] == "local":
-            section = "autoencoder.train" if stage == "autoencoder" else stage
+            section = {"autoencoder": "autoencoder.train", "autoencoders": "evaluate"}.get(stage, stage)
             each = f"{workers.most_workers} x {workers.cpus_per_worker}"
             self.say(
                 stage,
