@@ -13,7 +13,8 @@ from raydit.errors import InvalidInput
 @pytest.fixture
 def short(monkeypatch):
     """A budget that a test can afford."""
-    monkeypatch.setattr(module, "STEPS", 25)
+    monkeypatch.setattr(module, "STEPS", 50)
+    monkeypatch.setattr(module, "BATCH_SIZE", 16)
     monkeypatch.setattr(module, "WARM_UP_STEPS", 10)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several threads spend their time waiting where other processes work
@@ -39,7 +40,7 @@ def test_the_baseline_has_the_error_of_the_closed_form(variance, time):
 
 def test_nothing_can_be_learned_of_white_noise_and_much_of_latents_that_are_alike(short):
     white = denoising_score(normal(100, 1, 3, 3), torch.zeros(100, 1, 3, 3), seed=0)
-    assert white.baseline == pytest.approx(math.pi / 2, rel=0.05)
+    assert white.baseline == pytest.approx(math.pi / 2, rel=0.1)
     assert white.ratio > 0.97
     plain = normal(100, 1, 1, 1).expand(100, 1, 3, 3)
     alike = denoising_score(plain, torch.zeros_like(plain), seed=0)
@@ -49,7 +50,7 @@ def test_nothing_can_be_learned_of_white_noise_and_much_of_latents_that_are_alik
 def test_the_variance_of_the_posterior_counts(short, monkeypatch):
     monkeypatch.setattr(module, "STEPS", 1)
     drawn = denoising_score(torch.zeros(100, 1, 3, 3), torch.ones(100, 1, 3, 3), seed=0)
-    assert drawn.baseline == pytest.approx(math.pi / 2, rel=0.05)
+    assert drawn.baseline == pytest.approx(math.pi / 2, rel=0.1)
 
 
 def test_the_score_is_a_function_of_latents_and_seed(short, monkeypatch):
