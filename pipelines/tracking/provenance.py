@@ -71,7 +71,8 @@ def _repeat_command(stage: str, run_tags: dict[str, str]) -> str:
     if stage in ("evaluate", "evaluations"):
         return f"raydit evaluate {run_tags.get(tags.CHECKPOINT, 'CHECKPOINT')} --recipe {RECIPE_FILE}"
     if stage == "autoencoders":
-        return shlex.join(["raydit", stage, "evaluate", run_tags[tags.AUTOENCODER], "--images", run_tags[tags.IMAGES]])
+        words = ["raydit", stage, "evaluate", run_tags[tags.AUTOENCODER], "--images", run_tags[tags.IMAGES]]
+        return _command() or shlex.join(words)
     return f"raydit {'run' if stage == 'pipeline' else stage} {RECIPE_FILE}"
 
 
