@@ -251,6 +251,8 @@ def build_autoencoder_report(
     evaluation: AutoencoderEvaluation, measured: MeasuredImages, denoising: dict[str, float]
 ) -> AutoencoderReport:
     """Build the report of an evaluation. denoising: "loss" and "baseline", of the record of the tiny DiT."""
+    from dit.denoising_score import LATENTS
+
     count, metrics, warnings = len(evaluation.listing), {"psnr": measured.psnr, "ssim": measured.ssim}, []
     for each, statistics in zip(evaluation.real.each_extractor, measured.features, strict=True):
         reference, _ = load_real_features(each)
@@ -261,6 +263,11 @@ def build_autoencoder_report(
                 f"{name}: {count:,} images are fewer than twice the {len(reference.mu):,} feature dimensions. Compare "
                 "it only with distances of as many images."
             )
+    if count < LATENTS:
+        warnings.append(
+            f"denoising: {count:,} images are fewer than {LATENTS}: a ratio above 1 says that the tiny DiT has learned "
+            "them by heart. Compare it only with ratios of as many images."
+        )
     latents = measured.latents
     metrics |= {
         "bytes_per_image": float(np.prod(measured.moments_shape) * np.dtype(np.float16).itemsize),
