@@ -108,7 +108,7 @@ def _check_classes(config: Recipe, listing: Listing, pending: list[str]) -> None
 
 
 def _check_guidance(config: Recipe, listing: Listing) -> None:
-    if config.evaluate.cfg_scale > 1 and not listing.class_names:
+    if config.evaluate.needs_null_class and not listing.class_names:
         raise InvalidInput(
             f"evaluate.cfg_scale: found {config.evaluate.cfg_scale} with images without classes, which guidance needs",
             "",

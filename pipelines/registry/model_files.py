@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit.checkpoint import weights_name
-from dit.config import SAMPLER_PROCESSES
+from dit.config import fitting_samplers
 from dit.files import sha256_of, write_json
 from dit.formats.completion import COMPLETE
 from dit.formats.digests import require_digest
@@ -68,8 +68,7 @@ def gather(opened: LocatedCheckpoint, folder: Path) -> dict[str, Any]:
     autoencoder = checkpoint_autoencoder(opened)
     found = {file.suffix: file.name for file in autoencoder.glob("diffusion_pytorch_model.*")}
     _copy(autoencoder, folder / "autoencoder", ("config.json", found.get(".safetensors") or found[".bin"]))
-    kind = opened.record.process_kind
-    fitting = [name for name, fits in SAMPLER_PROCESSES.items() if fits == kind]
+    fitting = fitting_samplers(opened.record.process_kind)
     settings = {
         "protocol": protocol.to_dict(),
         "batch_size": config.evaluate.batch_size,

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.protocol import EvaluationProtocol
-from pipelines.config.recipe import EvaluateConfig, ImagesConfig, path_for
+from pipelines.config.evaluate import EvaluateConfig, path_for
+from pipelines.config.recipe import ImagesConfig
 from pipelines.images.listing import Listing
 from pipelines.images.validation import held_out_source
 from pipelines.scoring.records import MAX_PREVIEW_IMAGES, ShardResult

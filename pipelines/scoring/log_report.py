@@ -9,7 +9,7 @@ from cluster import storage
 from evaluation.plots.time_shares import plot_time_shares
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import REPORT_FILE, EvaluationReport
-from pipelines.config.recipe import EvaluateConfig
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.grids import save_png
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import FIGURES, DatasetRef, RunLog, log_sections

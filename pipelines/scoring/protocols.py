@@ -10,7 +10,8 @@ from cluster.storage.ownership import is_own
 from dit.config import RandomKind
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
-from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.console import say
 from pipelines.scoring.references import RealImages, reference_digest, reference_overrides
 from pipelines.scoring.settings import ScoringSettings

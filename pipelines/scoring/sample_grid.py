@@ -8,7 +8,7 @@ import numpy as np
 from cluster import storage
 from dit.config import RandomKind
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
-from pipelines.config.recipe import EvaluateConfig
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.grids import labelled_grid, save_png
 from pipelines.images.labels import are_numbers
 from pipelines.scoring.protocols import sampling_protocol

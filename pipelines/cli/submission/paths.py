@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cluster import job_package, storage
 from pipelines.cli.submission.command_line import CommandLine
-from pipelines.config.recipe import EvaluateConfig, Recipe
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.recipe import Recipe
 from pipelines.images.validation import names_split
 from pipelines.tracking.database import absolute_uri
 from raydit.errors import InvalidInput
