@@ -15,6 +15,7 @@ from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.latents.held_out import held_out_set, require_held_out, training_set
 from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.planning.networks import check_networks
+from pipelines.scoring.guide import require_guide
 from pipelines.scoring.precision import check_precision
 from pipelines.scoring.references import check_real_images, check_scoring_settings
 from pipelines.scoring.settings import ScoringSettings
@@ -68,6 +69,7 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
         settings = ScoringSettings.from_recipe(config)
         check_scoring_settings(settings)
         check_precision(config.evaluate, config.evaluate)
+        require_guide(config.evaluate, config.folder("checkpoints"))
         for line in check_real_images(settings, len(listing), settings.evaluate.num_samples):
             context.say("evaluate", line)
     for stage in pending:

@@ -45,6 +45,8 @@ class EvaluateConfig(WorkersConfig):
     autoguidance: Annotated[str, MinLen(1)] | None = None
     """Checkpoint of a smaller or less trained model that guides in place of the null class, by cfg_scale, in every form
     that `raydit evaluate` takes. Its digest is part of the protocol."""
+    autoguidance_model: str | None = None
+    """Published size of the guiding model, such as "DiT-S/2", if autoguidance is an official weights file."""
     autoguidance_weights: str | None = None
     """Weights of the guiding checkpoint, as in `weights`, which is used when left out."""
     labels: Literal["balanced", "random"] = "random"
@@ -103,9 +105,10 @@ class EvaluateConfig(WorkersConfig):
         if self.autoguidance is not None and self.cfg_scale == 1:
             found = f"autoguidance: found {self.autoguidance!r} with cfg_scale = 1, which is no guidance"
             raise InvalidInput(found, "a scale above 1", "set cfg_scale, such as 2.0, or remove autoguidance")
-        if self.autoguidance_weights is not None and self.autoguidance is None:
-            found = f"autoguidance_weights: found {self.autoguidance_weights!r} without autoguidance"
-            raise InvalidInput(found, "their checkpoint", "set autoguidance, or remove autoguidance_weights")
+        for name in ("autoguidance_model", "autoguidance_weights") if self.autoguidance is None else ():
+            if getattr(self, name) is not None:
+                found = f"{name}: found {getattr(self, name)!r} without autoguidance"
+                raise InvalidInput(found, "the checkpoint that it is of", f"set autoguidance, or remove {name}")
 
     @property
     def needs_null_class(self) -> bool:

@@ -37,6 +37,8 @@ class SampleSource:
     """Path or URI that every worker can open."""
     protocol: EvaluationProtocol
     saved: SavedSamples | None = None
+    guide: str | None = None
+    """Path or URI of the checkpoint for autoguidance, that every worker can open; None: there is none."""
 
 
 class SampleActor:
@@ -83,6 +85,7 @@ class SampleActor:
                 batch_size=self.batch_size,
                 device=self.device,
                 compiled=self.compiled,
+                guide=source.guide,
             )
             self._opened = source, sampler
         return self._opened[1]
