@@ -37,7 +37,7 @@ class FlowMatching:
     def sample_timesteps(self, uniform: Tensor) -> Tensor:
         """Map independent uniform numbers (N,) in [0, 1) to training times (N,) float32 in [0, 1]."""
         t = torch.sigmoid(torch.special.ndtri(uniform.double())) if self.time == "logit_normal" else uniform
-        return (t if self.time_shift is None else shift_time(t.double(), self.time_shift)).float()
+        return (t if self.time_shift is None else shift_time(t, self.time_shift)).float()
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return the point at time t on the path from noise to latents: t latents + (1 - t) noise.

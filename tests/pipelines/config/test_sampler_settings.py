@@ -4,6 +4,7 @@ import pytest
 from tiny import tiny_recipe
 
 from dit.config import DiTConfig
+from pipelines.cli.submission.paths import absolute_recipe_paths, relative_recipe_paths
 from pipelines.config.model import ObjectiveConfig
 from pipelines.config.reader import RecipeError, resolved
 
@@ -73,3 +74,14 @@ def test_training_gets_the_number_that_a_rule_gives(rule, factor):
     assert settings.keys() == {"time_shift"}
     assert settings["time_shift"] == pytest.approx(factor or 2.718281828 ** (0.5 + 0.65 * (64 - 256) / 3840))
     assert ObjectiveConfig(kind="flow").settings(model) == {}
+
+
+def test_the_path_of_a_guide_is_that_of_the_machine_that_submits(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    guided = recipe("evaluate.cfg_scale=2.0", "evaluate.autoguidance=small")
+    assert absolute_recipe_paths(guided)["evaluate.autoguidance"] == str(tmp_path / "small")
+    assert relative_recipe_paths(guided)["evaluate.autoguidance"] == "small"
+    in_store = recipe("evaluate.cfg_scale=2.0", "evaluate.autoguidance=runs:/0123/step_0000001")
+    assert absolute_recipe_paths(in_store)["evaluate.autoguidance"] == "runs:/0123/step_0000001"
+    assert "evaluate.autoguidance" not in relative_recipe_paths(in_store)
