@@ -73,6 +73,8 @@ def test_every_field_moves_the_protocol_id():
         "dtype": "bfloat16",
         "decoder_dtype": "bfloat16",
         "random": "counter",
+        "time_shift": 3.0,
+        "sde_norm": 0.5,
     }
     values = asdict(PROTOCOL)
     ids = {EvaluationProtocol.from_dict({**values, name: other.get(name, "other")}).protocol_id for name in values}
