@@ -76,7 +76,8 @@ def _check_fit(guide: CheckpointRecord, guided: CheckpointRecord, found: str, na
                 f"{of_guided}, as of {name}",
                 "choose a smaller or less trained model of the same latents",
             )
-    if guide.class_names and guided.class_names and guide.class_names != guided.class_names:
+    names = _class_names(guide), _class_names(guided)
+    if all(names) and names[0] != names[1]:
         raise InvalidInput(
             f"{found}, a model of other classes, or of another order of them, than {name}",
             "the same classes in the same order",
@@ -88,6 +89,12 @@ def _check_fit(guide: CheckpointRecord, guided: CheckpointRecord, found: str, na
             f"latents of {guided.autoencoder.id} and the same scale",
             "choose a model that was trained on the same latents",
         )
+
+
+def _class_names(record: CheckpointRecord) -> tuple[str, ...]:
+    """Return the names of the classes; none if they are only numbers, as those of imported weights are."""
+    numbers = tuple(str(label) for label in range(len(record.class_names)))
+    return () if record.class_names == numbers else record.class_names
 
 
 def _latent_shape(record: CheckpointRecord) -> tuple[int, ...]:

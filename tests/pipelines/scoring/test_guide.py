@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_checkpoint import MODEL, tiny_output, write_checkpoint
 
 from dit.conditions import Conditions
@@ -17,6 +18,7 @@ from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.guide import guide_location, open_guide, require_guide
 from pipelines.scoring.noise import sample_noise
 from pipelines.scoring.protocols import sampling_protocol
+from pipelines.scoring.sample_grid import sample_grid
 from pipelines.scoring.shards import ScoringShard
 
 SMALLER = replace(MODEL, hidden_size=16)
@@ -79,6 +81,16 @@ def test_actors_sample_with_the_guide(story, tmp_path):
     assert (record.images == sampler.sample(range(3), record.labels)).all()
 
 
+def test_a_grid_of_samples_has_the_guide(story, tmp_path):
+    config, opened, guide = story
+    grids = [
+        sample_grid(opened, evaluate, 0, str(tmp_path / f"{number}.png"), classes=None, columns=2)
+        for number, evaluate in enumerate((config.evaluate, with_guide(config, guide)))
+    ]
+    plain, guided_grid = (Image.open(grid) for grid in grids)
+    assert plain.size == guided_grid.size and plain.tobytes() != guided_grid.tobytes()
+
+
 def test_the_protocol_records_the_guide_and_which_weights_of_it(story):
     config, opened, guide = story
     other = open_checkpoint(write_checkpoint(config, 3, SMALLER).path)
@@ -116,10 +128,7 @@ def test_a_model_of_other_latents_or_classes_cannot_guide(story, model, message)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"objective": {"kind": "diffusion"}},
-            r"the process diffusion \(linear, eps\), expected flow",
-        ),
+        ({"objective": {"kind": "diffusion"}}, r"the process diffusion \(linear, eps\), expected flow"),
         ({"class_names": ["ring", "blob", "stripe"]}, "a model of other classes"),
         ({"autoencoder": {"latents_std": [2.0] * 4}}, "another scale"),
         ({"autoencoder": {"sha256": "0" * 64, "tensors_sha256": "1" * 64}}, "a model of the latents of autoencoder"),
@@ -127,15 +136,33 @@ def test_a_model_of_other_latents_or_classes_cannot_guide(story, model, message)
 )
 def test_a_model_of_another_process_or_scale_cannot_guide(story, change, message):
     config, opened, guide = story
-    content = dict(guide.config)
+    record_otherwise(guide, change)
+    with pytest.raises(ValueError, match=message):
+        open_guide(with_guide(config, guide), opened)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": ["0", "1", "2"]},  # as of imported weights, which know no names
+        {"autoencoder": {"sha256": "0" * 64}},  # the same tensors in another file
+        {"autoencoder": {"sha256": None}},
+    ],
+)
+def test_what_a_record_does_not_know_is_no_reason_to_refuse_it(story, change):
+    config, opened, guide = story
+    record_otherwise(guide, change)
+    assert open_guide(with_guide(config, guide), opened) is not None
+
+
+def record_otherwise(checkpoint, change):
+    """Change what a checkpoint records, with the digests of it."""
+    content = dict(checkpoint.config)
     for name, value in change.items():
         content[name] = {**content[name], **value} if name == "autoencoder" else value
-    write_json(guide.path / "config.json", content)
-    changed = replace(guide, config=content)
-    (guide.path / "COMPLETE").unlink()
-    write_json(guide.path / "COMPLETE", {name: digest for name, digest in _digests(guide.path).items()})
-    with pytest.raises(ValueError, match=message):
-        open_guide(with_guide(config, changed), opened)
+    (checkpoint.path / "COMPLETE").unlink()
+    write_json(checkpoint.path / "config.json", content)
+    write_json(checkpoint.path / "COMPLETE", _digests(checkpoint.path))
 
 
 def _digests(folder):
