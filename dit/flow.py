@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dit.conditions import LabelsOrConditions
 from dit.config import ProcessKind, TimeDensity
+from dit.time_shift import shift_factor, shift_time
 from raydit.errors import InvalidInput
 
 
@@ -21,21 +22,22 @@ class FlowMatching:
 
     kind: ClassVar[ProcessKind] = "flow"
 
-    def __init__(self, time: TimeDensity = "uniform") -> None:
-        """Choose how training times are drawn. Raises InvalidInput for an unknown density.
+    def __init__(self, time: TimeDensity = "uniform", time_shift: float | None = None) -> None:
+        """Choose how training times are drawn. Raises InvalidInput for an unknown density, or a shift out of range.
 
         time: density of the training times. "logit_normal" (mean 0, standard deviation 1) favours the middle.
+        time_shift: factor by which times of that density are shifted towards noise (`dit.time_shift`); None for none.
         Source of logit_normal: Esser et al. 2024, section 3.1 (https://arxiv.org/abs/2403.03206).
         """
         if time not in get_args(TimeDensity):
             raise InvalidInput(f"time is {time!r}", " or ".join(get_args(TimeDensity)), "choose one of them")
         self.time = time
+        self.time_shift = None if time_shift is None else shift_factor(time_shift)
 
     def sample_timesteps(self, uniform: Tensor) -> Tensor:
         """Map independent uniform numbers (N,) in [0, 1) to training times (N,) float32 in [0, 1]."""
-        if self.time == "logit_normal":
-            return torch.sigmoid(torch.special.ndtri(uniform.double())).float()
-        return uniform.float()
+        t = torch.sigmoid(torch.special.ndtri(uniform.double())) if self.time == "logit_normal" else uniform
+        return (t if self.time_shift is None else shift_time(t, self.time_shift)).float()
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return the point at time t on the path from noise to latents: t latents + (1 - t) noise.

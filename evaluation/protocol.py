@@ -29,6 +29,9 @@ _ALWAYS_RECORDED = frozenset({"cfg_channels", "cfg_interval"})
 """Optional fields of the first protocols, recorded as null where they are not set. The list is closed: an optional
 field that is added later defaults to None or () and is recorded only where it is set, so that ids stay."""
 
+_IMPLIED = {"decoder_dtype": "float32", "time_shift": 1.0, "sde_diffusion": "sigma", "sde_norm": 1.0}
+"""Values that later fields have where they are None, and are therefore recorded as None."""
+
 _LABEL_STREAM = 2**31
 """Stream of the labels, far from the small stream numbers that callers pass to sample_seed."""
 
@@ -52,12 +55,22 @@ class EvaluationProtocol:
     """Name of the sampler."""
     sampling_steps: int = 250
     """Number of steps of the sampler."""
+    time_shift: float | None = None
+    """Factor by which the times of a flow's sampler are shifted, whatever rule gave it; None: no shift."""
+    sde_diffusion: str | None = None
+    """Form of the noise that the sampler "sde" adds; None: "sigma"."""
+    sde_norm: float | None = None
+    """Factor of that noise; None: 1."""
     cfg_scale: float = 1.0
     """Classifier-free guidance scale; 1.0 is no guidance."""
     cfg_channels: int | None = None
     """Number of guided latent channels; None: all. Official DiT numbers guide the first 3."""
     cfg_interval: tuple[float, float] | None = None
     """Interval of times in which guidance is on; None: always."""
+    autoguidance: str | None = None
+    """Digest of the checkpoint that guides in place of the null class; None: the null class guides."""
+    autoguidance_weights: str | None = None
+    """Weights of that checkpoint; None: those of the same name as `weights`."""
     weights: str = "ema"
     """Weights that samples are drawn with: "ema", "raw", or a further average such as "ema_0.05"."""
     dtype: Precision = "float32"
@@ -78,8 +91,9 @@ class EvaluationProtocol:
     """Digest of held-out real images that were chosen for themselves; None: a share of the training images, or none."""
 
     def __post_init__(self) -> None:
-        if self.decoder_dtype == "float32":
-            object.__setattr__(self, "decoder_dtype", None)
+        for name, value in {**_IMPLIED, "autoguidance_weights": self.weights}.items():
+            if getattr(self, name) == value:
+                object.__setattr__(self, name, None)
         precisions = get_args(Precision)
         wanted = {
             "labels": ("'random' or 'balanced'", self.labels in ("random", "balanced")),
@@ -110,9 +124,15 @@ class EvaluationProtocol:
         """
         if self.sampler == "unknown":
             return f"N={self.num_samples}, given images, {self.extractor}"
-        parts = [f"N={self.num_samples}", f"{self.sampler} {self.sampling_steps}", f"cfg {self.cfg_scale:g}"]
+        parts = [f"N={self.num_samples}", f"{self.sampler} {self.sampling_steps}"]
+        parts += [f"diffusion {self.sde_diffusion}"] if self.sde_diffusion is not None else []
+        parts += [f"diffusion norm {self.sde_norm:g}"] if self.sde_norm is not None else []
+        parts += [f"time shift {self.time_shift:g}"] if self.time_shift is not None else []
+        parts += [f"cfg {self.cfg_scale:g}"]
         if self.cfg_interval is not None:
             parts.append("guided from {:g} to {:g}".format(*self.cfg_interval))
+        parts += [f"autoguidance by {self.autoguidance[:8]}"] if self.autoguidance is not None else []
+        parts += [f"its {self.autoguidance_weights} weights"] if self.autoguidance_weights is not None else []
         parts += [f"{self.cfg_channels} channels guided"] if self.cfg_channels is not None else []
         parts += [f"{self.labels} labels"] if self.labels != "random" else []
         parts += [f"{self.weights} weights"] if self.weights != "ema" else []
@@ -129,13 +149,14 @@ class EvaluationProtocol:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values.
 
-        `dtype` is left out if it is float32, because there were ids before that field. cfg_scale and cfg_interval
-        become floats, so that guidance 4 and 4.0 have one id.
+        `dtype` is left out if it is float32, because there were ids before that field. Scales and factors become
+        floats, so that guidance 4 and 4.0 have one id.
         """
         values = {name: value for name, value in vars(self).items() if not self._is_unset(name, value)}
         interval = self.cfg_interval
         values["cfg_scale"] = float(self.cfg_scale)
         values["cfg_interval"] = None if interval is None else [float(bound) for bound in interval]
+        values |= {name: float(values[name]) for name in ("time_shift", "sde_norm") if name in values}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @staticmethod

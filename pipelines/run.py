@@ -15,6 +15,7 @@ from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.latents.held_out import held_out_set, require_held_out, training_set
 from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.planning.networks import check_networks
+from pipelines.scoring.guide import require_guide
 from pipelines.scoring.precision import check_precision
 from pipelines.scoring.references import check_real_images, check_scoring_settings
 from pipelines.scoring.settings import ScoringSettings
@@ -68,6 +69,7 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
         settings = ScoringSettings.from_recipe(config)
         check_scoring_settings(settings)
         check_precision(config.evaluate, config.evaluate)
+        require_guide(config.evaluate, config.folder("checkpoints"))
         for line in check_real_images(settings, len(listing), settings.evaluate.num_samples):
             context.say("evaluate", line)
     for stage in pending:
@@ -108,7 +110,7 @@ def _check_classes(config: Recipe, listing: Listing, pending: list[str]) -> None
 
 
 def _check_guidance(config: Recipe, listing: Listing) -> None:
-    if config.evaluate.cfg_scale > 1 and not listing.class_names:
+    if config.evaluate.needs_null_class and not listing.class_names:
         raise InvalidInput(
             f"evaluate.cfg_scale: found {config.evaluate.cfg_scale} with images without classes, which guidance needs",
             "",

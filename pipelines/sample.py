@@ -16,6 +16,7 @@ from pipelines.artifacts import digest_of
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
 from pipelines.scoring.actors import SampleActor, SampleSource
+from pipelines.scoring.guide import guide_location
 from pipelines.scoring.precision import check_precision, faster_precisions
 from pipelines.scoring.protocols import sampling_protocol
 from pipelines.scoring.records import ShardResult, read_results
@@ -50,7 +51,8 @@ def sample_file(
     with StageContext(replace(config, output=folder), address=address) as context:
         for line in faster_precisions(evaluate, protocol):
             context.say("sample", line)
-        create_actor = partial(SampleActor, evaluate, [SampleSource(opened.shared, protocol)])
+        source = SampleSource(opened.shared, protocol, guide=guide_location(protocol, evaluate, opened))
+        create_actor = partial(SampleActor, evaluate, [source])
         compute_shards(context, "sample", shards, create_actor, evaluate)
         write_local_or_remote(out, lambda file: write_adm(file, read_results(shards), num_samples))
     storage.remove_folder(folder)  # not earlier: the lease would be written into it again

@@ -24,6 +24,7 @@ from dit.config import (
     config_from_dict,
     named_config,
 )
+from dit.time_shift import TimeShift, shift_factor
 from raydit.errors import InvalidInput
 
 PositiveInt = Annotated[int, Gt(0)]
@@ -151,6 +152,9 @@ class ObjectiveConfig:
     """Process that the model learns to reverse; "diffusion" as in the DiT paper."""
     time: TimeDensity | None = None
     """Flow only: density from which times are drawn; "uniform" when left out."""
+    time_shift: Annotated[float, Gt(0)] | TimeShift | None = None
+    """Flow only: factor by which training's times are shifted towards noise: a number, or a rule, as in
+    evaluate.time_shift, which is sampling's. No shift when left out."""
     schedule: Schedule | None = None
     """Diffusion only: noise schedule; "linear" when left out, as in the DiT paper."""
     prediction: Prediction | None = None
@@ -165,7 +169,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         diffusion_only = ("schedule", "prediction", "variance", "weighting", "min_snr_gamma")
-        foreign = diffusion_only if self.kind == "flow" else ("time",)
+        foreign = diffusion_only if self.kind == "flow" else ("time", "time_shift")
         for name in foreign:
             if getattr(self, name) is not None:
                 raise InvalidInput(
@@ -185,6 +189,13 @@ class ObjectiveConfig:
         """Whether the network predicts the variance as well, in a second set of channels."""
         return self.kind == "diffusion" and (self.variance or "learned_range") == "learned_range"
 
-    def settings(self) -> dict[str, Any]:
-        """Return the arguments of the process's constructor: only fields that the recipe sets."""
-        return {name: value for name, value in asdict(self).items() if name != "kind" and value is not None}
+    def settings(self, model: DiTConfig | UViTConfig) -> dict[str, Any]:
+        """Return the arguments of the process's constructor: only fields that the recipe sets.
+
+        model: to be trained; a rule for time_shift becomes a number by its latents or tokens.
+        """
+        settings = {name: value for name, value in asdict(self).items() if name != "kind" and value is not None}
+        if self.time_shift is not None:
+            shape = (model.in_channels, *model.latent_size)
+            settings["time_shift"] = shift_factor(self.time_shift, shape, model.num_tokens)
+        return settings

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.credentials import refuse_credentials
-from dit.config import SAMPLER_PROCESSES
+from dit.config import fitting_samplers
 from dit.field_names import SYNONYMS, with_recorded_names
 from pipelines.config.model import AbsentModel
 from pipelines.config.recipe import AbsentAutoencoder, Recipe
@@ -151,7 +151,7 @@ def _with_fitting_sampler(content: dict[str, Any]) -> dict[str, Any]:
     objective, evaluate = content.get("objective"), content.get("evaluate", {})
     if not isinstance(objective, dict) or not isinstance(evaluate, dict) or "sampler" in evaluate:
         return content
-    fitting = [name for name, process in SAMPLER_PROCESSES.items() if process == objective.get("kind", "diffusion")]
+    fitting = fitting_samplers(objective.get("kind", "diffusion"))
     return content | {"evaluate": {"sampler": fitting[0], **evaluate}} if fitting else content
 
 

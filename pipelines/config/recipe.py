@@ -5,22 +5,19 @@ configure. Defaults are those of the DiT paper (Peebles & Xie 2022, arXiv 2212.0
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Literal, Self
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Lt, MinLen
 
 from cluster.credentials import refuse_credentials
-from dit.config import SAMPLER_PROCESSES, RandomKind
+from dit.config import SAMPLER_PROCESSES, RandomKind, fitting_samplers
 from dit.schedule import power_ema_name
 from pipelines.config.encode import EncodeConfig
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.model import ModelConfig, ObjectiveConfig, PositiveInt
-from pipelines.config.training import AutoencoderTrainConfig, ComputeDtype, TrainConfig, WorkersConfig
+from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
 from raydit.errors import InvalidInput
-
-ExtractorName = Literal["efficientnet-lite0", "inception", "dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14"]
-"""The keys of `evaluation.extractors`, which is slower to import than a recipe is to check; a test compares them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,102 +104,6 @@ class AbsentAutoencoder(AutoencoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(WorkersConfig):
-    """Sampling and scoring. Defaults are those of the DiT paper's FID-50K without guidance."""
-
-    num_samples: Annotated[int, Ge(2)] = 50_000
-    """Images to sample. FID is biased by this number, so it is part of the metrics' names."""
-    sampler: str = "ddpm"
-    """Sampler: "ddpm", "ddim" or "dpmpp_2m" for diffusion, "euler" or "heun" for flow. A recipe for flow that leaves it
-    out has "euler"."""
-    sampling_steps: PositiveInt = 250
-    """Steps of the sampler."""
-    cfg_scale: Annotated[float, Ge(1)] = 1.0
-    """Scale of classifier-free guidance; 1.0 means no guidance."""
-    cfg_channels: PositiveInt | None = None
-    """Number of latent channels that are guided; all when left out, 3 in the DiT paper's code."""
-    cfg_interval: tuple[float, float] | None = None
-    """Times between which guidance is on; always when left out."""
-    labels: Literal["balanced", "random"] = "random"
-    """How samples get their labels: drawn uniformly, or equally many of each class."""
-    weights: str = "ema"
-    """Weights that sample: "ema", "raw" (as trained), or "ema_0.05" and so on, for one of train.ema_sigma_rels."""
-    extractor: ExtractorName = "inception"
-    """Network whose features are compared; only scores with "inception" are called FID."""
-    extractors: tuple[ExtractorName, ...] = ()
-    """Several networks that score the same samples, each by the protocol of a run with it alone; `extractor` is then
-    the first of them. `extractor` alone when left out."""
-    extractor_weights: str | dict[ExtractorName, str] | None = None
-    """Path of the extractor's weights; its published weights when left out. Of several extractors, a table of paths:
-    { inception = "inception.pth" }."""
-    reference: str | dict[ExtractorName, str] | None = None
-    """Path or URI of reference statistics (.npz); those of the training images when left out. Of several extractors, a
-    table as in `extractor_weights`."""
-    shard_rows: PositiveInt = 100
-    """Images per shard, the unit in which samples are scored and scoring resumes."""
-    batch_size: PositiveInt = 50
-    """Images per forward pass of the sampler."""
-    dtype: ComputeDtype = "float32"
-    """Precision of the network, part of the protocol: "bfloat16" is autocast, "tf32" needs a GPU that has it. All else
-    stays float32, as published figures are altogether."""
-    decoder_dtype: ComputeDtype | None = None
-    """Precision of the autoencoder's decoder for samples, part of the protocol; float32 when left out."""
-    compile: bool = False
-    """Compile the network's blocks, one for all of its kind: about half a minute at the start of each worker, whatever
-    the depth, then faster. Images change only by the rounding of `dtype`, so the protocol does not include it."""
-    reconstructions: bool | None = None
-    """Whether held-out images that the autoencoder has encoded and decoded are scored as well, once for an output: the
-    best that samples through this autoencoder can be. They are when left out; false leaves them away."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sampler not in SAMPLER_PROCESSES:
-            raise InvalidInput(
-                f"sampler: found {self.sampler!r}", f"one of {', '.join(SAMPLER_PROCESSES)}", "change sampler"
-            )
-        if self.extractors:
-            self._check_extractors()
-            object.__setattr__(self, "extractor", self.extractors[0])
-
-    def _check_extractors(self) -> None:
-        first, *others = self.extractors
-        default = EvaluateConfig.extractor
-        if self.extractor not in (default, first):
-            raise InvalidInput(
-                f"extractor: found {self.extractor!r} with extractors = {list(self.extractors)}",
-                f"{first!r}, the first of them",
-                "leave out extractor, or name it first in extractors, or set extractors = [] for it alone",
-            )
-        if len({*self.extractors}) <= len(others):
-            raise InvalidInput(f"extractors: found {list(self.extractors)}", "each of them once", "remove the others")
-        for name in ("extractor_weights", "reference"):
-            if others and isinstance(path := getattr(self, name), str):
-                raise InvalidInput(
-                    f"{name}: found {path!r} with {len(self.extractors)} extractors",
-                    "a table with a path for each extractor that needs one",
-                    f'write it such as {name} = {{ {first} = "{path}" }}',
-                )
-
-    def for_each_extractor(self) -> list[Self]:
-        """Return the settings of a run with each extractor alone, in order: with one extractor and paths of its own."""
-        return [
-            replace(
-                self,
-                extractor=name,
-                extractors=(),
-                extractor_weights=path_for(name, self.extractor_weights),
-                reference=path_for(name, self.reference),
-            )
-            for name in self.extractors or (self.extractor,)
-        ]
-
-
-def path_for(extractor: ExtractorName, paths: str | Mapping[ExtractorName, str] | None) -> str | None:
-    """Return the path for an extractor: its entry if `paths` is a table, and otherwise `paths` itself."""
-    return paths.get(extractor) if isinstance(paths, Mapping) else paths
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Where runs are recorded."""
 
@@ -258,14 +159,27 @@ class Recipe:
             )
 
     def _check_sampler(self) -> None:
-        process = SAMPLER_PROCESSES[self.evaluate.sampler]
-        if process != self.objective.kind:
-            fitting = ", ".join(name for name, fits in SAMPLER_PROCESSES.items() if fits == self.objective.kind)
+        kind, sampler = self.objective.kind, self.evaluate.sampler
+        if kind not in SAMPLER_PROCESSES[sampler]:
             raise InvalidInput(
-                f"evaluate.sampler: found {self.evaluate.sampler!r}, a sampler for {process}, with objective.kind = "
-                f"{self.objective.kind!r}",
-                f"one of {fitting}",
+                f"evaluate.sampler: found {sampler!r}, a sampler for {' and '.join(SAMPLER_PROCESSES[sampler])}, with "
+                f"objective.kind = {kind!r}",
+                f"one of {', '.join(fitting_samplers(kind))}",
                 "change evaluate.sampler",
+            )
+        if self.evaluate.time_shift is not None and kind != "flow":
+            raise InvalidInput(
+                f"evaluate.time_shift: found {self.evaluate.time_shift!r} with objective.kind = {kind!r}",
+                "a flow, whose times it shifts",
+                "remove evaluate.time_shift",
+            )
+        interval = self.evaluate.cfg_interval
+        if interval is not None and kind == "flow" and interval[0] > 1:
+            raise InvalidInput(
+                f"evaluate.cfg_interval: found {list(interval)} with objective.kind = 'flow', whose times are from 0 "
+                "(noise) to 1 (data), so that guidance is never on",
+                "times in [0, 1]",
+                "change evaluate.cfg_interval",
             )
 
     def _check_variance(self) -> None:
@@ -278,12 +192,12 @@ class Recipe:
             )
 
     def _check_guidance(self) -> None:
-        if self.evaluate.cfg_scale > 1 and self.model.condition_dropout_prob == 0:
+        if self.evaluate.needs_null_class and self.model.condition_dropout_prob == 0:
             raise InvalidInput(
                 f"evaluate.cfg_scale: found {self.evaluate.cfg_scale} with model.condition_dropout_prob = 0, although "
                 "guidance needs a null class",
                 "",
-                "set evaluate.cfg_scale = 1.0, or model.condition_dropout_prob = 0.1",
+                "set evaluate.cfg_scale = 1.0, or model.condition_dropout_prob = 0.1, or evaluate.autoguidance",
             )
 
     def _check_weights(self) -> None:

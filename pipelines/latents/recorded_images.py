@@ -78,7 +78,7 @@ def require_classes(config: Recipe, class_names: Sequence[str], columns: Sequenc
 
 def _asks_for_classes(config: Recipe) -> list[str]:
     asked = []
-    if config.evaluate.cfg_scale > 1:
+    if config.evaluate.needs_null_class:
         asked.append(f"evaluate.cfg_scale = {config.evaluate.cfg_scale:g}")
     if config.evaluate.labels == "balanced":
         asked.append('evaluate.labels = "balanced"')

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from dit.accelerators import ACCELERATORS, Accelerator, accelerator_named
 from pipelines.config.encode import EncodeConfig
-from pipelines.config.recipe import EvaluateConfig
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
 from pipelines.planning.rates import measured_share
 from raydit.errors import InvalidInput

@@ -79,7 +79,7 @@ def measure_this_machine(config: Recipe, networks: Networks) -> Cluster:
 
 def _training_step(config: Recipe, networks: Networks, images: int, dtype: str) -> Callable[[], object]:
     model, settings = networks.model, replace(config.train, accumulation_steps=1)
-    process = create_process(config.objective.kind, **config.objective.settings())
+    process = create_process(config.objective.kind, **config.objective.settings(model))
     state = create_state(build_model(model), settings)
     latents, labels = torch.randn(images, model.in_channels, *model.latent_size), torch.zeros(images, dtype=torch.long)
     t = torch.zeros(images) if process.kind == "flow" else labels

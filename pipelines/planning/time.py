@@ -13,7 +13,7 @@ from dit.float8 import require_float8_shapes
 from dit.macs import forward_macs
 from evaluation.extractors import extractor_macs
 from pipelines.config.encode import EncodeConfig
-from pipelines.config.recipe import EvaluateConfig
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
 from pipelines.planning.hardware import NODE_DEVICES, Cluster
 from pipelines.planning.networks import FLOAT32, Networks, count_parameters

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit.checkpoint import weights_name
-from dit.config import SAMPLER_PROCESSES
+from dit.config import fitting_samplers
 from dit.files import sha256_of, write_json
 from dit.formats.completion import COMPLETE
 from dit.formats.digests import require_digest
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.checkpoints.registered import ALL_DIGESTS
+from pipelines.scoring.guide import open_guide
 from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
 from pipelines.tracking import tags
 from raydit import __version__
@@ -60,25 +61,33 @@ def gather(opened: LocatedCheckpoint, folder: Path) -> dict[str, Any]:
     protocol = sampling_protocol(config.evaluate, config.seed, opened, config.random)
     weights = weights_name(protocol.weights)
     kept = ("config.json", f"{weights}.safetensors")
-    _copy(opened.path, folder / "checkpoint", kept)
-    for name in kept:  # of the copy, which is what is promoted
-        require_digest(sha256_of(folder / "checkpoint" / name), opened.path / name, opened.files.get(name))
-    write_json(folder / "checkpoint" / ALL_DIGESTS, opened.files)
-    write_json(folder / "checkpoint" / COMPLETE, {name: opened.files[name] for name in kept})
+    _copy_checkpoint(opened, folder / "checkpoint", kept)
+    if guide := open_guide(config.evaluate, opened):
+        name = weights_name(protocol.autoguidance_weights or protocol.weights)
+        _copy_checkpoint(guide, folder / "guide", ("config.json", f"{name}.safetensors"))
     autoencoder = checkpoint_autoencoder(opened)
     found = {file.suffix: file.name for file in autoencoder.glob("diffusion_pytorch_model.*")}
     _copy(autoencoder, folder / "autoencoder", ("config.json", found.get(".safetensors") or found[".bin"]))
-    kind = opened.record.process_kind
-    fitting = [name for name, fits in SAMPLER_PROCESSES.items() if fits == kind]
+    fitting = fitting_samplers(opened.record.process_kind)
     settings = {
         "protocol": protocol.to_dict(),
         "batch_size": config.evaluate.batch_size,
         "class_names": list(opened.record.class_names),
         "samplers": sorted(fitting, key=lambda name: name != protocol.sampler),
-        "has_null_class": opened.record.model_config.null_class is not None,
+        # What guidance needs: the model's null class, or another model.
+        "has_null_class": opened.record.model_config.null_class is not None or guide is not None,
     }
     write_json(folder / SETTINGS, settings)
     return settings
+
+
+def _copy_checkpoint(opened: LocatedCheckpoint, target: Path, kept: tuple[str, ...]) -> None:
+    """Copy some files of a checkpoint as a checkpoint of its own, after comparing them with their digests."""
+    _copy(opened.path, target, kept)
+    for name in kept:  # of the copy, which is what is promoted
+        require_digest(sha256_of(target / name), opened.path / name, opened.files.get(name))
+    write_json(target / ALL_DIGESTS, opened.files)
+    write_json(target / COMPLETE, {name: opened.files[name] for name in kept})
 
 
 def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from mlflow.pyfunc import PythonModel
 from raydit.errors import InvalidInput
 
 FILES = "files"
-"""Name of the folder of files: checkpoint/, autoencoder/ and SETTINGS."""
+"""Name of the folder of files: checkpoint/, autoencoder/, SETTINGS, and guide/ if the samples have autoguidance."""
 SETTINGS = "sampling.json"
 PARAMS = ("sampler", "sampling_steps", "cfg_scale")
 """Fields of the protocol that a request may set."""
@@ -45,6 +45,7 @@ class ServedModel(PythonModel):
             batch_size=settings["batch_size"],
             device="cuda" if torch.cuda.is_available() else "cpu",
             autoencoder=folder / "autoencoder",
+            guide=folder / "guide",
         )
 
     def predict(

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.protocol import EvaluationProtocol
-from pipelines.config.recipe import EvaluateConfig, ImagesConfig, path_for
+from pipelines.config.evaluate import EvaluateConfig, path_for
+from pipelines.config.recipe import ImagesConfig
 from pipelines.images.listing import Listing
 from pipelines.images.validation import held_out_source
 from pipelines.scoring.records import MAX_PREVIEW_IMAGES, ShardResult
@@ -36,6 +37,8 @@ class SampleSource:
     """Path or URI that every worker can open."""
     protocol: EvaluationProtocol
     saved: SavedSamples | None = None
+    guide: str | None = None
+    """Path or URI of the checkpoint for autoguidance, that every worker can open; None: there is none."""
 
 
 class SampleActor:
@@ -82,6 +85,7 @@ class SampleActor:
                 batch_size=self.batch_size,
                 device=self.device,
                 compiled=self.compiled,
+                guide=source.guide,
             )
             self._opened = source, sampler
         return self._opened[1]

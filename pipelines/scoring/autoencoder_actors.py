@@ -14,7 +14,9 @@ import numpy as np
 
 from cluster import storage
 from evaluation.protocol import shard_ranges
-from pipelines.config.recipe import EncodeConfig, EvaluateConfig, ImagesConfig
+from pipelines.config.encode import EncodeConfig
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.recipe import ImagesConfig
 from pipelines.images.listing import Listing
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.scoring.actors import ScoringActor

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dit.autoencoder import Autoencoder, images_from_uint8
 from dit.compilation import compile_network
 from dit.conditions import Conditions
+from dit.config import SAMPLER_PROCESSES
 from dit.formats.weights import check_weights, load_weights
 from dit.model import build_model, meta_state
 from dit.objective import create_process
@@ -16,7 +19,7 @@ from dit.precision import in_dtype, network_precision
 from dit.samplers import SAMPLERS, guided
 from evaluation.protocol import EvaluationProtocol, sample_label
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
-from pipelines.checkpoints.open import open_checkpoint
+from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.scoring.noise import sample_noise
 from pipelines.scoring.precision import require_sampling_precision
 from raydit.errors import InvalidInput
@@ -34,22 +37,26 @@ class CheckpointSampler:
         device: str = "cpu",
         compiled: bool = False,
         autoencoder: Path | None = None,
+        guide: str | Path | None = None,
     ):
         """Load a checkpoint; autoencoder: its autoencoder's folder, if that is not where the checkpoint expects it.
 
-        Raises InvalidInput if the device lacks a precision of the protocol.
+        guide: the checkpoint that guides, if the protocol has autoguidance (`pipelines.scoring.guide` checks that it
+        fits). Raises InvalidInput if the device lacks a precision of the protocol, or there is no such guide.
         """
         require_sampling_precision(protocol, device)
         opened = open_checkpoint(checkpoint)
         self.name = opened.origin
         self.protocol, self.batch_size, self.device = protocol, batch_size, device
         config = opened.record.model_config
-        weights = opened.weights(protocol.weights, device)
-        check_weights(meta_state(config), weights)  # before memory is taken for what the configuration claims
-        self.model = load_weights(build_model(config), weights).to(device).eval()
-        if compiled:
-            # All batches have one size, and twice that with guidance: compiled at most twice.
-            compile_network(self.model)
+        self.model = _load_model(opened, protocol.weights, device, compiled)
+        self.guide: nn.Module | None = None
+        if protocol.autoguidance is not None:
+            if guide is None:
+                found = f"no checkpoint for the autoguidance of protocol {protocol.label}"
+                raise InvalidInput(found, "the one that guides", "give it as `guide`")
+            weights = protocol.autoguidance_weights or protocol.weights
+            self.guide = _load_model(open_checkpoint(guide), weights, device, compiled)
         self.num_classes = config.num_classes
         self.latent_shape = (config.in_channels, *config.latent_size)
         self.process = create_process(**opened.record.objective)
@@ -90,13 +97,15 @@ class CheckpointSampler:
         protocol = self.protocol
         noise = sample_noise(protocol, padded, self.latent_shape, self.device)
         model = in_dtype(self.model, protocol.dtype)
+        guide = None if self.guide is None else in_dtype(self.guide, protocol.dtype)
         latents = SAMPLERS[protocol.sampler](
-            guided(model, protocol.cfg_scale, protocol.cfg_channels, protocol.cfg_interval),
+            guided(model, protocol.cfg_scale, protocol.cfg_channels, protocol.cfg_interval, guide=guide),
             noise.start(),
             self._conditions(np.resize(labels, self.batch_size)),
             process=self.process,
             steps=protocol.sampling_steps,
             step_noise=noise.step,
+            **_sampler_options(protocol),
         )
         finite = torch.isfinite(latents[:count]).flatten(1).all(dim=1).cpu().numpy()
         if not finite.all():
@@ -112,3 +121,22 @@ class CheckpointSampler:
     def _conditions(self, labels: np.ndarray) -> Conditions:
         """Return the conditions of samples on the device. labels: their classes, int64 (N,)."""
         return Conditions(torch.from_numpy(labels).to(self.device) if self.num_classes else None)
+
+
+def _load_model(opened: LocatedCheckpoint, name: str, device: str, compiled: bool) -> nn.Module:
+    """Return a checkpoint's network with the weights of that name, ready to sample on a device."""
+    config, weights = opened.record.model_config, opened.weights(name, device)
+    check_weights(meta_state(config), weights)  # before memory is taken for what the configuration claims
+    model = load_weights(build_model(config), weights).to(device).eval()
+    if compiled:
+        # All batches have one size, and twice that with guidance: compiled at most twice.
+        compile_network(model)
+    return model
+
+
+def _sampler_options(protocol: EvaluationProtocol) -> dict[str, Any]:
+    """Return the arguments that the protocol's sampler takes beyond those of all samplers: only what is set."""
+    names = {"time_shift": "time_shift"} if "flow" in SAMPLER_PROCESSES[protocol.sampler] else {}
+    if protocol.sampler == "sde":
+        names |= {"sde_diffusion": "diffusion", "sde_norm": "norm"}
+    return {argument: value for name, argument in names.items() if (value := getattr(protocol, name)) is not None}

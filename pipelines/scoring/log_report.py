@@ -9,7 +9,7 @@ from cluster import storage
 from evaluation.plots.time_shares import plot_time_shares
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import REPORT_FILE, EvaluationReport
-from pipelines.config.recipe import EvaluateConfig
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.grids import save_png
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import FIGURES, DatasetRef, RunLog, log_sections
@@ -24,9 +24,10 @@ REFERENCE = "reference"
 
 def log_evaluation_settings(run: RunLog, settings: EvaluateConfig, protocol: EvaluationProtocol) -> None:
     """Log what identifies an evaluation, which its protocol says, and what may be another when it resumes."""
-    evaluate = asdict(settings)
-    sections = {"evaluate": evaluate, "protocol": protocol.to_dict()}
-    log_sections(run, sections, may_change={"evaluate": evaluate.keys() - vars(protocol).keys()})
+    evaluate, drawn = asdict(settings), vars(protocol)
+    # Of some fields the protocol has another form, as of a rule for the time shift, or a checkpoint that guides.
+    may_change = [name for name, value in evaluate.items() if name not in drawn or drawn[name] != value]
+    log_sections(run, {"evaluate": evaluate, "protocol": protocol.to_dict()}, may_change={"evaluate": may_change})
 
 
 def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0, model: str = "") -> None:

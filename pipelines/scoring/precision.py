@@ -2,7 +2,7 @@
 
 from dit.measured_speeds import COMPILED, MEASURED_ON, sampling_speedup
 from evaluation.protocol import EvaluationProtocol
-from pipelines.config.recipe import EvaluateConfig
+from pipelines.config.evaluate import EvaluateConfig
 
 
 def require_sampling_precision(drawn: EvaluationProtocol | EvaluateConfig, device: str) -> None:

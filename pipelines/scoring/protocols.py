@@ -8,9 +8,11 @@ from typing import Any
 from cluster import storage
 from cluster.storage.ownership import is_own
 from dit.config import RandomKind
+from dit.time_shift import shift_factor
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
-from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.console import say
 from pipelines.scoring.references import RealImages, reference_digest, reference_overrides
 from pipelines.scoring.settings import ScoringSettings
@@ -91,25 +93,35 @@ def sampling_protocol(
     """Return a protocol for samples that are not scored: it needs neither real images nor an extractor.
 
     seed, random: of the recipe. Sample i is that of evaluation_protocol with the same settings. Raises InvalidInput if
-    the autoencoder is not the checkpoint's, NotFound if the checkpoint lacks the weights.
+    the autoencoder is not the checkpoint's, NotFound if the checkpoint lacks the weights, and as open_guide.
     """
     from dit.autoencoder import describe_autoencoder
     from dit.checkpoint import weights_name
     from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
+    from pipelines.scoring.guide import open_guide
 
     folder = checkpoint_autoencoder(opened)
     weights = weights_name(evaluate.weights)
     if not (opened.path / f"{weights}.safetensors").is_file():
         opened.weights(weights)  # raises, and names the weights that the checkpoint has
+    guide, model = open_guide(evaluate, opened), opened.record.model_config
+    shift = evaluate.time_shift
     return EvaluationProtocol(
         seed=seed,
         random=random,
         labels=evaluate.labels,
         sampler=evaluate.sampler,
         sampling_steps=evaluate.sampling_steps,
+        time_shift=None
+        if shift is None
+        else shift_factor(shift, (model.in_channels, *model.latent_size), model.num_tokens),
+        sde_diffusion=evaluate.sde_diffusion,
+        sde_norm=evaluate.sde_norm,
         cfg_scale=evaluate.cfg_scale,
         cfg_channels=evaluate.cfg_channels,
         cfg_interval=evaluate.cfg_interval,
+        autoguidance=None if guide is None else guide.digest,
+        autoguidance_weights=evaluate.autoguidance_weights,
         weights=evaluate.weights,
         dtype=evaluate.dtype,
         decoder_dtype=evaluate.decoder_dtype,

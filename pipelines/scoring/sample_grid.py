@@ -8,7 +8,7 @@ import numpy as np
 from cluster import storage
 from dit.config import RandomKind
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
-from pipelines.config.recipe import EvaluateConfig
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.grids import labelled_grid, save_png
 from pipelines.images.labels import are_numbers
 from pipelines.scoring.protocols import sampling_protocol
@@ -34,18 +34,21 @@ def sample_grid(
     unknown class.
     """
     from pipelines.scoring.checkpoint_sampler import CheckpointSampler
+    from pipelines.scoring.guide import guide_location
 
     storage.refuse_unwritable(out)
     opened = open_checkpoint(checkpoint)
     names = opened.record.class_names
     labels = [class_label(name, names) for name in classes] if classes else list(range(min(len(names), MAX_ROWS)))
     labels = labels or [0]
+    protocol = sampling_protocol(evaluate, seed, opened, random)
     sampler = CheckpointSampler(
         opened.shared,
-        sampling_protocol(evaluate, seed, opened, random),
+        protocol,
         batch_size=evaluate.batch_size,
         device="cuda" if evaluate.gpus_per_worker else "cpu",
         compiled=evaluate.compile,
+        guide=guide_location(protocol, evaluate, opened),
     )
     images = sampler.sample(range(len(labels) * columns), np.repeat(labels, columns).astype(np.int64))
     rows = images.reshape(len(labels), columns, *images.shape[1:])

@@ -15,6 +15,7 @@ from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.images.open import with_absolute_paths
 from pipelines.scoring.actors import SampleSource, ScoringActor
+from pipelines.scoring.guide import guide_location
 from pipelines.scoring.log_report import log_evaluation_settings, log_report
 from pipelines.scoring.protocols import evaluation_protocols, protocols_identity
 from pipelines.scoring.reconstructions import Reconstructions
@@ -81,7 +82,8 @@ class CheckpointEvaluation:
     @property
     def source(self) -> SampleSource:
         """What workers sample from."""
-        return SampleSource(self.opened.shared, self.protocol, self.saved)
+        guide = guide_location(self.protocol, self.settings.evaluate, self.opened)
+        return SampleSource(self.opened.shared, self.protocol, self.saved, guide)
 
     def records(self, source: int = 0) -> list[list[ScoringShard]]:
         """Return the shards of samples of each extractor alone; source: as for `shards`."""

@@ -7,7 +7,8 @@ from typing import Self
 from cluster import storage
 from dit.config import RandomKind
 from evaluation.extractors import extractor_name, extractor_sha256
-from pipelines.config.recipe import EvaluateConfig, ImagesConfig, Recipe, path_for
+from pipelines.config.evaluate import EvaluateConfig, path_for
+from pipelines.config.recipe import ImagesConfig, Recipe
 
 EVALUATIONS = "evaluations"
 """Folder of an output that holds reports. The holder of its lease may also write references/."""

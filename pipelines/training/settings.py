@@ -43,7 +43,7 @@ def train_worker_settings(config: Recipe, latents: LatentDataset) -> TrainWorker
     model = resolve_model(config.model, latents, learn_sigma=config.objective.learn_sigma)
     if config.train.matmul == "float8":
         require_float8_shapes(model)
-    objective = {"kind": config.objective.kind, **config.objective.settings()}
+    objective = {"kind": config.objective.kind, **config.objective.settings(model)}
     # By this recipe's id: latents that several recipes share may have been encoded in another output folder.
     autoencoder = latents.autoencoder | {"id": autoencoder_of(config).id}
     return TrainWorkerSettings(

@@ -17,11 +17,8 @@ from dit.samplers import (
 )
 
 MEAN, STD = 0.7, 0.5
-NAMES = sorted(SAMPLERS)
-
-
-def process_for(name):
-    return FlowMatching() if SAMPLER_PROCESSES[name] == "flow" else GaussianDiffusion()
+PAIRS = [(name, kind) for name, kinds in SAMPLER_PROCESSES.items() for kind in kinds]
+PROCESSES = {"flow": FlowMatching(), "diffusion": GaussianDiffusion()}
 
 
 def optimal_eps(mean=MEAN, std=STD):
@@ -229,9 +226,9 @@ def test_heun_evaluates_at_both_ends_of_each_step():
     assert times == [0.0, 0.5, 0.5, 1.0]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_sample_is_the_same_alone_and_in_a_batch(name, small_model):
-    model = guided(small_model(learn_sigma=SAMPLER_PROCESSES[name] == "diffusion"), 1.5)
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_a_sample_is_the_same_alone_and_in_a_batch(name, kind, small_model):
+    model = guided(small_model(learn_sigma=kind == "diffusion"), 1.5)
     x, labels, draws = torch.randn(4, 4, 8, 8), torch.arange(4), torch.randn(6, 4, 4, 8, 8)
 
     def sample(rows):
@@ -239,7 +236,7 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(name, small_model):
             model,
             x[rows],
             labels[rows],
-            process=process_for(name),
+            process=PROCESSES[kind],
             steps=6,
             step_noise=lambda i, x: draws[i][rows],
         )
@@ -248,15 +245,15 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(name, small_model):
     assert all(relative_error(sample(slice(i, i + 1)), batch[i : i + 1]) < 1e-4 for i in range(4))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_callback_sees_every_step_and_no_graph_is_built(name, small_model):
-    model = small_model(learn_sigma=SAMPLER_PROCESSES[name] == "diffusion")
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_callback_sees_every_step_and_no_graph_is_built(name, kind, small_model):
+    model = small_model(learn_sigma=kind == "diffusion")
     seen = []
     out = SAMPLERS[name](
         model,
         torch.randn(2, 4, 8, 8),
         torch.tensor([1, 2]),
-        process=process_for(name),
+        process=PROCESSES[kind],
         steps=3,
         callback=lambda i, x: seen.append((i, x)),
     )
@@ -264,11 +261,11 @@ def test_callback_sees_every_step_and_no_graph_is_built(name, small_model):
     assert torch.equal(seen[-1][1], out) and not out.requires_grad and bool(out.isfinite().all())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_one_step_gives_finite_samples(name, small_model):
-    model = small_model(learn_sigma=SAMPLER_PROCESSES[name] == "diffusion")
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in PAIRS if pair[0] != "sde"])
+def test_one_step_gives_finite_samples(name, kind, small_model):
+    model = small_model(learn_sigma=kind == "diffusion")
     x = torch.randn(2, 4, 8, 8)
-    out = SAMPLERS[name](model, x, torch.tensor([1, 2]), process=process_for(name), steps=1)
+    out = SAMPLERS[name](model, x, torch.tensor([1, 2]), process=PROCESSES[kind], steps=1)
     assert out.shape == x.shape and bool(out.isfinite().all())
 
 

@@ -10,11 +10,14 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from evaluation import neighbours
 from evaluation.metrics import (
+    cmmd,
     frechet_distance,
     inception_score,
     kernel_distance,
     manifold_scores,
+    mind,
     precision_recall,
+    rbf_mmd,
 )
 
 
@@ -281,3 +284,105 @@ def test_the_nearest_training_image_of_a_copy_is_its_original():
     np.testing.assert_allclose(distances[2], expected, rtol=1e-10)
     with pytest.raises(ValueError, match="60 centres, expected at least count = 61"):
         neighbours.find_nearest(samples, training, count=61)
+
+
+# Kernels of the distance alone, and sliced distances
+
+
+def rbf_terms(x, y, sigma):
+    """Kernel matrices of x with x, of y with y and of x with y, from their definition."""
+
+    def kernel(a, b):
+        return np.array([[np.exp(-np.sum((p - q) ** 2) / (2 * sigma**2)) for q in b] for p in a])
+
+    return kernel(x, x), kernel(y, y), kernel(x, y)
+
+
+@pytest.mark.parametrize(("n", "m", "sigma"), [(30, 20, 0.7), (12, 40, 10.0)])
+def test_distances_by_a_gaussian_kernel_equal_their_definitions(n, m, sigma, monkeypatch):
+    x, y = features(n, 16, 1).astype(np.float64), features(m, 16, 2, shift=0.3).astype(np.float64)
+    xx, yy, xy = rbf_terms(x, y, sigma)
+    biased = xx.mean() + yy.mean() - 2 * xy.mean()
+    unbiased = xx[~np.eye(n, dtype=bool)].mean() + yy[~np.eye(m, dtype=bool)].mean() - 2 * xy.mean()
+    for block in (neighbours.BLOCK_VALUES, 64):
+        monkeypatch.setattr(neighbours, "BLOCK_VALUES", block)
+        assert cmmd(x, y, sigma=sigma) == pytest.approx(1000 * biased, rel=1e-9)
+        assert rbf_mmd(x, y, sigma) == pytest.approx(unbiased, rel=1e-9)
+
+
+def test_the_unbiased_distance_equals_torch_fidelity():
+    x, y = features(200, 32, 1), features(200, 32, 2, shift=0.1)
+    theirs = kid_features_to_metric(
+        torch.from_numpy(x).double(),
+        torch.from_numpy(y).double(),
+        kid_subsets=1,
+        kid_subset_size=200,
+        kid_kernel="rbf",
+        kid_kernel_rbf_sigma=3.0,
+        verbose=False,
+    )
+    assert rbf_mmd(x, y, 3.0) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
+
+
+def test_cmmd_of_distant_points_is_the_closed_form():
+    """Two points on one side and one far away: (1 + k) / 2 + 1 of the kernels of pairs, and 0 between the sides."""
+    x, y = np.array([[0.0, 0.0], [3.0, 4.0]]), np.array([[1e4, 0.0]])
+    assert cmmd(x, y, sigma=5.0, scale=1.0) == pytest.approx((1 + np.exp(-0.5)) / 2 + 1)
+    assert cmmd(x, x) == pytest.approx(0, abs=1e-9)
+    unit = features(50, 8, 3)
+    assert cmmd(unit, unit[::-1], sigma=10.0) == pytest.approx(0, abs=1e-9)
+
+
+def test_unbiased_distances_of_one_distribution_are_about_zero_on_average():
+    rng = np.random.RandomState(0)
+    values = [rbf_mmd(rng.randn(40, 4), rng.randn(40, 4), 1.5) for _ in range(60)]
+    assert min(values) < 0 < max(values)
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(60)
+
+
+def test_the_kernel_needs_a_width_and_two_samples():
+    with pytest.raises(ValueError, match="sigma is 0"):
+        cmmd(np.zeros((3, 2)), np.zeros((3, 2)), sigma=0)
+    with pytest.raises(ValueError, match="at least 2 on each side"):
+        rbf_mmd(np.zeros((1, 2)), np.zeros((3, 2)), 1.0)
+    with pytest.raises(ValueError, match="one D"):
+        mind(np.zeros((3, 2)), np.zeros((3, 4)))
+
+
+def directions_of(projections, dim, rng):
+    directions = torch.randn(projections, dim, generator=rng).double()
+    return (directions / directions.norm(dim=1, keepdim=True)).numpy()
+
+
+@pytest.mark.parametrize(("n", "m"), [(50, 50), (50, 80), (70, 50)])
+@pytest.mark.parametrize("order", [1.0, 2.0])
+def test_mind_is_the_mean_transport_cost_along_random_directions(n, m, order, monkeypatch):
+    x, y = features(n, 12, 1).astype(np.float64), features(m, 12, 2, shift=0.2).astype(np.float64)
+    rng, size = torch.Generator().manual_seed(7), min(n, m)
+    kept_x, kept_y = (
+        side[torch.randperm(len(side), generator=rng)[:size].numpy()] if len(side) > size else side for side in (x, y)
+    )
+    costs = []
+    for u in directions_of(20, 12, rng):
+        on_x, on_y = sorted(kept_x @ u), sorted(kept_y @ u)
+        costs.append(np.mean([abs(a - b) ** order for a, b in zip(on_x, on_y, strict=True)]))
+    for block in (neighbours.BLOCK_VALUES, 128):
+        monkeypatch.setattr(neighbours, "BLOCK_VALUES", block)
+        ours = mind(x, y, projections=20, seed=7, order=order)
+        assert ours == pytest.approx(3 * 12 * np.mean(costs), rel=1e-9)
+
+
+def test_mind_along_one_dimension_is_the_area_between_the_distribution_functions():
+    """There, every direction is 1 or -1, and the transport cost of order 1 is that area."""
+    x, y = features(60, 1, 1).astype(np.float64), features(60, 1, 2, shift=0.4).astype(np.float64)
+    points = np.sort(np.concatenate([x, y]), axis=None)
+    below = [np.searchsorted(np.sort(side, axis=None), points[:-1], side="right") / 60 for side in (x, y)]
+    area = (np.abs(below[0] - below[1]) * np.diff(points)).sum()
+    assert mind(x, y, projections=5, order=1.0) == pytest.approx(3 * area)
+
+
+def test_mind_of_a_shift_is_three_times_its_square():
+    x, shift = features(40, 24, 1).astype(np.float64), np.linspace(-0.5, 1, 24)
+    assert mind(x, x) == 0.0
+    # The mean of (u.c)^2 over directions is |c|^2 / D.
+    assert mind(x, x + shift, projections=20_000) == pytest.approx(3 * (shift**2).sum(), rel=0.05)

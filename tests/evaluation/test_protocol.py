@@ -73,6 +73,8 @@ def test_every_field_moves_the_protocol_id():
         "dtype": "bfloat16",
         "decoder_dtype": "bfloat16",
         "random": "counter",
+        "time_shift": 3.0,
+        "sde_norm": 0.5,
     }
     values = asdict(PROTOCOL)
     ids = {EvaluationProtocol.from_dict({**values, name: other.get(name, "other")}).protocol_id for name in values}
@@ -172,6 +174,14 @@ def test_planning_imports_no_torch():
             {"cfg_interval": (0.1, 0.8), "cfg_channels": 3, "weights": "raw", "dtype": "bfloat16"},
             "N=200, euler 25, cfg 2, guided from 0.1 to 0.8, 3 channels guided, raw weights, bfloat16, inception",
         ),
+        (
+            {"sampler": "sde", "sde_diffusion": "constant", "sde_norm": 0.5, "time_shift": 3.0},
+            "N=200, sde 25, diffusion constant, diffusion norm 0.5, time shift 3, cfg 2, inception",
+        ),
+        (
+            {"autoguidance": "0123456789abcdef", "autoguidance_weights": "raw"},
+            "N=200, euler 25, cfg 2, autoguidance by 01234567, its raw weights, inception",
+        ),
         ({"sampler": "unknown"}, "N=200, given images, inception"),
     ],
 )
@@ -180,3 +190,29 @@ def test_a_summary_says_what_tells_protocols_apart(fields, summary):
     known |= {"extractor": "inception", "extractor_sha256": "e", "reference_digest": "r"}
     protocol = EvaluationProtocol(**known | fields)
     assert protocol.summary == summary and protocol.label == f"{protocol.protocol_id} ({summary})"
+
+
+@pytest.mark.parametrize(
+    "implied",
+    [
+        {"decoder_dtype": "float32"},
+        {"time_shift": 1.0},
+        {"sde_diffusion": "sigma"},
+        {"sde_norm": 1},
+        {"autoguidance_weights": "ema"},
+    ],
+)
+def test_what_a_field_means_when_it_is_left_out_may_be_said(implied):
+    assert replace(PROTOCOL, **implied) == PROTOCOL
+
+
+def test_integers_and_floats_give_one_id():
+    assert replace(PROTOCOL, time_shift=3).protocol_id == replace(PROTOCOL, time_shift=3.0).protocol_id
+    assert replace(PROTOCOL, sde_norm=2).protocol_id == replace(PROTOCOL, sde_norm=2.0).protocol_id
+
+
+def test_settings_of_samplers_are_part_of_the_protocol():
+    changes = [{"time_shift": 3.0}, {"sde_diffusion": "constant"}, {"sde_norm": 0.5}, {"autoguidance": "a"}]
+    protocols = [replace(PROTOCOL, **change) for change in changes]
+    assert len({PROTOCOL.protocol_id, *(protocol.protocol_id for protocol in protocols)}) == 5
+    assert [EvaluationProtocol.from_dict(protocol.to_dict()) for protocol in protocols] == protocols

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cluster import job_package, storage
 from pipelines.cli.submission.command_line import CommandLine
-from pipelines.config.recipe import EvaluateConfig, Recipe
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.recipe import Recipe
 from pipelines.images.validation import names_split
 from pipelines.tracking.database import absolute_uri
 from raydit.errors import InvalidInput
@@ -19,6 +20,7 @@ def absolute_recipe_paths(config: Recipe) -> dict[str, str]:
     paths["images.validation"] = (validation := _validation_path(config)) and absolute_if_here(validation)
     paths["autoencoder.id"] = config.autoencoder.id and absolute_if_here(config.autoencoder.id)
     paths |= {field: absolute(path) for field, path in _scoring_paths(config.evaluate).items()}
+    paths["evaluate.autoguidance"] = config.evaluate.autoguidance and absolute_if_here(config.evaluate.autoguidance)
     if (uri := absolute_uri(config.tracking.uri)) != config.tracking.uri:
         paths["tracking.uri"] = uri
     return {key: path for key, path in paths.items() if path}
@@ -35,6 +37,8 @@ def relative_recipe_paths(config: Recipe | None) -> dict[str, str]:
         paths["images.validation"] = validation
     if config.autoencoder.id and Path(config.autoencoder.id).exists():
         paths["autoencoder.id"] = config.autoencoder.id
+    if (guide := config.evaluate.autoguidance) and Path(guide).exists():
+        paths["evaluate.autoguidance"] = guide
     paths |= _scoring_paths(config.evaluate)
     relative = {key: path for key, path in paths.items() if path and is_relative(path)}
     uri = config.tracking.uri

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DOCUMENTS = [
     *(ROOT / "README.md", ROOT / "cluster" / "README.md", ROOT / "docs" / "explanation" / "security.md"),
     *sorted((ROOT / "docs" / "how-to").glob("*.md")),
+    ROOT / "docs" / "reference" / "sampling.md",
     *sorted((ROOT / "cluster" / "deploy").glob("*.yaml")),
 ]
 COMMANDS = {

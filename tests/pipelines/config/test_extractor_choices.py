@@ -3,7 +3,7 @@
 from typing import get_args, get_type_hints
 
 from evaluation.extractors import EXTRACTORS
-from pipelines.config.recipe import EvaluateConfig
+from pipelines.config.evaluate import EvaluateConfig
 
 
 def test_a_recipe_offers_every_extractor():

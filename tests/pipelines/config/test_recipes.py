@@ -36,3 +36,12 @@ def test_imagenet_is_trained_as_in_the_paper(name):
     assert (train.global_batch_size, train.learning_rate, train.ema_decay, train.warmup_steps) == (256, 1e-4, 0.9999, 0)
     assert (config.evaluate.num_samples, config.evaluate.sampler, config.evaluate.cfg_channels) == (50_000, "ddpm", 3)
     assert config.latents == load_recipe(RECIPES / "imagenet256.toml").latents
+
+
+def test_the_recipe_of_sit_samples_by_its_papers_protocol():
+    """Ma et al. 2024, section 4: trained as DiT, 250 steps of Euler-Maruyama with the diffusion sigma."""
+    config, dit = (load_recipe(RECIPES / f"imagenet256-{name}-xl2.toml") for name in ("sit", "dit"))
+    evaluate = config.evaluate
+    assert (config.objective.kind, evaluate.sampler, evaluate.sampling_steps) == ("flow", "sde", 250)
+    assert (evaluate.sde_diffusion, evaluate.sde_norm, evaluate.num_samples) == ("sigma", None, 50_000)
+    assert (config.model, config.train, config.latents) == (dit.model, dit.train, dit.latents)

@@ -13,7 +13,7 @@ from dit.config import config_from_dict, named_config
 from dit.macs import forward_macs
 from dit.measured_speeds import SAMPLING_STEP_SECONDS, TRAINING
 from dit.model import build_model
-from pipelines.config.recipe import EvaluateConfig
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.training import TrainConfig
 from pipelines.planning.hardware import Cluster, parse_cluster
 from pipelines.planning.networks import FLOAT32, count_parameters

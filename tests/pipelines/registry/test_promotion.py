@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,11 +20,13 @@ import pandas
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
+from tiny_checkpoint import tiny_output, write_checkpoint
 from tiny_story import tell_evaluation
 
 from dit.files import sha256_of
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.doctor_checks import check_aliases
+from pipelines.registry.model_files import gather
 from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
 from pipelines.stage import StageContext
@@ -75,6 +78,23 @@ def test_a_champion_loads_in_three_lines_and_draws_the_samples_of_its_evaluation
     opened = open_checkpoint(story.checkpoints[4].path)
     sampler = CheckpointSampler(opened.shared, recorded_protocol(opened), batch_size=3)
     assert (images_of(answer) == sampler.sample([5, 0, 5], np.array([1, 2, 0]))).all()
+
+
+def test_the_checkpoint_that_guides_is_promoted_as_well(tmp_path):
+    guide = write_checkpoint(tiny_output(tmp_path), 1)
+    guided = (f"evaluate.autoguidance={guide.path}", "evaluate.autoguidance_weights=raw", "evaluate.cfg_scale=2.0")
+    opened = open_checkpoint(write_checkpoint(tiny_output(tmp_path, *guided), 2).path)
+    settings = gather(opened, tmp_path / "files")
+    protocol, files = recorded_protocol(opened), tmp_path / "files"
+    expected = CheckpointSampler(opened.shared, protocol, batch_size=2, guide=guide.path).sample(
+        [0, 1], np.array([1, 2])
+    )
+    assert settings["protocol"] == protocol.to_dict() and settings["has_null_class"]
+    shutil.rmtree(guide.path)
+    copied = CheckpointSampler(
+        files / "checkpoint", protocol, batch_size=2, autoencoder=files / "autoencoder", guide=files / "guide"
+    )
+    assert (copied.sample([0, 1], np.array([1, 2])) == expected).all()
 
 
 def test_classes_are_names_or_numbers_and_seeds_may_be_left_out(loaded):

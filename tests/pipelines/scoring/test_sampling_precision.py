@@ -11,7 +11,7 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 
 from evaluation.extractors import create_extractor
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.config.recipe import EvaluateConfig
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.evaluate import evaluate
 from pipelines.sample import sample_file
 from pipelines.scoring.actors import SampleActor, SampleSource, ScoringActor
