@@ -7,13 +7,11 @@ from typing import Any
 from cluster import storage
 from pipelines.artifacts import Artifact, settings_identity
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.config.recipe import ImagesConfig, Recipe, random_setting
+from pipelines.config.recipe import Recipe, random_setting
 from pipelines.config.training import NON_IDENTITY_FIELDS, AutoencoderTrainConfig
 from pipelines.console import Progress
 from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
-from pipelines.images.open import with_absolute_paths
-from pipelines.images.preprocess import read_cropped
 from pipelines.images.validation import held_out_source
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle, autoencoder_of
 from pipelines.latents.identity import PREPROCESSING_FIELDS
@@ -21,6 +19,7 @@ from pipelines.latents.recorded_images import list_images, require_classes
 from pipelines.stage import JobContext, job
 from pipelines.tracking.run_log import RunLog, log_sections
 from pipelines.training.autoencoder import (
+    IMAGES,
     RECONSTRUCTIONS,
     TRAINING,
     AutoencoderRecord,
@@ -28,10 +27,8 @@ from pipelines.training.autoencoder import (
     autoencoder_worker,
 )
 from pipelines.training.group import RAY_FOLDER, run_workers
+from pipelines.training.image_files import wait_for_running, write_image_files
 from pipelines.training.messages import Report, Saved, Validated
-
-BLOCK_IMAGES = 2048
-"""Images of one array in Ray's object store."""
 
 
 @job
@@ -62,15 +59,17 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
         other_images = sections["images"].keys() - PREPROCESSING_FIELDS
         log_sections(run, sections, may_change={"images": other_images, "autoencoder": NON_IDENTITY_FIELDS})
         progress = context.progress("autoencoder", total=settings.steps, unit="steps")
+        image_folder = storage.join(folder, TRAINING, IMAGES)
         worker_settings = AutoencoderWorkerSettings(
             train=settings,
             seed=config.seed,
             random=config.random,
             image_size=config.images.size,
             folder=folder,
-            images=put_images(config.images, listing),
-            held_out=put_images(held_out_source(config.images), held_out),
+            images=write_image_files(config.images, listing, image_folder),
+            held_out=write_image_files(held_out_source(config.images), held_out, image_folder),
         )
+        wait_for_running([*worker_settings.images, *worker_settings.held_out])
 
         def on_message(message: Report | Validated | Saved) -> None:
             if isinstance(message, Report):
@@ -125,23 +124,6 @@ def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listi
         "images": {"digest": listing.digest, "size": config.images.size, "crop": config.images.crop},
         "autoencoder": settings_identity(settings, NON_IDENTITY_FIELDS),
     }
-
-
-def put_images(images: ImagesConfig, listing: Listing) -> list[Any]:
-    """Read images into Ray's object store, which the workers of a node share, by Ray tasks.
-
-    Returns references to uint8 arrays (n, size, size, 3).
-    """
-    import ray
-
-    images = with_absolute_paths(images)
-
-    @ray.remote(num_cpus=1)
-    def read(keys: list[str]) -> Any:
-        return read_cropped(images, keys)[0]
-
-    starts = range(0, len(listing), BLOCK_IMAGES)
-    return [read.remote(listing.keys[start : start + BLOCK_IMAGES]) for start in starts]
 
 
 def log_losses(run: RunLog, progress: Progress, report: Report) -> None:

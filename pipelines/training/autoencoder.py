@@ -32,12 +32,15 @@ from pipelines.images.grids import labelled_grid, save_png
 from pipelines.latents.autoencoder import AUTOENCODER_RECORD
 from pipelines.training.batches import ImageBatch, image_batches, prefetch
 from pipelines.training.cursor import DataCursor
+from pipelines.training.image_files import ImageRows
 from pipelines.training.order import WorkerShare
 from pipelines.training.stop import StopExchange
 from pipelines.training.worker import CheckpointWriter, Worker
 
 TRAINING = "training"
 """Folder inside the autoencoder's with the checkpoints that its training resumes from; removed at the end."""
+IMAGES = "images"
+"""Folder inside that one with the images, in the files of `pipelines.training.image_files`."""
 RECONSTRUCTIONS = "reconstructions.png"
 GRID_COLUMNS = 10
 """Images in each of the grid's two rows of originals."""
@@ -59,7 +62,7 @@ class AutoencoderWorkerSettings:
     folder: str
     """Path or URI of the autoencoder."""
     images: list[Any]
-    """Ray references to uint8 arrays (n, size, size, 3): the training images."""
+    """Ray references to the files of the training images (`pipelines.training.image_files.ImageFile`)."""
     held_out: list[Any]
     """The same for held-out images; may be empty."""
 
@@ -93,7 +96,8 @@ def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> N
     import ray
 
     config = settings.train
-    blocks = ray.get(settings.images)
+    size = settings.image_size
+    images, held_out = (ImageRows(ray.get(files), size) for files in (settings.images, settings.held_out))
     torch.manual_seed(settings.seed)
     module = create_autoencoder(
         image_size=settings.image_size,
@@ -109,7 +113,7 @@ def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> N
         state.open_window = DataCursor.of(newest).window_of(worker.rank, worker.num_workers)
     side = settings.image_size // config.downsample
     batches = image_batches(
-        blocks,
+        images,
         latent_shape=(config.latent_channels, side, side),
         seed=settings.seed,
         share=WorkerShare(worker.rank, worker.num_workers, config.global_batch_size),
@@ -125,7 +129,11 @@ def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> N
     writer.wait()
     if worker.rank == 0 and state.step == config.steps:
         state.ema.copy_to(network)
-        finish_autoencoder(module.cpu(), settings.folder, blocks, ray.get(settings.held_out))
+        finish_autoencoder(module.cpu(), settings.folder, images, held_out)
+    if state.step == config.steps:
+        worker.wait_for_all()
+        for rows in (images, held_out):
+            rows.remove_copies()
 
 
 def create_writer(worker: Worker, checkpoints: CheckpointFolder, seed: int) -> CheckpointWriter:
@@ -152,17 +160,17 @@ def image_losses(worker: Worker, global_batch_size: int) -> Callable[[nn.Module,
     return losses
 
 
-def finish_autoencoder(module: nn.Module, folder: str, blocks: list[np.ndarray], held_out: list[np.ndarray]) -> None:
+def finish_autoencoder(module: nn.Module, folder: str, training: ImageRows, held_out: ImageRows) -> None:
     """Measure the latents' statistics and the reconstructions, and write the folder in diffusers' format, record last.
 
-    module: as `create_autoencoder` returns it, on the CPU. blocks, held_out: uint8 (n, H, W, 3). folder: path or URI.
+    module: as `create_autoencoder` returns it, on the CPU. folder: path or URI.
     """
     module.eval()
-    images = np.concatenate(blocks)[:STATISTICS_IMAGES]
+    images = training.read(range(min(len(training), STATISTICS_IMAGES)))
     local = Path(storage.local_folder_for(folder))
     save_autoencoder(module, local, latent_statistics(Autoencoder(module), images))
-    originals = np.concatenate(held_out)[:STATISTICS_IMAGES] if held_out else images
-    kind = "held-out" if held_out else "training"
+    originals = held_out.read(range(min(len(held_out), STATISTICS_IMAGES))) if len(held_out) else images
+    kind = "held-out" if len(held_out) else "training"
     decoded = reconstruct_images(Autoencoder.load(local), originals)
     save_png(reconstruction_grid(originals, decoded, kind), str(local / RECONSTRUCTIONS))
     record = AutoencoderRecord(

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from pipelines.training.draws import BatchDraws
 from pipelines.training.order import EpochOrder, WorkerShare, batch_rows
 
 if TYPE_CHECKING:
+    from pipelines.training.image_files import ImageRows
     from pipelines.training.loading import LatentSource
 
 Batch = TypeVar("Batch")
@@ -133,7 +133,7 @@ class ImageBatch(TensorBatch):
 
 
 def image_batches(
-    blocks: list[np.ndarray],
+    images: "ImageRows",
     *,
     latent_shape: tuple[int, int, int],
     seed: int,
@@ -144,15 +144,12 @@ def image_batches(
 ) -> Iterator[ImageBatch]:
     """Yield a worker's share of all batches from number `first_batch` on, endlessly.
 
-    blocks: the images, uint8 arrays (N, H, W, 3). latent_shape: (C, h, w). random: as for `latent_batches`.
+    latent_shape: (C, h, w). random: as for `latent_batches`.
     """
-    starts = np.cumsum([0] + [len(block) for block in blocks])
-    order, draws = EpochOrder(int(starts[-1]), seed), BatchDraws(seed, share, random, device)
+    order, draws = EpochOrder(len(images), seed), BatchDraws(seed, share, random, device)
     for number in itertools.count(first_batch):
-        rows = batch_rows(order, share, number)
-        block_numbers = np.searchsorted(starts, rows, side="right") - 1
-        images = np.stack([blocks[block][row - starts[block]] for block, row in zip(block_numbers, rows, strict=True)])
+        read = images.read(batch_rows(order, share, number))
         yield ImageBatch(
-            images=to_device(images_from_uint8(torch.from_numpy(images)), device),
+            images=to_device(images_from_uint8(torch.from_numpy(read)), device),
             noise=to_device(draws.for_images(number, latent_shape), device),
         )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_recipe
+from tiny_images import image_rows
 
 from cluster import storage
 from dit.autoencoder import Autoencoder, create_autoencoder, describe_autoencoder
@@ -20,13 +21,13 @@ from pipelines.training.autoencoder import finish_autoencoder
 
 
 def test_an_autoencoder_in_a_bucket_equals_one_on_disk(s3_bucket, tmp_path):
-    images = [np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)]
+    images = image_rows(tmp_path / "images", np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
     for output in (str(tmp_path), s3_bucket):
         torch.manual_seed(0)
         module = create_autoencoder(image_size=16, latent_channels=4, downsample=2, width=8)
         with pytest.raises(FileNotFoundError, match="no finished autoencoder in .*Run `raydit autoencoder`"):
             AutoencoderHandle("autoencoder", output).folder()
-        finish_autoencoder(module, f"{output}/autoencoder", images, [])
+        finish_autoencoder(module, f"{output}/autoencoder", images, image_rows(tmp_path / "none"))
     here, there = (AutoencoderHandle("autoencoder", output) for output in (str(tmp_path), s3_bucket))
     assert there.describe() == here.describe() and here.folder() == tmp_path / "autoencoder"
     assert there.folder().is_relative_to(storage.cache_folder("fetched"))

@@ -6,6 +6,7 @@ from operator import attrgetter
 import numpy as np
 import pytest
 import torch
+from tiny_images import image_rows
 
 from dit.autoencoder import LatentScale
 from dit.diffusion import GaussianDiffusion
@@ -169,12 +170,13 @@ def test_every_epoch_draws_new_samples_from_the_posterior():
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
-def test_images_do_not_depend_on_their_division_into_blocks(num_workers):
+def test_images_do_not_depend_on_their_division_into_files(num_workers, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (ROWS, 4, 4, 3), dtype=np.uint8)
 
     def draw(blocks, rank, workers, first_batch=0):
         share = WorkerShare(rank, workers, BATCH)
-        stream = image_batches(blocks, latent_shape=(2, 1, 1), seed=1, share=share, first_batch=first_batch, **DRAWS)
+        rows = image_rows(tmp_path / str(len(blocks)), *blocks, size=4)
+        stream = image_batches(rows, latent_shape=(2, 1, 1), seed=1, share=share, first_batch=first_batch, **DRAWS)
         return list(islice(stream, 5 - first_batch))
 
     full = draw([images], 0, 1)
@@ -186,7 +188,7 @@ def test_images_do_not_depend_on_their_division_into_blocks(num_workers):
     assert torch.equal(draw([images], 0, 1, first_batch=4)[0].images, full[4].images)
 
 
-def test_draws_by_a_counter_have_the_addresses_of_their_batch_and_position():
+def test_draws_by_a_counter_have_the_addresses_of_their_batch_and_position(tmp_path):
     arrays = make_arrays(log_variance=0.0)
     address = (5, 4, torch.arange(2, 4))  # seed, batch, positions of the second of four workers
 
@@ -205,8 +207,8 @@ def test_draws_by_a_counter_have_the_addresses_of_their_batch_and_position():
     )
     torch.testing.assert_close(SCALE.unscale(batch.latents), normals(Stream.POSTERIOR_NOISE) + flip * rows)
     share = WorkerShare(1, 4, BATCH)
-    blocks = [np.zeros((3, 4, 4, 3), np.uint8)]
-    images = image_batches(blocks, latent_shape=(2, 2, 3), seed=5, share=share, first_batch=4, random="counter")
+    rows = image_rows(tmp_path, np.zeros((3, 4, 4, 3), np.uint8), size=4)
+    images = image_batches(rows, latent_shape=(2, 2, 3), seed=5, share=share, first_batch=4, random="counter")
     assert torch.equal(next(images).noise, normals(Stream.AUTOENCODER_NOISE))
 
 
