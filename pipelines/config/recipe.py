@@ -14,9 +14,10 @@ from annotated_types import Ge, Lt, MinLen
 from cluster.credentials import refuse_credentials
 from dit.config import SAMPLER_PROCESSES, RandomKind
 from dit.schedule import power_ema_name
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.model import ModelConfig, ObjectiveConfig, PositiveInt
-from pipelines.config.training import AutoencoderTrainConfig, ComputeDtype, TrainConfig, WorkersConfig
+from pipelines.config.training import ComputeDtype, TrainConfig, WorkersConfig
 from raydit.errors import InvalidInput
 
 ExtractorName = Literal["efficientnet-lite0", "inception", "dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14"]
@@ -249,13 +250,8 @@ class Recipe:
         self._check_variance()
         self._check_guidance()
         self._check_weights()
-        downsample = self.autoencoder.train.downsample if self.autoencoder.train else 1
-        if self.images.size % downsample:
-            raise InvalidInput(
-                f"images.size: found {self.images.size}",
-                f"a multiple of autoencoder.train.downsample = {downsample}",
-                "change one of them",
-            )
+        if self.autoencoder.train:
+            self.autoencoder.train.check_image_size(self.images.size)
 
     def _check_sampler(self) -> None:
         process = SAMPLER_PROCESSES[self.evaluate.sampler]

@@ -6,9 +6,10 @@ from typing import Any
 
 from dit.autoencoder_size import AutoencoderSize
 from dit.config import DiTConfig, UViTConfig
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.recipe import EvaluateConfig
-from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
+from pipelines.config.training import TrainConfig
 from pipelines.planning.hardware import Cluster, StageConfig
 from pipelines.planning.networks import FLOAT32, Networks, count_parameters
 

@@ -64,7 +64,9 @@ def check_networks(config: Recipe) -> None:
 def autoencoder_config(autoencoder: AutoencoderConfig) -> dict[str, Any]:
     """Return the diffusers config of an autoencoder. Raises NotFound where it would have to be downloaded."""
     id, train = autoencoder.id, autoencoder.train
-    if train is not None:
+    if train is not None and train.start is not None:
+        id = train.start
+    elif train is not None:
         return autoencoder_size.own_config(
             latent_channels=train.latent_channels, downsample=train.downsample, width=train.width
         )

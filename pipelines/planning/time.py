@@ -12,9 +12,10 @@ from dit.config import DiTConfig, UViTConfig
 from dit.float8 import require_float8_shapes
 from dit.macs import forward_macs
 from evaluation.extractors import extractor_macs
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.recipe import EvaluateConfig
-from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
+from pipelines.config.training import TrainConfig
 from pipelines.planning.hardware import NODE_DEVICES, Cluster
 from pipelines.planning.networks import FLOAT32, Networks, count_parameters
 from pipelines.planning.rates import update_seconds

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -130,6 +131,8 @@ class ImageBatch(TensorBatch):
     """(n, 3, H, W) float32 in [-1, 1]."""
     noise: Tensor
     """(n, C, h, w) float32, for the draw from the posterior."""
+    numbers: Tensor
+    """(n,) int64 on the CPU: the number of the batch."""
 
 
 def image_batches(
@@ -140,16 +143,31 @@ def image_batches(
     share: WorkerShare,
     first_batch: int,
     random: RandomKind | None = None,
+    crop: int | None = None,
     device: torch.device = CPU,
 ) -> Iterator[ImageBatch]:
     """Yield a worker's share of all batches from number `first_batch` on, endlessly.
 
-    latent_shape: (C, h, w). random: as for `latent_batches`.
+    latent_shape: (C, h, w). random: as for `latent_batches`. crop: side of random crops; None: whole images.
     """
     order, draws = EpochOrder(len(images), seed), BatchDraws(seed, share, random, device)
     for number in itertools.count(first_batch):
         read = images.read(batch_rows(order, share, number))
+        if crop is not None:
+            read = random_crops(read, crop, draws.for_crops(number))
         yield ImageBatch(
             images=to_device(images_from_uint8(torch.from_numpy(read)), device),
             noise=to_device(draws.for_images(number, latent_shape), device),
+            numbers=torch.full((len(read),), number),
         )
+
+
+def random_crops(images: np.ndarray, side: int, u: Tensor) -> np.ndarray:
+    """Return a square crop of each image. images: uint8 (n, H, W, 3). side: in pixels. u: uniform (n, 2), in (0, 1).
+
+    All positions at which a crop lies inside of its image are equally likely.
+    """
+    room = torch.tensor([length - side + 1 for length in images.shape[1:3]])
+    corners = (u * room).long().tolist()
+    crops = [image[top : top + side, left : left + side] for image, (top, left) in zip(images, corners, strict=True)]
+    return np.stack(crops)

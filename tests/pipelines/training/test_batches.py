@@ -212,6 +212,26 @@ def test_draws_by_a_counter_have_the_addresses_of_their_batch_and_position(tmp_p
     assert torch.equal(next(images).noise, normals(Stream.AUTOENCODER_NOISE))
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_crops_are_at_positions_that_the_counter_draws(num_workers, tmp_path):
+    """Pixels that name their own position tell where a crop was taken; all positions occur, and none beyond."""
+    rows, columns = np.meshgrid(np.arange(6), np.arange(6), indexing="ij")
+    image = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+    images = image_rows(tmp_path, image[None].repeat(3, axis=0), size=6)
+
+    def corners(rank, workers):
+        share = WorkerShare(rank, workers, BATCH)
+        settings = {"latent_shape": (2, 1, 1), "seed": 5, "share": share, "first_batch": 2, "crop": 4}
+        crops = [batch.images for batch in islice(image_batches(images, **settings, **DRAWS), 20)]
+        assert all(crop.shape[1:] == (3, 4, 4) for crop in crops)
+        return torch.stack([((crop[:, :2, 0, 0] + 1) * 127.5).round() for crop in crops])
+
+    found = torch.cat([corners(rank, num_workers) for rank in range(num_workers)], dim=1)
+    u = torch.stack([uniform(5, Stream.AUTOENCODER_CROP, number, torch.arange(BATCH), (2,)) for number in range(2, 22)])
+    assert torch.equal(found, (3 * u).floor())
+    assert {tuple(corner) for corner in found.flatten(0, 1).tolist()} == {(a, b) for a in range(3) for b in range(3)}
+
+
 def test_micro_batches_together_are_the_batch():
     (batch,) = batches(make_arrays(), 1)
     parts = batch.chunk(3)

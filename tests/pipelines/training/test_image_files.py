@@ -43,7 +43,8 @@ block = np.random.default_rng(0).integers(0, 256, (1000, 32, 32, 3), dtype=np.ui
 with tempfile.TemporaryDirectory() as folder:
     rows = image_rows(Path(folder), *[block] * (count // 1000), size=32)
     share = WorkerShare(0, 1, 250)
-    batches = prefetch(image_batches(rows, latent_shape=(4, 8, 8), seed=0, share=share, first_batch=0, random="counter"))
+    draws = {"latent_shape": (4, 8, 8), "seed": 0, "random": "counter"}
+    batches = prefetch(image_batches(rows, share=share, first_batch=0, **draws))
     for _ in range(count // 250):
         next(batches)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
