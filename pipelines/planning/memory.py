@@ -37,7 +37,8 @@ def worker_memory(settings: StageConfig, networks: Networks, cluster: Cluster) -
     if isinstance(settings, AutoencoderTrainConfig):
         # The state is weights, gradients, AdamW's two moments and averages.
         state = 5 * FLOAT32 * (encoder.parameters + decoder.parameters)
-        maps = SAVED_MAPS * FLOAT32 * (encoder.elements + decoder.elements)
+        # Not counted: a discriminator, and the features of a perceptual network.
+        maps = SAVED_MAPS * FLOAT32 * networks.trained_share * (encoder.elements + decoder.elements)
         return {"state": state, "activations": maps * micro_batch_size(settings)} | process
     if isinstance(settings, EncodeConfig):
         return _inference_memory(encoder, settings.batch_size, settings.dtype) | process

@@ -40,9 +40,13 @@ class Work(NamedTuple):
 
 
 def autoencoder_work(settings: AutoencoderTrainConfig, networks: Networks, cluster: Cluster, images: int) -> Work:
-    """Return the work of training a recipe's own autoencoder on `images` in all of its steps."""
-    flops = images * 6 * (networks.encoder.macs + networks.decoder.macs)
-    speed, basis = cluster.speed("encode", settings)
+    """Return the work of training a recipe's own autoencoder on `images` in all of its steps.
+
+    A discriminator and a perceptual network come on top of it.
+    """
+    encoder = 2 if settings.decoder_only else 6  # FLOPs for each multiply-accumulate: without a backward pass, or with
+    flops = images * networks.trained_share * (encoder * networks.encoder.macs + 6 * networks.decoder.macs)
+    speed, basis = cluster.speed("encode", settings, settings.dtype or "float32")
     return Work(_steps(settings), flops, {"start": TRAIN_START_SECONDS, "arithmetic": flops / speed}, basis)
 
 
