@@ -12,10 +12,10 @@ Sources: Rombach et al. 2022 (arXiv 2112.10752); DC-AE, Chen et al. 2024 (arXiv 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit.autoencoder_kinds import (
     KINDS,
@@ -40,8 +40,6 @@ VAE = "vae"
 _OTHER_AUTOENCODER = "copy the autoencoder again, or choose another one"
 DETERMINISTIC_LOG_VARIANCE = -30.0
 """Log variance of deterministic latents: the lower limit in `sample_posterior`, a standard deviation of 3e-7."""
-Reconstruction = Literal["mse", "l1"]
-"""Errors of a reconstruction that an autoencoder is trained on."""
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 """Memory layouts of weights and activations by their names in recipes."""
 
@@ -283,36 +281,14 @@ def create_autoencoder(*, image_size: int, latent_channels: int, downsample: int
     )
 
 
-class AutoencoderObjective(nn.Module):
-    """Training objective of an autoencoder: error of the reconstruction, plus a small KL term.
-
-    It is a module, so that a data-parallel wrapper sees one forward pass. Source: Rombach et al. 2022, appendix G.
-    """
-
-    def __init__(self, autoencoder: Any, kl_weight: float, reconstruction: Reconstruction = "mse") -> None:
-        """reconstruction: which error is trained on, the mean of squared ("mse") or of absolute differences ("l1")."""
-        super().__init__()
-        self.autoencoder: Any = autoencoder
-        self.kl_weight, self.reconstruction = kl_weight, reconstruction
-
-    def forward(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Return the scalars {"loss", "mse", "kl"}, and "l1" where it is trained on; kl is in nats per image.
-
-        images: (N, 3, H, W) in [-1, 1]. noise: (N, C, h, w), standard normal.
-        """
-        posterior = self.autoencoder.encode(images).latent_dist
-        reconstruction = self.autoencoder.decode(posterior.mean + posterior.std * noise).sample
-        errors = {"mse": nn.functional.mse_loss(reconstruction, images)}
-        if self.reconstruction == "l1":
-            errors["l1"] = nn.functional.l1_loss(reconstruction, images)
-        kl = posterior.kl().mean()
-        return {"loss": errors[self.reconstruction] + self.kl_weight * kl / images[0].numel(), **errors, "kl": kl}
-
-
 def psnr(reference: Tensor, reconstruction: Tensor) -> float:
+    """Return the peak signal-to-noise ratio of uint8 images in dB (see `error_in_db`)."""
+    return error_in_db((reference.double() - reconstruction.double()).square().mean())
+
+
+def error_in_db(mean_squared_error: Tensor) -> float:
     """Return the peak signal-to-noise ratio of uint8 images in dB: 10 log10(255^2 / mean squared error)."""
-    error = (reference.double() - reconstruction.double()).square().mean()
-    return float(10 * torch.log10(255.0**2 / error))
+    return float(10 * torch.log10(255.0**2 / mean_squared_error))
 
 
 def save_autoencoder(module: Any, folder: Path, scale: LatentScale) -> None:

@@ -10,11 +10,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def replicate_network(network: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """Wrap a network for DDP: every process holds a full copy, and the backward pass all-reduces the gradients."""
+def replicate_network(
+    network: nn.Module, device: torch.device, *, some_unused: bool = False
+) -> DistributedDataParallel:
+    """Wrap a network for DDP: every process holds a full copy, and the backward pass all-reduces the gradients.
+
+    some_unused: whether parameters take no part in some steps, which costs a search of the graph in every step.
+    """
     # On CPUs, communication uses the same cores as the backward pass, and overlapping gains nothing: use one bucket.
     bucket_mb = 25 if device.type == "cuda" else 1000
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb)
+    return DistributedDataParallel(
+        network, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb, find_unused_parameters=some_unused
+    )
 
 
 def shard_network(network: nn.Module) -> nn.Module:

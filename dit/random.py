@@ -49,6 +49,8 @@ class Stream(IntEnum):
     """Uniform, one for each image: its timestep in the validation loss."""
     VALIDATION_POSTERIOR_NOISE = 10
     """Normal, of a latent's shape: the draw from the posterior for the validation loss."""
+    AUTOENCODER_CROP = 11
+    """Uniform, two for each image: top and left side of its random crop in autoencoder training."""
 
 
 MAX_ELEMENTS = 4 * 2**32

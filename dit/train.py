@@ -88,15 +88,22 @@ class TrainState:
 
 
 def create_state(
-    network: nn.Module, config: TrainingConfig, wrap: Callable[[nn.Module], nn.Module] = _unwrapped
+    network: nn.Module,
+    config: TrainingConfig,
+    wrap: Callable[[nn.Module], nn.Module] = _unwrapped,
+    opponent: nn.Module | None = None,
 ) -> TrainState:
     """Create the state at the start of training, with AdamW and the averages that `config` describes.
 
-    wrap: makes the network data-parallel.
+    wrap: makes the network data-parallel. opponent: a part of the network, such as a discriminator, whose gradients are
+    clipped on their own, as if it had an optimizer of its own.
     """
     model = wrap(network)  # first, because it may replace the parameters by shards
+    apart = set(opponent.parameters()) if opponent is not None else set()
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [[each for each in trained if (each in apart) == is_apart] for is_apart in (False, True)]
     optimizer = torch.optim.AdamW(
-        [parameter for parameter in network.parameters() if parameter.requires_grad],
+        [{"params": group} for group in groups if group],
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
@@ -223,8 +230,7 @@ class StepQueue:
         state, step = self._state, self._state.step + len(self)
         sums = self._accumulate_gradients(batch)
         # The norm is that of all workers, because the backward pass has averaged data-parallel gradients.
-        norm = nn.utils.clip_grad_norm_(state.network.parameters(), self._config.grad_clip or math.inf)
-        grad_norm = gather_full_tensor(norm)
+        grad_norm = clip_gradients(state.optimizer, self._config.grad_clip or math.inf)
         self._halted = torch.maximum(self._halted, (~torch.isfinite(grad_norm)).float())
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(self._config, step)
@@ -269,6 +275,16 @@ class StepQueue:
             for name, value in values.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         return sums
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
+    """Scale the gradients of each of the optimizer's groups to a norm of at most `largest`; return the norm of all.
+
+    The norm is that before. A group whose networks took no part in the step has no gradients.
+    """
+    groups = [[each for each in group["params"] if each.grad is not None] for group in optimizer.param_groups]
+    norms = [gather_full_tensor(nn.utils.clip_grad_norm_(group, largest)) for group in groups if group]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 class HostCopy:

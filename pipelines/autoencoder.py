@@ -1,37 +1,33 @@
 """The autoencoder job: a pretrained autoencoder by id, or one trained on the recipe's own images by Ray Train."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from cluster import storage
 from pipelines.artifacts import Artifact, settings_identity
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.config.recipe import ImagesConfig, Recipe, random_setting
-from pipelines.config.training import NON_IDENTITY_FIELDS, AutoencoderTrainConfig
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
+from pipelines.config.evaluate import path_for
+from pipelines.config.recipe import Recipe, random_setting
+from pipelines.config.training import NON_IDENTITY_FIELDS
 from pipelines.console import Progress
 from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
-from pipelines.images.open import with_absolute_paths
-from pipelines.images.preprocess import read_cropped
 from pipelines.images.validation import held_out_source
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle, autoencoder_of
 from pipelines.latents.identity import PREPROCESSING_FIELDS
 from pipelines.latents.recorded_images import list_images, require_classes
 from pipelines.stage import JobContext, job
 from pipelines.tracking.run_log import RunLog, log_sections
-from pipelines.training.autoencoder import (
-    RECONSTRUCTIONS,
-    TRAINING,
-    AutoencoderRecord,
-    AutoencoderWorkerSettings,
-    autoencoder_worker,
-)
+from pipelines.training.autoencoder import IMAGES, TRAINING, AutoencoderWorkerSettings, autoencoder_worker
+from pipelines.training.autoencoder_quality import ExtractorChoice
+from pipelines.training.autoencoder_result import RECONSTRUCTIONS, REPORT, AutoencoderRecord
+from pipelines.training.autoencoder_start import find_start, require_start
 from pipelines.training.group import RAY_FOLDER, run_workers
+from pipelines.training.image_files import wait_for_running, write_image_files
 from pipelines.training.messages import Report, Saved, Validated
-
-BLOCK_IMAGES = 2048
-"""Images of one array in Ray's object store."""
+from raydit.errors import InvalidInput
 
 
 @job
@@ -48,7 +44,13 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     artifact = autoencoder_artifact(config, settings, listing)
     folder, identity = artifact.folder, artifact.identity
     require_classes(config, listing.class_names, listing.columns, folder)
-    artifact.prepare(is_finished=has_record, before_move=lambda: context.prepare_work(settings, "autoencoder"))
+
+    def prepare_work() -> ExtractorChoice | None:
+        extractor = require_measurable(config, settings, held_out)
+        context.prepare_work(settings, "autoencoder")
+        return extractor
+
+    artifact.prepare(is_finished=has_record, before_move=prepare_work)
     if record := AutoencoderRecord.read(folder):
         context.skipped("autoencoder", f"{record.psnr:.1f} dB, in {folder}")
         return handle
@@ -56,25 +58,31 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     for line in (images.summary(), *images.notes):
         context.say("autoencoder", line)
     resumes = None if CheckpointFolder(storage.join(folder, TRAINING)).last_step() else ""
-    context.prepare_work(settings, "autoencoder")
+    extractor = prepare_work()
     with context.run("autoencoder", identity, resumes=resumes) as run:
         sections = {"images": asdict(config.images), "autoencoder": asdict(settings)}
         other_images = sections["images"].keys() - PREPROCESSING_FIELDS
-        log_sections(run, sections, may_change={"images": other_images, "autoencoder": NON_IDENTITY_FIELDS})
+        log_sections(run, sections, may_change={"images": other_images, "autoencoder": (*NON_IDENTITY_FIELDS, "start")})
         progress = context.progress("autoencoder", total=settings.steps, unit="steps")
+        image_folder = storage.join(folder, TRAINING, IMAGES)
         worker_settings = AutoencoderWorkerSettings(
-            train=settings,
+            train=replace(settings, start=find_start(settings)),
             seed=config.seed,
             random=config.random,
             image_size=config.images.size,
             folder=folder,
-            images=put_images(config.images, listing),
-            held_out=put_images(held_out_source(config.images), held_out),
+            images=write_image_files(config.images, listing, image_folder),
+            held_out=write_image_files(held_out_source(config.images), held_out, image_folder),
+            extractor=extractor,
         )
+        wait_for_running([*worker_settings.images, *worker_settings.held_out])
 
         def on_message(message: Report | Validated | Saved) -> None:
             if isinstance(message, Report):
                 log_losses(run, progress, message)
+            elif isinstance(message, Validated):
+                values = {f"autoencoder/validation/{name}": value for name, value in message.metrics.items()}
+                run.metrics(values, message.step)
 
         run_workers(
             context,
@@ -123,25 +131,35 @@ def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listi
         "seed": config.seed,
         **random_setting(config),
         "images": {"digest": listing.digest, "size": config.images.size, "crop": config.images.crop},
-        "autoencoder": settings_identity(settings, NON_IDENTITY_FIELDS),
+        # Of a pretrained autoencoder, its weights count, and not where they are.
+        "autoencoder": settings_identity(settings, (*NON_IDENTITY_FIELDS, "start")),
+        **({} if settings.start is None else {"start_sha256": require_start(settings)["sha256"]}),
     }
 
 
-def put_images(images: ImagesConfig, listing: Listing) -> list[Any]:
-    """Read images into Ray's object store, which the workers of a node share, by Ray tasks.
+def require_measurable(config: Recipe, settings: AutoencoderTrainConfig, held_out: Listing) -> ExtractorChoice | None:
+    """Return what the Frechet distance of reconstructions is measured with; None if it is not.
 
-    Returns references to uint8 arrays (n, size, size, 3).
+    Raises InvalidInput or NotFound if what training needs besides its images is missing: held-out images, or weights of
+    the extractor or the perceptual network. Those of the extractor are downloaded if necessary.
     """
-    import ray
+    if settings.perceptual_network is not None:
+        from dit.autoencoder_losses import find_perceptual_weights
 
-    images = with_absolute_paths(images)
+        find_perceptual_weights(settings.perceptual_network)
+    if settings.validate_every is None:
+        return None
+    if not len(held_out):
+        raise InvalidInput(
+            f"autoencoder.train.validate_every: found {settings.validate_every} without held-out images",
+            "images that are not trained on",
+            "set images.held_out or images.validation, or remove validate_every",
+        )
+    from evaluation.extractors import fetch_weights
 
-    @ray.remote(num_cpus=1)
-    def read(keys: list[str]) -> Any:
-        return read_cropped(images, keys)[0]
-
-    starts = range(0, len(listing), BLOCK_IMAGES)
-    return [read.remote(listing.keys[start : start + BLOCK_IMAGES]) for start in starts]
+    name, weights = config.evaluate.extractor, path_for(config.evaluate.extractor, config.evaluate.extractor_weights)
+    fetch_weights(name, weights)
+    return ExtractorChoice(name, weights and str(Path(weights).absolute()))
 
 
 def log_losses(run: RunLog, progress: Progress, report: Report) -> None:
@@ -151,8 +169,10 @@ def log_losses(run: RunLog, progress: Progress, report: Report) -> None:
 
 
 def log_result(run: RunLog, record: AutoencoderRecord, folder: str, step: int) -> None:
-    """Log the PSNR and the picture of reconstructions, at the last step."""
-    run.metrics({"autoencoder/psnr": record.psnr}, step)
+    """Log the figures of the report and the picture of reconstructions, at the last step."""
+    report = storage.read_json(storage.join(folder, REPORT))
+    measured = {name: value for name, value in report.items() if isinstance(value, float)}
+    run.metrics({f"autoencoder/{name}": value for name, value in {**measured, "psnr": record.psnr}.items()}, step)
     picture = Path(storage.local_folder_for(folder)) / RECONSTRUCTIONS
     if not storage.is_local(folder):
         storage.write_atomically(str(picture), storage.read_bytes(storage.join(folder, RECONSTRUCTIONS)))

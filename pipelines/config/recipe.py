@@ -13,10 +13,11 @@ from annotated_types import Ge, Lt, MinLen
 from cluster.credentials import refuse_credentials
 from dit.config import SAMPLER_PROCESSES, RandomKind, fitting_samplers
 from dit.schedule import power_ema_name
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.model import ModelConfig, ObjectiveConfig, PositiveInt
-from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
+from pipelines.config.training import TrainConfig
 from raydit.errors import InvalidInput
 
 
@@ -150,13 +151,8 @@ class Recipe:
         self._check_variance()
         self._check_guidance()
         self._check_weights()
-        downsample = self.autoencoder.train.downsample if self.autoencoder.train else 1
-        if self.images.size % downsample:
-            raise InvalidInput(
-                f"images.size: found {self.images.size}",
-                f"a multiple of autoencoder.train.downsample = {downsample}",
-                "change one of them",
-            )
+        if self.autoencoder.train:
+            self.autoencoder.train.check_image_size(self.images.size)
 
     def _check_sampler(self) -> None:
         kind, sampler = self.objective.kind, self.evaluate.sampler

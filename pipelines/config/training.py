@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge
 
 from cluster.placement import parse_label_condition
-from dit.schedule import LearningRateSchedule, TrainingConfig
+from dit.schedule import TrainingConfig
 from pipelines.config.model import PositiveInt
 from raydit.errors import InvalidInput
 
@@ -197,59 +197,6 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
                 "matmul: found 'float8' with gpus_per_worker = 0, which uses the CPU",
                 "an NVIDIA GPU of compute capability 8.9 or later for each worker",
                 "set train.gpus_per_worker = 1, or remove train.matmul",
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderTrainConfig(TrainingConfig, WorkersConfig):
-    """Training of a small KL autoencoder, for images that no pretrained one fits.
-
-    Defaults are raydit's own: they suit the demo's handwritten digits of 32 x 32 pixels.
-    """
-
-    steps: PositiveInt = 400
-    """Optimiser steps in total."""
-    global_batch_size: PositiveInt = 32
-    """Images per step over all workers."""
-    learning_rate: Annotated[float, Gt(0)] = 2e-3
-    """Peak learning rate of AdamW."""
-    lr_schedule: LearningRateSchedule = "linear"
-    """Learning rate after warm-up: constant, or a decay to zero at the last step."""
-    warmup_steps: Annotated[int, Ge(0)] = 30
-    """Steps of linear warm-up from zero."""
-    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.99)
-    """AdamW's decay rates of the first and second moment."""
-    grad_clip: Annotated[float, Ge(0)] = 1.0
-    """Largest gradient norm; 0 does not clip."""
-    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.99
-    """Decay of the averaged weights, which become the autoencoder."""
-    ema_warmup: bool = True
-    """Average over a short window first: decay min(ema_decay, (1 + n) / (10 + n)) after n steps."""
-    checkpoint_every: PositiveInt = 200
-    """Steps between checkpoints from which training can resume."""
-    log_every: PositiveInt = 20
-    """Steps between reports of the loss."""
-    latent_channels: PositiveInt = 4
-    """Channels of the latents; 4 as in Stable Diffusion's autoencoder."""
-    downsample: Literal[2, 4, 8, 16, 32] = 4
-    """Image pixels per latent pixel, along each side."""
-    width: Annotated[int, Ge(8)] = 16
-    """Channels at full resolution, a multiple of 8; lower resolutions have twice as many."""
-    kl_weight: Annotated[float, Ge(0)] = 1e-6
-    """Weight of the KL term relative to the reconstruction's error; 1e-6 as in latent diffusion (arXiv 2112.10752)."""
-    reconstruction: Literal["mse", "l1"] | None = None
-    """Error of the reconstruction that is trained on: the mean of squared differences ("mse", the same as None), or of
-    absolute ones ("l1"), with which edges come out sharper."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        ElasticWorkersConfig.__post_init__(self)
-        check_batch_divides(self, self.num_workers)
-        if self.width % 8:
-            raise InvalidInput(
-                f"width: found {self.width}",
-                "a multiple of 8, because group normalisation has 8 groups",
-                f"set width = {8 * max(1, round(self.width / 8))}",
             )
 
 

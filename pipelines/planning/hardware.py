@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dit.accelerators import ACCELERATORS, Accelerator, accelerator_named
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
+from pipelines.config.training import TrainConfig
 from pipelines.planning.rates import measured_share
 from raydit.errors import InvalidInput
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from dit.autoencoder_size import AutoencoderSize
 from dit.config import DiTConfig, UViTConfig
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
+from pipelines.config.training import TrainConfig
 from pipelines.planning.hardware import Cluster, StageConfig
 from pipelines.planning.networks import FLOAT32, Networks, count_parameters
 
@@ -36,7 +37,8 @@ def worker_memory(settings: StageConfig, networks: Networks, cluster: Cluster) -
     if isinstance(settings, AutoencoderTrainConfig):
         # The state is weights, gradients, AdamW's two moments and averages.
         state = 5 * FLOAT32 * (encoder.parameters + decoder.parameters)
-        maps = SAVED_MAPS * FLOAT32 * (encoder.elements + decoder.elements)
+        # Not counted: a discriminator, and the features of a perceptual network.
+        maps = SAVED_MAPS * FLOAT32 * networks.trained_share * (encoder.elements + decoder.elements)
         return {"state": state, "activations": maps * micro_batch_size(settings)} | process
     if isinstance(settings, EncodeConfig):
         return _inference_memory(encoder, settings.batch_size, settings.dtype) | process

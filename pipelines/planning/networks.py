@@ -26,6 +26,8 @@ class Networks(NamedTuple):
     decoder: AutoencoderSize
     moments_channels: int
     """Channels of the stored moments: those of the latents, and of a log variance unless it is deterministic."""
+    trained_share: float = 1.0
+    """Share of an image's pixels that training of the autoencoder computes: below 1 for crops."""
 
 
 def resolve_networks(config: Recipe, num_classes: int) -> Networks:
@@ -44,7 +46,14 @@ def resolve_networks(config: Recipe, num_classes: int) -> Networks:
     )
     model = replace(model, gradient_checkpointing=config.train.gradient_checkpointing)
     encoder, decoder = autoencoder_size.encoder_size, autoencoder_size.decoder_size
-    return Networks(model, encoder(autoencoder, side), decoder(autoencoder, side), moments_channels(shape))
+    crop = config.autoencoder.train.crop if config.autoencoder.train else None
+    return Networks(
+        model,
+        encoder(autoencoder, side),
+        decoder(autoencoder, side),
+        moments_channels(shape),
+        trained_share=((crop or side) / side) ** 2,
+    )
 
 
 def check_networks(config: Recipe) -> None:
@@ -64,7 +73,9 @@ def check_networks(config: Recipe) -> None:
 def autoencoder_config(autoencoder: AutoencoderConfig) -> dict[str, Any]:
     """Return the diffusers config of an autoencoder. Raises NotFound where it would have to be downloaded."""
     id, train = autoencoder.id, autoencoder.train
-    if train is not None:
+    if train is not None and train.start is not None:
+        id = train.start
+    elif train is not None:
         return autoencoder_size.own_config(
             latent_channels=train.latent_channels, downsample=train.downsample, width=train.width
         )

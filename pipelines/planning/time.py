@@ -12,9 +12,10 @@ from dit.config import DiTConfig, UViTConfig
 from dit.float8 import require_float8_shapes
 from dit.macs import forward_macs
 from evaluation.extractors import extractor_macs
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.config.training import AutoencoderTrainConfig, TrainConfig
+from pipelines.config.training import TrainConfig
 from pipelines.planning.hardware import NODE_DEVICES, Cluster
 from pipelines.planning.networks import FLOAT32, Networks, count_parameters
 from pipelines.planning.rates import update_seconds
@@ -39,9 +40,13 @@ class Work(NamedTuple):
 
 
 def autoencoder_work(settings: AutoencoderTrainConfig, networks: Networks, cluster: Cluster, images: int) -> Work:
-    """Return the work of training a recipe's own autoencoder on `images` in all of its steps."""
-    flops = images * 6 * (networks.encoder.macs + networks.decoder.macs)
-    speed, basis = cluster.speed("encode", settings)
+    """Return the work of training a recipe's own autoencoder on `images` in all of its steps.
+
+    A discriminator and a perceptual network come on top of it.
+    """
+    encoder = 2 if settings.decoder_only else 6  # FLOPs for each multiply-accumulate: without a backward pass, or with
+    flops = images * networks.trained_share * (encoder * networks.encoder.macs + 6 * networks.decoder.macs)
+    speed, basis = cluster.speed("encode", settings, settings.dtype or "float32")
     return Work(_steps(settings), flops, {"start": TRAIN_START_SECONDS, "arithmetic": flops / speed}, basis)
 
 

@@ -1,49 +1,45 @@
-"""Training the autoencoder: what each worker does, and how rank 0 finishes and describes the result."""
+"""Training the autoencoder: what each worker does."""
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cluster import storage
-from dit.autoencoder import (
-    Autoencoder,
-    AutoencoderObjective,
-    LatentScale,
-    create_autoencoder,
-    describe_autoencoder,
-    images_from_uint8,
-    psnr,
-    save_autoencoder,
-)
+from dit.autoencoder import Autoencoder, LatentScale, create_autoencoder, locate_autoencoder
+from dit.autoencoder_losses import EfficientNetFeatures, PatchDiscriminator, PerceptualDistance
+from dit.autoencoder_objective import AutoencoderObjective
 from dit.checkpoint import restore, save_checkpoint
+from dit.compilation import compile_network
 from dit.config import RandomKind
 from dit.metrics_window import WindowTotals
+from dit.precision import backward_in, missing_tf32
 from dit.snapshot import Snapshot
 from dit.train import create_state, train
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.config.training import AutoencoderTrainConfig
-from pipelines.images.grids import labelled_grid, save_png
-from pipelines.latents.autoencoder import AUTOENCODER_RECORD
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
+from pipelines.training.autoencoder_quality import AutoencoderValidation, ExtractorChoice, ReconstructionQuality
+from pipelines.training.autoencoder_result import finish_autoencoder
 from pipelines.training.batches import ImageBatch, image_batches, prefetch
 from pipelines.training.cursor import DataCursor
+from pipelines.training.image_files import ImageRows
+from pipelines.training.messages import Validated
+from pipelines.training.nonfinite import NonFiniteGuard, go_on_after_rollbacks
 from pipelines.training.order import WorkerShare
 from pipelines.training.stop import StopExchange
 from pipelines.training.worker import CheckpointWriter, Worker
 
 TRAINING = "training"
 """Folder inside the autoencoder's with the checkpoints that its training resumes from; removed at the end."""
-RECONSTRUCTIONS = "reconstructions.png"
-GRID_COLUMNS = 10
-"""Images in each of the grid's two rows of originals."""
-STATISTICS_IMAGES = 4096
-"""Images that the latents' statistics, and the PSNR, are measured on, at most."""
-MEASURING_BATCH = 64
+IMAGES = "images"
+"""Folder inside that one with the images, in the files of `pipelines.training.image_files`."""
+MAX_SKIPPED = 3
+"""The default of autoencoder.train.max_skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +47,7 @@ class AutoencoderWorkerSettings:
     """What every worker of the autoencoder job is given."""
 
     train: AutoencoderTrainConfig
+    """Its `start` is an absolute path, or an id that is pinned to a commit."""
     seed: int
     random: RandomKind | None
     """How random numbers are drawn, as in the recipe."""
@@ -59,73 +56,159 @@ class AutoencoderWorkerSettings:
     folder: str
     """Path or URI of the autoencoder."""
     images: list[Any]
-    """Ray references to uint8 arrays (n, size, size, 3): the training images."""
+    """Ray references to the files of the training images (`pipelines.training.image_files.ImageFile`)."""
     held_out: list[Any]
     """The same for held-out images; may be empty."""
+    extractor: ExtractorChoice | None
+    """What the Frechet distance of reconstructions is measured with; None: it is not."""
 
-
-@dataclass(frozen=True)
-class AutoencoderRecord:
-    """Content of the record that is written last into a trained autoencoder's folder."""
-
-    psnr: float
-    """Peak signal-to-noise ratio of reconstructions, in dB."""
-    psnr_images: str
-    """Number and kind of the images it was measured on, such as "180 held-out images"."""
-    autoencoder: dict[str, Any]
-    """What `dit.autoencoder.describe_autoencoder` says of the weights."""
-
-    @classmethod
-    def read(cls, folder: str) -> "AutoencoderRecord | None":
-        """Read the record in a folder, by path or URI; None if its autoencoder is not finished."""
-        file = storage.join(folder, AUTOENCODER_RECORD)
-        if not storage.exists(file):
-            return None
-        record = storage.read_json(file)
-        return cls(record["psnr"], record["psnr_images"], record.get("autoencoder", {}))
+    @property
+    def trained_size(self) -> int:
+        """Side in pixels of what is trained on: of the crops, or of the images."""
+        return self.train.crop or self.image_size
 
 
 def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> None:
-    """Train as one worker: fetch the images, build the autoencoder, restore the newest checkpoint, run the loop.
+    """Train as one worker, on the images of files that Ray tasks write."""
+    import ray
+
+    size = settings.image_size
+    images, held_out = (ImageRows(ray.get(files), size) for files in (settings.images, settings.held_out))
+    train_on_images(worker, settings, images, held_out)
+
+
+def train_on_images(
+    worker: Worker, settings: AutoencoderWorkerSettings, images: ImageRows, held_out: ImageRows
+) -> None:
+    """Build the autoencoder, restore the newest checkpoint, and run the loop.
 
     At the end, rank 0 writes the autoencoder with its averaged weights, unless the driver has stopped the training.
     """
-    import ray
-
-    config = settings.train
-    blocks = ray.get(settings.images)
-    torch.manual_seed(settings.seed)
-    module = create_autoencoder(
-        image_size=settings.image_size,
-        latent_channels=config.latent_channels,
-        downsample=config.downsample,
-        width=config.width,
+    config, dtype = settings.train, settings.train.dtype or "float32"
+    if device_name := missing_tf32(dtype, worker.device):
+        worker.notice(f"autoencoder.train.dtype = 'tf32': {device_name} has no TF32, so training goes on in float32")
+    network, scale = create_objective(worker, settings)
+    # Before it starts, the discriminator gets no gradients, so that its optimizer starts with it.
+    some_unused = bool(config.adversarial_start)
+    state = create_state(
+        network, config, lambda network: worker.wrap(network, some_unused=some_unused), network.discriminator
     )
-    network = AutoencoderObjective(module, config.kl_weight, config.reconstruction or "mse").to(worker.device)
-    state = create_state(network, config, worker.wrap)
     checkpoints = CheckpointFolder(storage.join(settings.folder, TRAINING))
     if newest := checkpoints.newest():
         restore(state, newest)
         state.open_window = DataCursor.of(newest).window_of(worker.rank, worker.num_workers)
-    side = settings.image_size // config.downsample
-    batches = image_batches(
-        blocks,
+    writer = create_writer(worker, checkpoints, settings.seed)
+    guard = NonFiniteGuard(
+        worker,
+        section="autoencoder.train",
+        on_nonfinite=config.on_nonfinite or "stop",
+        max_skipped=config.max_skipped or MAX_SKIPPED,
+        describe_images=lambda batch: f"{config.global_batch_size} images are finite, as all stored images are",
+    )
+    quality = ReconstructionQuality(worker, held_out if len(held_out) else images, settings.extractor)
+
+    def report_validation(step: int, measured: dict[str, float]) -> None:
+        if worker.rank == 0:
+            worker.send(Validated(step, measured))
+
+    def run() -> None:
+        batches = training_batches(worker, settings, images, first_batch=state.batches)
+        with closing(prefetch(batches)) as prefetched, worker.in_loop():
+            train(
+                state,
+                prefetched,
+                image_losses(worker, config),
+                config,
+                report=worker.report,
+                validate=AutoencoderValidation(quality, report_validation) if config.validate_every else None,
+                validate_every=config.validate_every or 1,
+                save=writer.save,
+                on_nonfinite=guard,
+                backward=partial(backward_in, worker.device, dtype),
+                stop=StopExchange(worker),
+            )
+
+    go_on_after_rollbacks(run, guard, state, checkpoints, writer, worker)
+    writer.wait()
+    if state.step == config.steps:
+        state.ema.copy_to(network)
+        finish_autoencoder(network.autoencoder, settings.folder, images, quality, len(held_out) > 0, config, scale)
+        worker.wait_for_all()
+        for rows in (images, held_out):
+            rows.remove_copies()
+
+
+def create_objective(
+    worker: Worker, settings: AutoencoderWorkerSettings
+) -> tuple[AutoencoderObjective, LatentScale | None]:
+    """Build what is trained, with the same initial weights in every worker, and the losses, on the worker's device.
+
+    Also returns the scale of the latents, if it is to stay that of a pretrained autoencoder.
+    """
+    config = settings.train
+    torch.manual_seed(settings.seed)
+    autoencoder, scale = create_module(settings)
+    discriminator = PatchDiscriminator(settings.trained_size) if config.adversarial_weight else None
+    perceptual = None
+    if config.perceptual_network is not None:
+        perceptual = PerceptualDistance(EfficientNetFeatures(config.perceptual_network).to(worker.device))
+    if config.compile:
+        for half in (autoencoder.encoder, autoencoder.decoder):
+            compile_network(half)
+    objective = AutoencoderObjective(
+        autoencoder,
+        config.kl_weight,
+        config.reconstruction or "mse",
+        dtype=config.dtype or "float32",
+        perceptual=perceptual,
+        perceptual_weight=config.perceptual_weight or 1.0,
+        discriminator=discriminator,
+        adversarial_weight=config.adversarial_weight or 0.0,
+        mean_over_workers=worker.mean_tensor,
+    )
+    return objective.to(worker.device), scale
+
+
+def create_module(settings: AutoencoderWorkerSettings) -> tuple[Any, LatentScale | None]:
+    """Return the AutoencoderKL to train, a new one or the one of `start`, and its scale if only its decoder is trained.
+
+    Of a decoder that is trained alone, the parameters of the encoder require no gradient.
+    """
+    config = settings.train
+    if config.start is None:
+        module = create_autoencoder(
+            image_size=settings.image_size,
+            latent_channels=config.latent_channels,
+            downsample=config.downsample,
+            width=config.width,
+        )
+        return module, None
+    started = Autoencoder.load(locate_autoencoder(config.start))
+    module = started.module.train().requires_grad_(True)
+    if not config.decoder_only:
+        return module, None
+    for part in (module.encoder, module.quant_conv):
+        if part is not None:
+            part.requires_grad_(False)
+    return module, started.scale
+
+
+def training_batches(
+    worker: Worker, settings: AutoencoderWorkerSettings, images: ImageRows, *, first_batch: int
+) -> Any:
+    """Return this worker's share of all batches from number `first_batch` on."""
+    config = settings.train
+    side = settings.trained_size // config.downsample
+    return image_batches(
+        images,
         latent_shape=(config.latent_channels, side, side),
         seed=settings.seed,
         share=WorkerShare(worker.rank, worker.num_workers, config.global_batch_size),
-        first_batch=state.batches,
+        first_batch=first_batch,
         random=settings.random,
+        crop=config.crop,
         device=worker.device,
     )
-    writer = create_writer(worker, checkpoints, settings.seed)
-    losses = image_losses(worker, config.global_batch_size)
-    with closing(prefetch(batches)) as prefetched, worker.in_loop():
-        stop = StopExchange(worker)
-        train(state, prefetched, losses, config, report=worker.report, save=writer.save, stop=stop)
-    writer.wait()
-    if worker.rank == 0 and state.step == config.steps:
-        state.ema.copy_to(network)
-        finish_autoencoder(module.cpu(), settings.folder, blocks, ray.get(settings.held_out))
 
 
 def create_writer(worker: Worker, checkpoints: CheckpointFolder, seed: int) -> CheckpointWriter:
@@ -142,63 +225,15 @@ def create_writer(worker: Worker, checkpoints: CheckpointFolder, seed: int) -> C
     return CheckpointWriter(worker, write)
 
 
-def image_losses(worker: Worker, global_batch_size: int) -> Callable[[nn.Module, ImageBatch], dict[str, Tensor]]:
+def image_losses(
+    worker: Worker, config: AutoencoderTrainConfig
+) -> Callable[[nn.Module, ImageBatch], dict[str, Tensor]]:
     """Return the losses function of `dit.train.train`: a micro-batch's contribution to the mean over the share."""
 
     def losses(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
-        share = len(batch.images) * worker.num_workers / global_batch_size
-        return {name: value * share for name, value in model(batch.images, batch.noise).items()}
+        share = len(batch.images) * worker.num_workers / config.global_batch_size
+        # Counted in batches, which are known here, and not in steps, some of which the device may still be computing.
+        adversarial = bool(config.adversarial_weight) and int(batch.numbers[0]) >= (config.adversarial_start or 0)
+        return {name: value * share for name, value in model(batch.images, batch.noise, adversarial).items()}
 
     return losses
-
-
-def finish_autoencoder(module: nn.Module, folder: str, blocks: list[np.ndarray], held_out: list[np.ndarray]) -> None:
-    """Measure the latents' statistics and the reconstructions, and write the folder in diffusers' format, record last.
-
-    module: as `create_autoencoder` returns it, on the CPU. blocks, held_out: uint8 (n, H, W, 3). folder: path or URI.
-    """
-    module.eval()
-    images = np.concatenate(blocks)[:STATISTICS_IMAGES]
-    local = Path(storage.local_folder_for(folder))
-    save_autoencoder(module, local, latent_statistics(Autoencoder(module), images))
-    originals = np.concatenate(held_out)[:STATISTICS_IMAGES] if held_out else images
-    kind = "held-out" if held_out else "training"
-    decoded = reconstruct_images(Autoencoder.load(local), originals)
-    save_png(reconstruction_grid(originals, decoded, kind), str(local / RECONSTRUCTIONS))
-    record = AutoencoderRecord(
-        psnr=psnr(torch.from_numpy(originals), torch.from_numpy(decoded)),
-        psnr_images=f"{len(originals):,} {kind} images",
-        autoencoder=describe_autoencoder(local),
-    )
-    storage.write_json_atomically(str(local / AUTOENCODER_RECORD), asdict(record))
-    if not storage.is_local(folder):
-        storage.publish_folder(str(local), folder, last=AUTOENCODER_RECORD)
-
-
-def latent_statistics(autoencoder: Autoencoder, images: np.ndarray) -> LatentScale:
-    """Return per-channel mean and standard deviation of unscaled posterior draws over images, uint8 (N, H, W, 3)."""
-    moments = torch.cat(
-        [autoencoder.encode(images_from_uint8(batch)) for batch in torch.from_numpy(images).split(MEASURING_BATCH)]
-    ).double()
-    mean, log_variance = moments.chunk(2, dim=1)
-    variance = mean.var(dim=(0, 2, 3), correction=0) + log_variance.exp().mean(dim=(0, 2, 3))
-    return LatentScale(tuple(mean.mean(dim=(0, 2, 3)).tolist()), tuple(variance.sqrt().tolist()))
-
-
-def reconstruct_images(autoencoder: Autoencoder, images: np.ndarray) -> np.ndarray:
-    """Encode images, uint8 (N, H, W, 3), to the posterior mean, and decode them again."""
-    decoded = []
-    for batch in torch.from_numpy(images).split(MEASURING_BATCH):
-        mean = autoencoder.encode(images_from_uint8(batch)).chunk(2, dim=1)[0]
-        decoded.append(autoencoder.decode(autoencoder.scale.scale(mean)))
-    return torch.cat(decoded).numpy()
-
-
-def reconstruction_grid(images: np.ndarray, decoded: np.ndarray, kind: str) -> Any:
-    """Return a picture of some images, each above its reconstruction. kind: title of the originals' rows."""
-    # Spread over all images, because neighbours are of one class.
-    chosen = np.linspace(0, len(images) - 1, min(len(images), 2 * GRID_COLUMNS), dtype=int)
-    rows = []
-    for part in np.array_split(chosen, 2):
-        rows += [(kind, images[part]), ("decoded", decoded[part])]
-    return labelled_grid(rows)

@@ -24,6 +24,7 @@ from pipelines.training.draws import BatchDraws
 from pipelines.training.order import EpochOrder, WorkerShare, batch_rows
 
 if TYPE_CHECKING:
+    from pipelines.training.image_files import ImageRows
     from pipelines.training.loading import LatentSource
 
 Batch = TypeVar("Batch")
@@ -130,29 +131,43 @@ class ImageBatch(TensorBatch):
     """(n, 3, H, W) float32 in [-1, 1]."""
     noise: Tensor
     """(n, C, h, w) float32, for the draw from the posterior."""
+    numbers: Tensor
+    """(n,) int64 on the CPU: the number of the batch."""
 
 
 def image_batches(
-    blocks: list[np.ndarray],
+    images: "ImageRows",
     *,
     latent_shape: tuple[int, int, int],
     seed: int,
     share: WorkerShare,
     first_batch: int,
     random: RandomKind | None = None,
+    crop: int | None = None,
     device: torch.device = CPU,
 ) -> Iterator[ImageBatch]:
     """Yield a worker's share of all batches from number `first_batch` on, endlessly.
 
-    blocks: the images, uint8 arrays (N, H, W, 3). latent_shape: (C, h, w). random: as for `latent_batches`.
+    latent_shape: (C, h, w). random: as for `latent_batches`. crop: side of random crops; None: whole images.
     """
-    starts = np.cumsum([0] + [len(block) for block in blocks])
-    order, draws = EpochOrder(int(starts[-1]), seed), BatchDraws(seed, share, random, device)
+    order, draws = EpochOrder(len(images), seed), BatchDraws(seed, share, random, device)
     for number in itertools.count(first_batch):
-        rows = batch_rows(order, share, number)
-        block_numbers = np.searchsorted(starts, rows, side="right") - 1
-        images = np.stack([blocks[block][row - starts[block]] for block, row in zip(block_numbers, rows, strict=True)])
+        read = images.read(batch_rows(order, share, number))
+        if crop is not None:
+            read = random_crops(read, crop, draws.for_crops(number))
         yield ImageBatch(
-            images=to_device(images_from_uint8(torch.from_numpy(images)), device),
+            images=to_device(images_from_uint8(torch.from_numpy(read)), device),
             noise=to_device(draws.for_images(number, latent_shape), device),
+            numbers=torch.full((len(read),), number),
         )
+
+
+def random_crops(images: np.ndarray, side: int, u: Tensor) -> np.ndarray:
+    """Return a square crop of each image. images: uint8 (n, H, W, 3). side: in pixels. u: uniform (n, 2), in (0, 1).
+
+    All positions at which a crop lies inside of its image are equally likely.
+    """
+    room = torch.tensor([length - side + 1 for length in images.shape[1:3]])
+    corners = (u * room).long().tolist()
+    crops = [image[top : top + side, left : left + side] for image, (top, left) in zip(images, corners, strict=True)]
+    return np.stack(crops)

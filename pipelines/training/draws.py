@@ -70,6 +70,10 @@ class BatchDraws:
             self._uniforms.update(zip(numbers, drawn, strict=True))
         return self._uniforms[number]
 
+    def for_crops(self, number: int) -> Tensor:
+        """Return uniform numbers (n, 2) for the sides of random crops, by a counter however others are drawn."""
+        return uniform(self.seed, Stream.AUTOENCODER_CROP, number, self._positions(), (2,))
+
     def _positions(self) -> Tensor:
         positions = self.share.positions()
         return torch.arange(positions.start, positions.stop)

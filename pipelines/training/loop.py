@@ -21,7 +21,7 @@ from pipelines.training.batches import LatentBatch, Process, latent_batches, pre
 from pipelines.training.cursor import DataCursor
 from pipelines.training.loading import Backend, LatentSource, choose_backend, open_latent_source
 from pipelines.training.losses import latent_losses
-from pipelines.training.nonfinite import NonFiniteGuard, RollbackRequested
+from pipelines.training.nonfinite import NonFiniteGuard, describe_latents, go_on_after_rollbacks
 from pipelines.training.order import WorkerShare
 from pipelines.training.reporter import Reporter
 from pipelines.training.settings import TrainWorkerSettings
@@ -54,37 +54,34 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
         restore_for(worker, state, newest)
     reporter = Reporter(settings, worker, DataCursor.of(newest) if newest and newest.interrupted else None)
     writer = create_writer(settings, worker, source, reporter)
-    guard = NonFiniteGuard(config, worker, dataset)
+    guard = NonFiniteGuard(
+        worker,
+        section="train",
+        on_nonfinite=config.on_nonfinite,
+        max_skipped=config.max_skipped,
+        describe_images=describe_latents(worker, dataset),
+    )
     losses = latent_losses(settings, process, worker.num_workers)
     validate = Validation(settings, process, worker, reporter.validated) if config.validate_every else None
-    while True:
+
+    def run() -> None:
         batches = training_batches(settings, source, process, worker, first_batch=state.batches)
-        try:
-            with closing(prefetch(batches)) as prefetched, worker.in_loop():
-                train(
-                    state,
-                    prefetched,
-                    losses,
-                    config,
-                    report=reporter.report,
-                    validate=validate,
-                    validate_every=config.validate_every or 1,
-                    save=writer.save,
-                    on_nonfinite=guard,
-                    backward=partial(backward_in, worker.device, config.dtype),
-                    stop=StopExchange(worker),
-                )
-            break
-        except RollbackRequested:
-            writer.wait()
-            if worker.rank == 0:
-                checkpoints.remove_interrupted()  # an unbroken training would have none to return to
-            worker.wait_for_all()  # rank 0 may still be writing a checkpoint
-            newest, batches_taken = checkpoints.newest(), state.batches
-            guard.on_rollback(newest.step if newest else None)
-            assert newest is not None, "the guard raises Diverged without a checkpoint"
-            restore(state, newest)
-            state.batches = batches_taken  # the same batches would fail in the same way
+        with closing(prefetch(batches)) as prefetched, worker.in_loop():
+            train(
+                state,
+                prefetched,
+                losses,
+                config,
+                report=reporter.report,
+                validate=validate,
+                validate_every=config.validate_every or 1,
+                save=writer.save,
+                on_nonfinite=guard,
+                backward=partial(backward_in, worker.device, config.dtype),
+                stop=StopExchange(worker),
+            )
+
+    go_on_after_rollbacks(run, guard, state, checkpoints, writer, worker)
     writer.wait()
 
 

@@ -1,13 +1,17 @@
 """What happens when a batch's loss or gradient is not finite. Such a batch never changes the weights."""
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 import numpy as np
 import torch
 
-from dit.train import NonFiniteError
-from pipelines.config.training import TrainConfig
+from dit.checkpoint import restore
+from dit.train import NonFiniteError, TrainState
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.latents.dataset import LatentDataset
 from pipelines.training.batches import LatentBatch
-from pipelines.training.worker import Worker
+from pipelines.training.worker import CheckpointWriter, Worker
 from raydit.errors import Diverged
 
 MAX_NAMED_IMAGES = 4
@@ -23,28 +27,38 @@ class RollbackRequested(Exception):
 class NonFiniteGuard:
     """The `on_nonfinite` of the training loop: skips the batch, requests a rollback, or stops the training."""
 
-    def __init__(self, config: TrainConfig, worker: Worker, dataset: LatentDataset):
-        self._config, self._worker, self._dataset = config, worker, dataset
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        section: str,
+        on_nonfinite: Literal["skip", "stop"],
+        max_skipped: int,
+        describe_images: Callable[[Any], str],
+    ):
+        """section: of the recipe, for messages. describe_images: says in words which images a batch has; collective."""
+        self._worker, self._section, self._describe_images = worker, section, describe_images
+        self._on_nonfinite, self._max_skipped = on_nonfinite, max_skipped
         self._skipped_in_a_row = 0
         self._step = -1
         self._rollback_step, self._rollbacks = -1, 0
 
-    def __call__(self, error: NonFiniteError, batch: LatentBatch) -> None:
+    def __call__(self, error: NonFiniteError, batch: Any) -> None:
         """Return in order to skip the batch, or raise RollbackRequested or Diverged. Collective."""
-        images = self._describe_images(batch)
+        images, section = self._describe_images(batch), self._section
         numbers = f"loss {error.loss}, gradient norm {error.grad_norm}, learning rate {error.lr:.1e}"
-        if self._config.on_nonfinite == "stop":
+        if self._on_nonfinite == "stop":
             raise Diverged(
                 f"step {error.step + 1}: {numbers} for a batch whose {images}",
                 "finite numbers",
-                "lower train.learning_rate, set train.grad_clip, or set train.on_nonfinite to 'skip'",
+                f"lower {section}.learning_rate, set {section}.grad_clip, or set {section}.on_nonfinite to 'skip'",
             )
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if error.step == self._step else 1
         self._step = error.step
         self._worker.notice(
             f"step {error.step + 1}: {numbers}; skipped the batch ({self._skipped_in_a_row} in a row), whose {images}"
         )
-        if self._skipped_in_a_row >= self._config.max_skipped:
+        if self._skipped_in_a_row >= self._max_skipped:
             raise RollbackRequested
 
     def on_rollback(self, step: int | None) -> None:
@@ -52,27 +66,61 @@ class NonFiniteGuard:
 
         Raises Diverged if there is none, or if earlier rollbacks to the same step did not help.
         """
+        section = self._section
         if step is None or (step == self._rollback_step and self._rollbacks == MAX_ROLLBACKS):
             reason = "there is no checkpoint yet" if step is None else f"rolling back to step {step:,} did not help"
             raise Diverged(
                 f"step {self._step + 1}: no finite gradient in {self._skipped_in_a_row} batches in a row, and {reason}",
                 "",
-                "lower train.learning_rate, set train.grad_clip, or raise train.max_skipped if the images named above "
-                "are bad",
+                f"lower {section}.learning_rate, set {section}.grad_clip, or raise {section}.max_skipped if the images "
+                "named above are bad",
             )
         self._rollbacks = self._rollbacks + 1 if step == self._rollback_step else 1
         self._rollback_step, self._skipped_in_a_row, self._step = step, 0, -1
-        self._worker.notice(f"batches skipped in a row: {self._config.max_skipped}; rolling back to step {step:,}")
+        self._worker.notice(f"batches skipped in a row: {self._max_skipped}; rolling back to step {step:,}")
 
-    def _describe_images(self, batch: LatentBatch) -> str:
-        """Name images of the global batch with their timesteps, those with non-finite latents first. Collective."""
+
+def describe_latents(worker: Worker, dataset: LatentDataset) -> Callable[[LatentBatch], str]:
+    """Return a function that names images of a global batch with their timesteps, those with bad latents first."""
+
+    def describe(batch: LatentBatch) -> str:
         bad = ~torch.isfinite(batch.latents).flatten(1).all(1).cpu()
-        gathered = self._worker.gather((batch.rows.numpy(), batch.t.cpu().numpy(), bad.numpy()))
+        gathered = worker.gather((batch.rows.numpy(), batch.t.cpu().numpy(), bad.numpy()))
         rows, t, bad_rows = (np.concatenate(arrays) for arrays in zip(*gathered, strict=True))
         first = np.argsort(~bad_rows, kind="stable")[:MAX_NAMED_IMAGES]
-        keys = self._dataset.keys(rows[first])
+        keys = dataset.keys(rows[first])
         named = ", ".join(
             f"{key} (t = {time:.4g}{', latents not finite' if is_bad else ''})"
             for key, time, is_bad in zip(keys, t[first], bad_rows[first], strict=True)
         )
         return f"{len(rows)} images include {named}"
+
+    return describe
+
+
+def go_on_after_rollbacks(
+    run: Callable[[], object],
+    guard: NonFiniteGuard,
+    state: TrainState,
+    checkpoints: CheckpointFolder,
+    writer: CheckpointWriter,
+    worker: Worker,
+) -> None:
+    """Run the training loop, and again from the newest checkpoint whenever the guard requests a rollback. Collective.
+
+    run: runs the loop on the batches from number `state.batches` on, which the skipped ones are not among.
+    """
+    while True:
+        try:
+            run()
+            return
+        except RollbackRequested:
+            writer.wait()
+            if worker.rank == 0:
+                checkpoints.remove_interrupted()  # an unbroken training would have none to return to
+            worker.wait_for_all()  # rank 0 may still be writing a checkpoint
+            newest, batches_taken = checkpoints.newest(), state.batches
+            guard.on_rollback(newest.step if newest else None)
+            assert newest is not None, "the guard raises Diverged without a checkpoint"
+            restore(state, newest)
+            state.batches = batches_taken  # the same batches would fail in the same way

@@ -47,8 +47,13 @@ class Worker:
         question = [MailboxQuestion(mailbox)] if rank == 0 else []
         return cls(rank, context.get_world_size(), device, mailbox.put.remote, *question)
 
-    def wrap(self, network: torch.nn.Module, *, strategy: str = "ddp", compiled: bool = False) -> torch.nn.Module:
-        """Return the module to call in training: the network itself, or its data-parallel wrapper. Collective."""
+    def wrap(
+        self, network: torch.nn.Module, *, strategy: str = "ddp", compiled: bool = False, some_unused: bool = False
+    ) -> torch.nn.Module:
+        """Return the module to call in training: the network itself, or its data-parallel wrapper. Collective.
+
+        some_unused: whether parameters take no part in some steps.
+        """
         from dit.compilation import compile_network
         from dit.distributed import replicate_network, shard_network
 
@@ -57,7 +62,7 @@ class Worker:
         if strategy == "fsdp":
             return shard_network(network)
         if self.num_workers > 1:
-            return replicate_network(network, self.device)
+            return replicate_network(network, self.device, some_unused=some_unused)
         return network
 
     def notice(self, text: str) -> None:
@@ -95,6 +100,13 @@ class Worker:
         values: list[Any] = [None] * self.num_workers
         distributed.all_gather_object(values, value)
         return values
+
+    def mean_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a tensor over all workers. Collective."""
+        if self.num_workers > 1:
+            distributed.all_reduce(tensor)
+            tensor = tensor / self.num_workers
+        return tensor
 
     def wait_for_all(self) -> None:
         """Return once all workers have called it. Collective."""

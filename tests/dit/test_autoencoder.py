@@ -8,7 +8,6 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from dit.autoencoder import (
     Autoencoder,
-    AutoencoderObjective,
     LatentScale,
     create_autoencoder,
     describe_autoencoder,
@@ -20,6 +19,7 @@ from dit.autoencoder import (
     sample_posterior,
     save_autoencoder,
 )
+from dit.autoencoder_objective import AutoencoderObjective
 
 SCALE = LatentScale((0.5, -1.0, 2.0, 0.0), (2.0, 0.25, 1.0, 4.0))
 

@@ -12,7 +12,6 @@ from dit.autoencoder import (
     DETERMINISTIC_LOG_VARIANCE,
     MEMORY_FORMATS,
     Autoencoder,
-    AutoencoderObjective,
     LatentScale,
     create_autoencoder,
     describe_autoencoder,
@@ -23,6 +22,7 @@ from dit.autoencoder import (
     sample_posterior,
     save_autoencoder,
 )
+from dit.autoencoder_objective import AutoencoderObjective
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -98,6 +98,7 @@ def test_numbers_of_streams_never_change():
         "VALIDATION_NOISE": 8,
         "VALIDATION_TIMESTEP": 9,
         "VALIDATION_POSTERIOR_NOISE": 10,
+        "AUTOENCODER_CROP": 11,
     }
 
 

@@ -10,12 +10,13 @@ import pytest
 
 from evaluation.protocol import EvaluationProtocol
 from pipelines.artifacts import differences, digest_of, settings_identity
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.model import ModelConfig, ObjectiveConfig
 from pipelines.config.reader import ALWAYS_RECORDED, resolved
 from pipelines.config.recipe import AutoencoderConfig, ImagesConfig, Recipe
-from pipelines.config.training import NON_IDENTITY_FIELDS, AutoencoderTrainConfig, TrainConfig
+from pipelines.config.training import NON_IDENTITY_FIELDS, TrainConfig
 from pipelines.tracking.run_log import flatten
 from pipelines.train import train_identity
 

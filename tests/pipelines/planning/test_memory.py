@@ -1,14 +1,18 @@
 """The memory of a training worker against the tensors that torch allocates."""
 
+import pytest
 import torch
 from model_fields import SMALL
 
 from dit.config import config_from_dict, named_config
 from dit.model import build_model
 from dit.train import create_state, train_step
+from pipelines.config.reader import validate_recipe
 from pipelines.config.training import TrainConfig
-from pipelines.planning.memory import activation_bytes, train_memory
-from pipelines.planning.networks import FLOAT32, count_parameters
+from pipelines.planning.hardware import parse_cluster
+from pipelines.planning.memory import activation_bytes, train_memory, worker_memory
+from pipelines.planning.networks import FLOAT32, count_parameters, resolve_networks
+from pipelines.planning.time import autoencoder_work
 
 
 def test_a_training_state_takes_the_bytes_of_its_tensors():
@@ -44,3 +48,27 @@ def test_micro_batches_divide_the_activations():
     one, four = (train_memory(config, TrainConfig(accumulation_steps=steps)) for steps in (1, 4))
     assert four["activations"] == one["activations"] / 4
     assert four | {"activations": 0} == one | {"activations": 0}
+
+
+def test_an_autoencoder_on_crops_takes_the_work_of_images_of_their_size():
+    def planned(size, **train):
+        autoencoder = {"train": {"gpus_per_worker": 1, **train}}
+        recipe = validate_recipe(
+            {
+                "name": "n",
+                "output": "o",
+                "images": {"path": "digits", "size": size},
+                "autoencoder": autoencoder,
+                "model": {"name": "DiT-S/2"},
+                "evaluate": {"sampler": "euler"},
+                "objective": {"kind": "flow"},
+            }
+        )
+        networks = resolve_networks(recipe, num_classes=10)
+        settings, cluster = recipe.autoencoder.train, parse_cluster("1xL4")
+        work = autoencoder_work(settings, networks, cluster, 1000)
+        return worker_memory(settings, networks, cluster), work.flops
+
+    (memory, flops), (expected, expected_flops) = planned(64, crop=32), planned(32)
+    assert memory == pytest.approx(expected) and flops == pytest.approx(expected_flops)
+    assert planned(64)[1] == pytest.approx(4 * flops)

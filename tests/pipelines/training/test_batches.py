@@ -6,6 +6,7 @@ from operator import attrgetter
 import numpy as np
 import pytest
 import torch
+from tiny_images import image_rows
 
 from dit.autoencoder import LatentScale
 from dit.diffusion import GaussianDiffusion
@@ -169,12 +170,13 @@ def test_every_epoch_draws_new_samples_from_the_posterior():
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
-def test_images_do_not_depend_on_their_division_into_blocks(num_workers):
+def test_images_do_not_depend_on_their_division_into_files(num_workers, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (ROWS, 4, 4, 3), dtype=np.uint8)
 
     def draw(blocks, rank, workers, first_batch=0):
         share = WorkerShare(rank, workers, BATCH)
-        stream = image_batches(blocks, latent_shape=(2, 1, 1), seed=1, share=share, first_batch=first_batch, **DRAWS)
+        rows = image_rows(tmp_path / str(len(blocks)), *blocks, size=4)
+        stream = image_batches(rows, latent_shape=(2, 1, 1), seed=1, share=share, first_batch=first_batch, **DRAWS)
         return list(islice(stream, 5 - first_batch))
 
     full = draw([images], 0, 1)
@@ -186,7 +188,7 @@ def test_images_do_not_depend_on_their_division_into_blocks(num_workers):
     assert torch.equal(draw([images], 0, 1, first_batch=4)[0].images, full[4].images)
 
 
-def test_draws_by_a_counter_have_the_addresses_of_their_batch_and_position():
+def test_draws_by_a_counter_have_the_addresses_of_their_batch_and_position(tmp_path):
     arrays = make_arrays(log_variance=0.0)
     address = (5, 4, torch.arange(2, 4))  # seed, batch, positions of the second of four workers
 
@@ -205,9 +207,29 @@ def test_draws_by_a_counter_have_the_addresses_of_their_batch_and_position():
     )
     torch.testing.assert_close(SCALE.unscale(batch.latents), normals(Stream.POSTERIOR_NOISE) + flip * rows)
     share = WorkerShare(1, 4, BATCH)
-    blocks = [np.zeros((3, 4, 4, 3), np.uint8)]
-    images = image_batches(blocks, latent_shape=(2, 2, 3), seed=5, share=share, first_batch=4, random="counter")
+    rows = image_rows(tmp_path, np.zeros((3, 4, 4, 3), np.uint8), size=4)
+    images = image_batches(rows, latent_shape=(2, 2, 3), seed=5, share=share, first_batch=4, random="counter")
     assert torch.equal(next(images).noise, normals(Stream.AUTOENCODER_NOISE))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_crops_are_at_positions_that_the_counter_draws(num_workers, tmp_path):
+    """Pixels that name their own position tell where a crop was taken; all positions occur, and none beyond."""
+    rows, columns = np.meshgrid(np.arange(6), np.arange(6), indexing="ij")
+    image = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+    images = image_rows(tmp_path, image[None].repeat(3, axis=0), size=6)
+
+    def corners(rank, workers):
+        share = WorkerShare(rank, workers, BATCH)
+        settings = {"latent_shape": (2, 1, 1), "seed": 5, "share": share, "first_batch": 2, "crop": 4}
+        crops = [batch.images for batch in islice(image_batches(images, **settings, **DRAWS), 20)]
+        assert all(crop.shape[1:] == (3, 4, 4) for crop in crops)
+        return torch.stack([((crop[:, :2, 0, 0] + 1) * 127.5).round() for crop in crops])
+
+    found = torch.cat([corners(rank, num_workers) for rank in range(num_workers)], dim=1)
+    u = torch.stack([uniform(5, Stream.AUTOENCODER_CROP, number, torch.arange(BATCH), (2,)) for number in range(2, 22)])
+    assert torch.equal(found, (3 * u).floor())
+    assert {tuple(corner) for corner in found.flatten(0, 1).tolist()} == {(a, b) for a in range(3) for b in range(3)}
 
 
 def test_micro_batches_together_are_the_batch():

@@ -1,0 +1,133 @@
+"""The result of training an autoencoder: measured, described, and written in diffusers' format."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster import storage
+from dit.autoencoder import Autoencoder, LatentScale, describe_autoencoder, images_from_uint8, save_autoencoder
+from dit.autoencoder_losses import PERCEPTUAL_NETWORKS
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
+from pipelines.images.grids import labelled_grid, save_png
+from pipelines.latents.autoencoder import AUTOENCODER_RECORD
+from pipelines.training.autoencoder_quality import MEASURED_IMAGES, ReconstructionQuality, reconstruct
+from pipelines.training.image_files import ImageRows
+
+RECONSTRUCTIONS = "reconstructions.png"
+REPORT = "report.json"
+"""File with the figures of the autoencoder, and what they were measured with."""
+GRID_COLUMNS = 10
+"""Images in each of the grid's two rows of originals."""
+MEASURING_BATCH = 64
+FAMILY = "efficientnet-lite"
+"""What the names of networks of one family begin with: one architecture in several sizes, trained alike."""
+
+
+@dataclass(frozen=True)
+class AutoencoderRecord:
+    """Content of the record that is written last into a trained autoencoder's folder."""
+
+    psnr: float
+    """Peak signal-to-noise ratio of reconstructions, in dB."""
+    psnr_images: str
+    """Number and kind of the images it was measured on, such as "180 held-out images"."""
+    autoencoder: dict[str, Any]
+    """What `dit.autoencoder.describe_autoencoder` says of the weights."""
+
+    @classmethod
+    def read(cls, folder: str) -> "AutoencoderRecord | None":
+        """Read the record in a folder, by path or URI; None if its autoencoder is not finished."""
+        file = storage.join(folder, AUTOENCODER_RECORD)
+        if not storage.exists(file):
+            return None
+        record = storage.read_json(file)
+        return cls(record["psnr"], record["psnr_images"], record.get("autoencoder", {}))
+
+
+def finish_autoencoder(
+    module: Any,
+    folder: str,
+    images: ImageRows,
+    quality: ReconstructionQuality,
+    is_held_out: bool,
+    config: AutoencoderTrainConfig,
+    scale: LatentScale | None = None,
+) -> None:
+    """Measure the latents' statistics and the reconstructions, and write the folder in diffusers' format, record last.
+
+    module: an AutoencoderKL with its final weights, on the worker's device. folder: path or URI. images: those trained
+    on. is_held_out: whether `quality` measures others. scale: of latents that stay as they were; None: as measured.
+    Collective: all workers measure, and rank 0 writes.
+    """
+    autoencoder = Autoencoder(module)
+    measured = quality.measure(module)
+    if quality.worker.rank:
+        return
+    statistics = latent_statistics(autoencoder, images)
+    local = Path(storage.local_folder_for(folder))
+    save_autoencoder(module.cpu(), local, scale or statistics)
+    kind = "held-out" if is_held_out else "training"
+    save_png(reconstruction_grid(module, quality, kind), str(local / RECONSTRUCTIONS))
+    described = f"{quality.num_images:,} {kind} images"
+    report = {**measured, "images": described, "latents": asdict_scale(statistics), **describe_losses(config, quality)}
+    storage.write_json_atomically(str(local / REPORT), report)
+    record = AutoencoderRecord(measured["psnr"], described, describe_autoencoder(local))
+    storage.write_json_atomically(str(local / AUTOENCODER_RECORD), asdict(record))
+    if not storage.is_local(folder):
+        storage.publish_folder(str(local), folder, last=AUTOENCODER_RECORD)
+
+
+def asdict_scale(scale: LatentScale) -> dict[str, list[float]]:
+    """Return mean and standard deviation of each channel of the latents."""
+    return {"mean": list(scale.mean), "std": list(scale.std)}
+
+
+def describe_losses(config: AutoencoderTrainConfig, quality: ReconstructionQuality) -> dict[str, Any]:
+    """Return what a reader of the figures must know: the scoring extractor, and what the training shares with it."""
+    described: dict[str, Any] = {}
+    extractor = quality.extractor
+    if extractor is not None:
+        described["extractor"] = {"name": extractor.name, "sha256": extractor.weights_sha256}
+    if (network := config.perceptual_network) is not None:
+        perceptual = {"network": network, "sha256": PERCEPTUAL_NETWORKS[network].sha256}
+        described["perceptual"] = perceptual | (
+            {} if extractor is None else {"relation": perceptual_relation(network, extractor.name)}
+        )
+    return described
+
+
+def perceptual_relation(network: str, extractor: str) -> str:
+    """Return in words how the network of the perceptual distance is related to the extractor of the scores."""
+    if network == extractor:
+        return "the same network: its distances favour this autoencoder, which was trained on its features"
+    if network.startswith(FAMILY) and extractor.startswith(FAMILY):
+        return "another size of one family, trained on the same images: distances may favour this autoencoder"
+    return "networks of two families, both of which may have learned from ImageNet"
+
+
+def latent_statistics(autoencoder: Autoencoder, images: ImageRows) -> LatentScale:
+    """Return per-channel mean and standard deviation of unscaled posterior draws over the first images."""
+    count = min(len(images), MEASURED_IMAGES)
+    starts = range(0, count, MEASURING_BATCH)
+    batches = (torch.from_numpy(images.read(range(start, min(start + MEASURING_BATCH, count)))) for start in starts)
+    moments = torch.cat([autoencoder.encode(images_from_uint8(batch)).cpu() for batch in batches]).double()
+    mean, log_variance = moments.chunk(2, dim=1)
+    variance = mean.var(dim=(0, 2, 3), correction=0) + log_variance.exp().mean(dim=(0, 2, 3))
+    return LatentScale(tuple(mean.mean(dim=(0, 2, 3)).tolist()), tuple(variance.sqrt().tolist()))
+
+
+@torch.no_grad()
+def reconstruction_grid(module: Any, quality: ReconstructionQuality, kind: str) -> Any:
+    """Return a picture of some images, each above its reconstruction. kind: title of the originals' rows."""
+    # Spread over all images, because neighbours are of one class.
+    count = quality.num_images
+    chosen = np.linspace(0, count - 1, min(count, 2 * GRID_COLUMNS), dtype=int)
+    originals = quality.images.read(chosen)
+    decoded = reconstruct(module, torch.from_numpy(originals)).numpy()
+    rows = []
+    for part in np.array_split(np.arange(len(chosen)), 2):
+        rows += [(kind, originals[part]), ("decoded", decoded[part])]
+    return labelled_grid(rows)

@@ -1,0 +1,181 @@
+"""Training of an autoencoder in this process: resumed to the bit, against a discriminator, and of a decoder alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_images import image_rows
+
+from cluster import storage
+from dit.autoencoder import Autoencoder, LatentScale, create_autoencoder, describe_autoencoder, save_autoencoder
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
+from pipelines.training.autoencoder import AutoencoderWorkerSettings, train_on_images
+from pipelines.training.autoencoder_quality import ExtractorChoice
+from pipelines.training.autoencoder_start import require_start
+from pipelines.training.messages import Notice, Report, Validated
+from pipelines.training.worker import Worker
+from raydit.errors import Diverged, InvalidInput
+
+TRAIN = AutoencoderTrainConfig(
+    steps=4, global_batch_size=4, warmup_steps=0, downsample=2, width=8, checkpoint_every=2, log_every=1
+)
+ADVERSARIAL = replace(
+    TRAIN, adversarial_weight=0.5, adversarial_start=1, crop=12, dtype="bfloat16", reconstruction="l1"
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)
+    return image_rows(tmp_path_factory.mktemp("images"), pixels[:7], pixels[7:])
+
+
+def run(folder, images, train, stop_after=None, extractor=None, held_out=None):
+    """Train in this process, until the driver asks to stop after a step, and return the messages."""
+    messages = []
+    settings = AutoencoderWorkerSettings(
+        train=train, seed=3, random="counter", image_size=16, folder=str(folder), images=[], held_out=[],
+        extractor=extractor,
+    )  # fmt: skip
+
+    def stop():
+        return any(isinstance(message, Report) and message.step == stop_after for message in messages)
+
+    worker = Worker(0, 1, torch.device("cpu"), messages.append, stop)
+    train_on_images(worker, settings, images, held_out or image_rows(folder / "none"))
+    return messages
+
+
+def reports(messages):
+    """Losses by step."""
+    return {message.step: message.metrics["loss"] for message in messages if isinstance(message, Report)}
+
+
+def assert_same_files(folder, expected):
+    names = sorted(path.name for path in expected.iterdir() if path.is_file())
+    assert sorted(path.name for path in folder.iterdir() if path.is_file()) == names
+    assert {"config.json", "report.json", "raydit.json", "reconstructions.png"} <= {*names}
+    for name in names:
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("train", [TRAIN, ADVERSARIAL], ids=["alone", "adversarial"])
+def test_a_training_that_was_stopped_between_checkpoints_resumes_to_the_bit(tmp_path, images, train, monkeypatch):
+    monkeypatch.setattr("pipelines.training.stop.EXCHANGE_SECONDS", 0)
+    unbroken = run(tmp_path / "unbroken", images, train)
+    first = run(tmp_path / "broken", images, train, stop_after=3)
+    second = run(tmp_path / "broken", images, train)
+    assert max(reports(first)) == 3 and min(reports(second)) == 4
+    assert {**reports(first), **reports(second)} == reports(unbroken)
+    assert_same_files(tmp_path / "broken", tmp_path / "unbroken")
+    checkpoints = [tmp_path / name / "training" / "step_0000004" for name in ("broken", "unbroken")]
+    for name in ("model.safetensors", "ema.safetensors", "trainer/optimizer.safetensors"):
+        broken, expected = (load_file(folder / name) for folder in checkpoints)
+        assert broken.keys() == expected.keys() and all(torch.equal(broken[key], expected[key]) for key in broken)
+        own = any("discriminator" in key for key in expected)
+        assert own == (train is ADVERSARIAL)
+    # The discriminator has taken a step less, because it starts with the second batch.
+    steps = {float(value) for key, value in expected.items() if key.startswith("step/")}
+    assert steps == ({4.0, 3.0} if train is ADVERSARIAL else {4.0})
+
+
+def test_validation_changes_nothing_and_ends_with_the_figures_of_the_report(tmp_path, images):
+    run(tmp_path / "plain", images, TRAIN, held_out=images)
+    extractor = ExtractorChoice("efficientnet-lite0", None)
+    validated = replace(TRAIN, validate_every=2)
+    messages = run(tmp_path / "validated", images, validated, extractor=extractor, held_out=images)
+    steps = {message.step: message.metrics for message in messages if isinstance(message, Validated)}
+    report, plain = (storage.read_json(str(tmp_path / name / "report.json")) for name in ("validated", "plain"))
+    name = "rfd_efficientnet_lite0_10"
+    assert {*steps} == {2, 4} and steps[4].keys() == {"psnr", "ssim", name}
+    assert steps[4] == {key: report[key] for key in steps[4]} and report[name] > 0 and report["psnr"] == plain["psnr"]
+    assert report["images"] == "10 held-out images" and report["extractor"]["name"] == "efficientnet-lite0"
+    assert len(report["latents"]["std"]) == 4
+    weights = [tmp_path / name / "diffusion_pytorch_model.safetensors" for name in ("plain", "validated")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """Folder of an autoencoder with a scale that no measurement would give."""
+    torch.manual_seed(7)
+    folder = tmp_path_factory.mktemp("pretrained")
+    module = create_autoencoder(image_size=16, latent_channels=4, downsample=2, width=8)
+    save_autoencoder(module, folder, LatentScale((0.5,) * 4, (3.0,) * 4))
+    return folder
+
+
+def test_a_decoder_that_is_trained_alone_leaves_latents_as_they_were(tmp_path, images, pretrained):
+    train = replace(ADVERSARIAL, start=str(pretrained), decoder_only=True, perceptual_network="efficientnet-lite0")
+    run(tmp_path / "decoder", images, train, extractor=ExtractorChoice("efficientnet-lite0", None))
+    before, after = Autoencoder.load(pretrained), Autoencoder.load(tmp_path / "decoder")
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert torch.equal(before.encode(pixels), after.encode(pixels)) and before.scale == after.scale
+    assert not torch.equal(before.module.decoder.conv_out.weight, after.module.decoder.conv_out.weight)
+    assert "the same network" in storage.read_json(str(tmp_path / "decoder" / "report.json"))["perceptual"]["relation"]
+    optimizer = load_file(tmp_path / "decoder" / "training" / "step_0000004" / "trainer" / "optimizer.safetensors")
+    assert not any("autoencoder.encoder" in key or "perceptual" in key for key in optimizer)
+
+
+def test_a_training_that_starts_from_a_pretrained_one_first_has_its_error(tmp_path, images, pretrained):
+    slow = replace(TRAIN, start=str(pretrained), learning_rate=1e-12, kl_weight=0)
+    run(tmp_path / "slow", images, slow)
+    before, after = Autoencoder.load(pretrained), Autoencoder.load(tmp_path / "slow")
+    for name, weight in before.module.state_dict().items():
+        torch.testing.assert_close(after.module.state_dict()[name], weight, rtol=1e-6, atol=1e-8)
+    assert after.scale != before.scale  # as measured
+
+
+def test_a_start_of_another_shape_or_class_is_refused(pretrained, tiny_autoencoder_folder):
+    with pytest.raises(InvalidInput, match="downsample: found 4, expected 2, that of .* Set autoencoder.train"):
+        require_start(AutoencoderTrainConfig(start=str(pretrained)))
+    assert require_start(replace(TRAIN, start=str(pretrained))) == describe_autoencoder(pretrained)
+    with pytest.raises(InvalidInput, match="found class AutoencoderTiny, expected AutoencoderKL"):
+        require_start(replace(TRAIN, start=str(tiny_autoencoder_folder)))
+
+
+@pytest.fixture
+def tiny_autoencoder_folder(tmp_path):
+    from diffusers import AutoencoderTiny
+
+    widths = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    AutoencoderTiny(**widths, **blocks).save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_batches_that_are_not_finite_are_skipped_or_end_the_training(tmp_path, images, monkeypatch):
+    """A rate of 1e30 makes the second step's loss overflow; the last checkpoint is that of the first step."""
+    wild = replace(TRAIN, learning_rate=1e30, checkpoint_every=1, grad_clip=0)
+    with pytest.raises(Diverged, match="step 2: loss .*whose 4 images are finite.*autoencoder.train.on_nonfinite"):
+        run(tmp_path / "stop", images, wild)
+    with pytest.raises(Diverged, match="rolling back to step 1 did not help"):
+        run(tmp_path / "skip", images, replace(wild, on_nonfinite="skip", max_skipped=1))
+    messages = run(tmp_path / "fine", images, replace(TRAIN, on_nonfinite="skip", dtype="tf32"))
+    assert [message.text for message in messages if isinstance(message, Notice)] == [
+        "autoencoder.train.dtype = 'tf32': this CPU has no TF32, so training goes on in float32"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"perceptual_weight": 1.0}, "perceptual_weight: found 1.0 without perceptual_network"),
+        ({"adversarial_start": 5}, "adversarial_start: found 5 without adversarial_weight"),
+        ({"adversarial_weight": 0.5, "accumulation_steps": 2}, "accumulation_steps: found 2 with adversarial_weight"),
+        ({"decoder_only": True}, "decoder_only: found true without start"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, error):
+    with pytest.raises(InvalidInput, match=error):
+        replace(TRAIN, **settings)
+
+
+def test_crops_must_fit_the_images_and_the_latents():
+    replace(TRAIN, crop=12).check_image_size(16)
+    with pytest.raises(InvalidInput, match="crop: found 18, expected at most images.size = 16"):
+        replace(TRAIN, crop=18).check_image_size(16)
+    with pytest.raises(InvalidInput, match="crop: found 9, expected a multiple of .*downsample = 2"):
+        replace(TRAIN, crop=9).check_image_size(16)

@@ -1,0 +1,61 @@
+"""Files of images: any row is read from any file, in memory that does not grow with the number of images."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_images import image_rows
+
+from pipelines.training import image_files
+from raydit.errors import StorageFailed
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_rows_are_those_of_all_files_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, "MAX_OPEN_FILES", 2)
+    images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
+    rows = image_rows(tmp_path, images[:2], images[2:2], images[2:3], images[3:], size=4)
+    order = np.random.default_rng(1).permutation(np.repeat(np.arange(9), 3))
+    assert len(rows) == 9 and np.array_equal(rows.read(order), images[order])
+    assert rows.read([]).shape == (0, 4, 4, 3)
+
+
+def test_a_file_that_was_cut_off_is_named(tmp_path):
+    rows = image_rows(tmp_path, np.zeros((2, 4, 4, 3), np.uint8), size=4)
+    (tmp_path / "0.u8").write_bytes(b"\0" * 90)
+    rows.read([0])
+    with pytest.raises(StorageFailed, match="0.u8 ends before the image at byte 48"):
+        rows.read([1])
+
+
+PEAK_AFTER_AN_EPOCH = """
+import resource, sys, tempfile
+from pathlib import Path
+import numpy as np
+from tiny_images import image_rows
+from pipelines.training.batches import image_batches, prefetch
+from pipelines.training.order import WorkerShare
+count = int(sys.argv[1])
+block = np.random.default_rng(0).integers(0, 256, (1000, 32, 32, 3), dtype=np.uint8)
+with tempfile.TemporaryDirectory() as folder:
+    rows = image_rows(Path(folder), *[block] * (count // 1000), size=32)
+    share = WorkerShare(0, 1, 250)
+    draws = {"latent_shape": (4, 8, 8), "seed": 0, "random": "counter"}
+    batches = prefetch(image_batches(rows, share=share, first_batch=0, **draws))
+    for _ in range(count // 250):
+        next(batches)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_as_large_for_100000_images_as_for_10000():
+    def peak(count):
+        path = f"{ROOT}:{ROOT / 'tests'}"
+        command = [sys.executable, "-c", PEAK_AFTER_AN_EPOCH, str(count)]
+        return int(subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, check=True).stdout)
+
+    assert peak(100_000) < 1.05 * peak(10_000)
