@@ -85,7 +85,7 @@ def test_words_that_may_be_paths_are_found_and_can_be_changed():
 
 def test_what_a_command_would_refuse_is_refused_when_it_is_read():
     for text, message in {
-        "trian x": "found raydit trian, expected one of autoencoder, clean, compare",
+        "trian x": "found raydit trian, expected one of autoencoder, autoencoders, clean",
         "reference": "found raydit reference, expected one of build",
         "run": "Missing argument",
         "run a.toml --num-sample 3": "No such option",
