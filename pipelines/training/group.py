@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +26,7 @@ from pipelines.training.messages import (
     Saved,
     Validated,
     receive_messages,
+    start_mailbox,
 )
 from pipelines.training.worker import Worker
 from raydit.errors import RayditError, WorkersDied
@@ -68,10 +70,12 @@ def run_workers(
     import ray
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    from ray.train import TrainingFailedError
+    with ThreadPoolExecutor(1, thread_name_prefix="mailbox") as pool:
+        started = pool.submit(start_mailbox)  # while this process imports
+        from ray.train import TrainingFailedError
 
-    from pipelines.training.rendezvous import torch_group
-    from pipelines.training.trainer import GroupTrainer
+        from pipelines.training.rendezvous import torch_group
+        from pipelines.training.trainer import GroupTrainer
 
     restarts, request = 0, signals.StopRequest()
     stop = GroupStop(request)
@@ -91,7 +95,7 @@ def run_workers(
     with (
         signals.stop_on_signal(request),
         torch_group(workers) as group_config,
-        receive_messages(receive) as mailbox,
+        receive_messages(receive, started.result()) as mailbox,
         stop.watching(mailbox),
     ):
         # Put aside, because the controller would import the modules of function and settings, and torch with them.

@@ -104,16 +104,17 @@ class MailboxQuestion:
 
 
 @contextmanager
-def receive_messages(on_message: Callable[[Message], None]) -> Iterator[Any]:
+def receive_messages(on_message: Callable[[Message], None], mailbox: Any = None) -> Iterator[Any]:
     """Start a Mailbox, yield its actor handle, and call `on_message` with its messages in a thread of this process.
 
+    mailbox: handle of one that `start_mailbox` has started already, which is used instead.
     The actor runs on this process's node, so that losing another node loses no message. An error of `on_message` is
     logged at once and raised at the end, so that training and later messages are not held up. Raises WorkersDied at
     the end if the actor died.
     """
     import ray
 
-    mailbox = start_mailbox()
+    mailbox = mailbox or start_mailbox()
     ended, closing = threading.Event(), threading.Event()
     errors: list[Exception] = []
 
