@@ -39,6 +39,9 @@ def compile_network(network: nn.Module, backend: str | Callable[..., Any] = "ind
 
 
 def repeated_blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the modules in a network's lists, and others of the same classes, such as the middle block of a U-ViT."""
-    kinds = {type(block) for child in network.children() if isinstance(child, nn.ModuleList) for block in child}
+    """Return the modules in a network's lists, and others of the same classes, such as the middle block of a U-ViT.
+
+    The blocks of a DiT's wide head are a list, and a kind, of their own.
+    """
+    kinds = {type(block) for blocks in network.modules() if isinstance(blocks, nn.ModuleList) for block in blocks}
     return [module for module in network.modules() if type(module) in kinds]

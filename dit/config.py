@@ -3,12 +3,11 @@
 Imports no torch, so that recipes are validated without its start-up time.
 """
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from dit.config_bounds import check_sizes, check_types
+from dit.config_bounds import check_choices, check_sizes, check_types, check_wide_head, nearest_name
 from dit.field_names import with_recorded_names
 from raydit.errors import InvalidInput
 
@@ -35,6 +34,9 @@ TIMESTEP_FREQUENCIES = 256
 
 NORM_EPS = 1e-6
 """Epsilon of DiT's normalisation layers."""
+
+HEAD_ATTENTION_WIDTH = 128
+"""Width of the attention heads of a wide head: its source divides 2048 by 16. A narrower wide head has a single one."""
 
 MODEL_SIZES: dict[str, dict[str, int]] = {
     "S": {"depth": 12, "hidden_size": 384, "num_heads": 6},
@@ -108,25 +110,14 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if isinstance(self.input_size, list):  # JSON and TOML have no tuples
             object.__setattr__(self, "input_size", tuple(self.input_size))
-        self._check_ranges()
+        check_types(self)
+        check_sizes(self)
         height, width = self.latent_size
         if height % self.patch_size or width % self.patch_size:
             raise InvalidInput(
                 f"input_size is {height}x{width}",
                 f"both sides to be multiples of patch_size = {self.patch_size}",
                 "choose another patch_size or another image size",
-            )
-
-    def _check_ranges(self) -> None:
-        check_types(self)
-        check_sizes(self)
-        if self.num_classes < 0:
-            raise InvalidInput(f"num_classes is {self.num_classes}", "0 or more", "use 0 for an unconditional model")
-        if not 0 <= self.class_dropout_prob < 1:
-            raise InvalidInput(
-                f"condition_dropout_prob is {self.class_dropout_prob}",
-                "a number in [0, 1)",
-                "use 0.1 as in the paper, or 0 for a model that is not going to be guided",
             )
 
     def _check_width(self, multiple: int, reason: str) -> None:
@@ -136,12 +127,6 @@ class TransformerConfig:
                 f"a multiple of num_heads = {self.num_heads} and of {multiple} ({reason})",
                 "change hidden_size or num_heads",
             )
-
-    def _check_choices(self, **choices: Any) -> None:
-        for name, literal in choices.items():
-            found, known = getattr(self, name), get_args(literal)
-            if found not in known:
-                raise InvalidInput(f"{name} is {found!r}", f"one of {', '.join(known)}", _suggestion(found, known))
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -200,9 +185,9 @@ class TransformerConfig:
 class DiTConfig(TransformerConfig):
     """Configuration of a diffusion transformer; the defaults are DiT-XL/2 on 256 px ImageNet latents.
 
-    Source: Peebles & Xie 2022 (https://arxiv.org/abs/2212.09748). The defaults of the last six fields are the paper's.
-    Four of them are later refinements, which change the paper's numbers; the last two are the points in which
-    diffusers differs from the official code.
+    Source: Peebles & Xie 2022 (https://arxiv.org/abs/2212.09748). The defaults of the last eight fields are those of
+    the paper. The first four and the last two of them are later refinements, which change the paper's numbers; the two
+    between are the points in which diffusers differs from the official code.
     """
 
     architecture: Literal["dit"] = "dit"
@@ -225,11 +210,15 @@ keeps the number of parameters."""
     """Frequencies of the timestep embedding: 0 as in the official code, 1 as in diffusers' DiT."""
     mlp_norm_eps: float = NORM_EPS
     """Epsilon of the layer norm before each MLP of an adaLN-Zero model; 1e-5 in most DiT pipelines of diffusers."""
+    head_width: int | None = None
+    """Width of a wide head after the blocks (`dit.layers.head`, https://arxiv.org/abs/2510.11690); None for no head."""
+    head_depth: int | None = None
+    """Number of blocks of the wide head, 2 in its source; None for no head."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choices(
-            architecture=Literal["dit"], conditioning=Conditioning, norm=Norm, mlp=Mlp, position=Position
+        check_choices(
+            self, architecture=Literal["dit"], conditioning=Conditioning, norm=Norm, mlp=Mlp, position=Position
         )
         self._check_width(4, "two sines and two cosines per position")
         if self.timestep_frequency_shift not in get_args(FrequencyShift):
@@ -251,6 +240,17 @@ keeps the number of parameters."""
                 "a head width that is a multiple of 4, which gives each axis pairs of entries to rotate",
                 "change num_heads, or use 'sincos'",
             )
+        check_wide_head(self, HEAD_ATTENTION_WIDTH)
+
+    @property
+    def head(self) -> "DiTConfig | None":
+        """The wide head as a DiT of its own width and depth, of which it has patches, blocks and final layer."""
+        if self.head_width is None or self.head_depth is None:
+            return None
+        width, heads = self.head_width, max(1, self.head_width // HEAD_ATTENTION_WIDTH)
+        return replace(
+            self, hidden_size=width, depth=self.head_depth, num_heads=heads, head_width=None, head_depth=None
+        )
 
     @property
     def mlp_size(self) -> int:
@@ -285,7 +285,7 @@ class UViTConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choices(architecture=Literal["uvit"])
+        check_choices(self, architecture=Literal["uvit"])
         self._check_width(2, "a sine and a cosine per frequency of the timestep")
         if self.depth % 2:
             raise InvalidInput(
@@ -302,7 +302,7 @@ def named_config(name: str, **overrides: Any) -> DiTConfig | UViTConfig:
     """
     known = MODEL_NAMES + UVIT_NAMES
     if name not in known:
-        raise InvalidInput(f"model name is {name!r}", f"one of {', '.join(known)}", _suggestion(name, known))
+        raise InvalidInput(f"model name is {name!r}", f"one of {', '.join(known)}", nearest_name(name, known))
     size, patch = name.removeprefix("U-ViT-").removeprefix("DiT-").split("/")
     if name in UVIT_NAMES:
         return config_from_dict({"architecture": "uvit", **UVIT_SIZES[size], "patch_size": int(patch), **overrides})
@@ -320,7 +320,7 @@ def config_from_dict(content: Mapping[str, Any]) -> DiTConfig | UViTConfig:
     architecture = content.get("architecture", "dit")
     if architecture not in known:
         raise InvalidInput(
-            f"architecture is {architecture!r}", f"one of {', '.join(known)}", _suggestion(architecture, tuple(known))
+            f"architecture is {architecture!r}", f"one of {', '.join(known)}", nearest_name(architecture, tuple(known))
         )
     config = known[architecture]
     names = tuple(field.name for field in fields(config))
@@ -329,11 +329,14 @@ def config_from_dict(content: Mapping[str, Any]) -> DiTConfig | UViTConfig:
             raise InvalidInput(
                 f"{name} is not a field of a {architecture} model",
                 f"one of {', '.join(names)}",
-                _suggestion(name, names, cutoff=0.6),
+                nearest_name(name, names, cutoff=0.6),
             )
     return config(**content)
 
 
-def _suggestion(name: str, known: tuple[str, ...], cutoff: float = 0.4) -> str:
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=cutoff)
-    return f"choose one of them; did you mean {nearest[0]!r}?" if nearest else "choose one of them"
+def recorded_fields(config: DiTConfig | UViTConfig) -> dict[str, Any]:
+    """Return a configuration as checkpoints record it, from which `config_from_dict` builds it again.
+
+    Fields that are None are left out, so that a model without them is recorded as it was before there were any.
+    """
+    return {name: value for name, value in asdict(config).items() if value is not None}

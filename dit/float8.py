@@ -36,9 +36,12 @@ first. And it sets the scale of every norm of its image, where an error moves al
 
 
 def require_float8_shapes(model: DiTConfig | UViTConfig) -> None:
-    """Raise InvalidInput if a model's widths do not fit float8 products."""
-    for name in ("hidden_size", "mlp_size"):
-        width = getattr(model, name)
+    """Raise InvalidInput if a model's widths, those of its wide head included, do not fit float8 products."""
+    widths = {"hidden_size": model.hidden_size, "mlp_size": model.mlp_size}
+    head = model.head if isinstance(model, DiTConfig) else None
+    if head is not None:
+        widths |= {"head_width": head.hidden_size, "mlp_size of the head": head.mlp_size}
+    for name, width in widths.items():
         if width % ALIGNMENT:
             raise InvalidInput(
                 f"train.matmul: found 'float8' with a model of {name} = {width}",
@@ -103,9 +106,9 @@ def use_float8(network: "DiT | UViT", *, emulate: bool = False) -> None:
 def float8_layers(network: "nn.Module") -> "dict[str, nn.Linear]":
     """Return the layers that compute in float8, by name: the linear layers of blocks that every token passes.
 
-    These are the products of attention and MLP, and of a U-ViT's skips: 99.8% of the FLOPs of all linear layers of
-    DiT-XL/2. Embeddings and the last layer stay in bfloat16: they are narrow, and errors in them are errors of the
-    input and the output.
+    These are the products of attention and MLP, of a U-ViT's skips, and of the modulation of each token in a wide head:
+    99.8% of the FLOPs of all linear layers of DiT-XL/2. Embeddings and the last layer stay in bfloat16: they are
+    narrow, and errors in them are errors of the input and the output.
     """
     from torch import nn
 

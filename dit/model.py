@@ -4,14 +4,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dit.conditions import LabelsOrConditions
 from dit.config import MODEL_NAMES, DiTConfig, UViTConfig, named_config
 from dit.layers.attention import rotation_table
 from dit.layers.blocks import AdaLNBlock, AdaLNZeroBlock, CrossAttentionBlock, FinalLayer, InContextBlock
 from dit.layers.embeddings import LabelEmbedder, PatchEmbed, TimestepEmbedder, position_embedding, unpatchify
+from dit.layers.head import HeadFinalLayer, WideHead
 from dit.layers.inputs import check_inputs
+from dit.layers.recomputation import run_blocks
 from dit.uvit import UViT
 
 __all__ = ["MODEL_NAMES", "DiT", "DiTConfig", "build_model", "create_model", "meta_state"]
@@ -49,6 +50,8 @@ class DiT(nn.Module):
     Parameters of the adaLN-Zero model have the names of the official checkpoints. The model does not drop labels:
     training batches contain the null class where a label is dropped, as a function of (seed, step, position), so that
     labels do not depend on the number of workers.
+
+    With head_width, a wide head (`dit.layers.head`) stands between the blocks and the final layer.
     """
 
     rotation: Tensor | None
@@ -70,7 +73,8 @@ class DiT(nn.Module):
         self.register_buffer("rotation", rotation, persistent=False)
         block = BLOCKS[config.conditioning]
         self.blocks = nn.ModuleList(block(config) for _ in range(config.depth))
-        self.final_layer = FinalLayer(config)
+        self.head = None if config.head is None else WideHead(config.head, width)
+        self.final_layer = FinalLayer(config) if config.head is None else HeadFinalLayer(config.head)
         self.initialize_weights()
 
     @property
@@ -87,18 +91,19 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        patch = self.x_embedder.proj
-        nn.init.xavier_uniform_(patch.weight.view(patch.out_channels, -1))
-        assert patch.bias is not None, "the patch projection has a bias"
-        nn.init.zeros_(patch.bias)
+        for embedder in (self.x_embedder, *([] if self.head is None else [self.head.x_embedder])):
+            patch = embedder.proj
+            nn.init.xavier_uniform_(patch.weight.view(patch.out_channels, -1))
+            assert patch.bias is not None, "the patch projection has a bias"
+            nn.init.zeros_(patch.bias)
         for layer in self.t_embedder.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
         if self.y_embedder is not None:
             nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        modulations = [getattr(m, "adaLN_modulation", None) for m in (*self.blocks, self.final_layer)]
-        zeros = [self.final_layer.linear, *(m[1] for m in modulations if m is not None)]
-        for layer in zeros:
+        modules = dict(self.named_modules())
+        modulations = [modules[name] for name in modules if name.endswith(("adaLN_modulation", "token_modulation"))]
+        for layer in [self.final_layer.linear, *(m[1] for m in modulations)]:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -125,11 +130,9 @@ class DiT(nn.Module):
             c = torch.stack(conditions, dim=1)  # (N, S, D)
         if self.config.conditioning == "in_context":
             tokens = torch.cat([c, tokens], dim=1)  # (N, S + T, D)
-        for block in self.blocks:
-            if self.config.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, c, self.rotation, use_reentrant=False)
-            else:
-                tokens = block(tokens, c, self.rotation)
+        tokens = run_blocks(self.blocks, tokens, c, self.rotation, recompute=self.config.gradient_checkpointing)
         tokens = tokens[:, -self.config.num_tokens :]
+        if self.head is not None:
+            tokens, c = self.head(x, tokens, c)  # each (N, T, head_width)
         patches = self.final_layer(tokens, c)  # (N, T, patch * patch * out_channels)
         return unpatchify(patches, self.config.patch_size, self.config.grid_size)

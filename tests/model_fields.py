@@ -10,6 +10,11 @@ DITS = {
     "mlp": st.sampled_from(["gelu", "swiglu"]),
     "position": st.sampled_from(["sincos", "rope"]),
 }
+WIDE_HEADS = DITS | {
+    "conditioning": st.just("adaln_zero"),
+    "head_width": st.sampled_from([20, 128, 256]),
+    "head_depth": st.integers(1, 2),
+}
 UVITS = {
     "architecture": st.just("uvit"),
     "qkv_bias": st.booleans(),

@@ -134,6 +134,7 @@ def check_expressible(config: DiTConfig | UViTConfig, objective: Mapping[str, An
         "norm": (config.norm, "layer"),
         "mlp": (config.mlp, "gelu"),
         "position": (config.position, "sincos"),
+        "head_width": (config.head_width, None),
         "MLP width": (config.mlp_size, 4 * config.hidden_size),
         "width of the latents": (config.latent_size[1], config.latent_size[0]),
         "num_timesteps": (objective.get("num_timesteps", 1000), 1000),

@@ -4,10 +4,10 @@ Imports no torch.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from_dict
+from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from_dict, recorded_fields
 from raydit import __version__
 
 if TYPE_CHECKING:
@@ -151,14 +151,19 @@ class CheckpointRecord:
 
 
 def model_label(model: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> str:
-    """Return a model in a few words: "DiT-S/2", or without a name in the recipe its dimensions.
+    """Return a model in a few words: "DiT-S/2", or without a name in the recipe its dimensions; and its wide head.
 
     model: fields of its configuration, as recorded. recipe: the resolved recipe; None if it is unknown.
     """
-    if name := ((recipe or {}).get("model") or {}).get("name"):
-        return name
     sizes = {"width": "hidden_size", "depth": "depth", "patch": "patch_size"}
-    return ", ".join(["transformer", *(f"{word} {model[field]}" for word, field in sizes.items() if field in model)])
+    words = ["transformer", *(f"{word} {model[field]}" for word, field in sizes.items() if field in model)]
+    name = ((recipe or {}).get("model") or {}).get("name")
+    return (name or ", ".join(words)) + head_label(model.get("head_width"), model.get("head_depth"))
+
+
+def head_label(width: int | None, depth: int | None) -> str:
+    """Return the words about a wide head that follow the name of a model: nothing for a model without one."""
+    return "" if width is None else f" with a head of width {width} and depth {depth}"
 
 
 def describe_checkpoint(
@@ -178,7 +183,7 @@ def describe_checkpoint(
     autoencoder: id, and the fields that `dit.autoencoder.describe_autoencoder` returns. further: more fields.
     """
     return {
-        "model": asdict(model),
+        "model": recorded_fields(model),
         "objective": dict(objective),
         "autoencoder": dict(autoencoder),
         "preprocessing": preprocessing,

@@ -68,7 +68,7 @@ def norm_layer(config: DiTConfig, affine: bool, eps: float = NORM_EPS) -> nn.Mod
 
 
 def modulation(hidden_size: int, num_vectors: int) -> nn.Sequential:
-    """Build the map from a condition (N, D) to shifts, scales and gates, concatenated: (N, num_vectors * D)."""
+    """Build the map from a condition (..., D) to shifts, scales and gates, concatenated: (..., num_vectors * D)."""
     return nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, num_vectors * hidden_size))
 
 

@@ -32,7 +32,7 @@ PositiveInt = Annotated[int, Gt(0)]
 DIMENSIONS = ("patch_size", "hidden_size", "depth", "num_heads")
 """Fields that describe a model without a name; a recipe sets all four, or none."""
 
-REFINEMENTS = ("qk_norm", "norm", "mlp", "position", "timestep_frequency_shift")
+REFINEMENTS = ("qk_norm", "norm", "mlp", "position", "timestep_frequency_shift", "head_width", "head_depth")
 """Fields in which a recipe's DiT may differ from the paper's."""
 
 
@@ -69,6 +69,11 @@ class ModelConfig:
     """DiT only: how positions of patches are encoded; "sincos" when left out, as in the paper."""
     timestep_frequency_shift: FrequencyShift | None = None
     """DiT only: 1 for a model that diffusers runs without any of our code; 0 when left out, as in the official code."""
+    head_width: PositiveInt | None = None
+    """DiT only: width of a wide head after the blocks, for latents of more channels than hidden_size (arXiv 2510.11690,
+    with 2048 and head_depth = 2 for 768 channels); a multiple of 128, or of 4 below. No head when left out."""
+    head_depth: PositiveInt | None = None
+    """DiT only: number of blocks of the wide head, with head_width. No head when left out."""
 
     def __post_init__(self) -> None:
         dimensions = self._dimensions()

@@ -64,7 +64,7 @@ def train_memory(model: DiTConfig | UViTConfig, settings: TrainConfig) -> Memory
     model = replace(model, gradient_checkpointing=settings.gradient_checkpointing)
     counts = count_parameters(model)
     shards = settings.most_workers if settings.strategy == "fsdp" else 1
-    gathered = FLOAT32 * (counts.total - (model.depth - 3) * counts.block) if shards > 1 else 0
+    gathered = FLOAT32 * min(counts.total, counts.total - counts.blocks + 3 * counts.block) if shards > 1 else 0
     # Autocast keeps a copy of every weight until the backward pass is done.
     casts = 2 * counts.trained if settings.dtype == "bfloat16" and not settings.gradient_checkpointing else 0
     return {
@@ -72,7 +72,7 @@ def train_memory(model: DiTConfig | UViTConfig, settings: TrainConfig) -> Memory
         "gradients": FLOAT32 * counts.trained / shards,
         "moments": 2 * FLOAT32 * counts.trained / shards,
         "averages": FLOAT32 * (1 + len(settings.ema_sigma_rels)) * counts.total / shards,
-        "gathered": max(0, gathered),
+        "gathered": gathered,
         "activations": micro_batch_size(settings) * activation_bytes(model, settings.dtype) + casts,
     }
 
@@ -91,11 +91,29 @@ def activation_bytes(model: DiTConfig | UViTConfig, dtype: str = "float32") -> f
     tokens = model.num_tokens
     if isinstance(model, UViTConfig) or model.conditioning == "in_context":
         tokens += model.num_conditions
-    residuals = (model.depth + 3) * tokens * model.hidden_size * FLOAT32
+    residuals: float = (model.depth + 3) * tokens * model.hidden_size * FLOAT32
     block = tokens * _block_bytes_per_token(model, NUMBER_BYTES[dtype])
     blocks = model.depth + 1 if isinstance(model, UViTConfig) else model.depth
+    head = None if isinstance(model, UViTConfig) else model.head
+    largest, all_blocks = block, blocks * block
+    if head is not None:
+        head_block = tokens * _head_block_bytes_per_token(head, NUMBER_BYTES[dtype])
+        residuals += tokens * _head_end_bytes_per_token(head, model.hidden_size, NUMBER_BYTES[dtype])
+        largest, all_blocks = max(block, head_block), all_blocks + head.depth * head_block
     # Gradient checkpointing keeps the blocks' inputs and recomputes one block at a time.
-    return residuals + (block if model.gradient_checkpointing else blocks * block)
+    return residuals + (largest if model.gradient_checkpointing else all_blocks)
+
+
+def _head_block_bytes_per_token(head: DiTConfig, size: int) -> float:
+    """Return what a block of a wide head keeps per token besides its input: also the vectors that modulate it."""
+    # Its condition after SiLU, which each block computes anew, and shifts, scales and gates.
+    return _block_bytes_per_token(head, size) + (size + 6 * size) * head.hidden_size
+
+
+def _head_end_bytes_per_token(head: DiTConfig, trunk_width: int, size: int) -> float:
+    """Return what a wide head keeps per token outside of what its blocks keep besides their inputs."""
+    width = head.hidden_size
+    return (head.depth + 2) * FLOAT32 * width + (FLOAT32 + size) * trunk_width + 4 * size * width
 
 
 def _block_bytes_per_token(model: DiTConfig | UViTConfig, size: int) -> float:
@@ -123,7 +141,12 @@ def sampling_bytes(model: DiTConfig | UViTConfig, dtype: str = "float32") -> flo
     dtype: the dtype of autocast. The residual stream and the norms' outputs stay float32.
     """
     block = NUMBER_BYTES[dtype] * (4 * model.hidden_size + 2 * model.mlp_size)
-    return model.num_tokens * (2 * FLOAT32 * model.hidden_size + block)
+    trunk = model.num_tokens * (2 * FLOAT32 * model.hidden_size + block)
+    head = None if isinstance(model, UViTConfig) else model.head
+    if head is None:
+        return trunk
+    modulated = (1 + 6) * NUMBER_BYTES[dtype] * head.hidden_size  # the condition, and what modulates a block's tokens
+    return max(trunk, sampling_bytes(head, dtype) + model.num_tokens * modulated)
 
 
 def suggest_smaller(section: str, settings: StageConfig, networks: Networks, cluster: Cluster) -> str:

@@ -110,6 +110,8 @@ class ParameterCounts(NamedTuple):
     """Position tables, which checkpoints hold and training does not change."""
     block: int
     """Parameters of the largest block, which FSDP gathers at once."""
+    blocks: int
+    """Parameters of all blocks."""
 
     @property
     def total(self) -> int:
@@ -123,27 +125,48 @@ def count_parameters(model: DiTConfig | UViTConfig) -> ParameterCounts:
 
 
 def _dit_parameters(model: DiTConfig) -> ParameterCounts:
-    width, hidden, patch = model.hidden_size, model.mlp_size, model.patch_size**2
+    width, patch = model.hidden_size, model.patch_size**2
     norm = width if model.norm == "rms" else 2 * width
-    attention = _linear(width, 4 * width) + (2 * model.head_size if model.qk_norm else 0)
-    mlp = _linear(width, 2 * hidden if model.mlp == "swiglu" else hidden) + _linear(hidden, width)
+    attention = _attention(model)
     conditioning = {
         "adaln_zero": _linear(width, 6 * width),
         "adaln": _linear(width, 4 * width),
         "cross_attention": attention + 3 * norm,
         "in_context": 2 * norm,
     }[model.conditioning]
-    block = attention + mlp + conditioning
+    block = attention + _feed_forward(model) + conditioning
+    blocks = model.depth * block
+    head = model.head or model  # has the final layer
+    if model.head is not None:
+        head_block = _attention(head) + _feed_forward(head) + _linear(head.hidden_size, 6 * head.hidden_size)
+        blocks, block = blocks + head.depth * head_block, max(block, head_block)
     trained = (
         _linear(patch * model.in_channels, width)
         + _linear(TIMESTEP_FREQUENCIES, width)
         + _linear(width, width)
         + model.num_labels * width
-        + model.depth * block
-        + _linear(width, patch * model.out_channels)
-        + (_linear(width, 2 * width) if model.conditioning in ("adaln_zero", "adaln") else norm)
+        + blocks
+        + (_wide_head_ends(head, width) if model.head is not None else 0)
+        + _linear(head.hidden_size, patch * model.out_channels)
+        + (_linear(head.hidden_size, 2 * head.hidden_size) if model.conditioning in ("adaln_zero", "adaln") else norm)
     )
-    return ParameterCounts(trained, 0 if model.position == "rope" else model.num_tokens * width, block)
+    return ParameterCounts(trained, 0 if model.position == "rope" else model.num_tokens * width, block, blocks)
+
+
+def _attention(model: DiTConfig) -> int:
+    return _linear(model.hidden_size, 4 * model.hidden_size) + (2 * model.head_size if model.qk_norm else 0)
+
+
+def _feed_forward(model: DiTConfig) -> int:
+    hidden = model.mlp_size
+    return _linear(model.hidden_size, 2 * hidden if model.mlp == "swiglu" else hidden) + _linear(
+        hidden, model.hidden_size
+    )
+
+
+def _wide_head_ends(head: DiTConfig, trunk_width: int) -> int:
+    """Return the parameters of a wide head before its blocks: the embedding of patches, and the trunk's projection."""
+    return _linear(head.patch_size**2 * head.in_channels, head.hidden_size) + _linear(trunk_width, head.hidden_size)
 
 
 def _uvit_parameters(model: UViTConfig) -> ParameterCounts:
@@ -152,17 +175,17 @@ def _uvit_parameters(model: UViTConfig) -> ParameterCounts:
     qkv = _linear(width, 3 * width) if model.qkv_bias else 3 * width**2
     block = 4 * width + qkv + _linear(width, width) + _linear(width, hidden) + _linear(hidden, width)
     skip = _linear(2 * width, width)
+    blocks = (model.depth + 1) * block + model.depth // 2 * skip
     trained = (
         _linear(patch, width)
         + (_linear(width, 4 * width) + _linear(4 * width, width) if model.mlp_time_embed else 0)
         + (model.num_labels + model.num_conditions + model.num_tokens) * width
-        + (model.depth + 1) * block
-        + model.depth // 2 * skip
+        + blocks
         + 2 * width
         + _linear(width, patch)
         + (9 * channels**2 + channels if model.final_conv else 0)
     )
-    return ParameterCounts(trained, 0, block + skip)
+    return ParameterCounts(trained, 0, block + skip, blocks)
 
 
 def _linear(inputs: int, outputs: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dit.config import DiTConfig, UViTConfig
+from dit.formats.record import head_label
 from pipelines.config.recipe import Recipe
 from pipelines.latents.schema import moments_bytes
 from pipelines.planning.hardware import Cluster, StageConfig, fit_workers
@@ -121,11 +122,12 @@ def make_plan(
     model = networks.model
     moments_shape = (networks.moments_channels, *model.latent_size)
     family = "U-ViT" if isinstance(model, UViTConfig) else "DiT"
+    label = config.model.name or f"{family} of width {model.hidden_size} and depth {model.depth}"
     steps = sorted({*range(train.checkpoint_every, train.steps + 1, train.checkpoint_every), train.steps})
     return Plan(
         name=config.name,
         model=model,
-        model_name=config.model.name or f"{family} of width {model.hidden_size} and depth {model.depth}",
+        model_name=label + head_label(config.model.head_width, config.model.head_depth),
         cluster=cluster,
         images=images,
         stages=stages,

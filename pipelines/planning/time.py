@@ -139,7 +139,8 @@ def step_seconds(model: DiTConfig | UViTConfig, settings: TrainConfig, cluster: 
     accelerator, workers, counts = cluster.accelerator, settings.most_workers, count_parameters(model)
     assert accelerator is not None, "a step on CPU cores takes as long as its arithmetic"
     speed, _ = cluster.speed("train", settings, settings.dtype, settings.compile, model.hidden_size)
-    forward = max(2 * forward_macs(model) * settings.global_batch_size / speed, model.depth * MIN_BLOCK_SECONDS)
+    blocks = model.depth + (0 if isinstance(model, UViTConfig) else model.head_depth or 0)
+    forward = max(2 * forward_macs(model) * settings.global_batch_size / speed, blocks * MIN_BLOCK_SECONDS)
     # A ring all-reduce moves 2 (n - 1) / n of the gradients; FSDP gathers weights twice and scatters gradients once.
     fsdp, per_node = settings.strategy == "fsdp", min(cluster.count, NODE_DEVICES)
     moved = (3 if fsdp else 2) * (workers - 1) / workers * FLOAT32 * counts.trained

@@ -243,6 +243,7 @@ def test_an_autoencoder_that_cannot_absorb_its_scale_is_refused(tmp_path):
         (DiTConfig(norm="rms"), {}, "norm = 'rms', expected 'layer'"),
         (DiTConfig(mlp="swiglu"), {}, "mlp = 'swiglu', expected 'gelu'"),
         (DiTConfig(position="rope", hidden_size=1024), {}, "position = 'rope', expected 'sincos'"),
+        (DiTConfig(head_width=2048, head_depth=2), {}, "head_width = 2048, expected None"),
         (DiTConfig(mlp_ratio=2.0), {}, "MLP width = 2304, expected 4608"),
         (DiTConfig(input_size=(16, 32)), {}, "width of the latents = 32, expected 16"),
         (DiTConfig(num_classes=1001), {}, "found 1001 classes, expected at most 1000"),

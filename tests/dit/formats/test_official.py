@@ -221,6 +221,7 @@ def test_existing_files_are_never_overwritten(imported, small_model, save_model,
         ({"position": "rope"}, "position is 'rope', .* expected 'sincos', which"),
         ({"timestep_frequency_shift": 1}, "timestep_frequency_shift is 1, .* expected 0, which"),
         ({"mlp_norm_eps": 1e-5}, "mlp_norm_eps is 1e-05, .* expected 1e-06, which"),
+        ({"head_width": 32, "head_depth": 1}, "head_width is 32, .* expected None, which"),
         ({"architecture": "uvit"}, "first_timestep is 0, .* expected 1, which"),
     ],
 )

@@ -40,7 +40,7 @@ def test_without_options_it_is_the_papers_dit():
 
 
 def test_the_refinements_of_dit_are_taken():
-    options = {"qk_norm": True, "norm": "rms", "mlp": "swiglu", "position": "rope"}
+    options = {"qk_norm": True, "norm": "rms", "mlp": "swiglu", "position": "rope", "head_width": 128, "head_depth": 2}
     assert network({**SIZES, **options}) == DiTConfig(**LATENTS, **SIZES, **options, learn_sigma=False)
     assert network({"name": "DiT-S/2", "mlp": "swiglu"}) == named_config(
         "DiT-S/2", **LATENTS, mlp="swiglu", learn_sigma=False
@@ -70,6 +70,13 @@ def test_options_left_out_make_no_other_artifact_of_an_earlier_training():
             "model.name",
             "together with architecture = 'dit', expected only one",
         ),
+        (
+            {"name": "U-ViT-S/2", "head_width": 128, "head_depth": 1},
+            "model.head_width",
+            "U-ViT, which has no head_width",
+        ),
+        ({**SIZES, "head_width": 128}, "model.head_width", "is 128 without head_depth, expected both"),
+        ({**SIZES, "head_width": 0, "head_depth": 1}, "model.head_width", "found 0"),
         ({"name": "U-ViT-S2"}, "model", "did you mean 'U-ViT-S/2'?"),
         ({**SIZES, "architecture": "uvit", "depth": 3}, "model.depth", "is 3, expected an even number"),
         ({**SIZES, "num_heads": 16, "position": "rope"}, "model.position", "heads of width 2"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_fields import DITS, SHAPES, SMALL, UVITS
+from model_fields import DITS, SHAPES, SMALL, UVITS, WIDE_HEADS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -25,7 +25,7 @@ GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "dit_param_counts.json
 
 
 @settings(max_examples=40, deadline=None)
-@given(fields=st.fixed_dictionaries(SHAPES | DITS) | st.fixed_dictionaries(SHAPES | UVITS))
+@given(fields=st.one_of(st.fixed_dictionaries(SHAPES | kind) for kind in (DITS, WIDE_HEADS, UVITS)))
 def test_the_closed_form_counts_the_networks_parameters(fields):
     config = config_from_dict(fields)
     network, counts = build_model(config), count_parameters(config)
@@ -72,6 +72,7 @@ def saved_bytes(network, config, images, dtype):
         {"qk_norm": True},
         {"position": "rope"},
         {"norm": "rms"},
+        {"head_width": 256, "head_depth": 2},
         {"architecture": "uvit"},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())) or "paper",
@@ -104,7 +105,11 @@ def storages(values):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("fields", [{}, {"conditioning": "cross_attention"}, {"architecture": "uvit"}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"conditioning": "cross_attention"}, {"head_width": 256, "head_depth": 2}, {"architecture": "uvit"}],
+    ids=str,
+)
 def test_the_peak_of_a_pass_without_gradients_is_near_the_closed_form(fields, dtype):
     config = config_from_dict(SMALL | fields)
     model = in_dtype(build_model(config).eval(), dtype)
