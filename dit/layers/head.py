@@ -1,14 +1,14 @@
 """A wide, shallow head after the blocks of a diffusion transformer, for latents of many channels.
 
-From the source, DiT^DH of Zheng et al. 2025 (https://arxiv.org/abs/2510.11690, section 5), after the decoder of DDT
-(https://arxiv.org/abs/2504.05741): the deep and narrow trunk no longer predicts. Its output conditions each token of a
-second transformer, which embeds the noised latents anew; the source has two blocks of width 2048, so that a token is
-wider than the 768 channels of the latents, at 2 * 18 * 2048^2 more parameters. Attention heads are 128 wide.
+Source: DiT^DH of Zheng et al. 2025 (https://arxiv.org/abs/2510.11690), after the decoder of DDT (Wang et al. 2025,
+https://arxiv.org/abs/2504.05741). The deep, narrow trunk no longer predicts. Its output conditions each token of a
+second transformer, which embeds the noised latents anew, through SiLU and a linear layer. The source has two blocks of
+width 2048, so that a token is wider than the 768 channels of the latents, with attention heads of width 128;
+modulations are zero at the start, as in adaLN-Zero, so that the model predicts zero then.
 
-Ours: the condition of a token is the trunk's token plus the sum of timestep and label embeddings, as the trunk's
-own blocks have it (the source adds the timestep alone, as its trunk knows the label); positions are the model's, in
-the head as in the trunk, sine-cosine or rotary, without parameters; and the official code's initialisation of
-adaLN-Zero holds for the head, so that a model with one predicts zero at the start, as a model without one does.
+Where this code differs: the condition of a token is the trunk's token plus the embeddings of timestep and label, as in
+the trunk's blocks; the source adds the timestep alone, because its trunk knows the label. Norms, feed-forward layers
+and positions are those that the configuration chooses for the trunk, and neither kind of positions has parameters here.
 
 Shapes: N images, T tokens, of width D in the trunk and W in the head.
 """
