@@ -5,7 +5,7 @@ torch nor any model, so that a plan can be printed at once.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from raydit.errors import InvalidInput
@@ -54,6 +54,12 @@ METRIC_KINDS = {
 }
 """Every metric by its name. Names, tables, pages and ranking follow from this entry; evaluation.score computes it."""
 
+RATIO = "ratio_"
+"""What the name of a ratio begins with: of a metric of samples to the same metric of as many held-out real images."""
+
+MEAN_RATIO = MetricKind(name="fdr", label="mean ratio of Fréchet distances", higher_is_better=False)
+"""The mean of the ratios of Frechet distances over extractors, which its name does not tell: reports name them."""
+
 
 class MetricName(NamedTuple):
     """The parts of a metric's name."""
@@ -67,9 +73,12 @@ class MetricName(NamedTuple):
 def metric_name(kind: str, extractor: str, num_samples: int) -> str:
     """Return the name of a metric over num_samples images in an extractor's features.
 
-    kind: a key of METRIC_KINDS. With the verified Inception weights fid_50k, fid_infinity_50k, sfid_50k, is_50k and so
-    on; otherwise fd_efficientnet_lite0_1k, fd_infinity_efficientnet_lite0_10k. Raises ValueError for an unknown kind.
+    kind: a key of METRIC_KINDS, or one with ratio_ before it. With the verified Inception weights fid_50k,
+    fid_infinity_50k, sfid_50k, is_50k and so on; otherwise fd_efficientnet_lite0_1k, fd_infinity_efficientnet_lite0_10k.
+    A ratio's name has ratio_ before its metric's: ratio_fid_50k. Raises ValueError for an unknown kind.
     """
+    if kind.startswith(RATIO):
+        return RATIO + metric_name(kind.removeprefix(RATIO), extractor, num_samples)
     if kind not in METRIC_KINDS:
         raise ValueError(f"Found metric kind {kind!r}, expected one of {', '.join(METRIC_KINDS)}. Use one of these.")
     count = format_count(num_samples)
@@ -78,10 +87,15 @@ def metric_name(kind: str, extractor: str, num_samples: int) -> str:
     return f"{kind}_{extractor.replace('-', '_')}_{count}"
 
 
-def parse_metric_name(name: str) -> MetricName:
-    """Split a metric's name into its parts: the inverse of metric_name.
+def mean_ratio_name(num_samples: int) -> str:
+    """Return the name of the mean of several extractors' ratios of Frechet distances: fdr_50k."""
+    return f"{MEAN_RATIO.name}_{format_count(num_samples)}"
 
-    Raises InvalidInput for a name that metric_name does not give.
+
+def parse_metric_name(name: str) -> MetricName:
+    """Split a metric's name into its parts: the inverse of metric_name and mean_ratio_name.
+
+    Raises InvalidInput for a name that neither gives.
     """
     stem, _, count = name.rpartition("_")
     kind = _find_kind(stem)
@@ -91,13 +105,26 @@ def parse_metric_name(name: str) -> MetricName:
 
 
 def is_of_extractor(name: str, extractor: str) -> bool:
-    """Return whether a metric's name is one that metric_name gives with an extractor. Raises as parse_metric_name."""
+    """Return whether a metric's name is one that metric_name gives with an extractor, which a mean ratio's never is.
+
+    Raises as parse_metric_name.
+    """
     parts = parse_metric_name(name)
-    return metric_name(parts.kind.name, extractor, parts.num_samples) == name
+    return parts.kind != MEAN_RATIO and metric_name(parts.kind.name, extractor, parts.num_samples) == name
 
 
 def _find_kind(stem: str) -> MetricKind | None:
-    """Return the kind with this published name, or the one with the longest name that the stem begins with."""
+    """Return the kind of a name without its number of images."""
+    if stem == MEAN_RATIO.name:
+        return MEAN_RATIO
+    if not stem.startswith(RATIO):
+        return _find_metric(stem)
+    kind = _find_metric(stem.removeprefix(RATIO))
+    return replace(kind, name=f"{RATIO}{kind.name}", label=f"{kind.label} / real images'") if kind else None
+
+
+def _find_metric(stem: str) -> MetricKind | None:
+    """Return the metric with this published name, or the one with the longest name that the stem begins with."""
     published = [kind for kind in METRIC_KINDS.values() if stem and kind.published_name == stem]
     by_length = sorted(METRIC_KINDS.values(), key=lambda kind: len(kind.name), reverse=True)
     return next(iter(published + [kind for kind in by_length if f"{stem}_".startswith(f"{kind.name}_")]), None)
