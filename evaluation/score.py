@@ -15,9 +15,10 @@ from evaluation.uncertainty import (
     Measure,
     compute_block_statistics,
     extrapolate,
-    jackknife_error,
     measure_growing_subsets,
+    measure_without_each,
     merge_blocks,
+    spread_error,
 )
 from raydit.errors import InvalidInput
 
@@ -44,6 +45,8 @@ class Score:
     """(N, Frechet distance) of the first N samples in random order, for N of at least twice the feature dimension."""
     missing: dict[str, str] = field(default_factory=dict)
     """Metrics that so few images do not allow, by their names, with the reason."""
+    left_out: dict[str, Array] = field(default_factory=dict)
+    """Frechet distances (K,) without each block of images, by their names, from which errors follow."""
 
 
 def score(
@@ -55,12 +58,14 @@ def score(
     num_samples: int,
     spatial: Array | None = None,
     errors: bool = True,
+    left_out: bool = False,
 ) -> Score:
     """Score exactly num_samples images by their features (N, D), logits (N, K) and, for sFID, spatial (N, 2023).
 
     logits: the logits, or sums to which all of them were added, or None if the extractor has none. extractor: its
     name, which becomes part of the metrics' names; must be the reference's. errors: False leaves out standard errors
-    and the Frechet distance at infinite N, which cost up to nineteen Frechet distances.
+    and the Frechet distance at infinite N, which cost up to nineteen Frechet distances. left_out: fills Score.left_out
+    nevertheless, at ten Frechet distances.
     Generated images and held-out real ones are scored alike: the latter give the real baseline, the best score
     that N images can get. Metrics that the reference does not allow are left out: kernel distance and the manifold
     scores need its features, sFID its mu_s and sigma_s. Raises InvalidInput if the reference has another extractor,
@@ -73,11 +78,11 @@ def score(
             "build a reference with `raydit reference build`, or change evaluate.extractor",
         )
     _check_counts(num_samples, features=features, logits=logits, spatial=spatial)
-    parts = BLOCKS if errors and num_samples >= 2 * BLOCKS else 1
+    parts = BLOCKS if (errors or left_out) and num_samples >= 2 * BLOCKS else 1
     measure, blocks = _distance_to(reference.mu, reference.sigma), compute_block_statistics(features, parts)
     found = {"fd": _estimate(blocks, measure)}
     points, smallest = [], 2 * len(reference.mu)
-    if parts > 1 and num_samples >= smallest:
+    if errors and parts > 1 and num_samples >= smallest:
         points = [*measure_growing_subsets(blocks[:-1], measure, smallest), (num_samples, found["fd"].value)]
     if len(points) >= _MIN_POINTS:
         line = extrapolate(points, found["fd"].error or 0.0)
@@ -92,6 +97,9 @@ def score(
             found["is"] = Estimate(*scores)
         if reference.features is not None:
             found |= _compare_samples(features, reference.features)
+    without_each = {kind: estimate.left_out for kind, estimate in found.items() if estimate.left_out is not None}
+    if not errors:
+        found |= {kind: Estimate(found[kind].value) for kind in without_each}
     missing = {} if reference.features is None else explain_missing(num_samples, len(reference.features))
     names = {kind: metric_name(kind, extractor, num_samples) for kind in (*found, *missing)}
     return Score(
@@ -100,6 +108,7 @@ def score(
         warnings=[*summarize_missing(missing), *_warnings(num_samples, reference)],
         curve=points,
         missing={names[kind]: reason for kind, reason in missing.items()},
+        left_out={names[kind]: values for kind, values in without_each.items()},
     )
 
 
@@ -132,6 +141,8 @@ class Estimate(NamedTuple):
 
     value: float
     error: float | None = None
+    left_out: Array | None = None
+    """(K,): the metric without each block of images, where the error follows from it."""
 
 
 def _check_counts(num_samples: int, **given: Array | InceptionScoreSums | None) -> None:
@@ -152,8 +163,11 @@ def _distance_to(mu: Array, sigma: Array) -> Measure:
 
 def _estimate(blocks: list[FeatureStatistics], measure: Measure) -> Estimate:
     """Measure all blocks together, with the jackknife error if there are several."""
-    error = jackknife_error(blocks, measure) if len(blocks) > 1 else None
-    return Estimate(measure(merge_blocks(blocks)), error)
+    value = measure(merge_blocks(blocks))
+    if len(blocks) == 1:
+        return Estimate(value)
+    left_out = measure_without_each(blocks, measure)
+    return Estimate(value, spread_error(left_out), left_out)
 
 
 def _compare_samples(features: Array, real: Array) -> dict[str, Estimate]:

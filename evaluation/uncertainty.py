@@ -37,8 +37,23 @@ def merge_blocks(blocks: Sequence[FeatureStatistics]) -> FeatureStatistics:
 def jackknife_error(blocks: Sequence[FeatureStatistics], measure: Measure) -> float:
     """Return the jackknife standard error of measure(all blocks), which leaves out one block at a time.
 
-    sqrt((K - 1) / K sum_k (measure without block k - their mean)^2) for K equal blocks (Efron & Stein 1981). It covers
-    drawing other samples, but neither training the model again nor another reference.
+    It covers drawing other samples, but neither training the model again nor another reference. Raises as
+    measure_without_each.
+    """
+    return spread_error(measure_without_each(blocks, measure))
+
+
+def spread_error(left_out: Array) -> float:
+    """Return the jackknife standard error from the result (K,) of measure_without_each.
+
+    sqrt((K - 1) / K sum_k (measure without block k - their mean)^2) for K equal blocks (Efron & Stein 1981).
+    """
+    return float(np.sqrt((len(left_out) - 1) * left_out.var()))
+
+
+def measure_without_each(blocks: Sequence[FeatureStatistics], measure: Measure) -> Array:
+    """Return (K,): the measure of all blocks but block k, for every k.
+
     Raises ValueError for fewer than 2 blocks, or fewer than 2 samples without one of them.
     """
     merged = merge_blocks(blocks)
@@ -47,8 +62,7 @@ def jackknife_error(blocks: Sequence[FeatureStatistics], measure: Measure) -> fl
             f"Found {merged.n} samples in {len(blocks)} blocks, expected at least 2 blocks and 2 samples without any "
             "one of them. Add samples, or make fewer blocks."
         )
-    left_out = np.array([measure(merged.without(block)) for block in blocks])
-    return float(np.sqrt((len(blocks) - 1) * left_out.var()))
+    return np.array([measure(merged.without(block)) for block in blocks])
 
 
 def measure_growing_subsets(
