@@ -32,6 +32,11 @@ class MetricKind:
         """Arrow in the direction of better values."""
         return "↑" if self.higher_is_better else "↓"
 
+    @property
+    def is_ratio(self) -> bool:
+        """Whether it compares a metric of samples with that of held-out real images."""
+        return self.name.startswith(RATIO) or self == MEAN_RATIO
+
 
 METRIC_KINDS = {
     kind.name: kind
@@ -73,9 +78,9 @@ class MetricName(NamedTuple):
 def metric_name(kind: str, extractor: str, num_samples: int) -> str:
     """Return the name of a metric over num_samples images in an extractor's features.
 
-    kind: a key of METRIC_KINDS, or one with ratio_ before it. With the verified Inception weights fid_50k,
-    fid_infinity_50k, sfid_50k, is_50k and so on; otherwise fd_efficientnet_lite0_1k, fd_infinity_efficientnet_lite0_10k.
-    A ratio's name has ratio_ before its metric's: ratio_fid_50k. Raises ValueError for an unknown kind.
+    kind: a key of METRIC_KINDS, or one with ratio_ before it, which gives ratio_ before the metric's name. With the
+    verified Inception weights fid_50k, fid_infinity_50k, sfid_50k, is_50k, ratio_fid_50k and so on; otherwise
+    fd_efficientnet_lite0_1k, fd_infinity_efficientnet_lite0_10k. Raises ValueError for an unknown kind.
     """
     if kind.startswith(RATIO):
         return RATIO + metric_name(kind.removeprefix(RATIO), extractor, num_samples)

@@ -1,23 +1,22 @@
 """Ratios of Frechet distances to those of held-out real images, their mean over extractors, and the errors of both.
 
-A distance in one feature space can be lowered without better images, by training on it. Its ratio to that of real images
-says how far samples are from real ones in a unit that feature spaces share, and the mean over several spaces is hard to
-lower without better images.
+A distance in one feature space can be lowered without better images, by training on it. Its ratio to that of real
+images says how far samples are from real ones in a unit that feature spaces share, and the mean over several spaces is
+hard to lower without better images.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from evaluation.metric_names import RATIO, mean_ratio_name, metric_name, parse_metric_name
 
 Array = np.ndarray
 Deviations = list[list[float]]
 """By how much a ratio deviates when block k of the samples is left out, and when block k of the real images is: two
 lists of K numbers with mean zero; empty lists where there were too few images for blocks."""
-
-RATIO_KINDS = ("fd", "sfd")
-"""Metrics that have a ratio. A Frechet distance is biased in N, so that of real images is above zero; unbiased metrics,
-such as the kernel distance, are about zero for real images."""
 
 
 class Ratio(NamedTuple):
@@ -59,11 +58,53 @@ def measure_ratio(samples: float, real: float, samples_left_out: Array | None, r
 def average_ratios(ratios: Sequence[Ratio]) -> Ratio:
     """Return the mean of the ratios of the same images by several extractors.
 
-    Block k holds the same images whatever the extractor, so that the mean of the deviations is the deviation of the mean,
-    and the error of the mean includes how the ratios rise and fall together.
+    Block k holds the same images whatever the extractor, so that the mean of the deviations is the deviation of the
+    mean, and the error of the mean includes how the ratios rise and fall together.
     """
     value = float(np.mean([ratio.value for ratio in ratios]))
     if not all(all(ratio.deviations) for ratio in ratios):
         return Ratio(value, [[], []])
     sides = zip(*(ratio.deviations for ratio in ratios), strict=True)
     return Ratio(value, [np.mean(side, axis=0).tolist() for side in sides])
+
+
+class MeanRatios(NamedTuple):
+    """What a report by several extractors adds to their ratios: the mean at each N, by its name."""
+
+    metrics: dict[str, float]
+    errors: dict[str, float]
+    missing: dict[str, str]
+    """Why there is no mean, where extractors should have had a ratio."""
+    averaged: dict[str, list[str]]
+    """The extractors whose ratios a mean is of."""
+
+
+def average_over_extractors(
+    extractors: Sequence[str],
+    metrics: Mapping[str, float],
+    deviations: Mapping[str, Deviations],
+    missing: Mapping[str, str],
+) -> MeanRatios:
+    """Return the means of the ratios of Frechet distances at each N at which two or more extractors have one.
+
+    metrics, deviations, missing: of all extractors, by the names of metrics; see evaluation.report.EvaluationReport.
+    """
+    found = MeanRatios({}, {}, {}, {})
+    parsed = {name: parse_metric_name(name) for name in (*metrics, *missing)}
+    for count in sorted({parts.num_samples for parts in parsed.values() if parts.kind.name == f"{RATIO}fd"}):
+        names = {extractor: metric_name(f"{RATIO}fd", extractor, count) for extractor in extractors}
+        known = {extractor: name for extractor, name in names.items() if name in metrics}
+        mean_name = mean_ratio_name(count)
+        if len(known) > 1:
+            mean = average_ratios([Ratio(metrics[name], deviations.get(name, [[], []])) for name in known.values()])
+            found.metrics[mean_name], found.averaged[mean_name] = mean.value, list(known)
+            if (error := mean.error) is not None:
+                found.errors[mean_name] = error
+        elif sum(name in parsed for name in names.values()) > 1:
+            found.missing[mean_name] = "fewer than 2 extractors have a ratio"
+    return found
+
+
+def mean_ratio_id(protocol_ids: Iterable[str]) -> str:
+    """Return the id of the protocols that a mean ratio is over, whatever their order: only means of one id compare."""
+    return hashlib.sha256("\n".join(sorted(protocol_ids)).encode()).hexdigest()[:12]

@@ -8,8 +8,9 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from evaluation.explanations import explain_low_precision, explain_shares
-from evaluation.metric_names import format_count, is_of_extractor, parse_metric_name
+from evaluation.metric_names import MEAN_RATIO, format_count, is_of_extractor, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
+from evaluation.ratios import Deviations, mean_ratio_id
 from raydit.errors import InvalidInput
 from raydit.listed_names import require_all_inside
 from raydit.printable import one_line
@@ -31,9 +32,11 @@ _LEFT_OUT = (
     "reconstructions",
     "further",
     "protocols",
+    "deviations",
+    "averaged",
 )
 """Keys that the file leaves out where their values are empty."""
-_BY_METRIC = ("metrics", "errors", "real_baseline", "repeats", "missing", "reconstructions")
+BY_METRIC = ("metrics", "errors", "real_baseline", "repeats", "missing", "reconstructions", "deviations")
 """Fields that map names of metrics; those of all extractors stand in one dictionary."""
 
 
@@ -62,7 +65,8 @@ class EvaluationReport:
     metrics: dict[str, float]
     """Metric name -> value."""
     errors: dict[str, float] = field(default_factory=dict)
-    """Metric name -> standard error of Frechet distances, or standard deviation over splits (is) or subsets (kid)."""
+    """Metric name -> standard error of Frechet distances and of their ratios to those of real images, or standard
+    deviation over splits (is) or subsets (kid)."""
     real_baseline: dict[str, float] = field(default_factory=dict)
     """Metrics of held-out real images against the same reference: the best values that can be expected."""
     repeats: dict[str, list[float]] = field(default_factory=dict)
@@ -97,6 +101,10 @@ class EvaluationReport:
     """Scores of held-out images that the autoencoder has encoded and decoded, by name; empty if they were not made."""
     further: list[FurtherScores] = field(default_factory=list)
     """The protocols of the extractors after the first, in order; left out of the file where there is one extractor."""
+    deviations: dict[str, Deviations] = field(default_factory=dict)
+    """Name of a ratio to real images -> its deviations, from which the errors of means over extractors follow."""
+    averaged: dict[str, list[str]] = field(default_factory=dict)
+    """Name of a mean ratio -> the extractors that it is the mean over."""
 
     @property
     def protocol_id(self) -> str:
@@ -108,11 +116,20 @@ class EvaluationReport:
         """The protocol of each extractor, the first one's first."""
         return [self.protocol, *(each.protocol for each in self.further)]
 
+    def protocol_id_for(self, metric: str) -> str:
+        """Return the id of a metric's protocol, or of all those that a mean ratio is over. Raises as protocol_for.
+
+        Metrics of two reports are comparable where these are equal.
+        """
+        if metric not in self.averaged:
+            return self.protocol_for(metric).protocol_id
+        names = self.averaged[metric]
+        return mean_ratio_id(each.protocol_id for each in self.protocols if each.extractor in names)
+
     def protocol_for(self, metric: str) -> EvaluationProtocol:
         """Return the protocol of a metric, which its name's extractor tells.
 
-        Metrics of two reports are comparable where these have equal ids. Raises InvalidInput for a name that several
-        extractors leave open.
+        Raises InvalidInput for a name that several extractors leave open.
         """
         fitting = [each for each in self.protocols if not self.further or is_of_extractor(metric, each.extractor)]
         if not fitting:
@@ -144,10 +161,11 @@ class EvaluationReport:
 
     def _part(self, scores: FurtherScores) -> Self:
         part: dict[str, Any] = {**vars(scores), "further": []}
-        for name in _BY_METRIC:
-            values = getattr(self, name)
-            part[name] = {key: values[key] for key in values if self.protocol_for(key) == scores.protocol}
-        return replace(self, **part)
+        for name in BY_METRIC:
+            values = getattr(self, name)  # a mean over extractors is of none of them
+            own = [key for key in values if parse_metric_name(key).kind != MEAN_RATIO]
+            part[name] = {key: values[key] for key in own if self.protocol_for(key) == scores.protocol}
+        return replace(self, **part, averaged={})
 
     @property
     def headline(self) -> str:
@@ -218,7 +236,7 @@ class EvaluationReport:
                     "evaluate the checkpoint again",
                 )
         for name in report.metrics:
-            report.protocol_for(name)  # raises for a name of no extractor
+            report.protocol_id_for(name)  # raises for a name of no extractor
         # Their names are those of files that are shown, sent and renamed.
         require_all_inside([*report.artifacts.values(), report.checkpoint_digest or "none"], REPORT_FILE)
         return report
@@ -262,27 +280,6 @@ class EvaluationReport:
 
     def _cell(self, name: str) -> str:
         return f"{self.metrics[name]:.6g}" + (f" +- {self.errors[name]:.4g}" if name in self.errors else "")
-
-
-def merge_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
-    """Return one report of several that score the same samples by one extractor each; the first one's protocol leads.
-
-    What is of the samples, such as pictures and timings, is the first report's.
-    """
-    first, *others = reports
-    merged: dict[str, Any] = {
-        name: {key: value for report in reports for key, value in getattr(report, name).items()} for name in _BY_METRIC
-    }
-    further = [
-        FurtherScores(
-            protocol=other.protocol,
-            curve=other.curve,
-            warnings=[warning for warning in other.warnings if warning not in first.warnings],
-        )
-        for other in others
-    ]
-    defect = next((report.disqualified for report in reports if report.disqualified), "")
-    return replace(first, **merged, further=further, disqualified=defect)
 
 
 @cache

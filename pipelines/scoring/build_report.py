@@ -1,9 +1,13 @@
 """From the features of samples and of real images to the numbers of a report."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from evaluation.extractors import Features
+from evaluation.metric_names import RATIO, metric_name
 from evaluation.protocol import EvaluationProtocol
+from evaluation.ratios import Ratio, measure_ratio
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
 from evaluation.score import Score, score
@@ -23,18 +27,23 @@ def build_report(
     """Score the samples, and held-out real images as their baseline, against a reference.
 
     The baseline is of as many images as the score it is read against, because Frechet distance is biased in N: of at
-    most protocol.num_samples held-out images; if there are fewer of them, that many samples are scored as well.
+    most protocol.num_samples held-out images; if there are fewer of them, that many samples are scored as well. The
+    ratio of both is what several extractors have in common.
     checkpoint, digest: what the samples are of. num_constant: how many of them are of a single colour. reconstructed:
     the second baseline, held-out images that the autoencoder has encoded and decoded.
     """
     generated = _score(samples, reference, protocol, protocol.num_samples)
-    real_baseline, metrics = {}, dict(generated.metrics)
+    real_baseline, metrics, found = {}, dict(generated.metrics), Ratios({}, {})
     if held_out is not None:
         count = min(len(held_out.features), protocol.num_samples)
+        needed = fewest_images(reference)
+        options = {"errors": False, "left_out": count >= min(needed.values())}
         spaced = _take(held_out, spaced_positions(len(held_out.features), count))
-        real_baseline = _score(spaced, reference, protocol, count, errors=False).metrics
+        real, scored = _score(spaced, reference, protocol, count, **options), generated
         if count < protocol.num_samples:
-            metrics |= _score(_take(samples, slice(count)), reference, protocol, count, errors=False).metrics
+            scored = _score(_take(samples, slice(count)), reference, protocol, count, **options)
+        real_baseline, metrics = real.metrics, metrics | scored.metrics
+        found = compute_ratios(scored, real, needed, protocol.extractor, count)
     reconstructions = {}
     if reconstructed is not None:
         count = len(reconstructed.features)
@@ -45,15 +54,53 @@ def build_report(
         protocol=protocol,
         checkpoint=checkpoint,
         checkpoint_digest=digest,
-        metrics=metrics,
-        errors=generated.errors,
+        metrics=metrics | {name: ratio.value for name, ratio in found.ratios.items()},
+        errors=generated.errors
+        | {name: ratio.error for name, ratio in found.ratios.items() if ratio.error is not None},
         real_baseline=real_baseline,
         reconstructions=reconstructions,
         curve=generated.curve,
         warnings=[*warnings, *generated.warnings],
-        missing=generated.missing,
+        missing=generated.missing | found.missing,
         disqualified=defect,
+        deviations={name: ratio.deviations for name, ratio in found.ratios.items() if all(ratio.deviations)},
     )
+
+
+class Ratios(NamedTuple):
+    """The ratios of metrics of samples to those of real images, by their names."""
+
+    ratios: dict[str, Ratio]
+    missing: dict[str, str]
+    """Name of a ratio that could not be computed -> why."""
+
+
+def fewest_images(reference: ReferenceStatistics) -> dict[str, int]:
+    """Return for each metric that has a ratio how many images it needs: one more than twice its dimensions.
+
+    These are the Frechet distances, which are biased in N, so that those of real images are above zero; unbiased
+    metrics, such as the kernel distance, are about zero for real images. Of fewer images a covariance is mostly noise,
+    and the distances of samples and of real images mostly one bias: their ratio would be near 1 whatever the samples.
+    """
+    means = {"fd": reference.mu, "sfd": reference.mu_s}
+    return {kind: 2 * len(mean) + 1 for kind, mean in means.items() if mean is not None}
+
+
+def compute_ratios(samples: Score, real: Score, needed: dict[str, int], extractor: str, count: int) -> Ratios:
+    """Return the ratios of samples to real images, `count` of each. needed: as fewest_images gives it."""
+    found = Ratios({}, {})
+    for kind, fewest in needed.items():
+        metric = metric_name(kind, extractor, count)
+        if metric not in samples.metrics:
+            continue
+        if count < fewest:
+            found.missing[RATIO + metric] = f"{count:,} images, and at least {fewest:,} are needed"
+        elif real.metrics[metric] == 0:
+            found.missing[RATIO + metric] = "real images at distance 0, because the reference holds the same ones"
+        else:
+            left_out = (samples.left_out.get(metric), real.left_out.get(metric))
+            found.ratios[RATIO + metric] = measure_ratio(samples.metrics[metric], real.metrics[metric], *left_out)
+    return found
 
 
 def spaced_positions(length: int, count: int) -> np.ndarray:
@@ -74,7 +121,13 @@ def find_defect(features: np.ndarray, num_constant: int) -> str:
 
 
 def _score(
-    images: Features, reference: ReferenceStatistics, protocol: EvaluationProtocol, count: int, errors: bool = True
+    images: Features,
+    reference: ReferenceStatistics,
+    protocol: EvaluationProtocol,
+    count: int,
+    *,
+    errors: bool = True,
+    left_out: bool = False,
 ) -> Score:
     return score(
         images.features,
@@ -84,6 +137,7 @@ def _score(
         num_samples=count,
         spatial=images.spatial,
         errors=errors,
+        left_out=left_out,
     )
 
 

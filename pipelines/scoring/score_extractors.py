@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from cluster import storage
 from evaluation.extractors import Features
+from evaluation.merge_reports import merge_reports
 from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
-from evaluation.report import EvaluationReport, merge_reports
+from evaluation.report import EvaluationReport
 from pipelines.scoring.build_report import build_report
 from pipelines.scoring.records import LoadedFeatures, load_features
 from pipelines.scoring.references import RealImages, load_real_features

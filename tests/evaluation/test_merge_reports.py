@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from evaluation.compare import compare_reports
+from evaluation.merge_reports import merge_reports
 from evaluation.page import render_page
 from evaluation.protocol import EvaluationProtocol
-from evaluation.report import EvaluationReport, merge_reports
+from evaluation.report import EvaluationReport
 from raydit.errors import InvalidInput
 
 LITE0 = EvaluationProtocol(decoder="aa", extractor="efficientnet-lite0", extractor_sha256="bb", reference_digest="cc")
@@ -129,3 +130,61 @@ def test_a_shared_extractor_with_another_reference_is_refused():
 def test_reports_without_a_shared_extractor_are_refused():
     with pytest.raises(InvalidInput, match="differ in extractor: 'efficientnet-lite0' and 'inception'; extractor_sha"):
         compare_reports([merge_reports([ONE, TWO]), THREE])
+
+
+def with_ratio(one, name, ratio, side):
+    """A report with a ratio at N = 300, whose deviations are plus and minus `side` for samples and half for real."""
+    deviations = [[side, -side], [side / 2, -side / 2]]
+    return replace(
+        one,
+        metrics={**one.metrics, name: ratio},
+        errors={**one.errors, name: 1.25**0.5 * side},
+        deviations={name: deviations},
+    )
+
+
+RATIOS = {
+    "efficientnet-lite0": with_ratio(ONE, "ratio_fd_efficientnet_lite0_300", 2.0, 0.5),
+    "dinov2-vit-l-14": with_ratio(TWO, "ratio_fd_dinov2_vit_l_14_300", 5.0, -0.25),
+    "inception": with_ratio(THREE, "ratio_fid_300", 8.0, 0.5),
+}
+
+
+def test_the_mean_of_the_ratios_is_added_and_names_its_extractors():
+    reports = list(RATIOS.values())
+    merged = merge_reports(reports)
+    assert merged.metrics["fdr_300"] == 5.0 and merged.averaged == {"fdr_300": list(RATIOS)}
+    assert merged.errors["fdr_300"] == pytest.approx(1.25**0.5 * (0.5 - 0.25 + 0.5) / 3)
+    assert EvaluationReport.from_json(merged.to_json()) == merged
+    assert json.loads(merged.to_json())["averaged"] == {"fdr_300": list(RATIOS)}
+    assert merged.parts[0] == reports[0] and not any("fdr_300" in part.metrics for part in merged.parts)
+    again = merge_reports(merged.parts)
+    assert (again.metrics, again.errors, again.averaged) == (merged.metrics, merged.errors, merged.averaged)
+    assert merge_reports([*merge_reports(reports[:2]).parts, reports[2]]).metrics == merged.metrics
+    assert merge_reports(reports[:1]).averaged == {} and "fdr_300" not in merge_reports(reports[:1]).metrics
+
+
+def test_means_are_comparable_whatever_the_order_of_the_same_protocols():
+    reports = list(RATIOS.values())
+    merged, turned, two = (merge_reports(each) for each in (reports, reports[::-1], reports[:2]))
+    assert merged.protocol_id_for("fdr_300") == turned.protocol_id_for("fdr_300")
+    assert merged.protocol_id_for("fdr_300") not in {two.protocol_id_for("fdr_300"), *map(id_of, reports)}
+    assert merged.protocol_id_for("ratio_fid_300") == id_of(reports[2])
+    with pytest.raises(InvalidInput, match="metric fdr_300, expected one of efficientnet-lite0 or dinov2"):
+        MERGED.protocol_id_for("fdr_300")
+
+
+def id_of(one):
+    return one.protocol_id
+
+
+def test_an_extractor_without_a_ratio_is_left_out_of_the_mean():
+    reason = {"ratio_fid_300": "300 images, and at least 4,097 are needed"}
+    without = replace(THREE, missing=reason)
+    merged = merge_reports([*list(RATIOS.values())[:2], without])
+    assert merged.averaged == {"fdr_300": list(RATIOS)[:2]} and merged.metrics["fdr_300"] == 3.5
+    one = merge_reports([RATIOS["dinov2-vit-l-14"], without])
+    assert one.averaged == {} and one.missing["fdr_300"] == "fewer than 2 extractors have a ratio"
+    assert json.loads(one.to_json())["metrics"]["fdr_300"] is None
+    assert EvaluationReport.from_json(one.to_json()) == one
+    assert one.parts[1].missing == reason

@@ -14,8 +14,9 @@ import torch
 from tiny_checkpoint import MODEL, random_network, tiny_output, write_checkpoint
 from tiny_story import write_latents
 
+from evaluation.merge_reports import merge_reports
 from evaluation.protocol import EvaluationProtocol
-from evaluation.report import EvaluationReport, merge_reports
+from evaluation.report import EvaluationReport
 
 
 @cache

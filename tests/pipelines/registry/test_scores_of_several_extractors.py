@@ -9,7 +9,8 @@ from mlflow import MlflowClient
 from mlflow_server import wait_until
 from tiny_checkpoint import tiny_output, write_checkpoint
 
-from evaluation.report import EvaluationReport, merge_reports
+from evaluation.merge_reports import merge_reports
+from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.registry.queries import best_checkpoints, find_protocol, list_runs
 from pipelines.scoring.log_report import log_report

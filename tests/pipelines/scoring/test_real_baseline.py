@@ -1,13 +1,19 @@
 """The real baseline has as many images as the score that it is read against."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from evaluation.extractors import Features
+from evaluation.metric_names import parse_metric_name
 from evaluation.metrics import frechet_distance
 from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
-from pipelines.scoring.build_report import build_report
+from evaluation.report import EvaluationReport
+from evaluation.score import Score
+from pipelines.scoring.build_report import build_report, compute_ratios
 
 DIM, CLASSES = 4, 3
 REFERENCE = ReferenceStatistics(
@@ -56,3 +62,51 @@ def test_beside_fewer_held_out_images_as_many_samples_are_scored_too():
 
 def test_without_held_out_images_there_is_no_real_baseline():
     assert report(30, None).real_baseline == {}
+
+
+def test_the_ratio_is_that_of_as_many_samples_to_as_many_held_out_images():
+    for num_samples, num_held_out in ((90, 60), (30, 90), (60, 60)):
+        n = min(num_samples, num_held_out)
+        found = report(num_samples, images(num_held_out, 1))
+        name = f"fd_efficientnet_lite0_{n}"
+        assert found.metrics[f"ratio_{name}"] == found.metrics[name] / found.real_baseline[name]
+        assert found.errors[f"ratio_{name}"] > 0 and [len(side) for side in found.deviations[f"ratio_{name}"]] == [
+            10,
+            10,
+        ]
+        assert found.missing == {} and not any(key.startswith("ratio") for key in found.real_baseline)
+        assert EvaluationReport.from_json(found.to_json()) == found
+        others = {key for key in found.errors if not key.startswith("ratio")}
+        assert {parse_metric_name(key).num_samples for key in others} == {num_samples}
+
+
+@pytest.mark.parametrize(("count", "given"), [(2 * DIM, False), (2 * DIM + 1, True)])
+def test_a_ratio_needs_more_than_twice_as_many_images_as_dimensions(count, given):
+    found, name = report(30, images(count, 1)), f"ratio_fd_efficientnet_lite0_{count}"
+    assert (name in found.metrics) == given
+    assert found.missing == ({} if given else {name: "8 images, and at least 9 are needed"})
+    assert json.loads(found.to_json())["metrics"].get(name) == found.metrics.get(name)
+    assert found.deviations == {}  # too few for blocks
+
+
+def test_real_images_at_distance_0_have_no_ratio():
+    one = Score({"fid_9": 3.0}, {}, [])
+    found = compute_ratios(one, Score({"fid_9": 0.0}, {}, []), {"fd": 9, "sfd": 9}, "inception", 9)
+    assert found.ratios == {} and "distance 0" in found.missing["ratio_fid_9"]
+
+
+def test_the_spatial_distance_has_a_ratio_too():
+    spatial = [images(count, seed).features[:, :2] for count, seed in ((40, 2), (30, 3))]
+    reference = replace(REFERENCE, extractor="inception", mu_s=np.zeros(2), sigma_s=np.eye(2))
+    samples, real = (
+        Features(images(count, seed).features, spatial=maps)
+        for (count, seed), maps in zip(((40, 0), (30, 1)), spatial, strict=True)
+    )
+    protocol = replace(report(40, None).protocol, extractor="inception")
+    found = build_report(protocol, samples, reference, real, checkpoint="x", digest="y")
+    expected = [
+        frechet_distance(np.zeros(2), np.eye(2), each.mean(axis=0), np.cov(each, rowvar=False))
+        for each in (maps[:30].astype(np.float64) for maps in spatial)
+    ]
+    assert found.metrics["ratio_sfid_30"] == pytest.approx(expected[0] / expected[1], rel=1e-9)
+    assert {"ratio_sfid_30", "ratio_fid_30"} == found.deviations.keys() == {*found.errors} & {*found.deviations}

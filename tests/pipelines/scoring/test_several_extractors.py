@@ -12,8 +12,9 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 
 from cluster import storage
 from evaluation.extractors import extractor_macs
+from evaluation.merge_reports import merge_reports
 from evaluation.plots.precision_recall import PrecisionRecall
-from evaluation.report import EvaluationReport, merge_reports
+from evaluation.report import EvaluationReport
 from pipelines.build_reference import build_reference
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.submission.paths import absolute_recipe_paths

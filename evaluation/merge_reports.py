@@ -1,0 +1,34 @@
+"""One report of several that score the same samples by one extractor each."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from evaluation.ratios import average_over_extractors
+from evaluation.report import BY_METRIC, EvaluationReport, FurtherScores
+
+
+def merge_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
+    """Return one report of several extractors' reports of the same samples; the first one's protocol leads.
+
+    What is of the samples, such as pictures and timings, is the first report's. The mean of the extractors' ratios to
+    real images is added.
+    """
+    first, *others = reports
+    merged: dict[str, Any] = {
+        name: {key: value for report in reports for key, value in getattr(report, name).items()} for name in BY_METRIC
+    }
+    further = [
+        FurtherScores(
+            protocol=other.protocol,
+            curve=other.curve,
+            warnings=[warning for warning in other.warnings if warning not in first.warnings],
+        )
+        for other in others
+    ]
+    defect = next((report.disqualified for report in reports if report.disqualified), "")
+    extractors = [report.protocol.extractor for report in reports]
+    mean = average_over_extractors(extractors, merged["metrics"], merged["deviations"], merged["missing"])
+    for name in ("metrics", "errors", "missing"):
+        merged[name] |= getattr(mean, name)
+    return replace(first, **merged, further=further, disqualified=defect, averaged=mean.averaged)
