@@ -4,12 +4,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import hypot
 
+from evaluation.metric_names import parse_metric_name
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport, align_columns
 from raydit.errors import InvalidInput
 
 NO_DIFFERENCE = "~"
 """Mark of a value that differs from the first report's by less than their combined error."""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Feature spaces that rank two checkpoints differently, by more than the errors of their Frechet distances."""
+
+    first: str
+    """Name of the first report."""
+    other: str
+    """Name of the other report."""
+    better: list[str]
+    """Extractors in whose features the other checkpoint is better."""
+    worse: list[str]
+    """Extractors in whose features it is worse."""
+
+    def __str__(self) -> str:
+        return (
+            f"Feature spaces disagree: {self.other} is better than {self.first} in {' and '.join(self.better)}, and "
+            f"worse in {' and '.join(self.worse)}, by more than the combined errors. One of them may be optimised for "
+            "a feature space: look at the samples and at the ratios to real images."
+        )
 
 
 @dataclass(frozen=True)
@@ -30,14 +52,53 @@ class Comparison:
     def is_within_error(self, metric: str, index: int) -> bool:
         """Whether a report's metric differs from the first report's by less than sqrt(error1^2 + error2^2).
 
-        False if either value or both errors are unknown.
+        False if either value or both errors are unknown, or if these are means over other extractors.
+        """
+        found = self._difference(metric, index)
+        return found is not None and abs(found[0]) < found[1]
+
+    def _difference(self, metric: str, index: int) -> tuple[float, float] | None:
+        """Return by how much a report's metric is above the first report's, and the combined error.
+
+        None if either value or both errors are unknown, or if these are means over other extractors.
         """
         pair = [self.reports[0], self.reports[index]]
-        if any(metric not in report.metrics for report in pair):
-            return False
+        of_first, of_other = (set(report.averaged.get(metric, [])) for report in pair)
+        if any(metric not in report.metrics for report in pair) or of_first != of_other:
+            return None
         (first, first_error), (value, error) = (report.estimate(metric) for report in pair)
         errors = [known for known in (first_error, error) if known is not None]
-        return bool(errors) and abs(value - first) < hypot(*errors)
+        return (value - first, hypot(*errors)) if errors else None
+
+    @property
+    def disagreements(self) -> list[Disagreement]:
+        """The reports that some feature spaces rank above the first one and others below it, by more than the errors.
+
+        Each space judges by its Frechet distance at the largest N that both reports have with an error, because the
+        ratio to real images has the error of these as well, which both reports share. Empty for unequal protocols.
+        """
+        if self.differing:
+            return []
+        found = []
+        for index in range(1, len(self.reports)):
+            signs = self._signs(index)
+            better, worse = ([space for space in signs if signs[space] == sign] for sign in (-1, 1))
+            if better and worse:
+                found.append(Disagreement(self.names[0], self.names[index], better, worse))
+        return found
+
+    def _signs(self, index: int) -> dict[str, int]:
+        """Return by extractor whether a report's Frechet distance is below (-1) or above (1) the first report's."""
+        signs: dict[str, int] = {}
+        parsed = {name: parse_metric_name(name) for name in self.metrics}
+        distances = [name for name in parsed if parsed[name].kind.name == "fd"]
+        for name in sorted(distances, key=lambda name: -parsed[name].num_samples):
+            difference = self._difference(name, index)
+            if difference is not None:
+                value, error = difference
+                extractor = self.reports[index].protocol_for(name).extractor
+                signs.setdefault(extractor, 0 if abs(value) < error else 1 if value > 0 else -1)
+        return signs
 
     def table(self) -> str:
         """Return aligned text with a row for each metric and a column for each report."""
@@ -47,9 +108,26 @@ class Comparison:
         lines = align_columns(rows)
         if any(cell.endswith(NO_DIFFERENCE) for row in rows for cell in row[1:]):
             lines.append(f"{NO_DIFFERENCE} differs from {self.names[0]} by less than the combined error.")
+        lines += self._notes_on_means()
+        lines += map(str, self.disagreements)
         if self.differing:
             lines.append(f"Not comparable: the protocols differ in {', '.join(self.differing)}.")
         return "\n".join(lines) + "\n"
+
+    def _notes_on_means(self) -> list[str]:
+        """Return for each mean over extractors which ones it is over, and which reports have another mean."""
+        lines = []
+        for metric in dict.fromkeys(name for report in self.reports for name in report.averaged):
+            owners: dict[str, list[str]] = {}
+            for name, report in zip(self.names, self.reports, strict=True):
+                if metric in report.averaged:
+                    owners.setdefault(" and ".join(sorted(report.averaged[metric])), []).append(name)
+            means = [f"of {extractors} in {', '.join(names)}" for extractors, names in owners.items()]
+            if len(owners) == 1:
+                lines.append(f"{metric} is the mean of {next(iter(owners))}.")
+            else:
+                lines.append(f"{metric} is not comparable: it is the mean {'; '.join(means)}.")
+        return lines
 
     def _cell(self, metric: str, index: int) -> str:
         report = self.reports[index]

@@ -1,6 +1,7 @@
 """`raydit compare`: evaluation reports side by side."""
 
 import json
+from dataclasses import asdict
 
 import click
 
@@ -17,7 +18,8 @@ def compare(reports: tuple[str, ...], protocol: str | None, allow_unequal: bool,
     """Print evaluation reports side by side.
 
     Each of A B... is a checkpoint, a report or its folder. Reports of different protocols are refused, because their
-    metrics are not comparable; of reports by several extractors, each extractor's protocol is compared.
+    metrics are not comparable; of reports by several extractors, each extractor's protocol is compared. Where feature
+    spaces rank a checkpoint above and below the first one, by more than the errors, a line says so.
     """
     from evaluation.compare import compare_reports
     from pipelines.scoring.report_files import find_reports
@@ -28,4 +30,5 @@ def compare(reports: tuple[str, ...], protocol: str | None, allow_unequal: bool,
     for label in dict.fromkeys(protocol.label for report in found for protocol in report.protocols):
         print_line("protocol", label)
     listed = [json.loads(report.to_json()) for report in found]
-    print_result(as_json, {"names": comparison.names, "differing": comparison.differing, "reports": listed})
+    result = {"names": comparison.names, "differing": comparison.differing, "reports": listed}
+    print_result(as_json, result | {"disagreements": [asdict(each) for each in comparison.disagreements]})
