@@ -1,9 +1,10 @@
 """Sentences that help to read the scores of a report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from evaluation.metric_names import format_count, parse_metric_name
+from evaluation.metric_names import MEAN_RATIO, format_count, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
+from evaluation.ratios import RatioRow
 
 LOW_PRECISION = 0.05
 """Precision or recall below it needs an explanation."""
@@ -33,6 +34,31 @@ def explain_low_precision(metrics: Mapping[str, float], protocol: EvaluationProt
         "A slight difference that all samples share, such as the autoencoder's blur, is then larger than the distance "
         "from a real image to its nearest ones. Compare checkpoints by the Frechet distance."
     )
+
+
+def explain_ratios(rows: Sequence[RatioRow]) -> str:
+    """Return a warning if ratios to real images contradict each other by more than their errors; empty otherwise.
+
+    Below 1 samples are nearer to the reference than real images are, which nothing but an optimisation for this feature
+    space does while another one still tells them from real images.
+    """
+    spaces = [row for row in rows if row.value is not None and parse_metric_name(row.name).kind != MEAN_RATIO]
+    nearer = [row for row in spaces if _deviation_from_1(row) < 0]
+    farther = [row for row in spaces if _deviation_from_1(row) > 0]
+    if not nearer or not farther:
+        return ""
+    listed = [" and ".join(f"{row.title} ({row.value:.3g})" for row in each) for each in (nearer, farther)]
+    return (
+        f"Samples score better than real images in {listed[0]} and worse in {listed[1]}, by more than the errors: "
+        "so does a model that is optimised for a feature space. Judge it in the other ones."
+    )
+
+
+def _deviation_from_1(row: RatioRow) -> float:
+    """Return by how much a ratio is above or below 1, 0 within its error or if the error is unknown."""
+    if row.value is None or row.error is None or abs(row.value - 1) <= row.error:
+        return 0.0
+    return row.value - 1
 
 
 def explain_shares(

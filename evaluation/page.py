@@ -6,6 +6,7 @@ from html import escape
 from evaluation.html import number, page, picture, section, table, timings_table
 from evaluation.metric_names import format_count, parse_metric_name
 from evaluation.plots.distances import plot_distances
+from evaluation.ratios import RatioRow
 from evaluation.report import EvaluationReport, group_by_num_samples
 
 _PICTURES = {
@@ -29,6 +30,7 @@ def render_page(report: EvaluationReport, images: Mapping[str, bytes] | None = N
     sections = [
         _header(report),
         "".join(f'<p class="warning">{escape(warning)}</p>' for warning in report.all_warnings),
+        section("Ratios to real images", _ratios(report)),
         section("Metrics", _metrics(report)),
         *(section(f"Fréchet distance against N{_extractor(report, part)}", _plot(part)) for part in report.parts),
         *(_picture(name, content) for name, content in (images or {}).items()),
@@ -42,13 +44,16 @@ def _header(report: EvaluationReport) -> str:
     """Show the checkpoint, and the first metric in large type."""
     name, value = next(iter(report.metrics.items()))
     spread = f" <small>± {number(report.errors[name])}</small>" if name in report.errors else ""
+    means = "".join(
+        f"<br>{_ratio(row)} <code>{escape(row.name)}</code>" for row in report.ratios if row.name in report.averaged
+    )
     return (
         f'<header><div><p class="over">Evaluation of</p><h1>{escape(report.checkpoint)}</h1>'
         f"<p>{report.protocol.num_samples:,} samples · protocol <code>{escape(report.protocol_id)}</code> "
         f"({escape(report.protocol.summary)}) · weights "
         f"<code>{escape(report.checkpoint_digest[:12])}</code>"
         f"{f' · code <code>{escape(report.commit)}</code>' if report.commit else ''}</p>{_provenance(report)}</div>"
-        f'<div class="headline"><b>{number(value)}</b>{spread}<br><code>{escape(name)}</code></div></header>'
+        f'<div class="headline"><b>{number(value)}</b>{spread}<br><code>{escape(name)}</code>{means}</div></header>'
     )
 
 
@@ -66,6 +71,36 @@ def _provenance(report: EvaluationReport) -> str:
 def _extractor(report: EvaluationReport, part: EvaluationReport) -> str:
     """Return what the title of a section adds if a report is of several extractors: which one it is about."""
     return f", {part.protocol.extractor}" if report.further else ""
+
+
+def _ratios(report: EvaluationReport) -> str:
+    """Show a bar for each ratio, below that of real images, which is 1; empty if there are no ratios."""
+    known = [row for row in report.ratios if row.value is not None]
+    missing = [f"{row.title}: no ratio, {row.reason}." for row in report.ratios if row.value is None]
+    notes = "".join(f"<p class=note>{escape(text)}</p>" for text in missing)
+    if not known:
+        return notes
+    largest = max(1.0, *(row.value or 0.0 for row in known))
+    rows = [["real images", "1", _bar(1 / largest, "real")]]
+    for row in known:
+        title = f"{escape(row.title)}<br><code>{escape(row.name)}</code>"
+        rows.append([title, _ratio(row), _bar((row.value or 0.0) / largest, "accent")])
+    notes += (
+        "<p class=note>The Fréchet distance of samples over that of as many held-out real images: how many times as "
+        "far they are from the reference. Feature spaces share this unit. A model that is optimised for one of them "
+        "stands out: its bar is short there and long in the others. ± is the standard error of drawing other samples "
+        "and holding out other images.</p>"
+    )
+    return table(rows, []) + notes
+
+
+def _ratio(row: RatioRow) -> str:
+    spread = f" <small>± {number(row.error)}</small>" if row.error is not None else ""
+    return number(row.value or 0.0) + spread
+
+
+def _bar(share: float, colour: str) -> str:
+    return f'<div class="bar" style="width:{100 * share:.1f}%;background:var(--{colour})"></div>'
 
 
 def _metrics(report: EvaluationReport) -> str:

@@ -38,6 +38,26 @@ class Ratio(NamedTuple):
         return float(np.sqrt(sum((len(side) - 1) * np.mean(np.square(side)) for side in self.deviations)))
 
 
+class RatioRow(NamedTuple):
+    """A ratio as tables and pages show it."""
+
+    name: str
+    title: str
+    """Which feature space it is of: "inception", "mean of inception and dinov2-vit-l-14"."""
+    value: float | None
+    """None: there is none, for `reason`."""
+    error: float | None
+    reason: str
+
+    @property
+    def cells(self) -> list[str]:
+        """The cells of a text table."""
+        if self.value is None:
+            return [self.name, "-", self.reason]
+        error = "" if self.error is None else f" +- {self.error:.4g}"
+        return [self.name, f"{self.value:.6g}{error}", f"times real images, {self.title}"]
+
+
 def measure_ratio(samples: float, real: float, samples_left_out: Array | None, real_left_out: Array | None) -> Ratio:
     """Return the ratio of a distance of samples to that of real images.
 

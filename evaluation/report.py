@@ -7,10 +7,10 @@ from functools import cache
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from evaluation.explanations import explain_low_precision, explain_shares
-from evaluation.metric_names import MEAN_RATIO, format_count, is_of_extractor, parse_metric_name
+from evaluation.explanations import explain_low_precision, explain_ratios, explain_shares
+from evaluation.metric_names import MEAN_RATIO, RATIO, format_count, is_of_extractor, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
-from evaluation.ratios import Deviations, mean_ratio_id
+from evaluation.ratios import Deviations, RatioRow, mean_ratio_id
 from raydit.errors import InvalidInput
 from raydit.listed_names import require_all_inside
 from raydit.printable import one_line
@@ -126,6 +126,12 @@ class EvaluationReport:
         names = self.averaged[metric]
         return mean_ratio_id(each.protocol_id for each in self.protocols if each.extractor in names)
 
+    def summary_for(self, metric: str) -> str:
+        """Return what a metric's protocol says in a few words, of a mean ratio that of all extractors."""
+        if metric not in self.averaged:
+            return self.protocol_for(metric).summary
+        return f"{self.protocol.summary.rpartition(', ')[0]}, {self._feature_space(metric)}"
+
     def protocol_for(self, metric: str) -> EvaluationProtocol:
         """Return the protocol of a metric, which its name's extractor tells.
 
@@ -139,9 +145,9 @@ class EvaluationReport:
 
     @property
     def all_warnings(self) -> list[str]:
-        """The warnings about all extractors; those about a further one begin with its name."""
+        """That ratios contradict each other, and the warnings about all extractors, with a further one's name."""
         further = [f"{each.protocol.extractor}: {warning}" for each in self.further for warning in each.warnings]
-        return [*self.warnings, *further]
+        return [*filter(None, [explain_ratios(self.ratios)]), *self.warnings, *further]
 
     @property
     def explanations(self) -> list[str]:
@@ -150,6 +156,23 @@ class EvaluationReport:
         shares = [explain_shares(part.metrics, part.real_baseline, part.reconstructions) for part in parts]
         low = [explain_low_precision(part.metrics, part.protocol) for part in parts]
         return [text for text in dict.fromkeys([*shares, *low]) if text]
+
+    @property
+    def ratios(self) -> list[RatioRow]:
+        """The ratios to real images by each extractor, and their mean, also those that could not be computed."""
+        rows = []
+        for name in (*self.metrics, *self.missing):
+            kind = parse_metric_name(name).kind
+            if kind.is_ratio:
+                value, error = self.estimate(name) if name in self.metrics else (None, None)
+                rows.append(RatioRow(name, self._feature_space(name), value, error, self.missing.get(name, "")))
+        return rows
+
+    def _feature_space(self, ratio: str) -> str:
+        kind = parse_metric_name(ratio).kind
+        if kind == MEAN_RATIO:
+            return f"mean of {' and '.join(self.averaged.get(ratio, ['all']))}"
+        return self.protocol_for(ratio).extractor + (", spatial" if kind.name == f"{RATIO}sfd" else "")
 
     @property
     def parts(self) -> list[Self]:
@@ -271,6 +294,7 @@ class EvaluationReport:
         lines = align_columns(rows)
         if len(generated.keys() | {baseline.num_images for baseline in baselines}) > 1:
             lines.append("Frechet distance falls as N grows: compare only columns of equal N.")
+        lines += align_columns([row.cells for row in self.ratios])
         lines += self.explanations
         return "\n".join(lines) + "\n"
 
@@ -300,10 +324,15 @@ class Baseline(NamedTuple):
 
 
 def group_by_num_samples(metrics: Mapping[str, float]) -> dict[int, dict[str, str]]:
-    """Group names by N, largest first, and stem: fid_50k, is_50k -> {50000: {"fid": "fid_50k", "is": "is_50k"}}."""
+    """Group names by N, largest first, and stem: fid_50k, is_50k -> {50000: {"fid": "fid_50k", "is": "is_50k"}}.
+
+    Ratios are left out, because they compare two columns.
+    """
     columns: dict[int, dict[str, str]] = {}
     for name in metrics:
         parts = parse_metric_name(name)
+        if parts.kind.is_ratio:
+            continue
         columns.setdefault(parts.num_samples, {})[parts.stem] = name
     return dict(sorted(columns.items(), reverse=True))
 

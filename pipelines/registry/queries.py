@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from evaluation.metric_names import is_of_extractor, parse_metric_name
+from evaluation.metric_names import MEAN_RATIO, is_of_extractor, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
 from pipelines.scoring.log_report import REFERENCE
 from pipelines.tracking import tags
@@ -247,6 +247,9 @@ def _scores(model: Any, runs: dict[str, Any], metric: str) -> list[dict[str, Any
             continue
         extractor = find_extractor(run, name)
         main = run.data.tags.get(tags.PROTOCOL_ID, "")
+        protocol_id, said = _protocol_ids(run).get(extractor, main), protocol_summary(run, extractor)
+        if _kind(name) == MEAN_RATIO.name:  # of several extractors' protocols, which it was logged with
+            protocol_id, said = point.dataset_digest, point.dataset_name
         found.append(
             {
                 **model_summary(model),
@@ -254,8 +257,8 @@ def _scores(model: Any, runs: dict[str, Any], metric: str) -> list[dict[str, Any
                 "metric": name,
                 "value": point.value,
                 "error": run.data.metrics.get(ERROR + name),
-                "protocol_id": _protocol_ids(run).get(extractor, main),
-                "protocol": protocol_summary(run, extractor),
+                "protocol_id": protocol_id,
+                "protocol": said,
                 "reference": _reference(run, extractor),
                 "run": point.run_id,
                 "time": point.timestamp,

@@ -1,7 +1,7 @@
 """An evaluation's report in MLflow: its numbers as metrics, its files as artifacts."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,8 @@ def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0
     step: the training step. model: digest of the checkpoint, to whose LoggedModel the metrics are attached; "": none.
     """
     tag_protocols(run, report)
+    for name in report.averaged:
+        _log_metrics(run, report, [name], step, model, report.summary_for(name), report.protocol_id_for(name))
     # The first extractor's metrics are logged last: MLflow's views and rankings show the newest ones by default.
     for part in reversed(report.parts):
         is_first = part.protocol == report.protocol
@@ -57,6 +59,8 @@ def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0
     if model and "samples" in report.artifacts:
         run.model_picture(model, report.artifacts["samples"])
     if model and not report.disqualified:
+        for name in report.averaged:
+            run.scores(model, {name: report.metrics[name]}, step, report.protocol_id_for(name))
         for part in reversed(report.parts):
             run.scores(model, part.metrics, step, part.protocol_id)
 
@@ -71,11 +75,18 @@ def _log_scores(run: RunLog, report: EvaluationReport, step: int, model: str, re
     """Log the metrics of one extractor, with its protocol as their data set. reference: name of the reference's."""
     protocol = report.protocol
     run.input(name=reference, digest=protocol.reference_digest, source="reference", context="evaluation")
+    _log_metrics(run, report, report.metrics, step, model, protocol.summary, protocol.protocol_id)
+
+
+def _log_metrics(
+    run: RunLog, report: EvaluationReport, names: Iterable[str], step: int, model: str, summary: str, protocol_id: str
+) -> None:
+    """Log metrics of one protocol with their errors. summary: what the protocol says."""
     # MLflow's tables have a column for each metric and data set: scores by several protocols stand side by side.
-    dataset = DatasetRef(protocol.summary, protocol.protocol_id)
-    metrics = {f"eval/{name}": value for name, value in report.metrics.items()}
+    dataset = DatasetRef(summary, protocol_id)
+    metrics = {f"eval/{name}": report.metrics[name] for name in names}
     run.metrics(metrics, step, model=model, dataset=dataset)
-    errors = {f"eval_error/{name}": value for name, value in report.errors.items()}
+    errors = {f"eval_error/{name}": report.errors[name] for name in names if name in report.errors}
     run.metrics(errors, step, model=model, dataset=dataset)
 
 

@@ -4,10 +4,11 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster import storage
 from evaluation.metric_names import is_of_extractor, parse_metric_name
+from evaluation.ratios import mean_ratio_id
 from evaluation.report import REPORT_FILE
 from pipelines.config.training import VALIDATION, TrainConfig
 from pipelines.console import first_line
@@ -105,11 +106,21 @@ def best_step(evaluations: str, metric: str) -> int | None:
             report = json.load(file)
         value = report["metrics"].get(metric)
         if value is not None and not report.get("disqualified"):
-            by_extractor = report.get("protocols", {})
-            own = next((by_extractor[each] for each in by_extractor if is_of_extractor(metric, each)), protocol)
+            own = _protocol_id(report, metric, protocol)
             scores.setdefault(own, {})[int(step)] = sign * value
     most_used = max(scores, key=lambda protocol: len(scores[protocol]), default=None)
     return min((value, step) for step, value in scores[most_used].items())[1] if most_used else None
+
+
+def _protocol_id(report: dict[str, Any], metric: str, first: str) -> str:
+    """Return EvaluationReport.protocol_id_for(metric) from the content of a report's file.
+
+    first: the id of the first protocol, which a report by one extractor has for all metrics.
+    """
+    by_extractor, averaged = report.get("protocols", {}), report.get("averaged", {})
+    if metric in averaged:
+        return mean_ratio_id(by_extractor[each] for each in averaged[metric])
+    return next((by_extractor[each] for each in by_extractor if is_of_extractor(metric, each)), first)
 
 
 class ProtectedCheckpoints:

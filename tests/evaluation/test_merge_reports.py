@@ -138,7 +138,7 @@ def with_ratio(one, name, ratio, side):
     return replace(
         one,
         metrics={**one.metrics, name: ratio},
-        errors={**one.errors, name: 1.25**0.5 * side},
+        errors={**one.errors, name: 1.25**0.5 * abs(side)},
         deviations={name: deviations},
     )
 
@@ -188,3 +188,93 @@ def test_an_extractor_without_a_ratio_is_left_out_of_the_mean():
     assert json.loads(one.to_json())["metrics"]["fdr_300"] is None
     assert EvaluationReport.from_json(one.to_json()) == one
     assert one.parts[1].missing == reason
+
+
+def test_tables_and_pages_show_the_ratios_and_their_mean():
+    reason = {"ratio_sfid_300": "300 images, and at least 4,047 are needed"}
+    merged = merge_reports([*list(RATIOS.values())[:2], replace(RATIOS["inception"], missing=reason)])
+    lines = merged.table().splitlines()
+    assert sum(line.startswith("ratio_") for line in lines) == 4
+    assert "ratio_fd_dinov2_vit_l_14_300     5 +- 0.2795  times real images, dinov2-vit-l-14" in lines
+    assert "ratio_sfid_300                   -            300 images, and at least 4,047 are needed" in lines
+    mean = "mean of efficientnet-lite0 and dinov2-vit-l-14 and inception"
+    assert any(line.startswith("fdr_300 ") and line.endswith(mean) for line in lines)
+    page = render_page(merged)
+    assert "Ratios to real images</h2>" in page and mean in page
+    assert "inception, spatial: no ratio, 300 images, and at least 4,047 are needed." in page
+    assert 'width:25.0%;background:var(--accent)"' in page and 'width:12.5%;background:var(--real)"' in page
+    assert page.count("<code>fdr_300</code>") == 2  # below the headline and beside its bar
+    assert "Ratios to real images" not in render_page(ONE)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "errors", "warned"),
+    [
+        ((0.5, 5.0), (0.1, 0.1), True),
+        ((0.95, 5.0), (0.1, 0.1), False),  # within the error of 1
+        ((0.5, 0.6), (0.1, 0.1), False),
+        ((2.0, 5.0), (0.1, 0.1), False),
+        ((0.5, 5.0), (None, 0.1), False),
+    ],
+)
+def test_samples_better_than_real_images_in_one_space_only_are_warned_about(ratios, errors, warned):
+    names = ["ratio_fd_efficientnet_lite0_300", "ratio_fd_dinov2_vit_l_14_300"]
+    parts = [
+        replace(one, metrics={**one.metrics, name: ratio}, errors={} if error is None else {name: error}, warnings=[])
+        for one, name, ratio, error in zip((ONE, TWO), names, ratios, errors, strict=True)
+    ]
+    merged = merge_reports(parts)
+    expected = "better than real images in efficientnet-lite0 (0.5) and worse in dinov2-vit-l-14 (5), by more than"
+    assert [expected in text for text in merged.all_warnings] == ([True] if warned else [])
+    assert (expected in render_page(merged)) == warned
+
+
+def test_spaces_that_disagree_by_more_than_the_errors_are_named():
+    """B is 3 better in one space and 30 worse in another, with combined errors of 0.71."""
+    names = [report.headline for report in (ONE, TWO, THREE)]
+    gamed = [
+        replace(one, checkpoint="gamed", metrics={name: one.metrics[name] + change})
+        for one, name, change in zip((ONE, TWO, THREE), names, (-3.0, 30.0, 0.3), strict=True)
+    ]
+    compared = compare_reports([MERGED, merge_reports(gamed)])
+    (found,) = compared.disagreements
+    assert (found.better, found.worse) == (["efficientnet-lite0"], ["dinov2-vit-l-14"])
+    text = "gamed is better than step_0000100 in efficientnet-lite0, and worse in dinov2-vit-l-14, by more than"
+    assert f"Feature spaces disagree: {text}" in compared.table()
+    turned = compare_reports([merge_reports(gamed), MERGED]).disagreements[0]
+    assert (turned.better, turned.worse) == (found.worse, found.better)
+
+
+@pytest.mark.parametrize("changes", [(-3.0, 0.5), (-0.5, 30.0), (-3.0, -30.0), (3.0, 30.0)])
+def test_spaces_that_agree_within_the_errors_are_not(changes):
+    others = [
+        replace(one, checkpoint="b", metrics={one.headline: one.metrics[one.headline] + change})
+        for one, change in zip((ONE, TWO), changes, strict=True)
+    ]
+    assert compare_reports([MERGED, merge_reports(others)]).disagreements == []
+    without = [merge_reports([replace(each, errors={}) for each in pair]) for pair in ((ONE, TWO), others)]
+    assert compare_reports(without).disagreements == []
+
+
+def test_reports_of_unequal_protocols_are_not_said_to_disagree():
+    others = [
+        replace(one, protocol=replace(one.protocol, cfg_scale=2.0), metrics={one.headline: value})
+        for one, value in ((ONE, 1.0), (TWO, 900.0))
+    ]
+    assert compare_reports([MERGED, merge_reports(others)], allow_unequal=True).disagreements == []
+
+
+def test_means_of_other_extractors_are_not_compared():
+    reports = list(RATIOS.values())
+    all_three, two = merge_reports(reports), merge_reports(reports[:2])
+    near = replace(merge_reports(reports[::-1]), checkpoint="b")
+    assert compare_reports([all_three, near]).is_within_error("fdr_300", 1)
+    assert "fdr_300 is the mean of dinov2-vit-l-14 and efficientnet-lite0 and inception." in (
+        compare_reports([all_three, near]).table()
+    )
+    equal = replace(two, checkpoint="b", metrics={**two.metrics, "fdr_300": 5.0})
+    compared = compare_reports([all_three, equal])
+    assert not compared.is_within_error("fdr_300", 1)
+    assert (
+        "fdr_300 is not comparable: it is the mean of dinov2-vit-l-14 and efficientnet-lite0 and " in compared.table()
+    )

@@ -10,6 +10,7 @@ from mlflow_server import wait_until
 from tiny_checkpoint import tiny_output, write_checkpoint
 
 from evaluation.merge_reports import merge_reports
+from evaluation.ratios import mean_ratio_id
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.registry.queries import best_checkpoints, find_protocol, list_runs
@@ -26,6 +27,7 @@ from pipelines.training.retention import best_step
 EXPERIMENT = "several"
 SECOND = "dinov2-vit-s-14"
 LITE0_FD, DINOV2_FD = "fd_efficientnet_lite0_16", "fd_dinov2_vit_s_14_16"
+MEAN = "fdr_16"
 SCORES = {2: (30.0, 500.0), 4: (20.0, 600.0)}
 """By step: the better checkpoint depends on the extractor."""
 
@@ -60,8 +62,9 @@ def told(story, tmp_path_factory):
                     protocol=protocol,
                     checkpoint=opened.origin,
                     checkpoint_digest=opened.digest,
-                    metrics={name: value},
+                    metrics={name: value, f"ratio_{name}": value / 10},
                     errors={name: 0.5},
+                    deviations={f"ratio_{name}": [[1.0, -1.0], [0.0, 0.0]]},
                 )
                 for protocol, name, value in zip((first, second), (LITE0_FD, DINOV2_FD), SCORES[step], strict=True)
             )
@@ -90,6 +93,16 @@ def test_checkpoints_are_ranked_by_the_protocol_of_the_metrics_extractor(told):
     assert [score["error"] for score in second["checkpoints"]] == [0.5, 0.5]
 
 
+def test_checkpoints_are_ranked_by_ratios_and_by_their_mean(told):
+    mean = best_checkpoints(told.uri, EXPERIMENT, metric=MEAN)
+    assert mean["protocol_id"] == mean_ratio_id([told.second_id, told.first_id])
+    assert mean["protocol"].endswith(f", mean of efficientnet-lite0 and {SECOND}") and not mean["other_protocols"]
+    assert [(score["step"], score["value"]) for score in mean["checkpoints"]] == [(2, 26.5), (4, 31.0)]
+    assert [score["error"] for score in mean["checkpoints"]] == [1.0, 1.0]
+    ratio = best_checkpoints(told.uri, EXPERIMENT, metric=f"ratio_{LITE0_FD}")
+    assert (ratio["protocol_id"], [score["step"] for score in ratio["checkpoints"]]) == (told.first_id, [4, 2])
+
+
 def test_the_first_extractor_leads_where_none_is_asked_for(told):
     assert best_checkpoints(told.uri, EXPERIMENT)["metric"] == LITE0_FD
     shown = [run["metrics"] for run in list_runs(told.uri, experiment=EXPERIMENT, stage="evaluate")]
@@ -100,7 +113,13 @@ def test_the_first_extractor_leads_where_none_is_asked_for(told):
 def test_each_metric_is_logged_with_its_own_protocol_and_reference(told):
     models = told.client.search_logged_models([told.experiment.experiment_id])
     found = {(point.key, point.dataset_digest) for model in models for point in model.metrics if "eval/" in point.key}
-    assert found == {(f"eval/{LITE0_FD}", told.first_id), (f"eval/{DINOV2_FD}", told.second_id)}
+    single = {(name, digest) for name, digest in found if name != f"eval/{MEAN}"}
+    assert single == {
+        (f"eval/{prefix}{name}", protocol_id)
+        for prefix in ("", "ratio_")
+        for name, protocol_id in ((LITE0_FD, told.first_id), (DINOV2_FD, told.second_id))
+    }
+    assert found - single == {(f"eval/{MEAN}", mean_ratio_id([told.first_id, told.second_id]))}
     (both,) = told.client.search_runs(
         [told.experiment.experiment_id], f"tags.`raydit.protocol_id` = '{told.first_id}'", max_results=1
     )
@@ -112,7 +131,10 @@ def test_each_metric_is_logged_with_its_own_protocol_and_reference(told):
 
 def test_the_training_has_each_score_under_its_protocol(told):
     (train,) = told.client.search_runs([told.experiment.experiment_id], "tags.`raydit.stage` = 'train'")
-    assert json.loads(train.data.tags["raydit.scores"]) == {LITE0_FD: told.first_id, DINOV2_FD: told.second_id}
+    ids = {LITE0_FD: told.first_id, DINOV2_FD: told.second_id}
+    ids |= {f"ratio_{name}": protocol_id for name, protocol_id in ids.items()}
+    ids[MEAN] = mean_ratio_id([told.first_id, told.second_id])
+    assert json.loads(train.data.tags["raydit.scores"]) == ids
     assert (train.data.metrics[f"eval/{LITE0_FD}"], train.data.metrics[f"eval/{DINOV2_FD}"]) == SCORES[4]
 
 
@@ -124,4 +146,5 @@ def test_a_further_protocol_is_described_by_a_run_that_scored_by_it(told):
 
 def test_the_best_checkpoint_to_keep_is_that_of_the_metrics_extractor(told):
     assert best_step(told.evaluations, LITE0_FD) == 4
-    assert best_step(told.evaluations, DINOV2_FD) == 2
+    assert best_step(told.evaluations, DINOV2_FD) == best_step(told.evaluations, MEAN) == 2
+    assert best_step(told.evaluations, f"ratio_{LITE0_FD}") == 4
