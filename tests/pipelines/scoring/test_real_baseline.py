@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evaluation.compare import compare_reports
 from evaluation.extractors import Features
+from evaluation.merge_reports import merge_reports
 from evaluation.metric_names import parse_metric_name
 from evaluation.metrics import frechet_distance
 from evaluation.protocol import EvaluationProtocol
@@ -110,3 +112,38 @@ def test_the_spatial_distance_has_a_ratio_too():
     ]
     assert found.metrics["ratio_sfid_30"] == pytest.approx(expected[0] / expected[1], rel=1e-9)
     assert {"ratio_sfid_30", "ratio_fid_30"} == found.deviations.keys() == {*found.errors} & {*found.deviations}
+
+
+def test_samples_that_fit_one_feature_space_only_are_found():
+    """The gamed samples have the reference's own mean and covariance in one space, the honest ones are near in both."""
+    rng = np.random.RandomState(5)
+    first = rng.randn(300, DIM)
+    first = (first - first.mean(axis=0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(first, rowvar=False))).T
+    drawn = {
+        "honest": (rng.randn(300, DIM) + 0.3, rng.randn(300, DIM) + 0.3),
+        "gamed": (first, rng.randn(300, DIM) + 1),
+    }
+    reports = {}
+    for checkpoint, spaces in drawn.items():
+        parts = []
+        for extractor, samples in zip(("efficientnet-lite0", "dinov2-vit-s-14"), spaces, strict=True):
+            parts.append(
+                build_report(
+                    replace(report(300, None).protocol, extractor=extractor),
+                    Features(samples.astype(np.float32)),
+                    replace(REFERENCE, extractor=extractor),
+                    Features(np.random.RandomState(7).randn(300, DIM).astype(np.float32)),
+                    checkpoint=checkpoint,
+                    digest=checkpoint,
+                )
+            )
+        reports[checkpoint] = merge_reports(parts)
+    (warning,) = [text for text in reports["gamed"].all_warnings if "better than real images" in text]
+    assert "better than real images in efficientnet-lite0 (" in warning and "worse in dinov2-vit-s-14" in warning
+    assert not any("better than real images" in text for text in reports["honest"].all_warnings)
+    assert (
+        reports["gamed"].metrics["fd_efficientnet_lite0_300"] < reports["honest"].metrics["fd_efficientnet_lite0_300"]
+    )
+    assert reports["gamed"].metrics["fdr_300"] > reports["honest"].metrics["fdr_300"]
+    (found,) = compare_reports(list(reports.values())).disagreements
+    assert (found.other, found.better, found.worse) == ("gamed", ["efficientnet-lite0"], ["dinov2-vit-s-14"])
