@@ -43,8 +43,8 @@ def main(images: str, output: str = "outputs/cifar10", *flags: str) -> None:
 
 
 def names(report: dict) -> list[str]:
-    """Metrics of all samples."""
-    return [name for name in report["metrics"] if name.endswith("_5k")]
+    """Metrics of all samples that could be computed."""
+    return [name for name, value in report["metrics"].items() if name.endswith("_5k") and value is not None]
 
 
 def numbers(report: dict) -> list[str]:

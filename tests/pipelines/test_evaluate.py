@@ -183,7 +183,7 @@ def test_the_page_has_all_pictures(config, report):
 def test_a_finished_evaluation_is_skipped_without_ray(config, checkpoint, report, raydit, monkeypatch):
     monkeypatch.setattr(StageContext, "start_ray", lambda *_: pytest.fail("Ray was started"))
     code, out, _ = raydit("evaluate", str(checkpoint), "--json")
-    assert code == 0 and json.loads(out.splitlines()[-1])["metrics"] == report.metrics
+    assert code == 0 and EvaluationReport.from_json(out.splitlines()[-1]).metrics == report.metrics
     code, out, _ = raydit("evaluate", str(checkpoint), "--dry-run", "--json")
     (plan,) = json.loads(out.splitlines()[-1])["plans"]
     assert code == 0 and plan == {
@@ -268,7 +268,8 @@ def test_an_output_in_a_bucket_gets_the_numbers_of_one_on_disk(
     assert code == 0 and EvaluationReport.from_json(out.splitlines()[-1]) == found
     code, out, _ = raydit("compare", checkpoint, f"{folder}/report.json", folder, "--json")
     listed = json.loads(out.splitlines()[-1])["reports"]
-    assert code == 0 and [each["metrics"] for each in listed] == 3 * [report.metrics]
+    scores = [EvaluationReport.from_json(json.dumps(each)).metrics for each in listed]
+    assert code == 0 and scores == 3 * [report.metrics]
     code, out, _ = raydit("lineage", checkpoint, "--quick", "--json")
     links = {link["kind"]: link for link in json.loads(out.splitlines()[-1])["chain"]}
     assert links["evaluation"]["name"] == f"{folder}/report.json" and not links["evaluation"]["broken"]
@@ -294,7 +295,7 @@ def test_sample_files_references_and_reports_can_lie_in_a_bucket(
     flags = ["--set", f"output={bucket}/images", "--set", f"tracking.uri={config.tracking.uri}", *rows]
     code, out, err = raydit("evaluate", "--images", samples, "--reference", reference, *flags, "--json")
     assert code == 0, err
-    metrics = json.loads(out.splitlines()[-1])["metrics"]
+    metrics = EvaluationReport.from_json(out.splitlines()[-1]).metrics
     assert metrics == {name: pytest.approx(report.metrics[name], rel=1e-9) for name in metrics}
     assert storage.list_names(bucket) == ["images", "out", "reference.npz", "samples.npz"]
     assert list(tmp_path.iterdir()) == [tmp_path / "cache"]
@@ -313,7 +314,7 @@ def test_images_of_another_source_get_the_numbers_of_the_samples_that_they_are(
     for source in ("samples.npz", str(saved / "step_0000004")):
         code, out, err = raydit("evaluate", "--images", source, "--reference", str(reference), *flags)
         assert code == 0, err
-        metrics = json.loads(out.splitlines()[-1])["metrics"]
+        metrics = EvaluationReport.from_json(out.splitlines()[-1]).metrics
         assert metrics == {name: pytest.approx(report.metrics[name], rel=1e-9) for name in metrics}
         assert "fd_efficientnet_lite0_10" in metrics
 
