@@ -1,7 +1,7 @@
 """An evaluation's report in MLflow: its numbers as metrics, its files as artifacts."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,7 @@ def _log_scores(run: RunLog, report: EvaluationReport, step: int, model: str, re
 
 
 def _log_metrics(
-    run: RunLog, report: EvaluationReport, names: Iterable[str], step: int, model: str, summary: str, protocol_id: str
+    run: RunLog, report: EvaluationReport, names: Collection[str], step: int, model: str, summary: str, protocol_id: str
 ) -> None:
     """Log metrics of one protocol with their errors. summary: what the protocol says."""
     # MLflow's tables have a column for each metric and data set: scores by several protocols stand side by side.

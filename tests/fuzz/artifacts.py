@@ -48,6 +48,10 @@ def make_report(folder: Path) -> Path:
     report = EvaluationReport(protocol=protocol, checkpoint="x", checkpoint_digest="ab", metrics={"fid_50k": 2.0})
     report = replace(report, curve=[(1000, 3.0)], artifacts={"samples": "samples.png"})
     second = replace(report, protocol=replace(protocol, extractor="b"), metrics={"fd_b_50k": 4.0}, warnings=["few"])
+    report, second = (
+        replace(each, metrics={**each.metrics, name: 2.0}, deviations={name: [[0.5, -0.5], [0.25, -0.25]]})
+        for each, name in ((report, "ratio_fid_50k"), (second, "ratio_fd_b_50k"))
+    )
     report = merge_reports([report, second])
     (folder / "report.json").write_text(report.to_json())
     return folder / "report.json"
