@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from dit.layers.head import WideHead
+
 MAX_COMPILED_VARIANTS = 64
 """Variants of one kind of block that torch compiles in a process; it leaves further ones uncompiled, with a warning.
 
@@ -43,5 +45,8 @@ def repeated_blocks(network: nn.Module) -> list[nn.Module]:
 
     The blocks of a DiT's wide head are a list, and a kind, of their own.
     """
-    kinds = {type(block) for blocks in network.modules() if isinstance(blocks, nn.ModuleList) for block in blocks}
+    # Not the lists inside blocks, as autoencoders have them: a part of a compiled block is not compiled once more.
+    owners = [network, *(child for child in network.children() if isinstance(child, WideHead))]
+    lists = [child for owner in owners for child in owner.children() if isinstance(child, nn.ModuleList)]
+    kinds = {type(block) for blocks in lists for block in blocks}
     return [module for module in network.modules() if type(module) in kinds]
