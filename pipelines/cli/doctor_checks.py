@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -65,7 +66,8 @@ def check_all(address: str | None, output: str, report: Callable[[Check], None])
         for check in machine_checks(output):
             report(check)
 
-    load_ray()
+    with suppress(ImportError):  # check_ray reports that
+        load_ray()
     # Importing torch and MLflow takes about as long as Ray's processes take to start.
     with ThreadPoolExecutor(1, thread_name_prefix="checks") as pool:
         machine = pool.submit(check_machine)

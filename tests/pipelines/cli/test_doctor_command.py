@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 import threading
 
 import pytest
@@ -138,3 +139,9 @@ def test_of_a_job_that_would_record_for_itself_the_tracking_is_red():
     assert [check.name for check in answers if not check.ok] == ["node tracking"]
     assert "MLFLOW_TRACKING_URI" in answers[-1].do
     assert doctor_checks.select_cluster_checks(checks, is_local=True) == checks[1:]
+
+
+def test_a_missing_ray_is_red(raydit_doctor, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    code, output = raydit_doctor("--json")
+    assert code == 1 and list(red(output)) == ["ray"]
