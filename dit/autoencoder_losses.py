@@ -150,8 +150,8 @@ def _normalise(features: Tensor) -> Tensor:
 class PatchDiscriminator(nn.Module):
     """PatchGAN: judges overlapping patches, of 70 x 70 pixels with three halvings, as real or reconstructed.
 
-    Convolutions 4 x 4 with leaky ReLU, of 64, 128, 256 and 512 channels. Group norm takes the place of the paper's
-    batch norm, whose statistics would depend on how many workers share a batch. Source: Isola et al. 2017
+    It stacks 4 x 4 convolutions of 64, 128, 256 and 512 channels with leaky ReLU. Group norm replaces the paper's batch
+    norm, whose statistics would depend on how many workers share a batch. Source: Isola et al. 2017
     (arXiv 1611.07004), appendix 6.1.2; the same in latent diffusion.
     """
 

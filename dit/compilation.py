@@ -20,7 +20,7 @@ many, for its blocks with skip and without. Models of other widths have their ow
 
 
 def compile_network(network: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile the repeated blocks of a network in place; each kind is compiled at its first call, in this thread.
+    """Compile the repeated blocks of a network in place. A block is compiled when it is first called.
 
     network: a DiT or U-ViT that is not yet wrapped for DDP or sharded for FSDP2. Names of parameters stay as they are.
     Code is compiled for one size of batch, with or without gradients; a call that differs in these compiles again.

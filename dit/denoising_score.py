@@ -36,9 +36,9 @@ class DenoisingScore:
     """Mean squared errors of the velocity on held-out latents, over uniform times, per latent value."""
 
     loss: float
-    """Of a tiny DiT that was trained for a fixed budget."""
+    """Loss of a tiny DiT after a fixed training budget."""
     baseline: float
-    """Of the best prediction from each value alone; pi / 2 for latents of variance 1."""
+    """Loss of the best prediction from each value alone; pi / 2 for latents of variance 1."""
 
     @property
     def ratio(self) -> float:

@@ -85,7 +85,7 @@ def require_torchao() -> None:
 
 
 def use_float8(network: "DiT | UViT", *, emulate: bool = False) -> None:
-    """Let the linear layers of a network's blocks compute in float8, in place.
+    """Replace the linear layers of a network's blocks by float8 ones, in place.
 
     network: a DiT or U-ViT that is not yet compiled, nor wrapped for DDP or sharded for FSDP2. The layers are replaced
     by others with the same parameters. emulate: round as float8 does, and multiply in float32; for tests without a GPU.

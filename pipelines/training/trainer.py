@@ -43,12 +43,10 @@ class GroupTrainer(DataParallelTrainer):
 
         On one machine another process is left out that removes the resources of a controller that died: `fit` does.
         """
-        unused: tuple[type, ...] = (DatasetsCallback,)
-        if not _on_one_machine():
-            return [each for each in super()._create_default_callbacks() if not isinstance(each, unused)]
-        unused = (*unused, PlacementGroupCleanerCallback)
+        here = _on_one_machine()
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback) if here else (DatasetsCallback,)
         callbacks = [each for each in super()._create_default_callbacks() if not isinstance(each, unused)]
-        return [*callbacks, InheritedSettings()]
+        return [*callbacks, InheritedSettings()] if here else callbacks
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         """Run the controller; on one machine in a process that Ray has started in advance.
