@@ -5,16 +5,14 @@ is counted apart. Asserts only that both do the steps.
 """
 
 import itertools
-import multiprocessing
-import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as distributed
+from bare_loops import BareLoops, Listener
 from harness import Timing, alternate, exponent
 from tiny_training import training_recipe
-from torch.nn.parallel import DistributedDataParallel
 
 from dit.autoencoder import LatentScale
 from dit.config import named_config
@@ -26,7 +24,6 @@ from pipelines.training.batches import latent_batches
 from pipelines.training.group import RAY_FOLDER, run_workers
 from pipelines.training.loading import ArrayLatents
 from pipelines.training.loop import train_worker
-from pipelines.training.messages import Report
 from pipelines.training.order import EpochOrder, WorkerShare
 from pipelines.training.settings import train_worker_settings
 
@@ -40,77 +37,13 @@ CASES = {
 """The recipe's [model], the latents' size, images per step, steps per round."""
 
 
-def bare_loop(pipe, model_config, batch_size, rank, num_workers, meeting):
-    """The steps of a careful script: fused AdamW, an average, one batch in memory; does as many as it is told.
-
-    Several of them train one model, as DDP does by default.
-    """
-    torch.set_num_threads(1)
-    network, process = DiT(model_config), FlowMatching()
-    model = network
-    if num_workers > 1:
-        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_workers)
-        model = DistributedDataParallel(network)
-    average = [parameter.detach().clone() for parameter in network.parameters()]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+def build_dit(model_config, batch_size):
+    """Return a model, and the loss of its forward pass on one batch in memory."""
+    process = FlowMatching()
     shape = (batch_size, model_config.in_channels, *model_config.latent_size)
     latents, noise, t = torch.randn(shape), torch.randn(shape), torch.rand(batch_size)
     labels = torch.randint(0, 3, (batch_size,))
-    for steps in iter(pipe.recv, 0):
-        for step in range(steps + 2):
-            if step == 2:  # the first ones fill caches
-                started = time.perf_counter()
-            loss = process.training_losses(model, latents, t, labels, noise)["loss"].mean()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), float("inf"))
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                torch._foreach_lerp_(average, [parameter.detach() for parameter in network.parameters()], 0.1)
-        pipe.send((time.perf_counter() - started) / steps)
-
-
-class BareLoops:
-    """One process for each worker, all at once."""
-
-    def __init__(self, model_config, batch_size, num_workers, meeting):
-        """meeting: a file that is not there yet, by which they find each other."""
-        spawn = multiprocessing.get_context("spawn")
-        self.pipes, self.processes = [], []
-        for rank in range(num_workers):
-            ours, theirs = spawn.Pipe()
-            work = (theirs, model_config, batch_size // num_workers, rank, num_workers, f"file://{meeting}")
-            process = spawn.Process(target=bare_loop, args=work)
-            process.start()
-            self.pipes.append(ours)
-            self.processes.append(process)
-
-    def seconds(self, steps: int) -> float:
-        """Seconds per step of the slowest."""
-        for pipe in self.pipes:
-            pipe.send(steps)
-        return max(pipe.recv() for pipe in self.pipes)
-
-    def end(self):
-        for pipe, process in zip(self.pipes, self.processes, strict=True):
-            pipe.send(0)
-            process.join()
-
-
-class Listener:
-    """Reports of one round, and when the first of them came."""
-
-    def __init__(self):
-        self.begun, self.first, self.reports = time.perf_counter(), 0.0, []
-
-    def on_message(self, message):
-        if isinstance(message, Report):
-            self.first = self.first or time.perf_counter()
-            self.reports.append(message)
-
-    def metric(self, name):
-        """Of the last window: the steps before it fill caches."""
-        return self.reports[-1].metrics[name]
+    return DiT(model_config), lambda model: process.training_losses(model, latents, t, labels, noise)["loss"].mean()
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -135,7 +68,7 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers
 
     latents = LatentDataset.open(recipe(1).latents)
     rounds = [train_worker_settings(recipe(number), latents) for number in range(1, num_rounds + 1)]
-    loops = BareLoops(rounds[0].model, batch_size, num_workers, tmp_path / "meeting")
+    loops = BareLoops(partial(build_dit, rounds[0].model, batch_size // num_workers), num_workers, tmp_path / "meeting")
     listeners, bare = [], []
     with StageContext(recipe(1)) as context:
         for number, settings in enumerate(rounds, start=1):

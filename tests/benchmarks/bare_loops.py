@@ -1,0 +1,81 @@
+"""Training without raydit: bare torch loops, and the raydit job's reports beside them."""
+
+import multiprocessing
+import time
+
+import torch
+import torch.distributed as distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.training.messages import Report
+
+
+def bare_loop(pipe, build, rank, num_workers, meeting):
+    """Do the steps of a careful script: fused AdamW, an average, one batch in memory; as many as the pipe asks for.
+
+    build: returns a network, and a function of it (or of what DDP wraps it into) that returns the loss. Several loops
+    train one model, as DDP does by default.
+    """
+    torch.set_num_threads(1)
+    network, loss = build()
+    model = network
+    if num_workers > 1:
+        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_workers)
+        model = DistributedDataParallel(network)
+    average = [parameter.detach().clone() for parameter in network.parameters()]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+    for steps in iter(pipe.recv, 0):
+        for step in range(steps + 2):
+            if step == 2:  # the first ones fill caches
+                started = time.perf_counter()
+            loss(model).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), float("inf"))
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                torch._foreach_lerp_(average, [parameter.detach() for parameter in network.parameters()], 0.1)
+        pipe.send((time.perf_counter() - started) / steps)
+
+
+class BareLoops:
+    """One process for each worker, all at once."""
+
+    def __init__(self, build, num_workers, meeting):
+        """build: as of `bare_loop`, and picklable. meeting: a file that is not there yet, by which they meet."""
+        spawn = multiprocessing.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for rank in range(num_workers):
+            ours, theirs = spawn.Pipe()
+            work = (theirs, build, rank, num_workers, f"file://{meeting}")
+            process = spawn.Process(target=bare_loop, args=work, daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def seconds(self, steps: int) -> float:
+        """Return the seconds per step of the slowest."""
+        for pipe in self.pipes:
+            pipe.send(steps)
+        return max(pipe.recv() for pipe in self.pipes)
+
+    def end(self):
+        """Stop all processes."""
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.send(0)
+            process.join()
+
+
+class Listener:
+    """Reports of one round, and when the first of them came."""
+
+    def __init__(self):
+        self.begun, self.first, self.reports = time.perf_counter(), 0.0, []
+
+    def on_message(self, message):
+        if isinstance(message, Report):
+            self.first = self.first or time.perf_counter()
+            self.reports.append(message)
+
+    def metric(self, name):
+        """Of the last window: the steps before it fill caches."""
+        return self.reports[-1].metrics[name]
