@@ -35,19 +35,51 @@ def frechet_distance_to(mean1: Array, cov1: Array) -> Callable[[Array, Array], f
     """Return frechet_distance with mean1 and cov1 fixed and decomposed once, which halves the time of further calls."""
     mean1, cov1 = np.asarray(mean1, dtype=np.float64), np.asarray(cov1, dtype=np.float64)
     _check_moments(mean1, cov1, mean1, cov1)
-    variances, directions = np.linalg.eigh(cov1)
-    kept = variances > 1e-12 * variances[-1]
-    root = directions[:, kept] * np.sqrt(variances[kept])
+    root = _covariance_root(cov1)
 
     def distance(mean2: Array, cov2: Array) -> float:
         mean2, cov2 = np.asarray(mean2, dtype=np.float64), np.asarray(cov2, dtype=np.float64)
         _check_moments(mean1, cov1, mean2, cov2)
         cross = np.linalg.eigvalsh(root.T @ cov2 @ root)
-        trace_root = np.sqrt(cross[cross > ROUNDING * cross[-1]]).sum()
-        squared = ((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * trace_root
+        squared = ((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * _trace_of_root(cross)
         return max(0.0, float(squared))  # equal Gaussians would otherwise give about -1e-12
 
     return distance
+
+
+def frechet_distance_of(mean1: Array, cov1: Array) -> Callable[[Array], float]:
+    """Return the function from features (N, D) to the Frechet distance of their Gaussian from a fixed one.
+
+    It is that of frechet_distance_to with their mean and covariance. Of fewer samples than dimensions, it takes the
+    eigenvalues of a matrix (N, N) instead of (D, D).
+    """
+    mean1, cov1 = np.asarray(mean1, dtype=np.float64), np.asarray(cov1, dtype=np.float64)
+    _check_moments(mean1, cov1, mean1, cov1)
+    root, trace1 = _covariance_root(cov1), np.trace(cov1)
+
+    def distance_of(features: Array) -> float:
+        features = np.asarray(features, dtype=np.float64)
+        mean2 = features.mean(axis=0)
+        centred = (features - mean2) / np.sqrt(len(features) - 1)
+        projected = centred @ root  # (N, R): both products have the same eigenvalues above zero
+        few = len(projected) < projected.shape[1]
+        cross = np.linalg.eigvalsh(projected @ projected.T if few else projected.T @ projected)
+        squared = ((mean1 - mean2) ** 2).sum() + trace1 + (centred**2).sum() - 2 * _trace_of_root(cross)
+        return max(0.0, float(squared))
+
+    return distance_of
+
+
+def _covariance_root(cov: Array) -> Array:
+    """Return S (D, R) with cov = S S^T, without directions that are rounding errors."""
+    variances, directions = np.linalg.eigh(np.asarray(cov, dtype=np.float64))
+    kept = variances > 1e-12 * variances[-1]
+    return directions[:, kept] * np.sqrt(variances[kept])
+
+
+def _trace_of_root(eigenvalues: Array) -> float:
+    """Return the sum of the roots of a matrix's eigenvalues, ascending, without those that are rounding errors."""
+    return float(np.sqrt(eigenvalues[eigenvalues > ROUNDING * eigenvalues[-1]]).sum())
 
 
 def inception_score(logits: Array, splits: int = 10, seed: int = 2020) -> tuple[float, float]:

@@ -28,6 +28,7 @@ JOBS = (
     "evaluate_images",
     "sample",
     "train",
+    "tune",
 )
 """Modules of pipelines that are a job each; `run` is the jobs in a row."""
 LAYERS = [

@@ -25,6 +25,7 @@ from pipelines.cli.commands.runs import runs
 from pipelines.cli.commands.sample import sample
 from pipelines.cli.commands.stages import autoencoder, encode, run, train
 from pipelines.cli.commands.submit import submit
+from pipelines.cli.commands.tune import tune
 from pipelines.cli.commands.ui import ui
 from pipelines.cli.options import BAD_INPUT, FAILED, INTERRUPTED
 from raydit import __version__
@@ -33,7 +34,7 @@ from raydit.printable import printable
 
 COMMANDS: tuple[click.Command, ...] = (
     *(run, autoencoder, encode, train, evaluate),
-    *(plan, sample, compare, reference, autoencoders, latents, import_, export),
+    *(plan, sample, tune, compare, reference, autoencoders, latents, import_, export),
     *(runs, lineage, promote, clean, ui),
     *(submit, jobs, doctor),
 )

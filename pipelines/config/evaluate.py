@@ -111,6 +111,11 @@ class EvaluateConfig(WorkersConfig):
                 raise InvalidInput(found, "the checkpoint that it is of", f"set autoguidance, or remove {name}")
 
     @property
+    def calls_per_sample(self) -> int:
+        """How often the sampler calls the network for a sample; guidance takes a second pass in each call."""
+        return self.sampling_steps * (2 if self.sampler == "heun" else 1)
+
+    @property
     def needs_null_class(self) -> bool:
         """Whether the model itself guides, by its null class."""
         return self.cfg_scale > 1 and self.autoguidance is None

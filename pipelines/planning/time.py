@@ -91,7 +91,7 @@ def evaluate_work(settings: EvaluateConfig, networks: Networks, cluster: Cluster
     Guidance doubles the network's FLOPs, here also outside of its interval.
     """
     samples, real = settings.num_samples, images - settings.num_samples
-    calls = settings.sampling_steps * (2 if settings.sampler == "heun" else 1) * (2 if settings.cfg_scale > 1 else 1)
+    calls = settings.calls_per_sample * (2 if settings.cfg_scale > 1 else 1)
     width = networks.model.hidden_size
     sampling_speed, basis = cluster.speed("evaluate", settings, settings.dtype, settings.compile, width)
     sampling = samples * calls * 2 * forward_macs(networks.model)

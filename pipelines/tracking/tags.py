@@ -1,7 +1,7 @@
 """The names of all tags that raydit sets in MLflow: on runs, LoggedModels and registered versions."""
 
 STAGE = "raydit.stage"
-"""Stage of a run: pipeline, autoencoder, encode, train, evaluate, evaluations or autoencoders."""
+"""Stage of a run: pipeline, autoencoder, encode, train, evaluate, evaluations, tune or autoencoders."""
 JOB_ID = "raydit.job_id"
 """Submission id of the Ray job that a run belongs to."""
 OUTPUT = "raydit.output"

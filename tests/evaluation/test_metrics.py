@@ -12,6 +12,7 @@ from evaluation import neighbours
 from evaluation.metrics import (
     cmmd,
     frechet_distance,
+    frechet_distance_of,
     inception_score,
     kernel_distance,
     manifold_scores,
@@ -86,6 +87,15 @@ def test_frechet_distance_of_fewer_samples_than_dimensions_is_exact(n):
     roots = np.sqrt(np.sort(np.linalg.eigvalsh(centred @ cov1 @ centred.T))[1:]).sum()
     expected = ((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * roots
     assert frechet_distance(mean1, cov1, mean2, cov2) == pytest.approx(expected, rel=1e-11)
+
+
+@pytest.mark.parametrize("n", [2, 30, 128, 129, 400])
+def test_the_frechet_distance_of_features_is_that_of_their_moments(n):
+    mean, cov = moments(features(500, 128, 1))
+    samples = features(n, 128, 2, shift=0.1)
+    assert frechet_distance_of(mean, cov)(samples) == pytest.approx(
+        frechet_distance(mean, cov, *moments(samples)), rel=1e-9
+    )
 
 
 def test_frechet_distance_is_symmetric():

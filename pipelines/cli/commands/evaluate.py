@@ -57,6 +57,12 @@ class Flags:
     type=click.Path(dir_okay=False),
     help="Recipe of the protocol; default: the checkpoint's. The checkpoint's model, objective and autoencoder stay.",
 )
+@click.option(
+    "--protocol",
+    metavar="FILE",
+    type=click.Path(),
+    help="Score by the protocol of this file, which `raydit tune` wrote, or of a report.json.",
+)
 @click.option("--num-samples", type=click.IntRange(min=10), help="Number of images to sample.")
 @click.option(
     "--reference", type=click.Path(), help="Reference statistics (.npz); default: those of the training images."
@@ -87,6 +93,7 @@ def evaluate(
     watch: bool,
     every: int,
     recipe: str | None,
+    protocol: str | None,
     num_samples: int | None,
     reference: str | None,
     model: str | None,
@@ -104,13 +111,15 @@ def evaluate(
         raise click.UsageError(f"expected one CHECKPOINT or more, or --images FOLDER; found {found}")
     if watch and len(checkpoints) != 1:
         raise click.UsageError(f"--watch expects one folder of checkpoints; found {len(checkpoints)}")
+    if protocol is not None and (images is not None or num_samples is not None):
+        raise click.UsageError("--protocol says how samples of checkpoints are drawn; leave out the others")
     if num_samples is not None:
         overrides = (*overrides, f"evaluate.num_samples={num_samples}")
     if reference is not None:
         overrides = (*overrides, f"evaluate.reference={json.dumps(reference)}")
     if images is not None:
         return _evaluate_images(images, recipe, reference, overrides, flags)
-    _evaluate_checkpoints(checkpoints, every if watch else 0, recipe, model, overrides, flags)
+    _evaluate_checkpoints(checkpoints, every if watch else 0, recipe, protocol, model, overrides, flags)
 
 
 def _evaluate_images(
@@ -155,6 +164,7 @@ def _evaluate_checkpoints(
     checkpoints: tuple[str, ...],
     every: int,
     recipe: str | None,
+    protocol: str | None,
     model: str | None,
     overrides: tuple[str, ...],
     flags: Flags,
@@ -167,6 +177,10 @@ def _evaluate_checkpoints(
 
     # Mistakes in a recipe are found before any checkpoint is looked for.
     recipe_of = load_given_recipe(recipe, overrides) if recipe else partial(checkpoint_recipe, overrides=overrides)
+    if protocol is not None:
+        from pipelines.scoring.protocol_file import by_protocol_file
+
+        recipe_of = by_protocol_file(protocol, recipe_of)
     options = EvaluationOptions(
         repeats=flags.repeats,
         force=flags.force,

@@ -1,0 +1,59 @@
+"""What a search over sampling settings found: distance, ratio to real images and recall against a sample's cost."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from evaluation.plots.style import ACCENT, LINE, REAL, new_figure, render_image
+from raydit.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from PIL import Image
+
+
+class TunedPoint(NamedTuple):
+    """A candidate as it was last measured."""
+
+    cost: float
+    """FLOPs of a sample."""
+    distance: float
+    """Frechet distance, as it is expected to be on the largest number of samples."""
+    ratio: float | None
+    """Distance in units of that of real images, mean over extractors; None: unknown."""
+    recall: float | None
+    num_samples: int
+    """Samples that it was measured on: those that were dropped early have few."""
+    is_best: bool
+
+
+def plot_tuning(title: str, points: Sequence[TunedPoint]) -> "Image.Image":
+    """Plot three panels against the cost of a sample. Candidates that were dropped early are pale.
+
+    Raises InvalidInput without points.
+    """
+    if not points:
+        raise InvalidInput("no points to plot", "at least one candidate", "tune a checkpoint")
+    panels: dict[str, list[float | None]] = {
+        "distance": [point.distance for point in points],
+        "ratio to real images": [point.ratio for point in points],
+        "recall": [point.recall for point in points],
+    }
+    known = {name: values for name, values in panels.items() if any(value is not None for value in values)}
+    with new_figure(380 * len(known), 380) as figure:
+        for number, (name, values) in enumerate(known.items(), start=1):
+            axes = figure.add_subplot(1, len(known), number)
+            _plot_panel(axes, points, values)
+            axes.set_xlabel("GFLOPs of a sample")
+            axes.set_ylabel(name)
+        figure.suptitle(title, x=0.01, ha="left", weight="bold")
+        return render_image(figure)
+
+
+def _plot_panel(axes: "Axes", points: Sequence[TunedPoint], values: Sequence[float | None]) -> None:
+    last = max(point.num_samples for point in points)
+    for point, value in zip(points, values, strict=True):
+        if value is None:
+            continue
+        colour = REAL if point.is_best else ACCENT if point.num_samples == last else LINE
+        axes.plot(point.cost / 1e9, value, "*" if point.is_best else "o", color=colour, ms=14 if point.is_best else 6)
+    axes.margins(0.1)

@@ -1,0 +1,119 @@
+"""Protocols in files: what `raydit tune` chose, or what a report was made by, as the settings of an evaluation.
+
+A protocol file is JSON: {"format": "raydit.protocol", "version": 1, "protocol_id", "protocol", "further": [protocol]},
+where `further` holds the protocols of further extractors. A report.json serves as well.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cluster import storage
+from evaluation.protocol import EvaluationProtocol
+from pipelines.checkpoints.open import LocatedCheckpoint
+from pipelines.config.recipe import Recipe
+from pipelines.scoring.protocols import evaluation_protocol, evaluation_protocols
+from pipelines.scoring.settings import ScoringSettings
+from raydit.errors import InvalidInput, NotFound
+
+FORMAT, VERSION = "raydit.protocol", 1
+_OF_EVALUATE = (
+    *("num_samples", "labels", "sampler", "sampling_steps", "time_shift", "sde_diffusion", "sde_norm", "cfg_scale"),
+    *("cfg_channels", "cfg_interval", "autoguidance_weights", "weights", "dtype", "decoder_dtype"),
+)
+"""Fields that the protocol and [evaluate] have in common."""
+
+
+def protocol_file(protocols: Sequence[EvaluationProtocol]) -> bytes:
+    """Return the content of a protocol file. protocols: of each extractor, the first one's first."""
+    first, *further = protocols
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "protocol_id": first.protocol_id,
+        "protocol": first.to_dict(),
+        **({"further": [each.to_dict() for each in further]} if further else {}),
+    }
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def read_protocols(file: str) -> list[EvaluationProtocol]:
+    """Read the protocols of a protocol file or a report, by path or URI. Raises NotFound and InvalidInput."""
+    if not storage.exists(file):
+        raise NotFound(f"no protocol at {file}", "a protocol file, or a report.json", "correct the path")
+    try:
+        content: dict[str, Any] = json.loads(storage.read_bytes(file))
+        further = [each.get("protocol", each) for each in content.get("further", [])]  # a report's have scores as well
+        protocols = [EvaluationProtocol.from_dict(each) for each in (content["protocol"], *further)]
+        recorded = content["protocol_id"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidInput(
+            f"{file}: found no protocol ({type(error).__name__}: {str(error)[:200]})",
+            "a file that `raydit tune` wrote, or a report.json",
+            "name one of these",
+        ) from error
+    if protocols[0].protocol_id != recorded:
+        raise InvalidInput(
+            f"{file}: its protocol has the id {protocols[0].protocol_id}",
+            f"the recorded {recorded}: the file was edited",
+            "take the file as it was written, or set the fields of [evaluate] instead",
+        )
+    return protocols
+
+
+def with_protocols(config: Recipe, protocols: Sequence[EvaluationProtocol]) -> Recipe:
+    """Return a recipe whose [evaluate], seed and random are those of the protocols.
+
+    Extractors that the recipe names keep their weights and references. A checkpoint for autoguidance has to be in the
+    recipe, because a protocol knows its digest only. Raises InvalidInput for settings that do not fit the checkpoint.
+    """
+    first, evaluate = protocols[0], config.evaluate
+    named = tuple(each.extractor for each in evaluate.for_each_extractor())
+    extractors = tuple(_recipe_name(each.extractor) for each in protocols)
+    settings: dict[str, Any] = {name: getattr(first, name) for name in _OF_EVALUATE}
+    if extractors != named:
+        settings |= {"extractor": extractors[0], "extractors": extractors if len(extractors) > 1 else ()}
+    if first.autoguidance is None:
+        settings |= {"autoguidance": None, "autoguidance_model": None}
+    return replace(config, seed=first.seed, random=first.random, evaluate=replace(evaluate, **settings))
+
+
+def by_protocol_file(
+    file: str, recipe_of: Callable[[LocatedCheckpoint], Recipe]
+) -> Callable[[LocatedCheckpoint], Recipe]:
+    """Return what `recipe_of` returns, with the protocols of a file. Raises as read_protocols.
+
+    The function raises InvalidInput if a checkpoint would be scored by other protocols nevertheless.
+    """
+    protocols = read_protocols(file)
+
+    def with_file(opened: LocatedCheckpoint) -> Recipe:
+        config = with_protocols(recipe_of(opened), protocols)
+        settings = ScoringSettings.from_recipe(config)
+        require_protocols(evaluation_protocols(settings, evaluation_protocol(settings, opened)), protocols, file)
+        return config
+
+    return with_file
+
+
+def _recipe_name(extractor: str) -> Any:
+    """Return the name that recipes have for a protocol's extractor, which ends in a digest for weights of one's own."""
+    return re.sub("-[0-9a-f]{8}$", "", extractor)
+
+
+def require_protocols(found: Sequence[EvaluationProtocol], wanted: Sequence[EvaluationProtocol], file: str) -> None:
+    """Raise InvalidInput if an evaluation would have other protocols than those of a file, naming a field."""
+    for ours, theirs in zip(found, wanted, strict=True):
+        if ours.protocol_id == theirs.protocol_id:
+            continue
+        mine, recorded = ours.to_dict(), theirs.to_dict()
+        names = [name for name in recorded | mine if mine.get(name) != recorded.get(name)]
+        shown = ", ".join(f"{name} = {json.dumps(mine.get(name))}" for name in names)
+        expected = ", ".join(f"{name} = {json.dumps(recorded.get(name))}" for name in names)
+        raise InvalidInput(
+            f"protocol {ours.protocol_id} with {shown}",
+            f"{theirs.protocol_id} of {file}, with {expected}",
+            "use the same real images, weights and autoencoder (--recipe, --reference), or leave out --protocol",
+        )

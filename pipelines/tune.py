@@ -1,0 +1,191 @@
+"""The tune job: which guidance, average of weights, sampler and steps give a checkpoint's samples the lowest distance.
+
+    grid -> candidates -> samples on growing rungs -> distances -> the best protocol
+
+The search has a seed of its own, so that the score that is reported afterwards is not of the samples that chose.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cluster import storage
+from evaluation.halving import plan_rungs, search
+from evaluation.plots.tuning import plot_tuning
+from evaluation.protocol import EvaluationProtocol
+from evaluation.uncertainty import BLOCKS
+from pipelines.artifacts import digest_of
+from pipelines.checkpoints.open import LocatedCheckpoint
+from pipelines.config.recipe import Recipe
+from pipelines.config.tune import DEFAULT_SCALES, TuneGrid
+from pipelines.images.grids import save_png
+from pipelines.scoring.candidates import Candidate
+from pipelines.scoring.measure_candidates import Measurer
+from pipelines.scoring.protocol_file import protocol_file
+from pipelines.scoring.protocols import evaluation_protocol, evaluation_protocols
+from pipelines.scoring.references import check_scoring_inputs
+from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
+from pipelines.scoring.tune_result import SETTINGS, describe_result, tuned_point
+from pipelines.stage import StageContext
+from pipelines.tracking import tags
+from pipelines.tracking.run_log import RunLog
+from raydit.errors import InvalidInput
+
+TUNING = "tuning"
+"""Folder of an output that holds the results of searches, each in a folder named after its identity."""
+RESULT, PROTOCOL, PICTURE = "tune.json", "protocol.json", "tune.png"
+SEED_OFFSET = 1_000_003
+"""Added to the recipe's seed for the samples of the search; --repeats takes the seeds that follow the recipe's."""
+MIN_SAMPLES = 2 * BLOCKS
+"""Samples of the first rung: two in each block of those that errors follow from."""
+BUDGET = 0.35
+"""Default of the share that is spent of the cost of scoring all candidates."""
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """The outcome of a search."""
+
+    folder: str
+    """Path or URI with tune.json, protocol.json and tune.png."""
+    content: dict[str, Any]
+    """Content of tune.json."""
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The entry of the best candidate."""
+        found: dict[str, Any] = self.content["candidates"][self.content["best"]]
+        return found
+
+    @property
+    def protocol(self) -> str:
+        """Path or URI of the best candidate's protocol, with the recipe's seed."""
+        return storage.join(self.folder, PROTOCOL)
+
+
+def tune(
+    checkpoints: Sequence[LocatedCheckpoint],
+    recipe_of: Callable[[LocatedCheckpoint], Recipe],
+    grid: TuneGrid,
+    *,
+    budget: float = BUDGET,
+    context: StageContext,
+) -> TuneResult:
+    """Find the settings of [evaluate] with the lowest Frechet distance by the recipe's (first) extractor.
+
+    recipe_of: gives the recipe of a checkpoint; evaluate.num_samples is what the best candidates are measured on.
+    budget: share of the cost of measuring all candidates on as many. A search that was killed goes on, and a finished
+    one is returned. Raises NotFound or InvalidInput before any work if something is missing or does not fit.
+    """
+    candidates = plan_candidates(checkpoints, recipe_of, grid)
+    config = candidates[0].config
+    sizes = tune_rungs(config)
+    identity = tune_identity(candidates, sizes, budget)
+    folder = storage.join(storage.absolute(config.output), TUNING, digest_of(identity)[:12])
+    result = storage.join(folder, RESULT)
+    with context.holding(EVALUATIONS):
+        if storage.exists(result):
+            context.skipped("tune", result)
+            return TuneResult(folder, storage.read_json(result))
+        context.say("tune", describe_search(candidates, sizes, budget))
+        context.prepare_work(config.evaluate, "tune")
+        with context.run("tune", identity, run_tags(checkpoints)) as run:
+            records = storage.join(folder, "records")
+            measurer = Measurer(context, candidates, records)
+            rungs = search([candidate.cost for candidate in candidates], sizes, budget, measurer.measure)
+            content = describe_result(candidates, rungs, measurer, identity, budget)
+            chosen = candidates[content["best"]]
+            storage.write_atomically(storage.join(folder, PROTOCOL), protocol_file(reported_protocols(chosen)))
+            log_result(run, content, folder)
+            storage.write_atomically(result, (json.dumps(content, indent=2) + "\n").encode())
+            run.artifact(result)
+            storage.remove_folder(records)
+    return TuneResult(folder, content)
+
+
+def tune_rungs(config: Recipe) -> list[int]:
+    """Return the number of samples of each rung. Raises InvalidInput for too few for the errors of distances."""
+    wanted, rows = config.evaluate.num_samples, config.evaluate.shard_rows
+    if wanted < MIN_SAMPLES:
+        raise InvalidInput(f"evaluate.num_samples: found {wanted}", f"at least {MIN_SAMPLES}", "raise it")
+    return plan_rungs(wanted, -(-MIN_SAMPLES // rows) * rows)
+
+
+def default_grid(checkpoints: Sequence[LocatedCheckpoint], config: Recipe) -> TuneGrid:
+    """Return the grid where no values are given: guidance scales, and all averages that every checkpoint holds."""
+    held = [{name.removesuffix(".safetensors") for name in opened.files} for opened in checkpoints]
+    averages = sorted(name for name in set.intersection(*held) if re.fullmatch(r"ema(_.+)?", name))
+    guides = config.evaluate.autoguidance is not None or config.model.condition_dropout_prob > 0
+    return TuneGrid(cfg_scale=DEFAULT_SCALES if guides else (1.0,), weights=tuple(averages))
+
+
+def plan_candidates(
+    checkpoints: Sequence[LocatedCheckpoint], recipe_of: Callable[[LocatedCheckpoint], Recipe], grid: TuneGrid
+) -> list[Candidate]:
+    """Return all candidates: each checkpoint with each combination of the grid's values.
+
+    Raises InvalidInput if they could not be compared, because checkpoints have other extractors or real images.
+    """
+    candidates = []
+    for opened in checkpoints:
+        for config in grid.recipes(recipe_of(opened)):
+            settings = replace(ScoringSettings.from_recipe(config), seed=config.seed + SEED_OFFSET)
+            protocol = evaluation_protocol(settings, opened)
+            candidates.append(Candidate(opened, config, protocol))
+    first = candidates[0]
+    check_scoring_inputs(ScoringSettings.from_recipe(first.config), first.protocol)
+    for name in ("num_samples", "extractor_sha256", "reference_digest", "validation_digest"):
+        for candidate in candidates:
+            if (found := getattr(candidate.protocol, name)) != (expected := getattr(first.protocol, name)):
+                raise InvalidInput(
+                    f"{candidate.opened.origin} with {name} = {found!r}",
+                    f"{expected!r}, as of {first.opened.origin}, so that their scores can be compared",
+                    "tune them one by one, or give one --recipe for all",
+                )
+    return candidates
+
+
+def tune_identity(candidates: Sequence[Candidate], sizes: Sequence[int], budget: float) -> dict[str, Any]:
+    """Return what the outcome of a search depends on."""
+    named = [[candidate.opened.digest, candidate.protocol.protocol_id] for candidate in candidates]
+    further = evaluation_protocols(ScoringSettings.from_recipe(candidates[0].config), candidates[0].protocol)[1:]
+    return {
+        "candidates": named,
+        "samples": list(sizes),
+        "budget": budget,
+        **({"further": [each.extractor_sha256 for each in further]} if further else {}),
+    }
+
+
+def reported_protocols(candidate: Candidate) -> list[EvaluationProtocol]:
+    """Return the protocol of each extractor by which a candidate's score is reported: with the recipe's seed."""
+    settings = ScoringSettings.from_recipe(candidate.config)
+    return evaluation_protocols(settings, evaluation_protocol(settings, candidate.opened))
+
+
+def run_tags(checkpoints: Sequence[LocatedCheckpoint]) -> dict[str, str]:
+    """Return the tags of the search's run; it has a checkpoint's where there is one alone."""
+    if len(checkpoints) > 1:
+        return {}
+    return {tags.CHECKPOINT: checkpoints[0].origin, tags.CHECKPOINT_DIGEST: checkpoints[0].digest}
+
+
+def describe_search(candidates: Sequence[Candidate], sizes: Sequence[int], budget: float) -> str:
+    """Say in one line what a search does."""
+    steps = ", ".join(f"{size:,}" for size in sizes)
+    return f"{len(candidates)} candidates on {steps} samples, at most {budget:.0%} of what scoring all of them costs"
+
+
+def log_result(run: RunLog, content: dict[str, Any], folder: str) -> None:
+    """Log the best candidate's settings and figures, and the picture of all."""
+    best = content["candidates"][content["best"]]
+    last = best["rungs"][-1]
+    run.params({"best": {name: best[name] for name in ("checkpoint", "protocol_id", *SETTINGS)}})
+    figures = {"distance": last["distance"], "ratio": last["ratio"], "recall": last["recall"]}
+    figures["spent"] = content["spent"]
+    run.metrics({f"tune/{name}": value for name, value in figures.items() if value is not None})
+    points = [tuned_point(entry, position == content["best"]) for position, entry in enumerate(content["candidates"])]
+    run.artifact(save_png(plot_tuning(content["metric"], points), storage.join(folder, PICTURE)))
+    run.artifact(storage.join(folder, PROTOCOL))

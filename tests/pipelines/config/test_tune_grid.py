@@ -1,0 +1,40 @@
+"""The grid of a search: which combinations it has, and what their samples cost."""
+
+from dataclasses import replace
+
+import pytest
+from tiny import tiny_recipe
+
+from pipelines.config.tune import TuneGrid, passes_per_sample
+from raydit.errors import InvalidInput
+
+
+def test_every_combination_is_there_once(tmp_path):
+    grid = TuneGrid(cfg_scale=(1.0, 2.0), cfg_interval=(None, (0.2, 0.6)), weights=("ema", "raw"))
+    found = [config.evaluate for config in grid.recipes(tiny_recipe(tmp_path))]
+    named = [(each.cfg_scale, each.cfg_interval, each.weights) for each in found]
+    assert len(set(named)) == len(named) == 6  # without guidance, an interval is none
+    assert (1.0, (0.2, 0.6), "ema") not in named
+
+
+def test_a_combination_that_cannot_be_sampled_is_refused(tmp_path):
+    with pytest.raises(InvalidInput, match="sampling_steps"):
+        list(TuneGrid(sampler=("sde",), sampling_steps=(25, 1)).recipes(tiny_recipe(tmp_path)))
+    with pytest.raises(InvalidInput, match="ddpm"):
+        list(TuneGrid(sampler=("ddpm",)).recipes(tiny_recipe(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 10),
+        ({"sampler": "heun"}, 20),
+        ({"cfg_scale": 2.0}, 20),
+        ({"cfg_scale": 2.0, "cfg_interval": (0.25, 0.75)}, 15),
+        ({"cfg_scale": 2.0, "cfg_interval": (0.5, 2.0), "sampler": "heun"}, 30),
+    ],
+)
+def test_a_sample_costs_its_passes(tmp_path, settings, expected):
+    config = tiny_recipe(tmp_path)
+    evaluate = replace(config.evaluate, **{"sampler": "euler", "sampling_steps": 10, "cfg_scale": 1.0} | settings)
+    assert passes_per_sample(replace(config, evaluate=evaluate)) == pytest.approx(expected)

@@ -1,0 +1,87 @@
+"""Protocols in files: an evaluation by one has its id, or is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from tiny_checkpoint import tiny_output, write_checkpoint
+
+from pipelines.checkpoints.open import open_checkpoint
+from pipelines.scoring.protocol_file import by_protocol_file, protocol_file, read_protocols, with_protocols
+from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
+from pipelines.scoring.settings import ScoringSettings
+from raydit.errors import InvalidInput, NotFound
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    config = tiny_output(tmp_path_factory.mktemp("output"), "evaluate.num_samples=10")
+    return open_checkpoint(write_checkpoint(config, 2).path)
+
+
+@pytest.fixture(scope="module")
+def other(opened):
+    """A protocol that differs from the checkpoint's recipe in all that samples depend on."""
+    config = checkpoint_recipe(opened)
+    evaluate = replace(
+        config.evaluate,
+        num_samples=20,
+        sampler="heun",
+        sampling_steps=3,
+        cfg_scale=2.5,
+        cfg_interval=(0.1, 0.7),
+        weights="raw",
+        labels="random",
+        time_shift=2.0,
+        dtype="bfloat16",
+    )
+    return evaluation_protocol(
+        ScoringSettings.from_recipe(replace(config, seed=7, random="counter", evaluate=evaluate)), opened
+    )
+
+
+def test_an_evaluation_by_a_file_has_its_protocol(opened, other, tmp_path):
+    file = tmp_path / "protocol.json"
+    file.write_bytes(protocol_file([other]))
+    config = by_protocol_file(str(file), checkpoint_recipe)(opened)
+    assert evaluation_protocol(ScoringSettings.from_recipe(config), opened) == other
+    assert (config.seed, config.random) == (7, "counter")
+
+
+def test_a_report_serves_as_well(other, tmp_path):
+    file = tmp_path / "report.json"
+    further = replace(other, extractor="inception", extractor_sha256="f" * 64)
+    report = {"metrics": {}, "protocol_id": other.protocol_id, "protocol": other.to_dict()}
+    file.write_text(json.dumps({**report, "further": [{"protocol": further.to_dict(), "curve": []}]}))
+    assert read_protocols(str(file)) == [other, further]
+    file.write_bytes(protocol_file([other, further]))
+    assert read_protocols(str(file)) == [other, further]
+
+
+def test_extractors_are_those_of_the_file_in_its_order(opened, other):
+    further = replace(other, extractor="inception-0123abcd")
+    config = with_protocols(checkpoint_recipe(opened), [further, other])
+    assert [each.extractor for each in config.evaluate.for_each_extractor()] == ["inception", other.extractor]
+    assert with_protocols(checkpoint_recipe(opened), [other]).evaluate.extractors == ()
+
+
+def test_other_images_or_an_edited_file_are_refused(opened, other, tmp_path):
+    file = tmp_path / "protocol.json"
+    file.write_bytes(protocol_file([replace(other, reference_digest="f" * 64)]))
+    with pytest.raises(InvalidInput, match=r"reference_digest.*expected.*Use the same real images"):
+        by_protocol_file(str(file), checkpoint_recipe)(opened)
+    content = json.loads(file.read_text())
+    content["protocol"]["cfg_scale"] = 9.0
+    file.write_text(json.dumps(content))
+    with pytest.raises(InvalidInput, match="the file was edited"):
+        read_protocols(str(file))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"protocol": {}}', '{"protocol": 3, "protocol_id": "x"}'])
+def test_what_is_no_protocol_is_refused(tmp_path, content):
+    file = tmp_path / "protocol.json"
+    file.write_text(content)
+    with pytest.raises(InvalidInput):
+        read_protocols(str(file))
+    with pytest.raises(NotFound):
+        read_protocols(str(tmp_path / "none.json"))
