@@ -21,7 +21,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.tune import passes_per_sample
 from pipelines.images.open import with_absolute_paths
 from pipelines.scoring.actors import SampleSource, ScoringActor
-from pipelines.scoring.build_report import spaced_positions
+from pipelines.scoring.build_report import fewest_images, spaced_positions
 from pipelines.scoring.guide import guide_location
 from pipelines.scoring.references import RealImages
 from pipelines.scoring.settings import ScoringSettings
@@ -67,8 +67,10 @@ class Candidate:
 class Measurement(NamedTuple):
     """What is known of a candidate on some of its samples."""
 
-    distances: tuple[Measured, ...]
-    """Frechet distance by each extractor."""
+    distance: Measured
+    """Frechet distance by the first extractor."""
+    ratio: float | None
+    """Mean over the extractors of the distance in units of that of held-out images; None of too few images."""
     recall: float | None
     """By the first extractor; None for very few images."""
 
@@ -82,6 +84,8 @@ class RealFeatures(NamedTuple):
     """(M, D): features of real images, for recall; None if the reference has none."""
     held_out: np.ndarray | None
     """(M, D): features of held-out images; None if there are none."""
+    fewest: int
+    """Images that a ratio needs."""
 
     @classmethod
     def of(cls, reference: ReferenceStatistics, held_out: Features | None) -> "RealFeatures":
@@ -90,13 +94,18 @@ class RealFeatures(NamedTuple):
         if features is not None:
             features = features[spaced_positions(len(features), min(len(features), MAX_RECALL_IMAGES))]
         distance = frechet_distance_of(reference.mu, reference.sigma)
-        return cls(distance, features, None if held_out is None else held_out.features)
+        return cls(distance, features, None if held_out is None else held_out.features, fewest_images(reference)["fd"])
 
-    def real_distance(self, count: int) -> float | None:
-        """Return the Frechet distance of `count` held-out images; None if there are not as many."""
-        if self.held_out is None or len(self.held_out) < count:
+    def ratio(self, features: np.ndarray) -> float | None:
+        """Return the distance of samples with features (N, D) over that of held-out images.
+
+        Both are of as many images. None for fewer than reports need for a ratio.
+        """
+        count = 0 if self.held_out is None else min(len(features), len(self.held_out))
+        if self.held_out is None or count < self.fewest:
             return None
-        return self.distance(self.held_out[spaced_positions(len(self.held_out), count)])
+        real = self.distance(self.held_out[spaced_positions(len(self.held_out), count)])
+        return self.distance(features[:count]) / real if real else None
 
     def measure(self, features: np.ndarray) -> Measured:
         """Return the distance of samples with features (N, D), and that without each tenth of them."""

@@ -16,13 +16,11 @@ from pipelines.stage import JobContext
 
 def measure_records(records: Sequence[Sequence[ScoringShard]], real: Sequence[RealFeatures]) -> Measurement:
     """Measure the samples of one candidate. records, real: of each extractor."""
-    distances, recall = [], None
-    for number, (shards, of_real) in enumerate(zip(records, real, strict=True)):
-        features = load_features(shards).features.features
-        distances.append(of_real.measure(features))
-        if number == 0:
-            recall = of_real.recall(features)
-    return Measurement(tuple(distances), recall)
+    features = [load_features(shards).features.features for shards in records]
+    ratios = [each.ratio(of_samples) for each, of_samples in zip(real, features, strict=True)]
+    known = [ratio for ratio in ratios if ratio is not None]
+    mean = float(np.mean(known)) if len(known) == len(ratios) else None
+    return Measurement(real[0].measure(features[0]), mean, real[0].recall(features[0]))
 
 
 class Measurer:
@@ -59,14 +57,4 @@ class Measurer:
         tasks = [measure.remote(each, self._shared) for each in records]
         for position, found in zip(chosen, ray.get(tasks), strict=True):
             self.measurements[position, num_samples] = found
-        return [self.measurements[position, num_samples].distances[0] for position in chosen]
-
-    def ratio(self, position: int, num_samples: int) -> float | None:
-        """Return the mean over extractors of a candidate's distance over that of as many held-out real images."""
-        distances = self.measurements[position, num_samples].distances
-        ratios = []
-        for distance, real in zip(distances, self._real, strict=True):
-            if not (of_real := real.real_distance(num_samples)):
-                return None
-            ratios.append(distance.value / of_real)
-        return float(np.mean(ratios))
+        return [self.measurements[position, num_samples].distance for position in chosen]

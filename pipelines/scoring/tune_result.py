@@ -61,7 +61,7 @@ def describe_measurement(rung: Rung, position: int, measurer: Measurer) -> dict[
         "distance": measured.value,
         "error": measured.error,
         "predicted": rung.predicted[position],
-        "ratio": measurer.ratio(position, rung.num_samples),
+        "ratio": found.ratio,
         "recall": found.recall,
         "kept": position in rung.kept,
     }
