@@ -1,5 +1,6 @@
 """The recipes that come with raydit say what they mean; those that no test can run are resolved."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def test_imagenet_is_trained_as_in_the_paper(name):
     assert (train.global_batch_size, train.learning_rate, train.ema_decay, train.warmup_steps) == (256, 1e-4, 0.9999, 0)
     assert (config.evaluate.num_samples, config.evaluate.sampler, config.evaluate.cfg_channels) == (50_000, "ddpm", 3)
     assert config.latents == load_recipe(RECIPES / "imagenet256.toml").latents
+
+
+def test_the_512_pixel_model_is_that_of_the_paper():
+    """Peebles & Xie 2022, table 3: on 64x64x4 latents, with the hyperparameters of 256 pixels."""
+    config, smaller = (load_recipe(RECIPES / f"imagenet{size}-dit-xl2.toml") for size in (512, 256))
+    model = config.model.resolve(input_size=64, in_channels=4, num_classes=1000, learn_sigma=True)
+    assert forward_macs(model) / 1e9 == pytest.approx(524.60, abs=0.1)
+    assert config.images.size == 512 and config.evaluate.cfg_scale == 1.5
+    lengths = {"steps": config.train.steps, "keep_every": config.train.keep_every}
+    assert config.train == replace(smaller.train, **lengths)
 
 
 def test_the_recipe_of_sit_samples_by_its_papers_protocol():
