@@ -16,6 +16,7 @@ Conditioning = Literal["adaln_zero", "adaln", "cross_attention", "in_context"]
 Norm = Literal["layer", "rms"]
 Mlp = Literal["gelu", "swiglu"]
 Position = Literal["sincos", "rope"]
+FlowTime = Literal["noise"]
 FrequencyShift = Literal[0, 1]
 Numerics = Literal["diffusers", "official"]
 ProcessKind = Literal["diffusion", "flow"]
@@ -214,12 +215,18 @@ keeps the number of parameters."""
     """Width of a wide head after the blocks (`dit.layers.head`, https://arxiv.org/abs/2510.11690); None for no head."""
     head_depth: int | None = None
     """Number of blocks of the wide head, 2 in its source; None for no head."""
+    flow_time: FlowTime | None = None
+    """Time of a flow as the weights count it: None from 0 (noise) to 1 (data), as in SiT; "noise" from 0 (data) to 1
+    (noise), as in REPA, whose velocity is noise - data. The model is called in raydit's times either way, and returns
+    the velocity data - noise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(
             self, architecture=Literal["dit"], conditioning=Conditioning, norm=Norm, mlp=Mlp, position=Position
         )
+        if self.flow_time is not None:
+            check_choices(self, flow_time=FlowTime)
         self._check_width(4, "two sines and two cosines per position")
         if self.timestep_frequency_shift not in get_args(FrequencyShift):
             raise InvalidInput(

@@ -117,6 +117,8 @@ class DiT(nn.Module):
         Raises InvalidInput if shapes, or labels on the CPU, do not fit the model, or for conditions beside labels.
         """
         labels = check_inputs(self.config, x, t, y)
+        if self.config.flow_time == "noise":
+            t = 1 - t
         # Under autocast patches are bfloat16; the residual stream keeps the precision of the weights.
         tokens = self.x_embedder(x).to(self.x_embedder.proj.weight.dtype)  # (N, T, D)
         if self.pos_embed is not None:
@@ -135,4 +137,5 @@ class DiT(nn.Module):
         if self.head is not None:
             tokens, c = self.head(x, tokens, c)  # each (N, T, head_width)
         patches = self.final_layer(tokens, c)  # (N, T, patch * patch * out_channels)
-        return unpatchify(patches, self.config.patch_size, self.config.grid_size)
+        out = unpatchify(patches, self.config.patch_size, self.config.grid_size)
+        return -out if self.config.flow_time == "noise" else out

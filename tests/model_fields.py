@@ -9,6 +9,7 @@ DITS = {
     "norm": st.sampled_from(["layer", "rms"]),
     "mlp": st.sampled_from(["gelu", "swiglu"]),
     "position": st.sampled_from(["sincos", "rope"]),
+    "flow_time": st.sampled_from([None, "noise"]),
 }
 WIDE_HEADS = DITS | {
     "conditioning": st.just("adaln_zero"),

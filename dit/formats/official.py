@@ -260,7 +260,8 @@ def check_official(config: DiTConfig | UViTConfig) -> None:
     if isinstance(config, UViTConfig):
         assumed: dict[str, Any] = {"first_timestep": 1}
     else:
-        refinements = ("qk_norm", "norm", "mlp", "position", "timestep_frequency_shift", "mlp_norm_eps", "head_width")
+        refinements = [*("qk_norm", "norm", "mlp", "position", "timestep_frequency_shift", "mlp_norm_eps")]
+        refinements += ["head_width", "flow_time"]
         assumed = {name: getattr(DiTConfig(), name) for name in refinements}
     for name, expected in assumed.items():
         found = getattr(config, name)

@@ -10,6 +10,7 @@ from dit.config import (
     Architecture,
     Conditioning,
     DiTConfig,
+    FlowTime,
     FrequencyShift,
     Mlp,
     Norm,
@@ -32,7 +33,16 @@ PositiveInt = Annotated[int, Gt(0)]
 DIMENSIONS = ("patch_size", "hidden_size", "depth", "num_heads")
 """Fields that describe a model without a name; a recipe sets all four, or none."""
 
-REFINEMENTS = ("qk_norm", "norm", "mlp", "position", "timestep_frequency_shift", "head_width", "head_depth")
+REFINEMENTS = (
+    "qk_norm",
+    "norm",
+    "mlp",
+    "position",
+    "timestep_frequency_shift",
+    "head_width",
+    "head_depth",
+    "flow_time",
+)
 """Fields in which a recipe's DiT may differ from the paper's."""
 
 
@@ -74,6 +84,9 @@ class ModelConfig:
     with 2048 and head_depth = 2 for 768 channels); a multiple of 128, or of 4 below. No head when left out."""
     head_depth: PositiveInt | None = None
     """DiT only: number of blocks of the wide head, with head_width. No head when left out."""
+    flow_time: FlowTime | None = None
+    """DiT for a flow only: "noise" for weights that count time from 0 (data) to 1 (noise), as REPA's do, so that a
+    training can start from them. From 0 (noise) to 1 (data) when left out, as SiT's weights and all settings do."""
 
     def __post_init__(self) -> None:
         dimensions = self._dimensions()

@@ -148,6 +148,7 @@ class Recipe:
         if self.random == "counter" and self.seed >= 2**64:
             raise InvalidInput(f"seed: found {self.seed} with random = 'counter'", "a seed below 2^64", "change seed")
         self._check_sampler()
+        self._check_flow_time()
         self._check_variance()
         self._check_guidance()
         self._check_weights()
@@ -176,6 +177,14 @@ class Recipe:
                 "(noise) to 1 (data), so that guidance is never on",
                 "times in [0, 1]",
                 "change evaluate.cfg_interval",
+            )
+
+    def _check_flow_time(self) -> None:
+        if self.model.flow_time is not None and self.objective.kind != "flow":
+            raise InvalidInput(
+                f"model.flow_time: found {self.model.flow_time!r} with objective.kind = {self.objective.kind!r}",
+                "a flow, whose times it turns around",
+                'remove model.flow_time, or set objective.kind = "flow"',
             )
 
     def _check_variance(self) -> None:
