@@ -43,6 +43,7 @@ from dit.formats.digests import parse_digests, read_object, read_recorded, requi
 from dit.formats.official import check_official, published_objective, read_official
 from dit.formats.record import CheckpointRecord, describe_checkpoint
 from dit.formats.weights import load_finite, load_weights
+from dit.imagenet import imported_names
 from dit.latent_scale import record_scale
 from dit.snapshot import Snapshot, take_snapshot
 from dit.train import TrainState
@@ -239,7 +240,7 @@ def import_official(
 
     model: name of a model that the weights must fit. objective: "flow" for SiT's weights, which have DiT's names.
     autoencoder: hub id or diffusers folder of the autoencoder that decodes samples. known: fields of the configuration
-    that weights do not determine, such as num_heads if the size has no name. Classes are named by their numbers.
+    that weights do not determine, such as num_heads. Classes are named by `dit.imagenet.imported_names`.
     Raises NotFound if the file or the autoencoder is missing, AlreadyExists if `folder` is in use, and InvalidInput
     if the file contains anything but weights, or if they are not finite or do not fit the model.
     """
@@ -249,7 +250,7 @@ def import_official(
         model=found.config,
         objective=published_objective(found.config, objective),
         autoencoder=record_autoencoder(autoencoder, found.config.in_channels, found.config.latent_size),
-        class_names=[str(label) for label in range(found.config.num_classes)],
+        class_names=imported_names(found.config.num_classes),
         seed=found.seed,
         source={"format": "official", "name": Path(file).name},
     )

@@ -29,6 +29,8 @@ SdeDiffusion = Literal["constant", "sbdm", "sigma", "decreasing", "increasing_de
 """Diffusion of the sampler "sde" as a function of time; `dit.sde` has the formulas."""
 RandomKind = Literal["counter"]
 """How random numbers are drawn where a recipe says so; otherwise by a generator for each image."""
+ResetPart = Literal["labels", "embedding", "final", "positions", "objective"]
+"""Parts of a model that a training need not take over from the checkpoint that it starts from; see `dit.start`."""
 
 TIMESTEP_FREQUENCIES = 256
 """Width of the sinusoidal timestep embedding before its two linear layers."""

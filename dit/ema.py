@@ -53,7 +53,8 @@ class EMA:
             # nothing but the sign of a zero.
             weight = (1 - halted) * weight
         for name, average in self._parameters.items():
-            local_shard(average).lerp_(local_shard(parameters[name]).float(), weight)
+            if parameters[name].requires_grad:  # what is not trained is equal to its average
+                local_shard(average).lerp_(local_shard(parameters[name]).float(), weight)
         for name, buffer in self._buffers.items():
             buffer.copy_(buffers[name] if halted is None else torch.where(halted > 0, buffer, buffers[name]))
 

@@ -7,7 +7,7 @@ labels, so that a run can be resumed bit for bit.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dit.distributed import gather_full_tensor
 from dit.ema import EMA, PowerEMA
 from dit.metrics_window import MetricsWindow, WindowTotals
+from dit.optimizer import clip_gradients, parameter_groups
 from dit.schedule import TrainingConfig, learning_rate, power_ema_name
 from raydit.errors import Diverged
 
@@ -92,18 +92,17 @@ def create_state(
     config: TrainingConfig,
     wrap: Callable[[nn.Module], nn.Module] = _unwrapped,
     opponent: nn.Module | None = None,
+    lr_multipliers: Mapping[str, float] | None = None,
 ) -> TrainState:
     """Create the state at the start of training, with AdamW and the averages that `config` describes.
 
     wrap: makes the network data-parallel. opponent: a part of the network, such as a discriminator, whose gradients are
-    clipped on their own, as if it had an optimizer of its own.
+    clipped on their own, as if it had an optimizer of its own. lr_multipliers: factors of the learning rate by names of
+    parameters; 1 for others.
     """
     model = wrap(network)  # first, because it may replace the parameters by shards
-    apart = set(opponent.parameters()) if opponent is not None else set()
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [[each for each in trained if (each in apart) == is_apart] for is_apart in (False, True)]
     optimizer = torch.optim.AdamW(
-        [{"params": group} for group in groups if group],
+        parameter_groups(network, opponent, lr_multipliers or {}),
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
@@ -233,7 +232,7 @@ class StepQueue:
         grad_norm = clip_gradients(state.optimizer, self._config.grad_clip or math.inf)
         self._halted = torch.maximum(self._halted, (~torch.isfinite(grad_norm)).float())
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(self._config, step)
+            group["lr"] = group["lr_multiplier"] * learning_rate(self._config, step)
         state.optimizer.found_inf = self._halted  # type: ignore[attr-defined]  # as torch.amp.GradScaler sets it
         state.optimizer.step()
         del state.optimizer.found_inf  # type: ignore[attr-defined]
@@ -275,16 +274,6 @@ class StepQueue:
             for name, value in values.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         return sums
-
-
-def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
-    """Scale the gradients of each of the optimizer's groups to a norm of at most `largest`; return the norm of all.
-
-    The norm is that before. A group whose networks took no part in the step has no gradients.
-    """
-    groups = [[each for each in group["params"] if each.grad is not None] for group in optimizer.param_groups]
-    norms = [gather_full_tensor(nn.utils.clip_grad_norm_(group, largest)) for group in groups if group]
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 class HostCopy:

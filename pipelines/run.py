@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from dit.adaptation.draft import TrainedModel
 from evaluation.report import EvaluationReport
 from pipelines.autoencoder import find_autoencoder, train_autoencoder
 from pipelines.config.reader import resolved
@@ -14,7 +15,7 @@ from pipelines.images.listing import Listing
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.latents.held_out import held_out_set, require_held_out, training_set
 from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
-from pipelines.planning.networks import check_networks
+from pipelines.planning.networks import check_networks, resolve_networks
 from pipelines.scoring.guide import require_guide
 from pipelines.scoring.precision import check_precision
 from pipelines.scoring.references import check_real_images, check_scoring_settings
@@ -22,7 +23,8 @@ from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext, job
 from pipelines.train import find_trained, train
 from pipelines.training.retention import check_keep_best
-from raydit.errors import InvalidInput
+from pipelines.training.start import find_start, require_start_fits
+from raydit.errors import InvalidInput, NotFound
 
 
 @job
@@ -64,6 +66,8 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
     _check_classes(config, listing, pending)
     if "train" in pending and config.train.keep_best:
         check_keep_best(config.train.keep_best)
+    if "train" in pending:
+        _check_start(config, listing, own_autoencoder="autoencoder" in pending)
     if "evaluate" in pending:
         _check_guidance(config, listing)
         settings = ScoringSettings.from_recipe(config)
@@ -107,6 +111,23 @@ def _check_classes(config: Recipe, listing: Listing, pending: list[str]) -> None
     for stage, folder in folders.items():
         if stage in pending:
             require_classes(config, listing.class_names, listing.columns, folder)
+
+
+def _check_start(config: Recipe, listing: Listing, *, own_autoencoder: bool) -> None:
+    """Refuse a checkpoint to start from that the model, its classes or its objective do not fit.
+
+    own_autoencoder: whether the recipe has yet to train its autoencoder, without which a weights file is not opened.
+    """
+    if config.train.start is None or (own_autoencoder and config.train.start.model is not None):
+        return
+    start = find_start(config)
+    try:
+        model = resolve_networks(config, len(listing.class_names)).model
+    except NotFound:
+        return  # an autoencoder that is not on this machine yet: the training looks again
+    if start is not None:
+        objective = {"kind": config.objective.kind, **config.objective.settings(model)}
+        require_start_fits(start, config.train, TrainedModel(model, objective, listing.class_names))
 
 
 def _check_guidance(config: Recipe, listing: Listing) -> None:

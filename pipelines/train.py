@@ -25,9 +25,19 @@ from pipelines.training.figures import TrainFigures
 from pipelines.training.group import RAY_FOLDER, run_workers
 from pipelines.training.loop import train_worker
 from pipelines.training.monitor import TrainingMonitor, last_logged_step, logged_run
+from pipelines.training.new_data import ACCEPTED, accepted_start, keep_accepted, take_new_data
 from pipelines.training.previews import Previews
 from pipelines.training.retention import ProtectedCheckpoints, Retention, check_keep_best
 from pipelines.training.settings import train_worker_settings
+from pipelines.training.start import (
+    TrainingStart,
+    check_trained_parameters,
+    describe_start,
+    find_start,
+    starting_from,
+    with_recorded_start,
+    write_first_checkpoint,
+)
 from raydit.errors import InvalidInput
 
 NUM_VERIFIED_SHARDS = 4
@@ -35,11 +45,14 @@ NUM_VERIFIED_SHARDS = 4
 
 
 @job
-def train(config: Recipe, *, verify: bool = False, context: JobContext) -> LocatedCheckpoint:
+def train(
+    config: Recipe, *, verify: bool = False, accept_new_data: bool = False, context: JobContext
+) -> LocatedCheckpoint:
     """Train the recipe's model on its latents, or resume where an earlier run stopped, and return the last checkpoint.
 
-    verify: compare all latents with their digests first, and not only NUM_VERIFIED_SHARDS shards. Raises NotFound or
-    InvalidInput before any work if the latents do not exist, do not fit or are damaged.
+    verify: compare all latents with their digests first, and not only NUM_VERIFIED_SHARDS shards. accept_new_data:
+    where the latents are others than those of the checkpoints, start from the newest of these instead of from what the
+    recipe says. Raises NotFound or InvalidInput before any work if the latents do not exist, do not fit or are damaged.
     """
     settings = config.train
     if settings.keep_best:
@@ -52,10 +65,16 @@ def train(config: Recipe, *, verify: bool = False, context: JobContext) -> Locat
     held_out = held_out_latents(config) if settings.validate_every else None
     for dataset in filter(None, (latents, held_out)):
         check_latents(dataset, autoencoder_of(config))
+    identity = recorded_identity(config, latents)
+    if accept_new_data:
+        identity = take_new_data(identity, checkpoints, lambda text: context.say("train", text))
     worker_settings = train_worker_settings(config, latents)
-    identity = train_identity(config, latents)
+    if (start := accepted_start(identity, checkpoints) or find_start(config)) is not None:
+        worker_settings = starting_from(worker_settings, start, latents)
+    trained = check_trained_parameters(settings, worker_settings.model)
     prepare_checkpoints(checkpoints, identity, settings.steps, lambda: context.prepare_work(settings, "train"))
-    first = checkpoints.last_step()
+    worker_settings = with_recorded_start(worker_settings, checkpoints)
+    first, begun = checkpoints.last_step(), checkpoints.has_any()
     change = describe_schedule_change(config, checkpoints, first)
     if first == settings.steps == last_logged_step(checkpoints):
         newest = checkpoints.open(first)
@@ -67,12 +86,21 @@ def train(config: Recipe, *, verify: bool = False, context: JobContext) -> Locat
     if first < settings.steps:
         context.prepare_work(settings, "train")
     run_tags = {tags.LATENTS_FINGERPRINT: latents.fingerprint}
-    with context.run("train", identity, run_tags, resumes=logged_run(checkpoints) if first else "") as run:
-        log_train_settings(run, config, latents)
+    with context.run("train", identity, run_tags, resumes=logged_run(checkpoints) if begun else "") as run:
+        log_train_settings(run, config, latents, identity.get(ACCEPTED) or identity.get("start"))
         run.input(name="latents", digest=latents.fingerprint, source=str(latents.path), context="training")
         if held_out is not None:
             source = str(held_out.path)
             run.input(name="held-out latents", digest=held_out.fingerprint, source=source, context="validation")
+        if start is not None:
+            if not begun:
+                start = accepted_start(identity, checkpoints) or start  # it was moved to superseded/ just now
+                worker_settings, started = write_first_checkpoint(start, worker_settings)
+                for line in describe_start(start, started):
+                    context.say("train", line)
+            log_start(run, worker_settings.record["start"])
+        if trained:
+            context.say("train", trained)
         if first:
             context.say("train", f"resumes from step {first:,}")
         if change:
@@ -111,8 +139,11 @@ def check_latents(latents: LatentDataset, autoencoder: AutoencoderHandle) -> Non
         )
 
 
-def train_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
-    """Return what the weights depend on: neither the number of workers, nor the length, since training can continue."""
+def train_identity(config: Recipe, latents: LatentDataset, start: TrainingStart | None = None) -> dict[str, Any]:
+    """Return what the weights depend on: neither the number of workers, nor the length, since training can continue.
+
+    start: the weights that it starts from, by their digest.
+    """
     # The default dtype is left out, so that checkpoints that are older than the field keep their identity.
     default = ("dtype",) if config.train.dtype == "float32" else ()
     recorded = resolved(config)
@@ -122,17 +153,38 @@ def train_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
         "latents": {"fingerprint": latents.fingerprint},
         "model": recorded["model"],
         "objective": recorded["objective"],
-        "train": settings_identity(config.train, (*LENGTH_FIELDS, *NON_IDENTITY_FIELDS, *default)),
+        "train": settings_identity(config.train, (*LENGTH_FIELDS, *NON_IDENTITY_FIELDS, *default, "start")),
+        **({} if start is None else {"start": start.identity(latents)}),
     }
 
 
-def log_train_settings(run: RunLog, config: Recipe, latents: LatentDataset) -> None:
-    """Log what identifies a training, and what may be another when it resumes. The whole recipe is an artifact."""
+def recorded_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
+    """Return the identity of the recipe's training, with the new data that the one in the folder has accepted."""
+    identity = train_identity(config, latents, find_start(config))
+    return keep_accepted(identity, Artifact("train", config.folder("checkpoints"), identity).recorded())
+
+
+def log_train_settings(
+    run: RunLog, config: Recipe, latents: LatentDataset, start: dict[str, Any] | None = None
+) -> None:
+    """Log what identifies a training, and what may be another when it resumes. The whole recipe is an artifact.
+
+    start: what identifies the weights that it starts from, wherever these lie.
+    """
     recorded = resolved(config)
     sections = {name: recorded.get(name) for name in ("seed", "random", "model", "objective", "train")}
     log_sections(
-        run, {**sections, "images": latents.preprocessing}, may_change={"train": ("steps", *NON_IDENTITY_FIELDS)}
+        run,
+        {**sections, "start": start, "images": latents.preprocessing},
+        may_change={"train": ("steps", "start", *NON_IDENTITY_FIELDS)},
     )
+
+
+def log_start(run: RunLog, start: dict[str, Any]) -> None:
+    """Log the weights that a training started from. start: what its checkpoints record about them."""
+    run.tag(tags.START, start["checkpoint"])
+    run.tag(tags.START_SHA256, start["sha256"])
+    run.input(name="start", digest=start["sha256"], source=start["checkpoint"], context="start")
 
 
 def find_trained(config: Recipe, latents: LatentDataset) -> LocatedCheckpoint | None:
@@ -141,7 +193,7 @@ def find_trained(config: Recipe, latents: LatentDataset) -> LocatedCheckpoint | 
     latents: those of the recipe, wherever they lie.
     """
     steps = config.train.steps
-    artifact = Artifact("train", config.folder("checkpoints"), train_identity(config, latents))
+    artifact = Artifact("train", config.folder("checkpoints"), recorded_identity(config, latents))
     found = artifact.find(lambda folder: last_regular_step(folder) == steps)
     return None if found is None else CheckpointFolder(found).open(steps)
 

@@ -20,6 +20,7 @@ from pipelines.latents.schema import LatentDescription
 from pipelines.training.loop import train_worker
 from pipelines.training.messages import Notice, Report, Saved
 from pipelines.training.settings import train_worker_settings
+from pipelines.training.start import find_start, starting_from, with_recorded_start, write_first_checkpoint
 from pipelines.training.worker import Worker
 
 ROWS, SHARD_ROWS = 48, 6
@@ -100,7 +101,12 @@ class Training:
 
     def run(self, stop_after=None):
         """Train; stop_after: the number of steps after which a signal is there."""
-        settings = train_worker_settings(self.recipe, LatentDataset.open(self.recipe.latents))
+        latents = LatentDataset.open(self.recipe.latents)
+        settings, start = train_worker_settings(self.recipe, latents), find_start(self.recipe)
+        if start is not None:
+            settings = with_recorded_start(starting_from(settings, start, latents), settings.checkpoints)
+            if not settings.checkpoints.has_any():
+                settings, self.started = write_first_checkpoint(start, settings)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:

@@ -47,6 +47,16 @@ class AutoencoderRecord:
 
         return LatentScale(self.latents_mean, self.latents_std)
 
+    def encodes_like(self, other: "AutoencoderRecord") -> bool:
+        """Return whether two autoencoders are known to be the same, by their weights; by their ids if a digest lacks.
+
+        Their scales may differ.
+        """
+        digests = (self.sha256, other.sha256), (self.tensors_sha256, other.tensors_sha256)
+        if None in digests[0]:
+            return self.id == other.id
+        return any(None not in pair and pair[0] == pair[1] for pair in digests)
+
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "AutoencoderRecord":
         """Read the record from its JSON form. Raises KeyError for a missing field."""
@@ -116,6 +126,8 @@ class CheckpointRecord:
     """Fingerprint of the latent data set that the model was trained on; None if unknown."""
     recipe: Mapping[str, Any] | None = None
     """The resolved recipe; None for an imported checkpoint."""
+    start: Mapping[str, Any] | None = None
+    """The weights that the training started from, as `pipelines.training.start` records them; None for random ones."""
     source: SourceRecord | None = None
     """Origin of an imported checkpoint; None for one that raydit trained."""
     raydit_version: str = ""
@@ -145,6 +157,7 @@ class CheckpointRecord:
             preprocessing=content.get("preprocessing"),
             latents_fingerprint=content.get("latents_fingerprint"),
             recipe=content.get("recipe"),
+            start=content.get("start"),
             source=None if source is None else SourceRecord(**source),
             raydit_version=content.get("raydit_version", ""),
         )

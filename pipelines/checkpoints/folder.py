@@ -43,6 +43,10 @@ class CheckpointFolder:
         regular, interrupted = self._steps()
         return max(regular + interrupted, default=0)
 
+    def has_any(self) -> bool:
+        """Return whether there is a complete checkpoint, regular or interrupted; a start has step 0."""
+        return any(self._steps())
+
     def newest(self) -> LocatedCheckpoint | None:
         """Open the complete checkpoint with the highest step, regular or interrupted; None if there is none."""
         regular, interrupted = self._steps()

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le
 
 from cluster.placement import parse_label_condition
 from dit.schedule import TrainingConfig
 from pipelines.config.model import PositiveInt
+from pipelines.config.start import StartConfig
 from raydit.errors import InvalidInput
 
 ComputeDtype = Literal["float32", "tf32", "bfloat16"]
@@ -104,6 +105,15 @@ class WorkersConfig(ElasticWorkersConfig):
 class TrainConfig(TrainingConfig, ElasticWorkersConfig):
     """The training loop, its workers, and which checkpoints are kept."""
 
+    start: StartConfig | None = None
+    """Checkpoint that training starts from; random weights when left out."""
+    lr_multipliers: dict[str, Annotated[float, Gt(0)]] | None = None
+    """Factors of the learning rate by globs over names of parameters, as in start.freeze, such as
+    { "final_layer.*" = 10.0 }; a parameter that several match has their product. All train at one rate when left
+    out."""
+    layer_decay: Annotated[float, Gt(0), Le(1)] | None = None
+    """Factor of the learning rate from each block to the one before it (arXiv 2106.08254); the final layer and the
+    embeddings of timesteps and labels train at the full rate. No decay when left out."""
     strategy: Strategy = "ddp"
     """"ddp": every worker holds the full model; "fsdp": the model is sharded over the workers (FSDP2), for models that
     do not fit on one GPU."""

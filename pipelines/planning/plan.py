@@ -84,6 +84,8 @@ class Plan:
     checkpoints_kept: int
     overrides: list[str]
     """Overrides of the recipe that the plan assumes, so that its workers use the cluster."""
+    start: str = ""
+    """In words, the checkpoint that training starts from; empty for random weights."""
 
     @property
     def seconds(self) -> float:
@@ -123,7 +125,8 @@ def make_plan(
     moments_shape = (networks.moments_channels, *model.latent_size)
     family = "U-ViT" if isinstance(model, UViTConfig) else "DiT"
     label = config.model.name or f"{family} of width {model.hidden_size} and depth {model.depth}"
-    steps = sorted({*range(train.checkpoint_every, train.steps + 1, train.checkpoint_every), train.steps})
+    first = train.checkpoint_every if train.start is None else 0  # the weights of a start are a checkpoint, too
+    steps = sorted({*range(first, train.steps + 1, train.checkpoint_every), train.steps})
     return Plan(
         name=config.name,
         model=model,
@@ -136,6 +139,7 @@ def make_plan(
         checkpoints_written=len(steps),
         checkpoints_kept=len(steps) - len(outdated_steps(steps, train, None)),
         overrides=overrides,
+        start="" if train.start is None else train.start.describe(),
     )
 
 

@@ -28,6 +28,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"recipe       {plan.name}: {plan.model_name}, {size} per image"
     yield f"cluster      {_cluster(plan.cluster)}"
     yield f"images       {plan.images.training:,} in {plan.images.classes:,} classes{held_out}, {plan.images.source}"
+    if plan.start:
+        yield f"start        train starts from {plan.start}"
     yield from ("", *_table(plan), "")
     written, kept = plan.checkpoints_written, plan.checkpoints_kept
     checkpoints = f"{written:,} written, {kept:,} kept, {format_bytes(kept * plan.checkpoint_bytes)}"

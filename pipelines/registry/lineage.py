@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster import storage
+from dit.checkpoint import weights_name
 from dit.formats.completion import COMPLETE
 from dit.formats.digests import parse_digests
+from dit.formats.record import CheckpointRecord
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, find_recorded, open_checkpoint
@@ -36,7 +38,7 @@ class Link:
     """One artifact of the chain, and the result of comparing it with its record."""
 
     kind: str
-    """images, autoencoder, latents, checkpoint, evaluation, model or version."""
+    """images, autoencoder, latents, start, checkpoint, evaluation, model or version."""
     name: str
     digest: str = ""
     """The digest that its results recorded, or else its own."""
@@ -110,6 +112,7 @@ def _around_checkpoint(opened: LocatedCheckpoint, expected: str | None, store: s
         chain += _latents_and_before(config.latents, opened.record.latents_fingerprint, config, quick)
     if not any(link.kind == "autoencoder" for link in chain):
         chain.append(_autoencoder(opened.config["autoencoder"], opened.output))
+    chain += _start(opened.record)
     chain += _checkpoint(opened.origin, opened.config, opened.digest, expected, quick)
     chain += _evaluations(opened, config, chain)
     return [*chain, *_in_mlflow(opened.digest, tracking_uri(store or config.tracking.uri))]
@@ -181,6 +184,21 @@ def _autoencoder(recorded: dict, output: str) -> Link:
         same = recorded["sha256"] is not None and is_autoencoder_of(recorded, folder)
         link.compare("weights", recorded["sha256"] if same else found, recorded["sha256"])
     return link
+
+
+def _start(record: CheckpointRecord) -> Iterator[Link]:
+    """Yield the checkpoint that a training started from, if it started from one."""
+    if record.start is None:
+        return
+    location, sha256, weights = (record.start[name] for name in ("checkpoint", "sha256", "weights"))
+    link = Link("start", location, sha256, [f"step {record.start['step']:,}, {weights!r} weights"])
+    try:
+        digests = open_checkpoint(find_recorded(location, record.start["digest"])).files
+    except (OSError, ValueError) as error:
+        link.unknown.append(f"not available: {error}")
+    else:
+        link.compare("weights", digests.get(f"{weights_name(weights)}.safetensors", "none"), sha256)
+    yield link
 
 
 def _checkpoint(location: str, config: dict, digest: str, expected: str | None, quick: bool) -> Iterator[Link]:

@@ -110,9 +110,4 @@ def _process(objective: Any) -> str:
 
 def _have_one_space(first: AutoencoderRecord, second: AutoencoderRecord) -> bool:
     """Whether two autoencoders are known to encode alike, by their weights, or by their ids if a digest is lacking."""
-    if first.scale != second.scale:
-        return False
-    digests = (first.sha256, second.sha256), (first.tensors_sha256, second.tensors_sha256)
-    if None in digests[0]:
-        return first.id == second.id
-    return any(None not in pair and pair[0] == pair[1] for pair in digests)
+    return first.scale == second.scale and first.encodes_like(second)

@@ -25,6 +25,7 @@ from pipelines.training.nonfinite import NonFiniteGuard, describe_latents, go_on
 from pipelines.training.order import WorkerShare
 from pipelines.training.reporter import Reporter
 from pipelines.training.settings import TrainWorkerSettings
+from pipelines.training.start import prepare_parameters
 from pipelines.training.stop import StopExchange
 from pipelines.training.validation import Validation
 from pipelines.training.worker import CheckpointWriter, Worker
@@ -99,8 +100,12 @@ def create_training_state(settings: TrainWorkerSettings, worker: Worker) -> Trai
     network = build_model(model).to(worker.device)
     if config.matmul == "float8":
         use_float8(network)  # first, because compilation and sharding must meet the layers that will compute
+    multipliers = prepare_parameters(network, config)
     return create_state(
-        network, config, lambda network: worker.wrap(network, strategy=config.strategy, compiled=config.compile)
+        network,
+        config,
+        lambda network: worker.wrap(network, strategy=config.strategy, compiled=config.compile),
+        lr_multipliers=multipliers,
     )
 
 
@@ -112,7 +117,8 @@ def open_for_training(
     Collective. Raises InvalidInput if the recipe asks for another order than the checkpoint's.
     """
     config = settings.train
-    trained_order = DataCursor.of(newest).order if newest else None
+    # At step 0, from which a training starts that has a start, nothing has been read in any order.
+    trained_order = DataCursor.of(newest).order if newest and newest.step else None
     backend: Backend
     if config.loading != "auto":
         backend = config.loading

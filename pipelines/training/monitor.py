@@ -139,8 +139,8 @@ class TrainingMonitor:
 
 
 def last_logged_step(checkpoints: CheckpointFolder) -> int:
-    """Return the step of the newest checkpoint that was logged to tracking, with all reports before it; 0 if none."""
-    return _tracking_cursor(checkpoints).get("step", 0)
+    """Return the step of the newest checkpoint that was logged to tracking, with all reports before it; -1 if none."""
+    return _tracking_cursor(checkpoints).get("step", -1)
 
 
 def logged_run(checkpoints: CheckpointFolder) -> str | None:

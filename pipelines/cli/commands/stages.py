@@ -85,12 +85,23 @@ def encode(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run
 @click.command()
 @stage_options
 @verify_option
+@click.option(
+    "--accept-new-data",
+    is_flag=True,
+    help="If the latents changed since the checkpoints: start a new training from the newest of these.",
+)
 def train(
-    recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: bool, as_json: bool, verify: bool
+    recipe: str,
+    overrides: tuple[str, ...],
+    address: str | None,
+    dry_run: bool,
+    as_json: bool,
+    verify: bool,
+    accept_new_data: bool,
 ) -> None:
     """Train the model of RECIPE on its latents."""
     config = _load("train", recipe, overrides, dry_run)
-    checkpoint = _run_job("train", "train", config, address, verify=verify)
+    checkpoint = _run_job("train", "train", config, address, verify=verify, accept_new_data=accept_new_data)
     print_result(as_json, {"path": str(checkpoint.path), "step": checkpoint.step, "digest": checkpoint.digest})
 
 
@@ -104,6 +115,8 @@ def _load(stage: str, path: str, overrides: tuple[str, ...], dry_run: bool) -> R
 
         check_networks(config)
         print_resolved(config)
+        if config.train.start is not None and stage in ("run", "train"):
+            click.echo(f"train starts from {config.train.start.describe()}", err=True)
         sys.exit(OK)
     return config
 

@@ -21,6 +21,8 @@ def absolute_recipe_paths(config: Recipe) -> dict[str, str]:
     paths["autoencoder.id"] = config.autoencoder.id and absolute_if_here(config.autoencoder.id)
     paths |= {field: absolute(path) for field, path in _scoring_paths(config.evaluate).items()}
     paths["evaluate.autoguidance"] = config.evaluate.autoguidance and absolute_if_here(config.evaluate.autoguidance)
+    start = config.train.start.checkpoint if config.train.start else None
+    paths["train.start.checkpoint"] = start and absolute_if_here(start)
     if (uri := absolute_uri(config.tracking.uri)) != config.tracking.uri:
         paths["tracking.uri"] = uri
     return {key: path for key, path in paths.items() if path}
@@ -39,6 +41,8 @@ def relative_recipe_paths(config: Recipe | None) -> dict[str, str]:
         paths["autoencoder.id"] = config.autoencoder.id
     if (guide := config.evaluate.autoguidance) and Path(guide).exists():
         paths["evaluate.autoguidance"] = guide
+    if config.train.start and (start := config.train.start.checkpoint) and Path(start).exists():
+        paths["train.start.checkpoint"] = start
     paths |= _scoring_paths(config.evaluate)
     relative = {key: path for key, path in paths.items() if path and is_relative(path)}
     uri = config.tracking.uri

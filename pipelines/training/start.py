@@ -1,0 +1,218 @@
+"""How a training starts from a checkpoint: its first checkpoint, of step 0, holds the weights that it starts from.
+
+Workers then resume from step 0 as from any other. The checkpoint of the start is needed once, to write that one.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster import storage
+from dit.adaptation.comparison import require_adaptable, with_inherited_fields
+from dit.adaptation.draft import TrainedModel
+from dit.checkpoint import save_checkpoint, weights_name
+from dit.config import DiTConfig, UViTConfig, recorded_fields
+from dit.formats.record import CheckpointRecord
+from dit.latent_scale import LatentScale, record_scale, scale_of
+from dit.model import build_model
+from dit.schedule import power_ema_name
+from dit.snapshot import Snapshot
+from dit.start import StartWeights, fates_by_kind, start_weights, summarize_fates
+from dit.training_choice import count_trained, freeze, learning_rate_multipliers
+from pipelines.checkpoints.folder import CheckpointFolder
+from pipelines.checkpoints.open import LocatedCheckpoint
+from pipelines.checkpoints.start import open_start, require_same_latents, trained_model
+from pipelines.config.recipe import Recipe
+from pipelines.config.start import StartConfig
+from pipelines.config.training import TrainConfig
+from pipelines.latents.autoencoder import autoencoder_of
+from pipelines.latents.dataset import LatentDataset
+from pipelines.training.settings import TrainWorkerSettings
+from raydit.errors import NotFound, StorageFailed, Unreachable
+
+
+@dataclass(frozen=True)
+class TrainingStart:
+    """The weights that a training starts from."""
+
+    settings: StartConfig
+    sha256: str
+    """Digest of the file of weights."""
+    record: CheckpointRecord
+    """Record of the start; of the training's own newest checkpoint, which agrees with it, where the start is gone."""
+    opened: LocatedCheckpoint | None
+    """The start; None if it is gone, and the training goes on from its own checkpoints."""
+    earlier: Mapping[str, Any] | None = None
+    """Record of the start of the training that this one goes on from with new data; None if there is none."""
+
+    def scale_for(self, latents: LatentDataset) -> LatentScale:
+        """Return the scale of the latents that the training uses: that of the start, if its autoencoder is the same.
+
+        Raises InvalidInput for latents of another autoencoder, unless both ends of the model are reset.
+        """
+        if self.opened is None:
+            return self.record.autoencoder.scale
+        same = require_same_latents(self.opened, self.settings, latents.autoencoder, str(latents.path))
+        return self.record.autoencoder.scale if same else scale_of(latents.autoencoder)
+
+    def identity(self, latents: LatentDataset) -> dict[str, Any]:
+        """Return what the training depends on: never where the start lies. Raises as `scale_for`."""
+        scale = self.scale_for(latents)
+        chosen = {name: list(value) for name in ("reset", "freeze") if (value := getattr(self.settings, name))}
+        other_scale = {} if scale == scale_of(latents.autoencoder) else {"scale": scale.to_json()}
+        return {"sha256": self.sha256, **chosen, **other_scale}
+
+
+def find_start(config: Recipe) -> TrainingStart | None:
+    """Find the checkpoint that a recipe's training starts from; None if it starts from random weights.
+
+    If it is gone, a training that has checkpoints of its own goes on without it. Raises NotFound, InvalidInput, and
+    Unreachable otherwise.
+    """
+    settings = config.train.start
+    if settings is None:
+        return None
+    try:
+        opened = open_start(settings, autoencoder_of(config), config.tracking.uri)
+    except (NotFound, Unreachable, StorageFailed):
+        own = _own_record(CheckpointFolder(config.folder("checkpoints")), settings)
+        if own is None or own.start is None:
+            raise
+        return TrainingStart(settings, first_start(own.start)["sha256"], own, None)
+    sha256 = opened.files[f"{weights_name(settings.chosen_weights)}.safetensors"]
+    return TrainingStart(settings, sha256, opened.record, opened)
+
+
+def _own_record(checkpoints: CheckpointFolder, settings: StartConfig) -> CheckpointRecord | None:
+    """Return the record of a training's newest checkpoint, if it started from the checkpoint that the recipe names."""
+    if not checkpoints.has_any():
+        return None
+    record = checkpoints.describe(checkpoints.last_step()).record
+    recorded = ((record.recipe or {}).get("train") or {}).get("start") or {}
+    same_name = _absolute(recorded.get("checkpoint")) == _absolute(settings.checkpoint)
+    return record if same_name and (recorded.get("weights") or "ema") == settings.chosen_weights else None
+
+
+def first_start(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the record of the checkpoint that a recipe names, before any new data were accepted."""
+    while "earlier" in recorded:
+        recorded = recorded["earlier"]
+    return recorded
+
+
+def _absolute(name: str | None) -> str | None:
+    return storage.absolute(name) if name and storage.is_local(name) else name
+
+
+def starting_from(settings: TrainWorkerSettings, start: TrainingStart, latents: LatentDataset) -> TrainWorkerSettings:
+    """Return the workers' settings of a training that starts from a checkpoint, with the model and scale that follow.
+
+    Raises InvalidInput, before any work, if the start does not fit the model, its classes or the latents.
+    """
+    model = with_inherited_fields(settings.model, start.record.model_config)
+    scale = start.scale_for(latents)
+    record = settings.record | {"model": recorded_fields(model)}
+    if scale != settings.scale:
+        record["autoencoder"] = record["autoencoder"] | record_scale(record["autoencoder"]["class"], scale)
+    settings = replace(settings, model=model, scale=scale, record=record)
+    require_start_fits(start, settings.train, target_model(settings))
+    return settings
+
+
+def require_start_fits(start: TrainingStart, config: TrainConfig, model: TrainedModel) -> None:
+    """Raise InvalidInput, naming a field, if a training cannot start from a checkpoint. model: that is trained."""
+    if start.opened is not None:
+        require_adaptable(trained_model(start.record), model, start.settings.reset)
+    check_trained_parameters(config, model.config)
+
+
+def target_model(settings: TrainWorkerSettings) -> TrainedModel:
+    """Return the model that is trained, with the names of its classes."""
+    return TrainedModel(config=settings.model, objective=settings.objective, class_names=settings.record["class_names"])
+
+
+def with_recorded_start(settings: TrainWorkerSettings, checkpoints: CheckpointFolder) -> TrainWorkerSettings:
+    """Return the workers' settings with what the training's checkpoints record about its start, if there are any."""
+    if not checkpoints.has_any():
+        return settings
+    start = checkpoints.describe(checkpoints.last_step()).record.start
+    return settings if start is None else replace(settings, record=settings.record | {"start": start})
+
+
+def write_first_checkpoint(
+    start: TrainingStart, settings: TrainWorkerSettings
+) -> tuple[TrainWorkerSettings, StartWeights]:
+    """Write the checkpoint of step 0, which holds the weights to start from as weights and as all averages.
+
+    Returns the workers' settings, whose record describes the start, and what became of every tensor. Raises NotFound or
+    InvalidInput if the start is gone or damaged.
+    """
+    opened = start.opened
+    assert opened is not None, "a training without checkpoints of its own has opened its start"
+    started = start_weights(
+        opened.weights(start.settings.chosen_weights),
+        trained_model(start.record),
+        target_model(settings),
+        reset=start.settings.reset,
+        fresh=lambda: initial_weights(settings),
+    )
+    described = {
+        "checkpoint": opened.origin,
+        "digest": opened.digest,
+        "step": opened.step,
+        "weights": start.settings.chosen_weights,
+        "sha256": start.sha256,
+        "tensors": fates_by_kind(started.fates),
+    }
+    if start.earlier is not None:
+        described["earlier"] = {name: value for name, value in start.earlier.items() if name != "tensors"}
+    settings = replace(settings, record=settings.record | {"start": described})
+    averages = ("ema", *map(power_ema_name, settings.train.ema_sigma_rels))
+    snapshot = Snapshot(0, 0, {name: started.weights for name in ("model", *averages)}, optimizer={})
+    # The order of the data is not chosen yet: the workers choose it when they open the latents.
+    cursor = {"reports": [], "seed": settings.seed, "images_seen": 0}
+    settings.checkpoints.write(0, lambda folder: save_checkpoint(snapshot, folder, settings.record, cursor))
+    return settings, started
+
+
+def initial_weights(settings: TrainWorkerSettings) -> dict[str, Tensor]:
+    """Return the weights that the workers would initialise the model to."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return build_model(settings.model).state_dict()
+
+
+def describe_start(start: TrainingStart, started: StartWeights) -> Iterator[str]:
+    """Yield lines for the user: what the training starts from, and a line for each group of tensors."""
+    opened = start.opened
+    assert opened is not None, "it was read just now"
+    weights = f"{start.settings.chosen_weights!r} weights {start.sha256[:12]}"
+    yield f"starts from {opened.origin}, step {opened.step:,}, {weights}"
+    for line in summarize_fates(started.fates):
+        yield f"  {line}"
+
+
+def check_trained_parameters(config: TrainConfig, model: DiTConfig | UViTConfig) -> str:
+    """Return in words how many parameters are trained; empty where all are. model: that is trained.
+
+    Raises InvalidInput if a pattern of train.start.freeze or train.lr_multipliers matches none, or nothing is left.
+    """
+    patterns = () if config.start is None else config.start.freeze
+    if not (patterns or config.lr_multipliers):
+        return ""
+    with torch.device("meta"):
+        network = build_model(model)
+    prepare_parameters(network, config)
+    trained, total = count_trained(network)
+    return f"{trained:,} of {total:,} parameters are trained" if patterns else ""
+
+
+def prepare_parameters(network: nn.Module, config: TrainConfig) -> dict[str, float]:
+    """Freeze what a recipe freezes, and return the factors of the learning rate by names of parameters."""
+    if config.start is not None:
+        freeze(network, config.start.freeze)
+    names = [name for name, _ in network.named_parameters()]
+    return learning_rate_multipliers(names, config.lr_multipliers, config.layer_decay)

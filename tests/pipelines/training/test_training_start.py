@@ -1,0 +1,230 @@
+"""A training that starts from a checkpoint: step 0, frozen parameters, rates, identity, resuming and refusals."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_training import Training, assert_equal, training_recipe, write_latents
+
+from dit.checkpoint import restore
+from dit.model import create_model
+from pipelines.artifacts import differences
+from pipelines.checkpoints.folder import CheckpointFolder
+from pipelines.config.reader import RecipeError, validate_recipe
+from pipelines.latents.dataset import LatentDataset
+from pipelines.train import train_identity
+from pipelines.training.loop import create_training_state
+from pipelines.training.settings import train_worker_settings
+from pipelines.training.start import check_trained_parameters, find_start
+from pipelines.training.worker import Worker
+from raydit.errors import InvalidInput, NotFound
+
+CPU_WORKER = Worker(0, 1, torch.device("cpu"), lambda message: None)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A finished training, in a folder with its latents and autoencoder."""
+    folder = tmp_path_factory.mktemp("base")
+    return Training(training_recipe(folder)).run().recipe
+
+
+def last_of(recipe):
+    return CheckpointFolder(recipe.folder("checkpoints")).newest()
+
+
+@pytest.fixture
+def fine_tune(base, tmp_path):
+    """Return a function that makes the recipe of a training from the base, on its latents, in another folder."""
+
+    def make(name="tuned", model=None, **settings):
+        start = {"checkpoint": str(last_of(base).path), **settings.pop("start", {})}
+        folder = Path(base.output).parent
+        shared = {"encode": {"output": base.latents}}
+        return training_recipe(folder, tmp_path / name, model=model, **shared, start=start, **settings)
+
+    return make
+
+
+def identity_of(recipe):
+    return train_identity(recipe, LatentDataset.open(recipe.latents), find_start(recipe))
+
+
+def weights_at(recipe, step, which):
+    return CheckpointFolder(recipe.folder("checkpoints")).open(step).weights(which)
+
+
+@pytest.mark.parametrize("which", ["ema", "raw"])
+def test_step_0_holds_the_weights_of_the_start_to_the_bit(base, fine_tune, which):
+    recipe = fine_tune(start={"weights": which}, ema_sigma_rels=[0.1])
+    training = Training(recipe).run()
+    checkpoints = CheckpointFolder(recipe.folder("checkpoints"))
+    assert checkpoints.finished_steps() == [0, 3, 6, 8]
+    expected = last_of(base).weights(which)
+    for name in ("raw", "ema", "ema_0.1"):
+        assert_equal(weights_at(recipe, 0, name), expected)
+    first = checkpoints.open(0)
+    assert first.step == 0 and first.trainer_state["batches"] == 0 == first.trainer_state["images_seen"]
+    file = {"ema": "ema", "raw": "model"}[which]
+    start = first.record.start
+    assert start["sha256"] == last_of(base).files[f"{file}.safetensors"] and start["weights"] == which
+    assert {fate: sorted(names) for fate, names in start["tensors"].items()} == {"equal": sorted(expected)}
+    assert start["checkpoint"] == str(last_of(base).path)
+    assert checkpoints.open(8).record.start == start
+    assert list(training.losses) == list(range(1, 9))
+
+
+def test_the_first_step_is_a_step_from_the_weights_of_the_start(base, fine_tune):
+    """The loss of the first step, and with a learning rate near zero the weights after all of them, are the base's."""
+    recipe = fine_tune(learning_rate=1e-30, start={"weights": "raw"})
+    Training(recipe).run()
+    assert_equal(weights_at(recipe, 8, "raw"), last_of(base).weights("raw"))
+    assert_equal(weights_at(recipe, 8, "ema"), last_of(base).weights("raw"))
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_a_stopped_fine_tuning_resumes_to_the_bit_also_without_its_start(base, fine_tune, tmp_path, stop):
+    start = {"checkpoint": str(tmp_path / "copy"), "freeze": ["blocks.0.*"]}
+    shutil.copytree(last_of(base).path, tmp_path / "copy")
+    settings = {"start": start, "lr_multipliers": {"final_layer.*": 3.0}, "layer_decay": 0.5}
+    uninterrupted = Training(fine_tune("whole", **settings)).run()
+    Training(fine_tune("parts", **settings)).run(stop_after=stop)
+    shutil.rmtree(tmp_path / "copy")
+    rest = Training(fine_tune("parts", **settings)).run()
+    assert_equal(rest.weights, uninterrupted.weights)
+    assert last_of(rest.recipe).record.start["sha256"] == last_of(base).files["ema.safetensors"]
+    with pytest.raises(NotFound, match="no checkpoint at"):
+        find_start(fine_tune("other", **settings))
+
+
+def test_a_training_that_was_killed_after_step_0_goes_on_from_there(fine_tune):
+    uninterrupted = Training(fine_tune("whole")).run()
+    recipe = fine_tune("killed")
+    Training(recipe).run(stop_after=1)
+    for step in CheckpointFolder(recipe.folder("checkpoints")).interrupted_steps():
+        CheckpointFolder(recipe.folder("checkpoints")).remove(step)
+    assert last_of(recipe).step == 0
+    assert_equal(Training(recipe).run().weights, uninterrupted.weights)
+
+
+def test_frozen_parameters_stay_and_have_no_state_of_the_optimizer(base, fine_tune):
+    recipe = fine_tune(start={"freeze": ["blocks.{0..1}.*", "{x,t}_embedder.*"], "weights": "raw"})
+    Training(recipe).run()
+    frozen = ("blocks.", "x_embedder.", "t_embedder.", "pos_embed")
+    start = last_of(base).weights("raw")
+    for which in ("raw", "ema"):
+        found = weights_at(recipe, 8, which)
+        changed = {name for name, tensor in found.items() if not torch.equal(tensor, start[name])}
+        assert changed == {name for name in start if not name.startswith(frozen)}
+    state = restore(create_training_state(settings_of(recipe), CPU_WORKER), last_of(recipe))
+    names = {name for name, parameter in state.network.named_parameters() if parameter in state.optimizer.state}
+    assert names == {name for name in start if not name.startswith(frozen)}
+    says = check_trained_parameters(recipe.train, settings_of(recipe).model)
+    trained = sum(tensor.numel() for name, tensor in start.items() if not name.startswith(frozen))
+    assert says == f"{trained:,} of {sum(tensor.numel() for tensor in start.values()):,} parameters are trained"
+
+
+def settings_of(recipe):
+    return train_worker_settings(recipe, LatentDataset.open(recipe.latents))
+
+
+def test_multipliers_scale_the_first_step_of_adam(base, fine_tune):
+    """The first update of AdamW without decay is the learning rate times the sign of the gradient, nearly."""
+    moved = {}
+    for name, multipliers in {"plain": None, "scaled": {"final_layer.*": 0.25, "final_layer.linear.*": 0.5}}.items():
+        recipe = fine_tune(name, steps=1, lr_multipliers=multipliers, start={"weights": "raw"})
+        Training(recipe).run()
+        after, before = weights_at(recipe, 1, "raw"), last_of(base).weights("raw")
+        moved[name] = {key: after[key] - before[key] for key in after}
+    for key, expected in moved["plain"].items():
+        factor = 0.125 if key.startswith("final_layer.linear") else 0.25 if key.startswith("final_layer") else 1.0
+        torch.testing.assert_close(moved["scaled"][key], factor * expected, rtol=1e-3, atol=1e-7)
+
+
+def test_the_identity_has_the_digest_of_the_weights_and_not_where_they_lie(base, fine_tune, tmp_path):
+    shutil.copytree(last_of(base).path, tmp_path / "elsewhere")
+    here, there = identity_of(fine_tune()), identity_of(fine_tune(start={"checkpoint": str(tmp_path / "elsewhere")}))
+    assert here == there and here["start"] == {"sha256": last_of(base).files["ema.safetensors"]}
+    raw = identity_of(fine_tune(start={"weights": "raw", "freeze": ["blocks.0.*"]}))
+    assert [line.split(":")[0] for line in differences(here, raw)] == ["start.freeze", "start.sha256"]
+    scratch = train_identity(base, LatentDataset.open(base.latents))
+    assert "start" not in scratch and "start" not in scratch["train"] and "start" not in here["train"]
+
+
+def test_classes_are_matched_by_name_and_other_latents_of_the_same_autoencoder_may_be_larger(base, fine_tune, tmp_path):
+    recipe = replace(fine_tune(), encode=replace(base.encode, output=str(tmp_path / "larger")))
+    write_latents(recipe, latent_side=8)
+    training = Training(recipe).run()
+    assert training.started is not None
+    adapted = [fate.name for fate in training.started.fates if fate.fate == "adapted"]
+    assert adapted == ["pos_embed"] and weights_at(recipe, 0, "ema")["pos_embed"].shape[1] == 16
+
+
+def test_an_official_file_is_a_start_if_its_size_and_objective_are_said(base, fine_tune, tmp_path):
+    """A file of a named size; the recipe's autoencoder is taken to be its own."""
+    torch.manual_seed(0)
+    network = create_model("DiT-S/8", input_size=8, num_classes=3, learn_sigma=False)
+    torch.save(network.state_dict(), tmp_path / "dit.pt")
+    recipe = replace(
+        fine_tune(model={"name": "DiT-S/8"}, start={"checkpoint": str(tmp_path / "dit.pt"), "model": "DiT-S/8"}),
+        encode=replace(base.encode, output=str(tmp_path / "larger")),
+    )
+    write_latents(recipe, latent_side=8)
+    with pytest.raises(InvalidInput, match=r"objective\.kind: found 'flow'.*train\.start\.objective"):
+        Training(recipe).run()
+    start = replace(recipe.train.start, objective="flow", reset=("labels",))
+    recipe = replace(recipe, train=replace(recipe.train, steps=1, start=start))
+    training = Training(recipe).run()
+    fates = {fate.name: fate.fate for fate in training.started.fates}
+    assert {name for name, fate in fates.items() if fate != "equal"} == {"y_embedder.embedding_table.weight"}
+    with pytest.raises(InvalidInput, match="a file, which does not record what it is of"):
+        find_start(replace(recipe, train=replace(recipe.train, start=replace(start, model=None, objective=None))))
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ({"checkpoint": None}, "train.start.checkpoint: missing"),
+        ({"weights": "fast"}, "train.start.weights: found 'fast'"),
+        ({"reset": ["blocks"]}, "train.start.reset: found 'blocks'"),
+        ({"freeze": ["a", "a"]}, r"train.start.freeze: found \['a', 'a'\], expected each once"),
+        ({"frozen": []}, r'unknown key \(did you mean "train.start.freeze"\?\)'),
+    ],
+)
+def test_a_wrong_section_is_refused_by_its_key(start, message):
+    content = {"name": "n", "output": "o", "images": {"path": "digits"}, "autoencoder": {"id": "a"}}
+    content |= {"model": {"name": "DiT-S/2"}, "train": {"start": {"checkpoint": "c", **start}}}
+    with pytest.raises(RecipeError, match=message):
+        validate_recipe(content)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"start": {"freeze": ["block.*"]}}, r"train\.start\.freeze: found 'block\.\*'.*such as 'blocks"),
+        ({"start": {"freeze": ["blocks.{0..2}.*"]}}, r"found 'blocks\.2\.\*', one of 'blocks\.\{0\.\.2\}"),
+        ({"start": {"freeze": ["*"]}}, "freezes all parameters"),
+        ({"lr_multipliers": {"final": 2.0}}, r"train\.lr_multipliers: found 'final'.*'final_layer\.\*'"),
+    ],
+)
+def test_patterns_that_match_nothing_and_freezing_everything_are_refused(fine_tune, settings, message):
+    recipe = fine_tune(**settings)
+    with pytest.raises(InvalidInput, match=message):
+        check_trained_parameters(recipe.train, settings_of(recipe).model)
+
+
+def test_another_autoencoder_is_refused_unless_both_ends_are_reset(fine_tune, tmp_path):
+    other = training_recipe(tmp_path / "other")
+    own = str(Path(other.autoencoder.id) / "diffusion_pytorch_model.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in load_file(own).items()}, own)
+    shutil.rmtree(other.latents)
+    write_latents(other)
+    tuned = fine_tune()
+    recipe = replace(other, train=tuned.train)
+    with pytest.raises(InvalidInput, match=r'trained on latents of the autoencoder.*reset = \["embedding", "final"\]'):
+        Training(recipe).run()
+    start = replace(tuned.train.start, reset=("embedding", "final"))
+    Training(replace(recipe, train=replace(tuned.train, start=start, steps=1))).run()
