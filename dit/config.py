@@ -1,4 +1,4 @@
-"""Configurations of the transformers, and the choices of objectives and samplers.
+"""Configurations of the transformers, and the choices of objectives.
 
 Imports no torch, so that recipes are validated without its start-up time.
 """
@@ -25,8 +25,6 @@ Prediction = Literal["eps", "x0", "v"]
 Variance = Literal["learned_range", "fixed_small", "fixed_large"]
 Weighting = Literal["none", "min_snr"]
 TimeDensity = Literal["uniform", "logit_normal"]
-SdeDiffusion = Literal["constant", "sbdm", "sigma", "decreasing", "increasing_decreasing"]
-"""Diffusion of the sampler "sde" as a function of time; `dit.sde` has the formulas."""
 RandomKind = Literal["counter"]
 """How random numbers are drawn where a recipe says so; otherwise by a generator for each image."""
 ResetPart = Literal["labels", "embedding", "final", "positions", "objective"]
@@ -64,21 +62,6 @@ only H has no final convolution. Source: Bao et al. 2022, table 1 (https://arxiv
 
 UVIT_NAMES: tuple[str, ...] = tuple(f"U-ViT-{size}/{patch}" for size in UVIT_SIZES for patch in (2, 4))
 """Names of the U-ViT models: every size with the two patch sizes of the paper."""
-
-SAMPLER_PROCESSES: dict[str, tuple[ProcessKind, ...]] = {
-    "ddpm": ("diffusion",),
-    "ddim": ("diffusion",),
-    "euler": ("flow",),
-    "heun": ("flow",),
-    "sde": ("flow",),
-    "dpmpp_2m": ("diffusion", "flow"),
-}
-"""Name of every sampler, and the kinds of process that it integrates. `dit.samplers` has a function sample_<name>."""
-
-
-def fitting_samplers(kind: str) -> list[str]:
-    """Return the samplers that integrate a kind of process; the first is that of a recipe that names none."""
-    return [name for name, kinds in SAMPLER_PROCESSES.items() if kind in kinds]
 
 
 @dataclass(frozen=True, kw_only=True)

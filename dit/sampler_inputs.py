@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dit.config import SAMPLER_PROCESSES, fitting_samplers
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
+from dit.sampler_names import SAMPLER_PROCESSES, fitting_samplers
 from raydit.errors import InvalidInput
 
 Model = Callable[..., Tensor]

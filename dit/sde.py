@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from dit.conditions import LabelsOrConditions
-from dit.config import SdeDiffusion
 from dit.flow import FlowMatching
 from dit.sampler_inputs import Model, StepCallback, StepNoise, check_fit, draw_noise, times_like
+from dit.sampler_names import SdeDiffusion
 from dit.time_shift import shift_time
 
 LAST_STEP = 0.04

@@ -13,7 +13,9 @@ from raydit.errors import InvalidInput
 SIZE_FIELDS = ("architecture", "hidden_size", "num_heads")
 """Fields that the name of a model fixes, and that cannot be another than those of the start."""
 SHARED_FIELDS = (*SIZE_FIELDS, "mlp_ratio")
-DIT_FIELDS = ("conditioning", "qk_norm", "norm", "mlp", "timestep_frequency_shift", "head_width", "head_depth")
+DIT_FIELDS = (
+    *("conditioning", "qk_norm", "norm", "mlp", "timestep_frequency_shift", "head_width", "head_depth", "flow_time"),
+)
 """Fields of [model] that must be those of the start, because nothing can be copied sensibly otherwise."""
 INHERITED = {"dit": ("mlp_norm_eps",), "uvit": ("qkv_bias", "mlp_time_embed", "final_conv", "first_timestep")}
 """Fields that no recipe has, and that a model takes over from its start, by architecture."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from annotated_types import Ge, Gt, MinLen
 
-from dit.config import SAMPLER_PROCESSES, SdeDiffusion
+from dit.sampler_names import SAMPLER_PROCESSES, SdeDiffusion
 from dit.time_shift import TimeShift
 from pipelines.config.model import PositiveInt
 from pipelines.config.training import ComputeDtype, WorkersConfig

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.credentials import refuse_credentials
-from dit.config import fitting_samplers
 from dit.field_names import SYNONYMS, with_recorded_names
+from dit.sampler_names import fitting_samplers
 from pipelines.config.model import AbsentModel
 from pipelines.config.recipe import AbsentAutoencoder, Recipe
 from pipelines.config.toml_text import MAX_RECIPE_BYTES, TomlError, parse_toml

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Lt, MinLen
 
 from cluster.credentials import refuse_credentials
-from dit.config import SAMPLER_PROCESSES, RandomKind, fitting_samplers
+from dit.config import RandomKind
+from dit.sampler_names import SAMPLER_PROCESSES, fitting_samplers
 from dit.schedule import power_ema_name
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig

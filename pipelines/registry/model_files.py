@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit.checkpoint import weights_name
-from dit.config import fitting_samplers
 from dit.files import sha256_of, write_json
 from dit.formats.completion import COMPLETE
 from dit.formats.digests import require_digest
+from dit.sampler_names import fitting_samplers
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.checkpoints.registered import ALL_DIGESTS

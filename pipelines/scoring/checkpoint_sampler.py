@@ -11,11 +11,11 @@ from torch import nn
 from dit.autoencoder import Autoencoder, images_from_uint8
 from dit.compilation import compile_network
 from dit.conditions import Conditions
-from dit.config import SAMPLER_PROCESSES
 from dit.formats.weights import check_weights, load_weights
 from dit.model import build_model, meta_state
 from dit.objective import create_process
 from dit.precision import in_dtype, network_precision
+from dit.sampler_names import SAMPLER_PROCESSES
 from dit.samplers import SAMPLERS, guided
 from evaluation.protocol import EvaluationProtocol, sample_label
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from dit.config import MODEL_NAMES, SAMPLER_PROCESSES, DiTConfig, config_from_dict, named_config
+from dit.config import MODEL_NAMES, DiTConfig, config_from_dict, named_config
+from dit.sampler_names import SAMPLER_PROCESSES
 from raydit.errors import InvalidInput
 
 

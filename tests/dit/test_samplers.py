@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from dit.config import SAMPLER_PROCESSES
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
+from dit.sampler_names import SAMPLER_PROCESSES
 from dit.samplers import (
     SAMPLERS,
     guided,

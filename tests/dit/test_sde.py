@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 import torch
 
-from dit.config import SdeDiffusion
 from dit.diffusion import GaussianDiffusion
 from dit.flow import FlowMatching
+from dit.sampler_names import SdeDiffusion
 from dit.samplers import sample_sde
 from dit.sde import sde_times
 

@@ -1,0 +1,23 @@
+"""The samplers by name. Imports no torch, so that recipes are validated without its start-up time."""
+
+from typing import Literal
+
+from dit.config import ProcessKind
+
+SdeDiffusion = Literal["constant", "sbdm", "sigma", "decreasing", "increasing_decreasing"]
+"""Diffusion of the sampler "sde" as a function of time; `dit.sde` has the formulas."""
+
+SAMPLER_PROCESSES: dict[str, tuple[ProcessKind, ...]] = {
+    "ddpm": ("diffusion",),
+    "ddim": ("diffusion",),
+    "euler": ("flow",),
+    "heun": ("flow",),
+    "sde": ("flow",),
+    "dpmpp_2m": ("diffusion", "flow"),
+}
+"""Name of every sampler, and the kinds of process that it integrates. `dit.samplers` has a function sample_<name>."""
+
+
+def fitting_samplers(kind: str) -> list[str]:
+    """Return the samplers that integrate a kind of process; the first is that of a recipe that names none."""
+    return [name for name, kinds in SAMPLER_PROCESSES.items() if kind in kinds]
