@@ -252,7 +252,7 @@ def import_official(
         autoencoder=record_autoencoder(autoencoder, found.config.in_channels, found.config.latent_size),
         class_names=imported_names(found.config.num_classes),
         seed=found.seed,
-        source={"format": "official", "name": Path(file).name},
+        source={"format": "official", "name": Path(file).name, **({"taken": found.taken} if found.taken else {})},
     )
     return _save_imported(folder, found.model, found.ema, {"step": found.step, **config})
 
@@ -280,7 +280,12 @@ def import_diffusers(
         autoencoder=decoder,
         class_names=found.class_names,
         seed=0,
-        source={"format": "diffusers", "name": Path(pipeline).absolute().name, "numerics": found.numerics},
+        source={
+            "format": "diffusers",
+            "name": Path(pipeline).absolute().name,
+            "numerics": found.numerics,
+            **({"taken": found.taken} if found.taken else {}),
+        },
     )
     return _save_imported(folder, found.weights, found.weights, {"step": 0, **config})
 

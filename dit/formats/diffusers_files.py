@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dit.files import digest_of_files, sha256_once
+from dit.formats.foreign import describe_dtypes
+from dit.formats.shards import list_shards, read_shards
 from dit.formats.weights import check_finite, read_named, read_weights
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
-from raydit.listed_names import require_all_inside
 
 WEIGHTS = "diffusion_pytorch_model"
 """File name of the weights in a diffusers folder, without its suffix."""
@@ -97,12 +98,17 @@ class DiffusersWeights:
 
         do: what to do about weights that are not finite, for which this raises InvalidInput, naming file and tensor.
         """
-        tensors: dict[str, Any] = {}
-        for file in self.files:
-            content = read_weights(file)
-            check_finite(content, file, do)
-            tensors |= content
+        if self.index is not None:
+            return read_shards(self.index, do)
+        tensors = read_weights(self.files[0])
+        check_finite(tensors, self.files[0], do)
         return tensors
+
+    def describe(self, tensors: Mapping[str, Tensor]) -> str:
+        """Say in words what differs from one file in float32; empty if nothing does. tensors: those that were read."""
+        words = [] if self.index is None else [f"the shards of {self.index.name}"]
+        words += [] if self.variant is None else [f"the variant {self.variant}"]
+        return ", ".join([*words, *describe_dtypes(tensors)])
 
     def read_named(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Read those of some tensors that there are; of safetensors files, nothing else. Raises InvalidInput."""
@@ -162,33 +168,11 @@ def _candidates(folder: Path) -> Iterator[DiffusersWeights]:
             yield DiffusersWeights((file,))
     for suffix in SUFFIXES:
         if (index := folder / f"{WEIGHTS}.{suffix}.index.json").is_file():
-            yield DiffusersWeights(_shards(index), None, index)
+            yield DiffusersWeights(list_shards(index), None, index)
     for suffix in SUFFIXES:
         for file in sorted(folder.glob(f"{WEIGHTS}.*.{suffix}")):
             variant = file.name[len(WEIGHTS) + 1 : -len(suffix) - 1]
             if not re.search(r"-\d+-of-\d+$", variant):
                 yield DiffusersWeights((file,), variant)
         for index in sorted(folder.glob(f"{WEIGHTS}.{suffix}.index.*.json")):
-            yield DiffusersWeights(_shards(index), index.name.split(".")[-2], index)
-
-
-def _shards(index: Path) -> tuple[Path, ...]:
-    """Return the shards that an index lists. Raises NotFound if one is missing."""
-    refuse_lfs_pointer_file(index, "the index of the shards")
-    try:
-        listed = json.loads(index.read_text())["weight_map"].values()
-        names = sorted(set(require_all_inside(listed, index)))
-    except InvalidInput:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidInput(
-            f"{index}: found no index of shards ({type(error).__name__})", "a weight_map", "copy it again"
-        ) from None
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise NotFound(
-            f"{index}: found {len(names) - len(missing)} of {len(names)} shards; {missing[0]} is missing",
-            "all of them beside their index",
-            "copy the missing ones",
-        )
-    return tuple(index.parent / name for name in names)
+            yield DiffusersWeights(list_shards(index), index.name.split(".")[-2], index)

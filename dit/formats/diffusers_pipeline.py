@@ -27,6 +27,8 @@ from dit.autoencoder_kinds import KINDS, autoencoder_class, latent_channels
 from dit.config import NORM_EPS, DiTConfig, Numerics, UViTConfig
 from dit.formats.diffusers_files import find_weights
 from dit.formats.diffusers_weights import PIPELINE_NULL_CLASS, from_diffusers, to_diffusers
+from dit.formats.digests import read_object
+from dit.formats.foreign import to_float32
 from dit.latent_scale import LatentScale
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
@@ -66,6 +68,8 @@ class Pipeline:
     objective: dict[str, Any]
     weights: dict[str, Tensor]
     class_names: list[str]
+    taken: str
+    """What was taken from the folder, in words; empty if the weights are one file in float32."""
 
     @property
     def numerics(self) -> Numerics:
@@ -190,11 +194,14 @@ def read_pipeline(folder: str | Path, numerics: Numerics = "diffusers") -> Pipel
     else:
         numerics_fields = {"timestep_frequency_shift": 0, "mlp_norm_eps": NORM_EPS}
     names: dict[str, str] | None = index.get("id2label")
-    state = find_weights(folder / "transformer").read()
+    files = find_weights(folder / "transformer")
+    state = files.read()
+    taken = files.describe(state)
+    state = to_float32(state, files.index or files.files[0])
     config, weights = from_diffusers({**fields, **numerics_fields}, state, None if names is None else len(names))
     class_names = [(names or {}).get(str(label), str(label)) for label in range(config.num_classes)]
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", folder)
-    return Pipeline(config, _objective(scheduler, config.learn_sigma), weights, class_names)
+    return Pipeline(config, _objective(scheduler, config.learn_sigma), weights, class_names, taken)
 
 
 def _read_json(file: Path, folder: Path) -> dict[str, Any]:
@@ -205,7 +212,7 @@ def _read_json(file: Path, folder: Path) -> dict[str, Any]:
             "check the path",
         )
     refuse_lfs_pointer_file(file, "JSON")
-    return json.loads(file.read_text())
+    return read_object(file)
 
 
 def _transformer_defaults() -> dict[str, Any]:

@@ -24,6 +24,8 @@ from dit.config import (
     config_from_dict,
     named_config,
 )
+from dit.formats.foreign import choose_weights, describe_dtypes, to_float32
+from dit.formats.shards import find_index, read_shards
 from dit.formats.weights import check_finite, check_weights, read_weights
 from dit.layers.embeddings import position_embedding
 from dit.model import meta_state
@@ -51,34 +53,42 @@ class OfficialWeights:
     """Number of training steps, from the file name that the official code gives; 0 if it contains none."""
     seed: int
     """Seed among the arguments of a training checkpoint; 0 without them."""
+    taken: str
+    """What was taken from the file, in words; empty if it is a bare state dict in float32."""
 
 
 def read_official(file: str | Path, model: str | None = None, **known: Any) -> OfficialWeights:
     """Read a state dict, as published, or a training checkpoint ("model", "ema", "opt", "args").
 
-    model: one of MODEL_NAMES or UVIT_NAMES that the weights must fit. known: fields of the configuration, such as
-    num_heads. Raises NotFound, or InvalidInput if the weights do not fit the model or are not finite; the message
-    lists the first differences, and what the weights look like.
+    Wrappers, prefixes and dtypes that other code leaves in files are removed (see `dit.formats.foreign`). file: may be
+    the index of shards, or a folder with one. model: one of MODEL_NAMES or UVIT_NAMES that the weights must fit. known:
+    fields of the configuration, such as num_heads. Raises NotFound, or InvalidInput if the weights do not fit the model
+    or are not finite; the message lists the first differences, and what the weights look like.
     """
     file = Path(file)
-    content = read_weights(file)
+    index = find_index(file)
+    content = read_weights(file) if index is None else read_shards(index)
     arguments = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
-    weights = {which: content.get(which) for which in ("model", "ema")}
-    averaged = next((state for state in (weights["ema"], weights["model"]) if isinstance(state, dict)), content)
-    trained = weights["model"] if isinstance(weights["model"], dict) else averaged
-    config = recognise(averaged, model or _known_name(arguments.get("model")), **known)
+    found = choose_weights(content, file)
+    config = recognise(found.ema, model or _known_name(arguments.get("model")), **known)
+    hint = f"The weights look like {looks_like(found.ema)}."
     expected = meta_state(config)
-    hint = f"The weights look like {looks_like(averaged)}."
-    for state in (averaged, trained):
+
+    def usable(state: dict[str, Tensor]) -> dict[str, Tensor]:
         check_weights(expected, state, hint)
-        check_finite(state, file)
-    in_float32 = {name: tensor.float() for name, tensor in averaged.items()}
+        converted = to_float32(state, file)
+        check_finite(converted, file)
+        return converted
+
+    ema = usable(found.ema)
+    shards = [] if index is None else [f"the shards of {index.name}"]
     return OfficialWeights(
         config=config,
-        model=in_float32 if trained is averaged else {name: tensor.float() for name, tensor in trained.items()},
-        ema=in_float32,
+        model=ema if found.model is found.ema else usable(found.model),
+        ema=ema,
         step=int(file.stem) if file.stem.isdecimal() else 0,
         seed=arguments.get("global_seed", 0),
+        taken=", ".join([*shards, *found.taken, *describe_dtypes(found.ema)]),
     )
 
 
@@ -138,7 +148,7 @@ def _shape_fields(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return all fields that names and shapes determine. Raises InvalidInput if they are of another network."""
     try:
         return _uvit_fields(weights) if "decoder_pred.weight" in weights else _dit_fields(weights)
-    except (KeyError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError, AttributeError, TypeError, IndexError, ZeroDivisionError) as error:
         first = ", ".join(sorted(map(str, weights))[:5]) or "nothing"
         missing = f", but no {error.args[0]}" if isinstance(error, KeyError) else ""
         raise InvalidInput(

@@ -103,6 +103,8 @@ class SourceRecord:
     """Name of the file or folder, without its path."""
     numerics: Numerics | None = None
     """Which of the two an imported pipeline computes the same as; None for an official file."""
+    taken: str | None = None
+    """What was taken from it, in words; None if all of it was, as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)

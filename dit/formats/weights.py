@@ -4,7 +4,7 @@ import argparse
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,18 @@ from torch import Tensor, nn
 from dit.distributed import copy_full_tensor
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
+from raydit.regular_files import open_regular
 
+MAX_HEADER = 100_000_000
+"""Most bytes of a safetensors file's header, as its own library has it."""
+MAX_DEPTH = 8
+"""Containers inside each other whose tensors are counted; a file of weights has three."""
 MAX_SHARING = 4
 """Largest ratio of the bytes of all tensors to those of their file: tied weights are saved once."""
 
 
 def read_weights(file: str | Path) -> dict[str, Any]:
-    """Read a safetensors file, or a PyTorch file (.pt, .pth, .ckpt, .bin), to the CPU.
+    """Read a safetensors file, or a PyTorch file (.pt, .pth, .ckpt, .bin), to the CPU; its content tells which it is.
 
     A PyTorch file is a pickle, which can call arbitrary functions when it is opened. Only tensors, plain containers
     and the argparse.Namespace of official training checkpoints are accepted, and nothing is called.
@@ -33,7 +38,7 @@ def read_weights(file: str | Path) -> dict[str, Any]:
         raise NotFound(f"no weights at {file}", "a .safetensors or a PyTorch file (.pt)", "check the path")
     refuse_lfs_pointer_file(file, "the weights")
     try:
-        content = load_file(file) if file.suffix == ".safetensors" else _unpickle(file)
+        content = load_file(file) if _is_safetensors(file) else _unpickle(file)
     except Exception as error:  # parsers of malformed files raise anything from KeyError to OSError
         raise _unreadable(file, error) from None
     _refuse_more_than_bytes(content, file)
@@ -46,7 +51,7 @@ def read_weights(file: str | Path) -> dict[str, Any]:
 
 def read_named(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
     """Read those of some tensors that a weights file has; of a safetensors file, nothing else. Raises InvalidInput."""
-    if file.suffix != ".safetensors":
+    if not _is_safetensors(file):
         return {name: tensor for name, tensor in read_weights(file).items() if name in names}
     try:
         with safe_open(file, "pt") as opened:
@@ -55,9 +60,21 @@ def read_named(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
         raise _unreadable(file, error) from None
 
 
+def _is_safetensors(file: Path) -> bool:
+    """Return whether a file is a safetensors file: it begins with the length of a header, which is JSON."""
+    with open_regular(file) as opened:
+        start = opened.read(9)
+    if zipfile.is_zipfile(file):
+        return False
+    return file.suffix == ".safetensors" or start[8:] == b"{" and int.from_bytes(start[:8], "little") < MAX_HEADER
+
+
 def _unpickle(file: Path) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
         warnings.simplefilter("ignore")
+        if file.suffix == ".safetensors":  # torch takes the suffix for the format
+            with open(file, "rb") as opened:
+                return torch.load(opened, map_location="cpu", weights_only=True)
         # Memory-mapped, because a training checkpoint is four times as large as the weights that are read from it.
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
 
@@ -67,15 +84,22 @@ def _refuse_more_than_bytes(content: Any, file: Path) -> None:
 
     By a stride of 0, and by views of one storage, a file of a kilobyte can hold a table of a terabyte.
     """
-    groups = [content, *content.values()] if isinstance(content, dict) else []
-    tensors = [value for group in groups if isinstance(group, dict) for value in group.values()]
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content))
     if claimed > MAX_SHARING * file.stat().st_size:
         raise InvalidInput(
             f"{file}: found tensors of {claimed:,} bytes in a file of {file.stat().st_size:,}",
             "the values of every tensor",
             "do not use the file, or save the tensors after .contiguous() where you trust it",
         )
+
+
+def _tensors(content: Any, depth: int = 0) -> Iterator[Tensor]:
+    """Yield the tensors in containers, and in containers in these."""
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, Mapping | list | tuple) and depth < MAX_DEPTH:
+        for value in content.values() if isinstance(content, Mapping) else content:
+            yield from _tensors(value, depth + 1)
 
 
 def _unreadable(file: Path, error: Exception) -> InvalidInput:
@@ -112,11 +136,15 @@ def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], h
     wrong = sorted(expected.keys() ^ found.keys())
     wrong += sorted(name for name in expected.keys() & found.keys() if _shape(expected[name]) != _shape(found[name]))
     if wrong:
-        lines = [
-            f"  {name}: found {_shape(found.get(name))}, expected {_shape(expected.get(name))}" for name in wrong[:5]
-        ]
+        lines = [f"  {name}: {_difference(expected.get(name), found.get(name))}" for name in wrong[:5]]
         headline = f"these weights are of another model; {len(wrong)} entries differ, the first:"
         raise InvalidInput("\n".join([headline, *lines, *([hint] if hint else [])]), "", "")
+
+
+def _difference(expected: Any, found: Any) -> str:
+    both = isinstance(expected, Tensor) and isinstance(found, Tensor)
+    transposed = both and found.ndim == 2 and found.shape == expected.shape[::-1]
+    return f"found {_shape(found)}{', transposed' if transposed else ''}, expected {_shape(expected)}"
 
 
 def load_finite(file: Path, device: str | torch.device) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from cluster import storage
 from dit.checkpoint import Checkpoint, import_diffusers, import_official
 from dit.config import Numerics, ProcessKind
 from dit.formats.record import CheckpointRecord
+from dit.formats.shards import find_index
 from pipelines.config.reader import RecipeError, apply_override
 from raydit.errors import InvalidInput
 
@@ -24,14 +25,14 @@ def import_checkpoint(
 ) -> Checkpoint:
     """Write a checkpoint folder from an official weights file, or from a diffusers DiT pipeline folder.
 
-    model, objective: for a file only, see dit.checkpoint.import_official. numerics: for a pipeline only, see
-    dit.checkpoint.import_diffusers. autoencoder: hub id or folder; by default sd-vae-ft-ema, or the pipeline's own.
-    overrides: model fields that a file cannot tell, such as "model.num_heads=4".
-    Raises NotFound, AlreadyExists and InvalidInput.
+    source: may also be the index of a file's shards, or the folder that holds it. model, objective: for a file only,
+    see dit.checkpoint.import_official. numerics: for a pipeline only, see dit.checkpoint.import_diffusers. autoencoder:
+    hub id or folder; by default sd-vae-ft-ema, or the pipeline's own. overrides: model fields that a file cannot tell,
+    such as "model.num_heads=4". Raises NotFound, AlreadyExists and InvalidInput.
     """
     storage.refuse_unwritable(str(out))
     chosen = {} if autoencoder is None else {"autoencoder": autoencoder}
-    if not Path(source).is_dir():
+    if not is_pipeline(source):
         return import_official(source, out, model=model, objective=objective, **chosen, **model_fields(overrides))
     given = [flag for flag, value in {"--model": model, "--set": overrides}.items() if value]
     given += ["--objective"] if objective != "diffusion" else []
@@ -42,6 +43,11 @@ def import_checkpoint(
             f"omit {given[0]}",
         )
     return import_diffusers(source, out, numerics=numerics, **chosen)
+
+
+def is_pipeline(source: str | Path) -> bool:
+    """Return whether a path is treated as a diffusers pipeline: a folder, unless it holds the shards of one file."""
+    return Path(source).is_dir() and ((Path(source) / "model_index.json").is_file() or not find_index(Path(source)))
 
 
 def import_settings(overrides: Sequence[str], *, pipeline: bool) -> dict[str, Any]:
@@ -72,6 +78,7 @@ def summarize_import(checkpoint: Checkpoint) -> Iterator[str]:
     model, source, autoencoder = record.model_config, record.source, record.autoencoder
     size = f"depth {model.depth}, width {model.hidden_size}, patch {model.patch_size}"
     yield f"{checkpoint.path}: {model.architecture}, {size}, {model.num_classes} classes"
+    yield f"took {source.taken or 'the weights as they are'}"
     if source.format == "diffusers":
         kept, other = "diffusers", "the official code"
         if source.numerics == "official":

@@ -13,8 +13,9 @@ from typing import Any
 from cluster import storage
 from dit.checkpoint import Checkpoint, load_checkpoint
 from dit.files import digest_of_files
-from dit.formats.completion import COMPLETE, TRAINER_STATE
+from dit.formats.completion import COMPLETE, CONFIG, TRAINER_STATE
 from dit.formats.digests import parse_digests, parse_recorded
+from dit.formats.shards import find_index
 from pipelines.artifacts import SUPERSEDED, superseded_folders
 from pipelines.console import say
 from raydit.errors import InvalidInput, NotFound
@@ -151,7 +152,7 @@ def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedChe
         )
     path = Path(storage.fetch_folder(uri))
     origin = str(path) if storage.is_local(uri) else uri
-    if path.is_file() or (path / "model_index.json").is_file():
+    if path.is_file() or (path / "model_index.json").is_file() or _has_shards(path):
         return LocatedCheckpoint.at(origin, _import_once(path, model, overrides))
     if model is not None:
         raise InvalidInput(
@@ -160,14 +161,18 @@ def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedChe
     return LocatedCheckpoint.at(origin, load_checkpoint(path))
 
 
+def _has_shards(folder: Path) -> bool:
+    return not (folder / CONFIG).is_file() and find_index(folder) is not None
+
+
 def _import_once(path: Path, model: str | None, overrides: tuple[str, ...]) -> Checkpoint:
     """Import another project's weights into the cache, unless the same files were imported in the same way before."""
-    from pipelines.checkpoints.importing import import_checkpoint, import_settings
+    from pipelines.checkpoints.importing import import_checkpoint, import_settings, is_pipeline
 
-    settings = import_settings(overrides, pipeline=path.is_dir())
-    if path.is_file() and model is None and "overrides" not in settings:
+    settings = import_settings(overrides, pipeline=is_pipeline(path))
+    if not is_pipeline(path) and model is None and "overrides" not in settings:
         raise InvalidInput(
-            f"{path} is a file",
+            f"{path} is {'a file' if path.is_file() else 'the shards of a file'}",
             "a checkpoint folder, or the size that these official weights have",
             f"add --model, such as --model DiT-XL/2; for a size that has no name: raydit import {path} OUT",
         )
