@@ -24,7 +24,7 @@ from dit.config import (
     config_from_dict,
     named_config,
 )
-from dit.formats.foreign import choose_weights, describe_dtypes, to_float32
+from dit.formats.foreign import ForeignWeights, choose_weights, describe_dtypes, to_float32
 from dit.formats.shards import find_index, read_shards
 from dit.formats.weights import check_finite, check_weights, read_weights
 from dit.layers.embeddings import position_embedding
@@ -37,6 +37,11 @@ SIZE_FIELDS = ("architecture", "depth", "hidden_size", "num_heads", "patch_size"
 POSITION_TOLERANCE = 1e-2
 """Largest difference from a sine-cosine table: half precision rounds."""
 MAX_GRIDS = 8
+PROJECTORS = "projectors."
+"""Prefix of the layers with which REPA aligns features in training; samples need none of them.
+
+Source: Yu et al. 2024 (https://arxiv.org/abs/2410.06940). Its weights count the time of a flow from the data.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,9 @@ def read_official(file: str | Path, model: str | None = None, **known: Any) -> O
     content = read_weights(file) if index is None else read_shards(index)
     arguments = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
     found = choose_weights(content, file)
+    if aligned := any(name.startswith(PROJECTORS) for name in found.ema):
+        found = _without_projectors(found)
+        known = {"flow_time": "noise", **known}
     config = recognise(found.ema, model or _known_name(arguments.get("model")), **known)
     hint = f"The weights look like {looks_like(found.ema)}."
     expected = meta_state(config)
@@ -82,14 +90,23 @@ def read_official(file: str | Path, model: str | None = None, **known: Any) -> O
 
     ema = usable(found.ema)
     shards = [] if index is None else [f"the shards of {index.name}"]
+    dropped = [f"names without {PROJECTORS}*"] if aligned else []
     return OfficialWeights(
         config=config,
         model=ema if found.model is found.ema else usable(found.model),
         ema=ema,
         step=int(file.stem) if file.stem.isdecimal() else 0,
         seed=arguments.get("global_seed", 0),
-        taken=", ".join([*shards, *found.taken, *describe_dtypes(found.ema)]),
+        taken=", ".join([*shards, *found.taken, *dropped, *describe_dtypes(found.ema)]),
     )
+
+
+def _without_projectors(found: ForeignWeights) -> ForeignWeights:
+    model, ema = (
+        {name: tensor for name, tensor in state.items() if not name.startswith(PROJECTORS)}
+        for state in (found.model, found.ema)
+    )
+    return ForeignWeights(ema if found.model is found.ema else model, ema, found.taken)
 
 
 def _known_name(name: Any) -> str | None:
@@ -251,8 +268,15 @@ def _scaled(size: int | tuple[int, int], patch: int, new_patch: int) -> int | tu
 def published_objective(config: DiTConfig | UViTConfig, kind: ProcessKind = "diffusion") -> dict[str, Any]:
     """Return the objective that the published weights of an architecture were trained with.
 
-    kind: "flow" for SiT's weights, which share DiT's architecture. Raises InvalidInput for a U-ViT with "flow".
+    kind: "flow" for SiT's and REPA's weights, which share DiT's architecture. Raises InvalidInput for a U-ViT with
+    "flow", and for REPA's weights without.
     """
+    if isinstance(config, DiTConfig) and config.flow_time is not None and kind != "flow":
+        raise InvalidInput(
+            f"objective is {kind!r} for weights that count the time of a flow, as REPA's do",
+            "'flow'",
+            "import them with the objective flow",
+        )
     if isinstance(config, UViTConfig):
         if kind == "flow":
             raise InvalidInput(

@@ -14,10 +14,13 @@ from dit.checkpoint import (
     verify_checkpoint,
 )
 from dit.config import MODEL_NAMES, UVIT_NAMES, DiTConfig, UViTConfig, named_config
+from dit.flow import FlowMatching
 from dit.formats.official import looks_like, published_objective, recognise
 from dit.model import DiT, meta_state
+from dit.samplers import sample_euler
 from dit.schedule import TrainingConfig
 from dit.train import create_state
+from raydit.errors import InvalidInput
 
 T, Y = torch.tensor([3, 990]), torch.tensor([1, 9])
 
@@ -51,6 +54,29 @@ def test_an_imported_uvit_computes_the_same_as_the_official_code_with_timesteps_
     torch.testing.assert_close(out, io["out"], atol=1e-5, rtol=0)
     assert checkpoint.config["objective"]["schedule"] == "scaled_linear"
     assert checkpoint.config["model"]["num_classes"] == 10
+
+
+def test_imported_sit_weights_sample_as_the_official_code_does(imported, rebuilt, golden):
+    expected = golden("sit_linear.safetensors")
+    checkpoint = imported(golden("dit_a.state_dict.safetensors"), objective="flow")
+    ours = sample_euler(rebuilt(checkpoint), expected["z"], expected["z_y"], process=FlowMatching(), steps=10)
+    theirs = expected["ode.euler.num_steps11"]
+    torch.testing.assert_close(ours / theirs.std(), theirs / theirs.std(), atol=1e-5, rtol=0)
+    assert checkpoint.record.process_kind == "flow"
+
+
+def test_imported_repa_weights_compute_the_same_in_times_that_run_from_noise_to_data(imported, rebuilt, golden):
+    """REPA calls its model at the noise level, and it returns noise - data; its projectors take no part in samples."""
+    weights, io = golden("dit_a.state_dict.safetensors"), golden("dit_a.io.safetensors")
+    projectors = {f"projectors.0.{index}.weight": torch.randn(8, 8) for index in (0, 2, 4)}
+    checkpoint = imported({"model": weights | projectors, "ema": weights | projectors, "steps": 3}, objective="flow")
+    level = torch.rand(len(io["x"]))
+    with torch.no_grad():
+        plain = rebuilt(imported(weights, "plain.pt", objective="flow"))(io["x"], level, io["y"])
+        torch.testing.assert_close(rebuilt(checkpoint)(io["x"], 1 - level, io["y"]), -plain, atol=1e-5, rtol=1e-5)
+    assert "projectors" in checkpoint.config["source"]["taken"]
+    with pytest.raises(InvalidInput, match="objective is 'diffusion'"):
+        imported({"ema": weights | projectors}, "other.pt")
 
 
 @pytest.mark.parametrize(
