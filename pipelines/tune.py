@@ -187,5 +187,5 @@ def log_result(run: RunLog, content: dict[str, Any], folder: str) -> None:
     figures["spent"] = content["spent"]
     run.metrics({f"tune/{name}": value for name, value in figures.items() if value is not None})
     points = [tuned_point(entry, position == content["best"]) for position, entry in enumerate(content["candidates"])]
-    run.artifact(save_png(plot_tuning(content["metric"], points), storage.join(folder, PICTURE)))
+    run.artifact(save_png(plot_tuning(f"{content['metric']}, expected", points), storage.join(folder, PICTURE)))
     run.artifact(storage.join(folder, PROTOCOL))

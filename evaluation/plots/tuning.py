@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+_SIZES = {"o": 6, "*": 14}
+
+
 class TunedPoint(NamedTuple):
     """A candidate as it was last measured."""
 
@@ -46,14 +49,21 @@ def plot_tuning(title: str, points: Sequence[TunedPoint]) -> "Image.Image":
             axes.set_xlabel("GFLOPs of a sample")
             axes.set_ylabel(name)
         figure.suptitle(title, x=0.01, ha="left", weight="bold")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower left", ncols=len(handles))
         return render_image(figure)
 
 
 def _plot_panel(axes: "Axes", points: Sequence[TunedPoint], values: Sequence[float | None]) -> None:
     last = max(point.num_samples for point in points)
-    for point, value in zip(points, values, strict=True):
-        if value is None:
-            continue
-        colour = REAL if point.is_best else ACCENT if point.num_samples == last else LINE
-        axes.plot(point.cost / 1e9, value, "*" if point.is_best else "o", color=colour, ms=14 if point.is_best else 6)
+    kinds = {
+        "dropped earlier": (lambda point: not point.is_best and point.num_samples < last, "o", LINE),
+        f"on {last:,} samples": (lambda point: not point.is_best and point.num_samples == last, "o", ACCENT),
+        "best": (lambda point: point.is_best, "*", REAL),
+    }
+    for title, (belongs, marker, colour) in kinds.items():
+        shown = [(point.cost / 1e9, value) for point, value in zip(points, values, strict=True) if belongs(point)]
+        known = [(cost, value) for cost, value in shown if value is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), marker, color=colour, markersize=_SIZES[marker], label=title)
     axes.margins(0.1)
