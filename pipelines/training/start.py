@@ -21,7 +21,7 @@ from dit.model import build_model
 from dit.schedule import power_ema_name
 from dit.snapshot import Snapshot
 from dit.start import StartWeights, fates_by_kind, start_weights, summarize_fates
-from dit.training_choice import count_trained, freeze, learning_rate_multipliers
+from dit.trained_parameters import count_trained, freeze, learning_rate_multipliers
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.checkpoints.start import open_start, require_same_latents, trained_model
@@ -31,7 +31,7 @@ from pipelines.config.training import TrainConfig
 from pipelines.latents.autoencoder import autoencoder_of
 from pipelines.latents.dataset import LatentDataset
 from pipelines.training.settings import TrainWorkerSettings
-from raydit.errors import NotFound, StorageFailed, Unreachable
+from raydit.errors import InvalidInput, NotFound, StorageFailed, Unreachable
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,12 @@ def find_start(config: Recipe) -> TrainingStart | None:
         if own is None or own.start is None:
             raise
         return TrainingStart(settings, first_start(own.start)["sha256"], own, None)
+    if storage.split(opened.origin)[0] == config.folder("checkpoints"):
+        raise InvalidInput(
+            f"train.start.checkpoint: found {opened.origin}, which this training would replace",
+            "a checkpoint of another output",
+            "set another output; with new data, use `raydit train RECIPE --accept-new-data` and no train.start",
+        )
     sha256 = opened.files[f"{weights_name(settings.chosen_weights)}.safetensors"]
     return TrainingStart(settings, sha256, opened.record, opened)
 

@@ -78,8 +78,9 @@ def write(scores: dict[str, list[float]]) -> None:
     reached = next((name for name, values in tuned if fmean(values) <= aim), "none of them")
     text = (
         f"The digits 5 to 9 (`pipelines/recipes/digits-5-9.toml`), commit {commit()}: the same latents, {len(SEEDS)} "
-        f"seeds of training and sampling each; mean and standard error of `{METRIC}`. The score of {SCRATCH_STEPS} steps from "
-        f"scratch is reached first by: {reached}. Written by `tests/benchmarks/run_finetune.py`.\n\n{described}\n\n"
+        f"seeds of training and sampling each; mean and standard error of `{METRIC}`. First to reach the score of "
+        f"{SCRATCH_STEPS} steps from scratch: {reached}. Written by `tests/benchmarks/run_finetune.py`.\n\n"
+        f"{described}\n\n"
     )
     rows = [[name, spread(values)] for name, values in scores.items()]
     (RESULTS / "finetune.md").write_text(text + table(["training", METRIC], rows))

@@ -26,7 +26,7 @@ from raydit.errors import InvalidInput
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = ROOT / "pipelines" / "recipes"
 IMAGENET = Images(training=1_281_167, held_out=0, classes=1000, source="as told")
-OF_THE_PAPER = sorted(RECIPES.glob("imagenet256*.toml"))
+OF_THE_PAPER = sorted({*RECIPES.glob("imagenet256*.toml")} - {RECIPES / "imagenet256-finetune.toml"})
 
 
 def planned(recipe, cluster, *overrides, **further):
