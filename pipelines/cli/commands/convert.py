@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     type=click.Choice(get_args(ProcessKind)),
     default="diffusion",
     show_default=True,
-    help="What the weights were trained for; flow for SiT's.",
+    help="What the weights were trained for; flow for SiT's and REPA's.",
 )
 @click.option(
     "--numerics",
