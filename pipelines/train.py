@@ -1,5 +1,6 @@
 """The train job: latents -> checkpoints, by Ray Train."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -173,6 +174,9 @@ def log_train_settings(
     """
     recorded = resolved(config)
     sections = {name: recorded.get(name) for name in ("seed", "random", "model", "objective", "train")}
+    if patterns := recorded["train"].get("lr_multipliers"):
+        # One param, because MLflow takes no names with the characters of patterns.
+        sections["train"] = recorded["train"] | {"lr_multipliers": json.dumps(patterns)}
     log_sections(
         run,
         {**sections, "start": start, "images": latents.preprocessing},

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_training import Training, assert_equal, training_recipe, write_latents
 
+from cluster import storage
 from dit.checkpoint import restore
+from dit.formats.completion import COMPLETE
 from dit.model import create_model
 from pipelines.artifacts import differences
 from pipelines.checkpoints.folder import CheckpointFolder
@@ -20,7 +22,7 @@ from pipelines.training.loop import create_training_state
 from pipelines.training.settings import train_worker_settings
 from pipelines.training.start import check_trained_parameters, find_start
 from pipelines.training.worker import Worker
-from raydit.errors import InvalidInput, NotFound
+from raydit.errors import InvalidInput, NotFound, RayditError
 
 CPU_WORKER = Worker(0, 1, torch.device("cpu"), lambda message: None)
 
@@ -215,6 +217,57 @@ def test_patterns_that_match_nothing_and_freezing_everything_are_refused(fine_tu
     recipe = fine_tune(**settings)
     with pytest.raises(InvalidInput, match=message):
         check_trained_parameters(recipe.train, settings_of(recipe).model)
+
+
+def test_a_start_in_another_store_is_the_same_start(base, fine_tune, s3_bucket, tmp_path):
+    shutil.copytree(last_of(base).path, tmp_path / "copy")
+    storage.publish_folder(str(tmp_path / "copy"), f"{s3_bucket}/base/step_0000008", last=COMPLETE)
+    remote = fine_tune(start={"checkpoint": f"{s3_bucket}/base/step_0000008"})
+    assert identity_of(remote) == identity_of(fine_tune())
+    Training(remote).run()
+    assert last_of(remote).record.start["checkpoint"] == f"{s3_bucket}/base/step_0000008"
+
+
+def missing(folder):
+    return {"checkpoint": str(folder / "nothing")}
+
+
+def unfinished(folder):
+    (folder / "step_0000001").mkdir()
+    return {"checkpoint": str(folder / "step_0000001")}
+
+
+def without_size(folder):
+    torch.save({}, folder / "dit.pt")
+    return {"checkpoint": str(folder / "dit.pt")}
+
+
+def text(folder):
+    (folder / "dit.pt").write_text("no weights")
+    return {"checkpoint": str(folder / "dit.pt"), "model": "DiT-S/2"}
+
+
+def other_network(folder):
+    torch.save({"layer.weight": torch.zeros(2)}, folder / "dit.pt")
+    return {"checkpoint": str(folder / "dit.pt"), "model": "DiT-S/2"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (missing, "no checkpoint at"),
+        (unfinished, "is not a finished checkpoint"),
+        (without_size, "train.start.checkpoint: found .*dit.pt, a file.*Set train.start.model"),
+        (text, "cannot be read"),
+        (other_network, "neither those of a DiT nor of a U-ViT"),
+        (lambda folder: {"model": "DiT-S/2"}, "omit --model"),
+        (lambda folder: {"objective": "flow"}, "train.start.objective: found 'flow' without train.start.model"),
+        (lambda folder: {"checkpoint": "runs:/0123"}, "no run"),
+    ],
+)
+def test_what_is_no_start_is_refused(fine_tune, tmp_path, make, message):
+    with pytest.raises(RayditError, match=message):
+        find_start(fine_tune(start=make(tmp_path)))
 
 
 def test_a_checkpoint_that_the_training_would_replace_is_refused(base, fine_tune):
