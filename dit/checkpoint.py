@@ -41,7 +41,7 @@ from dit.formats.completion import (
 from dit.formats.diffusers_pipeline import pipeline_scale, read_pipeline, write_pipeline
 from dit.formats.digests import parse_digests, read_object, read_recorded, require_recorded
 from dit.formats.official import check_official, published_objective, read_official
-from dit.formats.record import CheckpointRecord, describe_checkpoint
+from dit.formats.record import CheckpointRecord, describe_checkpoint, describe_source
 from dit.formats.weights import load_finite, load_weights
 from dit.imagenet import imported_names
 from dit.latent_scale import record_scale
@@ -252,7 +252,7 @@ def import_official(
         autoencoder=record_autoencoder(autoencoder, found.config.in_channels, found.config.latent_size),
         class_names=imported_names(found.config.num_classes),
         seed=found.seed,
-        source={"format": "official", "name": Path(file).name, **({"taken": found.taken} if found.taken else {})},
+        source=describe_source("official", Path(file), found.taken),
     )
     return _save_imported(folder, found.model, found.ema, {"step": found.step, **config})
 
@@ -280,12 +280,7 @@ def import_diffusers(
         autoencoder=decoder,
         class_names=found.class_names,
         seed=0,
-        source={
-            "format": "diffusers",
-            "name": Path(pipeline).absolute().name,
-            "numerics": found.numerics,
-            **({"taken": found.taken} if found.taken else {}),
-        },
+        source=describe_source("diffusers", Path(pipeline), found.taken, numerics=found.numerics),
     )
     return _save_imported(folder, found.weights, found.weights, {"step": 0, **config})
 

@@ -5,6 +5,7 @@ Imports no torch.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from_dict, recorded_fields
@@ -209,3 +210,11 @@ def describe_checkpoint(
         "recipe": recipe,
         **further,
     }
+
+
+def describe_source(format: str, path: Path, taken: str, **further: Any) -> dict[str, Any]:
+    """Return what an imported checkpoint records about the file or folder that it was made from.
+
+    taken: what was taken of it, in words; left out where it is empty. further: more fields of `SourceRecord`.
+    """
+    return {"format": format, "name": path.absolute().name, **further, **({"taken": taken} if taken else {})}
