@@ -5,6 +5,9 @@
         model.safetensors      trained weights
         ema.safetensors        averaged weights, which sampling uses by default
         ema_0.05.safetensors   power-function averages, if any, by their relative width
+        adapter/               in place of model.safetensors: a low-rank adapter in peft's layout (dit.formats.adapter)
+        adapter_ema/           its average, and so on; config.json then says where the base's weights are
+        frozen.safetensors     what an adapter's training started from that is neither trained nor the base's
         trainer/optimizer.safetensors   moments of AdamW by parameter name
         trainer/state.json     position in the data, and how random numbers are drawn
         INTERRUPTED            empty; only where training was stopped between two regular checkpoints
@@ -16,7 +19,6 @@ Nothing is pickled, so that checkpoints from untrusted sources cannot run code.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,90 +29,29 @@ from torch import Tensor
 from dit.autoencoder import record_autoencoder
 from dit.config import Numerics, ProcessKind
 from dit.distributed import distribute_like
-from dit.files import digest_of_files, publish, require_unused, sha256_once, write_json
+from dit.files import digest_of_files, publish, require_unused, write_json
+from dit.formats.adapter import write_adapter
 from dit.formats.completion import (
     COMPLETE,
     CONFIG,
     FORMAT,
     INTERRUPTED,
-    TRAINER_STATE,
     VERSION,
     step_name,
     write_completion,
 )
 from dit.formats.diffusers_pipeline import pipeline_scale, read_pipeline, write_pipeline
-from dit.formats.digests import parse_digests, read_object, read_recorded, require_recorded
+from dit.formats.digests import parse_digests, read_object, require_recorded
 from dit.formats.official import check_official, published_objective, read_official
-from dit.formats.record import CheckpointRecord, describe_checkpoint, describe_source
-from dit.formats.weights import load_finite, load_weights
+from dit.formats.opened_checkpoint import FROZEN, Checkpoint, adapter_folder
+from dit.formats.record import describe_checkpoint, describe_source
+from dit.formats.weights import load_weights
 from dit.imagenet import imported_names
 from dit.latent_scale import record_scale
+from dit.lora import load_adapter
 from dit.snapshot import Snapshot, take_snapshot
 from dit.train import TrainState
 from raydit.errors import InvalidInput, NotFound
-
-
-def weights_name(which: str) -> str:
-    """Return the name of a weights file without suffix: "model" for "raw", as protocols call it, or else `which`."""
-    return "model" if which == "raw" else which
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint on a local disk."""
-
-    path: Path
-    config: dict[str, Any]
-    """Content of config.json; `record` is its typed form."""
-    digest: str
-    """sha256 over the digests of all files; checkpoints with equal digests are equal."""
-    files: Mapping[str, str]
-    """sha256 of each file by its name in the folder, as COMPLETE lists them. What is loaded is held against it."""
-
-    @property
-    def step(self) -> int:
-        """Number of finished optimiser steps."""
-        return self.config["step"]
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether training was stopped here: it resumes from this checkpoint, which the next regular one replaces."""
-        return self.config.get("interrupted", False)
-
-    @property
-    def record(self) -> CheckpointRecord:
-        """What the checkpoint says about itself. Raises InvalidInput if it is not one of a diffusion transformer."""
-        try:
-            return CheckpointRecord.from_dict(self.config)
-        except KeyError as error:
-            raise InvalidInput(
-                f"{self.path}/config.json has no {error.args[0]!r}",
-                "a checkpoint of a diffusion transformer",
-                "choose one that `raydit train` or `raydit import` wrote",
-            ) from None
-
-    @property
-    def trainer_state(self) -> dict[str, Any]:
-        """Position in the data, and how random numbers are drawn; empty for an imported checkpoint."""
-        return read_recorded(self.path, TRAINER_STATE, self.files) if (self.path / TRAINER_STATE).is_file() else {}
-
-    def weights(self, which: str = "ema", device: str | torch.device = "cpu") -> dict[str, Tensor]:
-        """Load the averaged ("ema", "ema_0.05") or the trained weights ("raw", or "model") as a state dict.
-
-        Raises NotFound, listing those that exist, if it lacks them, and InvalidInput if the file has another digest
-        than COMPLETE records, or if they are not finite.
-        """
-        name = f"{weights_name(which)}.safetensors"
-        file = self.path / name
-        if not file.is_file():
-            found = ", ".join(sorted(other.stem for other in self.path.glob("*.safetensors")))
-            raise NotFound(
-                f"{self.path} has no weights {which!r}: found {found}",
-                "",
-                "choose one of them, or train from the start with this average in train.ema_sigma_rels",
-            )
-        require_recorded(self.path, name, self.files, sha256_once)
-        return load_finite(file, device)
 
 
 def save_checkpoint(
@@ -130,8 +71,15 @@ def save_checkpoint(
 
     def write(folder: Path) -> None:
         (folder / "trainer").mkdir(parents=True)
-        _write_weights(folder, snapshot.weights)
+        if snapshot.adapter is None:
+            _write_weights(folder, snapshot.weights)
+        else:
+            base = config["base"]["uri"]
+            for name, weights in snapshot.weights.items():
+                write_adapter(folder / adapter_folder(name), snapshot.adapter, weights, base)
         save_file(snapshot.optimizer, folder / "trainer" / "optimizer.safetensors")
+        if snapshot.frozen:
+            save_file(snapshot.frozen, folder / FROZEN)
         progress = {"step": snapshot.step, "batches": snapshot.batches}
         write_json(folder / "trainer" / "state.json", {**progress, **cursor})
         if snapshot.interrupted:
@@ -211,9 +159,17 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:
             "sample from it or evaluate it; training cannot resume from it",
         )
     verify_checkpoint(checkpoint)
-    load_weights(state.network, checkpoint.weights("model"))
-    for name, average in state.averages.items():
-        average.load_state_dict(checkpoint.weights(name))
+    if state.adapter is None:
+        load_weights(state.network, checkpoint.weights("model"))
+        for name, average in state.averages.items():
+            average.load_state_dict(checkpoint.weights(name))
+    else:
+        trained = {
+            "model": state.network.state_dict(),
+            **{name: each.state_dict() for name, each in state.averages.items()},
+        }
+        for name, weights in trained.items():
+            load_adapter(weights, state.adapter, checkpoint.adapter(name))
     tensors = load_file(checkpoint.path / "trainer" / "optimizer.safetensors")
     parameters = dict(state.network.named_parameters())
     for key, tensor in tensors.items():
@@ -254,7 +210,7 @@ def import_official(
         seed=found.seed,
         source=describe_source("official", Path(file), found.taken),
     )
-    return _save_imported(folder, found.model, found.ema, {"step": found.step, **config})
+    return save_weights(folder, {"model": found.model, "ema": found.ema}, {"step": found.step, **config})
 
 
 def import_diffusers(
@@ -282,15 +238,19 @@ def import_diffusers(
         seed=0,
         source=describe_source("diffusers", Path(pipeline), found.taken, numerics=found.numerics),
     )
-    return _save_imported(folder, found.weights, found.weights, {"step": 0, **config})
+    return save_weights(folder, {"model": found.weights, "ema": found.weights}, {"step": 0, **config})
 
 
-def _save_imported(
-    folder: Path, model: Mapping[str, Tensor], ema: Mapping[str, Tensor], config: Mapping[str, Any]
-) -> Checkpoint:
+def save_weights(folder: Path, weights: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any]) -> Checkpoint:
+    """Write a checkpoint that can be sampled from, and not be resumed, atomically, and return it.
+
+    weights: state dicts by the names of their files, "model" and "ema". config: content of config.json except for
+    format and version.
+    """
+
     def write(folder: Path) -> None:
         folder.mkdir()
-        _write_weights(folder, {"model": model, "ema": ema})
+        _write_weights(folder, weights)
         write_completion(folder, config)
 
     publish(folder, write)

@@ -1,11 +1,13 @@
 """A copy of a training state on the CPU, from which a checkpoint is written while training continues."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from dit.distributed import gather_full_tensor
+from dit.formats.adapter import AdapterConfig
+from dit.lora import trained_weights
 from dit.train import TrainState
 
 
@@ -22,6 +24,10 @@ class Snapshot:
     """Tensors of the optimiser by kind and parameter name, such as "exp_avg/blocks.0.attn.qkv.weight"."""
     interrupted: bool = False
     """Whether training was stopped after this step, which has no regular checkpoint."""
+    adapter: AdapterConfig | None = None
+    """The adapter that is trained; `weights` then hold only what is trained, by the names in its file."""
+    frozen: dict[str, Tensor] = field(default_factory=dict)
+    """With an adapter: the weights that are neither trained nor those of the base."""
 
 
 def take_snapshot(state: TrainState, *, keep: bool = True) -> Snapshot | None:
@@ -30,14 +36,21 @@ def take_snapshot(state: TrainState, *, keep: bool = True) -> Snapshot | None:
     For a sharded state this is a collective: all processes must call it, and those without keep only take part in
     gathering tensors.
     """
-    averages = {name: average.state_dict() for name, average in state.averages.items()}
+    own, adapter = state.network.state_dict(), state.adapter
+    kept = {"model": own, **{name: average.state_dict() for name, average in state.averages.items()}}
+    frozen: dict[str, Tensor] = {}
+    if adapter is not None:
+        kept = {name: trained_weights(each, adapter) for name, each in kept.items()}
+        frozen = {name: _copy_to_cpu(own[name], keep) for name in adapter.frozen}
     weights = {
         name: {key: _copy_to_cpu(tensor, keep) for key, tensor in state_dict.items()}
-        for name, state_dict in {"model": state.network.state_dict(), **averages}.items()
+        for name, state_dict in kept.items()
     }
     optimizer = {name: _copy_to_cpu(tensor, keep) for name, tensor in _optimizer_tensors(state).items()}
     interrupted = state.open_window is not None
-    return Snapshot(state.step, state.batches, weights, optimizer, interrupted) if keep else None
+    if not keep:
+        return None
+    return Snapshot(state.step, state.batches, weights, optimizer, interrupted, adapter, frozen)
 
 
 def _copy_to_cpu(tensor: Tensor, keep: bool) -> Tensor:

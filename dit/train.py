@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dit.ema import EMA, PowerEMA
+from dit.formats.adapter import AdapterConfig
 from dit.metrics_window import MetricsWindow, WindowTotals
 from dit.optimizer import clip_gradients, parameter_groups
 from dit.schedule import TrainingConfig, learning_rate, power_ema_name
@@ -78,6 +79,8 @@ class TrainState:
     """Number of finished optimiser steps."""
     batches: int = 0
     """Number of batches consumed, including skipped ones: the position in the data at which training resumes."""
+    adapter: AdapterConfig | None = None
+    """The low-rank adapter of the network, if that is what is trained."""
     open_window: WindowTotals | None = None
     """What was measured since the last report, where training was stopped between two; None at all other times."""
 
@@ -93,12 +96,13 @@ def create_state(
     wrap: Callable[[nn.Module], nn.Module] = _unwrapped,
     opponent: nn.Module | None = None,
     lr_multipliers: Mapping[str, float] | None = None,
+    adapter: AdapterConfig | None = None,
 ) -> TrainState:
     """Create the state at the start of training, with AdamW and the averages that `config` describes.
 
     wrap: makes the network data-parallel. opponent: a part of the network, such as a discriminator, whose gradients are
     clipped on their own, as if it had an optimizer of its own. lr_multipliers: factors of the learning rate by names of
-    parameters; 1 for others.
+    parameters; 1 for others. adapter: that the network was given (`dit.lora`).
     """
     model = wrap(network)  # first, because it may replace the parameters by shards
     optimizer = torch.optim.AdamW(
@@ -110,7 +114,9 @@ def create_state(
     )
     ema = EMA(network, decay=config.ema_decay, warmup=config.ema_warmup)
     power_emas = {power_ema_name(sigma_rel): PowerEMA(network, sigma_rel) for sigma_rel in config.ema_sigma_rels}
-    return TrainState(network=network, model=model, ema=ema, power_emas=power_emas, optimizer=optimizer)
+    return TrainState(
+        network=network, model=model, ema=ema, power_emas=power_emas, optimizer=optimizer, adapter=adapter
+    )
 
 
 def train(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from_dict, recorded_fields
 from raydit import __version__
+from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
     from dit.latent_scale import LatentScale
@@ -97,15 +98,43 @@ class ScaledAutoencoderRecord(AutoencoderRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord:
-    """The file or folder that an imported checkpoint was made from."""
+    """The file or folder that an imported checkpoint was made from, or the checkpoints that were merged."""
 
-    format: Literal["official", "diffusers"]
+    format: Literal["official", "diffusers", "adapter", "merge"]
     name: str
     """Name of the file or folder, without its path."""
     numerics: Numerics | None = None
     """Which of the two an imported pipeline computes the same as; None for an official file."""
     taken: str | None = None
     """What was taken from it, in words; None if all of it was, as it is."""
+    parts: Sequence[Mapping[str, Any]] | None = None
+    """Of a merged checkpoint: location, digest and share of each whose adapter was merged into the base."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseRecord:
+    """The weights that a checkpoint's adapter changes, which it holds no copy of."""
+
+    uri: str
+    """Path or URI of the base's checkpoint, or of the file or pipeline that it was imported from."""
+    file: str
+    """Name of the file of the weights in the checkpoint."""
+    sha256: str
+    """Digest of that file. Weights of another digest are refused, and the same elsewhere are as good."""
+    digest: str
+    """Digest of the checkpoint."""
+    imported: Mapping[str, Any] | None = None
+    """For a file that records nothing: the model, and the overrides, by which it was imported."""
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "BaseRecord":
+        """Read the record from its JSON form, whose names are those of the fields. Raises InvalidInput for others."""
+        try:
+            return cls(**content)
+        except TypeError:
+            raise InvalidInput(
+                f"config.json: found the base {str(content)[:200]}", "what raydit wrote", "copy the checkpoint again"
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,10 @@ def summarize_import(checkpoint: Checkpoint) -> Iterator[str]:
     model, source, autoencoder = record.model_config, record.source, record.autoencoder
     size = f"depth {model.depth}, width {model.hidden_size}, patch {model.patch_size}"
     yield f"{checkpoint.path}: {model.architecture}, {size}, {model.num_classes} classes"
-    yield f"took {source.taken or 'the weights as they are'}"
+    if source.format in ("official", "diffusers"):
+        yield f"took {source.taken or 'the weights as they are'}"
+    if source.format == "adapter" and (base := checkpoint.base) is not None:
+        yield f"refers to the weights {base.sha256[:12]} of its base, {base.uri}, and holds no copy of them"
     if source.format == "diffusers":
         kept, other = "diffusers", "the official code"
         if source.numerics == "official":

@@ -15,10 +15,12 @@ from dit.checkpoint import Checkpoint, load_checkpoint
 from dit.files import digest_of_files
 from dit.formats.completion import COMPLETE, CONFIG, TRAINER_STATE
 from dit.formats.digests import parse_digests, parse_recorded
+from dit.formats.opened_checkpoint import BASE_COPY, base_is_gone
+from dit.formats.record import BaseRecord
 from dit.formats.shards import find_index
 from pipelines.artifacts import SUPERSEDED, superseded_folders
 from pipelines.console import say
-from raydit.errors import InvalidInput, NotFound
+from raydit.errors import InvalidInput, NotFound, RayditError, StorageFailed, Unreachable
 
 IN_TRACKING = ("runs:/", "models:/")
 """Prefixes of the names that MLflow resolves."""
@@ -45,6 +47,14 @@ class LocatedCheckpoint(Checkpoint):
         if not storage.exists(file):
             return {}
         return parse_recorded(storage.read_bytes(file), file, self.files.get(TRAINER_STATE))
+
+    def find_base(self, base: BaseRecord) -> Path:
+        """Return the local file of the base's weights: a copy in the folder, at its place, or in the model registry.
+
+        Raises NotFound if it is gone, and InvalidInput if other weights are at its place.
+        """
+        copy = self.path / BASE_COPY
+        return copy if copy.is_file() else find_base(base, self.origin, _recorded_store(self))
 
     @property
     def name(self) -> str:
@@ -100,6 +110,57 @@ def open_checkpoint(
             raise
         say("checkpoint", f"{uri} is no longer at {reference.location}: using the copy in the model registry")
         return replace(LocatedCheckpoint.at(reference.location, copy), is_registered_copy=True)
+
+
+def find_base(base: BaseRecord, where: str, store: str) -> Path:
+    """Return the local file of the weights that the adapter of a checkpoint changes; a remote one is fetched.
+
+    where: the checkpoint, for messages. store: MLflow's URI, as in a recipe. Raises as `LocatedCheckpoint.find_base`.
+    """
+    failure: RayditError = base_is_gone(base, where)
+    try:
+        if base.imported is None:
+            opened = _open(find_recorded(base.uri, base.digest), None, ())
+        else:
+            opened = _open(base.uri, base.imported["model"], tuple(base.imported["overrides"]))
+        if opened.files.get(base.file) == base.sha256:
+            return opened.path / base.file
+        found = opened.files.get(base.file, f"no {base.file}")[:12]
+        failure = InvalidInput(
+            f"{where} holds an adapter, and its base at {base.uri} has changed: found weights {found}",
+            base.sha256[:12],
+            f"restore them there, or copy that {base.file} to {where}/{BASE_COPY}",
+        )
+    except (NotFound, InvalidInput, StorageFailed, Unreachable):
+        pass
+    copy = _registered_base(base, store)
+    if copy is None:
+        raise failure
+    say("checkpoint", f"the base of {where} is no longer at {base.uri}: using the copy in the model registry")
+    return copy
+
+
+def _registered_base(base: BaseRecord, store: str) -> Path | None:
+    """Return the base's weights in a copy that the model registry has; None if it has none, or does not answer."""
+    from pipelines.checkpoints.registered import open_registered_copy
+    from pipelines.tracking.bases import copies_of_base
+
+    try:
+        for reference in copies_of_base(store, base.digest, base.sha256):
+            copy = open_registered_copy(store, reference)
+            if copy is not None and copy.files.get(base.file) == base.sha256:
+                return copy.path / base.file
+    except (NotFound, InvalidInput, Unreachable):
+        pass
+    return None
+
+
+def _recorded_store(opened: LocatedCheckpoint) -> str:
+    """Return the tracking URI of a checkpoint's recipe; empty if this user's credentials would be sent to it."""
+    from pipelines.tracking.store import gets_credentials
+
+    recorded = str(((opened.config.get("recipe") or {}).get("tracking") or {}).get("uri") or "")
+    return "" if recorded and gets_credentials(recorded) else recorded
 
 
 def open_recorded(

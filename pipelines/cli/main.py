@@ -13,7 +13,7 @@ from cluster import signals
 from pipelines.cli.commands.autoencoders import autoencoders
 from pipelines.cli.commands.clean import clean
 from pipelines.cli.commands.compare import compare
-from pipelines.cli.commands.convert import export, import_
+from pipelines.cli.commands.convert import export, import_, merge
 from pipelines.cli.commands.doctor import doctor
 from pipelines.cli.commands.evaluate import evaluate
 from pipelines.cli.commands.jobs import jobs
@@ -34,7 +34,7 @@ from raydit.printable import printable
 
 COMMANDS: tuple[click.Command, ...] = (
     *(run, autoencoder, encode, train, evaluate),
-    *(plan, sample, tune, compare, reference, autoencoders, latents, import_, export),
+    *(plan, sample, tune, compare, reference, autoencoders, latents, import_, export, merge),
     *(runs, lineage, promote, clean, ui),
     *(submit, jobs, doctor),
 )

@@ -9,6 +9,7 @@ from cluster import storage
 from pipelines.artifacts import SUPERSEDED
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.latents.autoencoder import AUTOENCODER_RECORD, is_autoencoder_of
+from pipelines.tracking.bases import base_digests
 from pipelines.tracking.lookup import registered_digests
 from pipelines.tracking.store import tracking_uri
 
@@ -27,9 +28,9 @@ class SupersededFolder:
 def inspect_superseded(output: str, store: str = "") -> list[SupersededFolder]:
     """List what an output keeps in superseded/, by name.
 
-    A folder stays if it holds a checkpoint of a registered model, or the autoencoder of such a checkpoint or of one in
-    output/checkpoints. store: MLflow's URI, besides those that the checkpoints' recipes name. Raises Unreachable if
-    one of the stores does not answer: then it is unknown what must stay.
+    A folder stays if it holds a checkpoint of a registered model, the base of an adapter, or the autoencoder of such a
+    checkpoint or of one in output/checkpoints. store: MLflow's URI, besides those that the checkpoints' recipes name.
+    Raises Unreachable if one of the stores does not answer: then it is unknown what must stay.
     """
     folder = storage.join(storage.absolute(output), SUPERSEDED)
     names = sorted(name.rstrip("/") for name in storage.list_names(folder)) if storage.exists(folder) else []
@@ -39,10 +40,14 @@ def inspect_superseded(output: str, store: str = "") -> list[SupersededFolder]:
     everything = [config for _, config in (*current, *(each for configs in checkpoints.values() for each in configs))]
     uris = {tracking_uri(store)} | {tracking_uri(_recorded_uri(config)) for config in everything}
     registered = set().union(*map(registered_digests, sorted(uris)))
+    bases = set().union(*map(base_digests, sorted(uris)))
     reasons, needed = {}, [config for _, config in current]
     for path, configs in checkpoints.items():
         if kept := [config for digest, config in configs if digest in registered]:
             reasons[path] = f"a registered model is its step {', '.join(str(config['step']) for config in kept)}"
+            needed += kept
+        elif kept := [config for digest, config in configs if digest in bases]:
+            reasons[path] = f"adapters change its step {', '.join(str(config['step']) for config in kept)}"
             needed += kept
     for path in paths:
         if storage.exists(storage.join(path, AUTOENCODER_RECORD)) and _is_needed(path, needed):

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit.checkpoint import weights_name
 from dit.files import sha256_of, write_json
 from dit.formats.completion import COMPLETE
 from dit.formats.digests import require_digest
+from dit.formats.opened_checkpoint import BASE_COPY
 from dit.sampler_names import fitting_samplers
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint
@@ -59,12 +59,9 @@ def gather(opened: LocatedCheckpoint, folder: Path) -> dict[str, Any]:
 
     config = checkpoint_recipe(opened)
     protocol = sampling_protocol(config.evaluate, config.seed, opened, config.random)
-    weights = weights_name(protocol.weights)
-    kept = ("config.json", f"{weights}.safetensors")
-    _copy_checkpoint(opened, folder / "checkpoint", kept)
+    _copy_checkpoint(opened, folder / "checkpoint", protocol.weights)
     if guide := open_guide(config.evaluate, opened):
-        name = weights_name(protocol.autoguidance_weights or protocol.weights)
-        _copy_checkpoint(guide, folder / "guide", ("config.json", f"{name}.safetensors"))
+        _copy_checkpoint(guide, folder / "guide", protocol.autoguidance_weights or protocol.weights)
     autoencoder = checkpoint_autoencoder(opened)
     found = {file.suffix: file.name for file in autoencoder.glob("diffusion_pytorch_model.*")}
     _copy(autoencoder, folder / "autoencoder", ("config.json", found.get(".safetensors") or found[".bin"]))
@@ -81,18 +78,25 @@ def gather(opened: LocatedCheckpoint, folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _copy_checkpoint(opened: LocatedCheckpoint, target: Path, kept: tuple[str, ...]) -> None:
-    """Copy some files of a checkpoint as a checkpoint of its own, after comparing them with their digests."""
+def _copy_checkpoint(opened: LocatedCheckpoint, target: Path, weights: str) -> None:
+    """Copy some weights of a checkpoint as a checkpoint of its own, after comparing them with their digests.
+
+    An adapter's base is copied too, because the copy may outlive it.
+    """
+    kept = ("config.json", *opened.weights_files(weights))
     _copy(opened.path, target, kept)
     for name in kept:  # of the copy, which is what is promoted
         require_digest(sha256_of(target / name), opened.path / name, opened.files.get(name))
+    if (base := opened.base) is not None:
+        shutil.copyfile(opened.find_base(base), target / BASE_COPY)
+        require_digest(sha256_of(target / BASE_COPY), base.uri, base.sha256)
     write_json(target / ALL_DIGESTS, opened.files)
     write_json(target / COMPLETE, {name: opened.files[name] for name in kept})
 
 
 def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    target.mkdir(parents=True)
     for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
 
 

@@ -281,6 +281,7 @@ def _version(client: Any, uri: str, name: str, model: Any, opened: LocatedCheckp
         tags.CHECKPOINT: opened.origin,
         tags.PROTOCOL: candidate.protocol,
         tags.VERSION_STEP: str(opened.step),
+        tags.VERSION_WEIGHTS: opened.weights_sha256(),
         tags.LATENTS_FINGERPRINT: opened.record.latents_fingerprint or "unknown",
     }
     with _default_store(uri):

@@ -3,7 +3,6 @@
 from typing import Any
 
 from cluster import storage
-from dit.checkpoint import weights_name
 from dit.formats.record import AutoencoderRecord, CheckpointRecord
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
@@ -29,9 +28,7 @@ def open_guide(evaluate: EvaluateConfig, opened: LocatedCheckpoint) -> LocatedCh
         overrides = (f"objective.kind={opened.record.process_kind}", f'autoencoder.id="{autoencoder}"')
     guide = open_checkpoint(evaluate.autoguidance, model=evaluate.autoguidance_model, overrides=overrides)
     _check_fit(guide.record, opened.record, f"evaluate.autoguidance: found {guide.origin}", opened.origin)
-    weights = weights_name(evaluate.autoguidance_weights or evaluate.weights)
-    if not (guide.path / f"{weights}.safetensors").is_file():
-        guide.weights(weights)  # raises, and names the weights that the checkpoint has
+    guide.weights_files(evaluate.autoguidance_weights or evaluate.weights)
     return guide
 
 

@@ -96,14 +96,11 @@ def sampling_protocol(
     the autoencoder is not the checkpoint's, NotFound if the checkpoint lacks the weights, and as open_guide.
     """
     from dit.autoencoder import describe_autoencoder
-    from dit.checkpoint import weights_name
     from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
     from pipelines.scoring.guide import open_guide
 
     folder = checkpoint_autoencoder(opened)
-    weights = weights_name(evaluate.weights)
-    if not (opened.path / f"{weights}.safetensors").is_file():
-        opened.weights(weights)  # raises, and names the weights that the checkpoint has
+    opened.weights_files(evaluate.weights)
     guide, model = open_guide(evaluate, opened), opened.record.model_config
     shift = evaluate.time_shift
     return EvaluationProtocol(

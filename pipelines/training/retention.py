@@ -124,7 +124,7 @@ def _protocol_id(report: dict[str, Any], metric: str, first: str) -> str:
 
 
 class ProtectedCheckpoints:
-    """The checkpoints that aliases of registered models point to, none of which may be removed.
+    """The checkpoints that aliases of registered models point to or that adapters change; none may be removed.
 
     While MLflow does not answer, all checkpoints are protected.
     """
@@ -136,16 +136,18 @@ class ProtectedCheckpoints:
         self._announced: set[int] = set()
 
     def filter_removable(self, digests: dict[int, str], *, force_refresh: bool = False) -> dict[int, str]:
-        """Return the checkpoints (digests by step) that no alias protects.
+        """Return the checkpoints (digests by step) that neither an alias nor an adapter protects.
 
         force_refresh: ask the registry even if the last failure was less than a minute ago.
         """
+        from pipelines.tracking.bases import base_digests
         from pipelines.tracking.lookup import protected_digests
 
         if not digests or (time.monotonic() < self._next_attempt and not force_refresh):
             return {}
         try:
-            protected = protected_digests(self._uri)
+            protected = dict.fromkeys(base_digests(self._uri), "it is the base of an adapter")
+            protected |= dict.fromkeys(protected_digests(self._uri), "an alias of a registered model points to it")
         except Exception as error:  # any error: a removed checkpoint cannot be restored
             self._next_attempt = time.monotonic() + RETRY_SECONDS
             self._say(
@@ -155,6 +157,6 @@ class ProtectedCheckpoints:
             return {}
         for step, digest in digests.items():
             if digest in protected and step not in self._announced:
-                self._say(f"keeping the checkpoint of step {step:,}: an alias of a registered model points to it")
+                self._say(f"keeping the checkpoint of step {step:,}: {protected[digest]}")
                 self._announced.add(step)
         return {step: digest for step, digest in digests.items() if digest not in protected}

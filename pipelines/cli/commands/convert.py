@@ -1,7 +1,8 @@
-"""`raydit import` and `raydit export`: checkpoints from and for other code."""
+"""`raydit import`, `raydit export` and `raydit merge`: checkpoints from and for other code, and of adapters."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, get_args
 
 import click
@@ -39,12 +40,18 @@ if TYPE_CHECKING:
     help="For a pipeline folder: compute as diffusers does, or, if its weights were converted from official ones, "
     "as the official code does.",
 )
+@click.option(
+    "--base",
+    type=click.Path(),
+    help="For an adapter (LoRA): the checkpoint whose weights it changes, to which OUT then refers.",
+)
 @set_option
 @json_option
 def import_(
     source: str,
     out: str,
     model: str | None,
+    base: str | None,
     autoencoder: str | None,
     objective: ProcessKind,
     numerics: Numerics,
@@ -53,19 +60,31 @@ def import_(
 ) -> None:
     """Convert FILE to a checkpoint OUT.
 
-    FILE is official DiT, SiT or U-ViT weights, or a diffusers DiT pipeline folder.
+    FILE is official DiT, SiT or U-ViT weights, a folder of their shards, or a diffusers DiT pipeline folder; with
+    --base, an adapter that peft or diffusers saved.
     """
+    from pipelines.checkpoints.adapters import import_adapter
     from pipelines.checkpoints.importing import import_checkpoint, summarize_import
 
-    checkpoint = import_checkpoint(
-        source,
-        out,
-        model=model,
-        objective=objective,
-        numerics=numerics,
-        autoencoder=autoencoder,
-        overrides=overrides,
-    )
+    if base is not None:
+        given = [
+            name
+            for name, value in {"--model": model, "--autoencoder": autoencoder, "--set": overrides}.items()
+            if value
+        ]
+        if given:
+            raise click.UsageError(f"{given[0]} and --base: an adapter is of the model of its base")
+        checkpoint = import_adapter(source, out, base)
+    else:
+        checkpoint = import_checkpoint(
+            source,
+            out,
+            model=model,
+            objective=objective,
+            numerics=numerics,
+            autoencoder=autoencoder,
+            overrides=overrides,
+        )
     for line in summarize_import(checkpoint):
         print_line("import", line)
     print_result(
@@ -78,9 +97,10 @@ def import_(
 @click.argument("out", type=click.Path())
 @click.option(
     "--format",
-    type=click.Choice(["diffusers", "official"]),
+    type=click.Choice(["diffusers", "official", "peft", "diffusers-lora"]),
     required=True,
-    help="diffusers: a pipeline folder; official: a .pt file.",
+    help="diffusers: a pipeline folder; official: a .pt file; peft, diffusers-lora: the adapter alone, with the names "
+    "of raydit's model or of diffusers'.",
 )
 @click.option("--weights", default="ema", show_default=True, help="Weights to export: averaged (ema) or trained (raw).")
 @json_option
@@ -91,3 +111,38 @@ def export(checkpoint: str, out: str, format: ExportFormat, weights: str, as_jso
     path = export_checkpoint(checkpoint, out, format=format, weights=weights)
     echo(f"export       {path}\n             {describe_export(path)}")
     print_result(as_json, {"path": str(path)})
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("checkpoints", metavar="CHECKPOINT[=SHARE]...", nargs=-1, required=True, type=click.Path())
+@click.argument("out", type=click.Path())
+@json_option
+def merge(checkpoints: tuple[str, ...], out: str, as_json: bool) -> None:
+    """Merge adapters into their base, as an ordinary checkpoint OUT.
+
+    Each CHECKPOINT was trained with [train.lora]. Several must have one base; the change of each is multiplied by its
+    SHARE, as in A=0.5 B=0.5, which may be left out for a single one.
+    """
+    from pipelines.checkpoints.adapters import merge_checkpoints
+    from pipelines.checkpoints.importing import summarize_import
+
+    checkpoint = merge_checkpoints([parse_share(each, alone=len(checkpoints) == 1) for each in checkpoints], out)
+    for line in summarize_import(checkpoint):
+        print_line("merge", line)
+    print_result(
+        as_json, {"path": str(checkpoint.path), "digest": checkpoint.digest, "model": checkpoint.config["model"]}
+    )
+
+
+def parse_share(text: str, *, alone: bool) -> tuple[str, float]:
+    """Return the checkpoint and the share that CHECKPOINT=SHARE names. alone: whether the share may be left out."""
+    name, equals, share = text.rpartition("=")
+    try:
+        value = float(share)
+    except ValueError:
+        value, name = (1.0, text) if alone else (math.nan, text)
+    if not equals and alone:
+        return text, 1.0
+    if not name or not math.isfinite(value):
+        raise click.UsageError(f"{text}: expected CHECKPOINT=SHARE with a number, such as {text}=0.5")
+    return name, value

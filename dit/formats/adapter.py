@@ -1,0 +1,275 @@
+"""Low-rank adapters (LoRA) in peft's layout: adapter_config.json and adapter_model.safetensors in a folder.
+
+For a layer of weight W (out, in) the file holds A (r, in) and B (out, r), under names such as
+base_model.model.blocks.0.attn.qkv.lora_A.weight; the adapted layer has the weight W + scale B A, with scale alpha / r.
+Parameters that are trained in full are there under their own names, those of their modules in "modules_to_save".
+Source: Hu et al. 2021 (https://arxiv.org/abs/2106.09685).
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dit.files import write_json
+from dit.formats.digests import read_object
+from dit.formats.foreign import to_float32
+from dit.formats.weights import check_finite, read_weights
+from raydit.errors import InvalidInput, NotFound
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""What peft puts before the names that the model has."""
+OTHER_PREFIXES = ("transformer.", "")
+"""What diffusers puts there, and what others do."""
+UNSUPPORTED = {
+    "use_dora": "DoRA, which also scales the columns of each weight",
+    "use_qalora": "QALoRA",
+    "fan_in_fan_out": "weights stored as (in, out)",
+    "lora_bias": "biases of the factors",
+    "layer_replication": "layers used several times",
+    "target_parameters": "factors of bare parameters",
+    "trainable_token_indices": "single rows of an embedding",
+}
+"""Fields of an adapter's config by which it computes something else, and what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """The low-rank adapter of a model that is trained."""
+
+    rank: int
+    """Number of columns of B and rows of A."""
+    alpha: float
+    """The scale of B A is alpha / rank."""
+    layers: tuple[str, ...]
+    """Names of the linear layers that have factors."""
+    full: tuple[str, ...] = ()
+    """Names of the parameters that are trained in full."""
+    ambiguous: bool = False
+    """Whether names of other layers end with names of these, as those of a wide head's blocks do."""
+    frozen: tuple[str, ...] = ()
+    """Names of the weights that are not trained, and yet are not those of the base."""
+
+
+class Factors(NamedTuple):
+    """The two factors of the change of one layer's weight, and its scale."""
+
+    down: Tensor
+    """A: (r, in)."""
+    up: Tensor
+    """B: (out, r)."""
+    scale: float
+
+    def change(self) -> Tensor:
+        """Return scale B A, float64 (out, in)."""
+        return self.scale * (self.up.double() @ self.down.double())
+
+
+@dataclass(frozen=True)
+class AdapterWeights:
+    """An adapter that was read from a folder; tensors are float32."""
+
+    factors: Mapping[str, Factors]
+    """By the name of the layer."""
+    full: Mapping[str, Tensor]
+    """Parameters that replace the base's, by name."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything by the names in the file, without what peft puts before them."""
+        named = {}
+        for name, factors in self.factors.items():
+            named |= {f"{name}.lora_A.weight": factors.down, f"{name}.lora_B.weight": factors.up}
+        return {**named, **self.full}
+
+
+def write_adapter(folder: Path, config: AdapterConfig, weights: Mapping[str, Tensor], base: str = "") -> None:
+    """Write an adapter as `peft.PeftModel.from_pretrained` reads it.
+
+    weights: NAME.lora_A.weight and NAME.lora_B.weight for each of the config's layers, and its parameters in full.
+    base: path or URI of the base's weights, which is noted.
+    """
+    folder.mkdir(parents=True)
+    modules = sorted({name.rpartition(".")[0] for name in config.full} - {""})
+    write_json(
+        folder / ADAPTER_CONFIG,
+        {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": base or None,
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            # peft takes a name for every module whose name ends with it, and an expression for whole names.
+            "target_modules": "|".join(map(re.escape, config.layers)) if config.ambiguous else list(config.layers),
+            "modules_to_save": modules or None,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+        },
+    )
+    tensors = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in weights.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+
+
+def read_adapter(folder: str | Path) -> AdapterWeights:
+    """Read an adapter in the layout of peft, or of diffusers (pytorch_lora_weights.safetensors), running no code.
+
+    Raises NotFound if a file is missing, and InvalidInput for an adapter of another kind, for factors that do not
+    belong together, and for weights that are not finite.
+    """
+    folder = Path(folder)
+    config, file = _find_files(folder)
+    check_config(config, folder)
+    found = read_weights(file)
+    weights = to_float32({_own_name(name): value for name, value in found.items()}, file)
+    check_finite(weights, file)
+    return group_weights(weights, config, file)
+
+
+def _find_files(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Return the content of the config, empty if only diffusers' file is there, and the file of the weights."""
+    names = (ADAPTER_WEIGHTS, "adapter_model.bin", "pytorch_lora_weights.safetensors")
+    file = folder if folder.is_file() else next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise NotFound(
+            f"{folder}: found no adapter",
+            f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, as peft writes them",
+            "check the path",
+        )
+    config = file.with_name(ADAPTER_CONFIG)
+    if config.is_file():
+        return read_object(config), file
+    if file.name.startswith("adapter_model"):
+        raise NotFound(f"{folder}: found {file.name} without {ADAPTER_CONFIG}", "both", "copy the folder again")
+    return {}, file
+
+
+def check_config(config: Mapping[str, Any], where: object) -> None:
+    """Raise InvalidInput unless a config is of LoRA as this module computes it."""
+    kind = config.get("peft_type", "LORA")
+    reason = None if kind == "LORA" else f"an adapter of the kind {kind}"
+    reason = reason or next((words for name, words in UNSUPPORTED.items() if config.get(name)), None)
+    if config.get("bias", "none") != "none":
+        reason = "trained biases"
+    if reason is not None:
+        raise InvalidInput(f"{where}: found {reason}", "low-rank factors alone (LoRA)", "merge it with peft instead")
+
+
+def _own_name(name: str) -> str:
+    """Return the model's own name of a tensor: without what peft and diffusers put before, and the adapter's name."""
+    prefix = next(prefix for prefix in (PREFIX, *OTHER_PREFIXES) if name.startswith(prefix))
+    return re.sub(r"\.(lora_[AB])\.\w+\.weight$", r".\1.weight", name.removeprefix(prefix))
+
+
+def group_weights(weights: Mapping[str, Tensor], config: Mapping[str, Any], where: object) -> AdapterWeights:
+    """Return tensors by the model's names as factors and parameters in full.
+
+    config: content of adapter_config.json; without one, scales come from tensors NAME.alpha, or are 1. Raises
+    InvalidInput if there are no factors, or if one lacks its other half or has a shape that does not fit.
+    """
+    pairs: dict[str, dict[str, Tensor]] = {}
+    full: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if match := re.fullmatch(r"(.+)\.(?:lora_([AB])\.weight|(alpha))", name):
+            pairs.setdefault(match[1], {})[match[2] or match[3]] = tensor
+        else:
+            full[name.replace(".modules_to_save.", ".")] = tensor
+    factors = {name: _factors(name, pair, config, where) for name, pair in pairs.items()}
+    if not factors:
+        first = ", ".join(sorted(weights)[:3]) or "nothing"
+        raise InvalidInput(
+            f"{where}: found no factors but {first}", "names such as NAME.lora_A.weight", "check that it is an adapter"
+        )
+    return AdapterWeights(factors, full)
+
+
+def _factors(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], where: object) -> Factors:
+    down, up = pair.get("A"), pair.get("B")
+    if down is None or up is None:
+        raise InvalidInput(
+            f"{where}: found {name} without lora_{'A' if down is None else 'B'}", "both factors", "copy the file again"
+        )
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+        raise InvalidInput(
+            f"{where}: found factors of {name} of the shapes {tuple(down.shape)} and {tuple(up.shape)}",
+            "(r, in) and (out, r), those of a linear layer",
+            "choose an adapter of linear layers",
+        )
+    rank = down.shape[0]
+    alpha = float(pair["alpha"]) if "alpha" in pair else _pattern(config.get("alpha_pattern"), name)
+    alpha = float(config.get("lora_alpha", rank)) if alpha is None else alpha
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if not math.isfinite(scale):
+        raise InvalidInput(f"{where}: found the scale {scale} for {name}", "a number", "correct lora_alpha")
+    return Factors(down, up, scale)
+
+
+def _pattern(patterns: Mapping[str, Any] | None, name: str) -> float | None:
+    """Return the value that peft's alpha_pattern has for a layer; None if it has none."""
+    return next((float(value) for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), None)
+
+
+def merge_adapters(
+    base: Mapping[str, Tensor], adapters: Sequence[tuple[AdapterWeights, float]], where: object = "the adapter"
+) -> dict[str, Tensor]:
+    """Return the base's weights with the changes of adapters, each times its share; what none changes to the bit.
+
+    Changes are computed in float64 on the CPU and rounded once, so that no batch, device or number of threads matters.
+    where: the adapter, for messages. Raises InvalidInput if one is of another model.
+    """
+    merged, changes = dict(base), dict[str, Tensor]()
+    for adapter, share in adapters:
+        require_fitting(base, adapter, where)
+        for name, factors in adapter.factors.items():
+            change = share * factors.change()
+            changes[name] = changes[name] + change if name in changes else change
+    for name, change in changes.items():
+        weight = base[f"{name}.weight"]
+        # A zero that is added to a negative zero would change its sign.
+        merged[f"{name}.weight"] = torch.where(change == 0, weight, (weight.double() + change).to(weight.dtype))
+    for name in {name: None for adapter, _ in adapters for name in adapter.full}:
+        merged[name] = _mix_full(name, base, adapters, where)
+    return merged
+
+
+def _mix_full(
+    name: str, base: Mapping[str, Tensor], adapters: Sequence[tuple[AdapterWeights, float]], where: object
+) -> Tensor:
+    """Return a parameter that is trained in full: the sum of the adapters' by their shares, and the base's rest."""
+    parts = [(adapter.full.get(name, base.get(name)), share) for adapter, share in adapters]
+    if len(parts) == 1 and parts[0][1] == 1 and parts[0][0] is not None:
+        return parts[0][0]
+    parts.append((base.get(name), 1 - sum(share for _, share in adapters)))
+    used = [(value, share) for value, share in parts if share]
+    if any(value is None or value.shape != used[0][0].shape for value, _ in used):
+        raise InvalidInput(
+            f"{where}: found {name} in other shapes, or not at all, in some of what is mixed",
+            "one shape, and shares of sum 1 where the base has another",
+            "mix adapters of the same classes and resolution, with shares of sum 1",
+        )
+    return sum(share * value.double() for value, share in used).to(torch.float32)
+
+
+def require_fitting(base: Mapping[str, Tensor], adapter: AdapterWeights, where: object) -> None:
+    """Raise InvalidInput, naming the first, unless the base has every tensor that an adapter changes, in its shape.
+
+    base: a state dict, which may be on the meta device.
+    """
+    shapes = {f"{name}.weight": (len(pair.up), pair.down.shape[1]) for name, pair in adapter.factors.items()}
+    for name, shape in shapes.items():
+        found = tuple(base[name].shape) if name in base else None
+        if found != shape:
+            raise InvalidInput(
+                f"{where} changes {name} {shape}, and the base has {'no such tensor' if found is None else found}",
+                "an adapter of this base",
+                "choose the base that it was trained on",
+            )

@@ -1,0 +1,162 @@
+"""Adapters as checkpoints: imported from other projects, exported to them, and merged into ordinary checkpoints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from cluster import storage
+from dit.checkpoint import Checkpoint, save_weights
+from dit.files import publish, require_unused
+from dit.formats.adapter import merge_adapters, read_adapter, require_fitting, write_adapter
+from dit.formats.adapter_diffusers import adapter_for_diffusers, adapter_from_diffusers, written_form
+from dit.formats.completion import write_completion
+from dit.formats.opened_checkpoint import FROZEN, adapter_folder
+from dit.formats.record import describe_checkpoint
+from dit.model import meta_state
+from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
+from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
+from raydit.errors import InvalidInput
+
+AdapterLayout = Literal["peft", "diffusers-lora"]
+
+
+class Part(NamedTuple):
+    """A checkpoint with an adapter, and the share with which its changes are added to the base."""
+
+    checkpoint: LocatedCheckpoint
+    share: float
+
+
+def merge_checkpoints(parts: Sequence[tuple[str | Path | LocatedCheckpoint, float]], out: str | Path) -> Checkpoint:
+    """Write an ordinary checkpoint of the base's weights with the changes of adapters, each times its share.
+
+    Both its averaged and its trained weights are merged, each from those of the adapters. Raises AlreadyExists,
+    NotFound, and InvalidInput for a checkpoint without an adapter, and unless all have one base, model and classes.
+    """
+    storage.refuse_unwritable(str(out))
+    folder = require_unused(out)
+    opened = [Part(open_checkpoint(name), share) for name, share in parts]
+    _require_one_base(opened)
+    first = opened[0].checkpoint
+    base = first.unadapted_weights()
+    weights = {
+        name: merge_adapters(base, [(part.checkpoint.adapter(name), part.share) for part in opened], first.origin)
+        for name in ("model", "ema")
+    }
+    shares = [{"checkpoint": each.origin, "digest": each.digest, "share": share} for each, share in opened]
+    source = {"format": "merge", "name": first.name, "parts": shares}
+    return save_weights(folder, weights, {"step": first.step, **_described(first, first.config, source)})
+
+
+def _require_one_base(parts: Sequence[Part]) -> None:
+    """Raise InvalidInput unless all parts are adapters of one base that can be added up."""
+    first = parts[0].checkpoint
+    for opened, _ in parts:
+        if opened.base is None or first.base is None:
+            raise InvalidInput(
+                f"{opened.origin}: found no adapter",
+                "a checkpoint that was trained with [train.lora]",
+                "choose another",
+            )
+        compared = {
+            "base": (opened.base.sha256[:12], first.base.sha256[:12]),
+            "model": (opened.record.model_config, first.record.model_config),
+            "classes": (opened.record.class_names, first.record.class_names),
+            "weights that are neither trained nor the base's": (opened.files.get(FROZEN), first.files.get(FROZEN)),
+        }
+        for what, (found, expected) in compared.items():
+            if found != expected:
+                raise InvalidInput(
+                    f"{opened.origin}: found an adapter of another {what} ({str(found)[:200]})",
+                    f"{str(expected)[:200]}, as of {first.origin}",
+                    "merge each by itself",
+                )
+
+
+def import_adapter(
+    source: str | Path, out: str | Path, base: str | Path | LocatedCheckpoint, **options: Any
+) -> Checkpoint:
+    """Write a checkpoint with an adapter that peft or diffusers saved, for a base that it refers to.
+
+    source: a folder in peft's layout, with names of raydit's model or of diffusers', or a file
+    pytorch_lora_weights.safetensors. options: of `open_checkpoint`, for a base that is a file of weights. Raises
+    NotFound, AlreadyExists, and InvalidInput if it is not an adapter of that base.
+    """
+    storage.refuse_unwritable(str(out))
+    folder = require_unused(out)
+    opened = open_checkpoint(base, **options)
+    record, model = base_record(opened, "ema", **options), opened.record.model_config
+    adapter = adapter_from_diffusers(read_adapter(source), model.depth, model.hidden_size)
+    require_fitting(meta_state(model), adapter, source)
+    config, tensors = written_form(adapter)
+    origin = {"format": "adapter", "name": Path(source).absolute().name}
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for name in ("model", "ema"):
+            write_adapter(folder / adapter_folder(name), config, tensors, record["uri"])
+        described = _described(opened, opened.config, origin)
+        write_completion(folder, {"step": 0, **described, "base": record})
+
+    publish(folder, write)
+    return open_checkpoint(str(folder))
+
+
+def export_adapter(opened: LocatedCheckpoint, out: str | Path, *, layout: AdapterLayout, weights: str = "ema") -> Path:
+    """Write a checkpoint's adapter as a folder for `peft.PeftModel.from_pretrained`.
+
+    layout: "peft" has the names of raydit's model, and "diffusers-lora" those of diffusers' DiTTransformer2DModel.
+    Raises AlreadyExists, and InvalidInput for a checkpoint without an adapter, and for one that diffusers has no layers
+    for.
+    """
+    folder = require_unused(out)
+    if opened.base is None:
+        raise InvalidInput(
+            f"{opened.origin}: found no adapter, which --format {layout} is for",
+            "a checkpoint that was trained with [train.lora]",
+            "use --format diffusers or official",
+        )
+    adapter = opened.adapter(weights)
+    if layout == "diffusers-lora":
+        adapter = adapter_for_diffusers(adapter, opened.record.model_config.depth)
+    config, tensors = written_form(adapter)
+    publish(folder, lambda folder: write_adapter(folder, config, tensors, opened.base.uri if opened.base else ""))
+    return folder
+
+
+def base_record(opened: LocatedCheckpoint, weights: str, **options: Any) -> dict[str, Any]:
+    """Return what a checkpoint with an adapter records of its base (`dit.formats.record.BaseRecord`).
+
+    weights: "ema" or "raw". options: by which the base was opened. Raises NotFound if it lacks the weights, and
+    InvalidInput if it has an adapter itself.
+    """
+    if opened.base is not None:
+        raise InvalidInput(
+            f"{opened.origin}: found an adapter as the base of another",
+            "a checkpoint that holds all of its weights",
+            "merge it first: raydit merge CHECKPOINT OUT",
+        )
+    (file,) = opened.weights_files(weights)
+    found = {"uri": opened.origin, "file": file, "sha256": opened.files[file], "digest": opened.digest}
+    if opened.record.source is not None and options:
+        imported = {"model": options.get("model"), "overrides": list(options.get("overrides", ()))}
+        return {**found, "imported": imported}
+    return found
+
+
+def _described(opened: LocatedCheckpoint, config: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+    """Return the config.json of a checkpoint that is made from another one, and lies anywhere."""
+    record = opened.record
+    autoencoder = dict(config["autoencoder"])
+    if autoencoder["id"] == TRAINED_AUTOENCODER:  # which is found beside the checkpoints of its output alone
+        autoencoder["id"] = storage.join(opened.output, TRAINED_AUTOENCODER)
+    return describe_checkpoint(
+        model=record.model_config,
+        objective=record.objective,
+        autoencoder=autoencoder,
+        class_names=record.class_names,
+        seed=record.seed,
+        latents_fingerprint=record.latents_fingerprint,
+        preprocessing=record.preprocessing,
+        source=source,
+    )

@@ -1,0 +1,34 @@
+"""The recipe's section [train.lora]: training of a low-rank adapter in place of all weights."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, MinLen
+
+from pipelines.config.model import PositiveInt
+from raydit.errors import InvalidInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The low-rank adapter that is trained: the weight of each chosen layer becomes W + (alpha / rank) B A.
+
+    Source: Hu et al. 2021 (https://arxiv.org/abs/2106.09685).
+    """
+
+    rank: PositiveInt = 16
+    """Columns of B and rows of A, at most the smaller width of each chosen layer."""
+    alpha: Annotated[float, Ge(0)] | None = None
+    """Numerator of the scale alpha / rank; the rank, for a scale of 1, when left out. 0 leaves the base as it is."""
+    targets: Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)] = ("attention",)
+    """Linear layers that have factors: "attention", "mlp", "modulation", or globs over their names as in start.freeze,
+    such as "blocks.{20..27}.mlp.*"."""
+
+    def __post_init__(self) -> None:
+        if len({*self.targets}) < len(self.targets):
+            raise InvalidInput(f"targets: found {list(self.targets)}", "each once", "remove what is repeated")
+
+    @property
+    def chosen_alpha(self) -> float:
+        """Numerator of the scale."""
+        return float(self.rank) if self.alpha is None else self.alpha
