@@ -32,7 +32,11 @@ class EMA:
         self.decay = decay
         self.warmup = warmup
         parameters, buffers = _parameters_and_buffers(model)
-        self._parameters = {name: value.detach().float().clone() for name, value in parameters.items()}
+        # What is not trained shares its memory with its average, which is equal to it.
+        self._parameters = {
+            name: value.detach().float().clone() if value.requires_grad else value.detach().float()
+            for name, value in parameters.items()
+        }
         self._buffers = {name: value.detach().clone() for name, value in buffers.items()}
 
     def decay_at(self, step: int) -> float:

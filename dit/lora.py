@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dit.distributed import copy_full_tensor
 from dit.formats.adapter import AdapterConfig, AdapterWeights
 from dit.formats.weights import check_weights
-from dit.training_choice import match_parameters
+from dit.trained_parameters import match_parameters
 from raydit.errors import InvalidInput
 
 KINDS = {

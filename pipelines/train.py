@@ -21,6 +21,7 @@ from pipelines.scoring.settings import EVALUATIONS
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import FIGURES, RunLog, log_sections
+from pipelines.training.adapter import require_base
 from pipelines.training.extension import explain_schedule_change
 from pipelines.training.figures import TrainFigures
 from pipelines.training.group import RAY_FOLDER, run_workers
@@ -82,6 +83,8 @@ def train(
         context.skipped("train", f"{first:,} steps, checkpoint {newest.origin}")
         return newest
 
+    if begun and settings.lora is not None:
+        require_base(checkpoints.open(first))
     check_digests(latents, None if verify else NUM_VERIFIED_SHARDS)
     context.say("train", summarize_images(len(latents), len(classes)))
     if first < settings.steps:
@@ -97,9 +100,9 @@ def train(
             if not begun:
                 start = accepted_start(identity, checkpoints) or start  # it was moved to superseded/ just now
                 worker_settings, started = write_first_checkpoint(start, worker_settings)
-                for line in describe_start(start, started):
+                for line in describe_start(start, started, lora=settings.lora is not None):
                     context.say("train", line)
-            log_start(run, worker_settings.record["start"])
+            log_start(run, worker_settings.record["start"], worker_settings.record.get("base"))
         if trained:
             context.say("train", trained)
         if first:
@@ -184,8 +187,13 @@ def log_train_settings(
     )
 
 
-def log_start(run: RunLog, start: dict[str, Any]) -> None:
-    """Log the weights that a training started from. start: what its checkpoints record about them."""
+def log_start(run: RunLog, start: dict[str, Any], base: dict[str, Any] | None = None) -> None:
+    """Log the weights that a training started from. start: what its checkpoints record about them.
+
+    base: what they record about the base of their adapter, which no training may remove from then on.
+    """
+    if base is not None:
+        run.tag(tags.BASE_DIGEST, base["digest"])
     run.tag(tags.START, start["checkpoint"])
     run.tag(tags.START_SHA256, start["sha256"])
     run.input(name="start", digest=start["sha256"], source=start["checkpoint"], context="start")

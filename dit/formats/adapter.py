@@ -205,17 +205,26 @@ def _factors(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], w
             "choose an adapter of linear layers",
         )
     rank = down.shape[0]
-    alpha = float(pair["alpha"]) if "alpha" in pair else _pattern(config.get("alpha_pattern"), name)
-    alpha = float(config.get("lora_alpha", rank)) if alpha is None else alpha
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    alpha = pair["alpha"] if "alpha" in pair else _alpha(name, rank, config)
+    try:
+        scale = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError):
+        scale = math.nan
     if not math.isfinite(scale):
-        raise InvalidInput(f"{where}: found the scale {scale} for {name}", "a number", "correct lora_alpha")
+        raise InvalidInput(
+            f"{where}: found lora_alpha {alpha!r} and rank {rank} for {name}", "two numbers", "correct lora_alpha"
+        )
     return Factors(down, up, scale)
 
 
-def _pattern(patterns: Mapping[str, Any] | None, name: str) -> float | None:
-    """Return the value that peft's alpha_pattern has for a layer; None if it has none."""
-    return next((float(value) for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), None)
+def _alpha(name: str, rank: int, config: Mapping[str, Any]) -> Any:
+    """Return the alpha of a layer by peft's config, whose alpha_pattern has those of single layers."""
+    patterns = config.get("alpha_pattern")
+    try:
+        own = {key: value for key, value in dict(patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)}
+    except (TypeError, ValueError, re.error):
+        return patterns  # which is no number, and refused
+    return next(iter(own.values()), config.get("lora_alpha", rank))
 
 
 def merge_adapters(

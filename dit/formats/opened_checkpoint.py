@@ -91,16 +91,13 @@ class Checkpoint:
 
         Raises NotFound, listing those that exist, if it lacks them.
         """
-        name = weights_name(which)
+        wanted = self._names(which)
+        if all((self.path / each).is_file() for each in wanted):
+            return wanted
         if self.base is None:
-            wanted = (f"{name}.safetensors",)
             found = sorted(other.stem for other in self.path.glob("*.safetensors"))
         else:
-            folder = adapter_folder(name)
-            wanted = (f"{folder}/{ADAPTER_CONFIG}", f"{folder}/{ADAPTER_WEIGHTS}")
             found = sorted(adapter_weights_name(other.name) for other in self.path.glob("adapter*"))
-        if all((self.path / each).is_file() for each in wanted):
-            return (*wanted, FROZEN) if FROZEN in self.files else wanted
         raise NotFound(
             f"{self.path} has no weights {which!r}: found {', '.join(found)}",
             "",
@@ -112,10 +109,19 @@ class Checkpoint:
 
         `which` and errors are as for `weights_files`.
         """
-        names = self.weights_files(which)
+        names = self._names(which)
+        if any(name not in self.files for name in names):
+            self.weights_files(which)  # raises, and names the weights that the checkpoint has
         if self.base is None:
             return self.files[names[0]]
         return digest_of_files({name: self.files[name] for name in names} | {"base": self.base.sha256})
+
+    def _names(self, which: str) -> tuple[str, ...]:
+        name = weights_name(which)
+        if self.base is None:
+            return (f"{name}.safetensors",)
+        frozen = (FROZEN,) if FROZEN in self.files else ()
+        return (*(f"{adapter_folder(name)}/{file}" for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)), *frozen)
 
     def adapter(self, which: str = "ema") -> AdapterWeights:
         """Load the adapter of a checkpoint that has one. Raises as `weights`."""

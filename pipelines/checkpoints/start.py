@@ -5,7 +5,6 @@ from typing import Any
 
 from cluster import storage
 from dit.adaptation.draft import TrainedModel
-from dit.checkpoint import weights_name
 from dit.formats.completion import COMPLETE
 from dit.formats.record import AutoencoderRecord, CheckpointRecord
 from dit.imagenet import imported_names
@@ -36,11 +35,14 @@ def open_start(settings: StartConfig, autoencoder: AutoencoderHandle, tracking_u
             "a file of weights, which does not record its objective",
             "remove train.start.objective",
         )
-    overrides = () if settings.model is None else _overrides(settings, autoencoder)
-    opened = open_checkpoint(name, model=settings.model, overrides=overrides, tracking_uri=tracking_uri)
-    if f"{weights_name(settings.chosen_weights)}.safetensors" not in opened.files:
-        opened.weights(settings.chosen_weights)  # raises, and names the weights that the checkpoint has
+    opened = open_checkpoint(name, **import_options(settings, autoencoder), tracking_uri=tracking_uri)
+    opened.weights_files(settings.chosen_weights)  # raises, and names the weights that the checkpoint has
     return opened
+
+
+def import_options(settings: StartConfig, autoencoder: AutoencoderHandle) -> dict[str, Any]:
+    """Return what `open_checkpoint` needs to know about a file of weights; nothing for other checkpoints."""
+    return {} if settings.model is None else {"model": settings.model, "overrides": _overrides(settings, autoencoder)}
 
 
 def _overrides(settings: StartConfig, autoencoder: AutoencoderHandle) -> tuple[str, ...]:

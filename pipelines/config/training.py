@@ -7,6 +7,7 @@ from annotated_types import Ge, Gt, Le
 
 from cluster.placement import parse_label_condition
 from dit.schedule import TrainingConfig
+from pipelines.config.lora import LoraConfig
 from pipelines.config.model import PositiveInt
 from pipelines.config.start import StartConfig
 from raydit.errors import InvalidInput
@@ -107,6 +108,9 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
 
     start: StartConfig | None = None
     """Checkpoint that training starts from; random weights when left out."""
+    lora: LoraConfig | None = None
+    """Low-rank adapter of the start that is trained in place of its weights, by peft; all weights are trained when left
+    out."""
     lr_multipliers: dict[str, Annotated[float, Gt(0)]] | None = None
     """Factors of the learning rate by globs over names of parameters, as in start.freeze, such as
     { "final_layer.*" = 10.0 }; a parameter that several match has their product. All train at one rate when left
@@ -166,6 +170,8 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
             )
         if self.matmul == "float8":
             self._check_float8()
+        if self.lora is not None:
+            self._check_lora()
         if self.sample_every % self.checkpoint_every:
             raise InvalidInput(
                 f"sample_every: found {self.sample_every}",
@@ -191,6 +197,26 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
                 f"{name}: found {kept!r} without keep_last, so that every checkpoint is kept",
                 "",
                 f"set keep_last, or remove {name}",
+            )
+
+    def _check_lora(self) -> None:
+        if self.start is None:
+            raise InvalidInput(
+                "lora: found without start, so that there is no base that an adapter could change",
+                "",
+                "add [train.start] with the checkpoint of the base, or remove [train.lora]",
+            )
+        if self.start.freeze:
+            raise InvalidInput(
+                f"lora: found with start.freeze = {list(self.start.freeze)}, and of a base nothing is trained anyway",
+                "",
+                "remove start.freeze, or [train.lora]",
+            )
+        if self.matmul is not None:
+            raise InvalidInput(
+                f"lora: found with matmul = {self.matmul!r}, for which the layers of adapters are not made",
+                "",
+                "remove matmul, or [train.lora]",
             )
 
     def _check_float8(self) -> None:

@@ -11,7 +11,7 @@ from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.training import TrainConfig
 from pipelines.planning.hardware import Cluster, StageConfig
-from pipelines.planning.networks import FLOAT32, Networks, count_parameters
+from pipelines.planning.networks import FLOAT32, Networks, adapter_parameters, count_parameters
 
 NUMBER_BYTES = {"float32": FLOAT32, "tf32": FLOAT32, "bfloat16": 2}
 """Bytes of one number, by dtype."""
@@ -63,15 +63,18 @@ def train_memory(model: DiTConfig | UViTConfig, settings: TrainConfig) -> Memory
     """
     model = replace(model, gradient_checkpointing=settings.gradient_checkpointing)
     counts = count_parameters(model)
+    trained, averaged = counts.trained, counts.total
+    if settings.lora is not None:  # the rest shares its memory with its averages
+        trained = averaged = adapter_parameters(model, settings.lora)
     shards = settings.most_workers if settings.strategy == "fsdp" else 1
     gathered = FLOAT32 * min(counts.total, counts.total - counts.blocks + 3 * counts.block) if shards > 1 else 0
     # Autocast keeps a copy of every weight until the backward pass is done.
     casts = 2 * counts.trained if settings.dtype == "bfloat16" and not settings.gradient_checkpointing else 0
     return {
         "weights": FLOAT32 * counts.total / shards,
-        "gradients": FLOAT32 * counts.trained / shards,
-        "moments": 2 * FLOAT32 * counts.trained / shards,
-        "averages": FLOAT32 * (1 + len(settings.ema_sigma_rels)) * counts.total / shards,
+        "gradients": FLOAT32 * trained / shards,
+        "moments": 2 * FLOAT32 * trained / shards,
+        "averages": FLOAT32 * (1 + len(settings.ema_sigma_rels)) * averaged / shards,
         "gathered": gathered,
         "activations": micro_batch_size(settings) * activation_bytes(model, settings.dtype) + casts,
     }

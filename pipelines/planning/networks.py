@@ -10,8 +10,10 @@ from dit.autoencoder_size import AutoencoderSize
 from dit.config import TIMESTEP_FREQUENCIES, DiTConfig, UViTConfig
 from dit.hub import split_revision
 from dit.schedule import TrainingConfig
+from pipelines.config.lora import LoraConfig
 from pipelines.config.model import AbsentModel
 from pipelines.config.recipe import AutoencoderConfig, Recipe
+from pipelines.config.training import TrainConfig
 from raydit.errors import NotFound
 
 FLOAT32 = 4
@@ -192,10 +194,42 @@ def _linear(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs
 
 
+def adapter_parameters(model: DiTConfig | UViTConfig, lora: LoraConfig) -> int:
+    """Count the parameters of a low-rank adapter: the rank times the two widths of each layer.
+
+    Globs are taken for all layers of attention and MLP, and what a start changes and trains in full is not counted.
+    """
+    targets = {word if word in ("attention", "mlp", "modulation") else "globs" for word in lora.targets}
+    count = _adapted_widths(model, model.depth + isinstance(model, UViTConfig), targets)
+    if isinstance(model, DiTConfig):
+        head = model.head or model
+        modulated = model.head is not None or model.conditioning in ("adaln_zero", "adaln")
+        count += 3 * head.hidden_size if modulated and "modulation" in targets else 0  # the final layer's
+        if model.head is not None:
+            count += _adapted_widths(replace(head, conditioning="adaln_zero"), head.depth, targets)
+    return lora.rank * count
+
+
+def _adapted_widths(model: DiTConfig | UViTConfig, depth: int, targets: set[str]) -> int:
+    """Return the sum of both widths of all layers of `depth` blocks that an adapter changes."""
+    width, hidden = model.hidden_size, model.mlp_size
+    fused = hidden * (2 if isinstance(model, DiTConfig) and model.mlp == "swiglu" else 1)
+    conditioning = model.conditioning if isinstance(model, DiTConfig) else "in_context"
+    cross = 7 * width if conditioning == "cross_attention" else 0
+    modulation = {"adaln_zero": 7 * width, "adaln": 5 * width}.get(conditioning, 0)
+    block = 6 * width + cross if {"attention", "globs"} & targets else 0
+    block += width + fused + hidden + width if {"mlp", "globs"} & targets else 0
+    block += modulation if "modulation" in targets else 0
+    return depth * block
+
+
 def checkpoint_bytes(model: DiTConfig | UViTConfig, settings: TrainingConfig) -> int:
-    """Return the bytes of a checkpoint's tensors: weights, averages and AdamW's two moments.
+    """Return the bytes of a checkpoint's tensors: weights, averages and AdamW's two moments, or those of an adapter.
 
     File headers and JSON add some dozens of kilobytes.
     """
-    counts, copies = count_parameters(model), 2 + len(settings.ema_sigma_rels)
+    copies = 2 + len(settings.ema_sigma_rels)
+    if isinstance(settings, TrainConfig) and settings.lora is not None:
+        return FLOAT32 * (copies + 2) * adapter_parameters(model, settings.lora)
+    counts = count_parameters(model)
     return FLOAT32 * (copies * counts.total + 2 * counts.trained)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster import storage
-from dit.checkpoint import weights_name
 from dit.formats.completion import COMPLETE
 from dit.formats.digests import parse_digests
 from dit.formats.record import CheckpointRecord
@@ -193,11 +192,11 @@ def _start(record: CheckpointRecord) -> Iterator[Link]:
     location, sha256, weights = (record.start[name] for name in ("checkpoint", "sha256", "weights"))
     link = Link("start", location, sha256, [f"step {record.start['step']:,}, {weights!r} weights"])
     try:
-        digests = open_checkpoint(find_recorded(location, record.start["digest"])).files
+        found = open_checkpoint(find_recorded(location, record.start["digest"])).weights_sha256(weights)
     except (OSError, ValueError) as error:
         link.unknown.append(f"not available: {error}")
     else:
-        link.compare("weights", digests.get(f"{weights_name(weights)}.safetensors", "none"), sha256)
+        link.compare("weights", found, sha256)
     yield link
 
 

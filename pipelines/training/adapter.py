@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from dit.start import TensorFate
 from torch import Tensor, nn
 
 from dit.config import DiTConfig, UViTConfig
@@ -14,6 +13,7 @@ from dit.formats.weights import load_finite, load_weights
 from dit.lora import adapter_config, add_adapter, require_peft, trained_weights
 from dit.model import build_model
 from dit.snapshot import Snapshot
+from dit.start import TensorFate
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.lora import LoraConfig
 
@@ -87,13 +87,19 @@ def require_base(newest: LocatedCheckpoint) -> None:
 
 
 def describe_adapter(adapter: AdapterConfig, trained: int, total: int) -> str:
-    """Return in words what an adapter trains. trained, total: numbers of parameters."""
-    full = f", and {len(adapter.full)} tensors in full" if adapter.full else ""
+    """Return in words what an adapter trains. trained, total: numbers of parameters of it and of its base."""
     scale = adapter.alpha / adapter.rank
     return (
-        f"an adapter of rank {adapter.rank} and scale {scale:g} on {len(adapter.layers)} layers{full}: "
-        f"{trained:,} parameters are trained, beside {total:,} of the base"
+        f"an adapter of rank {adapter.rank} and scale {scale:g} on {len(adapter.layers)} layers: {trained:,} "
+        f"parameters, beside {total:,} of the base"
     )
+
+
+def adapted_names(adapter: AdapterConfig, model: DiTConfig | UViTConfig) -> list[str]:
+    """Return the names of the parameters of a network with an adapter, for factors of the learning rate."""
+    with torch.device("meta"):
+        names = [name for name, _ in build_model(model).named_parameters()]
+    return names + [f"{layer}.lora_{factor}.default.weight" for layer in adapter.layers for factor in "AB"]
 
 
 def adapter_size(adapter: AdapterConfig, model: DiTConfig | UViTConfig) -> tuple[int, int]:

@@ -16,7 +16,9 @@ from dit.objective import create_process
 from dit.precision import backward_in, missing_tf32
 from dit.snapshot import Snapshot
 from dit.train import TrainState, create_state, train
+from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.latents.dataset import LatentDataset
+from pipelines.training.adapter import adapted_network
 from pipelines.training.batches import LatentBatch, Process, latent_batches, prefetch
 from pipelines.training.cursor import DataCursor
 from pipelines.training.loading import Backend, LatentSource, choose_backend, open_latent_source
@@ -50,7 +52,7 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
     dataset = LatentDataset.open(settings.latents)
     source = open_for_training(dataset, settings, worker, newest)
     process = create_process(**settings.objective)
-    state = create_training_state(settings, worker)
+    state = create_training_state(settings, worker, newest)
     if newest:
         restore_for(worker, state, newest)
     reporter = Reporter(settings, worker, DataCursor.of(newest) if newest and newest.interrupted else None)
@@ -92,12 +94,21 @@ def restore_for(worker: Worker, state: TrainState, newest: Checkpoint) -> None:
     state.open_window = DataCursor.of(newest).window_of(worker.rank, worker.num_workers)
 
 
-def create_training_state(settings: TrainWorkerSettings, worker: Worker) -> TrainState:
-    """Build the model with the same initial weights in every worker, its optimizer and its averages."""
+def create_training_state(
+    settings: TrainWorkerSettings, worker: Worker, newest: LocatedCheckpoint | None = None
+) -> TrainState:
+    """Build the model with the same initial weights in every worker, its optimizer and its averages.
+
+    newest: the checkpoint that training resumes from, which says where the base of an adapter is.
+    """
     config = settings.train
     torch.manual_seed(settings.seed)
     model = replace(settings.model, gradient_checkpointing=config.gradient_checkpointing)
-    network = build_model(model).to(worker.device)
+    network, adapter = build_model(model), None
+    if config.lora is not None:
+        assert newest is not None, "the checkpoint of step 0 is written before there are workers"
+        adapter = adapted_network(network, config.lora, settings.model, newest)
+    network = network.to(worker.device)
     if config.matmul == "float8":
         use_float8(network)  # first, because compilation and sharding must meet the layers that will compute
     multipliers = prepare_parameters(network, config)
@@ -106,6 +117,7 @@ def create_training_state(settings: TrainWorkerSettings, worker: Worker) -> Trai
         config,
         lambda network: worker.wrap(network, strategy=config.strategy, compiled=config.compile),
         lr_multipliers=multipliers,
+        adapter=adapter,
     )
 
 

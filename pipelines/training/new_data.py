@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster import storage
-from dit.checkpoint import weights_name
 from pipelines.artifacts import Artifact, differences
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import open_recorded
@@ -45,7 +44,7 @@ def take_new_data(
     accepted = {
         "checkpoint": newest.name,
         "digest": newest.digest,
-        "sha256": newest.files[f"{weights_name('ema')}.safetensors"],
+        "sha256": newest.weights_sha256(),
         "latents": before,
     }
     return identity | {ACCEPTED: accepted}

@@ -4,7 +4,7 @@ Workers then resume from step 0 as from any other. The checkpoint of the start i
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cluster import storage
 from dit.adaptation.comparison import require_adaptable, with_inherited_fields
 from dit.adaptation.draft import TrainedModel
-from dit.checkpoint import save_checkpoint, weights_name
+from dit.checkpoint import save_checkpoint
 from dit.config import DiTConfig, UViTConfig, recorded_fields
 from dit.formats.record import CheckpointRecord
 from dit.latent_scale import LatentScale, record_scale, scale_of
@@ -22,14 +22,23 @@ from dit.schedule import power_ema_name
 from dit.snapshot import Snapshot
 from dit.start import StartWeights, fates_by_kind, start_weights, summarize_fates
 from dit.trained_parameters import count_trained, freeze, learning_rate_multipliers
+from pipelines.checkpoints.adapters import base_record
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import LocatedCheckpoint
-from pipelines.checkpoints.start import open_start, require_same_latents, trained_model
+from pipelines.checkpoints.start import import_options, open_start, require_same_latents, trained_model
 from pipelines.config.recipe import Recipe
 from pipelines.config.start import StartConfig
 from pipelines.config.training import TrainConfig
 from pipelines.latents.autoencoder import autoencoder_of
 from pipelines.latents.dataset import LatentDataset
+from pipelines.training.adapter import (
+    adapted_names,
+    adapter_of,
+    adapter_size,
+    changed_names,
+    describe_adapter,
+    first_snapshot,
+)
 from pipelines.training.settings import TrainWorkerSettings
 from raydit.errors import InvalidInput, NotFound, StorageFailed, Unreachable
 
@@ -45,6 +54,8 @@ class TrainingStart:
     """Record of the start; of the training's own newest checkpoint, which agrees with it, where the start is gone."""
     opened: LocatedCheckpoint | None
     """The start; None if it is gone, and the training goes on from its own checkpoints."""
+    imported: Mapping[str, Any] = field(default_factory=dict)
+    """By which options of `open_checkpoint` a file of weights was opened."""
     earlier: Mapping[str, Any] | None = None
     """Record of the start of the training that this one goes on from with new data; None if there is none."""
 
@@ -88,8 +99,9 @@ def find_start(config: Recipe) -> TrainingStart | None:
             "a checkpoint of another output",
             "set another output; with new data, use `raydit train RECIPE --accept-new-data` and no train.start",
         )
-    sha256 = opened.files[f"{weights_name(settings.chosen_weights)}.safetensors"]
-    return TrainingStart(settings, sha256, opened.record, opened)
+    sha256 = opened.weights_sha256(settings.chosen_weights)
+    imported = import_options(settings, autoencoder_of(config))
+    return TrainingStart(settings, sha256, opened.record, opened, imported)
 
 
 def _own_record(checkpoints: CheckpointFolder, settings: StartConfig) -> CheckpointRecord | None:
@@ -131,6 +143,8 @@ def starting_from(settings: TrainWorkerSettings, start: TrainingStart, latents: 
 def require_start_fits(start: TrainingStart, config: TrainConfig, model: TrainedModel) -> None:
     """Raise InvalidInput, naming a field, if a training cannot start from a checkpoint. model: that is trained."""
     if start.opened is not None:
+        if config.lora is not None:
+            base_record(start.opened, start.settings.chosen_weights)  # refuses a base that has an adapter itself
         require_adaptable(trained_model(start.record), model, start.settings.reset)
     check_trained_parameters(config, model.config)
 
@@ -144,8 +158,9 @@ def with_recorded_start(settings: TrainWorkerSettings, checkpoints: CheckpointFo
     """Return the workers' settings with what the training's checkpoints record about its start, if there are any."""
     if not checkpoints.has_any():
         return settings
-    start = checkpoints.describe(checkpoints.last_step()).record.start
-    return settings if start is None else replace(settings, record=settings.record | {"start": start})
+    config = checkpoints.describe(checkpoints.last_step()).config
+    recorded = {name: config[name] for name in ("start", "base") if config.get(name) is not None}
+    return replace(settings, record=settings.record | recorded)
 
 
 def write_first_checkpoint(
@@ -176,8 +191,13 @@ def write_first_checkpoint(
     if start.earlier is not None:
         described["earlier"] = {name: value for name, value in start.earlier.items() if name != "tensors"}
     settings = replace(settings, record=settings.record | {"start": described})
-    averages = ("ema", *map(power_ema_name, settings.train.ema_sigma_rels))
-    snapshot = Snapshot(0, 0, {name: started.weights for name in ("model", *averages)}, optimizer={})
+    names = ("model", "ema", *map(power_ema_name, settings.train.ema_sigma_rels))
+    snapshot = Snapshot(0, 0, dict.fromkeys(names, started.weights), optimizer={})
+    if (lora := settings.train.lora) is not None:
+        base = base_record(opened, start.settings.chosen_weights, **start.imported)
+        settings = replace(settings, record=settings.record | {"base": base})
+        adapter = adapter_of(lora, settings.model, changed_names(started.fates))
+        snapshot = first_snapshot(started.weights, adapter, settings.model, settings.seed, names)
     # The order of the data is not chosen yet: the workers choose it when they open the latents.
     cursor = {"reports": [], "seed": settings.seed, "images_seen": 0}
     settings.checkpoints.write(0, lambda folder: save_checkpoint(snapshot, folder, settings.record, cursor))
@@ -191,14 +211,19 @@ def initial_weights(settings: TrainWorkerSettings) -> dict[str, Tensor]:
         return build_model(settings.model).state_dict()
 
 
-def describe_start(start: TrainingStart, started: StartWeights) -> Iterator[str]:
-    """Yield lines for the user: what the training starts from, and a line for each group of tensors."""
+def describe_start(start: TrainingStart, started: StartWeights, *, lora: bool = False) -> Iterator[str]:
+    """Yield lines for the user: what the training starts from, and a line for each group of tensors.
+
+    lora: whether an adapter is trained.
+    """
     opened = start.opened
     assert opened is not None, "it was read just now"
     weights = f"{start.settings.chosen_weights!r} weights {start.sha256[:12]}"
     yield f"starts from {opened.origin}, step {opened.step:,}, {weights}"
     for line in summarize_fates(started.fates):
         yield f"  {line}"
+    if lora and (changed := changed_names(started.fates)):
+        yield f"  tensors that are not those of the base are kept with the adapter, and trained in full: {len(changed)}"
 
 
 def check_trained_parameters(config: TrainConfig, model: DiTConfig | UViTConfig) -> str:
@@ -206,6 +231,11 @@ def check_trained_parameters(config: TrainConfig, model: DiTConfig | UViTConfig)
 
     Raises InvalidInput if a pattern of train.start.freeze or train.lr_multipliers matches none, or nothing is left.
     """
+    if config.lora is not None:
+        adapter = adapter_of(config.lora, model, ())
+        trained, total = adapter_size(adapter, model)
+        learning_rate_multipliers(adapted_names(adapter, model), config.lr_multipliers, config.layer_decay)
+        return describe_adapter(adapter, trained, total)
     patterns = () if config.start is None else config.start.freeze
     if not (patterns or config.lr_multipliers):
         return ""

@@ -212,7 +212,9 @@ def test_separate_adapters_of_queries_and_values_become_one_of_the_fused_layer(b
     ours = adapter_from_diffusers(theirs, 1, width).factors["blocks.0.attn.qkv"].change()
     by_name = {name.rpartition(".")[2]: pair.change() for name, pair in theirs.factors.items()}
     assert by_name["to_q"].abs().max() > 0 and theirs.factors["transformer_blocks.0.attn1.to_q"].scale == 1.5
-    torch.testing.assert_close(ours, torch.cat([by_name["to_q"], torch.zeros(width, width), by_name["to_v"]]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours, torch.cat([by_name["to_q"], torch.zeros(width, width), by_name["to_v"]]), atol=1e-5, rtol=1e-5
+    )
     assert adapter_for_diffusers(adapter_from_diffusers(theirs, 1, width), 1).factors.keys() == {
         f"transformer_blocks.0.attn1.to_{letter}" for letter in "qkv"
     }
