@@ -9,6 +9,7 @@ Source: Hu et al. 2021 (https://arxiv.org/abs/2106.09685).
 import re
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -100,8 +101,8 @@ def add_adapter(network: nn.Module, config: AdapterConfig) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     pattern = "|".join(map(re.escape, config.layers))
-    # peft declares alpha as an integer, and computes with any number.
-    inject_adapter_in_model(LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=pattern), network)  # type: ignore[arg-type]
+    alpha: Any = config.alpha  # peft declares it as an integer, and computes with any number
+    inject_adapter_in_model(LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=pattern), network)
     full = set(config.full)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(bool(FACTOR.fullmatch(name)) or name in full)

@@ -115,7 +115,7 @@ def tune_rungs(config: Recipe) -> list[int]:
 
 def default_grid(checkpoints: Sequence[LocatedCheckpoint], config: Recipe) -> TuneGrid:
     """Return the grid where no values are given: guidance scales, and all averages that every checkpoint holds."""
-    held = [{name.removesuffix(".safetensors") for name in opened.files} for opened in checkpoints]
+    held = [opened.weights_names for opened in checkpoints]
     averages = sorted(name for name in set.intersection(*held) if re.fullmatch(r"ema(_.+)?", name))
     guides = config.evaluate.autoguidance is not None or config.model.condition_dropout_prob > 0
     return TuneGrid(cfg_scale=DEFAULT_SCALES if guides else (1.0,), weights=tuple(averages))

@@ -126,6 +126,17 @@ def read_official(path: str) -> str:
     return str(read_official(path, num_heads=2).config)
 
 
+def read_adapter(path: str) -> str:
+    """Read an adapter, and merge it into weights that it fits."""
+    import torch
+
+    from dit.formats.adapter import merge_adapters, read_adapter
+
+    adapter = read_adapter(path)
+    merged = merge_adapters({"a.weight": torch.zeros(4, 3), "b.weight": torch.ones(2)}, [(adapter, 1.0)])
+    return f"{len(merged)} tensors"
+
+
 def read_autoencoder(path: str) -> str:
     from dit.autoencoder import Autoencoder, describe_autoencoder
 
@@ -144,6 +155,7 @@ READERS: dict[str, Callable[[str], str]] = {
     "report": read_report,
     "journal": read_journal,
     "official": read_official,
+    "adapter": read_adapter,
     "autoencoder": read_autoencoder,
 }
 """What is read, by name. A reader takes a path and returns a line about what it found."""

@@ -85,7 +85,7 @@ class AdapterWeights:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Everything by the names in the file, without what peft puts before them."""
-        named = {}
+        named: dict[str, Tensor] = {}
         for name, factors in self.factors.items():
             named |= {f"{name}.lora_A.weight": factors.down, f"{name}.lora_B.weight": factors.up}
         return {**named, **self.full}
@@ -257,15 +257,18 @@ def _mix_full(
     parts = [(adapter.full.get(name, base.get(name)), share) for adapter, share in adapters]
     if len(parts) == 1 and parts[0][1] == 1 and parts[0][0] is not None:
         return parts[0][0]
-    parts.append((base.get(name), 1 - sum(share for _, share in adapters)))
-    used = [(value, share) for value, share in parts if share]
-    if any(value is None or value.shape != used[0][0].shape for value, _ in used):
+    rest = 1 - math.fsum(share for _, share in adapters)
+    parts.append((base.get(name), 0.0 if abs(rest) < 1e-9 else rest))
+    used = [value for value, share in parts if share]
+    shapes = {None if value is None else value.shape for value in used}
+    if None in shapes or len(shapes) > 1:
         raise InvalidInput(
             f"{where}: found {name} in other shapes, or not at all, in some of what is mixed",
             "one shape, and shares of sum 1 where the base has another",
             "mix adapters of the same classes and resolution, with shares of sum 1",
         )
-    return sum(share * value.double() for value, share in used).to(torch.float32)
+    scaled = [share * value.double() for value, share in parts if value is not None and share]
+    return torch.stack(scaled).sum(0).to(torch.float32)
 
 
 def require_fitting(base: Mapping[str, Tensor], adapter: AdapterWeights, where: object) -> None:

@@ -1,5 +1,6 @@
 """A checkpoint that was opened: what its files say, and its weights, for which an adapter needs those of its base."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,16 @@ class Checkpoint:
         merged = merge_adapters(self.unadapted_weights(), [(self.adapter(which), 1.0)], self.path)
         return {name: tensor.to(device) for name, tensor in merged.items()}
 
+    @property
+    def weights_names(self) -> set[str]:
+        """Names by which `weights` loads: "model" for the trained weights, "ema" and others for averages."""
+        if self.base is None:
+            return {
+                name.removesuffix(".safetensors") for name in self.files if re.fullmatch(r"[^/]+\.safetensors", name)
+            }
+        folders = (name.removesuffix(f"/{ADAPTER_WEIGHTS}") for name in self.files if name.endswith(ADAPTER_WEIGHTS))
+        return {adapter_weights_name(folder) for folder in folders}
+
     def weights_files(self, which: str = "ema") -> tuple[str, ...]:
         """Return the names of the files in the folder that hold some weights, `which` as for `weights`.
 
@@ -94,12 +105,8 @@ class Checkpoint:
         wanted = self._names(which)
         if all((self.path / each).is_file() for each in wanted):
             return wanted
-        if self.base is None:
-            found = sorted(other.stem for other in self.path.glob("*.safetensors"))
-        else:
-            found = sorted(adapter_weights_name(other.name) for other in self.path.glob("adapter*"))
         raise NotFound(
-            f"{self.path} has no weights {which!r}: found {', '.join(found)}",
+            f"{self.path} has no weights {which!r}: found {', '.join(sorted(self.weights_names))}",
             "",
             "choose one of them, or train from the start with this average in train.ema_sigma_rels",
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from_dict, recorded_fields
 from raydit import __version__
 from raydit.errors import InvalidInput
+from raydit.listed_names import require_inside
 
 if TYPE_CHECKING:
     from dit.latent_scale import LatentScale
@@ -130,8 +131,9 @@ class BaseRecord:
     def from_dict(cls, content: Mapping[str, Any]) -> "BaseRecord":
         """Read the record from its JSON form, whose names are those of the fields. Raises InvalidInput for others."""
         try:
+            require_inside(content["file"], "config.json")
             return cls(**content)
-        except TypeError:
+        except (TypeError, KeyError):
             raise InvalidInput(
                 f"config.json: found the base {str(content)[:200]}", "what raydit wrote", "copy the checkpoint again"
             ) from None

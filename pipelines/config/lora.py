@@ -16,19 +16,29 @@ class LoraConfig:
     Source: Hu et al. 2021 (https://arxiv.org/abs/2106.09685).
     """
 
-    rank: PositiveInt = 16
-    """Columns of B and rows of A, at most the smaller width of each chosen layer."""
+    rank: PositiveInt | None = None
+    """Columns of B and rows of A, at most the smaller width of each chosen layer; 16 when left out."""
     alpha: Annotated[float, Ge(0)] | None = None
     """Numerator of the scale alpha / rank; the rank, for a scale of 1, when left out. 0 leaves the base as it is."""
-    targets: Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)] = ("attention",)
+    targets: tuple[Annotated[str, MinLen(1)], ...] = ()
     """Linear layers that have factors: "attention", "mlp", "modulation", or globs over their names as in start.freeze,
-    such as "blocks.{20..27}.mlp.*"."""
+    such as "blocks.{20..27}.mlp.*"; "attention" when left out."""
 
     def __post_init__(self) -> None:
         if len({*self.targets}) < len(self.targets):
             raise InvalidInput(f"targets: found {list(self.targets)}", "each once", "remove what is repeated")
 
     @property
+    def chosen_rank(self) -> int:
+        """Columns of B and rows of A."""
+        return self.rank or 16
+
+    @property
     def chosen_alpha(self) -> float:
         """Numerator of the scale."""
-        return float(self.rank) if self.alpha is None else self.alpha
+        return float(self.chosen_rank) if self.alpha is None else self.alpha
+
+    @property
+    def chosen_targets(self) -> tuple[str, ...]:
+        """Words and globs for the layers that have factors."""
+        return self.targets or ("attention",)

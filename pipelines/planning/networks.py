@@ -199,7 +199,7 @@ def adapter_parameters(model: DiTConfig | UViTConfig, lora: LoraConfig) -> int:
 
     Globs are taken for all layers of attention and MLP, and what a start changes and trains in full is not counted.
     """
-    targets = {word if word in ("attention", "mlp", "modulation") else "globs" for word in lora.targets}
+    targets = {word if word in ("attention", "mlp", "modulation") else "globs" for word in lora.chosen_targets}
     count = _adapted_widths(model, model.depth + isinstance(model, UViTConfig), targets)
     if isinstance(model, DiTConfig):
         head = model.head or model
@@ -207,7 +207,7 @@ def adapter_parameters(model: DiTConfig | UViTConfig, lora: LoraConfig) -> int:
         count += 3 * head.hidden_size if modulated and "modulation" in targets else 0  # the final layer's
         if model.head is not None:
             count += _adapted_widths(replace(head, conditioning="adaln_zero"), head.depth, targets)
-    return lora.rank * count
+    return lora.chosen_rank * count
 
 
 def _adapted_widths(model: DiTConfig | UViTConfig, depth: int, targets: set[str]) -> int:

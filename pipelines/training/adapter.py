@@ -30,9 +30,9 @@ def adapter_of(lora: LoraConfig, model: DiTConfig | UViTConfig, changed: Collect
     trainable = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     return adapter_config(
         network,
-        rank=lora.rank,
+        rank=lora.chosen_rank,
         alpha=lora.chosen_alpha,
-        targets=lora.targets,
+        targets=lora.chosen_targets,
         full=[name for name in changed if name in trainable],
         frozen=[name for name in changed if name not in trainable],
     )

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from dit.formats.adapter import AdapterWeights, merge_adapters, read_adapter, write_adapter
+from dit.formats.adapter_diffusers import adapter_for_diffusers, adapter_from_diffusers, written_form
+from dit.formats.diffusers_weights import to_diffusers
 from dit.formats.weights import load_weights
 from dit.lora import adapter_config, add_adapter, load_adapter, trained_weights
 from dit.model import DiT, build_model
@@ -131,3 +133,26 @@ def test_an_adapter_is_loaded_into_a_network_and_its_average(adapted, tmp_path):
     assert torch.equal(outputs(again), outputs(network))
     with pytest.raises(InvalidInput, match="of another model"):
         load_adapter(again.state_dict(), config, AdapterWeights({}, {}))
+
+
+def test_diffusers_computes_the_same_with_an_adapter_in_its_names(adapted, tmp_path):
+    from diffusers import DiTTransformer2DModel
+
+    targets = ("attention", "mlp", "modulation", "t_embedder.mlp.0")
+    network, base, config = adapted(targets, timestep_frequency_shift=1)
+    randomise(network, config)
+    adapter = read_adapter(write(network, config, tmp_path / "ours"))
+    theirs, tensors = written_form(adapter_for_diffusers(adapter, network.config.depth))
+    write_adapter(tmp_path / "theirs", theirs, tensors)
+    fields, state = to_diffusers(network.config, base)
+    transformer = DiTTransformer2DModel(**fields)
+    transformer.load_state_dict(state, strict=False)
+    transformer = peft.PeftModel.from_pretrained(transformer, tmp_path / "theirs").eval()
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3, 990]), torch.tensor([1, 9])
+    with torch.no_grad():
+        found, expected = transformer(x, timestep=t, class_labels=y).sample, network.eval()(x, t, y)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    back = adapter_from_diffusers(read_adapter(tmp_path / "theirs"), network.config.depth, network.config.hidden_size)
+    assert back.factors.keys() == adapter.factors.keys()
+    for name, pair in adapter.factors.items():
+        assert torch.equal(back.factors[name].down, pair.down) and torch.equal(back.factors[name].up, pair.up)

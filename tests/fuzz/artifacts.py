@@ -11,9 +11,11 @@ from tempfile import mkdtemp
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tiny_checkpoint import MODEL, random_network, tiny_output, write_checkpoint
 from tiny_story import write_latents
 
+from dit.formats.adapter import AdapterConfig, write_adapter
 from evaluation.merge_reports import merge_reports
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
@@ -68,6 +70,24 @@ def make_journal(folder: Path) -> Path:
     (folder / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "a.state.json").write_text(json.dumps({"offset": 0, "known": {}, "uri": "sqlite:///x.db"}))
     return folder / "a.jsonl"
+
+
+def make_shards(folder: Path) -> Path:
+    weights = {name: tensor.contiguous() for name, tensor in random_network(0, MODEL).state_dict().items()}
+    names = sorted(weights)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: weights[name] for name in part}, folder / file)
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def make_adapter(folder: Path) -> Path:
+    config = AdapterConfig(rank=2, alpha=3.0, layers=("a",), full=("b.weight",))
+    factors = {"a.lora_A.weight": torch.ones(2, 3), "a.lora_B.weight": torch.ones(4, 2), "b.weight": torch.zeros(2)}
+    write_adapter(folder / "adapter", config, factors)
+    return folder / "adapter"
 
 
 def make_weights(folder: Path) -> Path:

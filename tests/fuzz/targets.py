@@ -15,7 +15,7 @@ from pictures import encoded, noise, square, write, write_tar
 from PIL import Image, features
 
 from cluster.storage.lease import LEASE_FILE, LeaseOwner
-from fuzz.artifacts import make_journal, make_part, make_reference, make_report, make_weights
+from fuzz.artifacts import make_adapter, make_journal, make_part, make_reference, make_report, make_shards, make_weights
 
 PNG = encoded(square(3))
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,6 +220,8 @@ TARGETS: dict[str, Target] = {
     "autoencoder": Target("autoencoder", make_part("autoencoder"), "config.json"),
     "weights of an autoencoder": Target("autoencoder", make_part("autoencoder"), "*.safetensors"),
     "official weights": Target("official", make_weights),
+    "shards of weights": Target("official", make_shards),
+    "adapter": Target("adapter", make_adapter),
     "reference": Target("reference", make_reference),
     "report": Target("report", make_report),
     "journal": Target("journal", make_journal),

@@ -96,7 +96,7 @@ def test_a_base_is_found_in_a_copy_and_refused_where_it_changed_or_is_gone(adapt
     expected, weights = opened.weights(), base.path / "ema.safetensors"
     base.path.rename(tmp_path / "gone")
     for each in (opened, load_checkpoint(opened.path)):
-        with pytest.raises(NotFound, match=r"its base is gone: no ema.safetensors of the sha256 .* at .*step_0000002"):
+        with pytest.raises(NotFound, match=r"its base is gone: no ema.safetensors of sha256 .* at .*step_0000002"):
             each.weights()
     shutil.copy(tmp_path / "gone" / "ema.safetensors", opened.path / "base.safetensors")
     assert equal(opened.weights(), expected)

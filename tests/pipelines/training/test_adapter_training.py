@@ -204,7 +204,6 @@ def build_model_config(recipe):
     [
         ({"lora": {"rank": 0}}, "train.lora.rank"),
         ({"lora": {"alpha": -1}}, "train.lora.alpha"),
-        ({"lora": {"targets": []}}, "train.lora.targets"),
         ({"lora": {"targets": ["mlp", "mlp"]}}, "each once"),
         ({"lora": {"ranks": 4}}, "ranks"),
         ({"start": {"freeze": ["blocks.*"]}}, "of a base nothing is trained anyway"),
