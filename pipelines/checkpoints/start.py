@@ -29,6 +29,12 @@ def open_start(settings: StartConfig, autoencoder: AutoencoderHandle, tracking_u
             "a checkpoint folder, or the published size of the weights",
             'set train.start.model, such as "DiT-XL/2"; for a size that has no name, use `raydit import` first',
         )
+    if settings.model is not None and storage.exists(storage.join(name, COMPLETE)):
+        raise InvalidInput(
+            f"train.start.model: found {settings.model!r} with {name}, which records its model",
+            "a file of weights, which does not",
+            "remove train.start.model",
+        )
     if settings.objective is not None and settings.model is None:
         raise InvalidInput(
             f"train.start.objective: found {settings.objective!r} without train.start.model",

@@ -19,7 +19,7 @@ class StartConfig:
     model: str | None = None
     """Published size of the weights in a file, which records none, such as "DiT-XL/2"."""
     objective: ProcessKind | None = None
-    """Process that the weights in a file were trained for: "flow" for SiT's; "diffusion" when left out."""
+    """Process that the weights in a file were trained for: "flow" for SiT's and REPA's; "diffusion" when left out."""
     weights: Literal["ema", "raw"] | None = None
     """Averaged or trained weights of the checkpoint; "ema" when left out."""
     reset: tuple[ResetPart, ...] = ()

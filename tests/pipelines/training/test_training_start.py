@@ -260,7 +260,7 @@ def other_network(folder):
         (without_size, "train.start.checkpoint: found .*dit.pt, a file.*Set train.start.model"),
         (text, "cannot be read"),
         (other_network, "neither those of a DiT nor of a U-ViT"),
-        (lambda folder: {"model": "DiT-S/2"}, "omit --model"),
+        (lambda folder: {"model": "DiT-S/2"}, "train.start.model: found 'DiT-S/2' with .*which records its model"),
         (lambda folder: {"objective": "flow"}, "train.start.objective: found 'flow' without train.start.model"),
         (lambda folder: {"checkpoint": "runs:/0123"}, "no run"),
     ],
