@@ -74,9 +74,8 @@ def save_checkpoint(
         if snapshot.adapter is None:
             _write_weights(folder, snapshot.weights)
         else:
-            base = config["base"]["uri"]
             for name, weights in snapshot.weights.items():
-                write_adapter(folder / adapter_folder(name), snapshot.adapter, weights, base)
+                write_adapter(folder / adapter_folder(name), snapshot.adapter, weights)
         save_file(snapshot.optimizer, folder / "trainer" / "optimizer.safetensors")
         if snapshot.frozen:
             save_file(snapshot.frozen, folder / FROZEN)

@@ -95,7 +95,8 @@ def write_adapter(folder: Path, config: AdapterConfig, weights: Mapping[str, Ten
     """Write an adapter as `peft.PeftModel.from_pretrained` reads it.
 
     weights: NAME.lora_A.weight and NAME.lora_B.weight for each of the config's layers, and its parameters in full.
-    base: path or URI of the base's weights, which is noted.
+    base: path or URI of the base's weights, which is noted; checkpoints note it elsewhere, so that equal adapters are
+    equal files wherever their base lies.
     """
     folder.mkdir(parents=True)
     modules = sorted({name.rpartition(".")[0] for name in config.full} - {""})

@@ -94,7 +94,7 @@ def import_adapter(
     def write(folder: Path) -> None:
         folder.mkdir()
         for name in ("model", "ema"):
-            write_adapter(folder / adapter_folder(name), config, tensors, record["uri"])
+            write_adapter(folder / adapter_folder(name), config, tensors)
         described = _described(opened, opened.config, origin)
         write_completion(folder, {"step": 0, **described, "base": record})
 

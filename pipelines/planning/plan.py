@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from dit.config import DiTConfig, UViTConfig
 from dit.formats.record import head_label
 from pipelines.config.recipe import Recipe
+from pipelines.config.training import TrainConfig
 from pipelines.latents.schema import moments_bytes
 from pipelines.planning.hardware import Cluster, StageConfig, fit_workers
 from pipelines.planning.memory import Memory, suggest_smaller, worker_memory
@@ -85,7 +86,7 @@ class Plan:
     overrides: list[str]
     """Overrides of the recipe that the plan assumes, so that its workers use the cluster."""
     start: str = ""
-    """In words, the checkpoint that training starts from; empty for random weights."""
+    """In words, the checkpoint that training starts from, and the adapter; empty for random weights."""
 
     @property
     def seconds(self) -> float:
@@ -139,8 +140,15 @@ def make_plan(
         checkpoints_written=len(steps),
         checkpoints_kept=len(steps) - len(outdated_steps(steps, train, None)),
         overrides=overrides,
-        start="" if train.start is None else train.start.describe(),
+        start=_describe_start(train),
     )
+
+
+def _describe_start(train: TrainConfig) -> str:
+    if train.start is None:
+        return ""
+    adapter = "" if train.lora is None else f", and trains an adapter of rank {train.lora.chosen_rank} alone"
+    return train.start.describe() + adapter
 
 
 def _encoded(config: Recipe, images: Images) -> int:

@@ -223,7 +223,7 @@ def describe_start(start: TrainingStart, started: StartWeights, *, lora: bool = 
     for line in summarize_fates(started.fates):
         yield f"  {line}"
     if lora and (changed := changed_names(started.fates)):
-        yield f"  tensors that are not those of the base are kept with the adapter, and trained in full: {len(changed)}"
+        yield f"  {len(changed)} tensors that are not the base's are kept with the adapter, and trained in full"
 
 
 def check_trained_parameters(config: TrainConfig, model: DiTConfig | UViTConfig) -> str:

@@ -19,6 +19,7 @@ from dit.model import build_model
 from pipelines.checkpoints.adapters import export_adapter, import_adapter, merge_checkpoints
 from pipelines.checkpoints.exporting import export_checkpoint
 from pipelines.checkpoints.open import open_checkpoint
+from pipelines.registry.cleaning import inspect_superseded
 from pipelines.registry.model_files import gather
 from pipelines.registry.promotion import PromotionScore, promote
 from pipelines.scoring.checkpoint_sampler import CheckpointSampler
@@ -280,7 +281,14 @@ def test_the_base_of_an_adapter_is_protected_and_found_in_the_registry(base, tmp
     run = client.create_run(experiment, tags={"raydit.base_digest": base.digest})
     assert protected.filter_removable({2: base.digest, 3: "other"}) == {3: "other"}
     assert said == ["keeping the checkpoint of step 2: it is the base of an adapter"]
+    superseded = base.path.parents[1] / "superseded" / "checkpoints-1"
+    shutil.copytree(base.path, superseded / base.path.name)
+    assert [each.kept_for for each in inspect_superseded(str(base.path.parents[1]), uri)] == [
+        "adapters change its step 2"
+    ]
     client.delete_run(run.info.run_id)
+    assert [each.kept_for for each in inspect_superseded(str(base.path.parents[1]), uri)] == [""]
+    shutil.rmtree(superseded)
     assert protected.filter_removable({2: base.digest}) == {2: base.digest}
 
     tags = {"raydit.checkpoint": str(base.path), "raydit.checkpoint_digest": base.digest}

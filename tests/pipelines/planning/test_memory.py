@@ -5,13 +5,22 @@ import torch
 from model_fields import SMALL
 
 from dit.config import config_from_dict, named_config
+from dit.lora import adapter_config
 from dit.model import build_model
 from dit.train import create_state, train_step
+from pipelines.config.lora import LoraConfig
 from pipelines.config.reader import validate_recipe
+from pipelines.config.start import StartConfig
 from pipelines.config.training import TrainConfig
 from pipelines.planning.hardware import parse_cluster
 from pipelines.planning.memory import activation_bytes, train_memory, worker_memory
-from pipelines.planning.networks import FLOAT32, count_parameters, resolve_networks
+from pipelines.planning.networks import (
+    FLOAT32,
+    adapter_parameters,
+    checkpoint_bytes,
+    count_parameters,
+    resolve_networks,
+)
 from pipelines.planning.time import autoencoder_work
 
 
@@ -72,3 +81,37 @@ def test_an_autoencoder_on_crops_takes_the_work_of_images_of_their_size():
     (memory, flops), (expected, expected_flops) = planned(64, crop=32), planned(32)
     assert memory == pytest.approx(expected) and flops == pytest.approx(expected_flops)
     assert planned(64)[1] == pytest.approx(4 * flops)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"conditioning": "adaln", "mlp": "swiglu"},
+        {"conditioning": "cross_attention"},
+        {"head_width": 32, "head_depth": 1},
+        {"architecture": "uvit"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("targets", [("attention",), ("mlp",), ("modulation",), ("attention", "mlp")], ids=str)
+def test_an_adapter_has_the_parameters_of_its_layers(fields, targets):
+    config = config_from_dict({"hidden_size": 32, "depth": 2, "num_heads": 4, "input_size": 8} | fields)
+    with torch.device("meta"):
+        network = build_model(config)
+    if "modulation" in targets and (fields.get("architecture") or "cross_attention" in fields.values()):
+        expected = 0
+    else:
+        adapter = adapter_config(network, rank=3, alpha=1.0, targets=targets)
+        expected = 3 * sum(sum(network.get_submodule(layer).weight.shape) for layer in adapter.layers)
+    assert adapter_parameters(config, LoraConfig(rank=3, targets=targets)) == expected
+
+
+def test_an_adapter_takes_memory_for_itself_alone():
+    config, start = named_config("DiT-XL/2"), StartConfig(checkpoint="base")
+    plain = train_memory(config, TrainConfig(global_batch_size=8))
+    adapted = train_memory(config, TrainConfig(global_batch_size=8, start=start, lora=LoraConfig()))
+    assert adapted["gradients"] == FLOAT32 * 3_096_576 == adapted["averages"] == adapted["moments"] / 2
+    assert adapted["weights"] == plain["weights"] and adapted["activations"] == plain["activations"]
+    checkpoint = checkpoint_bytes(config, TrainConfig(start=start, lora=LoraConfig()))
+    assert checkpoint == 4 * FLOAT32 * 3_096_576
