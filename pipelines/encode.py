@@ -1,6 +1,8 @@
 """The encode job: images to moments in Parquet, each image exactly once, by Ray Data.
 
-The unit of work and of resuming is a shard: a fixed part of the source's listing, and one file.
+The unit of work and of resuming is a shard: a fixed part of the source's listing, and one file. With encode.store =
+false, the job goes through the same images, finds those that cannot be used and measures the latents' statistics, and
+its shards name the images in place of their moments, which training computes.
 """
 
 import json
@@ -103,7 +105,7 @@ def encode_images(
     """
     from dit.formats.autoencoder_digests import further_digests  # imports torch
 
-    folder, listing, settings = image_set.folder, image_set.listing, config.encode
+    folder, listing, settings = image_set.folder, image_set.listing, image_set.encode_settings(config.encode)
     identity = image_set.identity(settings, record)
     description = describe_latents(image_set.images, settings, listing.class_names, record)
     earlier = prepare_folder(folder, identity, listing, lambda: context.prepare_work(settings, "encode"))
@@ -286,4 +288,5 @@ def summarize(dataset: LatentDataset) -> str:
     """Describe a data set in one line: images, quarantined images, size and path."""
     count = dataset.num_quarantined
     quarantined = f", {count} quarantined (see quarantine.parquet)" if count else ""
-    return f"{len(dataset):,} latents{quarantined}, {dataset.num_bytes / 2**20:.1f} MiB in {dataset.path}"
+    latents = "latents" if dataset.stores_moments else "images to encode while training"
+    return f"{len(dataset):,} {latents}{quarantined}, {dataset.num_bytes / 2**20:.1f} MiB in {dataset.path}"

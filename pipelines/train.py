@@ -16,6 +16,7 @@ from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.held_out import held_out_latents
 from pipelines.latents.recorded_images import require_classes
+from pipelines.latents.source_images import check_source_images
 from pipelines.latents.verify import check_digests
 from pipelines.scoring.settings import EVALUATIONS
 from pipelines.stage import JobContext, job
@@ -44,6 +45,8 @@ from raydit.errors import InvalidInput
 
 NUM_VERIFIED_SHARDS = 4
 """Shards of the latents whose digests are checked before each training: some 50 MB."""
+NUM_VERIFIED_IMAGES = 4
+"""Images that are read before each training, if it encodes them."""
 
 
 @job
@@ -52,9 +55,10 @@ def train(
 ) -> LocatedCheckpoint:
     """Train the recipe's model on its latents, or resume where an earlier run stopped, and return the last checkpoint.
 
-    verify: compare all latents with their digests first, and not only NUM_VERIFIED_SHARDS shards. accept_new_data:
-    where the latents are others than those of the checkpoints, start from the newest of these instead of from what the
-    recipe says. Raises NotFound or InvalidInput before any work if the latents do not exist, do not fit or are damaged.
+    verify: compare all latents with their digests first, and not only NUM_VERIFIED_SHARDS shards; where training
+    encodes images, compare all of them, and not only NUM_VERIFIED_IMAGES. accept_new_data: where the latents are others
+    than those of the checkpoints, start from the newest of these instead of from what the recipe says. Raises NotFound
+    or InvalidInput before any work if the latents do not exist, do not fit or are damaged.
     """
     settings = config.train
     if settings.keep_best:
@@ -86,6 +90,8 @@ def train(
     if begun and settings.lora is not None:
         require_base(checkpoints.open(first))
     check_digests(latents, None if verify else NUM_VERIFIED_SHARDS)
+    if worker_settings.encoding is not None:
+        check_source_images(latents, worker_settings.encoding.images, len(latents) if verify else NUM_VERIFIED_IMAGES)
     context.say("train", summarize_images(len(latents), len(classes)))
     if first < settings.steps:
         context.prepare_work(settings, "train")

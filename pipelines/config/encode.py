@@ -32,6 +32,9 @@ class EncodeConfig(WorkersConfig):
     "channels_last", the layout of stored images."""
     compile: bool = False
     """Compile the autoencoder's encoder: minutes at the start of each worker, then faster on a GPU."""
+    store: bool | None = None
+    """false: store no moments, which are large for some autoencoders; training reads the images again and encodes them
+    on its own device, in batches of `batch_size`. True is the default."""
     max_quarantined: Annotated[float, Ge(0), Le(1)] = 0.05
     """Share of unusable images that stops the job; up to 10 of them never do, unless the share is 0."""
 
@@ -40,8 +43,15 @@ class EncodeConfig(WorkersConfig):
         if self.memory_format is None and not self.gpus_per_worker:
             # As every recipe has recorded it: this was the default before there was one for each kind of device.
             object.__setattr__(self, "memory_format", "channels_last")
+        if self.store:
+            object.__setattr__(self, "store", None)  # as recipes say it that are older than the field
 
     @property
     def layout(self) -> MemoryFormat:
         """The memory layout that is used."""
         return self.memory_format or "contiguous"
+
+    @property
+    def stores_moments(self) -> bool:
+        """Whether the moments of training images are stored; those of held-out images always are."""
+        return self.store is not False

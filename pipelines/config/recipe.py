@@ -153,6 +153,8 @@ class Recipe:
         self._check_variance()
         self._check_guidance()
         self._check_weights()
+        if not self.encode.stores_moments:
+            self.check_encoding_in_training()
         if self.autoencoder.train:
             self.autoencoder.train.check_image_size(self.images.size)
 
@@ -214,6 +216,24 @@ class Recipe:
                 f"one of {', '.join(weights)}",
                 "change it, or add its width to train.ema_sigma_rels, which keeps further averages",
             )
+
+    def check_encoding_in_training(self) -> None:
+        """Raise InvalidInput for settings that a training cannot have which encodes its images."""
+        if self.train.loading != "auto":
+            raise InvalidInput(
+                f"train.loading: found {self.train.loading!r} with encode.store = false, so that there are no moments "
+                "to load",
+                '"auto": training reads images and encodes them',
+                "remove train.loading, or encode.store",
+            )
+        for name, dtype in (("train.dtype", self.train.dtype), ("encode.dtype", self.encode.dtype)):
+            if dtype == "tf32":
+                raise InvalidInput(
+                    f"{name}: found 'tf32' with encode.store = false",
+                    "float32 or bfloat16, because torch switches TF32 for the whole process, in which the autoencoder "
+                    "and the transformer compute at the same time",
+                    f"change {name}, or remove encode.store",
+                )
 
     @property
     def latents(self) -> str:

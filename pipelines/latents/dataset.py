@@ -72,12 +72,12 @@ class LatentDataset:
         """Raise InvalidInput, KeyError or TypeError for a manifest whose claims cannot be true."""
         require_count(self.manifest["quarantined"])
         require_count(self.manifest["rows"])
-        row_bytes = schema.moments_bytes(self.moments_shape, self.has_flip)
+        row_bytes = self.description.row_bytes
         for shard in self.shards:
             if shard.rows * row_bytes > shard.bytes:
                 raise InvalidInput(
                     f"{self.path}/{MANIFEST}: found {shard.rows:,} rows in {shard.file} of {shard.bytes:,} bytes",
-                    f"{row_bytes:,} bytes for each row, as moments {self.moments_shape} take",
+                    f"{row_bytes:,} bytes for each row",
                     "copy it again, or encode the images again",
                 )
 
@@ -152,8 +152,13 @@ class LatentDataset:
         return self.description.posterior is not None
 
     @property
+    def stores_moments(self) -> bool:
+        """Whether the shards hold moments; if not, training reads and encodes the images that they name."""
+        return self.description.encoding is None
+
+    @property
     def has_flip(self) -> bool:
-        """Whether the moments of horizontally flipped images are stored too."""
+        """Whether training uses the moments of horizontally flipped images too."""
         return self.manifest["flip"]
 
     @property
@@ -238,10 +243,7 @@ class LatentDataset:
         return keys
 
     def read_quarantine(self) -> list[QuarantinedImage]:
-        """Return the images that could not be used.
-
-        The file may hold more than the manifest counts: images added by an `encode` that has not finished.
-        """
+        """Return the images that could not be used, without those of an `encode` that has not finished."""
         return read_quarantine(storage.join(self.path, QUARANTINE))[: self.num_quarantined]
 
 

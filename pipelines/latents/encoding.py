@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import platform
-from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -12,13 +11,17 @@ from pipelines.config.encode import EncodeConfig
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.preprocess import read_cropped_counting_low
 from pipelines.latents import schema
-from pipelines.latents.autoencoder import AutoencoderHandle, is_autoencoder_of
+from pipelines.latents.autoencoder import AutoencoderHandle
+from pipelines.latents.moments import MomentsEncoder
 from pipelines.latents.quarantine import MOMENTS_ARE_NAN
 from pipelines.latents.records import QuarantinedImage, ShardRecord
 from pipelines.latents.schema import LatentDescription
 from pipelines.latents.shards import ShardTask, shard_name, write_shard
+from pipelines.latents.source_images import image_digests
 from pipelines.latents.statistics import channel_sums
-from raydit.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class ReadShard(TypedDict):
@@ -35,6 +38,8 @@ class ReadShard(TypedDict):
     """JSON: keys of the other images, and why they cannot be used."""
     num_low: NotRequired[int]
     """Images that are nearly black because their files hold 10 or 12 of 16 bits."""
+    locations: NotRequired[np.ndarray]
+    """`Listing.locations` of the images, int64 (N, 2), if the listing has any."""
 
 
 class EncodedShard(TypedDict):
@@ -50,6 +55,10 @@ class EncodedShard(TypedDict):
     """The same of the horizontally flipped images; no rows unless encode.flip is set."""
     errors: str
     num_low: NotRequired[int]
+    image_digests: NotRequired[np.ndarray]
+    """uint8 (N, 16), if no moments are stored."""
+    locations: NotRequired[np.ndarray]
+    """int64 (N, 2), if no moments are stored and the listing has any."""
 
 
 class WrittenShard(TypedDict):
@@ -91,7 +100,7 @@ class ReadImages:
 
     def __call__(self, row: ShardTask) -> ReadShard:
         (images, positions, errors), num_low = read_cropped_counting_low(self.images, row["keys"], row.get("locations"))
-        return {
+        shard: ReadShard = {
             "shard": row["shard"],
             "listing": row["listing"],
             "keys": [row["keys"][position] for position in positions],
@@ -100,10 +109,13 @@ class ReadImages:
             "errors": json.dumps(errors),
             "num_low": num_low,
         }
+        if "locations" in row:
+            shard["locations"] = np.asarray(row["locations"], np.int64).reshape(-1, 2)[positions]
+        return shard
 
 
-class EncodeImages:
-    """Encode images, and their horizontal flips if encode.flip is set, into moments on one device."""
+class EncodeImages(MomentsEncoder):
+    """Encode the images of a shard into moments, on the device of a worker of the encode job."""
 
     def __init__(
         self, autoencoder: AutoencoderHandle, settings: EncodeConfig, recorded: Mapping[str, Any] | None = None
@@ -111,29 +123,13 @@ class EncodeImages:
         """Load the autoencoder. recorded: its record; raises InvalidInput if this worker finds another one."""
         import torch
 
-        from dit.autoencoder import MEMORY_FORMATS, Autoencoder
-        from dit.precision import weights_dtype
-
-        folder = autoencoder.folder()
-        if recorded is not None and not is_autoencoder_of(recorded, folder):
-            raise InvalidInput(
-                f"autoencoder.id: found another autoencoder in {folder} on {platform.node()}",
-                f"the one of sha256 {recorded['sha256'][:12]}, as where the command runs",
-                "copy the same files to all machines",
-            )
-
         torch.set_num_threads(settings.cpus_per_worker)
-        self.batch_size = settings.batch_size
-        self.flip, self.dtype = settings.flip, settings.dtype
-        self.device = "cuda" if settings.gpus_per_worker else "cpu"
-        self.memory_format = MEMORY_FORMATS[settings.layout]
-        self.autoencoder = Autoencoder.load(folder, self.device, weights_dtype(self.dtype), self.memory_format)
-        if settings.compile:
-            self.autoencoder.module.encoder.compile()
+        device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
+        super().__init__(autoencoder, settings, device, recorded)
 
     def __call__(self, row: ReadShard) -> EncodedShard:
         moments, moments_flip = self.encode_with_flip(row["images"])
-        return {
+        encoded: EncodedShard = {
             "shard": row["shard"],
             "listing": row["listing"],
             "keys": row["keys"],
@@ -143,33 +139,11 @@ class EncodeImages:
             "errors": row["errors"],
             "num_low": row.get("num_low", 0),
         }
-
-    def encode_with_flip(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the moments of images, and those of their horizontal flips: no rows unless encode.flip is set.
-
-        images: uint8 (N, H, W, 3). Moments: float16 (N, *moments_shape).
-        """
-        moments = self.encode(images)
-        return moments, self.encode(images[:, :, ::-1]) if self.flip else moments[:0]
-
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """Encode images uint8 (N, H, W, 3) into moments float16 (N, *moments_shape), infinite if beyond its range."""
-        import torch
-
-        from dit.autoencoder import images_from_uint8
-        from dit.precision import tf32_products
-
-        moments = []
-        for start in range(0, max(1, len(images)), self.batch_size):
-            batch = torch.zeros((self.batch_size, *images.shape[1:]), dtype=torch.uint8)
-            part = images[start : start + self.batch_size]
-            # Always a full batch: kernels chosen by batch size would make a shard's bytes depend on its length.
-            batch[: len(part)] = torch.from_numpy(part.copy())  # contiguous, also if it is a flip of no images
-            pixels = images_from_uint8(batch).contiguous(memory_format=self.memory_format)
-            with tf32_products(self.device, self.dtype):
-                encoded = self.autoencoder.encode(pixels)
-            moments.append(encoded[: len(part)].half().cpu())
-        return torch.cat(moments).numpy()
+        if not self.settings.stores_moments:
+            encoded["image_digests"] = image_digests(row["images"])
+            if "locations" in row:
+                encoded["locations"] = row["locations"]
+        return encoded
 
 
 class WriteShard:
@@ -189,14 +163,7 @@ class WriteShard:
             is_nan = np.isnan(moments[i]).any() or (self.description.flip and np.isnan(moments_flip[i]).any())
             errors[row["keys"][i]] = MOMENTS_ARE_NAN if is_nan else "moments do not fit float16"
         keys = [row["keys"][i] for i in np.flatnonzero(fits)]
-        table = schema.shard_table(
-            schema.latent_schema(self.description),
-            keys,
-            np.asarray(row["labels"])[fits],
-            moments[fits],
-            moments_flip[fits] if self.description.flip else None,
-        )
-        data = schema.parquet_bytes(table)
+        data = schema.parquet_bytes(self._table(row, keys, fits))
         record = ShardRecord(
             file=shard_name(row["shard"]),
             listing=row["listing"],
@@ -209,3 +176,12 @@ class WriteShard:
         )
         write_shard(self.folder, row["shard"], data, record)
         return {"record": json.dumps(record.to_json())}
+
+    def _table(self, row: EncodedShard, keys: Sequence[str], fits: np.ndarray) -> "pa.Table":
+        """Return the table of the images that can be used. fits: bool (N,), whether each can."""
+        arrow_schema, labels = schema.latent_schema(self.description), np.asarray(row["labels"])[fits]
+        if self.description.encoding is None:
+            moments_flip = row["moments_flip"][fits] if self.description.flip else None
+            return schema.shard_table(arrow_schema, keys, labels, row["moments"][fits], moments_flip)
+        locations = np.asarray(row["locations"])[fits] if "locations" in row else None
+        return schema.image_table(arrow_schema, keys, labels, np.asarray(row["image_digests"])[fits], locations)

@@ -1,7 +1,7 @@
 """The two sets of images that a recipe may encode, training and held-out images, and the latents of the latter."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster import storage
@@ -29,12 +29,19 @@ class ImageSet:
     listing: Listing
     held_out: bool = False
 
+    def encode_settings(self, settings: EncodeConfig) -> EncodeConfig:
+        """Return how the images are encoded: as [encode] says, but moments of held-out images, few, are always stored.
+
+        The validation loss needs them again and again.
+        """
+        return replace(settings, store=None) if self.held_out else settings
+
     def identity(self, settings: EncodeConfig, autoencoder: dict[str, Any]) -> dict[str, Any]:
         """Return what the latents depend on (see `encode_identity`), and that the images are held out if they are.
 
         autoencoder: its record.
         """
-        identity = encode_identity(self.images, settings, self.listing, autoencoder)
+        identity = encode_identity(self.images, self.encode_settings(settings), self.listing, autoencoder)
         if self.held_out:
             identity["images"]["held_out"] = True
         return identity

@@ -13,7 +13,7 @@ PREPROCESSING_FIELDS = frozenset({"size", "crop"})
 """Settings of [images] that artifacts record. The others say where the images come from; their listing's digest, which
 is recorded, follows from them."""
 ENCODE_FIELDS = ("flip", "shard_rows", "dtype")
-OPTIONAL_ENCODE_FIELDS = {"memory_format": (None, "channels_last"), "compile": (False,)}
+OPTIONAL_ENCODE_FIELDS = {"memory_format": (None, "channels_last"), "compile": (False,), "store": (None,)}
 """Settings of [encode] that the bytes of the latents depend on; the second are recorded unless they have one of these
 values, so that latents made before these options existed stay valid. Layouts differ in the last digits at most."""
 
@@ -25,10 +25,7 @@ def encode_identity(
 
     autoencoder: its record (`AutoencoderHandle.describe`).
     """
-    encode = {name: getattr(settings, name) for name in ENCODE_FIELDS}
-    for name, unrecorded in OPTIONAL_ENCODE_FIELDS.items():
-        if getattr(settings, name) not in unrecorded:
-            encode[name] = getattr(settings, name)
+    encode = _recorded_settings(settings)
     # The config's digest, which is younger than the identity, only where it alone tells latents from earlier ones.
     recorded = ("sha256", *(["config_sha256"] if "config_sha256" in autoencoder else []))
     return {
@@ -36,6 +33,14 @@ def encode_identity(
         "autoencoder": {name: autoencoder[name] for name in recorded},
         "encode": encode,
     }
+
+
+def _recorded_settings(settings: EncodeConfig) -> dict[str, Any]:
+    recorded = {name: getattr(settings, name) for name in ENCODE_FIELDS}
+    for name, unrecorded in OPTIONAL_ENCODE_FIELDS.items():
+        if getattr(settings, name) not in unrecorded:
+            recorded[name] = getattr(settings, name)
+    return recorded
 
 
 def preprocessing(images: ImagesConfig) -> dict[str, Any]:
@@ -52,6 +57,12 @@ def describe_latents(
     """
     side = latent_side(images.size, autoencoder)
     apart = (*FURTHER_DIGESTS, *MOMENTS_FIELDS)
+    # Where moments are stored, their bytes tell how they were computed.
+    computed = {
+        name: value
+        for name, value in _recorded_settings(settings).items()
+        if name not in ("flip", "shard_rows", "store")
+    }
     return LatentDescription(
         moments_shape=(moments_channels(autoencoder), side, side),
         flip=settings.flip,
@@ -59,4 +70,5 @@ def describe_latents(
         **{name: autoencoder[name] for name in MOMENTS_FIELDS if name in autoencoder},
         preprocessing=preprocessing(images),
         class_names=class_names,
+        encoding=None if settings.stores_moments else computed,
     )

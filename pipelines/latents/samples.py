@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit.autoencoder import Autoencoder
+    from pipelines.config.recipe import ImagesConfig
 
 BATCH_SIZE = 16
 """Images per pass through the autoencoder."""
@@ -30,8 +31,8 @@ class LatentRows:
     keys: list[str]
     labels: np.ndarray
     """int32 (N,)."""
-    moments: np.ndarray
-    """float16 (N, *moments_shape)."""
+    moments: np.ndarray | None
+    """float16 (N, *moments_shape); None if they are not stored."""
     moments_flip: np.ndarray | None
     """Moments of the horizontally flipped images, float16 (N, *moments_shape); None if they are not stored."""
 
@@ -58,12 +59,15 @@ def read_rows(dataset: LatentDataset, positions: np.ndarray) -> LatentRows:
         parts.append(table.take(pa.array(inside - first)))
         first += table.num_rows
     table, shape = pa.concat_tables(parts), dataset.moments_shape
-    flip = schema.MOMENTS_FLIP in table.column_names
+
+    def moments(name: str) -> np.ndarray | None:
+        return schema.moments_array(table.column(name), shape) if name in table.column_names else None
+
     return LatentRows(
         keys=table.column(schema.KEY).to_pylist(),
         labels=table.column(schema.LABEL).to_numpy(),
-        moments=schema.moments_array(table.column(schema.MOMENTS), shape),
-        moments_flip=schema.moments_array(table.column(schema.MOMENTS_FLIP), shape) if flip else None,
+        moments=moments(schema.MOMENTS),
+        moments_flip=moments(schema.MOMENTS_FLIP),
     )
 
 
@@ -72,11 +76,9 @@ def read_images(dataset: LatentDataset, keys: Sequence[str]) -> np.ndarray:
 
     Raises InvalidInput or NotFound if the source or an image cannot be read any more.
     """
-    from pipelines.config.reader import validate_recipe
     from pipelines.images.preprocess import read_cropped
 
-    source = validate_recipe(dataset.recipe, stage="encode").images
-    images, _, errors = read_cropped(held_out_source(source) if is_held_out(dataset) else source, keys)
+    images, _, errors = read_cropped(source_of(dataset), keys)
     if errors:
         key, error = next(iter(errors.items()))
         raise InvalidInput(
@@ -85,6 +87,14 @@ def read_images(dataset: LatentDataset, keys: Sequence[str]) -> np.ndarray:
             "restore them",
         )
     return images
+
+
+def source_of(dataset: LatentDataset) -> "ImagesConfig":
+    """Return the [images] by which a data set's recipe reads its images."""
+    from pipelines.config.reader import validate_recipe
+
+    images = validate_recipe(dataset.recipe, stage="encode").images
+    return held_out_source(images) if is_held_out(dataset) else images
 
 
 def load_autoencoder(dataset: LatentDataset, *, download: bool) -> "Autoencoder":

@@ -2,6 +2,10 @@
 
 Readable without raydit: `np.frombuffer(row["moments"], "<f2").reshape(manifest["moments_shape"])`, which is (2C, H, W):
 mean and log variance; or (C, H, W), the latents themselves, if the manifest says "posterior": "deterministic".
+
+A data set without moments ("store": false) has shards of the images that training encodes instead: `image_digest`, the
+BLAKE2b-128 of the cropped image's uint8 (H, W, 3), and `location`, two little-endian int64 by which its source finds
+it, or (-1, -1) where it is found by its key alone.
 """
 
 import json
@@ -26,9 +30,11 @@ VERSION = 1
 METADATA_KEY = b"raydit"
 """Key of the Parquet metadata under which every shard holds its `LatentDescription` as JSON."""
 KEY, LABEL, MOMENTS, MOMENTS_FLIP = "key", "label", "moments", "moments_flip"
+IMAGE_DIGEST, LOCATION = "image_digest", "location"
 """Names of the columns."""
 MOMENTS_DTYPE = "<f2"
 """float16, little-endian: precise enough for moments, whose range is checked before the cast."""
+DIGEST_BYTES, LOCATION_DTYPE = 16, "<i8"
 MOMENTS_FIELDS = ("posterior", "scale")
 """Fields of an autoencoder's record that the description holds by themselves, because they are about the moments."""
 
@@ -51,6 +57,15 @@ class LatentDescription:
     """Whether moments are the latents themselves, without a log variance; None where they have one."""
     scale: Mapping[str, Any] | None = None
     """Scale of latents (`dit.latent_scale`); None for classes whose record of the autoencoder holds it."""
+    encoding: Mapping[str, Any] | None = None
+    """Settings of [encode] with which training encodes the images, if no moments are stored; None if they are."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a shard holds of each image, besides its key and label."""
+        if self.encoding is not None:
+            return DIGEST_BYTES + 2 * np.dtype(LOCATION_DTYPE).itemsize
+        return moments_bytes(self.moments_shape, self.flip)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -70,6 +85,7 @@ class LatentDescription:
             "preprocessing": self.preprocessing,
             "class_names": list(self.class_names),
             **{name: value for name in MOMENTS_FIELDS if (value := getattr(self, name)) is not None},
+            **({} if self.encoding is None else {"store": False, "encoding": dict(self.encoding)}),
         }
 
     def shard_json(self) -> dict[str, Any]:
@@ -98,6 +114,7 @@ class LatentDescription:
             class_names=tuple(record["class_names"]),
             posterior=_known_posterior(record.get("posterior")),
             scale=record.get("scale"),
+            encoding=_recorded_encoding(record),
         )
 
 
@@ -105,6 +122,12 @@ def _known_posterior(recorded: Any) -> Literal["deterministic"] | None:
     if recorded not in (None, DETERMINISTIC):
         raise ValueError(f"posterior is {recorded!r}")
     return None if recorded is None else DETERMINISTIC
+
+
+def _recorded_encoding(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    if (store := record.get("store", True)) not in (True, False):
+        raise ValueError(f"store is {store!r}")
+    return None if store else dict(record["encoding"])
 
 
 def moments_bytes(shape: Sequence[int], flip: bool) -> int:
@@ -116,10 +139,13 @@ def latent_schema(description: LatentDescription) -> "pa.Schema":
     """Return the Arrow schema of a shard, with its description as metadata."""
     import pyarrow as pa
 
-    moments = pa.binary(moments_bytes(description.moments_shape, False))
-    fields = [(KEY, pa.string()), (LABEL, pa.int32()), (MOMENTS, moments)]
-    if description.flip:
-        fields.append((MOMENTS_FLIP, moments))
+    fields = [(KEY, pa.string()), (LABEL, pa.int32())]
+    if description.encoding is not None:
+        location = pa.binary(2 * np.dtype(LOCATION_DTYPE).itemsize)
+        fields += [(IMAGE_DIGEST, pa.binary(DIGEST_BYTES)), (LOCATION, location)]
+    else:
+        moments = pa.binary(moments_bytes(description.moments_shape, False))
+        fields += [(MOMENTS, moments), *([(MOMENTS_FLIP, moments)] if description.flip else [])]
     return pa.schema(fields, metadata={METADATA_KEY: json.dumps(description.shard_json(), sort_keys=True)})
 
 
@@ -133,18 +159,35 @@ def shard_table(
     """Return the table of one shard. labels: int32 (N,). moments, moments_flip: float16 (N, *moments_shape)."""
     import pyarrow as pa
 
-    width = schema.field(MOMENTS).type.byte_width
-    columns = [pa.array(keys, pa.string()), pa.array(labels, pa.int32()), _binary_column(moments, width)]
-    if moments_flip is not None:
-        columns.append(_binary_column(moments_flip, width))
+    columns = [pa.array(keys, pa.string()), pa.array(labels, pa.int32())]
+    for name, values in ((MOMENTS, moments), (MOMENTS_FLIP, moments_flip)):
+        if values is not None:
+            columns.append(_binary_column(values, MOMENTS_DTYPE, schema.field(name).type))
     return pa.table(columns, schema=schema)
 
 
-def _binary_column(moments: np.ndarray, width: int) -> "pa.Array":
+def image_table(
+    schema: "pa.Schema", keys: Sequence[str], labels: np.ndarray, digests: np.ndarray, locations: np.ndarray | None
+) -> "pa.Table":
+    """Return the table of one shard without moments.
+
+    labels: int32 (N,). digests: uint8 (N, DIGEST_BYTES). locations: int64 (N, 2), or None if the source has none.
+    """
     import pyarrow as pa
 
-    data = np.ascontiguousarray(moments, dtype=MOMENTS_DTYPE)
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(data), [None, pa.py_buffer(data)])
+    if locations is None:
+        locations = np.full((len(keys), 2), -1)
+    columns = [pa.array(keys, pa.string()), pa.array(labels, pa.int32())]
+    columns.append(_binary_column(digests, "u1", schema.field(IMAGE_DIGEST).type))
+    columns.append(_binary_column(locations, LOCATION_DTYPE, schema.field(LOCATION).type))
+    return pa.table(columns, schema=schema)
+
+
+def _binary_column(values: np.ndarray, dtype: str, type: "pa.DataType") -> "pa.Array":
+    import pyarrow as pa
+
+    data = np.ascontiguousarray(values, dtype=dtype)
+    return pa.FixedSizeBinaryArray.from_buffers(type, len(data), [None, pa.py_buffer(data)])
 
 
 def parquet_bytes(table: "pa.Table") -> bytes:
@@ -192,11 +235,16 @@ def with_plain_keys(table: "pa.Table", num_bytes: int, where: str) -> "pa.Table"
 
 def moments_array(column: "pa.ChunkedArray", shape: Sequence[int]) -> np.ndarray:
     """Return a column of moments as float16 (N, *shape), without a copy if it has one chunk. shape: theirs."""
+    return binary_array(column, MOMENTS_DTYPE, shape)
+
+
+def binary_array(column: "pa.ChunkedArray", dtype: str, shape: Sequence[int]) -> np.ndarray:
+    """Return a column of fixed_size_binary as an array (N, *shape), without a copy if it has one chunk."""
     chunks = [
-        np.frombuffer(chunk.buffers()[1], MOMENTS_DTYPE).reshape(-1, *shape)[chunk.offset : chunk.offset + len(chunk)]
+        np.frombuffer(chunk.buffers()[1], dtype).reshape(-1, *shape)[chunk.offset : chunk.offset + len(chunk)]
         for chunk in column.chunks
         if len(chunk)
     ]
     if not chunks:
-        return np.zeros((0, *shape), MOMENTS_DTYPE)
+        return np.zeros((0, *shape), dtype)
     return np.concatenate(chunks) if len(chunks) != 1 else chunks[0]

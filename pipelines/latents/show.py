@@ -8,7 +8,14 @@ from cluster import storage
 from pipelines.images.grids import class_grid, save_png
 from pipelines.latents import schema
 from pipelines.latents.dataset import LatentDataset
-from pipelines.latents.samples import decode_moments, evenly_spaced, load_autoencoder, read_rows
+from pipelines.latents.samples import (
+    decode_moments,
+    encode_images,
+    evenly_spaced,
+    load_autoencoder,
+    read_images,
+    read_rows,
+)
 
 COLUMNS, MAX_CLASSES = 8, 20
 """Images of a class, and classes, that are shown."""
@@ -23,11 +30,12 @@ def show(dataset: LatentDataset, out: Path | None) -> list[tuple[str, str]]:
     autoencoder, pixels, names = dataset.autoencoder, dataset.preprocessing, dataset.class_names
     shown = ", ".join(names[:MAX_CLASSES]) + (", ..." if len(names) > MAX_CLASSES else "")
     means, stds = map(_values, dataset.statistics.values())
+    stored = "" if dataset.stores_moments else "; not stored, training encodes the images"
     shape, flips = " x ".join(map(str, dataset.moments_shape)), ", with horizontal flips" if dataset.has_flip else ""
     lines = [
         ("latents", f"{len(dataset):,} in {len(dataset.shards)} shards, {dataset.num_bytes / 2**20:.1f} MiB"),
         ("quarantined", f"{dataset.num_quarantined:,}"),
-        ("moments", f"{shape}{', deterministic' if dataset.is_deterministic else ''}{flips}"),
+        ("moments", f"{shape}{', deterministic' if dataset.is_deterministic else ''}{flips}{stored}"),
         ("images", f"{pixels['size']} px, crop {pixels['crop']!r}"),
         ("classes", f"{len(names)}: {shown}" if names else "none"),
         ("autoencoder", f"{autoencoder['id']} ({autoencoder['class']}, {autoencoder['sha256'][:12]})"),
@@ -36,8 +44,9 @@ def show(dataset: LatentDataset, out: Path | None) -> list[tuple[str, str]]:
         ("fingerprint", dataset.fingerprint),
     ]
     if out is not None:
-        rows = read_rows(dataset, rows_to_show(dataset))
-        images = decode_moments(load_autoencoder(dataset, download=True), rows.moments)
+        rows, network = read_rows(dataset, rows_to_show(dataset)), load_autoencoder(dataset, download=True)
+        moments = encode_images(network, read_images(dataset, rows.keys)) if rows.moments is None else rows.moments
+        images = decode_moments(network, moments)
         lines.append(("grid", save_png(class_grid(images, rows.labels, names, columns=COLUMNS), str(out))))
     return lines
 

@@ -22,9 +22,11 @@ from pipelines.latents.samples import (
     load_autoencoder,
     read_images,
     read_rows,
+    source_of,
     to_tensor,
 )
 from pipelines.latents.shards import shard_files
+from pipelines.latents.source_images import SourceImages
 from pipelines.latents.statistics import ChannelSums, channel_statistics, channel_sums
 from raydit.errors import InvalidInput
 
@@ -173,7 +175,7 @@ def check_counts(dataset: LatentDataset, findings: Findings) -> None:
 
 def check_statistics(dataset: LatentDataset, findings: Findings) -> None:
     """Compare the recorded mean and standard deviation of the channels with those of the rows."""
-    if findings.num_read < len(dataset.shards):
+    if findings.num_read < len(dataset.shards) or not dataset.stores_moments:
         return
     for name, values in channel_statistics(findings.sums).items():
         recorded = dataset.statistics[name]
@@ -183,6 +185,8 @@ def check_statistics(dataset: LatentDataset, findings: Findings) -> None:
 
 def check_images(dataset: LatentDataset, count: int) -> Check:
     """Compare a sample of rows with their images: decode the rows, and encode the images again."""
+    if not dataset.stores_moments:
+        return check_source(dataset, count)
     try:
         rows = read_rows(dataset, evenly_spaced(len(dataset), count))
         autoencoder, images = load_autoencoder(dataset, download=False), read_images(dataset, rows.keys)
@@ -190,6 +194,7 @@ def check_images(dataset: LatentDataset, count: int) -> Check:
         return Check("images", True, f"not compared: {str(error).splitlines()[0]}")
     from dit.autoencoder import psnr
 
+    assert rows.moments is not None, "the data set stores moments"
     decibel = psnr(to_tensor(images), to_tensor(decode_moments(autoencoder, rows.moments)))
     pairs = [(rows.moments, images)]
     if rows.moments_flip is not None:
@@ -202,6 +207,17 @@ def check_images(dataset: LatentDataset, count: int) -> Check:
     found = f"{len(images)} rows decode to {decibel:.1f} dB; moments encoded now differ by {max(distances):.2%}"
     agree = max(distances) <= MAX_DISTANCE
     return Check("images", agree, found, "" if agree else ENCODE_AGAIN)
+
+
+def check_source(dataset: LatentDataset, count: int) -> Check:
+    """Compare a sample of images with those that were encoded, where training reads them again."""
+    try:
+        images = SourceImages(dataset, source_of(dataset)).read(evenly_spaced(len(dataset), count))
+    except InvalidInput as error:
+        return Check("images", False, error.found, error.do)
+    except OSError as error:
+        return Check("images", True, f"not compared: {str(error).splitlines()[0]}")
+    return Check("images", True, f"{len(images)} images are those that were encoded")
 
 
 def relative_distance(stored: np.ndarray, fresh: np.ndarray) -> float:
@@ -217,13 +233,18 @@ def _summarize(topic: str, dataset: LatentDataset, findings: Findings) -> str:
     """Return the line for a topic with nothing wrong."""
     shards, shape = len(dataset.shards), dataset.moments_shape
     partly = f" in {findings.num_read} of {shards} shards" if findings.num_read < shards else ""
+    finite, statistics = ", moments finite", "mean and standard deviation match the rows"
+    if partly:
+        statistics = "not compared: rows are missing"
+    elif not dataset.stores_moments:
+        finite, statistics = "", "not compared: no moments are stored"
     return {
         "digests": f"{shards} shards, {dataset.num_bytes / 2**20:.1f} MiB, as the manifest says",
         "schema": f"format version {schema.VERSION}, moments {shape}{partly}",
         "keys": f"{len(findings.keys):,}, all different{partly}",
-        "ranges": f"labels below {max(1, len(dataset.class_names))}, moments finite{partly}",
+        "ranges": f"labels below {max(1, len(dataset.class_names))}{finite}{partly}",
         "counts": f"{len(dataset):,} rows + {dataset.num_quarantined} quarantined = images found",
-        "statistics": "not compared: rows are missing" if partly else "mean and standard deviation match the rows",
+        "statistics": statistics,
         "fingerprint": dataset.fingerprint[:12],
     }[topic]
 

@@ -56,7 +56,8 @@ class EncodePlan:
     """Share of the autoencoder's work that pads the last batches of shards."""
     moments_shape: tuple[int, int, int] | None
     bytes_per_image: int | None
-    """Bytes of moments; keys and Parquet's own structures add some dozens."""
+    """Bytes of a training image's moments, or of what names it where they are not stored; its key and Parquet's own
+    structures add some dozens."""
     free_bytes: int | None
     """Free space at the output."""
     seconds_to_read: float | None = None
@@ -70,6 +71,8 @@ class EncodePlan:
     """What a user should know about images and classes, in sentences."""
     pending_held_out: int | None = None
     """Held-out images that are still to be encoded; None if the recipe does not encode them."""
+    bytes_per_held_out: int | None = None
+    """Bytes of a held-out image's moments, which are always stored."""
 
     @property
     def images_to_encode(self) -> int:
@@ -78,8 +81,10 @@ class EncodePlan:
 
     @property
     def bytes(self) -> int | None:
-        """Bytes of the moments that are still to be written."""
-        return None if self.bytes_per_image is None else self.bytes_per_image * self.images_to_encode
+        """Bytes that are still to be written."""
+        if self.bytes_per_image is None or self.bytes_per_held_out is None:
+            return None
+        return self.bytes_per_image * self.pending_images + self.bytes_per_held_out * (self.pending_held_out or 0)
 
     @property
     def seconds(self) -> float | None:
@@ -98,10 +103,9 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
     pending_held_out: list[LatentShard] = []
     if config.encodes_held_out:
         _, _, pending_held_out = plan_set(held_out_set(config, held_out), config.encode, autoencoder)
-    shape = None
+    description = None
     if autoencoder:
         description = describe_latents(config.images, config.encode, listing.class_names, autoencoder)
-        shape = description.moments_shape
     plan = EncodePlan(
         images=len(listing),
         held_out=len(held_out),
@@ -111,12 +115,13 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
         pending_images=_count_images(pending),
         changed=changed,
         padding=padding_share(pending, config.encode.batch_size),
-        moments_shape=shape,
-        bytes_per_image=schema.moments_bytes(shape, config.encode.flip) if shape else None,
+        moments_shape=description.moments_shape if description else None,
+        bytes_per_image=description.row_bytes if description else None,
         free_bytes=storage.free_bytes(config.output),
         unknown=unknown,
         notes=tuple(listing.describe_classes()),
         pending_held_out=_count_images(pending_held_out) if config.encodes_held_out else None,
+        bytes_per_held_out=schema.moments_bytes(description.moments_shape, config.encode.flip) if description else None,
     )
     if unknown or not plan.images_to_encode:
         return plan
@@ -227,16 +232,18 @@ def encode_plan_lines(plan: EncodePlan, settings: EncodeConfig) -> list[tuple[st
         reasons = "; ".join(plan.changed)
         lines.append(("start over", f"because {reasons}; the earlier latents are kept in superseded/"))
     if plan.images_to_encode:
-        lines += [("bytes", _bytes(plan)), ("time", _time(plan, settings.num_workers))]
+        lines += [("bytes", _bytes(plan, settings.stores_moments)), ("time", _time(plan, settings.num_workers))]
     return lines
 
 
-def _bytes(plan: EncodePlan) -> str:
+def _bytes(plan: EncodePlan, stores_moments: bool) -> str:
     free = "" if plan.free_bytes is None else f"; {format_bytes(plan.free_bytes)} free"
     if plan.bytes is None or plan.moments_shape is None:
         return f"unknown: {plan.unknown}{free}"
     shape = " x ".join(map(str, plan.moments_shape))
     short = "" if plan.free_bytes is None or plan.bytes < plan.free_bytes else ", which is not enough"
+    if not stores_moments:
+        return f"{format_bytes(plan.bytes)} without the moments of training images ({shape} float16 each){free}{short}"
     return f"{format_bytes(plan.bytes)} of moments ({plan.bytes_per_image:,} per image: {shape} float16){free}{short}"
 
 

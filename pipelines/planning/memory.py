@@ -33,7 +33,10 @@ def worker_memory(settings: StageConfig, networks: Networks, cluster: Cluster) -
     encoder, decoder = networks.encoder, networks.decoder
     process = {"process": float(ACCELERATOR_PROCESS_BYTES if cluster.accelerator else CPU_PROCESS_BYTES)}
     if isinstance(settings, TrainConfig):
-        return train_memory(networks.model, settings) | process
+        encoding, autoencoder = networks.encoding, {}
+        if encoding is not None:
+            autoencoder = _inference_memory(encoder, encoding.batch_size, encoding.dtype)
+        return train_memory(networks.model, settings) | autoencoder | process
     if isinstance(settings, AutoencoderTrainConfig):
         # The state is weights, gradients, AdamW's two moments and averages.
         state = 5 * FLOAT32 * (encoder.parameters + decoder.parameters)

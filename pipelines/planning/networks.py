@@ -10,6 +10,7 @@ from dit.autoencoder_size import AutoencoderSize
 from dit.config import TIMESTEP_FREQUENCIES, DiTConfig, UViTConfig
 from dit.hub import split_revision
 from dit.schedule import TrainingConfig
+from pipelines.config.encode import EncodeConfig
 from pipelines.config.lora import LoraConfig
 from pipelines.config.model import AbsentModel
 from pipelines.config.recipe import AutoencoderConfig, Recipe
@@ -30,6 +31,8 @@ class Networks(NamedTuple):
     """Channels of the stored moments: those of the latents, and of a log variance unless it is deterministic."""
     trained_share: float = 1.0
     """Share of an image's pixels that training of the autoencoder computes: below 1 for crops."""
+    encoding: EncodeConfig | None = None
+    """Settings with which training encodes its images; None where their moments are stored."""
 
 
 def resolve_networks(config: Recipe, num_classes: int) -> Networks:
@@ -55,6 +58,7 @@ def resolve_networks(config: Recipe, num_classes: int) -> Networks:
         decoder(autoencoder, side),
         moments_channels(shape),
         trained_share=((crop or side) / side) ** 2,
+        encoding=None if config.encode.stores_moments else config.encode,
     )
 
 

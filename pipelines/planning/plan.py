@@ -78,7 +78,7 @@ class Plan:
     images: Images
     stages: list[StagePlan]
     latent_bytes: int
-    """Bytes of the moments of all images that are encoded, with those of their horizontal flips if these are stored."""
+    """Bytes of all moments that are stored, with those of horizontal flips if there are any."""
     checkpoint_bytes: int
     """Bytes of one checkpoint."""
     checkpoints_written: int
@@ -135,7 +135,7 @@ def make_plan(
         cluster=cluster,
         images=images,
         stages=stages,
-        latent_bytes=_encoded(config, images) * moments_bytes(moments_shape, config.encode.flip),
+        latent_bytes=_stored(config, images) * moments_bytes(moments_shape, config.encode.flip),
         checkpoint_bytes=checkpoint_bytes(model, train),
         checkpoints_written=len(steps),
         checkpoints_kept=len(steps) - len(outdated_steps(steps, train, None)),
@@ -154,6 +154,11 @@ def _describe_start(train: TrainConfig) -> str:
 def _encoded(config: Recipe, images: Images) -> int:
     """Return the number of images that are encoded: training images, and held-out ones if the recipe validates."""
     return images.training + (images.held_out if config.encodes_held_out else 0)
+
+
+def _stored(config: Recipe, images: Images) -> int:
+    """Return the number of images whose moments are stored: those that are encoded, unless training encodes its own."""
+    return _encoded(config, images) - (0 if config.encode.stores_moments else images.training)
 
 
 def _stages(config: Recipe, images: Images) -> dict[str, tuple[StageConfig, int]]:

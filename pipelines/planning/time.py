@@ -64,7 +64,7 @@ def encode_work(settings: EncodeConfig, networks: Networks, cluster: Cluster, im
 
 
 def train_work(settings: TrainConfig, networks: Networks, cluster: Cluster, images: int) -> Work:
-    """Return the work of training the transformer on `images` in all of its steps.
+    """Return the work of training the transformer on `images` in all of its steps, and of encoding them meanwhile.
 
     What gradient checkpointing recomputes takes time, and does not count as FLOPs, as it does not in MFU.
     """
@@ -82,6 +82,15 @@ def train_work(settings: TrainConfig, networks: Networks, cluster: Cluster, imag
         seconds["update"] = settings.steps * step.update
     else:
         seconds["arithmetic"] = flops * (4 / 3 if settings.gradient_checkpointing else 1) / speed
+    if networks.encoding is not None:
+        encoding = images * 2 * networks.encoder.macs
+        flops += encoding
+        share, batch = settings.global_batch_size / settings.most_workers, networks.encoding.batch_size
+        padded = math.ceil(share / batch) * batch / share * encoding
+        # A device computes for the autoencoder and the transformer in turn, while cores read.
+        seconds["encoding"] = padded / cluster.speed("encode", settings, networks.encoding.dtype)[0]
+        hidden = sum(seconds.values()) - seconds["start"] if cluster.accelerator else 0.0
+        seconds["reading images"] = max(0.0, images * cluster.read_seconds / cluster.cores - hidden)
     return Work(_steps(settings), flops, seconds, basis)
 
 

@@ -144,6 +144,8 @@ def _latents_and_before(path: str, recorded: str | None, config: Recipe | None, 
         link.broken.append(str(error))
         return [link]
     link.facts.append(f"{len(dataset):,} rows in {len(dataset.shards)} shards, revision {dataset.revision}")
+    if not dataset.stores_moments:
+        link.facts.append("without moments: training encodes the images")
     link.compare("fingerprint", dataset.fingerprint, recorded)
     content = fingerprint_of(dataset.description, dataset.shards)
     link.compare(f"fingerprint of the content of {MANIFEST}", content, dataset.fingerprint)

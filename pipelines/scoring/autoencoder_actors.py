@@ -204,7 +204,7 @@ class ReconstructingActor(ScoringActor):
             moments_shape=moments.shape[1:],
             encode_seconds=encoded - started,
             decode_seconds=finished - encoded,
-            device=_device_name(self.device, self.encoder.dtype),
+            device=_device_name(self.device, self.encoder.settings.dtype),
         )
 
     def decode(self, means: "torch.Tensor") -> np.ndarray:
@@ -213,10 +213,10 @@ class ReconstructingActor(ScoringActor):
 
         from dit.precision import tf32_products
 
-        autoencoder, size, decoded = self.encoder.autoencoder, self.encoder.batch_size, []
+        autoencoder, size, decoded = self.encoder.autoencoder, self.source.encode.batch_size, []
         for part in means.split(size):
             batch = torch.cat([part, part[:1].expand(size - len(part), *part.shape[1:])]).to(self.device)
-            with tf32_products(self.device, self.encoder.dtype):
+            with tf32_products(self.device, self.encoder.settings.dtype):
                 decoded.append(autoencoder.decode(autoencoder.scale.scale(batch))[: len(part)].cpu())
         return torch.cat(decoded).numpy()
 

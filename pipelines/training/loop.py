@@ -21,6 +21,7 @@ from pipelines.latents.dataset import LatentDataset
 from pipelines.training.adapter import adapted_network
 from pipelines.training.batches import LatentBatch, Process, latent_batches, prefetch
 from pipelines.training.cursor import DataCursor
+from pipelines.training.encoded_images import EncodedImages, explain_padding
 from pipelines.training.loading import Backend, LatentSource, choose_backend, open_latent_source
 from pipelines.training.losses import latent_losses
 from pipelines.training.nonfinite import NonFiniteGuard, describe_latents, go_on_after_rollbacks
@@ -129,6 +130,12 @@ def open_for_training(
     Collective. Raises InvalidInput if the recipe asks for another order than the checkpoint's.
     """
     config = settings.train
+    if settings.encoding is not None:
+        share = WorkerShare(worker.rank, worker.num_workers, config.global_batch_size)
+        if notice := explain_padding(settings.encoding, share):
+            worker.notice(notice)
+        threads = config.cpus_per_worker
+        return EncodedImages(dataset, settings.encoding, share, worker.device, seed=settings.seed, threads=threads)
     # At step 0, from which a training starts that has a start, nothing has been read in any order.
     trained_order = DataCursor.of(newest).order if newest and newest.step else None
     backend: Backend

@@ -14,6 +14,7 @@ from pipelines.config.recipe import Recipe, random_setting
 from pipelines.config.training import TrainConfig
 from pipelines.latents.autoencoder import autoencoder_of
 from pipelines.latents.dataset import LatentDataset
+from pipelines.training.encoded_images import ImageEncoding, image_encoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class TrainWorkerSettings:
     """Normalisation of the latents."""
     latents: str
     """Absolute path or URI of the latent data set."""
+    encoding: ImageEncoding | None = None
+    """How images are encoded while training; None where the data set holds their moments."""
     held_out: str
     """The same of held-out latents, for the validation loss; empty without train.validate_every."""
     checkpoints: CheckpointFolder
@@ -54,6 +57,7 @@ def train_worker_settings(config: Recipe, latents: LatentDataset) -> TrainWorker
         objective=objective,
         scale=scale_of(autoencoder),
         latents=str(latents.path),
+        encoding=None if latents.stores_moments else image_encoding(config, latents),
         held_out=config.latents_held_out if config.train.validate_every else "",
         checkpoints=CheckpointFolder(config.folder("checkpoints")),
         record=describe_checkpoint(

@@ -207,7 +207,7 @@ def test_another_config_with_the_same_weights_makes_other_latents(tmp_path, monk
 def test_a_worker_that_finds_another_autoencoder_encodes_nothing(tiny_autoencoder):
     handle = AutoencoderHandle(tiny_autoencoder, "")
     recorded = {**handle.describe(), **further_digests(handle.folder())}
-    assert EncodeImages(handle, EncodeConfig(), recorded).batch_size
+    assert EncodeImages(handle, EncodeConfig(), recorded).autoencoder
     for name in ("sha256", "config_sha256"):
         other = {**recorded, "tensors_sha256": None, name: "0" * 64}
         with pytest.raises(ValueError, match="found another autoencoder in .* Copy the same files to all machines"):
