@@ -19,6 +19,7 @@ from pipelines.cli.commands.evaluate import evaluate
 from pipelines.cli.commands.jobs import jobs
 from pipelines.cli.commands.latents import latents
 from pipelines.cli.commands.plan import plan
+from pipelines.cli.commands.publish import publish
 from pipelines.cli.commands.reference import reference
 from pipelines.cli.commands.registry import lineage, promote
 from pipelines.cli.commands.runs import runs
@@ -27,6 +28,7 @@ from pipelines.cli.commands.stages import autoencoder, encode, run, train
 from pipelines.cli.commands.submit import submit
 from pipelines.cli.commands.tune import tune
 from pipelines.cli.commands.ui import ui
+from pipelines.cli.commands.verify import verify
 from pipelines.cli.options import BAD_INPUT, FAILED, INTERRUPTED
 from raydit import __version__
 from raydit.errors import RayditError
@@ -34,7 +36,7 @@ from raydit.printable import printable
 
 COMMANDS: tuple[click.Command, ...] = (
     *(run, autoencoder, encode, train, evaluate),
-    *(plan, sample, tune, compare, reference, autoencoders, latents, import_, export, merge),
+    *(plan, sample, tune, compare, publish, verify, reference, autoencoders, latents, import_, export, merge),
     *(runs, lineage, promote, clean, ui),
     *(submit, jobs, doctor),
 )

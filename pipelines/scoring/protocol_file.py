@@ -103,8 +103,16 @@ def _recipe_name(extractor: str) -> Any:
     return re.sub("-[0-9a-f]{8}$", "", extractor)
 
 
-def require_protocols(found: Sequence[EvaluationProtocol], wanted: Sequence[EvaluationProtocol], file: str) -> None:
-    """Raise InvalidInput if an evaluation would have other protocols than those of a file, naming a field."""
+def require_protocols(
+    found: Sequence[EvaluationProtocol],
+    wanted: Sequence[EvaluationProtocol],
+    file: str,
+    do: str = "use the same real images, weights and autoencoder (--recipe, --reference), or leave out --protocol",
+) -> None:
+    """Raise InvalidInput if an evaluation would have other protocols than those of a file, naming a field.
+
+    do: what to do about it.
+    """
     for ours, theirs in zip(found, wanted, strict=True):
         if ours.protocol_id == theirs.protocol_id:
             continue
@@ -115,5 +123,5 @@ def require_protocols(found: Sequence[EvaluationProtocol], wanted: Sequence[Eval
         raise InvalidInput(
             f"protocol {ours.protocol_id} with {shown}",
             f"{theirs.protocol_id} of {file}, with {expected}",
-            "use the same real images, weights and autoencoder (--recipe, --reference), or leave out --protocol",
+            do,
         )

@@ -1,0 +1,90 @@
+"""Whether the scores of a card hold: each of them beside the one that was computed again."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import hypot
+from typing import Literal
+
+from evaluation.report import EvaluationReport, align_columns
+
+ROUNDING = 1e-3
+"""Largest relative difference that counts as rounding. The same samples computed by another device, or by kernels for
+another batch, differ in the last digits, and then some of their pixels by one grey level."""
+
+Verdict = Literal["equal", "rounding", "error", "differs", "missing"]
+WORDS: dict[Verdict, str] = {
+    "equal": "equal to the bit",
+    "rounding": "equal within rounding",
+    "error": "equal within the stated errors",
+    "differs": "DIFFERS",
+    "missing": "MISSING",
+}
+"""Verdicts in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreCheck:
+    """A score of a card beside the one that was computed again."""
+
+    name: str
+    """Name of the metric, and of what, if it is not of the card's samples."""
+    stated: float
+    found: float | None
+    """None if it was not computed again."""
+    error: float | None
+    """Combined standard error of both values, if either states one."""
+    verdict: Verdict
+
+    @property
+    def holds(self) -> bool:
+        """Whether the score on the card is right."""
+        return self.verdict in ("equal", "rounding", "error")
+
+
+def check_scores(stated: EvaluationReport, found: EvaluationReport) -> list[ScoreCheck]:
+    """Compare all scores of a card's report with those of a report by the same protocols, seeds and checkpoint."""
+    return list(_checks(stated, found))
+
+
+def _checks(stated: EvaluationReport, found: EvaluationReport) -> Iterator[ScoreCheck]:
+    for name, value in stated.metrics.items():
+        yield _check(name, value, found.metrics.get(name), _combined(stated, found, name))
+    for name, values in stated.repeats.items():
+        again = found.repeats.get(name, [])
+        for number, value in enumerate(values[1:], start=1):
+            label = f"{name}, seed {stated.protocol.seed + number}"
+            yield _check(label, value, again[number] if number < len(again) else None, _combined(stated, found, name))
+    baselines = {"real images": "real_baseline", "reconstructions": "reconstructions"}
+    for title, field in baselines.items():
+        for name, value in getattr(stated, field).items():
+            yield _check(f"{name}, {title}", value, getattr(found, field).get(name), None)
+
+
+def _combined(stated: EvaluationReport, found: EvaluationReport, name: str) -> float | None:
+    errors = [report.errors[name] for report in (stated, found) if name in report.errors]
+    return hypot(*errors) if errors else None
+
+
+def _check(name: str, stated: float, found: float | None, error: float | None) -> ScoreCheck:
+    return ScoreCheck(name=name, stated=stated, found=found, error=error, verdict=_verdict(stated, found, error))
+
+
+def _verdict(stated: float, found: float | None, error: float | None) -> Verdict:
+    if found is None:
+        return "missing"
+    if stated == found:
+        return "equal"
+    difference = abs(stated - found)
+    if difference <= ROUNDING * max(abs(stated), abs(found)):
+        return "rounding"
+    return "error" if error is not None and difference < error else "differs"
+
+
+def verification_table(checks: list[ScoreCheck]) -> str:
+    """Return aligned text with a row for each score."""
+    rows = [["metric", "card", "computed again", ""]]
+    for check in checks:
+        error = "" if check.error is None else f" +- {check.error:.3g}"
+        found = "" if check.found is None else f"{check.found:.6g}{error}"
+        rows.append([check.name, f"{check.stated:.6g}", found, WORDS[check.verdict]])
+    return "\n".join(align_columns(rows))
