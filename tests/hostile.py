@@ -85,6 +85,16 @@ def read_latents(path: str) -> str:
     return f"{len(dataset.arrays.labels)} rows, {len(dataset.read_quarantine())} quarantined"
 
 
+def read_latents_without_moments(path: str) -> str:
+    """Read what training reads of a data set whose images it encodes, but for the images."""
+    from pipelines.config.recipe import ImagesConfig
+    from pipelines.latents.dataset import LatentDataset
+    from pipelines.latents.source_images import SourceImages
+
+    source = SourceImages(LatentDataset.open(path), ImagesConfig(path="digits"))
+    return f"{len(source.labels)} rows, {source.keys([0])}"
+
+
 def read_reference(path: str) -> str:
     from evaluation.reference import ReferenceStatistics
 
@@ -99,6 +109,15 @@ def read_report(path: str) -> str:
 
     report = read_report(path)
     return f"{report.headline} {len(report.table())} {len(render_page(report))}"
+
+
+def read_card(path: str) -> str:
+    """Read a card of an evaluation, and show it."""
+    from evaluation.card_text import render_card
+    from pipelines.scoring.cards import read_card
+
+    card = read_card(path)
+    return f"{card.digest} {len(render_card(card))}"
 
 
 def read_journal(path: str) -> str:
@@ -151,8 +170,10 @@ READERS: dict[str, Callable[[str], str]] = {
     "checkpoint": read_checkpoint,
     "signed checkpoint": read_signed_checkpoint,
     "latents": read_latents,
+    "latents without moments": read_latents_without_moments,
     "reference": read_reference,
     "report": read_report,
+    "evaluation card": read_card,
     "journal": read_journal,
     "official": read_official,
     "adapter": read_adapter,

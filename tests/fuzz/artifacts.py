@@ -1,6 +1,7 @@
 """Valid artifacts of raydit whose files are changed: checkpoints, latents, references, reports, journals, weights."""
 
 import atexit
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,12 +14,16 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from tiny_checkpoint import MODEL, random_network, tiny_output, write_checkpoint
+from tiny_latents import make_record
 from tiny_story import write_latents
 
 from dit.formats.adapter import AdapterConfig, write_adapter
+from evaluation.card import CheckpointFacts, EvaluationCard, LatentsFacts
 from evaluation.merge_reports import merge_reports
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
+from pipelines.latents import schema
+from pipelines.latents.dataset import LatentDataset, write_manifest
 
 
 @cache
@@ -35,6 +40,19 @@ def output_folder() -> Path:
 def make_part(name: str) -> Callable[[Path], Path]:
     """Return what copies a part of the output into a folder."""
     return lambda folder: Path(shutil.copytree(output_folder() / name, folder / Path(name).name))
+
+
+def make_latents_without_moments(folder: Path) -> Path:
+    stored = LatentDataset.open(output_folder() / "latents")
+    description = replace(stored.description, encoding={"dtype": "float32"})
+    keys, digests = [f"k{row}" for row in range(9)], np.random.default_rng(0).integers(0, 256, (9, 16), np.uint8)
+    table = schema.image_table(schema.latent_schema(description), keys, np.arange(9) % 3, digests, None)
+    data, path = schema.parquet_bytes(table), folder / "latents"
+    path.mkdir()
+    (path / "part-00000.parquet").write_bytes(data)
+    record = make_record(0, np.zeros((9, *description.moments_shape), "<f2"), data)
+    write_manifest(str(path), description, stored.identity, [record], recipe={})
+    return path
 
 
 def make_reference(folder: Path) -> Path:
@@ -57,6 +75,34 @@ def make_report(folder: Path) -> Path:
     report = merge_reports([report, second])
     (folder / "report.json").write_text(report.to_json())
     return folder / "report.json"
+
+
+def make_card(folder: Path) -> Path:
+    report = EvaluationReport.from_json(make_report(folder).read_bytes())
+    (folder / "report.json").unlink()
+    facts = CheckpointFacts(uri="x", digest="ab", step=1, model="m", parameters=2, bytes=3, files={"a": "b"})
+    card = EvaluationCard(
+        report=replace(report, artifacts={}),
+        checkpoint=facts,
+        latents=LatentsFacts(fingerprint="f", path="y", images=4),
+        recipe={"name": "x", "images": {"path": "digits"}},
+        environment={"torch": "2"},
+        command="raydit evaluate x",
+        date="2026-01-01",
+    )
+    (folder / "card.json").write_text(card.to_json())
+    return folder / "card.json"
+
+
+def repair_card(data: bytes) -> bytes:
+    """Give a changed card the digest of its content."""
+    try:
+        content = json.loads(data)
+        del content["digest"]
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return data  # what is no card stays as it is
+    return json.dumps({**content, "digest": hashlib.sha256(text.encode()).hexdigest()}).encode()
 
 
 def make_journal(folder: Path) -> Path:

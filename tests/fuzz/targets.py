@@ -15,7 +15,18 @@ from pictures import encoded, noise, square, write, write_tar
 from PIL import Image, features
 
 from cluster.storage.lease import LEASE_FILE, LeaseOwner
-from fuzz.artifacts import make_adapter, make_journal, make_part, make_reference, make_report, make_shards, make_weights
+from fuzz.artifacts import (
+    make_adapter,
+    make_card,
+    make_journal,
+    make_latents_without_moments,
+    make_part,
+    make_reference,
+    make_report,
+    make_shards,
+    make_weights,
+    repair_card,
+)
 
 PNG = encoded(square(3))
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,7 +135,7 @@ def make_splits(folder: Path) -> Path:
     return folder
 
 
-def make_card(folder: Path) -> Path:
+def make_hub_card(folder: Path) -> Path:
     card = """---
 license: mit
 configs:
@@ -203,7 +214,7 @@ TARGETS: dict[str, Target] = {
     "arrow": Target("images", make_arrow, "*.arrow"),
     "state of save_to_disk": Target("images", make_arrow, "state.json"),
     "splits of save_to_disk": Target("images", make_splits, "dataset_dict.json"),
-    "card": Target("images", make_card, "README.md"),
+    "card": Target("images", make_hub_card, "README.md"),
     "infos": Target("images", make_infos, "dataset_infos.json"),
     "csv": Target("images", make_table(".csv"), "metadata.csv"),
     "jsonl": Target("images", make_table(".jsonl"), "metadata.jsonl", tokens=(b"\\", b'\\"', b"\\u0000", b"]]", b"}}")),
@@ -222,8 +233,11 @@ TARGETS: dict[str, Target] = {
     "official weights": Target("official", make_weights),
     "shards of weights": Target("official", make_shards),
     "adapter": Target("adapter", make_adapter),
+    "latents without moments": Target("latents without moments", make_latents_without_moments, "*.parquet"),
+    "manifest without moments": Target("latents without moments", make_latents_without_moments, "manifest.json"),
     "reference": Target("reference", make_reference),
     "report": Target("report", make_report),
+    "evaluation card": Target("evaluation card", make_card, repair=repair_card),
     "journal": Target("journal", make_journal),
 }
 """What is fuzzed, by name. A further reader needs an entry here, and one in `hostile.READERS`."""
