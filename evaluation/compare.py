@@ -6,7 +6,8 @@ from math import hypot
 
 from evaluation.metric_names import parse_metric_name
 from evaluation.protocol import EvaluationProtocol
-from evaluation.report import EvaluationReport, align_columns
+from evaluation.report import EvaluationReport
+from evaluation.text_table import align_columns
 from raydit.errors import InvalidInput
 
 NO_DIFFERENCE = "~"

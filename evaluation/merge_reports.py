@@ -22,6 +22,7 @@ def merge_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
         FurtherScores(
             protocol=other.protocol,
             curve=other.curve,
+            per_class=other.per_class,
             warnings=[warning for warning in other.warnings if warning not in first.warnings],
         )
         for other in others

@@ -8,10 +8,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from evaluation.extractor_names import CLIP_L_336, INCEPTION, metric_part
 from raydit.errors import InvalidInput
-
-INCEPTION = "inception"
-"""Name of the extractor with the published FID weights. Only this one may give a metric its published name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +17,15 @@ class MetricKind:
     """A metric, whatever the extractor and the number of images."""
 
     name: str
-    """First part of the metric's names with any extractor but the verified Inception."""
+    """First part of the metric's names with any extractor but `published_extractor`."""
     label: str
     """Name for people, as in the title of a table's row."""
     higher_is_better: bool
     """Direction in which checkpoints are ranked."""
     published_name: str = ""
-    """First part of the metric's names with the verified Inception; empty: `name`."""
+    """The metric's name with `published_extractor`; empty: `name`."""
+    published_extractor: str = INCEPTION
+    """The extractor of the metric's paper, with verified weights: with it alone names leave the extractor out."""
 
     @property
     def arrow(self) -> str:
@@ -55,6 +55,9 @@ METRIC_KINDS = {
         MetricKind(name="recall", label="recall", higher_is_better=True),
         MetricKind(name="density", label="density", higher_is_better=True),
         MetricKind(name="coverage", label="coverage", higher_is_better=True),
+        MetricKind(name="cmmd", label="CMMD", higher_is_better=False, published_extractor=CLIP_L_336),
+        MetricKind(name="mind", label="Monge Inception Distance", higher_is_better=False),
+        MetricKind(name="rbf_mmd", label="squared MMD, Gaussian kernel", higher_is_better=False),
     )
 }
 """Every metric by its name. Names, tables, pages and ranking follow from this entry; evaluation.score computes it."""
@@ -79,17 +82,18 @@ def metric_name(kind: str, extractor: str, num_samples: int) -> str:
     """Return the name of a metric over num_samples images in an extractor's features.
 
     kind: a key of METRIC_KINDS, or one with ratio_ before it, which gives ratio_ before the metric's name. With the
-    verified Inception weights fid_50k, fid_infinity_50k, sfid_50k, is_50k, ratio_fid_50k and so on; otherwise
-    fd_efficientnet_lite0_1k, fd_infinity_efficientnet_lite0_10k. Raises ValueError for an unknown kind.
+    verified Inception weights fid_50k, fid_infinity_50k, sfid_50k, is_50k, ratio_fid_50k and so on, and with those of
+    CMMD's CLIP cmmd_50k; otherwise fd_efficientnet_lite0_1k, fd_timm_resnet50_a1_in1k_10k, where every character of the
+    extractor's name but letters and digits is "_". Raises ValueError for an unknown kind.
     """
     if kind.startswith(RATIO):
         return RATIO + metric_name(kind.removeprefix(RATIO), extractor, num_samples)
     if kind not in METRIC_KINDS:
         raise ValueError(f"Found metric kind {kind!r}, expected one of {', '.join(METRIC_KINDS)}. Use one of these.")
     count = format_count(num_samples)
-    if extractor == INCEPTION:
+    if extractor == METRIC_KINDS[kind].published_extractor:
         return f"{METRIC_KINDS[kind].published_name or kind}_{count}"
-    return f"{kind}_{extractor.replace('-', '_')}_{count}"
+    return f"{kind}_{metric_part(extractor)}_{count}"
 
 
 def mean_ratio_name(num_samples: int) -> str:
@@ -116,6 +120,19 @@ def is_of_extractor(name: str, extractor: str) -> bool:
     """
     parts = parse_metric_name(name)
     return parts.kind != MEAN_RATIO and metric_name(parts.kind.name, extractor, parts.num_samples) == name
+
+
+def check_metric_part(extractor: str) -> None:
+    """Raise InvalidInput for an extractor whose part of a name looks like a metric's: infinity_x in fd_infinity_x.
+
+    Those of networks, timm and transformers never do.
+    """
+    for kind in METRIC_KINDS:
+        found = parse_metric_name(metric_name(kind, extractor, 1000)).kind.name
+        if found != kind:
+            raise InvalidInput(
+                f"found {extractor!r}, whose {kind} would have a name of {found}", "another name", "rename the module"
+            )
 
 
 def _find_kind(stem: str) -> MetricKind | None:

@@ -14,6 +14,8 @@ from evaluation.statistics import InceptionScoreSums
 from raydit.errors import InvalidInput
 
 Array = np.ndarray
+_RBF_COLUMNS = 2**12
+"""Samples that a block of rows is sized for: blocks of 4,096 rows leave few pairs to be computed twice."""
 ROUNDING = 8 * np.finfo(np.float64).eps
 """Share of the largest eigenvalue below which the eigenvalues that LAPACK returns are rounding errors."""
 
@@ -211,11 +213,39 @@ def _project(directions: Array, features: Array) -> Array:
 
 
 def _rbf_sum(x: Array, y: Array, sigma: float) -> float:
-    """Return the sum of exp(-|x_i - y_j|^2 / (2 sigma^2)) over all pairs."""
+    """Return the sum of exp(-|x_i - y_j|^2 / (2 sigma^2)) over all pairs; of one set with itself in half the time."""
     if not sigma > 0:
         raise InvalidInput(f"sigma is {sigma}", "a number above 0", "10 is that of CMMD")
+    total = 0.0
+    for rows in split_rows(len(x), min(len(y), _RBF_COLUMNS)):
+        block = x[rows]
+        if x is not y:
+            total += _kernel_sum(block, y, sigma)
+        else:  # pairs of this block with one another, and twice those with all later samples
+            total += _kernel_sum(block, block, sigma) + 2 * _kernel_sum(block, x[rows.stop :], sigma)
+    return total
+
+
+def _kernel_sum(x: Array, y: Array, sigma: float) -> float:
+    if not len(y):
+        return 0.0
     blocks = iterate_squared_distances(x, y)
     return float(sum(np.exp(distances / (-2 * sigma**2)).sum() for _, distances in blocks))
+
+
+def median_distance(features: Array, count: int = 1000) -> float:
+    """Return the median distance between `count` evenly spaced rows of features (N, D), or all if there are fewer.
+
+    It is the customary width of a Gaussian kernel (Gretton et al. 2012, section 8). Raises InvalidInput for fewer than
+    two rows, or if most are equal.
+    """
+    chosen = np.asarray(features)[np.arange(min(count, len(features))) * len(features) // min(count, len(features))]
+    pairs = np.triu_indices(len(chosen), 1)
+    distances = np.concatenate([squared for _, squared in iterate_squared_distances(chosen, chosen)])[pairs]
+    median = float(np.sqrt(np.median(distances))) if len(distances) else 0.0
+    if not median > 0:
+        raise InvalidInput(f"{len(chosen)} samples whose median distance is 0", "samples that differ", "use others")
+    return median
 
 
 def _check_sides(features1: Array, features2: Array, fewest: int) -> tuple[Array, Array]:
@@ -250,12 +280,7 @@ def manifold_scores(generated: Array, real: Array, k: int = 3, k_density: int = 
     2020 (arXiv 2002.09797), eq. 3 and 4, k = 5. Distances are held in blocks: 50,000 by 50,000 of 2048 features take
     2 GB. Raises InvalidInput if either side has too few samples.
     """
-    if min(len(generated), len(real)) <= max(k, k_density):
-        raise InvalidInput(
-            f"{len(generated)} generated and {len(real)} real samples",
-            f"more than k = {max(k, k_density)} of each",
-            "add samples, or lower k",
-        )
+    check_neighbours(generated, real, k, k_density)
     real_radii, real_radii_density = squared_radii(real, (k, k_density))
     (generated_radii,) = squared_radii(generated, (k,))
     precise, balls = 0, 0
@@ -268,6 +293,16 @@ def manifold_scores(generated: Array, real: Array, k: int = 3, k_density: int = 
         covered |= inside.any(axis=0)
     n = len(generated)
     return ManifoldScores(precise / n, float(recalled.mean()), balls / (k_density * n), float(covered.mean()))
+
+
+def check_neighbours(generated: Array, real: Array, k: int, k_density: int) -> None:
+    """Raise InvalidInput if either side has too few samples for that many nearest neighbours."""
+    if min(len(generated), len(real)) <= max(k, k_density):
+        raise InvalidInput(
+            f"{len(generated)} generated and {len(real)} real samples",
+            f"more than k = {max(k, k_density)} of each",
+            "add samples, or lower k",
+        )
 
 
 def precision_recall(generated: Array, real: Array, k: int = 3) -> tuple[float, float]:

@@ -41,24 +41,25 @@ class Network(NamedTuple):
     """Number of classes; 0: no logits."""
 
 
-def build_efficientnet_lite0(state_dict: StateDict, device: torch.device) -> Network:
-    """Build EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946): 1280 pooled features, 1000 ImageNet logits.
+def build_efficientnet_lite(state_dict: StateDict, device: torch.device, *, name: str, pixels: int) -> Network:
+    """Build an EfficientNet-Lite (Tan & Le 2019, arXiv 1905.11946): 1280 pooled features, 1000 ImageNet logits.
 
-    Input: bilinear resize to 224 x 224 with half-pixel corners (torch's align_corners=False) and antialiasing, which
-    blurs only when shrinking; not rounded back to integers; then (x - 127) / 128, as in TensorFlow's Lite models (the
-    package's README gives the normalisation of another family).
+    name: "efficientnet-lite0" to "efficientnet-lite2". Input: bilinear resize to pixels x pixels with half-pixel
+    corners (torch's align_corners=False) and antialiasing, which blurs only when shrinking; not rounded back to
+    integers; then (x - 127) / 128, as in TensorFlow's Lite models (the package's README gives the normalisation of
+    another family).
     """
     import torch
     import torch.nn.functional as F
     from efficientnet_lite_pytorch import EfficientNet
 
-    network = EfficientNet.from_name("efficientnet-lite0")
+    network = EfficientNet.from_name(name)
     network.load_state_dict(state_dict)
     _fold_batch_norms(network.eval().requires_grad_(False))
     network.to(device, memory_format=torch.channels_last)
 
     def forward(images: Tensor) -> Outputs:
-        x = F.interpolate(images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
+        x = F.interpolate(images.float(), size=(pixels, pixels), mode="bilinear", align_corners=False, antialias=True)
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
         features = network.extract_features(x).mean(dim=(2, 3))
         return Outputs(features, network._fc(features))
@@ -122,8 +123,9 @@ def build_dinov2(state_dict: StateDict, device: torch.device, *, dim: int, depth
 
     from evaluation.dinov2 import DinoV2, DinoV2Config
 
-    network = DinoV2(DinoV2Config(dim=dim, depth=depth, num_heads=num_heads))
-    network.load_state_dict(state_dict)
+    with torch.device("meta"):
+        network = DinoV2(DinoV2Config(dim=dim, depth=depth, num_heads=num_heads))
+    network.load_state_dict(state_dict, assign=True)
     network.eval().requires_grad_(False).to(device)
     mean = 255 * torch.tensor([0.485, 0.456, 0.406], device=device)[:, None, None]
     std = 255 * torch.tensor([0.229, 0.224, 0.225], device=device)[:, None, None]

@@ -89,6 +89,8 @@ class EvaluationProtocol:
     """Digest of the reference statistics."""
     validation_digest: str | None = None
     """Digest of held-out real images that were chosen for themselves; None: a share of the training images, or none."""
+    extractor_preprocessing: str | None = None
+    """What the extractor does to images first, of models whose library says so; None: its name says it."""
 
     def __post_init__(self) -> None:
         for name, value in {**_IMPLIED, "autoguidance_weights": self.weights}.items():

@@ -7,8 +7,8 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from evaluation.extractor_names import INCEPTION
 from evaluation.extractors import extractor_sha256
-from evaluation.metric_names import INCEPTION
 from evaluation.npz import check_npz
 from raydit.errors import InvalidInput
 
@@ -46,6 +46,8 @@ class ReferenceStatistics:
     """Rule by which the images were cropped and resized; None: unknown."""
     source: str = ""
     """Origin of the images, for people to read; not part of the digest."""
+    extractor_preprocessing: str | None = None
+    """What the extractor did to images first, as protocols have it."""
 
     def __post_init__(self) -> None:
         for mean, cov in ((self.mu, self.sigma), (self.mu_s, self.sigma_s)):
@@ -81,19 +83,27 @@ class ReferenceStatistics:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def check_compatible(self, extractor: str, extractor_sha256: str, size: int, crop: str) -> None:
+    def check_compatible(
+        self, extractor: str, extractor_sha256: str, size: int, crop: str, preprocessing: str | None = None
+    ) -> None:
         """Raise InvalidInput unless features of this extractor, size and crop can be compared with this reference.
 
-        A size or crop that the reference does not know (ADM files) is not checked.
+        preprocessing: the extractor's. A size or crop that the reference does not know (ADM files) is not checked.
         """
-        expected = {"extractor": extractor, "extractor_sha256": extractor_sha256, "size": size, "crop": crop}
+        expected = {
+            "extractor": extractor,
+            "extractor_sha256": extractor_sha256,
+            "extractor_preprocessing": preprocessing,
+            "size": size,
+            "crop": crop,
+        }
         for key, wanted in expected.items():
             found = getattr(self, key)
             if found != wanted and not (found is None and key in ("size", "crop")):
                 raise InvalidInput(
                     f"reference ({self.source or 'source unknown'}) with {key} {found!r}",
                     f"{wanted!r} as in the evaluation",
-                    f"build a matching one with `raydit reference build`, or set {key} to {found!r} in the recipe",
+                    _what_to_do(key, found),
                 )
 
     def save(self, file: BinaryIO) -> None:
@@ -129,6 +139,7 @@ class ReferenceStatistics:
             return cls(**_parse_meta(str(content["meta"]), name), **arrays)
 
     def _meta(self) -> dict[str, Any]:
+        preprocessing = self.extractor_preprocessing
         return {
             "extractor": self.extractor,
             "extractor_sha256": self.extractor_sha256,
@@ -136,6 +147,7 @@ class ReferenceStatistics:
             "size": self.size,
             "crop": self.crop,
             "source": self.source,
+            **({} if preprocessing is None else {"extractor_preprocessing": preprocessing}),
         }
 
     def _arrays(self) -> dict[str, Array]:
@@ -143,9 +155,20 @@ class ReferenceStatistics:
         return {name: array for name, array in arrays.items() if array is not None}
 
 
+def _what_to_do(key: str, found: object) -> str:
+    """Return what to do about a reference that differs from the evaluation in one field."""
+    build = "build a matching one with `raydit reference build`"
+    if key == "extractor":
+        return f"{build}, or score by that extractor"
+    if key in ("size", "crop"):
+        return f"{build}, or set images.{key} to {found!r} in the recipe"
+    return f"{build}, or score with the weights that it was made with (evaluate.extractor_weights)"
+
+
 def _parse_meta(text: str, name: str) -> dict[str, Any]:
     """Return the fields that are no arrays. Raises InvalidInput for anything else."""
-    kinds = {"n": int, "extractor": str, "extractor_sha256": str, "size": int | None, "crop": str | None, "source": str}
+    text_fields = ("extractor", "extractor_sha256", "extractor_preprocessing", "source")
+    kinds = {"n": int, "size": int | None, "crop": str | None, **dict.fromkeys(text_fields, str)}
     try:
         meta = json.loads(text)
         if meta.keys() <= kinds.keys() and all(isinstance(value, kinds[key]) for key, value in meta.items()):

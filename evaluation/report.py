@@ -1,7 +1,7 @@
 """The evaluation report: protocol, checkpoint, metrics and their errors, in one JSON file."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from statistics import fmean, stdev
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from evaluation.explanations import explain_low_precision, explain_ratios, explain_shares
 from evaluation.metric_names import MEAN_RATIO, RATIO, format_count, is_of_extractor, parse_metric_name
+from evaluation.per_class import ClassDistance
 from evaluation.protocol import EvaluationProtocol
 from evaluation.ratios import Deviations, RatioRow, mean_ratio_id
+from evaluation.text_table import align_columns
 from raydit.errors import InvalidInput
 from raydit.listed_names import require_all_inside
-from raydit.printable import one_line
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -34,6 +35,7 @@ _LEFT_OUT = (
     "protocols",
     "deviations",
     "averaged",
+    "per_class",
 )
 """Keys that the file leaves out where their values are empty."""
 BY_METRIC = ("metrics", "errors", "real_baseline", "repeats", "missing", "reconstructions", "deviations")
@@ -50,6 +52,8 @@ class FurtherScores:
     """As the report's own curve, in this extractor's features."""
     warnings: list[str] = field(default_factory=list)
     """Caveats about this extractor's metrics, without those that are among the report's own warnings."""
+    per_class: list[ClassDistance] = field(default_factory=list)
+    """As the report's own, in this extractor's features; left out of the file where it is empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,8 @@ class EvaluationReport:
     """Name of a ratio to real images -> its deviations, from which the errors of means over extractors follow."""
     averaged: dict[str, list[str]] = field(default_factory=dict)
     """Name of a mean ratio -> the extractors that it is the mean over."""
+    per_class: list[ClassDistance] = field(default_factory=list)
+    """Distance of each class, in the (first) extractor's features; empty: it was not asked for."""
 
     @property
     def protocol_id(self) -> str:
@@ -179,7 +185,9 @@ class EvaluationReport:
         """The report of each extractor alone, as a run without the others writes it; see merge_reports."""
         if not self.further:
             return [self]
-        first = FurtherScores(protocol=self.protocol, curve=self.curve, warnings=self.warnings)
+        first = FurtherScores(
+            protocol=self.protocol, curve=self.curve, warnings=self.warnings, per_class=self.per_class
+        )
         return [self._part(each) for each in (first, *self.further)]
 
     def _part(self, scores: FurtherScores) -> Self:
@@ -227,6 +235,8 @@ class EvaluationReport:
         values["protocols"] = {each.extractor: each.protocol_id for each in self.protocols} if self.further else {}
         for scores, each in zip(values["further"], self.further, strict=True):
             scores["protocol"] = each.protocol.to_dict()
+            if not each.per_class:
+                del scores["per_class"]
         for name in _LEFT_OUT:
             if not values[name]:
                 del values[name]
@@ -335,10 +345,3 @@ def group_by_num_samples(metrics: Mapping[str, float]) -> dict[int, dict[str, st
             continue
         columns.setdefault(parts.num_samples, {})[parts.stem] = name
     return dict(sorted(columns.items(), reverse=True))
-
-
-def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a text table whose columns are two spaces apart."""
-    rows = [[one_line(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

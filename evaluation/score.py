@@ -1,15 +1,26 @@
 """Scoring: from features of generated or held-out real images and a reference to named metrics with errors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from evaluation.manifold_errors import manifold_estimates
 from evaluation.metric_names import metric_name
-from evaluation.metrics import ManifoldScores, frechet_distance_to, inception_score, kernel_distance, manifold_scores
+from evaluation.metrics import (
+    ManifoldScores,
+    cmmd,
+    frechet_distance_to,
+    inception_score,
+    kernel_distance,
+    manifold_scores,
+    median_distance,
+    mind,
+    rbf_mmd,
+)
 from evaluation.reference import ReferenceStatistics
-from evaluation.statistics import FeatureStatistics, InceptionScoreSums
+from evaluation.statistics import FeatureStatistics, InceptionScoreSums, assign_random_parts
 from evaluation.uncertainty import (
     BLOCKS,
     Measure,
@@ -39,7 +50,8 @@ class Score:
 
     metrics: dict[str, float]
     errors: dict[str, float]
-    """Standard error (fd, sfd, fd_infinity), or standard deviation over splits (is) or subsets (kid), by name."""
+    """Standard error (fd, sfd, fd_infinity, precision, recall, density, coverage), or standard deviation over splits
+    (is) or subsets (kid), by name."""
     warnings: list[str]
     curve: list[tuple[int, float]] = field(default_factory=list)
     """(N, Frechet distance) of the first N samples in random order, for N of at least twice the feature dimension."""
@@ -59,13 +71,14 @@ def score(
     spatial: Array | None = None,
     errors: bool = True,
     left_out: bool = False,
+    further: Collection[str] = (),
 ) -> Score:
     """Score exactly num_samples images by their features (N, D), logits (N, K) and, for sFID, spatial (N, 2023).
 
     logits: the logits, or sums to which all of them were added, or None if the extractor has none. extractor: its
     name, which becomes part of the metrics' names; must be the reference's. errors: False leaves out standard errors
     and the Frechet distance at infinite N, which cost up to nineteen Frechet distances. left_out: fills Score.left_out
-    nevertheless, at ten Frechet distances.
+    nevertheless, at ten Frechet distances. further: more kinds of FURTHER_METRICS.
     Generated images and held-out real ones are scored alike: the latter give the real baseline, the best score
     that N images can get. Metrics that the reference does not allow are left out: kernel distance and the manifold
     scores need its features, sFID its mu_s and sigma_s. Raises InvalidInput if the reference has another extractor,
@@ -87,6 +100,7 @@ def score(
     if len(points) >= _MIN_POINTS:
         line = extrapolate(points, found["fd"].error or 0.0)
         found["fd_infinity"] = Estimate(line.value, line.error)
+    del blocks  # as large as the features themselves
     if spatial is not None and reference.mu_s is not None and reference.sigma_s is not None:
         found["sfd"] = _estimate(
             compute_block_statistics(spatial, parts), _distance_to(reference.mu_s, reference.sigma_s)
@@ -96,11 +110,17 @@ def score(
             scores = logits.score() if isinstance(logits, InceptionScoreSums) else inception_score(logits)
             found["is"] = Estimate(*scores)
         if reference.features is not None:
-            found |= _compare_samples(features, reference.features)
+            found |= _compare_samples(features, reference.features, parts if errors else 1)
+    missing = _explain_further(further, num_samples, reference.features)
+    if reference.features is not None:
+        for kind in further:
+            if kind not in missing:
+                found[kind] = Estimate(FURTHER_METRICS[kind](features, reference.features))
     without_each = {kind: estimate.left_out for kind, estimate in found.items() if estimate.left_out is not None}
     if not errors:
         found |= {kind: Estimate(found[kind].value) for kind in without_each}
-    missing = {} if reference.features is None else explain_missing(num_samples, len(reference.features))
+    if reference.features is not None:
+        missing = explain_missing(num_samples, len(reference.features)) | missing
     names = {kind: metric_name(kind, extractor, num_samples) for kind in (*found, *missing)}
     return Score(
         metrics={names[kind]: estimate.value for kind, estimate in found.items()},
@@ -170,14 +190,48 @@ def _estimate(blocks: list[FeatureStatistics], measure: Measure) -> Estimate:
     return Estimate(value, spread_error(left_out), left_out)
 
 
-def _compare_samples(features: Array, real: Array) -> dict[str, Estimate]:
-    """Return the metrics that compare single generated with single real samples, but for those of explain_missing."""
+def _compare_samples(features: Array, real: Array, parts: int) -> dict[str, Estimate]:
+    """Return the metrics that compare single generated with single real samples, but for those of explain_missing.
+
+    parts: blocks of samples that the errors of precision, recall, density and coverage follow from; 1: no errors.
+    """
     size, missing = min(_KID_SUBSET_SIZE, len(features), len(real)), explain_missing(len(features), len(real))
     found = {} if "kid" in missing else {"kid": Estimate(*kernel_distance(features, real, subset_size=size))}
     if not missing.keys() & set(ManifoldScores._fields):
-        scores = manifold_scores(features, real, _NEIGHBOURS, _NEIGHBOURS_DENSITY)._asdict()
-        found |= {kind: Estimate(value) for kind, value in scores.items()}
+        neighbours = (_NEIGHBOURS, _NEIGHBOURS_DENSITY)
+        if parts == 1:
+            scores = manifold_scores(features, real, *neighbours)._asdict()
+            return found | {kind: Estimate(value) for kind, value in scores.items()}
+        block_of = assign_random_parts(len(features), parts)
+        estimates = manifold_estimates(features, real, block_of, *neighbours)
+        left_out = estimates.left_out._asdict()
+        for kind, value in estimates.scores._asdict().items():
+            found[kind] = Estimate(value, spread_error(left_out[kind]))
     return found
+
+
+def _explain_further(further: Collection[str], num_samples: int, real: Array | None) -> dict[str, str]:
+    """Return those of the further metrics that cannot be computed, with the reason for each."""
+    if num_samples < _MIN_IMAGES:
+        return dict.fromkeys(further, f"{num_samples} samples, and at least {_MIN_IMAGES} are needed")
+    if real is None:
+        return dict.fromkeys(further, "the reference holds no features of single images")
+    missing = {}
+    if "rbf_mmd" in further:
+        try:
+            median_distance(real)
+        except InvalidInput as error:
+            missing["rbf_mmd"] = f"the reference has {error.found}"
+    return missing
+
+
+def _rbf_mmd(features: Array, real: Array) -> float:
+    """Return the squared MMD whose kernel is as wide as the median distance of real images, whatever the samples."""
+    return rbf_mmd(features, real, median_distance(real))
+
+
+FURTHER_METRICS: Mapping[str, Callable[[Array, Array], float]] = {"cmmd": cmmd, "mind": mind, "rbf_mmd": _rbf_mmd}
+"""Metrics that are computed where they are asked for, as functions of generated (N, D) and real features (M, D)."""
 
 
 def _warnings(n: int, reference: ReferenceStatistics) -> list[str]:

@@ -3,12 +3,12 @@
 from functools import partial
 
 from cluster import storage
-from evaluation.extractors import fetch_weights
 from evaluation.reference import ReferenceStatistics
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import Recipe
 from pipelines.images.open import with_absolute_paths
 from pipelines.scoring.actors import ScoringActor
+from pipelines.scoring.checks import check_scoring_settings
 from pipelines.scoring.references import RealImages, compute_reference, save_reference
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import compute_shards, make_shards, split_listing, temporary_shard_dir
@@ -33,10 +33,10 @@ def build_reference(config: Recipe, out: str, *, address: str | None = None) -> 
             "build a file for each, with --extractor NAME",
         )
     training = RealImages.of(settings).training
-    fetch_weights(evaluate.extractor, settings.extractor_weights)
+    check_scoring_settings(settings)
     shards = make_shards(settings.output, split_listing(training, evaluate.shard_rows))
     with StageContext(config, address=address) as context:
-        create_actor = partial(ScoringActor, with_absolute_paths(images), evaluate)
+        create_actor = partial(ScoringActor, with_absolute_paths(images), evaluate, digests=settings.extractor_digests)
         compute_shards(context, "reference", shards, create_actor, evaluate)
         reference = compute_reference(settings, training, shards)
         save_reference(reference, out)

@@ -14,10 +14,11 @@ from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
 from pipelines.latents.class_order import with_recorded_class_order
+from pipelines.scoring.checks import check_scoring_inputs
 from pipelines.scoring.log_report import tag_protocols
 from pipelines.scoring.precision import check_precision, faster_precisions
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
-from pipelines.scoring.references import RealImages, check_scoring_inputs
+from pipelines.scoring.references import RealImages
 from pipelines.scoring.report_curves import load_reports_by_step, save_curves, step_of
 from pipelines.scoring.report_files import rewrite_report, take_back_report
 from pipelines.scoring.saved_samples import SampleFormat, SavedSamples

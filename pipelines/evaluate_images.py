@@ -14,14 +14,11 @@ from pipelines.images.listing import Listing
 from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.preprocess import read_cropped
 from pipelines.scoring.actors import ScoringActor
+from pipelines.scoring.checks import check_scoring_inputs
+from pipelines.scoring.class_distances import SampleClasses, require_classes_for_distances
 from pipelines.scoring.log_report import log_evaluation_settings, log_report
 from pipelines.scoring.protocols import evaluation_protocols, images_protocol, protocols_identity
-from pipelines.scoring.references import (
-    RealImages,
-    check_scoring_inputs,
-    extract_adm_images,
-    reference_overrides,
-)
+from pipelines.scoring.references import RealImages, extract_adm_images, reference_overrides
 from pipelines.scoring.report_files import (
     load_matching_report,
     report_folder,
@@ -59,11 +56,13 @@ def evaluate_images(
     listing = open_source(images).listing()
     protocol = images_protocol(settings, len(listing))
     check_scoring_inputs(settings, protocol)
+    if evaluate.per_class:
+        require_classes_for_distances(listing.class_names, path)
     folder = report_folder(settings.evaluations, protocol.protocol_id, Path(path.partition("?")[0]).stem or "images")
     digest = digest_of([listing.digest, images.size, images.crop])
     protocols = evaluation_protocols(settings, protocol)
     earlier = load_matching_report(folder, digest)
-    report = earlier if earlier and holds_all(earlier, protocols) else None
+    report = earlier if earlier and holds_all(earlier, protocols, evaluate) else None
     if report is not None and not force:
         take_back_report(folder, digest)
         context.skipped("evaluate", f"protocol {protocol.label}, report in {folder}")
@@ -75,23 +74,28 @@ def evaluate_images(
         remove_folders(shard_folders)
     for line in (f"scores {listing.summary()}", *listing.notes):
         context.say("evaluate", line)
-    real, timer = RealImages.of(settings), LapTimer()
+    real, digests, timer = RealImages.of(settings), settings.extractor_digests, LapTimer()
     identity = {"images": digest, **protocols_identity(protocols)}
     run_tags = {tags.IMAGES: path, **protocol_tags(protocol)}
     with context.run("evaluate", identity, run_tags) as run:
         log_evaluation_settings(run, evaluate, protocol)
         if missing := real.missing_shards():
-            create_actor = partial(ScoringActor, with_absolute_paths(settings.images), evaluate)
+            create_actor = partial(ScoringActor, with_absolute_paths(settings.images), evaluate, digests=digests)
             compute_shards(context, "reference", missing, create_actor, evaluate)
-        create_actor = partial(ScoringActor, with_absolute_paths(images), evaluate)
+        create_actor = partial(ScoringActor, with_absolute_paths(images), evaluate, digests=digests)
         compute_shards(context, "evaluate", share_images(dict(enumerate(records))), create_actor, evaluate)
         extract_adm_images(real, context)
         timer.lap("features_seconds")
-        scored = score_extractors(protocols, real, records, checkpoint=path, digest=digest)
+        # Evenly spaced, because the images of a class often lie together.
+        shown = np.linspace(0, len(listing) - 1, min(NUM_SAMPLES, len(listing))).astype(int)
+        classes = SampleClasses(listing.class_names, listing.labels)
+        scored = score_extractors(
+            protocols, real, records, checkpoint=path, digest=digest, classes=classes, shown=shown
+        )
         report = keep_other_extractors(scored.report, earlier)
         timer.lap("scoring_seconds")
         neighbours = Neighbours(scored.reference, settings.images)
-        pictures = draw_pictures(images, listing, scored.first.features.features, neighbours)
+        pictures = draw_pictures(images, listing.take(shown), scored.features, neighbours)
         timer.lap("pictures_seconds")
         report = write_report(report, folder, pictures, timer.laps | scored.timings)
         log_report(run, report, folder)
@@ -108,14 +112,9 @@ def scored_images(settings: ScoringSettings, path: str) -> ImagesConfig:
 def draw_pictures(
     images: ImagesConfig, listing: Listing, features: np.ndarray, neighbours: Neighbours
 ) -> dict[str, bytes]:
-    """Draw the pictures of a report from evenly spaced images, because a class often lies together.
-
-    features: (N, D), of all N images of the listing.
-    """
-    shown = np.linspace(0, len(listing) - 1, min(NUM_SAMPLES, len(listing))).astype(int)
-    chosen = listing.take(shown)
-    pixels, _, _ = read_cropped(with_absolute_paths(images), chosen.keys, chosen.locations)
-    return report_pictures(pixels, chosen.labels, features[shown], listing.class_names, neighbours)
+    """Draw the pictures of a report from a few of its images. features: (N, D), of all N images of the listing."""
+    pixels, _, _ = read_cropped(with_absolute_paths(images), listing.keys, listing.locations)
+    return report_pictures(pixels, listing.labels, features, listing.class_names, neighbours)
 
 
 def reference_recipe(reference: str, images: str, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -16,9 +16,9 @@ from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.latents.held_out import held_out_set, require_held_out, training_set
 from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.planning.networks import check_networks, resolve_networks
+from pipelines.scoring.checks import check_real_images, check_scoring_settings
 from pipelines.scoring.guide import require_guide
 from pipelines.scoring.precision import check_precision
-from pipelines.scoring.references import check_real_images, check_scoring_settings
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext, job
 from pipelines.train import find_trained, train

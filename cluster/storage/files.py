@@ -154,7 +154,7 @@ def free_bytes(path: str) -> int | None:
 
 
 @explains_failures
-def write_atomically(path: str, data: bytes) -> None:
+def write_atomically(path: str, data: bytes | memoryview) -> None:
     """Write a file so that a reader finds the old content or the new one, never a part of it.
 
     Raises StorageFull, and removes the incomplete file, when the disk has no space left.

@@ -68,7 +68,7 @@ class AutoencoderTrainConfig(TrainingConfig, WorkersConfig):
     larger images, and is convolutional. Whole images when left out; the autoencoder is measured on those anyway."""
     perceptual_network: PerceptualNetwork | None = None
     """Frozen network in whose features images are compared to their reconstructions, as LPIPS does (arXiv 1801.03924).
-    "efficientnet-lite2" needs the extra `perceptual`. Distances in the features of the same network favour what was
+    Distances in the features of the same network favour what was
     trained on them. No perceptual term when left out."""
     perceptual_weight: Annotated[float, Gt(0)] | None = None
     """Weight of the perceptual distance relative to the reconstruction's error; 1, as in latent diffusion, when left

@@ -8,12 +8,14 @@ from annotated_types import Ge, Gt, MinLen
 
 from dit.sampler_names import SAMPLER_PROCESSES, SdeDiffusion
 from dit.time_shift import TimeShift
+from evaluation.extractor_names import INCEPTION, NETWORKS, check_distinct, extractor_kind
+from evaluation.metric_names import check_metric_part
 from pipelines.config.model import PositiveInt
 from pipelines.config.training import ComputeDtype, WorkersConfig
 from raydit.errors import InvalidInput
 
-ExtractorName = Literal["efficientnet-lite0", "inception", "dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14"]
-"""The keys of `evaluation.extractors`, which is slower to import than a recipe is to check; a test compares them."""
+FurtherMetric = Literal["cmmd", "mind", "rbf_mmd"]
+"""Metrics that are computed where a recipe asks for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +55,27 @@ class EvaluateConfig(WorkersConfig):
     """How samples get their labels: drawn uniformly, or equally many of each class."""
     weights: str = "ema"
     """Weights that sample: "ema", "raw" (as trained), or "ema_0.05" and so on, for one of train.ema_sigma_rels."""
-    extractor: ExtractorName = "inception"
-    """Network whose features are compared; only scores with "inception" are called FID."""
-    extractors: tuple[ExtractorName, ...] = ()
+    extractor: str = INCEPTION
+    """Network whose features are compared; only scores with "inception" are called FID. "efficientnet-lite0" (offline),
+    "efficientnet-lite1", "efficientnet-lite2", "inception", "dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14",
+    "clip-vit-b-32", "clip-vit-l-14", "clip-vit-l-14-336px", a model "timm:NAME" or "transformers:ID" whose files are on
+    this machine, or a function "MODULE:FUNCTION" from uint8 images (N, 3, H, W) to features (N, D)."""
+    extractors: tuple[str, ...] = ()
     """Several networks that score the same samples, each by the protocol of a run with it alone; `extractor` is then
     the first of them. `extractor` alone when left out."""
-    extractor_weights: str | dict[ExtractorName, str] | None = None
+    extractor_weights: str | dict[str, str] | None = None
     """Path of the extractor's weights; its published weights when left out. Of several extractors, a table of paths:
     { inception = "inception.pth" }."""
-    reference: str | dict[ExtractorName, str] | None = None
+    reference: str | dict[str, str] | None = None
     """Path or URI of reference statistics (.npz); those of the training images when left out. Of several extractors, a
     table as in `extractor_weights`."""
+    metrics: tuple[FurtherMetric, ...] = ()
+    """Further metrics by every extractor: "cmmd" (by "clip-vit-l-14-336px" as published), "mind" (Monge Inception
+    Distance), "rbf_mmd" (Gaussian kernel as wide as the median distance of the reference's images). They cost as much
+    as precision and recall. None when left out."""
+    per_class: bool | None = None
+    """Whether the distance of each class's samples from its real images is reported as well. It is not when left
+    out."""
     shard_rows: PositiveInt = 100
     """Images per shard, the unit in which samples are scored and scoring resumes."""
     batch_size: PositiveInt = 50
@@ -88,6 +100,7 @@ class EvaluateConfig(WorkersConfig):
             )
         self._check_sde()
         self._check_autoguidance()
+        self._check_names()
         if self.extractors:
             self._check_extractors()
             object.__setattr__(self, "extractor", self.extractors[0])
@@ -116,9 +129,32 @@ class EvaluateConfig(WorkersConfig):
         return self.sampling_steps * (2 if self.sampler == "heun" else 1)
 
     @property
+    def functions(self) -> list[str]:
+        """The extractors that are functions of the user's."""
+        return [name for name in self.extractors or (self.extractor,) if extractor_kind(name) == "function"]
+
+    @property
     def needs_null_class(self) -> bool:
         """Whether the model itself guides, by its null class."""
         return self.cfg_scale > 1 and self.autoguidance is None
+
+    def _check_names(self) -> None:
+        tables = {name: getattr(self, name) for name in ("extractor_weights", "reference")}
+        named = {"extractor": (self.extractor,), "extractors": self.extractors}
+        named |= {name: tuple(table) for name, table in tables.items() if isinstance(table, dict)}
+        for field, names in named.items():
+            try:
+                for name in names:
+                    if extractor_kind(name) == "function":
+                        check_metric_part(name)
+                check_distinct(names)
+            except InvalidInput as error:
+                raise InvalidInput(f"{field}: {error.found}", error.expected, error.do) from None
+            others = {*names} - {self.extractor, *self.extractors, *NETWORKS}
+            if field in tables and others:
+                found = f"{field}: found a path for {min(others)!r}, by which nothing is scored"
+                chosen = ", ".join(self.extractors or (self.extractor,))
+                raise InvalidInput(found, f"paths for {chosen}", "correct or remove it")
 
     def _check_extractors(self) -> None:
         first, *others = self.extractors
@@ -153,6 +189,6 @@ class EvaluateConfig(WorkersConfig):
         ]
 
 
-def path_for(extractor: ExtractorName, paths: str | Mapping[ExtractorName, str] | None) -> str | None:
+def path_for(extractor: str, paths: str | Mapping[str, str] | None) -> str | None:
     """Return the path for an extractor: its entry if `paths` is a table, and otherwise `paths` itself."""
     return paths.get(extractor) if isinstance(paths, Mapping) else paths

@@ -58,6 +58,10 @@ NEEDED_SECTIONS: dict[str, tuple[str, ...]] = {
 """Which of the sections in ABSENT a stage needs, if it does not need all of them."""
 
 
+_DOT = re.compile(r'\.(?=(?:[^"]*"[^"]*")*[^"]*$)')
+"""A dot between the parts of a key, and not inside of quotes."""
+
+
 class RecipeError(InvalidInput):
     """A recipe that cannot be run; the message has one line for each mistake."""
 
@@ -174,14 +178,15 @@ def _with_recorded_names(content: dict[str, Any], locate: Locate) -> tuple[dict[
 def apply_override(content: dict[str, Any], override: str) -> None:
     """Set "section.field=value" in a recipe's content; the value is TOML, or a plain string where it is not TOML.
 
-    A value of the same field under its other name is removed.
+    Parts of the key may be quoted, as in TOML: evaluate.reference."timm:resnet50.a1_in1k". A value of the same field
+    under its other name is removed.
     """
     key, equals, raw = override.partition("=")
     refuse_credentials({f"--set {key if equals else '...'}": override})
     if not equals or not key.strip():
         do = "write it such as --set train.learning_rate=2e-4"
         raise RecipeError(_mistake(f"--set {override}: found no key and value", "KEY=VALUE", do))
-    *sections, name = key.strip().split(".")
+    *sections, name = (part.strip('"') for part in _DOT.split(key.strip()))
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):

@@ -9,12 +9,13 @@ of both kinds: starting an actor takes seconds.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.extractor_names import extractor_kind
 from evaluation.protocol import EvaluationProtocol
 from pipelines.config.evaluate import EvaluateConfig, path_for
 from pipelines.config.recipe import ImagesConfig
@@ -96,16 +97,28 @@ class SampleActor:
 class ScoringActor(SampleActor):
     """Extract features and logits of a shard's images, sampled or real, by one extractor or by several."""
 
-    def __init__(self, images: ImagesConfig, evaluate: EvaluateConfig, sources: Sequence[SampleSource] = ()):
+    def __init__(
+        self,
+        images: ImagesConfig,
+        evaluate: EvaluateConfig,
+        sources: Sequence[SampleSource] = (),
+        digests: Mapping[str, str] | None = None,
+    ):
+        """digests: of the extractors' weights by name, as where the work was planned; see ScoringSettings."""
+        super().__init__(evaluate, sources)
+        self.images, self.digests = images, digests or {}
+        # Each as a run with it alone creates it.
+        self.extractors = [self._create(each) for each in evaluate.for_each_extractor()]
+
+    def _create(self, evaluate: EvaluateConfig) -> "FeatureExtractor":
         from evaluation.extractors import create_extractor
 
-        super().__init__(evaluate, sources)
-        self.images = images
-        # Each as a run with it alone creates it.
-        self.extractors = [
-            create_extractor(each.extractor, path_for(each.extractor, each.extractor_weights), self.device)
-            for each in evaluate.for_each_extractor()
-        ]
+        name, options = evaluate.extractor, dict[str, Any]()
+        if extractor_kind(name) == "function":
+            options["image_size"] = self.images.size
+        if name in self.digests:
+            options["sha256"] = self.digests[name]
+        return create_extractor(name, path_for(name, evaluate.extractor_weights), self.device, **options)
 
     def __call__(self, shard: ScoringShard) -> None:
         """Sample or read the images of a shard once, and write the record of each of its extractors.

@@ -10,7 +10,7 @@ import numpy as np
 
 from cluster import storage
 from evaluation.autoencoder_report import AutoencoderProtocol, AutoencoderReport, reconstruction_distance_name
-from evaluation.extractors import EXTRACTORS, find_cached_weights
+from evaluation.extractors import ExtractorIdentity, find_cached_weights
 from evaluation.latent_statistics import LatentStatistics
 from evaluation.metrics import frechet_distance
 from evaluation.reference import ReferenceStatistics
@@ -39,6 +39,8 @@ from raydit.errors import InvalidInput
 MAX_IMAGES = 50_000
 """Images where no number is given: as many as published distances of reconstructions have."""
 DEFAULT_SIZE = 256
+DEFAULT_EXTRACTORS = ("efficientnet-lite0", "inception", "dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14")
+"""Extractors that judge where none is named; others are asked for, so that protocols stay what they were."""
 DIFFERENCE_FACTOR = 4
 """Factor by which pictures amplify the difference of a reconstruction from its original."""
 COLUMNS = 10
@@ -74,8 +76,8 @@ def default_size(handle: AutoencoderHandle) -> int:
 
 
 def cached_extractors() -> list[str]:
-    """Return the names of the extractors whose published weights are on this machine, the offline one first."""
-    return [name for name in EXTRACTORS if find_cached_weights(name) is not None]
+    """Return those of DEFAULT_EXTRACTORS whose published weights are on this machine, the offline one first."""
+    return [name for name in DEFAULT_EXTRACTORS if find_cached_weights(name) is not None]
 
 
 def chosen_images(images: ImagesConfig, num_images: int | None) -> tuple[ImagesConfig, Listing]:
@@ -145,7 +147,7 @@ class AutoencoderEvaluation:
             autoencoder_config=digest_of([described, config_sha256(self.handle.folder())]),
             dtype=self.config.encode.dtype,
             denoising=PROBE,
-            extractors={each.extractor_name: each.extractor_sha256 for each in self.settings.each_extractor},
+            extractors={each.extractor.name: _recorded(each.extractor) for each in self.settings.each_extractor},
         )
 
     @property
@@ -195,6 +197,13 @@ class AutoencoderEvaluation:
     def shared_images(self) -> ImagesConfig:
         """The images for workers in other working directories."""
         return with_absolute_paths(self.images)
+
+
+def _recorded(extractor: ExtractorIdentity) -> str:
+    """Return what a protocol records of an extractor: the digest of its weights, and of preprocessing of its own."""
+    if extractor.preprocessing is None:
+        return extractor.sha256
+    return digest_of([extractor.sha256, extractor.preprocessing])
 
 
 @dataclass(frozen=True)
@@ -256,7 +265,7 @@ def build_autoencoder_report(
     count, metrics, warnings = len(evaluation.listing), {"psnr": measured.psnr, "ssim": measured.ssim}, []
     for each, statistics in zip(evaluation.real.each_extractor, measured.features, strict=True):
         reference, _ = load_real_features(each)
-        name = reconstruction_distance_name(each.settings.extractor_name, count)
+        name = reconstruction_distance_name(each.settings.extractor.name, count)
         metrics[name] = distance_between(reference, statistics)
         if count < 2 * len(reference.mu):
             warnings.append(

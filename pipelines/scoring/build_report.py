@@ -1,6 +1,8 @@
 """From the features of samples and of real images to the numbers of a report."""
 
-from typing import NamedTuple
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,48 +24,54 @@ def build_report(
     checkpoint: str,
     digest: str,
     num_constant: int = 0,
-    reconstructed: Features | None = None,
+    metrics: Collection[str] = (),
 ) -> EvaluationReport:
     """Score the samples, and held-out real images as their baseline, against a reference.
 
     The baseline is of as many images as the score it is read against, because Frechet distance is biased in N: of at
     most protocol.num_samples held-out images; if there are fewer of them, that many samples are scored as well. The
     ratio of both is what several extractors have in common.
-    checkpoint, digest: what the samples are of. num_constant: how many of them are of a single colour. reconstructed:
-    the second baseline, held-out images that the autoencoder has encoded and decoded.
+    checkpoint, digest: what the samples are of. num_constant: how many of them are of a single colour. metrics: what a
+    recipe asks for besides (evaluate.metrics).
     """
-    generated = _score(samples, reference, protocol, protocol.num_samples)
-    real_baseline, metrics, found = {}, dict(generated.metrics), Ratios({}, {})
+    generated = _score(samples, reference, protocol, protocol.num_samples, further=metrics)
+    real_baseline, scores, found = {}, dict(generated.metrics), Ratios({}, {})
     if held_out is not None:
         count = min(len(held_out.features), protocol.num_samples)
         needed = fewest_images(reference)
-        options = {"errors": False, "left_out": count >= min(needed.values())}
-        spaced = _take(held_out, spaced_positions(len(held_out.features), count))
+        options: dict[str, Any] = {"errors": False, "left_out": count >= min(needed.values()), "further": metrics}
+        is_all = count == len(held_out.features)
+        spaced = held_out if is_all else _take(held_out, spaced_positions(len(held_out.features), count))
         real, scored = _score(spaced, reference, protocol, count, **options), generated
         if count < protocol.num_samples:
             scored = _score(_take(samples, slice(count)), reference, protocol, count, **options)
-        real_baseline, metrics = real.metrics, metrics | scored.metrics
+        real_baseline, scores = real.metrics, scores | scored.metrics
         found = compute_ratios(scored, real, needed, protocol.extractor, count)
-    reconstructions = {}
-    if reconstructed is not None:
-        count = len(reconstructed.features)
-        reconstructions = _score(reconstructed, reference, protocol, count, errors=False).metrics
     defect = find_defect(samples.features, num_constant)
     warnings = [f"{defect}: this can be neither the best checkpoint nor a champion."] if defect else []
     return EvaluationReport(
         protocol=protocol,
         checkpoint=checkpoint,
         checkpoint_digest=digest,
-        metrics=metrics | {name: ratio.value for name, ratio in found.ratios.items()},
+        metrics=scores | {name: ratio.value for name, ratio in found.ratios.items()},
         errors=generated.errors
         | {name: ratio.error for name, ratio in found.ratios.items() if ratio.error is not None},
         real_baseline=real_baseline,
-        reconstructions=reconstructions,
         curve=generated.curve,
         warnings=[*warnings, *generated.warnings],
         missing=generated.missing | found.missing,
         disqualified=defect,
         deviations={name: ratio.deviations for name, ratio in found.ratios.items() if all(ratio.deviations)},
+    )
+
+
+def with_reconstructions(
+    report: EvaluationReport, reconstructed: Features, reference: ReferenceStatistics
+) -> EvaluationReport:
+    """Return a report with a second baseline: held-out images that the autoencoder has encoded and decoded."""
+    count = len(reconstructed.features)
+    return replace(
+        report, reconstructions=_score(reconstructed, reference, report.protocol, count, errors=False).metrics
     )
 
 
@@ -128,6 +136,7 @@ def _score(
     *,
     errors: bool = True,
     left_out: bool = False,
+    further: Collection[str] = (),
 ) -> Score:
     return score(
         images.features,
@@ -138,6 +147,7 @@ def _score(
         spatial=images.spatial,
         errors=errors,
         left_out=left_out,
+        further=further,
     )
 
 

@@ -27,14 +27,11 @@ def evaluation_protocol(settings: ScoringSettings, opened: LocatedCheckpoint) ->
     are missing.
     """
     check_sample_size(settings.images, opened)
-    extractor, reference = settings.extractor_name, reference_digest(settings)
+    scoring = _scoring_fields(settings)
     return replace(
         sampling_protocol(settings.evaluate, settings.seed, opened, settings.random),
         num_samples=settings.evaluate.num_samples,
-        extractor=extractor,
-        extractor_sha256=settings.extractor_sha256,
-        reference_digest=reference,
-        validation_digest=validation_digest(settings),
+        **scoring,
     )
 
 
@@ -45,17 +42,19 @@ def evaluation_protocols(settings: ScoringSettings, first: EvaluationProtocol) -
     """
     return [
         first,
-        *(
-            replace(
-                first,
-                extractor=each.extractor_name,
-                extractor_sha256=each.extractor_sha256,
-                reference_digest=reference_digest(each),
-                validation_digest=validation_digest(each),
-            )
-            for each in settings.each_extractor[1:]
-        ),
+        *(replace(first, **_scoring_fields(each)) for each in settings.each_extractor[1:]),
     ]
+
+
+def _scoring_fields(settings: ScoringSettings) -> dict[str, Any]:
+    """Return the fields of a protocol that say how samples are scored by the (first) extractor."""
+    return {
+        "extractor": settings.extractor.name,
+        "extractor_sha256": settings.extractor.sha256,
+        "extractor_preprocessing": settings.extractor.preprocessing,
+        "reference_digest": reference_digest(settings),
+        "validation_digest": validation_digest(settings),
+    }
 
 
 def validation_digest(settings: ScoringSettings) -> str | None:
@@ -138,10 +137,7 @@ def images_protocol(settings: ScoringSettings, num_images: int) -> EvaluationPro
         sampling_steps=1,
         decoder="unknown",
         uint8_rule="unknown",
-        extractor=settings.extractor_name,
-        extractor_sha256=settings.extractor_sha256,
-        reference_digest=reference_digest(settings),
-        validation_digest=validation_digest(settings),
+        **_scoring_fields(settings),
     )
 
 

@@ -145,9 +145,14 @@ def _ends(indices: Sequence[int] | np.ndarray) -> str:
 
 
 def load_preview_images(shards: Sequence[ScoringShard]) -> np.ndarray:
-    """Load the images of the first MAX_PREVIEW_IMAGES samples or so, uint8 (N, H, W, 3)."""
-    first = [shard for shard in shards if isinstance(shard.images, range) and shard.images.start < MAX_PREVIEW_IMAGES]
+    """Load the images of the samples of `preview_shards`, uint8 (N, H, W, 3)."""
+    first = preview_shards(shards)
     return np.concatenate([record.images for record in read_results(first) if record.images is not None])
+
+
+def preview_shards(shards: Sequence[ScoringShard]) -> list[ScoringShard]:
+    """Return the shards whose images are kept: those of the first MAX_PREVIEW_IMAGES samples or so."""
+    return [shard for shard in shards if isinstance(shard.images, range) and shard.images.start < MAX_PREVIEW_IMAGES]
 
 
 _MAGIC_BYTES, _LENGTH_BYTES = 8, 2

@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 
 from cluster import storage
-from evaluation.extractors import EXTRACTORS, Features, fetch_weights
-from evaluation.metric_names import INCEPTION
-from evaluation.protocol import EvaluationProtocol
+from evaluation.extractor_names import recipe_name
+from evaluation.extractors import Features
 from evaluation.reference import ReferenceStatistics
-from evaluation.score import explain_missing, summarize_missing
 from evaluation.statistics import FeatureStatistics
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import ImagesConfig
@@ -67,8 +65,11 @@ class RealImages:
 
     def digest(self, listing: Listing) -> str:
         """Return the digest of everything that the features of a listing depend on, without computing them."""
-        images, weights = self.settings.images, self.settings.extractor_sha256
-        return digest_of({"images": listing.digest, "size": images.size, "crop": images.crop, "extractor": weights})
+        images, extractor = self.settings.images, self.settings.extractor
+        depends = {"images": listing.digest, "size": images.size, "crop": images.crop, "extractor": extractor.sha256}
+        if extractor.preprocessing is not None:
+            depends["preprocessing"] = extractor.preprocessing
+        return digest_of(depends)
 
     def path(self, listing: Listing) -> str:
         """Return the path or URI at which the reference or the features of a listing are kept."""
@@ -144,63 +145,9 @@ def reference_overrides(reference: str) -> list[str]:
     reference: their path or URI. Raises NotFound and InvalidInput.
     """
     statistics = load_given_reference(reference)
-    name = next((name for name in EXTRACTORS if _is_of_extractor(statistics, name)), INCEPTION)
-    known = [f"evaluate.extractor={name}"]
+    known = [f"evaluate.extractor={recipe_name(statistics.extractor, statistics.extractor_sha256)}"]
     known += [f"images.size={statistics.size}"] if statistics.size else []
     return known + ([f"images.crop={statistics.crop}"] if statistics.crop else [])
-
-
-def _is_of_extractor(statistics: ReferenceStatistics, name: str) -> bool:
-    """Return whether statistics are of an extractor, with its published weights or with others."""
-    return statistics.extractor in (name, f"{name}-{statistics.extractor_sha256[:8]}")
-
-
-def check_scoring_inputs(settings: ScoringSettings, protocol: EvaluationProtocol) -> None:
-    """Check before any work that the given references fit and that the extractors' weights exist.
-
-    protocol: that of the first extractor.
-    Raises InvalidInput for a reference of another extractor, image size or crop, NotFound for missing weights.
-    """
-    first, *others = settings.each_extractor
-    _check_inputs(first, protocol.extractor, protocol.extractor_sha256)
-    for each in others:
-        _check_inputs(each, each.extractor_name, each.extractor_sha256)
-
-
-def check_scoring_settings(settings: ScoringSettings) -> None:
-    """Check the same for the protocols that a recipe describes, before there is a checkpoint to score."""
-    for each in settings.each_extractor:
-        _check_inputs(each, each.extractor_name, each.extractor_sha256)
-
-
-def _check_inputs(settings: ScoringSettings, extractor: str, extractor_sha256: str) -> None:
-    images = settings.images
-    if settings.reference:
-        reference = load_given_reference(settings.reference)
-        reference.check_compatible(extractor, extractor_sha256, images.size, images.crop)
-    fetch_weights(settings.evaluate.extractor, settings.extractor_weights)
-
-
-def check_real_images(settings: ScoringSettings, num_images: int, num_samples: int) -> list[str]:
-    """Return in words which metrics cannot be computed, before any are. Raises InvalidInput if none can.
-
-    num_images: training images, which give the reference unless another is given.
-    """
-    lines = [_check_real_images(each, num_images, num_samples) for each in settings.each_extractor]
-    return list(dict.fromkeys(line for part in lines for line in part))
-
-
-def _check_real_images(settings: ScoringSettings, num_images: int, num_samples: int) -> list[str]:
-    if settings.reference:
-        features = load_given_reference(settings.reference).features
-        return [] if features is None else summarize_missing(explain_missing(num_samples, len(features)))
-    if num_images < 2:
-        raise InvalidInput(
-            f"images.path: found {num_images} training images in {settings.images.path} to compare samples with",
-            "at least 2, and many more for a score that means something",
-            "add images, or give reference statistics (evaluate.reference)",
-        )
-    return summarize_missing(explain_missing(num_samples, min(num_images, MAX_REFERENCE_FEATURES)))
 
 
 def load_real_features(real: RealImages) -> tuple[ReferenceStatistics, Features | None]:
@@ -272,7 +219,8 @@ def _extract_adm_images(settings: ScoringSettings, file: str, context: JobContex
     images = ImagesConfig(path=reference, size=source.shape[1])
     folder = f"{file.removesuffix('.npz')}.shards-{evaluate.shard_rows}"
     shards = make_shards(folder, split_listing(source.listing(), evaluate.shard_rows))
-    compute_shards(context, "reference", shards, partial(ScoringActor, images, evaluate), evaluate)
+    create_actor = partial(ScoringActor, images, evaluate, digests=settings.extractor_digests)
+    compute_shards(context, "reference", shards, create_actor, evaluate)
     save_features_file(read_results(shards), file)
     storage.remove_folder(folder)
 
@@ -285,7 +233,7 @@ def _adm_features_file(settings: ScoringSettings) -> str | None:
     with np.load(fetch_reference(reference), allow_pickle=False) as file:
         if "meta" in file or "arr_0" not in file:
             return None
-    identity = digest_of([reference_digest(settings), settings.extractor_sha256])
+    identity = digest_of([reference_digest(settings), settings.extractor.sha256])
     return storage.join(settings.references, f"{identity[:12]}-images.npz")
 
 
@@ -321,8 +269,9 @@ def compute_reference(settings: ScoringSettings, listing: Listing, shards: list[
         sigma_s=spatial.cov if spatial else None,
         features=np.concatenate(features),
         keys=np.array(keys),
-        extractor=settings.extractor_name,
-        extractor_sha256=settings.extractor_sha256,
+        extractor=settings.extractor.name,
+        extractor_sha256=settings.extractor.sha256,
+        extractor_preprocessing=settings.extractor.preprocessing,
         size=images.size,
         crop=images.crop,
         source=images.path,
@@ -338,9 +287,15 @@ def _readable_keys(shard: ScoringShard, record: ShardResult) -> list[str]:
 
 def save_features_file(records: Iterable[ShardResult], file: str) -> None:
     """Write features, logits and spatial features of all records into one file, atomically."""
-    computed = [record for record in records if record.features is not None]
-    names = [name for name in Features._fields if computed and getattr(computed[0], name) is not None]
+    parts: dict[str, list[np.ndarray]] = {}
+    for record in records:
+        for name in Features._fields:
+            if record.features is not None and (part := getattr(record, name)) is not None:
+                parts.setdefault(name, []).append(part)
+    arrays: dict[str, Any] = {}
+    for name in list(parts):  # one after the other, because joining takes as much memory again
+        arrays[name] = np.concatenate(parts.pop(name))
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {name: np.concatenate([getattr(record, name) for record in computed]) for name in names}
     np.savez(buffer, **arrays)
-    storage.write_atomically(file, buffer.getvalue())
+    del arrays
+    storage.write_atomically(file, buffer.getbuffer())

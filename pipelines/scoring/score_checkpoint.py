@@ -15,17 +15,14 @@ from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.images.open import with_absolute_paths
 from pipelines.scoring.actors import SampleSource, ScoringActor
+from pipelines.scoring.checks import check_real_images, check_scoring_inputs
+from pipelines.scoring.class_distances import SampleClasses, require_classes_for_distances
 from pipelines.scoring.guide import guide_location
 from pipelines.scoring.log_report import log_evaluation_settings, log_report
 from pipelines.scoring.protocols import evaluation_protocols, protocols_identity
 from pipelines.scoring.reconstructions import Reconstructions
-from pipelines.scoring.records import load_preview_images
-from pipelines.scoring.references import (
-    RealImages,
-    check_real_images,
-    check_scoring_inputs,
-    extract_adm_images,
-)
+from pipelines.scoring.records import load_preview_images, preview_shards
+from pipelines.scoring.references import RealImages, extract_adm_images
 from pipelines.scoring.report_curves import load_reports_by_step, save_curves
 from pipelines.scoring.report_files import load_matching_report, report_folder, set_aside_other_report, write_report
 from pipelines.scoring.report_pictures import Neighbours, report_pictures
@@ -68,7 +65,7 @@ class CheckpointEvaluation:
     def find_report(self) -> EvaluationReport | None:
         """Return the checkpoint's report if it holds the scores of all extractors, among others perhaps."""
         report = load_matching_report(self.folder, self.opened.digest)
-        return report if report and holds_all(report, self.protocols) else None
+        return report if report and holds_all(report, self.protocols, self.settings.evaluate) else None
 
     @property
     def shard_folders(self) -> list[str]:
@@ -120,7 +117,13 @@ def compute_features(context: JobContext, real: RealImages, evaluations: Sequenc
         for line in lines:
             context.say("evaluate", line)
     sources = [evaluation.source for evaluation in evaluations]
-    create_actor = partial(ScoringActor, with_absolute_paths(settings.images), settings.evaluate, sources)
+    create_actor = partial(
+        ScoringActor,
+        with_absolute_paths(settings.images),
+        settings.evaluate,
+        sources,
+        settings.extractor_digests,
+    )
     compute_shards(context, "evaluate", shards, create_actor, settings.evaluate)
 
 
@@ -133,6 +136,8 @@ def score_checkpoint(
     """
     opened, protocol, settings = evaluation.opened, evaluation.protocol, evaluation.settings
     check_scoring_inputs(settings, protocol)
+    if settings.evaluate.per_class:
+        require_classes_for_distances(tuple(opened.record.class_names), opened.origin)
     real, shards, folder, timer = RealImages.of(settings), evaluation.shards(), evaluation.folder, LapTimer()
     earlier = load_matching_report(folder, opened.digest)
     set_aside_other_report(folder, opened.digest)
@@ -151,19 +156,20 @@ def score_checkpoint(
             lambda each: evaluation.reconstructions(each).load(),
             checkpoint=opened.origin,
             digest=opened.digest,
+            classes=SampleClasses(tuple(opened.record.class_names)),
+            shown=slice(sum(len(shard.images) for shard in preview_shards(shards))),
         )
-        samples = scored.first
         report = replace(
             keep_other_extractors(scored.report, earlier),
             latents=opened.record.latents_fingerprint or "",
             model=f"{model_label(opened.record.model, opened.record.recipe)}, {opened.record.process_kind}",
         )
         timer.lap("scoring_seconds")
-        assert samples.labels is not None, "samples have labels"
+        assert scored.labels is not None, "samples have labels"
         pictures = report_pictures(
             load_preview_images(shards),
-            samples.labels,
-            samples.features.features,
+            scored.labels,
+            scored.features,
             opened.record.class_names,
             Neighbours(scored.reference, settings.images),
         )

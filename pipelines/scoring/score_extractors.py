@@ -4,14 +4,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from cluster import storage
 from evaluation.extractors import Features
 from evaluation.merge_reports import merge_reports
+from evaluation.metric_names import metric_name
 from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
-from pipelines.scoring.build_report import build_report
-from pipelines.scoring.records import LoadedFeatures, load_features
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.scoring.build_report import build_report, with_reconstructions
+from pipelines.scoring.class_distances import SampleClasses, with_class_distances
+from pipelines.scoring.records import load_features
 from pipelines.scoring.references import RealImages, load_real_features
 from pipelines.scoring.shards import ScoringShard
 
@@ -20,8 +25,10 @@ class ScoredImages(NamedTuple):
     """A report, and what its pictures are drawn from."""
 
     report: EvaluationReport
-    first: LoadedFeatures
-    """The first extractor's features of the scored images."""
+    features: np.ndarray
+    """(M, D): the first extractor's features of the images that pictures show."""
+    labels: np.ndarray | None
+    """(N,) int64, of samples."""
     reference: ReferenceStatistics
     """The first extractor's reference."""
     timings: dict[str, float]
@@ -36,19 +43,24 @@ def score_extractors(
     *,
     checkpoint: str,
     digest: str,
+    classes: SampleClasses,
+    shown: np.ndarray | slice,
 ) -> ScoredImages:
     """Score images by each extractor of `real`, in order; only one extractor's features are in memory at a time.
 
     protocols, shards: of each extractor. reconstructions: loads the reconstructions for one extractor. checkpoint,
-    digest: what the images are of. Raises as load_features and load_real_features.
+    digest: what the images are of. classes: theirs, where each is to have a distance of its own. shown: the images
+    whose features pictures need. Raises as load_features and load_real_features.
     """
     reports: list[EvaluationReport] = []
     timings: Counter[str] = Counter()
-    kept = None
+    kept, num_constant = None, 0
     for protocol, each, records in zip(protocols, real.each_extractor, shards, strict=True):
         reference, held_out = load_real_features(each)
-        reconstructed, scored = reconstructions(each), load_features(records)
-        kept = kept or (scored, reference)
+        scored = load_features(records)
+        if kept is None:  # copies, which do not keep the arrays that they are part of
+            num_constant = scored.num_constant
+            kept = np.array(scored.features.features[shown]), scored.labels, reference
         report = build_report(
             protocol,
             scored.features,
@@ -56,11 +68,17 @@ def score_extractors(
             held_out,
             checkpoint=checkpoint,
             digest=digest,
-            num_constant=kept[0].num_constant,
-            reconstructed=reconstructed,
+            num_constant=num_constant,
+            metrics=each.settings.evaluate.metrics,
         )
-        reports.append(report)
+        if each.settings.evaluate.per_class:
+            report = with_class_distances(report, scored, reference, each.training, classes)
         timings.update(scored.timings)
+        del scored, held_out
+        if (reconstructed := reconstructions(each)) is not None:
+            report = with_reconstructions(report, reconstructed, reference)
+        reports.append(report)
+        del reference, reconstructed
     assert kept is not None, "there is at least one extractor"
     return ScoredImages(merge_reports(reports), *kept, {name: round(value, 3) for name, value in timings.items()})
 
@@ -75,9 +93,16 @@ def keep_other_extractors(report: EvaluationReport, earlier: EvaluationReport | 
     return merge_reports([*report.parts, *others])
 
 
-def holds_all(report: EvaluationReport, protocols: Sequence[EvaluationProtocol]) -> bool:
-    """Return whether a report holds the scores by all of some protocols, among others perhaps."""
-    return {each.protocol_id for each in protocols} <= {each.protocol_id for each in report.protocols}
+def holds_all(report: EvaluationReport, protocols: Sequence[EvaluationProtocol], evaluate: EvaluateConfig) -> bool:
+    """Return whether a report holds all that a recipe asks for by some protocols, among others perhaps."""
+    parts = {part.protocol.protocol_id: part for part in report.parts}
+    known = {*report.metrics, *report.missing}
+    for protocol in protocols:
+        part = parts.get(protocol.protocol_id)
+        asked = {metric_name(kind, protocol.extractor, protocol.num_samples) for kind in evaluate.metrics}
+        if part is None or not asked <= known or (evaluate.per_class and not part.per_class):
+            return False
+    return True
 
 
 def record_folders(folder: str, digest: str, shard_rows: int, protocols: Sequence[EvaluationProtocol]) -> list[str]:

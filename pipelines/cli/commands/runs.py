@@ -31,7 +31,7 @@ def runs() -> None:
 @json_option
 def list_(experiment: str, stage: str, limit: int, store: str, as_json: bool) -> None:
     """List runs with their main metrics, newest first."""
-    from evaluation.report import align_columns
+    from evaluation.text_table import align_columns
     from pipelines.registry.queries import list_runs
 
     name, uri = _experiment_and_store(experiment, store)
@@ -93,7 +93,7 @@ def best(experiment: str, metric: str, protocol: str, store: str, as_json: bool)
 
     Only checkpoints that were scored with the same protocol are listed.
     """
-    from evaluation.report import align_columns
+    from evaluation.text_table import align_columns
     from pipelines.registry.queries import best_checkpoints
 
     name, uri = _experiment_and_store(experiment, store)

@@ -3,6 +3,7 @@
 import os
 
 from cluster import job_server
+from evaluation.function_extractor import MODULES_VARIABLE
 from pipelines.tracking.database import absolute_uri
 from pipelines.tracking.store import tracking_uri
 
@@ -24,8 +25,12 @@ def forwarded_environment() -> dict[str, str]:
 
 
 def local_job_environment() -> dict[str, str]:
-    """Return the variables for a job on this machine, which tracks where the command would track if run here."""
-    return forwarded_environment() | {"MLFLOW_TRACKING_URI": absolute_uri(tracking_uri())}
+    """Return the variables for a job on this machine, which tracks where the command would track if run here.
+
+    Users' functions are found where the command would find them.
+    """
+    here = {"MLFLOW_TRACKING_URI": absolute_uri(tracking_uri()), MODULES_VARIABLE: os.getcwd()}
+    return forwarded_environment() | here
 
 
 def remote_job_environment() -> dict[str, str]:

@@ -1,9 +1,12 @@
 """Paths in a recipe and in a command, for a job that starts in another folder or on another machine."""
 
+import json
 import os
+import re
 from pathlib import Path
 
 from cluster import job_package, storage
+from evaluation.function_extractor import find_source
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.recipe import Recipe
@@ -55,9 +58,14 @@ def _scoring_paths(config: EvaluateConfig) -> dict[str, str]:
     for name in ("reference", "extractor_weights"):
         field, value = f"evaluate.{name}", getattr(config, name)
         entries = value if isinstance(value, dict) else {}
-        paths |= {f"{field}.{extractor}": path for extractor, path in entries.items()}
+        paths |= {f"{field}.{quote_key(extractor)}": path for extractor, path in entries.items()}
         paths |= {field: value} if isinstance(value, str) else {}
     return paths
+
+
+def quote_key(name: str) -> str:
+    """Return the name of a table's entry as a part of a dotted key, in quotes where TOML needs them."""
+    return name if re.fullmatch(r"[\w-]+", name) else json.dumps(name)
 
 
 def _validation_path(config: Recipe) -> str | None:
@@ -82,6 +90,20 @@ def refuse_unreachable(key: str, path: str, package: job_package.Package) -> Non
             f"{key}: found {path!r}, a path on this machine, which a job on another machine does not have",
             "a URI (s3://BUCKET/...) or the absolute path of a mount that all nodes of the cluster share",
             f"copy it there and set {key} accordingly",
+        )
+
+
+def refuse_unsent_module(name: str, folder: Path, package: job_package.Package) -> None:
+    """Raise InvalidInput if the module of a function that extracts features lies in `folder` and is not sent.
+
+    Modules elsewhere are installed ones, which the cluster's nodes must have: workers check that they do.
+    """
+    source = find_source(name)
+    if source.is_relative_to(folder) and not package.contains(source.relative_to(folder).as_posix()):
+        raise InvalidInput(
+            f"evaluate.extractors: found {name!r}, whose module {source.name} is not sent with the job",
+            "a file that is neither in .gitignore nor in a folder for data or outputs",
+            "move it, or remove it from .gitignore",
         )
 
 

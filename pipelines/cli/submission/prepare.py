@@ -17,6 +17,7 @@ from pipelines.cli.submission.paths import (
     absolute_if_here,
     absolute_recipe_paths,
     refuse_unreachable,
+    refuse_unsent_module,
     relative_arguments,
     relative_recipe_paths,
 )
@@ -92,6 +93,8 @@ def prepare_remote(command: CommandLine, folder: Path, *, install: bool = False)
     package = job_package.pack(folder, extra)
     for key, path in [*relative_recipe_paths(config).items(), *relative_arguments(command)]:
         refuse_unreachable(key, path, package)
+    for name in config.evaluate.functions if config else ():
+        refuse_unsent_module(name, folder, package)
     env = remote_job_environment()
     if package.contains(MAIN_MODULE):
         env |= code_environment(CODE if extra_code else folder)

@@ -24,7 +24,7 @@ def mean_colours(images: torch.Tensor) -> Features:
 
 @pytest.fixture
 def real(tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.extractors.create_extractor", lambda *arguments: mean_colours)
+    monkeypatch.setattr("evaluation.extractors.create_extractor", lambda *arguments, **options: mean_colours)
     other = write_images(tmp_path / "other", per_class=3)
     config = tiny_recipe(tmp_path, "images.held_out=0", f"images.validation={other}", "evaluate.reconstructions=true")
     return RealImages.of(ScoringSettings.from_recipe(config)), other
