@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evaluation.clip import build_clip, clip_macs
 from evaluation.extractor_names import CLIP_L_336, INCEPTION
@@ -102,7 +102,7 @@ def _dinov2(size: str, sha256: str, *, macs: int, dim: int, depth: int, num_head
     )
 
 
-def _clip(name: str, file: str, sha256: str, **sizes: int) -> ExtractorSpec:
+def _clip(name: str, file: str, sha256: str, **sizes: Any) -> ExtractorSpec:
     return ExtractorSpec(
         name=name,
         sha256=sha256,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -265,8 +266,13 @@ def _read_weights(path: Path, *, trusted: bool) -> StateDict:
 
         return load_file(path)
     is_zip = zipfile.is_zipfile(path)
-    if is_zip and trusted and _is_torchscript(path):
-        return torch.jit.load(str(path), map_location="cpu").state_dict()
+    if is_zip and _is_torchscript(path):
+        if not trusted:
+            found = f"{path} holds a TorchScript program"
+            raise InvalidInput(found, "weights alone", "save its state_dict() with torch.save, and use that file")
+        with warnings.catch_warnings():  # TorchScript is deprecated, but it is what CLIP's authors publish
+            warnings.simplefilter("ignore")
+            return torch.jit.load(str(path), map_location="cpu").state_dict()
     # weights_only: a weight file must not be able to run code.
     return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 

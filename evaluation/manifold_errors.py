@@ -21,8 +21,8 @@ class ManifoldEstimates(NamedTuple):
     """The scores of all generated samples, and those without each block of them."""
 
     scores: ManifoldScores
-    left_out: ManifoldScores
-    """Fields (K,): without block 0, 1, ..."""
+    left_out: dict[str, Array]
+    """By the fields of the scores, (K,): without block 0, 1, ..."""
 
 
 def manifold_estimates(
@@ -64,12 +64,12 @@ def manifold_estimates(
             int(balls.sum()) / (k_density * n),
             float(covered.any(axis=0).mean()),
         ),
-        ManifoldScores(
-            (precise.sum() - precise) / left,
-            np.array([each.mean() for each in recall_left]),
-            (balls.sum() - balls) / (k_density * left),
-            np.array([covered[other].any(axis=0).mean() for other in rest]),
-        ),
+        {
+            "precision": (precise.sum() - precise) / left,
+            "recall": np.array([each.mean() for each in recall_left]),
+            "density": (balls.sum() - balls) / (k_density * left),
+            "coverage": np.array([covered[other].any(axis=0).mean() for other in rest]),
+        },
     )
 
 

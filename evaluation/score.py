@@ -204,9 +204,8 @@ def _compare_samples(features: Array, real: Array, parts: int) -> dict[str, Esti
             return found | {kind: Estimate(value) for kind, value in scores.items()}
         block_of = assign_random_parts(len(features), parts)
         estimates = manifold_estimates(features, real, block_of, *neighbours)
-        left_out = estimates.left_out._asdict()
         for kind, value in estimates.scores._asdict().items():
-            found[kind] = Estimate(value, spread_error(left_out[kind]))
+            found[kind] = Estimate(value, spread_error(estimates.left_out[kind]))
     return found
 
 

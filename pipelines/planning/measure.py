@@ -19,7 +19,8 @@ from dit.model import build_model
 from dit.objective import create_process
 from dit.precision import in_dtype, network_precision, weights_dtype
 from dit.train import create_state, train_step
-from evaluation.extractors import EFFICIENTNET_LITE0, create_extractor, extractor_macs
+from evaluation.extractor_table import EFFICIENTNET_LITE0, EXTRACTORS
+from evaluation.extractors import create_extractor
 from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
@@ -57,7 +58,7 @@ def measure_this_machine(config: Recipe, networks: Networks) -> Cluster:
     work["train"] = (6 * forward_macs(networks.model), micro_batch_size(config.train), _training_step)
     work["evaluate"] = (2 * forward_macs(networks.model), config.evaluate.batch_size, _model_pass)
     if config.evaluate.extractor == EFFICIENTNET_LITE0:
-        work["features"] = (2 * extractor_macs(EFFICIENTNET_LITE0), 8, _extractor_pass)
+        work["features"] = (2 * EXTRACTORS[EFFICIENTNET_LITE0].macs, 8, _extractor_pass)
     for kind, (flops, most, prepare) in work.items():
         images = min(most, int(CALL_SECONDS * core_flops * UTILISATION[kind]["core"] / flops))
         if images:

@@ -104,7 +104,8 @@ def evaluate_work(settings: EvaluateConfig, networks: Networks, cluster: Cluster
     width = networks.model.hidden_size
     sampling_speed, basis = cluster.speed("evaluate", settings, settings.dtype, settings.compile, width)
     sampling = samples * calls * 2 * forward_macs(networks.model)
-    extraction = sum(extractor_macs(each.extractor) for each in settings.for_each_extractor())
+    macs = {each.extractor: extractor_macs(each.extractor) for each in settings.for_each_extractor()}
+    extraction = sum(each or 0 for each in macs.values())
     decoding, features = samples * 2 * networks.decoder.macs, images * 2 * extraction
     seconds = {
         "start": DATA_START_SECONDS,
@@ -115,7 +116,9 @@ def evaluate_work(settings: EvaluateConfig, networks: Networks, cluster: Cluster
         "reading images": real * cluster.read_seconds / min(settings.num_workers, cluster.cores),
     }
     real_images = f", {real:,} real images" if real else ""
-    description = f"{samples:,} samples of {settings.sampling_steps:,} steps{real_images}"
+    unknown = [name for name, each in macs.items() if each is None]
+    without = f"; features of {', '.join(unknown)} come on top" if unknown else ""
+    description = f"{samples:,} samples of {settings.sampling_steps:,} steps{real_images}{without}"
     return Work(description, sampling + decoding + features, seconds, basis)
 
 
