@@ -34,6 +34,7 @@ def render_page(report: EvaluationReport, images: Mapping[str, bytes] | None = N
         section("Metrics", _metrics(report)),
         *(section(f"Fréchet distance against N{_extractor(report, part)}", _plot(part)) for part in report.parts),
         *(_picture(name, content) for name, content in (images or {}).items()),
+        *(section(f"Distance of each class{_extractor(report, part)}", _classes(part)) for part in report.parts),
         *(section(f"Protocol{_extractor(report, part)}", _protocol(part)) for part in report.parts),
         section("Timings", timings_table(report.timings)),
     ]
@@ -120,8 +121,8 @@ def _metrics(report: EvaluationReport) -> str:
     if report.repeats:
         heads.append(f"mean of {max(map(len, report.repeats.values()))} seeds")
     notes = [
-        "± is the standard error (Fréchet distances: jackknife over blocks of samples) or the standard deviation "
-        "(Inception Score: over splits; kernel distance: over subsets)."
+        "± is the standard error (Fréchet distances, precision, recall, density, coverage: jackknife over blocks of "
+        "samples) or the standard deviation (Inception Score: over splits; kernel distance: over subsets)."
     ]
     if report.real_baseline:
         notes.append(
@@ -157,6 +158,28 @@ def _plot(report: EvaluationReport) -> str:
 def _distances(metrics: Mapping[str, float]) -> list[tuple[int, float]]:
     names = {name: parse_metric_name(name) for name in metrics}
     return sorted((parts.num_samples, metrics[name]) for name, parts in names.items() if parts.kind.name == "fd")
+
+
+def _classes(report: EvaluationReport) -> str:
+    """Show a row for each class, or nothing if they were not measured."""
+    if not report.per_class:
+        return ""
+    rows = [
+        [
+            escape(each.name),
+            f"{each.num_samples:,}",
+            f"{each.num_real:,}",
+            escape(each.reason) if each.value is None else number(each.value),
+            f"<code>{each.metric}</code>" if each.metric else "",
+        ]
+        for each in report.per_class
+    ]
+    note = (
+        "<p class=note>Samples of a class against its real images among those whose features the reference holds: "
+        "<code>fd</code> is the Fréchet distance, <code>kid</code> the kernel distance, where there are too few images "
+        "for that. Compare only classes with one metric.</p>"
+    )
+    return table(rows, ["class", "samples", "real images", "distance", ""], numbers=True) + note
 
 
 def _picture(name: str, content: bytes) -> str:

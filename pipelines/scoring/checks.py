@@ -2,13 +2,25 @@
 
 from functools import lru_cache
 
+import numpy as np
+
+from cluster import storage
 from evaluation.extractor_names import extractor_kind
 from evaluation.extractors import ExtractorIdentity, create_extractor, fetch_weights
 from evaluation.protocol import EvaluationProtocol
 from evaluation.score import explain_missing, summarize_missing
-from pipelines.scoring.references import MAX_REFERENCE_FEATURES, load_given_reference
+from pipelines.images.listing import Listing
+from pipelines.images.preprocess import read_cropped
+from pipelines.images.validation import held_out_source
+from pipelines.latents.dataset import MANIFEST, LatentDataset
+from pipelines.latents.shards import recorded_keys
+from pipelines.scoring.build_report import spaced_positions
+from pipelines.scoring.references import MAX_REFERENCE_FEATURES, RealImages, load_given_reference
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput
+
+MAX_COMPARED = 64
+"""Held-out images with the name and length of a training image that are compared with it, pixel by pixel."""
 
 
 def check_scoring_inputs(settings: ScoringSettings, protocol: EvaluationProtocol) -> None:
@@ -17,6 +29,7 @@ def check_scoring_inputs(settings: ScoringSettings, protocol: EvaluationProtocol
     protocol: that of the first extractor.
     Raises InvalidInput for a reference of another extractor, image size or crop, NotFound for missing weights.
     """
+    refuse_seen_images(settings)
     first, *others = settings.each_extractor
     _check_inputs(
         first, ExtractorIdentity(protocol.extractor, protocol.extractor_sha256, protocol.extractor_preprocessing)
@@ -27,8 +40,48 @@ def check_scoring_inputs(settings: ScoringSettings, protocol: EvaluationProtocol
 
 def check_scoring_settings(settings: ScoringSettings) -> None:
     """Check the same for the protocols that a recipe describes, before there is a checkpoint to score."""
+    refuse_seen_images(settings)
     for each in settings.each_extractor:
         _check_inputs(each, each.extractor)
+
+
+def refuse_seen_images(settings: ScoringSettings) -> None:
+    """Raise InvalidInput if images.validation holds images that the training's latents are of.
+
+    Those are images with a key of the latents that are also equal to the training image of this key, or whose training
+    image has been moved away since. Other folders often use the same names, so a key alone says nothing.
+    """
+    if not settings.images.path or settings.images.validation is None:
+        return
+    real = RealImages.of(settings)
+    latents = settings.latents or storage.join(settings.output, "latents")
+    has_latents = storage.exists(storage.join(latents, MANIFEST))
+    seen = recorded_keys(LatentDataset.open(latents)) if has_latents else {*real.training.keys}
+    stamps = dict(zip(real.training.keys, real.training.stamps.tolist(), strict=True))
+    pairs = list(zip(real.held_out.keys, real.held_out.stamps.tolist(), strict=True))
+    moved = [key for key, _ in pairs if key in seen and key not in stamps]
+    equal = [position for position, (key, stamp) in enumerate(pairs) if key in seen and stamps.get(key) == stamp]
+    compared = spaced_positions(len(equal), min(len(equal), MAX_COMPARED))
+    chosen = real.held_out.take([equal[position] for position in compared])
+    if found := moved or _equal_images(real, chosen):
+        raise InvalidInput(
+            f"images.validation: found {found[0]!r} in {settings.images.validation!r}, one of {len(found):,} images "
+            "that training has seen",
+            "images that nothing trains on",
+            "remove them, or train again without them; if they are others of the same names, rename them",
+        )
+
+
+def _equal_images(real: RealImages, held_out: Listing) -> list[str]:
+    """Return the keys of those held-out images whose pixels are those of the training image of the same key."""
+    images, training = real.settings.images, real.training
+    positions = {key: position for position, key in enumerate(training.keys)}
+    same = training.take([positions[key] for key in held_out.keys])
+    sides = []
+    for source, listing in ((held_out_source(images), held_out), (images, same)):
+        pixels, good, _ = read_cropped(source, listing.keys, listing.locations)
+        sides.append({listing.keys[position]: image for position, image in zip(good, pixels, strict=True)})
+    return [key for key, image in sides[0].items() if key in sides[1] and np.array_equal(image, sides[1][key])]
 
 
 def _check_inputs(settings: ScoringSettings, extractor: ExtractorIdentity) -> None:

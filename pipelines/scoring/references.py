@@ -65,11 +65,9 @@ class RealImages:
 
     def digest(self, listing: Listing) -> str:
         """Return the digest of everything that the features of a listing depend on, without computing them."""
-        images, extractor = self.settings.images, self.settings.extractor
-        depends = {"images": listing.digest, "size": images.size, "crop": images.crop, "extractor": extractor.sha256}
-        if extractor.preprocessing is not None:
-            depends["preprocessing"] = extractor.preprocessing
-        return digest_of(depends)
+        images, (weights, *more) = self.settings.images, self.settings.extractor_identity
+        depends = {"images": listing.digest, "size": images.size, "crop": images.crop, "extractor": weights}
+        return digest_of({**depends, "own": more} if more else depends)
 
     def path(self, listing: Listing) -> str:
         """Return the path or URI at which the reference or the features of a listing are kept."""
@@ -233,7 +231,7 @@ def _adm_features_file(settings: ScoringSettings) -> str | None:
     with np.load(fetch_reference(reference), allow_pickle=False) as file:
         if "meta" in file or "arr_0" not in file:
             return None
-    identity = digest_of([reference_digest(settings), settings.extractor.sha256])
+    identity = digest_of([reference_digest(settings), *settings.extractor_identity])
     return storage.join(settings.references, f"{identity[:12]}-images.npz")
 
 

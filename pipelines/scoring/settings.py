@@ -6,6 +6,7 @@ from typing import Self
 
 from cluster import storage
 from dit.config import RandomKind
+from evaluation.extractor_names import extractor_kind
 from evaluation.extractors import ExtractorIdentity, identify_extractor
 from pipelines.config.evaluate import EvaluateConfig, path_for
 from pipelines.config.recipe import ImagesConfig, Recipe
@@ -72,6 +73,15 @@ class ScoringSettings:
     def extractor(self) -> ExtractorIdentity:
         """What protocols record of the (first) extractor."""
         return identify_extractor(self.evaluate.extractor, self.extractor_weights)
+
+    @cached_property
+    def extractor_identity(self) -> list[str | None]:
+        """What features depend on of the (first) extractor: a network's weights; of others the name and input as well.
+
+        One module holds several functions, and one library may feed the same weights in several ways.
+        """
+        own = extractor_kind(self.evaluate.extractor) != "network"
+        return [self.extractor.sha256, *([self.extractor.name, self.extractor.preprocessing] if own else [])]
 
     @cached_property
     def extractor_digests(self) -> dict[str, str]:

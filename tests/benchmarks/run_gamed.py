@@ -37,7 +37,7 @@ from pipelines.scoring.build_report import build_report
 
 TARGET, OTHERS = "efficientnet-lite0", ("efficientnet-lite1", "efficientnet-lite2")
 COUNT, REFERENCE, SIZE, DIRECTIONS = 120, 400, 32, 48
-PASSES, BATCH, LEARNING_RATE = 12, 8, 0.3
+PASSES, BATCH, LEARNING_RATE = 10, 8, 0.05
 SHOWN = 12
 
 

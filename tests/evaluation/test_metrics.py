@@ -16,6 +16,7 @@ from evaluation.metrics import (
     inception_score,
     kernel_distance,
     manifold_scores,
+    median_distance,
     mind,
     precision_recall,
     rbf_mmd,
@@ -396,3 +397,27 @@ def test_mind_of_a_shift_is_three_times_its_square():
     assert mind(x, x) == 0.0
     # The mean of (u.c)^2 over directions is |c|^2 / D.
     assert mind(x, x + shift, projections=20_000) == pytest.approx(3 * (shift**2).sum(), rel=0.05)
+
+
+def test_the_median_distance_is_that_of_evenly_spaced_rows():
+    from scipy.spatial.distance import pdist
+
+    features = np.random.default_rng(0).normal(size=(2500, 6)).astype(np.float32)
+    chosen = features[(np.arange(1000) * 2500) // 1000]
+    assert median_distance(features) == pytest.approx(np.median(pdist(chosen)), rel=1e-6)
+    assert median_distance(features[:30]) == pytest.approx(np.median(pdist(features[:30])), rel=1e-6)
+    with pytest.raises(ValueError, match="5 samples whose median distance is 0"):
+        median_distance(np.zeros((5, 3)))
+
+
+@pytest.mark.parametrize("columns", [3, 4096])
+def test_kernels_of_a_set_with_itself_are_those_of_all_pairs(monkeypatch, columns):
+    from evaluation import metrics, neighbours
+
+    x, y = (np.random.default_rng(seed).normal(size=(40, 5)) for seed in (0, 1))
+    kernel = np.exp(-((x[:, None] - x[None]) ** 2).sum(axis=2) / 8)
+    across = np.exp(-((x[:, None] - y[None]) ** 2).sum(axis=2) / 8)
+    other = np.exp(-((y[:, None] - y[None]) ** 2).sum(axis=2) / 8)
+    monkeypatch.setattr(metrics, "_RBF_COLUMNS", columns)
+    monkeypatch.setattr(neighbours, "BLOCK_VALUES", 33)
+    assert cmmd(x, y, sigma=2.0, scale=1.0) == pytest.approx(kernel.mean() + other.mean() - 2 * across.mean(), rel=1e-9)

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from evaluation.metrics import frechet_distance, inception_score, kernel_distance, manifold_scores, precision_recall
+from evaluation.metrics import (
+    cmmd,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    manifold_scores,
+    median_distance,
+    mind,
+    precision_recall,
+    rbf_mmd,
+)
 from evaluation.reference import ReferenceStatistics
 from evaluation.score import explain_missing, score, summarize_missing
 from evaluation.statistics import InceptionScoreSums
@@ -175,3 +185,29 @@ def test_a_single_real_image_allows_no_kernel_distance():
         "kid cannot be computed",
         "precision, recall, density, coverage cannot be computed",
     ]
+
+
+def test_further_metrics_are_those_that_are_asked_for():
+    generated, real = features(300, 0) + 0.2, features(200, 1)
+    reference, kinds = reference_of(real, features=real), ("cmmd", "mind", "rbf_mmd")
+    found = score_lite0(generated, None, reference, further=kinds)
+    expected = {
+        "cmmd": cmmd(generated, real),
+        "mind": mind(generated, real),
+        "rbf_mmd": rbf_mmd(generated, real, median_distance(real)),
+    }
+    names = {f"{kind}_efficientnet_lite0_300": value for kind, value in expected.items()}
+    assert {name: found.metrics[name] for name in names} == names
+    plain = score_lite0(generated, None, reference)
+    assert plain.metrics == {name: value for name, value in found.metrics.items() if name not in names}
+
+
+def test_further_metrics_that_cannot_be_computed_say_why():
+    generated, real = features(40, 0), features(30, 1)
+    without = score_lite0(generated, None, reference_of(real), further=("cmmd",))
+    assert without.missing == {"cmmd_efficientnet_lite0_40": "the reference holds no features of single images"}
+    few = score_lite0(generated[:9], None, reference_of(real, features=real), further=("mind",))
+    assert few.missing == {"mind_efficientnet_lite0_9": "9 samples, and at least 10 are needed"}
+    equal = np.ones((30, real.shape[1]), np.float32)
+    equal = score_lite0(generated, None, reference_of(real, features=equal), further=("rbf_mmd",))
+    assert "median distance is 0" in equal.missing["rbf_mmd_efficientnet_lite0_40"]

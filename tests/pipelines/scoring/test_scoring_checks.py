@@ -1,0 +1,114 @@
+"""What is refused before images are scored."""
+
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_recipe
+from tiny_latents import make_moments, write_dataset
+
+from evaluation.reference import ReferenceStatistics
+from pipelines.config.reader import resolved
+from pipelines.latents.shards import recorded_keys
+from pipelines.scoring import checks
+from pipelines.scoring.checks import check_scoring_settings, refuse_seen_images
+from pipelines.scoring.class_distances import require_classes_for_distances
+from pipelines.scoring.references import reference_overrides, save_reference
+from pipelines.scoring.settings import ScoringSettings
+from raydit.errors import InvalidInput, NotFound
+
+SOURCE = """
+import torch
+
+def means(images):
+    return images.float().mean(dim=(2, 3))
+
+def noisy(images):
+    return torch.rand(len(images), 3)
+"""
+
+
+def settings_of(folder, *overrides):
+    return ScoringSettings.from_recipe(tiny_recipe(folder, "images.held_out=0", *overrides))
+
+
+@pytest.fixture
+def validation(tmp_path):
+    """Images of their own, with the names of training images."""
+    other = tmp_path / "other"
+    rng = np.random.default_rng(7)
+    for name in ("blob", "ring"):
+        (other / name).mkdir(parents=True)
+        for index in range(4):
+            Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(other / name / f"{index:03d}.png")
+    return other
+
+
+def test_other_images_of_the_same_names_are_no_training_images(tmp_path, validation):
+    refuse_seen_images(settings_of(tmp_path, f"images.validation={validation}"))
+
+
+def test_copies_of_training_images_are_refused(tmp_path, validation):
+    settings = settings_of(tmp_path, f"images.validation={validation}")
+    shutil.copy(tmp_path / "images" / "ring" / "002.png", validation / "ring" / "002.png")
+    with pytest.raises(InvalidInput, match="images.validation: found 'ring/002.png' in .*one of 1 images"):
+        check_scoring_settings(settings)
+
+
+def test_images_that_were_moved_away_after_encoding_are_refused(tmp_path, validation, monkeypatch):
+    settings = settings_of(tmp_path, f"images.validation={validation}")
+    seen = {"ring/001.png", "blob/001.png"}
+    write_dataset(tmp_path / "output" / "latents", [make_moments(4)])
+    monkeypatch.setattr(checks, "recorded_keys", lambda dataset: seen | recorded_keys(dataset))
+    refuse_seen_images(settings)
+    (tmp_path / "images" / "ring" / "001.png").unlink()
+    with pytest.raises(InvalidInput, match="found 'ring/001.png'.*rename them"):
+        refuse_seen_images(settings)
+
+
+def test_a_reference_by_other_weights_is_refused_with_what_to_do(tmp_path):
+    real = np.random.default_rng(0).normal(size=(20, 1280))
+    reference = ReferenceStatistics(
+        n=20, mu=real.mean(axis=0), sigma=np.cov(real.T), extractor="efficientnet-lite0", extractor_sha256="ab" * 32
+    )
+    save_reference(reference, str(tmp_path / "r.npz"))
+    settings = settings_of(tmp_path, f"evaluate.reference={tmp_path / 'r.npz'}")
+    with pytest.raises(InvalidInput, match="extractor_sha256 'abab.*weights that it was made with"):
+        check_scoring_settings(settings)
+    other = replace(reference, extractor="timm:resnet50.a1_in1k", extractor_preprocessing="scale 1")
+    save_reference(other, str(tmp_path / "t.npz"))
+    assert reference_overrides(str(tmp_path / "t.npz")) == ["evaluate.extractor=timm:resnet50.a1_in1k"]
+    with pytest.raises(InvalidInput, match="extractor 'timm:resnet50.a1_in1k', expected 'efficientnet-lite0'"):
+        check_scoring_settings(settings_of(tmp_path, f"evaluate.reference={tmp_path / 't.npz'}"))
+    loaded = ReferenceStatistics.load(open(tmp_path / "t.npz", "rb"), "t.npz")
+    assert loaded.extractor_preprocessing == "scale 1" and loaded.digest == other.digest
+    with pytest.raises(InvalidInput, match="extractor_preprocessing 'scale 1', expected 'scale 2'"):
+        other.check_compatible(other.extractor, other.extractor_sha256, 16, "adm", "scale 2")
+
+
+def test_functions_are_tried_before_the_work_where_workers_have_no_other_device(tmp_path, monkeypatch):
+    module = f"tried_{os.getpid()}"
+    (tmp_path / f"{module}.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    check_scoring_settings(settings_of(tmp_path, f"evaluate.extractor={module}:means"))
+    noisy = f"evaluate.extractor={module}:noisy"
+    with pytest.raises(InvalidInput, match="a deterministic function"):
+        check_scoring_settings(settings_of(tmp_path, noisy))
+    check_scoring_settings(settings_of(tmp_path, noisy, "evaluate.gpus_per_worker=1"))  # workers try it
+    with pytest.raises(NotFound, match="no module 'absent_module'"):
+        check_scoring_settings(settings_of(tmp_path, "evaluate.extractor=absent_module:f"))
+
+
+def test_class_distances_need_classes():
+    with pytest.raises(InvalidInput, match="evaluate.per_class: found true, and x has no classes"):
+        require_classes_for_distances((), "x")
+
+
+def test_new_settings_are_recorded_only_where_they_are_set(tmp_path):
+    config = tiny_recipe(tmp_path)
+    assert not {"metrics", "per_class"} & resolved(config)["evaluate"].keys()
+    config = tiny_recipe(tmp_path, 'evaluate.metrics=["cmmd"]', "evaluate.per_class=true")
+    assert resolved(config)["evaluate"]["metrics"] == ("cmmd",)
