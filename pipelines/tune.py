@@ -22,10 +22,10 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.tune import DEFAULT_SCALES, TuneGrid
 from pipelines.images.grids import save_png
 from pipelines.scoring.candidates import Candidate
+from pipelines.scoring.checks import check_scoring_inputs
 from pipelines.scoring.measure_candidates import Measurer
 from pipelines.scoring.protocol_file import protocol_file
 from pipelines.scoring.protocols import evaluation_protocol, evaluation_protocols
-from pipelines.scoring.references import check_scoring_inputs
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.scoring.tune_result import SETTINGS, describe_result, tuned_point
 from pipelines.stage import StageContext

@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.credentials import refuse_credentials
-from dit.checkpoint import weights_name
+from dit.formats.opened_checkpoint import weights_name
 from dit.formats.record import model_label
 from evaluation.card import CARD_FILE, CheckpointFacts, EvaluationCard, LatentsFacts
 from evaluation.card_text import render_card
