@@ -35,9 +35,9 @@ class CheckpointFacts:
     model: str
     """Model and process in a few words."""
     parameters: int
-    """Numbers in the weights that were sampled with."""
+    """Numbers in the weights that were sampled with; an adapter is counted as part of its base."""
     bytes: int
-    """Length of its files of weights."""
+    """Length of the files with these weights; of an adapter, without its base's."""
     files: dict[str, str]
     """sha256 of each file by its name."""
     raydit_version: str = ""

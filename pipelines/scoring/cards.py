@@ -1,7 +1,6 @@
 """Publish an evaluation as a card, and prepare its verification: the same protocols, in a folder of its own."""
 
 import copy
-import math
 import shlex
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -10,8 +9,8 @@ from typing import Any
 
 from cluster import storage
 from cluster.credentials import refuse_credentials
-from dit.formats.opened_checkpoint import weights_name
 from dit.formats.record import model_label
+from dit.model import meta_state
 from evaluation.card import CARD_FILE, CheckpointFacts, EvaluationCard, LatentsFacts
 from evaluation.card_text import render_card
 from evaluation.protocol import EvaluationProtocol
@@ -162,27 +161,19 @@ def open_scored(name: str, digest: str, model: str | None = None, overrides: tup
 
 
 def _checkpoint_facts(opened: LocatedCheckpoint, weights: str, model: str | None) -> CheckpointFacts:
-    record, files = opened.record, sorted(opened.path.glob("*.safetensors"))
+    record = opened.record
     return CheckpointFacts(
         uri=opened.origin,
         digest=opened.digest,
         step=opened.step,
         model=f"{model_label(record.model, record.recipe)}, {record.process_kind}",
-        parameters=_count_numbers(opened.path / f"{weights_name(weights)}.safetensors"),
-        bytes=sum(file.stat().st_size for file in files),
+        parameters=sum(tensor.numel() for tensor in meta_state(record.model_config).values()),
+        bytes=sum((opened.path / name).stat().st_size for name in opened.weights_files(weights)),
         files=dict(opened.files),
         raydit_version=record.raydit_version,
         source=asdict(record.source) if record.source else None,
         published_size=model or "",
     )
-
-
-def _count_numbers(file: Path) -> int:
-    """Return how many numbers a file of weights holds, from its header alone."""
-    from safetensors import safe_open
-
-    with safe_open(str(file), framework="np") as opened:
-        return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
 
 
 def _latents_facts(opened: LocatedCheckpoint, config: Recipe) -> LatentsFacts | None:

@@ -88,6 +88,7 @@ def test_a_card_states_what_was_scored(published, output, checkpoint):
     assert card.checkpoint.digest == opened.digest and card.checkpoint.uri == str(checkpoint)
     numbers = sum(tensor.numel() for tensor in opened.weights("ema").values())
     assert card.checkpoint.parameters == numbers and card.checkpoint.files == opened.files
+    assert card.checkpoint.bytes == (checkpoint / "ema.safetensors").stat().st_size
     assert card.num_seeds == 2 and card.report.protocol.seed == 5
     evaluate = card.recipe["evaluate"]
     assert (evaluate["num_samples"], evaluate["sampling_steps"], card.recipe["seed"]) == (10, 1, 5)
