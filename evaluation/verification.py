@@ -50,14 +50,28 @@ def _checks(stated: EvaluationReport, found: EvaluationReport) -> Iterator[Score
     for name, value in stated.metrics.items():
         yield _check(name, value, found.metrics.get(name), _combined(stated, found, name))
     for name, values in stated.repeats.items():
-        again = found.repeats.get(name, [])
+        others = found.repeats.get(name, [])
         for number, value in enumerate(values[1:], start=1):
             label = f"{name}, seed {stated.protocol.seed + number}"
-            yield _check(label, value, again[number] if number < len(again) else None, _combined(stated, found, name))
+            other = others[number] if number < len(others) else None
+            yield _check(label, value, other, _combined(stated, found, name))
     baselines = {"real images": "real_baseline", "reconstructions": "reconstructions"}
     for title, field in baselines.items():
         for name, value in getattr(stated, field).items():
             yield _check(f"{name}, {title}", value, getattr(found, field).get(name), None)
+    again = _class_distances(found)
+    for name, value in _class_distances(stated).items():
+        yield _check(name, value, again.get(name), None)
+
+
+def _class_distances(report: EvaluationReport) -> dict[str, float]:
+    """Return the distances of single classes in each extractor's features, by a name that says what they are."""
+    return {
+        f"{each.metric} of class {each.name}, {part.protocol.extractor}": each.value
+        for part in report.parts
+        for each in part.per_class
+        if each.value is not None
+    }
 
 
 def _combined(stated: EvaluationReport, found: EvaluationReport, name: str) -> float | None:

@@ -49,6 +49,8 @@ def make_card(
     opened = open_scored(report.checkpoint, report.checkpoint_digest, model, overrides)
     given = load_given_recipe(recipe, overrides)(opened) if recipe else checkpoint_recipe(opened, overrides)
     config = with_protocols(given, report.protocols)
+    if report.per_class:  # no part of a protocol
+        config = replace(config, evaluate=replace(config.evaluate, per_class=True))
     do = "give what it was evaluated with by --recipe and --set"
     require_protocols(_protocols(config, opened), report.protocols, "the report", do)
     card = EvaluationCard(

@@ -8,6 +8,7 @@ import pytest
 
 from evaluation.card import CheckpointFacts, EvaluationCard, LatentsFacts
 from evaluation.card_text import render_card
+from evaluation.per_class import ClassDistance
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 from evaluation.verification import ROUNDING, check_scores, verification_table
@@ -147,6 +148,13 @@ def test_every_number_of_a_card_is_compared():
         f"{FD}, seed 1": "differs",
         f"{FD}, real images": "differs",
     }
+    cat, dog = (
+        ClassDistance(name=name, num_samples=5, num_real=9, metric="kid", value=value)
+        for name, value in (("cat", 0.5), ("dog", None))
+    )
+    of_classes = check_scores(scored(per_class=[cat, dog]), scored(per_class=[replace(cat, value=0.6), dog]))
+    assert (of_classes[-1].name, of_classes[-1].verdict) == ("kid of class cat, efficientnet-lite0", "differs")
+    assert len(of_classes) == len(check_scores(REPORT, REPORT)) + 1
     fewer = check_scores(REPORT, scored(repeats={}, real_baseline={}))
     assert [check.verdict for check in fewer] == ["equal", "equal", "missing", "missing"]
     assert "MISSING" in verification_table(fewer) and "0.3 +- 0.0283" in verification_table(fewer)
