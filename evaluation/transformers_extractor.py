@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.extractor_names import TRANSFORMERS
+from evaluation.function_extractor import MODULES_VARIABLE
 from evaluation.image_preprocessing import Interpolation, Preprocessing
 from evaluation.networks import Network, Outputs
 from raydit.errors import InvalidInput, NotFound
@@ -37,12 +39,8 @@ def find_folder(name: str, folder: str | Path | None = None) -> Path:
     An ID is a folder if there is one, and otherwise a hub id that is looked up in the Hugging Face cache. Raises
     NotFound if it is not there, and InvalidInput for a folder without a model.
     """
-    found, model = folder, name.removeprefix(TRANSFORMERS)
-    if found is None and Path(model).is_dir():
-        found = model
-    if found is None:
-        found = _find_snapshot(name, model)
-    path = Path(found)
+    model = name.removeprefix(TRANSFORMERS)
+    path = Path(folder) if folder is not None else _local_folder(model) or Path(_find_snapshot(name, model))
     for file in ("config.json", "preprocessor_config.json"):
         if not (path / file).is_file():
             raise NotFound(
@@ -70,8 +68,8 @@ def weight_files(name: str, folder: Path) -> dict[str, Path]:
 
 def recorded_name(name: str, sha256: str) -> str:
     """Return the name in protocols: a folder's path is of one machine, so only its last part and a digest are kept."""
-    model = name.removeprefix(TRANSFORMERS)
-    return f"{TRANSFORMERS}{Path(model).resolve().name}-{sha256[:8]}" if Path(model).is_dir() else name
+    folder = _local_folder(name.removeprefix(TRANSFORMERS))
+    return f"{TRANSFORMERS}{folder.resolve().name}-{sha256[:8]}" if folder else name
 
 
 def describe_input(name: str, folder: Path) -> str:
@@ -159,6 +157,12 @@ def _load(name: str, folder: Path) -> Any:
         found = f"{folder}: found weights that lack or contradict {wrong[0]} and {len(wrong) - 1} more"
         raise InvalidInput(found, f"all of {type(model).__name__}", "copy the files of one model")
     return model
+
+
+def _local_folder(model: str) -> Path | None:
+    """Return the folder that an ID names, here or where a job was submitted; None for a hub id."""
+    places = [Path(), *map(Path, filter(None, [os.environ.get(MODULES_VARIABLE)]))]
+    return next((place / model for place in places if (place / model).is_dir()), None)
 
 
 def _find_snapshot(name: str, model: str) -> str:

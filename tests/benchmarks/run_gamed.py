@@ -24,7 +24,7 @@ from study import RESULTS, table
 from evaluation.extractors import FeatureExtractor, Features, create_extractor
 from evaluation.merge_reports import merge_reports
 from evaluation.metric_names import metric_name
-from evaluation.metrics import frechet_distance
+from evaluation.metrics import frechet_distance, frechet_distance_to
 from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
@@ -59,8 +59,7 @@ def main(output: str = "outputs/gamed") -> None:
         name: float((classifier.predict(images.reshape(COUNT, -1) / 255) == truth[name]).mean())
         for name, images in sets.items()
     }
-    reports = score(folder, reference, sets)
-    write(sets, reports, recognised)
+    write(sets, *score(folder, reference, sets), recognised)
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -152,8 +151,11 @@ def transport(features: np.ndarray, mean: np.ndarray, root: np.ndarray) -> np.nd
     return mean + centred @ (root @ inverse @ root)
 
 
-def score(folder: Path, reference: np.ndarray, sets: dict[str, np.ndarray]) -> dict[str, EvaluationReport]:
-    """Reports of all sets by the three feature spaces, whole for distances and in random directions for ratios."""
+def score(
+    folder: Path, reference: np.ndarray, sets: dict[str, np.ndarray]
+) -> tuple[dict[str, list[float]], dict[str, EvaluationReport]]:
+    """Of all sets the distances in whole feature spaces, and reports in random directions of them."""
+    distances: dict[str, list[float]] = {name: [] for name in sets}
     reports: dict[str, list[EvaluationReport]] = {name: [] for name in sets}
     for name in (TARGET, *OTHERS):
         extractor, number = create_extractor(name), name[-1]
@@ -162,22 +164,22 @@ def score(folder: Path, reference: np.ndarray, sets: dict[str, np.ndarray]) -> d
             for title, images in sets.items()
         }
         real = extract(extractor, reference, folder / f"reference-{number}.npy")
+        distance = frechet_distance_to(real.mean(axis=0), np.cov(real.T))
         directions = np.random.default_rng(1).standard_normal((real.shape[1], DIRECTIONS)) / np.sqrt(DIRECTIONS)
-        for suffix, project in (("", None), (f"-in-{DIRECTIONS}", directions)):
-            spaces = {each: array if project is None else array @ project for each, array in features.items()}
-            statistics = reference_of(real if project is None else real @ project, name + suffix)
-            protocol = EvaluationProtocol(
-                num_samples=COUNT,
-                decoder="none",
-                extractor=name + suffix,
-                extractor_sha256=extractor.weights_sha256,
-                reference_digest="digits",
-            )
-            held_out = Features(next(iter(spaces.values())))
-            for each, array in spaces.items():
-                report = build_report(protocol, Features(array), statistics, held_out, checkpoint=each, digest=each)
-                reports[each].append(report)
-    return {name: merge_reports(parts) for name, parts in reports.items()}
+        protocol = EvaluationProtocol(
+            num_samples=COUNT,
+            decoder="none",
+            extractor=f"{name}-in-{DIRECTIONS}",
+            extractor_sha256=extractor.weights_sha256,
+            reference_digest="digits",
+        )
+        statistics, held_out = reference_of(real @ directions, protocol.extractor), next(iter(features.values()))
+        for each, array in features.items():
+            distances[each].append(distance(array.mean(axis=0), np.cov(array.T)))
+            samples, real_images = (Features(side @ directions) for side in (array, held_out))
+            report = build_report(protocol, samples, statistics, real_images, checkpoint=each, digest=each)
+            reports[each].append(report)
+    return distances, {name: merge_reports(parts) for name, parts in reports.items()}
 
 
 def reference_of(features: np.ndarray, extractor: str) -> ReferenceStatistics:
@@ -188,15 +190,19 @@ def reference_of(features: np.ndarray, extractor: str) -> ReferenceStatistics:
     )
 
 
-def write(sets: dict[str, np.ndarray], reports: dict[str, EvaluationReport], recognised: dict[str, float]) -> None:
+def write(
+    sets: dict[str, np.ndarray],
+    distances: dict[str, list[float]],
+    reports: dict[str, EvaluationReport],
+    recognised: dict[str, float],
+) -> None:
     names = (TARGET, *OTHERS)
     head = ["images", *(f"distance, Lite{name[-1]}" for name in names), *(f"ratio, Lite{name[-1]}" for name in names)]
     rows = []
     for each, report in reports.items():
-        distances = [f"{report.metrics[metric_name('fd', name, COUNT)]:.1f}" for name in names]
         ratios = [metric_name("ratio_fd", f"{name}-in-{DIRECTIONS}", COUNT) for name in names]
         cells = [f"{report.metrics[name]:.2f} \u00b1 {report.errors[name]:.2f}" for name in [*ratios, f"fdr_{COUNT}"]]
-        rows.append([each, *distances, *cells, f"{100 * recognised[each]:.0f}%"])
+        rows.append([each, *(f"{value:.1f}" for value in distances[each]), *cells, f"{100 * recognised[each]:.0f}%"])
     described = "; ".join(f"{name}: {value}" for name, value in machine().items())
     text = (
         f"Images that were optimised for the Frechet distance of EfficientNet-Lite0 alone, commit {commit()}: {COUNT} "

@@ -9,7 +9,9 @@ from zipfile import ZipFile
 import pytest
 
 from evaluation.explanations import explain_low_precision
+from evaluation.merge_reports import merge_reports
 from evaluation.page import render_page
+from evaluation.per_class import ClassDistance
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 from raydit.errors import InvalidInput
@@ -36,6 +38,27 @@ REPORT = EvaluationReport(
 
 def test_a_report_survives_storage():
     assert EvaluationReport.from_json(REPORT.to_json()) == REPORT
+
+
+def test_distances_of_classes_are_kept_and_shown_for_each_extractor():
+    def classes(value):
+        known = ClassDistance(name="cat<", num_samples=40, num_real=30, metric="kid", value=value)
+        return [known, ClassDistance(name="dog", num_samples=3, num_real=30, reason="3 samples, and at least 10")]
+
+    other = replace(
+        REPORT,
+        protocol=replace(REPORT.protocol, extractor="timm:resnet50.a1_in1k", extractor_preprocessing="scale 1"),
+        metrics={"fd_timm_resnet50_a1_in1k_1k": 1.0},
+        errors={},
+        real_baseline={},
+        per_class=classes(0.25),
+    )
+    merged = merge_reports([replace(REPORT, per_class=classes(0.5)), other])
+    assert EvaluationReport.from_json(merged.to_json()) == merged
+    assert [part.per_class for part in merged.parts] == [classes(0.5), classes(0.25)]
+    page = render_page(merged)
+    assert "Distance of each class, timm:resnet50.a1_in1k" in page and "cat&lt;" in page and "at least 10" in page
+    assert "per_class" not in merge_reports([REPORT, replace(other, per_class=[])]).to_json()
 
 
 def test_a_report_older_than_curves_is_read():
