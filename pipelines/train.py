@@ -36,6 +36,7 @@ from pipelines.training.start import (
     TrainingStart,
     check_trained_parameters,
     describe_start,
+    explain_scale,
     find_start,
     starting_from,
     with_recorded_start,
@@ -108,6 +109,8 @@ def train(
                 worker_settings, started = write_first_checkpoint(start, worker_settings)
                 for line in describe_start(start, started, lora=settings.lora is not None):
                     context.say("train", line)
+            if scaling := explain_scale(worker_settings.scale, latents):
+                context.say("train", scaling)
             log_start(run, worker_settings.record["start"], worker_settings.record.get("base"))
         if trained:
             context.say("train", trained)

@@ -211,6 +211,12 @@ def initial_weights(settings: TrainWorkerSettings) -> dict[str, Tensor]:
         return build_model(settings.model).state_dict()
 
 
+def explain_scale(scale: LatentScale, latents: LatentDataset) -> str:
+    """Return in words that a training scales latents as its start does; empty where their autoencoder does the same."""
+    same = scale == scale_of(latents.autoencoder)
+    return "" if same else "the latents are scaled as those of the start, not as their own autoencoder says"
+
+
 def describe_start(start: TrainingStart, started: StartWeights, *, lora: bool = False) -> Iterator[str]:
     """Yield lines for the user: what the training starts from, and a line for each group of tensors.
 

@@ -275,3 +275,10 @@ def test_a_cluster_of_many_spaces_is_refused_at_once():
     with pytest.raises(ValueError, match="found '1xa"):
         parse_cluster("1xa" + " " * 100_000 + "b\n!")
     assert parse_cluster("  8 x H100 ").count == 8
+
+
+def test_a_plan_names_the_start_and_counts_its_checkpoint():
+    plan = planned(RECIPES / "imagenet256-finetune.toml", "8xH100")
+    assert "start        train starts from DiT-XL-2-256x256.pt (ema weights)" in list(plan_lines(plan))
+    assert plan.checkpoints_written == 1 + 10_000 // 1000
+    assert not any(line.startswith("start ") for line in plan_lines(planned(RECIPES / "imagenet256.toml", "8xH100")))

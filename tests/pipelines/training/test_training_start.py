@@ -11,7 +11,7 @@ from tiny_training import Training, assert_equal, training_recipe, write_latents
 
 from cluster import storage
 from dit.checkpoint import restore
-from dit.formats.completion import COMPLETE
+from dit.formats.completion import COMPLETE, write_completion
 from dit.model import create_model
 from pipelines.artifacts import differences
 from pipelines.checkpoints.folder import CheckpointFolder
@@ -20,7 +20,7 @@ from pipelines.latents.dataset import LatentDataset
 from pipelines.train import train_identity
 from pipelines.training.loop import create_training_state
 from pipelines.training.settings import train_worker_settings
-from pipelines.training.start import check_trained_parameters, find_start
+from pipelines.training.start import check_trained_parameters, describe_start, explain_scale, find_start
 from pipelines.training.worker import Worker
 from raydit.errors import InvalidInput, NotFound, RayditError
 
@@ -217,6 +217,26 @@ def test_patterns_that_match_nothing_and_freezing_everything_are_refused(fine_tu
     recipe = fine_tune(**settings)
     with pytest.raises(InvalidInput, match=message):
         check_trained_parameters(recipe.train, settings_of(recipe).model)
+
+
+def test_the_scale_of_the_latents_is_that_of_the_start(base, fine_tune, tmp_path):
+    """As where an autoencoder was imported with another scaling factor than its own config has."""
+    copy = tmp_path / "copy"
+    shutil.copytree(last_of(base).path, copy)
+    config = last_of(base).config
+    (copy / COMPLETE).unlink()
+    twice = {"latents_std": [2 * value for value in config["autoencoder"]["latents_std"]]}
+    write_completion(copy, config | {"autoencoder": config["autoencoder"] | twice})
+    recipe = fine_tune(start={"checkpoint": str(copy)})
+    training = Training(recipe).run()
+    assert last_of(recipe).record.autoencoder.latents_std == tuple(twice["latents_std"])
+    assert identity_of(recipe)["start"]["scale"]["std"] == twice["latents_std"]
+    assert training.losses != Training(fine_tune("own")).run().losses
+    scale, latents = last_of(recipe).record.autoencoder.scale, LatentDataset.open(recipe.latents)
+    assert "scaled as those of the start" in explain_scale(scale, latents)
+    assert explain_scale(last_of(base).record.autoencoder.scale, latents) == ""
+    first, *groups = describe_start(find_start(recipe), training.started)
+    assert first.startswith(f"starts from {copy}, step 8, 'ema' weights") and len(groups) == 6
 
 
 def test_a_start_in_another_store_is_the_same_start(base, fine_tune, s3_bucket, tmp_path):
