@@ -64,7 +64,7 @@ def test_a_model_without_a_head_has_the_names_and_the_record_of_before():
     config = DiTConfig(**SMALL)
     recorded = recorded_fields(config)
     assert not {"head_width", "head_depth"} & recorded.keys() and config_from_dict(recorded) == config
-    assert recorded.keys() | {"head_width", "head_depth"} == dataclasses.asdict(config).keys()
+    assert recorded.keys() | {"head_width", "head_depth", "flow_time"} == dataclasses.asdict(config).keys()
     with torch.device("meta"):
         plain, wide = DiT(config), DiT(DiTConfig(**SMALL, **HEAD))
     assert not any(name.startswith("head.") for name in plain.state_dict())

@@ -95,8 +95,9 @@ def _read_values(command: click.Command, texts: list[str]) -> list[Word]:
     options = {name: param for param in command.params if isinstance(param, click.Option) for name in _names(param)}
     arguments = [param for param in command.params if isinstance(param, click.Argument)]
     words: list[Word] = []
+    positions: list[int] = []
     expected: click.Option | None = None
-    num_arguments, only_arguments = 0, False
+    only_arguments = False
     for text in texts:
         flag, equals, value = text.partition("=")
         if expected is not None:
@@ -110,9 +111,17 @@ def _read_values(command: click.Command, texts: list[str]) -> list[Word]:
             words.append(Word(value, option, flag + equals) if equals else Word(text))
             expected = None if equals or option is None or option.is_flag else option
         else:
-            words.append(Word(text, arguments[min(num_arguments, len(arguments) - 1)]))
-            num_arguments += 1
+            positions.append(len(words))
+            words.append(Word(text))
+    for position, argument in zip(positions, _spread(arguments, len(positions)), strict=True):
+        words[position] = replace(words[position], param=argument)
     return words
+
+
+def _spread(arguments: list[click.Argument], count: int) -> list[click.Argument]:
+    """Return which argument each of `count` words belongs to; one that takes any number gets what the others leave."""
+    spare = count - sum(argument.nargs == 1 for argument in arguments)
+    return [argument for argument in arguments for _ in range(1 if argument.nargs == 1 else spare)]
 
 
 def _names(option: click.Option) -> list[str]:
