@@ -31,7 +31,9 @@ def adapted(folder, base, **settings):
     return training_recipe(folder, start=start, lora=lora, **settings)
 
 
-@pytest.mark.parametrize("settings", [{"strategy": "ddp"}, {"strategy": "fsdp", "gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "settings", [{"strategy": "ddp"}, {"strategy": "fsdp", "gradient_checkpointing": True}], ids=["ddp", "fsdp"]
+)
 def test_two_workers_train_an_adapter_as_one_does(base, tmp_path, settings):
     run(alone := adapted(tmp_path / "alone", base))
     run(together := adapted(tmp_path / "together", base, num_workers=2, **settings))
