@@ -160,6 +160,7 @@ def test_in_bfloat16_losses_are_float32_and_close(images):
     assert not torch.equal(rounded["mse"], exact["mse"])
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_alike(images):
     """The last layer, at which gradients are compared, stays outside, so that no compiled part is passed twice."""
     torch.manual_seed(0)

@@ -38,6 +38,7 @@ def test_the_baseline_has_the_error_of_the_closed_form(variance, time):
     assert float(error.square().mean()) == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.slow
 def test_nothing_can_be_learned_of_white_noise_and_much_of_latents_that_are_alike(short):
     white = denoising_score(normal(100, 1, 3, 3), torch.zeros(100, 1, 3, 3), seed=0)
     assert white.baseline == pytest.approx(math.pi / 2, rel=0.1)

@@ -21,6 +21,8 @@ from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput
 
+pytestmark = pytest.mark.slow
+
 
 def call(*words):
     """Call raydit; return the exit code, or the error, and the last line as JSON if it is JSON."""
