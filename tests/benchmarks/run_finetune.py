@@ -52,7 +52,7 @@ def main(output: str = "outputs/finetune", *flags: str) -> None:
 def without_start(target: Path) -> Path:
     """The recipe of the digits 5 to 9 for a training from random weights."""
     text = (RECIPES / "digits-5-9.toml").read_text()
-    target.write_text(re.sub(r"\[train\.start\].*?(?=\n\[)", "", text, flags=re.DOTALL))
+    target.write_text(re.sub(r"\[train\.(start|lr_multipliers)\].*?(?=\n\[)", "", text, flags=re.DOTALL))
     return target
 
 
