@@ -25,7 +25,7 @@ from pipelines.scoring.candidates import Candidate
 from pipelines.scoring.checks import check_scoring_inputs
 from pipelines.scoring.measure_candidates import Measurer
 from pipelines.scoring.protocol_file import protocol_file
-from pipelines.scoring.protocols import evaluation_protocol, evaluation_protocols
+from pipelines.scoring.protocols import evaluation_protocol, evaluation_protocols, scoring_fields
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.scoring.tune_result import SETTINGS, describe_result, tuned_point
 from pipelines.stage import StageContext
@@ -130,9 +130,11 @@ def plan_candidates(
     """
     candidates = []
     for opened in checkpoints:
-        for config in grid.recipes(recipe_of(opened)):
+        recipe = recipe_of(opened)
+        scoring = scoring_fields(ScoringSettings.from_recipe(recipe))  # the same for all of a checkpoint's candidates
+        for config in grid.recipes(recipe):
             settings = replace(ScoringSettings.from_recipe(config), seed=config.seed + SEED_OFFSET)
-            protocol = evaluation_protocol(settings, opened)
+            protocol = evaluation_protocol(settings, opened, scoring)
             candidates.append(Candidate(opened, config, protocol))
     first = candidates[0]
     check_scoring_inputs(ScoringSettings.from_recipe(first.config), first.protocol)

@@ -20,18 +20,20 @@ from pipelines.tracking.store import gets_credentials
 from raydit.errors import InvalidInput
 
 
-def evaluation_protocol(settings: ScoringSettings, opened: LocatedCheckpoint) -> EvaluationProtocol:
+def evaluation_protocol(
+    settings: ScoringSettings, opened: LocatedCheckpoint, scoring: dict[str, Any] | None = None
+) -> EvaluationProtocol:
     """Return the protocol that a recipe's [evaluate] asks for with a checkpoint; of several extractors, the first's.
 
+    scoring: the result of scoring_fields, if it is known already: it takes a listing of all images.
     Raises what sampling_protocol and check_sample_size raise, and NotFound if extractor weights, images or reference
     are missing.
     """
     check_sample_size(settings.images, opened)
-    scoring = _scoring_fields(settings)
     return replace(
         sampling_protocol(settings.evaluate, settings.seed, opened, settings.random),
         num_samples=settings.evaluate.num_samples,
-        **scoring,
+        **(scoring_fields(settings) if scoring is None else scoring),
     )
 
 
@@ -42,11 +44,11 @@ def evaluation_protocols(settings: ScoringSettings, first: EvaluationProtocol) -
     """
     return [
         first,
-        *(replace(first, **_scoring_fields(each)) for each in settings.each_extractor[1:]),
+        *(replace(first, **scoring_fields(each)) for each in settings.each_extractor[1:]),
     ]
 
 
-def _scoring_fields(settings: ScoringSettings) -> dict[str, Any]:
+def scoring_fields(settings: ScoringSettings) -> dict[str, Any]:
     """Return the fields of a protocol that say how samples are scored by the (first) extractor."""
     return {
         "extractor": settings.extractor.name,
@@ -137,7 +139,7 @@ def images_protocol(settings: ScoringSettings, num_images: int) -> EvaluationPro
         sampling_steps=1,
         decoder="unknown",
         uint8_rule="unknown",
-        **_scoring_fields(settings),
+        **scoring_fields(settings),
     )
 
 
