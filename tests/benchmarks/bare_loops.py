@@ -7,6 +7,7 @@ import torch
 import torch.distributed as distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from pipelines.training.group import run_workers
 from pipelines.training.messages import Report
 
 
@@ -63,6 +64,22 @@ class BareLoops:
         for pipe, process in zip(self.pipes, self.processes, strict=True):
             pipe.send(0)
             process.join()
+
+
+def run_in_turn(context, stage, function, rounds, loops, steps, ray_folder):
+    """Run a job as far as the settings of each round say, and after each round as many steps of the bare loops.
+
+    function: what each of the job's workers does. Returns the listener of each round, and the loops' seconds per step.
+    """
+    listeners, bare = [], []
+    for number, settings in enumerate(rounds, start=1):
+        listeners.append(Listener())
+        on_message = listeners[-1].on_message
+        run_workers(context, stage, settings.train, function, settings, on_message, ray_folder=ray_folder)
+        assert listeners[-1].reports[-1].step == number * steps
+        bare.append(loops.seconds(steps))
+    loops.end()
+    return listeners, bare
 
 
 class Listener:

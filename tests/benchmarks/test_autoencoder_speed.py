@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from bare_loops import BareLoops, Listener
+from bare_loops import BareLoops, run_in_turn
 from harness import Timing
 
 from cluster import storage
@@ -19,7 +19,7 @@ from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.latents.recorded_images import list_images
 from pipelines.stage import StageContext
 from pipelines.training.autoencoder import IMAGES, TRAINING, AutoencoderWorkerSettings, autoencoder_worker
-from pipelines.training.group import RAY_FOLDER, run_workers
+from pipelines.training.group import RAY_FOLDER
 from pipelines.training.image_files import write_image_files
 
 pytestmark = pytest.mark.benchmark
@@ -57,14 +57,13 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, num_workers):
     config = recipe(1).autoencoder.train
     size, batch_size = recipe(1).images.size, config.global_batch_size
     loops = BareLoops(partial(build_autoencoder, config, size, batch_size // num_workers), num_workers, tmp_path / "at")
-    listeners, bare = [], []
     with StageContext(recipe(1)) as context:
         context.prepare_work(config, "autoencoder")
         listing, _ = split_images(recipe(1).images, list_images(recipe(1))[1])
         folder = recipe(1).folder(TRAINED_AUTOENCODER)
         files = write_image_files(recipe(1).images, listing, storage.join(folder, TRAINING, IMAGES))
-        for number in range(1, num_rounds + 1):
-            settings = AutoencoderWorkerSettings(
+        rounds = [
+            AutoencoderWorkerSettings(
                 train=recipe(number).autoencoder.train,
                 seed=0,
                 random="counter",
@@ -74,19 +73,10 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, num_workers):
                 held_out=[],
                 extractor=None,
             )
-            listeners.append(Listener())
-            run_workers(
-                context,
-                "autoencoder",
-                settings.train,
-                autoencoder_worker,
-                settings,
-                listeners[-1].on_message,
-                ray_folder=recipe(1).folder(RAY_FOLDER),
-            )
-            assert listeners[-1].reports[-1].step == number * steps
-            bare.append(loops.seconds(steps))
-    loops.end()
+            for number in range(1, num_rounds + 1)
+        ]
+        ray_folder = recipe(1).folder(RAY_FOLDER)
+        listeners, bare = run_in_turn(context, "autoencoder", autoencoder_worker, rounds, loops, steps, ray_folder)
     ours = [batch_size / listener.metric("images_per_second") for listener in listeners]
     waits = [listener.metric("data_wait") for listener in listeners]
     said = f"{batch_size / Timing(ours).median:.1f} images/s, data wait {Timing(waits).median:.2%}"

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from bare_loops import BareLoops, Listener
+from bare_loops import BareLoops, run_in_turn
 from harness import Timing, alternate, exponent
 from tiny_training import training_recipe
 
@@ -21,7 +21,7 @@ from dit.model import DiT
 from pipelines.latents.dataset import LatentArrays, LatentDataset
 from pipelines.stage import StageContext
 from pipelines.training.batches import latent_batches
-from pipelines.training.group import RAY_FOLDER, run_workers
+from pipelines.training.group import RAY_FOLDER
 from pipelines.training.loading import ArrayLatents
 from pipelines.training.loop import train_worker
 from pipelines.training.order import EpochOrder, WorkerShare
@@ -69,22 +69,9 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers
     latents = LatentDataset.open(recipe(1).latents)
     rounds = [train_worker_settings(recipe(number), latents) for number in range(1, num_rounds + 1)]
     loops = BareLoops(partial(build_dit, rounds[0].model, batch_size // num_workers), num_workers, tmp_path / "meeting")
-    listeners, bare = [], []
     with StageContext(recipe(1)) as context:
-        for number, settings in enumerate(rounds, start=1):
-            listeners.append(Listener())
-            run_workers(
-                context,
-                "train",
-                settings.train,
-                train_worker,
-                settings,
-                listeners[-1].on_message,
-                ray_folder=recipe(1).folder(RAY_FOLDER),
-            )
-            assert listeners[-1].reports[-1].step == number * steps
-            bare.append(loops.seconds(steps))
-    loops.end()
+        folder = recipe(1).folder(RAY_FOLDER)
+        listeners, bare = run_in_turn(context, "train", train_worker, rounds, loops, steps, folder)
     ours = [batch_size / listener.metric("images_per_second") for listener in listeners]
     starts = [
         listener.first - listener.begun - steps // 2 * seconds
