@@ -31,12 +31,13 @@ def adapted(folder, base, **settings):
     return training_recipe(folder, start=start, lora=lora, **settings)
 
 
+@pytest.mark.parametrize("num_workers", [2, 4])
 @pytest.mark.parametrize(
     "settings", [{"strategy": "ddp"}, {"strategy": "fsdp", "gradient_checkpointing": True}], ids=["ddp", "fsdp"]
 )
-def test_two_workers_train_an_adapter_as_one_does(base, tmp_path, settings):
+def test_several_workers_train_an_adapter_as_one_does(base, tmp_path, settings, num_workers):
     run(alone := adapted(tmp_path / "alone", base))
-    run(together := adapted(tmp_path / "together", base, num_workers=2, **settings))
+    run(together := adapted(tmp_path / "together", base, num_workers=num_workers, **settings))
     found, expected = final_weights(together), final_weights(alone)
     assert {name.split("/")[1] for name in found} == {"adapter_model", "optimizer"}
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

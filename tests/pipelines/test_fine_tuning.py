@@ -1,4 +1,4 @@
-"""Trainings from a checkpoint, on Ray: killed and run again, on two workers, sharded, and on new data."""
+"""Trainings from a checkpoint, on Ray: killed and run again, on several workers, sharded, and on new data."""
 
 import time
 
@@ -51,12 +51,13 @@ def test_the_run_and_the_lineage_have_the_start(base, tmp_path):
     assert again.digest == checkpoint.digest and len(client.search_runs([experiment])) == 1
 
 
+@pytest.mark.parametrize("num_workers", [2, 4])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_workers_train_as_one_does(base, tmp_path, strategy):
+def test_several_workers_train_as_one_does(base, tmp_path, strategy, num_workers):
     """A frozen block is no gradient to all-reduce, and no shard that changes."""
     settings = {"lr_multipliers": {"final_layer.*": 3.0}, "layer_decay": 0.5}
     run(alone := tuned(tmp_path / "alone", base, **settings))
-    run(together := tuned(tmp_path / "together", base, num_workers=2, strategy=strategy, **settings))
+    run(together := tuned(tmp_path / "together", base, num_workers=num_workers, strategy=strategy, **settings))
     found, expected = final_weights(together), final_weights(alone)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert not any("exp_avg/blocks.0." in name for name in found)
