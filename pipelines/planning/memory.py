@@ -11,7 +11,7 @@ from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.training import TrainConfig
 from pipelines.planning.hardware import Cluster, StageConfig
-from pipelines.planning.networks import FLOAT32, Networks, adapter_parameters, count_parameters
+from pipelines.planning.networks import FLOAT32, Networks, count_parameters, trained_parameters
 
 NUMBER_BYTES = {"float32": FLOAT32, "tf32": FLOAT32, "bfloat16": 2}
 """Bytes of one number, by dtype."""
@@ -66,9 +66,9 @@ def train_memory(model: DiTConfig | UViTConfig, settings: TrainConfig) -> Memory
     """
     model = replace(model, gradient_checkpointing=settings.gradient_checkpointing)
     counts = count_parameters(model)
-    trained, averaged = counts.trained, counts.total
-    if settings.lora is not None:  # the rest shares its memory with its averages
-        trained = averaged = adapter_parameters(model, settings.lora)
+    trained = trained_parameters(model, settings)
+    frozen = counts.trained - trained  # shares its memory with its averages
+    averaged = trained if settings.lora is not None else counts.total - frozen
     shards = settings.most_workers if settings.strategy == "fsdp" else 1
     gathered = FLOAT32 * min(counts.total, counts.total - counts.blocks + 3 * counts.block) if shards > 1 else 0
     # Autocast keeps a copy of every weight until the backward pass is done.

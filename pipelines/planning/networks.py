@@ -1,5 +1,6 @@
-"""The networks of a recipe by their shapes and numbers of parameters, without building or downloading any."""
+"""The networks of a recipe by their shapes and numbers of parameters, without their memory, and without downloads."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,6 +199,32 @@ def _linear(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs
 
 
+def trained_parameters(model: DiTConfig | UViTConfig, settings: TrainConfig) -> int:
+    """Count what a training changes: all trained parameters of a network but frozen ones, or those of an adapter.
+
+    Raises InvalidInput for a pattern of train.start.freeze that matches nothing.
+    """
+    if settings.lora is not None:
+        return adapter_parameters(model, settings.lora)
+    trained = count_parameters(model).trained
+    return trained - _frozen_parameters(model, settings.start.freeze) if settings.start else trained
+
+
+def _frozen_parameters(model: DiTConfig | UViTConfig, patterns: Sequence[str]) -> int:
+    """Count the parameters that patterns freeze, by the names and shapes of the network, without its memory."""
+    if not patterns:
+        return 0
+    import torch  # in here, because it takes seconds
+
+    from dit.model import build_model
+    from dit.trained_parameters import frozen_names
+
+    with torch.device("meta"):
+        parameters = dict(build_model(model).named_parameters())
+    frozen = [parameters[name] for name in frozen_names(patterns, [*parameters])]
+    return sum(parameter.numel() for parameter in frozen if parameter.requires_grad)
+
+
 def adapter_parameters(model: DiTConfig | UViTConfig, lora: LoraConfig) -> int:
     """Count the parameters of a low-rank adapter: the rank times the two widths of each layer.
 
@@ -232,8 +259,9 @@ def checkpoint_bytes(model: DiTConfig | UViTConfig, settings: TrainingConfig) ->
 
     File headers and JSON add some dozens of kilobytes.
     """
-    copies = 2 + len(settings.ema_sigma_rels)
-    if isinstance(settings, TrainConfig) and settings.lora is not None:
-        return FLOAT32 * (copies + 2) * adapter_parameters(model, settings.lora)
-    counts = count_parameters(model)
-    return FLOAT32 * (copies * counts.total + 2 * counts.trained)
+    copies, counts = 2 + len(settings.ema_sigma_rels), count_parameters(model)
+    written, trained = counts.total, counts.trained
+    if isinstance(settings, TrainConfig):
+        trained = trained_parameters(model, settings)
+        written = trained if settings.lora is not None else written
+    return FLOAT32 * (copies * written + 2 * trained)

@@ -15,7 +15,13 @@ from pipelines.config.training import TrainConfig
 from pipelines.latents.schema import moments_bytes
 from pipelines.planning.hardware import Cluster, StageConfig, fit_workers
 from pipelines.planning.memory import Memory, suggest_smaller, worker_memory
-from pipelines.planning.networks import Networks, checkpoint_bytes, resolve_networks
+from pipelines.planning.networks import (
+    Networks,
+    checkpoint_bytes,
+    count_parameters,
+    resolve_networks,
+    trained_parameters,
+)
 from pipelines.planning.time import WORK
 from pipelines.training.retention import outdated_steps
 from raydit.errors import InvalidInput, NotFound
@@ -140,15 +146,19 @@ def make_plan(
         checkpoints_written=len(steps),
         checkpoints_kept=len(steps) - len(outdated_steps(steps, train, None)),
         overrides=overrides,
-        start=_describe_start(train),
+        start=_describe_start(train, model),
     )
 
 
-def _describe_start(train: TrainConfig) -> str:
+def _describe_start(train: TrainConfig, model: DiTConfig | UViTConfig) -> str:
     if train.start is None:
         return ""
-    adapter = "" if train.lora is None else f", and trains an adapter of rank {train.lora.chosen_rank} alone"
-    return train.start.describe() + adapter
+    parts = ""
+    if train.lora is not None:
+        parts = f", and trains an adapter of rank {train.lora.chosen_rank} alone"
+    elif train.start.freeze:
+        parts = f": {trained_parameters(model, train):,} of {count_parameters(model).total:,} parameters are trained"
+    return train.start.describe() + parts
 
 
 def _encoded(config: Recipe, images: Images) -> int:

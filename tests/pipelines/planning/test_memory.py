@@ -8,6 +8,7 @@ from dit.config import config_from_dict, named_config
 from dit.lora import adapter_config
 from dit.model import build_model
 from dit.train import create_state, train_step
+from dit.trained_parameters import freeze
 from pipelines.config.lora import LoraConfig
 from pipelines.config.reader import validate_recipe
 from pipelines.config.start import StartConfig
@@ -24,15 +25,28 @@ from pipelines.planning.networks import (
 from pipelines.planning.time import autoencoder_work
 
 
-def test_a_training_state_takes_the_bytes_of_its_tensors():
+@pytest.mark.parametrize("patterns", [(), ("blocks.0.*", "*embed*")])
+def test_a_training_state_takes_the_bytes_of_its_tensors(patterns):
+    """What is frozen is its own average; the table of positions, which is never trained, is one as well."""
     config = config_from_dict(SMALL)
-    settings = TrainConfig(steps=1, global_batch_size=4, ema_sigma_rels=(0.05,))
-    state = create_state(build_model(config), settings)
+    start = StartConfig(checkpoint="base", freeze=patterns)
+    settings = TrainConfig(steps=1, global_batch_size=4, ema_sigma_rels=(0.05,), start=start)
+    network = build_model(config)
+    table = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    freeze(network, patterns)
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad} - table
+    state = create_state(network, settings)
     x, zero = torch.randn(2, config.in_channels, *config.latent_size), torch.zeros(2, dtype=torch.long)
     train_step(state, x, lambda network, x: {"loss": network(x, zero, zero).square().mean()}, settings)
     parameters = list(state.network.parameters())
     moments = [m for tensors in state.optimizer.state.values() for m in tensors.values() if m.ndim]
-    averages = [tensor for average in state.averages.values() for tensor in average.state_dict().values()]
+    averages = [
+        tensor
+        for average in state.averages.values()
+        for name, tensor in average.state_dict().items()
+        if name not in frozen
+    ]
+    assert bool(frozen) == bool(patterns)
     assert train_memory(config, settings) == {
         "weights": sum(p.nbytes for p in parameters),
         "gradients": sum(p.nbytes for p in parameters if p.requires_grad),

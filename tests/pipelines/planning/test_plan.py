@@ -282,3 +282,12 @@ def test_a_plan_names_the_start_and_counts_its_checkpoint():
     assert "start        train starts from DiT-XL-2-256x256.pt (ema weights)" in list(plan_lines(plan))
     assert plan.checkpoints_written == 1 + 10_000 // 1000
     assert not any(line.startswith("start ") for line in plan_lines(planned(RECIPES / "imagenet256.toml", "8xH100")))
+
+
+def test_a_plan_counts_what_is_trained_and_refuses_a_pattern_that_matches_nothing():
+    frozen = planned(RECIPES / "imagenet256-finetune.toml", "8xH100", "train.start.freeze=['blocks.{0..27}.*']")
+    (line,) = (line for line in plan_lines(frozen) if line.startswith("start "))
+    # Embeddings of patches, timesteps and labels, and the final layer: 19,584 + 1,624,320 + 1,153,152 + 2,693,408.
+    assert "blocks.{0..27}.*: 5,490,464 of 675,129,632 parameters are trained" in line
+    with pytest.raises(InvalidInput, match="train.start.freeze: found 'blocks.28.*'.* which matches none"):
+        planned(RECIPES / "imagenet256-finetune.toml", "8xH100", "train.start.freeze=['blocks.28.*']")
