@@ -49,8 +49,9 @@ class ReconstructedShard:
     """(N,) float64: mean squared error of each image, in squared grey levels."""
     similarities: np.ndarray
     """(N,) float64: structural similarity of each image."""
-    features: list[np.ndarray]
-    """(N, D) float32 for each extractor: features of the reconstructions. In the file features_0, features_1, ..."""
+    features: dict[str, np.ndarray]
+    """Name of each extractor in the protocol -> features of the reconstructions, (N, D) float32. In the file
+    features_NAME."""
     latents: "LatentStatistics"
     """Of the scaled latents, drawn from the posterior. In the file latents_n, latents_mean, ..."""
     means: np.ndarray
@@ -71,7 +72,7 @@ class ReconstructedShard:
     def write(self, file: str) -> None:
         """Write the record to a path or URI, atomically."""
         values: dict[str, Any] = {**vars(self), **{f"latents_{k}": v for k, v in vars(self.latents).items()}}
-        values |= {f"features_{index}": array for index, array in enumerate(self.features)}
+        values |= {f"features_{name}": array for name, array in self.features.items()}
         del values["latents"], values["features"]
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in values.items()}
@@ -84,10 +85,10 @@ class ReconstructedShard:
         from evaluation.latent_statistics import LatentStatistics
 
         arrays: dict[str, Any] = read_arrays(file)
-        prefix = "latents_"
-        latents = {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
-        count = sum(name.startswith("features_") for name in arrays)
-        features = [arrays.pop(f"features_{index}") for index in range(count)]
+        features, latents = (
+            {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
+            for prefix in ("features_", "latents_")
+        )
         scalars: dict[str, Any] = {name: float(arrays.pop(name)) for name in ("encode_seconds", "decode_seconds")}
         shape, device = tuple(arrays.pop("moments_shape").tolist()), str(arrays.pop("device"))
         latents["n"] = int(latents["n"])
@@ -105,7 +106,8 @@ def autoencoder_shards(folder: str, listing: Listing, shard_rows: int) -> list[A
     """Return one shard for each run of shard_rows images; their records are numbered files in `folder`."""
     return [
         AutoencoderShard(
-            storage.join(folder, f"shard-{index:05d}.npz"),
+            # Not shard-00000.npz, as earlier releases named records whose features they told apart by position alone.
+            storage.join(folder, f"reconstructed-{index:05d}.npz"),
             listing.take(part),
             positions=part,
         )
@@ -137,6 +139,8 @@ class AutoencoderSource:
     """Precision, batch size and memory layout."""
     recorded: dict[str, Any]
     """The record of the autoencoder, by which workers find out that theirs is another one."""
+    extractors: tuple[str, ...]
+    """Names of the extractors in the protocol, in the order of the recipe's."""
     seed: int
     num_images: int
     """Images of the whole evaluation, over which pictures and latents of the tiny DiT are evenly spaced."""
@@ -195,7 +199,10 @@ class ReconstructingActor(ScoringActor):
         return ReconstructedShard(
             squared_errors=(before.double() - after.double()).square().flatten(1).mean(dim=1).numpy(),
             similarities=structural_similarities(before, after).numpy(),
-            features=[extract(after.permute(0, 3, 1, 2)).features for extract in self.extractors],
+            features={
+                name: extract(after.permute(0, 3, 1, 2)).features
+                for name, extract in zip(self.source.extractors, self.extractors, strict=True)
+            },
             latents=LatentStatistics.of(self._draw(mean, std, positions).numpy()),
             means=central_window(mean[probed]).half().numpy(),
             stds=central_window(std[probed]).half().numpy(),

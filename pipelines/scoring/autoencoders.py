@@ -187,6 +187,7 @@ class AutoencoderEvaluation:
             handle=self.handle.with_absolute_paths(),
             encode=replace(self.config.encode, flip=False, compile=False),
             recorded={**self.recorded, **further_digests(self.handle.folder())},
+            extractors=tuple(each.extractor.name for each in self.settings.each_extractor),
             seed=self.config.seed,
             num_images=count,
             picture_positions=frozenset(spaced_positions(count, min(count, NUM_PICTURES)).tolist()),
@@ -213,8 +214,8 @@ class MeasuredImages:
     psnr: float
     """In dB, of the mean squared error over all images."""
     ssim: float
-    features: list[FeatureStatistics]
-    """Of the reconstructions, by extractor."""
+    features: dict[str, FeatureStatistics]
+    """Of the reconstructions, by the extractor's name in the protocol."""
     latents: LatentStatistics
     originals: np.ndarray
     """(K, H, W, 3) uint8: the images of the picture."""
@@ -227,16 +228,15 @@ class MeasuredImages:
 
 def reduce_records(shards: Sequence[AutoencoderShard]) -> MeasuredImages:
     """Reduce the records of shards, in order; only one is in memory at a time but for the pictures."""
-    errors, similarities, pictures, features = [], [], [], None
+    errors, similarities, pictures, features = [], [], [], dict[str, FeatureStatistics]()
     latents: LatentStatistics | None = None
     seconds, record = np.zeros(2), None
     for record in read_reconstructed(shards):
         errors.append(record.squared_errors)
         similarities.append(record.similarities)
         pictures.append((record.originals, record.decoded))
-        features = features or [FeatureStatistics(array.shape[1]) for array in record.features]
-        for statistics, array in zip(features, record.features, strict=True):
-            statistics.update(array)
+        for name, array in record.features.items():
+            features.setdefault(name, FeatureStatistics(array.shape[1])).update(array)
         latents = record.latents if latents is None else latents.merge(record.latents)
         seconds += record.encode_seconds, record.decode_seconds
     assert isinstance(record, ReconstructedShard) and latents is not None, "there is at least one shard"
@@ -245,7 +245,7 @@ def reduce_records(shards: Sequence[AutoencoderShard]) -> MeasuredImages:
     return MeasuredImages(
         psnr=float(10 * np.log10(255.0**2 / max(error, 1e-10))),
         ssim=float(np.concatenate(similarities).mean()),
-        features=features or [],
+        features=features,
         latents=latents,
         originals=originals,
         decoded=decoded,
@@ -263,10 +263,11 @@ def build_autoencoder_report(
     from dit.denoising_score import LATENTS
 
     count, metrics, warnings = len(evaluation.listing), {"psnr": measured.psnr, "ssim": measured.ssim}, []
-    for each, statistics in zip(evaluation.real.each_extractor, measured.features, strict=True):
+    for each in evaluation.real.each_extractor:
         reference, _ = load_real_features(each)
-        name = reconstruction_distance_name(each.settings.extractor.name, count)
-        metrics[name] = distance_between(reference, statistics)
+        extractor = each.settings.extractor.name
+        name = reconstruction_distance_name(extractor, count)
+        metrics[name] = distance_between(reference, measured.features[extractor])
         if count < 2 * len(reference.mu):
             warnings.append(
                 f"{name}: {count:,} images are fewer than twice the {len(reference.mu):,} feature dimensions. Compare "

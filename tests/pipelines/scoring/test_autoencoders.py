@@ -67,7 +67,8 @@ def test_reconstructions_are_those_of_diffusers(config):
     error = ((images.astype(float) - measured.decoded) ** 2).mean()
     assert measured.psnr == pytest.approx(10 * np.log10(255**2 / error), abs=1e-9)
     assert measured.ssim == pytest.approx(ssim(torch.from_numpy(images), torch.from_numpy(measured.decoded)), abs=1e-9)
-    np.testing.assert_allclose(measured.features[0].mean, measured.decoded.mean(axis=(0, 1, 2)), rtol=1e-5)
+    features = measured.features["efficientnet-lite0"]
+    np.testing.assert_allclose(features.mean, measured.decoded.mean(axis=(0, 1, 2)), rtol=1e-5)
     np.testing.assert_array_equal(measured.originals, images)
     assert measured.moments_shape == (8, 8, 8) and "CPU, 1 thread, float32" in measured.device
     mean, std = posterior.mean.numpy(), posterior.std.numpy()
@@ -108,7 +109,27 @@ def test_a_record_is_read_as_it_was_written(config, tmp_path):
     for name, value in (vars(record) | vars(record.latents)).items():
         if name not in ("latents", "features"):
             np.testing.assert_array_equal(vars(found).get(name, vars(found.latents).get(name)), value)
-    assert [array.tolist() for array in found.features] == [array.tolist() for array in record.features]
+    assert [*found.features] == [*record.features] == ["efficientnet-lite0"]
+    np.testing.assert_array_equal(found.features["efficientnet-lite0"], record.features["efficientnet-lite0"])
+
+
+def test_an_evaluation_resumes_with_the_extractors_in_another_order(config, monkeypatch):
+    def create(name, *arguments):
+        return mean_colours if name == "efficientnet-lite0" else lambda images: Features(mean_colours(images)[0] * 2)
+
+    monkeypatch.setattr("evaluation.extractors.create_extractor", create)
+    names = ("efficientnet-lite0", "efficientnet-lite1")
+    begun, resumed = (
+        evaluation_of(replace(config, evaluate=replace(config.evaluate, extractor=order[0], extractors=order)))
+        for order in (names, names[::-1])
+    )
+    assert begun.protocol.protocol_id == resumed.protocol.protocol_id
+    for evaluation, shards in ((begun, begun.shards[:2]), (resumed, begun.shards[2:])):
+        actor = ReconstructingActor(evaluation.shared_images, evaluation.config.evaluate, evaluation.source)
+        for shard in shards:
+            actor(shard)
+    features = reduce_records(resumed.shards).features
+    np.testing.assert_array_equal(features[names[1]].mean, 2 * features[names[0]].mean)
 
 
 def test_unreadable_images_and_infinite_moments_are_refused(config, tmp_path):
