@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pipelines.artifacts import Artifact, settings_identity
@@ -16,7 +17,7 @@ from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.held_out import held_out_latents
 from pipelines.latents.recorded_images import require_classes
-from pipelines.latents.source_images import check_source_images
+from pipelines.latents.source_images import check_source_images, find_locations
 from pipelines.latents.verify import check_digests
 from pipelines.scoring.settings import EVALUATIONS
 from pipelines.stage import JobContext, job
@@ -92,7 +93,11 @@ def train(
         require_base(checkpoints.open(first))
     check_digests(latents, None if verify else NUM_VERIFIED_SHARDS)
     if worker_settings.encoding is not None:
-        check_source_images(latents, worker_settings.encoding.images, len(latents) if verify else NUM_VERIFIED_IMAGES)
+        encoding = worker_settings.encoding
+        encoding = replace(encoding, locations=find_locations(latents, encoding.images))
+        count = len(latents) if verify else NUM_VERIFIED_IMAGES
+        check_source_images(latents, encoding.images, encoding.locations, count)
+        worker_settings = replace(worker_settings, encoding=encoding)
     context.say("train", summarize_images(len(latents), len(classes)))
     if first < settings.steps:
         context.prepare_work(settings, "train")

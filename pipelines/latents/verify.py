@@ -26,7 +26,7 @@ from pipelines.latents.samples import (
     to_tensor,
 )
 from pipelines.latents.shards import shard_files
-from pipelines.latents.source_images import SourceImages
+from pipelines.latents.source_images import SourceImages, find_locations
 from pipelines.latents.statistics import ChannelSums, channel_statistics, channel_sums
 from raydit.errors import InvalidInput
 
@@ -212,7 +212,8 @@ def check_images(dataset: LatentDataset, count: int) -> Check:
 def check_source(dataset: LatentDataset, count: int) -> Check:
     """Compare a sample of images with those that were encoded, where training reads them again."""
     try:
-        images = SourceImages(dataset, source_of(dataset)).read(evenly_spaced(len(dataset), count))
+        source = source_of(dataset)
+        images = SourceImages(dataset, source, find_locations(dataset, source)).read(evenly_spaced(len(dataset), count))
     except InvalidInput as error:
         return Check("images", False, error.found, error.do)
     except OSError as error:

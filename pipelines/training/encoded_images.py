@@ -38,6 +38,8 @@ class ImageEncoding:
     autoencoder: AutoencoderHandle
     recorded: dict[str, Any]
     """The autoencoder's record, by which workers find out that theirs is another one."""
+    locations: np.ndarray | None = None
+    """Where the source has the images, as from `pipelines.latents.source_images.find_locations`; None: it searches."""
 
 
 def image_encoding(config: Recipe, latents: LatentDataset) -> ImageEncoding:
@@ -78,7 +80,7 @@ class EncodedImages:
         self.latent_shape, self.moments_shape = dataset.latent_shape, dataset.moments_shape
         self.order = EpochOrder(len(dataset), seed)
         self._share, self._threads, self._has_flip = share, threads, dataset.has_flip
-        self._source = SourceImages(dataset, encoding.images)
+        self._source = SourceImages(dataset, encoding.images, encoding.locations)
         self._encoder = MomentsEncoder(encoding.autoencoder, encoding.encode, device, encoding.recorded)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
         self._ahead: dict[bytes, _ReadAhead] = {}

@@ -5,11 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pictures import encoded, square, write_tar
 from PIL import Image
 from tiny_encode import encode_here, recipe
 from tiny_training import Training, assert_equal
 
 from pipelines.latents.dataset import LatentDataset
+from pipelines.latents.source_images import SourceImages, check_source_images, find_locations
+from pipelines.latents.verify import verify
 from pipelines.training import encoded_images, order
 from pipelines.training.encoded_images import EncodedImages, explain_padding, image_encoding
 from pipelines.training.loading import open_latent_source
@@ -122,6 +125,27 @@ def test_an_image_that_is_gone_or_changed_is_named(outputs, tmp_path, change):
     with pytest.raises(InvalidInput, match="ring/004.png") as error:
         read(source, np.array([row - 1, row]), np.zeros(2, bool))
     assert error.value.found.startswith("images.path: 1 images")
+
+
+def test_images_are_found_where_a_tar_that_is_written_again_has_them(tmp_path, monkeypatch):
+    def write(names):
+        files = ((f"{name}.{kind}", content) for name in names for kind, content in samples[name].items())
+        write_tar(tmp_path / "shards" / "0.tar", dict(files))
+
+    samples = {f"{value:02d}": {"png": encoded(square(value, 16)), "cls": b"0"} for value in (10, 20, 30, 40)}
+    write(["20", "30", "40"])
+    config = recipe(tmp_path, "encode.store=false", "encode.batch_size=4", f"images.path={tmp_path / 'shards'}")
+    encode_here(config, monkeypatch)
+    write(["10", "20", "30", "40"])
+    latents = encode_here(config, monkeypatch)
+    assert [row["key"][-2:] for table in latents.tables() for row in table.to_pylist()] == ["20", "30", "40", "10"]
+    source = SourceImages(latents, config.images, find_locations(latents, config.images))
+    assert source.read(np.arange(4))[:, 0, 0, 0].tolist() == [20, 30, 40, 10]
+    assert all(check.ok for check in verify(latents))
+    write(["10", "20", "40"])
+    with pytest.raises(InvalidInput, match=r"1 images in .* are gone, such as .*30") as error:
+        check_source_images(latents, config.images, find_locations(latents, config.images), 4)
+    assert f"delete {latents.path} and run `raydit encode`" in error.value.do
 
 
 def test_moments_beyond_float16_name_the_image(outputs, monkeypatch):
