@@ -12,6 +12,8 @@ from raydit.errors import InvalidInput
 
 PerceptualNetwork = Literal["efficientnet-lite0", "efficientnet-lite2"]
 """The keys of `dit.autoencoder_losses.PERCEPTUAL_NETWORKS`, which imports torch; a test compares them."""
+MEASURED_BATCH, MEASURED_PIXELS = 64, 64 * 64**2
+"""Most images, and their most pixels, that are encoded or decoded at once where an autoencoder is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,3 +138,11 @@ class AutoencoderTrainConfig(TrainingConfig, WorkersConfig):
             raise InvalidInput(
                 f"autoencoder.train.crop: found {self.crop}", f"at most images.size = {size}", "change one of them"
             )
+
+
+def measured_at_once(size: int) -> int:
+    """Return how many images of a side in pixels are encoded or decoded at once where an autoencoder is measured.
+
+    It is the same for any batch and number of workers, of which the figures must not depend, and at least 1.
+    """
+    return max(1, min(MEASURED_BATCH, MEASURED_PIXELS // size**2))

@@ -42,7 +42,8 @@ def worker_memory(settings: StageConfig, networks: Networks, cluster: Cluster) -
         state = 5 * FLOAT32 * (encoder.parameters + decoder.parameters)
         # Not counted: a discriminator, and the features of a perceptual network.
         maps = SAVED_MAPS * FLOAT32 * networks.trained_share * (encoder.elements + decoder.elements)
-        return {"state": state, "activations": maps * micro_batch_size(settings)} | process
+        measured = INFERENCE_MAPS * FLOAT32 * max(encoder.largest, decoder.largest) * networks.measured_at_once
+        return {"state": state, "activations": max(maps * micro_batch_size(settings), measured)} | process
     if isinstance(settings, EncodeConfig):
         return _inference_memory(encoder, settings.batch_size, settings.dtype) | process
     images = settings.batch_size * (2 if settings.cfg_scale > 1 else 1)  # guidance doubles the batch

@@ -11,6 +11,7 @@ from dit.autoencoder_size import AutoencoderSize
 from dit.config import TIMESTEP_FREQUENCIES, DiTConfig, UViTConfig
 from dit.hub import split_revision
 from dit.schedule import TrainingConfig
+from pipelines.config.autoencoder_training import measured_at_once
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.lora import LoraConfig
 from pipelines.config.model import AbsentModel
@@ -32,6 +33,8 @@ class Networks(NamedTuple):
     """Channels of the stored moments: those of the latents, and of a log variance unless it is deterministic."""
     trained_share: float = 1.0
     """Share of an image's pixels that training of the autoencoder computes: below 1 for crops."""
+    measured_at_once: int = 1
+    """Whole images that are encoded or decoded at once where a trained autoencoder is measured."""
     encoding: EncodeConfig | None = None
     """Settings with which training encodes its images; None where their moments are stored."""
 
@@ -59,6 +62,7 @@ def resolve_networks(config: Recipe, num_classes: int) -> Networks:
         decoder(autoencoder, side),
         moments_channels(shape),
         trained_share=((crop or side) / side) ** 2,
+        measured_at_once=measured_at_once(side),
         encoding=None if config.encode.stores_moments else config.encode,
     )
 

@@ -20,6 +20,7 @@ from evaluation.image_quality import structural_similarities
 from evaluation.metric_names import metric_name
 from evaluation.metrics import frechet_distance
 from evaluation.statistics import FeatureStatistics
+from pipelines.config.autoencoder_training import measured_at_once
 from pipelines.training.image_files import ImageRows
 from pipelines.training.validation import held_out_batches
 from pipelines.training.worker import Worker
@@ -59,7 +60,7 @@ class ReconstructionQuality:
         """extractor: that of the Frechet distance; None: it is not measured."""
         self.worker, self.images = worker, images
         self.num_images = min(len(images), MEASURED_IMAGES)
-        self._batches = held_out_batches(self.num_images)
+        self._batches = held_out_batches(self.num_images, measured_at_once(images.size))
         share = -(-len(self._batches) // worker.num_workers)
         self._own = self._batches[worker.rank * share : (worker.rank + 1) * share]
         self.extractor = extractor.create(worker.device) if extractor else None
@@ -140,6 +141,8 @@ def reconstruct(autoencoder: Any, images: Tensor) -> Tensor:
 
     images: uint8 (N, H, W, 3).
     """
-    device = next(autoencoder.parameters()).device
-    mean = autoencoder.encode(images_from_uint8(images).to(device)).latent_dist.mean
-    return images_to_uint8(autoencoder.decode(mean).sample).cpu()
+    device, decoded = next(autoencoder.parameters()).device, []
+    for part in images.split(measured_at_once(images.shape[1])):
+        mean = autoencoder.encode(images_from_uint8(part).to(device)).latent_dist.mean
+        decoded.append(images_to_uint8(autoencoder.decode(mean).sample).cpu())
+    return torch.cat(decoded)

@@ -10,7 +10,7 @@ import torch
 from cluster import storage
 from dit.autoencoder import Autoencoder, LatentScale, describe_autoencoder, images_from_uint8, save_autoencoder
 from dit.autoencoder_losses import PERCEPTUAL_NETWORKS
-from pipelines.config.autoencoder_training import AutoencoderTrainConfig
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig, measured_at_once
 from pipelines.images.grids import labelled_grid, save_png
 from pipelines.latents.autoencoder import AUTOENCODER_RECORD
 from pipelines.training.autoencoder_quality import MEASURED_IMAGES, ReconstructionQuality, reconstruct
@@ -21,7 +21,6 @@ REPORT = "report.json"
 """File with the figures of the autoencoder, and what they were measured with."""
 GRID_COLUMNS = 10
 """Images in each of the grid's two rows of originals."""
-MEASURING_BATCH = 64
 FAMILY = "efficientnet-lite"
 """What the names of networks of one family begin with: one architecture in several sizes, trained alike."""
 
@@ -110,9 +109,9 @@ def perceptual_relation(network: str, extractor: str) -> str:
 
 def latent_statistics(autoencoder: Autoencoder, images: ImageRows) -> LatentScale:
     """Return per-channel mean and standard deviation of unscaled posterior draws over the first images."""
-    count = min(len(images), MEASURED_IMAGES)
-    starts = range(0, count, MEASURING_BATCH)
-    batches = (torch.from_numpy(images.read(range(start, min(start + MEASURING_BATCH, count)))) for start in starts)
+    count, size = min(len(images), MEASURED_IMAGES), measured_at_once(images.size)
+    starts = range(0, count, size)
+    batches = (torch.from_numpy(images.read(range(start, min(start + size, count)))) for start in starts)
     moments = torch.cat([autoencoder.encode(images_from_uint8(batch)).cpu() for batch in batches]).double()
     mean, log_variance = moments.chunk(2, dim=1)
     variance = mean.var(dim=(0, 2, 3), correction=0) + log_variance.exp().mean(dim=(0, 2, 3))

@@ -109,7 +109,10 @@ def key_positions(dataset: LatentDataset) -> Tensor:
     return torch.from_numpy(np.frombuffer(digests, "<u4").astype(np.int64))
 
 
-def held_out_batches(num_images: int) -> list[np.ndarray]:
-    """Return the rows of every batch. All have one size: the last is filled up with rows from the start."""
-    size = min(BATCH, num_images)
+def held_out_batches(num_images: int, most: int = BATCH) -> list[np.ndarray]:
+    """Return the rows of every batch. All have one size: the last is filled up with rows from the start.
+
+    most: images of a batch.
+    """
+    size = min(most, num_images)
     return [np.arange(start, start + size) % num_images for start in range(0, num_images, size)]

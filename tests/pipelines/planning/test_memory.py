@@ -92,9 +92,12 @@ def test_an_autoencoder_on_crops_takes_the_work_of_images_of_their_size():
         work = autoencoder_work(settings, networks, cluster, 1000)
         return worker_memory(settings, networks, cluster), work.flops
 
-    (memory, flops), (expected, expected_flops) = planned(64, crop=32), planned(32)
+    batch = {"global_batch_size": 64}
+    (memory, flops), (expected, expected_flops) = planned(64, crop=32, **batch), planned(32, **batch)
     assert memory == pytest.approx(expected) and flops == pytest.approx(expected_flops)
-    assert planned(64)[1] == pytest.approx(4 * flops)
+    assert planned(64, **batch)[1] == pytest.approx(4 * flops)
+    # Whole images are measured, one by one where they are as large as this: three maps of their size in float32.
+    assert planned(512, crop=32, global_batch_size=1)[0]["activations"] == 3 * 4 * 512**2 * 32
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from tiny_images import image_rows
 
 from cluster import storage
 from dit.autoencoder import Autoencoder, LatentScale, create_autoencoder, describe_autoencoder, save_autoencoder
-from pipelines.config.autoencoder_training import AutoencoderTrainConfig
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig, measured_at_once
 from pipelines.training.autoencoder import AutoencoderWorkerSettings, train_on_images
-from pipelines.training.autoencoder_quality import ExtractorChoice
+from pipelines.training.autoencoder_quality import ExtractorChoice, ReconstructionQuality
+from pipelines.training.autoencoder_result import finish_autoencoder
 from pipelines.training.autoencoder_start import require_start
 from pipelines.training.messages import Notice, Report, Validated
 from pipelines.training.worker import Worker
@@ -24,6 +25,8 @@ TRAIN = AutoencoderTrainConfig(
 ADVERSARIAL = replace(
     TRAIN, adversarial_weight=0.5, adversarial_start=1, crop=12, dtype="bfloat16", reconstruction="l1"
 )
+
+FIGURES = {"psnr", "ssim", "rfd_efficientnet_lite0_10"}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,32 @@ def test_validation_changes_nothing_and_ends_with_the_figures_of_the_report(tmp_
     assert len(report["latents"]["std"]) == 4
     weights = [tmp_path / name / "diffusion_pytorch_model.safetensors" for name in ("plain", "validated")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_few_large_images_are_computed_at_once():
+    assert [measured_at_once(size) for size in (16, 64, 65, 128, 512, 4096)] == [64, 64, 62, 16, 1, 1]
+
+
+def test_figures_do_not_depend_on_how_many_images_are_computed_at_once(tmp_path, images, monkeypatch):
+    measured, calls = [], []
+    for at_once in (10, 3, 1):
+        monkeypatch.setattr("pipelines.config.autoencoder_training.MEASURED_PIXELS", at_once * 16**2 + 100)
+        torch.manual_seed(0)
+        module = create_autoencoder(image_size=16, latent_channels=4, downsample=2, width=8)
+        for half in (module.encoder, module.decoder):
+            half.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+        worker = Worker(0, 1, torch.device("cpu"), print, lambda: False)
+        quality = ReconstructionQuality(worker, images, ExtractorChoice("efficientnet-lite0", None))
+        folder = tmp_path / str(at_once)
+        finish_autoencoder(module, str(folder), images, quality, True, TRAIN)
+        assert max(calls) == at_once
+        measured.append(storage.read_json(str(folder / "report.json")))
+        calls.clear()
+    for other in measured[1:]:
+        figures = {name: pytest.approx(value, rel=1e-3) for name, value in measured[0].items() if name in FIGURES}
+        assert figures.keys() == FIGURES and {name: other[name] for name in FIGURES} == figures
+        for name in ("mean", "std"):
+            assert other["latents"][name] == pytest.approx(measured[0]["latents"][name], rel=1e-5)
 
 
 @pytest.fixture(scope="module")
