@@ -20,7 +20,13 @@ from pipelines.latents.identity import PREPROCESSING_FIELDS
 from pipelines.latents.recorded_images import list_images, require_classes
 from pipelines.stage import JobContext, job
 from pipelines.tracking.run_log import RunLog, log_sections
-from pipelines.training.autoencoder import IMAGES, TRAINING, AutoencoderWorkerSettings, autoencoder_worker
+from pipelines.training.autoencoder import (
+    IMAGES,
+    LEAST_VALIDATED,
+    TRAINING,
+    AutoencoderWorkerSettings,
+    autoencoder_worker,
+)
 from pipelines.training.autoencoder_quality import ExtractorChoice
 from pipelines.training.autoencoder_result import RECONSTRUCTIONS, REPORT, AutoencoderRecord
 from pipelines.training.autoencoder_start import find_start, require_start
@@ -149,11 +155,12 @@ def require_measurable(config: Recipe, settings: AutoencoderTrainConfig, held_ou
         find_perceptual_weights(settings.perceptual_network)
     if settings.validate_every is None:
         return None
-    if not len(held_out):
+    if len(held_out) < LEAST_VALIDATED:
+        found = "without held-out images" if not len(held_out) else f"with {len(held_out)} held-out image"
         raise InvalidInput(
-            f"autoencoder.train.validate_every: found {settings.validate_every} without held-out images",
-            "images that are not trained on",
-            "set images.held_out or images.validation, or remove validate_every",
+            f"autoencoder.train.validate_every: found {settings.validate_every} {found}",
+            f"at least {LEAST_VALIDATED} images that are not trained on",
+            "set or raise images.held_out, set images.validation, or remove validate_every",
         )
     from evaluation.extractors import fetch_weights
 

@@ -38,6 +38,8 @@ TRAINING = "training"
 """Folder inside the autoencoder's with the checkpoints that its training resumes from; removed at the end."""
 IMAGES = "images"
 """Folder inside that one with the images, in the files of `pipelines.training.image_files`."""
+LEAST_VALIDATED = 2
+"""Held-out images that validation needs: a Frechet distance is one of covariances."""
 MAX_SKIPPED = 3
 """The default of autoencoder.train.max_skipped."""
 

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import tiny_recipe
 from tiny_images import image_rows
 
 from cluster import storage
 from dit.autoencoder import Autoencoder, LatentScale, create_autoencoder, describe_autoencoder, save_autoencoder
+from pipelines.autoencoder import require_measurable
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig, measured_at_once
+from pipelines.images.open import open_source
 from pipelines.training.autoencoder import AutoencoderWorkerSettings, train_on_images
 from pipelines.training.autoencoder_quality import ExtractorChoice, ReconstructionQuality
 from pipelines.training.autoencoder_result import finish_autoencoder
@@ -200,6 +203,15 @@ def test_batches_that_are_not_finite_are_skipped_or_end_the_training(tmp_path, i
 def test_settings_that_contradict_each_other_are_refused(settings, error):
     with pytest.raises(InvalidInput, match=error):
         replace(TRAIN, **settings)
+
+
+@pytest.mark.parametrize(("count", "found"), [(0, "without held-out images"), (1, "with 1 held-out image")])
+def test_validation_on_fewer_images_than_a_covariance_needs_is_refused(tmp_path, count, found):
+    config, train = tiny_recipe(tmp_path), replace(TRAIN, validate_every=2)
+    held_out = open_source(config.images).listing().take(range(count))
+    with pytest.raises(InvalidInput, match=f"autoencoder.train.validate_every: found 2 {found}, expected at least 2"):
+        require_measurable(config, train, held_out)
+    assert require_measurable(config, TRAIN, held_out) is None
 
 
 def test_crops_must_fit_the_images_and_the_latents():
