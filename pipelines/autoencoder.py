@@ -63,9 +63,9 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
 
     for line in (images.summary(), *images.notes):
         context.say("autoencoder", line)
-    resumes = None if CheckpointFolder(storage.join(folder, TRAINING)).last_step() else ""
+    begun = bool(CheckpointFolder(storage.join(folder, TRAINING)).last_step())
     extractor = prepare_work()
-    with context.run("autoencoder", identity, resumes=resumes) as run:
+    with context.run("autoencoder", identity, resumes=None if begun else "") as run:
         sections = {"images": asdict(config.images), "autoencoder": asdict(settings)}
         other_images = sections["images"].keys() - PREPROCESSING_FIELDS
         log_sections(run, sections, may_change={"images": other_images, "autoencoder": (*NON_IDENTITY_FIELDS, "start")})
@@ -77,8 +77,9 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
             random=config.random,
             image_size=config.images.size,
             folder=folder,
-            images=write_image_files(config.images, listing, image_folder),
-            held_out=write_image_files(held_out_source(config.images), held_out, image_folder),
+            images=write_image_files(config.images, listing, image_folder, begun=begun),
+            held_out=write_image_files(held_out_source(config.images), held_out, image_folder, begun=begun),
+            max_quarantined=config.encode.max_quarantined,
             extractor=extractor,
         )
         wait_for_running([*worker_settings.images, *worker_settings.held_out])

@@ -44,6 +44,13 @@ def read_quarantine(path: str) -> list[QuarantinedImage]:
     return [QuarantinedImage(key, error) for key, error in zip(*columns, strict=True)]
 
 
+def most_unusable(share: float, num_images: int) -> int:
+    """Return how many unusable images do not stop a job. share: encode.max_quarantined. num_images: all images."""
+    allowed = max(ALWAYS_ALLOWED, int(share * num_images)) if share else 0
+    # A job without a single usable image has failed, however few images it has.
+    return min(allowed, num_images - 1)
+
+
 class QuarantineLimit:
     """Counts unusable images, and stops the job as soon as there are more than allowed.
 
@@ -52,9 +59,7 @@ class QuarantineLimit:
 
     def __init__(self, folder: str, share: float, num_images: int):
         self.folder, self.share, self.num_images = folder, share, num_images
-        allowed = max(ALWAYS_ALLOWED, int(share * num_images)) if share else 0
-        # A job without a single usable image has failed, however few images it has.
-        self.allowed = min(allowed, num_images - 1)
+        self.allowed = most_unusable(share, num_images)
         self.images: list[QuarantinedImage] = []
 
     def add(self, images: Sequence[QuarantinedImage]) -> None:

@@ -27,7 +27,7 @@ from pipelines.training.autoencoder_quality import AutoencoderValidation, Extrac
 from pipelines.training.autoencoder_result import finish_autoencoder
 from pipelines.training.batches import ImageBatch, image_batches, prefetch
 from pipelines.training.cursor import DataCursor
-from pipelines.training.image_files import ImageRows
+from pipelines.training.image_files import ImageRows, describe_unusable
 from pipelines.training.messages import Validated
 from pipelines.training.nonfinite import NonFiniteGuard, go_on_after_rollbacks
 from pipelines.training.order import WorkerShare
@@ -61,6 +61,8 @@ class AutoencoderWorkerSettings:
     """Ray references to the files of the training images (`pipelines.training.image_files.ImageFile`)."""
     held_out: list[Any]
     """The same for held-out images; may be empty."""
+    max_quarantined: float
+    """encode.max_quarantined: the share of unusable images that ends the training before it begins."""
     extractor: ExtractorChoice | None
     """What the Frechet distance of reconstructions is measured with; None: it is not."""
 
@@ -74,9 +76,13 @@ def autoencoder_worker(worker: Worker, settings: AutoencoderWorkerSettings) -> N
     """Train as one worker, on the images of files that Ray tasks write."""
     import ray
 
-    size = settings.image_size
-    images, held_out = (ImageRows(ray.get(files), size) for files in (settings.images, settings.held_out))
-    train_on_images(worker, settings, images, held_out)
+    files = {"training": ray.get(settings.images), "held-out": ray.get(settings.held_out)}
+    folder = storage.join(settings.folder, TRAINING)
+    for kind, written in files.items():
+        least = LEAST_VALIDATED if kind == "held-out" and settings.train.validate_every else 1
+        if line := describe_unusable(written, kind, settings.max_quarantined, folder, least):
+            worker.notice(line)
+    train_on_images(worker, settings, *(ImageRows(written, settings.image_size) for written in files.values()))
 
 
 def train_on_images(

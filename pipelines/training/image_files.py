@@ -20,7 +20,8 @@ from pipelines.config.recipe import ImagesConfig
 from pipelines.images.listing import Listing
 from pipelines.images.open import with_absolute_paths
 from pipelines.images.preprocess import read_cropped
-from raydit.errors import StorageFailed
+from pipelines.latents.quarantine import most_unusable
+from raydit.errors import InvalidInput, StorageFailed
 
 FILE_IMAGES, FILE_BYTES = 2048, 64 * 2**20
 """Most images of one file, and about its most bytes: what the task that writes it holds in memory."""
@@ -36,36 +37,73 @@ class ImageFile:
     """Path or URI."""
     rows: int
     """Images in it: fewer than it was written of, where some cannot be used."""
+    unusable: int = 0
+    """How many of those it was written of are not in it."""
+    errors: tuple[tuple[str, str], ...] = ()
+    """Keys of images that cannot be used now, and why."""
 
 
-def write_image_files(images: ImagesConfig, listing: Listing, folder: str) -> list[Any]:
+def write_image_files(images: ImagesConfig, listing: Listing, folder: str, *, begun: bool = False) -> list[Any]:
     """Start Ray tasks that write the images of a listing into files in a folder, except for files that are there.
 
-    Files appear completely or not at all, with names that a run that resumes gives them again. Returns references to
-    ImageFile, in order.
+    Files appear completely or not at all, with names that a run that resumes gives them again. One that lacks images is
+    written again unless training has begun with it. Returns references to ImageFile, in order.
     """
     import ray
 
     images = with_absolute_paths(images)
     folder = storage.join(storage.absolute(folder), listing.digest[:12])
-    image_bytes = images.size**2 * 3
-
-    @ray.remote(num_cpus=1)
-    def write(name: str, keys: list[str], locations: np.ndarray | None) -> ImageFile:
-        uri = storage.join(folder, name)
-        if storage.exists(uri):
-            return ImageFile(uri, storage.file_size(uri) // image_bytes)
-        read = read_cropped(images, keys, locations).images
-        storage.write_atomically(uri, read.tobytes())
-        return ImageFile(uri, len(read))
-
-    step = max(1, min(FILE_IMAGES, FILE_BYTES // image_bytes))
+    write = ray.remote(num_cpus=1)(write_image_file)
+    step = max(1, min(FILE_IMAGES, FILE_BYTES // (images.size**2 * 3)))
     files = []
     for start in range(0, len(listing), step):
         stop = min(start + step, len(listing))
         locations = None if listing.locations is None else listing.locations[start:stop]
-        files.append(write.remote(f"{start:010d}-{stop:010d}.u8", listing.keys[start:stop], locations))
+        uri = storage.join(folder, f"{start:010d}-{stop:010d}.u8")
+        files.append(write.remote(images, uri, listing.keys[start:stop], locations, begun))
     return files
+
+
+def write_image_file(
+    images: ImagesConfig, uri: str, keys: Sequence[str], locations: np.ndarray | None, begun: bool
+) -> ImageFile:
+    """Write the images of some keys into a file, unless it is there; see `write_image_files`."""
+    rows = storage.file_size(uri) // (images.size**2 * 3) if storage.exists(uri) else None
+    if rows == len(keys):
+        return ImageFile(uri, rows)
+    read = read_cropped(images, keys, locations)
+    if rows is None or not begun:
+        storage.write_atomically(uri, read.images.tobytes())
+        rows = len(read.images)
+    return ImageFile(uri, rows, len(keys) - rows, tuple(read.errors.items()))
+
+
+def describe_unusable(files: Sequence[ImageFile], kind: str, share: float, folder: str, least: int = 1) -> str:
+    """Return a line about the images that are left out of some files; empty if there are none.
+
+    kind: of the images, "training" or "held-out". share: encode.max_quarantined. folder: that of the training. least:
+    images that are needed. Raises InvalidInput if more images are unusable than allowed, or not as many as when the
+    training began.
+    """
+    count, errors = sum(file.unusable for file in files), [error for file in files for error in file.errors]
+    if not count:
+        return ""
+    total = sum(file.rows for file in files) + count
+    if len(errors) != count:
+        raise InvalidInput(
+            f"images: {len(errors):,} of {total:,} {kind} images cannot be used, and {count:,} when training began",
+            "the images that it began with",
+            f"remove {folder} and run the command again, which then trains from the start",
+        )
+    key, reason = errors[0]
+    allowed = min(most_unusable(share, total), total - least)
+    if count > allowed:
+        raise InvalidInput(
+            f"images: {count:,} of {total:,} {kind} images cannot be used, such as {key} ({reason})",
+            f"at most {allowed:,} (encode.max_quarantined = {share:g}, and {least} usable)",
+            "repair or remove them, or raise encode.max_quarantined",
+        )
+    return f"{count:,} of {total:,} {kind} images cannot be used and are left out, such as {key} ({reason})"
 
 
 def wait_for_running(files: Sequence[Any]) -> None:

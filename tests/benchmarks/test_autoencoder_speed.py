@@ -71,6 +71,7 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, num_workers):
                 folder=folder,
                 images=files,
                 held_out=[],
+                max_quarantined=0.05,
                 extractor=None,
             )
             for number in range(1, num_rounds + 1)

@@ -43,7 +43,7 @@ def run(folder, images, train, stop_after=None, extractor=None, held_out=None):
     messages = []
     settings = AutoencoderWorkerSettings(
         train=train, seed=3, random="counter", image_size=16, folder=str(folder), images=[], held_out=[],
-        extractor=extractor,
+        max_quarantined=0.05, extractor=extractor,
     )  # fmt: skip
 
     def stop():

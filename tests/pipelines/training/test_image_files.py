@@ -1,15 +1,19 @@
 """Files of images: any row is read from any file, in memory that does not grow with the number of images."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import BROKEN, tiny_recipe
 from tiny_images import image_rows
 
+from pipelines.images.open import open_source
 from pipelines.training import image_files
-from raydit.errors import StorageFailed
+from pipelines.training.image_files import ImageFile, describe_unusable, write_image_file
+from raydit.errors import InvalidInput, StorageFailed
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -29,6 +33,43 @@ def test_a_file_that_was_cut_off_is_named(tmp_path):
     rows.read([0])
     with pytest.raises(StorageFailed, match="0.u8 ends before the image at byte 48"):
         rows.read([1])
+
+
+@pytest.fixture
+def some_broken(tmp_path):
+    """The tiny images, a path for a file of them, and a function that writes it."""
+    images = tiny_recipe(tmp_path).images
+    keys, uri = open_source(images).listing().keys, str(tmp_path / "0.u8")
+    return images, Path(uri), lambda begun=False: write_image_file(images, uri, keys, None, begun)
+
+
+def test_images_that_cannot_be_used_are_counted_with_an_example(some_broken, tmp_path):
+    images, file, write = some_broken
+    written = write()
+    assert (written.rows, written.unusable, len(written.errors)) == (36, 1, 1) and write() == written
+    line = describe_unusable([ImageFile("1.u8", 4), written], "training", 0.05, "training")
+    assert line.startswith(f"1 of 41 training images cannot be used and are left out, such as {BROKEN} (Unidentified")
+    assert (
+        describe_unusable([ImageFile("1.u8", 4)], "training", 0.0, "") == describe_unusable([], "held-out", 0, "") == ""
+    )
+    with pytest.raises(InvalidInput, match=r"1 of 37 held-out .*at most 0 \(encode.max_quarantined = 0"):
+        describe_unusable([written], "held-out", 0.0, "training")
+    errors = tuple((f"{number}.png", "broken") for number in range(3))
+    for rows, least in ((0, 1), (1, 2)):
+        with pytest.raises(InvalidInput, match=rf"3 of {3 + rows} held-out images .* such as 0.png \(broken\)"):
+            describe_unusable([ImageFile("1.u8", rows, 3, errors)], "held-out", 1.0, "training", least)
+
+
+def test_images_that_become_readable_are_used_unless_training_has_begun_without_them(some_broken, tmp_path):
+    images, file, write = some_broken
+    write()
+    shutil.copy(tmp_path / "images" / "ring" / "000.png", tmp_path / "images" / BROKEN)
+    before = file.read_bytes()
+    begun = write(begun=True)
+    assert file.read_bytes() == before and (begun.rows, begun.unusable) == (36, 1)
+    with pytest.raises(InvalidInput, match="0 of 37 training .* and 1 when training began.* Remove FOLDER and run"):
+        describe_unusable([begun], "training", 0.05, "FOLDER")
+    assert write().rows == 37 and file.stat().st_size == 37 * 16**2 * 3
 
 
 PEAK_AFTER_AN_EPOCH = """
