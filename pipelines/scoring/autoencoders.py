@@ -15,7 +15,7 @@ from evaluation.latent_statistics import LatentStatistics
 from evaluation.metrics import frechet_distance
 from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics
-from pipelines.artifacts import digest_of
+from pipelines.artifacts import Artifact, digest_of
 from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.grids import encode_png, labelled_grid
 from pipelines.images.held_out import split_images
@@ -65,13 +65,16 @@ def find_handle(name: str) -> AutoencoderHandle:
 def default_size(handle: AutoencoderHandle) -> int:
     """Return the side in pixels of images for an autoencoder: that it was trained on by raydit, or its only one; 256.
 
-    diffusers' own `sample_size` says nothing: it has a default that most autoencoders were not trained on.
+    diffusers' own `sample_size` says little: it has a default that most autoencoders were not trained on, and one that
+    raydit trained further keeps that of its start.
     """
     from dit.autoencoder_size import read_config
 
     folder = handle.folder()
     if handle.id == TRAINED_AUTOENCODER:
-        return int(read_config(folder).get("sample_size", DEFAULT_SIZE))
+        identity = Artifact("autoencoder", str(folder), {}).recorded() or {}
+        size = identity.get("images", {}).get("size") or read_config(folder).get("sample_size", DEFAULT_SIZE)
+        return int(size)
     return int(handle.describe().get("image_size", DEFAULT_SIZE))
 
 

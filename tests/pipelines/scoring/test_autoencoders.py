@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,6 +147,10 @@ def test_autoencoders_and_images_are_found_as_users_name_them(config, tmp_path):
     for name in (output, f"{output}/autoencoder", f"{output}/autoencoder/"):
         assert evaluation_of(config, name).name == f"{output}/autoencoder"
     assert default_size(find_handle(output)) == 16
+    plan = Path(output, "autoencoder", "plan.json")
+    plan.write_text('{"identity": {"images": {"size": 12}}}')
+    assert default_size(find_handle(output)) == 12  # the config's may be that of the autoencoder it started from
+    plan.unlink()
     write_autoencoder("AutoencoderKL", tmp_path / "kl")
     plain = find_handle(str(tmp_path / "kl"))
     assert plain.id == str(tmp_path / "kl") and default_size(plain) == 256
