@@ -8,7 +8,7 @@ its shards name the images in place of their moments, which training computes.
 import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def encode_images(
         context.say("encode", f"adds {total_images(shards):,} images to {summarize(earlier)}")
     context.prepare_work(settings, "encode")
     with context.run("encode", identity) as run:
-        sections = {"images": asdict(config.images), "encode": asdict(settings)}
+        sections = {"images": asdict(config.images), "encode": resolved(replace(config, encode=settings))["encode"]}
         other_images = sections["images"].keys() - PREPROCESSING_FIELDS
         other_encode = sections["encode"].keys() - {*ENCODE_FIELDS, *OPTIONAL_ENCODE_FIELDS}
         log_sections(run, sections, may_change={"images": other_images, "encode": other_encode})

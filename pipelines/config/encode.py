@@ -40,16 +40,17 @@ class EncodeConfig(WorkersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.memory_format is None and not self.gpus_per_worker:
-            # As every recipe has recorded it: this was the default before there was one for each kind of device.
-            object.__setattr__(self, "memory_format", "channels_last")
         if self.store:
             object.__setattr__(self, "store", None)  # as recipes say it that are older than the field
 
     @property
     def layout(self) -> MemoryFormat:
-        """The memory layout that is used."""
-        return self.memory_format or "contiguous"
+        """The memory layout on the devices of this stage's workers."""
+        return self.layout_on("cuda" if self.gpus_per_worker else "cpu")
+
+    def layout_on(self, device: str) -> MemoryFormat:
+        """Return the memory layout on a type of device: the one that is set, or else the faster one there."""
+        return self.memory_format or ("channels_last" if device == "cpu" else "contiguous")
 
     @property
     def stores_moments(self) -> bool:

@@ -289,6 +289,9 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     """
     absent = [section for section, stand_in in ABSENT.items() if getattr(recipe, section) == stand_in]
     content = dataclasses.asdict(recipe)
+    if not recipe.encode.gpus_per_worker:
+        # This was the default, and recorded as such, before there was one for each kind of device.
+        content["encode"]["memory_format"] = recipe.encode.layout
     return _without_unset({name: value for name, value in content.items() if name not in absent})
 
 

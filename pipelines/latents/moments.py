@@ -36,7 +36,7 @@ class MomentsEncoder:
                 "copy the same files to all machines",
             )
         self.settings, self.device = settings, device
-        self.memory_format = MEMORY_FORMATS[settings.layout]
+        self.memory_format = MEMORY_FORMATS[settings.layout_on(device.type)]
         self.autoencoder = Autoencoder.load(folder, device, weights_dtype(settings.dtype), self.memory_format)
         if settings.compile:
             self.autoencoder.module.encoder.compile()

@@ -1,6 +1,7 @@
 """Settings of [encode] reach the autoencoder, and the identity of the latents if they change bytes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from pipelines.images.listing import Listing
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.encoding import EncodeImages, WriteShard, device_without_tf32
 from pipelines.latents.identity import encode_identity
+from pipelines.latents.moments import MomentsEncoder
 from pipelines.latents.quarantine import MOMENTS_ARE_NAN
 from pipelines.stage import StageContext
 
@@ -55,6 +57,23 @@ def test_the_layout_is_the_faster_one_of_the_device_unless_it_is_set(tmp_path):
         layouts[len(flags)] = (config.encode.layout, resolved(config)["encode"].get("memory_format"))
     # A recorded recipe that is read again means the same on the same kind of device.
     assert layouts == {0: ("channels_last",) * 2, 1: ("contiguous", None), 2: ("channels_last",) * 2}
+
+
+def test_the_layout_follows_the_device_that_encodes_unless_it_is_set(tmp_path, tiny_autoencoder):
+    """Training encodes with the settings of [encode], on devices of its own."""
+    handle = AutoencoderHandle(tiny_autoencoder, "")
+    for flags, on_cpu, on_gpu in (
+        ([], "channels_last", "contiguous"),
+        (["encode.gpus_per_worker=1"], "channels_last", "contiguous"),
+        (["encode.memory_format=channels_last"],) + ("channels_last",) * 2,
+        (["encode.memory_format=contiguous"],) + ("contiguous",) * 2,
+    ):
+        settings = tiny_recipe(tmp_path, *flags).encode
+        assert (settings.layout_on("cpu"), settings.layout_on("cuda")) == (on_cpu, on_gpu)
+        encoder = MomentsEncoder(handle, settings, torch.device("cpu"))
+        assert encoder.memory_format == MEMORY_FORMATS[on_cpu]
+        # As the actors of `raydit autoencoders`, whose workers are those of [evaluate].
+        assert replace(settings, gpus_per_worker=1).layout == on_gpu
 
 
 @pytest.fixture
