@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cluster import storage
@@ -54,6 +54,21 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
+def without_defaults(identity: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity without the values that are null, empty or their default.
+
+    defaults: nested as the identity is.
+    """
+    kept = {}
+    for name, value in identity.items():
+        default = defaults.get(name)
+        if value and isinstance(value, dict) and isinstance(default, Mapping):
+            kept[name] = without_defaults(value, default)
+        elif value not in (None, [], {}, default):
+            kept[name] = value
+    return kept
+
+
 def _shorten(value: object) -> str:
     text = json.dumps(value)
     # Digests are recognised by their length; their first 12 digits tell them apart.
@@ -70,6 +85,9 @@ class Artifact:
     """Path or URI."""
     identity: dict[str, Any]
     """JSON value of everything that the artifact depends on."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values that optional fields have when they are left out, nested as in the identity. Earlier releases recorded
+    them where a recipe repeated them."""
 
     def recorded(self) -> dict[str, Any] | None:
         """Return the identity that the folder records, or None if it records none."""
@@ -82,7 +100,9 @@ class Artifact:
         if recorded is None:
             return []
         identity = json.loads(json.dumps(self.identity))  # tuples become lists, as in the record
-        return [line for line in differences(recorded, identity) if line.partition(":")[0] not in may_change]
+        defaults = json.loads(json.dumps(self.defaults))
+        before, after = (without_defaults(each, defaults) for each in (recorded, identity))
+        return [line for line in differences(before, after) if line.partition(":")[0] not in may_change]
 
     def prepare(
         self,
@@ -142,7 +162,7 @@ class Artifact:
         fits: what else a folder must meet.
         """
         output, name = storage.split(self.folder)
-        found = [Artifact(self.stage, folder, self.identity) for folder in superseded_folders(output, name)]
+        found = [replace(self, folder=folder) for folder in superseded_folders(output, name)]
         matching = (each.folder for each in reversed(found) if each.recorded() is not None and not each.changes())
         return next((folder for folder in matching if fits(folder)), None)
 

@@ -7,7 +7,7 @@ from typing import Any
 from cluster import storage
 from pipelines.artifacts import Artifact, settings_identity
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.config.autoencoder_training import AutoencoderTrainConfig
+from pipelines.config.autoencoder_training import AUTOENCODER_DEFAULTS, AutoencoderTrainConfig
 from pipelines.config.evaluate import path_for
 from pipelines.config.recipe import Recipe, random_setting
 from pipelines.config.training import NON_IDENTITY_FIELDS
@@ -48,7 +48,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     config, images = list_images(config)
     listing, held_out = split_images(config.images, images)
     artifact = autoencoder_artifact(config, settings, listing)
-    folder, identity = artifact.folder, artifact.identity
+    folder = artifact.folder
     require_classes(config, listing.class_names, listing.columns, folder)
 
     def prepare_work() -> ExtractorChoice | None:
@@ -65,7 +65,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
         context.say("autoencoder", line)
     begun = bool(CheckpointFolder(storage.join(folder, TRAINING)).last_step())
     extractor = prepare_work()
-    with context.run("autoencoder", identity, resumes=None if begun else "") as run:
+    with context.run("autoencoder", artifact.recorded() or artifact.identity, resumes=None if begun else "") as run:
         sections = {"images": asdict(config.images), "autoencoder": asdict(settings)}
         other_images = sections["images"].keys() - PREPROCESSING_FIELDS
         log_sections(run, sections, may_change={"images": other_images, "autoencoder": (*NON_IDENTITY_FIELDS, "start")})
@@ -111,7 +111,8 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
 def autoencoder_artifact(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> Artifact:
     """Return the artifact of the recipe's own autoencoder. listing: the training images."""
     identity = autoencoder_identity(config, settings, listing)
-    return Artifact("autoencoder", config.folder(TRAINED_AUTOENCODER), identity)
+    folder = config.folder(TRAINED_AUTOENCODER)
+    return Artifact("autoencoder", folder, identity, {"autoencoder": AUTOENCODER_DEFAULTS})
 
 
 def find_autoencoder(config: Recipe, listing: Listing) -> Path | None:

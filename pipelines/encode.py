@@ -15,7 +15,6 @@ from typing import Any
 
 from cluster import storage
 from cluster.stderr_filter import hide_stderr_lines
-from pipelines.artifacts import Artifact
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import ImagesConfig, Recipe
@@ -106,9 +105,10 @@ def encode_images(
     from dit.formats.autoencoder_digests import further_digests  # imports torch
 
     folder, listing, settings = image_set.folder, image_set.listing, image_set.encode_settings(config.encode)
-    identity = image_set.identity(settings, record)
+    artifact = image_set.artifact(settings, record)
+    identity = artifact.identity
     description = describe_latents(image_set.images, settings, listing.class_names, record)
-    earlier = prepare_folder(folder, identity, listing, lambda: context.prepare_work(settings, "encode"))
+    earlier = prepare_folder(artifact, listing, lambda: context.prepare_work(settings, "encode"))
     if earlier is not None and earlier.identity["images"]["digest"] == listing.digest:
         context.skipped("encode", summarize(earlier))
         return earlier
@@ -169,9 +169,9 @@ def find_latents(config: Recipe, image_set: ImageSet, autoencoder: Path) -> Late
     record = as_recorded(describe_autoencoder(autoencoder), autoencoder, config.latents)
     if image_set.folder != config.latents:
         record = as_recorded(record, autoencoder, image_set.folder)
-    identity = image_set.identity(config.encode, record)
-    artifact = Artifact("encode", image_set.folder, identity)
-    found = artifact.find(lambda folder: storage.exists(storage.join(folder, MANIFEST)))
+    found = image_set.artifact(config.encode, record).find(
+        lambda folder: storage.exists(storage.join(folder, MANIFEST))
+    )
     dataset = None if found is None else LatentDataset.open(found)
     # Until images that were added are encoded, the manifest is that of the data set before.
     return dataset if dataset and dataset.identity["images"]["digest"] == image_set.listing.digest else None

@@ -73,14 +73,15 @@ def train(
     held_out = held_out_latents(config) if settings.validate_every else None
     for dataset in filter(None, (latents, held_out)):
         check_latents(dataset, autoencoder_of(config))
-    identity = recorded_identity(config, latents)
+    artifact = training_artifact(config, latents)
     if accept_new_data:
-        identity = take_new_data(identity, checkpoints, lambda text: context.say("train", text))
+        artifact = take_new_data(artifact, lambda text: context.say("train", text))
+    identity = artifact.identity
     worker_settings = train_worker_settings(config, latents)
     if (start := accepted_start(identity, checkpoints) or find_start(config)) is not None:
         worker_settings = starting_from(worker_settings, start, latents)
     trained = check_trained_parameters(settings, worker_settings.model)
-    prepare_checkpoints(checkpoints, identity, settings.steps, lambda: context.prepare_work(settings, "train"))
+    prepare_checkpoints(artifact, settings.steps, lambda: context.prepare_work(settings, "train"))
     worker_settings = with_recorded_start(worker_settings, checkpoints)
     first, begun = checkpoints.last_step(), checkpoints.has_any()
     change = describe_schedule_change(config, checkpoints, first)
@@ -176,10 +177,11 @@ def train_identity(config: Recipe, latents: LatentDataset, start: TrainingStart 
     }
 
 
-def recorded_identity(config: Recipe, latents: LatentDataset) -> dict[str, Any]:
-    """Return the identity of the recipe's training, with the new data that the one in the folder has accepted."""
+def training_artifact(config: Recipe, latents: LatentDataset) -> Artifact:
+    """Return the checkpoints of the recipe's training, with the new data that the one in the folder has accepted."""
     identity = train_identity(config, latents, find_start(config))
-    return keep_accepted(identity, Artifact("train", config.folder("checkpoints"), identity).recorded())
+    artifact = Artifact("train", config.folder("checkpoints"), identity, {"train": config.train.defaults})
+    return keep_accepted(artifact)
 
 
 def log_train_settings(
@@ -219,24 +221,18 @@ def find_trained(config: Recipe, latents: LatentDataset) -> LocatedCheckpoint | 
     latents: those of the recipe, wherever they lie.
     """
     steps = config.train.steps
-    artifact = Artifact("train", config.folder("checkpoints"), recorded_identity(config, latents))
-    found = artifact.find(lambda folder: last_regular_step(folder) == steps)
+    found = training_artifact(config, latents).find(lambda folder: last_regular_step(folder) == steps)
     return None if found is None else CheckpointFolder(found).open(steps)
 
 
-def prepare_checkpoints(
-    checkpoints: CheckpointFolder,
-    identity: dict[str, Any],
-    steps: int,
-    before_move: Callable[[], object] = lambda: None,
-) -> None:
+def prepare_checkpoints(artifact: Artifact, steps: int, before_move: Callable[[], object] = lambda: None) -> None:
     """Reserve the folder for this training; checkpoints of another one, or beyond `steps`, are moved away first.
 
     Superseded checkpoints of this training are taken back, those that reach `steps` before any others. An interrupted
     checkpoint at the end or beyond it is removed: training resumes from the regular one before. before_move: as in
     `Artifact.prepare`.
     """
-    artifact, last = Artifact("train", checkpoints.uri, identity), last_regular_step(checkpoints.uri)
+    last = last_regular_step(artifact.folder)
 
     def reaches(folder: str) -> bool:
         return last_regular_step(folder) == steps
@@ -247,7 +243,7 @@ def prepare_checkpoints(
     is_further = 0 < last < steps and artifact.find_superseded(reaches) is not None
     reasons = [f"train.steps: {last} -> {steps}"] if last > steps or is_further else []
     artifact.prepare(reasons, fits=leads_to, is_finished=reaches, before_move=before_move)
-    checkpoints.remove_interrupted(since=steps)
+    CheckpointFolder(artifact.folder).remove_interrupted(since=steps)
 
 
 def last_regular_step(folder: str) -> int:

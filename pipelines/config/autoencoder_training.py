@@ -1,11 +1,12 @@
 """The recipe's settings of an autoencoder that is trained on its images."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 from dit.schedule import LearningRateSchedule, TrainingConfig
+from pipelines.config.defaults import leave_out_defaults
 from pipelines.config.model import PositiveInt
 from pipelines.config.training import ComputeDtype, ElasticWorkersConfig, WorkersConfig, check_batch_divides
 from raydit.errors import InvalidInput
@@ -14,6 +15,18 @@ PerceptualNetwork = Literal["efficientnet-lite0", "efficientnet-lite2"]
 """The keys of `dit.autoencoder_losses.PERCEPTUAL_NETWORKS`, which imports torch; a test compares them."""
 MEASURED_BATCH, MEASURED_PIXELS = 64, 64 * 64**2
 """Most images, and their most pixels, that are encoded or decoded at once where an autoencoder is measured."""
+
+AUTOENCODER_DEFAULTS: dict[str, Any] = {
+    "reconstruction": "mse",
+    "dtype": "float32",
+    "compile": False,
+    "on_nonfinite": "stop",
+    "max_skipped": 3,
+    "perceptual_weight": 1.0,
+    "adversarial_start": 0,
+    "decoder_only": False,
+}
+"""What [autoencoder.train] does where these fields are left out; a recipe that repeats it is the same recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +116,7 @@ class AutoencoderTrainConfig(TrainingConfig, WorkersConfig):
                 f"set width = {8 * max(1, round(self.width / 8))}",
             )
         self._check_losses()
+        leave_out_defaults(self, AUTOENCODER_DEFAULTS)
         if self.decoder_only and self.start is None:
             raise InvalidInput(
                 "decoder_only: found true without start, so that the encoder would stay random",
@@ -143,6 +157,6 @@ class AutoencoderTrainConfig(TrainingConfig, WorkersConfig):
 def measured_at_once(size: int) -> int:
     """Return how many images of a side in pixels are encoded or decoded at once where an autoencoder is measured.
 
-    It is the same for any batch and number of workers, of which the figures must not depend, and at least 1.
+    It is the same for any batch and number of workers, on which the figures must not depend, and at least 1.
     """
     return max(1, min(MEASURED_BATCH, MEASURED_PIXELS // size**2))

@@ -1,12 +1,16 @@
 """The recipe's section [train.lora]: training of a low-rank adapter in place of all weights."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
 
+from pipelines.config.defaults import leave_out_defaults
 from pipelines.config.model import PositiveInt
 from raydit.errors import InvalidInput
+
+DEFAULT_RANK, DEFAULT_TARGETS = 16, ("attention",)
+"""What rank and targets are where they are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +31,17 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if len({*self.targets}) < len(self.targets):
             raise InvalidInput(f"targets: found {list(self.targets)}", "each once", "remove what is repeated")
+        leave_out_defaults(self, self.defaults)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What fields mean where they are left out."""
+        return {"rank": DEFAULT_RANK, "alpha": float(self.chosen_rank), "targets": DEFAULT_TARGETS}
 
     @property
     def chosen_rank(self) -> int:
         """Columns of B and rows of A."""
-        return self.rank or 16
+        return self.rank or DEFAULT_RANK
 
     @property
     def chosen_alpha(self) -> float:
@@ -41,4 +51,4 @@ class LoraConfig:
     @property
     def chosen_targets(self) -> tuple[str, ...]:
         """Words and globs for the layers that have factors."""
-        return self.targets or ("attention",)
+        return self.targets or DEFAULT_TARGETS

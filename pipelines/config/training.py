@@ -7,6 +7,7 @@ from annotated_types import Ge, Gt, Le
 
 from cluster.placement import parse_label_condition
 from dit.schedule import TrainingConfig
+from pipelines.config.defaults import leave_out_defaults
 from pipelines.config.lora import LoraConfig
 from pipelines.config.model import PositiveInt
 from pipelines.config.start import StartConfig
@@ -48,6 +49,9 @@ NON_IDENTITY_FIELDS = (
     "validate_every",
 )
 """Settings of training that change trained weights by rounding at most, so that they may differ when it resumes."""
+
+RATE_DEFAULTS: dict[str, Any] = {"lr_multipliers": {}, "layer_decay": 1.0}
+"""What fields of [train] mean where they are left out: one learning rate for all parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +164,7 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         ElasticWorkersConfig.__post_init__(self)
+        leave_out_defaults(self, RATE_DEFAULTS)
         if isinstance(self.num_workers, int):
             check_batch_divides(self, self.num_workers)
         elif not self.fewest_workers <= self.most_workers <= self.global_batch_size:
@@ -198,6 +203,11 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
                 "",
                 f"set keep_last, or remove {name}",
             )
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What the optional fields of the identity mean where they are left out."""
+        return RATE_DEFAULTS | ({} if self.lora is None else {"lora": self.lora.defaults})
 
     def _check_lora(self) -> None:
         if self.start is None:

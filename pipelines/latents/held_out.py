@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster import storage
+from pipelines.artifacts import Artifact
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.listing import Listing
 from pipelines.images.validation import held_out_source
 from pipelines.latents.dataset import MANIFEST, LatentDataset
-from pipelines.latents.identity import encode_identity
+from pipelines.latents.identity import encode_defaults, encode_identity
 from raydit.errors import InvalidInput
 
 
@@ -45,6 +46,10 @@ class ImageSet:
         if self.held_out:
             identity["images"]["held_out"] = True
         return identity
+
+    def artifact(self, settings: EncodeConfig, autoencoder: dict[str, Any]) -> Artifact:
+        """Return the latents as an artifact. autoencoder: its record."""
+        return Artifact("encode", self.folder, self.identity(settings, autoencoder), encode_defaults(settings))
 
 
 def training_set(config: Recipe, listing: Listing) -> ImageSet:

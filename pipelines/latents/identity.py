@@ -4,6 +4,7 @@ from typing import Any
 
 from dit.autoencoder_kinds import latent_side, moments_channels
 from dit.formats.record import FURTHER_DIGESTS
+from pipelines.artifacts import without_defaults
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.listing import Listing
@@ -25,7 +26,7 @@ def encode_identity(
 
     autoencoder: its record (`AutoencoderHandle.describe`).
     """
-    encode = _recorded_settings(settings)
+    encode = without_defaults({"encode": _recorded_settings(settings)}, encode_defaults(settings))["encode"]
     # The config's digest, which is younger than the identity, only where it alone tells latents from earlier ones.
     recorded = ("sha256", *(["config_sha256"] if "config_sha256" in autoencoder else []))
     return {
@@ -33,6 +34,11 @@ def encode_identity(
         "autoencoder": {name: autoencoder[name] for name in recorded},
         "encode": encode,
     }
+
+
+def encode_defaults(settings: EncodeConfig) -> dict[str, Any]:
+    """Return what optional fields of the identity mean where they are left out."""
+    return {"encode": {"memory_format": "contiguous"} if settings.gpus_per_worker else {}}
 
 
 def _recorded_settings(settings: EncodeConfig) -> dict[str, Any]:

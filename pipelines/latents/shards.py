@@ -137,19 +137,18 @@ def plan_shards(folder: str, listing: Listing, earlier: LatentDataset | None, sh
 
 
 def prepare_folder(
-    folder: str, identity: dict[str, Any], listing: Listing, before_move: Callable[[], object] = lambda: None
+    artifact: Artifact, listing: Listing, before_move: Callable[[], object] = lambda: None
 ) -> LatentDataset | None:
-    """Prepare a folder for latents of this identity, and return the finished data set in it to which images are added.
+    """Prepare the folder of latents, and return the finished data set in it to which images are added.
 
     The data set is kept if nothing changed except that images were added. After any other change it is moved to
     superseded/, and the result is the data set of this identity that was superseded before, or None. before_move: as in
     `Artifact.prepare`. Raises InvalidInput if the folder holds other files.
     """
-    _, reasons = inspect_existing(folder, identity, listing)
+    _, reasons = inspect_existing(artifact.folder, artifact.identity, listing)
     may_change = () if reasons else IMAGE_FIELDS
-    artifact = Artifact("encode", folder, identity)
     artifact.prepare(reasons, may_change, is_finished=_has_manifest, before_move=before_move)
-    return LatentDataset.open(folder) if _has_manifest(folder) else None
+    return LatentDataset.open(artifact.folder) if _has_manifest(artifact.folder) else None
 
 
 def _has_manifest(folder: str) -> bool:

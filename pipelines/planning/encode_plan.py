@@ -9,7 +9,6 @@ import numpy as np
 
 from cluster import storage
 from dit.autoencoder_kinds import describe_shape
-from pipelines.artifacts import Artifact
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.held_out import split_images
@@ -139,9 +138,9 @@ def plan_set(
     folder, listing, changed, finished = image_set.folder, image_set.listing, [], 0
     shards = plan_shards(folder, listing, None, settings.shard_rows)
     if "sha256" in autoencoder:
-        identity = image_set.identity(settings, autoencoder)
-        earlier, lost = inspect_existing(folder, identity, listing)
-        changed = Artifact("encode", folder, identity).changes(() if lost else IMAGE_FIELDS) + lost
+        artifact = image_set.artifact(settings, autoencoder)
+        earlier, lost = inspect_existing(folder, artifact.identity, listing)
+        changed = artifact.changes(() if lost else IMAGE_FIELDS) + lost
         if not changed:
             finished = len(earlier.shards) if earlier else 0
             shards = plan_shards(folder, listing, earlier, settings.shard_rows)

@@ -22,7 +22,7 @@ from dit.precision import backward_in, missing_tf32
 from dit.snapshot import Snapshot
 from dit.train import create_state, train
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.config.autoencoder_training import AutoencoderTrainConfig
+from pipelines.config.autoencoder_training import AUTOENCODER_DEFAULTS, AutoencoderTrainConfig
 from pipelines.training.autoencoder_quality import AutoencoderValidation, ExtractorChoice, ReconstructionQuality
 from pipelines.training.autoencoder_result import finish_autoencoder
 from pipelines.training.batches import ImageBatch, image_batches, prefetch
@@ -40,8 +40,6 @@ IMAGES = "images"
 """Folder inside that one with the images, in the files of `pipelines.training.image_files`."""
 LEAST_VALIDATED = 2
 """Held-out images that validation needs: a Frechet distance is one of covariances."""
-MAX_SKIPPED = 3
-"""The default of autoencoder.train.max_skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +108,7 @@ def train_on_images(
         worker,
         section="autoencoder.train",
         on_nonfinite=config.on_nonfinite or "stop",
-        max_skipped=config.max_skipped or MAX_SKIPPED,
+        max_skipped=config.max_skipped or AUTOENCODER_DEFAULTS["max_skipped"],
         describe_images=lambda batch: f"{config.global_batch_size} images are finite, as all stored images are",
     )
     quality = ReconstructionQuality(worker, held_out if len(held_out) else images, settings.extractor)

@@ -5,10 +5,11 @@ training records, as "accepted", which checkpoint it starts from, and the finger
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cluster import storage
-from pipelines.artifacts import Artifact, differences
+from pipelines.artifacts import Artifact
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import open_recorded
 from pipelines.config.start import StartConfig
@@ -19,27 +20,25 @@ ACCEPTED = "accepted"
 """Entry of a training's identity."""
 
 
-def keep_accepted(identity: dict[str, Any], recorded: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the identity of a training, with what the recorded one accepted, if they are equal in all else."""
-    accepted = (recorded or {}).get(ACCEPTED)
-    kept = identity | {ACCEPTED: accepted}
-    return kept if accepted and not differences(recorded or {}, kept) else identity
+def keep_accepted(training: Artifact) -> Artifact:
+    """Return a training with what the recorded one accepted in its identity, if they are equal in all else."""
+    accepted = (training.recorded() or {}).get(ACCEPTED)
+    kept = replace(training, identity=training.identity | {ACCEPTED: accepted})
+    return kept if accepted and not kept.changes() else training
 
 
-def take_new_data(
-    identity: dict[str, Any], checkpoints: CheckpointFolder, say: Callable[[str], object]
-) -> dict[str, Any]:
-    """Return the identity of a training that starts from the newest checkpoint of the one in the folder.
+def take_new_data(training: Artifact, say: Callable[[str], object]) -> Artifact:
+    """Return a training that starts from the newest checkpoint of the one in the folder.
 
-    identity: of the recipe's training; returned as it is where there is nothing to accept, which is said.
+    training: the recipe's; returned as it is where there is nothing to accept, which is said.
     """
-    recorded = Artifact("train", checkpoints.uri, identity).recorded()
+    identity, recorded, checkpoints = training.identity, training.recorded(), CheckpointFolder(training.folder)
     if ACCEPTED in identity or recorded is None or not checkpoints.has_any():
-        return identity
+        return training
     before = recorded["latents"]["fingerprint"]
     if before == identity["latents"]["fingerprint"]:
         say("there are no new data to accept: the latents are those of the checkpoints")
-        return identity
+        return training
     newest = checkpoints.describe(checkpoints.last_step())
     accepted = {
         "checkpoint": newest.name,
@@ -47,7 +46,7 @@ def take_new_data(
         "sha256": newest.weights_sha256(),
         "latents": before,
     }
-    return identity | {ACCEPTED: accepted}
+    return replace(training, identity=identity | {ACCEPTED: accepted})
 
 
 def accepted_start(identity: Mapping[str, Any], checkpoints: CheckpointFolder) -> TrainingStart | None:

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from evaluation.protocol import EvaluationProtocol
-from pipelines.artifacts import differences, digest_of, settings_identity
-from pipelines.config.autoencoder_training import AutoencoderTrainConfig
+from pipelines.artifacts import Artifact, differences, digest_of, settings_identity
+from pipelines.config.autoencoder_training import AUTOENCODER_DEFAULTS, AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.lora import LoraConfig
 from pipelines.config.model import ModelConfig, ObjectiveConfig
 from pipelines.config.reader import ALWAYS_RECORDED, resolved
 from pipelines.config.recipe import AutoencoderConfig, ImagesConfig, Recipe
+from pipelines.config.start import StartConfig
 from pipelines.config.training import NON_IDENTITY_FIELDS, TrainConfig
 from pipelines.tracking.run_log import flatten
 from pipelines.train import train_identity
@@ -91,6 +93,48 @@ def later_recipe_with(model):
 def test_a_recorded_null_and_a_missing_field_are_equal():
     assert differences({"a": None, "b": {"c": None}}, {"b": {}}) == []
     assert differences({}, {"a": None}) == []
+
+
+LORA = {"start": StartConfig(checkpoint="base"), "lora": LoraConfig()}
+
+
+@pytest.mark.parametrize(
+    ("config", "repeated", "recorded"),
+    [
+        (RECIPE.autoencoder.train, {"reconstruction": "mse", "dtype": "float32"}, None),
+        (RECIPE.autoencoder.train, {"compile": False, "on_nonfinite": "stop", "max_skipped": 3}, {}),
+        (RECIPE.autoencoder.train, {"perceptual_network": "efficientnet-lite0", "perceptual_weight": 1.0}, None),
+        (RECIPE.autoencoder.train, {"adversarial_weight": 0.5, "adversarial_start": 0}, None),
+        (RECIPE.autoencoder.train, {"decoder_only": False}, None),
+        (RECIPE.train, {"lr_multipliers": {}, "layer_decay": 1.0}, None),
+        (
+            RECIPE.train,
+            LORA | {"lora": LoraConfig(rank=16, alpha=16.0, targets=("attention",))},
+            {"lora": {"rank": 16, "alpha": 16.0, "targets": ["attention"]}},
+        ),
+        (
+            RECIPE.train,
+            LORA | {"lora": LoraConfig(rank=4, alpha=4.0)},
+            {"lora": {"rank": 4, "alpha": 4.0, "targets": []}},
+        ),
+    ],
+)
+def test_a_field_that_repeats_its_default_is_as_if_it_was_left_out(tmp_path, config, repeated, recorded):
+    """recorded: what earlier releases recorded; None: the fields as they were given."""
+    explicit = dataclasses.replace(config, **repeated)
+    defaults = config.defaults if (is_training := config is RECIPE.train) else AUTOENCODER_DEFAULTS
+    left_out = dataclasses.replace(config, **{k: v for k, v in repeated.items() if k not in {*defaults, "lora"}})
+    if "lora" in repeated:
+        left_out = dataclasses.replace(left_out, lora=LoraConfig(rank=repeated["lora"].rank))
+        defaults = left_out.defaults
+    assert explicit == left_out
+    identity = {"settings": settings_identity(explicit, (*NON_IDENTITY_FIELDS, "start"))}
+    assert identity == {"settings": settings_identity(left_out, (*NON_IDENTITY_FIELDS, "start"))}
+    older = {"settings": identity["settings"] | (repeated if recorded is None else recorded)}
+    older["settings"].pop("start", None)
+    (tmp_path / "plan.json").write_text(json.dumps({"identity": older}))
+    artifact = Artifact("train" if is_training else "autoencoder", str(tmp_path), identity, {"settings": defaults})
+    assert artifact.changes() == []
 
 
 def test_fields_that_are_not_set_are_no_parameters_of_a_run():

@@ -15,14 +15,14 @@ from tiny_latents import SHAPE, description, make_moments
 
 from dit.autoencoder import MEMORY_FORMATS
 from dit.formats.autoencoder_digests import further_digests
-from pipelines.artifacts import differences
+from pipelines.artifacts import Artifact, differences
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.reader import resolved
 from pipelines.encode import encode
 from pipelines.images.listing import Listing
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.encoding import EncodeImages, WriteShard, device_without_tf32
-from pipelines.latents.identity import encode_identity
+from pipelines.latents.identity import encode_defaults, encode_identity
 from pipelines.latents.moments import MomentsEncoder
 from pipelines.latents.quarantine import MOMENTS_ARE_NAN
 from pipelines.stage import StageContext
@@ -74,6 +74,17 @@ def test_the_layout_follows_the_device_that_encodes_unless_it_is_set(tmp_path, t
         assert encoder.memory_format == MEMORY_FORMATS[on_cpu]
         # As the actors of `raydit autoencoders`, whose workers are those of [evaluate].
         assert replace(settings, gpus_per_worker=1).layout == on_gpu
+
+
+def test_the_layout_of_gpus_is_no_other_identity_where_a_recipe_repeats_it(tmp_path):
+    gpu = "encode.gpus_per_worker=1"
+    same = identity(tmp_path, gpu)
+    assert identity(tmp_path, gpu, "encode.memory_format=contiguous") == same
+    recorded = same | {"encode": same["encode"] | {"memory_format": "contiguous"}}
+    (tmp_path / "plan.json").write_text(json.dumps({"identity": recorded}))
+    for flags, changes in (([gpu], []), ([], ['encode.memory_format: "contiguous" -> null'])):
+        settings = tiny_recipe(tmp_path, *flags).encode
+        assert Artifact("encode", str(tmp_path), same, encode_defaults(settings)).changes() == changes
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from tiny_training import Training, assert_equal, training_recipe, write_latents
 from pipelines.artifacts import Artifact
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.latents.dataset import LatentDataset
-from pipelines.train import prepare_checkpoints, recorded_identity
+from pipelines.train import prepare_checkpoints, training_artifact
 from pipelines.training.new_data import ACCEPTED, accepted_start, take_new_data
 from pipelines.training.settings import train_worker_settings
 from pipelines.training.start import starting_from, write_first_checkpoint
@@ -22,7 +22,7 @@ class Grown:
         self.recipe = training_recipe(folder, **train)
         self.checkpoints = CheckpointFolder(self.recipe.folder("checkpoints"))
         self.said = []
-        prepare_checkpoints(self.checkpoints, self.identity(), 8)
+        prepare_checkpoints(Artifact("train", self.checkpoints.uri, self.identity()), 8)
         Training(self.recipe).run()
         self.trained = self.checkpoints.newest()
         self.before = self.latents.fingerprint
@@ -33,12 +33,12 @@ class Grown:
         return LatentDataset.open(self.recipe.latents)
 
     def identity(self, accept=False):
-        identity = recorded_identity(self.recipe, self.latents)
-        return take_new_data(identity, self.checkpoints, self.said.append) if accept else identity
+        training = training_artifact(self.recipe, self.latents)
+        return (take_new_data(training, self.said.append) if accept else training).identity
 
     def begin(self, identity):
         """Do what the job does: move the earlier checkpoints away, and write the first one."""
-        prepare_checkpoints(self.checkpoints, identity, 8)
+        prepare_checkpoints(Artifact("train", self.checkpoints.uri, identity), 8)
         start = accepted_start(identity, self.checkpoints)
         settings = starting_from(train_worker_settings(self.recipe, self.latents), start, self.latents)
         write_first_checkpoint(start, settings)
@@ -66,7 +66,7 @@ def test_the_newest_checkpoint_becomes_the_start_of_a_new_training(grown):
 
 def test_the_same_command_resumes_with_or_without_the_flag_and_without_the_earlier_checkpoints(grown, tmp_path):
     identity = grown.identity(accept=True)
-    prepare_checkpoints(grown.checkpoints, identity, 8)  # and then the process is killed
+    prepare_checkpoints(Artifact("train", grown.checkpoints.uri, identity), 8)  # and then the process is killed
     assert grown.identity() == grown.identity(accept=True) == identity
     grown.begin(grown.identity())
     shutil.rmtree(tmp_path / "output" / "superseded")

@@ -10,6 +10,7 @@ import torch
 from fakes import FakeContext, FakeRun
 from tiny_training import ROWS, Training, assert_equal, training_recipe, write_held_out, write_latents
 
+from pipelines.artifacts import Artifact
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.follow import follow_checkpoints
@@ -134,7 +135,7 @@ def test_an_interrupted_checkpoint_at_a_lowered_end_does_not_become_the_last_one
     stopped = trained(stop_after=5)
     checkpoints = CheckpointFolder(stopped.recipe.folder("checkpoints"))
     (Path(checkpoints.uri) / "plan.json").write_text('{"identity": {}}')
-    prepare_checkpoints(checkpoints, {}, steps=5)
+    prepare_checkpoints(Artifact("train", checkpoints.uri, {}), steps=5)
     assert checkpoints.last_step() == 3
 
 
