@@ -118,13 +118,18 @@ class EvaluationProtocol:
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @property
+    def is_of_given_images(self) -> bool:
+        """Whether it is of images from another source, of which nobody knows how they were drawn."""
+        return self.sampler == "unknown"
+
+    @property
     def summary(self) -> str:
         """What the protocol says in a few words: "N=200, euler 25, cfg 2, efficientnet-lite0".
 
         What is usual is left out, so protocols with one summary may differ in the reference, in the decoder, or in how
         noise is drawn.
         """
-        if self.sampler == "unknown":
+        if self.is_of_given_images:
             return f"N={self.num_samples}, given images, {self.extractor}"
         parts = [f"N={self.num_samples}", f"{self.sampler} {self.sampling_steps}"]
         parts += [f"diffusion {self.sde_diffusion}"] if self.sde_diffusion is not None else []

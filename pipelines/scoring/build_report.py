@@ -44,7 +44,10 @@ def build_report(
         spaced = held_out if is_all else _take(held_out, spaced_positions(len(held_out.features), count))
         real, scored = _score(spaced, reference, protocol, count, **options), generated
         if count < protocol.num_samples:
-            scored = _score(_take(samples, slice(count)), reference, protocol, count, **options)
+            # Samples are alike in any order, but given images often lie in that of their classes.
+            given = protocol.is_of_given_images
+            which = scattered_positions(protocol.num_samples, count) if given else slice(count)
+            scored = _score(_take(samples, which), reference, protocol, count, **options)
         real_baseline, scores = real.metrics, scores | scored.metrics
         found = compute_ratios(scored, real, needed, protocol.extractor, count)
     defect = find_defect(samples.features, num_constant)
@@ -114,6 +117,16 @@ def compute_ratios(samples: Score, real: Score, needed: dict[str, int], extracto
 def spaced_positions(length: int, count: int) -> np.ndarray:
     """Return `count` positions, at most `length`, evenly spaced: images often lie in the order of their classes."""
     return np.arange(count) * length // max(count, 1)
+
+
+def scattered_positions(length: int, count: int, seed: int = 2020) -> np.ndarray:
+    """Return `count` positions in order, at most `length`: one at random of each of `count` equal stretches.
+
+    They represent images that lie in the order of their classes as well as images of each class in turn, of which
+    spaced_positions may take a single class.
+    """
+    bounds = np.arange(count + 1) * length // max(count, 1)
+    return bounds[:-1] + np.random.RandomState(seed).randint(np.diff(bounds))
 
 
 def find_defect(features: np.ndarray, num_constant: int) -> str:

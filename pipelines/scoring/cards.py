@@ -40,7 +40,7 @@ def make_card(
     protocols say need not be repeated. model: published size of official weights. Raises InvalidInput if the report is
     of no checkpoint, if its checkpoint or the recipe is not the one that was scored, or for credentials.
     """
-    if report.protocol.sampler == "unknown":
+    if report.protocol.is_of_given_images:
         raise InvalidInput(
             f"{report.checkpoint}: found a report of given images",
             "one of a checkpoint, which can be sampled from again",

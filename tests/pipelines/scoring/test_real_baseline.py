@@ -15,7 +15,7 @@ from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
 from evaluation.score import Score
-from pipelines.scoring.build_report import build_report, compute_ratios
+from pipelines.scoring.build_report import build_report, compute_ratios, scattered_positions
 
 DIM, CLASSES = 4, 3
 REFERENCE = ReferenceStatistics(
@@ -34,15 +34,17 @@ def distance(features):
     return frechet_distance(wide.mean(axis=0), np.cov(wide, rowvar=False), REFERENCE.mu, REFERENCE.sigma)
 
 
-def report(num_samples, held_out):
+def report(num_samples, held_out, samples=None, sampler="ddpm"):
     protocol = EvaluationProtocol(
+        sampler=sampler,
         decoder="aa",
         extractor="efficientnet-lite0",
         extractor_sha256="ab",
         reference_digest="cc",
         num_samples=num_samples,
     )
-    return build_report(protocol, images(num_samples, 0), REFERENCE, held_out, checkpoint="x", digest="y")
+    samples = images(num_samples, 0) if samples is None else samples
+    return build_report(protocol, samples, REFERENCE, held_out, checkpoint="x", digest="y")
 
 
 def test_of_more_held_out_images_as_many_count_from_all_classes():
@@ -60,6 +62,33 @@ def test_beside_fewer_held_out_images_as_many_samples_are_scored_too():
     first = images(30, 0).features[:12]
     assert found.metrics["fd_efficientnet_lite0_12"] == pytest.approx(distance(first), rel=1e-9)
     assert "fd_efficientnet_lite0_30" in found.metrics
+
+
+@pytest.mark.parametrize("order", ["sorted", "in turn"])
+def test_of_given_images_as_many_come_from_all_classes(order):
+    """They are about as far as all of them; those of the first class have the reference's own mean."""
+    given = images(900, 0).features
+    if order == "in turn":
+        given = given.reshape(CLASSES, -1, DIM).swapaxes(0, 1).reshape(-1, DIM)
+    found = report(900, images(90, 1), Features(given), sampler="unknown").metrics
+    whole = found["fd_efficientnet_lite0_900"]
+    assert whole > 50 and found["fd_efficientnet_lite0_90"] == pytest.approx(whole, rel=0.2)
+    assert found["ratio_fd_efficientnet_lite0_90"] == pytest.approx(1, abs=0.2)
+    first = report(900, images(90, 1), Features(given)).metrics["fd_efficientnet_lite0_90"]
+    assert first == pytest.approx(distance(given[:90]), rel=1e-9) and (first < 1) == (order == "sorted")
+
+
+def test_scattered_positions_are_one_of_each_stretch():
+    assert scattered_positions(6, 6).tolist() == list(range(6)) and len(scattered_positions(6, 0)) == 0
+    found = scattered_positions(700, 300)
+    assert all(start <= at < end for at, start, end in zip(found, *stretches(700, 300), strict=True))
+    assert len({*(scattered_positions(1000, 100) % 10).tolist()}) == 10  # classes in turn
+    np.testing.assert_array_equal(found, scattered_positions(700, 300))
+
+
+def stretches(length, count):
+    bounds = [length * k // count for k in range(count + 1)]
+    return bounds[:-1], bounds[1:]
 
 
 def test_without_held_out_images_there_is_no_real_baseline():
