@@ -5,8 +5,7 @@ where `further` holds the protocols of further extractors. A report.json serves 
 """
 
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,15 +65,19 @@ def read_protocols(file: str) -> list[EvaluationProtocol]:
 def with_protocols(config: Recipe, protocols: Sequence[EvaluationProtocol]) -> Recipe:
     """Return a recipe whose [evaluate], seed and random are those of the protocols.
 
-    Extractors that the recipe names keep their weights and references. A checkpoint for autoguidance has to be in the
-    recipe, because a protocol knows its digest only. Raises InvalidInput for settings that do not fit the checkpoint.
+    Extractors that the recipe names keep these names, their weights and references. A checkpoint for autoguidance has
+    to be in the recipe, because a protocol knows its digest only. Raises InvalidInput for settings that do not fit the
+    checkpoint.
     """
     first, evaluate = protocols[0], config.evaluate
     named = tuple(each.extractor for each in evaluate.for_each_extractor())
-    extractors = tuple(_recipe_name(each.extractor) for each in protocols)
+    known = _names_in_recipe(config)
+    extractors = tuple(known.get(each.extractor) or _published_name(each) for each in protocols)
     settings: dict[str, Any] = {name: getattr(first, name) for name in _OF_EVALUATE}
     if extractors != named:
         settings |= {"extractor": extractors[0], "extractors": extractors if len(extractors) > 1 else ()}
+        for name in ("extractor_weights", "reference"):
+            settings[name] = _paths_for(extractors, getattr(evaluate, name), named[0])
     if first.autoguidance is None:
         settings |= {"autoguidance": None, "autoguidance_model": None}
     return replace(config, seed=first.seed, random=first.random, evaluate=replace(evaluate, **settings))
@@ -98,9 +101,27 @@ def by_protocol_file(
     return with_file
 
 
-def _recipe_name(extractor: str) -> Any:
-    """Return the name that recipes have for a protocol's extractor, which ends in a digest for weights of one's own."""
-    return re.sub("-[0-9a-f]{8}$", "", extractor)
+def _names_in_recipe(config: Recipe) -> dict[str, str]:
+    """Return the recipe's names of its extractors by those in protocols, without extractors that are not there."""
+    names = {}
+    for each in ScoringSettings.from_recipe(config).each_extractor:
+        try:
+            names[each.extractor.name] = each.evaluate.extractor
+        except (NotFound, InvalidInput):
+            continue
+    return names
+
+
+def _published_name(protocol: EvaluationProtocol) -> Any:
+    """Return a protocol's extractor without the digest at the end of its name, which weights of one's own have."""
+    return protocol.extractor.removesuffix(f"-{protocol.extractor_sha256[:8]}")
+
+
+def _paths_for(extractors: Collection[str], paths: str | dict[str, str] | None, first: str) -> Any:
+    """Return the paths of some extractors alone. first: the extractor that a path without a name is for."""
+    if isinstance(paths, dict):
+        return {name: path for name, path in paths.items() if name in extractors} or None
+    return {first: paths} if paths and len(extractors) > 1 and first in extractors else paths
 
 
 def require_protocols(

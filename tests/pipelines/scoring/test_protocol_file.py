@@ -1,14 +1,16 @@
 """Protocols in files: an evaluation by one has its id, or is refused."""
 
+import hashlib
 import json
 from dataclasses import replace
 
 import pytest
 from tiny_checkpoint import tiny_output, write_checkpoint
 
+from evaluation.extractors import ExtractorIdentity, identify_extractor
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.scoring.protocol_file import by_protocol_file, protocol_file, read_protocols, with_protocols
-from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
+from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol, evaluation_protocols
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput, NotFound
 
@@ -59,10 +61,65 @@ def test_a_report_serves_as_well(other, tmp_path):
 
 
 def test_extractors_are_those_of_the_file_in_its_order(opened, other):
-    further = replace(other, extractor="inception-0123abcd")
+    further = replace(other, extractor="inception-0123abcd", extractor_sha256="0123abcd" * 8)
     config = with_protocols(checkpoint_recipe(opened), [further, other])
     assert [each.extractor for each in config.evaluate.for_each_extractor()] == ["inception", other.extractor]
     assert with_protocols(checkpoint_recipe(opened), [other]).evaluate.extractors == ()
+
+
+FOLDER = "transformers:/models/vit"
+
+
+@pytest.fixture
+def model_folder(monkeypatch):
+    """A folder of transformers, of which protocols record the last part of the path and a digest."""
+
+    def identify(name, weights=None):
+        if name.removeprefix("transformers:") == "gone":
+            raise NotFound("no files", "a folder", "copy it")
+        known = ExtractorIdentity("transformers:vit-abababab", "ab" * 32, "resize")
+        return known if name == FOLDER else identify_extractor(name, weights)
+
+    monkeypatch.setattr("pipelines.scoring.settings.identify_extractor", identify)
+
+
+def scored_by(config, **settings):
+    return replace(config, evaluate=replace(config.evaluate, **settings))
+
+
+@pytest.mark.usefixtures("model_folder")
+@pytest.mark.parametrize("further", [(), ("efficientnet-lite0",)])
+def test_a_recipe_that_names_a_folder_keeps_it(opened, further, tmp_path):
+    names = (FOLDER, *further)
+    config = scored_by(checkpoint_recipe(opened), extractor=names[0], extractors=names)
+    settings = ScoringSettings.from_recipe(config)
+    protocols = evaluation_protocols(settings, evaluation_protocol(settings, opened))
+    file = tmp_path / "protocol.json"
+    for order in (1, -1):
+        file.write_bytes(protocol_file(protocols[::order]))
+        found = by_protocol_file(str(file), lambda opened: config)(opened)
+        assert [each.extractor for each in found.evaluate.for_each_extractor()] == list(names[::order])
+    gone = scored_by(config, extractor="transformers:gone", extractors=("transformers:gone", *further))
+    assert with_protocols(gone, protocols).evaluate.extractor == "transformers:vit"
+
+
+def test_extractors_keep_their_weights_in_another_choice(opened, other, tmp_path):
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"weights")
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    own = replace(other, extractor=f"inception-{sha256[:8]}", extractor_sha256=sha256)
+    config = scored_by(checkpoint_recipe(opened), extractor="inception", extractor_weights=str(weights))
+    assert with_protocols(config, [own]).evaluate.extractor_weights == str(weights)
+    both = with_protocols(config, [other, own]).evaluate
+    assert (both.extractors, both.extractor_weights) == ((other.extractor, "inception"), {"inception": str(weights)})
+    timm = replace(other, extractor="timm:resnet50.a1-20230401", extractor_sha256="f" * 64)
+    table = {timm.extractor: "resnet.safetensors", "inception": str(weights)}
+    names = tuple(table)
+    several = scored_by(config, extractor=names[0], extractors=names, extractor_weights=table)
+    one = with_protocols(several, [own]).evaluate
+    assert (one.extractor, one.extractors, one.extractor_weights) == ("inception", (), {"inception": str(weights)})
+    assert with_protocols(several, [other]).evaluate.extractor_weights is None
+    assert with_protocols(several, [own, timm]).evaluate.extractors == ("inception", timm.extractor)
 
 
 def test_other_images_or_an_edited_file_are_refused(opened, other, tmp_path):
