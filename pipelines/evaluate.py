@@ -23,6 +23,7 @@ from pipelines.scoring.report_curves import load_reports_by_step, save_curves, s
 from pipelines.scoring.report_files import rewrite_report, take_back_report
 from pipelines.scoring.saved_samples import SampleFormat, SavedSamples
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation, compute_features, protocol_tags, score_checkpoint
+from pipelines.scoring.score_extractors import averages_alike
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.stage import StageContext
 from pipelines.tracking.run_log import RunLog
@@ -228,11 +229,18 @@ def finish_report(context: StageContext, seeds: Sequence[SeedEvaluation], images
 
 
 def with_repeats(reports: Sequence[EvaluationReport]) -> EvaluationReport:
-    """Return the first of several reports that differ in their seed, with the metrics of all as its repeats."""
+    """Return the first of several reports that differ in their seed, with the metrics of all as its repeats.
+
+    Where it has more repeats already, which begin with these, it keeps them.
+    """
     first = reports[0]
-    shared = [name for name in first.metrics if all(name in report.metrics for report in reports)]
-    repeats = {name: [report.metrics[name] for report in reports] for name in shared}
-    return replace(first, repeats={**first.repeats, **repeats})
+    repeats = dict(first.repeats)
+    for name in first.metrics:
+        if all(name in report.metrics and averages_alike(first, report, name) for report in reports):
+            values = [report.metrics[name] for report in reports]
+            if repeats.get(name, [])[: len(values)] != values:
+                repeats[name] = values
+    return replace(first, repeats=repeats)
 
 
 def record_series(run: RunLog, folder: str, report: EvaluationReport, images_per_step: int) -> None:

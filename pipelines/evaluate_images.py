@@ -30,10 +30,10 @@ from pipelines.scoring.report_pictures import NUM_SAMPLES, Neighbours, report_pi
 from pipelines.scoring.score_checkpoint import LapTimer, protocol_tags
 from pipelines.scoring.score_extractors import (
     holds_all,
-    keep_other_extractors,
     record_folders,
     remove_folders,
     score_extractors,
+    with_earlier_scores,
 )
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import compute_shards, make_shards, share_images, split_listing
@@ -92,7 +92,7 @@ def evaluate_images(
         scored = score_extractors(
             protocols, real, records, checkpoint=path, digest=digest, classes=classes, shown=shown
         )
-        report = keep_other_extractors(scored.report, earlier)
+        report = with_earlier_scores(scored.report, earlier)
         timer.lap("scoring_seconds")
         neighbours = Neighbours(scored.reference, settings.images)
         pictures = draw_pictures(images, listing.take(shown), scored.features, neighbours)

@@ -29,10 +29,10 @@ from pipelines.scoring.report_pictures import Neighbours, report_pictures
 from pipelines.scoring.saved_samples import SavedSamples
 from pipelines.scoring.score_extractors import (
     holds_all,
-    keep_other_extractors,
     record_folders,
     remove_folders,
     score_extractors,
+    with_earlier_scores,
 )
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import ScoringShard, compute_shards, find_unfinished, make_shards, share_images
@@ -160,7 +160,7 @@ def score_checkpoint(
             shown=slice(sum(len(shard.images) for shard in preview_shards(shards))),
         )
         report = replace(
-            keep_other_extractors(scored.report, earlier),
+            with_earlier_scores(scored.report, earlier),
             latents=opened.record.latents_fingerprint or "",
             model=f"{model_label(opened.record.model, opened.record.recipe)}, {opened.record.process_kind}",
         )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +10,11 @@ import numpy as np
 from cluster import storage
 from evaluation.extractors import Features
 from evaluation.merge_reports import merge_reports
-from evaluation.metric_names import metric_name
+from evaluation.metric_names import metric_name, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
+from evaluation.score import FURTHER_METRICS
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.scoring.build_report import build_report, with_reconstructions
 from pipelines.scoring.class_distances import SampleClasses, with_class_distances
@@ -83,14 +85,50 @@ def score_extractors(
     return ScoredImages(merge_reports(reports), *kept, {name: round(value, 3) for name, value in timings.items()})
 
 
-def keep_other_extractors(report: EvaluationReport, earlier: EvaluationReport | None) -> EvaluationReport:
-    """Return a report that also has the scores of the extractors that only an earlier report has.
+def with_earlier_scores(report: EvaluationReport, earlier: EvaluationReport | None) -> EvaluationReport:
+    """Return a report that also has what only an earlier report of the same images has.
 
-    earlier: of the same images by the same first protocol.
+    That is the scores of other extractors, and by equal protocols further metrics, the distances of classes,
+    reconstructions, and repeats of the same samples. earlier: by the same first protocol.
     """
+    if earlier is None:
+        return merge_reports(report.parts)
     scored = {protocol.extractor for protocol in report.protocols}
-    others = [part for part in earlier.parts if part.protocol.extractor not in scored] if earlier else []
-    return merge_reports([*report.parts, *others])
+    known = {part.protocol_id: part for part in earlier.parts}
+    parts = [_with_earlier_part(part, known.get(part.protocol_id)) for part in report.parts]
+    merged = merge_reports([*parts, *(part for part in earlier.parts if part.protocol.extractor not in scored)])
+    means = {name: earlier.repeats.get(name, []) for name in merged.averaged if averages_alike(merged, earlier, name)}
+    same = {name: values for name, values in means.items() if values[:1] == [merged.metrics[name]]}
+    return replace(merged, repeats=merged.repeats | same)
+
+
+def _with_earlier_part(part: EvaluationReport, earlier: EvaluationReport | None) -> EvaluationReport:
+    """Return the report of one extractor with what only an earlier one by the same protocol has."""
+    if earlier is None:
+        return part
+    lacking = {
+        name
+        for name in {*earlier.metrics, *earlier.missing} - {*part.metrics, *part.missing}
+        if parse_metric_name(name).kind.name in FURTHER_METRICS
+    }
+    added = {
+        field: getattr(part, field)
+        | {name: value for name, value in getattr(earlier, field).items() if name in lacking}
+        for field in ("metrics", "errors", "real_baseline", "missing")
+    }
+    repeats = {name: values for name, values in earlier.repeats.items() if values[:1] == [added["metrics"].get(name)]}
+    return replace(
+        part,
+        **added,
+        repeats=(repeats if part.headline in repeats else {}) | part.repeats,
+        per_class=part.per_class or earlier.per_class,
+        reconstructions=part.reconstructions or earlier.reconstructions,
+    )
+
+
+def averages_alike(report: EvaluationReport, other: EvaluationReport, name: str) -> bool:
+    """Return whether a metric of two reports is a mean over the same extractors, or no mean at all."""
+    return {*report.averaged.get(name, [])} == {*other.averaged.get(name, [])}
 
 
 def holds_all(report: EvaluationReport, protocols: Sequence[EvaluationProtocol], evaluate: EvaluateConfig) -> bool:

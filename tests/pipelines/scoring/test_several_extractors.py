@@ -13,6 +13,7 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 from cluster import storage
 from evaluation.extractors import extractor_macs
 from evaluation.merge_reports import merge_reports
+from evaluation.per_class import ClassDistance
 from evaluation.plots.precision_recall import PrecisionRecall
 from evaluation.report import EvaluationReport
 from pipelines.build_reference import build_reference
@@ -30,7 +31,7 @@ from pipelines.scoring.references import RealImages
 from pipelines.scoring.report_curves import _precision_recall as precision_recall
 from pipelines.scoring.report_files import find_reports, save_report
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation
-from pipelines.scoring.score_extractors import keep_other_extractors
+from pipelines.scoring.score_extractors import with_earlier_scores
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import find_unfinished
 from raydit.errors import InvalidInput
@@ -170,12 +171,73 @@ def test_reports_are_found_by_the_protocol_of_any_extractor(config, opened):
 def test_scores_of_other_extractors_are_kept(config, opened):
     one, other = (scores_of(each, "c", "d") for each in planned(config, opened).protocols)
     again = replace(one, metrics=dict.fromkeys(one.metrics, 2.0))
-    assert keep_other_extractors(again, merge_reports([one, other])) == merge_reports([again, other])
+    assert with_earlier_scores(again, merge_reports([one, other])) == merge_reports([again, other])
     newer = replace(other, protocol=replace(other.protocol, reference_digest="grown"))
-    found = keep_other_extractors(merge_reports([again, newer]), merge_reports([one, other]))
+    found = with_earlier_scores(merge_reports([again, newer]), merge_reports([one, other]))
     assert found == merge_reports([again, newer])  # not twice by one extractor
-    assert keep_other_extractors(again, None) == again
+    assert with_earlier_scores(again, None) == again
     assert list(with_repeats([merge_reports([one, other]), again]).repeats) == list(one.metrics)
+
+
+def with_more(report, value=1.0):
+    """The report with all that a later evaluation may not ask for."""
+    stem = report.headline.removeprefix("fd_")
+    mind, missing, smaller = f"mind_{stem}", f"rbf_mmd_{stem}", f"fd_{stem.replace('_10', '_5')}"
+    metrics = {**report.metrics, mind: value, smaller: 9.0, f"ratio_{smaller}": 2 * value}
+    return replace(
+        report,
+        metrics=metrics,
+        errors={mind: 0.1},
+        real_baseline={mind: 0.5, smaller: 8.0},
+        missing={missing: "no spread"},
+        repeats={name: [first, first + 1, first + 2] for name, first in metrics.items()},
+        per_class=[ClassDistance(name="ring", num_samples=3, num_real=9, reason="few")],
+        reconstructions={report.headline: 0.7},
+    )
+
+
+def test_a_later_evaluation_deletes_nothing_of_the_same_protocol(config, opened):
+    """One without the metrics, by an extractor more: it has a ratio of as many images as are held out today."""
+    one, other = (scores_of(each, "c", "d") for each in planned(config, opened).protocols)
+    found = with_earlier_scores(merge_reports([one, other]), with_more(one)).parts
+    mind = f"mind_{one.headline.removeprefix('fd_')}"
+    kept = {"metrics": {**one.metrics, mind: 1.0}, "errors": {mind: 0.1}, "real_baseline": {mind: 0.5}}
+    kept["repeats"] = {name: [1.0, 2.0, 3.0] for name in kept["metrics"]}
+    shared = {name: getattr(with_more(one), name) for name in ("missing", "per_class", "reconstructions")}
+    assert found == [replace(one, **kept, **shared), other]
+    alone = with_earlier_scores(one, merge_reports([with_more(one), with_more(other)]))
+    assert alone.parts == [found[0], with_more(other)]
+    assert with_earlier_scores(with_more(one, 2.0), with_more(one)).metrics == with_more(one, 2.0).metrics
+
+
+def test_repeats_of_other_samples_are_not_kept(config, opened):
+    one, _ = (scores_of(each, "c", "d") for each in planned(config, opened).protocols)
+    again = replace(one, metrics=dict.fromkeys(one.metrics, 1.5))
+    assert with_earlier_scores(again, with_more(one)).repeats == {}
+    grown = replace(one, protocol=replace(one.protocol, reference_digest="grown"))
+    assert with_earlier_scores(grown, with_more(one)) == grown
+
+
+def test_repeats_of_a_mean_ratio_are_kept_over_the_same_extractors(config, opened):
+    one, other = (with_more(scores_of(each, "c", "d")) for each in planned(config, opened).protocols)
+    both = merge_reports([one, other])
+    assert both.metrics["fdr_5"] == 2.0
+    earlier = replace(both, repeats={**both.repeats, "fdr_5": [2.0, 4.0]})
+    again = merge_reports([replace(each, repeats={}) for each in (one, other)])
+    assert with_earlier_scores(again, earlier) == earlier
+    third = replace(scores_of(replace(other.protocol, extractor="inception"), "c", "d"), metrics={"ratio_fid_5": 2.0})
+    assert "fdr_5" not in with_earlier_scores(merge_reports([*again.parts, third]), earlier).repeats
+    assert "fdr_5" not in with_repeats([again, merge_reports([*again.parts, third])]).repeats
+
+
+def test_fewer_repeats_cut_no_longer_ones(config, opened):
+    one, _ = (scores_of(each, "c", "d") for each in planned(config, opened).protocols)
+    seeds = [replace(one, metrics={one.headline: value}) for value in (1.0, 4.0, 2.0)]
+    three = with_repeats(seeds)
+    assert three.repeats == {one.headline: [1.0, 4.0, 2.0]}
+    assert with_repeats([three, seeds[1]]) == three
+    assert with_repeats([three, seeds[2]]).repeats == {one.headline: [1.0, 2.0]}
+    assert with_repeats([*with_repeats(seeds[:2]).parts, *seeds[1:]]) == three
 
 
 def test_precision_against_recall_is_the_first_extractors(config, opened):
