@@ -5,7 +5,7 @@ import shlex
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cluster import storage
 from cluster.credentials import refuse_credentials
@@ -13,9 +13,11 @@ from dit.formats.record import model_label
 from dit.model import meta_state
 from evaluation.card import CARD_FILE, CheckpointFacts, EvaluationCard, LatentsFacts
 from evaluation.card_text import render_card
+from evaluation.metric_names import parse_metric_name
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, find_recorded, open_checkpoint
+from pipelines.config.evaluate import FurtherMetric
 from pipelines.config.reader import apply_override, resolved, validate_recipe
 from pipelines.config.recipe import Recipe
 from pipelines.images.open import with_absolute_paths
@@ -36,9 +38,9 @@ def make_card(
 ) -> EvaluationCard:
     """Make the card of an evaluation.
 
-    recipe, overrides: what the evaluation was called with, if its checkpoint's recipe does not say it; what the
-    protocols say need not be repeated. model: published size of official weights. Raises InvalidInput if the report is
-    of no checkpoint, if its checkpoint or the recipe is not the one that was scored, or for credentials.
+    recipe, overrides: what the evaluation was called with, if its checkpoint's recipe does not say it; what the report
+    and its protocols say need not be repeated. model: published size of official weights. Raises InvalidInput if the
+    report is of no checkpoint, if its checkpoint or the recipe is not the one that was scored, or for credentials.
     """
     if report.protocol.is_of_given_images:
         raise InvalidInput(
@@ -48,9 +50,7 @@ def make_card(
         )
     opened = open_scored(report.checkpoint, report.checkpoint_digest, model, overrides)
     given = load_given_recipe(recipe, overrides)(opened) if recipe else checkpoint_recipe(opened, overrides)
-    config = with_protocols(given, report.protocols)
-    if report.per_class:  # no part of a protocol
-        config = replace(config, evaluate=replace(config.evaluate, per_class=True))
+    config = _with_reported(with_protocols(given, report.protocols), report)
     do = "give what it was evaluated with by --recipe and --set"
     require_protocols(_protocols(config, opened), report.protocols, "the report", do)
     card = EvaluationCard(
@@ -64,6 +64,19 @@ def make_card(
     )
     refuse_credentials(asdict(card))
     return card
+
+
+def _with_reported(config: Recipe, report: EvaluationReport) -> Recipe:
+    """Return a recipe that asks for what a report has beside what follows from its protocols, and for no more."""
+    reported = {parse_metric_name(name).kind.name for name in (*report.metrics, *report.missing)}
+    reconstructions = config.evaluate.reconstructions
+    evaluate = replace(
+        config.evaluate,
+        metrics=tuple(kind for kind in get_args(FurtherMetric) if kind in reported),
+        per_class=any(part.per_class for part in report.parts) or None,
+        reconstructions=(reconstructions or None) if report.reconstructions else False,
+    )
+    return replace(config, evaluate=evaluate)
 
 
 def _with_absolute_paths(config: Recipe) -> Recipe:
