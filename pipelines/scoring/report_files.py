@@ -170,22 +170,31 @@ def _by_protocol(reports: Sequence[EvaluationReport], protocol_id: str) -> list[
 def _reports_of(name: str, protocol_id: str | None) -> list[EvaluationReport]:
     """Return all reports that a name may mean, without those whose numbers are in another report as repeats."""
     if not name.startswith(IN_TRACKING):
-        if name.partition("?")[0].endswith(".json") and storage.exists(name):
-            named = [read_report(name)]
-            return _by_protocol(named, protocol_id or "") or named
-        if (report := load_report(name)) is not None:
-            return _by_protocol([report], protocol_id or "") or [report]
+        is_file = name.partition("?")[0].endswith(".json") and storage.exists(name)
+        if (report := read_report(name) if is_file else load_report(name)) is not None:
+            return _of_protocol([report], protocol_id, name) if protocol_id else [report]
     opened = open_checkpoint(name)
     evaluations = storage.join(opened.output, EVALUATIONS)
     files = find_report_files(evaluations, None, opened.name)
     files += find_report_files(evaluations, None, opened.name, file=_aside(opened.digest, REPORT_FILE))
     reports = [report for report in read_reports(files) if report.checkpoint_digest == opened.digest]
-    if protocol_id:
-        reports = _by_protocol(reports, protocol_id)
     if not reports:
-        wanted = f" of protocol {protocol_id}" if protocol_id else ""
-        raise NotFound(f"{name}: no report{wanted} in {evaluations}", "", f"Make one: raydit evaluate {name}")
+        raise NotFound(f"{name}: no report in {evaluations}", "", f"Make one: raydit evaluate {name}")
+    if protocol_id:
+        return _of_protocol(reports, protocol_id, name)
     return [report for report in reports if not any(_repeats(other, report) for other in reports)]
+
+
+def _of_protocol(reports: Sequence[EvaluationReport], protocol_id: str, name: str) -> list[EvaluationReport]:
+    """Return what _by_protocol does. name: of the reports. Raises NotFound if there is nothing by the protocol."""
+    if found := _by_protocol(reports, protocol_id):
+        return found
+    labels = dict.fromkeys(each.label for report in reports for each in report.protocols)
+    raise NotFound(
+        f"{name}: no report of protocol {protocol_id}",
+        f"one of {', '.join(labels)}",
+        "correct --protocol, or evaluate the checkpoint by this protocol",
+    )
 
 
 def _repeats(report: EvaluationReport, other: EvaluationReport) -> bool:

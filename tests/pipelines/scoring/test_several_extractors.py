@@ -34,7 +34,7 @@ from pipelines.scoring.score_checkpoint import CheckpointEvaluation
 from pipelines.scoring.score_extractors import with_earlier_scores
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import find_unfinished
-from raydit.errors import InvalidInput
+from raydit.errors import InvalidInput, NotFound
 
 FIRST = "efficientnet-lite0"
 BOTH = f'evaluate.extractors=["{FIRST}","{SECOND}"]'
@@ -166,6 +166,10 @@ def test_reports_are_found_by_the_protocol_of_any_extractor(config, opened):
     assert find_reports([opened.origin]) == find_reports([opened.origin], protocol_id=ids[0]) == [merged]
     for name in (opened.origin, planned(config, opened).folder):
         assert find_reports([name], protocol_id=ids[1]) == [reports[1]]
+    folder = planned(config, opened).folder
+    for name in (opened.origin, folder, f"{folder}/report.json"):
+        with pytest.raises(NotFound, match=f"no report of protocol wrong, expected one of {ids[0]} .*{ids[1]}"):
+            find_reports([name], protocol_id="wrong")
 
 
 def test_scores_of_other_extractors_are_kept(config, opened):
