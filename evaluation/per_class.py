@@ -51,8 +51,9 @@ def _measure(name: str, samples: Array, real: Array) -> ClassDistance:
     counts: dict[str, Any] = {"name": name, "num_samples": len(samples), "num_real": len(real)}
     fewest = min(len(samples), len(real))
     if fewest < MIN_IMAGES:
-        which = "samples" if len(samples) < MIN_IMAGES else "real images with features"
-        return ClassDistance(**counts, reason=f"{fewest} {which}, and at least {MIN_IMAGES} are needed")
+        lacks_samples = len(samples) < MIN_IMAGES
+        few = f"{len(samples)} samples" if lacks_samples else f"{len(real)} real images with features"
+        return ClassDistance(**counts, reason=f"{few}, and at least {MIN_IMAGES} are needed")
     if fewest > 2 * samples.shape[1]:
         one, other = (_statistics(side) for side in (samples, real))
         return ClassDistance(**counts, metric="fd", value=frechet_distance(one.mean, one.cov, other.mean, other.cov))

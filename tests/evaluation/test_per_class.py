@@ -24,3 +24,15 @@ def test_each_class_has_the_distance_that_its_images_allow():
         name="none", num_samples=9, num_real=20, reason=f"9 samples, and at least {MIN_IMAGES} are needed"
     )
     assert absent.value is None and absent.reason.startswith("0 real images with features, and at least")
+
+
+def test_the_reason_counts_the_side_that_is_too_few():
+    for num_samples, num_real, few in (
+        (8, 3, "8 samples"),
+        (3, 8, "3 samples"),
+        (12, 3, "3 real images with features"),
+    ):
+        sides = np.zeros((num_samples, 2)), np.zeros((num_real, 2))
+        labels = (np.zeros(len(side), int) for side in sides)
+        (found,) = measure_classes(sides[0], next(labels), sides[1], next(labels), ("one",))
+        assert found.reason == f"{few}, and at least {MIN_IMAGES} are needed"
