@@ -79,7 +79,12 @@ def build_function(name: str, device: torch.device, *, image_size: int) -> Netwo
     function = _import_function(name)
 
     def extract(images: Tensor) -> Tensor:
-        found = torch.as_tensor(function(images)).detach()
+        try:
+            found = torch.as_tensor(function(images)).detach()
+        except Exception as error:  # whatever the user's function raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            images_given = f"{len(images)} uint8 images of {images.shape[3]} px"
+            raise _wrong(name, f"a function that fails on {images_given} ({reason})", "features (N, D)") from error
         if found.ndim != 2 or len(found) != len(images) or found.shape[1] == 0:
             raise _wrong(name, f"an output of shape {tuple(found.shape)} for {len(images)} images", "(N, D)")
         return found.float()

@@ -38,6 +38,12 @@ def flat(images):
 def divided(images):
     return images.float().mean(dim=(2, 3)) / 0
 
+def failing(images):
+    return {}["scale"] * images
+
+def listed(images):
+    return ["one"] * len(images)
+
 threshold = 3
 """
 
@@ -78,6 +84,8 @@ def test_it_is_tried_on_images_of_the_size_that_it_will_get(module):
         ("normalised", "features of an image that depend on the other images of its batch"),
         ("flat", r"an output of shape \(4,\) for 4 images, expected \(N, D\)"),
         ("divided", "features with NaN or infinity, expected finite numbers"),
+        ("failing", r"a function that fails on 4 uint8 images of \d+ px \(KeyError: 'scale'\), expected features"),
+        ("listed", r"a function that fails on 4 uint8 images of \d+ px \(.*Error: .*\), expected features \(N, D\)"),
         ("meens", r"no function 'meens' in .*expected one of its means, arrays"),
         ("threshold", "no function 'threshold'"),
     ],
