@@ -138,7 +138,7 @@ def plan_candidates(
             candidates.append(Candidate(opened, config, protocol))
     first = candidates[0]
     check_scoring_inputs(ScoringSettings.from_recipe(first.config), first.protocol)
-    for name in ("num_samples", "extractor_sha256", "reference_digest", "validation_digest"):
+    for name in ("num_samples", *scoring):
         for candidate in candidates:
             if (found := getattr(candidate.protocol, name)) != (expected := getattr(first.protocol, name)):
                 raise InvalidInput(
@@ -157,7 +157,7 @@ def tune_identity(candidates: Sequence[Candidate], sizes: Sequence[int], budget:
         "candidates": named,
         "samples": list(sizes),
         "budget": budget,
-        **({"further": [each.extractor_sha256 for each in further]} if further else {}),
+        **({"further": [each.protocol_id for each in further]} if further else {}),
     }
 
 

@@ -134,7 +134,13 @@ def sample_candidates(
         records = {k: candidates[position].records(folder, num_samples, k, source=position) for k in each}
         shards += share_images(records)
     sources = [candidate.source for candidate in candidates]
-    create_actor = partial(ScoringActor, with_absolute_paths(config.images), config.evaluate, sources)
+    create_actor = partial(
+        ScoringActor,
+        with_absolute_paths(config.images),
+        config.evaluate,
+        sources,
+        real.settings.extractor_digests,
+    )
     compute_shards(context, "tune", shards, create_actor, config.evaluate)
 
 

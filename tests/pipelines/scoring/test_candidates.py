@@ -1,5 +1,6 @@
 """What a search measures of a candidate besides its distance."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,34 @@ from evaluation.metrics import frechet_distance
 from evaluation.reference import ReferenceStatistics
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.config.tune import TuneGrid
-from pipelines.scoring.candidates import RealFeatures
+from pipelines.scoring import candidates as candidates_module
+from pipelines.scoring.candidates import RealFeatures, sample_candidates
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.tune import SEED_OFFSET, plan_candidates
+from pipelines.tune import SEED_OFFSET, plan_candidates, tune_identity
+from raydit.errors import InvalidInput
+
+SOURCE = """
+def means(images):
+    return images.float().mean(dim=(2, 3))
+
+def deviations(images):
+    return images.float().std(dim=(2, 3))
+"""
+
+
+@pytest.fixture
+def opened(tmp_path):
+    return open_checkpoint(write_checkpoint(tiny_output(tmp_path, "evaluate.num_samples=20"), 2).path)
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The name of a module with the functions of SOURCE, in the working directory."""
+    name = f"tuned_{os.getpid()}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    return name
 
 
 def test_ratios_need_as_many_images_as_in_reports():
@@ -32,11 +57,51 @@ def test_ratios_need_as_many_images_as_in_reports():
     assert of_real.ratio(samples[:17]) is not None
 
 
-def test_a_candidate_has_the_protocol_of_an_evaluation_by_its_recipe(tmp_path):
-    opened = open_checkpoint(write_checkpoint(tiny_output(tmp_path, "evaluate.num_samples=20"), 2).path)
+def test_a_candidate_has_the_protocol_of_an_evaluation_by_its_recipe(opened):
     grid = TuneGrid(cfg_scale=(1.0, 2.0), weights=("ema", "raw"))
     candidates = plan_candidates([opened], checkpoint_recipe, grid)
     for each in candidates:
         settings = replace(ScoringSettings.from_recipe(each.config), seed=each.config.seed + SEED_OFFSET)
         assert each.protocol == evaluation_protocol(settings, opened)
     assert len({each.protocol.protocol_id for each in candidates}) == 4
+
+
+def planned(opened, *overrides):
+    """The candidates of a grid of one, by the checkpoint's recipe with overrides."""
+    return plan_candidates([opened], lambda each: checkpoint_recipe(each, overrides), TuneGrid())
+
+
+def extractors(*names):
+    """The overrides by which some extractors score."""
+    return f"evaluate.extractor={names[0]}", f"evaluate.extractors={list(names)}"
+
+
+def test_the_identity_of_a_search_tells_further_extractors_apart_although_their_source_is_one_file(opened, module):
+    identities = [
+        tune_identity(planned(opened, *extractors("efficientnet-lite0", f"{module}:{name}")), [20], 0.35)
+        for name in ("means", "deviations")
+    ]
+    assert identities[0] != identities[1]
+    candidate = planned(opened)[0]
+    assert tune_identity([candidate], [20], 0.35) == {
+        "candidates": [[opened.digest, candidate.protocol.protocol_id]],
+        "samples": [20],
+        "budget": 0.35,
+    }  # of one extractor, as ever
+
+
+def test_checkpoints_that_are_scored_by_two_functions_of_a_module_are_not_compared(opened, module):
+    recipes = iter([checkpoint_recipe(opened, extractors(f"{module}:{name}")) for name in ("means", "deviations")])
+    with pytest.raises(InvalidInput, match=f"extractor = '{module}:deviations', expected '{module}:means'"):
+        plan_candidates([opened, opened], lambda each: next(recipes), TuneGrid())
+
+
+def test_workers_refuse_another_source_of_an_extractor(opened, module, tmp_path, monkeypatch):
+    candidates = planned(opened, *extractors(f"{module}:means"))
+    created = []
+    monkeypatch.setattr(candidates_module, "compute_shards", lambda *arguments: created.append(arguments[3]))
+    sample_candidates(None, candidates, [0], str(tmp_path / "records"), 20)
+    created[0]()
+    (tmp_path / f"{module}.py").write_text(SOURCE.replace("mean(", "sum("))
+    with pytest.raises(InvalidInput, match="as where the work was planned"):
+        created[0]()
