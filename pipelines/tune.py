@@ -126,16 +126,18 @@ def plan_candidates(
 ) -> list[Candidate]:
     """Return all candidates: each checkpoint with each combination of the grid's values.
 
-    Raises InvalidInput if they could not be compared, because checkpoints have other extractors or real images.
+    Labels, noise and the size of records are those of the first checkpoint's recipe. Raises InvalidInput if candidates
+    could not be compared, because checkpoints have other extractors or real images.
     """
     candidates = []
-    for opened in checkpoints:
-        recipe = recipe_of(opened)
+    recipes = [recipe_of(opened) for opened in checkpoints]
+    for opened, own in zip(checkpoints, recipes, strict=True):
+        recipe = with_draws_of(recipes[0], own)
         scoring = scoring_fields(ScoringSettings.from_recipe(recipe))  # the same for all of a checkpoint's candidates
         for config in grid.recipes(recipe):
             settings = replace(ScoringSettings.from_recipe(config), seed=config.seed + SEED_OFFSET)
             protocol = evaluation_protocol(settings, opened, scoring)
-            candidates.append(Candidate(opened, config, protocol))
+            candidates.append(Candidate(opened, config, protocol, recipes[0].evaluate.shard_rows))
     first = candidates[0]
     check_scoring_inputs(ScoringSettings.from_recipe(first.config), first.protocol)
     for name in ("num_samples", *scoring):
@@ -147,6 +149,12 @@ def plan_candidates(
                     "tune them one by one, or give one --recipe for all",
                 )
     return candidates
+
+
+def with_draws_of(first: Recipe, recipe: Recipe) -> Recipe:
+    """Return a recipe by which sample i has the label and the noise that it has by the first one."""
+    evaluate = replace(recipe.evaluate, labels=first.evaluate.labels)
+    return replace(recipe, seed=first.seed, random=first.random, evaluate=evaluate)
 
 
 def tune_identity(candidates: Sequence[Candidate], sizes: Sequence[int], budget: float) -> dict[str, Any]:

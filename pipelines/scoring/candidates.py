@@ -42,6 +42,8 @@ class Candidate:
     """The recipe with the candidate's values in [evaluate]."""
     protocol: EvaluationProtocol
     """The search's protocol by the first extractor. Its seed is another one than the recipe's."""
+    shard_rows: int
+    """Samples in a record, as for all candidates of a search, whose rungs are whole records."""
 
     @property
     def cost(self) -> float:
@@ -59,8 +61,8 @@ class Candidate:
 
         extractor: its position. source: position of self.source in the list that the actors get.
         """
-        parts = shard_ranges(num_samples, self.config.evaluate.shard_rows)
-        name = f"{self.protocol.protocol_id}-{self.opened.digest[:12]}-{extractor}"
+        parts = shard_ranges(num_samples, self.shard_rows)
+        name = f"{self.protocol.protocol_id}-{self.opened.digest[:12]}-{self.shard_rows}-{extractor}"
         return make_shards(storage.join(folder, name), parts, source=source)
 
 

@@ -16,7 +16,7 @@ from pipelines.scoring import candidates as candidates_module
 from pipelines.scoring.candidates import RealFeatures, sample_candidates
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.tune import SEED_OFFSET, plan_candidates, tune_identity
+from pipelines.tune import SEED_OFFSET, plan_candidates, reported_protocols, tune_identity
 from raydit.errors import InvalidInput
 
 SOURCE = """
@@ -105,3 +105,25 @@ def test_workers_refuse_another_source_of_an_extractor(opened, module, tmp_path,
     (tmp_path / f"{module}.py").write_text(SOURCE.replace("mean(", "sum("))
     with pytest.raises(InvalidInput, match="as where the work was planned"):
         created[0]()
+
+
+def test_checkpoints_of_other_trainings_have_the_first_ones_draws_and_records(opened):
+    """A record is of as many samples for all, so that the rungs of the search are whole records."""
+    first = checkpoint_recipe(
+        opened, ("seed=3", "random=counter", "evaluate.labels=balanced", "evaluate.shard_rows=10")
+    )
+    other = checkpoint_recipe(opened, ("seed=4", "evaluate.labels=random", "evaluate.shard_rows=7"))
+    recipes = iter([first, other])
+    candidates = plan_candidates([opened, opened], lambda each: next(recipes), TuneGrid())
+    for each in candidates:
+        drawn = each.protocol.seed, each.protocol.random, each.protocol.labels
+        assert drawn == (3 + SEED_OFFSET, "counter", "balanced")
+        assert [protocol.seed for protocol in reported_protocols(each)] == [3]
+        assert [len(shard.images) for shard in each.records("records", 20, 0)] == [10, 10]
+
+
+def test_records_of_another_size_are_not_taken_for_those_of_a_search(opened):
+    few, many = (planned(opened, f"evaluate.shard_rows={rows}")[0] for rows in (10, 20))
+    assert few.protocol == many.protocol
+    files = [{shard.file for shard in each.records("records", 20, 0)} for each in (few, many)]
+    assert not files[0] & files[1]
