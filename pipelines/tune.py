@@ -107,10 +107,16 @@ def tune(
 
 def tune_rungs(config: Recipe) -> list[int]:
     """Return the number of samples of each rung. Raises InvalidInput for too few for the errors of distances."""
-    wanted, rows = config.evaluate.num_samples, config.evaluate.shard_rows
+    wanted, rows = config.evaluate.num_samples, search_rows(config)
     if wanted < MIN_SAMPLES:
         raise InvalidInput(f"evaluate.num_samples: found {wanted}", f"at least {MIN_SAMPLES}", "raise it")
     return plan_rungs(wanted, -(-MIN_SAMPLES // rows) * rows)
+
+
+def search_rows(config: Recipe) -> int:
+    """Return the samples in a record of the search: evaluate.shard_rows, or as few as the first rung has."""
+    (first, *_) = plan_rungs(config.evaluate.num_samples, 1)
+    return min(config.evaluate.shard_rows, max(MIN_SAMPLES, first))
 
 
 def default_grid(checkpoints: Sequence[LocatedCheckpoint], config: Recipe) -> TuneGrid:
@@ -137,7 +143,7 @@ def plan_candidates(
         for config in grid.recipes(recipe):
             settings = replace(ScoringSettings.from_recipe(config), seed=config.seed + SEED_OFFSET)
             protocol = evaluation_protocol(settings, opened, scoring)
-            candidates.append(Candidate(opened, config, protocol, recipes[0].evaluate.shard_rows))
+            candidates.append(Candidate(opened, config, protocol, search_rows(recipes[0])))
     first = candidates[0]
     check_scoring_inputs(ScoringSettings.from_recipe(first.config), first.protocol)
     for name in ("num_samples", *scoring):
@@ -184,8 +190,8 @@ def run_tags(checkpoints: Sequence[LocatedCheckpoint]) -> dict[str, str]:
 
 def describe_search(candidates: Sequence[Candidate], sizes: Sequence[int], budget: float) -> str:
     """Say in one line what a search does."""
-    steps = ", ".join(f"{size:,}" for size in sizes)
-    return f"{len(candidates)} candidates on {steps} samples, at most {budget:.0%} of what scoring all of them costs"
+    steps, most = ", ".join(f"{size:,}" for size in sizes), max(budget, sizes[0] / sizes[-1])
+    return f"{len(candidates)} candidates on {steps} samples, at most {most:.0%} of what scoring all of them costs"
 
 
 def log_result(run: RunLog, content: dict[str, Any], folder: str) -> None:

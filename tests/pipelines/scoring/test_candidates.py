@@ -1,22 +1,26 @@
 """What a search measures of a candidate besides its distance."""
 
+import itertools
 import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tiny_checkpoint import tiny_output, write_checkpoint
 
 from evaluation.extractors import Features
+from evaluation.halving import Measured, search
 from evaluation.metrics import frechet_distance
 from evaluation.reference import ReferenceStatistics
 from pipelines.checkpoints.open import open_checkpoint
+from pipelines.cli.main import cli
 from pipelines.config.tune import TuneGrid
 from pipelines.scoring import candidates as candidates_module
 from pipelines.scoring.candidates import RealFeatures, sample_candidates
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.tune import SEED_OFFSET, plan_candidates, reported_protocols, tune_identity
+from pipelines.tune import BUDGET, SEED_OFFSET, plan_candidates, reported_protocols, tune_identity, tune_rungs
 from raydit.errors import InvalidInput
 
 SOURCE = """
@@ -127,3 +131,35 @@ def test_records_of_another_size_are_not_taken_for_those_of_a_search(opened):
     assert few.protocol == many.protocol
     files = [{shard.file for shard in each.records("records", 20, 0)} for each in (few, many)]
     assert not files[0] & files[1]
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "shard_rows", "expected"),
+    [
+        (50_000, 100, [5_500, 16_600, 50_000]),
+        (1_000, 100, [100, 300, 1_000]),
+        (200, 100, [22, 66, 200]),
+        (200, 15, [30, 60, 200]),
+        (60, 100, [20, 60]),
+    ],
+)
+def test_the_first_rung_is_a_ninth_and_a_search_of_equal_candidates_keeps_to_the_budget(
+    opened, num_samples, shard_rows, expected
+):
+    recipe = checkpoint_recipe(opened, (f"evaluate.num_samples={num_samples}", f"evaluate.shard_rows={shard_rows}"))
+    sizes = tune_rungs(recipe)
+    assert sizes == expected
+    (candidate,) = plan_candidates([opened], lambda each: recipe, TuneGrid())
+    for fewer, size in itertools.pairwise(sizes):  # what is recorded on one rung is there on the next
+        assert {*candidate.records("records", fewer, 0)} <= {*candidate.records("records", size, 0)}
+    equal = Measured(1.0, np.ones(10))
+    rungs = search([1.0] * 8, sizes, BUDGET, lambda chosen, count: [equal] * len(chosen))
+    assert rungs[-1].spent <= max(BUDGET, sizes[0] / num_samples)
+
+
+@pytest.mark.parametrize(("budget", "share"), [("0.35", "35%"), ("0.05", "11%")])
+def test_a_plan_says_what_the_search_may_cost(opened, budget, share):
+    flags = ["--dry-run", "--cfg-scale", "1,2", "--num-samples", "200", "--set", "evaluate.shard_rows=100"]
+    flags += ["--budget", budget]
+    result = CliRunner().invoke(cli, ["tune", opened.origin, *flags], catch_exceptions=False)
+    assert f"2 candidates on 22, 66, 200 samples, at most {share} of what scoring all" in result.output
