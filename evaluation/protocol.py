@@ -6,6 +6,7 @@ Imports neither torch nor any model, so that a plan can be printed at once.
 import difflib
 import hashlib
 import json
+import math
 import re
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, Literal, Self, get_args
@@ -98,6 +99,7 @@ class EvaluationProtocol:
                 object.__setattr__(self, name, None)
         precisions = get_args(Precision)
         wanted = {
+            **{name: ("a finite number", _is_finite(value)) for name, value in vars(self).items()},
             "labels": ("'random' or 'balanced'", self.labels in ("random", "balanced")),
             "weights": ("'ema', 'raw' or a name such as 'ema_0.05'", re.fullmatch(r"raw|ema(_\d.*)?", self.weights)),
             "random": ("'counter' or nothing", self.random in (None, "counter")),
@@ -196,6 +198,12 @@ class EvaluationProtocol:
     def _may_lack(cls, field: Field[Any]) -> bool:
         """Whether protocols without this field are complete, because it was added later."""
         return field.name in _ADDED or (field.default is not MISSING and cls._is_unset(field.name, field.default))
+
+
+def _is_finite(value: object) -> bool:
+    """Return whether a field's value holds neither NaN nor infinity, which JSON and so protocol ids do not have."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    return all(math.isfinite(number) for number in numbers if isinstance(number, float))
 
 
 def sample_seed(seed: int, index: int, stream: int = 0) -> int:

@@ -119,12 +119,18 @@ def search_rows(config: Recipe) -> int:
     return min(config.evaluate.shard_rows, max(MIN_SAMPLES, first))
 
 
-def default_grid(checkpoints: Sequence[LocatedCheckpoint], config: Recipe) -> TuneGrid:
-    """Return the grid where no values are given: guidance scales, and all averages that every checkpoint holds."""
+def default_grid(checkpoints: Sequence[LocatedCheckpoint], recipes: Sequence[Recipe]) -> TuneGrid:
+    """Return the grid where no values are given: guidance scales, and all averages that every checkpoint holds.
+
+    recipes: of each checkpoint. With autoguidance there is no scale of 1, which would be none.
+    """
     held = [opened.weights_names for opened in checkpoints]
     averages = sorted(name for name in set.intersection(*held) if re.fullmatch(r"ema(_.+)?", name))
-    guides = config.evaluate.autoguidance is not None or config.model.condition_dropout_prob > 0
-    return TuneGrid(cfg_scale=DEFAULT_SCALES if guides else (1.0,), weights=tuple(averages))
+    has_guide = [recipe.evaluate.autoguidance is not None for recipe in recipes]
+    has_null_class = [recipe.model.condition_dropout_prob > 0 for recipe in recipes]
+    guides = all(one or other for one, other in zip(has_guide, has_null_class, strict=True))
+    scales = [scale for scale in (DEFAULT_SCALES if guides else (1.0,)) if scale > 1 or not any(has_guide)]
+    return TuneGrid(cfg_scale=tuple(scales), weights=tuple(averages))
 
 
 def plan_candidates(

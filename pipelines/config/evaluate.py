@@ -99,6 +99,7 @@ class EvaluateConfig(WorkersConfig):
                 f"sampler: found {self.sampler!r}", f"one of {', '.join(SAMPLER_PROCESSES)}", "change sampler"
             )
         self._check_sde()
+        self._check_interval()
         self._check_autoguidance()
         self._check_names()
         if self.extractors:
@@ -113,6 +114,11 @@ class EvaluateConfig(WorkersConfig):
         if self.sampler == "sde" and self.sampling_steps < 2:
             found = f"sampling_steps: found {self.sampling_steps} with sampler = 'sde'"
             raise InvalidInput(found, "at least 2", "take more steps; SiT takes 250")
+
+    def _check_interval(self) -> None:
+        # Without guidance nothing reads it, and earlier recipes may have it.
+        if self.cfg_scale > 1 and self.cfg_interval is not None and self.cfg_interval[0] > self.cfg_interval[1]:
+            raise InvalidInput(f"cfg_interval: found {list(self.cfg_interval)}", "[low, high]", "swap the two numbers")
 
     def _check_autoguidance(self) -> None:
         if self.autoguidance is not None and self.cfg_scale == 1:

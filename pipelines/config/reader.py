@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -135,11 +136,24 @@ def validate_recipe(content: dict[str, Any], locate: Locate = lambda key: key, s
     try:
         # JSON mode is the strict mode that takes lists for tuples and integers for floats, and nothing else.
         recipe = TypeAdapter(Recipe).validate_json(_to_json(content), strict=True)
+        mistakes += _not_finite(dataclasses.asdict(recipe), locate)
     except ValidationError as error:
         mistakes += _describe([each for each in error.errors() if each["type"] not in consequences], locate, written)
     if mistakes:
         raise RecipeError(*mistakes)
     return dataclasses.replace(recipe, **{section: ABSENT[section] for section in absent})
+
+
+def check_settings(section: type, settings: dict[str, Any], locate: Locate) -> None:
+    """Raise RecipeError if a section such as EvaluateConfig cannot have some settings; each is read as in a recipe."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        read = TypeAdapter(section).validate_json(_to_json(settings), strict=True)
+    except ValidationError as error:
+        raise RecipeError(*_describe(error.errors(), locate, {})) from None
+    if mistakes := [*_not_finite({name: getattr(read, name) for name in settings}, locate)]:
+        raise RecipeError(*mistakes)
 
 
 def _to_json(content: dict[str, Any]) -> str:
@@ -217,6 +231,17 @@ def _unknown_keys(content: Mapping[str, Any], cls: type, locate: Locate, prefix:
             yield _mistake(found, f"one of {', '.join(hints)}", "correct or remove it")
         elif (section := _dataclass_of(hints[key])) and isinstance(value, dict):
             yield from _unknown_keys(value, section, locate, f"{dotted}.")
+
+
+def _not_finite(content: Mapping[str, Any], locate: Locate, prefix: str = "") -> Iterator[str]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _not_finite(value, locate, f"{prefix}{name}.")
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, float) and not math.isfinite(each):
+                key = f"{prefix}{name}"
+                yield _mistake(f"{locate(key)}: found {each}", "a finite number", f"change {key}")
 
 
 def _dataclass_of(hint: Any) -> Any:

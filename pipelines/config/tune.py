@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.reader import check_settings
 from pipelines.config.recipe import Recipe
 
 DEFAULT_SCALES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -14,7 +16,10 @@ Interval = tuple[float, float] | None
 
 @dataclass(frozen=True, kw_only=True)
 class TuneGrid:
-    """Values to try of each field of [evaluate] of the same name; the recipe's own value alone where there are none."""
+    """Values to try of each field of [evaluate] of the same name; the recipe's own value alone where there are none.
+
+    Raises InvalidInput for a value that no recipe may have.
+    """
 
     sampler: tuple[str, ...] = ()
     sampling_steps: tuple[int, ...] = ()
@@ -22,6 +27,11 @@ class TuneGrid:
     cfg_interval: tuple[Interval, ...] = ()
     """None stands for guidance at all times."""
     weights: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            for value in getattr(self, each.name):
+                check_settings(EvaluateConfig, {each.name: value}, lambda key: f"evaluate.{key}")
 
     @property
     def is_empty(self) -> bool:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 from pipelines.artifacts import differences
@@ -16,6 +17,8 @@ from pipelines.scoring.protocols import recorded_content
 
 OF_CHECKPOINT = ("model", "objective", "autoencoder")
 """Sections of a recipe that describe how a checkpoint was made: its own record is right, whatever the recipe says."""
+OF_EACH_CHECKPOINT = ("sampler", "weights")
+"""Fields of [evaluate] that fit one checkpoint and not another: they are checked when there is one."""
 MAX_DIFFERENCES = 4
 
 
@@ -23,18 +26,21 @@ def load_given_recipe(path: str, overrides: tuple[str, ...] = ()) -> Callable[[L
     """Read a recipe, and return a function that gives the recipe to evaluate a checkpoint by.
 
     That one has the sections OF_CHECKPOINT from the checkpoint, and its `random` unless an override names it, so that
-    an older checkpoint keeps its protocols; it says in one line where they differ. All else is the given recipe's.
-    Raises as `load_recipe` before there is a checkpoint, and the function raises RecipeError for a sampler that does
-    not fit the checkpoint's process.
+    an older checkpoint keeps its protocols; it says in one line where they differ. All else is the given recipe's, but
+    that evaluate.weights may name the averages that the checkpoint's training kept as well.
+    Raises as `load_recipe` before there is a checkpoint, and the function raises RecipeError for a sampler or weights
+    that do not fit the checkpoint.
     """
     content, locate = read_recipe(path, overrides)
-    given = resolved(validate_recipe(_without_sampler(content), locate, "evaluate"))
+    given = resolved(validate_recipe(_without_choices(content), locate, "evaluate"))
 
     def recipe_of(opened: LocatedCheckpoint) -> Recipe:
         recorded = recorded_content(opened)
         of_checkpoint = {name: recorded[name] for name in OF_CHECKPOINT}
         if opened.record.recipe is not None and not any(override.startswith("random=") for override in overrides):
             of_checkpoint["random"] = recorded.get("random")
+        averages = given["train"]["ema_sigma_rels"], recorded.get("train", {}).get("ema_sigma_rels", ())
+        of_checkpoint["train"] = content.get("train", {}) | {"ema_sigma_rels": list(dict.fromkeys(chain(*averages)))}
         config = validate_recipe(content | of_checkpoint, locate, "evaluate")
         if lines := _overruled(given, resolved(config)):
             say("recipe", f"{opened.name} is used as it was trained, not as {path} says: {'; '.join(lines)}")
@@ -43,12 +49,12 @@ def load_given_recipe(path: str, overrides: tuple[str, ...] = ()) -> Callable[[L
     return recipe_of
 
 
-def _without_sampler(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content with any sampler that fits its own objective: the right one is the checkpoint's to say."""
+def _without_choices(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content without OF_EACH_CHECKPOINT: the defaults fit any objective and training."""
     evaluate = content.get("evaluate")
     if not isinstance(evaluate, dict):
         return content
-    return content | {"evaluate": {name: value for name, value in evaluate.items() if name != "sampler"}}
+    return content | {"evaluate": {name: value for name, value in evaluate.items() if name not in OF_EACH_CHECKPOINT}}
 
 
 def _overruled(given: Mapping[str, Any], used: Mapping[str, Any]) -> list[str]:

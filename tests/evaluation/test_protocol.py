@@ -109,6 +109,8 @@ def test_unknown_and_missing_fields_are_named():
         {"decoder_dtype": "float16"},
         {"num_samples": 1},
         {"sampling_steps": 0},
+        {"cfg_scale": float("inf")},
+        {"cfg_interval": [0.2, float("nan")]},
     ],
 )
 def test_impossible_values_are_refused_by_name(change):

@@ -96,11 +96,11 @@ def tune(
 
     if num_samples is not None:
         overrides = (*overrides, f"evaluate.num_samples={num_samples}")
+    chosen: TuneGrid = TuneGrid(**grid)
     recipe_of = load_given_recipe(recipe, overrides) if recipe else partial(checkpoint_recipe, overrides=overrides)
     opened = [open_checkpoint(name, model, overrides) for name in checkpoints]
-    chosen: TuneGrid = TuneGrid(**grid)
     if chosen.is_empty:
-        chosen = default_grid(opened, recipe_of(opened[0]))
+        chosen = default_grid(opened, [recipe_of(each) for each in opened])
     if dry_run:
         candidates = plan_candidates(opened, recipe_of, chosen)
         sizes = tune_rungs(candidates[0].config)

@@ -167,6 +167,27 @@ def test_an_override_of_an_unknown_section_is_refused_by_its_flag(refusal):
         ("steps = 100", "steps = 100\nbetas = [0.9]", "RECIPE:18: train.betas: "),
         ("steps = 100", "steps = 100\nlearning_rate = 0.0", "RECIPE:18: train.learning_rate: found 0.0 (float), exp"),
         ("steps = 100", "steps = 100\nlearning_rate = nan", "RECIPE:18: train.learning_rate: "),
+        (
+            "steps = 100",
+            "steps = 100\nlearning_rate = inf",
+            "RECIPE:18: train.learning_rate: found inf, expected a fin",
+        ),
+        (
+            "steps = 100",
+            "steps = 100\nlearning_rate = 1e999",
+            "RECIPE:18: train.learning_rate: found inf, expected a f",
+        ),
+        (
+            "[evaluate]",
+            "[evaluate]\ncfg_scale = 1" + "0" * 400,
+            "RECIPE:20: evaluate.cfg_scale: found inf, expected a ",
+        ),
+        ("[evaluate]", "[evaluate]\ncfg_interval = [nan, 1]", "RECIPE:20: evaluate.cfg_interval: found nan, expected "),
+        (
+            "[evaluate]",
+            "[evaluate]\ncfg_scale = 2.0\ncfg_interval = [0.8, 0.2]",
+            "RECIPE:21: evaluate.cfg_interval: found [0.8, 0.2], expected [low, high]",
+        ),
         ("steps = 100", "steps = 2020-01-01", "RECIPE:17: train.steps: "),
         (
             "[evaluate]",
@@ -402,3 +423,8 @@ def test_a_recipe_without_a_sampler_has_one_that_fits_its_objective(tmp_path, ki
     for evaluate in ("", "[evaluate]\nnum_samples = 20\n"):
         path.write_text(f'name = "x"\noutput = "x"\n{sections}kind = "{kind}"\n{evaluate}')
         assert load_recipe(path, stage="train").evaluate.sampler == sampler
+
+
+def test_an_interval_that_nothing_reads_may_have_its_ends_swapped(small):
+    """Checkpoints that were trained by such a recipe are evaluated by it as ever."""
+    assert small("evaluate.cfg_interval=[0.8, 0.2]").evaluate.cfg_interval == (0.8, 0.2)

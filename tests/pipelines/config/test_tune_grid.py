@@ -1,5 +1,6 @@
 """The grid of a search: which combinations it has, and what their samples cost."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,26 @@ def test_a_combination_that_cannot_be_sampled_is_refused(tmp_path):
         list(TuneGrid(sampler=("sde",), sampling_steps=(25, 1)).recipes(tiny_recipe(tmp_path)))
     with pytest.raises(InvalidInput, match="ddpm"):
         list(TuneGrid(sampler=("ddpm",)).recipes(tiny_recipe(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("cfg_scale", value) for value in (0.5, math.nan, math.inf)),
+        *(("cfg_interval", value) for value in ((0.2, math.inf), (math.nan, 0.8), (0.2,))),
+        ("sampling_steps", 0),
+        ("sampler", "eular"),
+    ],
+)
+def test_a_value_that_no_recipe_may_have_is_refused(name, value):
+    with pytest.raises(InvalidInput, match=rf"^evaluate\.{name}: found .*, expected "):
+        TuneGrid(**{name: (value,)})
+
+
+def test_an_interval_whose_ends_are_swapped_is_refused_where_there_is_guidance(tmp_path):
+    grid = TuneGrid(cfg_scale=(1.0, 2.0), cfg_interval=((0.8, 0.2),))
+    with pytest.raises(InvalidInput, match=r"cfg_interval: found \[0.8, 0.2\], expected \[low, high\]"):
+        list(grid.recipes(tiny_recipe(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tiny import RECIPE, places
 from tiny_checkpoint import tiny_output, write_checkpoint
 
 from evaluation.extractors import Features
@@ -15,12 +16,21 @@ from evaluation.metrics import frechet_distance
 from evaluation.reference import ReferenceStatistics
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.main import cli
-from pipelines.config.tune import TuneGrid
+from pipelines.config.tune import DEFAULT_SCALES, TuneGrid
 from pipelines.scoring import candidates as candidates_module
 from pipelines.scoring.candidates import RealFeatures, sample_candidates
+from pipelines.scoring.given_recipe import load_given_recipe
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.tune import BUDGET, SEED_OFFSET, plan_candidates, reported_protocols, tune_identity, tune_rungs
+from pipelines.tune import (
+    BUDGET,
+    SEED_OFFSET,
+    default_grid,
+    plan_candidates,
+    reported_protocols,
+    tune_identity,
+    tune_rungs,
+)
 from raydit.errors import InvalidInput
 
 SOURCE = """
@@ -163,3 +173,20 @@ def test_a_plan_says_what_the_search_may_cost(opened, budget, share):
     flags += ["--budget", budget]
     result = CliRunner().invoke(cli, ["tune", opened.origin, *flags], catch_exceptions=False)
     assert f"2 candidates on 22, 66, 200 samples, at most {share} of what scoring all" in result.output
+
+
+def test_a_grid_of_no_values_fits_a_recipe_with_autoguidance(opened):
+    """A scale of 1 is no guidance, which the recipe refuses."""
+    recipe = checkpoint_recipe(opened, (f"evaluate.autoguidance={opened.origin}", "evaluate.cfg_scale=2"))
+    assert default_grid([opened], [checkpoint_recipe(opened)]).cfg_scale == DEFAULT_SCALES
+    assert default_grid([opened], [recipe]).cfg_scale == DEFAULT_SCALES[1:]
+    assert default_grid([opened] * 2, [recipe, checkpoint_recipe(opened)]).cfg_scale == DEFAULT_SCALES[1:]
+
+
+def test_a_grid_of_no_values_has_every_average_of_the_checkpoint_whatever_recipe_is_given(tmp_path):
+    config = tiny_output(tmp_path, "train.ema_sigma_rels=[0.05]", "evaluate.num_samples=20")
+    opened = open_checkpoint(write_checkpoint(config, 2).path)
+    recipe_of = load_given_recipe(str(RECIPE), (*places(tmp_path), "evaluate.num_samples=20"))
+    grid = default_grid([opened], [recipe_of(opened)])
+    assert grid.weights == ("ema", "ema_0.05")
+    assert len(plan_candidates([opened], recipe_of, grid)) == 2 * len(DEFAULT_SCALES)
