@@ -149,7 +149,7 @@ def check_settings(section: type, settings: dict[str, Any], locate: Locate) -> N
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        read = TypeAdapter(section).validate_json(_to_json(settings), strict=True)
+        read: Any = TypeAdapter(section).validate_json(_to_json(settings), strict=True)
     except ValidationError as error:
         raise RecipeError(*_describe(error.errors(), locate, {})) from None
     if mistakes := [*_not_finite({name: getattr(read, name) for name in settings}, locate)]:
