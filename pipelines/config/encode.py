@@ -6,10 +6,13 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 from pydantic import PositiveInt
 
+from pipelines.config.defaults import leave_out_defaults
 from pipelines.config.training import ComputeDtype, WorkersConfig
 
 MemoryFormat = Literal["contiguous", "channels_last"]
 """Memory layouts of weights and activations, as in dit.autoencoder.MEMORY_FORMATS."""
+LAYOUTS: dict[str, MemoryFormat] = {"cpu": "channels_last", "cuda": "contiguous"}
+"""The faster layout on each type of device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +43,20 @@ class EncodeConfig(WorkersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.store:
-            object.__setattr__(self, "store", None)  # as recipes say it that are older than the field
+        leave_out_defaults(self, {"store": True, "memory_format": LAYOUTS[self._device]})
 
     @property
     def layout(self) -> MemoryFormat:
         """The memory layout on the devices of this stage's workers."""
-        return self.layout_on("cuda" if self.gpus_per_worker else "cpu")
+        return self.layout_on(self._device)
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if self.gpus_per_worker else "cpu"
 
     def layout_on(self, device: str) -> MemoryFormat:
         """Return the memory layout on a type of device: the one that is set, or else the faster one there."""
-        return self.memory_format or ("channels_last" if device == "cpu" else "contiguous")
+        return self.memory_format or LAYOUTS.get(device, "contiguous")
 
     @property
     def stores_moments(self) -> bool:

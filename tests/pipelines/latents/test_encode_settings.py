@@ -65,7 +65,8 @@ def test_the_layout_follows_the_device_that_encodes_unless_it_is_set(tmp_path, t
     for flags, on_cpu, on_gpu in (
         ([], "channels_last", "contiguous"),
         (["encode.gpus_per_worker=1"], "channels_last", "contiguous"),
-        (["encode.memory_format=channels_last"],) + ("channels_last",) * 2,
+        (["encode.memory_format=channels_last"], "channels_last", "contiguous"),  # repeats the default of CPUs
+        (["encode.gpus_per_worker=1", "encode.memory_format=channels_last"],) + ("channels_last",) * 2,
         (["encode.memory_format=contiguous"],) + ("contiguous",) * 2,
     ):
         settings = tiny_recipe(tmp_path, *flags).encode
