@@ -167,21 +167,9 @@ def test_an_override_of_an_unknown_section_is_refused_by_its_flag(refusal):
         ("steps = 100", "steps = 100\nbetas = [0.9]", "RECIPE:18: train.betas: "),
         ("steps = 100", "steps = 100\nlearning_rate = 0.0", "RECIPE:18: train.learning_rate: found 0.0 (float), exp"),
         ("steps = 100", "steps = 100\nlearning_rate = nan", "RECIPE:18: train.learning_rate: "),
-        (
-            "steps = 100",
-            "steps = 100\nlearning_rate = inf",
-            "RECIPE:18: train.learning_rate: found inf, expected a fin",
-        ),
-        (
-            "steps = 100",
-            "steps = 100\nlearning_rate = 1e999",
-            "RECIPE:18: train.learning_rate: found inf, expected a f",
-        ),
-        (
-            "[evaluate]",
-            "[evaluate]\ncfg_scale = 1" + "0" * 400,
-            "RECIPE:20: evaluate.cfg_scale: found inf, expected a ",
-        ),
+        ("steps = 100", "steps = 100\nlearning_rate = inf", "RECIPE:18: train.learning_rate: found inf, expected "),
+        ("steps = 100", "steps = 100\nlearning_rate = 1e999", "RECIPE:18: train.learning_rate: found inf, expected "),
+        ("[evaluate]", "[evaluate]\ncfg_scale = 1" + "0" * 400, "RECIPE:20: evaluate.cfg_scale: found inf, expected "),
         ("[evaluate]", "[evaluate]\ncfg_interval = [nan, 1]", "RECIPE:20: evaluate.cfg_interval: found nan, expected "),
         (
             "[evaluate]",
