@@ -81,7 +81,13 @@ def train(
     if (start := accepted_start(identity, checkpoints) or find_start(config)) is not None:
         worker_settings = starting_from(worker_settings, start, latents)
     trained = check_trained_parameters(settings, worker_settings.model)
-    prepare_checkpoints(artifact, settings.steps, lambda: context.prepare_work(settings, "train"))
+
+    def before_move() -> None:
+        if start is not None:
+            start.require_opened()
+        context.prepare_work(settings, "train")
+
+    prepare_checkpoints(artifact, settings.steps, before_move)
     worker_settings = with_recorded_start(worker_settings, checkpoints)
     first, begun = checkpoints.last_step(), checkpoints.has_any()
     change = describe_schedule_change(config, checkpoints, first)

@@ -61,10 +61,10 @@ def accepted_start(identity: Mapping[str, Any], checkpoints: CheckpointFolder) -
     location = storage.join(storage.absolute(checkpoints.uri), accepted["checkpoint"])
     try:
         opened = open_recorded(location, location, accepted["digest"])
-    except (NotFound, InvalidInput):
+    except (NotFound, InvalidInput) as error:
         if not checkpoints.has_any():
             raise
         own = checkpoints.describe(checkpoints.last_step()).record
-        return TrainingStart(StartConfig(checkpoint=location), accepted["sha256"], own, None)
+        return TrainingStart(StartConfig(checkpoint=location), accepted["sha256"], own, None, error)
     settings = StartConfig(checkpoint=opened.origin)
     return TrainingStart(settings, accepted["sha256"], opened.record, opened, earlier=opened.record.start)

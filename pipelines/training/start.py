@@ -22,6 +22,7 @@ from dit.schedule import power_ema_name
 from dit.snapshot import Snapshot
 from dit.start import StartWeights, fates_by_kind, start_weights, summarize_fates
 from dit.trained_parameters import count_trained, freeze, learning_rate_multipliers
+from pipelines.artifacts import superseded_folders
 from pipelines.checkpoints.adapters import base_record
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import LocatedCheckpoint
@@ -40,7 +41,7 @@ from pipelines.training.adapter import (
     first_snapshot,
 )
 from pipelines.training.settings import TrainWorkerSettings
-from raydit.errors import InvalidInput, NotFound, StorageFailed, Unreachable
+from raydit.errors import InvalidInput, NotFound, RayditError, StorageFailed, Unreachable
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,19 @@ class TrainingStart:
     """Record of the start; of the training's own newest checkpoint, which agrees with it, where the start is gone."""
     opened: LocatedCheckpoint | None
     """The start; None if it is gone, and the training goes on from its own checkpoints."""
+    missing: RayditError | None = None
+    """Why the start could not be opened; None if it was."""
     imported: Mapping[str, Any] = field(default_factory=dict)
     """By which options of `open_checkpoint` a file of weights was opened."""
     earlier: Mapping[str, Any] | None = None
     """Record of the start of the training that this one goes on from with new data; None if there is none."""
+
+    def require_opened(self) -> LocatedCheckpoint:
+        """Return the start. Raises why it could not be opened, so that nothing begins with its weights."""
+        if self.opened is not None:
+            return self.opened
+        assert self.missing is not None, "whoever goes on without the start knows why"
+        raise self.missing
 
     def scale_for(self, latents: LatentDataset) -> LatentScale:
         """Return the scale of the latents that the training uses: that of the start, if its autoencoder is the same.
@@ -80,19 +90,19 @@ class TrainingStart:
 def find_start(config: Recipe) -> TrainingStart | None:
     """Find the checkpoint that a recipe's training starts from; None if it starts from random weights.
 
-    If it is gone, a training that has checkpoints of its own goes on without it. Raises NotFound, InvalidInput, and
-    Unreachable otherwise.
+    If it is gone, a training that has checkpoints of its own, which may be superseded, goes on without it. Raises
+    NotFound, InvalidInput, and Unreachable otherwise.
     """
     settings = config.train.start
     if settings is None:
         return None
     try:
         opened = open_start(settings, autoencoder_of(config), config.tracking.uri)
-    except (NotFound, Unreachable, StorageFailed):
-        own = _own_record(CheckpointFolder(config.folder("checkpoints")), settings)
+    except (NotFound, Unreachable, StorageFailed) as error:
+        own = _own_record(config.folder("checkpoints"), settings)
         if own is None or own.start is None:
             raise
-        return TrainingStart(settings, first_start(own.start)["sha256"], own, None)
+        return TrainingStart(settings, first_start(own.start)["sha256"], own, None, error)
     if storage.split(opened.origin)[0] == config.folder("checkpoints"):
         raise InvalidInput(
             f"train.start.checkpoint: found {opened.origin}, which this training would replace",
@@ -101,17 +111,24 @@ def find_start(config: Recipe) -> TrainingStart | None:
         )
     sha256 = opened.weights_sha256(settings.chosen_weights)
     imported = import_options(settings, autoencoder_of(config))
-    return TrainingStart(settings, sha256, opened.record, opened, imported)
+    return TrainingStart(settings, sha256, opened.record, opened, imported=imported)
 
 
-def _own_record(checkpoints: CheckpointFolder, settings: StartConfig) -> CheckpointRecord | None:
-    """Return the record of a training's newest checkpoint, if it started from the checkpoint that the recipe names."""
-    if not checkpoints.has_any():
-        return None
-    record = checkpoints.describe(checkpoints.last_step()).record
-    recorded = ((record.recipe or {}).get("train") or {}).get("start") or {}
-    same_name = _absolute(recorded.get("checkpoint")) == _absolute(settings.checkpoint)
-    return record if same_name and (recorded.get("weights") or "ema") == settings.chosen_weights else None
+def _own_record(folder: str, settings: StartConfig) -> CheckpointRecord | None:
+    """Return the record of a training's newest checkpoint, if it started from the checkpoint that the recipe names.
+
+    folder: of the training's checkpoints. It comes before superseded ones, and of these the newest comes first.
+    """
+    for each in (folder, *reversed(superseded_folders(*storage.split(folder)))):
+        checkpoints = CheckpointFolder(each)
+        if not checkpoints.has_any():
+            continue
+        record = checkpoints.describe(checkpoints.last_step()).record
+        recorded = ((record.recipe or {}).get("train") or {}).get("start") or {}
+        same_name = _absolute(recorded.get("checkpoint")) == _absolute(settings.checkpoint)
+        if same_name and (recorded.get("weights") or "ema") == settings.chosen_weights:
+            return record
+    return None
 
 
 def first_start(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -171,8 +188,7 @@ def write_first_checkpoint(
     Returns the workers' settings, whose record describes the start, and what became of every tensor. Raises NotFound or
     InvalidInput if the start is gone or damaged.
     """
-    opened = start.opened
-    assert opened is not None, "a training without checkpoints of its own has opened its start"
+    opened = start.require_opened()
     started = start_weights(
         opened.weights(start.settings.chosen_weights),
         trained_model(start.record),
@@ -222,8 +238,7 @@ def describe_start(start: TrainingStart, started: StartWeights, *, lora: bool = 
 
     lora: whether an adapter is trained.
     """
-    opened = start.opened
-    assert opened is not None, "it was read just now"
+    opened = start.require_opened()
     weights = f"{start.settings.chosen_weights!r} weights {start.sha256[:12]}"
     yield f"starts from {opened.origin}, step {opened.step:,}, {weights}"
     for line in summarize_fates(started.fates):

@@ -70,7 +70,11 @@ def test_the_same_command_resumes_with_or_without_the_flag_and_without_the_earli
     assert grown.identity() == grown.identity(accept=True) == identity
     grown.begin(grown.identity())
     shutil.rmtree(tmp_path / "output" / "superseded")
-    assert accepted_start(identity, grown.checkpoints).opened is None
+    start = accepted_start(identity, grown.checkpoints)
+    assert start.opened is None
+    with pytest.raises(NotFound):
+        prepare_checkpoints(grown.checkpoints, identity | {"seed": 9}, 8, start.require_opened)
+    assert grown.checkpoints.has_any()
     assert grown.identity() == identity == Artifact("train", grown.checkpoints.uri, {}).recorded()
     grown.checkpoints.remove(0)
     with pytest.raises(NotFound):

@@ -17,7 +17,8 @@ from pipelines.artifacts import differences
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.reader import RecipeError, validate_recipe
 from pipelines.latents.dataset import LatentDataset
-from pipelines.train import train_identity
+from pipelines.stage import StageContext
+from pipelines.train import prepare_checkpoints, train, train_identity
 from pipelines.training.loop import create_training_state
 from pipelines.training.settings import train_worker_settings
 from pipelines.training.start import check_trained_parameters, describe_start, explain_scale, find_start
@@ -100,6 +101,26 @@ def test_a_stopped_fine_tuning_resumes_to_the_bit_also_without_its_start(base, f
     assert last_of(rest.recipe).record.start["sha256"] == last_of(base).files["ema.safetensors"]
     with pytest.raises(NotFound, match="no checkpoint at"):
         find_start(fine_tune("other", **settings))
+
+
+def test_other_settings_without_the_start_move_nothing_and_the_earlier_ones_take_it_back(base, fine_tune, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(last_of(base).path, copy)
+    recipe, other = (fine_tune(start={"checkpoint": str(copy)}, learning_rate=rate) for rate in (1e-3, 5e-4))
+    identity, checkpoints = identity_of(recipe), CheckpointFolder(recipe.folder("checkpoints"))
+    prepare_checkpoints(checkpoints, identity, 8)
+    Training(recipe).run()
+    digest, other_identity = last_of(recipe).digest, identity_of(other)
+    shutil.rmtree(copy)
+    shorter = replace(recipe, train=replace(recipe.train, steps=5))
+    for changed in (other, shorter):
+        with StageContext(changed) as context, pytest.raises(NotFound, match=f"no checkpoint at {copy}"):
+            train(changed, context=context)
+        assert last_of(recipe).digest == digest and not Path(recipe.folder("superseded")).exists()
+    prepare_checkpoints(checkpoints, other_identity, 8)
+    assert not checkpoints.has_any() and identity_of(recipe) == identity
+    prepare_checkpoints(checkpoints, identity_of(recipe), 8)
+    assert last_of(recipe).digest == digest
 
 
 def test_a_training_that_was_killed_after_step_0_goes_on_from_there(fine_tune):
