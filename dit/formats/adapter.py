@@ -37,8 +37,15 @@ UNSUPPORTED = {
     "layer_replication": "layers used several times",
     "target_parameters": "factors of bare parameters",
     "trainable_token_indices": "single rows of an embedding",
+    "use_bdlora": "BD-LoRA, whose factors are block-diagonal",
+    "kasa_config": "KaSA, which truncates the base's weights",
+    "alora_invocation_tokens": "aLoRA, which changes some tokens only",
+    "arrow_config": "Arrow, which chooses among several adapters",
+    "monteclora_config": "MonteCLoRA, which samples the factors",
 }
 """Fields of an adapter's config by which it computes something else, and what."""
+INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+"""Values of init_lora_weights by which peft leaves the base's weights as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +170,13 @@ def check_config(config: Mapping[str, Any], where: object) -> None:
         reason = "trained biases"
     if reason is not None:
         raise InvalidInput(f"{where}: found {reason}", "low-rank factors alone (LoRA)", "merge it with peft instead")
+    initialisation = config.get("init_lora_weights", True)
+    if initialisation not in INITIALISATIONS:
+        raise InvalidInput(
+            f"{where}: found init_lora_weights {initialisation!r}, by which peft changed the weights of the base",
+            "an adapter of the base as it was",
+            "save it again by peft with path_initial_model_for_weight_conversion, or merge it with peft",
+        )
 
 
 def _own_name(name: str) -> str:

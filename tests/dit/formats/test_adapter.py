@@ -124,6 +124,10 @@ def test_an_adapter_that_does_not_fit_is_refused(small_model, fields, settings, 
         ({"lora_alpha": "inf"}, "found lora_alpha 'inf' and rank 3"),
         ({"lora_alpha": "many"}, "found lora_alpha 'many'"),
         ({"alpha_pattern": [1]}, "found lora_alpha .1."),
+        ({"use_bdlora": {"nblocks": 2}}, "found BD-LoRA"),
+        ({"kasa_config": {"beta": 1e-4}}, "found KaSA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', by which peft changed .*path_initial_model"),
+        ({"init_lora_weights": "olora"}, "'olora', by which peft changed"),
     ],
 )
 def test_another_kind_of_adapter_is_refused(written, changes, message):
@@ -132,6 +136,16 @@ def test_another_kind_of_adapter_is_refused(written, changes, message):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(InvalidInput, match=message):
         read_adapter(folder)
+
+
+@pytest.mark.parametrize("initialisation", [True, False, None, "gaussian", "eva", "orthogonal", "mica"])
+def test_an_initialisation_that_leaves_the_base_alone_is_read_as_any_other(written, initialisation):
+    _, base, folder = written()
+    expected = merge_adapters(base, [(read_adapter(folder), 1.0)])
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": initialisation}))
+    found = merge_adapters(base, [(read_adapter(folder), 1.0)])
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_files_of_an_adapter_that_are_wrong_are_refused(written, tmp_path):
