@@ -179,7 +179,7 @@ def train_identity(config: Recipe, latents: LatentDataset, start: TrainingStart 
         "model": recorded["model"],
         "objective": recorded["objective"],
         "train": settings_identity(config.train, (*LENGTH_FIELDS, *NON_IDENTITY_FIELDS, *default, "start")),
-        **({} if start is None else {"start": start.identity(latents)}),
+        **({} if start is None else {"start": start.identity(latents, config.objective.kind)}),
     }
 
 

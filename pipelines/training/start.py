@@ -14,7 +14,7 @@ from cluster import storage
 from dit.adaptation.comparison import require_adaptable, with_inherited_fields
 from dit.adaptation.draft import TrainedModel
 from dit.checkpoint import save_checkpoint
-from dit.config import DiTConfig, UViTConfig, recorded_fields
+from dit.config import DiTConfig, ProcessKind, UViTConfig, recorded_fields
 from dit.formats.record import CheckpointRecord
 from dit.latent_scale import LatentScale, record_scale, scale_of
 from dit.model import build_model
@@ -79,10 +79,19 @@ class TrainingStart:
         same = require_same_latents(self.opened, self.settings, latents.autoencoder, str(latents.path))
         return self.record.autoencoder.scale if same else scale_of(latents.autoencoder)
 
-    def identity(self, latents: LatentDataset) -> dict[str, Any]:
-        """Return what the training depends on: never where the start lies. Raises as `scale_for`."""
+    def identity(self, latents: LatentDataset, kind: ProcessKind) -> dict[str, Any]:
+        """Return what the training depends on: never where the start lies. kind: of its process. Raises as `scale_for`.
+
+        The objective of a file of weights, which its digest does not imply, decides whether the embedding of timesteps
+        is kept where the objective is reset.
+        """
         scale = self.scale_for(latents)
-        chosen = {name: list(value) for name in ("reset", "freeze") if (value := getattr(self.settings, name))}
+        chosen: dict[str, Any] = {
+            name: list(value) for name in ("reset", "freeze") if (value := getattr(self.settings, name))
+        }
+        own = self.settings.objective or "diffusion"
+        if self.settings.model is not None and "objective" in self.settings.reset and own != kind:
+            chosen["objective"] = own
         other_scale = {} if scale == scale_of(latents.autoencoder) else {"scale": scale.to_json()}
         return {"sha256": self.sha256, **chosen, **other_scale}
 

@@ -21,7 +21,7 @@ from pipelines.stage import StageContext
 from pipelines.train import prepare_checkpoints, train, train_identity
 from pipelines.training.loop import create_training_state
 from pipelines.training.settings import train_worker_settings
-from pipelines.training.start import check_trained_parameters, describe_start, explain_scale, find_start
+from pipelines.training.start import TrainingStart, check_trained_parameters, describe_start, explain_scale, find_start
 from pipelines.training.worker import Worker
 from raydit.errors import InvalidInput, NotFound, RayditError
 
@@ -175,6 +175,19 @@ def test_the_identity_has_the_digest_of_the_weights_and_not_where_they_lie(base,
     assert [line.split(":")[0] for line in differences(here, raw)] == ["start.freeze", "start.sha256"]
     scratch = train_identity(base, LatentDataset.open(base.latents))
     assert "start" not in scratch and "start" not in scratch["train"] and "start" not in here["train"]
+
+
+def test_the_identity_has_the_objective_of_a_file_where_it_decides_what_is_kept(base, fine_tune):
+    opened, latents = last_of(base), LatentDataset.open(base.latents)
+
+    def identity(objective, reset=("objective",), model="DiT-S/8"):
+        settings = replace(fine_tune().train.start, model=model, objective=objective, reset=reset)
+        return TrainingStart(settings, "0" * 64, opened.record, opened).identity(latents, "flow")
+
+    plain = {"sha256": "0" * 64, "reset": ["objective"]}
+    assert identity("flow") == plain == identity(None, model=None)
+    assert identity("diffusion") == identity(None) == plain | {"objective": "diffusion"}
+    assert "objective" not in identity("diffusion", ("labels",))
 
 
 def test_classes_are_matched_by_name_and_other_latents_of_the_same_autoencoder_may_be_larger(base, fine_tune, tmp_path):
