@@ -84,7 +84,7 @@ def train(
 
     def before_move() -> None:
         if start is not None:
-            start.require_opened()
+            start.require_usable(settings)
         context.prepare_work(settings, "train")
 
     prepare_checkpoints(artifact, settings.steps, before_move)

@@ -9,7 +9,7 @@ from dit.checkpoint import Checkpoint, save_weights
 from dit.files import publish, require_unused
 from dit.formats.adapter import merge_adapters, read_adapter, require_fitting, write_adapter
 from dit.formats.adapter_diffusers import adapter_for_diffusers, adapter_from_diffusers, written_form
-from dit.formats.completion import write_completion
+from dit.formats.completion import step_name, write_completion
 from dit.formats.opened_checkpoint import FROZEN, adapter_folder
 from dit.formats.record import describe_checkpoint
 from dit.model import meta_state
@@ -80,7 +80,7 @@ def import_adapter(
 
     source: a folder in peft's layout, with names of raydit's model or of diffusers', or a file
     pytorch_lora_weights.safetensors. options: of `open_checkpoint`, for a base that is a file of weights. Raises
-    NotFound, AlreadyExists, and InvalidInput if it is not an adapter of that base.
+    NotFound, AlreadyExists, and InvalidInput if it is not an adapter of that base, or if that cannot be a base.
     """
     storage.refuse_unwritable(str(out))
     folder = require_unused(out)
@@ -128,13 +128,15 @@ def base_record(opened: LocatedCheckpoint, weights: str, **options: Any) -> dict
     """Return what a checkpoint with an adapter records of its base (`dit.formats.record.BaseRecord`).
 
     weights: "ema" or "raw". options: by which the base was opened. Raises NotFound if it lacks the weights, and
-    InvalidInput if it has an adapter itself.
+    InvalidInput if it has an adapter itself, or if its own training will remove it.
     """
-    if opened.base is not None:
+    require_all_weights(opened)
+    if opened.interrupted and opened.name == step_name(opened.step):
         raise InvalidInput(
-            f"{opened.origin}: found an adapter as the base of another",
-            "a checkpoint that holds all of its weights",
-            "merge it first: raydit merge CHECKPOINT OUT",
+            f"{opened.origin}: found the checkpoint of an interrupted training, which that training removes when it "
+            "goes on, as the base of an adapter",
+            "a checkpoint that stays",
+            "choose one of a regular step, or copy the folder to one of another name, such as base",
         )
     (file,) = opened.weights_files(weights)
     found = {"uri": opened.origin, "file": file, "sha256": opened.files[file], "digest": opened.digest}
@@ -142,6 +144,16 @@ def base_record(opened: LocatedCheckpoint, weights: str, **options: Any) -> dict
         imported = {"model": options.get("model"), "overrides": list(options.get("overrides", ()))}
         return {**found, "imported": imported}
     return found
+
+
+def require_all_weights(opened: LocatedCheckpoint) -> None:
+    """Raise InvalidInput if the base of an adapter has an adapter itself."""
+    if opened.base is not None:
+        raise InvalidInput(
+            f"{opened.origin}: found an adapter as the base of another",
+            "a checkpoint that holds all of its weights",
+            "merge it first: raydit merge CHECKPOINT OUT",
+        )
 
 
 def _described(opened: LocatedCheckpoint, config: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:

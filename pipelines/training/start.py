@@ -23,7 +23,7 @@ from dit.snapshot import Snapshot
 from dit.start import StartWeights, fates_by_kind, start_weights, summarize_fates
 from dit.trained_parameters import count_trained, freeze, learning_rate_multipliers
 from pipelines.artifacts import superseded_folders
-from pipelines.checkpoints.adapters import base_record
+from pipelines.checkpoints.adapters import base_record, require_all_weights
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.checkpoints.start import import_options, open_start, require_same_latents, trained_model
@@ -61,6 +61,12 @@ class TrainingStart:
     """By which options of `open_checkpoint` a file of weights was opened."""
     earlier: Mapping[str, Any] | None = None
     """Record of the start of the training that this one goes on from with new data; None if there is none."""
+
+    def require_usable(self, config: TrainConfig) -> None:
+        """Raise NotFound, InvalidInput or Unreachable unless a training can begin with the weights of the start."""
+        opened = self.require_opened()
+        if config.lora is not None:
+            base_record(opened, self.settings.chosen_weights)
 
     def require_opened(self) -> LocatedCheckpoint:
         """Return the start. Raises why it could not be opened, so that nothing begins with its weights."""
@@ -120,7 +126,10 @@ def find_start(config: Recipe) -> TrainingStart | None:
         )
     sha256 = opened.weights_sha256(settings.chosen_weights)
     imported = import_options(settings, autoencoder_of(config))
-    return TrainingStart(settings, sha256, opened.record, opened, imported=imported)
+    start = TrainingStart(settings, sha256, opened.record, opened, imported=imported)
+    if _own_record(config.folder("checkpoints"), settings) is None:
+        start.require_usable(config.train)
+    return start
 
 
 def _own_record(folder: str, settings: StartConfig) -> CheckpointRecord | None:
@@ -170,7 +179,7 @@ def require_start_fits(start: TrainingStart, config: TrainConfig, model: Trained
     """Raise InvalidInput, naming a field, if a training cannot start from a checkpoint. model: that is trained."""
     if start.opened is not None:
         if config.lora is not None:
-            base_record(start.opened, start.settings.chosen_weights)  # refuses a base that has an adapter itself
+            require_all_weights(start.opened)
         require_adaptable(trained_model(start.record), model, start.settings.reset)
     check_trained_parameters(config, model.config)
 

@@ -14,6 +14,7 @@ from tiny_checkpoint import MODEL, random_network, tiny_output, write_checkpoint
 from dit.checkpoint import load_checkpoint, verify_checkpoint
 from dit.formats.adapter import AdapterConfig, merge_adapters, read_adapter, write_adapter
 from dit.formats.adapter_diffusers import adapter_for_diffusers, adapter_from_diffusers
+from dit.formats.completion import write_completion
 from dit.formats.weights import load_weights
 from dit.model import build_model
 from pipelines.checkpoints.adapters import export_adapter, import_adapter, merge_checkpoints
@@ -257,6 +258,16 @@ def test_an_adapter_is_no_base_and_a_base_no_adapter(adapted, base, tmp_path):
         import_adapter(tmp_path / "factors-0", tmp_path / "out", opened.path)
     with pytest.raises(InvalidInput, match="found no adapter, which --format peft is for"):
         export_adapter(open_checkpoint(base.path), tmp_path / "out", layout="peft")
+
+
+def test_an_interrupted_checkpoint_becomes_a_base_under_another_name(base, tmp_path):
+    (base.path / "COMPLETE").unlink()
+    write_completion(base.path, base.config | {"interrupted": True})
+    factors = write_factors(tmp_path / "factors", 0)
+    with pytest.raises(InvalidInput, match=r"which that training removes when it goes on.*copy the folder"):
+        import_adapter(factors, tmp_path / "out", base.path)
+    shutil.copytree(base.path, tmp_path / "base")
+    assert import_adapter(factors, tmp_path / "out", tmp_path / "base").weights()
 
 
 def test_parameters_in_full_replace_those_of_the_base(adapted, base):

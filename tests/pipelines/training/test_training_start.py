@@ -15,7 +15,7 @@ from dit.formats.completion import COMPLETE, write_completion
 from dit.model import create_model
 from pipelines.artifacts import differences
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.config.reader import RecipeError, validate_recipe
+from pipelines.config.reader import RecipeError, resolved, validate_recipe
 from pipelines.latents.dataset import LatentDataset
 from pipelines.stage import StageContext
 from pipelines.train import prepare_checkpoints, train, train_identity
@@ -175,6 +175,22 @@ def test_the_identity_has_the_digest_of_the_weights_and_not_where_they_lie(base,
     assert [line.split(":")[0] for line in differences(here, raw)] == ["start.freeze", "start.sha256"]
     scratch = train_identity(base, LatentDataset.open(base.latents))
     assert "start" not in scratch and "start" not in scratch["train"] and "start" not in here["train"]
+
+
+def test_what_its_own_training_removes_is_no_base_of_an_adapter(fine_tune, tmp_path):
+    stopped = CheckpointFolder(Training(fine_tune("stopped")).run(stop_after=4).recipe.folder("checkpoints"))
+    assert stopped.interrupted_steps() == [4]
+    start = {"checkpoint": stopped.uri_of(4)}
+    assert find_start(fine_tune(start=start)).opened.interrupted
+    recipe = fine_tune(start=start, lora={"rank": 2})
+    with pytest.raises(InvalidInput, match=r"step_0000004: found the checkpoint of an interrupted .*copy the folder"):
+        find_start(recipe)
+    copy = shutil.copytree(stopped.uri_of(4), tmp_path / "copy")
+    assert find_start(fine_tune("other", start={"checkpoint": str(copy)}, lora={"rank": 2})).opened.interrupted
+    first = Path(CheckpointFolder(recipe.folder("checkpoints")).uri_of(0))
+    first.mkdir(parents=True)
+    write_completion(first, stopped.open(4).config | {"step": 0, "recipe": resolved(recipe)})
+    assert find_start(recipe).opened.interrupted  # a training that has begun goes on
 
 
 def test_the_identity_has_the_objective_of_a_file_where_it_decides_what_is_kept(base, fine_tune):
