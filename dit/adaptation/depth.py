@@ -57,7 +57,7 @@ def _arrange(draft: Draft, prefix: str, sources: list[tuple[str, str]]) -> None:
             if name in identity:
                 draft.change(name, identity[name], f"copy of {source} that starts as the identity")
             elif block != source:
-                draft.change(name, tensor, f"copy of {source}")
+                draft.change(name, tensor.clone(), f"copy of {source}")  # as no two may share memory in a file
             else:
                 draft.weights[name] = tensor
         seen.add(source)

@@ -207,6 +207,8 @@ def test_a_deeper_model_computes_at_first_what_the_base_computes_and_every_block
     started = start(base, deeper)
     network = network_of(started, deeper)
     assert torch.equal(network(x, t, y), base(x, t, y))
+    own = {tensor.data_ptr() for tensor in started.weights.values()}
+    assert len(own) == len(started.weights)  # safetensors stores no tensors that share memory
     network(x, t, y).square().sum().backward()
     lists = [network.blocks] if isinstance(config, DiTConfig) else [network.in_blocks, network.out_blocks]
     for block in (block for blocks in lists for block in blocks):
