@@ -35,10 +35,11 @@ def expand_braces(pattern: str) -> list[str]:
     return list(itertools.chain.from_iterable(expand_braces(f"{before}{choice}{after}") for choice in choices))
 
 
-def match_parameters(pattern: str, names: Sequence[str], field: str) -> list[str]:
+def match_parameters(pattern: str, names: Sequence[str], field: str, kind: str = "model's") -> list[str]:
     """Return the names that a glob with braces matches; "*" matches dots as well.
 
-    field: of the recipe, for messages. Raises InvalidInput if it, or one that its braces stand for, matches none.
+    field: of the recipe, and kind: of the parameters, for messages. Raises InvalidInput if it, or one that its braces
+    stand for, matches none.
     """
     found: dict[str, None] = {}
     for simple in expand_braces(pattern):
@@ -48,7 +49,7 @@ def match_parameters(pattern: str, names: Sequence[str], field: str) -> list[str
             hint = f"a pattern such as {close[0]!r}" if close else "a pattern such as 'blocks.{0..5}.*'"
             also = f", one of {pattern!r}" if simple != pattern else ""
             raise InvalidInput(
-                f"{field}: found {simple!r}{also}, which matches none of the model's {len(names)} parameters",
+                f"{field}: found {simple!r}{also}, which matches none of the {kind} {len(names)} parameters",
                 hint,
                 f"correct {field}",
             )
@@ -90,12 +91,13 @@ def count_trained(network: nn.Module) -> tuple[int, int]:
 
 
 def learning_rate_multipliers(
-    names: Sequence[str], patterns: Mapping[str, float] | None, layer_decay: float | None
+    names: Sequence[str], trained: Sequence[str], patterns: Mapping[str, float] | None, layer_decay: float | None
 ) -> dict[str, float]:
     """Return the factor of the learning rate of each parameter that has one, by its name.
 
-    patterns: factors by glob; a parameter that several match has their product. layer_decay: the factor from each block
-    to the one before; see `layer_numbers`. Raises InvalidInput if a pattern matches no parameter.
+    names: of all parameters, by which layers are numbered. trained: of those that are trained. patterns: factors by
+    glob; a parameter that several match has their product. layer_decay: the factor from each block to the one before;
+    see `layer_numbers`. Raises InvalidInput if a pattern matches no parameter that is trained.
     """
     factors: dict[str, float] = {}
     if layer_decay is not None:
@@ -103,7 +105,7 @@ def learning_rate_multipliers(
         last = max(layers.values()) + 1
         factors |= {name: math.pow(layer_decay, last - layer) for name, layer in layers.items()}
     for pattern, factor in (patterns or {}).items():
-        for name in match_parameters(pattern, names, "train.lr_multipliers"):
+        for name in match_parameters(pattern, trained, "train.lr_multipliers", "trained"):
             factors[name] = factors.get(name, 1.0) * factor
     return factors
 

@@ -35,11 +35,13 @@ from pipelines.training.retention import ProtectedCheckpoints, Retention, check_
 from pipelines.training.settings import train_worker_settings
 from pipelines.training.start import (
     TrainingStart,
+    changed_by_start,
     check_trained_parameters,
     describe_start,
     explain_scale,
     find_start,
     starting_from,
+    target_model,
     with_recorded_start,
     write_first_checkpoint,
 )
@@ -80,7 +82,8 @@ def train(
     worker_settings = train_worker_settings(config, latents)
     if (start := accepted_start(identity, checkpoints) or find_start(config)) is not None:
         worker_settings = starting_from(worker_settings, start, latents)
-    trained = check_trained_parameters(settings, worker_settings.model)
+    changed = changed_by_start(start, settings, target_model(worker_settings))
+    trained = check_trained_parameters(settings, worker_settings.model, changed)
 
     def before_move() -> None:
         if start is not None:

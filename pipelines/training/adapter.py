@@ -43,6 +43,11 @@ def changed_names(fates: Collection[TensorFate]) -> list[str]:
     return [each.name for each in fates if each.fate in ("adapted", "fresh")]
 
 
+def recorded_changes(tensors: Mapping[str, Collection[str]]) -> list[str]:
+    """Return the names of `changed_names` from what a checkpoint records of its start (`fates_by_kind`)."""
+    return [name.partition(":")[0] for fate in ("adapted", "fresh") for name in tensors.get(fate, ())]
+
+
 def first_snapshot(
     weights: Mapping[str, Tensor],
     adapter: AdapterConfig,
@@ -95,11 +100,10 @@ def describe_adapter(adapter: AdapterConfig, trained: int, total: int) -> str:
     )
 
 
-def adapted_names(adapter: AdapterConfig, model: DiTConfig | UViTConfig) -> list[str]:
-    """Return the names of the parameters of a network with an adapter, for factors of the learning rate."""
-    with torch.device("meta"):
-        names = [name for name, _ in build_model(model).named_parameters()]
-    return names + [f"{layer}.lora_{factor}.default.weight" for layer in adapter.layers for factor in "AB"]
+def trained_names(adapter: AdapterConfig) -> list[str]:
+    """Return the names, in a network with an adapter, of the parameters that are trained."""
+    factors = [f"{layer}.lora_{factor}.default.weight" for layer in adapter.layers for factor in "AB"]
+    return [*factors, *adapter.full]
 
 
 def adapter_size(adapter: AdapterConfig, model: DiTConfig | UViTConfig) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 Workers then resume from step 0 as from any other. The checkpoint of the start is needed once, to write that one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from dit.checkpoint import save_checkpoint
 from dit.config import DiTConfig, ProcessKind, UViTConfig, recorded_fields
 from dit.formats.record import CheckpointRecord
 from dit.latent_scale import LatentScale, record_scale, scale_of
-from dit.model import build_model
+from dit.model import build_model, meta_state
 from dit.schedule import power_ema_name
 from dit.snapshot import Snapshot
 from dit.start import StartWeights, fates_by_kind, start_weights, summarize_fates
@@ -33,12 +33,13 @@ from pipelines.config.training import TrainConfig
 from pipelines.latents.autoencoder import autoencoder_of
 from pipelines.latents.dataset import LatentDataset
 from pipelines.training.adapter import (
-    adapted_names,
     adapter_of,
     adapter_size,
     changed_names,
     describe_adapter,
     first_snapshot,
+    recorded_changes,
+    trained_names,
 )
 from pipelines.training.settings import TrainWorkerSettings
 from raydit.errors import InvalidInput, NotFound, RayditError, StorageFailed, Unreachable
@@ -181,7 +182,29 @@ def require_start_fits(start: TrainingStart, config: TrainConfig, model: Trained
         if config.lora is not None:
             require_all_weights(start.opened)
         require_adaptable(trained_model(start.record), model, start.settings.reset)
-    check_trained_parameters(config, model.config)
+    check_trained_parameters(config, model.config, changed_by_start(start, config, model))
+
+
+def changed_by_start(start: TrainingStart | None, config: TrainConfig, model: TrainedModel) -> list[str]:
+    """Return the names of the weights that an adapter's checkpoints will hold, as they are not those of its base.
+
+    They are found without reading any weights. Without an adapter there are none. model: that is trained. Raises
+    InvalidInput if the start does not fit it.
+    """
+    if start is None or config.lora is None:
+        return []
+    if start.opened is None:
+        return recorded_changes((start.record.start or {}).get("tensors", {}))
+    base = trained_model(start.record)
+    started = start_weights(
+        _any_weights(base), base, model, reset=start.settings.reset, fresh=lambda: _any_weights(model)
+    )
+    return changed_names(started.fates)
+
+
+def _any_weights(model: TrainedModel) -> dict[str, Tensor]:
+    """Return a state dict of zeros that share their memory, which takes next to none."""
+    return {name: torch.zeros(()).expand(like.shape) for name, like in meta_state(model.config).items()}
 
 
 def target_model(settings: TrainWorkerSettings) -> TrainedModel:
@@ -265,15 +288,17 @@ def describe_start(start: TrainingStart, started: StartWeights, *, lora: bool = 
         yield f"  {len(changed)} tensors that are not the base's are kept with the adapter, and trained in full"
 
 
-def check_trained_parameters(config: TrainConfig, model: DiTConfig | UViTConfig) -> str:
-    """Return in words how many parameters are trained; empty where all are. model: that is trained.
+def check_trained_parameters(config: TrainConfig, model: DiTConfig | UViTConfig, changed: Collection[str] = ()) -> str:
+    """Return in words how many parameters are trained; empty where all are.
 
-    Raises InvalidInput if a pattern of train.start.freeze or train.lr_multipliers matches none, or nothing is left.
+    model: that is trained. changed: names of `changed_by_start`, which matter for an adapter. Raises InvalidInput if
+    nothing is left to train, or if a pattern of train.start.freeze matches no parameter, or one of
+    train.lr_multipliers none that is trained.
     """
     if config.lora is not None:
-        adapter = adapter_of(config.lora, model, ())
+        adapter = adapter_of(config.lora, model, changed)
         trained, total = adapter_size(adapter, model)
-        learning_rate_multipliers(adapted_names(adapter, model), config.lr_multipliers, config.layer_decay)
+        learning_rate_multipliers((), trained_names(adapter), config.lr_multipliers, None)
         return describe_adapter(adapter, trained, total)
     patterns = () if config.start is None else config.start.freeze
     if not (patterns or config.lr_multipliers):
@@ -289,5 +314,6 @@ def prepare_parameters(network: nn.Module, config: TrainConfig) -> dict[str, flo
     """Freeze what a recipe freezes, and return the factors of the learning rate by names of parameters."""
     if config.start is not None:
         freeze(network, config.start.freeze)
-    names = [name for name, _ in network.named_parameters()]
-    return learning_rate_multipliers(names, config.lr_multipliers, config.layer_decay)
+    parameters = dict(network.named_parameters())
+    trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    return learning_rate_multipliers([*parameters], trained, config.lr_multipliers, config.layer_decay)

@@ -88,7 +88,8 @@ def test_only_factors_are_trained_and_the_rest_stays_that_of_the_base(base, adap
 
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_a_stopped_training_resumes_to_the_bit(adapt, stop):
-    settings = {"lr_multipliers": {"*.lora_B.*": 3.0}, "start": {"reset": ["labels"]}}
+    multipliers = {"*.lora_B.*": 3.0, "y_embedder.*": 2.0}
+    settings = {"lr_multipliers": multipliers, "layer_decay": 0.9, "start": {"reset": ["labels"]}}
     uninterrupted = Training(adapt("whole", **settings)).run()
     Training(adapt("parts", **settings)).run(stop_after=stop)
     rest = Training(adapt("parts", **settings)).run()
@@ -184,6 +185,8 @@ def test_a_plain_training_starts_from_a_checkpoint_with_an_adapter(adapt, base, 
         ({"lora": {"targets": ["convolution"]}}, "train.lora.targets: found 'convolution'"),
         ({"lora": {"targets": ["blocks.{0..2}.mlp.*"]}}, "train.lora.targets: found 'blocks.2.mlp"),
         ({"lr_multipliers": {"*.lora_C.*": 2.0}}, "train.lr_multipliers"),
+        ({"lr_multipliers": {"blocks.*.attn.qkv.weight": 2.0}}, "none of the trained 8 parameters"),
+        ({"lr_multipliers": {"final_layer.*": 2.0}}, "none of the trained 8 parameters"),
     ],
 )
 def test_an_adapter_that_does_not_fit_the_model_is_refused_before_work(adapt, settings, message):

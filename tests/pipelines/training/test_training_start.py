@@ -15,13 +15,24 @@ from dit.formats.completion import COMPLETE, write_completion
 from dit.model import create_model
 from pipelines.artifacts import differences
 from pipelines.checkpoints.folder import CheckpointFolder
+from pipelines.config.lora import LoraConfig
 from pipelines.config.reader import RecipeError, resolved, validate_recipe
 from pipelines.latents.dataset import LatentDataset
 from pipelines.stage import StageContext
 from pipelines.train import prepare_checkpoints, train, train_identity
+from pipelines.training.adapter import changed_names
 from pipelines.training.loop import create_training_state
 from pipelines.training.settings import train_worker_settings
-from pipelines.training.start import TrainingStart, check_trained_parameters, describe_start, explain_scale, find_start
+from pipelines.training.start import (
+    TrainingStart,
+    changed_by_start,
+    check_trained_parameters,
+    describe_start,
+    explain_scale,
+    find_start,
+    starting_from,
+    target_model,
+)
 from pipelines.training.worker import Worker
 from raydit.errors import InvalidInput, NotFound, RayditError
 
@@ -261,12 +272,33 @@ def test_a_wrong_section_is_refused_by_its_key(start, message):
         ({"start": {"freeze": ["blocks.{0..2}.*"]}}, r"found 'blocks\.2\.\*', one of 'blocks\.\{0\.\.2\}"),
         ({"start": {"freeze": ["*"]}}, "freezes all parameters"),
         ({"lr_multipliers": {"final": 2.0}}, r"train\.lr_multipliers: found 'final'.*'final_layer\.\*'"),
+        ({"lr_multipliers": {"pos_*": 2.0}}, r"found 'pos_\*', which matches none of the trained \d+ parameters"),
+        (
+            {"lr_multipliers": {"final_layer.*": 2.0}, "start": {"freeze": ["final_layer.*"]}},
+            r"found 'final_layer\.\*', which matches none of the trained \d+ parameters",
+        ),
     ],
 )
 def test_patterns_that_match_nothing_and_freezing_everything_are_refused(fine_tune, settings, message):
     recipe = fine_tune(**settings)
     with pytest.raises(InvalidInput, match=message):
         check_trained_parameters(recipe.train, settings_of(recipe).model)
+
+
+def test_what_a_start_changes_is_known_without_its_weights(base, fine_tune):
+    """An adapter's checkpoints hold it, and its rates may be chosen."""
+    recipe = fine_tune(
+        start={"reset": ["labels"]}, model={"patch_size": 1, "hidden_size": 16, "depth": 3, "num_heads": 2}
+    )
+    started = Training(recipe).run(stop_after=1).started
+    start, settings = find_start(recipe), replace(recipe.train, lora=LoraConfig(rank=2))
+    model = target_model(starting_from(settings_of(recipe), start, LatentDataset.open(recipe.latents)))
+    expected = changed_names(started.fates)
+    assert {"y_embedder.embedding_table.weight", "pos_embed", "x_embedder.proj.weight"} <= {*expected}
+    assert changed_by_start(start, settings, model) == expected
+    gone = replace(start, opened=None, record=last_of(recipe).record)
+    assert sorted(changed_by_start(gone, settings, model)) == sorted(expected)
+    assert changed_by_start(start, recipe.train, model) == []
 
 
 def test_the_scale_of_the_latents_is_that_of_the_start(base, fine_tune, tmp_path):
