@@ -25,6 +25,8 @@ from raydit.errors import InvalidInput, NotFound
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CLASSES = "class_names.json"
+"""Names of the classes, in a file of its own, as peft drops what it does not know of a config."""
 PREFIX = "base_model.model."
 """What peft puts before the names that the model has."""
 OTHER_PREFIXES = ("transformer.", "")
@@ -98,12 +100,19 @@ class AdapterWeights:
         return {**named, **self.full}
 
 
-def write_adapter(folder: Path, config: AdapterConfig, weights: Mapping[str, Tensor], base: str = "") -> None:
+def write_adapter(
+    folder: Path,
+    config: AdapterConfig,
+    weights: Mapping[str, Tensor],
+    base: str = "",
+    class_names: Sequence[str] = (),
+) -> None:
     """Write an adapter as `peft.PeftModel.from_pretrained` reads it.
 
     weights: NAME.lora_A.weight and NAME.lora_B.weight for each of the config's layers, and its parameters in full.
     base: path or URI of the base's weights, which is noted; checkpoints note it elsewhere, so that equal adapters are
-    equal files wherever their base lies.
+    equal files wherever their base lies. class_names: of the rows of a table of labels that the adapter has in full,
+    which checkpoints note elsewhere as well.
     """
     folder.mkdir(parents=True)
     modules = sorted({name.rpartition(".")[0] for name in config.full} - {""})
@@ -124,6 +133,8 @@ def write_adapter(folder: Path, config: AdapterConfig, weights: Mapping[str, Ten
             "inference_mode": True,
         },
     )
+    if class_names:
+        write_json(folder / ADAPTER_CLASSES, {"class_names": list(class_names)})
     tensors = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in weights.items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
 
@@ -141,6 +152,15 @@ def read_adapter(folder: str | Path) -> AdapterWeights:
     weights = to_float32({_own_name(name): value for name, value in found.items()}, file)
     check_finite(weights, file)
     return group_weights(weights, config, file)
+
+
+def read_class_names(folder: str | Path) -> tuple[str, ...]:
+    """Return the names of an adapter's own classes; empty if there is no note of them. Raises as `read_adapter`."""
+    file = _find_files(Path(folder))[1].with_name(ADAPTER_CLASSES)
+    names = read_object(file).get("class_names") if file.is_file() else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidInput(f"{file}: found class_names {str(names)[:80]}", "a list of texts", "correct it")
+    return tuple(names)
 
 
 def _find_files(folder: Path) -> tuple[dict[str, Any], Path]:
@@ -287,7 +307,7 @@ def _mix_full(
 
 
 def require_fitting(base: Mapping[str, Tensor], adapter: AdapterWeights, where: object) -> None:
-    """Raise InvalidInput, naming the first, unless the base has every tensor that an adapter changes, in its shape.
+    """Raise InvalidInput, naming the first, unless the base has every layer with factors, in its shape.
 
     base: a state dict, which may be on the meta device.
     """
@@ -299,4 +319,22 @@ def require_fitting(base: Mapping[str, Tensor], adapter: AdapterWeights, where: 
                 f"{where} changes {name} {shape}, and the base has {'no such tensor' if found is None else found}",
                 "an adapter of this base",
                 "choose the base that it was trained on",
+            )
+
+
+def require_model_of(expected: Mapping[str, Tensor], adapter: AdapterWeights, where: object) -> None:
+    """Raise InvalidInput, naming the first, unless a model has all that an adapter changes or replaces, in its shape.
+
+    expected: the model's state dict, which may be on the meta device.
+    """
+    require_fitting(expected, adapter, where)
+    for name, tensor in adapter.full.items():
+        found = tuple(expected[name].shape) if name in expected else None
+        if found != tuple(tensor.shape):
+            raise InvalidInput(
+                f"{where} has {name} {tuple(tensor.shape)} beside its factors, and the model of the base has "
+                f"{'no such tensor' if found is None else found}",
+                "low-rank factors, and parameters in full that the model has",
+                "choose the base that it was trained on; of an adapter of other classes, export it again with "
+                f"--format peft, which notes them in {ADAPTER_CLASSES}",
             )

@@ -1,19 +1,29 @@
 """Adapters as checkpoints: imported from other projects, exported to them, and merged into ordinary checkpoints."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cluster import storage
+from dit.adaptation.draft import part_names
 from dit.checkpoint import Checkpoint, save_weights
 from dit.files import publish, require_unused
-from dit.formats.adapter import merge_adapters, read_adapter, require_fitting, write_adapter
+from dit.formats.adapter import (
+    AdapterWeights,
+    merge_adapters,
+    read_adapter,
+    read_class_names,
+    require_model_of,
+    write_adapter,
+)
 from dit.formats.adapter_diffusers import adapter_for_diffusers, adapter_from_diffusers, written_form
 from dit.formats.completion import step_name, write_completion
 from dit.formats.opened_checkpoint import FROZEN, adapter_folder
-from dit.formats.record import describe_checkpoint
+from dit.formats.record import CheckpointRecord, describe_checkpoint
 from dit.model import meta_state
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
+from pipelines.console import say
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from raydit.errors import InvalidInput
 
@@ -87,7 +97,9 @@ def import_adapter(
     opened = open_checkpoint(base, **options)
     record, model = base_record(opened, "ema", **options), opened.record.model_config
     adapter = adapter_from_diffusers(read_adapter(source), model.depth, model.hidden_size)
-    require_fitting(meta_state(model), adapter, source)
+    classes = _classes_of(adapter, source, opened)
+    model = replace(model, num_classes=len(classes)) if classes else model
+    require_model_of(meta_state(model), adapter, source)
     config, tensors = written_form(adapter)
     origin = {"format": "adapter", "name": Path(source).absolute().name}
 
@@ -95,11 +107,26 @@ def import_adapter(
         folder.mkdir()
         for name in ("model", "ema"):
             write_adapter(folder / adapter_folder(name), config, tensors)
-        described = _described(opened, opened.config, origin)
+        described = _described(opened, opened.config, origin, classes)
         write_completion(folder, {"step": 0, **described, "base": record})
 
     publish(folder, write)
     return open_checkpoint(str(folder))
+
+
+def _classes_of(adapter: AdapterWeights, source: str | Path, base: LocatedCheckpoint) -> tuple[str, ...]:
+    """Return the names of the classes of an adapter's own table of labels; empty where they are those of its base."""
+    if not _has_labels(adapter, base.record):
+        return ()
+    names = read_class_names(source)
+    if not names and base.record.class_names:
+        say("import", f"{source} has its own table of labels, and no names of classes: they have those of the base")
+    return names
+
+
+def _has_labels(adapter: AdapterWeights, record: CheckpointRecord) -> bool:
+    """Return whether an adapter replaces the table of labels."""
+    return any(name.startswith(part_names(record.model_config)["labels"]) for name in adapter.full)
 
 
 def export_adapter(opened: LocatedCheckpoint, out: str | Path, *, layout: AdapterLayout, weights: str = "ema") -> Path:
@@ -120,7 +147,8 @@ def export_adapter(opened: LocatedCheckpoint, out: str | Path, *, layout: Adapte
     if layout == "diffusers-lora":
         adapter = adapter_for_diffusers(adapter, opened.record.model_config.depth)
     config, tensors = written_form(adapter)
-    publish(folder, lambda folder: write_adapter(folder, config, tensors, opened.base.uri if opened.base else ""))
+    uri, classes = opened.base.uri, opened.record.class_names if _has_labels(adapter, opened.record) else ()
+    publish(folder, lambda folder: write_adapter(folder, config, tensors, uri, classes))
     return folder
 
 
@@ -156,17 +184,23 @@ def require_all_weights(opened: LocatedCheckpoint) -> None:
         )
 
 
-def _described(opened: LocatedCheckpoint, config: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
-    """Return the config.json of a checkpoint that is made from another one, and lies anywhere."""
+def _described(
+    opened: LocatedCheckpoint, config: dict[str, Any], source: dict[str, Any], classes: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return the config.json of a checkpoint that is made from another one, and lies anywhere.
+
+    classes: names of its classes; when left out, they are those of the other one.
+    """
     record = opened.record
+    model = replace(record.model_config, num_classes=len(classes)) if classes else record.model_config
     autoencoder = dict(config["autoencoder"])
     if autoencoder["id"] == TRAINED_AUTOENCODER:  # which is found beside the checkpoints of its output alone
         autoencoder["id"] = storage.join(opened.output, TRAINED_AUTOENCODER)
     return describe_checkpoint(
-        model=record.model_config,
+        model=model,
         objective=record.objective,
         autoencoder=autoencoder,
-        class_names=record.class_names,
+        class_names=classes or record.class_names,
         seed=record.seed,
         latents_fingerprint=record.latents_fingerprint,
         preprocessing=record.preprocessing,

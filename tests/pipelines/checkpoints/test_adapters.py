@@ -30,6 +30,7 @@ from pipelines.training.retention import ProtectedCheckpoints
 from raydit.errors import InvalidInput, NotFound
 
 LAYERS = ("blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.adaLN_modulation.1")
+TABLE = "y_embedder.embedding_table.weight"
 
 
 def write_factors(folder, seed, layers=LAYERS, rank=2, alpha=3.0, model=MODEL, **full):
@@ -271,13 +272,43 @@ def test_an_interrupted_checkpoint_becomes_a_base_under_another_name(base, tmp_p
 
 
 def test_parameters_in_full_replace_those_of_the_base(adapted, base):
-    table = {"y_embedder.embedding_table.weight": torch.ones(4, 32)}
+    table = {TABLE: torch.ones(4, 32)}
     opened = adapted(layers=LAYERS[:2], **table)
-    assert torch.equal(opened.weights()["y_embedder.embedding_table.weight"], torch.ones(4, 32))
+    assert torch.equal(opened.weights()[TABLE], torch.ones(4, 32))
     config = json.loads((opened.path / "adapter" / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["y_embedder.embedding_table"]
     network = load_weights(build_model(opened.record.model_config), opened.weights())
     assert torch.equal(network.y_embedder.embedding_table.weight, torch.ones(4, 32))
+
+
+def test_an_adapter_of_other_classes_keeps_their_names(raydit, base, tmp_path):
+    theirs = write_factors(tmp_path / "theirs", 0, **{TABLE: torch.ones(3, 32)})
+    (theirs / "class_names.json").write_text('{"class_names": ["cat", "dog"]}')
+    imported = import_adapter(theirs, tmp_path / "imported", base.path)
+    export_adapter(open_checkpoint(imported.path), tmp_path / "peft", layout="peft")
+    again = import_adapter(tmp_path / "peft", tmp_path / "again", base.path)
+    merged = merge_checkpoints([(open_checkpoint(again.path), 1.0)], tmp_path / "merged")
+    for each in (imported, again, merged):
+        assert each.record.class_names == ("cat", "dog") and each.record.model_config.num_classes == 2
+        network = load_weights(build_model(each.record.model_config), each.weights())
+        assert torch.equal(network.y_embedder.embedding_table.weight, torch.ones(3, 32))
+    (theirs / "class_names.json").write_text('{"class_names": [1]}')
+    with pytest.raises(InvalidInput, match="found class_names .1., expected a list of texts"):
+        import_adapter(theirs, tmp_path / "out", base.path)
+    (theirs / "class_names.json").unlink()
+    with pytest.raises(InvalidInput, match=r"embedding_table.weight \(3, 32\) beside its factors, .* has \(4, 32\)"):
+        import_adapter(theirs, tmp_path / "out", base.path)
+    write_factors(tmp_path / "own", 0, **{TABLE: torch.ones(4, 32)})
+    code, out, _ = raydit("import", str(tmp_path / "own"), str(tmp_path / "out"), "--base", str(base.path))
+    assert code == 0 and "has its own table of labels, and no names of classes" in out
+
+
+@pytest.mark.parametrize("name", ["blocks.0.attn.qkv.lora_magnitude_vector.weight", f"{TABLE[:-7]}.lora_embedding_A"])
+def test_tensors_that_the_model_does_not_have_are_not_imported(base, tmp_path, name):
+    write_factors(tmp_path / "theirs", 0, **{name: torch.ones(2, 4)})
+    with pytest.raises(InvalidInput, match=r"beside its factors, and the model of the base has no such tensor"):
+        import_adapter(tmp_path / "theirs", tmp_path / "out", base.path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_base_of_an_adapter_is_protected_and_found_in_the_registry(base, tmp_path, monkeypatch):

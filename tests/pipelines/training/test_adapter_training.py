@@ -11,7 +11,8 @@ from tiny_training import Training, assert_equal, training_recipe
 
 from dit.formats.weights import load_weights
 from dit.model import build_model
-from pipelines.checkpoints.adapters import merge_checkpoints
+from pipelines.checkpoints.adapters import import_adapter, merge_checkpoints
+from pipelines.checkpoints.exporting import export_checkpoint
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.reader import RecipeError
 from pipelines.latents.dataset import LatentDataset
@@ -104,7 +105,7 @@ def test_alpha_zero_stays_the_base_to_the_bit(base, adapt):
         assert_equal(step(recipe, 8).weights(which), last_of(base).weights("ema"))
 
 
-def test_what_the_start_changes_is_trained_in_full(base, adapt):
+def test_what_the_start_changes_is_trained_in_full(base, adapt, tmp_path):
     recipe = adapt(start={"reset": ["labels"]})
     Training(recipe).run()
     first, last = step(recipe, 0), step(recipe, 8)
@@ -113,6 +114,16 @@ def test_what_the_start_changes_is_trained_in_full(base, adapt):
     assert not torch.equal(first.weights("raw")[TABLE], last.weights("raw")[TABLE])
     config = json.loads((last.path / "adapter" / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["y_embedder.embedding_table"]
+    folder = export_checkpoint(last, tmp_path / "peft", format="peft")
+    network = load_weights(build_model(last.record.model_config), last.unadapted_weights() | dict(last.adapter().full))
+    theirs = peft.PeftModel.from_pretrained(network, folder).merge_and_unload()
+    weights = last.weights()
+    assert theirs.state_dict().keys() == weights.keys()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(value, weights[name])
+    imported = import_adapter(folder, tmp_path / "imported", last_of(base))
+    assert imported.record.class_names == ("a", "b", "c")
+    assert_equal(imported.weights(), weights)
 
 
 def test_other_positions_are_kept_beside_the_adapter(base, adapt, tmp_path):
