@@ -268,7 +268,8 @@ def merge_adapters(
     """Return the base's weights with the changes of adapters, each times its share; what none changes to the bit.
 
     Changes are computed in float64 on the CPU and rounded once, so that no batch, device or number of threads matters.
-    where: the adapter, for messages. Raises InvalidInput if one is of another model.
+    where: the adapter, for messages. Raises InvalidInput if one is of another model, or if parameters that are trained
+    in full are not in all of them, or the shares of these do not add up to 1.
     """
     merged, changes = dict(base), dict[str, Tensor]()
     for adapter, share in adapters:
@@ -281,28 +282,31 @@ def merge_adapters(
         # A zero that is added to a negative zero would change its sign.
         merged[f"{name}.weight"] = torch.where(change == 0, weight, (weight.double() + change).to(weight.dtype))
     for name in {name: None for adapter, _ in adapters for name in adapter.full}:
-        merged[name] = _mix_full(name, base, adapters, where)
+        merged[name] = _mix_full(name, adapters, where)
     return merged
 
 
-def _mix_full(
-    name: str, base: Mapping[str, Tensor], adapters: Sequence[tuple[AdapterWeights, float]], where: object
-) -> Tensor:
-    """Return a parameter that is trained in full: the sum of the adapters' by their shares, and the base's rest."""
-    parts = [(adapter.full.get(name, base.get(name)), share) for adapter, share in adapters]
-    if len(parts) == 1 and parts[0][1] == 1 and parts[0][0] is not None:
-        return parts[0][0]
-    rest = 1 - math.fsum(share for _, share in adapters)
-    parts.append((base.get(name), 0.0 if abs(rest) < 1e-9 else rest))
-    used = [value for value, share in parts if share]
-    shapes = {None if value is None else value.shape for value in used}
-    if None in shapes or len(shapes) > 1:
+def _mix_full(name: str, adapters: Sequence[tuple[AdapterWeights, float]], where: object) -> Tensor:
+    """Return a parameter that is trained in full: the sum of the adapters' by their shares.
+
+    The base's has no part in it, as its rows may be those of other classes. Raises InvalidInput if an adapter has none,
+    or another shape, and if the shares do not add up to 1.
+    """
+    values = [adapter.full.get(name) for adapter, _ in adapters]
+    shapes = {None if value is None else value.shape for value in values}
+    total = math.fsum(share for _, share in adapters)
+    if None in shapes or len(shapes) > 1 or abs(total - 1) > 1e-9:
+        alike = (
+            f"with shares of sum {total:g}" if None not in shapes and len(shapes) == 1 else "not alike in all adapters"
+        )
         raise InvalidInput(
-            f"{where}: found {name} in other shapes, or not at all, in some of what is mixed",
-            "one shape, and shares of sum 1 where the base has another",
+            f"{where}: found {name}, which is trained in full, {alike}",
+            "one shape in all that is mixed, and shares of sum 1, because the base's may be of other classes",
             "mix adapters of the same classes and resolution, with shares of sum 1",
         )
-    scaled = [share * value.double() for value, share in parts if value is not None and share]
+    if len(adapters) == 1 and values[0] is not None:
+        return values[0]
+    scaled = [share * value.double() for value, (_, share) in zip(values, adapters, strict=True) if value is not None]
     return torch.stack(scaled).sum(0).to(torch.float32)
 
 

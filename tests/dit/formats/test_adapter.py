@@ -87,16 +87,23 @@ def test_a_mixture_adds_the_changes_by_their_shares():
     def adapter(**full):
         return AdapterWeights({"a": Factors(torch.randn(2, 3), torch.randn(4, 2), 0.5)}, full)
 
-    one, other = adapter(b=torch.tensor([1.0, 2.0])), adapter()
+    one, other = adapter(), adapter()
     mixed = merge_adapters(base, [(one, 0.25), (other, 0.5)])
     changes = [0.5 * pair.up @ pair.down for pair in (one.factors["a"], other.factors["a"])]
     torch.testing.assert_close(mixed["a.weight"], base["a.weight"] + 0.25 * changes[0] + 0.5 * changes[1])
-    torch.testing.assert_close(mixed["b"], 0.25 * torch.tensor([1.0, 2.0]) + 0.75 * base["b"])
-    other_shape = AdapterWeights(one.factors, {"b": torch.zeros(3)})
-    assert torch.equal(merge_adapters(base, [(other_shape, 1.0)])["b"], torch.zeros(3))
-    torch.testing.assert_close(merge_adapters(base, [(other_shape, 0.5), (other_shape, 0.5)])["b"], torch.zeros(3))
-    with pytest.raises(InvalidInput, match="found b in other shapes"):
-        merge_adapters(base, [(other_shape, 0.5)])
+    assert torch.equal(mixed["b"], base["b"])
+    row, longer = torch.tensor([1.0, 2.0]), torch.arange(3.0)
+    assert torch.equal(merge_adapters(base, [(adapter(b=longer), 1.0)])["b"], longer)
+    mixed = merge_adapters(base, [(adapter(b=longer), 0.25), (adapter(b=longer + 1), 0.75)])
+    torch.testing.assert_close(mixed["b"], longer + 0.75)
+    for parts, message in (
+        ([(adapter(b=row), 0.5)], "found b, which is trained in full, with shares of sum 0.5"),
+        ([(adapter(b=row), 0.5), (adapter(b=row), 0.75)], "with shares of sum 1.25"),
+        ([(adapter(b=row), 0.5), (adapter(), 0.5)], "found b, which is trained in full, not alike in all adapters"),
+        ([(adapter(b=row), 0.5), (adapter(b=longer), 0.5)], "not alike in all adapters"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            merge_adapters(base, parts)
 
 
 @pytest.mark.parametrize(
