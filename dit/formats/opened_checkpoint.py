@@ -167,11 +167,18 @@ class Checkpoint:
 
     def find_base(self, base: BaseRecord) -> Path:
         """Return the local file of the base's weights: a copy in the folder, or at its path. Raises NotFound."""
-        at_origin = Path(base.uri.removeprefix("file://")) / base.file
-        file = next((each for each in (self.path / BASE_COPY, at_origin) if each.is_file()), None)
-        if file is None:
-            raise base_is_gone(base, self.path)
-        return file
+        origin = Path(base.uri.removeprefix("file://"))
+        file = next((each for each in (self.path / BASE_COPY, origin / base.file) if each.is_file()), None)
+        if file is not None:
+            return file
+        if origin.exists() or "://" in str(origin):
+            raise NotFound(
+                f"{self.path} holds an adapter, and its base {base.uri} is no folder on this disk with {base.file}",
+                "the weights that the adapter changes",
+                "open it by pipelines.checkpoints.open.open_checkpoint, which also reads weights in other formats and "
+                f"at URIs, or copy that {base.file} to {self.path}/{BASE_COPY}",
+            )
+        raise base_is_gone(base, self.path)
 
 
 def base_is_gone(base: BaseRecord, where: object) -> NotFound:

@@ -18,7 +18,7 @@ from dit.formats.adapter import (
     write_adapter,
 )
 from dit.formats.adapter_diffusers import adapter_for_diffusers, adapter_from_diffusers, written_form
-from dit.formats.completion import step_name, write_completion
+from dit.formats.completion import COMPLETE, step_name, write_completion
 from dit.formats.opened_checkpoint import FROZEN, adapter_folder
 from dit.formats.record import CheckpointRecord, describe_checkpoint
 from dit.model import meta_state
@@ -95,6 +95,12 @@ def import_adapter(
     storage.refuse_unwritable(str(out))
     folder = require_unused(out)
     opened = open_checkpoint(base, **options)
+    if options and storage.exists(storage.join(opened.origin, COMPLETE)):
+        raise InvalidInput(
+            f"{', '.join(options)}: found with {opened.origin}, which records what it is of",
+            "none for such a base",
+            "leave --set, --objective and --autoencoder away",
+        )
     record, model = base_record(opened, "ema", **options), opened.record.model_config
     adapter = adapter_from_diffusers(read_adapter(source), model.depth, model.hidden_size)
     classes = _classes_of(adapter, source, opened)

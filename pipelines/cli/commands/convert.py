@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import TYPE_CHECKING, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -61,20 +63,16 @@ def import_(
     """Convert FILE to a checkpoint OUT.
 
     FILE is official DiT, SiT or U-ViT weights, a folder of their shards, or a diffusers DiT pipeline folder; with
-    --base, an adapter that peft or diffusers saved.
+    --base, an adapter that peft or diffusers saved. Other options then say what the base is of, where it is a file of
+    weights.
     """
     from pipelines.checkpoints.adapters import import_adapter
     from pipelines.checkpoints.importing import import_checkpoint, summarize_import
 
     if base is not None:
-        given = [
-            name
-            for name, value in {"--model": model, "--autoencoder": autoencoder, "--set": overrides}.items()
-            if value
-        ]
-        if given:
-            raise click.UsageError(f"{given[0]} and --base: an adapter is of the model of its base")
-        checkpoint = import_adapter(source, out, base)
+        if numerics != "diffusers":
+            raise click.UsageError("--numerics and --base: import the base first, and name the result")
+        checkpoint = import_adapter(source, out, base, **base_options(model, objective, autoencoder, overrides))
     else:
         checkpoint = import_checkpoint(
             source,
@@ -90,6 +88,18 @@ def import_(
     print_result(
         as_json, {"path": str(checkpoint.path), "digest": checkpoint.digest, "model": checkpoint.config["model"]}
     )
+
+
+def base_options(
+    model: str | None, objective: ProcessKind, autoencoder: str | None, overrides: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the options of `open_checkpoint` that say what a file of weights is of; none where nothing was given."""
+    stated = [f"objective.kind={objective}"] if objective != "diffusion" else []
+    if autoencoder is not None:
+        place = str(Path(autoencoder).absolute()) if Path(autoencoder).is_dir() else autoencoder
+        stated.append(f"autoencoder.id={json.dumps(place)}")
+    options = {"model": model, "overrides": (*overrides, *stated)}
+    return {name: value for name, value in options.items() if value}
 
 
 @click.command(name="export")

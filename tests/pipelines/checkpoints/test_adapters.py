@@ -113,6 +113,41 @@ def test_a_base_is_found_in_a_copy_and_refused_where_it_changed_or_is_gone(adapt
     assert weights.exists()
 
 
+def test_a_base_in_another_format_is_found_by_open_checkpoint_alone(raydit, base, tmp_path):
+    weights = export_checkpoint(open_checkpoint(base.path), tmp_path / "base.safetensors", format="official")
+    factors, out = write_factors(tmp_path / "factors", 0), tmp_path / "out"
+    described = (
+        "--set",
+        "model.num_heads=2",
+        "--objective",
+        "flow",
+        "--autoencoder",
+        f"{base.path.parents[1]}/autoencoder",
+    )
+    code, _, err = raydit("import", str(factors), str(out), "--base", str(weights), *described)
+    assert (code, err) == (0, "")
+    opened = open_checkpoint(out)
+    assert equal(opened.weights(), merge_adapters(base.weights(), [(read_adapter(factors), 1.0)]))
+    assert opened.record.process_kind == "flow" and opened.record.model_config.num_heads == 2
+    with pytest.raises(NotFound, match=r"base.safetensors is no folder .* pipelines.checkpoints.open.open_checkpoint"):
+        load_checkpoint(out).weights()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "DiT-S/8"], "--model DiT-S/8: found with"),
+        (["--set", "model.num_heads=2"], "which records what it is of"),
+        (["--objective", "flow"], "which records what it is of"),
+        (["--numerics", "official"], "--numerics and --base"),
+    ],
+)
+def test_what_a_base_records_is_not_asked_for(raydit, base, tmp_path, options, message):
+    factors = write_factors(tmp_path / "factors", 0)
+    code, _, err = raydit("import", str(factors), str(tmp_path / "out"), "--base", str(base.path), *options)
+    assert code == 2 and message in err and not (tmp_path / "out").exists()
+
+
 def test_a_superseded_base_is_found(adapted, base, tmp_path):
     opened = adapted()
     expected, output = opened.weights(), base.path.parents[1]
