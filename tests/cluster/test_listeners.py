@@ -77,6 +77,7 @@ def test_a_ray_that_raydit_starts_listens_on_loopback_only(local_ray):
     assert below == []
 
 
+@pytest.mark.slow
 def test_a_head_of_a_cluster_listens_beyond_its_machine_and_the_doctor_says_so():
     with started_head() as ours:  # of its own: on the tests' head a job runs for a minute, which listens as well
         port = int(ours.ray_address.rpartition(":")[2])

@@ -346,6 +346,7 @@ def test_tensors_that_the_model_does_not_have_are_not_imported(base, tmp_path, n
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_base_of_an_adapter_is_protected_and_found_in_the_registry(base, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = checkpoint_recipe(open_checkpoint(base.path))
