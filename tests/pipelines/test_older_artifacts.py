@@ -128,6 +128,7 @@ def test_its_report_reads_and_writes_back_to_the_same_bytes(folder):
     assert EvaluationReport.from_json(text).to_json() == text
 
 
+@pytest.mark.slow
 def test_scored_again_its_checkpoint_has_its_scores(recipe, folder, local_ray):
     (file,) = (folder / "output" / "evaluations").rglob("report.json")
     recorded = EvaluationReport.from_json(file.read_text())

@@ -101,6 +101,7 @@ def test_an_imported_checkpoint_cannot_be_watched(trained, tmp_path):
         next(follow_checkpoints(str(folder.parent), 1, checkpoint_recipe))
 
 
+@pytest.mark.slow
 def test_an_output_in_training_can_be_evaluated_by_one_process_at_a_time(trained):
     """Other processes hold the folders, because one process may hold a folder several times."""
     config = checkpoint_recipe(next(follow_checkpoints(str(trained), 7, checkpoint_recipe))[0])

@@ -39,6 +39,7 @@ def labels_by_key(dataset):
     return {row["key"].partition("/")[0].removesuffix(".png"): row["label"] for table in tables for row in table}
 
 
+@pytest.mark.slow
 def test_numbers_are_classes_in_numeric_order_in_a_new_output(tmp_path, monkeypatch, capsys):
     write_numbers(tmp_path, range(12))
     (tmp_path / "images" / "12").mkdir()

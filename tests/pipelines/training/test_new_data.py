@@ -73,7 +73,8 @@ def test_the_same_command_resumes_with_or_without_the_flag_and_without_the_earli
     start = accepted_start(identity, grown.checkpoints)
     assert start.opened is None
     with pytest.raises(NotFound):
-        prepare_checkpoints(grown.checkpoints, identity | {"seed": 9}, 8, start.require_opened)
+        other = Artifact("train", grown.checkpoints.uri, identity | {"seed": 9})
+        prepare_checkpoints(other, 8, start.require_opened)
     assert grown.checkpoints.has_any()
     assert grown.identity() == identity == Artifact("train", grown.checkpoints.uri, {}).recorded()
     grown.checkpoints.remove(0)

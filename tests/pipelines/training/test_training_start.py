@@ -13,7 +13,7 @@ from cluster import storage
 from dit.checkpoint import restore
 from dit.formats.completion import COMPLETE, write_completion
 from dit.model import create_model
-from pipelines.artifacts import differences
+from pipelines.artifacts import Artifact, differences
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.lora import LoraConfig
 from pipelines.config.reader import RecipeError, resolved, validate_recipe
@@ -119,7 +119,8 @@ def test_other_settings_without_the_start_move_nothing_and_the_earlier_ones_take
     shutil.copytree(last_of(base).path, copy)
     recipe, other = (fine_tune(start={"checkpoint": str(copy)}, learning_rate=rate) for rate in (1e-3, 5e-4))
     identity, checkpoints = identity_of(recipe), CheckpointFolder(recipe.folder("checkpoints"))
-    prepare_checkpoints(checkpoints, identity, 8)
+    artifact = Artifact("train", checkpoints.uri, identity)
+    prepare_checkpoints(artifact, 8)
     Training(recipe).run()
     digest, other_identity = last_of(recipe).digest, identity_of(other)
     shutil.rmtree(copy)
@@ -128,9 +129,9 @@ def test_other_settings_without_the_start_move_nothing_and_the_earlier_ones_take
         with StageContext(changed) as context, pytest.raises(NotFound, match=f"no checkpoint at {copy}"):
             train(changed, context=context)
         assert last_of(recipe).digest == digest and not Path(recipe.folder("superseded")).exists()
-    prepare_checkpoints(checkpoints, other_identity, 8)
+    prepare_checkpoints(replace(artifact, identity=other_identity), 8)
     assert not checkpoints.has_any() and identity_of(recipe) == identity
-    prepare_checkpoints(checkpoints, identity_of(recipe), 8)
+    prepare_checkpoints(replace(artifact, identity=identity_of(recipe)), 8)
     assert last_of(recipe).digest == digest
 
 
