@@ -295,12 +295,11 @@ def _mix_full(name: str, adapters: Sequence[tuple[AdapterWeights, float]], where
     values = [adapter.full.get(name) for adapter, _ in adapters]
     shapes = {None if value is None else value.shape for value in values}
     total = math.fsum(share for _, share in adapters)
-    if None in shapes or len(shapes) > 1 or abs(total - 1) > 1e-9:
-        alike = (
-            f"with shares of sum {total:g}" if None not in shapes and len(shapes) == 1 else "not alike in all adapters"
-        )
+    alike = None not in shapes and len(shapes) == 1
+    if not alike or abs(total - 1) > 1e-9:
+        reason = f"with shares of sum {total:g}" if alike else "not alike in all adapters"
         raise InvalidInput(
-            f"{where}: found {name}, which is trained in full, {alike}",
+            f"{where}: found {name}, which is trained in full, {reason}",
             "one shape in all that is mixed, and shares of sum 1, because the base's may be of other classes",
             "mix adapters of the same classes and resolution, with shares of sum 1",
         )

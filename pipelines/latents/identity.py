@@ -4,7 +4,6 @@ from typing import Any
 
 from dit.autoencoder_kinds import latent_side, moments_channels
 from dit.formats.record import FURTHER_DIGESTS
-from pipelines.artifacts import without_defaults
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.listing import Listing
@@ -26,18 +25,20 @@ def encode_identity(
 
     autoencoder: its record (`AutoencoderHandle.describe`).
     """
-    encode = without_defaults({"encode": _recorded_settings(settings)}, encode_defaults(settings))["encode"]
     # The config's digest, which is younger than the identity, only where it alone tells latents from earlier ones.
     recorded = ("sha256", *(["config_sha256"] if "config_sha256" in autoencoder else []))
     return {
         "images": {"digest": listing.digest, "count": len(listing), **preprocessing(images)},
         "autoencoder": {name: autoencoder[name] for name in recorded},
-        "encode": encode,
+        "encode": _recorded_settings(settings),
     }
 
 
 def encode_defaults(settings: EncodeConfig) -> dict[str, Any]:
-    """Return what optional fields of the identity mean where they are left out."""
+    """Return what optional fields of the identity mean where they are left out.
+
+    A recipe leaves them out itself (`EncodeConfig`); earlier releases recorded them.
+    """
     return {"encode": {"memory_format": "contiguous"} if settings.gpus_per_worker else {}}
 
 

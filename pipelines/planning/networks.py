@@ -1,6 +1,5 @@
 """The networks of a recipe by their shapes and numbers of parameters, without their memory, and without downloads."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -206,27 +205,21 @@ def _linear(inputs: int, outputs: int) -> int:
 def trained_parameters(model: DiTConfig | UViTConfig, settings: TrainConfig) -> int:
     """Count what a training changes: all trained parameters of a network but frozen ones, or those of an adapter.
 
-    Raises InvalidInput for a pattern of train.start.freeze that matches nothing.
+    Raises InvalidInput for a pattern of train.start.freeze that matches nothing, or if nothing is left to train.
     """
     if settings.lora is not None:
         return adapter_parameters(model, settings.lora)
-    trained = count_parameters(model).trained
-    return trained - _frozen_parameters(model, settings.start.freeze) if settings.start else trained
-
-
-def _frozen_parameters(model: DiTConfig | UViTConfig, patterns: Sequence[str]) -> int:
-    """Count the parameters that patterns freeze, by the names and shapes of the network, without its memory."""
-    if not patterns:
-        return 0
+    if settings.start is None or not settings.start.freeze:
+        return count_parameters(model).trained
     import torch  # in here, because it takes seconds
 
     from dit.model import build_model
-    from dit.trained_parameters import frozen_names
+    from dit.trained_parameters import count_trained, freeze
 
     with torch.device("meta"):
-        parameters = dict(build_model(model).named_parameters())
-    frozen = [parameters[name] for name in frozen_names(patterns, [*parameters])]
-    return sum(parameter.numel() for parameter in frozen if parameter.requires_grad)
+        network = build_model(model)
+    freeze(network, settings.start.freeze)
+    return count_trained(network)[0]
 
 
 def adapter_parameters(model: DiTConfig | UViTConfig, lora: LoraConfig) -> int:

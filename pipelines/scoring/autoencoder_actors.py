@@ -106,7 +106,7 @@ def autoencoder_shards(folder: str, listing: Listing, shard_rows: int) -> list[A
     """Return one shard for each run of shard_rows images; their records are numbered files in `folder`."""
     return [
         AutoencoderShard(
-            # Not shard-00000.npz, as earlier releases named records whose features they told apart by position alone.
+            # Records named shard-00000.npz are of earlier releases, whose features have positions in place of names.
             storage.join(folder, f"reconstructed-{index:05d}.npz"),
             listing.take(part),
             positions=part,

@@ -218,7 +218,7 @@ class MeasuredImages:
     """In dB, of the mean squared error over all images."""
     ssim: float
     features: dict[str, FeatureStatistics]
-    """Of the reconstructions, by the extractor's name in the protocol."""
+    """Feature statistics of the reconstructions, keyed by the extractor's name in the protocol."""
     latents: LatentStatistics
     originals: np.ndarray
     """(K, H, W, 3) uint8: the images of the picture."""

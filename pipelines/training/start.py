@@ -128,8 +128,8 @@ def find_start(config: Recipe) -> TrainingStart | None:
     sha256 = opened.weights_sha256(settings.chosen_weights)
     imported = import_options(settings, autoencoder_of(config))
     start = TrainingStart(settings, sha256, opened.record, opened, imported=imported)
-    if _own_record(config.folder("checkpoints"), settings) is None:
-        start.require_usable(config.train)
+    if config.train.lora is not None and _own_record(config.folder("checkpoints"), settings) is None:
+        start.require_usable(config.train)  # only a base of an adapter can be opened and yet be of no use
     return start
 
 

@@ -36,11 +36,11 @@ def main(output: str = "outputs/finetune", *flags: str) -> None:
     raydit("encode", recipe, *common, *settings(output=folder / "images"))
     scores: dict[str, list[float]] = {}
     for seed in SEEDS:
-        place = settings(output=folder / f"scratch-{seed}", seed=seed, train__checkpoint_every=SCRATCH_STEPS, **SCRATCH)
-        checkpoints = [raydit("train", scratch, *common, *place)["path"]]
+        own = settings(output=folder / f"scratch-{seed}", seed=seed, train__checkpoint_every=SCRATCH_STEPS, **SCRATCH)
+        checkpoints = [raydit("train", scratch, *common, *own)["path"]]
         steps = {"train__steps": TUNED_STEPS, "train__checkpoint_every": EVERY}
-        place = settings(output=folder / f"tuned-{seed}", seed=seed, train__start__checkpoint=start, **steps)
-        raydit("train", recipe, *common, *place)
+        own = settings(output=folder / f"tuned-{seed}", seed=seed, train__start__checkpoint=start, **steps)
+        raydit("train", recipe, *common, *own)
         tuned = range(0, TUNED_STEPS + 1, EVERY)
         checkpoints += [folder / f"tuned-{seed}" / "checkpoints" / step_name(step) for step in tuned]
         names = [f"from scratch, {SCRATCH_STEPS} steps", *(f"from the digits 0 to 4, {step} steps" for step in tuned)]

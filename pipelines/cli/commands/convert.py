@@ -96,8 +96,8 @@ def base_options(
     """Return the options of `open_checkpoint` that say what a file of weights is of; none where nothing was given."""
     stated = [f"objective.kind={objective}"] if objective != "diffusion" else []
     if autoencoder is not None:
-        place = str(Path(autoencoder).absolute()) if Path(autoencoder).is_dir() else autoencoder
-        stated.append(f"autoencoder.id={json.dumps(place)}")
+        id = str(Path(autoencoder).absolute()) if Path(autoencoder).is_dir() else autoencoder
+        stated.append(f"autoencoder.id={json.dumps(id)}")
     options = {"model": model, "overrides": (*overrides, *stated)}
     return {name: value for name, value in options.items() if value}
 
