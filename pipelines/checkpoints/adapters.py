@@ -22,7 +22,7 @@ from dit.formats.completion import COMPLETE, step_name, write_completion
 from dit.formats.opened_checkpoint import FROZEN, adapter_folder
 from dit.formats.record import CheckpointRecord, describe_checkpoint
 from dit.model import meta_state
-from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
+from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint, recorded_options
 from pipelines.console import say
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from raydit.errors import InvalidInput
@@ -174,10 +174,8 @@ def base_record(opened: LocatedCheckpoint, weights: str, **options: Any) -> dict
         )
     (file,) = opened.weights_files(weights)
     found = {"uri": opened.origin, "file": file, "sha256": opened.files[file], "digest": opened.digest}
-    if opened.record.source is not None and options:
-        imported = {"model": options.get("model"), "overrides": list(options.get("overrides", ()))}
-        return {**found, "imported": imported}
-    return found
+    is_imported = opened.record.source is not None and options
+    return {**found, "imported": recorded_options(options)} if is_imported else found
 
 
 def require_all_weights(opened: LocatedCheckpoint) -> None:

@@ -6,6 +6,7 @@ a DiT pipeline folder of diffusers      a .pt or .safetensors file of the offici
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,10 +120,7 @@ def find_base(base: BaseRecord, where: str, store: str) -> Path:
     """
     failure: RayditError = base_is_gone(base, where)
     try:
-        if base.imported is None:
-            opened = _open(find_recorded(base.uri, base.digest), None, ())
-        else:
-            opened = _open(base.uri, base.imported["model"], tuple(base.imported["overrides"]))
+        opened = reopen(base.uri, base.digest, base.imported)
         if opened.files.get(base.file) == base.sha256:
             return opened.path / base.file
         found = opened.files.get(base.file, f"no {base.file}")[:12]
@@ -182,6 +180,22 @@ def open_recorded(
             "name the folder itself, or restore the checkpoint that was overwritten",
         )
     return opened
+
+
+def recorded_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of `open_checkpoint` as a checkpoint records them, for `reopen`."""
+    return {"model": options.get("model"), "overrides": list(options.get("overrides", ()))}
+
+
+def reopen(location: str, digest: str | None, imported: Mapping[str, Any] | None) -> LocatedCheckpoint:
+    """Open a checkpoint that another one refers to, as it was opened then.
+
+    digest: that it had; one that has been superseded is found by it. imported: the recorded options by which a file of
+    weights was opened; None for a checkpoint. Raises as `open_checkpoint`.
+    """
+    if imported is None:
+        return _open(find_recorded(location, digest), None, ())
+    return _open(location, imported["model"], tuple(imported["overrides"]))
 
 
 def find_recorded(location: str, digest: str | None) -> str:

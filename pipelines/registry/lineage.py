@@ -4,17 +4,16 @@ images -> autoencoder -> latents -> checkpoint -> evaluations -> registered vers
 its inputs is compared with what lies on storage now.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster import storage
 from dit.formats.completion import COMPLETE
 from dit.formats.digests import parse_digests
-from dit.formats.record import CheckpointRecord
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, find_recorded, open_checkpoint
+from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, find_recorded, open_checkpoint, reopen
 from pipelines.config.reader import validate_recipe
 from pipelines.config.recipe import Recipe
 from pipelines.images.held_out import split_images
@@ -37,7 +36,7 @@ class Link:
     """One artifact of the chain, and the result of comparing it with its record."""
 
     kind: str
-    """images, autoencoder, latents, start, checkpoint, evaluation, model or version."""
+    """images, autoencoder, latents, start, part, base, checkpoint, evaluation, model or version."""
     name: str
     digest: str = ""
     """The digest that its results recorded, or else its own."""
@@ -111,7 +110,7 @@ def _around_checkpoint(opened: LocatedCheckpoint, expected: str | None, store: s
         chain += _latents_and_before(config.latents, opened.record.latents_fingerprint, config, quick)
     if not any(link.kind == "autoencoder" for link in chain):
         chain.append(_autoencoder(opened.config["autoencoder"], opened.output))
-    chain += _start(opened.record)
+    chain += _made_from(opened)
     chain += _checkpoint(opened.origin, opened.config, opened.digest, expected, quick)
     chain += _evaluations(opened, config, chain)
     return [*chain, *_in_mlflow(opened.digest, tracking_uri(store or config.tracking.uri))]
@@ -187,19 +186,41 @@ def _autoencoder(recorded: dict, output: str) -> Link:
     return link
 
 
-def _start(record: CheckpointRecord) -> Iterator[Link]:
-    """Yield the checkpoint that a training started from, if it started from one."""
-    if record.start is None:
-        return
-    location, sha256, weights = (record.start[name] for name in ("checkpoint", "sha256", "weights"))
-    link = Link("start", location, sha256, [f"step {record.start['step']:,}, {weights!r} weights"])
+def _made_from(made: LocatedCheckpoint) -> list[Link]:
+    """Return the checkpoints whose weights a checkpoint was made from, the first one first.
+
+    Those that its training started from, more than one if it went on with new data; those that were merged into it;
+    the base of an adapter that was not trained here.
+    """
+    links: list[Link] = []
+    record, base, start = made.record, made.base, made.record.start
+    while start is not None:
+        facts = [f"step {start['step']:,}, {start['weights']!r} weights"]
+        link = Link("start", start["checkpoint"], start["sha256"], facts)
+        if opened := _reopened(link, start["digest"], start.get("imported")):
+            link.compare("weights", opened.weights_sha256(start["weights"]), start["sha256"])
+        links.insert(0, link)
+        start = start.get("earlier")
+    for part in (record.source and record.source.parts) or ():
+        link = Link("part", part["checkpoint"], part["digest"], [f"merged, times {part['share']:g}"])
+        if opened := _reopened(link, part["digest"], None):
+            link.compare("digest", opened.digest, part["digest"])
+        links.append(link)
+    if base is not None and record.start is None:
+        link = Link("base", base.uri, base.sha256, [base.file])
+        if opened := _reopened(link, base.digest, base.imported):
+            link.compare("weights", opened.files.get(base.file, "none"), base.sha256)
+        links.append(link)
+    return links
+
+
+def _reopened(link: Link, digest: str, imported: Mapping[str, Any] | None) -> LocatedCheckpoint | None:
+    """Open the checkpoint that a link names; say in the link why not if that fails, and return None."""
     try:
-        found = open_checkpoint(find_recorded(location, record.start["digest"])).weights_sha256(weights)
+        return reopen(link.name, digest, imported)
     except (OSError, ValueError) as error:
         link.unknown.append(f"not available: {error}")
-    else:
-        link.compare("weights", found, sha256)
-    yield link
+        return None
 
 
 def _checkpoint(location: str, config: dict, digest: str, expected: str | None, quick: bool) -> Iterator[Link]:

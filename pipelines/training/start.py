@@ -25,7 +25,7 @@ from dit.trained_parameters import count_trained, freeze, learning_rate_multipli
 from pipelines.artifacts import superseded_folders
 from pipelines.checkpoints.adapters import base_record, require_all_weights
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.checkpoints.open import LocatedCheckpoint
+from pipelines.checkpoints.open import LocatedCheckpoint, recorded_options
 from pipelines.checkpoints.start import import_options, open_start, require_same_latents, trained_model
 from pipelines.config.recipe import Recipe
 from pipelines.config.start import StartConfig
@@ -245,6 +245,8 @@ def write_first_checkpoint(
         "sha256": start.sha256,
         "tensors": fates_by_kind(started.fates),
     }
+    if start.imported:
+        described["imported"] = recorded_options(start.imported)
     if start.earlier is not None:
         described["earlier"] = {name: value for name, value in start.earlier.items() if name != "tensors"}
     settings = replace(settings, record=settings.record | {"start": described})

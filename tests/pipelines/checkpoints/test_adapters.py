@@ -9,10 +9,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import MODEL, random_network, tiny_output, write_checkpoint
+from tiny_adapter import LAYERS, write_factors
+from tiny_checkpoint import MODEL, tiny_output, write_checkpoint
 
 from dit.checkpoint import load_checkpoint, verify_checkpoint
-from dit.formats.adapter import AdapterConfig, merge_adapters, read_adapter, write_adapter
+from dit.formats.adapter import merge_adapters, read_adapter
 from dit.formats.adapter_diffusers import adapter_for_diffusers, adapter_from_diffusers
 from dit.formats.completion import write_completion
 from dit.formats.weights import load_weights
@@ -29,21 +30,7 @@ from pipelines.tracking.bases import base_digests
 from pipelines.training.retention import ProtectedCheckpoints
 from raydit.errors import InvalidInput, NotFound
 
-LAYERS = ("blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.adaLN_modulation.1")
 TABLE = "y_embedder.embedding_table.weight"
-
-
-def write_factors(folder, seed, layers=LAYERS, rank=2, alpha=3.0, model=MODEL, **full):
-    """Write a random adapter of the tiny model."""
-    torch.manual_seed(seed)
-    shapes = {name: tensor.shape for name, tensor in random_network(0, model).state_dict().items()}
-    tensors = dict(full)
-    for name in layers:
-        rows, columns = shapes[f"{name}.weight"]
-        tensors[f"{name}.lora_A.weight"] = 0.3 * torch.randn(rank, columns)
-        tensors[f"{name}.lora_B.weight"] = 0.3 * torch.randn(rows, rank)
-    write_adapter(folder, AdapterConfig(rank=rank, alpha=alpha, layers=layers, full=tuple(full)), tensors)
-    return folder
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A training that starts from a checkpoint: step 0, frozen parameters, rates, identity, resuming and refusals."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.lora import LoraConfig
 from pipelines.config.reader import RecipeError, resolved, validate_recipe
 from pipelines.latents.dataset import LatentDataset
+from pipelines.registry.lineage import lineage
 from pipelines.stage import StageContext
 from pipelines.train import prepare_checkpoints, train, train_identity
 from pipelines.training.adapter import changed_names
@@ -245,6 +247,13 @@ def test_an_official_file_is_a_start_if_its_size_and_objective_are_said(base, fi
     training = Training(recipe).run()
     fates = {fate.name: fate.fate for fate in training.started.fates}
     assert {name for name, fate in fates.items() if fate != "equal"} == {"y_embedder.embedding_table.weight"}
+    last = str(Path(recipe.folder("checkpoints")) / "step_0000001")
+    (link,) = [link for link in lineage(last) if link.kind == "start"]
+    assert not link.broken and not link.unknown
+    other = create_model("DiT-S/8", input_size=8, num_classes=3, learn_sigma=False)
+    torch.save(other.state_dict(), tmp_path / "dit.pt")
+    (link,) = [link for link in lineage(last) if link.kind == "start"]
+    assert re.match("weights: found .*, expected", *link.broken)
     with pytest.raises(InvalidInput, match="a file, which does not record what it is of"):
         find_start(replace(recipe, train=replace(recipe.train, start=replace(start, model=None, objective=None))))
 
