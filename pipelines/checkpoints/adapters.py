@@ -99,7 +99,7 @@ def import_adapter(
         raise InvalidInput(
             f"{', '.join(options)}: found with {opened.origin}, which records what it is of",
             "none for such a base",
-            "leave --set, --objective and --autoencoder away",
+            "leave out --set, --objective and --autoencoder",
         )
     record, model = base_record(opened, "ema", **options), opened.record.model_config
     adapter = adapter_from_diffusers(read_adapter(source), model.depth, model.hidden_size)

@@ -39,7 +39,8 @@ class EncodeConfig(WorkersConfig):
     """false: store no moments, which are large for some autoencoders; training reads the images again and encodes them
     on its own device, in batches of `batch_size`. True is the default."""
     max_quarantined: Annotated[float, Ge(0), Le(1)] = 0.05
-    """Share of unusable images that stops the job; up to 10 of them never do, unless the share is 0."""
+    """Largest share of the images that may be unusable: more stop the job. Ten are always tolerated, unless the share
+    is 0; a data set without a usable image never is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

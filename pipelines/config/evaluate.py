@@ -90,7 +90,7 @@ class EvaluateConfig(WorkersConfig):
     the depth, then faster. Images change only by the rounding of `dtype`, so the protocol does not include it."""
     reconstructions: bool | None = None
     """Whether held-out images that the autoencoder has encoded and decoded are scored as well, once for an output: the
-    best that samples through this autoencoder can be. They are when left out; false leaves them away."""
+    best that samples through this autoencoder can be. They are when left out; false leaves them out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -46,8 +46,8 @@ class ImagesConfig:
     numbers without images; "sorted" sorts names as text, and counts numbers from 0. When left out, "numeric", unless
     the output has latents or an autoencoder in the other order."""
     reading: Literal["earlier"] | None = None
-    """"earlier": recognise splits, labels and image files as releases before this field did. When left out, so for an
-    output whose latents or autoencoder were made of images that were read so."""
+    """"earlier": recognise splits, labels and image files as releases before this field did. When left out, it
+    applies to an output whose latents or autoencoder were made of images that were read so."""
     size: PositiveInt = 256
     """Side of the square images that every stage works on, in pixels; 256 as in the DiT paper."""
     crop: Literal["adm", "resize"] = "adm"

@@ -44,7 +44,8 @@ def _options(function: Command) -> Command:
         "--extractor",
         "extractors",
         multiple=True,
-        help="Feature extractor, repeatable; default: all whose weights are on this machine.",
+        help="Feature extractor, repeatable; default: EfficientNet-Lite0, and Inception and DINOv2 where their weights "
+        "are on this machine.",
     )
     out = click.option("--out", type=click.Path(), help="Folder or URI of reports; default: outputs/autoencoders.")
     force = click.option("--force", is_flag=True, help="Evaluate again even if there is a report.")
