@@ -80,6 +80,8 @@ def save_checkpoint(
         if snapshot.frozen:
             save_file(snapshot.frozen, folder / FROZEN)
         progress = {"step": snapshot.step, "batches": snapshot.batches}
+        if snapshot.skipped:
+            progress["skipped"] = snapshot.skipped
         write_json(folder / "trainer" / "state.json", {**progress, **cursor})
         if snapshot.interrupted:
             (folder / INTERRUPTED).touch()
@@ -171,6 +173,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:
             load_adapter(weights, state.adapter, checkpoint.adapter(name))
     tensors = load_file(checkpoint.path / "trainer" / "optimizer.safetensors")
     parameters = dict(state.network.named_parameters())
+    state.optimizer.state.clear()  # it may have moments of later steps, for parameters of which the checkpoint has none
     for key, tensor in tensors.items():
         kind, name = key.split("/", 1)
         parameter = parameters[name]
@@ -179,6 +182,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:
         state.optimizer.state[parameter][kind] = moment
     state.step = checkpoint.step
     state.batches = checkpoint.trainer_state.get("batches", state.step)
+    state.skipped = checkpoint.trainer_state.get("skipped", 0)
     return state
 
 

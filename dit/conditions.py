@@ -80,6 +80,12 @@ class Conditions:
         chunks = zip(*(tensor.chunk(count) for tensor in given.values()), strict=True)
         return [Conditions(**dict(zip(given, tensors, strict=True))) for tensors in chunks]
 
+    def tensor_split(self, count: int) -> "list[Conditions]":
+        """Split the images into `count` batches of nearly equal size, as Tensor.tensor_split; empty if no fields."""
+        given = self.given()
+        parts = zip(*(tensor.tensor_split(count) for tensor in given.values()), strict=True)
+        return [Conditions(**dict(zip(given, tensors, strict=True))) for tensors in parts] or [self] * count
+
     def null(self, null_text: "Conditions | None" = None, null_class: int | None = None) -> "Conditions":
         """Return the conditions of as many images of no class and no text.
 

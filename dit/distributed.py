@@ -20,7 +20,11 @@ def replicate_network(
     # On CPUs, communication uses the same cores as the backward pass, and overlapping gains nothing: use one bucket.
     bucket_mb = 25 if device.type == "cuda" else 1000
     return DistributedDataParallel(
-        network, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb, find_unused_parameters=some_unused
+        network,
+        broadcast_buffers=False,  # they are constants, such as tables of positions
+        gradient_as_bucket_view=True,
+        bucket_cap_mb=bucket_mb,
+        find_unused_parameters=some_unused,
     )
 
 

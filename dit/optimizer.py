@@ -1,5 +1,6 @@
 """The optimizer's view of a network: groups of parameters with factors of the learning rate, and clipping."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,5 +34,12 @@ def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
     for group in optimizer.param_groups:
         parts.setdefault(group["opponent"], []).extend(each for each in group["params"] if each.grad is not None)
     groups = parts.values()
-    norms = [gather_full_tensor(nn.utils.clip_grad_norm_(group, largest)) for group in groups if group]
+    norms = [gather_full_tensor(_clip(group, largest)) for group in groups if group]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _clip(parameters: list[nn.Parameter], largest: float) -> Tensor:
+    """Scale gradients to a norm of at most `largest`, and return the norm before; infinity leaves them as they are."""
+    if math.isinf(largest):  # spares the pass over all gradients that would multiply them by 1
+        return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return nn.utils.clip_grad_norm_(parameters, largest)

@@ -28,6 +28,8 @@ class Snapshot:
     """The adapter that is trained; `weights` then hold only what is trained, by the names in its file."""
     frozen: dict[str, Tensor] = field(default_factory=dict)
     """With an adapter: the weights that are neither trained nor those of the base."""
+    skipped: int = 0
+    """Number of batches that were skipped since the last step; 0 in a regular checkpoint."""
 
 
 def take_snapshot(state: TrainState, *, keep: bool = True) -> Snapshot | None:
@@ -50,7 +52,7 @@ def take_snapshot(state: TrainState, *, keep: bool = True) -> Snapshot | None:
     interrupted = state.open_window is not None
     if not keep:
         return None
-    return Snapshot(state.step, state.batches, weights, optimizer, interrupted, adapter, frozen)
+    return Snapshot(state.step, state.batches, weights, optimizer, interrupted, adapter, frozen, state.skipped)
 
 
 def _copy_to_cpu(tensor: Tensor, keep: bool) -> Tensor:

@@ -29,8 +29,9 @@ Losses = dict[str, Tensor]
 class NonFiniteError(Diverged):
     """A gradient is not finite. The step was not taken, and the weights are unchanged."""
 
-    def __init__(self, step: int, loss: float, grad_norm: float, lr: float) -> None:
-        self.step, self.loss, self.grad_norm, self.lr = step, loss, grad_norm, lr
+    def __init__(self, step: int, loss: float, grad_norm: float, lr: float, skipped: int = 1) -> None:
+        """skipped: batches without a step since the last one, this one included."""
+        self.step, self.loss, self.grad_norm, self.lr, self.skipped = step, loss, grad_norm, lr, skipped
         super().__init__(
             f"step {step + 1}: loss {loss}, gradient norm {grad_norm}, learning rate {lr:.1e}; the weights are still "
             f"those of step {step}",
@@ -38,8 +39,8 @@ class NonFiniteError(Diverged):
             "lower learning_rate, or set grad_clip",
         )
 
-    def __reduce__(self) -> tuple[type["NonFiniteError"], tuple[int, float, float, float]]:
-        return NonFiniteError, (self.step, self.loss, self.grad_norm, self.lr)
+    def __reduce__(self) -> tuple[type["NonFiniteError"], tuple[int, float, float, float, int]]:
+        return NonFiniteError, (self.step, self.loss, self.grad_norm, self.lr, self.skipped)
 
 
 def _raise(error: NonFiniteError, batch: Any) -> None:
@@ -79,6 +80,8 @@ class TrainState:
     """Number of finished optimiser steps."""
     batches: int = 0
     """Number of batches consumed, including skipped ones: the position in the data at which training resumes."""
+    skipped: int = 0
+    """Number of batches that were skipped since the last step."""
     adapter: AdapterConfig | None = None
     """The low-rank adapter of the network, if that is what is trained."""
     open_window: WindowTotals | None = None
@@ -257,12 +260,13 @@ class StepQueue:
         lr, grad_norm = learning_rate(self._config, state.step), launched.host_grad_norm.read()
         state.batches += 1
         if math.isfinite(grad_norm):
-            state.step += 1
+            state.step, state.skipped = state.step + 1, 0
             return {**launched.sums, "lr": lr, "grad_norm": launched.grad_norm}
         without_effect = list(self._launched)
         self._launched.clear()
         self._halted = torch.zeros_like(self._halted)
-        error = NonFiniteError(state.step, float(launched.sums["loss"]), grad_norm, lr)
+        state.skipped += 1
+        error = NonFiniteError(state.step, float(launched.sums["loss"]), grad_norm, lr, state.skipped)
         self._on_nonfinite(error, launched.batch)
         for later in without_effect:
             self.launch(later.batch)

@@ -167,12 +167,8 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
         leave_out_defaults(self, RATE_DEFAULTS)
         if isinstance(self.num_workers, int):
             check_batch_divides(self, self.num_workers)
-        elif not self.fewest_workers <= self.most_workers <= self.global_batch_size:
-            raise InvalidInput(
-                f"num_workers: found {list(self.num_workers)}",
-                f"[fewest, most] with fewest <= most <= global_batch_size = {self.global_batch_size}",
-                "change num_workers, or raise global_batch_size",
-            )
+        else:
+            self._check_elastic_workers()
         if self.matmul == "float8":
             self._check_float8()
         if self.lora is not None:
@@ -227,6 +223,17 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
                 f"lora: found with matmul = {self.matmul!r}, for which the layers of adapters are not made",
                 "",
                 "remove matmul, or [train.lora]",
+            )
+
+    def _check_elastic_workers(self) -> None:
+        """Raise InvalidInput unless every micro-batch of every worker has an image, however many workers there are."""
+        if not self.fewest_workers <= self.most_workers <= self.global_batch_size // self.accumulation_steps:
+            times = " / accumulation_steps" if self.accumulation_steps > 1 else ""
+            most = self.global_batch_size // self.accumulation_steps
+            raise InvalidInput(
+                f"num_workers: found {list(self.num_workers)}",  # type: ignore[arg-type]
+                f"[fewest, most] with fewest <= most <= global_batch_size{times} = {most}",
+                "change num_workers, or raise global_batch_size",
             )
 
     def _check_float8(self) -> None:

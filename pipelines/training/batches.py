@@ -37,9 +37,9 @@ class TensorBatch:
     """Base of batches: dataclasses of tensors, whose first axis is the image, and conditions."""
 
     def chunk(self, count: int) -> list[Self]:
-        """Split the batch into at most `count` micro-batches of nearly equal size."""
-        tensors = [getattr(self, field.name).chunk(count) for field in fields(self)]  # type: ignore[arg-type]
-        return [type(self)(*chunks) for chunks in zip(*tensors, strict=True)]
+        """Split the batch into `count` micro-batches of nearly equal size, which every worker must have as many of."""
+        parts = [getattr(self, field.name).tensor_split(count) for field in fields(self)]  # type: ignore[arg-type]
+        return [type(self)(*each) for each in zip(*parts, strict=True)]
 
 
 @dataclass

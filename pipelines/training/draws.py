@@ -45,7 +45,7 @@ class BatchDraws:
         """
         if self.random == "counter":
             noises = (Stream.POSTERIOR_NOISE, Stream.NOISE)
-            normals = normal(self.seed, noises, number, self._positions(), latent_shape, self.device)
+            normals = normal(self.seed, noises, number, self._positions(self.device), latent_shape, self.device)
             return self._draw_uniforms(number), normals
         draws = [
             (torch.rand(3, generator=generator), torch.randn((2, *latent_shape), generator=generator))
@@ -58,7 +58,7 @@ class BatchDraws:
         """Return the normal noise that autoencoder training needs of a batch, (n, *latent_shape)."""
         if self.random == "counter":
             stream = Stream.AUTOENCODER_NOISE
-            return normal(self.seed, stream, number, self._positions(), latent_shape, self.device)
+            return normal(self.seed, stream, number, self._positions(self.device), latent_shape, self.device)
         return torch.stack([torch.randn(latent_shape, generator=each) for each in self._generators(number)])
 
     def _draw_uniforms(self, number: int) -> Tensor:
@@ -74,9 +74,10 @@ class BatchDraws:
         """Return uniform numbers (n, 2) for the sides of random crops, by a counter however others are drawn."""
         return uniform(self.seed, Stream.AUTOENCODER_CROP, number, self._positions(), (2,))
 
-    def _positions(self) -> Tensor:
+    def _positions(self, device: torch.device | str = "cpu") -> Tensor:
+        """Return the positions of the worker's images in a batch, (n,), made on the device, which spares a copy."""
         positions = self.share.positions()
-        return torch.arange(positions.start, positions.stop)
+        return torch.arange(positions.start, positions.stop, device=device)
 
     def _generators(self, number: int) -> Iterator[torch.Generator]:
         """Yield a generator for each image of a batch; on the CPU, so that no device differs.

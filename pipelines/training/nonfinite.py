@@ -53,8 +53,7 @@ class NonFiniteGuard:
                 "finite numbers",
                 f"lower {section}.learning_rate, set {section}.grad_clip, or set {section}.on_nonfinite to 'skip'",
             )
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if error.step == self._step else 1
-        self._step = error.step
+        self._skipped_in_a_row, self._step = error.skipped, error.step
         self._worker.notice(
             f"step {error.step + 1}: {numbers}; skipped the batch ({self._skipped_in_a_row} in a row), whose {images}"
         )

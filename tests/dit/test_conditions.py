@@ -56,6 +56,15 @@ def test_chunks_are_those_of_tensors_and_join_again(count):
     assert_equal(Conditions.cat(chunks), given)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7])
+def test_parts_are_as_many_as_asked_for_and_join_again(count):
+    given = conditions()
+    parts = given.tensor_split(count)
+    assert [len(part) for part in parts] == [len(part) for part in torch.arange(5).tensor_split(count)]
+    assert_equal(Conditions.cat(parts), given)
+    assert [part.given() for part in Conditions().tensor_split(count)] == [{}] * count
+
+
 def test_repeated_conditions_are_in_the_order_of_a_joined_batch():
     given = conditions()
     assert_equal(given.repeat(3), Conditions.cat([given] * 3))

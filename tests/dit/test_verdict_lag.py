@@ -9,6 +9,7 @@ from torch import nn
 
 from dit.checkpoint import load_checkpoint, restore, save_checkpoint
 from dit.ema import EMA, power_decay
+from dit.optimizer import clip_gradients
 from dit.schedule import TrainingConfig, learning_rate
 from dit.snapshot import take_snapshot
 from dit.train import NonFiniteError, create_state, default_verdict_lag, train
@@ -230,6 +231,55 @@ def test_a_rollback_goes_on_with_the_batch_after_the_last_judged_one(lag, tmp_pa
     assert (state.step, state.batches) == (STEPS, STEPS + 4)
     state.batches = expected.batches
     assert content(state) == content(expected)
+
+
+def test_a_rollback_to_a_checkpoint_without_moments_is_as_a_start_from_it(tmp_path):
+    """Such as the one that a training writes before its first step."""
+    first = take_snapshot(new_state())
+    first.optimizer.clear()
+    checkpoint = save_checkpoint(first, tmp_path / "first", {}, {})
+    later = run(new_state(), make_batches(())[:3], [])
+    rolled_back, started = restore(later, checkpoint), restore(new_state(), checkpoint)
+    for state in (rolled_back, started):
+        run(state, make_batches(())[3:], [])
+    assert content(rolled_back) == content(started)
+
+
+@pytest.mark.parametrize("lag", LAGS)
+def test_batches_that_were_skipped_in_a_row_are_counted_across_a_stop(lag, tmp_path):
+    def counted(state, batches, **options):
+        counts = []
+        run(
+            state,
+            batches,
+            [],
+            verdict_lag=lag,
+            on_nonfinite=lambda error, batch: counts.append(error.skipped),
+            **options,
+        )
+        return counts
+
+    poisoned = (2, 3, 4, 6)
+    calls, state = iter(range(1, 99)), new_state()
+    before = counted(state, make_batches(poisoned), stop=lambda: next(calls) == 4)
+    resumed = restore(new_state(), save_checkpoint(state, tmp_path / "stopped", {}, {}))
+    after = counted(resumed, make_batches(poisoned)[resumed.batches :])
+    assert before + after == counted(new_state(), make_batches(poisoned)) == [1, 2, 3, 1]
+    assert before and len(after) > 1
+
+
+def test_without_clipping_gradients_stay_and_their_norm_is_the_same():
+    torch.manual_seed(0)
+    state = new_state()
+    state.network(torch.randn(4, 3)).square().sum().backward()
+    gradients = [parameter.grad.clone() for parameter in state.network.parameters()]
+    norm = clip_gradients(state.optimizer, math.inf)
+    assert all(
+        torch.equal(parameter.grad, each) for parameter, each in zip(state.network.parameters(), gradients, strict=True)
+    )
+    torch.testing.assert_close(norm, torch.cat([each.flatten() for each in gradients]).norm())
+    assert norm == clip_gradients(state.optimizer, float(norm) / 2)
+    torch.testing.assert_close(clip_gradients(state.optimizer, math.inf), norm / 2)
 
 
 @pytest.mark.parametrize("lag", LAGS)

@@ -236,6 +236,7 @@ def test_micro_batches_together_are_the_batch():
     (batch,) = batches(make_arrays(), 1)
     parts = batch.chunk(3)
     assert [len(part.conditions.labels) for part in parts] == [3, 3, 2]
+    assert len(batch.chunk(7)) == 7, "shares differ between elastic workers, and their collectives must not"
     for name in FIELDS:
         assert torch.equal(torch.cat([field(part, name) for part in parts]), field(batch, name))
 

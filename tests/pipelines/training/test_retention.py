@@ -63,6 +63,10 @@ def test_the_best_checkpoint_has_the_lowest_distance_or_the_highest_score(tmp_pa
         ({"num_workers": [3, 2]}, r"train.num_workers: found \[3, 2\], expected \[fewest, most\]"),
         ({"num_workers": [1, 9], "global_batch_size": 8}, "most <= global_batch_size = 8"),
         (
+            {"num_workers": [1, 5], "global_batch_size": 8, "accumulation_steps": 2},
+            "most <= global_batch_size / accumulation_steps = 4",
+        ),
+        (
             {"global_batch_size": 12, "num_workers": 2, "accumulation_steps": 4},
             "num_workers = 2 . accumulation_steps = 4",
         ),
