@@ -1,5 +1,6 @@
 """The held-out images of a recipe: a share of its images, or images of their own (images.validation)."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from pipelines.config.recipe import ImagesConfig
+
+NOT_TRAINED_ON = "images that nothing trains on"
+OTHER_IMAGES = "name another split, or the path, URI or hub id of other images, or set images.held_out instead"
 
 
 def split_images(images: "ImagesConfig", listing: Listing) -> tuple[Listing, Listing]:
@@ -38,14 +42,54 @@ def _list_validation(images: "ImagesConfig", training: Listing) -> Listing:
         listing = open_source(source).listing()
     except (InvalidInput, NotFound) as error:
         raise type(error)(*(_name_field(part) for part in (error.found, error.expected, error.do))) from error
-    if listing.keys == training.keys and np.array_equal(listing.stamps, training.stamps):
-        raise _same_images(validation)
     held_out = with_classes_of(training, listing, images.classes)
     if not len(held_out):
         raise InvalidInput(
             f"images.validation: found no images in {validation!r}", "held-out images", "correct images.validation"
         )
+    common = _find_common(training, held_out)
+    if len(common) == len(training) == len(held_out) or _is_copy(training, held_out, by_split=names_split(validation)):
+        raise _same_images(validation)
+    if common:
+        raise InvalidInput(
+            f"images.validation: found {validation!r}, of whose {len(held_out):,} images {len(common):,} are trained "
+            f"on, such as {common[0]}",
+            NOT_TRAINED_ON,
+            OTHER_IMAGES,
+        )
     return held_out
+
+
+def _is_copy(training: Listing, held_out: Listing, *, by_split: bool) -> bool:
+    """Return whether held-out images have the keys and stamps of all training images.
+
+    by_split: they are a split of the same data set, whose folders may have files of the same names and lengths.
+    """
+    if by_split and training.root is not None and training.root != held_out.root:
+        return False
+    return held_out.keys == training.keys and np.array_equal(held_out.stamps, training.stamps)
+
+
+def _find_common(training: Listing, held_out: Listing) -> list[str]:
+    """Return the keys of held-out images that are trained on, by their files' names; copies are not found.
+
+    Equal keys alone mean nothing: they are relative to folders that may differ.
+    """
+    if training.root is None or held_out.root is None:
+        return []
+    ours, theirs = _folder_parts(training.root), _folder_parts(held_out.root)
+    shared = min(len(ours), len(theirs))
+    if ours[:shared] != theirs[:shared]:
+        return []  # neither folder lies in the other
+    below_theirs, below_ours = "".join(ours[shared:]), "".join(theirs[shared:])
+    trained_on = {below_theirs + key for key in training.keys}
+    return [key for key in held_out.keys if below_ours + key in trained_on]
+
+
+def _folder_parts(root: str) -> list[str]:
+    """Return the folders of a path or URI, each with a slash; links are followed."""
+    path = os.path.realpath(storage.local_path(root)) if storage.is_local(root) else root.partition("?")[0]
+    return [f"{part}/" for part in path.rstrip("/").split("/")]
 
 
 def _names_training_images(images: "ImagesConfig", source: "ImagesConfig") -> bool:
@@ -58,9 +102,7 @@ def _names_training_images(images: "ImagesConfig", source: "ImagesConfig") -> bo
 
 def _same_images(validation: str) -> InvalidInput:
     return InvalidInput(
-        f"images.validation: found {validation!r}, which names the training images",
-        "images that nothing trains on",
-        "name another split, or the path, URI or hub id of other images, or set images.held_out instead",
+        f"images.validation: found {validation!r}, which names the training images", NOT_TRAINED_ON, OTHER_IMAGES
     )
 
 
@@ -68,7 +110,7 @@ def _name_field(text: str) -> str:
     """Return a part of a source's error with the field that named the source."""
     for field in ("images.path", "images.split", "images.format"):
         text = text.replace(field, "images.validation")
-    return text
+    return text.replace(f', or to "{ALL_SPLITS}"', "")  # all images, of which some are trained on
 
 
 def with_classes_of(training: Listing, held_out: Listing, classes: Sequence[str] = ()) -> Listing:

@@ -51,6 +51,8 @@ class Listing:
     """What a user should know about how the images were found, in sentences; no part of the digest."""
     columns: tuple[str, ...] = ()
     """Columns, fields or suffixes in which a label was looked for, if there are no classes; no part of the digest."""
+    root: str | None = None
+    """Path or URI that keys are relative to, for images in files; no part of the digest."""
 
     def __post_init__(self) -> None:
         longest = max(self.class_names, key=len, default="")

@@ -48,7 +48,7 @@ def open_source(config: "ImagesConfig") -> ImageSource:
 def _open_all(config: "ImagesConfig") -> ImageSource:
     """Open the image source with all of its classes."""
     if config.path == "digits" and config.format in (None, "digits"):
-        return digits.DigitsSource()
+        return digits.DigitsSource(config)
     if config.format == "digits":
         raise InvalidInput(
             f'images.format: found "digits" with images.path = {config.path!r}', 'images.path = "digits"', "set it"

@@ -188,6 +188,17 @@ def pick_split(names: Sequence[str], split: str, where: str, *, earlier: bool = 
     return picked
 
 
+def refuse_absent_split(split: str, where: str, name: str = "") -> None:
+    """Raise InvalidInput if `split` is neither "train" nor "all" for images that are not divided into splits.
+
+    where: the images, for messages. name: of their file, or of the split that they were saved from: images in
+    "test.parquet" are the split "test".
+    """
+    wanted = canonical_split(split)
+    if wanted not in ("train", ALL_SPLITS, split_of(name)) and split != name:
+        raise unknown_split(split, {found} if (found := split_of(name)) else (), where)
+
+
 def unknown_split(split: str, known: Collection[str], where: str) -> InvalidInput:
     """Return the error for a split that a data set does not have. known: those that it has."""
     return InvalidInput(

@@ -14,6 +14,7 @@ from pipelines.images.claims import check_rows
 from pipelines.images.files import Files, ImagesPath
 from pipelines.images.labels import MAX_CLASSES
 from pipelines.images.listing import Listing, Locations, make_stamp
+from pipelines.images.splits import refuse_absent_split
 from raydit.errors import InvalidInput, RayditError
 from raydit.lfs import refuse_lfs_pointer
 
@@ -62,18 +63,22 @@ class AdmSource:
         self.files, self.name, self.config = files, name, config
 
     def listing(self) -> Listing:
+        where = self.files.path(self.name)
+        if self.config.reading is None:
+            refuse_absent_split(self.config.split, where, self.name)
         count, labels = self.shape[0], self._labels
         known = labels is not None and len(labels) == count
         if labels is not None and known and (labels.dtype.kind not in "iufb" or not _in_range(labels)):
             raise InvalidInput(
-                f"images.path: {self.files.path(self.name)}: found labels of {labels.dtype} in arr_1",
+                f"images.path: {where}: found labels of {labels.dtype} in arr_1",
                 f"integers from 0 to {MAX_CLASSES - 1:,}",
                 "correct the labels, or leave them out",
             )
         numbers = np.asarray(labels if known else np.zeros(count), np.int32)
         names = tuple(str(label) for label in range(int(numbers.max()) + 1)) if known else ()
         stamps = np.full(count, self._stamp, np.int64)
-        return Listing([f"{index:07d}" for index in range(count)], numbers, stamps, self.config.class_names or names)
+        keys = [f"{index:07d}" for index in range(count)]
+        return Listing(keys, numbers, stamps, self.config.class_names or names, root=where)
 
     def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
         from PIL import Image

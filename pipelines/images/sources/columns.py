@@ -23,7 +23,7 @@ from pipelines.images.labels import (
     refuse_missing_labels,
 )
 from pipelines.images.listing import Listing, Locations, shorten_list
-from pipelines.images.splits import describe_files, pick_split
+from pipelines.images.splits import describe_files, pick_split, refuse_absent_split
 from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class ColumnSource(ABC):
     """Rows of files whose image column is binary, or a struct with a field `bytes`. Keys are FILE#ROW.
 
     names: the files, relative to the root; by default, all Parquet files under it that belong to the wanted split.
-    class_names: class names by column, for files that do not record them. notes: those of the listing.
+    class_names: class names by column, for files that do not record them. notes: those of the listing. undivided: for
+    `names` that were not chosen by a split, a name that may tell which split they are (see `refuse_absent_split`).
     """
 
     def __init__(
@@ -62,12 +63,15 @@ class ColumnSource(ABC):
         names: Sequence[str] | None = None,
         class_names: Mapping[str, tuple[str, ...]] | None = None,
         notes: tuple[str, ...] = (),
+        undivided: str | None = None,
     ):
-        self.files, self.config, self.names = files, config, names
+        self.files, self.config, self.names, self.undivided = files, config, names, undivided
         self.class_names = class_names or {}
         self.notes = notes
 
     def listing(self) -> Listing:
+        if self.undivided is not None and self.config.reading is None:
+            refuse_absent_split(self.config.split, self.files.root, self.undivided)
         names, notes = self._find_files() if self.names is None else (self.names, self.notes)
         listings = list(self.files.map_names(self._list_file, names))
         counts = [len(listing.stamps) for listing in listings]
@@ -87,6 +91,7 @@ class ColumnSource(ABC):
             np.concatenate(locations) if locations else None,
             notes=notes,
             columns=() if class_names else listings[0].columns,
+            root=self.files.root,
         )
 
     def _find_files(self) -> tuple[list[str], tuple[str, ...]]:

@@ -9,15 +9,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines.images.listing import Listing, Locations
+from pipelines.images.splits import refuse_absent_split
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from pipelines.config.recipe import ImagesConfig
 
 
 class DigitsSource:
     """The 1,797 handwritten digits (8x8, 17 grey levels) of Alpaydin & Kaynak 1998 that scikit-learn ships."""
 
+    def __init__(self, config: "ImagesConfig"):
+        self.config = config
+
     def listing(self) -> Listing:
+        if self.config.reading is None:
+            refuse_absent_split(self.config.split, "digits")
         labels = _load_digits()[1]
         keys = [f"digits#{index:04d}" for index in range(len(labels))]
         return Listing(keys, labels, np.zeros(len(labels), np.int64), tuple("0123456789"))

@@ -12,7 +12,15 @@ from pipelines.images.files import Files, ImagesPath
 from pipelines.images.labels import number_labels
 from pipelines.images.listing import Listing, Locations
 from pipelines.images.sources.webdataset import refuse_compressed
-from pipelines.images.splits import ALL_SPLITS, SPLIT_OF_WORD, SplitLayout, find_split_layout, pick_images, pick_split
+from pipelines.images.splits import (
+    ALL_SPLITS,
+    SPLIT_OF_WORD,
+    SplitLayout,
+    find_split_layout,
+    pick_images,
+    pick_split,
+    refuse_absent_split,
+)
 from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -65,7 +73,7 @@ class FolderSource:
         tables = [] if class_names else [name for name in names if name.endswith((".csv", ".tsv", ".jsonl"))]
         if tables and not self.earlier:
             notes = (*notes, f"{tables[0]} is not read: set images.path to it if it names the images and their labels")
-        return Listing(keys, labels, sizes[shown], class_names, notes=notes)
+        return Listing(keys, labels, sizes[shown], class_names, notes=notes, root=self.files.root)
 
     def _pick_split(self, keys: list[str]) -> tuple[Sequence[int], int | None, tuple[str, ...]]:
         """Return the positions of the images of the wanted split, the level of class folders, and what to say of it.
@@ -74,6 +82,8 @@ class FolderSource:
         """
         layout = self._earlier_layout(keys) if self.earlier else find_split_layout(keys)
         if layout is None:
+            if not self.earlier:
+                refuse_absent_split(self.config.split, self.files.root)
             return range(len(keys)), 0, ()
         folders = [key.split("/", layout.level + 1)[layout.level] for key in keys]
         if self.earlier:

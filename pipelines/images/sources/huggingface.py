@@ -60,7 +60,8 @@ def open_dataset(path: ImagesPath, config: "ImagesConfig") -> ColumnSource | Web
 def _open_files(files: Files, config: "ImagesConfig") -> ColumnSource | WebDatasetSource:
     names = files.list_top()[1]
     notes: tuple[str, ...] = ()
-    if SAVED_SPLITS in names:
+    divided = SAVED_SPLITS in names
+    if divided:
         splits = _field(files, SAVED_SPLITS, "splits", str)
         if config.split == ALL_SPLITS:
             raise InvalidInput(
@@ -77,7 +78,9 @@ def _open_files(files: Files, config: "ImagesConfig") -> ColumnSource | WebDatas
             names = files.list_top()[1]
     if SAVED in names:
         saved = [entry.get("filename") for entry in _field(files, SAVED, "_data_files", dict)]
-        return ArrowSource(files, config, require_all_inside(saved, files.path(SAVED)), notes=notes)
+        undivided = None if divided else str(files.read_json(SAVED).get("_split") or "")
+        names = require_all_inside(saved, files.path(SAVED))
+        return ArrowSource(files, config, names, notes=notes, undivided=undivided)
     return _open_repository(files, config, files.list_all()[0])
 
 

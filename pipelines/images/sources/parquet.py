@@ -37,7 +37,7 @@ def recognise(path: ImagesPath) -> bool:
 
 def open_parquet(path: ImagesPath, config: "ImagesConfig") -> "ParquetSource":
     """Open a Parquet file, or all those in a folder that belong to the wanted split."""
-    return ParquetSource(path.files, config, [path.name] if path.name else None)
+    return ParquetSource(path.files, config, [path.name] if path.name else None, undivided=path.name)
 
 
 class ParquetSource(ColumnSource):

@@ -22,7 +22,7 @@ from pipelines.images.labels import (
 )
 from pipelines.images.listing import Listing, Locations, shorten_list
 from pipelines.images.sources.columns import holds_image_files
-from pipelines.images.splits import ALL_SPLITS, as_splits, find_split_layout, pick_images
+from pipelines.images.splits import ALL_SPLITS, as_splits, find_split_layout, pick_images, refuse_absent_split
 from pipelines.images.text_tables import as_utf8, read_json_lines, read_text_table
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer
@@ -125,7 +125,8 @@ class TableSource:
         twice = next((key for key, following in zip(keys, keys[1:], strict=False) if key == following), None)
         if twice is not None:
             raise InvalidInput(f"images.path: {where}: found {twice} twice", "each file once", "remove one of the rows")
-        return Listing(keys, labels[order], self._sizes(keys, where), class_names, notes=notes)
+        sizes = self._sizes(keys, where)
+        return Listing(keys, labels[order], sizes, class_names, notes=notes, root=self.files.root)
 
     def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
         return map(try_decode, self.files.read_each(keys), keys)
@@ -137,6 +138,8 @@ class TableSource:
         splits = as_splits(set(groups)) if groups else None
         if splits is None and (layout := find_split_layout(keys)) and layout.level == 0:
             splits, groups = layout.splits, [key.partition("/")[0] for key in keys]
+        if splits is None:
+            refuse_absent_split(self.config.split, self.files.path(self.table), self.table)
         if splits is None or self.config.split == ALL_SPLITS:
             return range(len(keys)), ()
         return pick_images(groups, splits, self.config.split, self.files.path(self.table))

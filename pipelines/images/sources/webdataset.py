@@ -14,7 +14,7 @@ from pipelines.images.decoding import decode_image, is_image
 from pipelines.images.files import MAX_FILE_BYTES, Files, ImagesPath
 from pipelines.images.labels import LABEL_COLUMNS, label_text, number_labels, parse_labels, refuse_missing_labels
 from pipelines.images.listing import Listing, Locations
-from pipelines.images.splits import describe_files, pick_split
+from pipelines.images.splits import describe_files, pick_split, refuse_absent_split
 from pipelines.images.tar import BLOCK, BlockReader, Member, TarError, read_members
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer
@@ -45,7 +45,7 @@ def recognise(path: ImagesPath) -> bool:
 def open_shards(path: ImagesPath, config: "ImagesConfig") -> "WebDatasetSource":
     """Open a tar file, or all those in a folder that belong to the wanted split. Raises InvalidInput if compressed."""
     refuse_compressed([path.name] if path.name else [], path.files.root)
-    return WebDatasetSource(path.files, config, [path.name] if path.name else None)
+    return WebDatasetSource(path.files, config, [path.name] if path.name else None, undivided=path.name)
 
 
 def refuse_compressed(names: Sequence[str], where: str) -> None:
@@ -80,7 +80,7 @@ class WebDatasetSource:
 
     A listing reads the headers of every tar. Its locations let an image be read by a seek.
     names: the tar files, relative to the root; by default, all under it that belong to the wanted split. notes: those
-    of the listing.
+    of the listing. undivided: as for `ColumnSource`.
     """
 
     def __init__(
@@ -89,10 +89,14 @@ class WebDatasetSource:
         config: "ImagesConfig",
         names: Sequence[str] | None = None,
         notes: tuple[str, ...] = (),
+        undivided: str | None = None,
     ):
         self.files, self.config, self.names, self.notes = files, config, names, notes
+        self.undivided = undivided
 
     def listing(self) -> Listing:
+        if self.undivided is not None and self.config.reading is None:
+            refuse_absent_split(self.config.split, self.files.root, self.undivided)
         names, notes = self._find_files() if self.names is None else (self.names, self.notes)
         shards = list(self.files.map_names(self._list_shard, names))
         keys = [f"{name}/{stem}" for name, shard in zip(names, shards, strict=True) for stem in shard.stems]
@@ -106,6 +110,7 @@ class WebDatasetSource:
             np.array([(image.offset, image.size) for image in images], np.int64),
             notes=notes,
             columns=() if class_names else shards[0].kinds,
+            root=self.files.root,
         )
 
     def _find_files(self) -> tuple[list[str], tuple[str, ...]]:

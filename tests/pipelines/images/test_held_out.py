@@ -1,11 +1,14 @@
 """Images of some classes, and held-out images that are not a share of the training images."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pictures import encoded, square
 from PIL import Image
 from tiny import write_images
 
@@ -139,7 +142,7 @@ def test_validation_that_does_not_fit_is_refused(images, tmp_path):
     refused(images, "images.validation: found nothing at ", NotFound, validation=str(tmp_path / "nowhere"))
     for same in (images.path, f"{images.path}/", "train"):
         refused(images, "which names the training images", validation=same)
-    refused(ImagesConfig(path="digits"), "found 'test', which names the training images", validation="test")
+    refused(ImagesConfig(path="digits"), "images.validation: found 'test', expected .*: no splits", validation="test")
     refused(ImagesConfig(path="digits"), "which names the training images", validation="digits")
     refused(images, "which names the training images", split="all", validation="test")
 
@@ -162,3 +165,58 @@ def test_a_word_for_a_split_is_never_a_folder_that_happens_to_be_there(tmp_path,
     images = ImagesConfig(path="other", validation="./test")
     assert with_absolute_paths(images).validation == str(tmp_path / "test")
     assert with_absolute_paths(replace(images, validation="test")).validation == "test"
+
+
+@pytest.mark.parametrize("reading", [None, "earlier"])
+def test_a_split_that_is_not_there_never_holds_out_training_images(images, reading):
+    some = replace(images, classes=("blob", "ring"), reading=reading)
+    message = "found 'test', expected one of .*: no splits" if reading is None else "which names the training images"
+    refused(some, f"images.validation: {message}" if reading is None else message, validation="test")
+    refused(images, message, validation="test", reading=reading)
+
+
+def write_splits(folder):
+    for split, count in (("train", 4), ("test", 2)):
+        write_images(folder / split, per_class=count)
+    return folder
+
+
+@pytest.mark.parametrize("inside", ["train", "train/ring"])
+def test_folders_around_training_images_are_refused(tmp_path, inside):
+    root = write_splits(tmp_path / "data")
+    images = ImagesConfig(path=str(root / inside), size=16, format="folder")
+    (tmp_path / "link").symlink_to(root)
+    for around in (root, tmp_path / "link"):
+        refused(images, "of whose [0-9]+ images [0-9]+ are trained on, such as train/", validation=str(around))
+
+
+def test_folders_inside_the_training_images_are_refused_where_they_are_trained_on(tmp_path):
+    root = write_splits(tmp_path / "data")
+    images = ImagesConfig(path=str(root), size=16)
+    for classes in ((), ("ring",)):
+        refused(images, "which names the training images", validation=str(root / "train"), classes=classes)
+    training, held_out = halves(replace(images, validation=str(root / "test")))
+    assert (len(training), len(held_out)) == (13, 7)
+    assert {key.partition("/")[0] for key in training.keys} == {"train"}
+
+
+def test_copies_of_all_training_images_are_refused_also_of_some_classes(images, tmp_path):
+    copy = shutil.copytree(images.path, tmp_path / "copy")
+    for classes in ((), ("ring",)):
+        refused(images, "which names the training images", validation=str(copy), classes=classes)
+
+
+def test_equal_names_in_the_folders_of_two_saved_splits_are_other_images(tmp_path):
+    """save_to_disk gives the files of every split the same names."""
+    splits = {"train": [10, 20], "test": [30, 40]}
+    for split, values in splits.items():
+        rows = {"image": [{"bytes": encoded(square(value))} for value in values]}
+        table = pa.table({**rows, "label": ["a", "b"]})
+        (tmp_path / split).mkdir()
+        with pa.ipc.new_stream(str(tmp_path / split / "data-00000-of-00001.arrow"), table.schema) as writer:
+            writer.write_table(table)
+        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": split}
+        (tmp_path / split / "state.json").write_text(json.dumps(state))
+    (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
+    training, held_out = halves(ImagesConfig(path=str(tmp_path), size=16, validation="test"))
+    assert training.keys == held_out.keys and len(held_out) == 2

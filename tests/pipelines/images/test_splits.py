@@ -1,5 +1,6 @@
 """Splits by any usual name: the training split is used, and the others never become classes."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -8,6 +9,7 @@ from pictures import encoded, square, write, write_tar
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.open import open_source
 from pipelines.images.splits import split_of, splits_of_folders
+from raydit.errors import InvalidInput
 
 PNG = encoded(square(1))
 
@@ -131,3 +133,48 @@ def test_a_table_gives_the_wanted_split_by_a_column_or_by_folders(tmp_path):
         listing = open_source(ImagesConfig(path=str(tmp_path / kind))).listing()
         assert (listing.keys, listing.class_names) == ([key], ("x",)) and len(listing.notes) == 1
         assert len(open_source(ImagesConfig(path=str(tmp_path / kind), split="all")).listing()) == 2
+
+
+def write_undivided(folder, layout):
+    """Two images in no splits, and the path of the data set."""
+    for name in ("a/1.png", "b/2.png"):
+        write(folder / "images" / name, PNG)
+    rows = pa.table({"image": [PNG, PNG], "label": ["a", "b"]})
+    if layout == "csv":
+        (folder / "images" / "rows.csv").write_text("file_name,label\na/1.png,a\nb/2.png,b\n")
+    if layout == "parquet":
+        pq.write_table(rows, folder / "rows.parquet")
+    if layout == "tar":
+        write_tar(folder / "rows.tar", {"1.png": PNG, "1.cls": b"0", "2.png": PNG, "2.cls": b"1"})
+    if layout == "npz":
+        np.savez(folder / "rows.npz", np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]))
+    if layout == "saved":
+        (folder / "saved").mkdir()
+        with pa.ipc.new_stream(str(folder / "saved" / "rows.arrow"), rows.schema) as writer:
+            writer.write_table(rows)
+        (folder / "saved" / "state.json").write_text('{"_data_files": [{"filename": "rows.arrow"}], "_split": null}')
+    paths = {"folder": folder / "images", "csv": folder / "images" / "rows.csv", "saved": folder / "saved"}
+    return paths.get(layout, folder / f"rows.{layout}")
+
+
+@pytest.mark.parametrize("layout", ["folder", "csv", "parquet", "tar", "npz", "saved", "digits"])
+def test_another_split_of_images_without_splits_is_refused(tmp_path, layout):
+    path = "digits" if layout == "digits" else str(write_undivided(tmp_path, layout))
+    everything = open_source(ImagesConfig(path=path)).listing()
+    for split in ("Training", "all"):
+        assert open_source(ImagesConfig(path=path, split=split)).listing().digest == everything.digest
+    for split in ("banana", "test"):
+        with pytest.raises(InvalidInput, match=f"images.split: found '{split}', expected one of .*: no splits"):
+            open_source(ImagesConfig(path=path, split=split)).listing()
+        assert (
+            open_source(ImagesConfig(path=path, split=split, reading="earlier")).listing().digest == everything.digest
+        )
+
+
+def test_a_file_that_is_called_after_its_split_may_be_asked_for_by_it(tmp_path):
+    path = tmp_path / "test-00000-of-00001.parquet"
+    pq.write_table(pa.table({"image": [PNG], "label": [0]}), path)
+    for split in ("train", "test", "testing"):
+        assert len(open_source(ImagesConfig(path=str(path), split=split)).listing()) == 1
+    with pytest.raises(InvalidInput, match="found 'validation', expected one of .*: test"):
+        open_source(ImagesConfig(path=str(path), split="validation")).listing()

@@ -132,3 +132,17 @@ def test_10_and_12_bit_data_in_16_bits_are_warned_of_with_their_number(config, t
     context = Context()
     encode_here(config(f"images.path={tmp_path / 'deep'}", "evaluate.cfg_scale=1.0"), monkeypatch, context)
     assert "warning: 2 images come out nearly black" in capsys.readouterr().out
+
+
+def test_an_output_of_a_split_that_is_not_there_goes_on(tmp_path, monkeypatch):
+    for name in ("cat/1.png", "dog/2.png"):
+        write(tmp_path / "set" / name, encoded(square(9, 16)))
+
+    def config(output: str, *overrides: str):
+        paths = (f"images.path={tmp_path / 'set'}", f"output={tmp_path / output}")
+        return recipe(tmp_path, *paths, "images.split=test", *overrides)
+
+    made = encode_here(config("out", "images.reading=earlier"), monkeypatch)
+    assert encode_here(config("out"), monkeypatch).fingerprint == made.fingerprint
+    with pytest.raises(ValueError, match="images.split: found 'test', expected one of .*: no splits"):
+        encode_here(config("other"), monkeypatch)
