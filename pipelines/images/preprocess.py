@@ -52,7 +52,8 @@ def crop_image(image: "Image.Image", size: int, crop: str) -> np.ndarray:
         )
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(image)[top : top + size, left : left + size]
+    # Cropped before it becomes an array, of which a slice would keep all pixels in memory.
+    return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 def read_cropped(config: "ImagesConfig", keys: Sequence[str], locations: "Locations | None" = None) -> CroppedImages:

@@ -96,3 +96,12 @@ def test_errors_name_bad_images_and_good_ones_stay_in_order(tmp_path):
     assert errors["b.png"] == "UnidentifiedImageError: no image format known here: 4 bytes from b'text'"
     images, good, errors = read_cropped(config, ["b.png"])
     assert images.shape == (0, 4, 4, 3) and good == [] and len(errors) == 1
+
+
+def test_a_crop_keeps_no_more_pixels_in_memory_than_its_own():
+    crop = crop_image(Image.new("RGB", (1, 200)), 16, "adm")
+    owner = crop
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    held = owner.nbytes if owner.base is None else len(owner.base)
+    assert held == crop.nbytes == 16 * 16 * 3
