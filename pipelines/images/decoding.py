@@ -80,14 +80,15 @@ def decode_image(data: bytes | None, name: str = "") -> "Image.Image":
     opened = _open(data, name)
     refuse_bomb(opened, data)
     opened.load()  # before the EXIF tag is read, which would hide the error of a truncated file
-    bits = _declared_bits(data, opened)
+    bits, white_is_zero = _declared_bits(data, opened), _is_white_zero(opened)
     image: Image.Image = _turn_upright(opened)
     del opened  # frees the pixels as they were stored, if the image was turned
     low_values = False
     if image.mode in ("F", "I") or image.mode.startswith("I;"):
-        image, low_values = _keep_high_byte(image, bits)
+        image, low_values = _keep_high_byte(image, bits, white_is_zero=white_is_zero)
     elif bits == 16:  # Pillow has kept the high byte
         low_values = _is_low(image)
+        _keep_high_byte_of_transparent(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = _composite_over_white(image)
     image = image if image.mode == "RGB" else image.convert("RGB")
@@ -136,8 +137,8 @@ def refuse_bomb(opened: "Image.Image", data: bytes) -> None:
             f"Image size ({num_pixels} pixels) exceeds limit of {MAX_PIXELS} pixels, "
             "could be decompression bomb DOS attack."
         )
-    # Each scan of a progressive JPEG may have a few bytes, and goes through all pixels.
-    if opened.format == "JPEG" and "progressive" in opened.info:
+    # Each scan of a progressive JPEG may have a few bytes, and goes through all pixels. MPO is JPEG of several frames.
+    if opened.format in ("JPEG", "MPO") and "progressive" in opened.info:
         if (num_scans := data.count(JPEG_SCAN)) * num_pixels > MAX_SCANNED_PIXELS:
             raise ValueError(f"found {num_scans:,} scans of {num_pixels:,} pixels, expected some ten scans")
     # Pillow copies the rest of a block behind each comment.
@@ -184,6 +185,17 @@ def _declared_bits(data: bytes, opened: "Image.Image") -> int | None:
     return None
 
 
+def _is_white_zero(opened: "Image.Image") -> bool:
+    """Return whether a TIFF file stores white as 0."""
+    return opened.format == "TIFF" and opened.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+
+
+def _keep_high_byte_of_transparent(image: "Image.Image") -> None:
+    """Reduce the transparent colour of a 16-bit RGB image to the high bytes, as Pillow reduces the pixels alone."""
+    if image.mode == "RGB" and "transparency" in image.info:
+        image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
+
+
 def _is_low(image: "Image.Image") -> bool:
     """Return whether all colours of an 8-bit image are below 16, the high byte of 4,096, and not all are 0."""
     highest = (int(np.asarray(image.getchannel(band)).max()) for band in image.getbands() if band not in "Aa")
@@ -225,11 +237,14 @@ def _composite_over_white(image: "Image.Image") -> "Image.Image":
     return _join_strips("RGB", image.size, ((top, composite(strip)) for top, strip in _strips(image)))
 
 
-def _keep_high_byte(image: "Image.Image", bits: int | None) -> "tuple[Image.Image, bool]":
+def _keep_high_byte(
+    image: "Image.Image", bits: int | None, *, white_is_zero: bool = False
+) -> "tuple[Image.Image, bool]":
     """Convert 16-bit grey to 8 bits by its high byte. Pillow's own conversion clips at 255 instead of scaling.
 
-    bits: as the file declares them; values of 12 bits keep their upper eight. Also returns whether all values are
-    below 4,096, as of cameras with 10 or 12 bits, though the file declares no such number.
+    bits: as the file declares them; values of 12 bits keep their upper eight. white_is_zero: invert them, as Pillow
+    does for 8 bits alone. A transparent value of the image becomes white. Also returns whether all values are below
+    4,096, as of cameras with 10 or 12 bits, though the file declares no such number.
     """
     from PIL import Image
 
@@ -243,10 +258,16 @@ def _keep_high_byte(image: "Image.Image", bits: int | None) -> "tuple[Image.Imag
             "which of them is white is not known"
         )
     shift = 4 if bits == 12 else 8
-    is_low = shift == 8 and 0 < int(highest) < 4096
+    is_low = shift == 8 and 0 < (0xFFFF - int(lowest) if white_is_zero else int(highest)) < 4096
+    transparent = image.info.get("transparency")
 
     def shifted(strip: Image.Image) -> Image.Image:
-        return Image.fromarray((np.asarray(strip).astype(np.uint32) >> shift).astype(np.uint8))
+        values = np.asarray(strip)
+        high = (values.astype(np.uint32) >> shift).astype(np.uint8)
+        high = 255 - high if white_is_zero else high
+        if transparent is not None:  # of all 16 bits, so that it cannot be found among the high bytes
+            high[values == transparent] = 255
+        return Image.fromarray(high)
 
     return _join_strips("L", image.size, ((top, shifted(strip)) for top, strip in _strips(image))), is_low
 

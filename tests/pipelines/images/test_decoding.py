@@ -13,7 +13,15 @@ import pytest
 from pictures import broken_pictures, encoded, huge_png, noise, square
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipelines.images.decoding import FORMAT_OF_SUFFIX, LOW_VALUES, decode_image, is_image, quarantine_reason
+from pipelines.images.decoding import (
+    FORMAT_OF_SUFFIX,
+    JPEG_SCAN,
+    LOW_VALUES,
+    decode_image,
+    is_image,
+    quarantine_reason,
+    refuse_bomb,
+)
 
 
 def pixel(data: bytes) -> tuple:
@@ -67,14 +75,18 @@ def test_16_bit_grey_keeps_its_high_byte(kind):
 
 
 def test_16_bit_colour_keeps_its_high_byte():
-    """A PNG of one pixel whose channels are 0x1234, 0x8080 and 0xFF00: Pillow cannot write one."""
+    assert pixel(png_of_one_pixel((0x1234, 0x8080, 0xFF00))) == (0x12, 0x80, 0xFF)
+
+
+def png_of_one_pixel(colour: tuple[int, int, int], *chunks: bytes) -> bytes:
+    """A PNG of one pixel with 16 bits a channel, which Pillow cannot write, and further chunks."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
-    content = b"IDAT" + zlib.compress(b"\0" + struct.pack(">HHH", 0x1234, 0x8080, 0xFF00))
+    content = b"IDAT" + zlib.compress(b"\0" + struct.pack(">HHH", *colour))
     framed = (
         struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-        for chunk in (header, content, b"IEND")
+        for chunk in (header, *chunks, content, b"IEND")
     )
-    assert pixel(b"\x89PNG\r\n\x1a\n" + b"".join(framed)) == (0x12, 0x80, 0xFF)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 @pytest.mark.parametrize("values", [np.full((2, 2), 0.5, np.float32), np.full((2, 2), 70_000, np.int32)])
@@ -260,3 +272,55 @@ def test_large_images_are_converted_in_strips_to_the_same_pixels():
         assert decode_image(encoded(large, compress_level=1)).tobytes() == flat.tobytes()
     high_byte = np.asarray(decode_image(encoded(grey, compress_level=1)))
     assert np.array_equal(high_byte[..., 0], np.asarray(grey) >> 8)
+
+
+def with_white_is_zero(tiff: bytes) -> bytes:
+    """A little-endian TIFF file whose tag 262 (PhotometricInterpretation) is 0; Pillow writes only 1."""
+    tag = struct.pack("<HHI", 262, 3, 1)
+    at = tiff.index(tag) + len(tag)
+    return tiff[:at] + struct.pack("<H", 0) + tiff[at + 2 :]
+
+
+def test_16_bit_grey_whose_white_is_zero_is_inverted_like_8_bit_grey():
+    high = np.array([[0, 1, 128], [200, 254, 255]], np.uint8)
+    found = [
+        np.asarray(decode_image(with_white_is_zero(encoded(Image.fromarray(values), "TIFF"))))[..., 0]
+        for values in (high, high.astype(np.uint16) << 8 | 0x12)
+    ]
+    assert found[0].tolist() == found[1].tolist() == (255 - high).tolist()
+
+
+def test_low_values_are_those_after_inversion():
+    for values, is_low in ((np.full((2, 2), 0xFFFF - 3000, np.uint16), True), (np.full((2, 2), 9, np.uint16), False)):
+        assert decode_image(with_white_is_zero(encoded(Image.fromarray(values), "TIFF"))).info[LOW_VALUES] == is_low
+
+
+def test_the_transparent_value_of_16_bit_grey_becomes_white_like_that_of_8_bit_grey():
+    high = np.array([[0, 200], [9, 100]], np.uint8)
+    for transparent in (0, 9, 200):
+        expected = np.where(high == transparent, 255, high).tolist()
+        wide = Image.fromarray(high.astype(np.uint16) << 8)
+        assert (
+            np.asarray(decode_image(encoded(Image.fromarray(high), transparency=transparent)))[..., 0].tolist()
+            == expected
+        )
+        assert np.asarray(decode_image(encoded(wide, transparency=transparent << 8)))[..., 0].tolist() == expected
+    close = Image.fromarray(np.array([[0x1234, 0x1235]], np.uint16))  # one value is transparent, and not its neighbour
+    assert np.asarray(decode_image(encoded(close, transparency=0x1234)))[0, :, 0].tolist() == [255, 0x12]
+
+
+@pytest.mark.parametrize("transparent", [(0x1234, 0x8080, 0xFF00), (0, 0, 0)])
+def test_the_transparent_colour_of_16_bit_rgb_becomes_white(transparent):
+    colour = (0x1234, 0x8080, 0xFF00)
+    data = png_of_one_pixel(colour, b"tRNS" + struct.pack(">HHH", *transparent))
+    assert pixel(data) == ((255, 255, 255) if transparent == colour else (0x12, 0x80, 0xFF))
+
+
+def test_scans_are_counted_in_jpegs_of_several_frames_too():
+    data = encoded(square(9, 16), "MPO", save_all=True, append_images=[square(9, 16)], progressive=True)
+    opened = Image.open(io.BytesIO(data))
+    assert opened.format == "MPO" and opened.info["progressive"]
+    opened._size = (13_000, 13_000)  # as a header declares it, without the time to decode so many pixels
+    refuse_bomb(opened, data)
+    with pytest.raises(ValueError, match="scans of 169,000,000 pixels, expected some ten scans"):
+        refuse_bomb(opened, data + JPEG_SCAN * 1000)
