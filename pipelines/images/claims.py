@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.images.labels import class_label_columns
+from pipelines.images.labels import class_label_columns, decode_texts, is_text
 from raydit.errors import InvalidInput, NotFound, RayditError
 
 FREE_ROWS = 1_000_000
@@ -96,7 +96,7 @@ def read_text(parquet: pq.ParquetFile, source: pa.NativeFile, column: str, where
     FREE_BYTES, and than the file.
     """
     kind = parquet.schema_arrow.field(column).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
+    if not is_text(kind) and not pa.types.is_binary(kind):
         return parquet.read(columns=[column]).column(column)
     encoded = pq.ParquetFile(source, metadata=parquet.metadata, read_dictionary=[column])
     texts = encoded.read(columns=[column]).column(column)
@@ -111,7 +111,9 @@ def read_text(parquet: pq.ParquetFile, source: pa.NativeFile, column: str, where
             "class names or names of files",
             "choose another column by images.label_column or images.image_column",
         )
-    return texts.cast(kind)
+    if pa.types.is_dictionary(kind):
+        return texts
+    return decode_texts(texts) if pa.types.is_string_view(kind) else texts.cast(kind)
 
 
 def read_parquet_columns(content: bytes, wanted: Collection[str], where: str) -> pa.Table:

@@ -1,6 +1,7 @@
 """Turn labels of any spelling into class numbers and class names, and find the columns that hold them."""
 
 import json
+import re
 import reprlib
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,22 @@ MAX_CLASSES = 1_000_000
 CORRECT_LABELS = "correct the labels, and leave out images without one"
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether a column of this type holds texts, as strings of any kind or as a dictionary of them."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def decode_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return texts as strings or large strings, of which Arrow has all functions; other columns as they are."""
+    if not is_text(column.type):
+        return column
+    if pa.types.is_dictionary(column.type):  # by hand, because Arrow decodes no dictionary of string views
+        chunks = [chunk.dictionary.cast(pa.large_string()).take(chunk.indices) for chunk in column.chunks]
+        return pa.chunked_array(chunks, pa.large_string())
+    return column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
+
+
 def number_labels(
     labels: pa.ChunkedArray, known: Sequence[str], where: str, order: str | None = None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -27,18 +44,27 @@ def number_labels(
     that occur, in order, instead of all from 0. Raises InvalidInput, naming `where`, if a label is missing, unknown, or
     neither an integer nor a name.
     """
+    labels = decode_texts(labels)
     if pa.types.is_dictionary(labels.type):
         labels = labels.cast(labels.type.value_type)
     labels = _whole_numbers(labels)
     is_name = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
     if not is_name and not pa.types.is_integer(labels.type) or labels.null_count:
-        shown = f"the label {reprlib.repr(labels[0].as_py())} of type {str(labels.type)[:100]}" if len(labels) else ""
+        shown = f"the label {_show_wrong(labels)} of type {str(labels.type)[:100]}" if len(labels) else ""
         found = "no label" if labels.null_count else shown or f"labels of type {str(labels.type)[:100]}"
         raise InvalidInput(
             f"images.path: {where}: found {found}", "integers from 0 or class names in every row", CORRECT_LABELS
         )
     number = _number_names if is_name else _number_numbers
     return number(labels, known, where, order == "numeric")
+
+
+def _show_wrong(labels: pa.ChunkedArray) -> str:
+    """Return the first label, or the first fraction among floating-point ones, as text."""
+    wrong = labels[0].as_py()
+    if pa.types.is_floating(labels.type):
+        wrong = next((label for label in labels.to_pylist() if label is not None and label % 1 != 0), wrong)
+    return reprlib.repr(wrong)
 
 
 def _whole_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -56,6 +82,7 @@ def refuse_missing_labels(labels: pa.ChunkedArray, key_of: Callable[[int], str],
 
     key_of: returns the name of the image at a position.
     """
+    labels = decode_texts(labels)
     if pa.types.is_dictionary(labels.type):
         labels = labels.cast(labels.type.value_type)
     missing = pc.is_null(labels)
@@ -84,7 +111,7 @@ def _number_numbers(
     if numeric and not known:
         occurring, labels_of = np.unique(numbers, return_inverse=True)
         return labels_of.astype(np.int32), tuple(map(str, occurring.tolist()))
-    names = tuple(known) or tuple(str(number) for number in range(int(numbers.max(initial=-1)) + 1))
+    names = tuple(known) or tuple(str(number) for number in range(int(numbers.max()) + 1 if len(numbers) else 0))
     return numbers.astype(np.int32), names
 
 
@@ -123,12 +150,17 @@ def label_text(value: object, where: str) -> str:
     return str(value)
 
 
-def parse_labels(texts: list[str]) -> pa.ChunkedArray:
-    """Return labels that were stored as text as integers if all of them are numbers, else as strings."""
-    try:
-        return pa.chunked_array([pa.array([int(text) for text in texts], pa.int64())])
-    except (ValueError, OverflowError):
-        return pa.chunked_array([pa.array(texts, pa.string())])
+def parse_labels(texts: list[str], *, earlier: bool = False) -> pa.ChunkedArray:
+    """Return labels that were stored as text as integers if all of them are decimal numbers, else as strings.
+
+    earlier: take all that Python does for numbers (images.reading), such as "1_2" for 12.
+    """
+    if earlier or all(re.fullmatch("[+-]?[0-9]+", text) for text in texts):
+        try:
+            return pa.chunked_array([pa.array([int(text) for text in texts], pa.int64())])
+        except (ValueError, OverflowError):
+            pass  # numbers of more digits than those of any class are names
+    return pa.chunked_array([pa.array(texts, pa.string())])
 
 
 def huggingface_features(metadata: dict | None) -> dict[str, dict]:

@@ -16,6 +16,8 @@ from pipelines.images.labels import (
     choose_column,
     choose_label_column,
     class_label_columns,
+    decode_texts,
+    is_text,
     number_labels,
     recorded_class_names,
     refuse_missing_labels,
@@ -67,10 +69,6 @@ def _names_files(files: Files, name: str) -> bool:
         if isinstance(error, OSError) and (error.errno or not files.is_local):
             raise
         return False
-
-    def is_text(kind: pa.DataType) -> bool:
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
     names_files = any(field.name in NAME_COLUMNS and is_text(field.type) for field in schema)
     return names_files and not any(holds_image_files(field.type) for field in schema)
@@ -145,10 +143,10 @@ class TableSource:
         return pick_images(groups, splits, self.config.split, self.files.path(self.table))
 
     def _names(self, table: pa.Table, column: str, where: str) -> list[str]:
-        names = table.column(column)
+        names = decode_texts(table.column(column))
         if not len(names):
             raise NotFound(f"images.path: {where}: found no rows", "one for each image", "correct the table")
-        if not pa.types.is_string(names.type) or names.null_count:
+        if not is_text(names.type) or names.null_count:
             found = (
                 "a row without a name" if names.null_count else f"{reprlib.repr(names[0].as_py())} of type {names.type}"
             )

@@ -308,3 +308,20 @@ def test_what_save_to_disk_lists_stays_in_its_folder(tmp_path, name):
     write(folder / "dataset_dict.json", json.dumps({"splits": [name]}).encode())
     with pytest.raises(InvalidInput, match=r"dataset_dict.json: found .* expected names of files in its own folder"):
         source(folder).listing()
+
+
+@pytest.mark.parametrize("kind", [pa.uint8(), pa.uint64(), pa.int8(), pa.float32()])
+def test_labels_are_read_in_every_type_of_number(tmp_path, kind):
+    image = encoded(square(1))
+    pq.write_table(pa.table({"image": [image, image], "label": pa.array([2, 0]).cast(kind)}), tmp_path / "a.parquet")
+    listing = open_source(ImagesConfig(path=str(tmp_path))).listing()
+    assert listing.labels.tolist() == [2, 0] and listing.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.uint32(), pa.large_string())])
+def test_labels_beside_images_are_read_in_every_type_of_text(tmp_path, kind):
+    image = encoded(square(1))
+    table = pa.table({"image": [image, image], "label": pa.array(["dog", "cat"]).cast(kind)})
+    pq.write_table(table, tmp_path / "images.parquet")
+    listing = open_source(ImagesConfig(path=str(tmp_path))).listing()
+    assert listing.labels.tolist() == [1, 0] and listing.class_names == ("cat", "dog")

@@ -10,6 +10,7 @@ from pictures import CLASSES, encoded, pictures, square, value_of, write, write_
 
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.open import open_source
+from pipelines.images.text_tables import read_text_table
 
 
 def source(path, **settings):
@@ -240,3 +241,44 @@ def test_class_less_folders_with_a_table_inside_say_that_it_is_not_read(tmp_path
     write(tmp_path / "train" / "metadata.csv", b"file_name,label\na.png,x\n")
     listing = source(tmp_path).listing()
     assert listing.class_names == () and "train/metadata.csv is not read: set images.path" in listing.notes[0]
+
+
+def test_cells_with_line_breaks_are_read_in_tables_of_any_length(tmp_path):
+    """pyarrow reads a table in blocks of 1 MiB, which must not end within a cell."""
+    caption = "a cat\non a mat, " * 20
+    rows = "".join(f'{index:05d}.jpg,{index % 10},"{caption}"\n' for index in range(4_000))
+    data = f"file_name,label,caption\n{rows}".encode()
+    assert len(data) > 2**20
+    table = read_text_table(data, ("file_name",), ("label",), ",", "rows.csv")
+    assert table.column("file_name").to_pylist() == [f"{index:05d}.jpg" for index in range(4_000)]
+    assert table.column("label").to_pylist() == [index % 10 for index in range(4_000)]
+    assert set(table.column("caption").to_pylist()) == {caption}
+
+
+TEXT_TYPES = {
+    "string": pa.string(),
+    "large": pa.large_string(),
+    "view": pa.string_view(),
+    "dictionary": pa.dictionary(pa.int32(), pa.string()),
+    "large dictionary": pa.dictionary(pa.uint32(), pa.large_string()),
+}
+
+
+@pytest.mark.parametrize("kind", TEXT_TYPES.values(), ids=TEXT_TYPES)
+def test_names_and_labels_are_read_in_every_type_of_text(tmp_path, kind):
+    names, labels = ["b.png", "a.png", "c.png"], ["dog", "cat", "dog"]
+    for name in names:
+        write(tmp_path / name, encoded(square(1)))
+    table = pa.table({"file_name": pa.array(names).cast(kind), "label": pa.array(labels).cast(kind)})
+    pq.write_table(table, tmp_path / "metadata.parquet")
+    listing = source(tmp_path / "metadata.parquet").listing()
+    assert listing.keys == ["a.png", "b.png", "c.png"] and listing.class_names == ("cat", "dog")
+    assert listing.labels.tolist() == [0, 1, 1]
+
+
+def test_a_missing_name_is_refused_in_every_type_of_text(tmp_path):
+    for kind in TEXT_TYPES.values():
+        names = pa.array(["a.png", None]).cast(kind)
+        pq.write_table(pa.table({"file_name": names, "label": ["a", "b"]}), tmp_path / "metadata.parquet")
+        with pytest.raises(ValueError, match="column file_name: found a row without a name"):
+            source(tmp_path / "metadata.parquet").listing()

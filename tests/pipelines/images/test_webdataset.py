@@ -12,6 +12,7 @@ from pictures import encoded, square, value_of, write, write_tar
 
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.files import Files
+from pipelines.images.labels import parse_labels
 from pipelines.images.open import open_source
 from pipelines.images.tar import BlockReader, _parse_number, read_members
 
@@ -186,3 +187,26 @@ def test_compressed_shards_beside_others_are_said_to_be_left_out(tmp_path):
     write(tmp_path / "folders" / "cat" / "a.png", PNG[0])
     write(tmp_path / "folders" / "download.tar.gz", b"anything")
     assert source(tmp_path / "folders").listing().class_names == ("cat",)
+
+
+@pytest.mark.parametrize("labels", [("1_2", "12"), ("\u0663", "4"), ("7", "8 9")])
+def test_labels_are_numbers_only_if_all_are_decimal_digits(tmp_path, labels):
+    files = {
+        f"{index}.{kind}": data
+        for index, label in enumerate(labels)
+        for kind, data in (("png", encoded(square(1))), ("cls", label.encode()))
+    }
+    write_tar(tmp_path / "a.tar", files)
+    listing = open_source(ImagesConfig(path=str(tmp_path))).listing()
+    assert listing.class_names == tuple(sorted(labels))
+    assert [listing.class_names[label] for label in listing.labels] == list(labels)
+
+
+def test_labels_that_only_python_takes_for_numbers_stay_so_in_older_outputs(tmp_path):
+    write_tar(tmp_path / "a.tar", {"0.png": encoded(square(1)), "0.cls": b"0_1"})
+    listing = open_source(ImagesConfig(path=str(tmp_path), reading="earlier")).listing()
+    assert (listing.class_names, listing.labels.tolist()) == (("0", "1"), [1])
+
+
+def test_signed_decimal_labels_are_numbers():
+    assert parse_labels(["+1", "002", "0"]).to_pylist() == [1, 2, 0]
