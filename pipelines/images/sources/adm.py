@@ -8,12 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from evaluation.npz import check_npz
 from pipelines.images.claims import check_rows
 from pipelines.images.files import Files, ImagesPath
-from pipelines.images.labels import MAX_CLASSES
-from pipelines.images.listing import Listing, Locations, make_stamp
+from pipelines.images.labels import MAX_CLASSES, number_labels
+from pipelines.images.listing import Listing, Locations, make_stamp, shorten_list
 from pipelines.images.splits import refuse_absent_split
 from raydit.errors import InvalidInput, RayditError
 from raydit.lfs import refuse_lfs_pointer
@@ -66,19 +67,38 @@ class AdmSource:
         where = self.files.path(self.name)
         if self.config.reading is None:
             refuse_absent_split(self.config.split, where, self.name)
+        labels, class_names = self._number_labels(where) if self.config.reading is None else self._earlier_labels(where)
+        keys, stamps = [f"{index:07d}" for index in range(len(labels))], np.full(len(labels), self._stamp, np.int64)
+        return Listing(keys, labels, stamps, class_names, root=where)
+
+    def _number_labels(self, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Return class numbers and names. Raises InvalidInput unless there is one integer for each image, or none."""
         count, labels = self.shape[0], self._labels
-        known = labels is not None and len(labels) == count
-        if labels is not None and known and (labels.dtype.kind not in "iufb" or not _in_range(labels)):
+        if labels is None and not self.config.class_names:
+            return np.zeros(count, np.int32), ()
+        if labels is None:
             raise InvalidInput(
-                f"images.path: {where}: found labels of {labels.dtype} in arr_1",
-                f"integers from 0 to {MAX_CLASSES - 1:,}",
-                "correct the labels, or leave them out",
+                f"images.class_names: found {shorten_list(self.config.class_names)} for images without labels in "
+                f"{where}",
+                "a label for each image in arr_1",
+                "remove images.class_names, or add the labels",
             )
-        numbers = np.asarray(labels if known else np.zeros(count), np.int32)
-        names = tuple(str(label) for label in range(int(numbers.max()) + 1)) if known else ()
-        stamps = np.full(count, self._stamp, np.int64)
-        keys = [f"{index:07d}" for index in range(count)]
-        return Listing(keys, numbers, stamps, self.config.class_names or names, root=where)
+        if labels.size != count or labels.dtype.kind not in "iufb":
+            raise _wrong_labels(where, labels, f"{count:,} integers, one for each image")
+        if labels.dtype.kind in "fb":  # also without fractions, and in types of which Arrow knows little
+            labels = labels.astype(np.float64)
+        column = pa.chunked_array([pa.array(labels.ravel().astype(labels.dtype.newbyteorder("=")))])
+        return number_labels(column, self.config.class_names, f"{where}, arr_1")
+
+    def _earlier_labels(self, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Return class numbers and names as releases did that left out labels of another number than the images."""
+        count, labels = self.shape[0], self._labels
+        if labels is None or labels.size != count:
+            return np.zeros(count, np.int32), self.config.class_names
+        if labels.dtype.kind not in "iufb" or not _in_range(labels):
+            raise _wrong_labels(where, labels, f"integers from 0 to {MAX_CLASSES - 1:,}")
+        numbers = labels.ravel().astype(np.int32)
+        return numbers, self.config.class_names or tuple(str(label) for label in range(int(numbers.max()) + 1))
 
     def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
         from PIL import Image
@@ -134,7 +154,7 @@ class AdmSource:
     @cached_property
     def _labels(self) -> np.ndarray | None:
         with self._open_archive() as archive:
-            return self._read_array(archive, LABELS).ravel() if LABELS in archive.namelist() else None
+            return self._read_array(archive, LABELS) if LABELS in archive.namelist() else None
 
     @cached_property
     def _stamp(self) -> int:
@@ -169,4 +189,12 @@ class AdmSource:
 
 
 def _in_range(labels: np.ndarray) -> bool:
-    return not len(labels) or (int(labels.min()) >= 0 and int(labels.max()) < MAX_CLASSES)
+    return not labels.size or bool(labels.min() >= 0 and labels.max() < MAX_CLASSES)  # False for NaN
+
+
+def _wrong_labels(where: str, labels: np.ndarray, expected: str) -> InvalidInput:
+    return InvalidInput(
+        f"images.path: {where}: found labels of {labels.dtype} {labels.shape} in arr_1",
+        expected,
+        "correct the labels, or leave them out",
+    )

@@ -399,7 +399,7 @@ for _name, _arrays, _found in (
         {"arr_0": PIXEL, "arr_1": npy((2**40,), "<i8")},
         r"an array of int64 .1099511627776,. in",
     ),
-    ("a label of 2 billion", {"arr_0": PIXEL, "arr_1": npy((1,), "<i4", LARGEST)}, "labels of int32"),
+    ("a label of 2 billion", {"arr_0": PIXEL, "arr_1": npy((1,), "<i4", LARGEST)}, "the label 2147483647, expected"),
     ("pickled labels", {"arr_0": PIXEL, "arr_1": npy((1,), "|O", b"12345678")}, "an array of object"),
     ("no array", {"arr_0": b"abc"}, "no .npz file that can be read"),
 ):
