@@ -14,10 +14,11 @@ import urllib.parse
 from collections.abc import Callable
 from typing import TypeVar
 
-from pyarrow.fs import AwsStandardS3RetryStrategy, FileInfo, FileSystem, S3FileSystem
+from pyarrow.fs import AwsDefaultS3RetryStrategy, FileInfo, FileSystem, S3FileSystem
 
-MAX_ATTEMPTS = 10
-"""Attempts at a request to S3 that is throttled or fails; with growing random pauses they take a minute and a half."""
+MAX_RETRIES = 12
+"""Retries of a request to S3 that is throttled or fails: the first at once, the n-th of the others after a pause of
+25 ms * 2^n, which makes 102 s for all twelve."""
 MAX_PAUSE_SECONDS = 20.0
 THROTTLED_READ_ERROR = "Failed to flush response stream"
 """Arrow reads a file into memory of the size that was requested. A throttling response that is longer than a small
@@ -53,7 +54,9 @@ def _client(bucket: str, environment: frozenset[tuple[str, str]]) -> FileSystem:
         return filesystem  # Google's client itself retries for minutes
     # pyarrow takes no retry strategy with a URI, and its default retries five times a second for only six seconds.
     _, (options,) = filesystem.__reduce__()
-    strategy = AwsStandardS3RetryStrategy(max_attempts=MAX_ATTEMPTS)
+    # Not the AWS SDK's standard strategy: that has a budget for the life of the process, from which each throttled
+    # request takes more than a successful one gives back. After about 100 of them, it retries nothing any more.
+    strategy = AwsDefaultS3RetryStrategy(max_attempts=MAX_RETRIES)
     return S3FileSystem(**{**options, "retry_strategy": strategy, "allow_delayed_open": True})
 
 
@@ -68,7 +71,7 @@ def copy_in_store(filesystem: FileSystem, source: FileInfo, destination: str) ->
 
 def retry_throttled(read: Callable[[], Result]) -> Result:
     """Call `read` and return its result; call it again if it fails because an object store throttled the request."""
-    for attempt in range(MAX_ATTEMPTS - 1):
+    for attempt in range(MAX_RETRIES):
         try:
             return read()
         except OSError as error:

@@ -3,14 +3,15 @@
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster import storage
-from cluster.storage import lease as leases
 from cluster.storage import object_stores, paths
+from cluster.storage import lease as leases
 from cluster.storage.lease import LEASE_FILE, LeaseOwner, hold_folder
 from cluster.storage.object_stores import resolve_in_bucket
 from raydit.errors import InUse
@@ -43,12 +44,27 @@ def test_a_throttled_request_is_retried(s3_bucket, throttled):
 
 
 def test_a_store_that_throttles_every_request_is_an_error_in_the_end(s3_bucket, throttled, monkeypatch):
-    monkeypatch.setattr(object_stores, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr(object_stores, "MAX_RETRIES", 2)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "for a client of its own")
     throttled.share = 1.0
     with pytest.raises(OSError, match="SLOW_DOWN"):
         storage.write_atomically(f"{s3_bucket}/file", b"data")
-    assert throttled.refused == 2
+    assert throttled.refused == 1 + 2
+
+
+def test_a_process_may_be_throttled_any_number_of_times(s3_bucket, throttled):
+    """The AWS SDK's standard strategy fails for good after a hundred, or a few more where requests succeed between."""
+    throttled.share = 0.35
+
+    def write_until_throttled_often(worker):
+        count = 0
+        while throttled.refused <= 160:
+            storage.write_atomically(f"{s3_bucket}/{worker}", b"data")
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(write_until_throttled_often, range(16))) > 0
 
 
 def test_files_are_listed_with_their_sizes_at_any_depth(s3_bucket, tmp_path):
