@@ -19,7 +19,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 
 from cluster.storage.failures import explain_failures, explains_failures
 from cluster.storage.local_disk import sync_to_disk
-from cluster.storage.object_stores import retry_throttled
+from cluster.storage.object_stores import removed_on_failure, retry_throttled
 from cluster.storage.paths import is_local, join, local_path, nearest_folder, refuse_file_on_the_way, resolve, split
 from cluster.storage.temporaries import TEMPORARY_PREFIX, raise_storage_full, temporary_path
 from raydit.errors import AlreadyExists, InvalidInput, NotFound
@@ -185,7 +185,7 @@ def write_json_atomically(path: str, value: Any) -> None:
 def upload_file(local_file: str, destination: str) -> None:
     """Copy a local file to an object store, where it appears completely or not at all."""
     filesystem, inner = resolve(destination)
-    with explain_failures(destination):
+    with explain_failures(destination), removed_on_failure(filesystem, inner):
         copy_files(local_file, inner, LocalFileSystem(), filesystem)
 
 

@@ -4,6 +4,7 @@ Credentials and endpoints come from the environment of pyarrow.fs (AWS_ACCESS_KE
 GOOGLE_APPLICATION_CREDENTIALS, ...).
 """
 
+import contextlib
 import functools
 import os
 import random
@@ -11,7 +12,7 @@ import re
 import shutil
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from pyarrow.fs import AwsDefaultS3RetryStrategy, FileInfo, FileSystem, S3FileSystem
@@ -65,8 +66,24 @@ def copy_in_store(filesystem: FileSystem, source: FileInfo, destination: str) ->
     if source.size <= MAX_COPY_BYTES:
         filesystem.copy_file(source.path, destination)
         return
-    with filesystem.open_input_stream(source.path) as read, filesystem.open_output_stream(destination) as written:
-        shutil.copyfileobj(read, written, COPY_BUFFER_BYTES)
+    with filesystem.open_input_stream(source.path) as read, removed_on_failure(filesystem, destination):
+        with filesystem.open_output_stream(destination) as written:
+            shutil.copyfileobj(read, written, COPY_BUFFER_BYTES)
+
+
+@contextlib.contextmanager
+def removed_on_failure(filesystem: FileSystem, destination: str) -> Iterator[None]:
+    """Remove the file that a block writes if the block fails, also by an interrupt.
+
+    Closing a stream to an object store completes the upload of what was written until then, and pyarrow cannot abort
+    it: a truncated file would appear under its final name.
+    """
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(destination)
+        raise
 
 
 def retry_throttled(read: Callable[[], Result]) -> Result:

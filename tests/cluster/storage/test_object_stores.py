@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster import storage
-from cluster.storage import object_stores, paths
+from cluster.storage import files, object_stores, paths
 from cluster.storage import lease as leases
 from cluster.storage.lease import LEASE_FILE, LeaseOwner, hold_folder
 from cluster.storage.object_stores import resolve_in_bucket
@@ -142,6 +142,41 @@ def test_a_file_too_large_for_one_copy_goes_through_this_machine(s3_bucket, monk
     assert sorted(copied) == ["checkpoint.json", "ema.safetensors"]
     assert {name: storage.read_bytes(storage.join(aside, name)) for name in content} == content
     assert not storage.exists(source)
+
+
+@pytest.mark.parametrize("error", [OSError("the network is unreachable"), KeyboardInterrupt()])
+def test_a_copy_that_breaks_halfway_leaves_no_truncated_file(s3_bucket, monkeypatch, error):
+    """Closing the stream completes the upload; as COMPLETE or optimizer.safetensors, what arrived would look intact."""
+    storage.write_atomically(f"{s3_bucket}/step/COMPLETE", bytes(range(256)))
+    copy = object_stores.shutil.copyfileobj
+
+    def copy_and_break(read, written, length):
+        written.write(read.read(100))
+        raise error
+
+    monkeypatch.setattr(object_stores, "MAX_COPY_BYTES", 100)
+    monkeypatch.setattr(object_stores.shutil, "copyfileobj", copy_and_break)
+    with pytest.raises(type(error)):
+        storage.move_folder(f"{s3_bucket}/step", f"{s3_bucket}/superseded/step", last="COMPLETE")
+    assert storage.list_files(f"{s3_bucket}/superseded", recursive=True) == {}
+    monkeypatch.setattr(object_stores.shutil, "copyfileobj", copy)
+    storage.move_folder(f"{s3_bucket}/step", f"{s3_bucket}/superseded/step", last="COMPLETE")
+    assert storage.read_bytes(f"{s3_bucket}/superseded/step/COMPLETE") == bytes(range(256))
+
+
+def test_an_upload_whose_reading_breaks_halfway_leaves_no_truncated_file(s3_bucket, tmp_path, monkeypatch):
+    (tmp_path / "weights").write_bytes(b"data" * 100)
+
+    def copy_and_break(source, target, local, remote):
+        """As pyarrow does when the disk fails: what was read until then is uploaded."""
+        with remote.open_output_stream(target) as stream:
+            stream.write(Path(source).read_bytes()[:100])
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr(files, "copy_files", copy_and_break)
+    with pytest.raises(OSError, match="Input/output error"):
+        storage.upload_file(str(tmp_path / "weights"), f"{s3_bucket}/step/weights")
+    assert not storage.exists(f"{s3_bucket}/step/weights")
 
 
 def test_the_workers_of_a_machine_share_one_download(s3_bucket, s3_app):
