@@ -7,15 +7,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pyarrow.fs import FileInfo, FileSelector, LocalFileSystem, copy_files
+from pyarrow.fs import FileInfo, FileSelector, FileType, LocalFileSystem, copy_files
 
 from cluster.storage.failures import explains_failures
-from cluster.storage.files import file_size, read_bytes, select_files
+from cluster.storage.files import file_size, read_bytes
 from cluster.storage.folders import remove_stale_temporaries
 from cluster.storage.local_disk import rename_unless_exists
 from cluster.storage.object_stores import retry_throttled
 from cluster.storage.paths import cache_folder, is_local, local_path, resolve, split
 from cluster.storage.temporaries import lock, raise_storage_full, temporary_path
+from raydit.listed_names import require_all_inside, require_inside
 
 
 @explains_failures
@@ -24,12 +25,15 @@ def fetch_folder(path: str) -> str:
 
     The copy is named after the URI and its listing (names, sizes, times), so a folder that was rewritten at the same
     URI is downloaded again. One worker of a machine downloads, and the others wait for it.
-    Raises StorageFull when the cache's disk has no space left.
+    Raises StorageFull when the cache's disk has no space left, and InvalidInput for a key with "..", which would be
+    written outside the cache.
     """
     if is_local(path):
         return local_path(path)
     filesystem, inner = resolve(path)
-    infos = select_files(filesystem, FileSelector(inner, recursive=True))
+    listed = filesystem.get_file_info(FileSelector(inner, recursive=True))
+    require_all_inside((info.path[len(inner) :].strip("/") for info in listed), path)  # folders are created as well
+    infos = [info for info in listed if info.type == FileType.File]
     return _fetch(path, infos, lambda folder: copy_files(inner, folder, filesystem, LocalFileSystem()))
 
 
@@ -44,7 +48,7 @@ def fetch_file(path: str) -> str:
     if is_local(path):
         return local_path(path)
     filesystem, inner = resolve(path)
-    infos, name = [filesystem.get_file_info(inner)], split(path)[1]
+    infos, name = [filesystem.get_file_info(inner)], require_inside(split(path)[1], path)
     folder = _fetch(
         path, infos, lambda folder: copy_files(inner, os.path.join(folder, name), filesystem, LocalFileSystem())
     )
@@ -80,7 +84,7 @@ def local_copy(path: str) -> Iterator[str]:
         yield local_path(path)
         return
     with tempfile.TemporaryDirectory() as folder:
-        copy, content = os.path.join(folder, split(path)[1]), read_bytes(path)
+        copy, content = os.path.join(folder, require_inside(split(path)[1], path)), read_bytes(path)
         with raise_storage_full(folder, len(content)):
             Path(copy).write_bytes(content)
         yield copy

@@ -14,7 +14,7 @@ from cluster.storage import files, object_stores, paths
 from cluster.storage import lease as leases
 from cluster.storage.lease import LEASE_FILE, LeaseOwner, hold_folder
 from cluster.storage.object_stores import resolve_in_bucket
-from raydit.errors import InUse
+from raydit.errors import InUse, InvalidInput
 
 
 def test_a_bucket_has_one_client_for_each_account(s3_bucket, monkeypatch):
@@ -177,6 +177,23 @@ def test_an_upload_whose_reading_breaks_halfway_leaves_no_truncated_file(s3_buck
     with pytest.raises(OSError, match="Input/output error"):
         storage.upload_file(str(tmp_path / "weights"), f"{s3_bucket}/step/weights")
     assert not storage.exists(f"{s3_bucket}/step/weights")
+
+
+@pytest.mark.parametrize("key", ["model/../../../escaped.txt", "model/unet/../../../../escaped/"])
+def test_a_key_that_leads_out_of_its_folder_is_not_downloaded(s3_bucket, tmp_path, key):
+    import boto3
+
+    bucket = s3_bucket.removeprefix("s3://")
+    boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=b"")
+    storage.write_atomically(f"{s3_bucket}/model/config.json", b"{}")
+    with pytest.raises(InvalidInput, match=r"/model: found '[unet/.]*escaped.* among the files .*, expected names of"):
+        storage.fetch_folder(f"{s3_bucket}/model")
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() or file.name.startswith("escaped")]
+    with (
+        pytest.raises(InvalidInput, match=r"found '\.\.' among the files"),
+        storage.local_copy(f"{s3_bucket}/model/.."),
+    ):
+        pass
 
 
 def test_the_workers_of_a_machine_share_one_download(s3_bucket, s3_app):
