@@ -38,6 +38,7 @@ from cluster.storage.paths import (
     split,
 )
 from cluster.storage.read_ahead import open_in_order
+from cluster.storage.retried_reads import open_retried
 from cluster.storage.temporaries import TEMPORARY_PREFIX, lock, temporary_path
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "nearest_folder",
     "open_file",
     "open_in_order",
+    "open_retried",
     "publish_folder",
     "read_bytes",
     "read_json",

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, BinaryIO
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
@@ -21,6 +22,7 @@ from cluster.storage.failures import explain_failures, explains_failures
 from cluster.storage.local_disk import sync_to_disk
 from cluster.storage.object_stores import removed_on_failure, retry_throttled
 from cluster.storage.paths import is_local, join, local_path, nearest_folder, refuse_file_on_the_way, resolve, split
+from cluster.storage.retried_reads import open_retried
 from cluster.storage.temporaries import TEMPORARY_PREFIX, raise_storage_full, temporary_path
 from raydit.errors import AlreadyExists, InvalidInput, NotFound
 from raydit.regular_files import open_regular, read_regular, refuse_special_file, refuse_too_large
@@ -144,7 +146,8 @@ def sha256_file(path: str) -> str:
     filesystem, inner = resolve(path)
     if is_local(path):
         refuse_special_file(inner, path)
-    with _raise_not_found(path, "a file"), filesystem.open_input_file(inner) as stream:
+    open_path = filesystem.open_input_file if is_local(path) else partial(open_retried, filesystem)
+    with _raise_not_found(path, "a file"), open_path(inner) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

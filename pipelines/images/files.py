@@ -111,11 +111,13 @@ class Files:
     def open(self, name: str) -> pa.NativeFile:
         """Open a file for random access (`read_at`), which several threads may use at a time.
 
-        Raises SpecialFile for a device or a named pipe.
+        Reads that an object store throttles are repeated. Raises SpecialFile for a device or a named pipe.
         """
         filesystem, folder = self._resolved
         self.refuse_special(name)
-        return filesystem.open_input_file(f"{folder}/{name}")
+        if self.is_local:
+            return filesystem.open_input_file(f"{folder}/{name}")
+        return storage.open_retried(filesystem, f"{folder}/{name}")
 
     def refuse_special(self, name: str) -> None:
         """Raise SpecialFile if a file on this machine is a device, named pipe or socket, or a link to one."""

@@ -1,6 +1,8 @@
 """Storage on a real S3 server: objects are complete, throttled requests are retried, and a folder has one owner."""
 
+import hashlib
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +56,7 @@ def test_a_store_that_throttles_every_request_is_an_error_in_the_end(s3_bucket, 
 
 def test_a_process_may_be_throttled_any_number_of_times(s3_bucket, throttled):
     """The AWS SDK's standard strategy fails for good after a hundred, or a few more where requests succeed between."""
-    throttled.share = 0.35
+    throttled.share = 0.25
 
     def write_until_throttled_often(worker):
         count = 0
@@ -65,6 +67,23 @@ def test_a_process_may_be_throttled_any_number_of_times(s3_bucket, throttled):
 
     with ThreadPoolExecutor(16) as pool:
         assert sum(pool.map(write_until_throttled_often, range(16))) > 0
+
+
+def test_a_throttled_read_of_an_open_file_is_repeated(s3_bucket, throttled, monkeypatch):
+    """Arrow gives up where the store's answer is longer than what was asked for (THROTTLED_READ_ERROR)."""
+    pauses = []
+    monkeypatch.setattr(object_stores.time, "sleep", pauses.append)
+    storage.write_atomically(f"{s3_bucket}/file", bytes(range(100)))
+    client, inner = storage.resolve(f"{s3_bucket}/file")
+    with storage.open_retried(client, inner) as file:
+        throttled.share = 0.5
+        assert [file.read_at(4, 10 * start) for start in range(10)] == [
+            bytes(range(n, n + 4)) for n in range(0, 100, 10)
+        ]
+        file.seek(-3, os.SEEK_END)
+        assert (file.read(), file.read(), file.tell(), file.size()) == (b"abc", b"", 100, 100)
+    assert storage.sha256_file(f"{s3_bucket}/file") == hashlib.sha256(bytes(range(100))).hexdigest()
+    assert pauses
 
 
 def test_files_are_listed_with_their_sizes_at_any_depth(s3_bucket, tmp_path):

@@ -8,6 +8,7 @@ from pictures import CLASSES, LAYOUTS, pictures, value_of
 from pyarrow.fs import LocalFileSystem, copy_files
 
 from cluster import storage
+from cluster.storage import object_stores, paths
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.decoding import quarantine_reason
 from pipelines.images.open import open_source
@@ -57,6 +58,57 @@ def test_images_are_read_in_any_order_and_without_their_locations(layout):
         images = fresh.read([listing.keys[index] for index in order], given)
         shown = [quarantine_reason(image) if isinstance(image, Exception) else value_of(image) for image in images]
         assert shown == [expected[index][2] for index in order]
+
+
+class Throttled:
+    """A file system, or a file in it, every second read of which a store throttles in the way of S3."""
+
+    refused = 0
+
+    def __init__(self, inner):
+        self.inner, self.reads = inner, 0
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def open_input_file(self, path):
+        return Throttled(self.inner.open_input_file(path))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.inner.close()
+
+    def _throttle(self):
+        self.reads += 1
+        if self.reads % 2:
+            Throttled.refused += 1
+            raise OSError(f"AWS Error UNKNOWN (HTTP status 503): {object_stores.THROTTLED_READ_ERROR}")
+
+    def read_at(self, *arguments):
+        self._throttle()
+        return self.inner.read_at(*arguments)
+
+    def read(self, *arguments):
+        self._throttle()
+        return self.inner.read(*arguments)
+
+
+def test_throttled_reads_of_a_bucket_are_repeated(layout, tmp_path, monkeypatch):
+    folder, settings = layout
+    local = open_source(ImagesConfig(path=str(folder), **settings))
+    expected = local.listing()
+    monkeypatch.setattr(object_stores.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(Throttled, "refused", 0)
+    store = Throttled(LocalFileSystem())
+    monkeypatch.setattr(paths, "resolve_in_bucket", lambda uri: (store, uri.replace("s3:/", str(tmp_path))))
+    source = open_source(ImagesConfig(path="s3://set", **settings))
+    found = source.listing()
+    assert found.digest == expected.digest
+    images = source.read(found.keys, found.locations)
+    assert contents(found, images) == contents(expected, local.read(expected.keys, expected.locations))
+    assert Throttled.refused > 0
 
 
 @pytest.mark.parametrize(
