@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipelines.images.decoding import decode_image, is_image
+from pipelines.images.decoding import is_image, try_decode
 from pipelines.images.files import MAX_FILE_BYTES, Files, ImagesPath
 from pipelines.images.labels import LABEL_COLUMNS, label_text, number_labels, parse_labels, refuse_missing_labels
 from pipelines.images.listing import Listing, Locations
@@ -242,12 +242,16 @@ class WebDatasetSource:
         for name, group in groupby(pairs, key=lambda pair: pair[0]):
             with self.files.open(name) as file:
                 blocks = BlockReader(file, self.files.is_local)
-                for _, (offset, size) in group:
-                    try:
-                        refuse_too_large(int(size), MAX_FILE_BYTES, "the file")
-                        yield decode_image(blocks.read(int(offset), int(size)))
-                    except Exception as error:
-                        yield error
+                yield from (_read_image(blocks, int(offset), int(size)) for _, (offset, size) in group)
+
+
+def _read_image(blocks: BlockReader, offset: int, size: int) -> "Image.Image | Exception":
+    """Return an image, or why it cannot be used. Errors of the disk or network are raised: the image may be intact."""
+    try:
+        refuse_too_large(size, MAX_FILE_BYTES, "the file")
+    except FileTooLarge as error:
+        return error
+    return try_decode(blocks.read(offset, size))
 
 
 def _read_bounded(blocks: BlockReader, member: Member, max_bytes: int, where: str) -> bytes:

@@ -1,8 +1,11 @@
 """Every layout of images, on disk and in buckets, gives the same keys, labels, pixels and quarantine reasons."""
 
+import errno
+import os
 import random
 import shutil
 
+import pyarrow as pa
 import pytest
 from pictures import CLASSES, LAYOUTS, pictures, value_of
 from pyarrow.fs import LocalFileSystem, copy_files
@@ -10,6 +13,7 @@ from pyarrow.fs import LocalFileSystem, copy_files
 from cluster import storage
 from cluster.storage import object_stores, paths
 from pipelines.config.recipe import ImagesConfig
+from pipelines.images import files
 from pipelines.images.decoding import quarantine_reason
 from pipelines.images.open import open_source
 
@@ -58,6 +62,36 @@ def test_images_are_read_in_any_order_and_without_their_locations(layout):
         images = fresh.read([listing.keys[index] for index in order], given)
         shown = [quarantine_reason(image) if isinstance(image, Exception) else value_of(image) for image in images]
         assert shown == [expected[index][2] for index in order]
+
+
+class FailingFile:
+    """A file on a disk that fails."""
+
+    closed = False
+
+    def close(self):
+        self.closed = True
+
+    def tell(self):
+        return 10**6  # asked for its length, it says so
+
+    def seek(self, offset, whence=0):
+        return offset
+
+    def read(self, size=-1):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_errors_of_the_disk_are_raised_and_quarantine_no_image(layout, monkeypatch):
+    folder, settings = layout
+    source = open_source(ImagesConfig(path=str(folder), **settings))
+    listing = source.listing()
+    monkeypatch.setattr(files.Files, "open", lambda *_: pa.PythonFile(FailingFile(), mode="r"))
+    monkeypatch.setattr(pa, "memory_map", lambda *_: pa.PythonFile(FailingFile(), mode="r"))
+    monkeypatch.setattr(files, "read_regular", lambda *_: FailingFile().read())
+    with pytest.raises(OSError) as raised:
+        list(source.read(listing.keys, listing.locations))
+    assert raised.value.errno == errno.EIO
 
 
 class Throttled:
