@@ -15,7 +15,7 @@ from pipelines.images.files import MAX_FILE_BYTES, Files, ImagesPath
 from pipelines.images.labels import LABEL_COLUMNS, label_text, number_labels, parse_labels, refuse_missing_labels
 from pipelines.images.listing import Listing, Locations
 from pipelines.images.splits import describe_files, pick_split, refuse_absent_split
-from pipelines.images.tar import BLOCK, BlockReader, Member, TarError, read_members
+from pipelines.images.tar import BLOCK, BlockReader, LeftOut, Member, TarError, read_members
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer
 from raydit.regular_files import FileTooLarge, refuse_too_large
@@ -73,6 +73,8 @@ class TarShard(NamedTuple):
     """As text; None if no sample has a label."""
     kinds: tuple[str, ...]
     """Suffixes in the first sample besides those of images, if no sample has a label."""
+    left_out: list[str]
+    """Members with a suffix that cannot be read as files, each with the reason."""
 
 
 class WebDatasetSource:
@@ -102,6 +104,9 @@ class WebDatasetSource:
         keys = [f"{name}/{stem}" for name, shard in zip(names, shards, strict=True) for stem in shard.stems]
         images = [image for shard in shards for image in shard.images]
         labels, class_names = self._number_labels(names, shards)
+        left_out = [f"{name}/{member}" for name, shard in zip(names, shards, strict=True) for member in shard.left_out]
+        if left_out:
+            notes = (*notes, f"left out: {len(left_out):,} of the members of tar files, such as {left_out[0]}")
         return Listing(
             keys,
             labels,
@@ -160,14 +165,17 @@ class WebDatasetSource:
         with self.files.open(name) as file:
             blocks = BlockReader(file, self.files.is_local)
             refuse_lfs_pointer(blocks.read(0, BLOCK), f"images.path: {where}", "the tar file")
+            left_out: list[str] = []
             try:
-                samples = _group_samples(read_members(blocks), where)
+                members = read_members(blocks, earlier=self.config.reading is not None)
+                samples = _group_samples(members, where, left_out)
             except TarError as error:
                 raise InvalidInput(f"images.path: {where}: {error.found}", error.expected, error.do) from error
             chosen = {stem: self._choose_image(sample, stem, where) for stem, sample in samples.items()}
             images = {stem: image for stem, image in chosen.items() if image is not None}
             if not images:
-                found = ", ".join(sorted({kind for sample in samples.values() for kind in sample})[:10]) or "nothing"
+                found = ", ".join(sorted({kind for sample in samples.values() for kind in sample})[:10])
+                found = found or ", ".join(left_out[:3]) or "nothing"
                 raise InvalidInput(
                     f"images.path: {where}: found no images but {found}",
                     "samples such as 0001.jpg and 0001.cls",
@@ -177,7 +185,8 @@ class WebDatasetSource:
         missing = next((stem for stem, label in labels.items() if label is None), None)
         if missing is None:
             as_text = str if self.config.reading else partial(label_text, where=where)
-            return TarShard(list(images), list(images.values()), [as_text(label) for label in labels.values()], ())
+            texts = [as_text(label) for label in labels.values()]
+            return TarShard(list(images), list(images.values()), texts, (), left_out)
         if any(label is not None for label in labels.values()):
             raise InvalidInput(
                 f"images.path: {where}: found the sample {missing} without a label among others with one",
@@ -185,9 +194,8 @@ class WebDatasetSource:
                 "write the tar again",
             )
         first = samples[next(iter(images))]
-        return TarShard(
-            list(images), list(images.values()), None, tuple(kind for kind in first if not is_image(f".{kind}"))
-        )
+        kinds = tuple(kind for kind in first if not is_image(f".{kind}"))
+        return TarShard(list(images), list(images.values()), None, kinds, left_out)
 
     def _choose_image(self, sample: Sample, stem: str, where: str) -> Member | None:
         if self.config.image_column is not None:
@@ -284,13 +292,19 @@ def _split_key(key: str) -> tuple[str, str]:
     return name + SUFFIX, stem
 
 
-def _group_samples(members: Iterator[Member], where: str) -> dict[str, Sample]:
-    """Group files into samples by their stem. A suffix begins at the first dot of the name, as in WebDataset."""
+def _group_samples(members: Iterator[Member | LeftOut], where: str, left_out: list[str]) -> dict[str, Sample]:
+    """Group files into samples by their stem. A suffix begins at the first dot of the name, as in WebDataset.
+
+    left_out: members that cannot be read as files are added to it, each with the reason.
+    """
     samples: dict[str, Sample] = {}
     for member in members:
         folder, slash, name = member.name.rpartition("/")
         stem, dot, kind = name.partition(".")
         if not stem or not dot:  # a hidden file, or one without a suffix
+            continue
+        if isinstance(member, LeftOut):
+            left_out.append(f"{member.name} ({member.reason})")
             continue
         sample = samples.setdefault(f"{folder}{slash}{stem}", {})
         if kind.lower() in sample:

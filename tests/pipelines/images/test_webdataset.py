@@ -14,7 +14,7 @@ from pipelines.config.recipe import ImagesConfig
 from pipelines.images.files import Files
 from pipelines.images.labels import parse_labels
 from pipelines.images.open import open_source
-from pipelines.images.tar import BlockReader, _parse_number, read_members
+from pipelines.images.tar import BlockReader, Member, _parse_number, read_members
 
 PNG = [encoded(square(value)) for value in range(4)]
 
@@ -25,7 +25,8 @@ def source(path, **settings):
 
 def found_members(folder, name: str) -> list[tuple]:
     with Files(str(folder)).open(name) as file:
-        return [(member.name, member.offset, member.size) for member in read_members(BlockReader(file, True))]
+        members = [member for member in read_members(BlockReader(file, True)) if isinstance(member, Member)]
+        return [(member.name, member.offset, member.size) for member in members]
 
 
 NAMES = st.text("ab/é.", min_size=1, max_size=120).map(lambda name: name.strip("/") or "a")
@@ -54,6 +55,77 @@ def test_folders_links_and_global_headers_in_a_tar_are_skipped(tmp_path):
         info.size, info.mtime = len(PNG[0]), 1.5
         archive.addfile(info, io.BytesIO(PNG[0]))
     assert [name for name, _, _ in found_members(tmp_path, "x.tar")] == ["a.png"]
+
+
+def write_links(path, files: dict[str, bytes | str], kind=tarfile.LNKTYPE, **options):
+    """A tar of files, and of links, whose content is the name of another file. Returns its path."""
+    with tarfile.open(path, "w", **options) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = kind, content
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+LONG = "folder/" * 20 + "0.png"
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_hard_link_in_a_tar_is_a_further_name_of_an_earlier_file(tmp_path, form):
+    target = "folder/0.png" if form == tarfile.USTAR_FORMAT else LONG
+    files = {target: PNG[2], "1.cls": b"7", "1.png": target, "2.png": "1.png", "2.cls": "1.cls", "./3.png": PNG[0]}
+    file = write_links(tmp_path / "x.tar", files | {target.replace("png", "cls"): b"5", "./3.cls": b"5"}, format=form)
+    with tarfile.open(file) as archive:
+        found = [archive.getmember(archive.getmember(name).linkname or name) for name in (target, "1.png")]
+        expected = {(member.offset_data, member.size) for member in found}
+    listing = source(file).listing()
+    assert listing.keys == [f"x.tar/{target[:-4]}", "x.tar/1", "x.tar/2", "x.tar/./3"] and not listing.notes
+    assert {tuple(location) for location in listing.locations[:3].tolist()} == expected
+    assert [value_of(image) for image in source(file).read(listing.keys, listing.locations)] == [2, 2, 2, 0]
+    assert [listing.class_names[label] for label in listing.labels] == ["5", "7", "7", "5"]
+    assert len(set(listing.stamps.tolist())) == 4
+    other = write_links(tmp_path / "x.tar", files | {target: PNG[2] + b"!"}, format=form)
+    with Files(str(tmp_path)).open(other.name) as archive:
+        stamps = {member.name: member.stamp for member in read_members(BlockReader(archive, True))}
+    assert stamps["2.png"] not in listing.stamps.tolist()  # changes with the file, whose name it is
+
+
+def test_a_hard_link_may_state_the_length_of_its_file_and_may_repeat_it(tmp_path):
+    def entry(name, kind, content=b""):
+        info = tarfile.TarInfo(name)
+        info.size, info.type, info.linkname = len(PNG[0]), kind, "0.png"
+        return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+
+    first, end = entry("0.png", tarfile.REGTYPE, PNG[0]), bytes(1024)
+    for second in (entry("1.png", tarfile.LNKTYPE), entry("1.png", tarfile.LNKTYPE, PNG[0])):
+        write(tmp_path / "x.tar", first + second + entry("2.png", tarfile.CONTTYPE, PNG[0]) + end)
+        listing = source(tmp_path / "x.tar").listing()
+        assert listing.keys == ["x.tar/0", "x.tar/1", "x.tar/2"]
+        assert [value_of(image) for image in source(tmp_path).read(listing.keys, listing.locations)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (tarfile.LNKTYPE, r"a link to none.png, which is not before it in the archive"),
+        (tarfile.SYMTYPE, "a symbolic link"),
+        (tarfile.FIFOTYPE, "a named pipe"),
+    ],
+)
+def test_members_of_a_tar_that_are_no_files_are_said_to_be_left_out(tmp_path, kind, reason):
+    write_links(tmp_path / "x.tar", {"a.png": PNG[0], "b.png": "none.png", "c.png": "none.png", "d": "a.png"}, kind)
+    listing = source(tmp_path).listing()
+    assert listing.keys == ["x.tar/a"]
+    assert listing.notes == (f"left out: 2 of the members of tar files, such as x.tar/b.png ({reason})",)
+    earlier = source(tmp_path, reading="earlier").listing()
+    assert earlier.digest == listing.digest and earlier.notes == ()
+    write_links(tmp_path / "x.tar", {"b.png": "none.png"}, kind)
+    with pytest.raises(ValueError, match=rf"x.tar: found no images but b.png \({reason}\), expected"):
+        source(tmp_path).listing()
 
 
 def test_lengths_of_eight_gigabytes_and_more_are_binary_in_a_header():
