@@ -119,9 +119,12 @@ def _read_values(command: click.Command, texts: list[str]) -> list[Word]:
 
 
 def _spread(arguments: list[click.Argument], count: int) -> list[click.Argument]:
-    """Return which argument each of `count` words belongs to; one that takes any number gets what the others leave."""
+    """Return which argument each of `count` words belongs to; one that takes any number gets what the others leave.
+
+    Arguments at the end that are left out belong to no word.
+    """
     spare = count - sum(argument.nargs == 1 for argument in arguments)
-    return [argument for argument in arguments for _ in range(1 if argument.nargs == 1 else spare)]
+    return [argument for argument in arguments for _ in range(1 if argument.nargs == 1 else spare)][:count]
 
 
 def _names(option: click.Option) -> list[str]:
