@@ -3,10 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.images.listing import shorten_list
 from raydit.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from pipelines.config.recipe import ImagesConfig
 
 MAIN_SPLITS = ("train", "validation", "test")
 SPLIT_OF_WORD = {"train": "train", "training": "train"}
@@ -188,15 +191,16 @@ def pick_split(names: Sequence[str], split: str, where: str, *, earlier: bool = 
     return picked
 
 
-def refuse_absent_split(split: str, where: str, name: str = "") -> None:
-    """Raise InvalidInput if `split` is neither "train" nor "all" for images that are not divided into splits.
+def refuse_absent_split(images: "ImagesConfig", where: str, name: str = "") -> None:
+    """Raise InvalidInput if `images.split` is neither "train" nor "all" and the images are not divided into splits.
 
     where: the images, for messages. name: of their file, or of the split that they were saved from: images in
-    "test.parquet" are the split "test".
+    "test.parquet" are the split "test". Outputs that were made before this check go on (`images.reading`).
     """
-    wanted = canonical_split(split)
-    if wanted not in ("train", ALL_SPLITS, split_of(name)) and split != name:
-        raise unknown_split(split, {found} if (found := split_of(name)) else (), where)
+    if images.reading is not None or images.split == name:
+        return
+    if canonical_split(images.split) not in ("train", ALL_SPLITS, split_of(name)):
+        raise unknown_split(images.split, {found} if (found := split_of(name)) else (), where)
 
 
 def unknown_split(split: str, known: Collection[str], where: str) -> InvalidInput:

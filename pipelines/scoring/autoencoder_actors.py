@@ -106,7 +106,7 @@ def autoencoder_shards(folder: str, listing: Listing, shard_rows: int) -> list[A
     """Return one shard for each run of shard_rows images; their records are numbered files in `folder`."""
     return [
         AutoencoderShard(
-            # Records named shard-00000.npz are of earlier releases, whose features have positions in place of names.
+            # Earlier releases wrote shard-00000.npz, whose features are numbered instead of named.
             storage.join(folder, f"reconstructed-{index:05d}.npz"),
             listing.take(part),
             positions=part,

@@ -65,8 +65,7 @@ class AdmSource:
 
     def listing(self) -> Listing:
         where = self.files.path(self.name)
-        if self.config.reading is None:
-            refuse_absent_split(self.config.split, where, self.name)
+        refuse_absent_split(self.config, where, self.name)
         labels, class_names = self._number_labels(where) if self.config.reading is None else self._earlier_labels(where)
         keys, stamps = [f"{index:07d}" for index in range(len(labels))], np.full(len(labels), self._stamp, np.int64)
         return Listing(keys, labels, stamps, class_names, root=where)

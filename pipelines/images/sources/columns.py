@@ -70,8 +70,8 @@ class ColumnSource(ABC):
         self.notes = notes
 
     def listing(self) -> Listing:
-        if self.undivided is not None and self.config.reading is None:
-            refuse_absent_split(self.config.split, self.files.root, self.undivided)
+        if self.undivided is not None:
+            refuse_absent_split(self.config, self.files.root, self.undivided)
         names, notes = self._find_files() if self.names is None else (self.names, self.notes)
         listings = list(self.files.map_names(self._list_file, names))
         counts = [len(listing.stamps) for listing in listings]

@@ -24,8 +24,7 @@ class DigitsSource:
         self.config = config
 
     def listing(self) -> Listing:
-        if self.config.reading is None:
-            refuse_absent_split(self.config.split, "digits")
+        refuse_absent_split(self.config, "digits")
         labels = _load_digits()[1]
         keys = [f"digits#{index:04d}" for index in range(len(labels))]
         return Listing(keys, labels, np.zeros(len(labels), np.int64), tuple("0123456789"))

@@ -82,8 +82,7 @@ class FolderSource:
         """
         layout = self._earlier_layout(keys) if self.earlier else find_split_layout(keys)
         if layout is None:
-            if not self.earlier:
-                refuse_absent_split(self.config.split, self.files.root)
+            refuse_absent_split(self.config, self.files.root)
             return range(len(keys)), 0, ()
         folders = [key.split("/", layout.level + 1)[layout.level] for key in keys]
         if self.earlier:

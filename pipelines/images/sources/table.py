@@ -137,7 +137,7 @@ class TableSource:
         if splits is None and (layout := find_split_layout(keys)) and layout.level == 0:
             splits, groups = layout.splits, [key.partition("/")[0] for key in keys]
         if splits is None:
-            refuse_absent_split(self.config.split, self.files.path(self.table), self.table)
+            refuse_absent_split(self.config, self.files.path(self.table), self.table)
         if splits is None or self.config.split == ALL_SPLITS:
             return range(len(keys)), ()
         return pick_images(groups, splits, self.config.split, self.files.path(self.table))

@@ -97,8 +97,8 @@ class WebDatasetSource:
         self.undivided = undivided
 
     def listing(self) -> Listing:
-        if self.undivided is not None and self.config.reading is None:
-            refuse_absent_split(self.config.split, self.files.root, self.undivided)
+        if self.undivided is not None:
+            refuse_absent_split(self.config, self.files.root, self.undivided)
         names, notes = self._find_files() if self.names is None else (self.names, self.notes)
         shards = list(self.files.map_names(self._list_shard, names))
         keys = [f"{name}/{stem}" for name, shard in zip(names, shards, strict=True) for stem in shard.stems]
