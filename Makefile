@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check test-slow benchmark ui
+.PHONY: install demo test check test-slow benchmark docs ui
 
 install: .venv/installed
 
@@ -31,6 +31,9 @@ check: install
 
 benchmark: install
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
+
+docs: install
+	$(BIN)/python docs/generate.py
 
 ui: install
 	$(BIN)/raydit ui
