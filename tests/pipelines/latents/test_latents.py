@@ -67,7 +67,7 @@ def read_datasets(pattern):
 
 @pytest.mark.parametrize("read", [read_polars, read_duckdb, read_pandas, read_datasets])
 def test_other_tools_read_the_shards(tmp_path, read):
-    """Without raydit, as README shows for pyarrow."""
+    """Without raydit, as docs/reference/latents.md shows for pyarrow."""
     parts = [make_moments(rows, seed=rows) for rows in (3, 4)]
     path = Path(write_dataset(tmp_path / "latents", parts, flip=True).path)
     for other in ("quarantine.parquet", "manifest.json"):
