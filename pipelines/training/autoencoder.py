@@ -157,7 +157,10 @@ def create_objective(
     discriminator = PatchDiscriminator(settings.trained_size) if config.adversarial_weight else None
     perceptual = None
     if config.perceptual_network is not None:
-        perceptual = PerceptualDistance(EfficientNetFeatures(config.perceptual_network).to(worker.device))
+        features = EfficientNetFeatures(config.perceptual_network).to(worker.device)
+        if worker.device.type == "cpu":  # twice as fast there
+            features.to(memory_format=torch.channels_last)
+        perceptual = PerceptualDistance(features)
     if config.compile:
         for half in (autoencoder.encoder, autoencoder.decoder):
             compile_network(half)
