@@ -10,8 +10,11 @@ from pipelines.artifacts import SUPERSEDED
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.latents.autoencoder import AUTOENCODER_RECORD, is_autoencoder_of
 from pipelines.tracking.bases import base_digests
-from pipelines.tracking.lookup import registered_digests
+from pipelines.tracking.database import is_absent
+from pipelines.tracking.lookup import refuse_absent, registered_digests
 from pipelines.tracking.store import tracking_uri
+from pipelines.tracking.waiting import find_journals
+from raydit.errors import NotFound
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,9 @@ def inspect_superseded(output: str, store: str = "") -> list[SupersededFolder]:
     """List what an output keeps in superseded/, by name.
 
     A folder stays if it holds a checkpoint of a registered model, the base of an adapter, or the autoencoder of such a
-    checkpoint or of one in output/checkpoints. store: MLflow's URI, besides those that the checkpoints' recipes name.
-    Raises Unreachable if one of the stores does not answer: then it is unknown what must stay.
+    checkpoint or of one in output/checkpoints. store: MLflow's URI, besides those that the output's journals and the
+    checkpoints' recipes name. Raises Unreachable if one of the stores does not answer, and NotFound if one of them does
+    not exist: then it is unknown what must stay.
     """
     folder = storage.join(storage.absolute(output), SUPERSEDED)
     names = sorted(name.rstrip("/") for name in storage.list_names(folder)) if storage.exists(folder) else []
@@ -38,9 +42,9 @@ def inspect_superseded(output: str, store: str = "") -> list[SupersededFolder]:
     current = list(_configs(storage.join(storage.absolute(output), "checkpoints")))
     checkpoints = {path: list(_configs(path)) for path in paths}
     everything = [config for _, config in (*current, *(each for configs in checkpoints.values() for each in configs))]
-    uris = {tracking_uri(store)} | {tracking_uri(_recorded_uri(config)) for config in everything}
-    registered = set().union(*map(registered_digests, sorted(uris)))
-    bases = set().union(*map(base_digests, sorted(uris)))
+    uris = _find_stores(output, store, everything) if any(checkpoints.values()) else []
+    registered = set().union(*map(registered_digests, uris))
+    bases = set().union(*map(base_digests, uris))
     reasons, needed = {}, [config for _, config in current]
     for path, configs in checkpoints.items():
         if kept := [config for digest, config in configs if digest in registered]:
@@ -62,6 +66,30 @@ def _configs(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for step in (*checkpoints.finished_steps(), *checkpoints.interrupted_steps()):
         found = checkpoints.describe(step)
         yield found.digest, found.config
+
+
+def _find_stores(output: str, store: str, configs: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the tracking URIs of the stores that may have registered a checkpoint of an output.
+
+    store: a URI that the user has given, or empty. Raises NotFound if a store does not exist or is unknown. If the user
+    has given one, the others may be gone: a recipe names a database for ever by the path that it had.
+    """
+    default, journals = tracking_uri(), list(find_journals(output, store))
+    recorded = {_recorded_uri(config) for config in configs}
+    named = {tracking_uri(uri) for uri in recorded - {""}} | {journal.uri for journal in journals if journal.uri}
+    if store:
+        named = {uri for uri in named if not is_absent(uri)} | {tracking_uri(store)}
+    elif unknown := [journal.path for journal in journals if journal.uri is None]:
+        raise NotFound(
+            f"{unknown[0]}: found no record of the store that it is for",
+            "one, because its registered models decide what must stay",
+            "name that store with --store",
+        )
+    elif "" in recorded and not journals:
+        named.add(default)  # nothing else says where the recipe's runs went
+    for uri in sorted(named):
+        refuse_absent(uri)
+    return sorted(named | ({default} if not is_absent(default) else set()))
 
 
 def _recorded_uri(config: dict[str, Any]) -> str:

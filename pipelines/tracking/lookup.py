@@ -297,18 +297,23 @@ def _registered_models(client: Any) -> Iterator[Any]:
             return
 
 
+def refuse_absent(uri: str) -> None:
+    """Raise NotFound for a database file that does not exist."""
+    if is_absent(uri):
+        raise NotFound(
+            f"found no MLflow store at {uri}",
+            "the database that a raydit command has written",
+            "name the store in use with --store, tracking.uri or MLFLOW_TRACKING_URI, or run the command in its folder",
+        )
+
+
 @contextmanager
 def connected_client(uri: str) -> Iterator[Any]:
     """Yield a client of an existing store.
 
     Raises NotFound if there is none, Unreachable if it does not answer, and InvalidInput if it refuses every request.
     """
-    if is_absent(uri):
-        raise NotFound(
-            f"found no MLflow store at {uri}",
-            "the database that a raydit command has written",
-            "set tracking.uri or MLFLOW_TRACKING_URI to the store in use, or run the command in its folder",
-        )
+    refuse_absent(uri)
     try:
         client = mlflow_client(uri)
     except Exception as error:

@@ -8,6 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.registry.cleaning import inspect_superseded
+from pipelines.tracking.journal_folder import journal_path
 
 
 @pytest.fixture
@@ -54,3 +55,43 @@ def test_superseded_folders_are_removed_but_for_what_a_registered_model_needs(ra
 def test_nothing_is_removed_while_a_store_does_not_answer(raydit, output):
     code, _, err = raydit("clean", str(output), "--yes", "--store", "http://127.0.0.1:9")
     assert code == 1 and "does not answer" in err and len(list((output / "superseded").iterdir())) == 6
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder; the recipes of the checkpoints left tracking.uri out."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("pipelines.registry.cleaning._recorded_uri", lambda config: "")
+
+
+def write_journal(output, uri):
+    """Leave the journal of a command that has sent everything to a store."""
+    path = journal_path(str(output), uri)
+    path.parent.mkdir()
+    path.touch()
+    path.with_suffix(".state.json").write_text(json.dumps({"offset": 0, "known": {}, "uri": uri}))
+
+
+def test_in_another_folder_the_store_is_that_of_the_journals(raydit, story, output, elsewhere):
+    client, name = MlflowClient(story.uri), "kept by journal"
+    client.create_registered_model(name)
+    client.create_model_version(name, str(output), tags={"raydit.digest": story.checkpoints[4].digest})
+    write_journal(output, story.uri)
+    try:
+        kept = {Path(each.path).name for each in inspect_superseded(str(output)) if each.kept_for}
+        assert kept == {"checkpoints-2", "autoencoder-1"}
+    finally:
+        client.delete_registered_model(name)
+
+
+def test_nothing_is_removed_if_a_store_does_not_exist(raydit, story, output, elsewhere, tmp_path):
+    code, _, err = raydit("clean", str(output), "--yes")
+    assert code == 2 and f"found no MLflow store at sqlite:///{tmp_path}/empty/mlflow.db" in err and "--store" in err
+    write_journal(output, f"sqlite:///{tmp_path}/gone/mlflow.db")
+    code, _, err = raydit("clean", str(output), "--yes")
+    assert code == 2 and f"found no MLflow store at sqlite:///{tmp_path}/gone/mlflow.db" in err
+    assert len(list((output / "superseded").iterdir())) == 6
+    code, out, _ = raydit("clean", str(output), "--dry-run", "--store", story.uri)  # the user knows where they went
+    assert code == 0 and "would be removed" in out
