@@ -17,9 +17,10 @@ from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.report_files import find_reports
 from pipelines.tracking import tags
 from pipelines.tracking.experiments import REGISTERED_NAME_FORBIDS, clean_name, find_experiment
-from pipelines.tracking.lookup import connected_client, has_files
+from pipelines.tracking.lookup import MODEL_FILE, connected_client, has_files, is_uploaded
 from pipelines.tracking.model_writer import picture_in
 from pipelines.tracking.moved_store import refuse_moved
+from pipelines.tracking.searches import find_version
 from pipelines.tracking.store import tracking_uri
 from raydit.errors import InvalidInput, NotFound, Unreachable
 
@@ -158,7 +159,8 @@ def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:
                 "one to roll back to",
                 f"promote another checkpoint: raydit promote CHECKPOINT --name {name}",
             )
-        if not has_files(client, client.get_model_version(name, before)):
+        earlier = find_version(client, name, before)
+        if earlier is None or not has_files(client, earlier):
             raise NotFound(
                 f"models:/{name}/{before}: found no files in the store",
                 "those of the model, without which the alias would lead to nothing",
@@ -229,7 +231,7 @@ def _give_alias(client: Any, uri: str, experiment: str, name: str, candidate: Pr
             f"{candidate.digest[:12]}, which was scored: it has been written again since",
             "score it again",
         )
-    if not client.list_logged_model_artifacts(model.model_id):
+    if not is_uploaded(client, model.model_id):
         upload(client, model.model_id, opened)
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=_model_description(experiment))
@@ -264,9 +266,9 @@ def upload(client: Any, model_id: str, opened: LocatedCheckpoint) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         save_model_files(opened, work / "model", work)
-        # MLflow recognises a model by this file: uploaded last, so that half an upload does not count.
-        recognised = work / "MLmodel"
-        (work / "model" / "MLmodel").rename(recognised)
+        # Uploaded last, so that half an upload does not count.
+        recognised = work / MODEL_FILE
+        (work / "model" / MODEL_FILE).rename(recognised)
         client.log_model_artifacts(model_id, str(work / "model"))
         client.log_model_artifact(model_id, str(recognised))
 

@@ -10,6 +10,7 @@ from pipelines.tracking import tags
 from pipelines.tracking.database import is_absent
 from pipelines.tracking.experiments import find_experiment
 from pipelines.tracking.moved_store import refuse_moved
+from pipelines.tracking.searches import find_version
 from pipelines.tracking.store import (
     is_refusing_all,
     is_unavailable,
@@ -22,6 +23,8 @@ from raydit.errors import InvalidInput, NotFound, RayditError
 
 MAX_RESULTS = 1000
 """Runs that one search returns at most."""
+MODEL_FILE = "MLmodel"
+"""The file by which MLflow recognises a model."""
 
 
 class CheckpointRef(NamedTuple):
@@ -266,10 +269,15 @@ def dangling_aliases(uri: str) -> tuple[list[str], int]:
 
 
 def has_files(client: Any, version: Any) -> bool:
-    """Return whether the store holds the files of a registered version."""
+    """Return whether the store holds all files of a registered version."""
     model_id = model_id_of(version)
+    return model_id is not None and is_uploaded(client, model_id)
+
+
+def is_uploaded(client: Any, model_id: str) -> bool:
+    """Return whether the store holds all files of a LoggedModel, of which MODEL_FILE is uploaded last."""
     try:
-        return bool(model_id and client.list_logged_model_artifacts(model_id))
+        return any(file.path == MODEL_FILE for file in client.list_logged_model_artifacts(model_id))
     except Exception as error:
         if is_unavailable(error):
             raise
@@ -281,9 +289,11 @@ def _digests_with_predecessors(client: Any, name: str, number: str) -> set[str]:
     digests, seen = set(), set()
     while number and number not in seen:
         seen.add(number)
-        version_tags = client.get_model_version(name, number).tags
-        digests.add(version_tags.get(tags.VERSION_DIGEST, ""))
-        number = version_tags.get(tags.PREVIOUS_VERSION, "")
+        version = find_version(client, name, number)
+        if version is None:  # no rollback can pass it
+            break
+        digests.add(version.tags.get(tags.VERSION_DIGEST, ""))
+        number = version.tags.get(tags.PREVIOUS_VERSION, "")
     return digests - {""}
 
 

@@ -18,6 +18,7 @@ from pipelines.tracking.journal import Entry, Ids, Refused
 from pipelines.tracking.model_writer import ModelWriter, run_id_of
 from pipelines.tracking.store import (
     check_tracking,
+    is_gone,
     is_locked,
     is_refusing_all,
     is_unavailable,
@@ -201,7 +202,7 @@ class MlflowWriter(ModelWriter):
         try:
             return get().lifecycle_stage == "active"
         except Exception as error:
-            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            if is_gone(error):
                 return False
             raise
 

@@ -218,6 +218,11 @@ def _is_foreign(error: Exception) -> bool:
     return "not in a valid JSON format" in str(error)
 
 
+def is_gone(error: Exception) -> bool:
+    """Return whether what a request was about does not exist, or was deleted."""
+    return getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
+
+
 def is_locked(error: Exception) -> bool:
     """Return whether another process holds a database's lock, which it may do for any time."""
     return "database is locked" in str(error)

@@ -267,6 +267,40 @@ def test_an_alias_that_leads_to_no_files_is_told_by_lineage_and_doctor(raydit, s
     assert check_aliases("http://127.0.0.1:9").ok  # the line about tracking is red then
 
 
+def test_an_upload_that_was_cut_off_is_no_model_and_is_repeated(raydit, promote, store, capsys):
+    """Killed before MLmodel, which is uploaded last."""
+    promote(4, name="cut")
+    model = model_id_of(store.get_model_version_by_alias("cut", "champion"))
+    recognised = Path(store.get_logged_model(model).artifact_location.removeprefix("file://")) / "MLmodel"
+    recognised.unlink()
+    assert "models:/cut@champion" in dangling_aliases(store.tracking_uri)[0]
+    store.create_model_version("cut", "elsewhere", tags={"raydit.before": "1"})
+    store.set_registered_model_alias("cut", "champion", "2")
+    code, _, err = raydit("promote", "--rollback", "cut")
+    assert code == 2 and "models:/cut/1: found no files in the store" in err
+    store.delete_registered_model("cut")
+    assert promote(4, name="cut")["given"] and recognised.is_file()
+    store.delete_registered_model("cut")
+
+
+def test_a_version_that_was_deleted_ends_what_a_rollback_leads_to(raydit, store):
+    name = "shortened"
+    store.create_registered_model(name)
+    for number in (1, 2, 3):
+        tags = {"raydit.digest": f"digest {number}", "raydit.before": str(number - 1 or "")}
+        store.create_model_version(name, "elsewhere", tags=tags)
+    store.set_registered_model_alias(name, "champion", "3")
+    try:
+        store.delete_model_version(name, "1")
+        assert {"digest 2", "digest 3"} <= protected_digests(store.tracking_uri)
+        store.delete_model_version(name, "2")
+        assert "digest 3" in protected_digests(store.tracking_uri)
+        code, _, err = raydit("promote", "--rollback", name)
+        assert code == 2 and f"models:/{name}/2: found no files in the store" in err
+    finally:
+        store.delete_registered_model(name)
+
+
 @pytest.mark.slow
 def test_a_served_model_answers_over_http_with_an_image(story, loaded, tmp_path):
     with socket.socket() as unused:
