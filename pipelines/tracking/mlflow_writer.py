@@ -70,10 +70,13 @@ class MlflowWriter(ModelWriter):
                     raise
                 self._write(entry, ids)
         except Exception as error:
-            if is_refusing_all(error) or (is_unavailable(error) and not self._keeps_failing(entry, error)):
+            if is_refusing_all(error) or (is_unavailable(error) and not self._keeps_failing(entries[0], error)):
                 raise ConnectionError(_why_unavailable(error)) from error
             if count > 1:
-                return self.deliver(entries[:1], ids, history)  # only the entry that MLflow refuses is set aside
+                delivered = self.deliver(entries[:1], ids, history)  # only the entry that MLflow refuses is set aside
+                if self._failing[0] == entries[0]:
+                    self._failing = (entries[1], self._failing[1])  # it has failed as often, in the same requests
+                return delivered
             raise Refused(_why_refused(error)) from error
         return count
 
@@ -83,14 +86,17 @@ class MlflowWriter(ModelWriter):
         getattr(self, f"_{entry['op']}")(entry, ids)
 
     def _keeps_failing(self, entry: Entry, error: Exception) -> bool:
-        """Return whether an entry has failed MAX_ATTEMPTS times in a store that answers and that nobody has locked."""
+        """Return whether an entry has failed MAX_ATTEMPTS times in a store that answers and that nobody has locked.
+
+        entry: the first one of a request, because what follows it grows between two attempts.
+        """
         last, attempts = self._failing
         self._failing = (entry, attempts + 1 if entry == last else 1)
         if self._failing[1] < MAX_ATTEMPTS or is_locked(error):
             return False
         try:
             check_tracking(self._uri)
-        except ConnectionError:
+        except RayditError:
             return False
         return True
 
