@@ -65,6 +65,7 @@ class Journal:
         _truncate_torn_line(self.refused_path)
         self._file = open(path, "ab")
         self._state = _read_state(path)
+        self._is_saved = True
         if uri and self._state.get("uri") != uri:
             self._state["uri"] = uri
             self._save_state()
@@ -90,6 +91,11 @@ class Journal:
     def undelivered(self) -> bool:
         """Whether any entry still waits for delivery."""
         return self._state["offset"] < self.path.stat().st_size
+
+    @property
+    def is_delivering(self) -> bool:
+        """Whether entries wait that may still be delivered: the thread has not ended, as after a bug."""
+        return self.undelivered and self._thread.is_alive()
 
     def close(self, timeout_seconds: float) -> bool:
         """Deliver what is left, waiting at most this long. Return whether everything was delivered."""
@@ -126,30 +132,43 @@ class Journal:
         attempts = 0
         while True:
             closing = self._closing.is_set()  # read before the file, so that the last entries are not missed
-            lines = self._next_lines()
-            if not lines:
-                if closing:
-                    return
-                self._wake.wait()
-                self._wake.clear()
-                continue
-            entries = [_parse(line) for line in lines]
             try:
-                count = self._server.deliver(entries, self._state["known"], self._history)
-            except ConnectionError as error:
+                has_delivered = self._deliver_next()
+            except OSError as error:  # the server is away, or the disk of the journal fails or is full
                 if attempts == 0:
-                    self._server.on_unavailable(str(error))
+                    self._server.on_unavailable(_why_unavailable(error))
                 elif self._closing.is_set():
                     return
                 self._closing.wait(self.RETRY_SECONDS[min(attempts, len(self.RETRY_SECONDS) - 1)])
                 attempts += 1
                 continue
-            except Refused as error:
-                self._set_aside(entries[0], str(error))
-                count = 1
             attempts = 0
-            self._state["offset"] += sum(map(len, lines[:count]))
+            if has_delivered:
+                continue
+            if closing:
+                return
+            self._wake.wait()
+            self._wake.clear()
+
+    def _deliver_next(self) -> bool:
+        """Deliver entries from the cursor on, or set one aside, and move the cursor; return whether there were any.
+
+        Raises OSError if that may succeed later.
+        """
+        if not self._is_saved:
             self._save_state()
+        lines = self._next_lines()
+        if not lines:
+            return False
+        entries = [_parse(line) for line in lines]
+        try:
+            count = self._server.deliver(entries, self._state["known"], self._history)
+        except Refused as error:
+            self._set_aside(entries[0], str(error))
+            count = 1
+        self._state["offset"] += sum(map(len, lines[:count]))
+        self._save_state()
+        return True
 
     def _set_aside(self, entry: Entry, reason: str) -> None:
         """Write an entry to the file of refused ones, once: a killed process may have written it before."""
@@ -161,7 +180,9 @@ class Journal:
         self._server.on_refused(entry, reason)
 
     def _save_state(self) -> None:
+        self._is_saved = False
         storage.write_json_atomically(str(self._state_path), self._state)
+        self._is_saved = True
 
     def _history(self) -> list[Entry]:
         """Return the entries before the cursor."""
@@ -174,6 +195,13 @@ class Journal:
             file.seek(self._state["offset"])
             lines = (file.read(1 << 20) + file.readline()).splitlines(keepends=True)
         return [line for line in lines if line.endswith(b"\n")]
+
+
+def _why_unavailable(error: OSError) -> str:
+    """Return why nothing can be delivered at present, as the end of a sentence about the server."""
+    if isinstance(error, ConnectionError):
+        return str(error)
+    return f"gets nothing, because its journal cannot be read or written ({error})"
 
 
 def merge_journals(source: Path, target: Path, uri: str, change: Callable[[bytes], bytes]) -> None:

@@ -131,7 +131,7 @@ class Tracker:
     def flush(self) -> None:
         """Wait until MLflow has everything logged so far, for at most CLOSE_SECONDS."""
         deadline = time.monotonic() + CLOSE_SECONDS
-        while self._journal.undelivered and time.monotonic() < deadline:
+        while self._journal.is_delivering and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def close(self) -> None:

@@ -88,7 +88,7 @@ def deliver_journal(output: str, journal: JournalFile) -> Delivered:
         delivery = Delivery(journal.uri, output, journal.part)
         before = count_undelivered(journal.path)
         opened = delivery.open_journal()
-        while opened.undelivered and not delivery.is_away:
+        while opened.is_delivering and not delivery.is_away:
             time.sleep(0.05)
         opened.close(CLOSE_SECONDS)
         newly_refused, waiting = delivery.num_refused, count_undelivered(journal.path)

@@ -2,10 +2,16 @@
 
 import json
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
+from cluster import storage
+from pipelines.tracking import waiting
+from pipelines.tracking.delivery import Delivery
 from pipelines.tracking.journal import Journal, Refused
+from pipelines.tracking.journal_folder import journal_path
 
 
 @pytest.fixture(autouse=True)
@@ -234,3 +240,44 @@ def test_the_history_is_what_was_delivered_before(path):
     append_all(journal, numbered(0, 4))
     assert journal.close(30)
     assert histories[0] == [] and histories[-1] == numbered(0, len(histories[-1])) and 2 <= len(histories[-1]) < 4
+
+
+def test_a_full_disk_is_waited_for_and_said_once(path, monkeypatch):
+    write, failures = storage.write_json_atomically, [OSError(28, "No space left on device") for _ in range(3)]
+
+    def fail_at_first(*arguments):
+        if failures:
+            raise failures.pop()
+        write(*arguments)
+
+    monkeypatch.setattr(storage, "write_json_atomically", fail_at_first)
+    server = Server()
+    journal = server.open(path)
+    append_all(journal, numbered(0, 9))
+    while journal.is_delivering or failures:
+        pass
+    assert journal.close(30) and server.received == numbered(0, 9)
+    (said,) = server.outages
+    assert said.startswith("gets nothing, because its journal cannot be read or written") and "No space left" in said
+    assert storage.read_json(str(path.with_suffix(".state.json")))["offset"] == path.stat().st_size
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_delivery_that_a_bug_has_ended(path, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise TypeError("a bug")
+
+    def sleep(seconds):
+        assert next(naps, None) is not None, "waited in vain"
+        time.sleep(seconds)
+
+    naps = iter(range(400))
+    monkeypatch.setattr(Delivery, "deliver", fail)
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(waiting, "refuse_unusable", lambda uri: None)
+    output = str(tmp_path / "output")
+    file = journal_path(output, "http://store")
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(entry(0)) + "\n")
+    done = waiting.deliver_journal(output, waiting.JournalFile(file, "", "http://store"))
+    assert (done.delivered, done.waiting) == (0, 1)
