@@ -10,8 +10,9 @@ from evaluation.protocol import EvaluationProtocol
 from pipelines.scoring.log_report import REFERENCE
 from pipelines.tracking import tags
 from pipelines.tracking.experiments import find_experiment
-from pipelines.tracking.lookup import MAX_RESULTS, connected_client, find_run, run_link
+from pipelines.tracking.lookup import connected_client, find_run, run_link
 from pipelines.tracking.provenance import code_label
+from pipelines.tracking.searches import experiment_ids, find_model, search_experiments, search_runs
 from pipelines.tracking.store import is_unavailable
 from raydit.errors import NotFound
 
@@ -55,7 +56,7 @@ def _value(text: str) -> Any:
 
 def find_protocol(client: Any, protocol_id: str) -> str:
     """Return what a protocol says, in a few words, from any run that scored by it; empty if there is none."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    experiments = experiment_ids(client)
     runs = client.search_runs(experiments, tags.has(tags.PROTOCOL_ID, protocol_id), max_results=1)
     if runs:
         return protocol_summary(runs[0])
@@ -133,10 +134,9 @@ def show_run(uri: str, name: str) -> dict[str, Any]:
         experiment = client.get_experiment(run.info.experiment_id).name
         parent = run.data.tags.get(tags.PARENT_RUN)
         query = tags.has(tags.PARENT_RUN, run.info.run_id)
-        order = ["attributes.start_time"]
-        children = client.search_runs([run.info.experiment_id], query, max_results=MAX_RESULTS, order_by=order)
+        children = list(search_runs(client, [run.info.experiment_id], query, "attributes.start_time"))
         outputs = list(run.outputs.model_outputs) if run.outputs else []
-        models = [client.get_logged_model(output.model_id) for output in outputs]
+        models = [model for output in outputs if (model := find_model(client, output.model_id))]
         commits = source_commits(client, models)
         parents = [client.get_run(parent)] if parent else []
     return {
@@ -194,9 +194,8 @@ def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: s
         parse_metric_name(metric)
     with connected_client(uri) as client:
         (number,) = _experiments(client, uri, experiment)
-        order = ["attributes.start_time DESC"]
         query = tags.has(tags.STAGE, "evaluate")
-        runs = client.search_runs([number], query, max_results=MAX_RESULTS, order_by=order)
+        runs = list(search_runs(client, [number], query, "attributes.start_time DESC"))
         models = _all_models(client, number)
         commits = source_commits(client, models)
     by_id = {run.info.run_id: run for run in runs}
@@ -304,10 +303,10 @@ def _all_models(client: Any, experiment_id: str) -> list[Any]:
 def _experiments(client: Any, uri: str, name: str) -> dict[str, str]:
     """Return experiment names by id: all of them, or the named one only."""
     if not name:
-        return {each.experiment_id: each.name for each in client.search_experiments()}
+        return {each.experiment_id: each.name for each in search_experiments(client)}
     found = find_experiment(client, name)
     if found is None:
-        known = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
+        known = ", ".join(sorted(each.name for each in search_experiments(client))) or "none"
         raise NotFound(
             f"no experiment {name} at {uri}: found {known}",
             "the name of an experiment, or a recipe",

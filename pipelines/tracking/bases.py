@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from pipelines.tracking import tags
 from pipelines.tracking.database import is_absent
-from pipelines.tracking.lookup import MAX_RESULTS, CheckpointRef, connected_client, find_checkpoint, model_id_of
+from pipelines.tracking.lookup import CheckpointRef, connected_client, find_checkpoint, model_id_of
+from pipelines.tracking.searches import experiment_ids, search_runs
 from pipelines.tracking.store import tracking_uri
 
 
@@ -16,19 +17,9 @@ def base_digests(uri: str) -> set[str]:
     uri = tracking_uri(uri)
     if is_absent(uri):
         return set()
-    found: set[str] = set()
     with connected_client(uri) as client:
-        ids = [experiment.experiment_id for experiment in client.search_experiments()]
-        token = None
-        while ids:
-            page = client.search_runs(
-                ids, f"tags.`{tags.BASE_DIGEST}` LIKE '%'", max_results=MAX_RESULTS, page_token=token
-            )
-            found |= {run.data.tags[tags.BASE_DIGEST] for run in page}
-            token = page.token
-            if not token:
-                break
-    return found
+        trainings = search_runs(client, experiment_ids(client), f"tags.`{tags.BASE_DIGEST}` LIKE '%'")
+        return {run.data.tags[tags.BASE_DIGEST] for run in trainings}
 
 
 def copies_of_base(uri: str, digest: str, weights_sha256: str) -> Iterator[CheckpointRef]:

@@ -8,9 +8,14 @@ from typing import Any, NamedTuple
 from pipelines.console import first_line
 from pipelines.tracking import tags
 from pipelines.tracking.database import is_absent
-from pipelines.tracking.experiments import find_experiment
 from pipelines.tracking.moved_store import refuse_moved
-from pipelines.tracking.searches import find_version
+from pipelines.tracking.searches import (
+    experiment_ids,
+    find_model,
+    find_run_of_id,
+    find_version,
+    search_runs,
+)
 from pipelines.tracking.store import (
     is_refusing_all,
     is_unavailable,
@@ -21,8 +26,6 @@ from pipelines.tracking.store import (
 )
 from raydit.errors import InvalidInput, NotFound, RayditError
 
-MAX_RESULTS = 1000
-"""Runs that one search returns at most."""
 MODEL_FILE = "MLmodel"
 """The file by which MLflow recognises a model."""
 
@@ -38,17 +41,15 @@ class CheckpointRef(NamedTuple):
     """Id of its LoggedModel, which may hold a copy of it; empty if there is none."""
 
 
-def runs_of_job(uri: str, experiment: str, job_id: str) -> list[dict[str, str]]:
-    """Return the runs that carry a Ray job's id, oldest first, with stage, status, id and link.
+def runs_of_job(uri: str, job_id: str) -> list[dict[str, str]]:
+    """Return the runs of all experiments that carry a Ray job's id, oldest first, with stage, status, id and link.
 
     link: address in the UI; empty if no server shows it. Raises Unreachable if MLflow does not answer.
     """
     try:
         client = mlflow_client(uri)
-        found = find_experiment(client, experiment)
-        ids = [found.experiment_id] if found else []
         query = tags.has(tags.JOB_ID, job_id)
-        runs = client.search_runs(ids, query, order_by=["attributes.start_time"]) if ids else []
+        runs = list(search_runs(client, experiment_ids(client), query, "attributes.start_time"))
     except Exception as error:
         raise request_failed(uri, error) from error
     return [
@@ -120,10 +121,11 @@ def find_run(client: Any, uri: str, name: str) -> Any:
 
 def _find_runs(client: Any, uri: str, name: str) -> list[Any]:
     """Return all runs of a name, newest first, or the one of an id. Raises NotFound if there is none."""
-    ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    by_name = f"attributes.run_name {tags.equals(name)}"
-    runs = client.search_runs(ids, by_name, max_results=MAX_RESULTS, order_by=["attributes.start_time DESC"])
-    runs = runs or [run for run in client.search_runs(ids, max_results=MAX_RESULTS) if run.info.run_id.startswith(name)]
+    if re.fullmatch(r"[0-9a-f]{32}", name) and (run := find_run_of_id(client, name)):
+        return [run]
+    ids = experiment_ids(client)
+    runs = list(search_runs(client, ids, f"attributes.run_name {tags.equals(name)}", "attributes.start_time DESC"))
+    runs = runs or [run for run in search_runs(client, ids) if run.info.run_id.startswith(name)]
     if not runs:
         raise NotFound(f"found no run {name} at {uri}", "an id or a name", "see which there are: raydit runs list")
     return runs
@@ -159,11 +161,11 @@ def _newest_checkpoint(client: Any, run: Any, step: str) -> CheckpointRef | None
         return _scored_checkpoint(client, run) if _is_step(location, step) else None
     if not outputs:
         query = tags.has(tags.PARENT_RUN, run.info.run_id)
-        children = client.search_runs([run.info.experiment_id], query)
+        children = search_runs(client, [run.info.experiment_id], query)
         outputs = [output for child in children for output in client.get_run(child.info.run_id).outputs.model_outputs]
     for output in sorted(outputs, key=lambda output: output.step, reverse=True):
-        found = _checkpoint_of_model(client.get_logged_model(output.model_id))
-        if not step or (found and _is_step(found.location, step)):
+        found = _checkpoint_of_model(find_model(client, output.model_id))
+        if found and _is_step(found.location, step):
             return found
     return None
 

@@ -11,6 +11,7 @@ import click
 
 from pipelines.cli.options import OK, json_option, server_option
 from pipelines.cli.output import echo, print_line, print_result
+from raydit.errors import RayditError
 
 if TYPE_CHECKING:
     from cluster.jobs import Job
@@ -67,22 +68,22 @@ def status(job: str, address: str | None, as_json: bool) -> None:
 
 
 def find_runs(job: Job) -> tuple[list[dict[str, str]], str]:
-    """Return the MLflow runs of a job; none with a reason in words if their store does not answer.
+    """Return the MLflow runs of a job; none with a reason in words if their store does not answer or refuses access.
 
     Runs that a killed job left open are closed.
     """
     from pipelines.tracking.lookup import close_runs, runs_of_job
 
-    uri, experiment = job.metadata.get("raydit.tracking", ""), job.metadata.get("raydit.name", "")
+    uri = job.metadata.get("raydit.tracking", "")
     if not uri:
         return [], ""
     try:
-        runs = runs_of_job(uri, experiment, job.submission_id)
+        runs = runs_of_job(uri, job.submission_id)
         if job.has_ended:
             close_runs(uri, runs)
         return runs, ""
-    except ConnectionError as error:
-        return [], f" (does not answer: {error})"
+    except RayditError as error:
+        return [], f" (its runs are unknown: {error})"
 
 
 @jobs.command()

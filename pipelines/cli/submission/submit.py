@@ -79,13 +79,13 @@ def follow_job(job: str, address: str | None) -> int:
 
 def close_runs_of(job: jobs.Job) -> None:
     """Close the runs that a killed job left open; they stay as they are if their store does not answer."""
-    uri, experiment = job.metadata.get("raydit.tracking", ""), job.metadata.get("raydit.name", "")
+    uri = job.metadata.get("raydit.tracking", "")
     if not uri:
         return
     from pipelines.tracking.lookup import close_runs, runs_of_job
 
     try:
-        count = close_runs(uri, runs_of_job(uri, experiment, job.submission_id))
+        count = close_runs(uri, runs_of_job(uri, job.submission_id))
     except RayditError as error:
         say("submit", f"runs of {job.submission_id} may still be open: {error}")
         return

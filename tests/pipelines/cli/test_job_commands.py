@@ -1,9 +1,11 @@
 """`raydit jobs` on a job of a real head, and what it says of the job's MLflow runs."""
 
 import json
+import shutil
 import sys
 
 import pytest
+from mlflow_server import answering
 
 from cluster import jobs
 from cluster.jobs import Job
@@ -16,16 +18,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # Ray 
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A store with two runs of the job "job-1" and one of another."""
+def store(tmp_path_factory, empty_database):
+    """A store with two runs of the job "job-1", one of another, and one of a third in another experiment."""
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path_factory.mktemp('store'))}"
     client = MlflowClient(uri)
     experiment = client.create_experiment("tiny")
     for start, (stage, job) in enumerate([("encode", "job-1"), ("train", "job-1"), ("train", "job-2")], 1):
         tags = {"raydit.stage": stage, "raydit.job_id": job}
         client.create_run(experiment, start_time=start, tags=tags)
+    other = client.create_experiment("recipe of a checkpoint")
+    client.create_run(other, start_time=4, tags={"raydit.stage": "evaluate", "raydit.job_id": "job-3"})
     return uri
 
 
@@ -125,6 +129,9 @@ def test_a_store_that_is_away_or_not_known_costs_only_the_runs():
     runs, reason = find_runs(job("http://127.0.0.1:9"))
     assert runs == [] and "does not answer" in reason
     assert find_runs(job("")) == ([], "")
+    with answering(401, b"You are not authenticated.") as (uri, _):
+        runs, reason = find_runs(job(uri))
+    assert runs == [] and "its runs are unknown" in reason and "the server refuses access" in reason
 
 
 def test_runs_on_a_server_have_links(store, monkeypatch):
@@ -132,6 +139,12 @@ def test_runs_on_a_server_have_links(store, monkeypatch):
 
     here = mlflow.MlflowClient(store)
     monkeypatch.setattr(mlflow, "MlflowClient", lambda uri: here)
-    encode, _ = runs_of_job("https://mlflow.example.com/", "tiny", "job-1")
+    encode, _ = runs_of_job("https://mlflow.example.com/", "job-1")
     assert encode["link"] == f"https://mlflow.example.com/#/experiments/1/runs/{encode['id']}"
-    assert runs_of_job("https://mlflow.example.com/", "never run", "job-1") == []
+    assert runs_of_job("https://mlflow.example.com/", "never run") == []
+
+
+def test_the_runs_of_a_job_are_found_in_an_experiment_of_another_name(store):
+    """A job that evaluates a checkpoint is named after its folder."""
+    (evaluate,) = runs_of_job(store, "job-3")
+    assert evaluate["stage"] == "evaluate"

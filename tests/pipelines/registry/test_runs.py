@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
 from mlflow_server import wait_until
 from tiny_story import ERROR, SCORES, tell_evaluation
 
@@ -22,6 +23,7 @@ from pipelines.tracking.experiment_page import (
     read_content,
     update_view,
 )
+from pipelines.tracking.lookup import find_checkpoint
 from pipelines.tracking.provenance import code_label, code_tags
 
 METRIC = "fd_efficientnet_lite0_16"
@@ -104,6 +106,36 @@ def test_scores_by_another_protocol_are_not_ranked_among_them(asked, story):
     assert asked("runs", "best", "tiny")[0]["other_protocols"][report.protocol_id] == 1
     found, _ = asked("runs", "best", "tiny", "--protocol", report.protocol_id)
     assert [each["value"] for each in found["checkpoints"]] == [1.0]
+
+
+def test_stores_of_more_runs_than_an_answer_has_are_read_to_the_end(asked, story, monkeypatch):
+    monkeypatch.setattr("pipelines.tracking.searches.PAGE", 2)
+    client = MlflowClient(story.uri)
+    (experiment,) = [client.get_experiment_by_name("tiny").experiment_id]
+    (oldest,) = client.search_runs([experiment], order_by=["attributes.start_time"], max_results=1)
+    for name in (oldest.info.run_id, oldest.info.run_id[:8], oldest.info.run_name):
+        assert asked("runs", "show", name)[0]["id"] == oldest.info.run_id
+    (pipeline,) = client.search_runs([experiment], "tags.`raydit.stage` = 'pipeline'")
+    assert len(asked("runs", "show", pipeline.info.run_id)[0]["children"]) == 5
+    assert [each["step"] for each in asked("runs", "best", "tiny")[0]["checkpoints"]] == [4, 6, 2]
+
+
+def test_a_model_that_was_deleted_in_mlflow_is_left_out(asked, story, tmp_path):
+    """As of a training whose newest checkpoint somebody has deleted there."""
+    client = MlflowClient(story.uri)
+    experiment = client.create_experiment("deleted models", str(tmp_path / "mlruns"))
+    run = client.create_run(experiment).info.run_id
+    models = []
+    for step in (1, 2):
+        checkpoint = {"raydit.checkpoint": f"/step_{step:07d}", "raydit.checkpoint_digest": f"digest {step}"}
+        models.append(client.create_logged_model(experiment, f"step-{step}", run, tags=checkpoint).model_id)
+        client.log_outputs(run, [LoggedModelOutput(models[-1], step)])
+    client.delete_logged_model(models[1])
+    try:
+        assert [each["model"] for each in asked("runs", "show", run)[0]["models"]] == [models[0]]
+        assert find_checkpoint(story.uri, f"runs:/{run}").digest == "digest 1"
+    finally:
+        client.delete_experiment(experiment)
 
 
 @pytest.mark.parametrize(
