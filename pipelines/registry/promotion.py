@@ -73,7 +73,7 @@ def promote(uri: str, experiment: str, name: str, candidate: PromotionScore, *, 
 
     Better means lower by more than the combined error, sqrt(error^2 + error^2). A candidate that is lower by less
     becomes challenger instead of champion. Raises InvalidInput if the holder was chosen by another protocol or metric,
-    NotFound if the checkpoint is gone, and Unreachable if MLflow does not answer or does not know the checkpoint yet.
+    NotFound if the checkpoint is gone, and Unreachable if MLflow does not answer or does not know the checkpoint.
     """
     refuse_name(name)
     refuse_moved(uri)
@@ -254,9 +254,11 @@ def _logged_model(client: Any, experiment: str, name: str, candidate: PromotionS
     models = client.search_logged_models([found.experiment_id], filter_string=query) if found else []
     if not models:
         raise Unreachable(
-            f"MLflow does not know the checkpoint {candidate.digest[:12]} yet, so {name} was not promoted",
-            "",
-            "run the same command again when the tracking server answers",
+            f"MLflow does not know the checkpoint {candidate.digest[:12]}, so {name} was not promoted: found no "
+            f"LoggedModel of it in the experiment {experiment}",
+            "one, which its training and its evaluation log",
+            "run the same command again when the tracking server answers; if the model was deleted there, score the "
+            "checkpoint again with `raydit evaluate CHECKPOINT --force`",
         )
     return models[0]
 

@@ -16,6 +16,7 @@ from pipelines.tracking.experiment_page import SAMPLES, update_view
 from pipelines.tracking.experiments import create_experiment, find_experiment
 from pipelines.tracking.journal import Entry, Ids, Refused
 from pipelines.tracking.model_writer import ModelWriter, run_id_of
+from pipelines.tracking.searches import find_model
 from pipelines.tracking.store import (
     check_tracking,
     is_gone,
@@ -252,7 +253,8 @@ class MlflowWriter(ModelWriter):
             self._client.log_batch(run_id_of(entry, ids), metrics=metrics[start : start + METRICS_PER_REQUEST])
 
     def _model_removed(self, entry: Entry, ids: Ids) -> None:
-        if model_id := ids.get(f"model {entry['digest']}"):
+        model_id = ids.get(f"model {entry['digest']}")
+        if model_id and find_model(self._client, model_id):
             self._client.set_logged_model_tags(model_id, {tags.REMOVED: "true"})
 
     def _input(self, entry: Entry, ids: Ids) -> None:

@@ -9,6 +9,7 @@ from pipelines.tracking import tags
 from pipelines.tracking.experiment_page import SAMPLES, update_view
 from pipelines.tracking.experiments import clean_name
 from pipelines.tracking.journal import Entry, Ids
+from pipelines.tracking.searches import find_model, search_runs
 
 
 class ModelWriter:
@@ -21,6 +22,8 @@ class ModelWriter:
 
         key, run_id = f"model {entry['digest']}", run_id_of(entry, ids)
         created = False
+        if key in ids and find_model(self._client, ids[key]) is None:
+            del ids[key]  # it was deleted in MLflow, where nothing leads to it any more
         if key not in ids:
             experiment = ids[f"experiment {entry['run']}"]
             # Another process may have logged it already: a training may be evaluated while it runs.
@@ -92,7 +95,7 @@ class ModelWriter:
 
         An evaluation that was faster may have logged the model, which is then among the outputs of both runs.
         """
-        trainings = self._client.search_runs([model.experiment_id], tags.has(tags.STAGE, "train"))
+        trainings = search_runs(self._client, [model.experiment_id], tags.has(tags.STAGE, "train"))
         wrote = [run for run in trainings if model.model_id in _model_ids(run)]
         return next((run for run in wrote if run.info.run_id == model.source_run_id), next(iter(wrote), None))
 

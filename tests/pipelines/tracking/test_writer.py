@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from pipelines.tracking import mlflow_writer
 from pipelines.tracking.journal import Refused
@@ -18,11 +19,10 @@ def write(monkeypatch):
     monkeypatch.setattr(mlflow_writer, "check_tracking", lambda uri: "1 experiment")
     writer = MlflowWriter("http://store", print, lambda path: path)
 
-    def deliver(entries, **methods):
-        writer._client = SimpleNamespace(
-            get_run=lambda run: SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active")), **methods
-        )
-        return writer.deliver(entries, dict(IDS), list)
+    def deliver(entries, ids=IDS, **methods):
+        active = SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active"))
+        writer._client = SimpleNamespace(**{"get_run": lambda run: active} | methods)
+        return writer.deliver(entries, ids, list)
 
     return deliver
 
@@ -49,3 +49,33 @@ def test_a_metric_that_fails_for_ever_is_set_aside_though_others_follow_it(write
     with pytest.raises(Refused, match="no row"):
         write(entries[1:], log_batch=log_batch)
     assert write(entries[2:], log_batch=log_batch) == len(entries) - 2
+
+
+def test_a_model_that_was_deleted_is_logged_anew(write):
+    """Nothing else would make the checkpoint known again, and it could not be promoted."""
+    logged = []
+
+    def create(experiment, name, **further):
+        logged.append(name)
+        return SimpleNamespace(model_id="m-new")
+
+    def get_run(run_id):
+        read = SimpleNamespace(model_outputs=[], model_inputs=[])
+        return SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active"), outputs=read, inputs=read)
+
+    def get_logged_model(model_id):
+        raise MlflowException("deleted", error_code=RESOURCE_DOES_NOT_EXIST)
+
+    methods = {
+        "get_logged_model": get_logged_model,
+        "search_logged_models": lambda experiments, filter_string: [],
+        "create_logged_model": create,
+        "finalize_logged_model": lambda model_id, status: SimpleNamespace(model_id=model_id),
+        "get_run": get_run,
+        "log_outputs": lambda run_id, models: logged.append(models[0].model_id),
+    }
+    entry = {"op": "model", "run": "r", "digest": "d", "name": "step_2", "step": 2, "params": {}, "tags": {}}
+    ids = {**IDS, "model d": "m-deleted"}
+    assert write([entry], ids=ids, **methods) == 1
+    assert logged == ["step_2", "m-new"] and ids["model d"] == "m-new"
+    assert write([{"op": "model_removed", "run": "r", "digest": "d"}], ids=ids, **methods) == 1
