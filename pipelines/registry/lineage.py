@@ -28,6 +28,7 @@ from pipelines.scoring.report_files import find_report_files, read_report
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.tracking import tags
 from pipelines.tracking.lookup import CheckpointRef, connected_client, find_checkpoint, find_run, has_files
+from pipelines.tracking.searches import experiment_ids
 from pipelines.tracking.store import tracking_uri
 
 
@@ -91,7 +92,7 @@ def _resolved(target: str, store: str) -> tuple[str, str | None]:
     if tags.LATENTS in known:
         return known[tags.LATENTS], known[tags.LATENTS_FINGERPRINT]
     if tags.CHECKPOINT in known:
-        return known[tags.CHECKPOINT], known.get(tags.CHECKPOINT_DIGEST)
+        return _located(CheckpointRef(known[tags.CHECKPOINT], known.get(tags.CHECKPOINT_DIGEST), ""))
     return _located(find_checkpoint(store, f"runs:/{run.info.run_id}"))
 
 
@@ -296,8 +297,9 @@ def _in_mlflow(digest: str, uri: str) -> list[Link]:
 
 
 def _models(client: Any, digest: str) -> Iterator[Link]:
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    for model in client.search_logged_models(experiments, filter_string=tags.has(tags.CHECKPOINT_DIGEST, digest)):
+    for model in client.search_logged_models(
+        experiment_ids(client), filter_string=tags.has(tags.CHECKPOINT_DIGEST, digest)
+    ):
         facts = [f"{model.name}, run {model.source_run_id}"]
         if commit := source_commits(client, [model])[model.source_run_id]:
             facts.append(f"commit {commit}")

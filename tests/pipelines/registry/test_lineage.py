@@ -151,3 +151,18 @@ def test_a_model_whose_checkpoint_is_gone_or_another_is_said_to_be_broken(story,
     code, links, _ = chain("models:/lineage@champion")
     expected = story.checkpoints[4].digest[:12]
     assert code == 1 and links["checkpoint"][0]["broken"][0].endswith(f"expected {expected}")
+
+
+def test_an_evaluation_leads_to_its_checkpoint_after_that_was_superseded(story, chain, request):
+    folder = story.checkpoints[4].path
+    moved = Path(story.config.output) / "superseded" / "checkpoints-1" / folder.name
+    moved.parent.mkdir(parents=True)
+    request.addfinalizer(lambda: shutil.rmtree(moved.parents[1]))
+    folder.rename(moved)
+    request.addfinalizer(lambda: moved.rename(folder))
+    client = MlflowClient(story.uri)
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    query = f"tags.`raydit.checkpoint` = '{folder}' AND tags.`raydit.stage` = 'evaluate'"
+    run = client.search_runs([experiment], query)[0]
+    _, links, _ = chain(run.info.run_id, "--quick")
+    assert links["checkpoint"][0]["name"] == str(moved) and links["checkpoint"][0]["broken"] == []
