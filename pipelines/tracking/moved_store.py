@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 from pipelines.tracking.database import SQLITE, database_folder, is_absent
 from raydit.errors import InvalidInput
@@ -39,9 +40,9 @@ def earlier_folders(uri: str) -> list[str]:
 
 def _recorded_folders(uri: str) -> Iterator[str]:
     """Yield the parents of the artifacts' folders of those experiments whose artifacts lie beside the database now."""
-    here = Path(uri.removeprefix(SQLITE)).absolute().parent
-    with closing(sqlite3.connect(f"file:{uri.removeprefix(SQLITE)}?mode=ro", uri=True, timeout=1)) as database:
-        try:
+    file = Path(uri.removeprefix(SQLITE)).absolute()
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=1)) as database:
             experiments = database.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall()
             for experiment, location in experiments:
                 path = Path((location or "").removeprefix("file://"))
@@ -49,10 +50,10 @@ def _recorded_folders(uri: str) -> Iterator[str]:
                     continue
                 query = "SELECT run_uuid FROM runs WHERE experiment_id = ? LIMIT 50"
                 runs = [run for (run,) in database.execute(query, (experiment,))]
-                if any((here / ARTIFACTS / run).exists() for run in runs) or not path.parent.exists():
+                if any((file.parent / ARTIFACTS / run).exists() for run in runs) or not path.parent.exists():
                     yield str(path.parent)
-        except sqlite3.Error:  # locked, or no database of MLflow: for whoever asks MLflow to find out
-            return
+    except sqlite3.Error:  # locked, or no database of MLflow: for whoever asks MLflow to find out
+        return
 
 
 def _is_same(folder: str, here: Path) -> bool:

@@ -79,6 +79,22 @@ def project(tmp_path, empty_database, monkeypatch):
     return project
 
 
+@pytest.mark.parametrize("name", ["a%20b", "C#x", "what?"])
+def test_a_moved_database_is_noticed_in_folders_of_any_name(tmp_path, empty_database, name):
+    (tmp_path / name).mkdir()
+    file = shutil.copy(empty_database, tmp_path / name)
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE experiments SET artifact_location = '/moved/away/mlruns'")
+    before = sorted(tmp_path.rglob("*"))
+    assert earlier_folders(f"sqlite:///{file}") == ["/moved/away"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_database_that_cannot_be_read_is_left_to_whoever_asks_mlflow(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"no database")
+    assert earlier_folders(f"sqlite:///{tmp_path}/mlflow.db") == []
+
+
 @pytest.mark.parametrize("how", ["moved", "copied"])
 def test_a_project_that_was_moved_or_copied_is_noticed_and_mended_by_one_command(
     project, tmp_path, raydit, monkeypatch, how
