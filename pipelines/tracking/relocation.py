@@ -6,7 +6,7 @@ MLflow's API cannot change where artifacts lie, so this writes to the database i
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
@@ -73,27 +73,30 @@ def relocate(uri: str, outputs: Iterable[str] = ()) -> list[Relocated]:
     for old in earlier_folders(uri):
         move = Move(old, str(folder))
         with ExitStack() as held:
-            moved = sorted({*map(os.path.abspath, outputs), *(_prefer_new(move, each) for each in _outputs(uri))})
-            moved = [output for output in moved if journal_folder(output).is_dir()]
-            for output in moved:
+            known = {*map(storage.absolute, outputs), *(_prefer_new(move, each) for each in _outputs(uri))}
+            journals = {output: _journals(output, uri, move) for output in sorted(known)}
+            for output in [output for output in journals if journals[output]]:
                 held.enter_context(hold_folder(output, on_lost=lambda reason: None))
-                for path in journal_folder(output).glob("*.jsonl"):
+                for path in journals[output]:
                     refuse_others(files_of(path))  # merging would make the lines this user's own
+            # The database comes last: until it is mended, a command that was killed does the rest when it is repeated.
+            moved = [path for paths in journals.values() for path in paths]
+            for path in moved:
+                _mend_journal(path, uri, move)
             try:
                 artifacts, paths = _mend_database(uri, move)
             except sqlite3.OperationalError as error:
                 raise Unreachable(
                     f"{uri} cannot be changed: {error}", "", "run the command again a little later"
                 ) from error
-            journals = sum(_mend_journals(journal_folder(output), uri, move) for output in moved)
-        found.append(Relocated(old, move.new, artifacts, paths, journals))
+        found.append(Relocated(old, move.new, artifacts, paths, len(moved)))
     return found
 
 
 def _outputs(uri: str) -> list[str]:
     with closing(sqlite3.connect(uri.removeprefix(SQLITE))) as database:
         query = "SELECT DISTINCT value FROM tags WHERE key = ?"
-        return [value for (value,) in database.execute(query, (tags.OUTPUT,)) if storage.is_local(value)]
+        return [value for (value,) in database.execute(query, (tags.OUTPUT,))]
 
 
 def _mend_database(uri: str, move: Move) -> tuple[int, int]:
@@ -138,19 +141,21 @@ def _moved_source(move: Move, source: str) -> str:
     return json.dumps({**content, "uri": _prefer_new(move, content["uri"])})
 
 
-def _mend_journals(folder: Path, uri: str, move: Move) -> int:
-    """Give the journals of an output the name that follows from the database's new URI, and return their number."""
-    old_uri = f"{SQLITE}{move.old}/{Path(uri).name}"
-    count = 0
-    for path in _journals(folder, digest_of(old_uri)[:12]):
-        target = path.with_name(path.name.replace(digest_of(old_uri)[:12], digest_of(uri)[:12]))
-        merge_journals(path, target, uri, lambda line: _moved_line(move, line))
-        count += 1
-    return count
+def _journals(output: str, uri: str, move: Move) -> list[Path]:
+    """Return the journals of an output that are named after the database's old URI."""
+    folder, digest = journal_folder(output), _old_digest(uri, move)
+    return sorted([*folder.glob(f"{digest}.jsonl"), *folder.glob(f"*-{digest}.jsonl")])
 
 
-def _journals(folder: Path, digest: str) -> Iterator[Path]:
-    yield from sorted([*folder.glob(f"{digest}.jsonl"), *folder.glob(f"*-{digest}.jsonl")])
+def _mend_journal(path: Path, uri: str, move: Move) -> None:
+    """Give a journal the name that follows from the database's new URI."""
+    target = path.with_name(path.name.replace(_old_digest(uri, move), digest_of(uri)[:12]))
+    merge_journals(path, target, uri, lambda line: _moved_line(move, line))
+
+
+def _old_digest(uri: str, move: Move) -> str:
+    """Return the part of a journal's name that stands for the database's old URI."""
+    return digest_of(f"{SQLITE}{move.old}/{Path(uri).name}")[:12]
 
 
 def _moved_line(move: Move, line: bytes) -> bytes:

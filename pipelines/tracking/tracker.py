@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster import storage
 from cluster.jobs import current_job_id
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import Recipe
@@ -61,7 +60,7 @@ class Tracker:
         never take runs.
         """
         uri = tracking_uri(config.tracking.uri)
-        for done in relocate(uri, [config.output] if storage.is_local(config.output) else []):
+        for done in relocate(uri, [config.output]):
             say(
                 "tracking",
                 f"{uri} was moved or copied from {done.old}; its artifacts and outputs lead to {done.new} now",

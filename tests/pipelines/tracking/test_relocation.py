@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 
 from pipelines.cli.doctor_checks import check_tracking_store
 from pipelines.config.recipe import TrackingConfig
+from pipelines.tracking import relocation
+from pipelines.tracking.journal_folder import journal_path
 from pipelines.tracking.logged_models import log_checkpoint
 from pipelines.tracking.lookup import find_checkpoint
 from pipelines.tracking.moved_store import earlier_folders
@@ -93,6 +96,32 @@ def test_a_moved_database_is_noticed_in_folders_of_any_name(tmp_path, empty_data
 def test_a_database_that_cannot_be_read_is_left_to_whoever_asks_mlflow(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"no database")
     assert earlier_folders(f"sqlite:///{tmp_path}/mlflow.db") == []
+
+
+def test_a_relocation_that_was_killed_is_finished_when_it_is_repeated(project, tmp_path, monkeypatch):
+    """Also for the journal of an output in a bucket, which is in the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(relocation, "hold_folder", lambda output, on_lost: nullcontext())
+    bucket = "s3://bucket/output"
+    kept = journal_path(bucket, project.uri)
+    kept.parent.mkdir(parents=True)
+    kept.write_text("")
+    new = Project(tmp_path / "second")
+    shutil.copytree(project.folder, new.folder)
+    merge, journals = relocation.merge_journals, []
+
+    def merge_once(path, *arguments):
+        journals.append(path)
+        if len(journals) == 2:
+            raise KeyboardInterrupt
+        merge(path, *arguments)
+
+    monkeypatch.setattr(relocation, "merge_journals", merge_once)
+    with pytest.raises(KeyboardInterrupt):
+        relocation.relocate(new.uri, [bucket])
+    (done,) = relocation.relocate(new.uri, [bucket])
+    assert done.journals == 1 and done.artifacts > 0 and earlier_folders(new.uri) == []
+    assert journal_path(new.config.output, new.uri).exists() and journal_path(bucket, new.uri).exists()
 
 
 @pytest.mark.parametrize("how", ["moved", "copied"])
