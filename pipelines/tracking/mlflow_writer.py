@@ -33,6 +33,8 @@ failure without a code of its own as an internal error, which may or may not pas
 PARAMS_PER_REQUEST, METRICS_PER_REQUEST, TAGS_PER_REQUEST = 100, 1000, 100
 """MLflow's limits of one log_batch request."""
 MAX_PARAM_LENGTH = 6000
+MAX_TAG_LENGTH = 8000
+"""Characters of a tag's value that its column has in PostgreSQL and MySQL, which refuse a longer one."""
 MAX_DIGEST_LENGTH = 36
 
 
@@ -145,7 +147,11 @@ class MlflowWriter(ModelWriter):
         if parent := ids.get(f"run {entry['parent']}"):
             run_tags[tags.PARENT_RUN] = parent
         experiment = ids[f"experiment {entry['run']}"]
-        run = self._client.create_run(experiment, start_time=entry["time"], tags=run_tags, run_name=entry["name"])
+        # MLflow shortens the tags of its other requests itself.
+        run_tags = {name: _shorten(value, MAX_TAG_LENGTH) for name, value in run_tags.items()}
+        run = self._client.create_run(
+            experiment, start_time=entry["time"], tags=run_tags, run_name=run_tags[tags.RUN_NAME]
+        )
         return run.info.run_id
 
     def _replace_deleted(self, entry: Entry, ids: Ids, history: Callable[[], list[Entry]]) -> bool:
@@ -302,6 +308,11 @@ def _why_unavailable(error: Exception) -> str:
 def _why_refused(error: Exception) -> str:
     kind = "" if isinstance(error, RayditError) else f"{type(error).__name__}: "
     return f"{kind}{first_line(error)[:300]}"
+
+
+def _shorten(text: str, length: int) -> str:
+    """Return a text of at most `length` characters; a longer one ends in an ellipsis."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _first_request(entries: list[Entry]) -> tuple[Entry, int]:

@@ -79,3 +79,19 @@ def test_a_model_that_was_deleted_is_logged_anew(write):
     assert write([entry], ids=ids, **methods) == 1
     assert logged == ["step_2", "m-new"] and ids["model d"] == "m-new"
     assert write([{"op": "model_removed", "run": "r", "digest": "d"}], ids=ids, **methods) == 1
+
+
+def test_a_description_that_a_database_has_no_room_for_is_cut(write):
+    """MLflow cuts the tags of every request but that which creates a run."""
+    created = []
+
+    def create_run(experiment, start_time, tags, run_name):
+        created.append(tags)
+        return SimpleNamespace(info=SimpleNamespace(run_id="2"))
+
+    entry = {"op": "run", "run": "new", "time": 0, "name": "train", "parent": None}
+    entry["tags"] = {"raydit.output": "s3://bucket/out", "mlflow.note.content": "x" * 9000}
+    ids = {"experiment new": "0"}
+    assert write([entry], ids=ids, create_run=create_run, search_runs=lambda *_, **__: []) == 1 and len(ids) == 2
+    (tags,) = created
+    assert tags["mlflow.note.content"] == "x" * 7997 + "..." and tags["raydit.output"] == "s3://bucket/out"
