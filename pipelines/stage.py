@@ -82,9 +82,10 @@ class StageContext:
         refuse_wrong_address(self.address)
         with ExitStack() as entered:
             entered.enter_context(signals.handle_signals())
+            self._cleanup = entered  # the tracker is closed by it, also if this is interrupted
             self._hold(entered, self.part)
+            self._deliver_what_waits()
             self._cleanup = entered.pop_all()
-        self._deliver_what_waits()
         return self
 
     def __exit__(
