@@ -10,6 +10,7 @@ import click
 
 from pipelines.cli.options import FAILED, OK, json_option, store_option
 from pipelines.cli.output import echo, print_line, print_result
+from raydit.errors import RayditError
 
 
 @click.group()
@@ -124,11 +125,11 @@ def deliver(output: str, as_json: bool) -> None:
     """Deliver to MLflow what waits in the journals of OUTPUT.
 
     Without OUTPUT: of all outputs in this folder and two levels below. What MLflow refused before is sent again. Exit
-    code 1 if entries still wait or are refused.
+    code 1 if entries still wait or are refused, or if one of several outputs cannot be delivered.
     """
     from pathlib import Path
 
-    from pipelines.tracking.waiting import deliver_journal, find_journals, find_outputs
+    from pipelines.tracking.waiting import find_outputs
 
     uri, outputs = "", [output] if output else find_outputs(Path())
     if output.endswith(".toml"):
@@ -136,18 +137,33 @@ def deliver(output: str, as_json: bool) -> None:
 
         config = load_recipe(output)
         uri, outputs = config.tracking.uri, [config.output]
-    waiting = [(each, journal) for each in outputs for journal in find_journals(each, uri) if journal.waits]
-    if not waiting:
+    found, failed = [], []
+    for each in outputs:
+        try:
+            found += _deliver_output(each, uri)
+        except RayditError as error:
+            if output:
+                raise
+            print_line("deliver", f"{each} cannot be delivered: {error}")
+            failed.append({"output": each, "error": str(error)})
+    if not found and not failed:
         print_line("deliver", f"nothing waits in {', '.join(outputs) or 'any output here'}")
+    print_result(as_json, {"journals": found, "failed": failed})
+    sys.exit(FAILED if failed or any(each["waiting"] or each["refused"] for each in found) else OK)
+
+
+def _deliver_output(output: str, uri: str) -> list[dict[str, Any]]:
+    """Deliver what waits in the journals of an output, and return what became of each. Raises RayditError."""
+    from pipelines.tracking.waiting import deliver_journal, find_journals
+
     found = []
-    for each, journal in waiting:
-        done = deliver_journal(each, journal)
-        found.append({"output": each, **done._asdict()})
+    for journal in [journal for journal in find_journals(output, uri) if journal.waits]:
+        done = deliver_journal(output, journal)
+        found.append({"output": output, **done._asdict()})
         left = f", {done.waiting:,} still wait" if done.waiting else ""
         left += f", {done.refused:,} refused (see {journal.refused})" if done.refused else ""
-        print_line("deliver", f"{done.delivered:,} entries of {each} to {done.uri}{left}")
-    print_result(as_json, {"journals": found})
-    sys.exit(FAILED if any(each["waiting"] or each["refused"] for each in found) else OK)
+        print_line("deliver", f"{done.delivered:,} entries of {output} to {done.uri}{left}")
+    return found
 
 
 @runs.command()

@@ -281,5 +281,22 @@ def test_what_waits_is_delivered_by_a_command_and_by_the_next_stage(recipe, clie
     assert len(runs_of(client, config.name)) == 2
 
 
+def test_an_output_that_cannot_be_delivered_does_not_keep_the_others_from_it(recipe, client, raydit, tmp_path):
+    """Each has a journal with one entry; it is not known for which store the first one is."""
+    for name, store in (("a", None), ("b", recipe().tracking.uri)):
+        journal = tmp_path / name / ".tracking" / "0123456789ab.jsonl"
+        journal.parent.mkdir(parents=True)
+        journal.write_text("{}\n")
+        if store:
+            journal.with_suffix(".state.json").write_text(json.dumps({"offset": 0, "known": {}, "uri": store}))
+    code, out, _ = raydit("runs", "deliver", "--json")
+    first, *_, result = out.splitlines()
+    assert code == 1 and "a cannot be delivered: " in first and "found no record of the store" in first
+    assert [each["output"] for each in json.loads(result)["journals"]] == ["b"]
+    assert [each["output"] for each in json.loads(result)["failed"]] == ["a"]
+    code, _, err = raydit("runs", "deliver", "a")
+    assert code == 2 and "found no record of the store" in err
+
+
 def unreachable(*args, **kwargs):
     raise ConnectionRefusedError("down")
