@@ -14,8 +14,8 @@ from pipelines.console import say
 from pipelines.tracking.experiment_page import landing_page
 from pipelines.tracking.lookup import connected_client
 from pipelines.tracking.moved_store import earlier_folders
-from pipelines.tracking.store import check_tracking
-from raydit.errors import InvalidInput, Unreachable
+from pipelines.tracking.store import check_tracking, gets_credentials
+from raydit.errors import InvalidInput, RayditError, Unreachable
 
 HOST = "127.0.0.1"
 NUM_PORTS = 10
@@ -87,12 +87,15 @@ def _is_healthy(port: int) -> bool:
 
 
 def _serves(port: int, uri: str) -> bool:
-    """Whether an MLflow server at a port has this store: one whose experiments were created at the same times."""
-    if not _is_healthy(port):
+    """Whether an MLflow server at a port has this store: one whose experiments were created at the same times.
+
+    A server that would get the user's credentials for another one is not asked, and counts as another store's.
+    """
+    if gets_credentials(_address(port)) or not _is_healthy(port):
         return False
     try:
         return _experiments(_address(port)) == _experiments(uri)
-    except (FileNotFoundError, ConnectionError):
+    except RayditError:
         return False
 
 
