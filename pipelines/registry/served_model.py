@@ -61,6 +61,12 @@ class ServedModel(PythonModel):
 
         from pipelines.images.grids import encode_png
 
+        if self.class_names and "class" not in model_input:
+            raise InvalidInput(
+                f"columns: found {', '.join(map(str, model_input.columns)) or 'none'}",
+                f"class, with one of {', '.join(self.class_names)}, or their numbers",
+                "add the column class",
+            )
         seeds = [int(seed) for seed in model_input.get("seed", range(len(model_input)))]
         labels = [self._label(given) for given in model_input["class"]] if self.class_names else [0] * len(seeds)
         if not seeds:

@@ -32,6 +32,7 @@ from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
 from pipelines.stage import StageContext
 from pipelines.tracking.lookup import dangling_aliases, model_id_of, protected_digests
 from pipelines.training.retention import ProtectedCheckpoints
+from raydit.errors import InvalidInput
 
 NAME = "tiny-dit"
 
@@ -105,6 +106,9 @@ def test_classes_are_names_or_numbers_and_seeds_may_be_left_out(loaded):
     assert (images_of(expected)[0] != images_of(expected)[1]).any()
     with pytest.raises(ValueError, match="class 'square', expected one of 'blob', 'ring', 'stripe', or a number"):
         loaded.predict(pandas.DataFrame({"class": ["square"]}))
+    model = loaded.unwrap_python_model()
+    with pytest.raises(InvalidInput, match="columns: found seed, expected class, with one of blob, ring, stripe"):
+        model.predict(None, pandas.DataFrame({"seed": [0]}))
 
 
 def test_a_request_chooses_how_it_is_sampled(story, loaded):
