@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,14 +151,14 @@ def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:
             raise NotFound(
                 f"models:/{name}@{alias} at {uri}: found no such alias",
                 "one that `raydit promote` has given",
-                f"promote a checkpoint: raydit promote CHECKPOINT --name {name}",
+                f"promote a checkpoint: raydit promote CHECKPOINT --name {shlex.quote(name)}",
             )
         before = client.get_model_version(name, number).tags.get(tags.PREVIOUS_VERSION)
         if not before:
             raise InvalidInput(
                 f"models:/{name}@{alias} is version {number}, and found no version that held the alias before it",
                 "one to roll back to",
-                f"promote another checkpoint: raydit promote CHECKPOINT --name {name}",
+                f"promote another checkpoint: raydit promote CHECKPOINT --name {shlex.quote(name)}",
             )
         earlier = find_version(client, name, before)
         if earlier is None or not has_files(client, earlier):
@@ -326,7 +327,7 @@ def _version_description(opened: LocatedCheckpoint, candidate: PromotionScore) -
     score += f" ({candidate.protocol})" if candidate.protocol else ""
     return (
         f"Step {opened.step:,}: {score}.\n\nCheckpoint `{opened.origin}`, digest `{opened.digest[:12]}`. "
-        f"Its lineage: `raydit lineage {opened.origin}`"
+        f"Its lineage: `raydit lineage {shlex.quote(opened.origin)}`"
     )
 
 

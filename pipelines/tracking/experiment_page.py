@@ -1,6 +1,7 @@
 """The page of an experiment in MLflow's UI: its kind, a description, and a saved view that compares trainings."""
 
 import json
+import shlex
 import time
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ def experiment_description(name: str) -> str:
     return (
         f"Runs of the raydit recipe `{name}`: images, latents, trainings and their scores. A `pipeline` run holds the "
         f"stages that one command ran: open it by its plus sign.\n\nViews, {VIEW}: the trainings side by side, with "
-        f"their samples. Which checkpoint is best: `raydit runs best {name}`. What one was made from: "
+        f"their samples. Which checkpoint is best: `raydit runs best {shlex.quote(name)}`. What one was made from: "
         "`raydit lineage CHECKPOINT`."
     )
 

@@ -1,6 +1,7 @@
 """Checkpoints as LoggedModels."""
 
 import re
+import shlex
 
 from dit.checkpoint import Checkpoint
 from dit.formats.record import model_label
@@ -36,5 +37,6 @@ def describe_model(checkpoint: Checkpoint, location: str) -> str:
     trained = f"Step {checkpoint.step:,} of the recipe `{record.recipe['name']}`" if record.recipe else "Imported"
     return (
         f"{trained}: {model_label(record.model, record.recipe)}, {record.process_kind}.\n\n"
-        f"Checkpoint `{location}`, digest `{checkpoint.digest[:12]}`. Its lineage: `raydit lineage {location}`"
+        f"Checkpoint `{location}`, digest `{checkpoint.digest[:12]}`. "
+        f"Its lineage: `raydit lineage {shlex.quote(location)}`"
     )

@@ -62,14 +62,15 @@ def run_description(config: Recipe, stage: str, run_tags: dict[str, str]) -> str
         f"    {_repeat_command(stage, run_tags)}",
     ]
     artifacts = [run_tags.get(tags.CHECKPOINT), config.latents]
-    commands = [_code(f"raydit lineage {artifact}") for artifact in artifacts if artifact]
+    commands = [_code(f"raydit lineage {shlex.quote(artifact)}") for artifact in artifacts if artifact]
     lines += ["", f"Its inputs and results: {' or '.join(commands)}."]
     return "\n".join(map(printable, lines))
 
 
 def _repeat_command(stage: str, run_tags: dict[str, str]) -> str:
     if stage in ("evaluate", "evaluations"):
-        return f"raydit evaluate {run_tags.get(tags.CHECKPOINT, 'CHECKPOINT')} --recipe {RECIPE_FILE}"
+        checkpoint = shlex.quote(run_tags.get(tags.CHECKPOINT, "CHECKPOINT"))
+        return f"raydit evaluate {checkpoint} --recipe {RECIPE_FILE}"
     if stage == "autoencoders":
         words = ["raydit", stage, "evaluate", run_tags[tags.AUTOENCODER], "--images", run_tags[tags.IMAGES]]
         return _command() or shlex.join(words)

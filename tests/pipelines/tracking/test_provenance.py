@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from tiny import tiny_recipe
 
 from pipelines.config.reader import load_recipe, resolved
+from pipelines.tracking.experiment_page import experiment_description
 from pipelines.tracking.provenance import code_tags, recipe_artifact, run_description, toml_of
 
 RECIPES = ("tests/recipes/tiny.toml", "pipelines/recipes/digits.toml")
@@ -61,6 +62,10 @@ def test_a_description_tells_the_command_and_how_to_do_it_again(tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["/bin/raydit", "run", "a.toml", "--set", "tracking.uri=https://me:secret@host"])
     text = run_description(config, "pipeline", {})
     assert "secret" not in text and "tracking.uri=https://...@host" in text
+    text = run_description(config, "evaluate", {"raydit.checkpoint": "/my runs/step_2"})
+    assert "\n    raydit evaluate '/my runs/step_2' --recipe recipe.toml\n" in text
+    assert "`raydit lineage '/my runs/step_2'`" in text
+    assert "`raydit runs best 'my runs'`" in experiment_description("my runs")
     monkeypatch.setattr(sys, "argv", ["/bin/ipython"])
     text = run_description(config, "pipeline", {})
     assert "Called as" not in text and "\n    raydit run recipe.toml\n" in text
