@@ -24,6 +24,7 @@ from pipelines.images.open import open_source
 from pipelines.images.sources.adm import AdmSource
 from pipelines.latents.recorded_images import list_recorded_images
 from pipelines.scoring.actors import ScoringActor
+from pipelines.scoring.even_spacing import EvenSpacing
 from pipelines.scoring.records import ShardResult, read_results
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import ScoringShard, compute_shards, make_shards, share_images, split_listing
@@ -238,20 +239,24 @@ def _adm_features_file(settings: ScoringSettings) -> str | None:
 def compute_reference(settings: ScoringSettings, listing: Listing, shards: list[ScoringShard]) -> ReferenceStatistics:
     """Reduce the records of a listing's shards to mean, covariance, and features of evenly spaced images.
 
-    Unreadable images are left out. Raises InvalidInput if fewer than two images could be read.
+    shards: of the whole listing, in order. The same images are kept whatever the size of the shards. Unreadable images
+    are left out. Raises InvalidInput if fewer than two images could be read.
     """
-    images, stride = settings.images, max(1, -(-len(listing) // MAX_REFERENCE_FEATURES))
+    images, spacing = settings.images, EvenSpacing(stride=max(1, -(-len(listing) // MAX_REFERENCE_FEATURES)))
     statistics: dict[str, FeatureStatistics] = {}
     features: list[np.ndarray] = []
     keys: list[str] = []
     for shard, record in zip(shards, read_results(shards), strict=True):
+        assert isinstance(shard.images, Listing), "references are of real images"
+        readable = _readable_positions(shard.images, record)
+        kept = spacing.choose(readable, len(shard.images))
         if record.features is None:  # none of its images could be read
             continue
         for name, array in (("features", record.features), ("spatial", record.spatial)):
             if array is not None:
                 statistics.setdefault(name, FeatureStatistics(array.shape[1])).update(array)
-        features.append(record.features[::stride])
-        keys += _readable_keys(shard, record)[::stride]
+        features.append(record.features[kept])
+        keys += [shard.images.keys[position] for position in readable[kept]]
     pooled, spatial = statistics.get("features"), statistics.get("spatial")
     if pooled is None or pooled.n < 2:
         raise InvalidInput(
@@ -276,11 +281,11 @@ def compute_reference(settings: ScoringSettings, listing: Listing, shards: list[
     )
 
 
-def _readable_keys(shard: ScoringShard, record: ShardResult) -> list[str]:
-    """Return the keys of the images that a record's features are of, in order."""
-    assert isinstance(shard.images, Listing) and record.unreadable is not None, "references are of real images"
+def _readable_positions(images: Listing, record: ShardResult) -> np.ndarray:
+    """Return the positions of the images that a shard's features are of, in order. images: all of the shard."""
+    assert record.unreadable is not None, "records of real images name those that could not be read"
     unreadable = set(record.unreadable.tolist())
-    return [key for key in shard.images.keys if key not in unreadable]
+    return np.flatnonzero([key not in unreadable for key in images.keys])
 
 
 def save_features_file(records: Iterable[ShardResult], file: str) -> None:
