@@ -33,6 +33,11 @@ field that is added later defaults to None or () and is recorded only where it i
 _IMPLIED = {"decoder_dtype": "float32", "time_shift": 1.0, "sde_diffusion": "sigma", "sde_norm": 1.0}
 """Values that later fields have where they are None, and are therefore recorded as None."""
 
+_SCORING_FIELDS = frozenset(
+    {"extractor", "extractor_sha256", "extractor_preprocessing", "reference_digest", "validation_digest"}
+)
+"""Fields that say how images are scored, on which the images themselves do not depend."""
+
 _LABEL_STREAM = 2**31
 """Stream of the labels, far from the small stream numbers that callers pass to sample_seed."""
 
@@ -167,6 +172,11 @@ class EvaluationProtocol:
         values["cfg_interval"] = None if interval is None else [float(bound) for bound in interval]
         values |= {name: float(values[name]) for name in ("time_shift", "sde_norm") if name in values}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @property
+    def sampling_fields(self) -> dict[str, Any]:
+        """The fields that the samples depend on, as JSON values: all but those that say how they are scored."""
+        return {name: value for name, value in self.to_dict().items() if name not in _SCORING_FIELDS}
 
     @staticmethod
     def _is_unset(name: str, value: object) -> bool:

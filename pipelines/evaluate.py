@@ -22,7 +22,13 @@ from pipelines.scoring.references import RealImages
 from pipelines.scoring.report_curves import load_reports_by_step, save_curves, step_of
 from pipelines.scoring.report_files import rewrite_report, take_back_report
 from pipelines.scoring.saved_samples import SampleFormat, SavedSamples
-from pipelines.scoring.score_checkpoint import CheckpointEvaluation, compute_features, protocol_tags, score_checkpoint
+from pipelines.scoring.score_checkpoint import (
+    CheckpointEvaluation,
+    compute_features,
+    prepare_saved_folders,
+    protocol_tags,
+    score_checkpoint,
+)
 from pipelines.scoring.score_extractors import averages_alike
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.stage import StageContext
@@ -43,7 +49,7 @@ def evaluate(
     checkpoint: any name of one, see pipelines.checkpoints.open. config: None for the recipe that the checkpoint
     records. protocol: None for that of the recipe's [evaluate]. force: score again even if there is a report.
     saved: where to write the samples as well. Raises NotFound or InvalidInput before any work if something is missing
-    or does not fit.
+    or does not fit, AlreadyExists if the folder for the samples has other content.
     """
     opened = open_checkpoint(checkpoint)
     config = with_recorded_class_order(config, opened.record.recipe) if config else checkpoint_recipe(opened)
@@ -59,6 +65,7 @@ def evaluate(
             _say_skipped(context, evaluation)
             return report
         check_precision(settings.evaluate, evaluation.protocol)
+        prepare_saved_folders([evaluation])
         for line in faster_precisions(settings.evaluate, evaluation.protocol):
             context.say("evaluate", line)
         if force:
@@ -129,6 +136,7 @@ def evaluate_each(
                     context = StageContext(config, address=address, part=EVALUATIONS)
                     contexts[output] = stack.enter_context(context)
             planned = [plan_seeds(opened, config, options, several=series) for opened, config in batch]
+            prepare_saved_folders(seed.evaluation for seeds in planned for seed in seeds)
             compute_together(contexts, [seed for seeds in planned for seed in seeds], force=options.force)
             for (_, config), seeds in zip(batch, planned, strict=True):
                 evaluation, images_per_step = seeds[0].evaluation, config.train.global_batch_size

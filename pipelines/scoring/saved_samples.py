@@ -7,18 +7,21 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from cluster import storage
 from pipelines.images.grids import encode_png
+from raydit.errors import AlreadyExists, InvalidInput
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SampleFormat = Literal["parquet", "png"]
 RECORDS = ".records"
+SOURCE_FILE = "source.json"
+"""File among the records that says what a folder's samples were drawn from."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,41 @@ class SavedSamples:
         if self.format == "parquet":
             return storage.join(self.folder, f"part-{shard:05d}.parquet")
         return storage.join(self.folder, RECORDS, f"part-{shard:05d}")
+
+    def refuse_other_samples(self, source: dict[str, Any]) -> None:
+        """Raise AlreadyExists if the folder holds anything but samples of this source, whose missing ones are written.
+
+        source: what the samples are drawn from, as JSON values by name.
+        """
+        found = self._read_source()
+        if found == source or not (self._list_shown("") or self._list_shown(RECORDS, SOURCE_FILE)):
+            return
+        differing = [name for name in source if found.get(name) != source[name]]
+        what = f"samples with another {', '.join(differing)}" if found else "files of unknown origin"
+        raise AlreadyExists(
+            f"--save-images: found {what} in {self.folder}",
+            "an empty folder, or one in which this evaluation was interrupted",
+            "name another folder, or delete this one",
+        )
+
+    def write_source(self, source: dict[str, Any]) -> None:
+        """Record what the folder's samples are drawn from, before the first is written."""
+        storage.write_json_atomically(storage.join(self.folder, RECORDS, SOURCE_FILE), source)
+
+    def _read_source(self) -> dict[str, Any]:
+        """Return what `write_source` recorded; empty if there is no such record, or if it cannot be read."""
+        file = storage.join(self.folder, RECORDS, SOURCE_FILE)
+        try:
+            found = storage.read_json(file) if storage.exists(file) else {}
+        except InvalidInput:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _list_shown(self, subfolder: str, *left_out: str) -> list[str]:
+        """Return the names in a subfolder, without hidden ones, which readers of images leave out, and those given."""
+        folder = storage.join(self.folder, subfolder) if subfolder else self.folder
+        names = storage.list_names(folder) if storage.exists(folder) else []
+        return [name for name in names if not name.startswith(".") and name not in left_out]
 
     def write(self, file: str, images: np.ndarray, labels: np.ndarray, indices: Sequence[int]) -> None:
         """Write the images of a shard; `file`, as named by the method `file`, is written last and atomically.

@@ -4,9 +4,10 @@ The numbers are the same on any cluster: sample i depends on the seed and on i o
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 from cluster import storage
 from dit.formats.record import model_label
@@ -39,6 +40,7 @@ from pipelines.scoring.shards import ScoringShard, compute_shards, find_unfinish
 from pipelines.stage import JobContext
 from pipelines.tracking import tags
 from pipelines.tracking.logged_models import log_checkpoint
+from raydit.errors import InvalidInput
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ class CheckpointEvaluation:
         guide = guide_location(self.protocol, self.settings.evaluate, self.opened)
         return SampleSource(self.opened.shared, self.protocol, self.saved, guide)
 
+    def saved_source(self, saved: SavedSamples) -> dict[str, Any]:
+        """Return what the files of saved samples depend on, as JSON values by name."""
+        files = {"shard_rows": self.settings.evaluate.shard_rows, "save_format": saved.format}
+        return {"checkpoint": self.opened.digest, **self.protocol.sampling_fields, **files}
+
     def records(self, source: int = 0) -> list[list[ScoringShard]]:
         """Return the shards of samples of each extractor alone; source: as for `shards`."""
         parts = shard_ranges(self.protocol.num_samples, self.settings.evaluate.shard_rows)
@@ -94,6 +101,30 @@ class CheckpointEvaluation:
     def reconstructions(self, real: RealImages) -> Reconstructions:
         """Return the reconstructions that the samples are compared with, for the (first) extractor of `real`."""
         return Reconstructions(real, self.protocol.num_samples, self.protocol.decoder)
+
+
+def prepare_saved_folders(evaluations: Iterable[CheckpointEvaluation]) -> None:
+    """Record in the folders for saved samples what these are drawn from, before any work.
+
+    Raises InvalidInput if two evaluations would write into one folder, AlreadyExists for a folder with other content.
+    """
+    origins: dict[str, str] = {}
+    sources = []
+    for evaluation in evaluations:
+        if (saved := evaluation.saved) is None:
+            continue
+        if other := origins.get(saved.folder):
+            raise InvalidInput(
+                f"--save-images: found two checkpoints named {evaluation.opened.name}, {other} and "
+                f"{evaluation.opened.origin}, whose samples would be mixed in {saved.folder}",
+                "checkpoints of different names",
+                "evaluate them one by one, with a folder for each",
+            )
+        origins[saved.folder] = evaluation.opened.origin
+        sources.append((saved, evaluation.saved_source(saved)))
+        saved.refuse_other_samples(sources[-1][1])
+    for saved, source in sources:
+        saved.write_source(source)
 
 
 def compute_features(context: JobContext, real: RealImages, evaluations: Sequence[CheckpointEvaluation]) -> None:

@@ -138,6 +138,7 @@ def test_saved_images_are_the_samples_with_their_labels(saved, plain):
 
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))) for row in rows])
     assert np.array_equal(pixels, images)
+    assert json.loads((saved / "step_0000004" / ".records" / "source.json").read_text())["num_samples"] == 10
 
 
 def test_repeats_hold_every_seed_and_the_mean(report, called):
