@@ -25,6 +25,7 @@ from pipelines.scoring.saved_samples import SampleFormat, SavedSamples
 from pipelines.scoring.score_checkpoint import (
     CheckpointEvaluation,
     compute_features,
+    deliver_report,
     prepare_saved_folders,
     protocol_tags,
     score_checkpoint,
@@ -62,6 +63,7 @@ def evaluate(
         report = evaluation.find_report()
         if report is not None and not force and saved is None:
             take_back_report(evaluation.folder, opened.digest)
+            deliver_report(context, evaluation, report, images_per_step=config.train.global_batch_size)
             _say_skipped(context, evaluation)
             return report
         check_precision(settings.evaluate, evaluation.protocol)
@@ -143,10 +145,11 @@ def evaluate_each(
                 context, folder = contexts[evaluation.settings.output], evaluation.folder
                 report = finish_report(context, seeds, images_per_step)
                 finished.append(FinishedEvaluation(report, folder, context.tracker.uri))
-                if (series or options.repeats > 1) and any(seed.report is None for seed in seeds):
+                is_new = any(seed.report is None for seed in seeds)
+                if (series or options.repeats > 1) and (is_new or not in_series(context, report)):
                     protocol_folder = storage.split(folder)[0]
                     if protocol_folder not in runs:
-                        run = context.run(EVALUATIONS, {"protocol": report.protocol_id}, protocol_tags(report.protocol))
+                        run = context.run(EVALUATIONS, series_identity(report), protocol_tags(report.protocol))
                         runs[protocol_folder] = stack.enter_context(run)
                     record_series(runs[protocol_folder], protocol_folder, report, images_per_step)
                 if options.promote:
@@ -228,6 +231,7 @@ def finish_report(context: StageContext, seeds: Sequence[SeedEvaluation], images
             reports.append(score_checkpoint(context, seed.evaluation, images_per_step=images_per_step))
         else:
             take_back_report(seed.evaluation.folder, seed.evaluation.opened.digest)
+            deliver_report(context, seed.evaluation, seed.report, images_per_step=images_per_step)
             _say_skipped(context, seed.evaluation)
             reports.append(seed.report)
     report = reports[0] if len(seeds) == 1 else with_repeats(reports)
@@ -251,19 +255,31 @@ def with_repeats(reports: Sequence[EvaluationReport]) -> EvaluationReport:
     return replace(first, repeats=repeats)
 
 
+def series_identity(report: EvaluationReport) -> dict[str, str]:
+    """Return the identity of the runs that have the metrics of several checkpoints by one protocol."""
+    return {"protocol": report.protocol_id}
+
+
+def in_series(context: StageContext, report: EvaluationReport) -> bool:
+    """Return whether such a run has a report's step, or the report has none: a command may have been cut off before."""
+    step = step_of(report)
+    return step is None or step in context.tracker.logged_steps(EVALUATIONS, series_identity(report))
+
+
 def record_series(run: RunLog, folder: str, report: EvaluationReport, images_per_step: int) -> None:
     """Log a report's metrics at its training step to the run of all, and draw the curve over the protocol's folder."""
     step = step_of(report)
     if step is None:
         return
     tag_protocols(run, report)
-    run.metrics({f"eval/{name}": report.estimate(name)[0] for name in report.metrics}, step)
     reports = load_reports_by_step(folder)
     figures = save_curves(reports, folder, images_per_step)
     for figure in figures:
         run.artifact(figure)
     if figures:
         say("evaluate", f"curve over {len(reports)} checkpoints: {figures[0]}")
+    # Last, because a step whose metrics are logged counts as finished.
+    run.metrics({f"eval/{name}": report.estimate(name)[0] for name in report.metrics}, step)
 
 
 def promote(context: StageContext, report: EvaluationReport, *, experiment: str, model: str) -> None:

@@ -57,14 +57,19 @@ def evaluate_autoencoder(
     for each in evaluation.settings.each_extractor:
         fetch_weights(each.evaluate.extractor, each.extractor_weights)
     file = storage.join(folder, REPORT_FILE)
+    timer, identity = LapTimer(), {"protocol": protocol.protocol_id}
     if storage.exists(file) and not force:
         report = AutoencoderReport.from_json(storage.read_bytes(file))
+        if storage.exists(evaluation.shard_folder):  # it was cut off between writing and logging the report
+            with context.run(STAGE, identity, _run_tags(evaluation)) as run:
+                _log_settings(run, evaluation)
+                _log_report(run, report, folder)
+                storage.remove_folder(evaluation.shard_folder)
         context.skipped(STAGE, f"{evaluation.name}, protocol {protocol.protocol_id}, report in {folder}")
         return JudgedAutoencoder(report, folder)
     if force:
         storage.remove_folder(evaluation.shard_folder)
     context.prepare_work(settings, STAGE)
-    timer, identity = LapTimer(), {"protocol": protocol.protocol_id}
     with context.run(STAGE, identity, _run_tags(evaluation)) as run:
         _log_settings(run, evaluation)
         create_actor = partial(ReconstructingActor, evaluation.shared_images, settings, evaluation.source)

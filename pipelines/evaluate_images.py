@@ -29,6 +29,7 @@ from pipelines.scoring.report_files import (
 from pipelines.scoring.report_pictures import NUM_SAMPLES, Neighbours, report_pictures
 from pipelines.scoring.score_checkpoint import LapTimer, protocol_tags
 from pipelines.scoring.score_extractors import (
+    find_unlogged_records,
     holds_all,
     record_folders,
     remove_folders,
@@ -61,10 +62,17 @@ def evaluate_images(
     folder = report_folder(settings.evaluations, protocol.protocol_id, Path(path.partition("?")[0]).stem or "images")
     digest = digest_of([listing.digest, images.size, images.crop])
     protocols = evaluation_protocols(settings, protocol)
+    identity = {"images": digest, **protocols_identity(protocols)}
+    run_tags = {tags.IMAGES: path, **protocol_tags(protocol)}
     earlier = load_matching_report(folder, digest)
     report = earlier if earlier and holds_all(earlier, protocols, evaluate) else None
     if report is not None and not force:
         take_back_report(folder, digest)
+        if unlogged := find_unlogged_records(folder, report):  # it was cut off between writing and logging the report
+            with context.run("evaluate", identity, run_tags) as run:
+                log_evaluation_settings(run, evaluate, protocol)
+                log_report(run, report, folder)
+                remove_folders(unlogged)
         context.skipped("evaluate", f"protocol {protocol.label}, report in {folder}")
         return report, folder
     set_aside_other_report(folder, digest)
@@ -75,8 +83,6 @@ def evaluate_images(
     for line in (f"scores {listing.summary()}", *listing.notes):
         context.say("evaluate", line)
     real, digests, timer = RealImages.of(settings), settings.extractor_digests, LapTimer()
-    identity = {"images": digest, **protocols_identity(protocols)}
-    run_tags = {tags.IMAGES: path, **protocol_tags(protocol)}
     with context.run("evaluate", identity, run_tags) as run:
         log_evaluation_settings(run, evaluate, protocol)
         if missing := real.missing_shards():

@@ -4,7 +4,8 @@ The numbers are the same on any cluster: sample i depends on the seed and on i o
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -29,6 +30,7 @@ from pipelines.scoring.report_files import load_matching_report, report_folder, 
 from pipelines.scoring.report_pictures import Neighbours, report_pictures
 from pipelines.scoring.saved_samples import SavedSamples
 from pipelines.scoring.score_extractors import (
+    find_unlogged_records,
     holds_all,
     record_folders,
     remove_folders,
@@ -40,6 +42,7 @@ from pipelines.scoring.shards import ScoringShard, compute_shards, find_unfinish
 from pipelines.stage import JobContext
 from pipelines.tracking import tags
 from pipelines.tracking.logged_models import log_checkpoint
+from pipelines.tracking.run_log import RunLog
 from raydit.errors import InvalidInput
 
 
@@ -172,11 +175,9 @@ def score_checkpoint(
     real, shards, folder, timer = RealImages.of(settings), evaluation.shards(), evaluation.folder, LapTimer()
     earlier = load_matching_report(folder, opened.digest)
     set_aside_other_report(folder, opened.digest)
-    identity = {"checkpoint": opened.digest, **protocols_identity(evaluation.protocols)}
     if find_unfinished(shards):
         context.prepare_work(settings.evaluate, "evaluate")
-    with context.run("evaluate", identity, run_tags(opened, protocol)) as run:
-        log_evaluation_settings(run, settings.evaluate, protocol)
+    with open_run(context, evaluation) as run:
         compute_features(context, real, [evaluation])
         extract_adm_images(real, context)
         timer.lap("features_seconds")
@@ -206,14 +207,44 @@ def score_checkpoint(
         )
         timer.lap("pictures_seconds")
         report = write_report(report, folder, pictures, timer.laps | scored.timings)
-        log_checkpoint(run, opened, opened.origin)
-        log_report(run, report, folder, opened.step, opened.digest)
-        protocol_folder = storage.split(folder)[0]
-        for figure in save_curves(load_reports_by_step(protocol_folder), protocol_folder, images_per_step):
-            run.artifact(figure)
+        log_written_report(run, evaluation, report, images_per_step)
         evaluation.remove_shards()
         context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({timer.total:.0f} s)")
     return report
+
+
+def deliver_report(
+    context: JobContext, evaluation: CheckpointEvaluation, report: EvaluationReport, *, images_per_step: int
+) -> None:
+    """Log a finished report if its evaluation was cut off after writing and before logging it; see score_checkpoint."""
+    if not (records := find_unlogged_records(evaluation.folder, report)):
+        return
+    context.say("evaluate", "logs the report of an evaluation that was interrupted before it could")
+    with open_run(context, evaluation) as run:
+        log_written_report(run, evaluation, report, images_per_step)
+        remove_folders(records)
+
+
+@contextmanager
+def open_run(context: JobContext, evaluation: CheckpointEvaluation) -> Iterator[RunLog]:
+    """Open the run of an evaluation, or that of an interrupted one with the same checkpoint and protocols."""
+    opened, protocol = evaluation.opened, evaluation.protocol
+    identity = {"checkpoint": opened.digest, **protocols_identity(evaluation.protocols)}
+    with context.run("evaluate", identity, run_tags(opened, protocol)) as run:
+        log_evaluation_settings(run, evaluation.settings.evaluate, protocol)
+        yield run
+
+
+def log_written_report(
+    run: RunLog, evaluation: CheckpointEvaluation, report: EvaluationReport, images_per_step: int
+) -> None:
+    """Log a checkpoint, its report, and the curves over all reports of the protocol, which are drawn again."""
+    opened, folder = evaluation.opened, evaluation.folder
+    log_checkpoint(run, opened, opened.origin)
+    log_report(run, report, folder, opened.step, opened.digest)
+    protocol_folder = storage.split(folder)[0]
+    for figure in save_curves(load_reports_by_step(protocol_folder), protocol_folder, images_per_step):
+        run.artifact(figure)
 
 
 def run_tags(opened: LocatedCheckpoint, protocol: EvaluationProtocol) -> dict[str, str]:

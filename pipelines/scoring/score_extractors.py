@@ -153,6 +153,19 @@ def record_folders(folder: str, digest: str, shard_rows: int, protocols: Sequenc
     return [first, *(f"{first}-{protocol.protocol_id}" for protocol in protocols[1:])]
 
 
+def find_unlogged_records(folder: str, report: EvaluationReport) -> list[str]:
+    """Return the folders of records beside a finished report; empty where it has been logged.
+
+    Records are removed once the report that they gave is logged, so where some are left, the evaluation was cut off
+    before. Where some are of an extractor that the report lacks, they are of a later evaluation, which may resume.
+    """
+    prefix = f"shards-{report.checkpoint_digest[:12]}-"
+    names = storage.list_names(folder) if storage.exists(folder) else []
+    found = {name: name.removeprefix(prefix).partition("-")[2] for name in names if name.startswith(prefix)}
+    scored = {"", *(protocol.protocol_id for protocol in report.protocols)}
+    return [storage.join(folder, name) for name in found] if scored.issuperset(found.values()) else []
+
+
 def remove_folders(folders: Sequence[str]) -> None:
     """Remove the folders of records."""
     for folder in folders:

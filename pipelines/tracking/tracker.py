@@ -16,7 +16,7 @@ from pipelines.console import say
 from pipelines.tracking import tags
 from pipelines.tracking.delivery import Delivery
 from pipelines.tracking.experiments import clean_name
-from pipelines.tracking.journal import Journal, count_undelivered, has_open_runs
+from pipelines.tracking.journal import Entry, Journal, count_undelivered, has_open_runs
 from pipelines.tracking.journal_folder import journal_path
 from pipelines.tracking.relocation import relocate
 from pipelines.tracking.run_log import DatasetRef, RunLog, flatten
@@ -38,7 +38,7 @@ class Tracker:
                 self._status[entry["run"]] = "RUNNING"
             elif entry["op"] == "end":
                 self._status[entry["run"]] = entry.get("status", "KILLED")
-            elif entry["op"] == "metrics" and not all(name.startswith("system/") for name in entry["metrics"]):
+            elif entry["op"] == "metrics" and not _is_of_system(entry):
                 self._with_metrics.add(entry["run"])
         self._close_runs_of_killed_processes()
 
@@ -100,7 +100,7 @@ class Tracker:
         that a run which has metrics of an earlier attempt is closed, and a new one started.
         """
         run_tags = run_tags or {}
-        key = self._choose_key(f"{stage}-{digest_of(identity)[:8]}", resumes)
+        key = self._choose_key(_key_of(stage, identity), resumes)
         self._status[key] = "RUNNING"
         run = JournalRun(self._journal, key)
         run.append(
@@ -111,6 +111,13 @@ class Tracker:
             tags={tags.STAGE: stage, **_job_tags(), **run_tags},
         )
         return run
+
+    def logged_steps(self, stage: str, identity: dict[str, Any]) -> set[int]:
+        """Return the steps of all metrics that the runs of an identity have, as far as the journal knows them."""
+        base = _key_of(stage, identity)
+        runs = {key for key in self._status if key == base or re.fullmatch(re.escape(base) + r"-\d+", key)}
+        entries = (entry for entry in self._journal.entries() if entry["op"] == "metrics" and entry["run"] in runs)
+        return {entry["step"] for entry in entries if not _is_of_system(entry)}
 
     def _choose_key(self, base: str, resumes: str | None) -> str:
         """Return the key of a run to resume, or one that no run has. base: the key of the first run of an identity."""
@@ -137,6 +144,16 @@ class Tracker:
         """Deliver what is left, and say so if MLflow could not take all of it in time."""
         self._journal.close(CLOSE_SECONDS)
         self._delivery.say_what_is_left(self._journal)
+
+
+def _key_of(stage: str, identity: dict[str, Any]) -> str:
+    """Return the key of the first run of an identity."""
+    return f"{stage}-{digest_of(identity)[:8]}"
+
+
+def _is_of_system(entry: Entry) -> bool:
+    """Return whether an entry of metrics says only how busy the machine was."""
+    return all(name.startswith("system/") for name in entry["metrics"])
 
 
 def _display_name(key: str, stage: str, run_tags: dict[str, str]) -> str:
