@@ -12,6 +12,7 @@ from torch import Tensor
 from dit.conditions import LabelsOrConditions
 from dit.config import Prediction, ProcessKind, Schedule, Variance, Weighting
 from dit.parameterizations import Parameterization, convert_prediction, from_x0_and_eps, loss_weight, x0_and_eps
+from dit.sampler_names import NUM_TIMESTEPS
 from raydit.errors import InvalidInput
 
 
@@ -37,7 +38,7 @@ class GaussianDiffusion:
 
     def __init__(
         self,
-        num_timesteps: int = 1000,
+        num_timesteps: int = NUM_TIMESTEPS,
         schedule: Schedule = "linear",
         prediction: Prediction = "eps",
         variance: Variance = "learned_range",

@@ -7,6 +7,9 @@ from dit.config import ProcessKind
 SdeDiffusion = Literal["constant", "sbdm", "sigma", "decreasing", "increasing_decreasing"]
 """Diffusion of the sampler "sde" as a function of time; `dit.sde` has the formulas."""
 
+NUM_TIMESTEPS = 1000
+"""Timesteps of a diffusion, as in the papers."""
+
 SAMPLER_PROCESSES: dict[str, tuple[ProcessKind, ...]] = {
     "ddpm": ("diffusion",),
     "ddim": ("diffusion",),
@@ -16,6 +19,13 @@ SAMPLER_PROCESSES: dict[str, tuple[ProcessKind, ...]] = {
     "dpmpp_2m": ("diffusion", "flow"),
 }
 """Name of every sampler, and the kinds of process that it integrates. `dit.samplers` has a function sample_<name>."""
+
+
+def most_steps(sampler: str, kind: str) -> int | None:
+    """Return the most steps that a sampler takes on a process of a kind; None: as many as one likes."""
+    if kind != "diffusion":
+        return None
+    return NUM_TIMESTEPS - 1 if sampler == "dpmpp_2m" else NUM_TIMESTEPS
 
 
 def fitting_samplers(kind: str) -> list[str]:

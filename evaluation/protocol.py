@@ -38,6 +38,9 @@ _SCORING_FIELDS = frozenset(
 )
 """Fields that say how images are scored, on which the images themselves do not depend."""
 
+MIN_SAMPLES = 10
+"""Fewest samples of a protocol: one for each split of the Inception Score."""
+
 _LABEL_STREAM = 2**31
 """Stream of the labels, far from the small stream numbers that callers pass to sample_seed."""
 
@@ -110,7 +113,10 @@ class EvaluationProtocol:
             "random": ("'counter' or nothing", self.random in (None, "counter")),
             "dtype": (f"one of {', '.join(precisions)}", self.dtype in precisions),
             "decoder_dtype": (f"one of {', '.join(precisions)}", self.decoder_dtype in (None, *precisions)),
-            "num_samples": ("at least 10, one for each split of the Inception Score", self.num_samples >= 10),
+            "num_samples": (
+                f"at least {MIN_SAMPLES}, one for each split of the Inception Score",
+                self.num_samples >= MIN_SAMPLES,
+            ),
             "sampling_steps": ("at least 1", self.sampling_steps >= 1),
         }
         for name, (expected, met) in wanted.items():

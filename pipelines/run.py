@@ -16,7 +16,7 @@ from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.latents.held_out import held_out_set, require_held_out, training_set
 from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.planning.networks import check_networks, resolve_networks
-from pipelines.scoring.checks import check_real_images, check_scoring_settings
+from pipelines.scoring.checks import check_num_samples, check_real_images, check_sampling_steps, check_scoring_settings
 from pipelines.scoring.guide import require_guide
 from pipelines.scoring.precision import check_precision
 from pipelines.scoring.settings import ScoringSettings
@@ -70,6 +70,8 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
         _check_start(config, listing, own_autoencoder="autoencoder" in pending)
     if "evaluate" in pending:
         _check_guidance(config, listing)
+        check_num_samples(config.evaluate)
+        check_sampling_steps(config.evaluate, config.objective.kind)
         settings = ScoringSettings.from_recipe(config)
         check_scoring_settings(settings)
         check_precision(config.evaluate, config.evaluate)

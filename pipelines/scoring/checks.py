@@ -5,10 +5,12 @@ from functools import lru_cache
 import numpy as np
 
 from cluster import storage
+from dit.sampler_names import NUM_TIMESTEPS, most_steps
 from evaluation.extractor_names import extractor_kind
 from evaluation.extractors import ExtractorIdentity, create_extractor, fetch_weights
-from evaluation.protocol import EvaluationProtocol
+from evaluation.protocol import MIN_SAMPLES, EvaluationProtocol
 from evaluation.score import explain_missing, summarize_missing
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.listing import Listing
 from pipelines.images.preprocess import read_cropped
 from pipelines.images.validation import held_out_source
@@ -43,6 +45,27 @@ def check_scoring_settings(settings: ScoringSettings) -> None:
     refuse_seen_images(settings)
     for each in settings.each_extractor:
         _check_inputs(each, each.extractor)
+
+
+def check_num_samples(evaluate: EvaluateConfig) -> None:
+    """Raise InvalidInput if a recipe asks for fewer samples than a protocol can have."""
+    if evaluate.num_samples < MIN_SAMPLES:
+        raise InvalidInput(
+            f"evaluate.num_samples: found {evaluate.num_samples}",
+            f"at least {MIN_SAMPLES}, one for each split of the Inception Score",
+            "set evaluate.num_samples",
+        )
+
+
+def check_sampling_steps(evaluate: EvaluateConfig, kind: str) -> None:
+    """Raise InvalidInput if a recipe asks for more steps than its sampler takes on a process of this kind."""
+    most = most_steps(evaluate.sampler, kind)
+    if most is not None and evaluate.sampling_steps > most:
+        raise InvalidInput(
+            f"evaluate.sampling_steps: found {evaluate.sampling_steps} with the sampler {evaluate.sampler!r}",
+            f"at most {most}, because a diffusion has {NUM_TIMESTEPS} timesteps",
+            "set evaluate.sampling_steps",
+        )
 
 
 def refuse_seen_images(settings: ScoringSettings) -> None:

@@ -14,6 +14,7 @@ from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.console import say
+from pipelines.scoring.checks import check_sampling_steps
 from pipelines.scoring.references import RealImages, reference_digest, reference_overrides
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.tracking.store import gets_credentials
@@ -26,10 +27,11 @@ def evaluation_protocol(
     """Return the protocol that a recipe's [evaluate] asks for with a checkpoint; of several extractors, the first's.
 
     scoring: the result of scoring_fields, if it is known already: it takes a listing of all images.
-    Raises what sampling_protocol and check_sample_size raise, and NotFound if extractor weights, images or reference
-    are missing.
+    Raises what sampling_protocol, check_sample_size and check_sampling_steps raise, and NotFound if extractor weights,
+    images or reference are missing.
     """
     check_sample_size(settings.images, opened)
+    check_sampling_steps(settings.evaluate, opened.record.process_kind)
     return replace(
         sampling_protocol(settings.evaluate, settings.seed, opened, settings.random),
         num_samples=settings.evaluate.num_samples,

@@ -3,19 +3,27 @@
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import tiny_recipe
 from tiny_latents import make_moments, write_dataset
 
+from dit.diffusion import GaussianDiffusion
+from dit.samplers import SAMPLERS
 from evaluation.reference import ReferenceStatistics
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.reader import resolved
 from pipelines.latents.shards import recorded_keys
+from pipelines.run import run_pipeline
 from pipelines.scoring import checks
-from pipelines.scoring.checks import check_scoring_settings, refuse_seen_images
+from pipelines.scoring.checks import check_sampling_steps, check_scoring_settings, refuse_seen_images
 from pipelines.scoring.class_distances import require_classes_for_distances
+from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.references import reference_overrides, save_reference
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput, NotFound
@@ -105,6 +113,47 @@ def test_functions_are_tried_before_the_work_where_workers_have_no_other_device(
 def test_class_distances_need_classes():
     with pytest.raises(InvalidInput, match="evaluate.per_class: found true, and x has no classes"):
         require_classes_for_distances((), "x")
+
+
+REFUSED_SAMPLING = {
+    "fewer samples than a protocol has": (("evaluate.num_samples=5",), "evaluate.num_samples: found 5, expected at"),
+    "more steps than timesteps": (
+        ("objective.kind=diffusion", "evaluate.sampler=ddpm", "evaluate.sampling_steps=1001"),
+        "evaluate.sampling_steps: found 1001 with the sampler 'ddpm', expected at most 1000",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_SAMPLING)
+def test_a_pipeline_refuses_what_sampling_would_refuse_after_the_training(tmp_path, case):
+    overrides, message = REFUSED_SAMPLING[case]
+    with pytest.raises(InvalidInput, match=message):
+        run_pipeline(tiny_recipe(tmp_path, *overrides))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".png"]
+
+
+@pytest.mark.parametrize(("sampler", "most"), [("ddpm", 1000), ("ddim", 1000), ("dpmpp_2m", 999)])
+def test_the_most_steps_are_those_that_samplers_take(sampler, most):
+    noise = torch.zeros(1, 1, 2, 2)
+    draw = partial(SAMPLERS[sampler], lambda x, t, y: torch.zeros_like(x), noise, torch.zeros(1, dtype=torch.int64))
+    process = GaussianDiffusion(variance="fixed_small")
+    draw(process=process, steps=most)
+    with pytest.raises(InvalidInput):
+        draw(process=process, steps=most + 1)
+    check_sampling_steps(EvaluateConfig(sampler=sampler, sampling_steps=most), "diffusion")
+    with pytest.raises(InvalidInput, match=f"found {most + 1} with the sampler '{sampler}', expected at most {most}"):
+        check_sampling_steps(EvaluateConfig(sampler=sampler, sampling_steps=most + 1), "diffusion")
+    check_sampling_steps(EvaluateConfig(sampler=sampler, sampling_steps=5000), "flow")
+
+
+def test_an_evaluation_refuses_too_many_steps_before_it_looks_at_images(tmp_path):
+    settings = settings_of(
+        tmp_path, "objective.kind=diffusion", "evaluate.sampler=ddim", "evaluate.sampling_steps=2000"
+    )
+    latents = SimpleNamespace(latent_size=(8, 8))
+    record = SimpleNamespace(process_kind="diffusion", model_config=latents, autoencoder=SimpleNamespace(downsample=2))
+    with pytest.raises(InvalidInput, match="evaluate.sampling_steps: found 2000"):
+        evaluation_protocol(settings, SimpleNamespace(record=record))
 
 
 def test_new_settings_are_recorded_only_where_they_are_set(tmp_path):
