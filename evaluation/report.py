@@ -36,6 +36,7 @@ _LEFT_OUT = (
     "deviations",
     "averaged",
     "per_class",
+    "held_out_digest",
 )
 """Keys that the file leaves out where their values are empty."""
 BY_METRIC = ("metrics", "errors", "real_baseline", "repeats", "missing", "reconstructions", "deviations")
@@ -111,6 +112,8 @@ class EvaluationReport:
     """Name of a mean ratio -> the extractors that it is the mean over."""
     per_class: list[ClassDistance] = field(default_factory=list)
     """Distance of each class, in the (first) extractor's features; empty: it was not asked for."""
+    held_out_digest: str = ""
+    """Digest of the held-out real images, where the reference is given and the protocol has none; empty elsewhere."""
 
     @property
     def protocol_id(self) -> str:

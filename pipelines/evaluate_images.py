@@ -1,6 +1,7 @@
 """The evaluate-images job: score images from any source, such as samples that another tool drew."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pipelines.images.preprocess import read_cropped
 from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.checks import check_scoring_inputs
 from pipelines.scoring.class_distances import SampleClasses, require_classes_for_distances
+from pipelines.scoring.held_out_digest import has_other_held_out_images, held_out_digest
 from pipelines.scoring.log_report import log_evaluation_settings, log_report
 from pipelines.scoring.protocols import evaluation_protocols, images_protocol, protocols_identity
 from pipelines.scoring.references import RealImages, extract_adm_images, reference_overrides
@@ -65,6 +67,8 @@ def evaluate_images(
     identity = {"images": digest, **protocols_identity(protocols)}
     run_tags = {tags.IMAGES: path, **protocol_tags(protocol)}
     earlier = load_matching_report(folder, digest)
+    if earlier and has_other_held_out_images(earlier, settings):
+        earlier = None
     report = earlier if earlier and holds_all(earlier, protocols, evaluate) else None
     if report is not None and not force:
         take_back_report(folder, digest)
@@ -98,7 +102,7 @@ def evaluate_images(
         scored = score_extractors(
             protocols, real, records, checkpoint=path, digest=digest, classes=classes, shown=shown
         )
-        report = with_earlier_scores(scored.report, earlier)
+        report = replace(with_earlier_scores(scored.report, earlier), held_out_digest=held_out_digest(real))
         timer.lap("scoring_seconds")
         neighbours = Neighbours(scored.reference, settings.images)
         pictures = draw_pictures(images, listing.take(shown), scored.features, neighbours)

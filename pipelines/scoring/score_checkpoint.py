@@ -20,6 +20,7 @@ from pipelines.scoring.actors import SampleSource, ScoringActor
 from pipelines.scoring.checks import check_real_images, check_scoring_inputs
 from pipelines.scoring.class_distances import SampleClasses, require_classes_for_distances
 from pipelines.scoring.guide import guide_location
+from pipelines.scoring.held_out_digest import has_other_held_out_images, held_out_digest
 from pipelines.scoring.log_report import log_evaluation_settings, log_report
 from pipelines.scoring.protocols import evaluation_protocols, protocols_identity
 from pipelines.scoring.reconstructions import Reconstructions
@@ -69,8 +70,13 @@ class CheckpointEvaluation:
 
     def find_report(self) -> EvaluationReport | None:
         """Return the checkpoint's report if it holds the scores of all extractors, among others perhaps."""
-        report = load_matching_report(self.folder, self.opened.digest)
+        report = self.find_earlier_report()
         return report if report and holds_all(report, self.protocols, self.settings.evaluate) else None
+
+    def find_earlier_report(self) -> EvaluationReport | None:
+        """Return the checkpoint's report by the first protocol, with the same held-out images as far as it says."""
+        report = load_matching_report(self.folder, self.opened.digest)
+        return None if report and has_other_held_out_images(report, self.settings) else report
 
     @property
     def shard_folders(self) -> list[str]:
@@ -173,7 +179,7 @@ def score_checkpoint(
     if settings.evaluate.per_class:
         require_classes_for_distances(tuple(opened.record.class_names), opened.origin)
     real, shards, folder, timer = RealImages.of(settings), evaluation.shards(), evaluation.folder, LapTimer()
-    earlier = load_matching_report(folder, opened.digest)
+    earlier = evaluation.find_earlier_report()
     set_aside_other_report(folder, opened.digest)
     if find_unfinished(shards):
         context.prepare_work(settings.evaluate, "evaluate")
@@ -193,6 +199,7 @@ def score_checkpoint(
         )
         report = replace(
             with_earlier_scores(scored.report, earlier),
+            held_out_digest=held_out_digest(real),
             latents=opened.record.latents_fingerprint or "",
             model=f"{model_label(opened.record.model, opened.record.recipe)}, {opened.record.process_kind}",
         )

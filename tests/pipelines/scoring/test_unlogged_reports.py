@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
+from drawn_records import write_records
 from fakes import FakeContext
 from tiny import BROKEN, tiny_recipe
 from tiny_checkpoint import tiny_output, write_checkpoint
@@ -26,7 +26,6 @@ from pipelines.evaluate_images import evaluate_images
 from pipelines.images.open import open_source
 from pipelines.scoring import score_checkpoint, score_extractors
 from pipelines.scoring.protocols import evaluation_protocol
-from pipelines.scoring.records import ShardResult
 from pipelines.scoring.references import RealImages
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation
 from pipelines.scoring.score_extractors import find_unlogged_records
@@ -37,7 +36,6 @@ from pipelines.tracking.journal import Journal
 from pipelines.tracking.tracker import Tracker
 
 SETTINGS = ("evaluate.num_samples=10", "evaluate.shard_rows=10", "evaluate.reconstructions=false")
-DIM = 4
 
 
 class RecordingContext(FakeContext):
@@ -51,18 +49,6 @@ class RecordingContext(FakeContext):
     def run(self, stage, identity, tags=None, *, resumes=None):
         self.identities.append(identity)
         yield self.last_run
-
-
-def write_records(shards):
-    """Finish shards without Ray, by features that are drawn."""
-    rng = np.random.default_rng(0)
-    for shard in shards:
-        count = len(shard.images)
-        of_samples = {"indices": np.array(shard.images), "labels": np.arange(count) % 3} | {
-            "images": rng.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
-        }
-        extra = of_samples if isinstance(shard.images, range) else {"unreadable": np.array([], dtype=str)}
-        ShardResult(features=rng.normal(size=(count, DIM)).astype(np.float32), **extra).write(shard.file)
 
 
 def interrupt_once(monkeypatch, module):

@@ -1,0 +1,34 @@
+"""Which held-out images a report's real baseline is of, where neither the protocol nor the reference says so."""
+
+from evaluation.report import EvaluationReport
+from pipelines.artifacts import digest_of
+from pipelines.scoring.references import RealImages
+from pipelines.scoring.settings import ScoringSettings
+from raydit.errors import NotFound
+
+
+def held_out_digest(real: RealImages) -> str:
+    """Return the digest of the held-out images for the report; empty if protocols have it, or there are no images.
+
+    Protocols have that of images.validation, and a share of the images follows from a reference of the others. Where
+    the reference is given, neither says which images are held out.
+    """
+    images, each_extractor = real.settings.images, real.settings.each_extractor
+    is_given = any(each.reference is not None for each in each_extractor)
+    if not is_given or not images.path or images.validation is not None:
+        return ""
+    return digest_of({"images": real.held_out.digest, "size": images.size, "crop": images.crop})
+
+
+def has_other_held_out_images(report: EvaluationReport, settings: ScoringSettings) -> bool:
+    """Return whether a report's real baseline is known to be of other images than those held out today.
+
+    Reports of earlier versions do not say. Nobody knows either where the images are not on this machine.
+    """
+    if not report.held_out_digest:
+        return False
+    try:
+        digest = held_out_digest(RealImages.of(settings))
+    except NotFound:
+        return False
+    return digest not in ("", report.held_out_digest)
