@@ -74,7 +74,7 @@ def score_extractors(
             metrics=each.settings.evaluate.metrics,
         )
         if each.settings.evaluate.per_class:
-            report = with_class_distances(report, scored, reference, each.training, classes)
+            report = with_class_distances(report, scored, reference, each, classes)
         timings.update(scored.timings)
         del scored, held_out
         if (reconstructed := reconstructions(each)) is not None:
