@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of
 from pipelines.config.reader import image_recipe
 from pipelines.config.recipe import ImagesConfig, Recipe
-from pipelines.images.listing import Listing
+from pipelines.images.listing import ImageSource, Listing
 from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.preprocess import read_cropped
+from pipelines.images.sources.folder import FolderSource
+from pipelines.images.sources.table import TableSource
 from pipelines.scoring.actors import ScoringActor
+from pipelines.scoring.build_report import spaced_positions
 from pipelines.scoring.checks import check_scoring_inputs
 from pipelines.scoring.class_distances import SampleClasses, require_classes_for_distances
 from pipelines.scoring.held_out_digest import has_other_held_out_images, held_out_digest
@@ -44,6 +48,9 @@ from pipelines.stage import StageContext
 from pipelines.tracking import tags
 from raydit.errors import NotFound
 
+NUM_COMPARED = 16
+"""Files whose content tells images apart that have one length."""
+
 
 def evaluate_images(
     path: str, *, config: Recipe, context: StageContext, force: bool = False
@@ -56,13 +63,14 @@ def evaluate_images(
     """
     settings = ScoringSettings.from_recipe(config)
     images, evaluate = scored_images(settings, path), settings.evaluate
-    listing = open_source(images).listing()
+    source = open_source(images)
+    listing = source.listing()
     protocol = images_protocol(settings, len(listing))
     check_scoring_inputs(settings, protocol)
     if evaluate.per_class:
         require_classes_for_distances(listing.class_names, path)
     folder = report_folder(settings.evaluations, protocol.protocol_id, Path(path.partition("?")[0]).stem or "images")
-    digest = digest_of([listing.digest, images.size, images.crop])
+    digest = images_digest(source, listing, images)
     protocols = evaluation_protocols(settings, protocol)
     identity = {"images": digest, **protocols_identity(protocols)}
     run_tags = {tags.IMAGES: path, **protocol_tags(protocol)}
@@ -117,6 +125,21 @@ def evaluate_images(
 def scored_images(settings: ScoringSettings, path: str) -> ImagesConfig:
     """Describe a source whose images are all scored, in the recipe's size and crop; its layout is recognised."""
     return ImagesConfig(path=path, split="all", size=settings.images.size, crop=settings.images.crop)
+
+
+def images_digest(source: ImageSource, listing: Listing, images: ImagesConfig) -> str:
+    """Return the digest of images to be scored, by which an earlier report of them is found.
+
+    Files are told apart by their lengths, which uncompressed images of one size have in common: of such files some are
+    read as well.
+    """
+    identity = [listing.digest, images.size, images.crop]
+    of_one_length = len(listing) > 1 and (listing.stamps == listing.stamps[0]).all()
+    if of_one_length and isinstance(source, FolderSource | TableSource):
+        keys = [listing.keys[index] for index in spaced_positions(len(listing), min(NUM_COMPARED, len(listing)))]
+        content = source.files.read_each(keys)
+        identity.append([sha256(each if isinstance(each, bytes) else b"").hexdigest() for each in content])
+    return digest_of(identity)
 
 
 def draw_pictures(
