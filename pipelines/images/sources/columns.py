@@ -139,8 +139,7 @@ class ColumnSource(ABC):
     def _image_column(self, schema: pa.Schema, name: str) -> str:
         """Return the column of images. Raises InvalidInput if there is none."""
         where = self.files.path(name)
-        usual = (*_marked_as_images(schema), *IMAGE_COLUMNS)
-        image = choose_column(schema.names, self.config.image_column, usual, "image_column", where)
+        image = choose_column(schema.names, self.config.image_column, _usual_columns(schema), "image_column", where)
         if image is None or not holds_images(schema.field(image).type):
             kinds = shorten_list([f"{field.name} ({_shorten_type(field.type)})" for field in schema])
             raise InvalidInput(
@@ -149,6 +148,14 @@ class ColumnSource(ABC):
                 'set images.image_column, or images.format = "table" if the rows name files',
             )
         return image
+
+    def _overridden_column(self, schema: pa.Schema) -> str | None:
+        """Return the column that images.image_column would be without the setting; None if it is that one, or none."""
+        if self.config.image_column is None or self.config.reading is not None:
+            return None
+        usual = next((name for name in _usual_columns(schema) if name in schema.names), None)
+        index = -1 if usual in (None, self.config.image_column) else schema.get_field_index(usual)
+        return usual if index >= 0 and holds_images(schema.field(index).type) else None
 
     def _label_column(self, schema: pa.Schema, name: str) -> str | None:
         """Return the column of labels, or None if there is none. Raises InvalidInput if it is not clear which it is."""
@@ -227,6 +234,11 @@ def split_key(key: str) -> tuple[str, int]:
     """Split a key FILE#ROW into the file's name and the row's number."""
     name, _, row = key.rpartition("#")
     return name, int(row)
+
+
+def _usual_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the columns that are taken for images if images.image_column is not set, the preferred one first."""
+    return (*_marked_as_images(schema), *IMAGE_COLUMNS)
 
 
 def _marked_as_images(schema: pa.Schema) -> list[str]:

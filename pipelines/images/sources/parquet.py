@@ -51,7 +51,9 @@ class ParquetSource(ColumnSource):
             check_parquet(parquet, num_bytes, where)
             check_rows(parquet.metadata.num_rows, num_bytes, where)
             labels = read_text(parquet, file, label, where) if label else None
-            stamps = np.full(parquet.metadata.num_rows, _stamp(file), np.int64)
+            # The stamp is of all columns: which one is read must show in it where another would be read by default.
+            column = "" if self._overridden_column(schema) is None else image
+            stamps = np.full(parquet.metadata.num_rows, _stamp(file, column), np.int64)
             columns = tuple(column for column in schema.names if column != image)
             return FileListing(labels, stamps, self._class_names(schema, label), columns=columns)
 
@@ -112,8 +114,11 @@ class ParquetSource(ColumnSource):
             yield data[row - start]
 
 
-def _stamp(file: pa.NativeFile) -> int:
-    """Hash a file's length and footer, which holds the schema and the length of every chunk of every column."""
+def _stamp(file: pa.NativeFile, column: str = "") -> int:
+    """Hash a file's length and footer, which holds the schema and the length of every chunk of every column.
+
+    column: name to be hashed as well.
+    """
     size = file.size()
     footer = int.from_bytes(file.read_at(4, size - 8), "little")
-    return make_stamp(size.to_bytes(8, "little"), file.read_at(footer, size - 8 - footer))
+    return make_stamp(size.to_bytes(8, "little"), file.read_at(footer, size - 8 - footer), column.encode())

@@ -138,6 +138,27 @@ def test_the_image_column_is_marked_by_the_data_set_or_named_by_the_recipe(tmp_p
         source(tmp_path / "x.parquet").listing()
 
 
+def test_the_digest_tells_the_image_column_where_another_would_be_read_by_default(tmp_path):
+    pictures = [encoded(square(value)) for value in (5, 6)]
+
+    def digest(file, **settings):
+        return source(tmp_path / file, **settings).listing().digest
+
+    pq.write_table(pa.table({"image": pictures, "thumb": pictures[::-1]}), tmp_path / "both.parquet")
+    usual = digest("both.parquet")
+    assert digest("both.parquet", image_column="image") == usual != digest("both.parquet", image_column="thumb")
+    assert digest("both.parquet", image_column="thumb", reading="earlier") == usual
+    # Where nothing is recognised the column has always had to be named, and recorded digests stay.
+    unnamed = {"image": ["a", "b"], "scan": pictures, "thumb": pictures[::-1]}
+    pq.write_table(pa.table(unnamed), tmp_path / "named.parquet")
+    named = [
+        digest("named.parquet", image_column=name, reading=reading)
+        for name in ("scan", "thumb")
+        for reading in (None, "earlier")
+    ]
+    assert len(set(named)) == 1
+
+
 def test_the_error_names_a_truncated_parquet_file(tmp_path):
     pq.write_table(huggingface_table([1], [0]), tmp_path / "x.parquet")
     write(tmp_path / "x.parquet", (tmp_path / "x.parquet").read_bytes()[:-100])
