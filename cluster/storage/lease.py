@@ -65,7 +65,7 @@ class LeaseOwner:
     job: str | None
     since: float
     expires: float
-    """0 for an owner that has ended; in an object store its record stays."""
+    """0 for a lease that its owner has released, perhaps without ending; in an object store its record stays."""
 
     @classmethod
     def this_process(cls) -> "LeaseOwner":
@@ -98,12 +98,18 @@ class LeaseOwner:
 
     @property
     def is_this_process(self) -> bool:
+        """Whether this process holds the folder by this lease, and has not released it."""
         mine = (_machine(), os.getpid(), _process_started(os.getpid()) or "")
-        return (self.machine, self.process, self.process_started) == mine
+        return self.expires > 0 and (self.machine, self.process, self.process_started) == mine
 
     @property
     def is_dead(self) -> bool:
-        """Whether the process has ended, if it is on this machine; whether its lease has expired, if on another."""
+        """Whether the lease was released, or its owner has ended.
+
+        An owner on this machine has ended when its process has, and one on another machine when its lease has expired.
+        """
+        if self.expires == 0:
+            return True
         if not self.machine or self.machine != _machine():
             return time.time() > self.expires
         started = _process_started(self.process)

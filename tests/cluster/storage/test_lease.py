@@ -84,6 +84,17 @@ def test_a_later_process_with_the_owners_id_is_not_the_owner(tmp_path):
         assert earlier == owner
 
 
+def test_a_lease_that_a_living_process_has_released_is_free_at_once(tmp_path):
+    """In a bucket the record of a released lease stays."""
+    parent = {"process": os.getppid(), "process_started": leases._process_started(os.getppid())}
+    plant(tmp_path, **parent)
+    with pytest.raises(InUse, match=f"process {os.getppid()}"):
+        hold(tmp_path).__enter__()
+    plant(tmp_path, **parent, expires=0.0)
+    with hold(tmp_path):
+        assert json.loads((tmp_path / LEASE_FILE).read_text())["process"] == os.getpid()
+
+
 def test_an_owner_on_another_machine_is_alive_until_its_lease_expires(tmp_path):
     plant(tmp_path / "output", machine="another", host="node-7", expires=time.time() + 60)
     with pytest.raises(InUse, match="node-7"):

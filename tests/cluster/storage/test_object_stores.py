@@ -256,6 +256,19 @@ def test_a_folder_in_a_bucket_has_an_owner_until_it_is_released_or_dead(s3_bucke
         assert earlier.host == "node-7"
 
 
+def test_a_released_folder_in_a_bucket_is_held_again_by_the_same_process(s3_bucket, monkeypatch):
+    monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.0)
+    file = f"{s3_bucket}/output/{LEASE_FILE}"
+    ids = set()
+    for _ in range(2):
+        with hold(f"{s3_bucket}/output"):
+            record = storage.read_json(file)
+            ids.add(record["id"])
+            assert record["expires"] > time.time()
+        assert storage.read_json(file)["expires"] == 0
+    assert len(ids) == 2
+
+
 def test_one_of_several_simultaneous_processes_gets_a_folder_in_a_bucket(s3_bucket, monkeypatch):
     """All find the folder free before the first has written its lease; then they write one after the other."""
     found_free, won, write = threading.Barrier(4), [], leases.write_atomically
