@@ -6,8 +6,9 @@ its shards name the images in place of their moments, which training computes.
 """
 
 import json
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.stderr_filter import hide_stderr_lines
+from pipelines.artifacts import Artifact
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import ImagesConfig, Recipe
@@ -38,15 +40,18 @@ from pipelines.latents.records import ShardRecord
 from pipelines.latents.shards import (
     RECORDS,
     LatentShard,
+    find_finished,
     finished_records,
     plan_shards,
     prepare_folder,
     read_shard_records,
     remove_strays,
+    settings_digest,
 )
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import RunLog, log_sections
+from raydit.errors import InUse
 
 SHARDS_IN_FLIGHT = 16
 """Most shards per worker that the object store holds: being read, waiting, being encoded, being written.
@@ -100,13 +105,51 @@ def encode_images(
 ) -> LatentDataset:
     """Encode the training images or the held-out images of a recipe into a latent data set, or return a finished one.
 
-    record: the autoencoder's, as the latents know it. lines: what to say before there is work.
+    record: the autoencoder's, as the latents know it. lines: what to say before there is work. Raises InUse if another
+    process encodes into the same folder.
+    """
+    artifact = image_set.artifact(image_set.encode_settings(config.encode), record)
+    if (finished := find_finished(artifact, image_set.listing)) is not None:
+        context.skipped("encode", summarize(finished))
+        return finished
+    with hold_latents(context, image_set.folder):
+        return encode_pending(context, config, image_set, autoencoder, artifact, record, lines)
+
+
+@contextmanager
+def hold_latents(context: JobContext, folder: str) -> Iterator[None]:
+    """Hold a folder of latents, which the outputs of several recipes may share. Raises InUse.
+
+    The lease lies in a folder beside the latents, because these may be moved to superseded/ in the meantime.
+    """
+    parent, name = storage.split(folder)
+    if storage.is_local(parent) and not os.access(storage.nearest_folder(parent), os.W_OK):
+        yield  # a mount, beside which nothing can be written
+        return
+    try:
+        with context.holding_folder(storage.join(parent, f".{name}.lease"), field="encode.output"):
+            yield
+    except InUse as error:
+        raise InUse(f"latents at {folder}: {error.found}", error.expected, error.do) from None
+
+
+def encode_pending(
+    context: JobContext,
+    config: Recipe,
+    image_set: ImageSet,
+    autoencoder: AutoencoderHandle,
+    artifact: Artifact,
+    record: dict[str, Any],
+    lines: Sequence[str],
+) -> LatentDataset:
+    """Encode what is not finished of a latent data set, whose folder this process holds. Arguments: `encode_images`'s.
+
+    artifact: the latents.
     """
     from dit.formats.autoencoder_digests import further_digests  # imports torch
 
     folder, listing, settings = image_set.folder, image_set.listing, image_set.encode_settings(config.encode)
-    artifact = image_set.artifact(settings, record)
-    identity = artifact.identity
+    identity, digest = artifact.identity, settings_digest(artifact)
     description = describe_latents(image_set.images, settings, listing.class_names, record)
     earlier = prepare_folder(artifact, listing, lambda: context.prepare_work(settings, "encode"))
     if earlier is not None and earlier.identity["images"]["digest"] == listing.digest:
@@ -114,7 +157,7 @@ def encode_images(
         return earlier
 
     digests = further_digests(autoencoder.folder())
-    shards = plan_shards(folder, listing, earlier, settings.shard_rows)
+    shards = plan_shards(folder, listing, earlier, settings.shard_rows, digest)
     for line in lines:
         context.say("encode", line)
     if earlier is not None:
@@ -132,9 +175,8 @@ def encode_images(
         done = len(listing) - total_images(pending)
         progress = context.progress("encode", total=len(listing), unit="images", start=done)
         recorded = description.autoencoder | digests
-        records = encode_shards(
-            context, pending, image_set.images, autoencoder, recorded, settings, WriteShard(folder, description)
-        )
+        write = WriteShard(folder, description, digest)
+        records = encode_shards(context, pending, image_set.images, autoencoder, recorded, settings, write)
         with closing(records):
             log_progress(records, limit, progress, run, image_set.metric)
         finished = finished_records(shards)

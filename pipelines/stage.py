@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from cluster import signals, storage
 from cluster.address import given_address, refuse_wrong_address
-from cluster.storage.lease import WAIT_SECONDS, hold_folder
+from cluster.storage.lease import WAIT_SECONDS, LeaseOwner, hold_folder
 from pipelines.config.recipe import Recipe
 from pipelines.config.training import ElasticWorkersConfig, WorkersConfig
 from pipelines.console import Progress, say
@@ -56,6 +56,10 @@ class JobContext(Protocol):
 
     def ray_data(self, workers: WorkersConfig, stage: str) -> Any:
         """Return the module ray.data, on a started Ray."""
+        ...
+
+    def holding_folder(self, folder: str, *, field: str) -> AbstractContextManager[None]:
+        """Hold a folder that other outputs may share. field: the one of the recipe that names it. Raises InUse."""
         ...
 
 
@@ -103,8 +107,18 @@ class StageContext:
     def _hold(self, held: ExitStack, part: str, wait_seconds: float = WAIT_SECONDS) -> None:
         folder = storage.join(self.config.output, part) if part else self.config.output
         earlier = held.enter_context(hold_folder(folder, on_lost=_stop_working, wait_seconds=wait_seconds))
+        self._say_if_taken_over(earlier)
+
+    def _say_if_taken_over(self, earlier: LeaseOwner | None) -> None:
         if earlier and earlier.expires:
             self.say("output", f"took over the folder from {earlier}, which ended without releasing it")
+
+    @contextmanager
+    def holding_folder(self, folder: str, *, field: str) -> Iterator[None]:
+        """Hold a folder that other outputs may share. field: the one of the recipe that names it. Raises InUse."""
+        with hold_folder(folder, on_lost=_stop_working, wait_seconds=WAIT_SECONDS, field=field) as earlier:
+            self._say_if_taken_over(earlier)
+            yield
 
     @contextmanager
     def holding(self, part: str) -> Iterator[None]:

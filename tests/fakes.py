@@ -92,6 +92,9 @@ class FakeContext:
     def holding(self, part: str) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def holding_folder(self, folder: str, *, field: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def start_ray(self, workers: object, stage: str) -> None:
         raise AssertionError("this test runs without Ray")
 

@@ -128,14 +128,14 @@ UNKNOWN_OWNER = LeaseOwner(
 
 @contextlib.contextmanager
 def hold_folder(
-    folder: str, *, on_lost: Callable[[str], object], wait_seconds: float = WAIT_SECONDS
+    folder: str, *, on_lost: Callable[[str], object], wait_seconds: float = WAIT_SECONDS, field: str = "output"
 ) -> Iterator[LeaseOwner | None]:
     """Hold a folder for the duration of the block; provides the dead owner that held it before, or None.
 
     folder: path or URI. It is created if it does not exist, and removed again if it is still empty at the end. A
     process may hold a folder several times. on_lost: called from another thread with a message if another process takes
     the folder over, which happens only to a process that could not write a heartbeat for 90 seconds. wait_seconds: how
-    long to wait for a living owner.
+    long to wait for a living owner. field: the recipe's field that names the folder, for the message.
     Raises InUse if another living process holds the folder, InvalidInput if a file is there, and StorageFailed if it
     cannot be written.
     """
@@ -143,7 +143,7 @@ def hold_folder(
     refuse_file_on_the_way(folder)
     existing = nearest_folder(folder) if is_local(folder) else None
     with explain_failures(folder, missing=True):
-        earlier = _acquire(path, owner, wait_seconds)
+        earlier = _acquire(path, owner, wait_seconds, field)
     if earlier and earlier.is_this_process:
         yield None
         return
@@ -157,7 +157,7 @@ def hold_folder(
             _remove_empty_folders(local_path(folder), existing)
 
 
-def _acquire(path: str, owner: LeaseOwner, wait_seconds: float) -> LeaseOwner | None:
+def _acquire(path: str, owner: LeaseOwner, wait_seconds: float, field: str = "output") -> LeaseOwner | None:
     """Become the owner; return the dead owner before, or the present lease if this process holds the folder already."""
     deadline, dead = time.monotonic() + wait_seconds, None
     while True:
@@ -169,7 +169,7 @@ def _acquire(path: str, owner: LeaseOwner, wait_seconds: float) -> LeaseOwner | 
             if _replace(path, found, owner):
                 return dead
         elif time.monotonic() > deadline:
-            raise _in_use(path, found)
+            raise _in_use(path, found, field)
         else:
             time.sleep(0.1)
 
@@ -264,7 +264,7 @@ def _encode(owner: LeaseOwner, *, expires: float) -> bytes:
     return json.dumps(asdict(owner) | {"expires": expires}).encode()
 
 
-def _in_use(path: str, owner: LeaseOwner) -> InUse:
+def _in_use(path: str, owner: LeaseOwner, field: str) -> InUse:
     folder = os.path.dirname(local_path(path)) if is_local(path) else path.replace(f"/{LEASE_FILE}", "")
     stop = (
         f"raydit jobs stop {shlex.quote(owner.job)}" if owner.job else f"kill -INT {int(owner.process)} on {owner.host}"
@@ -275,7 +275,7 @@ def _in_use(path: str, owner: LeaseOwner) -> InUse:
     return InUse(
         f"{folder} is in use by {owner}",
         "no other process, because two would overwrite each other's files",
-        f"wait until it ends, stop it ({stop}), or set output to another folder; if its machine is gone, {gone}",
+        f"wait until it ends, stop it ({stop}), or set {field} to another folder; if its machine is gone, {gone}",
     )
 
 

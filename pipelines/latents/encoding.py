@@ -149,9 +149,11 @@ class EncodeImages(MomentsEncoder):
 class WriteShard:
     """Write a shard's Parquet file and then its record, each atomically."""
 
-    def __init__(self, folder: str, description: LatentDescription):
+    def __init__(self, folder: str, description: LatentDescription, settings: str | None = None):
+        """settings: `settings_digest` of the latents, which the records name."""
         self.folder = folder
         self.description = description
+        self.settings = settings
 
     def __call__(self, row: EncodedShard) -> WrittenShard:
         errors = json.loads(row["errors"])
@@ -173,6 +175,7 @@ class WriteShard:
             channels=channel_sums(moments[fits], deterministic=self.description.posterior is not None),
             quarantined=tuple(QuarantinedImage(key, error) for key, error in errors.items()),
             num_low=int(row.get("num_low", 0)),
+            settings=self.settings,
         )
         write_shard(self.folder, row["shard"], data, record)
         return {"record": json.dumps(record.to_json())}

@@ -65,6 +65,9 @@ class ShardRecord:
     quarantined: tuple[QuarantinedImage, ...]
     num_low: int = 0
     """Images that are nearly black because their files hold 10 or 12 of 16 bits."""
+    settings: str | None = None
+    """Digest of what the latents depend on besides the images (see `pipelines.latents.shards.settings_digest`): the
+    record is valid for these settings only. None in records of earlier releases."""
 
     @property
     def entry(self) -> ShardEntry:

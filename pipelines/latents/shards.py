@@ -1,9 +1,11 @@
 """The work of an encode job: its shards, which of them are finished, and the data set to which they are added.
 
 A shard is finished when its record is written, which happens after its file is written; a shard that was interrupted
-is encoded again. A record names the images it is valid for, so that no other plan takes it for its own.
+is encoded again. A record names the images and the settings it is valid for, so that no other plan takes it for its
+own.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import numpy as np
 
 from cluster import storage
 from evaluation.protocol import shard_ranges
-from pipelines.artifacts import Artifact
+from pipelines.artifacts import Artifact, digest_of, without_defaults
 from pipelines.images.listing import Listing
 from pipelines.latents import schema
 from pipelines.latents.dataset import MANIFEST, LatentDataset
@@ -49,6 +51,8 @@ class LatentShard:
     """Path or URI of the data set."""
     index: int
     images: Listing
+    settings: str | None = None
+    """`settings_digest` of the latents; None if it is not known."""
 
     @property
     def file(self) -> str:
@@ -80,7 +84,7 @@ def write_shard(folder: str, index: int, data: bytes, record: ShardRecord) -> No
     The record of another plan is removed first, so that it never stands for this plan's file.
     """
     path = storage.join(folder, RECORDS, record_name(index))
-    if storage.exists(path) and storage.read_json(path)["listing"] != record.listing:
+    if storage.exists(path) and not _is_valid_for(storage.read_json(path), record.listing, record.settings):
         storage.remove_file(path)
     storage.write_atomically(storage.join(folder, shard_name(index)), data)
     storage.write_json_atomically(path, record.to_json())
@@ -89,7 +93,7 @@ def write_shard(folder: str, index: int, data: bytes, record: ShardRecord) -> No
 def read_shard_records(shards: Sequence[LatentShard]) -> list[ShardRecord | None]:
     """Return the record of each shard, or None if it is not finished.
 
-    A record counts if it is valid for the shard's images and the file has the recorded length.
+    A record counts if it is valid for the shard's images and settings and the file has the recorded length.
     """
     if not shards:
         return []
@@ -100,13 +104,26 @@ def read_shard_records(shards: Sequence[LatentShard]) -> list[ShardRecord | None
     def read(shard: LatentShard) -> ShardRecord | None:
         name = record_name(shard.index)
         content = storage.read_json(storage.join(records, name)) if name in recorded else None
-        if content is None or content["listing"] != shard.images.digest:
+        if content is None or not _is_valid_for(content, shard.images.digest, shard.settings):
             return None
         record = ShardRecord.from_json(content)
         return record if sizes.get(shard_name(shard.index)) == record.bytes else None
 
     with ThreadPoolExecutor(storage.MAX_CONCURRENT_REQUESTS) as pool:
         return list(pool.map(read, shards))
+
+
+def _is_valid_for(record: dict[str, Any], listing: str, settings: str | None) -> bool:
+    """Return whether a shard's record is of some images and settings; records of earlier releases name only images."""
+    recorded = record.get("settings")
+    return record["listing"] == listing and (None in (recorded, settings) or recorded == settings)
+
+
+def settings_digest(artifact: Artifact) -> str:
+    """Return the digest of the identity of latents without their images, which each shard names itself."""
+    identity = without_defaults(json.loads(json.dumps(artifact.identity)), artifact.defaults)
+    images = {name: value for name, value in identity["images"].items() if f"images.{name}" not in IMAGE_FIELDS}
+    return digest_of({**identity, "images": images})
 
 
 def finished_records(shards: Sequence[LatentShard]) -> list[ShardRecord]:
@@ -123,9 +140,12 @@ def finished_records(shards: Sequence[LatentShard]) -> list[ShardRecord]:
     return records
 
 
-def plan_shards(folder: str, listing: Listing, earlier: LatentDataset | None, shard_rows: int) -> list[LatentShard]:
+def plan_shards(
+    folder: str, listing: Listing, earlier: LatentDataset | None, shard_rows: int, settings: str | None = None
+) -> list[LatentShard]:
     """Divide the images that `earlier` does not hold into shards, numbered after its own.
 
+    settings: `settings_digest` of the latents, if it is known.
     The plan is a function of the arguments alone, so that an interrupted job finds its finished shards.
     """
     first, new = 0, listing
@@ -133,7 +153,17 @@ def plan_shards(folder: str, listing: Listing, earlier: LatentDataset | None, sh
         first, recorded = len(earlier.shards), recorded_keys(earlier)
         new = listing.take(np.array([key not in recorded for key in listing.keys], dtype=bool))
     ranges = shard_ranges(len(new), shard_rows)
-    return [LatentShard(folder, first + number, new.take(positions)) for number, positions in enumerate(ranges)]
+    return [
+        LatentShard(folder, first + number, new.take(positions), settings) for number, positions in enumerate(ranges)
+    ]
+
+
+def find_finished(artifact: Artifact, listing: Listing) -> LatentDataset | None:
+    """Return the finished latents of all images in a listing; None if there is work to do. Changes nothing."""
+    if artifact.recorded() is None or artifact.changes() or not _has_manifest(artifact.folder):
+        return None
+    dataset = LatentDataset.open(artifact.folder)
+    return dataset if dataset.identity["images"]["digest"] == listing.digest else None
 
 
 def prepare_folder(

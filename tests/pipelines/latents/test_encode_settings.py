@@ -1,7 +1,7 @@
 """Settings of [encode] reach the autoencoder, and the identity of the latents if they change bytes."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,9 +10,11 @@ import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from tiny import tiny_recipe
-from tiny_encode import autoencoder_folder, encode_here, recipe
-from tiny_latents import SHAPE, description, make_moments
+from tiny_encode import Context, autoencoder_folder, encode_here, recipe
+from tiny_latents import SHAPE, description, make_moments, make_record
+from tiny_latents import shard as parquet_of
 
+from cluster.storage.lease import LEASE_FILE, LeaseOwner
 from dit.autoencoder import MEMORY_FORMATS
 from dit.formats.autoencoder_digests import further_digests
 from pipelines.artifacts import Artifact, differences
@@ -25,7 +27,9 @@ from pipelines.latents.encoding import EncodeImages, WriteShard, device_without_
 from pipelines.latents.identity import encode_defaults, encode_identity
 from pipelines.latents.moments import MomentsEncoder
 from pipelines.latents.quarantine import MOMENTS_ARE_NAN
+from pipelines.latents.shards import RECORDS, plan_shards, read_shard_records, settings_digest, write_shard
 from pipelines.stage import StageContext
+from raydit.errors import InUse
 
 LISTING = Listing(["a", "b"], np.zeros(2, np.int32), np.zeros(2, np.int64), ("one",))
 
@@ -243,3 +247,46 @@ def test_a_worker_that_finds_another_autoencoder_encodes_nothing(tiny_autoencode
         other = {**recorded, "tensors_sha256": None, name: "0" * 64}
         with pytest.raises(ValueError, match="found another autoencoder in .* Copy the same files to all machines"):
             EncodeImages(handle, EncodeConfig(), other)
+
+
+def test_two_processes_do_not_encode_into_a_folder_that_recipes_share(tmp_path, monkeypatch):
+    config = recipe(tmp_path, f"encode.output={tmp_path}/shared/latents")
+    context = Context()
+    context.holding_folder = StageContext(config).holding_folder
+    lease = tmp_path / "shared" / ".latents.lease" / LEASE_FILE
+    lease.parent.mkdir(parents=True)
+    owner = replace(LeaseOwner.this_process(), machine="another", host="node-7")
+    lease.write_text(json.dumps(asdict(owner)))
+    monkeypatch.setattr("pipelines.stage.WAIT_SECONDS", 0.0)
+    with pytest.raises(InUse, match="latents at .*/shared/latents: .* on node-7.* set encode.output to another folder"):
+        encode_here(config, monkeypatch, context)
+    lease.write_text(json.dumps(asdict(replace(owner, expires=1.0))))
+    dataset = encode_here(config, monkeypatch, context)
+    assert not lease.exists()
+    lease.write_text(json.dumps(asdict(owner)))
+    assert encode_here(config, monkeypatch, context).fingerprint == dataset.fingerprint  # it has nothing to write
+
+
+def test_a_record_counts_for_its_own_settings_only(tmp_path):
+    def shards(*overrides):
+        artifact = Artifact("encode", str(tmp_path), identity(tmp_path, *overrides))
+        return plan_shards(str(tmp_path), LISTING, None, 512, settings_digest(artifact))
+
+    data = parquet_of(moments := make_moments(2))
+    (shard,) = shards()
+    record = replace(make_record(0, moments, data), listing=LISTING.digest, settings=shard.settings)
+    write_shard(str(tmp_path), 0, data, record)
+    assert read_shard_records(shards()) == read_shard_records(shards("encode.num_workers=2")) == [record]
+    assert read_shard_records(shards("encode.dtype=bfloat16")) == [None]
+    file = tmp_path / RECORDS / "part-00000.json"
+    content = json.loads(file.read_text())
+    del content["settings"]  # as earlier releases wrote it
+    file.write_text(json.dumps(content))
+    assert read_shard_records(shards("encode.dtype=bfloat16")) == [replace(record, settings=None)]
+
+
+def test_the_settings_of_records_do_not_depend_on_images_that_were_added(tmp_path):
+    found = identity(tmp_path)
+    artifact = Artifact("encode", str(tmp_path), found)
+    grown = replace(artifact, identity={**found, "images": {**found["images"], "digest": "other", "count": 3}})
+    assert settings_digest(artifact) == settings_digest(grown)
