@@ -21,7 +21,8 @@ def absolute_recipe_paths(config: Recipe) -> dict[str, str]:
     if config.images.path != "digits":
         paths["images.path"] = absolute(config.images.path)
     paths["images.validation"] = (validation := _validation_path(config)) and absolute_if_here(validation)
-    paths["autoencoder.id"] = config.autoencoder.id and absolute_if_here(config.autoencoder.id)
+    paths["encode.output"] = config.encode.output and absolute(config.encode.output)
+    paths |= {field: absolute_if_here(id) for field, id in _autoencoders(config).items()}
     paths |= {field: absolute(path) for field, path in _scoring_paths(config.evaluate).items()}
     paths["evaluate.autoguidance"] = config.evaluate.autoguidance and absolute_if_here(config.evaluate.autoguidance)
     start = config.train.start.checkpoint if config.train.start else None
@@ -35,13 +36,12 @@ def relative_recipe_paths(config: Recipe | None) -> dict[str, str]:
     """Return the paths of a recipe that depend on the working directory, by field."""
     if config is None:
         return {}
-    paths: dict[str, str | None] = {"output": config.output}
+    paths: dict[str, str | None] = {"output": config.output, "encode.output": config.encode.output}
     if config.images.path != "digits":
         paths["images.path"] = config.images.path
     if (validation := _validation_path(config)) and Path(validation).exists():
         paths["images.validation"] = validation
-    if config.autoencoder.id and Path(config.autoencoder.id).exists():
-        paths["autoencoder.id"] = config.autoencoder.id
+    paths |= {field: id for field, id in _autoencoders(config).items() if Path(id).exists()}
     if (guide := config.evaluate.autoguidance) and Path(guide).exists():
         paths["evaluate.autoguidance"] = guide
     if config.train.start and (start := config.train.start.checkpoint) and Path(start).exists():
@@ -50,6 +50,13 @@ def relative_recipe_paths(config: Recipe | None) -> dict[str, str]:
     relative = {key: path for key, path in paths.items() if path and is_relative(path)}
     uri = config.tracking.uri
     return relative if absolute_uri(uri) == uri else {**relative, "tracking.uri": uri}
+
+
+def _autoencoders(config: Recipe) -> dict[str, str]:
+    """Return the pretrained autoencoders that a recipe names by folder or hub id, by field."""
+    trained = config.autoencoder.train
+    named = {"autoencoder.id": config.autoencoder.id, "autoencoder.train.start": trained.start if trained else None}
+    return {field: id for field, id in named.items() if id}
 
 
 def _scoring_paths(config: EvaluateConfig) -> dict[str, str]:
@@ -85,7 +92,7 @@ def refuse_unreachable(key: str, path: str, package: job_package.Package) -> Non
 
     Such a job starts in a folder that holds only the package and is deleted at the end.
     """
-    if key in ("output", "tracking.uri") or not package.contains(path):
+    if key in ("output", "encode.output", "tracking.uri") or not package.contains(path):
         raise InvalidInput(
             f"{key}: found {path!r}, a path on this machine, which a job on another machine does not have",
             "a URI (s3://BUCKET/...) or the absolute path of a mount that all nodes of the cluster share",
