@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -72,6 +73,12 @@ class LatentDataset:
         """Raise InvalidInput, KeyError or TypeError for a manifest whose claims cannot be true."""
         require_count(self.manifest["quarantined"])
         require_count(self.manifest["rows"])
+        if not re.fullmatch(r"[0-9a-f]{64}", str(self.manifest["fingerprint"])):
+            raise InvalidInput(
+                f"{self.path}/{MANIFEST}: found fingerprint {str(self.manifest['fingerprint'])[:100]!r}",
+                "64 hexadecimal digits",
+                "copy it again, or encode the images again",
+            )
         row_bytes = self.description.row_bytes
         for shard in self.shards:
             if shard.rows * row_bytes > shard.bytes:

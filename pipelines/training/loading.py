@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster import storage
 from pipelines.config.training import LoadingBackend as Backend
-from pipelines.latents.dataset import LatentArrays, LatentDataset
+from pipelines.latents.dataset import LatentArrays, LatentDataset, fingerprint_of
 from pipelines.training.order import EpochOrder, WindowOrder
 
 MEMORY_BYTES = 256 * 2**20
@@ -125,8 +125,9 @@ class StreamedLatents:
 
 def memory_mapped_arrays(dataset: LatentDataset, cache: Path) -> LatentArrays:
     """Map the data set from files in the folder `cache`, which the first worker of a node writes for all of them."""
-    folder = cache / dataset.fingerprint
-    lock = cache / f"{dataset.fingerprint}.lock"
+    # Computed, because a manifest may claim the fingerprint of another data set.
+    name = fingerprint_of(dataset.description, dataset.shards)
+    folder, lock = cache / name, cache / f"{name}.lock"
     cache.mkdir(parents=True, exist_ok=True)
     lock.touch()
     with storage.lock(str(lock)):

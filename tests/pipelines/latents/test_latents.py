@@ -11,6 +11,7 @@ import pytest
 from tiny_latents import SHAPE, description, make_moments, shard, write_dataset
 
 from pipelines.latents.dataset import LatentDataset
+from raydit.errors import InvalidInput
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -157,6 +158,15 @@ def test_a_foreign_manifest_is_refused(tmp_path, change):
     manifest = write_dataset(tmp_path, [make_moments(1)]).manifest
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **change}))
     with pytest.raises(ValueError, match=r"manifest.json: found format .* expected 'raydit.latents' version 1"):
+        LatentDataset.open(tmp_path)
+
+
+@pytest.mark.parametrize("fingerprint", ["/tmp/elsewhere", "../" + "0" * 61, "0" * 63, "0" * 64 + "\n", None, 3])
+def test_a_fingerprint_that_is_no_digest_is_refused(tmp_path, fingerprint):
+    """Training names its cache by it."""
+    manifest = write_dataset(tmp_path, [make_moments(1)]).manifest
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": fingerprint}))
+    with pytest.raises(InvalidInput, match=r"manifest.json: found fingerprint .* expected 64 hexadecimal digits"):
         LatentDataset.open(tmp_path)
 
 

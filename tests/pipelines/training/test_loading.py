@@ -95,6 +95,16 @@ def test_workers_that_start_together_share_one_memory_mapped_file(dataset, tmp_p
     assert sorted(os.listdir(tmp_path / "cache")) == [dataset.fingerprint, f"{dataset.fingerprint}.lock"]
 
 
+def test_data_sets_that_claim_one_fingerprint_are_cached_apart(dataset, tmp_path):
+    other = write_dataset(tmp_path / "other", [make_moments(ROWS, seed=7)])
+    claims = type(other)(other.path, {**other.manifest, "fingerprint": dataset.fingerprint})
+    for each in (dataset, claims):
+        arrays = memory_mapped_arrays(each, tmp_path / "cache")
+        np.testing.assert_array_equal(arrays.moments, each.arrays.moments)
+    folders = {entry.name for entry in (tmp_path / "cache").iterdir() if entry.is_dir()}
+    assert folders == {dataset.fingerprint, other.fingerprint}
+
+
 def sum_of_memory_mapped(dataset, cache):
     arrays = memory_mapped_arrays(dataset, cache)
     return arrays.moments.astype(np.float64).sum(), os.stat(arrays.moments.filename).st_ino
