@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster import storage
-from pipelines.images.claims import explain_broken
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import is_autoencoder_of
 from pipelines.latents.quarantine import QUARANTINE, read_quarantine, write_quarantine
 from pipelines.latents.records import QuarantinedImage, ShardEntry, ShardRecord, require_count
 from pipelines.latents.schema import LatentDescription
+from pipelines.latents.shard_tables import read_shard_table
 from pipelines.latents.statistics import ChannelSums, channel_statistics, sums_from_statistics
 from raydit.errors import InvalidInput, NotFound
 
@@ -207,21 +207,14 @@ class LatentDataset:
 
         Raises InvalidInput if the file is missing, has another length, or claims more than its bytes can hold.
         """
-        import pyarrow.parquet as pq
-
         file = self._check_file(shard)
-        filesystem, inner = storage.resolve(file)
+        (filesystem, inner), is_local = storage.resolve(file), storage.is_local(file)
 
         def read() -> "pa.Table":
-            is_local, texts = storage.is_local(file), [schema.KEY]
-            with (
-                explain_broken(file, "shard", "what `raydit encode` wrote", is_local, field=""),
-                pq.ParquetFile(inner, filesystem=filesystem, memory_map=is_local, read_dictionary=texts) as opened,
-            ):
-                schema.check_claims(opened.metadata, shard.rows, shard.bytes, file)
-                return schema.with_plain_keys(opened.read(columns=columns), shard.bytes, file)
+            opening = {"filesystem": filesystem, "memory_map": is_local}
+            return read_shard_table(inner, shard, file, columns=columns, is_local=is_local, **opening)
 
-        return read() if storage.is_local(file) else storage.retry_throttled(read)
+        return read() if is_local else storage.retry_throttled(read)
 
     def _check_file(self, shard: ShardEntry) -> str:
         file = storage.join(self.path, shard.file)

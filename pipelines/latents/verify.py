@@ -25,6 +25,7 @@ from pipelines.latents.samples import (
     source_of,
     to_tensor,
 )
+from pipelines.latents.shard_tables import read_shard_table
 from pipelines.latents.shards import shard_files
 from pipelines.latents.source_images import SourceImages, find_locations
 from pipelines.latents.statistics import ChannelSums, channel_statistics, channel_sums
@@ -97,21 +98,27 @@ def check_digests(dataset: LatentDataset, count: int | None = None) -> None:
 
 
 def check_file(dataset: LatentDataset, shard: ShardEntry, findings: Findings) -> "pa.Table | None":
-    """Return the table of a shard, or None unless the file has the manifest's digest and the right columns."""
+    """Return the table of a shard, or None unless the file has the manifest's digest, the right columns and no more
+    rows and bytes than the manifest lists.
+    """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    file = storage.join(dataset.path, shard.file)
     try:
-        data = storage.read_bytes(storage.join(dataset.path, shard.file))
+        data = storage.read_bytes(file)
     except FileNotFoundError:
         findings.add("digests", f"{shard.file} is missing", COPY_AGAIN)
         return None
     found = f"{len(data):,} bytes with sha256 {(digest := hashlib.sha256(data).hexdigest())[:12]}"
-    if digest != shard.sha256:
+    if digest != shard.sha256 or len(data) != shard.bytes:
         expected = f"{shard.bytes:,} with {shard.sha256[:12]}"
         findings.add("digests", f"{shard.file}: found {found}, expected {expected}", COPY_AGAIN)
         return None
-    table = pq.read_table(pa.BufferReader(data))
+    try:
+        table = read_shard_table(pa.BufferReader(data), shard, file)
+    except InvalidInput as error:
+        findings.add("schema", f"{error.found}, expected {error.expected}", error.do)
+        return None
     columns = schema.latent_schema(dataset.description)
     if not table.schema.equals(columns):
         found, expected = (", ".join(f"{f.name} {f.type}" for f in each) for each in (table.schema, columns))

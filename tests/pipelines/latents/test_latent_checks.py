@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from tiny import BROKEN
 from tiny_encode import encode_here, recipe
+from tiny_latents import SHAPE, write_dataset
 
 from pipelines.cli import main as cli
 from pipelines.latents import schema
@@ -129,6 +130,19 @@ def test_a_lost_row_is_found(dataset):
     rewrite(dataset, lambda table: table.slice(1))
     found = wrong(dataset.path)
     assert {"counts", "statistics"} <= found.keys()
+
+
+def test_a_shard_that_needs_far_more_memory_than_it_has_bytes_is_found(tmp_path):
+    """Compressed zeros, whose digest and length the manifest lists."""
+    dataset = write_dataset(tmp_path / "latents", [np.zeros((20_000, *SHAPE), "<f2")])
+    file = tmp_path / "latents" / "part-00000.parquet"
+    pq.write_table(pq.read_table(file), file, compression="zstd")
+    digest, size = hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_size
+    entry = {"file": file.name, "rows": 1, "bytes": size, "sha256": digest}
+    identity = {"images": {"count": 1}}
+    edit_manifest(dataset, shards=[entry], rows=1, identity=identity)
+    found = wrong(dataset.path)["schema"]
+    assert "found 20,000 rows of " in found and f"expected 1 in {size:,}, according to the manifest" in found
 
 
 def test_wrong_columns_are_found(dataset):
