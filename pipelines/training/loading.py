@@ -4,6 +4,7 @@ Memory and the shared file allow any order of images. Shards are for a data set 
 node's disk: they are read one after another, and images are shuffled among a few of them (see WindowOrder).
 """
 
+import errno
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -148,18 +149,27 @@ def _write_arrays(dataset: LatentDataset, folder: Path) -> None:
     folder.mkdir()
     shape = (len(dataset), *dataset.moments_shape)
     names = ["moments", "moments_flip"] if dataset.has_flip else ["moments"]
-    files = {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
-        for name in names
-    }
-    labels, start = np.empty(len(dataset), np.int64), 0
+    files = {name: _create_array(folder / f"{name}.npy", np.float16, shape) for name in names}
+    files["labels"], start = _create_array(folder / "labels.npy", np.int64, shape[:1]), 0
     for number in range(len(dataset.shards)):
         arrays = dataset.shard_arrays(number)
         stop = start + len(arrays.labels)
-        labels[start:stop] = arrays.labels
         for name, file in files.items():
             file[start:stop] = getattr(arrays, name)
         start = stop
     for file in files.values():
         file.flush()
-    np.save(folder / "labels.npy", labels)
+
+
+def _create_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap:
+    """Create an .npy file to write to through memory, with space on the disk for all of it."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        # Else the file is sparse, and writing to a full disk through memory kills the process by SIGBUS.
+        with open(path, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot do it
+                    raise
+    return array

@@ -9,6 +9,7 @@ from tiny_latents import SHAPE, make_moments, write_dataset
 
 from pipelines.training.loading import MEMORY_BYTES, choose_backend, memory_mapped_arrays, open_latent_source
 from pipelines.training.order import WindowOrder, WorkerShare, batch_rows
+from raydit.errors import StorageFull
 
 SHARDS = [5, 7, 6, 1, 9, 4, 8]
 ROWS = sum(SHARDS)
@@ -103,6 +104,14 @@ def test_data_sets_that_claim_one_fingerprint_are_cached_apart(dataset, tmp_path
         np.testing.assert_array_equal(arrays.moments, each.arrays.moments)
     folders = {entry.name for entry in (tmp_path / "cache").iterdir() if entry.is_dir()}
     assert folders == {dataset.fingerprint, other.fingerprint}
+
+
+def test_a_full_disk_is_an_error_before_the_cache_is_mapped(tmp_path, tiny_disk):
+    """Without space that is reserved, writing through memory ends the process by a signal."""
+    dataset = write_dataset(tmp_path / "latents", [make_moments(3000)])
+    with pytest.raises(StorageFull, match="no space left"):
+        memory_mapped_arrays(dataset, tiny_disk / "cache")
+    assert not [entry for entry in (tiny_disk / "cache").iterdir() if entry.is_dir()]
 
 
 def sum_of_memory_mapped(dataset, cache):
