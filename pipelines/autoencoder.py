@@ -58,6 +58,9 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
 
     artifact.prepare(is_finished=has_record, before_move=prepare_work)
     if record := AutoencoderRecord.read(folder):
+        if storage.exists(storage.join(folder, TRAINING)):
+            with context.run("autoencoder", artifact.recorded() or artifact.identity) as run:
+                finish_run(run, record, folder, settings.steps)
         context.skipped("autoencoder", f"{record.psnr:.1f} dB, in {folder}")
         return handle
 
@@ -102,8 +105,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
         )
         record = AutoencoderRecord.read(folder)
         assert record is not None, "rank 0 writes the record at the end of training"
-        storage.remove_folder(storage.join(folder, TRAINING))
-        log_result(run, record, folder, settings.steps)
+        finish_run(run, record, folder, settings.steps)
         progress.done(f"{record.psnr:.1f} dB on {record.psnr_images}, in {folder}")
     return handle
 
@@ -175,6 +177,14 @@ def log_losses(run: RunLog, progress: Progress, report: Report) -> None:
     """Show and log the metrics of a report."""
     progress.to(report.step, mse=report.metrics["mse"])
     run.metrics({f"autoencoder/{name}": value for name, value in report.metrics.items()}, report.step)
+
+
+def finish_run(run: RunLog, record: AutoencoderRecord, folder: str, step: int) -> None:
+    """Log the result, unless an interrupted command has, and remove what the training needed besides."""
+    if step not in run.points("autoencoder/").get("psnr", {}):
+        log_result(run, record, folder, step)
+    # Last, because a folder that is still there tells the next command that this was interrupted.
+    storage.remove_folder(storage.join(folder, TRAINING))
 
 
 def log_result(run: RunLog, record: AutoencoderRecord, folder: str, step: int) -> None:

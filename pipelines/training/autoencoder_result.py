@@ -63,7 +63,7 @@ def finish_autoencoder(
     """
     autoencoder = Autoencoder(module)
     measured = quality.measure(module)
-    if quality.worker.rank:
+    if quality.worker.rank or AutoencoderRecord.read(folder):  # a worker that was lost after writing has finished it
         return
     statistics = latent_statistics(autoencoder, images)
     local = Path(storage.local_folder_for(folder))

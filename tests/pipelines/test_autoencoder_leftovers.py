@@ -1,0 +1,49 @@
+"""What a command leaves that was killed after the autoencoder was written, and before the run was complete."""
+
+import json
+
+import pytest
+from fakes import FakeRun
+from PIL import Image
+from tiny import tiny_recipe
+from tiny_encode import Context
+
+from pipelines.autoencoder import autoencoder_artifact, finish_run, train_autoencoder
+from pipelines.images.held_out import split_images
+from pipelines.latents.recorded_images import list_images
+from pipelines.training.autoencoder_result import AutoencoderRecord
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """A recipe whose autoencoder is finished, beside the files of its training."""
+    config = tiny_recipe(tmp_path)
+    _, images = list_images(config)
+    artifact = autoencoder_artifact(config, config.autoencoder.train, split_images(config.images, images)[0])
+    folder = tmp_path / "output" / "autoencoder"
+    (folder / "training" / "images").mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps({"identity": artifact.identity}))
+    (folder / "report.json").write_text(json.dumps({"psnr": 21.5, "ssim": 0.75, "images": "12 held-out images"}))
+    (folder / "raydit.json").write_text(json.dumps({"psnr": 21.5, "psnr_images": "12 held-out images"}))
+    Image.new("RGB", (8, 8)).save(folder / "reconstructions.png")
+    return config
+
+
+def test_the_next_command_logs_the_figures_and_removes_the_files_of_the_training(interrupted, tmp_path):
+    context, step = Context(), interrupted.autoencoder.train.steps
+    train_autoencoder(interrupted, context=context)
+    run = context.last_run
+    assert run.values("autoencoder/psnr") == {step: 21.5} and run.values("autoencoder/ssim") == {step: 0.75}
+    assert not (tmp_path / "output" / "autoencoder" / "training").exists()
+    context.last_run = None
+    train_autoencoder(interrupted, context=context)  # opens no run
+
+
+def test_figures_that_are_logged_are_not_logged_again(interrupted, tmp_path):
+    class Logged(FakeRun):
+        def points(self, prefix):
+            return {"psnr": {40: 21.5}}
+
+    run, folder = Logged(), str(tmp_path / "output" / "autoencoder")
+    finish_run(run, AutoencoderRecord.read(folder), folder, 40)
+    assert not run.logged and not (tmp_path / "output" / "autoencoder" / "training").exists()
