@@ -9,6 +9,7 @@ import numpy as np
 
 from cluster import storage
 from dit.autoencoder_kinds import describe_shape
+from pipelines.artifacts import Artifact
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.held_out import split_images
@@ -16,7 +17,7 @@ from pipelines.images.preprocess import read_cropped
 from pipelines.images.validation import held_out_source
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
-from pipelines.latents.dataset import as_recorded
+from pipelines.latents.dataset import MANIFEST, as_recorded
 from pipelines.latents.encoding import EncodeImages
 from pipelines.latents.held_out import ImageSet, held_out_set, require_held_out, training_set
 from pipelines.latents.identity import describe_latents
@@ -58,7 +59,7 @@ class EncodePlan:
     """Bytes of a training image's moments, or of what names it where they are not stored; its key and Parquet's own
     structures add some dozens."""
     free_bytes: int | None
-    """Free space at the output."""
+    """Free space where the latents go."""
     seconds_to_read: float | None = None
     """Measured CPU seconds to read and crop one image."""
     seconds_to_encode: float | None = None
@@ -116,9 +117,9 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
         padding=padding_share(pending, config.encode.batch_size),
         moments_shape=description.moments_shape if description else None,
         bytes_per_image=description.row_bytes if description else None,
-        free_bytes=storage.free_bytes(config.output),
+        free_bytes=storage.free_bytes(config.latents),
         unknown=unknown,
-        notes=tuple(listing.describe_classes()),
+        notes=(*listing.describe_classes(), *_describe_taken_back(training_set(config, listing), config, autoencoder)),
         pending_held_out=_count_images(pending_held_out) if config.encodes_held_out else None,
         bytes_per_held_out=schema.moments_bytes(description.moments_shape, config.encode.flip) if description else None,
     )
@@ -141,12 +142,35 @@ def plan_set(
         artifact = image_set.artifact(settings, autoencoder)
         earlier, lost = inspect_existing(folder, artifact.identity, listing)
         changed = artifact.changes(() if lost else IMAGE_FIELDS) + lost
+        if taken_back := find_taken_back(artifact, changed):
+            folder, changed = taken_back, []
+            earlier, _ = inspect_existing(folder, artifact.identity, listing)
         if not changed:
             finished = len(earlier.shards) if earlier else 0
             shards = plan_shards(folder, listing, earlier, settings.shard_rows)
     records = read_shard_records(shards)
     pending = [shard for shard, record in zip(shards, records, strict=True) if changed or record is None]
     return changed, finished + len(shards), pending
+
+
+def find_taken_back(artifact: Artifact, changed: list[str]) -> str | None:
+    """Return the superseded latents that the job will take back in place of encoding again; None if there are none.
+
+    changed: why the latents in the folder do not count.
+    """
+    if not changed and artifact.recorded() is not None:
+        return None
+    finished = artifact.find_superseded(lambda folder: storage.exists(storage.join(folder, MANIFEST)))
+    return finished or artifact.find_superseded()
+
+
+def _describe_taken_back(image_set: ImageSet, config: Recipe, autoencoder: dict[str, Any]) -> list[str]:
+    if "sha256" not in autoencoder:
+        return []
+    artifact = image_set.artifact(config.encode, autoencoder)
+    _, lost = inspect_existing(image_set.folder, artifact.identity, image_set.listing)
+    found = find_taken_back(artifact, artifact.changes(() if lost else IMAGE_FIELDS) + lost)
+    return [f"latents of these settings are in {found}, and are taken back"] if found else []
 
 
 def padding_share(shards: list[LatentShard], batch_size: int) -> float:

@@ -109,3 +109,18 @@ def test_the_command_prints_recipe_and_plan_and_touches_nothing(tmp_path, monkey
     assert resolved["encode"]["max_quarantined"] == 0.05
     assert f"{plan['images']:,} in 3 classes" in out[end:] and plan["bytes"] == plan["pending_images"] * 1024
     assert snapshot(tmp_path) == before
+
+
+def test_superseded_latents_of_these_settings_are_no_work(tmp_path, monkeypatch):
+    encode_here(recipe(tmp_path), monkeypatch)
+    encode_here(recipe(tmp_path, "encode.flip=true"), monkeypatch)
+    plan = make_encode_plan(recipe(tmp_path))
+    assert (plan.shards, plan.pending_images, plan.changed) == (5, 0, [])
+    superseded = tmp_path / "output" / "superseded" / "latents-1"
+    assert f"latents of these settings are in {superseded}, and are taken back" in plan.notes
+
+
+def test_free_space_is_that_of_the_latents_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("cluster.storage.free_bytes", lambda path: len(path))
+    config = tiny_recipe(tmp_path, f"encode.output={tmp_path}/elsewhere/latents")
+    assert make_encode_plan(config).free_bytes == len(f"{tmp_path}/elsewhere/latents")
