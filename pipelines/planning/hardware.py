@@ -146,10 +146,10 @@ def fit_workers(settings: StageConfig, cluster: Cluster, images: int) -> dict[st
                 "GPUs, because CPUs have no products in float8",
                 "set --cluster, such as 8xH100, or remove train.matmul",
             )
-        fitting: dict[str, Any] = {"gpus_per_worker": 0}
+        fitting: dict[str, Any] = {"gpus_per_worker": 0, "accelerator_type": None}
     else:
         gpus = settings.gpus_per_worker or 1
-        workers = int(cluster.count / min(1, gpus))
+        workers = max(1, int(cluster.count / gpus))  # several share one if gpus is below 1
         if isinstance(settings, EncodeConfig | EvaluateConfig):
             workers = max(1, min(workers, math.ceil(images / settings.shard_rows)))
         else:

@@ -126,7 +126,7 @@ def make_plan(
         changes = fit_workers(settings, cluster, count)
         if f"{section}.num_workers" in keep:
             changes.pop("num_workers", None)
-        overrides += [f"{section}.{name}={value:g}" for name, value in changes.items()]
+        overrides += [f"{section}.{name}={value:g}" for name, value in changes.items() if value is not None]
         stages.append(_plan_stage(section, replace(settings, **changes), networks, cluster, count, speeds or {}))
     model = networks.model
     moments_shape = (networks.moments_channels, *model.latent_size)

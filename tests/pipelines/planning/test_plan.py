@@ -13,10 +13,11 @@ from tiny import RECIPE, place_flags, tiny_recipe
 from dit.accelerators import ACCELERATORS
 from dit.macs import forward_macs
 from evaluation.extractors import extractor_macs
+from pipelines.config.encode import EncodeConfig
 from pipelines.config.reader import load_recipe
 from pipelines.config.recipe import AutoencoderConfig
 from pipelines.latents import schema
-from pipelines.planning.hardware import Cluster, parse_cluster
+from pipelines.planning.hardware import Cluster, fit_workers, parse_cluster
 from pipelines.planning.measure import measure_this_machine
 from pipelines.planning.networks import autoencoder_config, resolve_networks
 from pipelines.planning.plan import Images, count_images, make_plan
@@ -291,3 +292,17 @@ def test_a_plan_counts_what_is_trained_and_refuses_a_pattern_that_matches_nothin
     assert "blocks.{0..27}.*: 5,490,464 of 675,129,632 parameters are trained" in line
     with pytest.raises(InvalidInput, match="train.start.freeze: found 'blocks.28.*'.* which matches none"):
         planned(RECIPES / "imagenet256-finetune.toml", "8xH100", "train.start.freeze=['blocks.28.*']")
+
+
+def test_a_recipe_that_names_accelerators_is_planned_for_cores():
+    cluster = Cluster(name="CPU core", count=4, memory_bytes=2**40, cores=4, core_flops=1e11)
+    flags = tuple(f"train.{flag}" for flag in ("gpus_per_worker=1", 'accelerator_type="H100"'))
+    images = Images(training=100, held_out=10, classes=3, source="given")
+    overrides = make_plan(load_recipe(RECIPE, flags), cluster, images).overrides
+    assert "train.gpus_per_worker=0" in overrides and "accelerator" not in " ".join(overrides)
+
+
+@pytest.mark.parametrize(("gpus", "workers"), [(0.5, 16), (1, 8), (2, 4), (3, 2), (16, 1)])
+def test_workers_of_several_accelerators_are_no_more_than_there_are(gpus, workers):
+    settings = EncodeConfig(gpus_per_worker=gpus, num_workers=5)
+    assert fit_workers(settings, parse_cluster("8xH100"), 10**6)["num_workers"] == workers
