@@ -41,7 +41,7 @@ from dit.formats.completion import (
     write_completion,
 )
 from dit.formats.diffusers_pipeline import pipeline_scale, read_pipeline, write_pipeline
-from dit.formats.digests import parse_digests, read_object, require_recorded
+from dit.formats.digests import MAX_JSON_BYTES, parse_digests, read_object, require_recorded
 from dit.formats.official import check_official, published_objective, read_official
 from dit.formats.opened_checkpoint import FROZEN, Checkpoint, adapter_folder
 from dit.formats.record import describe_checkpoint, describe_source
@@ -52,6 +52,7 @@ from dit.lora import load_adapter
 from dit.snapshot import Snapshot, take_snapshot
 from dit.train import TrainState
 from raydit.errors import InvalidInput, NotFound
+from raydit.regular_files import read_regular
 
 
 def save_checkpoint(
@@ -115,7 +116,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise NotFound(f"no checkpoint at {folder}", "a folder such as checkpoints/step_0001000", "check the path")
     if not (folder / COMPLETE).exists():
         raise _unfinished(folder)
-    digests = parse_digests((folder / COMPLETE).read_bytes(), folder / COMPLETE)
+    digests = parse_digests(read_regular(folder / COMPLETE, MAX_JSON_BYTES), folder / COMPLETE)
     missing = [name for name in digests if not (folder / name).is_file()]
     if missing:
         raise NotFound(

@@ -10,6 +10,10 @@ from dit.files import sha256_of
 from dit.formats.completion import COMPLETE
 from raydit.errors import InvalidInput
 from raydit.listed_names import require_all_inside
+from raydit.regular_files import read_regular
+
+MAX_JSON_BYTES = 2**26
+"""Longest JSON file of a checkpoint that is read; a config with the names of a million classes is shorter."""
 
 
 def parse_digests(content: bytes, where: object) -> dict[str, str]:
@@ -38,7 +42,7 @@ def parse_recorded(content: bytes, where: object, expected: str | None) -> dict[
 
 def read_object(file: Path) -> dict[str, Any]:
     """Read a JSON object. Raises InvalidInput for anything else."""
-    return _parse_object(file.read_bytes(), file)
+    return _parse_object(read_regular(file, MAX_JSON_BYTES), file)
 
 
 def _parse_object(content: bytes, where: object) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def _parse_object(content: bytes, where: object) -> dict[str, Any]:
 
 def read_recorded(folder: Path, name: str, digests: Mapping[str, str]) -> dict[str, Any]:
     """Read a JSON file of a checkpoint's folder; see `parse_recorded`."""
-    return parse_recorded((folder / name).read_bytes(), folder / name, digests.get(name))
+    return parse_recorded(read_regular(folder / name, MAX_JSON_BYTES), folder / name, digests.get(name))
 
 
 def require_recorded(

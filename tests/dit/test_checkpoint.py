@@ -1,6 +1,7 @@
 """Checkpoints are restored bit for bit, resuming equals never having stopped, and damaged folders are refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from dit.formats.completion import step_name
 from dit.model import DiT
 from dit.schedule import TrainingConfig
 from dit.train import create_state, train
+from raydit.errors import InvalidInput
 
 CONFIG = {"class_names": ["a", "b"], "seed": 3}
 
@@ -250,3 +252,20 @@ def test_training_on_a_gpu_resumes(tmp_path: Path):
 
     checkpoint = save_checkpoint(go(on_gpu(0), 3), tmp_path / step_name(3), CONFIG, {})
     assert_equal(go(on_gpu(0), 6), go(restore(on_gpu(1), checkpoint), 6))
+
+
+@pytest.mark.parametrize("name", ["COMPLETE", "config.json"])
+@pytest.mark.parametrize("kind", ["device", "pipe", "endless"])
+def test_a_checkpoint_with_a_file_without_end_is_refused(tmp_path, name, kind):
+    (tmp_path / "COMPLETE").write_text("{}")
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.touch()
+        os.truncate(path, 2**40)
+    with pytest.raises(InvalidInput, match=rf"{name}( is a (device|named pipe)|: found 1,099)"):
+        load_checkpoint(tmp_path)
