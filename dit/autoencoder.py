@@ -9,6 +9,7 @@ Sources: Rombach et al. 2022 (arXiv 2112.10752); DC-AE, Chen et al. 2024 (arXiv 
 (arXiv 2510.11690).
 """
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ from raydit.errors import InvalidInput, NotFound
 
 VAE = "vae"
 """Folder of the autoencoder in a diffusers pipeline."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of the system that say that a download cannot be written here."""
 _OTHER_AUTOENCODER = "copy the autoencoder again, or choose another one"
 DETERMINISTIC_LOG_VARIANCE = -30.0
 """Log variance of deterministic latents: the lower limit in `sample_posterior`, a standard deviation of 3e-7."""
@@ -73,7 +76,8 @@ def locate_autoencoder(id: str, *, download: bool = True) -> Path:
     """Return the local folder of a diffusers autoencoder, given a path or a hub id; of a pipeline, its vae/ folder.
 
     A hub id may name a version, OWNER/NAME@REVISION; a folder of that name comes first. The files of a hub id come
-    from the cache, or are downloaded if `download`. Raises NotFound if there is neither.
+    from the cache, or are downloaded if `download`. Raises NotFound if there is neither, and an OSError of the system
+    if the cache is full or may not be written.
     """
     if Path(id).is_dir():
         return _vae_of(Path(id))
@@ -82,6 +86,8 @@ def locate_autoencoder(id: str, *, download: bool = True) -> Path:
     try:
         return _vae_of(fetch_snapshot(id, patterns, download=download))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise  # the id may be right
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise NotFound(
             f"no autoencoder at {id!r} ({reason[0]})",

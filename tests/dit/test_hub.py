@@ -1,5 +1,7 @@
 """Autoencoders by hub id and revision, in caches as huggingface_hub lays them out; nothing is downloaded."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +108,14 @@ def test_reading_an_id_imports_neither_torch_nor_the_hub():
     script = "import sys, dit.hub; print('torch' in sys.modules, 'huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_cache_that_cannot_be_written_is_no_wrong_id(monkeypatch, number):
+    def fail(*args, **options):
+        raise OSError(number, os.strerror(number), "/cache")
+
+    monkeypatch.setattr("dit.autoencoder.fetch_snapshot", fail)
+    with pytest.raises(OSError, match="/cache") as raised:
+        locate_autoencoder("somebody/vae")
+    assert raised.value.errno == number and not isinstance(raised.value, NotFound)
