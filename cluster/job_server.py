@@ -33,7 +33,11 @@ def server_url(address: str | None) -> str:
     Raises InvalidInput for an address that is not a URL.
     """
     url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
-    if not url.startswith(("http://", "https://")):
+    try:
+        is_url = bool(urllib.parse.urlsplit(url).hostname)
+    except ValueError:  # a bracket of an IPv6 address is missing, for example
+        is_url = False
+    if not is_url or not url.startswith(("http://", "https://")):
         raise InvalidInput(
             f"job server address: found {url!r}",
             f"http://HOST:PORT of the head's dashboard, for example {DEFAULT_ADDRESS}",

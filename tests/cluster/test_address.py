@@ -1,5 +1,6 @@
 """Where the address of Ray comes from, and what is said of one where no Ray can be joined."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.address import given_address, refuse_wrong_address
+from cluster.job_server import is_this_machine, server_url
 from raydit.errors import InvalidInput, Unreachable
 
 CHECK = "import sys; from cluster.address import refuse_wrong_address; refuse_wrong_address(sys.argv[1])"
@@ -98,3 +100,11 @@ def test_a_token_is_left_off_where_the_cluster_wants_none(open_cluster, tmp_path
         assert done.returncode == 1 and "has no token authentication, which is on in this process" in done.stderr
     else:
         assert done.stdout == "answered\n", done.stderr
+
+
+@pytest.mark.parametrize("address", ["http://[::1:8265", "http://", "head:8265"])
+def test_an_address_of_a_job_server_that_is_no_url_is_refused(address):
+    for function in (server_url, is_this_machine):
+        with pytest.raises(InvalidInput, match=re.escape(f"job server address: found '{address}'")) as refused:
+            function(address)
+        assert refused.value.exit_code == 2
