@@ -90,9 +90,18 @@ class Artifact:
     them where a recipe repeated them."""
 
     def recorded(self) -> dict[str, Any] | None:
-        """Return the identity that the folder records, or None if it records none."""
+        """Return the identity that the folder records, or None if it records none. Raises InvalidInput."""
         plan = storage.join(self.folder, PLAN)
-        return storage.read_json(plan)["identity"] if storage.exists(plan) else None
+        if not storage.exists(plan):
+            return None
+        identity = storage.read_json_object(plan).get("identity")
+        if not isinstance(identity, dict):
+            raise InvalidInput(
+                f"{plan}: found identity {str(identity)[:100]}",
+                "a JSON object",
+                "restore the file, or move its folder away",
+            )
+        return identity
 
     def changes(self, may_change: Sequence[str] = ()) -> list[str]:
         """Return the differences from the recorded identity, without those of the dotted fields in `may_change`."""

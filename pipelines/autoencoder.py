@@ -51,6 +51,8 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     folder = artifact.folder
     require_classes(config, listing.class_names, listing.columns, folder)
 
+    refuse_unused_averages(settings, artifact)
+
     def prepare_work() -> ExtractorChoice | None:
         extractor = require_measurable(config, settings, held_out)
         context.prepare_work(settings, "autoencoder")
@@ -128,6 +130,16 @@ def find_autoencoder(config: Recipe, listing: Listing) -> Path | None:
     artifact = autoencoder_artifact(config, settings, listing)
     found = artifact.find(has_record)
     return None if found is None else Path(storage.fetch_folder(found))
+
+
+def refuse_unused_averages(settings: AutoencoderTrainConfig, artifact: Artifact) -> None:
+    """Raise InvalidInput for power-function averages, which no autoencoder keeps; one that has begun goes on."""
+    if settings.ema_sigma_rels and artifact.find() is None:
+        raise InvalidInput(
+            f"autoencoder.train.ema_sigma_rels: found {list(settings.ema_sigma_rels)}, of which nothing is kept",
+            "nothing: the autoencoder is the average of ema_decay",
+            "remove autoencoder.train.ema_sigma_rels",
+        )
 
 
 def has_record(folder: str) -> bool:

@@ -80,6 +80,15 @@ def read_json(path: str) -> Any:
         raise InvalidInput(f"{path} is not valid JSON ({error})", "", do) from error
 
 
+def read_json_object(path: str) -> dict[str, Any]:
+    """Parse a JSON file that holds an object. Raises NotFound, and InvalidInput for anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        do = "restore the file, or remove it and run the command that writes it again"
+        raise InvalidInput(f"{path}: found {str(value)[:100]}", "a JSON object", do)
+    return value
+
+
 @explains_failures
 def list_names(folder: str) -> list[str]:
     """Return the sorted names of the files and folders directly inside a folder, without temporary ones.

@@ -49,7 +49,7 @@ class LatentDataset:
             raise NotFound(
                 f"the latent data set {path} {state}", "a finished one", "run `raydit encode` with its recipe"
             )
-        manifest = storage.read_json(file)
+        manifest = storage.read_json_object(file)
         if manifest.get("format") != schema.FORMAT or manifest.get("version") != schema.VERSION:
             raise InvalidInput(
                 f"{file}: found format {manifest.get('format')!r} version {manifest.get('version')!r}",

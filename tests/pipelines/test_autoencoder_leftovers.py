@@ -1,6 +1,7 @@
 """What a command leaves that was killed after the autoencoder was written, and before the run was complete."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from fakes import FakeRun
@@ -8,10 +9,12 @@ from PIL import Image
 from tiny import tiny_recipe
 from tiny_encode import Context
 
-from pipelines.autoencoder import autoencoder_artifact, finish_run, train_autoencoder
+from pipelines.artifacts import Artifact
+from pipelines.autoencoder import autoencoder_artifact, finish_run, refuse_unused_averages, train_autoencoder
 from pipelines.images.held_out import split_images
 from pipelines.latents.recorded_images import list_images
 from pipelines.training.autoencoder_result import AutoencoderRecord
+from raydit.errors import InvalidInput
 
 
 @pytest.fixture
@@ -47,3 +50,22 @@ def test_figures_that_are_logged_are_not_logged_again(interrupted, tmp_path):
     run, folder = Logged(), str(tmp_path / "output" / "autoencoder")
     finish_run(run, AutoencoderRecord.read(folder), folder, 40)
     assert not run.logged and not (tmp_path / "output" / "autoencoder" / "training").exists()
+
+
+def test_averages_that_no_autoencoder_keeps_are_refused_unless_it_has_begun(interrupted, tmp_path):
+    settings = replace(interrupted.autoencoder.train, ema_sigma_rels=(0.05,))
+    found = Artifact("autoencoder", str(tmp_path / "output" / "autoencoder"), {"settings": "others"})
+    with pytest.raises(InvalidInput, match=r"autoencoder.train.ema_sigma_rels: found \[0.05\]"):
+        refuse_unused_averages(settings, found)
+    refuse_unused_averages(settings, replace(found, identity=found.recorded()))
+    unused = tiny_recipe(tmp_path, "output=" + str(tmp_path / "new"), "autoencoder.train.ema_sigma_rels=[0.05]")
+    with pytest.raises(InvalidInput, match="ema_sigma_rels"):
+        train_autoencoder(unused, context=Context())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"identity": 3}'])
+def test_a_plan_that_records_no_identity_is_refused(tmp_path, content):
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(InvalidInput, match=r"plan.json: found .*, expected a JSON object"):
+        Artifact("autoencoder", str(tmp_path), {}).recorded()

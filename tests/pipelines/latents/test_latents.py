@@ -179,3 +179,10 @@ def test_the_error_names_a_truncated_or_missing_shard(tmp_path, cut):
     found = f"{len(data) - 7} bytes" if cut else "nothing"
     with pytest.raises(ValueError, match=rf"part-00001.parquet: found {found}, expected {len(data)} bytes"):
         _ = dataset.arrays
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3"])
+def test_a_manifest_that_is_no_object_is_refused(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(InvalidInput, match=r"manifest.json: found .*, expected a JSON object"):
+        LatentDataset.open(tmp_path)
