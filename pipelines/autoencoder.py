@@ -86,6 +86,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
             held_out=write_image_files(held_out_source(config.images), held_out, image_folder, begun=begun),
             max_quarantined=config.encode.max_quarantined,
             extractor=extractor,
+            scored_by=config.evaluate.extractor,
         )
         wait_for_running([*worker_settings.images, *worker_settings.held_out])
 

@@ -63,6 +63,8 @@ class AutoencoderWorkerSettings:
     """encode.max_quarantined: the share of unusable images that ends the training before it begins."""
     extractor: ExtractorChoice | None
     """What the Frechet distance of reconstructions is measured with; None: it is not."""
+    scored_by: str | None = None
+    """Extractor of the recipe's scores, whose relation to a perceptual network the report states."""
 
     @property
     def trained_size(self) -> int:
@@ -138,7 +140,10 @@ def train_on_images(
     writer.wait()
     if state.step == config.steps:
         state.ema.copy_to(network)
-        finish_autoencoder(network.autoencoder, settings.folder, images, quality, len(held_out) > 0, config, scale)
+        is_held_out, scored_by = len(held_out) > 0, settings.scored_by
+        finish_autoencoder(
+            network.autoencoder, settings.folder, images, quality, is_held_out, config, scale, scored_by=scored_by
+        )
         worker.wait_for_all()
         for rows in (images, held_out):
             rows.remove_copies()

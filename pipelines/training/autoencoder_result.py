@@ -54,12 +54,14 @@ def finish_autoencoder(
     is_held_out: bool,
     config: AutoencoderTrainConfig,
     scale: LatentScale | None = None,
+    *,
+    scored_by: str | None = None,
 ) -> None:
     """Measure the latents' statistics and the reconstructions, and write the folder in diffusers' format, record last.
 
     module: an AutoencoderKL with its final weights, on the worker's device. folder: path or URI. images: those trained
     on. is_held_out: whether `quality` measures others. scale: of latents that stay as they were; None: as measured.
-    Collective: all workers measure, and rank 0 writes.
+    scored_by: extractor of the recipe's scores. Collective: all workers measure, and rank 0 writes.
     """
     autoencoder = Autoencoder(module)
     measured = quality.measure(module)
@@ -71,7 +73,8 @@ def finish_autoencoder(
     kind = "held-out" if is_held_out else "training"
     save_png(reconstruction_grid(module, quality, kind), str(local / RECONSTRUCTIONS))
     described = f"{quality.num_images:,} {kind} images"
-    report = {**measured, "images": described, "latents": asdict_scale(statistics), **describe_losses(config, quality)}
+    losses = describe_losses(config, quality, scored_by)
+    report = {**measured, "images": described, "latents": asdict_scale(statistics), **losses}
     storage.write_json_atomically(str(local / REPORT), report)
     record = AutoencoderRecord(measured["psnr"], described, describe_autoencoder(local))
     storage.write_json_atomically(str(local / AUTOENCODER_RECORD), asdict(record))
@@ -84,17 +87,21 @@ def asdict_scale(scale: LatentScale) -> dict[str, list[float]]:
     return {"mean": list(scale.mean), "std": list(scale.std)}
 
 
-def describe_losses(config: AutoencoderTrainConfig, quality: ReconstructionQuality) -> dict[str, Any]:
-    """Return what a reader of the figures must know: the scoring extractor, and what the training shares with it."""
+def describe_losses(
+    config: AutoencoderTrainConfig, quality: ReconstructionQuality, scored_by: str | None
+) -> dict[str, Any]:
+    """Return what a reader of the figures must know: the scoring extractor, and what the training shares with it.
+
+    scored_by: extractor of the recipe's scores; None: that of `quality`.
+    """
     described: dict[str, Any] = {}
     extractor = quality.extractor
     if extractor is not None:
         described["extractor"] = {"name": extractor.name, "sha256": extractor.weights_sha256}
     if (network := config.perceptual_network) is not None:
-        perceptual = {"network": network, "sha256": PERCEPTUAL_NETWORKS[network].sha256}
-        described["perceptual"] = perceptual | (
-            {} if extractor is None else {"relation": perceptual_relation(network, extractor.name)}
-        )
+        described["perceptual"] = {"network": network, "sha256": PERCEPTUAL_NETWORKS[network].sha256}
+        if scored_by := scored_by or (extractor.name if extractor else None):
+            described["perceptual"] |= {"scores": scored_by, "relation": perceptual_relation(network, scored_by)}
     return described
 
 

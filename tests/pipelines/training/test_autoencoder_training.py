@@ -38,12 +38,12 @@ def images(tmp_path_factory):
     return image_rows(tmp_path_factory.mktemp("images"), pixels[:7], pixels[7:])
 
 
-def run(folder, images, train, stop_after=None, extractor=None, held_out=None):
+def run(folder, images, train, stop_after=None, extractor=None, held_out=None, scored_by=None):
     """Train in this process, until the driver asks to stop after a step, and return the messages."""
     messages = []
     settings = AutoencoderWorkerSettings(
         train=train, seed=3, random="counter", image_size=16, folder=str(folder), images=[], held_out=[],
-        max_quarantined=0.05, extractor=extractor,
+        max_quarantined=0.05, extractor=extractor, scored_by=scored_by,
     )  # fmt: skip
 
     def stop():
@@ -149,6 +149,13 @@ def test_a_decoder_that_is_trained_alone_leaves_latents_as_they_were(tmp_path, i
     assert "the same network" in storage.read_json(str(tmp_path / "decoder" / "report.json"))["perceptual"]["relation"]
     optimizer = load_file(tmp_path / "decoder" / "training" / "step_0000004" / "trainer" / "optimizer.safetensors")
     assert not any("autoencoder.encoder" in key or "perceptual" in key for key in optimizer)
+
+
+def test_the_report_relates_the_losses_to_the_scores_though_nothing_is_measured_by_them(tmp_path, images):
+    train = replace(TRAIN, steps=1, perceptual_network="efficientnet-lite2")
+    run(tmp_path, images, train, scored_by="efficientnet-lite0")
+    perceptual = storage.read_json(str(tmp_path / "report.json"))["perceptual"]
+    assert perceptual["scores"] == "efficientnet-lite0" and "one family" in perceptual["relation"]
 
 
 def test_a_training_that_starts_from_a_pretrained_one_first_has_its_error(tmp_path, images, pretrained):
