@@ -1,6 +1,7 @@
 """The house of DESIGN.md: which package may import which."""
 
 import ast
+import functools
 import itertools
 import subprocess
 import sys
@@ -50,6 +51,7 @@ LAYERS = [
 SOURCES = [file for package in FORBIDDEN for file in sorted((ROOT / package).rglob("*.py"))]
 
 
+@functools.cache
 def imported_names(file: Path) -> set[str]:
     """Dotted names of everything a file imports, wherever in the file."""
     names: set[str] = set()

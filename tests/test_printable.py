@@ -50,7 +50,7 @@ def test_the_command_that_stops_another_owner_runs_nothing_else():
     from dataclasses import replace
 
     owner = replace(UNKNOWN_OWNER, job="x; rm -rf ~", user="a", host="b", expires=1e9)
-    assert "raydit jobs stop 'x; rm -rf ~'" in str(_in_use("/output/.lease.json", owner))
+    assert "raydit jobs stop 'x; rm -rf ~'" in str(_in_use("/output/.lease.json", owner, "output"))
 
 
 def test_a_recipes_name_stays_code_in_the_description_of_a_run(tmp_path):
