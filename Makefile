@@ -17,8 +17,9 @@ install: .venv/installed
 demo: install
 	$(BIN)/raydit run pipelines/recipes/digits.toml
 
+# Two processes, each with a Ray of its own; the files of each in their usual order.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
