@@ -130,8 +130,8 @@ def scored_images(settings: ScoringSettings, path: str) -> ImagesConfig:
 def images_digest(source: ImageSource, listing: Listing, images: ImagesConfig) -> str:
     """Return the digest of images to be scored, by which an earlier report of them is found.
 
-    Files are told apart by their lengths, which uncompressed images of one size have in common: of such files some are
-    read as well.
+    A listing identifies files by their names and lengths. Uncompressed images of one size all have the same length, so
+    the digest then includes the content of some files as well.
     """
     identity = [listing.digest, images.size, images.crop]
     of_one_length = len(listing) > 1 and (listing.stamps == listing.stamps[0]).all()

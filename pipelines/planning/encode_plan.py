@@ -154,7 +154,7 @@ def plan_set(
 
 
 def find_taken_back(artifact: Artifact, changed: list[str]) -> str | None:
-    """Return the superseded latents that the job will take back in place of encoding again; None if there are none.
+    """Return the folder of superseded latents that the job will reuse instead of encoding again; None if there is none.
 
     changed: why the latents in the folder do not count.
     """

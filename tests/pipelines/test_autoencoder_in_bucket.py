@@ -32,7 +32,7 @@ def test_an_autoencoder_in_a_bucket_equals_one_on_disk(s3_bucket, tmp_path):
         with pytest.raises(FileNotFoundError, match="no finished autoencoder in .*Run `raydit autoencoder`"):
             AutoencoderHandle("autoencoder", output).folder()
         quality = ReconstructionQuality(worker, images, None)
-        for _ in range(2):  # the worker is lost after it has written the record, and another one takes its place
+        for _ in range(2):  # a worker dies after writing the record, and its replacement finishes too
             finish_autoencoder(module, f"{output}/autoencoder", images, quality, False, AutoencoderTrainConfig())
     here, there = (AutoencoderHandle("autoencoder", output) for output in (str(tmp_path), s3_bucket))
     assert there.describe() == here.describe() and here.folder() == tmp_path / "autoencoder"

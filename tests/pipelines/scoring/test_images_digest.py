@@ -1,4 +1,4 @@
-"""Which images a report of given images is of: told by their lengths, and where these are equal by some files."""
+"""The digest of images to be scored: by lengths of files, and by the content of some if all lengths are equal."""
 
 import numpy as np
 import pyarrow as pa
