@@ -3,7 +3,7 @@
 import os
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -99,10 +99,10 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
     require_classes(config, listing.class_names, listing.columns, config.latents)
     require_held_out(config, held_out)
     autoencoder, unknown = describe_local_autoencoder(config)
-    changed, num_shards, pending = plan_set(training_set(config, listing), config.encode, autoencoder)
+    changed, num_shards, pending, taken_back = plan_set(training_set(config, listing), config.encode, autoencoder)
     pending_held_out: list[LatentShard] = []
     if config.encodes_held_out:
-        _, _, pending_held_out = plan_set(held_out_set(config, held_out), config.encode, autoencoder)
+        pending_held_out = plan_set(held_out_set(config, held_out), config.encode, autoencoder).pending
     description = None
     if autoencoder:
         description = describe_latents(config.images, config.encode, listing.class_names, autoencoder)
@@ -119,7 +119,7 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
         bytes_per_image=description.row_bytes if description else None,
         free_bytes=storage.free_bytes(config.latents),
         unknown=unknown,
-        notes=(*listing.describe_classes(), *_describe_taken_back(training_set(config, listing), config, autoencoder)),
+        notes=(*listing.describe_classes(), *_describe_taken_back(taken_back)),
         pending_held_out=_count_images(pending_held_out) if config.encodes_held_out else None,
         bytes_per_held_out=schema.moments_bytes(description.moments_shape, config.encode.flip) if description else None,
     )
@@ -129,14 +129,21 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
     return _with_speed(plan, config, source, [*pending, *pending_held_out][0])
 
 
-def plan_set(
-    image_set: ImageSet, settings: EncodeConfig, autoencoder: dict[str, Any]
-) -> tuple[list[str], int, list[LatentShard]]:
-    """Return why existing latents of some images do not count, the number of all shards, and those still to encode.
+class SetPlan(NamedTuple):
+    """What the encode job will do with the images of one data set."""
 
-    autoencoder: its record, or what is known of it.
-    """
-    folder, listing, changed, finished = image_set.folder, image_set.listing, [], 0
+    changed: list[str]
+    """Why existing latents do not count."""
+    num_shards: int
+    pending: list[LatentShard]
+    """The shards that are still to be encoded."""
+    taken_back: str | None
+    """The folder of superseded latents that the job will reuse; None if there is none."""
+
+
+def plan_set(image_set: ImageSet, settings: EncodeConfig, autoencoder: dict[str, Any]) -> SetPlan:
+    """Plan the encoding of one data set. autoencoder: its record, or what is known of it."""
+    folder, listing, changed, finished, taken_back = image_set.folder, image_set.listing, [], 0, None
     shards = plan_shards(folder, listing, None, settings.shard_rows)
     if "sha256" in autoencoder:
         artifact = image_set.artifact(settings, autoencoder)
@@ -150,7 +157,7 @@ def plan_set(
             shards = plan_shards(folder, listing, earlier, settings.shard_rows)
     records = read_shard_records(shards)
     pending = [shard for shard, record in zip(shards, records, strict=True) if changed or record is None]
-    return changed, finished + len(shards), pending
+    return SetPlan(changed, finished + len(shards), pending, taken_back)
 
 
 def find_taken_back(artifact: Artifact, changed: list[str]) -> str | None:
@@ -164,13 +171,8 @@ def find_taken_back(artifact: Artifact, changed: list[str]) -> str | None:
     return finished or artifact.find_superseded()
 
 
-def _describe_taken_back(image_set: ImageSet, config: Recipe, autoencoder: dict[str, Any]) -> list[str]:
-    if "sha256" not in autoencoder:
-        return []
-    artifact = image_set.artifact(config.encode, autoencoder)
-    _, lost = inspect_existing(image_set.folder, artifact.identity, image_set.listing)
-    found = find_taken_back(artifact, artifact.changes(() if lost else IMAGE_FIELDS) + lost)
-    return [f"latents of these settings are in {found}, and are taken back"] if found else []
+def _describe_taken_back(folder: str | None) -> list[str]:
+    return [f"latents of these settings are in {folder}, and are taken back"] if folder else []
 
 
 def padding_share(shards: list[LatentShard], batch_size: int) -> float:
