@@ -113,10 +113,16 @@ def to_device(value: OnDevice, device: torch.device) -> OnDevice:
     return value.pin_memory().to(device, non_blocking=True)
 
 
-def prefetch(batches: Iterable[Batch], depth: int = 2) -> Generator[Batch, None, None]:
-    """Yield the same batches, of which a thread prepares up to `depth` in advance."""
+def prefetch(batches: Iterable[Batch], depth: int = 2, *, threads: int = 1) -> Generator[Batch, None, None]:
+    """Yield the same batches, of which a thread prepares up to `depth` in advance.
+
+    threads: that its torch operations use. OpenMP keeps a team of threads for every thread that calls torch; where the
+    teams hold more threads than there are cores, libgomp sleeps instead of spinning between operations: the steps of
+    a small model then take nearly twice as long.
+    """
     iterator = iter(batches)
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+    torch.get_num_threads()  # A thread's first operation takes the number that was set last, by any thread.
+    with ThreadPoolExecutor(1, "batches", torch.set_num_threads, (threads,)) as pool:
         ahead = deque(pool.submit(next, iterator, None) for _ in range(depth))
         while (batch := ahead.popleft().result()) is not None:
             ahead.append(pool.submit(next, iterator, None))

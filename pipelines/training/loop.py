@@ -70,7 +70,8 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
 
     def run() -> None:
         batches = training_batches(settings, source, process, worker, first_batch=state.batches)
-        with closing(prefetch(batches)) as prefetched, worker.in_loop():
+        threads = config.cpus_per_worker if isinstance(source, EncodedImages) else 1
+        with closing(prefetch(batches, threads=threads)) as prefetched, worker.in_loop():
             train(
                 state,
                 prefetched,

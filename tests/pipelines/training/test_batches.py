@@ -1,5 +1,6 @@
 """Batches are a function of (seed, batch number, position), whatever the number of workers and the first batch."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from operator import attrgetter
 
@@ -239,6 +240,21 @@ def test_micro_batches_together_are_the_batch():
     assert len(batch.chunk(7)) == 7, "shares differ between elastic workers, and their collectives must not"
     for name in FIELDS:
         assert torch.equal(torch.cat([field(part, name) for part in parts]), field(batch, name))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_are_prepared_with_threads_of_their_own(threads):
+    def train():
+        torch.set_num_threads(2)
+        of_batches = list(prefetch((torch.get_num_threads() for _ in range(4)), threads=threads))
+        return of_batches, torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(train).result() == ([threads] * 4, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_prefetched_batches_are_the_same_and_an_error_comes_in_its_turn():
