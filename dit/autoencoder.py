@@ -12,6 +12,7 @@ Sources: Rombach et al. 2022 (arXiv 2112.10752); DC-AE, Chen et al. 2024 (arXiv 
 import errno
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,23 @@ def sample_posterior(moments: Tensor, noise: Tensor) -> Tensor:
 
 
 def images_from_uint8(images: Tensor) -> Tensor:
-    """Convert uint8 images (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1]."""
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    """Convert uint8 images (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1], with the same bits on every device."""
+    by_pixel = images.float() / 127.5 - 1.0 if images.device.type == "cpu" else look_up_pixels(images)
+    return by_pixel.permute(0, 3, 1, 2)
+
+
+def look_up_pixels(images: Tensor) -> Tensor:
+    """Return the float32 values of uint8 images by a table from the CPU, in the same shape and on the same device.
+
+    A GPU would divide by multiplying by the rounded reciprocal, with other last bits.
+    """
+    return torch.nn.functional.embedding(images.int(), _pixel_values(images.device)).squeeze(-1)
+
+
+@cache
+def _pixel_values(device: torch.device) -> Tensor:
+    """Return the float32 values of the 256 bytes, (256, 1)."""
+    return (torch.arange(256.0) / 127.5 - 1.0).unsqueeze(1).to(device)
 
 
 def images_to_uint8(images: Tensor) -> Tensor:

@@ -56,14 +56,15 @@ class MomentsEncoder:
         from dit.autoencoder import images_from_uint8
         from dit.precision import tf32_products
 
-        moments, batch_size = [], self.settings.batch_size
+        moments, batch_size, is_gpu = [], self.settings.batch_size, self.device.type == "cuda"
         for start in range(0, max(1, len(images)), batch_size):
-            batch = torch.zeros((batch_size, *images.shape[1:]), dtype=torch.uint8)
+            batch = torch.zeros((batch_size, *images.shape[1:]), dtype=torch.uint8, pin_memory=is_gpu)
             part = images[start : start + batch_size]
             # Always a full batch: kernels chosen by batch size would make a shard's bytes depend on its length.
             batch[: len(part)] = torch.from_numpy(part.copy())  # contiguous, also if it is a flip of no images
-            pixels = images_from_uint8(batch).contiguous(memory_format=self.memory_format)
+            on_device = batch.to(self.device, non_blocking=True)
+            pixels = images_from_uint8(on_device).contiguous(memory_format=self.memory_format)
             with tf32_products(self.device, self.settings.dtype):
                 encoded = self.autoencoder.encode(pixels)
-            moments.append(encoded[: len(part)].half().cpu())
-        return torch.cat(moments).numpy()
+            moments.append(encoded[: len(part)].half())
+        return torch.cat(moments).cpu().numpy()  # only now, so that a GPU need not wait for the host between batches

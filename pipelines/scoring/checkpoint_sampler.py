@@ -85,8 +85,8 @@ class CheckpointSampler:
         """Encode and decode images uint8 (N, H, W, 3) by the checkpoint's autoencoder, at the posterior's mean."""
         decoded = []
         for start in range(0, len(images), self.batch_size):
-            pixels = images_from_uint8(torch.from_numpy(images[start : start + self.batch_size].copy()))
-            mean = self.autoencoder.encode(pixels)[:, : self.autoencoder.latent_channels]
+            batch = torch.from_numpy(images[start : start + self.batch_size].copy()).to(self.device)
+            mean = self.autoencoder.encode(images_from_uint8(batch))[:, : self.autoencoder.latent_channels]
             decoded.append(self.autoencoder.decode(self.autoencoder.scale.scale(mean)).cpu().numpy())
         return np.concatenate(decoded)
 

@@ -143,6 +143,6 @@ def reconstruct(autoencoder: Any, images: Tensor) -> Tensor:
     """
     device, decoded = next(autoencoder.parameters()).device, []
     for part in images.split(measured_at_once(images.shape[1])):
-        mean = autoencoder.encode(images_from_uint8(part).to(device)).latent_dist.mean
+        mean = autoencoder.encode(images_from_uint8(part.to(device))).latent_dist.mean
         decoded.append(images_to_uint8(autoencoder.decode(mean).sample).cpu())
     return torch.cat(decoded)

@@ -162,7 +162,7 @@ def image_batches(
         if crop is not None:
             read = random_crops(read, crop, draws.for_crops(number))
         yield ImageBatch(
-            images=to_device(images_from_uint8(torch.from_numpy(read)), device),
+            images=images_from_uint8(to_device(torch.from_numpy(read), device)),
             noise=to_device(draws.for_images(number, latent_shape), device),
             numbers=torch.full((len(read),), number),
         )

@@ -20,6 +20,9 @@ from ray.train.backend import Backend, BackendConfig
 from cluster.session import LOOPBACK
 from pipelines.config.training import ElasticWorkersConfig
 
+GPU_BACKENDS = "cpu:gloo,cuda:nccl"
+"""As torch's own default. Objects, such as whether a worker was asked to stop, go by gloo; by NCCL they would wait for
+all steps that are queued on the GPU."""
 TIMEOUT_SECONDS = 1800
 """Time after which a collective operation fails, as in Ray Train."""
 LEAVE_SECONDS = 30.0
@@ -79,7 +82,7 @@ def join(address: dict[str, str], **group: Any) -> None:
     from ray.train.torch import config
 
     os.environ.update(address)
-    if not address:
+    if address.get("MASTER_ADDR", LOOPBACK) == LOOPBACK:
         keep_gloo_on_loopback()
     config._set_torch_distributed_env_vars()
     config._setup_torch_process_group(timeout_s=TIMEOUT_SECONDS, **group)
@@ -110,7 +113,7 @@ def torch_group(workers: ElasticWorkersConfig) -> Iterator[TorchGroupConfig]:
     import ray.util
 
     if workers.gpus_per_worker or ray.util.get_node_ip_address() != LOOPBACK:
-        yield TorchGroupConfig("nccl" if workers.gpus_per_worker else "gloo")
+        yield TorchGroupConfig(GPU_BACKENDS if workers.gpus_per_worker else "gloo")
         return
     # Only this user can open the folder.
     with tempfile.TemporaryDirectory(prefix="raydit-workers-", ignore_cleanup_errors=True) as folder:

@@ -15,6 +15,7 @@ from dit.autoencoder import (
     images_to_uint8,
     latent_scale,
     locate_autoencoder,
+    look_up_pixels,
     psnr,
     sample_posterior,
     save_autoencoder,
@@ -90,6 +91,14 @@ def test_all_256_values_survive_conversion_to_floats_and_back():
     assert floats.shape == (1, 3, 16, 16)
     assert floats.min() == -1 and floats.max() == 1
     assert torch.equal(images_to_uint8(floats), values)
+
+
+def test_values_looked_up_are_those_computed_to_the_bit():
+    values = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(2, 16, 16, 3)
+    looked_up, computed = look_up_pixels(values).permute(0, 3, 1, 2), images_from_uint8(values)
+    assert torch.equal(looked_up, computed)
+    contiguous = values.contiguous()  # other layouts would choose other convolutions
+    assert look_up_pixels(contiguous).permute(0, 3, 1, 2).stride() == images_from_uint8(contiguous).stride()
 
 
 @pytest.mark.parametrize(

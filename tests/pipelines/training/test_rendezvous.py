@@ -45,7 +45,7 @@ def test_a_group_of_two_listens_on_loopback_only_and_leaves_nothing_behind(local
 def test_workers_with_gpus_or_on_a_cluster_meet_at_a_server(local_ray, monkeypatch):
     with torch_group(WorkersConfig()) as here, torch_group(WorkersConfig(gpus_per_worker=1)) as gpus:
         assert here.backend == "gloo" and Path(here.folder).stat().st_mode & 0o777 == 0o700
-        assert gpus == TorchGroupConfig("nccl", "")
+        assert gpus == TorchGroupConfig("cpu:gloo,cuda:nccl", "")
     assert not Path(here.folder).exists()
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "192.0.2.2")
     with torch_group(WorkersConfig()) as elsewhere:
