@@ -9,7 +9,6 @@ Sources: Rombach et al. 2022 (arXiv 2112.10752); DC-AE, Chen et al. 2024 (arXiv 
 (arXiv 2510.11690).
 """
 
-import errno
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -35,12 +34,10 @@ from dit.formats.autoencoder_digests import config_sha256, further_digests
 from dit.formats.diffusers_files import WEIGHTS, find_weights, look_for_weights
 from dit.hub import fetch_snapshot, split_revision
 from dit.latent_scale import LatentScale, latent_scale, read_scale, record_scale, remove_own_scale
-from raydit.errors import InvalidInput, NotFound
+from raydit.errors import DISK_REMEDIES, InvalidInput, NotFound
 
 VAE = "vae"
 """Folder of the autoencoder in a diffusers pipeline."""
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-"""Errors of the system that say that a download cannot be written here."""
 _OTHER_AUTOENCODER = "copy the autoencoder again, or choose another one"
 DETERMINISTIC_LOG_VARIANCE = -30.0
 """Log variance of deterministic latents: the lower limit in `sample_posterior`, a standard deviation of 3e-7."""
@@ -102,7 +99,7 @@ def locate_autoencoder(id: str, *, download: bool = True) -> Path:
     try:
         return _vae_of(fetch_snapshot(id, patterns, download=download))
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        if isinstance(error, OSError) and error.errno in DISK_REMEDIES:
             raise  # the id may be right
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise NotFound(

@@ -18,6 +18,7 @@ Nothing is pickled, so that checkpoints from untrusted sources cannot run code.
 """
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise InvalidInput(
             f"{folder} is {found}",
             "a checkpoint folder such as checkpoints/step_0001000",
-            f"import it first if it contains weights: raydit import {folder} OUT",
+            f"import it first if it contains weights: raydit import {shlex.quote(str(folder))} OUT",
         )
     if not folder.is_dir():
         raise NotFound(f"no checkpoint at {folder}", "a folder such as checkpoints/step_0001000", "check the path")

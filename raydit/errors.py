@@ -15,7 +15,17 @@
 Each derives from the built-in exception of its kind too, so that Python callers can catch what they expect.
 """
 
+import errno
 from typing import ClassVar
+
+DISK_REMEDIES = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space",
+    errno.EACCES: "Give yourself permission, or choose another path",
+    errno.EPERM: "Give yourself permission, or choose another path",
+    errno.EROFS: "Choose a path that can be written",
+}
+"""What to do about the system's errors of disks that are full or protected, by their number."""
 
 
 class RayditError(Exception):

@@ -6,6 +6,7 @@ a DiT pipeline folder of diffusers      a .pt or .safetensors file of the offici
 """
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -249,7 +250,8 @@ def _import_once(path: Path, model: str | None, overrides: tuple[str, ...]) -> C
         raise InvalidInput(
             f"{path} is {'a file' if path.is_file() else 'the shards of a file'}",
             "a checkpoint folder, or the size that these official weights have",
-            f"add --model, such as --model DiT-XL/2; for a size that has no name: raydit import {path} OUT",
+            "add --model, such as --model DiT-XL/2; for a size that has no name: "
+            f"raydit import {shlex.quote(str(path))} OUT",
         )
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -3,7 +3,6 @@
 Subcommands import what is heavy when they run, so that --help and mistakes in recipes answer at once.
 """
 
-import errno
 import sys
 from typing import NoReturn
 
@@ -31,7 +30,7 @@ from pipelines.cli.commands.ui import ui
 from pipelines.cli.commands.verify import verify
 from pipelines.cli.options import BAD_INPUT, FAILED, INTERRUPTED
 from raydit import __version__
-from raydit.errors import RayditError
+from raydit.errors import DISK_REMEDIES, RayditError
 from raydit.printable import printable
 
 COMMANDS: tuple[click.Command, ...] = (
@@ -40,16 +39,6 @@ COMMANDS: tuple[click.Command, ...] = (
     *(runs, lineage, promote, clean, ui),
     *(submit, jobs, doctor),
 )
-
-
-REMEDIES = {
-    errno.ENOSPC: "Free some space",
-    errno.EDQUOT: "Free some space",
-    errno.EACCES: "Give yourself permission, or choose another path",
-    errno.EPERM: "Give yourself permission, or choose another path",
-    errno.EROFS: "Choose a path that can be written",
-}
-"""What to do about errors that are the machine's and never ours, by their number."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -87,9 +76,9 @@ def _run() -> None:
     except RayditError as error:
         _exit(_message_for_user(error), error.exit_code)
     except OSError as error:
-        if error.errno not in REMEDIES:
+        if error.errno not in DISK_REMEDIES:
             raise
-        _exit(f"{error}. {REMEDIES[error.errno]}, and run the same command again to resume", FAILED)
+        _exit(f"{error}. {DISK_REMEDIES[error.errno]}, and run the same command again to resume", FAILED)
 
 
 def _message_for_user(error: RayditError) -> str:

@@ -4,6 +4,7 @@ A report lies in output/evaluations/<protocol_id>/<name of the checkpoint>, next
 """
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -179,7 +180,7 @@ def _reports_of(name: str, protocol_id: str | None) -> list[EvaluationReport]:
     files += find_report_files(evaluations, None, opened.name, file=_aside(opened.digest, REPORT_FILE))
     reports = [report for report in read_reports(files) if report.checkpoint_digest == opened.digest]
     if not reports:
-        raise NotFound(f"{name}: no report in {evaluations}", "", f"Make one: raydit evaluate {name}")
+        raise NotFound(f"{name}: no report in {evaluations}", "", f"make one: raydit evaluate {shlex.quote(name)}")
     if protocol_id:
         return _of_protocol(reports, protocol_id, name)
     return [report for report in reports if not any(_repeats(other, report) for other in reports)]
