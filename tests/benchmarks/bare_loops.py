@@ -11,13 +11,13 @@ from pipelines.training.group import run_workers
 from pipelines.training.messages import Report
 
 
-def bare_loop(pipe, build, rank, num_workers, meeting):
+def bare_loop(pipe, build, rank, num_workers, meeting, threads):
     """Do the steps of a careful script: fused AdamW, an average, one batch in memory; as many as the pipe asks for.
 
     build: returns a network, and a function of it (or of what DDP wraps it into) that returns the loss. Several loops
     train one model, as DDP does by default.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     network, loss = build()
     model = network
     if num_workers > 1:
@@ -41,13 +41,16 @@ def bare_loop(pipe, build, rank, num_workers, meeting):
 class BareLoops:
     """One process for each worker, all at once."""
 
-    def __init__(self, build, num_workers, meeting):
-        """build: as of `bare_loop`, and picklable. meeting: a file that is not there yet, by which they meet."""
+    def __init__(self, build, num_workers, meeting, threads=1):
+        """build: as of `bare_loop`, and picklable. meeting: a file that is not there yet, by which they meet.
+
+        threads: of each process.
+        """
         spawn = multiprocessing.get_context("spawn")
         self.pipes, self.processes = [], []
         for rank in range(num_workers):
             ours, theirs = spawn.Pipe()
-            work = (theirs, build, rank, num_workers, f"file://{meeting}")
+            work = (theirs, build, rank, num_workers, f"file://{meeting}", threads)
             process = spawn.Process(target=bare_loop, args=work, daemon=True)
             process.start()
             self.pipes.append(ours)

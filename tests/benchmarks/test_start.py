@@ -37,7 +37,8 @@ def test_trainings_start(results, quick, tmp_path):
     """From the command to the first step, with two workers; beside it, what one process needs for its imports."""
     output = tmp_path / "output"
     flags = [f"output={output}", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"]
-    flags += ["autoencoder.train.steps=40", "train.steps=60", "train.log_every=1", "train.num_workers=2"]
+    flags += ["autoencoder.train.steps=40", "train.steps=60", "train.log_every=1"]
+    flags += ["train.num_workers=2", "train.cpus_per_worker=1"]
     flags += [f"train.{name}=60" for name in ("checkpoint_every", "validate_every", "sample_every")]
     command = [RECIPE, *(part for flag in flags for part in ("--set", flag))]
     for stage in ("autoencoder", "encode"):

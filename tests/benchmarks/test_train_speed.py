@@ -32,6 +32,7 @@ ROUNDS = 3
 ROWS = (1_000, 5_000, 25_000)
 CASES = {
     "width 128, depth 4, batch 128": ({"patch_size": 2, "hidden_size": 128, "depth": 4, "num_heads": 4}, 8, 128, 40),
+    "width 128, depth 4, batch 32": ({"patch_size": 2, "hidden_size": 128, "depth": 4, "num_heads": 4}, 8, 32, 120),
     "DiT-S/2 on 16x16 latents, batch 16": ({"name": "DiT-S/2"}, 16, 16, 8),
 }
 """The recipe's [model], the latents' size, images per step, steps per round."""
@@ -46,9 +47,14 @@ def build_dit(model_config, batch_size):
     return DiT(model_config), lambda model: process.training_losses(model, latents, t, labels, noise)["loss"].mean()
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-@pytest.mark.parametrize("case", CASES)
-def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers):
+@pytest.mark.parametrize(
+    ("case", "num_workers", "threads"),
+    [
+        *itertools.product(["width 128, depth 4, batch 128", "DiT-S/2 on 16x16 latents, batch 16"], [1, 2], [1]),
+        ("width 128, depth 4, batch 32", 1, 2),
+    ],
+)
+def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers, threads):
     model, side, batch_size, steps = CASES[case]
     if quick and (num_workers == 2 or side == 16):
         pytest.skip("takes minutes")
@@ -62,13 +68,15 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers
             steps=rounds * steps,
             global_batch_size=batch_size,
             num_workers=num_workers,
+            cpus_per_worker=threads,
             log_every=steps // 2,
             checkpoint_every=steps,
         )
 
     latents = LatentDataset.open(recipe(1).latents)
     rounds = [train_worker_settings(recipe(number), latents) for number in range(1, num_rounds + 1)]
-    loops = BareLoops(partial(build_dit, rounds[0].model, batch_size // num_workers), num_workers, tmp_path / "meeting")
+    build = partial(build_dit, rounds[0].model, batch_size // num_workers)
+    loops = BareLoops(build, num_workers, tmp_path / "meeting", threads)
     with StageContext(recipe(1)) as context:
         folder = recipe(1).folder(RAY_FOLDER)
         listeners, bare = run_in_turn(context, "train", train_worker, rounds, loops, steps, folder)
@@ -83,6 +91,8 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers
         f"start {Timing(starts).median:.1f} s"
     )
     name = f"{case}, {num_workers} worker{'s' if num_workers > 1 else ''}"
+    if threads > 1:
+        name += f" of {threads} threads"
     against = "bare torch loop" if num_workers == 1 else "bare torch loop with DDP"
     results.faster("train job", name, said, against, Timing(ours), Timing(bare))
 
