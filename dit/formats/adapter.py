@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dit.files import write_json
+from dit.formats.adapter_config import check_config, read_header_config
 from dit.formats.digests import read_object
 from dit.formats.foreign import to_float32
 from dit.formats.weights import check_finite, read_weights
@@ -30,24 +31,7 @@ ADAPTER_CLASSES = "class_names.json"
 PREFIX = "base_model.model."
 """What peft puts before the names that the model has."""
 OTHER_PREFIXES = ("transformer.", "")
-"""What diffusers puts there, and what others do."""
-UNSUPPORTED = {
-    "use_dora": "DoRA, which also scales the columns of each weight",
-    "use_qalora": "QALoRA",
-    "fan_in_fan_out": "weights stored as (in, out)",
-    "lora_bias": "biases of the factors",
-    "layer_replication": "layers used several times",
-    "target_parameters": "factors of bare parameters",
-    "trainable_token_indices": "single rows of an embedding",
-    "use_bdlora": "BD-LoRA, whose factors are block-diagonal",
-    "kasa_config": "KaSA, which truncates the base's weights",
-    "alora_invocation_tokens": "aLoRA, which changes some tokens only",
-    "arrow_config": "Arrow, which chooses among several adapters",
-    "monteclora_config": "MonteCLoRA, which samples the factors",
-}
-"""Fields of an adapter's config by which it computes something else, and what."""
-INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-"""Values of init_lora_weights by which peft leaves the base's weights as they are."""
+"""Prefixes that diffusers and other tools use instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +148,7 @@ def read_class_names(folder: str | Path) -> tuple[str, ...]:
 
 
 def _find_files(folder: Path) -> tuple[dict[str, Any], Path]:
-    """Return the content of the config, empty if only diffusers' file is there, and the file of the weights."""
+    """Return the config, from its file or the header of the weights, or empty, and the file of the weights."""
     names = (ADAPTER_WEIGHTS, "adapter_model.bin", "pytorch_lora_weights.safetensors")
     file = folder if folder.is_file() else next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
@@ -178,25 +162,7 @@ def _find_files(folder: Path) -> tuple[dict[str, Any], Path]:
         return read_object(config), file
     if file.name.startswith("adapter_model"):
         raise NotFound(f"{folder}: found {file.name} without {ADAPTER_CONFIG}", "both", "copy the folder again")
-    return {}, file
-
-
-def check_config(config: Mapping[str, Any], where: object) -> None:
-    """Raise InvalidInput unless a config is of LoRA as this module computes it."""
-    kind = config.get("peft_type", "LORA")
-    reason = None if kind == "LORA" else f"an adapter of the kind {kind}"
-    reason = reason or next((words for name, words in UNSUPPORTED.items() if config.get(name)), None)
-    if config.get("bias", "none") != "none":
-        reason = "trained biases"
-    if reason is not None:
-        raise InvalidInput(f"{where}: found {reason}", "low-rank factors alone (LoRA)", "merge it with peft instead")
-    initialisation = config.get("init_lora_weights", True)
-    if initialisation not in INITIALISATIONS:
-        raise InvalidInput(
-            f"{where}: found init_lora_weights {initialisation!r}, by which peft changed the weights of the base",
-            "an adapter of the base as it was",
-            "save it again by peft with path_initial_model_for_weight_conversion, or merge it with peft",
-        )
+    return read_header_config(file), file
 
 
 def _own_name(name: str) -> str:
@@ -208,8 +174,9 @@ def _own_name(name: str) -> str:
 def group_weights(weights: Mapping[str, Tensor], config: Mapping[str, Any], where: object) -> AdapterWeights:
     """Return tensors by the model's names as factors and parameters in full.
 
-    config: content of adapter_config.json; without one, scales come from tensors NAME.alpha, or are 1. Raises
-    InvalidInput if there are no factors, or if one lacks its other half or has a shape that does not fit.
+    config: content of adapter_config.json, or of the header of diffusers' file. Tensors NAME.alpha come before it, and
+    without either, scales are 1. Raises InvalidInput if there are no factors, or if one lacks its other half or has a
+    shape that does not fit.
     """
     pairs: dict[str, dict[str, Tensor]] = {}
     full: dict[str, Tensor] = {}

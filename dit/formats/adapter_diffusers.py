@@ -56,8 +56,8 @@ def _theirs(name: str, depth: int) -> Iterator[str]:
 def adapter_from_diffusers(adapter: AdapterWeights, depth: int, width: int) -> AdapterWeights:
     """Return an adapter of official layers that changes the same; one of official layers is returned as it is.
 
-    depth, width: of the model. Raises InvalidInput for layers that a DiT does not have, and for copies of an embedder
-    that are changed differently, because DiT has one for all blocks.
+    depth, width: of the model. Raises InvalidInput for layers that a DiT of these sizes does not have, and for copies
+    of an embedder that are changed differently, because DiT has one for all blocks.
     """
     if not any(name.startswith(("transformer_blocks.", "proj_out_", "pos_embed.")) for name in adapter.factors):
         return adapter
@@ -93,7 +93,18 @@ def _one(ours: str, names: list[str], found: Mapping[str, Factors]) -> Factors:
 
 
 def _fused(names: list[str], found: Mapping[str, Factors], width: int) -> Factors:
-    """Return the factors of queries, keys and values as those of the layer that computes all three."""
+    """Return the factors of queries, keys and values as those of the layer that computes all three.
+
+    Raises InvalidInput for factors of a layer of another width.
+    """
+    for name, each in found.items():
+        shape = len(each.up), each.down.shape[1]
+        if shape != (width, width):
+            raise InvalidInput(
+                f"found an adapter of another model: it changes {name} {shape}",
+                f"({width}, {width}), as the base has it",
+                "choose the base that it was trained on",
+            )
     first = next(iter(found.values()))
     if len(found) == 3 and all(each.scale == first.scale and each.down.equal(first.down) for each in found.values()):
         return Factors(first.down, torch.cat([found[name].up for name in names]), first.scale)

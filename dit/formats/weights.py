@@ -60,6 +60,18 @@ def read_named(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
         raise _unreadable(file, error) from None
 
 
+def read_metadata(file: Path) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file; empty for a file of another format. Raises InvalidInput."""
+    refuse_lfs_pointer_file(file, "the weights")
+    if not _is_safetensors(file):
+        return {}
+    try:
+        with safe_open(file, "pt") as opened:
+            return opened.metadata() or {}
+    except Exception as error:  # as in read_weights
+        raise _unreadable(file, error) from None
+
+
 def _is_safetensors(file: Path) -> bool:
     """Return whether a file is a safetensors file: it begins with the length of a header, which is JSON."""
     with open_regular(file) as opened:

@@ -1,6 +1,7 @@
 """Adapters in peft's layout, without peft: written, read, merged and refused. `test_lora` compares with peft itself."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from dit.config import named_config
 from dit.formats.adapter import AdapterWeights, Factors, merge_adapters, read_adapter, write_adapter
+from dit.formats.adapter_diffusers import adapter_from_diffusers
 from dit.formats.weights import load_weights
 from dit.lora import adapter_config
 from dit.model import build_model, meta_state
 from raydit.errors import InvalidInput
+
+FILE = "adapter_model.safetensors"
 
 
 @pytest.fixture
@@ -157,7 +161,7 @@ def test_an_initialisation_that_leaves_the_base_alone_is_read_as_any_other(writt
 
 def test_files_of_an_adapter_that_are_wrong_are_refused(written, tmp_path):
     _, base, folder = written()
-    file = folder / "adapter_model.safetensors"
+    file = folder / FILE
     tensors = load_file(file)
     first = min(tensors)
     cases = {
@@ -199,3 +203,58 @@ def test_no_name_of_the_head_is_mistaken_for_one_of_the_trunk(written):
         found = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
         assert isinstance(found, str) == ambiguous
         assert ("head.blocks.0.attn.qkv" in found) != ambiguous
+
+
+def test_a_file_of_diffusers_is_scaled_as_its_header_says(written, tmp_path):
+    from diffusers.loaders.lora_base import LoraBaseMixin
+
+    _, _, folder = written()
+    tensors = {name.removeprefix("base_model.model."): value for name, value in load_file(folder / FILE).items()}
+
+    def scales(header):
+        state = {f"transformer.{name}": value for name, value in tensors.items()}
+        options = {"is_main_process": True, "weight_name": None, "save_function": None, "safe_serialization": True}
+        LoraBaseMixin.write_lora_layers(state, tmp_path / "theirs", **options, lora_adapter_metadata=header)
+        return {name: pair.scale for name, pair in read_adapter(tmp_path / "theirs").factors.items()}
+
+    def prefixed(**config):
+        return {f"transformer.{name}": value for name, value in config.items()} | {"text_encoder.lora_alpha": 99}
+
+    first, *others = (name.removesuffix(".lora_A.weight") for name in tensors if "lora_A" in name)
+    assert set(scales(None).values()) == {1.0}
+    assert set(scales(prefixed(r=3, lora_alpha=6)).values()) == {2.0}
+    assert set(scales(prefixed(lora_alpha=6, use_rslora=True)).values()) == {6 / math.sqrt(3)}
+    assert set(scales({"lora_alpha": 6, "use_rslora": False}).values()) == {2.0}  # as save_lora_adapter writes it
+    found = scales(prefixed(lora_alpha=6, alpha_pattern={first: 12}))
+    assert found == {first: 4.0, **dict.fromkeys(others, 2.0)}
+    for config, message in (({"use_dora": True}, "found DoRA"), ({"lora_alpha": "many"}, "found lora_alpha 'many'")):
+        with pytest.raises(InvalidInput, match=message):
+            scales(prefixed(**config))
+
+
+@pytest.mark.parametrize("header", ["[1]", "{", "5", "[" * 100_000])
+def test_a_header_that_is_no_config_is_refused(written, header):
+    _, _, folder = written()
+    file = folder / "pytorch_lora_weights.safetensors"
+    save_file(load_file(folder / FILE), file, {"format": "pt", "lora_adapter_metadata": header})
+    (folder / FILE).unlink()
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(
+        InvalidInput, match="weights.safetensors: found lora_adapter_metadata .* expected a JSON object"
+    ):
+        read_adapter(folder)
+
+
+def test_an_adapter_of_another_width_in_the_names_of_diffusers_is_refused():
+    pair = Factors(torch.ones(2, 16), torch.ones(16, 2), 1.0)
+    for parts in ("qkv", "q"):
+        adapter = AdapterWeights({f"transformer_blocks.0.attn1.to_{letter}": pair for letter in parts}, {})
+        with pytest.raises(
+            InvalidInput, match=r"another model: .*to_q \(16, 16\), expected \(32, 32\), as the base has"
+        ):
+            adapter_from_diffusers(adapter, 1, 32)
+    different = {"to_q": pair, "to_k": Factors(torch.ones(2, 32), torch.ones(32, 2), 1.0)}
+    with pytest.raises(InvalidInput, match="an adapter of another model"):
+        adapter_from_diffusers(
+            AdapterWeights({f"transformer_blocks.0.attn1.{name}": each for name, each in different.items()}, {}), 1, 32
+        )
