@@ -169,7 +169,8 @@ def read_pipeline(folder: str | Path, numerics: Numerics = "diffusers") -> Pipel
     """
     folder = Path(folder)
     index = _read_json(folder / "model_index.json", folder)
-    kind = tuple(index.get("transformer") or ())
+    named = index.get("transformer")
+    kind = tuple(map(str, named)) if isinstance(named, list) else ()
     custom = kind == (CUSTOM_MODULE_NAME, CUSTOM_CLASS_NAME)
     stock = kind in (("diffusers", "DiTTransformer2DModel"), ("diffusers", "Transformer2DModel"))
     if index.get("_class_name") != "DiTPipeline" or not (custom or stock):
@@ -193,7 +194,7 @@ def read_pipeline(folder: str | Path, numerics: Numerics = "diffusers") -> Pipel
         numerics_fields = {"timestep_frequency_shift": 1, "mlp_norm_eps": fields["norm_eps"]}
     else:
         numerics_fields = {"timestep_frequency_shift": 0, "mlp_norm_eps": NORM_EPS}
-    names: dict[str, str] | None = index.get("id2label")
+    names = _class_names(index, folder)
     files = find_weights(folder / "transformer")
     state = files.read()
     taken = files.describe(state)
@@ -202,6 +203,16 @@ def read_pipeline(folder: str | Path, numerics: Numerics = "diffusers") -> Pipel
     class_names = [(names or {}).get(str(label), str(label)) for label in range(config.num_classes)]
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", folder)
     return Pipeline(config, _objective(scheduler, config.learn_sigma), weights, class_names, taken)
+
+
+def _class_names(index: Mapping[str, Any], folder: Path) -> dict[str, str] | None:
+    """Return the names of the classes by their labels, as texts; None if a model_index.json has none."""
+    names = index.get("id2label")
+    if names is None or isinstance(names, dict) and all(isinstance(name, str) for name in names.values()):
+        return names
+    raise InvalidInput(
+        f"{folder}/model_index.json: found id2label {str(names)[:80]}", "names by their labels", "correct id2label"
+    )
 
 
 def _read_json(file: Path, folder: Path) -> dict[str, Any]:

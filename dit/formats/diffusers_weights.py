@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dit.config import DiTConfig
+from dit.config_bounds import MAX_SIZES
 from dit.formats.weights import check_weights
 from dit.layers.embeddings import position_embedding
 from dit.model import meta_state
@@ -71,8 +72,9 @@ def from_diffusers(
     fields: its arguments, plus timestep_frequency_shift and mlp_norm_eps of DiTConfig. state: its state dict.
     num_classes: number of classes that the pipeline names, or None for one less than the label table has rows.
     Raises InvalidInput if names differ, if the blocks have different embedders, because DiT has one for all blocks,
-    or if the label table has rows that are neither a class nor the null class.
+    if the label table lacks rows for named classes, or if it has rows that are neither a class nor the null class.
     """
+    _check_numbers(fields)
     state = {name: tensor.float() for name, tensor in state.items() if name != "pos_embed.pos_embed"}
     depth, width = fields["num_layers"], fields["num_attention_heads"] * fields["attention_head_dim"]
     rows = fields["num_embeds_ada_norm"] + 1
@@ -89,6 +91,12 @@ def from_diffusers(
         timestep_frequency_shift=fields["timestep_frequency_shift"],
         mlp_norm_eps=fields["mlp_norm_eps"],
     )
+    if config.num_classes > rows:
+        raise InvalidInput(
+            f"found {config.num_classes:,} classes under id2label in model_index.json, and {rows:,} rows of labels",
+            "a row for each class",
+            "correct id2label, or remove it: the classes are then called by their numbers",
+        )
     check_weights(_diffusers_meta(config, rows), state)
     weights = {"pos_embed": position_embedding(width, *config.grid_size).float()[None]}
     for official, diffusers_names, split in _names(depth):
@@ -106,6 +114,18 @@ def from_diffusers(
     else:
         del weights[LABELS]
     return config, weights
+
+
+def _check_numbers(fields: Mapping[str, Any]) -> None:
+    """Raise InvalidInput for a number that is none, or far beyond those of any model, in a config from elsewhere."""
+    largest = MAX_SIZES["num_classes"]
+    for name in ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "num_embeds_ada_norm"):
+        if type(fields[name]) is not int or not 0 <= fields[name] <= largest:
+            raise InvalidInput(
+                f"transformer/config.json: found {name} = {str(fields[name])[:100]}",
+                f"an integer from 0 to {largest:,}",
+                "copy it again",
+            )
 
 
 def _names(depth: int) -> Iterator[tuple[str, list[str], bool]]:

@@ -277,6 +277,22 @@ def change(file, **changes):
             "schedule is not supported: found .*trained_betas",
         ),
         ("model_index.json", {"id2label": {"0": "cat"}}, "with different rows after theirs, expected one for the null"),
+        (
+            "model_index.json",
+            {"id2label": {str(label): f"class {label}" for label in range(1000)}},
+            "found 1,000 classes under id2label in model_index.json, and 11 rows of labels, expected a row for each",
+        ),
+        ("model_index.json", {"id2label": ["cat"]}, "found id2label .*cat.*, expected names by their labels"),
+        ("model_index.json", {"id2label": {"0": None}}, "found id2label"),
+        ("model_index.json", {"transformer": [None, None]}, "with transformer None.None, expected DiTPipeline"),
+        ("model_index.json", {"transformer": 5}, "with transformer None, expected DiTPipeline"),
+        ("transformer/config.json", {"num_embeds_ada_norm": None}, "found num_embeds_ada_norm = None, expected an int"),
+        (
+            "transformer/config.json",
+            {"num_layers": -1},
+            "found num_layers = -1, expected an integer from 0 to 10,000,000",
+        ),
+        ("transformer/config.json", {"attention_head_dim": "8"}, "found attention_head_dim = 8, expected an integer"),
     ],
 )
 def test_an_unsupported_pipeline_is_refused(stock, tmp_path, file, changes, message):
