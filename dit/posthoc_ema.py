@@ -5,7 +5,9 @@ closest to the desired profile gives the coefficients by which the stored averag
 Source: Karras et al. 2024, section 3.2 and appendix C (https://arxiv.org/abs/2312.02696).
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from dit.checkpoint import Checkpoint
 from dit.ema import gamma_from_sigma_rel
+from dit.files import sha256_once
+from dit.formats.digests import require_recorded
 from raydit.errors import InvalidInput
 from raydit.regular_files import refuse_special_file
 
@@ -59,29 +63,42 @@ def reconstruction_weights(stored: Sequence[Profile], target: Profile) -> Tensor
 def reconstruct_ema(checkpoints: Sequence[Checkpoint], sigma_rel: float, step: int | None = None) -> dict[str, Tensor]:
     """Return the state dict of the average of relative width sigma_rel at `step`, from checkpoints of one run.
 
-    step: by default that of the last checkpoint. Tensors that are not floating point come from the last checkpoint.
-    Raises InvalidInput if the checkpoints hold no power-function average, or none as late as `step`.
+    step: by default that of the last checkpoint. Tensors that are not floating point come from the last checkpoint. One
+    at step 0 has averaged nothing, and is passed over. Raises InvalidInput if the checkpoints hold no power-function
+    average, or none as late as `step`, if they hold adapters, or if a file changed after it was written.
     """
-    files = {
-        Profile(checkpoint.step, gamma_from_sigma_rel(float(file.stem.removeprefix("ema_")))): file
-        for checkpoint in checkpoints
-        for file in sorted(checkpoint.path.glob("ema_*.safetensors"))
-    }
+    files = {profile: file for checkpoint in checkpoints for profile, file in _stored_averages(checkpoint)}
     if not files:
         where = ", ".join(str(checkpoint.path) for checkpoint in checkpoints[:3]) or "no checkpoints"
         raise InvalidInput(
             f"found no power-function averages in {where}",
-            "files such as ema_0.05.safetensors",
+            "files such as ema_0.05.safetensors, of a step after 0",
             "train with train.ema_sigma_rels = [0.05, 0.10]",
         )
     last = max(files)
     target = Profile(last.step if step is None else step, gamma_from_sigma_rel(sigma_rel))
     weights = reconstruction_weights(list(files), target)
-    for file in files.values():
-        refuse_special_file(file)
     opened = [safe_open(file, "pt") for file in files.values()]
     newest = opened[list(files).index(last)]
     return {name: _weighted_sum(name, opened, weights.tolist(), newest) for name in newest.keys()}
+
+
+def _stored_averages(checkpoint: Checkpoint) -> Iterator[tuple[Profile, Path]]:
+    """Yield profile and file of each power-function average that a checkpoint lists. Raises as `reconstruct_ema`."""
+    if checkpoint.base is not None:
+        raise InvalidInput(
+            f"found an adapter in {checkpoint.path}, whose averages are those of its factors",
+            "checkpoints that hold all of their weights, which are combined one by one",
+            "use one of the averages that were trained, or train without [train.lora]",
+        )
+    if checkpoint.step == 0:
+        return
+    for name in sorted(checkpoint.weights_names):
+        if match := re.fullmatch(r"ema_(\d+(?:\.\d+)?(?:e-\d+)?)", name):
+            file = checkpoint.path / f"{name}.safetensors"
+            refuse_special_file(file)
+            require_recorded(checkpoint.path, file.name, checkpoint.files, sha256_once)
+            yield Profile(checkpoint.step, gamma_from_sigma_rel(float(match[1]))), file
 
 
 def _weighted_sum(name: str, opened: list[Any], weights: list[float], newest: Any) -> Tensor:

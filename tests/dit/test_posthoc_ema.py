@@ -1,9 +1,12 @@
 """Averages reconstructed after training equal those that were tracked during training."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from dit.checkpoint import save_checkpoint, step_name
@@ -11,6 +14,7 @@ from dit.ema import PowerEMA, gamma_from_sigma_rel
 from dit.posthoc_ema import Profile, profile_product, reconstruct_ema, reconstruction_weights
 from dit.schedule import TrainingConfig
 from dit.train import create_state
+from raydit.errors import InvalidInput
 
 STEPS, EVERY = 400, 20
 PROFILES = st.builds(Profile, st.integers(1, 1000), st.floats(0.5, 60))
@@ -144,3 +148,37 @@ def test_errors_say_what_was_found_and_expected_and_what_to_do(run, tmp_path):
         reconstruct_ema([plain], 0.07)
     with pytest.raises(ValueError, match="in no checkpoints"):
         reconstruct_ema([], 0.07)
+
+
+def test_a_checkpoint_at_step_0_adds_nothing(run, tmp_path):
+    checkpoints, _ = run
+    network = Weights()
+    state = create_state(network, TrainingConfig(steps=STEPS, ema_sigma_rels=(0.05, 0.1)))
+    first = save_checkpoint(state, tmp_path / step_name(0), {}, {})
+    made, expected = reconstruct_ema([first, *checkpoints], 0.07), reconstruct_ema(checkpoints, 0.07)
+    assert all(torch.equal(made[name], value) for name, value in expected.items())
+    with pytest.raises(ValueError, match=r"no power-function averages in .*, of a step after 0"):
+        reconstruct_ema([first], 0.07)
+
+
+def test_files_that_the_checkpoint_does_not_list_or_that_changed_are_not_used(tmp_path):
+    state = create_state(Weights(), TrainingConfig(steps=STEPS, ema_sigma_rels=(0.05, 0.1)))
+    state.step = 5
+    checkpoint = save_checkpoint(state, tmp_path / step_name(5), {}, {})
+    expected = reconstruct_ema([checkpoint], 0.07)
+    other = {name: value + 1 for name, value in expected.items()}
+    save_file(other, checkpoint.path / "ema_0.15.safetensors")
+    assert torch.equal(reconstruct_ema([checkpoint], 0.07)["wandering"], expected["wandering"])
+    save_file(other, checkpoint.path / "ema_0.05.safetensors")
+    with pytest.raises(InvalidInput, match=r"ema_0.05.safetensors: the file changed after it was written"):
+        reconstruct_ema([checkpoint], 0.07)
+
+
+def test_the_averages_of_adapters_are_refused(run):
+    checkpoints, _ = run
+    base = {"uri": "/base", "file": "ema.safetensors", "sha256": "0", "digest": "0"}
+    adapter = dataclasses.replace(checkpoints[0], config={**checkpoints[0].config, "base": base})
+    with pytest.raises(
+        InvalidInput, match=r"found an adapter in .*step_0000020, .* expected checkpoints that hold all"
+    ):
+        reconstruct_ema([adapter], 0.07)
