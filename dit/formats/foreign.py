@@ -16,7 +16,7 @@ from raydit.errors import InvalidInput
 TRAINED = ("model", "state_dict", "model_state_dict", "module", "net", "network")
 """Entries of a file, and first parts of names, that hold the trained weights; the first that exists is taken."""
 AVERAGED = ("ema", "ema_state_dict", "model_ema", "ema_model")
-"""The same of the averaged weights."""
+"""Entries of a file, and first parts of names, that hold the averaged weights; the first that exists is taken."""
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What DDP, torch.compile, FSDP and activation checkpointing put before the names of what they wrap."""
 COUNTERS = ("n_averaged",)
@@ -157,14 +157,8 @@ def to_float32(weights: Mapping[str, Tensor], where: object) -> dict[str, Tensor
     seen: set[int] = set()
     converted = {}
     for name, tensor in weights.items():
-        dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_meta
-        if not dense or tensor.dtype not in FLOATS:
-            kind = str(tensor.dtype).removeprefix("torch.") if dense else "no dense tensor"
-            raise InvalidInput(
-                f"{where}: the tensor {name} is {kind}",
-                f"one of {', '.join(str(dtype).removeprefix('torch.') for dtype in FLOATS)}",
-                "save the weights as they were before they were quantised",
-            )
+        if not is_dense(tensor) or tensor.dtype not in FLOATS:
+            raise no_weights(name, tensor, where)
         value = tensor.detach().to(torch.float32)
         storage = value.untyped_storage()
         if storage.data_ptr() in seen or storage.nbytes() != value.numel() * value.element_size():
@@ -172,6 +166,24 @@ def to_float32(weights: Mapping[str, Tensor], where: object) -> dict[str, Tensor
         seen.add(storage.data_ptr())
         converted[name] = value
     return converted
+
+
+def is_dense(value: Any) -> bool:
+    """Return whether a value is a tensor with dense values in memory."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+
+
+def no_weights(name: str, value: Any, where: object) -> InvalidInput:
+    """Return the error of an entry whose value is no dense tensor, or of another dtype than FLOATS.
+
+    where: the file, for messages.
+    """
+    kind = str(value.dtype).removeprefix("torch.") if is_dense(value) else "no dense tensor"
+    return InvalidInput(
+        f"{where}: the tensor {name} is {kind}",
+        f"one of {', '.join(str(dtype).removeprefix('torch.') for dtype in FLOATS)}",
+        "save the weights as they were before they were quantised",
+    )
 
 
 def describe_dtypes(weights: Mapping[str, Tensor]) -> list[str]:

@@ -74,6 +74,7 @@ def read_official(file: str | Path, model: str | None = None, **known: Any) -> O
     index = find_index(file)
     content = read_weights(file) if index is None else read_shards(index)
     arguments = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
+    seed = arguments.get("global_seed")
     found = choose_weights(content, file)
     if aligned := any(name.startswith(PROJECTORS) for name in found.ema):
         found = _without_projectors(found)
@@ -96,7 +97,7 @@ def read_official(file: str | Path, model: str | None = None, **known: Any) -> O
         model=ema if found.model is found.ema else usable(found.model),
         ema=ema,
         step=int(file.stem) if file.stem.isdecimal() else 0,
-        seed=arguments.get("global_seed", 0),
+        seed=seed if isinstance(seed, int) else 0,
         taken=", ".join([*shards, *found.taken, *dropped, *describe_dtypes(found.ema)]),
     )
 

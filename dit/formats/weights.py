@@ -14,14 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dit.distributed import copy_full_tensor
+from dit.formats.foreign import FLOATS, is_dense, no_weights
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
 from raydit.regular_files import open_regular
 
 MAX_HEADER = 100_000_000
 """Most bytes of a safetensors file's header, as its own library has it."""
-MAX_DEPTH = 8
-"""Containers inside each other whose tensors are counted; a file of weights has three."""
 MAX_SHARING = 4
 """Largest ratio of the bytes of all tensors to those of their file: tied weights are saved once."""
 
@@ -50,7 +49,10 @@ def read_weights(file: str | Path) -> dict[str, Any]:
 
 
 def read_named(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """Read those of some tensors that a weights file has; of a safetensors file, nothing else. Raises InvalidInput."""
+    """Read those of the named tensors that a weights file contains; from a safetensors file, only these are read.
+
+    Raises InvalidInput.
+    """
     if not _is_safetensors(file):
         return {name: tensor for name, tensor in read_weights(file).items() if name in names}
     try:
@@ -105,13 +107,19 @@ def _refuse_more_than_bytes(content: Any, file: Path) -> None:
         )
 
 
-def _tensors(content: Any, depth: int = 0) -> Iterator[Tensor]:
-    """Yield the tensors in containers, and in containers in these."""
-    if isinstance(content, Tensor):
-        yield content
-    elif isinstance(content, Mapping | list | tuple) and depth < MAX_DEPTH:
-        for value in content.values() if isinstance(content, Mapping) else content:
-            yield from _tensors(value, depth + 1)
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """Yield the tensors in containers, and in containers in these.
+
+    Each container is visited once: where each of a few lists holds the next one many times, the paths are too many.
+    """
+    seen, waiting = set[int](), [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(value.values() if isinstance(value, Mapping) else value)
 
 
 def _unreadable(file: Path, error: Exception) -> InvalidInput:
@@ -175,11 +183,13 @@ def load_finite(file: Path, device: str | torch.device) -> dict[str, Tensor]:
 
 
 def check_finite(weights: Mapping[str, Tensor], where: str | Path, do: str = "copy the file again") -> None:
-    """Raise InvalidInput, naming the first tensor, if a weight is NaN or infinite.
+    """Raise InvalidInput, naming the first, for a weight that is NaN or infinite, and for what is no tensor of weights.
 
-    where: the file that they come from. do: what to do about it.
+    where: the file that they come from. do: what to do about weights that are not finite. Integers are weights here.
     """
     for name, tensor in weights.items():
+        if not is_dense(tensor) or tensor.is_floating_point() and tensor.dtype not in FLOATS:
+            raise no_weights(name, tensor, where)
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             wrong = int((~torch.isfinite(tensor)).sum())
             raise InvalidInput(

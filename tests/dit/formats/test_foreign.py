@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dit.checkpoint import import_diffusers, import_official
 from dit.formats.foreign import choose_weights, to_float32
@@ -355,15 +355,29 @@ def test_float32_keeps_the_memory_of_tensors_that_have_their_own(state):
     assert all(converted[name].data_ptr() == value.data_ptr() for name, value in state.items())
 
 
-def test_a_pipeline_with_integers_is_refused(tmp_path, small_model, save_model, tiny_autoencoder):
+def test_shards_with_other_values_than_weights_are_refused(state, tmp_path):
+    bias = "final_layer.linear.bias"
+    save = {"safetensors": state[bias].to(torch.float8_e5m2), "bin": {"values": state[bias]}}
+    for (suffix, value), kind in zip(save.items(), ("float8_e5m2", "no dense tensor"), strict=True):
+        (tmp_path / suffix).mkdir()
+        folder = sharded(tmp_path / suffix, {**state, bias: value}, suffix=suffix)
+        with pytest.raises(ValueError, match=f"the tensor {bias} is {kind}, expected one of float16"):
+            read_official(folder, num_heads=4)
+
+
+def test_a_pipeline_with_other_values_than_weights_is_refused(tmp_path, small_model, save_model, tiny_autoencoder):
     from dit.checkpoint import export_diffusers
 
     folder = export_diffusers(save_model(small_model()), tmp_path / "pipeline", autoencoder=tiny_autoencoder)
     weights = next((folder / "transformer").glob("*.safetensors"))
-    from safetensors.torch import load_file
-
-    save_file({name: value.to(torch.int8) for name, value in load_file(weights).items()}, weights)
-    with pytest.raises(ValueError, match="is int8, expected one of float16"):
+    tensors = load_file(weights)
+    for dtype, name in ((torch.int8, "int8"), (torch.float8_e4m3fn, "float8_e4m3fn")):
+        save_file({key: value.to(dtype) for key, value in tensors.items()}, weights)
+        with pytest.raises(ValueError, match=f"is {name}, expected one of float16"):
+            import_diffusers(folder, tmp_path / "out")
+    weights.unlink()
+    torch.save({"state_dict": tensors}, weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match="the tensor state_dict is no dense tensor, expected one of float16"):
         import_diffusers(folder, tmp_path / "out")
     (folder / "model_index.json").write_text("{")
     with pytest.raises(ValueError, match="model_index.json: found no JSON object"):

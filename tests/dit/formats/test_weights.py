@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dit.formats.weights import check_finite, check_weights, load_weights, read_weights
+from raydit.errors import InvalidInput
 
 
 class Malicious:
@@ -121,3 +122,28 @@ def test_weights_that_are_not_finite_are_refused_by_name(value):
     weights["second"][1, 1:] = value
     with pytest.raises(ValueError, match=r"a.pt: the tensor second is NaN or infinite in 2 of its 6 values, expected"):
         check_finite(weights, "a.pt")
+
+
+def test_a_file_with_many_paths_to_one_list_is_read_at_once(tmp_path):
+    """100 paths per level lead to the innermost tensor: 100^7 in 20 kB."""
+    inner = [torch.zeros(1)]
+    for _ in range(6):
+        inner = [inner] * 100
+    torch.save({"a": torch.ones(2), "more": inner}, tmp_path / "nested.pt")
+    assert (tmp_path / "nested.pt").stat().st_size < 20_000
+    assert read_weights(tmp_path / "nested.pt")["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (torch.ones(2).to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        ({"nested": torch.ones(2)}, "no dense tensor"),
+        (torch.ones(2).to_sparse(), "no dense tensor"),
+    ],
+)
+def test_values_that_are_no_weights_by_themselves_are_refused_by_name(value, kind):
+    with pytest.raises(
+        InvalidInput, match=rf"a.pt: the tensor second is {kind}, expected one of float16, .* quantised"
+    ):
+        check_finite({"first": torch.ones(3), "second": value}, "a.pt")
