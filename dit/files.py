@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from raydit.errors import AlreadyExists
+from raydit.errors import AlreadyExists, InvalidInput
 
 
 @contextmanager
@@ -29,11 +29,22 @@ def translate_full_disk(path: Path) -> Iterator[None]:
 
 
 def require_unused(path: str | Path) -> Path:
-    """Return the path if it does not exist or is an empty folder. Raises AlreadyExists otherwise."""
+    """Return the path if it does not exist or is an empty folder; of a link to one, the path of that folder.
+
+    Raises AlreadyExists otherwise, and InvalidInput for an empty folder that `publish` could not replace.
+    """
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise AlreadyExists(f"{path} exists already", "a new path", "choose another path, or move this one away")
-    return path
+    if not path.is_dir():
+        return path
+    folder = path.resolve()
+    if folder.samefile(os.curdir) or folder.is_mount():
+        kind = "a mount point" if folder.is_mount() else "the working directory"
+        raise InvalidInput(
+            f"{path} is {kind}", "a path at which a finished folder can be put", "name a new folder inside it"
+        )
+    return folder if path.is_symlink() else path
 
 
 def publish(path: Path, write: Callable[[Path], None]) -> None:

@@ -5,13 +5,15 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from dit.files import publish, translate_full_disk
+from dit.files import publish, require_unused, translate_full_disk
+from raydit.errors import InvalidInput
 
 
 def test_a_full_disk_is_an_oserror_with_the_path(tiny_disk):
@@ -52,3 +54,24 @@ def test_two_processes_can_write_the_same_path(tmp_path):
     publish(tmp_path / "step", write)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step"]
     assert (tmp_path / "step" / "file").read_text() == "first"
+
+
+def test_a_link_to_an_empty_folder_leads_to_what_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "out"
+    link.symlink_to("disk")
+    publish(require_unused(link), lambda folder: (folder.mkdir(), (folder / "file").write_text("new")))
+    assert link.is_symlink() and (tmp_path / "disk" / "file").read_text() == "new"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["disk", "out"]
+
+
+def test_an_empty_folder_that_cannot_be_replaced_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (".", tmp_path):
+        with pytest.raises(InvalidInput, match="is the working directory, expected a path .* Name a new folder"):
+            require_unused(path)
+    (tmp_path / "volume").mkdir()
+    assert require_unused("volume").name == "volume"
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "volume")
+    with pytest.raises(InvalidInput, match="volume is a mount point, expected a path"):
+        require_unused("volume")
