@@ -310,7 +310,7 @@ def config_from_dict(content: Mapping[str, Any]) -> DiTConfig | UViTConfig:
     content = with_recorded_names(content)
     known = {"dit": DiTConfig, "uvit": UViTConfig}
     architecture = content.get("architecture", "dit")
-    if architecture not in known:
+    if not isinstance(architecture, str) or architecture not in known:
         raise InvalidInput(
             f"architecture is {architecture!r}", f"one of {', '.join(known)}", nearest_name(architecture, tuple(known))
         )

@@ -24,6 +24,7 @@ TYPES: dict[Any, tuple[str, type | tuple[type, ...]]] = {
     float: ("a number", (int, float)),
     bool: ("true or false", bool),
     int | None: ("an integer", (int, type(None))),
+    float | None: ("a number", (int, float, type(None))),
 }
 """By the type of a field: its name in messages, and the types that a value may have."""
 
@@ -33,16 +34,16 @@ def check_types(config: Any) -> None:
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name == "input_size":
-            sides = value if isinstance(value, tuple) else (value,)
-            is_right, expected = len(sides) <= 2 and all(_is(side, int) for side in sides), "an integer, or two"
+            sides = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+            is_right, expected = all(is_of_type(side, int) for side in sides), "an integer, or two"
         else:
-            is_right, expected = _is(value, field.type), TYPES.get(field.type, ("",))[0]
+            is_right, expected = is_of_type(value, field.type), TYPES.get(field.type, ("",))[0]
         if not is_right:
             raise InvalidInput(f"{field.name} is {str(value)[:100]!r}", expected, f"correct {field.name}")
 
 
-def _is(value: Any, kind: Any) -> bool:
-    """Return whether a value is of the type of a field; choices are checked elsewhere."""
+def is_of_type(value: Any, kind: Any) -> bool:
+    """Return whether a value is of the type of a field; true for types that are not in TYPES, such as choices."""
     if kind not in TYPES:
         return True
     return isinstance(value, TYPES[kind][1]) and (kind is bool) == isinstance(value, bool)

@@ -43,8 +43,11 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Number of finished optimiser steps."""
-        return self.config["step"]
+        """Number of finished optimiser steps. Raises InvalidInput if config.json has none."""
+        step = self.config.get("step")
+        if not isinstance(step, int):
+            raise InvalidInput(f"{self.path}/config.json: found step {str(step)[:80]}", "a number", "copy it again")
+        return step
 
     @property
     def interrupted(self) -> bool:

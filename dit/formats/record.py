@@ -4,9 +4,9 @@ Imports no torch.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dit.config import DiTConfig, Numerics, ProcessKind, UViTConfig, config_from_dict, recorded_fields
 from raydit import __version__
@@ -62,11 +62,11 @@ class AutoencoderRecord:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "AutoencoderRecord":
-        """Read the record from its JSON form. Raises KeyError for a missing field."""
+        """Read the record from its JSON form. Raises KeyError for a missing field, InvalidInput for a wrong one."""
         scale = content.get("scale")
         if scale is not None:
             return ScaledAutoencoderRecord(**cls._fields(content), latents_mean=(), latents_std=(), latents_scale=scale)
-        mean, std = (tuple(content[name]) for name in ("latents_mean", "latents_std"))
+        mean, std = (tuple(_entry(content, name, (list, tuple))) for name in ("latents_mean", "latents_std"))
         return cls(**cls._fields(content), latents_mean=mean, latents_std=std)
 
     @staticmethod
@@ -110,6 +110,18 @@ class SourceRecord:
     """What was taken from it, in words; None if all of it was, as it is."""
     parts: Sequence[Mapping[str, Any]] | None = None
     """Of a merged checkpoint: location, digest and share of each whose adapter was merged into the base."""
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "SourceRecord":
+        """Read the record from its JSON form, whose names are those of the fields. Raises InvalidInput for others."""
+        try:
+            return cls(**content)
+        except TypeError:
+            raise InvalidInput(
+                f"config.json: found the source {str(content)[:200]}",
+                f"the fields {', '.join(field.name for field in fields(cls))}",
+                "use the version of raydit that wrote it",
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,22 +191,45 @@ class CheckpointRecord:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "CheckpointRecord":
-        """Read the record from the content of config.json. Raises KeyError for a missing field."""
+        """Read the record from the content of config.json.
+
+        Raises KeyError for a missing field, and InvalidInput for one that holds something else.
+        """
         source = content.get("source")
         return cls(
             step=content["step"],
             seed=content.get("seed", 0),
-            model=content["model"],
-            objective=content["objective"],
-            autoencoder=AutoencoderRecord.from_dict(content["autoencoder"]),
-            class_names=tuple(content.get("class_names", ())),
+            model=_entry(content, "model", Mapping),
+            objective=_objective(content),
+            autoencoder=AutoencoderRecord.from_dict(_entry(content, "autoencoder", Mapping)),
+            class_names=tuple(_entry(content, "class_names", (list, tuple))) if "class_names" in content else (),
             preprocessing=content.get("preprocessing"),
             latents_fingerprint=content.get("latents_fingerprint"),
             recipe=content.get("recipe"),
             start=content.get("start"),
-            source=None if source is None else SourceRecord(**source),
+            source=None if source is None else SourceRecord.from_dict(source),
             raydit_version=content.get("raydit_version", ""),
         )
+
+
+def _entry(content: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """Return an entry of config.json of a kind. Raises KeyError if there is none, and InvalidInput for another kind."""
+    if not isinstance(content[name], kind):
+        expected = "a JSON object" if kind is Mapping else "a list"
+        raise InvalidInput(f"config.json: found {name} {str(content[name])[:200]!r}", expected, "copy it again")
+    return content[name]
+
+
+def _objective(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the objective in config.json. Raises as `_entry`, and InvalidInput for an unknown kind."""
+    objective, known = _entry(content, "objective", Mapping), get_args(ProcessKind)
+    if objective.get("kind") not in known:
+        raise InvalidInput(
+            f"config.json: found an objective of the kind {str(objective.get('kind'))[:80]!r}",
+            " or ".join(known),
+            "use the version of raydit that wrote it",
+        )
+    return objective
 
 
 def model_label(model: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> str:

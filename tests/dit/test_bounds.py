@@ -30,6 +30,9 @@ from raydit.errors import InvalidInput
         ("depth", None),
         ("depth", [28]),
         ("input_size", [32, 32, 32]),
+        ("input_size", [32]),
+        ("input_size", []),
+        ("input_size", [[32, 32], 32]),
         ("input_size", "32"),
         ("learn_sigma", "no"),
         ("class_dropout_prob", "0.1"),
@@ -41,6 +44,11 @@ def test_a_configuration_from_elsewhere_has_types_and_bounds(field, value):
     if field != "learn_sigma":
         with pytest.raises(InvalidInput, match=f"{field} is "):
             UViTConfig(**{field: tuple(value) if isinstance(value, list) else value})
+
+
+def test_an_architecture_that_is_no_text_is_refused():
+    with pytest.raises(InvalidInput, match=r"architecture is \[\], expected one of dit, uvit"):
+        config_from_dict({"architecture": []})
 
 
 def test_a_table_of_one_row_that_claims_to_be_a_billion_is_refused(tmp_path):

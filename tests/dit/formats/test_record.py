@@ -8,6 +8,8 @@ import pytest
 from dit.autoencoder import LatentScale
 from dit.checkpoint import load_checkpoint
 from dit.formats.record import AutoencoderRecord, CheckpointRecord, SourceRecord
+from dit.objective import create_process
+from raydit.errors import InvalidInput
 
 
 def as_json(record):
@@ -53,3 +55,52 @@ def test_a_checkpoint_of_something_else_has_no_record(small_model, save_model):
         ValueError, match="config.json has no 'model', expected a checkpoint of a diffusion transformer"
     ):
         _ = without.record
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "x"}, "config.json: found model 'x', expected a JSON object"),
+        ({"autoencoder": None}, "config.json: found autoencoder 'None', expected a JSON object"),
+        ({"objective": {}}, "found an objective of the kind 'None', expected diffusion or flow"),
+        ({"objective": {"kind": "bridge"}}, "the kind 'bridge', .* Use the version of raydit that wrote it"),
+        (
+            {"source": {"format": "official", "name": "a.pt", "revision": 3}},
+            "found the source .* the fields format, name",
+        ),
+        ({"source": "a.pt"}, "found the source a.pt"),
+        ({"class_names": None}, "found class_names 'None', expected a list"),
+    ],
+)
+def test_a_record_of_a_newer_version_or_of_something_else_is_refused(small_model, save_model, changes, message):
+    checkpoint = save_model(small_model())
+    changed = dataclasses.replace(checkpoint, config={**checkpoint.config, **changes})
+    with pytest.raises(InvalidInput, match=message):
+        _ = changed.record
+
+
+def test_a_mean_and_a_step_that_are_none_are_refused(small_model, save_model):
+    checkpoint = save_model(small_model())
+    autoencoder = {**checkpoint.config["autoencoder"], "latents_mean": None}
+    with pytest.raises(InvalidInput, match="found latents_mean 'None', expected a list"):
+        _ = dataclasses.replace(checkpoint, config={**checkpoint.config, "autoencoder": autoencoder}).record
+    for config in ({}, {"step": "3"}):
+        with pytest.raises(InvalidInput, match="config.json: found step (None|3), expected a number"):
+            _ = dataclasses.replace(checkpoint, config=config).step
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (
+            {"kind": "flow", "path": "cosine"},
+            "objective.path is 'cosine', expected a setting of a flow: time, time_shift",
+        ),
+        ({"kind": "flow", "time_shift": "sd3 "}, "objective.time_shift is 'sd3 ', expected a number"),
+        ({"kind": "diffusion", "num_timesteps": "1000"}, "objective.num_timesteps is '1000', expected an integer"),
+        ({"kind": ["flow"]}, "objective kind is .*, expected 'flow' or 'diffusion'"),
+    ],
+)
+def test_an_objective_of_a_newer_version_is_refused(objective, message):
+    with pytest.raises(InvalidInput, match=message):
+        create_process(**objective)
