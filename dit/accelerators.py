@@ -1,6 +1,7 @@
 """Peak performance of accelerators, from their vendors' data sheets. Imports no torch."""
 
 import difflib
+import re
 from typing import NamedTuple
 
 from raydit.errors import InvalidInput
@@ -41,12 +42,12 @@ ACCELERATORS: dict[str, Accelerator] = {
     "V100": Accelerator(None, 15.7e12, 15.7e12, 16, 900e9, 130e9, 3e9, 2.5),
     "T4": Accelerator(None, 8.1e12, 8.1e12, 16, 320e9, 8e9, 3e9, 0.5),
 }
-"""Data sheets by a substring of the device name that CUDA reports; the first key that occurs in the name counts."""
+"""Data sheets by words of the device name that CUDA reports; the first key that occurs in the name counts."""
 
 
 def known_accelerator(device_name: str) -> Accelerator | None:
     """Return the data sheet for a device name that CUDA reports, such as "NVIDIA H100 80GB HBM3", or None."""
-    return next((accelerator for part, accelerator in ACCELERATORS.items() if part in device_name), None)
+    return next((each for key, each in ACCELERATORS.items() if re.search(rf"\b{re.escape(key)}\b", device_name)), None)
 
 
 def accelerator_named(name: str) -> str:

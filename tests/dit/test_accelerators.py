@@ -15,6 +15,10 @@ from dit.accelerators import ACCELERATORS, accelerator_named, known_accelerator
         ("NVIDIA L40S", "L40S"),
         ("NVIDIA L4", "L4"),
         ("Tesla V100-SXM2-16GB", "V100"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA H200", "H200"),
     ],
 )
 def test_devices_are_known_by_the_names_that_cuda_tells(cuda, key):
@@ -22,7 +26,15 @@ def test_devices_are_known_by_the_names_that_cuda_tells(cuda, key):
 
 
 def test_a_device_that_is_not_known_is_none_and_refused_by_name():
-    assert known_accelerator("AMD Instinct MI300X") is None
+    for cuda in (
+        "AMD Instinct MI300X",
+        "NVIDIA L40",
+        "NVIDIA GH200 480GB",
+        "NVIDIA T400 4GB",
+        "NVIDIA GB200",
+        "NVIDIA A1000",
+    ):
+        assert known_accelerator(cuda) is None
     assert accelerator_named("h100 pcie") == "H100 PCIe"
     with pytest.raises(ValueError, match="'H10', expected one of .*did you mean H100"):
         accelerator_named("H10")
