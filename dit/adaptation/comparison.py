@@ -29,9 +29,10 @@ OBJECTIVE_DEFAULTS = {
 def with_inherited_fields(config: DiTConfig | UViTConfig, base: DiTConfig | UViTConfig) -> DiTConfig | UViTConfig:
     """Return the configuration of a model that starts from another: fields that no recipe has are those of the start.
 
-    A model of another architecture is returned as it is; `require_adaptable` refuses it.
+    A model with another value of a field that must be that of the start is returned as it is, because the two together
+    may be no model; `require_adaptable` refuses it and names the field.
     """
-    if type(config) is not type(base):
+    if _first_difference(base, config) is not None:
         return config
     return replace(config, **{name: getattr(base, name) for name in INHERITED[base.architecture]})
 
@@ -53,18 +54,23 @@ def require_adaptable(base: TrainedModel, target: TrainedModel, reset: Collectio
         _require_common_classes(base, target)
 
 
-def _require_equal_fields(base: DiTConfig | UViTConfig, target: DiTConfig | UViTConfig, reset: Collection[str]) -> None:
+def _first_difference(base: DiTConfig | UViTConfig, target: DiTConfig | UViTConfig) -> str | None:
+    """Return the first field that must be equal in a model and its start, and is not; None if all are."""
     names = SHARED_FIELDS + (DIT_FIELDS if isinstance(base, DiTConfig) and isinstance(target, DiTConfig) else ())
-    for name in names:
+    return next((name for name in names if getattr(base, name) != getattr(target, name)), None)
+
+
+def _require_equal_fields(base: DiTConfig | UViTConfig, target: DiTConfig | UViTConfig, reset: Collection[str]) -> None:
+    name = _first_difference(base, target)
+    if name is not None:
         expected, found = getattr(base, name), getattr(target, name)
-        if expected != found:
-            change = f"remove model.{name}" if expected is None else f"set model.{name} = {_toml(expected)}"
-            named = ", or the model.name that has it" if name in SIZE_FIELDS else ""
-            raise InvalidInput(
-                f"model.{name}: found {found!r}",
-                f"{expected!r}, as in the checkpoint of train.start",
-                f"{change}{named}, or train without train.start",
-            )
+        change = f"remove model.{name}" if expected is None else f"set model.{name} = {_toml(expected)}"
+        named = ", or the model.name that has it" if name in SIZE_FIELDS else ""
+        raise InvalidInput(
+            f"model.{name}: found {found!r}",
+            f"{expected!r}, as in the checkpoint of train.start",
+            f"{change}{named}, or train without train.start",
+        )
     if isinstance(base, DiTConfig) and isinstance(target, DiTConfig) and "positions" not in reset:
         if base.position != target.position:
             raise InvalidInput(

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dit.adaptation.comparison import require_adaptable, with_inherited_fields
 from dit.adaptation.depth import source_blocks
 from dit.adaptation.draft import TrainedModel
 from dit.adaptation.patches import resample_embedding, resample_output, resize_matrix
@@ -305,3 +306,20 @@ def test_the_summary_has_a_line_for_each_group_of_tensors():
     ]
     assert lines[0].endswith("1 equal") and "10 equal, 10 adapted, 10 dropped (copy of blocks.2)" in lines[4]
     assert "1 of 2 classes by name" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm": "rms"}, r"model\.norm: found 'rms', expected 'layer'"),
+        ({"conditioning": "in_context"}, r"model\.conditioning: found 'in_context', expected 'adaln_zero'"),
+        ({"hidden_size": 32}, r"model\.hidden_size: found 32, expected 16"),
+    ],
+)
+def test_a_start_with_the_epsilon_of_diffusers_names_the_field_that_differs(changes, message):
+    """No recipe has mlp_norm_eps, which a model takes over from its start where it can."""
+    base = replace(SMALL, mlp_norm_eps=1e-5)
+    assert with_inherited_fields(SMALL, base) == base
+    config = with_inherited_fields(replace(SMALL, **changes), base)
+    with pytest.raises(InvalidInput, match=message):
+        require_adaptable(TrainedModel(base, FLOW, CLASSES), TrainedModel(config, FLOW, CLASSES), ())
