@@ -84,9 +84,9 @@ def require_installed(name: str) -> None:
     """Raise InvalidInput if the class needs a package that is not installed. name: of the class, one of KINDS."""
     if name == "AutoencoderRAE" and find_spec("transformers") is None:
         raise InvalidInput(
-            "found no transformers in this environment",
-            "it, because the encoder of an AutoencoderRAE is one of its models",
-            'pip install "raydit[rae]"',
+            "found no package transformers",
+            "transformers, which provides the encoder of an AutoencoderRAE",
+            "run `pip install 'raydit[rae]'`",
         )
 
 

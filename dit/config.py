@@ -171,9 +171,10 @@ class TransformerConfig:
 class DiTConfig(TransformerConfig):
     """Configuration of a diffusion transformer; the defaults are DiT-XL/2 on 256 px ImageNet latents.
 
-    Source: Peebles & Xie 2022 (https://arxiv.org/abs/2212.09748). The defaults of the last eight fields are those of
-    the paper. The first four and the last two of them are later refinements, which change the paper's numbers; the two
-    between are the points in which diffusers differs from the official code.
+    Source: Peebles & Xie 2022 (https://arxiv.org/abs/2212.09748). All defaults are those of the paper. qk_norm,
+    norm, mlp, position, head_width and head_depth are later refinements, which change its numbers. In
+    timestep_frequency_shift and mlp_norm_eps diffusers differs from the official code, and flow_time says how weights
+    count the time of a flow.
     """
 
     architecture: Literal["dit"] = "dit"

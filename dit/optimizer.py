@@ -26,9 +26,9 @@ def parameter_groups(
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
-    """Scale the gradients of the network to a norm of at most `largest`, and those of its opponent; return that of all.
+    """Clip the gradients of the network, and separately those of its opponent, to a norm of at most `largest`.
 
-    The norm is that before. A part that took no part in the step has no gradients.
+    Return their joint norm before clipping. A network that was not used in the step has no gradients.
     """
     parts: dict[bool, list[nn.Parameter]] = {}
     for group in optimizer.param_groups:

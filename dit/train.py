@@ -208,10 +208,10 @@ class StepQueue:
     """Launches optimiser steps, and settles them in the same order, once the host knows their gradient norms.
 
     A host that asks a GPU at every step whether the gradient is finite waits for it, and the GPU then waits for the
-    host. So the device decides: from the first gradient that is not finite on, it changes neither weights nor optimiser
-    nor averages, in the steps that were launched after it neither. When the host settles that step, it launches those
-    again. Every step therefore starts from the weights, the learning rate and the decay that it would have if each had
-    been settled before the next was launched.
+    host. So the device decides: once a gradient is not finite, it leaves weights, optimiser and averages unchanged, in
+    that step and in all steps launched after it. When the host settles that step, it launches the later ones again.
+    Every step therefore starts from the weights, the learning rate and the decay that it would have if each had been
+    settled before the next was launched.
     """
 
     def __init__(

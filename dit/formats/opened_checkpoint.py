@@ -21,7 +21,8 @@ from raydit.errors import InvalidInput, NotFound
 FROZEN = "frozen.safetensors"
 """File of a checkpoint with an adapter: weights that are not trained, and that differ from the base's."""
 BASE_COPY = "base.safetensors"
-"""File beside an adapter that holds its base's weights, in copies that must not depend on the base's own place."""
+"""File of the base's weights beside an adapter, so that a copied checkpoint does not depend on the folder in which the
+base lies."""
 
 
 def weights_name(which: str) -> str:

@@ -246,7 +246,7 @@ def test_a_representation_autoencoder_without_transformers_is_refused_before_its
 ):
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderRAE"}')
     monkeypatch.setattr("dit.autoencoder_kinds.find_spec", lambda name: None)
-    with pytest.raises(InvalidInput, match=r'found no transformers.*Pip install "raydit\[rae\]"'):
+    with pytest.raises(InvalidInput, match=r"found no package transformers, .*Run `pip install 'raydit\[rae\]'`"):
         check_autoencoder(tmp_path)
 
 
