@@ -40,11 +40,11 @@ from pipelines.latents.records import ShardRecord
 from pipelines.latents.shards import (
     RECORDS,
     LatentShard,
+    divide_shards,
     find_finished,
     finished_records,
     plan_shards,
     prepare_folder,
-    read_shard_records,
     remove_strays,
     settings_digest,
 )
@@ -171,7 +171,8 @@ def encode_pending(
         run.input(name=image_set.name, digest=listing.digest, source=image_set.images.path, context="encoding")
 
         limit = QuarantineLimit(folder, settings.max_quarantined, len(listing))
-        pending = find_pending(shards, earlier, limit)
+        pending, quarantined = divide_shards(shards, earlier, limit.allowed)
+        limit.add(quarantined)
         done = len(listing) - total_images(pending)
         progress = context.progress("encode", total=len(listing), unit="images", start=done)
         recorded = description.autoencoder | digests
@@ -217,20 +218,6 @@ def find_latents(config: Recipe, image_set: ImageSet, autoencoder: Path) -> Late
     dataset = None if found is None else LatentDataset.open(found)
     # Until images that were added are encoded, the manifest is that of the data set before.
     return dataset if dataset and dataset.identity["images"]["digest"] == image_set.listing.digest else None
-
-
-def find_pending(
-    shards: Sequence[LatentShard], earlier: LatentDataset | None, limit: QuarantineLimit
-) -> list[LatentShard]:
-    """Return the shards that are not finished, after counting the unusable images of all others and of `earlier`."""
-    limit.add(earlier.read_quarantine() if earlier is not None else [])
-    pending = []
-    for shard, record in zip(shards, read_shard_records(shards), strict=True):
-        if record is None:
-            pending.append(shard)
-        else:
-            limit.add(record.quarantined)
-    return pending
 
 
 def encode_shards(

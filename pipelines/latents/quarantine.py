@@ -80,6 +80,7 @@ class QuarantineLimit:
         raise InvalidInput(
             f"images.path: found {len(self.images):,} unusable images among {self.num_images:,}, such as {examples}",
             f"at most {self.allowed:,} (encode.max_quarantined = {self.share:g})",
-            f"see {path} for all of them so far. Repair or remove them, or raise encode.max_quarantined, and run the "
-            "command again: finished shards are kept",
+            f"see {path} for all of them so far. Repair them, or raise encode.max_quarantined, and run the command "
+            "again: finished shards without such images are kept. If images are removed, all shards from the first of "
+            "them on are encoded again",
         )

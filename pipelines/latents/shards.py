@@ -20,7 +20,7 @@ from pipelines.artifacts import Artifact, digest_of, without_defaults
 from pipelines.images.listing import Listing
 from pipelines.latents import schema
 from pipelines.latents.dataset import MANIFEST, LatentDataset
-from pipelines.latents.records import ShardRecord
+from pipelines.latents.records import QuarantinedImage, ShardRecord
 from raydit.errors import InvalidInput
 
 RECORDS = ".records"
@@ -81,10 +81,11 @@ def record_name(index: int) -> str:
 def write_shard(folder: str, index: int, data: bytes, record: ShardRecord) -> None:
     """Write a shard's file, then its record, each atomically.
 
-    The record of another plan is removed first, so that it never stands for this plan's file.
+    An earlier record is removed first: it is of another plan, or of the same images before some were repaired, and must
+    never stand for this file.
     """
     path = storage.join(folder, RECORDS, record_name(index))
-    if storage.exists(path) and not _is_valid_for(storage.read_json(path), record.listing, record.settings):
+    if storage.exists(path):
         storage.remove_file(path)
     storage.write_atomically(storage.join(folder, shard_name(index)), data)
     storage.write_json_atomically(path, record.to_json())
@@ -111,6 +112,26 @@ def read_shard_records(shards: Sequence[LatentShard]) -> list[ShardRecord | None
 
     with ThreadPoolExecutor(storage.MAX_CONCURRENT_REQUESTS) as pool:
         return list(pool.map(read, shards))
+
+
+def divide_shards(
+    shards: Sequence[LatentShard], earlier: LatentDataset | None, allowed: int
+) -> tuple[list[LatentShard], list[QuarantinedImage]]:
+    """Return the shards that are to be encoded, and the unusable images of all others and of `earlier`.
+
+    allowed: number of unusable images that do not stop the job. If more are recorded, the shards that they are in are
+    encoded again: the images may have been repaired since, which neither their names nor their lengths need to show.
+    """
+    records = read_shard_records(shards)
+    quarantined = earlier.read_quarantine() if earlier is not None else []
+    num_recorded = len(quarantined) + sum(len(record.quarantined) for record in records if record)
+    pending = []
+    for shard, record in zip(shards, records, strict=True):
+        if record is None or (record.quarantined and num_recorded > allowed):
+            pending.append(shard)
+        else:
+            quarantined += record.quarantined
+    return pending, quarantined
 
 
 def _is_valid_for(record: dict[str, Any], listing: str, settings: str | None) -> bool:

@@ -17,12 +17,13 @@ from pipelines.images.preprocess import read_cropped
 from pipelines.images.validation import held_out_source
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
-from pipelines.latents.dataset import MANIFEST, as_recorded
+from pipelines.latents.dataset import MANIFEST, LatentDataset, as_recorded
 from pipelines.latents.encoding import EncodeImages
 from pipelines.latents.held_out import ImageSet, held_out_set, require_held_out, training_set
 from pipelines.latents.identity import describe_latents
+from pipelines.latents.quarantine import most_unusable
 from pipelines.latents.recorded_images import list_images, require_classes
-from pipelines.latents.shards import IMAGE_FIELDS, LatentShard, inspect_existing, plan_shards, read_shard_records
+from pipelines.latents.shards import IMAGE_FIELDS, LatentShard, divide_shards, inspect_existing, plan_shards
 from pipelines.planning.networks import autoencoder_config
 from pipelines.planning.render import format_bytes, format_duration
 from raydit.errors import NotFound
@@ -145,6 +146,7 @@ def plan_set(image_set: ImageSet, settings: EncodeConfig, autoencoder: dict[str,
     """Plan the encoding of one data set. autoencoder: its record, or what is known of it."""
     folder, listing, changed, finished, taken_back = image_set.folder, image_set.listing, [], 0, None
     shards = plan_shards(folder, listing, None, settings.shard_rows)
+    earlier: LatentDataset | None = None
     if "sha256" in autoencoder:
         artifact = image_set.artifact(settings, autoencoder)
         earlier, lost = inspect_existing(folder, artifact.identity, listing)
@@ -155,8 +157,9 @@ def plan_set(image_set: ImageSet, settings: EncodeConfig, autoencoder: dict[str,
         if not changed:
             finished = len(earlier.shards) if earlier else 0
             shards = plan_shards(folder, listing, earlier, settings.shard_rows)
-    records = read_shard_records(shards)
-    pending = [shard for shard, record in zip(shards, records, strict=True) if changed or record is None]
+    if changed:
+        return SetPlan(changed, len(shards), shards, taken_back)
+    pending, _ = divide_shards(shards, earlier, most_unusable(settings.max_quarantined, len(listing)))
     return SetPlan(changed, finished + len(shards), pending, taken_back)
 
 

@@ -285,6 +285,20 @@ def test_a_record_counts_for_its_own_settings_only(tmp_path):
     assert read_shard_records(shards("encode.dtype=bfloat16")) == [replace(record, settings=None)]
 
 
+def test_a_record_never_stands_for_a_file_that_was_written_after_it(tmp_path, monkeypatch):
+    """Repaired images may give a file of the same length."""
+    record = make_record(0, make_moments(2), b"data")
+    write_shard(str(tmp_path), 0, b"data", record)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cluster.storage.write_json_atomically", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(str(tmp_path), 0, b"DATA", record)
+    assert (tmp_path / "part-00000.parquet").read_bytes() == b"DATA" and not list((tmp_path / RECORDS).iterdir())
+
+
 def test_the_settings_of_records_do_not_depend_on_images_that_were_added(tmp_path):
     found = identity(tmp_path)
     artifact = Artifact("encode", str(tmp_path), found)

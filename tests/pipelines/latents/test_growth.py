@@ -9,6 +9,7 @@ import pytest
 from tiny import write_images
 from tiny_encode import Context, add_images, encode_here, recipe, rows_by_key
 
+from pipelines.images.decoding import try_decode
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.verify import verify
 
@@ -165,10 +166,32 @@ def test_too_many_unusable_images_stop_the_job_with_examples_and_keep_finished_s
     latents = tmp_path / "output" / "latents"
     assert not (latents / "manifest.json").exists() and len(list(latents.glob("part-*"))) >= 3
     assert pq.read_table(latents / "quarantine.parquet").num_rows == 12
-    with pytest.raises(ValueError, match="unusable"):
-        encode()  # at once, from the records
+    before = times(tmp_path)
+    with pytest.raises(ValueError, match="found 12 unusable images among 48"):
+        encode()  # after another look at the shards with unusable images
+    again = {name for name, time in times(tmp_path).items() if before[name] != time}
+    assert again == {"part-00001.parquet", "part-00003.parquet", "part-00004.parquet"}
     dataset = encode("encode.max_quarantined=0.5")
     assert dataset.num_quarantined == 12 and len(dataset) == 36
+
+
+def test_images_that_could_not_be_read_are_read_again_once_they_can_be(encode, tmp_path, monkeypatch):
+    """Neither their names nor their lengths show it, as where permission to read them was missing."""
+    write_images(tmp_path / "images")
+    refused = {f"ring/{index:03d}.png" for index in range(11)}
+
+    def decode(data, name):
+        return PermissionError("cannot be opened") if name in refused else try_decode(data, name)
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="found 12 unusable images among 37"):
+        patch.setattr("pipelines.images.sources.folder.try_decode", decode)
+        encode()
+    before = times(tmp_path)
+    dataset = encode()
+    assert {name for name, time in times(tmp_path).items() if before.get(name) == time} == {"part-00000.parquet"}
+    assert (len(dataset), dataset.num_quarantined) == (36, 1) and all(check.ok for check in verify(dataset))
+    fresh = encode(f"encode.output={tmp_path}/fresh")
+    assert fresh.fingerprint == dataset.fingerprint and rows_by_key(fresh) == rows_by_key(dataset)
 
 
 def test_one_unusable_image_is_too_many_if_none_is_allowed(encode):
