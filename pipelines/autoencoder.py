@@ -16,6 +16,7 @@ from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
 from pipelines.images.validation import held_out_source
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle, autoencoder_of
+from pipelines.latents.held_out import require_training
 from pipelines.latents.identity import PREPROCESSING_FIELDS
 from pipelines.latents.recorded_images import list_images, require_classes
 from pipelines.stage import JobContext, job
@@ -47,6 +48,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
         return handle
     config, images = list_images(config)
     listing, held_out = split_images(config.images, images)
+    require_training(config, listing)
     artifact = autoencoder_artifact(config, settings, listing)
     folder = artifact.folder
     require_classes(config, listing.class_names, listing.columns, folder)

@@ -27,7 +27,7 @@ from pipelines.images.open import with_absolute_paths
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.dataset import MANIFEST, LatentDataset, as_recorded, write_manifest
 from pipelines.latents.encoding import EncodeImages, ReadImages, WriteShard, bytes_in_flight, device_without_tf32
-from pipelines.latents.held_out import ImageSet, held_out_set, require_held_out, training_set
+from pipelines.latents.held_out import ImageSet, held_out_set, require_held_out, require_training, training_set
 from pipelines.latents.identity import (
     ENCODE_FIELDS,
     OPTIONAL_ENCODE_FIELDS,
@@ -80,6 +80,7 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     if config.images.reading != given:
         context.say("encode", KEPT_READING)
     listing, held_out = split_images(config.images, images)
+    require_training(config, listing)
     require_classes(config, listing.class_names, listing.columns, config.latents)
     require_held_out(config, held_out)
     autoencoder = autoencoder_of(config)

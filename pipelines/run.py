@@ -13,7 +13,7 @@ from pipelines.evaluate import evaluate, find_report
 from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
-from pipelines.latents.held_out import held_out_set, require_held_out, training_set
+from pipelines.latents.held_out import held_out_set, require_held_out, require_training, training_set
 from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.planning.networks import check_networks, resolve_networks
 from pipelines.scoring.checks import check_num_samples, check_real_images, check_sampling_steps, check_scoring_settings
@@ -54,6 +54,7 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
     """
     check_networks(config)
     listing, held_out = split_images(config.images, images)
+    require_training(config, listing)
     require_held_out(config, held_out)
     finished = set(_finished_stages(config, listing, held_out))
     workers: dict[str, Any] = {

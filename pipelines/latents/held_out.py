@@ -63,6 +63,21 @@ def held_out_set(config: Recipe, listing: Listing) -> ImageSet:
     return ImageSet("held-out images", metric, config.latents_held_out, images, listing, held_out=True)
 
 
+def require_training(config: Recipe, training: Listing) -> None:
+    """Raise InvalidInput if a recipe has no image to train on."""
+    if len(training):
+        return
+    images = config.images
+    fields = [f"images.classes = {list(images.classes)}"] if images.classes else []
+    fields += [f"images.held_out = {images.held_out:g}"] if images.held_out else []
+    settings = f", with {' and '.join(fields)}" if fields else ""
+    raise InvalidInput(
+        f"images.path: found no image to train on in {images.path}{settings}",
+        "at least one",
+        f"correct {' or '.join(['images.path', *(field.partition(' ')[0] for field in fields)])}",
+    )
+
+
 def require_held_out(config: Recipe, held_out: Listing) -> None:
     """Raise InvalidInput if a recipe encodes held-out images and has none."""
     if config.encodes_held_out and not len(held_out):

@@ -19,7 +19,7 @@ from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.dataset import MANIFEST, LatentDataset, as_recorded
 from pipelines.latents.encoding import EncodeImages
-from pipelines.latents.held_out import ImageSet, held_out_set, require_held_out, training_set
+from pipelines.latents.held_out import ImageSet, held_out_set, require_held_out, require_training, training_set
 from pipelines.latents.identity import describe_latents
 from pipelines.latents.quarantine import most_unusable
 from pipelines.latents.recorded_images import list_images, require_classes
@@ -97,6 +97,7 @@ def make_encode_plan(config: Recipe) -> EncodePlan:
     """Plan the encode job of a recipe. Raises what the job would raise if there are no images."""
     config, images = list_images(config)
     listing, held_out = split_images(config.images, images)
+    require_training(config, listing)
     require_classes(config, listing.class_names, listing.columns, config.latents)
     require_held_out(config, held_out)
     autoencoder, unknown = describe_local_autoencoder(config)

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import FakeContext
 from PIL import Image
 from tiny import RECIPE, place_flags, tiny_recipe
 from tiny_encode import encode_here, recipe
 
 from pipelines.cli import main as cli
+from pipelines.encode import encode
 from pipelines.images.listing import Listing
 from pipelines.latents.shards import plan_shards
 from pipelines.planning.encode_plan import encode_plan_lines, make_encode_plan, padding_share
+from raydit.errors import InvalidInput
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +59,40 @@ def test_a_plan_counts_new_images_and_what_would_start_over(tmp_path, monkeypatc
     assert (over.shards, over.pending_images, over.changed) == (5, 38, ["encode.flip: false -> true"])
     said = "because encode.flip: false -> true; the earlier latents are kept in superseded/"
     assert ("start over", said) in encode_plan_lines(over, config.encode)
+
+
+def test_a_plan_counts_shards_with_unusable_images_that_the_job_reads_again(tmp_path, monkeypatch):
+    config = recipe(tmp_path, "encode.max_quarantined=0")
+    with pytest.raises(ValueError, match="unusable"):  # in the second of five shards
+        encode_here(config, monkeypatch)
+    assert make_encode_plan(config).pending_shards == 4
+    assert make_encode_plan(recipe(tmp_path)).pending_shards == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["images.held_out=0.999999"],
+            "images.path: found no image to train on in .*, with images.held_out = 0.999999, expected at least one. "
+            "Correct images.path or images.held_out",
+        ),
+        (["images.classes=['empty']"], r"with images.classes = \['empty'\].* Correct images.path or images.classes"),
+    ],
+)
+def test_a_recipe_without_training_images_is_refused_before_any_work(tmp_path, overrides, message):
+    config = recipe(tmp_path, "images.class_names=['blob', 'ring', 'stripe', 'empty']", *overrides)
+    for refuse in (make_encode_plan, lambda config: encode(config, context=FakeContext())):
+        with pytest.raises(InvalidInput, match=message):
+            refuse(config)
+
+
+def test_an_archive_without_images_is_refused_before_any_work(tmp_path):
+    np.savez(tmp_path / "none.npz", np.zeros((0, 16, 16, 3), np.uint8))
+    config = recipe(tmp_path, f"images.path={tmp_path}/none.npz")
+    for refuse in (make_encode_plan, lambda config: encode(config, context=FakeContext())):
+        with pytest.raises(InvalidInput, match="found no image to train on in .*none.npz, expected at least one"):
+            refuse(config)
 
 
 def test_only_the_time_is_unknown_before_the_autoencoder_is_trained(tmp_path):
