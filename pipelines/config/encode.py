@@ -40,7 +40,7 @@ class EncodeConfig(WorkersConfig):
     on its own device, in batches of `batch_size`. True is the default."""
     max_quarantined: Annotated[float, Ge(0), Le(1)] = 0.05
     """Largest share of the images that may be unusable: more stop the job. Ten are always tolerated, unless the share
-    is 0; a data set without a usable image never is."""
+    is 0; a data set without a usable image never is. Evaluations apply the same limit to real images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,7 @@ from evaluation.extractors import Features
 from pipelines.artifacts import digest_of
 from pipelines.images.listing import Listing
 from pipelines.scoring.build_report import spaced_positions
+from pipelines.scoring.real_records import RECONSTRUCTIONS
 from pipelines.scoring.records import read_results
 from pipelines.scoring.references import RealImages, load_features_file, save_features_file
 from pipelines.scoring.shards import ScoringShard, make_shards, split_listing
@@ -34,7 +35,7 @@ class Reconstructions:
     def path(self) -> str:
         """Path or URI at which their features are kept."""
         identity = digest_of([self.real.digest(self.listing), self.decoder])
-        return storage.join(self.real.settings.references, f"{identity[:12]}-reconstructions.npz")
+        return storage.join(self.real.settings.references, f"{identity[:12]}{RECONSTRUCTIONS}.npz")
 
     @property
     def _shard_folder(self) -> str:

@@ -97,7 +97,7 @@ def load_features(shards: Sequence[ScoringShard]) -> LoadedFeatures:
     """Load features, logits and labels of all images of finished shards; images stay on storage.
 
     Raises InvalidInput if a record holds other samples than its shard, or if an image could not be read: a score is
-    of a known number of images.
+    of a known number of images. The records of all shards with such images are removed then.
     """
     total, start, constant = sum(len(shard.images) for shard in shards), 0, 0
     arrays: dict[str, np.ndarray] = {}
@@ -107,6 +107,8 @@ def load_features(shards: Sequence[ScoringShard]) -> LoadedFeatures:
             if (seconds := getattr(record, name)) is not None:
                 timings[name] = timings.get(name, 0.0) + float(seconds)
         _check_record(shard, record)
+        if record.unreadable is not None and len(record.unreadable):
+            raise _unreadable(remove_unreadable(shards))
         constant += 0 if record.num_constant is None else int(record.num_constant)
         count = len(shard.images)
         for name in ("labels", "features", "logits", "spatial"):
@@ -128,12 +130,30 @@ def _check_record(shard: ScoringShard, record: ShardResult) -> None:
         assert record.indices is not None, "samples have indices"
         if not np.array_equal(record.indices, shard.images):
             raise _wrong_record(shard, f"samples {_ends(record.indices)}", _ends(shard.images))
-    if record.unreadable is not None and len(record.unreadable):
-        raise InvalidInput(
-            f"{len(record.unreadable)} images cannot be read, such as {record.unreadable[0]}",
-            "every image to be scored",
-            "Remove or replace them",
-        )
+
+
+def remove_unreadable(shards: Sequence[ScoringShard]) -> list[str]:
+    """Remove the records of the shards with images that could not be read, and return the keys of these images.
+
+    The same command then reads them again: they may have been repaired since, which their lengths need not show.
+    """
+    keys: list[str] = []
+    files = storage.open_in_order([shard.file for shard in shards])
+    for shard, file in zip(shards, files, strict=True):
+        with file:
+            unreadable = ShardResult.read(file, without=(*Features._fields, "images")).unreadable
+        if unreadable is not None and len(unreadable):
+            keys += unreadable.tolist()
+            storage.remove_file(shard.file)
+    return keys
+
+
+def _unreadable(keys: Sequence[str]) -> InvalidInput:
+    return InvalidInput(
+        f"{len(keys):,} images cannot be read, such as {keys[0]}",
+        "every image to be scored",
+        "Repair, replace or remove them, and run the command again",
+    )
 
 
 def _wrong_record(shard: ScoringShard, found: str, expected: str) -> InvalidInput:

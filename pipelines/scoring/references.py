@@ -25,6 +25,7 @@ from pipelines.images.sources.adm import AdmSource
 from pipelines.latents.recorded_images import list_recorded_images
 from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.even_spacing import EvenSpacing
+from pipelines.scoring.real_records import read_real_results
 from pipelines.scoring.records import ShardResult, read_results
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import ScoringShard, compute_shards, make_shards, share_images, split_listing
@@ -34,6 +35,8 @@ from raydit.lfs import refuse_lfs_pointer_file
 
 MAX_REFERENCE_FEATURES = 10_000
 """Images whose features a reference keeps, for precision, recall and kernel distance: as many as ADM's references."""
+LEAST_IMAGES = 2
+"""Images that a covariance needs."""
 
 
 @dataclass(frozen=True)
@@ -154,14 +157,14 @@ def load_real_features(real: RealImages) -> tuple[ReferenceStatistics, Features 
 
     real: the images for one extractor; see RealImages.each_extractor. The features are None if fewer than two images
     are held out and readable. Reduces the records of real.missing_shards to one file for each listing, and removes
-    them.
+    them. Raises InvalidInput if too many images could not be read (see `read_real_results`).
     """
     for listing in real.missing:
         shards = real.shards(listing)
         if listing is real.training:
             save_reference(compute_reference(real.settings, listing, shards), real.path(listing))
         else:
-            save_features_file(read_results(shards), real.path(listing))
+            save_features_file(read_real_results(real.settings, shards), real.path(listing))
         storage.remove_folder(real.shard_folder(listing))
     return _load_reference(real), _load_held_out(real)
 
@@ -239,14 +242,14 @@ def _adm_features_file(settings: ScoringSettings) -> str | None:
 def compute_reference(settings: ScoringSettings, listing: Listing, shards: list[ScoringShard]) -> ReferenceStatistics:
     """Reduce the records of a listing's shards to mean, covariance, and features of evenly spaced images.
 
-    shards: of the whole listing, in order. The same images are kept whatever the size of the shards. Unreadable images
-    are left out. Raises InvalidInput if fewer than two images could be read.
+    shards: of the whole listing, in order. The same images are kept whatever the size of the shards. Raises
+    InvalidInput if too many images could not be read (see `read_real_results`), or if there are fewer than two.
     """
     images, spacing = settings.images, EvenSpacing(stride=max(1, -(-len(listing) // MAX_REFERENCE_FEATURES)))
     statistics: dict[str, FeatureStatistics] = {}
     features: list[np.ndarray] = []
     keys: list[str] = []
-    for shard, record in zip(shards, read_results(shards), strict=True):
+    for shard, record in zip(shards, read_real_results(settings, shards, LEAST_IMAGES), strict=True):
         assert isinstance(shard.images, Listing), "references are of real images"
         readable = _readable_positions(shard.images, record)
         kept = spacing.choose(readable, len(shard.images))
@@ -258,11 +261,11 @@ def compute_reference(settings: ScoringSettings, listing: Listing, shards: list[
         features.append(record.features[kept])
         keys += [shard.images.keys[position] for position in readable[kept]]
     pooled, spatial = statistics.get("features"), statistics.get("spatial")
-    if pooled is None or pooled.n < 2:
+    if pooled is None or pooled.n < LEAST_IMAGES:
         raise InvalidInput(
-            f"images.path: found fewer than 2 usable images in {images.path}",
+            f"images.path: found fewer than {LEAST_IMAGES} images in {images.path}",
             "many more",
-            "Correct the path, or repair the images",
+            "Correct the path",
         )
     return ReferenceStatistics(
         n=pooled.n,

@@ -30,6 +30,8 @@ class ScoringSettings:
     """Absolute path or URI of the recipe's output."""
     latents: str = ""
     """Absolute path or URI of the latents; empty: those in the output."""
+    max_quarantined: float
+    """encode.max_quarantined: the share of real images that may be unreadable."""
 
     @classmethod
     def from_recipe(cls, config: Recipe) -> Self:
@@ -42,6 +44,7 @@ class ScoringSettings:
             random=config.random,
             output=output,
             latents=config.latents,
+            max_quarantined=config.encode.max_quarantined,
         )
 
     @property

@@ -11,7 +11,7 @@ from evaluation.protocol import EvaluationProtocol, shard_ranges
 from pipelines.images.listing import Listing
 from pipelines.scoring.records import load_features, load_preview_images, read_arrays
 from pipelines.scoring.saved_samples import SavedSamples
-from pipelines.scoring.shards import find_unfinished, make_shards
+from pipelines.scoring.shards import find_unfinished, make_shards, split_listing
 
 N, DIM = 11, 3
 FEATURES = np.arange(N * DIM, dtype=np.float32).reshape(N, DIM)
@@ -72,6 +72,17 @@ def test_an_unreadable_image_is_refused_instead_of_left_out(tmp_path):
     put(shard, features=FEATURES[:3], unreadable=np.array(["k2"]))
     with pytest.raises(ValueError, match="1 images cannot be read, such as k2, expected every image to be scored"):
         load_features([shard])
+
+
+def test_images_that_could_not_be_read_are_read_again_by_the_same_command(tmp_path):
+    keys = [f"k{index}" for index in range(9)]
+    listing = Listing(keys, np.zeros(9, np.int32), np.zeros(9, np.int64), ())
+    shards = make_shards(str(tmp_path / "shards"), split_listing(listing, 3))
+    for shard, missing in zip(shards, (["k1"], [], ["k6", "k8"]), strict=True):
+        put(shard, features=FEATURES[: 3 - len(missing)], unreadable=np.array(missing, dtype=str))
+    with pytest.raises(ValueError, match="3 images cannot be read, such as k1"):
+        load_features(shards)
+    assert find_unfinished(shards) == [shards[0], shards[2]]
 
 
 def test_unfinished_shards_are_found_by_one_listing_of_each_folder(s3_bucket, s3_app):
