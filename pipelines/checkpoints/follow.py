@@ -25,7 +25,8 @@ def follow_checkpoints(
     """Yield every n-th checkpoint of a training as it appears in `folder`, and end with the last one.
 
     A checkpoint is an n-th one if its step divided by train.checkpoint_every is a multiple of `every`, so that a
-    restarted watcher chooses the same checkpoints. Raises InvalidInput for an imported checkpoint.
+    restarted watcher chooses the same checkpoints. The last one is that of step train.steps, unless there is a later
+    one: the training was extended then. Raises InvalidInput for an imported checkpoint.
     """
     checkpoints, seen = CheckpointFolder(folder), set[int]()
     say("evaluate", f"watching {folder}; press Ctrl-C to stop, and run the same command to resume")
@@ -46,9 +47,9 @@ def follow_checkpoints(
                     "a checkpoint of a training",
                     "evaluate it without --watch",
                 )
-            is_last = opened.step >= train["steps"]
+            is_last = opened.step >= train["steps"] and step == checkpoints.last_step()
             if is_last or opened.step // train["checkpoint_every"] % every == 0:
                 yield opened, recipe_of(opened)
-            if is_last:
+            if is_last and step == checkpoints.last_step():  # none was added in the meantime
                 return
         sleep(POLL_SECONDS)

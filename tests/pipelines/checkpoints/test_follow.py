@@ -73,6 +73,33 @@ def test_a_late_or_restarted_watcher_chooses_the_same_checkpoints(trained):
     assert [opened.step for opened, _ in found] == [4, 8, 10]
 
 
+def extend(folder, step, steps):
+    """Write the checkpoint of a later step, of a training that was extended to more steps."""
+    target = folder / f"step_{step:07d}"
+    shutil.copytree(folder / "step_0000010", target)
+    record = json.loads((target / "config.json").read_text())
+    train = record["recipe"]["train"] | {"steps": steps}
+    write_completion(target, {**record, "step": step, "recipe": record["recipe"] | {"train": train}})
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [2, 4, 6, 8, 10, 12, 14]), (4, [8, 14])])
+def test_a_training_that_was_extended_is_followed_to_its_new_end(trained, tmp_path, every, expected):
+    folder = shutil.copytree(trained, tmp_path / "checkpoints")
+    extend(folder, 12, 14)
+    found = follow_checkpoints(str(folder), every, checkpoint_recipe, sleep=lambda _: extend(folder, 14, 14))
+    assert [opened.step for opened, _ in found] == expected
+
+
+def test_a_training_that_is_extended_while_its_last_checkpoint_is_scored_is_followed_further(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "checkpoints")
+    found = []
+    for opened, _ in follow_checkpoints(str(folder), 1, checkpoint_recipe, sleep=lambda _: None):
+        found.append(opened.step)
+        if opened.step == 10:
+            extend(folder, 12, 12)
+    assert found == [2, 4, 6, 8, 10, 12]
+
+
 def test_an_unfinished_checkpoint_is_ignored(trained, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(trained / "step_0000002", folder / "step_0000002")
