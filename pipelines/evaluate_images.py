@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster import storage
 from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of
 from pipelines.config.reader import image_recipe
@@ -16,7 +17,7 @@ from pipelines.images.listing import ImageSource, Listing
 from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.preprocess import read_cropped
 from pipelines.images.sources.folder import FolderSource
-from pipelines.images.sources.table import TableSource
+from pipelines.images.sources.table import TEXT_SUFFIXES, TableSource
 from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.build_report import spaced_positions
 from pipelines.scoring.checks import check_scoring_inputs
@@ -49,7 +50,9 @@ from pipelines.tracking import tags
 from raydit.errors import NotFound
 
 NUM_COMPARED = 16
-"""Files whose content tells images apart that have one length."""
+"""Number of files whose content is hashed to tell two sets apart when all files have the same length."""
+FILE_SUFFIXES = (".npz", ".parquet", ".tar", *TEXT_SUFFIXES)
+"""Suffixes of single files of images, or of tables that name images."""
 
 
 def evaluate_images(
@@ -69,8 +72,8 @@ def evaluate_images(
     check_scoring_inputs(settings, protocol)
     if evaluate.per_class:
         require_classes_for_distances(listing.class_names, path)
-    folder = report_folder(settings.evaluations, protocol.protocol_id, Path(path.partition("?")[0]).stem or "images")
     digest = images_digest(source, listing, images)
+    folder = images_report_folder(settings.evaluations, protocol.protocol_id, path, digest)
     protocols = evaluation_protocols(settings, protocol)
     identity = {"images": digest, **protocols_identity(protocols)}
     run_tags = {tags.IMAGES: path, **protocol_tags(protocol)}
@@ -127,6 +130,26 @@ def scored_images(settings: ScoringSettings, path: str) -> ImagesConfig:
     return ImagesConfig(path=path, split="all", size=settings.images.size, crop=settings.images.crop)
 
 
+def images_name(path: str) -> str:
+    """Return the name of images, after their folder or file, for the folder of their report. path: path or URI."""
+    _, name = storage.split(storage.absolute(path))
+    name = name.removesuffix(next((suffix for suffix in FILE_SUFFIXES if name.endswith(suffix)), ""))
+    return name if name.strip(".") else "images"
+
+
+def images_report_folder(evaluations: str, protocol_id: str, path: str, digest: str) -> str:
+    """Return the path or URI of the folder for the report of images. digest: theirs.
+
+    Earlier releases took all after the last dot for a suffix, also in the names of folders. A report that is there by
+    such a name stays there.
+    """
+    name, earlier_name = images_name(path), Path(path.partition("?")[0]).stem or "images"
+    folder, earlier = (report_folder(evaluations, protocol_id, each) for each in (name, earlier_name))
+    if earlier_name in (name, "..") or load_matching_report(folder, digest) is not None:
+        return folder
+    return folder if load_matching_report(earlier, digest) is None else earlier
+
+
 def images_digest(source: ImageSource, listing: Listing, images: ImagesConfig) -> str:
     """Return the digest of images to be scored, by which an earlier report of them is found.
 
@@ -163,4 +186,4 @@ def reference_recipe(reference: str, images: str, overrides: tuple[str, ...] = (
             f"--reference {reference}: nothing there", "an .npz file of reference statistics", "Correct the path"
         ) from None
     known = [f"evaluate.reference={json.dumps(reference)}", *known]
-    return image_recipe("", f"outputs/{Path(images).stem or 'images'}", (*known, *overrides))
+    return image_recipe("", f"outputs/{images_name(images)}", (*known, *overrides))
