@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.images.files import Files
+from pipelines.images.labels import is_unicode
 from pipelines.images.yaml_block import MAX_CARD_BYTES, YamlError, load_yaml
 from raydit.errors import InvalidInput, RayditError
 
@@ -80,11 +81,20 @@ def _class_labels(features: list[dict]) -> Iterator[tuple[str, tuple[str, ...]]]
             yield feature["name"], _checked_names(listed)
 
 
-def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Return class names as a tuple. Raises TypeError if one is no text or number, as YAML reads the name 5."""
+def _checked_names(names: Sequence[str | int | float]) -> tuple[str, ...]:
+    """Return class names as texts: YAML reads the name 5 as a number.
+
+    Raises TypeError for anything else, also for truth values, as which YAML reads the names yes, no, on and off, and
+    ValueError for a text that is not Unicode.
+    """
+    if any(isinstance(name, bool) for name in names):
+        raise TypeError("a class name is read as true or false: quote the names")
     if not all(isinstance(name, (str, int, float)) for name in names):
-        raise TypeError("class names must be texts")
-    return tuple(names)
+        raise TypeError("class names must be texts: quote the names")
+    texts = tuple(map(str, names))
+    if not all(map(is_unicode, texts)):
+        raise ValueError("class names must be Unicode")
+    return texts
 
 
 def declared_classes(files: Files, subset: str | None) -> dict[str, tuple[str, ...]]:

@@ -136,18 +136,29 @@ def are_numbers(names: Sequence[str]) -> bool:
     return all(name.isascii() and name.isdecimal() for name in names)
 
 
-def label_text(value: object, where: str) -> str:
+def label_text(value: object, where: str, *, earlier: bool = False) -> str:
     """Return a label of a JSON file as text; a whole number such as 3.0 as an integer.
 
-    Raises InvalidInput, naming `where`, for a list, an object or a truth value.
+    earlier: take any value as Python writes it (images.reading). Raises InvalidInput, naming `where`, for a list, an
+    object or a truth value, and for text that is not Unicode: JSON may escape half of a pair of surrogates.
     """
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and not earlier:
         value = int(value)
-    if isinstance(value, (list, dict, bool)):
+    is_name = earlier or not isinstance(value, (list, dict, bool))
+    if not is_name or not is_unicode(str(value)):
         raise InvalidInput(
             f"images.path: {where}: found the label {reprlib.repr(value)}", "an integer or a class name", CORRECT_LABELS
         )
     return str(value)
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be encoded, which one with half of a pair of surrogates cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_labels(texts: list[str], *, earlier: bool = False) -> pa.ChunkedArray:
@@ -179,7 +190,12 @@ def huggingface_features(metadata: dict | None) -> dict[str, dict]:
 def recorded_class_names(metadata: dict | None, column: str | None) -> tuple[str, ...]:
     """Return the class names that the metadata of an Arrow schema records for a ClassLabel column; empty if none."""
     names = huggingface_features(metadata).get(column or "", {}).get("names") or ()
-    return tuple(str(name) for name in names) if isinstance(names, (list, tuple)) else ()
+    found = tuple(str(name) for name in names) if isinstance(names, (list, tuple)) else ()
+    if wrong := [name for name in found if not is_unicode(name)]:
+        raise InvalidInput(
+            f"images.path: found the class name {wrong[0]!r} in a schema's metadata", "Unicode", "write the file again"
+        )
+    return found
 
 
 def class_label_columns(metadata: dict | None) -> list[str]:

@@ -146,8 +146,8 @@ class SetPlan(NamedTuple):
 def plan_set(image_set: ImageSet, settings: EncodeConfig, autoencoder: dict[str, Any]) -> SetPlan:
     """Plan the encoding of one data set. autoencoder: its record, or what is known of it."""
     folder, listing, changed, finished, taken_back = image_set.folder, image_set.listing, [], 0, None
-    shards = plan_shards(folder, listing, None, settings.shard_rows)
     earlier: LatentDataset | None = None
+    shards = plan_shards(folder, listing, None, settings.shard_rows)
     if "sha256" in autoencoder:
         artifact = image_set.artifact(settings, autoencoder)
         earlier, lost = inspect_existing(folder, artifact.identity, listing)

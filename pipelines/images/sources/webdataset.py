@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -184,8 +184,8 @@ class WebDatasetSource:
             labels = {stem: self._read_label(samples[stem], blocks, f"{where}, sample {stem}") for stem in images}
         missing = next((stem for stem, label in labels.items() if label is None), None)
         if missing is None:
-            as_text = str if self.config.reading else partial(label_text, where=where)
-            texts = [as_text(label) for label in labels.values()]
+            earlier = self.config.reading is not None
+            texts = [label_text(label, where, earlier=earlier) for label in labels.values()]
             return TarShard(list(images), list(images.values()), texts, (), left_out)
         if any(label is not None for label in labels.values()):
             raise InvalidInput(

@@ -128,6 +128,24 @@ def test_members_of_a_tar_that_are_no_files_are_said_to_be_left_out(tmp_path, ki
         source(tmp_path).listing()
 
 
+def test_a_folder_that_is_named_like_a_tar_file_is_refused(tmp_path):
+    write_tar(tmp_path / "set" / "many.tar" / "x.tar", {"a.png": PNG[0]})
+    write_tar(tmp_path / "set" / "y.tar", {"b.tar/a.png": PNG[0]})
+    with pytest.raises(ValueError, match="many.tar/x.tar, in a folder whose name ends in .tar, .*Rename the folder"):
+        source(tmp_path / "set").listing()
+    for path, key in ((tmp_path / "set" / "many.tar", "x.tar/a"), (tmp_path / "set" / "y.tar", "y.tar/b.tar/a")):
+        assert source(path).listing().keys == [key] and value_of(next(source(path).read([key]))) == 0
+
+
+@pytest.mark.parametrize("reading", [None, "earlier"])
+def test_a_label_with_half_of_a_surrogate_pair_is_refused(tmp_path, reading):
+    write_tar(tmp_path / "x.tar", {"a.png": PNG[0], "a.json": rb'{"label": "\ud800"}'})
+    with pytest.raises(ValueError, match=r"x.tar: found the label '\\ud800', expected an integer or a class name"):
+        source(tmp_path / "x.tar", reading=reading).listing()
+    write_tar(tmp_path / "x.tar", {"a.png": PNG[0], "a.json": rb'{"label": "\ud83d\ude00"}'})
+    assert source(tmp_path / "x.tar", reading=reading).listing().class_names == ("\U0001f600",)
+
+
 def test_lengths_of_eight_gigabytes_and_more_are_binary_in_a_header():
     for number in (8**11, 2**40 + 5):
         info = tarfile.TarInfo("x")
