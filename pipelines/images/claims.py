@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -119,13 +120,14 @@ def read_text(parquet: pq.ParquetFile, source: pa.NativeFile, column: str, where
 def read_parquet_columns(content: bytes, wanted: Collection[str], where: str) -> pa.Table:
     """Read some columns of a Parquet table, and those that are declared as class labels; others become null.
 
-    wanted: names of columns, which need not exist. Raises InvalidInput for claims that the table's length does not
-    allow, and what pyarrow raises for a broken file.
+    wanted: names of columns, which need not exist. Columns that share a name become null as well. Raises InvalidInput
+    for claims that the table's length does not allow, and what pyarrow raises for a broken file.
     """
     source = pa.BufferReader(content)
     parquet = pq.ParquetFile(source)
     schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
-    read = {*wanted, *class_label_columns(schema.metadata)} & {*schema.names}
+    single = {name for name, count in Counter(schema.names).items() if count == 1}
+    read = {*wanted, *class_label_columns(schema.metadata)} & single
     check_parquet(parquet, len(content), where)
     check_rows(num_rows, len(content), where, rows_per_byte=16)  # sequences of names compress well
     nulls = pa.nulls(num_rows)

@@ -198,19 +198,28 @@ class Files:
 
 def _walk(folder: str, prefix: str = "", parents: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:
     """Yield (relative name, length) of the files in a folder and its subfolders, following links to folders."""
-    real = os.path.realpath(folder)
-    if real in parents:
-        raise InvalidInput(f"images.path: {folder} is a link to one of its parent folders", "", "remove the link")
+    parents = enter_folder(folder, parents)
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if _is_folder(entry):
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*parents, real))
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", parents)
             elif _is_file(entry):
                 yield prefix + entry.name, entry.stat().st_size
             else:
                 yield prefix + entry.name, 0  # a dead link, a device or a pipe: listed, so that reading it reports it
+
+
+def enter_folder(folder: str, parents: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the real paths of a folder on disk and of those that lead to it, in which links cannot go round.
+
+    parents: the latter. Raises InvalidInput if the folder is one of them, which a link leads to.
+    """
+    real = os.path.realpath(folder)
+    if real in parents:
+        raise InvalidInput(f"images.path: {folder} is a link to one of its parent folders", "", "remove the link")
+    return (*parents, real)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

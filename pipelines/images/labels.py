@@ -222,20 +222,31 @@ def choose_label_column(
             "to know which of them are the classes",
             "set images.label_column to one of them",
         )
-    return declared[0]
+    return _require_single(declared[0], names, where)
 
 
 def choose_column(names: Sequence[str], chosen: str | None, usual: Sequence[str], field: str, where: str) -> str | None:
     """Return the chosen column, or without a choice the first usual one that exists, or None.
 
-    field: the recipe's field of the choice. Raises InvalidInput if the chosen column does not exist.
+    field: the recipe's field of the choice. Raises InvalidInput if the chosen column does not exist, and for a column
+    whose name others have as well.
     """
-    if chosen is None:
-        return next((name for name in usual if name in names), None)
-    if chosen not in names:
+    column = next((name for name in usual if name in names), None) if chosen is None else chosen
+    if column is None:
+        return None
+    if column not in names:
         raise InvalidInput(
             f"images.{field}: found {chosen!r}",
             f"one of the columns of {where}: {', '.join(names)}",
             f"correct images.{field}",
         )
-    return chosen
+    return _require_single(column, names, where)
+
+
+def _require_single(column: str, names: Sequence[str], where: str) -> str:
+    """Return a column. Raises InvalidInput if several of the columns `names` have its name."""
+    if (count := names.count(column)) > 1:
+        raise InvalidInput(
+            f"images.path: {where}: found {count} columns named {column!r}", "one", "rename or remove the others"
+        )
+    return column

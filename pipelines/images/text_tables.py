@@ -51,9 +51,7 @@ def read_text_table(
             raise unknown from None
         raise
     # A column that is not UTF-8 is read as bytes; other columns than those of names and labels may be anything.
-    if unknown is not None and any(
-        pa.types.is_binary(table.schema.field(name).type) for name in labels if name in table.column_names
-    ):
+    if unknown is not None and any(pa.types.is_binary(field.type) for field in table.schema if field.name in labels):
         raise unknown
     return table
 

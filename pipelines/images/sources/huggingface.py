@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from cluster import storage
 from dit.hub import REVISION
 from pipelines.images.card import INFOS, README, class_names_in, explain_card, read_card
 from pipelines.images.claims import explain_broken
 from pipelines.images.decoding import is_image
-from pipelines.images.files import Files, ImagesPath
+from pipelines.images.files import Files, ImagesPath, enter_folder
 from pipelines.images.globs import match_any
 from pipelines.images.sources.arrow import ArrowSource
 from pipelines.images.sources.columns import ColumnSource
@@ -39,15 +40,20 @@ def recognise(path: ImagesPath) -> bool:
     return not has_data and _hold_data_files(path.files, path.folders)
 
 
-def _hold_data_files(files: Files, folders: list[str]) -> bool:
-    """Return whether folders hold Parquet or tar files and no images; the first folder with either decides."""
+def _hold_data_files(files: Files, folders: list[str], parents: tuple[str, ...] = ()) -> bool:
+    """Return whether folders hold Parquet or tar files and no images; the first folder with either decides.
+
+    parents: real paths of the folders above `files`, on disk. Raises InvalidInput for a link to one of them.
+    """
+    if files.is_local:
+        parents = enter_folder(storage.local_path(files.root), parents)
     for folder in sorted(folders, key=lambda folder: folder != "data"):
         subfolders, names = files.subfolder(folder).list_top()
         if any(map(is_image, names)):
             return False
         if any(name.endswith((".parquet", ".tar")) for name in names):
             return True
-        if _hold_data_files(files.subfolder(folder), subfolders):
+        if _hold_data_files(files.subfolder(folder), subfolders, parents):
             return True
     return False
 

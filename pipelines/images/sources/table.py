@@ -131,7 +131,7 @@ class TableSource:
 
     def _pick_split(self, table: pa.Table, keys: list[str]) -> tuple[Sequence[int], tuple[str, ...]]:
         """Return the rows of the wanted split, by a column or by the files' folders, and what to say about it."""
-        column = next((name for name in SPLIT_COLUMNS if name in table.column_names), None)
+        column = choose_column(table.column_names, None, SPLIT_COLUMNS, "split", self.files.path(self.table))
         groups = [str(value) for value in table.column(column).to_pylist()] if column else []
         splits = as_splits(set(groups)) if groups else None
         if splits is None and (layout := find_split_layout(keys)) and layout.level == 0:

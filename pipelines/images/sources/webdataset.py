@@ -100,6 +100,7 @@ class WebDatasetSource:
         if self.undivided is not None:
             refuse_absent_split(self.config, self.files.root, self.undivided)
         names, notes = self._find_files() if self.names is None else (self.names, self.notes)
+        _refuse_tar_folders(names, self.files)
         shards = list(self.files.map_names(self._list_shard, names))
         keys = [f"{name}/{stem}" for name, shard in zip(names, shards, strict=True) for stem in shard.stems]
         images = [image for shard in shards for image in shard.images]
@@ -290,6 +291,17 @@ def _split_key(key: str) -> tuple[str, str]:
     """Split a key TAR/STEM."""
     name, _, stem = key.partition(f"{SUFFIX}/")
     return name + SUFFIX, stem
+
+
+def _refuse_tar_folders(names: Sequence[str], files: Files) -> None:
+    """Raise InvalidInput if a tar lies in a folder whose name ends as a tar's, at which its keys would be split."""
+    for name in names:
+        if f"{SUFFIX}/" in name:
+            raise InvalidInput(
+                f"images.path: found {files.path(name)}, in a folder whose name ends in {SUFFIX}",
+                "folders of other names",
+                "rename the folder, or set images.path to it",
+            )
 
 
 def _group_samples(members: Iterator[Member | LeftOut], where: str, left_out: list[str]) -> dict[str, Sample]:

@@ -151,6 +151,9 @@ def test_a_parquet_table_keeps_the_names_of_its_classes(tmp_path):
         ),
         ("file,label\na.png,1\na.png,2\n", "found a.png twice, expected each file once. Remove one"),
         ("file,label\n", "found no rows, expected one for each image"),
+        ("file,label,label\na.png,1,2\n", "labels.csv: found 2 columns named 'label', expected one. Rename or"),
+        ("file,file,label\na.png,b.png,2\n", "labels.csv: found 2 columns named 'file', expected one"),
+        ("file,label,split,split\na.png,1,train,test\n", "labels.csv: found 2 columns named 'split', expected one"),
         ("file,label\na.png,1,2\n", "found no readable table .*expected .csv"),
         ("file,label\nx.png,1\n", "names 1 of 1 files that are not in .*: x.png, expected names relative"),
         (
@@ -164,6 +167,26 @@ def test_errors_name_what_is_wrong_with_a_table(tmp_path, text, message):
     table_folder(tmp_path, text)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         source(tmp_path).listing()
+
+
+@pytest.mark.parametrize("name", ["file_name", "label"])
+def test_a_parquet_table_with_two_columns_of_one_name_is_refused(tmp_path, name):
+    write(tmp_path / "a.png", encoded(square(1)))
+    columns = {"file_name": ["a.png"], "label": [1], "more": [None]}
+    table = pa.table([*columns.values(), columns[name]], [*columns, name])
+    pq.write_table(table, tmp_path / "list.parquet")
+    with pytest.raises(ValueError, match=f"list.parquet: found 2 columns named '{name}', expected one"):
+        source(tmp_path, format="table").listing()
+    pq.write_table(pa.table([*columns.values(), [None]], [*columns, "more"]), tmp_path / "list.parquet")
+    assert source(tmp_path, format="table").listing().keys == ["a.png"]  # columns that are not used may be anything
+
+
+def test_links_to_a_parent_folder_are_refused_at_once(tmp_path):
+    """Followed as far as the system allows, forty of them would be looked at in some 2^40 folders."""
+    for name in "ab":
+        (tmp_path / name).symlink_to(".")
+    with pytest.raises(ValueError, match="a is a link to one of its parent folders. Remove the link"):
+        source(tmp_path)
 
 
 def test_of_several_tables_one_must_be_chosen(tmp_path):
