@@ -1,11 +1,16 @@
 """`raydit clean`: remove what an output has superseded."""
 
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from pipelines.cli.options import OK, json_option, store_option
 from pipelines.cli.output import print_line, print_result, shorten_path
+
+if TYPE_CHECKING:
+    from pipelines.registry.cleaning import SupersededFolder
 
 
 @click.command()
@@ -31,8 +36,7 @@ def clean(output: str, dry_run: bool, yes: bool, store: str, as_json: bool) -> N
             f"stays: {folder.kept_for}" if folder.kept_for else ("would be removed" if dry_run else "to be removed")
         )
         print_line("clean", f"{shorten_path(folder.path)}  {folder.num_bytes / 2**20:,.1f} MiB  {reason}")
-    total = sum(folder.num_bytes for folder in removable)
-    summary = f"{len(removable)} of {len(found)} folders, {total / 2**20:,.1f} MiB"
+    summary = _summarize(removable, len(found))
     if not removable or dry_run:
         print_line("clean", f"{summary} to remove" if removable else f"nothing to remove in {output}")
     elif not yes and not (sys.stdin.isatty() and click.confirm(f"Remove {summary}?")):
@@ -46,8 +50,17 @@ def clean(output: str, dry_run: bool, yes: bool, store: str, as_json: bool) -> N
             ]
             for folder in removable:
                 storage.remove_folder(folder.path)
-        print_line("clean", f"removed {summary}")
+        print_line("clean", f"removed {_summarize(removable, len(found))}")
     removed = [] if dry_run else [folder.path for folder in removable]
     kept = [folder.path for folder in found if folder.path not in removed]
-    print_result(as_json, {"removed": removed, "kept": kept, "bytes": total})
+    print_result(as_json, {"removed": removed, "kept": kept, "bytes": _count_bytes(removable)})
     sys.exit(OK)
+
+
+def _summarize(removable: "Sequence[SupersededFolder]", count: int) -> str:
+    """Return how many folders of `count` are removable, and their size."""
+    return f"{len(removable)} of {count} folders, {_count_bytes(removable) / 2**20:,.1f} MiB"
+
+
+def _count_bytes(folders: "Sequence[SupersededFolder]") -> int:
+    return sum(folder.num_bytes for folder in folders)

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.registry.cleaning import inspect_superseded
+from pipelines.registry.cleaning import SupersededFolder, inspect_superseded
 from pipelines.tracking.journal_folder import journal_path
 
 
@@ -50,6 +51,22 @@ def test_superseded_folders_are_removed_but_for_what_a_registered_model_needs(ra
         assert "nothing to remove" in raydit("clean", str(output), "--yes")[1]
     finally:
         client.delete_registered_model(name)
+
+
+def test_what_is_said_to_be_removed_is_what_was_removed(raydit, tmp_path, monkeypatch):
+    """Between the two inspections a model was registered, and another folder has grown."""
+    folders = [tmp_path / "superseded" / name for name in ("latents-1", "checkpoints-1")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    before = [SupersededFolder(str(folder), 2**20, "") for folder in folders]
+    after = [replace(before[0], num_bytes=3 * 2**20), replace(before[1], kept_for="a registered model is its step 4")]
+    inspections = iter([before, after])
+    monkeypatch.setattr("pipelines.registry.cleaning.inspect_superseded", lambda output, store: next(inspections))
+    code, out, _ = raydit("clean", str(tmp_path), "--yes", "--json")
+    assert code == 0 and "removed 1 of 2 folders, 3.0 MiB" in out
+    found = json.loads(out.splitlines()[-1])
+    assert found == {"removed": [str(folders[0])], "kept": [str(folders[1])], "bytes": 3 * 2**20}
+    assert [folder.exists() for folder in folders] == [False, True]
 
 
 def test_nothing_is_removed_while_a_store_does_not_answer(raydit, output):
