@@ -304,8 +304,8 @@ def _shorten(names: Sequence[str]) -> str:
 def describe_low_values(count: int) -> str:
     """Return a warning about images that are nearly black because their files hold 10 or 12 of 16 bits."""
     return (
-        f"warning: {count:,} images come out nearly black: their files have 16 bits a channel and only values below "
-        "4,096, as cameras of 10 or 12 bits write them, and the upper 8 bits are used; scale them to 16 bits first"
+        f"warning: {count:,} images are decoded nearly black: their files have 16 bits per channel but use only values "
+        "below 4,096, as 10- and 12-bit cameras write them; scale them to 16 bits first"
     )
 
 

@@ -1,4 +1,4 @@
-"""What files of many images claim about their content, held against their length before anything is allocated."""
+"""What files claim about their content, checked against the file's length before any memory is allocated."""
 
 import errno
 import os
@@ -64,7 +64,7 @@ def explain_broken(
 def check_parquet(parquet: pq.ParquetFile, file_bytes: int, where: str) -> None:
     """Raise InvalidInput if the footer of a Parquet file claims numbers that differ, or too many bytes.
 
-    What the footer says of each column is not looked at: for some wrong histograms in it, pyarrow ends the process.
+    The footer's claims about individual columns are not checked, because pyarrow crashes on some malformed ones.
     """
     metadata = parquet.metadata
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]

@@ -1,4 +1,4 @@
-"""Match the names of files against shell patterns that strangers wrote, in time that grows with the names' lengths."""
+"""Match the names of files against untrusted shell patterns, in time that grows with the names' lengths."""
 
 import re
 from collections.abc import Callable, Sequence

@@ -107,8 +107,8 @@ class Listing:
             return list(self.notes)
         shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
         note = (
-            f"{len(empty)} of {len(self.class_names)} classes have no images to train on ({shown}): nothing is learned "
-            "of them, and evaluations draw samples of them all the same"
+            f"{len(empty)} of {len(self.class_names)} classes have no images to train on ({shown}): the model "
+            "cannot learn them, but evaluations still draw samples of them"
         )
         return [*self.notes, note]
 

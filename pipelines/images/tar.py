@@ -96,8 +96,8 @@ def read_members(blocks: BlockReader, *, earlier: bool = False) -> Iterator[Memb
     """Yield the files of an archive in order, and between them what cannot be read as a file, without folders.
 
     A hard link, by which GNU tar stores each further name of a file, has the content of the file. earlier: yield only
-    regular files. Raises TarError if the archive is broken or truncated: every length that a header claims is held
-    against the bytes that follow before anything of it is read.
+    regular files. Raises TarError if the archive is broken or truncated: the lengths in headers are checked against the
+    file's length before any memory is allocated.
     """
     offset, extensions = 0, _Extensions()
     files: dict[str, Member] = {}

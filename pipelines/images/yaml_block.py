@@ -1,4 +1,4 @@
-"""Load YAML that strangers wrote, in time and memory that grow with its length."""
+"""Load untrusted YAML, in time and memory that grow with its length."""
 
 from functools import lru_cache
 from typing import Any

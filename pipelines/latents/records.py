@@ -17,9 +17,9 @@ class QuarantinedImage:
 
 
 def require_count(value: object) -> int:
-    """Return a value that must be a number of things. Raises TypeError for anything else."""
+    """Return a value that must be a non-negative integer. Raises TypeError for anything else."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError(f"{str(value)[:100]!r} is no number of things")
+        raise TypeError(f"{str(value)[:100]!r} is not a count")
     return value
 
 

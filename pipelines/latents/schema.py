@@ -203,8 +203,8 @@ def parquet_bytes(table: "pa.Table") -> bytes:
 def check_claims(metadata: "pq.FileMetaData", rows: int, num_bytes: int, where: str) -> None:
     """Raise InvalidInput if a shard has another number of rows, or needs more memory than it has bytes.
 
-    Shards are not compressed, so that a row that is read has its bytes in the file. What the footer says of single
-    columns is not looked at: for some broken ones pyarrow ends the process.
+    Shards are not compressed, so that a row that is read has its bytes in the file. The footer's claims about
+    individual columns are not checked, because pyarrow crashes on some malformed ones.
     """
     size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
     if metadata.num_rows != rows or not 0 <= size <= num_bytes:

@@ -1,4 +1,4 @@
-"""The table of a latent shard, whose claims about its size are held against its length before anything is allocated."""
+"""The table of a latent shard, whose size is checked against the file's length before any memory is allocated."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

@@ -96,7 +96,7 @@ class FolderSource:
         return inside, layout.label_level, notes
 
     def _note_empty_folders(self, all_keys: list[str], keys: list[str], depth: int) -> tuple[str, ...]:
-        """Say which folders beside those of the classes hold no images: classes are numbered without them.
+        """Say which folders beside those of the classes contain no images: they are not counted as classes.
 
         all_keys: the images of all splits. depth: level of class folders.
         """
@@ -109,7 +109,9 @@ class FolderSource:
         if not empty:
             return ()
         shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        return (f"{len(empty)} folders without images are no classes ({shown}): classes are numbered without them",)
+        many = "folders contain no images and are not counted as classes"
+        said = many if len(empty) > 1 else "folder contains no images and is not counted as a class"
+        return (f"{len(empty)} {said} ({shown})",)
 
     def _folders_in(self, parent: str) -> list[str]:
         return self.files.subfolder(parent).list_top()[0]

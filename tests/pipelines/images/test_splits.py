@@ -56,7 +56,7 @@ def test_folders_without_images_are_named_beside_the_split(tmp_path, folder):
     (tmp_path / empty).mkdir(parents=True)
     split, note = listed(tmp_path, [*names, *tests]).notes
     assert 'split "train" is used' in split
-    assert note == f"1 folders without images are no classes ({empty}): classes are numbered without them"
+    assert note == f"1 folder contains no images and is not counted as a class ({empty})"
 
 
 def test_a_split_is_chosen_by_any_of_its_spellings(tmp_path):

@@ -50,7 +50,7 @@ def test_numbers_are_classes_in_numeric_order_in_a_new_output(tmp_path, monkeypa
     assert dataset.class_names == BY_VALUE and labels_by_key(dataset) == {name: int(name) for name in BY_VALUE}
     out = capsys.readouterr().out
     assert "classes are the numbers that images have, in order: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11" in out
-    note = "1 folders without images are no classes (12): classes are numbered without them"
+    note = "1 folder contains no images and is not counted as a class (12)"
     assert note in out and plan.notes == (note,)
     # What follows knows the order from the artifacts.
     assert dataset.recipe["images"]["class_order"] == "numeric"
@@ -113,7 +113,7 @@ def test_classes_without_images_are_said_where_they_stay(tmp_path, monkeypatch, 
     write_numbers(tmp_path, range(1, 11), table=True)
     dataset = encode_here(recipe(tmp_path, "images.class_order=sorted"), monkeypatch)
     assert dataset.class_names == tuple(map(str, range(11)))
-    assert "1 of 11 classes have no images to train on (0): nothing is learned of them" in capsys.readouterr().out
+    assert "1 of 11 classes have no images to train on (0): the model cannot learn them, but" in capsys.readouterr().out
 
 
 def test_other_names_are_left_as_they_are(tmp_path):

@@ -131,7 +131,7 @@ def test_10_and_12_bit_data_in_16_bits_are_warned_of_with_their_number(config, t
     write(tmp_path / "deep" / "a" / "black.png", encoded(Image.fromarray(values * 0)))
     context = Context()
     encode_here(config(f"images.path={tmp_path / 'deep'}", "evaluate.cfg_scale=1.0"), monkeypatch, context)
-    assert "warning: 2 images come out nearly black" in capsys.readouterr().out
+    assert "warning: 2 images are decoded nearly black: " in capsys.readouterr().out
 
 
 def test_an_output_of_a_split_that_is_not_there_goes_on(tmp_path, monkeypatch):
