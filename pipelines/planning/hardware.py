@@ -77,8 +77,8 @@ class Cluster:
     ) -> tuple[float, str]:
         """Return the FLOPs per second that a stage's workers reach together, and what that rests on, in words.
 
-        On accelerators float32 convolutions use TF32, and what has no units for a dtype uses float32. CPUs have no
-        TF32. width: of the transformer, if it computes.
+        On accelerators float32 convolutions use TF32, and what has no units for a dtype computes in float32. CPUs have
+        no TF32. width: of the transformer, if it computes.
         """
         if self.accelerator:
             speed, basis = self._device_speed(self.accelerator, kind, dtype, compiled, width)
@@ -97,10 +97,11 @@ class Cluster:
         self, accelerator: Accelerator, kind: Kind, dtype: str, compiled: bool, width: int
     ) -> tuple[float, str]:
         """Return the FLOPs per second of one accelerator, and what they rest on, in words."""
-        if dtype == "tf32" and accelerator.tf32 == accelerator.float32:
+        has_units = getattr(accelerator, dtype) and not (dtype == "tf32" and accelerator.tf32 == accelerator.float32)
+        if not has_units:
             dtype = "float32"
         units = "tf32" if kind == "encode" and dtype == "float32" else dtype
-        peak = getattr(accelerator, units) or accelerator.float32
+        peak = getattr(accelerator, units)
         units = "float32" if peak == accelerator.float32 else units
         precision = f"{dtype} compiled" if compiled else dtype
         measured = measured_share(self.name, kind, precision, width)

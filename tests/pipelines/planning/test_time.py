@@ -92,6 +92,9 @@ def test_measured_sampling_takes_the_published_hours():
         ),
         ("1xA100", "evaluate", "tf32", False, 1152, "assumed: 30% of 156 TFLOP/s (tf32)"),
         ("1xV100", "train", "tf32", False, 1152, "assumed: 60% of 16 TFLOP/s (float32)"),  # it has no TF32
+        ("1xV100", "train", "bfloat16", False, 1152, "assumed: 60% of 16 TFLOP/s (float32)"),  # nor bfloat16
+        ("1xT4", "evaluate", "bfloat16", True, 1152, "assumed: 60% of 8 TFLOP/s (float32)"),
+        ("1xT4", "encode", "bfloat16", False, 0, "assumed: 30% of 8 TFLOP/s (float32)"),
     ],
 )
 def test_a_plan_says_what_was_measured_and_what_is_assumed(cluster, kind, dtype, compiled, width, basis):
