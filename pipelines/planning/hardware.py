@@ -158,3 +158,22 @@ def fit_workers(settings: StageConfig, cluster: Cluster, images: int) -> dict[st
             workers = next(count for count in range(min(workers, batch), 0, -1) if batch % count == 0)
         fitting = {"gpus_per_worker": gpus, "num_workers": workers}
     return {name: value for name, value in fitting.items() if value != getattr(settings, name)}
+
+
+def require_room(section: str, settings: StageConfig, cluster: Cluster) -> None:
+    """Raise InvalidInput if the workers of a stage need more accelerators than a cluster has.
+
+    section: the stage's table in the recipe, such as "autoencoder.train".
+    """
+    if cluster.accelerator is None:
+        return
+    workers, gpus = settings.most_workers, settings.gpus_per_worker
+    most = int(cluster.count / gpus)
+    if workers <= most:
+        return
+    field = "num_workers" if most else "gpus_per_worker"
+    raise InvalidInput(
+        f"{section}.{field}: found {workers} worker{'s' * (workers != 1)} of {gpus:g} GPU{'s' * (gpus != 1)}",
+        f"at most {most or cluster.count} on {cluster.count}x{cluster.name}",
+        f"lower {section}.{field}, or plan for more devices (--cluster)",
+    )

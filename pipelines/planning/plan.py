@@ -13,7 +13,7 @@ from dit.formats.record import head_label
 from pipelines.config.recipe import Recipe
 from pipelines.config.training import TrainConfig
 from pipelines.latents.schema import moments_bytes
-from pipelines.planning.hardware import Cluster, StageConfig, fit_workers
+from pipelines.planning.hardware import Cluster, StageConfig, fit_workers, require_room
 from pipelines.planning.memory import Memory, suggest_smaller, worker_memory
 from pipelines.planning.networks import (
     Networks,
@@ -25,6 +25,9 @@ from pipelines.planning.networks import (
 from pipelines.planning.time import WORK
 from pipelines.training.retention import outdated_steps
 from raydit.errors import InvalidInput, NotFound
+
+DEFAULT_CLASSES = 1000
+"""Classes of a recipe that names none, where its images are not listed: as many as ImageNet has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +120,8 @@ def make_plan(
     """Plan all stages of a recipe, with as many workers as the cluster has accelerators.
 
     keep: dotted fields that the user has set: numbers of workers among them do not change. speeds: measured images
-    per second by stage, which replace computed times. Raises NotFound for an unknown autoencoder.
+    per second by stage, which replace computed times. Raises NotFound for an unknown autoencoder, and InvalidInput for
+    workers that need more accelerators than the cluster has.
     """
     networks, train = resolve_networks(config, images.classes), config.train
     stages: list[StagePlan] = []
@@ -127,7 +131,9 @@ def make_plan(
         if f"{section}.num_workers" in keep:
             changes.pop("num_workers", None)
         overrides += [f"{section}.{name}={value:g}" for name, value in changes.items() if value is not None]
-        stages.append(_plan_stage(section, replace(settings, **changes), networks, cluster, count, speeds or {}))
+        fitting = replace(settings, **changes)
+        require_room(section, fitting, cluster)
+        stages.append(_plan_stage(section, fitting, networks, cluster, count, speeds or {}))
     model = networks.model
     moments_shape = (networks.moments_channels, *model.latent_size)
     family = "U-ViT" if isinstance(model, UViTConfig) else "DiT"
@@ -215,14 +221,22 @@ def _plan_stage(
     )
 
 
-def count_images(config: Recipe, count: int | None, classes: int) -> Images:
+def count_images(config: Recipe, count: int | None, classes: int | None = None) -> Images:
     """Return how many images a recipe has: `count` if given, else those that its source lists.
 
-    Raises NotFound if there is neither.
+    classes: their number, if count is given; when left out those that the recipe names, else DEFAULT_CLASSES. Raises
+    NotFound if there is neither a count nor a source, and InvalidInput for another number of classes than the recipe
+    names.
     """
     if count is not None:
         held_out = round(count * config.images.held_out)
-        return Images(training=count - held_out, held_out=held_out, classes=classes, source="as given by --images")
+        uncounted = "; the images of images.validation are not counted" if config.images.validation is not None else ""
+        return Images(
+            training=count - held_out,
+            held_out=held_out,
+            classes=_count_classes(config, classes),
+            source=f"as given by --images{uncounted}",
+        )
     from pipelines.images.held_out import split_images
     from pipelines.latents.recorded_images import list_images
 
@@ -233,6 +247,17 @@ def count_images(config: Recipe, count: int | None, classes: int) -> Images:
         raise NotFound(str(error), "", "To plan without the images, give their number: --images 1281167") from None
     source = f"in {config.images.path}"
     return Images(training=len(training), held_out=len(others), classes=len(training.class_names), source=source)
+
+
+def _count_classes(config: Recipe, given: int | None) -> int:
+    """Return how many classes a recipe has whose images are not listed. given: the number that the user has given."""
+    field = "images.classes" if config.images.classes else "images.class_names"
+    named = len(config.images.classes or config.images.class_names)
+    if named and given not in (None, named):
+        raise InvalidInput(
+            f"--classes: found {given} with {field}, which names {named}", f"{named}", "leave out --classes"
+        )
+    return named or (DEFAULT_CLASSES if given is None else given)
 
 
 def parse_speeds(measured: tuple[str, ...]) -> dict[str, float]:

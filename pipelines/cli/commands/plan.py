@@ -12,7 +12,9 @@ from pipelines.cli.output import echo, print_result
 @click.option("--cluster", metavar="NxDEVICE", help="Accelerators to plan for, such as 8xH100; default: this machine.")
 @click.option("--images", type=click.IntRange(min=1), help="Number of images; default: counted in the recipe's data.")
 @click.option(
-    "--classes", type=click.IntRange(min=0), default=1000, show_default=True, help="Number of classes, for --images."
+    "--classes",
+    type=click.IntRange(min=0),
+    help="Number of classes, for --images; default: those that the recipe names, else 1000.",
 )
 @click.option("--measured", multiple=True, metavar="STAGE=IMAGES/S", help="Measured speed of a stage.")
 @click.option("--price", type=click.FloatRange(min=0), help="Dollars per device and hour; default: list price.")
@@ -22,7 +24,7 @@ def plan(
     overrides: tuple[str, ...],
     cluster: str | None,
     images: int | None,
-    classes: int,
+    classes: int | None,
     measured: tuple[str, ...],
     price: float | None,
     as_json: bool,
@@ -31,6 +33,10 @@ def plan(
 
     For each stage: memory, storage, FLOPs, hours and dollars.
     """
+    if classes is not None and images is None:
+        raise click.UsageError("--classes is only for --images; without it, classes are counted in the recipe's data")
+    if price is not None and not cluster:
+        raise click.UsageError("--price is only for --cluster; this machine has no price")
     from pipelines.config.reader import load_recipe
     from pipelines.planning.hardware import parse_cluster
     from pipelines.planning.networks import resolve_networks

@@ -306,3 +306,65 @@ def test_a_recipe_that_names_accelerators_is_planned_for_cores():
 def test_workers_of_several_accelerators_are_no_more_than_there_are(gpus, workers):
     settings = EncodeConfig(gpus_per_worker=gpus, num_workers=5)
     assert fit_workers(settings, parse_cluster("8xH100"), 10**6)["num_workers"] == workers
+
+
+@pytest.mark.parametrize(
+    ("recipe", "cluster", "overrides", "message"),
+    [
+        ("imagenet256.toml", "8xH100", ["train.num_workers=16"], "train.num_workers: found 16 workers of 1 GPU, {} 8"),
+        ("imagenet256.toml", "8xH100", ["encode.num_workers=9"], "encode.num_workers: found 9 workers of 1 GPU, {} 8"),
+        (
+            "imagenet256.toml",
+            "8xH100",
+            ["evaluate.num_workers=8", "evaluate.gpus_per_worker=2"],
+            "evaluate.num_workers: found 8 workers of 2 GPUs, {} 4 on 8xH100",
+        ),
+        (
+            "imagenet256.toml",
+            "8xH100",
+            ["train.gpus_per_worker=16"],
+            "train.gpus_per_worker: found 1 worker of 16 GPUs, {} 8 on 8xH100",
+        ),
+        (RECIPE, "2xL4", ["autoencoder.train.num_workers=4"], "autoencoder.train.num_workers: found 4 workers"),
+    ],
+)
+def test_more_workers_than_there_are_accelerators_are_refused(recipe, cluster, overrides, message):
+    """A plan for them would count their speed and the price of the accelerators that there are."""
+    with pytest.raises(InvalidInput, match=re.escape(message.format("expected at most"))):
+        planned(RECIPES / recipe, cluster, *overrides)
+
+
+def test_workers_that_share_accelerators_have_room():
+    plan = planned(RECIPES / "imagenet256.toml", "8xH100", "train.num_workers=16", "train.gpus_per_worker=0.5")
+    assert stages(plan)["train"].workers == 16
+
+
+@pytest.mark.parametrize(
+    ("overrides", "given", "classes"),
+    [
+        ([], None, 1000),
+        ([], 10, 10),
+        ([], 0, 0),
+        (["images.classes=['ring', 'blob']"], None, 2),
+        (["images.classes=['ring', 'blob']"], 2, 2),
+        (["images.class_names=['blob', 'ring', 'stripe']"], None, 3),
+        (["images.class_names=['blob', 'ring', 'stripe']", "images.classes=['blob']"], None, 1),
+    ],
+)
+def test_classes_that_a_recipe_names_are_planned(tmp_path, overrides, given, classes):
+    assert count_images(tiny_recipe(tmp_path, *overrides), 100, given).classes == classes
+
+
+def test_another_number_of_classes_than_the_recipe_names_is_refused(tmp_path):
+    config = tiny_recipe(tmp_path, "images.classes=['ring', 'blob']")
+    with pytest.raises(InvalidInput, match="--classes: found 10 with images.classes, which names 2, expected 2"):
+        count_images(config, 100, 10)
+
+
+def test_a_plan_says_that_separate_held_out_images_are_not_counted(tmp_path):
+    config = tiny_recipe(tmp_path, f"images.validation={tmp_path / 'others'}", "images.held_out=0")
+    images = count_images(config, 100)
+    plan = make_plan(config, parse_cluster("1xL4"), images)
+    (line,) = (line for line in plan_lines(plan) if line.startswith("images "))
+    assert line.endswith("as given by --images; the images of images.validation are not counted")
+    assert count_images(tiny_recipe(tmp_path), 100).source == "as given by --images"
