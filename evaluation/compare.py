@@ -7,6 +7,7 @@ from math import hypot
 from evaluation.metric_names import parse_metric_name
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
+from evaluation.statistics import IS_SPLITS
 from evaluation.text_table import align_columns
 from raydit.errors import InvalidInput
 
@@ -53,7 +54,7 @@ class Comparison:
     def is_within_error(self, metric: str, index: int) -> bool:
         """Whether a report's metric differs from the first report's by less than sqrt(error1^2 + error2^2).
 
-        False if either value or both errors are unknown, or if these are means over other extractors.
+        False if either value or both errors are unknown, or if the two are not comparable.
         """
         found = self._difference(metric, index)
         return found is not None and abs(found[0]) < found[1]
@@ -61,13 +62,16 @@ class Comparison:
     def _difference(self, metric: str, index: int) -> tuple[float, float] | None:
         """Return by how much a report's metric is above the first report's, and the combined error.
 
-        None if either value or both errors are unknown, or if these are means over other extractors.
+        None if either value or both errors are unknown, or if these are means over other extractors or ratios to other
+        held-out images.
         """
         pair = [self.reports[0], self.reports[index]]
         of_first, of_other = (set(report.averaged.get(metric, [])) for report in pair)
         if any(metric not in report.metrics for report in pair) or of_first != of_other:
             return None
-        (first, first_error), (value, error) = (report.estimate(metric) for report in pair)
+        if parse_metric_name(metric).kind.is_ratio and self._has_other_held_out_images(index):
+            return None
+        (first, first_error), (value, error) = (estimate_with_standard_error(report, metric) for report in pair)
         errors = [known for known in (first_error, error) if known is not None]
         return (value - first, hypot(*errors)) if errors else None
 
@@ -109,7 +113,7 @@ class Comparison:
         lines = align_columns(rows)
         if any(cell.endswith(NO_DIFFERENCE) for row in rows for cell in row[1:]):
             lines.append(f"{NO_DIFFERENCE} differs from {self.names[0]} by less than the combined error.")
-        lines += self._notes_on_means()
+        lines += [*self._notes_on_means(), *self._notes_on_ratios()]
         lines += map(str, self.disagreements)
         if self.differing:
             lines.append(f"Not comparable: the protocols differ in {', '.join(self.differing)}.")
@@ -130,14 +134,41 @@ class Comparison:
                 lines.append(f"{metric} is not comparable: it is the mean {'; '.join(means)}.")
         return lines
 
+    def _has_other_held_out_images(self, index: int) -> bool:
+        """Return whether a report's ratios are known to be to other real images than the first report's."""
+        first, other = self.reports[0].held_out_digest, self.reports[index].held_out_digest
+        return bool(first and other) and first != other
+
+    def _notes_on_ratios(self) -> list[str]:
+        """Return which reports have ratios to other real images than the first one, if any."""
+        others = [index for index in range(1, len(self.reports)) if self._has_other_held_out_images(index)]
+        names = [self.names[index] for index in others if self.reports[index].ratios]
+        if not names or not self.reports[0].ratios:
+            return []
+        return [f"Ratios to real images are not comparable: other held-out images in {', '.join(names)}."]
+
     def _cell(self, metric: str, index: int) -> str:
         report = self.reports[index]
         if metric not in report.metrics:
             return ""
-        value, known = report.estimate(metric)
+        value, known = estimate_with_standard_error(report, metric)
         error = "" if known is None else f" +- {known:.3g}"
         mark = f" {NO_DIFFERENCE}" if index and self.is_within_error(metric, index) else ""
         return f"{value:.5g}{error}{mark}"
+
+
+def estimate_with_standard_error(report: EvaluationReport, metric: str) -> tuple[float, float | None]:
+    """Return a metric and its standard error; None where a report does not have it.
+
+    Without repeats, two errors in reports are standard deviations: that of the Inception Score over parts of the
+    samples, of whose scores it is the mean, and that of the kernel distance over subsets. Subsets overlap, so that no
+    standard error follows from theirs.
+    """
+    value, error = report.estimate(metric)
+    kind, is_repeated = parse_metric_name(metric).kind.name, len(report.repeats.get(metric, [])) > 1
+    if error is None or is_repeated or kind not in ("is", "kid"):
+        return value, error
+    return value, error / IS_SPLITS**0.5 if kind == "is" else None
 
 
 def compare_reports(reports: Sequence[EvaluationReport], *, allow_unequal: bool = False) -> Comparison:

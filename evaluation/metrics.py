@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluation.neighbours import iterate_squared_distances, split_rows, squared_norms, squared_radii
-from evaluation.statistics import InceptionScoreSums
+from evaluation.statistics import IS_SPLITS, InceptionScoreSums
 from raydit.errors import InvalidInput
 
 Array = np.ndarray
@@ -84,7 +84,7 @@ def _trace_of_root(eigenvalues: Array) -> float:
     return float(np.sqrt(eigenvalues[eigenvalues > ROUNDING * eigenvalues[-1]]).sum())
 
 
-def inception_score(logits: Array, splits: int = 10, seed: int = 2020) -> tuple[float, float]:
+def inception_score(logits: Array, splits: int = IS_SPLITS, seed: int = 2020) -> tuple[float, float]:
     """Return the Inception Score's mean and standard deviation over splits. logits: (N, K).
 
     Samples are shuffled first, because splits of samples that are sorted by class would give nonsense.

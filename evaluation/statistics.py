@@ -7,6 +7,8 @@ import numpy as np
 from raydit.errors import InvalidInput
 
 Array = np.ndarray
+IS_SPLITS = 10
+"""Parts of the samples, each of which has an Inception Score."""
 
 
 class FeatureStatistics:
@@ -93,7 +95,7 @@ class InceptionScoreSums:
     (arXiv 1606.03498).
     """
 
-    def __init__(self, num_samples: int, num_logits: int, splits: int = 10, seed: int = 2020):
+    def __init__(self, num_samples: int, num_logits: int, splits: int = IS_SPLITS, seed: int = 2020):
         if num_samples < splits:
             raise InvalidInput(
                 f"{num_samples} samples",

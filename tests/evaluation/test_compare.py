@@ -88,3 +88,48 @@ def test_equal_checkpoints_are_numbered():
 def test_one_report_is_no_comparison():
     with pytest.raises(ValueError, match="1 reports to compare, expected at least 2"):
         compare_reports([A])
+
+
+def scored(checkpoint, name, value, error, **fields):
+    return EvaluationReport(
+        protocol=PROTOCOL,
+        checkpoint=checkpoint,
+        checkpoint_digest="dd",
+        metrics={name: value},
+        errors={name: error},
+        **fields,
+    )
+
+
+@pytest.mark.parametrize(("other", "within"), [(101.4, True), (101.5, False)])
+def test_the_error_of_an_inception_score_is_that_of_the_mean_over_its_splits(other, within):
+    """3.2 over 10 splits is a standard error of 1.012, and 1.431 for the difference of two."""
+    found = compare_reports([scored("a", "is_50k", 100.0, 3.2), scored("b", "is_50k", other, 3.2)])
+    assert found.is_within_error("is_50k", 1) == within
+    assert "100 +- 1.01" in found.table()
+
+
+def test_the_error_of_a_kernel_distance_is_known_of_repeats_only():
+    """Subsets overlap, so that their standard deviation says nothing about other samples."""
+    name, repeats = "kid_50k", {"kid_50k": [0.010, 0.012]}
+    once, again = scored("a", name, 0.011, 0.05), scored("b", name, 0.0112, 0.05)
+    found = compare_reports([once, again])
+    assert not found.is_within_error(name, 1) and "+-" not in found.table()
+    found = compare_reports([replace(once, repeats=repeats), again])
+    assert found.is_within_error(name, 1) and "0.011 +- 0.001" in found.table()
+
+
+def test_repeats_of_an_inception_score_have_the_error_over_seeds():
+    found = compare_reports([scored("a", "is_50k", 99.0, 3.2, repeats={"is_50k": [99.0, 101.0]}), A])
+    assert [line.split()[1:4] for line in found.table().splitlines()[1:2]] == [["100", "+-", "1"]]
+
+
+@pytest.mark.parametrize(("first", "other", "comparable"), [("x", "x", True), ("", "y", True), ("x", "y", False)])
+def test_ratios_to_other_held_out_images_are_not_compared(first, other, comparable):
+    """Reports of earlier versions do not say which images they are."""
+    name = "ratio_fid_10k"
+    reports = [scored("a", name, 2.0, 0.3, held_out_digest=first), scored("b", name, 2.1, 0.3, held_out_digest=other)]
+    found = compare_reports(reports)
+    assert found.is_within_error(name, 1) == comparable
+    note = "Ratios to real images are not comparable: other held-out images in b."
+    assert (note in found.table().splitlines()) != comparable

@@ -19,7 +19,8 @@ def compare(reports: tuple[str, ...], protocol: str | None, allow_unequal: bool,
 
     Each of A B... is a checkpoint, a report or its folder. Reports of different protocols are refused, because their
     metrics are not comparable; of reports by several extractors, each extractor's protocol is compared. Where feature
-    spaces rank a checkpoint above and below the first one, by more than the errors, a line says so.
+    spaces rank a checkpoint above and below the first one, by more than the errors, a line says so. The errors
+    after +- are standard errors; the kernel distance has one only where samples were drawn repeatedly (--repeats).
     """
     from evaluation.compare import compare_reports
     from pipelines.scoring.report_files import find_reports
