@@ -30,17 +30,33 @@ def explain_low_precision(metrics: Mapping[str, float], protocol: EvaluationProt
             f"{names} near 0 may be due to the number of samples: {num_samples:,} are few to fill these distributions."
         )
     return (
-        f"{names} near 0 beside good samples: the features of {protocol.extractor} do not fit these images. "
-        "A slight difference that all samples share, such as the autoencoder's blur, is then larger than the distance "
-        "from a real image to its nearest ones. Compare checkpoints by the Frechet distance."
+        f"{names} near 0: look at the samples. If they are unlike the real images, as those of a model after little "
+        f"training are, this is right. If they look good, the features of {protocol.extractor} do not fit these "
+        "images: a slight difference that all samples share, such as the autoencoder's blur, is then larger than the "
+        "distance from a real image to its nearest ones. In this case, compare checkpoints by the Frechet distance."
     )
+
+
+def name_extractors(sentences: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return sentences about the scores by several extractors, each once; one that is not about all begins with a name.
+
+    sentences: those about each extractor, by its name; empty ones are left out.
+    """
+    shared = set.intersection(*map(set, sentences.values()))
+    named = [
+        text if text in shared else f"{extractor}: {text}"
+        for extractor, texts in sentences.items()
+        for text in texts
+        if text
+    ]
+    return list(dict.fromkeys(named))
 
 
 def explain_ratios(rows: Sequence[RatioRow]) -> str:
     """Return a warning if ratios to real images contradict each other by more than their errors; empty otherwise.
 
-    Below 1 samples are nearer to the reference than real images are, which nothing but an optimisation for this feature
-    space does while another one still tells them from real images.
+    Where a ratio is below 1, samples are nearer to the reference than real images are. If their ratio in another
+    feature space is above 1, the model has been optimised for the first space.
     """
     spaces = [row for row in rows if row.value is not None and parse_metric_name(row.name).kind != MEAN_RATIO]
     nearer = [row for row in spaces if _deviation_from_1(row) < 0]

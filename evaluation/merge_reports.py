@@ -23,7 +23,7 @@ def merge_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
             protocol=other.protocol,
             curve=other.curve,
             per_class=other.per_class,
-            warnings=[warning for warning in other.warnings if warning not in first.warnings],
+            warnings=other.warnings,
         )
         for other in others
     ]

@@ -7,7 +7,7 @@ from functools import cache
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from evaluation.explanations import explain_low_precision, explain_ratios, explain_shares
+from evaluation.explanations import explain_low_precision, explain_ratios, explain_shares, name_extractors
 from evaluation.metric_names import MEAN_RATIO, RATIO, format_count, is_of_extractor, parse_metric_name
 from evaluation.per_class import ClassDistance
 from evaluation.protocol import EvaluationProtocol
@@ -52,7 +52,7 @@ class FurtherScores:
     curve: list[tuple[int, float]] = field(default_factory=list)
     """As the report's own curve, in this extractor's features."""
     warnings: list[str] = field(default_factory=list)
-    """Caveats about this extractor's metrics, without those that are among the report's own warnings."""
+    """Caveats about this extractor's metrics; earlier reports leave out those that are about the first one's, too."""
     per_class: list[ClassDistance] = field(default_factory=list)
     """As the report's own, in this extractor's features; left out of the file where it is empty."""
 
@@ -84,8 +84,7 @@ class EvaluationReport:
     """Name of a metric that could not be computed -> why. The file has null for it among the metrics; the field is
     left out of the file where all could be computed."""
     disqualified: str = ""
-    """Why the checkpoint can be neither best nor champion, whatever its metrics; empty, and left out of the file, for
-    all but defective ones."""
+    """Why a defective checkpoint can be neither best nor champion; empty, and left out of the file, for all others."""
     timings: dict[str, float] = field(default_factory=dict)
     """Stage, with the suffix _seconds -> seconds."""
     artifacts: dict[str, str] = field(default_factory=dict)
@@ -154,17 +153,18 @@ class EvaluationReport:
 
     @property
     def all_warnings(self) -> list[str]:
-        """That ratios contradict each other, and the warnings about all extractors, with a further one's name."""
-        further = [f"{each.protocol.extractor}: {warning}" for each in self.further for warning in each.warnings]
-        return [*filter(None, [explain_ratios(self.ratios)]), *self.warnings, *further]
+        """That ratios contradict each other, and the warnings about each extractor; see name_extractors."""
+        named = name_extractors({part.protocol.extractor: part.warnings for part in self.parts})
+        return [*filter(None, [explain_ratios(self.ratios)]), *named]
 
     @property
     def explanations(self) -> list[str]:
-        """Sentences that help to read the scores."""
-        parts = self.parts
-        shares = [explain_shares(part.metrics, part.real_baseline, part.reconstructions) for part in parts]
-        low = [explain_low_precision(part.metrics, part.protocol) for part in parts]
-        return [text for text in dict.fromkeys([*shares, *low]) if text]
+        """Sentences that help to read the scores; see name_extractors."""
+        texts = {}
+        for part in self.parts:
+            shares = explain_shares(part.metrics, part.real_baseline, part.reconstructions)
+            texts[part.protocol.extractor] = [shares, explain_low_precision(part.metrics, part.protocol)]
+        return name_extractors(texts)
 
     @property
     def ratios(self) -> list[RatioRow]:

@@ -43,8 +43,7 @@ MERGED = merge_reports([ONE, TWO, THREE])
 def test_the_parts_of_a_merged_report_are_the_reports_of_single_extractors():
     first, *others = MERGED.parts
     assert first == ONE
-    # What the first one's warnings say too is said once.
-    assert others == [replace(part, warnings=part.warnings[1:]) for part in (TWO, THREE)]
+    assert others == [TWO, THREE]
     assert merge_reports([ONE]) == ONE and ONE.parts == [ONE]
 
 
@@ -108,6 +107,22 @@ def test_tables_and_pages_show_every_extractor():
         assert f"Fréchet distance against N, {protocol.extractor}</h2>" in page
     assert page.count("samples are few") == 1 and "inception: fid is biased" in page
     assert "<h2>Protocol</h2>" in render_page(ONE) and "<h2>Fréchet distance against N</h2>" in render_page(ONE)
+
+
+def test_what_is_said_of_some_extractors_names_them_and_what_is_said_of_all_is_said_once():
+    names = ["efficientnet-lite0", "dinov2-vit-l-14", "inception"]
+    stems = ["fd_efficientnet_lite0", "fd_dinov2_vit_l_14", "fid"]
+    biased = [f"{name}: {stem} is biased" for name, stem in zip(names, stems, strict=True)]
+    assert MERGED.all_warnings == ["samples are few", *biased]
+    assert ONE.all_warnings == ["samples are few", "fd_efficientnet_lite0 is biased"]
+    with_shares = [
+        replace(one, metrics={**one.metrics, f"{stem}_300": one.metrics[f"{stem}_50k"]})
+        for one, stem in zip((ONE, TWO, THREE), stems, strict=True)
+    ]
+    shares = [text.partition(" at N = 300")[0] for text in merge_reports(with_shares).explanations]
+    distances = ["30", "200", "9"]
+    assert shares == [f"{name}: Of the Frechet distance of {each}" for name, each in zip(names, distances, strict=True)]
+    assert with_shares[0].explanations[0].startswith("Of the Frechet distance of 30")
 
 
 def test_reports_are_compared_extractor_by_extractor():

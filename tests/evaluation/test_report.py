@@ -164,7 +164,7 @@ def test_a_report_says_when_and_of_what_it_is_and_one_without_it_is_as_before():
 @pytest.mark.parametrize(
     ("num_samples", "precision", "said"),
     [
-        (1000, 0.0, "Precision near 0 beside good samples: the features of efficientnet-lite0 do not fit these images"),
+        (1000, 0.0, "Precision near 0: look at the samples. If they are unlike the real images"),
         (100, 0.0, "Precision near 0 may be due to the number of samples: 100"),
         (1000, 0.5, ""),
     ],
@@ -176,6 +176,9 @@ def test_a_precision_near_0_is_explained(num_samples, precision, said):
     report = replace(REPORT, protocol=protocol, metrics=metrics, real_baseline={})
     explanation = explain_low_precision(report.metrics, report.protocol)
     assert explanation.startswith(said) and bool(explanation) == bool(said)
+    assert ("If they look good, the features of efficientnet-lite0 do not fit these images" in explanation) == (
+        num_samples == 1000 and precision == 0.0
+    )
     assert explanation in report.table()
     assert escape(explanation) in render_page(report)
 
