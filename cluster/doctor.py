@@ -113,9 +113,9 @@ def check_token_file() -> Check:
 
 
 def check_ports() -> Check:
-    """Report on which ports the Ray of this machine listens for others; nobody can see from here what a firewall does.
+    """Report the ports on which Ray accepts connections from other machines; a firewall cannot be seen from here.
 
-    A Ray that raydit starts listens on none. A head or node of a cluster has to.
+    A Ray that raydit starts has no such ports. The head and the nodes of a cluster need them.
     """
     found = [f"{process} {_host_port(address, port)}" for process, address, port in ray_listeners()]
     if not found:

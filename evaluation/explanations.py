@@ -65,8 +65,8 @@ def explain_ratios(rows: Sequence[RatioRow]) -> str:
         return ""
     listed = [" and ".join(f"{row.title} ({row.value:.3g})" for row in each) for each in (nearer, farther)]
     return (
-        f"Samples score better than real images in {listed[0]} and worse in {listed[1]}, by more than the errors: "
-        "so does a model that is optimised for a feature space. Judge it in the other ones."
+        f"Samples score better than real images in {listed[0]} and worse in {listed[1]}, by more than the errors. "
+        "This is what a model does that was optimised for one feature space. Judge it by the others."
     )
 
 

@@ -1,4 +1,4 @@
-"""How close images are to their originals, pixel by pixel: structural similarity. Nothing here is of an autoencoder."""
+"""Structural similarity (SSIM): how close images are to their originals, whatever made them."""
 
 import torch
 from torch import Tensor

@@ -11,8 +11,8 @@ from evaluation.report import BY_METRIC, EvaluationReport, FurtherScores
 def merge_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
     """Return one report of several extractors' reports of the same samples; the first one's protocol leads.
 
-    What is of the samples, such as pictures and timings, is the first report's. The mean of the extractors' ratios to
-    real images is added.
+    Whatever describes the samples, such as pictures and timings, is taken from the first report. The mean of the
+    extractors' ratios to real images is added.
     """
     first, *others = reports
     merged: dict[str, Any] = {

@@ -126,12 +126,13 @@ def _metrics(report: EvaluationReport) -> str:
     ]
     if report.real_baseline:
         notes.append(
-            "Real images were held out of the reference and scored like samples: no better scores can be expected."
+            "Held-out real images, which the model was not trained on, were scored in the same way as the samples. "
+            "Better scores than theirs cannot be expected."
         )
     if report.reconstructions:
         notes.append(
-            "Reconstructions are held-out images that the autoencoder has encoded and decoded: what it costs, and the "
-            "best that samples through it can be."
+            "Reconstructions are held-out images that the autoencoder has encoded and decoded. They show how much "
+            "quality the autoencoder loses, and so the best score that its samples can reach."
         )
     if len(generated.keys() | {each.num_images for each in baselines}) > 1:
         notes.append("Fréchet distance falls as N grows: compare only columns of equal N.")

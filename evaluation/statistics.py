@@ -145,7 +145,8 @@ class InceptionScoreSums:
         if len(known) != rows or len(np.unique(known)) != rows or self._seen[known].any():
             raise ValueError(
                 f"Found {rows} rows for indices {_few(indices)}, of which {int(self._seen[known].sum())} were "
-                f"added before, expected one row for each of some new indices below {len(self)}. Add every index once."
+                f"added before, expected one row for each index, and only new indices below {len(self)}. Add every "
+                "index once."
             )
         self._seen[known] = True
 
