@@ -18,6 +18,17 @@ _PICTURES = {
         "and distance d; to the right of each the training images nearest to it. Copies would show here.",
     ),
 }
+_PICTURES_OF_GIVEN_IMAGES = {
+    "samples": ("Images", "Some of the scored images, evenly spaced in their source."),
+    "classes": ("Images of each class", "A row for each class, with some of its scored images."),
+    "neighbours": (
+        "Nearest training images",
+        "On the left the images above that are nearest to a training image in the extractor's features, with their "
+        "number in the source, counted from 0, and distance d; to the right of each the training images nearest to it. "
+        "Copies would show here, but only the images above were compared.",
+    ),
+}
+"""Titles and captions of pictures of images that raydit did not sample, of which it shows some."""
 
 
 def render_page(report: EvaluationReport, images: Mapping[str, bytes] | None = None) -> str:
@@ -33,7 +44,7 @@ def render_page(report: EvaluationReport, images: Mapping[str, bytes] | None = N
         section("Ratios to real images", _ratios(report)),
         section("Metrics", _metrics(report)),
         *(section(f"Fréchet distance against N{_extractor(report, part)}", _plot(part)) for part in report.parts),
-        *(_picture(name, content) for name, content in (images or {}).items()),
+        *(_picture(report, name, content) for name, content in (images or {}).items()),
         *(section(f"Distance of each class{_extractor(report, part)}", _classes(part)) for part in report.parts),
         *(section(f"Protocol{_extractor(report, part)}", _protocol(part)) for part in report.parts),
         section("Timings", timings_table(report.timings)),
@@ -183,8 +194,9 @@ def _classes(report: EvaluationReport) -> str:
     return table(rows, ["class", "samples", "real images", "distance", ""], numbers=True) + note
 
 
-def _picture(name: str, content: bytes) -> str:
-    title, caption = _PICTURES.get(name, (name, ""))
+def _picture(report: EvaluationReport, name: str, content: bytes) -> str:
+    known = _PICTURES_OF_GIVEN_IMAGES if report.protocol.is_of_given_images else _PICTURES
+    title, caption = known.get(name, (name, ""))
     return picture(title, caption, content)
 
 

@@ -116,7 +116,7 @@ def evaluate_images(
         report = replace(with_earlier_scores(scored.report, earlier), held_out_digest=held_out_digest(real))
         timer.lap("scoring_seconds")
         neighbours = Neighbours(scored.reference, settings.images)
-        pictures = draw_pictures(images, listing.take(shown), scored.features, neighbours)
+        pictures = draw_pictures(images, listing.take(shown), scored.features, neighbours, shown)
         timer.lap("pictures_seconds")
         report = write_report(report, folder, pictures, timer.laps | scored.timings)
         log_report(run, report, folder)
@@ -166,11 +166,14 @@ def images_digest(source: ImageSource, listing: Listing, images: ImagesConfig) -
 
 
 def draw_pictures(
-    images: ImagesConfig, listing: Listing, features: np.ndarray, neighbours: Neighbours
+    images: ImagesConfig, listing: Listing, features: np.ndarray, neighbours: Neighbours, numbers: np.ndarray
 ) -> dict[str, bytes]:
-    """Draw the pictures of a report from a few of its images. features: (N, D), of all N images of the listing."""
+    """Draw the pictures of a report from a few of its images.
+
+    features: (N, D), of all N images of the listing. numbers: (N,), their positions among all scored images.
+    """
     pixels, _, _ = read_cropped(with_absolute_paths(images), listing.keys, listing.locations)
-    return report_pictures(pixels, listing.labels, features, listing.class_names, neighbours)
+    return report_pictures(pixels, listing.labels, features, listing.class_names, neighbours, numbers)
 
 
 def reference_recipe(reference: str, images: str, overrides: tuple[str, ...] = ()) -> Recipe:

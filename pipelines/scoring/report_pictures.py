@@ -20,17 +20,23 @@ NUM_NEIGHBOURS = 5
 
 
 def report_pictures(
-    images: np.ndarray, labels: np.ndarray, features: np.ndarray, class_names: Sequence[str], neighbours: "Neighbours"
+    images: np.ndarray,
+    labels: np.ndarray,
+    features: np.ndarray,
+    class_names: Sequence[str],
+    neighbours: "Neighbours",
+    numbers: Sequence[int] | np.ndarray | None = None,
 ) -> dict[str, bytes]:
     """Draw the pictures of a report; return PNG files by the names that the page knows.
 
-    images: uint8 (M, H, W, 3), the first M of N samples. labels: (N,). features: (N, D).
+    images: uint8 (M, H, W, 3), the first M of N samples. labels: (N,). features: (N, D). numbers: (M,), those of images
+    that are not the first ones, by which they are named.
     """
     labels, features = labels[: len(images)], features[: len(images)]
     pictures = {"samples": encode_png(class_grid(images[:NUM_SAMPLES], labels[:NUM_SAMPLES], ()))}
     if class_names:
         pictures["classes"] = encode_png(class_grid(images, labels, class_names, columns=NUM_PER_CLASS))
-    if rows := neighbours.rows(images, features):
+    if rows := neighbours.rows(images, features, range(len(images)) if numbers is None else numbers):
         pictures["neighbours"] = encode_png(labelled_grid(rows))
     return pictures
 
@@ -48,8 +54,13 @@ class Neighbours:
         known = self.reference.keys is not None and len(self.reference.keys) >= NUM_NEIGHBOURS
         return known and self.reference.source == self.images.path
 
-    def rows(self, images: np.ndarray, features: np.ndarray) -> list[tuple[str, np.ndarray]]:
-        """Return rows for a grid: a sample, then the training images nearest to it; no rows if they are unknown."""
+    def rows(
+        self, images: np.ndarray, features: np.ndarray, numbers: Sequence[int] | np.ndarray
+    ) -> list[tuple[str, np.ndarray]]:
+        """Return rows for a grid: a sample, then the training images nearest to it; no rows if they are unknown.
+
+        numbers: those by which rows name the samples.
+        """
         from pipelines.images.preprocess import read_cropped
 
         if not self.are_known:
@@ -65,6 +76,6 @@ class Neighbours:
             return []
         real = real.reshape(len(suspects), NUM_NEIGHBOURS, size, size, 3)
         return [
-            (f"#{sample}  d {distances[sample, 0]:.3g}", np.concatenate([images[sample : sample + 1], nearby]))
+            (f"#{numbers[sample]}  d {distances[sample, 0]:.3g}", np.concatenate([images[sample : sample + 1], nearby]))
             for sample, nearby in zip(suspects, real, strict=True)
         ]

@@ -115,3 +115,12 @@ def test_without_a_curve_the_distances_of_several_n_are_drawn():
     page = Page(render_page(replace(REPORT, curve=[])))
     titles = [text for text in ("samples, N = 10k: 4.115", "samples, N = 50k: 2.2741") if text in page.text]
     assert len(titles) == 2 and "fit" not in [group.get("id") for group in page.all("g")]
+
+
+def test_pictures_of_given_images_say_which_these_are():
+    """They are spread over the source, and named by their numbers in it."""
+    pictures = {"samples": PNG, "neighbours": PNG}
+    given = replace(REPORT, protocol=replace(REPORT.protocol, sampler="unknown"))
+    drawn, images = (Page(render_page(report, pictures)).text for report in (REPORT, given))
+    assert "The first of the scored samples." in drawn and "The first of" not in images
+    assert "evenly spaced in their source" in images and "with their number in the source" in images

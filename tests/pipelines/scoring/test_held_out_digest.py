@@ -75,6 +75,13 @@ def test_given_images_are_scored_again_beside_other_held_out_images(tmp_path, mo
         drawn.append(folder)
         return folders
 
+    def with_numbers(*arguments):
+        numbers.append(arguments[5].tolist())
+        return report_pictures(*arguments)
+
+    numbers, report_pictures = [], images_job.report_pictures
+    monkeypatch.setattr(images_job, "report_pictures", with_numbers)
+    monkeypatch.setattr(images_job, "NUM_SAMPLES", 4)
     monkeypatch.setattr(images_job, "record_folders", with_records)
     reports = []
     for share in (0.3, 0.3, 0.5):
@@ -83,4 +90,5 @@ def test_given_images_are_scored_again_beside_other_held_out_images(tmp_path, mo
         reports.append(evaluate_images(config.images.path, config=config, context=FakeContext())[0])
         assert reports[-1].held_out_digest == held_out_digest(RealImages.of(settings))
     assert len(drawn) == 2 and reports[0] == reports[1]
+    assert numbers == 2 * [[0, 11, 23, 35]]  # the pictured images are named by their positions among all 36
     assert reports[2].protocol == reports[0].protocol and reports[2].real_baseline != reports[0].real_baseline

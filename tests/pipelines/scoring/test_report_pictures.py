@@ -1,6 +1,7 @@
 """Pictures of a report."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipelines.scoring.records import MAX_PREVIEW_IMAGES
 from pipelines.scoring.report_pictures import Neighbours, report_pictures
 
 UNKNOWN = ReferenceStatistics(n=9, mu=np.zeros(2), sigma=np.eye(2), extractor="efficientnet-lite0", extractor_sha256="")
+BLACK = np.zeros((64, 8, 8, 3), np.uint8)
 
 
 def test_the_first_of_many_samples_are_shown_by_their_own_labels(tmp_path):
@@ -25,6 +27,26 @@ def test_the_first_of_many_samples_are_shown_by_their_own_labels(tmp_path):
     assert pictures.keys() == {"samples", "classes"}
     shown = Image.open(io.BytesIO(pictures["classes"]))
     assert np.array_equal(np.asarray(shown), np.asarray(class_grid(images, labels[:12], ("a", "b", "c"))))
+
+
+def test_neighbours_are_named_by_the_numbers_of_the_images_in_their_source(tmp_path, monkeypatch):
+    rows = []
+
+    def grid(given):
+        rows.extend(given)
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr("pipelines.scoring.report_pictures.labelled_grid", grid)
+    monkeypatch.setattr("pipelines.images.preprocess.read_cropped", lambda _, keys: (BLACK[: len(keys)], keys, None))
+    images = tiny_output(tmp_path).images
+    known = {"features": np.zeros((5, 2)), "keys": np.array(list("abcde")), "source": images.path}
+    neighbours = Neighbours(replace(UNKNOWN, **known), images)
+    features = np.array([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0]])
+    report_pictures(BLACK[:3], np.zeros(3), features, (), neighbours, np.array([0, 500, 999]))
+    assert [name.split()[0] for name, _ in rows] == ["#0", "#999", "#500"]
+    rows.clear()
+    report_pictures(BLACK[:3], np.zeros(3), features, (), neighbours)
+    assert [name.split()[0] for name, _ in rows] == ["#0", "#2", "#1"]
 
 
 @pytest.mark.slow
