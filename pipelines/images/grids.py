@@ -16,16 +16,21 @@ MIN_IMAGE_PX = 64
 """Images smaller than this are enlarged by an integer factor, without interpolation."""
 MAX_CLASSES = 20
 """Most rows of a grid of classes."""
+MAX_FONT_PX = 20
+"""Size of names beside large images: a fifth of the height of a row, and no more than this."""
+MAX_NAME = 32
+"""Most characters of a name that are shown; a longer one ends in three dots."""
 
 
 def labelled_grid(rows: Sequence[tuple[str, np.ndarray]]) -> "Image.Image":
     """Draw a row for each (name, images uint8 (N, H, W, 3)). Rows may differ in length."""
     from PIL import Image, ImageDraw, ImageFont
 
+    rows = [(_shorten(name), images) for name, images in rows]
     height, width = rows[0][1].shape[1:3]
     zoom = max(1, -(-MIN_IMAGE_PX // height))
     cell_w, cell_h = width * zoom + GAP_PX, height * zoom + GAP_PX
-    font = ImageFont.load_default(size=max(12, cell_h // 5))
+    font = ImageFont.load_default(size=max(12, min(cell_h // 5, MAX_FONT_PX)))
     margin = 2 * GAP_PX + int(max(font.getlength(name) for name, _ in rows))
     columns = max(len(images) for _, images in rows)
     grid = Image.new("RGB", (margin + columns * cell_w, len(rows) * cell_h + GAP_PX), "white")
@@ -36,6 +41,12 @@ def labelled_grid(rows: Sequence[tuple[str, np.ndarray]]) -> "Image.Image":
             enlarged = np.kron(image, np.ones((zoom, zoom, 1), np.uint8))
             grid.paste(Image.fromarray(enlarged), (margin + x * cell_w, y * cell_h + GAP_PX))
     return grid
+
+
+def _shorten(name: str) -> str:
+    """Return a name in one line, without its end if it is long: the margin is as wide as the longest name."""
+    name = " ".join(name.split())
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 3]}..."
 
 
 def class_grid(

@@ -1,0 +1,29 @@
+"""Grids of images: names take little room beside large images, whatever their length."""
+
+import numpy as np
+import pytest
+from PIL import ImageFont
+
+from pipelines.images.grids import GAP_PX, labelled_grid
+
+LARGE, SMALL = (np.zeros((2, side, side, 3), np.uint8) for side in (256, 8))
+
+
+@pytest.mark.parametrize(("images", "font_px", "cell_px"), [(LARGE, 20, 256), (SMALL, 13, 64)])
+def test_a_margin_is_as_wide_as_a_name_in_a_small_font(images, font_px, cell_px):
+    margin = 2 * GAP_PX + int(ImageFont.load_default(size=font_px).getlength("golden retriever"))
+    assert labelled_grid([("golden retriever", images)]).width == margin + 2 * (cell_px + GAP_PX)
+
+
+SHORTENED = "x" * 29 + "..."
+
+
+@pytest.mark.parametrize(("name", "shown"), [("x" * 1000, SHORTENED), ("x" * 33, SHORTENED), ("a\nb", "a b")])
+def test_a_long_name_is_shortened_and_one_of_several_lines_joined(name, shown):
+    assert labelled_grid([(name, SMALL)]).tobytes() == labelled_grid([(shown, SMALL)]).tobytes()
+
+
+def test_a_name_that_fits_is_shown_as_it_is():
+    """Of 32 characters."""
+    grids = [labelled_grid([(name, SMALL)]).tobytes() for name in ("x" * 32, SHORTENED)]
+    assert grids[0] != grids[1]
