@@ -23,7 +23,7 @@ from pipelines.images.open import with_absolute_paths
 from pipelines.scoring.actors import SampleSource, ScoringActor
 from pipelines.scoring.build_report import fewest_images, spaced_positions
 from pipelines.scoring.guide import guide_location
-from pipelines.scoring.references import RealImages
+from pipelines.scoring.references import RealImages, extract_adm_images
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import ScoringShard, compute_shards, make_shards, share_images
 from pipelines.stage import JobContext
@@ -125,7 +125,7 @@ class RealFeatures(NamedTuple):
 def sample_candidates(
     context: JobContext, candidates: Sequence[Candidate], chosen: Sequence[int], folder: str, num_samples: int
 ) -> None:
-    """Compute the missing records of real images, and of the first samples of the chosen candidates.
+    """Compute the missing records and features of real images, and the records of the chosen candidates' first samples.
 
     All candidates have the real images and the workers of the first one.
     """
@@ -144,6 +144,7 @@ def sample_candidates(
         real.settings.extractor_digests,
     )
     compute_shards(context, "tune", shards, create_actor, config.evaluate)
+    extract_adm_images(real, context)  # for recall
 
 
 def real_images(candidates: Sequence[Candidate]) -> RealImages:

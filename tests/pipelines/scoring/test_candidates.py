@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from drawn_records import DIM, write_records
+from fakes import FakeContext
 from tiny import RECIPE, places
 from tiny_checkpoint import tiny_output, write_checkpoint
 
@@ -18,9 +20,11 @@ from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.main import cli
 from pipelines.config.tune import DEFAULT_SCALES, TuneGrid
 from pipelines.scoring import candidates as candidates_module
-from pipelines.scoring.candidates import RealFeatures, sample_candidates
+from pipelines.scoring import references
+from pipelines.scoring.candidates import RealFeatures, real_images, sample_candidates
 from pipelines.scoring.given_recipe import load_given_recipe
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
+from pipelines.scoring.references import load_real_features
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.tune import (
     BUDGET,
@@ -190,3 +194,18 @@ def test_a_grid_of_no_values_has_every_average_of_the_checkpoint_whatever_recipe
     grid = default_grid([opened], [recipe_of(opened)])
     assert grid.weights == ("ema", "ema_0.05")
     assert len(plan_candidates([opened], recipe_of, grid)) == 2 * len(DEFAULT_SCALES)
+
+
+def test_the_images_of_an_adm_reference_serve_recall(opened, tmp_path, monkeypatch):
+    """The file has mean, covariance and images, but no features."""
+    images = np.zeros((12, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(DIM), sigma=np.eye(DIM), arr_0=images)
+    monkeypatch.setattr("pipelines.tune.check_scoring_inputs", lambda *_: None)
+    for module in (candidates_module, references):
+        monkeypatch.setattr(module, "compute_shards", lambda context, stage, shards, *_: write_records(shards))
+    candidates = planned(opened, f"evaluate.reference={tmp_path / 'adm.npz'}")
+    sample_candidates(FakeContext(), candidates, [0], str(tmp_path / "records"), 20)
+    (real,) = real_images(candidates).each_extractor
+    of_real = RealFeatures.of(*load_real_features(real))
+    assert of_real.features is not None and of_real.features.shape == (12, DIM)
+    assert of_real.recall(np.zeros((20, DIM))) is not None
