@@ -32,6 +32,7 @@ from pipelines.tracking.database import is_absent
 from pipelines.tracking.lookup import dangling_aliases
 from pipelines.tracking.store import check_tracking, refuse_unusable, tracking_uri
 from raydit.errors import InvalidInput, NotFound, RayditError, Unreachable
+from raydit.printable import one_line
 
 PACKAGES = ("raydit", "torch", "ray", "pyarrow", "diffusers", "torch-fidelity", "mlflow")
 NAME_WIDTH = max(map(len, PACKAGES))
@@ -80,14 +81,25 @@ def check_all(address: str | None, output: str, report: Callable[[Check], None])
 
 
 def machine_checks(output: str) -> Iterator[Check]:
-    """Check this machine's devices, storage, weights, tracking store and listening ports."""
-    yield check_devices()
-    yield check_storage(output)
-    yield check_cached_weights()
-    yield check_tracking_store()
-    yield check_aliases()
-    yield check_token_file()
-    yield check_ports()
+    """Check this machine's devices, storage, weights, tracking store and listening ports.
+
+    A check for which a package cannot be imported has failed, and the others go on.
+    """
+    checks: dict[str, Callable[[], Check]] = {
+        "devices": check_devices,
+        "storage": partial(check_storage, output),
+        "weights": check_cached_weights,
+        "tracking": check_tracking_store,
+        "aliases": check_aliases,
+        "auth": check_token_file,
+        "ports": check_ports,
+    }
+    for name, check in checks.items():
+        try:
+            yield check()
+        except ImportError as error:
+            found = f"a package cannot be imported ({one_line(str(error))})"
+            yield Check(name, False, found, "reinstall raydit with its dependencies")
 
 
 def check_cluster(address: str, output: str) -> Iterator[Check]:

@@ -145,3 +145,11 @@ def test_a_missing_ray_is_red(raydit_doctor, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     code, output = raydit_doctor("--json")
     assert code == 1 and list(red(output)) == ["ray"]
+
+
+def test_what_cannot_be_imported_is_red_and_the_other_checks_report(raydit_doctor, no_ray, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    code, output = raydit_doctor("--json")
+    assert code == 1 and list(red(output)) == ["devices", "weights"]
+    assert "torch" in red(output)["weights"]["found"] and red(output)["weights"]["do"]
+    assert [check["name"] for check in json.loads(output)] == NAMES
