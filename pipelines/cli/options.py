@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from pipelines.checkpoints.open import LocatedCheckpoint
@@ -51,3 +52,14 @@ def open_checkpoint(checkpoint: str, model: str | None, overrides: tuple[str, ..
 
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
     return open_checkpoint(checkpoint, model=model, overrides=overrides, tracking_uri=given.get("tracking.uri", ""))
+
+
+def refuse_given(reason: str, *names: str) -> None:
+    """Raise click.UsageError if the user has given one of the current command's options, even with its default value.
+
+    reason: why these options have no effect here; follows the flag in the message.
+    """
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} {reason}")

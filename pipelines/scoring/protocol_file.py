@@ -12,6 +12,7 @@ from typing import Any
 from cluster import storage
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
+from pipelines.config.reader import apply_override
 from pipelines.config.recipe import Recipe
 from pipelines.scoring.protocols import evaluation_protocol, evaluation_protocols
 from pipelines.scoring.settings import ScoringSettings
@@ -83,22 +84,56 @@ def with_protocols(config: Recipe, protocols: Sequence[EvaluationProtocol]) -> R
     return replace(config, seed=first.seed, random=first.random, evaluate=replace(evaluate, **settings))
 
 
+def overruled_fields(file: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the fields to which overrides give other values than the first protocol of a file, which would win.
+
+    The result has the protocol's values by dotted field. Raises as read_protocols and apply_override.
+    """
+    content: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(content, override)
+    evaluate = content.get("evaluate")
+    given: dict[str, Any] = {name: value for name, value in content.items() if name in ("seed", "random")}
+    if isinstance(evaluate, dict):
+        given |= {f"evaluate.{name}": evaluate[name] for name in _OF_EVALUATE if name in evaluate}
+    first = vars(read_protocols(file)[0])
+    kept = {key: first[key.removeprefix("evaluate.")] for key in given}
+    kept = {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
+    return {key: value for key, value in kept.items() if value != given[key]}
+
+
 def by_protocol_file(
-    file: str, recipe_of: Callable[[LocatedCheckpoint], Recipe]
+    file: str, recipe_of: Callable[[LocatedCheckpoint], Recipe], overrides: Sequence[str] = ()
 ) -> Callable[[LocatedCheckpoint], Recipe]:
     """Return what `recipe_of` returns, with the protocols of a file. Raises as read_protocols.
 
-    The function raises InvalidInput if a checkpoint would be scored by other protocols nevertheless.
+    overrides: those by which recipe_of has changed the recipe. The function raises InvalidInput if one of them names
+    other extractors or another guide than the protocols, or if a checkpoint would be scored by other protocols.
     """
     protocols = read_protocols(file)
+    keys = {override.partition("=")[0].strip() for override in overrides}
 
     def with_file(opened: LocatedCheckpoint) -> Recipe:
-        config = with_protocols(recipe_of(opened), protocols)
+        given = recipe_of(opened)
+        config = with_protocols(given, protocols)
+        _require_kept(given, config, keys, file)
         settings = ScoringSettings.from_recipe(config)
         require_protocols(evaluation_protocols(settings, evaluation_protocol(settings, opened)), protocols, file)
         return config
 
     return with_file
+
+
+def _require_kept(given: Recipe, config: Recipe, keys: Collection[str], file: str) -> None:
+    """Raise InvalidInput if the protocols of a file have changed what the user has set: fields among keys."""
+    for name in ("extractor", "extractors", "autoguidance"):
+        found, expected = getattr(given.evaluate, name), getattr(config.evaluate, name)
+        if f"evaluate.{name}" in keys and found != expected:
+            raise InvalidInput(
+                f"--set evaluate.{name}: found {found!r} with {file}",
+                f"{expected!r}, as in this protocol",
+                "leave out one of the two",
+            )
 
 
 def _names_in_recipe(config: Recipe) -> dict[str, str]:

@@ -9,7 +9,7 @@ from cluster import storage
 from cluster.storage.ownership import is_own
 from dit.config import RandomKind
 from dit.time_shift import shift_factor
-from evaluation.protocol import EvaluationProtocol
+from evaluation.protocol import MIN_SAMPLES, EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.recipe import ImagesConfig, Recipe
@@ -134,7 +134,16 @@ def sampling_protocol(
 
 
 def images_protocol(settings: ScoringSettings, num_images: int) -> EvaluationProtocol:
-    """Return the protocol of images from another source: their number, and how they are scored, are all we know."""
+    """Return the protocol of images from another source: their number, and how they are scored, are all we know.
+
+    Raises InvalidInput for fewer images than a protocol needs.
+    """
+    if num_images < MIN_SAMPLES:
+        raise InvalidInput(
+            f"found {num_images} images to score",
+            f"at least {MIN_SAMPLES}, one for each split of the Inception Score",
+            "add images",
+        )
     return EvaluationProtocol(
         num_samples=num_images,
         sampler="unknown",

@@ -16,6 +16,7 @@ from pipelines.cli.options import (
     json_option,
     model_option,
     open_checkpoint,
+    refuse_given,
     set_option,
 )
 from pipelines.cli.output import echo, print_line, print_report, print_resolved, print_result, shorten_path
@@ -111,8 +112,11 @@ def evaluate(
         raise click.UsageError(f"expected one CHECKPOINT or more, or --images FOLDER; found {found}")
     if watch and len(checkpoints) != 1:
         raise click.UsageError(f"--watch expects one folder of checkpoints; found {len(checkpoints)}")
+    _refuse_options_without_effect(images, watch, options["save_images"])
     if protocol is not None and (images is not None or num_samples is not None):
         raise click.UsageError("--protocol says how samples of checkpoints are drawn; leave out the others")
+    if protocol is not None:
+        _refuse_fields_of_protocol(protocol, overrides)
     if num_samples is not None:
         overrides = (*overrides, f"evaluate.num_samples={num_samples}")
     if reference is not None:
@@ -120,6 +124,28 @@ def evaluate(
     if images is not None:
         return _evaluate_images(images, recipe, reference, overrides, flags)
     _evaluate_checkpoints(checkpoints, every if watch else 0, recipe, protocol, model, overrides, flags)
+
+
+def _refuse_options_without_effect(images: str | None, watch: bool, save_images: str | None) -> None:
+    """Raise click.UsageError for an option that would be ignored beside the others."""
+    if images is not None:
+        of_samples = ("num_samples", "repeats", "save_images", "save_format", "promote", "model")
+        refuse_given("is only for samples of checkpoints; leave out --images", *of_samples)
+    if watch:
+        refuse_given("is only for official .pt files; leave out --watch", "model")
+    else:
+        refuse_given("is only for --watch", "every")
+    if save_images is None:
+        refuse_given("is only for --save-images FOLDER", "save_format")
+
+
+def _refuse_fields_of_protocol(protocol: str, overrides: Sequence[str]) -> None:
+    """Raise click.UsageError for --set of a field to which --protocol gives another value."""
+    from pipelines.scoring.protocol_file import overruled_fields
+
+    for field, value in overruled_fields(protocol, overrides).items():
+        known = "nothing" if value is None else repr(value)
+        raise click.UsageError(f"--set {field}: --protocol sets it to {known}; leave out one of the two")
 
 
 def _evaluate_images(
@@ -131,9 +157,6 @@ def _evaluate_images(
     from pipelines.scoring.settings import EVALUATIONS
     from pipelines.stage import StageContext
 
-    for name in ("repeats", "save_images", "promote"):
-        if getattr(flags, name) not in (None, 1):
-            raise click.UsageError(f"--{name.replace('_', '-')} is only for samples of checkpoints; leave out --images")
     if recipe is None and reference is None:
         raise click.UsageError("--images needs real images: --reference FILE.npz, or --recipe FILE.toml")
     config = (
@@ -180,7 +203,7 @@ def _evaluate_checkpoints(
     if protocol is not None:
         from pipelines.scoring.protocol_file import by_protocol_file
 
-        recipe_of = by_protocol_file(protocol, recipe_of)
+        recipe_of = by_protocol_file(protocol, recipe_of, overrides)
     options = EvaluationOptions(
         repeats=flags.repeats,
         force=flags.force,

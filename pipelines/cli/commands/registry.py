@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from pipelines.cli.options import FAILED, OK, json_option, store_option
+from pipelines.cli.options import FAILED, OK, json_option, refuse_given, store_option
 from pipelines.cli.output import print_line, print_result
 
 
@@ -38,8 +38,11 @@ def promote(
     The checkpoint becomes a version of the model NAME. It is better if its score beats the champion's by more than the
     error.
     """
-    if (rollback is None) == (checkpoint is None or name is None):
+    is_complete = (checkpoint is None) if rollback is not None else None not in (checkpoint, name)
+    if not is_complete:
         raise click.UsageError("expected CHECKPOINT --name NAME, or --rollback NAME")
+    if rollback is not None:
+        refuse_given("is only for CHECKPOINT; leave out --rollback", "name", "protocol")
     from pipelines.registry import promotion
     from pipelines.tracking.store import tracking_uri
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import click
 
-from pipelines.cli.options import address_option, json_option, model_option, open_checkpoint, set_option
+from pipelines.cli.options import address_option, json_option, model_option, open_checkpoint, refuse_given, set_option
 from pipelines.cli.output import print_line, print_result
 
 
@@ -57,6 +57,8 @@ def sample(
         raise click.UsageError(
             "--classes is only for grids; with --npz, labels are drawn by --set evaluate.labels=balanced or random"
         )
+    if npz is not None:
+        refuse_given("is only for grids; leave out --npz", "out", "columns")
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
     from pipelines.scoring.given_recipe import load_given_recipe

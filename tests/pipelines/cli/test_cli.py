@@ -21,6 +21,7 @@ from raydit.errors import Failed, InvalidInput, RayditError
 ROOT = Path(__file__).resolve().parents[3]
 TINY = str(ROOT / "tests" / "recipes" / "tiny.toml")
 NO_SUCH = "no such folder"
+IMAGES = ("--images", NO_SUCH, "--reference", NO_SUCH)
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +142,32 @@ def test_bad_usage_is_exit_code_2(raydit, arguments):
     code, out, err = raydit(*arguments)
     assert (code, out) == (2, "")
     assert "Error: " in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", *IMAGES, "--num-samples", "1000"], "--num-samples is only for samples of checkpoints"),
+        (["evaluate", *IMAGES, "--model", "DiT-S/2"], "--model is only for samples of checkpoints"),
+        (["evaluate", *IMAGES, "--save-format", "parquet"], "--save-format is only for samples of checkpoints"),
+        (["evaluate", *IMAGES, "--promote", "x"], "--promote is only for samples of checkpoints; leave out --images"),
+        (["evaluate", *IMAGES, "--every", "1"], "--every is only for --watch"),
+        (["evaluate", NO_SUCH, "--every", "1"], "--every is only for --watch"),
+        (["evaluate", NO_SUCH, "--watch", "--model", "DiT-S/2"], "--model is only for official .pt files"),
+        (["evaluate", NO_SUCH, "--save-format", "png"], "--save-format is only for --save-images"),
+        (["sample", NO_SUCH, "--npz", "f.npz", "--out", "grid.png"], "--out is only for grids; leave out --npz"),
+        (["sample", NO_SUCH, "--npz", "f.npz", "--columns", "4"], "--columns is only for grids"),
+        (["promote", "--rollback", "x", "--protocol", "0"], "--protocol is only for CHECKPOINT; leave out --rollback"),
+        (["promote", NO_SUCH, "--rollback", "x"], "expected CHECKPOINT --name NAME, or --rollback NAME"),
+        (["plan", TINY, "--price", "2"], "--price is only for --cluster"),
+        (["plan", TINY, "--cluster", "8xH100", "--classes", "3"], "--classes is only for --images"),
+    ],
+)
+def test_an_option_without_effect_is_refused(raydit, arguments, message):
+    """Also if it is given with its default value."""
+    code, out, err = raydit(*arguments)
+    assert (code, out) == (2, "")
+    assert f"Error: {message}" in err
 
 
 def test_what_a_job_cannot_reach_is_exit_code_1(raydit):

@@ -9,7 +9,13 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 
 from evaluation.extractors import ExtractorIdentity, identify_extractor
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.scoring.protocol_file import by_protocol_file, protocol_file, read_protocols, with_protocols
+from pipelines.scoring.protocol_file import (
+    by_protocol_file,
+    overruled_fields,
+    protocol_file,
+    read_protocols,
+    with_protocols,
+)
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol, evaluation_protocols
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput, NotFound
@@ -142,3 +148,40 @@ def test_what_is_no_protocol_is_refused(tmp_path, content):
         read_protocols(str(file))
     with pytest.raises(NotFound):
         read_protocols(str(tmp_path / "none.json"))
+
+
+@pytest.fixture
+def file(other, tmp_path):
+    path = tmp_path / "protocol.json"
+    path.write_bytes(protocol_file([other]))
+    return str(path)
+
+
+def test_overrides_that_a_file_would_overrule_are_found(file):
+    equal = ("random=counter", "evaluate.cfg_scale=2.5", "evaluate.cfg_interval=[0.1, 0.7]", "evaluate.num_workers=3")
+    assert overruled_fields(file, equal) == {}
+    assert overruled_fields(file, ("seed=5", *equal, "evaluate.sampler=euler", "evaluate={labels='balanced'}")) == {
+        "seed": 7,
+        "evaluate.labels": "random",
+    }
+    assert overruled_fields(file, ("evaluate.cfg_scale=2", "evaluate.decoder_dtype='bfloat16'")) == {
+        "evaluate.cfg_scale": 2.5,
+        "evaluate.decoder_dtype": None,
+    }
+
+
+def test_a_field_that_a_file_would_overrule_is_bad_usage(raydit, file):
+    code, out, err = raydit("evaluate", "nowhere", "--protocol", file, "--set", "seed=5")
+    assert (code, out) == (2, "")
+    assert "Error: --set seed: --protocol sets it to 7; leave out one of the two" in err
+
+
+def test_an_extractor_that_a_file_would_overrule_is_refused(opened, other, file):
+    for name in ("inception", other.extractor):
+        overrides = (f"evaluate.extractor={name}",)
+        recipe_of = by_protocol_file(file, lambda each, given=overrides: checkpoint_recipe(each, given), overrides)
+        if name == other.extractor:
+            assert recipe_of(opened).evaluate.extractor == name
+            continue
+        with pytest.raises(InvalidInput, match="--set evaluate.extractor: found 'inception' with .*, expected 'effic"):
+            recipe_of(opened)

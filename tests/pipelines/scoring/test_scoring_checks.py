@@ -23,7 +23,7 @@ from pipelines.run import run_pipeline
 from pipelines.scoring import checks
 from pipelines.scoring.checks import check_sampling_steps, check_scoring_settings, refuse_seen_images
 from pipelines.scoring.class_distances import require_classes_for_distances
-from pipelines.scoring.protocols import evaluation_protocol
+from pipelines.scoring.protocols import evaluation_protocol, images_protocol
 from pipelines.scoring.references import reference_overrides, save_reference
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput, NotFound
@@ -161,3 +161,10 @@ def test_new_settings_are_recorded_only_where_they_are_set(tmp_path):
     assert not {"metrics", "per_class"} & resolved(config)["evaluate"].keys()
     config = tiny_recipe(tmp_path, 'evaluate.metrics=["cmmd"]', "evaluate.per_class=true")
     assert resolved(config)["evaluate"]["metrics"] == ("cmmd",)
+
+
+def test_too_few_images_to_score_are_refused_by_their_number(tmp_path):
+    settings = ScoringSettings.from_recipe(tiny_recipe(tmp_path))
+    assert images_protocol(settings, 10).num_samples == 10
+    with pytest.raises(InvalidInput, match=r"found 5 images to score, expected at least 10, .*Add images$"):
+        images_protocol(settings, 5)
