@@ -135,9 +135,9 @@ def train_on_images(
                 backward=partial(backward_in, worker.device, dtype),
                 stop=StopExchange(worker),
             )
+            writer.wait()  # inside, because a driver that was asked to stop waits only for workers in the loop
 
     go_on_after_rollbacks(run, guard, state, checkpoints, writer, worker)
-    writer.wait()
     if state.step == config.steps:
         state.ema.copy_to(network)
         is_held_out, scored_by = len(held_out) > 0, settings.scored_by

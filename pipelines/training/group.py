@@ -131,7 +131,10 @@ class GroupStop:
     def __init__(self, request: signals.StopRequest):
         self._request = request
         self.in_loop = False
-        """Whether the workers are in the training loop. In any other phase they would not notice the request."""
+        """Whether the workers are in the training loop, which ends when its last checkpoint is complete.
+
+        In any other phase they would not notice the request.
+        """
 
     @contextmanager
     def watching(self, mailbox: Any) -> Iterator[None]:

@@ -85,9 +85,9 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
                 backward=partial(backward_in, worker.device, config.dtype),
                 stop=StopExchange(worker),
             )
+            writer.wait()  # inside, because a driver that was asked to stop waits only for workers in the loop
 
     go_on_after_rollbacks(run, guard, state, checkpoints, writer, worker)
-    writer.wait()
 
 
 def restore_for(worker: Worker, state: TrainState, newest: Checkpoint) -> None:

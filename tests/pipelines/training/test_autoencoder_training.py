@@ -1,5 +1,6 @@
 """Training of an autoencoder in this process: resumed to the bit, against a discriminator, and of a decoder alone."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +13,14 @@ from tiny_images import image_rows
 from cluster import storage
 from dit.autoencoder import Autoencoder, LatentScale, create_autoencoder, describe_autoencoder, save_autoencoder
 from pipelines.autoencoder import require_measurable
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig, measured_at_once
 from pipelines.images.open import open_source
 from pipelines.training.autoencoder import AutoencoderWorkerSettings, train_on_images
 from pipelines.training.autoencoder_quality import ExtractorChoice, ReconstructionQuality
 from pipelines.training.autoencoder_result import finish_autoencoder
 from pipelines.training.autoencoder_start import require_start
-from pipelines.training.messages import Notice, Report, Validated
+from pipelines.training.messages import InLoop, Notice, Report, Saved, Validated
 from pipelines.training.worker import Worker
 from raydit.errors import Diverged, InvalidInput
 
@@ -85,6 +87,21 @@ def test_a_training_that_was_stopped_between_checkpoints_resumes_to_the_bit(tmp_
     # The discriminator has taken a step less, because it starts with the second batch.
     steps = {float(value) for key, value in expected.items() if key.startswith("step/")}
     assert steps == ({4.0, 3.0} if train is ADVERSARIAL else {4.0})
+
+
+def test_workers_leave_the_loop_when_its_last_checkpoint_is_complete(tmp_path, images, monkeypatch):
+    """A driver that was asked to stop ends the workers as soon as they have left the loop."""
+    write = CheckpointFolder.write
+
+    def write_slowly(checkpoints, step, save):
+        time.sleep(0.2)
+        write(checkpoints, step, save)
+
+    monkeypatch.setattr(CheckpointFolder, "write", write_slowly)
+    monkeypatch.setattr("pipelines.training.stop.EXCHANGE_SECONDS", 0)
+    messages = run(tmp_path / "stopped", images, replace(TRAIN, checkpoint_every=4), stop_after=1)
+    loop = [message for message in messages if isinstance(message, InLoop | Saved)]
+    assert loop == [InLoop(True), Saved(1, interrupted=True), InLoop(False)]
 
 
 def test_validation_changes_nothing_and_ends_with_the_figures_of_the_report(tmp_path, images):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.follow import follow_checkpoints
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.train import prepare_checkpoints, start_monitor
-from pipelines.training.messages import Report, Saved, Validated
+from pipelines.training.messages import InLoop, Report, Saved, Validated
 from pipelines.training.nonfinite import RollbackRequested
 from pipelines.training.order import EpochOrder
 
@@ -105,6 +106,22 @@ def test_an_interrupted_checkpoint_is_marked_and_goes_after_the_next_regular_one
 def test_a_stop_at_a_regular_checkpoint_needs_no_other(trained):
     run = trained(stop_after=3)
     assert run.saved == [3] and run.interrupted == []
+
+
+@pytest.mark.parametrize(("stop_after", "last"), [(2, Saved(2, interrupted=True)), (None, Saved(4))])
+def test_workers_leave_the_loop_when_its_last_checkpoint_is_complete(trained, monkeypatch, stop_after, last):
+    """A driver that was asked to stop ends the workers as soon as they have left the loop."""
+    write = CheckpointFolder.write
+
+    def write_slowly(checkpoints, step, save):
+        time.sleep(0.2)
+        write(checkpoints, step, save)
+
+    monkeypatch.setattr(CheckpointFolder, "write", write_slowly)
+    run = trained(stop_after=stop_after, steps=4, checkpoint_every=4)
+    loop = [message for message in run.messages if isinstance(message, InLoop | Saved)]
+    assert loop == [InLoop(True), last, InLoop(False)]
+    assert newest_checkpoint(run.recipe).step == last.step
 
 
 def test_an_interrupted_checkpoint_is_no_model_but_its_reports_are_logged(trained):
