@@ -10,6 +10,7 @@ from evaluation.function_extractor import find_source
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.recipe import Recipe
+from pipelines.images.open import is_on_hub
 from pipelines.images.validation import names_split
 from pipelines.tracking.database import absolute_uri
 from raydit.errors import InvalidInput
@@ -18,8 +19,7 @@ from raydit.errors import InvalidInput
 def absolute_recipe_paths(config: Recipe) -> dict[str, str]:
     """Return a recipe's paths by field, as absolute paths: a job on this machine starts in a folder of its own."""
     paths: dict[str, str | None] = {"output": absolute(config.output)}
-    if config.images.path != "digits":
-        paths["images.path"] = absolute(config.images.path)
+    paths["images.path"] = (images := _images_path(config)) and absolute(images)
     paths["images.validation"] = (validation := _validation_path(config)) and absolute_if_here(validation)
     paths["encode.output"] = config.encode.output and absolute(config.encode.output)
     paths |= {field: absolute_if_here(id) for field, id in _autoencoders(config).items()}
@@ -37,8 +37,7 @@ def relative_recipe_paths(config: Recipe | None) -> dict[str, str]:
     if config is None:
         return {}
     paths: dict[str, str | None] = {"output": config.output, "encode.output": config.encode.output}
-    if config.images.path != "digits":
-        paths["images.path"] = config.images.path
+    paths["images.path"] = _images_path(config)
     if (validation := _validation_path(config)) and Path(validation).exists():
         paths["images.validation"] = validation
     paths |= {field: id for field, id in _autoencoders(config).items() if Path(id).exists()}
@@ -73,6 +72,11 @@ def _scoring_paths(config: EvaluateConfig) -> dict[str, str]:
 def quote_key(name: str) -> str:
     """Return the name of a table's entry as a part of a dotted key, in quotes where TOML needs them."""
     return name if re.fullmatch(r"[\w-]+", name) else json.dumps(name)
+
+
+def _images_path(config: Recipe) -> str | None:
+    """Return images.path where it is a path or URI, and names neither the digits nor a data set on the hub."""
+    return None if config.images.path == "digits" or is_on_hub(config.images) else config.images.path
 
 
 def _validation_path(config: Recipe) -> str | None:

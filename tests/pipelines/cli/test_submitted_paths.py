@@ -98,3 +98,20 @@ def test_ids_of_autoencoders_stay(tmp_path, monkeypatch):
         config = recipe_with({field: "stabilityai/sd-vae-ft-ema"})
         assert absolute_recipe_paths(config)[field] == "stabilityai/sd-vae-ft-ema"
         assert field not in relative_recipe_paths(config)
+
+
+@pytest.mark.parametrize("revision", ["", "@main"])
+def test_a_data_set_on_the_hub_stays_unless_a_folder_has_its_name(tmp_path, monkeypatch, revision):
+    monkeypatch.chdir(tmp_path)
+    config = recipe_with({"images.path": f"ylecun/mnist{revision}"})
+    assert "images.path" not in absolute_recipe_paths(config).keys() | relative_recipe_paths(config).keys()
+    (tmp_path / f"ylecun/mnist{revision}").mkdir(parents=True)
+    assert absolute_recipe_paths(config)["images.path"] == f"{tmp_path}/ylecun/mnist{revision}"
+    assert relative_recipe_paths(config)["images.path"] == f"ylecun/mnist{revision}"
+
+
+def test_a_data_set_that_the_recipe_looks_for_on_the_hub_stays_beside_a_folder_of_its_owner(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ylecun").mkdir()
+    config = recipe_with({"images.path": "ylecun/mnist", "images.format": "huggingface"})
+    assert "images.path" not in absolute_recipe_paths(config).keys() | relative_recipe_paths(config).keys()
