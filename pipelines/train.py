@@ -19,6 +19,7 @@ from pipelines.latents.held_out import held_out_latents
 from pipelines.latents.recorded_images import require_classes
 from pipelines.latents.source_images import check_source_images, find_locations
 from pipelines.latents.verify import check_digests
+from pipelines.scoring.guide import own_guide_step
 from pipelines.scoring.settings import EVALUATIONS
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
@@ -278,6 +279,7 @@ def start_monitor(
         context.say("train", text)
 
     protected = ProtectedCheckpoints(config.tracking.uri, say)
+    guide_step = own_guide_step(config.evaluate, config.folder("checkpoints"))
     return TrainingMonitor(
         config.train,
         checkpoints,
@@ -286,5 +288,5 @@ def start_monitor(
         progress=context.progress("train", total=config.train.steps, unit="steps", start=first_step),
         figures=TrainFigures(run, config.folder(FIGURES), config.train.global_batch_size),
         previews=Previews(config, run, say),
-        retention=Retention(config.train, checkpoints, config.folder(EVALUATIONS), protected),
+        retention=Retention(config.train, checkpoints, config.folder(EVALUATIONS), protected, guide_step=guide_step),
     )

@@ -146,7 +146,8 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
     """Steps between measurements of the loss on held-out latents, a divisor of checkpoint_every; also after the last
     step. None are measured when left out."""
     keep_last: PositiveInt | None = None
-    """Number of newest checkpoints to keep; all when left out."""
+    """Number of newest checkpoints to keep; all when left out. Those that an alias of a registered model, an adapter
+    or evaluate.autoguidance needs are kept, too."""
     keep_every: PositiveInt | None = None
     """Also keep every checkpoint at a multiple of this number of steps."""
     keep_best: str | None = None
@@ -204,6 +205,12 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
     def defaults(self) -> dict[str, Any]:
         """What the optional fields of the identity mean where they are left out."""
         return RATE_DEFAULTS | ({} if self.lora is None else {"lora": self.lora.defaults})
+
+    def writes_checkpoint(self, step: int) -> bool:
+        """Return whether a training with these settings writes a regular checkpoint of a step, if it begins anew."""
+        if step == 0:
+            return self.start is not None
+        return step == self.steps or (step < self.steps and step % self.checkpoint_every == 0)
 
     def _check_lora(self) -> None:
         if self.start is None:

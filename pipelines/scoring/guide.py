@@ -1,13 +1,17 @@
 """The checkpoint that guides another one's samples: autoguidance (https://arxiv.org/abs/2406.02507)."""
 
+import re
 from typing import Any
 
 from cluster import storage
+from dit.formats.completion import step_name
 from dit.formats.record import AutoencoderRecord, CheckpointRecord
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.training import TrainConfig
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from raydit.errors import InvalidInput
 
@@ -49,14 +53,35 @@ def guide_location(protocol: EvaluationProtocol, evaluate: EvaluateConfig, opene
     return guide.shared
 
 
-def require_guide(evaluate: EvaluateConfig, checkpoints: str) -> None:
+def require_guide(evaluate: EvaluateConfig, train: TrainConfig, checkpoints: str) -> None:
     """Raise NotFound or InvalidInput before a training if the guide of its samples cannot be opened.
 
-    checkpoints: folder of the training, which may yet write the guide itself.
+    checkpoints: folder of the training, which may yet write the guide itself; InvalidInput if it never will.
     """
     name = evaluate.autoguidance
-    if name is not None and storage.split(storage.absolute(name))[0] != checkpoints:
+    if name is None:
+        return
+    step = own_guide_step(evaluate, checkpoints)
+    if step is None:
         open_checkpoint(name, model=evaluate.autoguidance_model)
+    elif not train.writes_checkpoint(step) and step not in CheckpointFolder(checkpoints).finished_steps():
+        raise InvalidInput(
+            f"evaluate.autoguidance: found {name}, of a step at which this training writes no checkpoint",
+            f"a multiple of train.checkpoint_every = {train.checkpoint_every:,} up to train.steps = {train.steps:,}",
+            "name the checkpoint of such a step, or one of another training",
+        )
+
+
+def own_guide_step(evaluate: EvaluateConfig, checkpoints: str) -> int | None:
+    """Return the step of the guide if it is a checkpoint of the training itself; None if there is no such guide.
+
+    checkpoints: absolute path or URI of the folder that the training writes its checkpoints to.
+    """
+    if evaluate.autoguidance is None:
+        return None
+    folder, name = storage.split(storage.absolute(evaluate.autoguidance))
+    step = int(match[1]) if (match := re.fullmatch(r"step_(\d+)", name)) else None
+    return step if step is not None and (folder, name) == (checkpoints, step_name(step)) else None
 
 
 def _check_fit(guide: CheckpointRecord, guided: CheckpointRecord, found: str, name: str) -> None:

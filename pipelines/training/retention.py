@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cluster import storage
@@ -30,11 +30,17 @@ class Retention:
         checkpoints: "CheckpointFolder",
         evaluations: str,
         protected: "ProtectedCheckpoints",
+        *,
+        guide_step: int | None = None,
     ):
-        """evaluations: path or URI of the output's evaluations, by which the best checkpoint is chosen."""
+        """evaluations: path or URI of the output's evaluations, by which the best checkpoint is chosen.
+
+        guide_step: step of the checkpoint of this training that guides its samples, which is kept; None: there is none.
+        """
         self._config, self._checkpoints = config, checkpoints
-        self._evaluations, self._protected = evaluations, protected
+        self._evaluations, self._protected, self._guide_step = evaluations, protected, guide_step
         self._validations: dict[int, dict[str, float]] = {}
+        self._digests: dict[int, str] = {}
 
     def remove_outdated(self, steps: list[int], in_use: set[int], *, force_refresh: bool = False) -> Iterator[str]:
         """Remove the outdated ones of some steps' checkpoints, and yield the digest of each that is gone.
@@ -44,17 +50,24 @@ class Retention:
         """
         config = self._config
         best = self._best_step(steps) if config.keep_best else None
-        outdated = [step for step in outdated_steps(steps, config, best) if step not in in_use]
-        digests = {step: self._checkpoints.describe(step).digest for step in outdated}
+        kept = {*in_use, self._guide_step}
+        digests = self._digests_of([step for step in outdated_steps(steps, config, best) if step not in kept])
         for step, digest in self._protected.filter_removable(digests, force_refresh=force_refresh).items():
             self._checkpoints.remove(step)
             yield digest
 
+    def _digests_of(self, steps: list[int]) -> dict[int, str]:
+        """Return the digests of the checkpoints at some steps, each of which is read once."""
+        for step in steps:
+            if step not in self._digests:
+                self._digests[step] = self._checkpoints.describe(step).digest
+        return {step: self._digests[step] for step in steps}
+
     def _best_step(self, steps: list[int]) -> int | None:
-        """Return the step of the best checkpoint by train.keep_best; by a validation loss, of those at `steps`."""
+        """Return the step of the best checkpoint at `steps` by train.keep_best; None if none has a value."""
         metric = self._config.keep_best or ""
         if not metric.startswith(VALIDATION):
-            return best_step(self._evaluations, metric)
+            return best_step(self._evaluations, metric, self._digests_of(steps))
         from pipelines.training.cursor import DataCursor  # imports torch, which a plan does without
 
         for step in steps:
@@ -89,8 +102,11 @@ def outdated_steps(steps: list[int], config: TrainConfig, best: int | None) -> l
     return [step for step in sorted(steps) if step not in kept and not (every and step % every == 0)]
 
 
-def best_step(evaluations: str, metric: str) -> int | None:
+def best_step(evaluations: str, metric: str, digests: Mapping[int, str]) -> int | None:
     """Return the step of the checkpoint that is best by a metric, over the reports in output/evaluations.
+
+    digests: of the checkpoints to choose from, by step. The folder also holds reports of others: of checkpoints that
+    were removed, and of a superseded training. A report that records no digest is taken for one of its step.
 
     The protocol of a metric is that of its extractor. Only reports of one protocol are compared, the one by which most
     checkpoints were scored, because numbers of several protocols are not comparable. Returns None without a report.
@@ -99,15 +115,17 @@ def best_step(evaluations: str, metric: str) -> int | None:
     sign = -1 if parse_metric_name(metric).kind.higher_is_better else 1
     scores: dict[str, dict[int, float]] = {}
     names = storage.list_files(evaluations, recursive=True)
-    reports = [match for name in names if (match := re.fullmatch(rf"([^/]+)/step_(\d+)/{REPORT_FILE}", name))]
-    files = storage.open_in_order([storage.join(evaluations, report[0]) for report in reports])
-    for (protocol, step), file in zip((report.groups() for report in reports), files, strict=True):
+    matches = [match for name in names if (match := re.fullmatch(rf"([^/]+)/step_(\d+)/{REPORT_FILE}", name))]
+    reports = [(match[0], match[1], int(match[2])) for match in matches if int(match[2]) in digests]
+    files = storage.open_in_order([storage.join(evaluations, name) for name, _, _ in reports])
+    for (_, protocol, step), file in zip(reports, files, strict=True):
         with file:
             report = json.load(file)
         value = report["metrics"].get(metric)
-        if value is not None and not report.get("disqualified"):
+        is_current = (report.get("checkpoint_digest") or digests[step]) == digests[step]
+        if is_current and value is not None and not report.get("disqualified"):
             own = _protocol_id(report, metric, protocol)
-            scores.setdefault(own, {})[int(step)] = sign * value
+            scores.setdefault(own, {})[step] = sign * value
     most_used = max(scores, key=lambda protocol: len(scores[protocol]), default=None)
     return min((value, step) for step, value in scores[most_used].items())[1] if most_used else None
 

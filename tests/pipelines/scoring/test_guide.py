@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fakes import FakeContext, FakeRun
 from PIL import Image
 from tiny_checkpoint import MODEL, tiny_output, write_checkpoint
 
@@ -12,6 +13,7 @@ from dit.conditions import Conditions
 from dit.files import write_json
 from dit.flow import FlowMatching
 from dit.samplers import guided, sample_euler
+from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.scoring.actors import SampleActor, SampleSource
 from pipelines.scoring.checkpoint_sampler import CheckpointSampler
@@ -20,6 +22,7 @@ from pipelines.scoring.noise import sample_noise
 from pipelines.scoring.protocols import sampling_protocol
 from pipelines.scoring.sample_grid import sample_grid
 from pipelines.scoring.shards import ScoringShard
+from pipelines.train import start_monitor
 
 SMALLER = replace(MODEL, hidden_size=16)
 
@@ -177,13 +180,35 @@ def test_weights_that_the_guide_lacks_are_named(story):
         open_guide(with_guide(config, guide, autoguidance_weights="ema_0.05"), opened)
 
 
-def test_a_guide_is_looked_for_before_a_training_unless_the_training_writes_it(story, tmp_path):
+def test_a_guide_is_looked_for_before_a_training_unless_the_training_writes_it(story):
     config, _, guide = story
-    require_guide(with_guide(config, guide), "elsewhere")
-    absent = replace(config.evaluate, autoguidance=f"{config.folder('checkpoints')}/step_0000900")
-    require_guide(absent, config.folder("checkpoints"))
+    checkpoints = config.folder("checkpoints")
+    for folder in ("elsewhere", checkpoints):  # step 1, which is there although no such training writes it
+        require_guide(with_guide(config, guide), config.train, folder)
+    later = replace(config.evaluate, autoguidance=f"{checkpoints}/step_0000004")
+    require_guide(later, config.train, checkpoints)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        require_guide(absent, "elsewhere")
+        require_guide(later, config.train, "elsewhere")
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        require_guide(replace(later, autoguidance=f"{checkpoints}/step_4"), config.train, checkpoints)
+
+
+@pytest.mark.parametrize("step", [0, 3, 8])
+def test_a_guide_that_the_training_will_never_write_is_refused(story, step):
+    config, checkpoints = story[0], story[0].folder("checkpoints")
+    never = replace(config.evaluate, autoguidance=f"{checkpoints}/step_{step:07d}")
+    with pytest.raises(ValueError, match="a multiple of train.checkpoint_every = 2 up to train.steps = 6"):
+        require_guide(never, config.train, checkpoints)
+
+
+def test_a_training_keeps_its_checkpoint_that_guides(story):
+    config, _, guide = story
+    write_checkpoint(config, 3)
+    checkpoints = CheckpointFolder(config.folder("checkpoints"))
+    train = replace(config.train, keep_last=1)
+    config = replace(config, train=train, evaluate=with_guide(config, guide))
+    start_monitor(config, FakeContext(), FakeRun(), checkpoints, 3).finish("the newest")
+    assert checkpoints.finished_steps() == [1, 3]
 
 
 @pytest.mark.parametrize("random", [None, "counter"])

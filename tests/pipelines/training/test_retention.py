@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.config.reader import RecipeError, validate_recipe
-from pipelines.training.retention import best_step, outdated_steps
+from pipelines.training.retention import Retention, best_step, outdated_steps
 
 STEPS = [100, 200, 300, 400, 500, 600]
 
@@ -30,25 +30,62 @@ def test_the_newest_the_multiples_and_the_best_are_kept(settings, best, kept):
     assert [step for step in STEPS if step not in outdated_steps(STEPS[::-1], keep(**settings), best)] == kept
 
 
-def report(evaluations, protocol, step, **metrics):
+DIGESTS = {step: f"digest-{step}" for step in STEPS}
+
+
+def report(evaluations, protocol, step, digest="", **metrics):
+    """Write a report of the checkpoint at a step, or of another one with a digest."""
     folder = evaluations / protocol / f"step_{step:07d}"
     folder.mkdir(parents=True)
-    (folder / "report.json").write_text(json.dumps({"metrics": metrics}))
+    content = {"checkpoint_digest": digest or DIGESTS[step], "metrics": metrics}
+    (folder / "report.json").write_text(json.dumps(content))
 
 
 def test_the_best_checkpoint_has_the_lowest_distance_or_the_highest_score(tmp_path):
-    assert best_step(str(tmp_path), "fid_50k") is None
+    assert best_step(str(tmp_path), "fid_50k", DIGESTS) is None
     report(tmp_path, "a", 100, fid_50k=9.0, is_50k=5.0)
     report(tmp_path, "a", 200, fid_50k=7.0, is_50k=4.0)
     report(tmp_path, "b", 300, fid_10k=1.0, fid_50k=1.0)  # by another protocol: no better
     report(tmp_path, "a", 400, fid_50k=0.5)
     file = tmp_path / "a" / "step_0000400" / "report.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "disqualified": "its samples are of a single colour"}))
-    assert best_step(str(tmp_path), "fid_50k") == 200
-    assert best_step(str(tmp_path), "is_50k") == 100
-    assert best_step(str(tmp_path), "fd_dinov2_vit_b_14_50k") is None
+    assert best_step(str(tmp_path), "fid_50k", DIGESTS) == 200
+    assert best_step(str(tmp_path), "is_50k", DIGESTS) == 100
+    assert best_step(str(tmp_path), "fd_dinov2_vit_b_14_50k", DIGESTS) is None
     with pytest.raises(ValueError, match="fdi_50k"):
-        best_step(str(tmp_path), "fdi_50k")
+        best_step(str(tmp_path), "fdi_50k", DIGESTS)
+
+
+def test_reports_of_a_superseded_training_or_of_removed_checkpoints_choose_nothing(tmp_path):
+    """They do not decide by which protocol the others are compared either."""
+    report(tmp_path, "a", 100, "superseded", fid_50k=1.0)
+    report(tmp_path, "a", 200, "superseded", fid_50k=2.0)
+    report(tmp_path, "a", 300, fid_50k=3.0)
+    assert best_step(str(tmp_path), "fid_50k", DIGESTS) == 300
+    report(tmp_path, "b", 400, fid_50k=8.0)
+    report(tmp_path, "b", 500, fid_50k=7.0)
+    assert best_step(str(tmp_path), "fid_50k", DIGESTS) == 500
+    left = {step: digest for step, digest in DIGESTS.items() if step <= 300}
+    assert best_step(str(tmp_path), "fid_50k", left) == 300
+
+
+def test_a_superseded_trainings_best_step_is_not_kept(tmp_path):
+    report(tmp_path, "a", 100, "superseded", fid_50k=1.0)
+    report(tmp_path, "a", 300, fid_50k=3.0)
+    digests = dict(DIGESTS)
+    checkpoints = SimpleNamespace(describe=lambda step: SimpleNamespace(digest=digests[step]), remove=digests.pop)
+    protected = SimpleNamespace(filter_removable=lambda digests, force_refresh: digests)
+    retention = Retention(keep(keep_last=1, keep_best="fid_50k"), checkpoints, str(tmp_path), protected)
+    removed = list(retention.remove_outdated(STEPS, set()))
+    assert removed == [DIGESTS[step] for step in (100, 200, 400, 500)] and list(digests) == [300, 600]
+
+
+def test_a_report_without_a_digest_is_of_the_checkpoint_at_its_step(tmp_path):
+    report(tmp_path, "a", 100, fid_50k=5.0)
+    file = tmp_path / "a" / "step_0000100" / "report.json"
+    file.write_text(json.dumps({"metrics": {"fid_50k": 5.0}}))
+    assert best_step(str(tmp_path), "fid_50k", DIGESTS) == 100
+    assert best_step(str(tmp_path), "fid_50k", {200: "digest-200"}) is None
 
 
 @pytest.mark.parametrize(
