@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import storage
-from pipelines.artifacts import Artifact, settings_identity
+from pipelines.artifacts import Artifact, settings_identity, superseded_folders
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.autoencoder_training import AUTOENCODER_DEFAULTS, AutoencoderTrainConfig
 from pipelines.config.evaluate import path_for
@@ -30,11 +30,14 @@ from pipelines.training.autoencoder import (
 )
 from pipelines.training.autoencoder_quality import ExtractorChoice
 from pipelines.training.autoencoder_result import RECONSTRUCTIONS, REPORT, AutoencoderRecord
-from pipelines.training.autoencoder_start import find_start, require_start
+from pipelines.training.autoencoder_start import find_start, refuse_own_start, require_start
 from pipelines.training.group import RAY_FOLDER, run_workers
 from pipelines.training.image_files import wait_for_running, write_image_files
 from pipelines.training.messages import Report, Saved, Validated
-from raydit.errors import InvalidInput
+from raydit.errors import InvalidInput, NotFound
+
+START_DIGEST = "start_sha256"
+"""Entry of an autoencoder's identity: the digest of the weights that its training starts from, wherever they lie."""
 
 
 @job
@@ -116,10 +119,34 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
 
 
 def autoencoder_artifact(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> Artifact:
-    """Return the artifact of the recipe's own autoencoder. listing: the training images."""
+    """Return the artifact of the recipe's own autoencoder. listing: the training images.
+
+    Raises NotFound or InvalidInput for a start that the training cannot begin from, unless it is finished.
+    """
     identity = autoencoder_identity(config, settings, listing)
     folder = config.folder(TRAINED_AUTOENCODER)
-    return Artifact("autoencoder", folder, identity, {"autoencoder": AUTOENCODER_DEFAULTS})
+    artifact = Artifact("autoencoder", folder, identity, {"autoencoder": AUTOENCODER_DEFAULTS})
+    if settings.start is None:
+        return artifact
+    refuse_own_start(settings.start, folder)
+    return replace(artifact, identity=identity | {START_DIGEST: start_digest(settings, artifact)})
+
+
+def start_digest(settings: AutoencoderTrainConfig, artifact: Artifact) -> str:
+    """Return the digest of the start's weights; where the start is gone, the one that a finished autoencoder records.
+
+    artifact: the autoencoder, whose identity lacks this digest. Raises as `require_start`.
+    """
+    try:
+        return require_start(settings)["sha256"]
+    except NotFound:
+        for folder in (artifact.folder, *reversed(superseded_folders(*storage.split(artifact.folder)))):
+            found = replace(artifact, folder=folder)
+            recorded = (found.recorded() or {}).get(START_DIGEST)
+            found = replace(found, identity=found.identity | {START_DIGEST: recorded})
+            if recorded and has_record(folder) and not found.changes():
+                return recorded
+        raise
 
 
 def find_autoencoder(config: Recipe, listing: Listing) -> Path | None:
@@ -151,14 +178,12 @@ def has_record(folder: str) -> bool:
 
 
 def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> dict[str, Any]:
-    """Return what the weights depend on."""
+    """Return what the weights depend on besides those of the start."""
     return {
         "seed": config.seed,
         **random_setting(config),
         "images": {"digest": listing.digest, "size": config.images.size, "crop": config.images.crop},
-        # Of a pretrained autoencoder, its weights count, and not where they are.
         "autoencoder": settings_identity(settings, (*NON_IDENTITY_FIELDS, "start")),
-        **({} if settings.start is None else {"start_sha256": require_start(settings)["sha256"]}),
     }
 
 

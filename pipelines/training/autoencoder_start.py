@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from cluster import storage
 from dit.autoencoder import describe_autoencoder, locate_autoencoder
 from dit.hub import pin_commit
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig
@@ -16,6 +17,21 @@ def find_start(settings: AutoencoderTrainConfig) -> str | None:
     if Path(settings.start).is_dir():
         return str(Path(settings.start).absolute())
     return pin_commit(settings.start, locate_autoencoder(settings.start))
+
+
+def refuse_own_start(start: str, folder: str) -> None:
+    """Raise InvalidInput if a training starts from an autoencoder in the folder that it would move away.
+
+    start: path or hub id. folder: path or URI of the autoencoder that is trained.
+    """
+    if not storage.is_local(folder):
+        return
+    if Path(start).resolve().is_relative_to(Path(storage.absolute(folder)).resolve()):
+        raise InvalidInput(
+            f"autoencoder.train.start: found {start}, which this training would replace",
+            f"an autoencoder outside of {folder}",
+            "set another output, or copy that autoencoder elsewhere and name the copy",
+        )
 
 
 def require_start(settings: AutoencoderTrainConfig) -> dict[str, Any]:

@@ -1,20 +1,27 @@
-"""What a command leaves that was killed after the autoencoder was written, and before the run was complete."""
+"""What commands find of an autoencoder that is written: an incomplete run, an earlier start, averages of no use."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 from fakes import FakeRun
 from PIL import Image
 from tiny import tiny_recipe
-from tiny_encode import Context
+from tiny_encode import Context, autoencoder_folder
 
 from pipelines.artifacts import Artifact
-from pipelines.autoencoder import autoencoder_artifact, finish_run, refuse_unused_averages, train_autoencoder
+from pipelines.autoencoder import (
+    autoencoder_artifact,
+    find_autoencoder,
+    finish_run,
+    refuse_unused_averages,
+    train_autoencoder,
+)
 from pipelines.images.held_out import split_images
 from pipelines.latents.recorded_images import list_images
 from pipelines.training.autoencoder_result import AutoencoderRecord
-from raydit.errors import InvalidInput
+from raydit.errors import InvalidInput, NotFound
 
 
 @pytest.fixture
@@ -30,6 +37,11 @@ def interrupted(tmp_path):
     (folder / "raydit.json").write_text(json.dumps({"psnr": 21.5, "psnr_images": "12 held-out images"}))
     Image.new("RGB", (8, 8)).save(folder / "reconstructions.png")
     return config
+
+
+def training_images(config):
+    _, images = list_images(config)
+    return split_images(config.images, images)[0]
 
 
 def test_the_next_command_logs_the_figures_and_removes_the_files_of_the_training(interrupted, tmp_path):
@@ -62,6 +74,49 @@ def test_averages_that_no_autoencoder_keeps_are_refused_unless_it_has_begun(inte
     with pytest.raises(InvalidInput, match="ema_sigma_rels"):
         train_autoencoder(unused, context=Context())
     assert not (tmp_path / "new").exists()
+
+
+def test_a_start_that_the_training_would_replace_is_refused_before_it_is_moved(interrupted, tmp_path, monkeypatch):
+    own = tmp_path / "output" / "autoencoder"
+    monkeypatch.chdir(tmp_path)
+    for start in (str(own), "output/../output/autoencoder"):
+        config = tiny_recipe(tmp_path, f"autoencoder.train.start={start}")
+        with pytest.raises(InvalidInput, match="autoencoder.train.start: found .*, which this training would replace"):
+            train_autoencoder(config, context=Context())
+        with pytest.raises(InvalidInput, match="which this training would replace"):
+            find_autoencoder(config, training_images(config))
+    assert (own / "raydit.json").exists() and not (tmp_path / "output" / "superseded").exists()
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A recipe whose autoencoder is finished, and whose start is gone since."""
+    start = autoencoder_folder(tmp_path / "pretrained")
+    config = tiny_recipe(tmp_path, f"autoencoder.train.start={start}")
+    artifact = autoencoder_artifact(config, config.autoencoder.train, training_images(config))
+    folder = tmp_path / "output" / "autoencoder"
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps({"identity": artifact.identity}))
+    (folder / "raydit.json").write_text(json.dumps({"psnr": 21.5, "psnr_images": "12 held-out images"}))
+    shutil.rmtree(start)
+    return config
+
+
+def test_a_finished_autoencoder_needs_its_start_no_more(finished, tmp_path, capsys):
+    train_autoencoder(finished, context=Context())
+    assert "already finished: 21.5 dB" in capsys.readouterr().out
+    output = tmp_path / "output"
+    shutil.move(output / "autoencoder", output / "superseded" / "autoencoder-1")
+    assert find_autoencoder(finished, training_images(finished)) == output / "superseded" / "autoencoder-1"
+
+
+def test_other_settings_or_an_unfinished_training_need_the_start(finished, tmp_path):
+    other = replace(finished, seed=finished.seed + 1)
+    with pytest.raises(NotFound, match="no autoencoder at"):
+        train_autoencoder(other, context=Context())
+    (tmp_path / "output" / "autoencoder" / "raydit.json").unlink()
+    with pytest.raises(NotFound, match="no autoencoder at"):
+        train_autoencoder(finished, context=Context())
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"identity": 3}'])
