@@ -9,7 +9,8 @@ from dit.checkpoint import Checkpoint, import_diffusers, import_official
 from dit.config import Numerics, ProcessKind
 from dit.formats.record import CheckpointRecord
 from dit.formats.shards import find_index
-from pipelines.config.reader import RecipeError, apply_override
+from pipelines.config.overrides import read_overrides
+from pipelines.config.reader import RecipeError
 from raydit.errors import InvalidInput
 
 
@@ -56,19 +57,12 @@ def import_settings(overrides: Sequence[str], *, pipeline: bool) -> dict[str, An
     The autoencoder for both kinds of source; for a file also the objective and the model's fields. Other overrides
     concern what is done with the checkpoint and are ignored.
     """
-    content = _parse_overrides(overrides)
+    content = read_overrides(overrides)
     settings = {"autoencoder": content.get("autoencoder", {}).get("id")}
     if not pipeline:
         settings |= {"objective": content.get("objective", {}).get("kind")}
         settings |= {"overrides": tuple(override for override in overrides if override.startswith("model."))}
     return {name: value for name, value in settings.items() if value}
-
-
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for override in overrides:
-        apply_override(content, override)
-    return content
 
 
 def summarize_import(checkpoint: Checkpoint) -> Iterator[str]:
@@ -97,9 +91,9 @@ def model_fields(overrides: Sequence[str]) -> dict[str, Any]:
     Raises RecipeError for an override of another section.
     """
     for override in overrides:
-        if set(_parse_overrides([override])) != {"model"}:
+        if set(read_overrides([override])) != {"model"}:
             raise RecipeError(f"--set {override}: expected a field of the model, such as --set model.num_heads=4")
-    return _parse_overrides(overrides).get("model", {})
+    return read_overrides(overrides).get("model", {})
 
 
 def recipe_for_imported(record: CheckpointRecord) -> dict[str, Any]:

@@ -47,11 +47,15 @@ model_option = click.option("--model", help="Named size of the weights in an off
 
 
 def open_checkpoint(checkpoint: str, model: str | None, overrides: tuple[str, ...]) -> LocatedCheckpoint:
-    """Open what a user names as CHECKPOINT, with the values of --model and --set."""
-    from pipelines.checkpoints.open import open_checkpoint
+    """Open what a user names as CHECKPOINT, with the values of --model and --set.
 
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    return open_checkpoint(checkpoint, model=model, overrides=overrides, tracking_uri=given.get("tracking.uri", ""))
+    Runs and models are looked up in the tracking store that --set names, or else the recipe of the command's --recipe.
+    """
+    from pipelines.checkpoints.open import open_checkpoint
+    from pipelines.config.overrides import given_tracking_uri
+
+    uri = given_tracking_uri(overrides, click.get_current_context().params.get("recipe"))
+    return open_checkpoint(checkpoint, model=model, overrides=overrides, tracking_uri=uri)
 
 
 def refuse_given(reason: str, *names: str) -> None:

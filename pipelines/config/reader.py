@@ -130,7 +130,7 @@ def validate_recipe(content: dict[str, Any], locate: Locate = lambda key: key, s
     absent = ABSENT.keys() - content.keys() - {*NEEDED_SECTIONS.get(stage, ABSENT)}
     content = _with_fitting_sampler(content | {section: PLACEHOLDERS[section] for section in absent})
     content, written, mistakes = _with_recorded_names(content, locate)
-    mistakes += _unknown_keys(content, Recipe, locate)
+    mistakes += unknown_keys(content, Recipe, locate)
     # Missing and contradicting values may be consequences of the misspelt key.
     consequences = ("missing", "value_error") if mistakes else ()
     try:
@@ -220,7 +220,8 @@ def _mistake(found: str, expected: str, do: str) -> str:
     return str(InvalidInput(found, expected, do))
 
 
-def _unknown_keys(content: Mapping[str, Any], cls: type, locate: Locate, prefix: str = "") -> Iterator[str]:
+def unknown_keys(content: Mapping[str, Any], cls: type, locate: Locate, prefix: str = "") -> Iterator[str]:
+    """Yield the line of a mistake for each key that a dataclass, or one in it, does not have. prefix: of the keys."""
     hints = typing.get_type_hints(cls)
     for key, value in content.items():
         dotted = f"{prefix}{key}"
@@ -230,7 +231,7 @@ def _unknown_keys(content: Mapping[str, Any], cls: type, locate: Locate, prefix:
             found = f"{locate(dotted)}: unknown key{suggestion}"
             yield _mistake(found, f"one of {', '.join(hints)}", "correct or remove it")
         elif (section := _dataclass_of(hints[key])) and isinstance(value, dict):
-            yield from _unknown_keys(value, section, locate, f"{dotted}.")
+            yield from unknown_keys(value, section, locate, f"{dotted}.")
 
 
 def _not_finite(content: Mapping[str, Any], locate: Locate, prefix: str = "") -> Iterator[str]:

@@ -194,12 +194,9 @@ def recorded_content(opened: LocatedCheckpoint) -> dict[str, Any]:
 
 def _reference_settings(overrides: tuple[str, ...]) -> list[str]:
     """Return the overrides that the reference statistics among some overrides stand for: extractor and crop."""
-    from pipelines.config.reader import apply_override
+    from pipelines.config.overrides import read_overrides
 
-    content: dict[str, Any] = {}
-    for override in overrides:
-        apply_override(content, override)
-    reference = content.get("evaluate", {}).get("reference")
+    reference = read_overrides(overrides).get("evaluate", {}).get("reference")
     if not isinstance(reference, str):
         return []
     return [known for known in reference_overrides(reference) if not known.startswith("images.size")]

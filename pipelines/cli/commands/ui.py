@@ -1,7 +1,6 @@
 """`raydit ui`: the MLflow UI."""
 
 import sys
-from typing import Any
 
 import click
 
@@ -19,14 +18,12 @@ def ui(port: int, overrides: tuple[str, ...]) -> None:
     It is started on 127.0.0.1, and looked for there at ten ports from --port on.
     """
     from pipelines.cli.mlflow_ui import serve_ui
-    from pipelines.config.reader import apply_override
+    from pipelines.config.overrides import given_tracking_uri
     from pipelines.tracking.store import tracking_uri
 
-    content: dict[str, Any] = {}
-    for override in overrides:
-        apply_override(content, override)
+    uri = tracking_uri(given_tracking_uri(overrides))
     try:
-        serve_ui(tracking_uri(content.get("tracking", {}).get("uri", "")), port)
+        serve_ui(uri, port)
     except KeyboardInterrupt:
         print_line("ui", "stopped")
         sys.exit(signals.exit_code())

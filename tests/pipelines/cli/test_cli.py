@@ -102,6 +102,8 @@ def test_a_dry_run_prints_the_resolved_recipe_and_touches_nothing(raydit, comman
         (["export", NO_SUCH, "out", "--format", "diffusers"], NO_SUCH),
         (["submit", "--address", "head:6379", "--", "run", TINY], "job server address: found 'head:6379'"),
         (["submit", "--", "run", TINY, "--set", "train.stpes=8"], 'did you mean "train.steps"?'),
+        (["ui", "--set", "tracking=http://mlflow:5000"], "tracking: found 'http://mlflow:5000', expected a section"),
+        (["ui", "--set", "trackng.uri=sqlite:///runs.db"], 'did you mean "tracking"?'),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(raydit, arguments, message):
