@@ -166,8 +166,9 @@ def refuse_unused_averages(settings: AutoencoderTrainConfig, artifact: Artifact)
     """Raise InvalidInput for power-function averages, which no autoencoder keeps; one that has begun goes on."""
     if settings.ema_sigma_rels and artifact.find() is None:
         raise InvalidInput(
-            f"autoencoder.train.ema_sigma_rels: found {list(settings.ema_sigma_rels)}, of which nothing is kept",
-            "nothing: the autoencoder is the average of ema_decay",
+            f"autoencoder.train.ema_sigma_rels: found {list(settings.ema_sigma_rels)}, but training an autoencoder "
+            "keeps only the average of ema_decay",
+            "",
             "remove autoencoder.train.ema_sigma_rels",
         )
 

@@ -61,9 +61,9 @@ def train(
     """Train the recipe's model on its latents, or resume where an earlier run stopped, and return the last checkpoint.
 
     verify: compare all latents with their digests first, and not only NUM_VERIFIED_SHARDS shards; where training
-    encodes images, compare all of them, and not only NUM_VERIFIED_IMAGES. accept_new_data: where the latents are others
-    than those of the checkpoints, start from the newest of these instead of from what the recipe says. Raises NotFound
-    or InvalidInput before any work if the latents do not exist, do not fit or are damaged.
+    encodes images, compare all of them, and not only NUM_VERIFIED_IMAGES. accept_new_data: if the latents differ from
+    those the checkpoints were trained on, start from the newest checkpoint instead of from the recipe's start. Raises
+    NotFound or InvalidInput before any work if the latents do not exist, do not fit or are damaged.
     """
     settings = config.train
     if settings.keep_best:

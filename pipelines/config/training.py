@@ -221,7 +221,8 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
             )
         if self.start.freeze:
             raise InvalidInput(
-                f"lora: found with start.freeze = {list(self.start.freeze)}, and of a base nothing is trained anyway",
+                f"lora: found with start.freeze = {list(self.start.freeze)}, although an adapter's base is frozen "
+                "anyway",
                 "",
                 "remove start.freeze, or [train.lora]",
             )

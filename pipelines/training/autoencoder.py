@@ -186,7 +186,7 @@ def create_objective(
 def create_module(settings: AutoencoderWorkerSettings) -> tuple[Any, LatentScale | None]:
     """Return the AutoencoderKL to train, a new one or the one of `start`, and its scale if only its decoder is trained.
 
-    Of a decoder that is trained alone, the parameters of the encoder require no gradient.
+    If only the decoder is trained, the encoder's parameters require no gradient.
     """
     config = settings.train
     if config.start is None:

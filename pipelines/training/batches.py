@@ -37,7 +37,7 @@ class TensorBatch:
     """Base of batches: dataclasses of tensors, whose first axis is the image, and conditions."""
 
     def chunk(self, count: int) -> list[Self]:
-        """Split the batch into `count` micro-batches of nearly equal size, which every worker must have as many of."""
+        """Split the batch into `count` micro-batches of nearly equal size; every worker must use the same count."""
         parts = [getattr(self, field.name).tensor_split(count) for field in fields(self)]  # type: ignore[arg-type]
         return [type(self)(*each) for each in zip(*parts, strict=True)]
 

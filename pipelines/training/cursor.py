@@ -24,7 +24,7 @@ class DataCursor:
     """Losses of held-out latents since the previous checkpoint; a regular one has those of its own step, if any."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of the JSON file, without what there is none of."""
+        """Return the content of the JSON file, leaving out entries that are empty."""
         optional = {name for name in ("windows", "validations") if not getattr(self, name)}
         return {name: value for name, value in asdict(self).items() if name not in optional}
 

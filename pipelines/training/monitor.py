@@ -107,7 +107,7 @@ class TrainingMonitor:
     def _is_replay(self, step: int, loss: float) -> bool:
         """Return whether the run has this step already, computed before workers died or were added.
 
-        A step after a rollback is another one: it is made of other images.
+        A step repeated after a rollback is not a replay, because it uses other images.
         """
         known = self._figures.values("loss").get(step)
         return known is not None and math.isclose(known, loss, rel_tol=REPLAY_TOLERANCE)

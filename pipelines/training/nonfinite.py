@@ -107,7 +107,7 @@ def go_on_after_rollbacks(
 ) -> None:
     """Run the training loop, and again from the newest checkpoint whenever the guard requests a rollback. Collective.
 
-    run: runs the loop on the batches from number `state.batches` on, which the skipped ones are not among.
+    run: runs the loop from batch number `state.batches` on, after the skipped batches.
     """
     while True:
         try:

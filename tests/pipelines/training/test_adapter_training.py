@@ -220,7 +220,7 @@ def build_model_config(recipe):
         ({"lora": {"alpha": -1}}, "train.lora.alpha"),
         ({"lora": {"targets": ["mlp", "mlp"]}}, "each once"),
         ({"lora": {"ranks": 4}}, "ranks"),
-        ({"start": {"freeze": ["blocks.*"]}}, "of a base nothing is trained anyway"),
+        ({"start": {"freeze": ["blocks.*"]}}, "although an adapter's base is frozen anyway"),
         (
             {"matmul": "float8", "dtype": "bfloat16", "gpus_per_worker": 1},
             "found with matmul = 'float8', for which the layers of adapters are not made",
