@@ -29,7 +29,7 @@ from pipelines.training.extension import explain_schedule_change
 from pipelines.training.figures import TrainFigures
 from pipelines.training.group import RAY_FOLDER, run_workers
 from pipelines.training.loop import train_worker
-from pipelines.training.monitor import TrainingMonitor, last_logged_step, logged_run
+from pipelines.training.monitor import TrainingMonitor, is_completed, last_logged_step, logged_run
 from pipelines.training.new_data import ACCEPTED, accepted_start, keep_accepted, take_new_data
 from pipelines.training.previews import Previews
 from pipelines.training.retention import ProtectedCheckpoints, Retention, check_keep_best
@@ -46,7 +46,7 @@ from pipelines.training.start import (
     with_recorded_start,
     write_first_checkpoint,
 )
-from raydit.errors import InvalidInput
+from raydit.errors import InvalidInput, RayditError
 
 NUM_VERIFIED_SHARDS = 4
 """Shards of the latents whose digests are checked before each training: some 50 MB."""
@@ -95,7 +95,7 @@ def train(
     worker_settings = with_recorded_start(worker_settings, checkpoints)
     first, begun = checkpoints.last_step(), checkpoints.has_any()
     change = describe_schedule_change(config, checkpoints, first)
-    if first == settings.steps == last_logged_step(checkpoints):
+    if first == settings.steps == last_logged_step(checkpoints) and is_completed(checkpoints):
         newest = checkpoints.open(first)
         context.skipped("train", f"{first:,} steps, checkpoint {newest.origin}")
         return newest
@@ -145,6 +145,8 @@ def train(
                 monitor.on_message,
                 ray_folder=config.folder(RAY_FOLDER),
             )
+        else:
+            draw_missed_samples(monitor, config, context)
         newest = checkpoints.open(checkpoints.last_step())
         monitor.finish(newest.origin)
     return newest
@@ -290,3 +292,15 @@ def start_monitor(
         previews=Previews(config, run, say),
         retention=Retention(config.train, checkpoints, config.folder(EVALUATIONS), protected, guide_step=guide_step),
     )
+
+
+def draw_missed_samples(monitor: TrainingMonitor, config: Recipe, context: JobContext) -> None:
+    """Start the grids of samples that an interrupted driver has not drawn, or say why they cannot be drawn."""
+    if not monitor.missed_samples:
+        return
+    try:
+        context.start_ray(config.evaluate, "evaluate")
+        monitor.draw_missed_samples()
+    except RayditError as error:
+        steps = ", ".join(f"{step:,}" for step in sorted(monitor.missed_samples))
+        context.say("train", f"no samples of step {steps}: {error}")

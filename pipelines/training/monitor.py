@@ -18,7 +18,10 @@ from pipelines.training.previews import Previews
 from pipelines.training.retention import Retention
 
 TRACKING_CURSOR = "told.json"
-"""File in the folder of checkpoints: the step of the newest one that was logged to tracking, and the run's key."""
+"""File in the folder of checkpoints: the step of the newest one that was logged to tracking, and the run's key.
+
+Until the driver has come to its end, also "finished": false, and the steps whose grids of samples are not drawn.
+"""
 REPLAY_TOLERANCE = 1e-4
 """Relative difference of the losses of a step that is computed a second time, from the same images."""
 
@@ -44,8 +47,10 @@ class TrainingMonitor:
         self._previews, self._retention = previews, retention
         self._last_metrics: dict[str, float] = {}
         self._logged_step = last_logged_step(checkpoints)
-        interrupted = checkpoints.interrupted_steps()
-        for step in sorted(checkpoints.finished_steps() + interrupted):
+        finished, interrupted = checkpoints.finished_steps(), checkpoints.interrupted_steps()
+        self.missed_samples: set[int] = {*_tracking_cursor(checkpoints).get("samples", ())}.intersection(finished)
+        """Steps of checkpoints whose grids of samples are due, and are not being drawn yet."""
+        for step in sorted(finished + interrupted):
             if step > self._logged_step:
                 cursor = DataCursor.of(checkpoints.describe(step))
                 for report in cursor.reports:
@@ -64,27 +69,42 @@ class TrainingMonitor:
             self._figures.save()
             self._say(f"stopped after step {message.step:,}, with a checkpoint to resume from")
         elif isinstance(message, Saved):
-            digest = self._log_checkpoint(message.step)
+            self._log_checkpoint(message.step)
             self._figures.save()
-            self._previews.start(self._checkpoints.uri_of(message.step), message.step, digest)
+            self.draw_missed_samples()
             self._remove_outdated()
         elif isinstance(message, Validated):
             self._log_validation(message)
         else:
             self._log_report(message)
             self._progress.to(message.step, loss=self._last_metrics["loss"], lr=self._last_metrics["lr"])
-        self._previews.collect()
+            self.draw_missed_samples()  # of an earlier driver: not before the workers have what they need
+        self._collect_samples()
 
     def finish(self, newest: str) -> None:
         """Wait for previews, remove outdated checkpoints, and print a summary. newest: URI of the last checkpoint."""
         self._figures.save()
         self._previews.collect(wait=True)
         self._remove_outdated(force_refresh=True)
+        self._save_cursor(finished=True)
         summary = [f"{self._config.steps:,} steps"]
         if last := self._last_metrics:
             summary += [f"{last['images_per_second']:.0f} images/s", f"MFU {last['mfu']:.0%}"]
             summary += [f"data wait {last['data_wait']:.1%}"]
         self._progress.done(", ".join([*summary, f"checkpoint {newest}"]))
+
+    def draw_missed_samples(self) -> None:
+        """Start the grids that are due. Ray must run."""
+        for step in sorted(self.missed_samples):
+            self._previews.start(self._checkpoints.uri_of(step), step, self._checkpoints.describe(step).digest)
+            self.missed_samples.discard(step)
+
+    def _collect_samples(self) -> None:
+        """Log the grids that have been drawn, which a later driver need not draw."""
+        pending = self._previews.pending_steps
+        self._previews.collect()
+        if self._previews.pending_steps != pending:
+            self._save_cursor()
 
     def _log_report(self, report: Report) -> None:
         self._last_metrics = add_quartile_losses(report.metrics)
@@ -112,21 +132,25 @@ class TrainingMonitor:
         known = self._figures.values("loss").get(step)
         return known is not None and math.isclose(known, loss, rel_tol=REPLAY_TOLERANCE)
 
-    def _log_checkpoint(self, step: int) -> str:
-        """Log a checkpoint as a model, after the reports before it, and move the tracking cursor to its step.
-
-        Returns its digest.
-        """
+    def _log_checkpoint(self, step: int) -> None:
+        """Log a checkpoint as a model, after the reports before it, and move the tracking cursor to its step."""
         checkpoint = self._checkpoints.describe(step)
         log_checkpoint(self._run, checkpoint, checkpoint.origin)
+        if self._previews.is_due(step):
+            self.missed_samples.add(step)
         self._move_cursor(step)
-        return checkpoint.digest
 
     def _move_cursor(self, step: int) -> None:
         """Record that tracking has everything up to the checkpoint of a step."""
-        cursor = {"step": step, "run": self._run.key}
-        storage.write_json_atomically(storage.join(self._checkpoints.uri, TRACKING_CURSOR), cursor)
         self._logged_step = step
+        self._save_cursor()
+
+    def _save_cursor(self, *, finished: bool = False) -> None:
+        """Write the tracking cursor. finished: whether the driver has nothing left to do."""
+        cursor: dict[str, Any] = {"step": self._logged_step, "run": self._run.key}
+        if not finished:
+            cursor |= {"finished": False, "samples": sorted(self.missed_samples | self._previews.pending_steps)}
+        storage.write_json_atomically(storage.join(self._checkpoints.uri, TRACKING_CURSOR), cursor)
 
     def _remove_outdated(self, *, force_refresh: bool = False) -> None:
         if self._config.keep_last is None:
@@ -146,6 +170,11 @@ def last_logged_step(checkpoints: CheckpointFolder) -> int:
 def logged_run(checkpoints: CheckpointFolder) -> str | None:
     """Return the key of the run that the checkpoints were logged to; None if it was not recorded."""
     return _tracking_cursor(checkpoints).get("run")
+
+
+def is_completed(checkpoints: CheckpointFolder) -> bool:
+    """Return whether the driver that logged the newest checkpoint came to its end; True if that was not recorded."""
+    return _tracking_cursor(checkpoints).get("finished", True)
 
 
 def _tracking_cursor(checkpoints: CheckpointFolder) -> dict[str, Any]:

@@ -33,14 +33,16 @@ class Previews:
         """Steps whose checkpoints are still being read."""
         return {step for step, _ in self._pending.values()}
 
+    def is_due(self, step: int) -> bool:
+        """Return whether the recipe asks for a grid at a step."""
+        every = self._config.train.sample_every
+        return every > 0 and step > 0 and step % every == 0
+
     def start(self, checkpoint: str, step: int, digest: str) -> None:
-        """Start the grid of a checkpoint, given by path or URI, if the recipe asks for one at its step.
+        """Start the grid of a checkpoint, given by path or URI.
 
         digest: of the checkpoint, whose LoggedModel shows the grid.
         """
-        every = self._config.train.sample_every
-        if not every or step % every:
-            return
         import ray
 
         evaluate = self._config.evaluate
