@@ -59,8 +59,12 @@ def sample_posterior(moments: Tensor, noise: Tensor) -> Tensor:
 
 def images_from_uint8(images: Tensor) -> Tensor:
     """Convert uint8 images (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1], with the same bits on every device."""
-    by_pixel = images.float() / 127.5 - 1.0 if images.device.type == "cpu" else look_up_pixels(images)
+    by_pixel = _pixels_from_bytes(images) if images.device.type == "cpu" else look_up_pixels(images)
     return by_pixel.permute(0, 3, 1, 2)
+
+
+def _pixels_from_bytes(values: Tensor) -> Tensor:
+    return values.float() / 127.5 - 1.0
 
 
 def look_up_pixels(images: Tensor) -> Tensor:
@@ -74,7 +78,7 @@ def look_up_pixels(images: Tensor) -> Tensor:
 @cache
 def _pixel_values(device: torch.device) -> Tensor:
     """Return the float32 values of the 256 bytes, (256, 1)."""
-    return (torch.arange(256.0) / 127.5 - 1.0).unsqueeze(1).to(device)
+    return _pixels_from_bytes(torch.arange(256)).unsqueeze(1).to(device)
 
 
 def images_to_uint8(images: Tensor) -> Tensor:

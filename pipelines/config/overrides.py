@@ -13,7 +13,7 @@ from raydit.errors import InvalidInput
 def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """Return the content of a recipe that has nothing but some overrides.
 
-    Raises RecipeError for a section that no recipe has, and for a value in place of a section.
+    Raises RecipeError for an unknown section, and where a section is set to a single value.
     """
     content: dict[str, Any] = {}
     for override in overrides:

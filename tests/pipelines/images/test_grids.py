@@ -23,7 +23,6 @@ def test_a_long_name_is_shortened_and_one_of_several_lines_joined(name, shown):
     assert labelled_grid([(name, SMALL)]).tobytes() == labelled_grid([(shown, SMALL)]).tobytes()
 
 
-def test_a_name_that_fits_is_shown_as_it_is():
-    """Of 32 characters."""
+def test_a_name_of_32_characters_is_shown_in_full():
     grids = [labelled_grid([(name, SMALL)]).tobytes() for name in ("x" * 32, SHORTENED)]
     assert grids[0] != grids[1]

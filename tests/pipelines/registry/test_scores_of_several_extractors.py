@@ -40,7 +40,7 @@ class Told(NamedTuple):
     client: MlflowClient
     experiment: object
     digests: dict[int, str]
-    """Of the checkpoints, by step."""
+    """Digests of the checkpoints by step."""
 
 
 @pytest.fixture(scope="module")
