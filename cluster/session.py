@@ -80,7 +80,7 @@ def _start_local(num_cpus: int | None) -> None:
         os.environ.setdefault(name, value)
     for last_attempt in (False, True):
         try:
-            with _on_loopback(), _any_agent_port():
+            with _on_loopback(), _only_needed_processes():
                 ray.init(
                     "local",
                     num_cpus=max(os.cpu_count() or 1, num_cpus or 0),
@@ -122,20 +122,22 @@ def _on_loopback() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _any_agent_port() -> Iterator[None]:
-    """Let the agent of a Ray that starts in this block listen on a free port.
+def _only_needed_processes() -> Iterator[None]:
+    """Start no log monitor and no autoscaler with a Ray that starts in this block, and give its agent a free port.
 
-    Its default is a fixed one; where another Ray of this machine has it, the start takes some seconds longer. Ray's
-    command line has an option for it, and `ray.init` has none.
+    Logs are not sent to the driver, and one machine cannot grow; each of the two processes takes half a second of a
+    core while Ray starts. The agent's default port is a fixed one; where another Ray of this machine has it, the start
+    takes some seconds longer. Ray's command line has options for these settings, and `ray.init` has none.
     """
     from ray._private import parameter
 
-    class WithAnyAgentPort(parameter.RayParams):
+    class LocalRayParams(parameter.RayParams):
         def __init__(self, **settings: Any) -> None:
-            super().__init__(**settings, dashboard_agent_listen_port=0)
+            settings |= {"include_log_monitor": False, "no_monitor": True, "dashboard_agent_listen_port": 0}
+            super().__init__(**settings)
 
     before = parameter.RayParams
-    parameter.RayParams = WithAnyAgentPort  # type: ignore[misc, assignment]
+    parameter.RayParams = LocalRayParams  # type: ignore[misc, assignment]
     try:
         yield
     finally:

@@ -53,6 +53,15 @@ def test_an_inner_session_joins_the_outer_one_and_leaves_it_running(local_ray):
     assert ray.is_initialized()
 
 
+def test_ray_starts_neither_its_log_monitor_nor_its_autoscaler(local_ray):
+    from ray._private import ray_constants as names
+    from ray._private.worker import _global_node
+
+    started = set(_global_node.all_processes)
+    assert names.PROCESS_TYPE_RAYLET in started
+    assert not started & {names.PROCESS_TYPE_LOG_MONITOR, names.PROCESS_TYPE_MONITOR}
+
+
 def test_storage_does_not_import_ray():
     done = run_python("import sys, cluster.storage; print('ray' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr
