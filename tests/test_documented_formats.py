@@ -1,5 +1,6 @@
 """docs/reference/checkpoints.md and reports.md name what the files hold, and their examples run on real ones."""
 
+import hashlib
 import json
 import re
 import textwrap
@@ -10,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from dit.formats.record import AutoencoderRecord, BaseRecord, CheckpointRecord, SourceRecord
+from evaluation.per_class import ClassDistance
+from evaluation.protocol import EvaluationProtocol
+from evaluation.reference import ReferenceStatistics
+from evaluation.report import EvaluationReport, FurtherScores
 from pipelines.training.cursor import DataCursor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,3 +67,28 @@ def test_examples_of_checkpoints_run(output):
         exec(real, found)
     assert found["config"]["step"] == 6 and found["checkpoint"].step == 6
     assert found["model"].state_dict().keys() == found["weights"].keys()
+
+
+def test_every_entry_of_a_report_is_on_its_page(output):
+    (file,) = output.rglob("report.json")
+    classes = (EvaluationReport, FurtherScores, ClassDistance, EvaluationProtocol, ReferenceStatistics)
+    named = {field.name for each in classes for field in fields(each)} - {"real_baseline"}  # "floor" in the file
+    assert {*json.loads(file.read_text()), "floor", "protocols", "meta", *named} <= names_on("reports.md")
+
+
+def test_examples_of_reports_run(output, capsys):
+    (file,) = output.rglob("report.json")
+    paths = {
+        "outputs/digits/evaluations/PROTOCOL_ID/step_0001600/report.json": file,
+        "reference.npz": GOLDEN / "reference.npz",
+    }
+    show, canonical, reference = examples_on("reports.md")
+    found = {}
+    for example in (show, reference):
+        for written, real in paths.items():
+            example = example.replace(f'"{written}"', f'r"{real}"')
+        exec(example, found)
+    digest = hashlib.sha256(eval(canonical, found).encode()).hexdigest()
+    assert digest[:12] == found["report"]["protocol_id"]
+    assert "fd_efficientnet_lite0_12" in capsys.readouterr().out
+    assert found["meta"]["n"] == 20
