@@ -29,8 +29,9 @@ def asked_for(tree: ast.AST) -> list[str]:
 
 
 def variables_of_the_code() -> set[str]:
-    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    return {name for path in files for name in named_in(ast.parse(path.read_text()))}
+    files = [path.read_text() for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    names_some = re.compile(rf"os.environ|os.getenv|[\"']{VARIABLE.pattern}")
+    return {name for text in files if names_some.search(text) for name in named_in(ast.parse(text))}
 
 
 def sections() -> dict[str, str]:

@@ -11,8 +11,8 @@ from pipelines.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENTS = [
-    *(ROOT / "README.md", ROOT / "cluster" / "README.md", ROOT / "docs" / "tracking.md"),
-    *sorted((ROOT / "docs").glob("*/*.md")),
+    *(ROOT / "README.md", ROOT / "cluster" / "README.md"),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "cluster" / "deploy").glob("*.yaml")),
 ]
 COMMANDS = {
