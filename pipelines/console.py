@@ -8,13 +8,15 @@ from raydit.printable import one_line
 
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_BARS = 0.1
+CLEAR_LINE = "\r\x1b[K"
 RECENT_SECONDS = 30.0
 """The time over which the speed is measured from which the time that is left is estimated."""
 
 
 def say(stage: str, text: str) -> None:
-    """Print one line about a stage; control characters in it are escaped."""
-    print(f"{stage:<12} {one_line(text)}", flush=True)
+    """Print one line about a stage, in place of an open progress bar; control characters in it are escaped."""
+    clear = CLEAR_LINE if sys.stdout.isatty() else ""
+    print(f"{clear}{stage:<12} {one_line(text)}", flush=True)
 
 
 class Progress:
@@ -84,8 +86,6 @@ class Progress:
 
     def done(self, text: str) -> None:
         """End with a line that stays: a text, and the seconds since this process began."""
-        if self.terminal:
-            print("\r\x1b[K", end="")
         say(self.stage, f"{text} ({time.monotonic() - self.started:.0f} s)")
 
 

@@ -106,7 +106,9 @@ def _encoder_pass(config: Recipe, networks: Networks, images: int, dtype: str) -
         image_size=side, latent_channels=own.latent_channels, downsample=own.downsample, width=own.width
     )
     memory_format = MEMORY_FORMATS[config.encode.layout]
-    autoencoder = Autoencoder(created.to(dtype=weights_dtype(dtype)).to(memory_format=memory_format))
+    # diffusers' own `to` warns of modules that should stay in float32, of which there are none.
+    torch.nn.Module.to(created, dtype=weights_dtype(dtype), memory_format=memory_format)
+    autoencoder = Autoencoder(created)
     pixels = torch.rand(images, 3, side, side).contiguous(memory_format=memory_format)
     return lambda: autoencoder.encode(pixels)
 

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from pipelines.console import Progress
+from pipelines.console import Progress, say
 
 
 class Terminal(io.StringIO):
@@ -88,3 +88,14 @@ def test_a_terminal_gets_a_bar_that_is_drawn_over(clock, monkeypatch):
     assert first.startswith("encode       [#####               ] 10/40 images\x1b")
     assert second.startswith("encode       [##########          ] 20/40 images | 10.0 images/s | 0:02 left")
     assert last.endswith("40 latents (2 s)\n")
+
+
+def test_a_notice_replaces_an_open_bar_on_a_terminal(clock, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    progress = Progress("train", total=40, unit="steps")
+    advance(clock, progress, 1, 10)
+    say("train", "step 10: validation loss 0.5")
+    *_, bar, notice = terminal.getvalue().split("\r")
+    assert bar.startswith("train        [#####               ] 10/40 steps")
+    assert notice == "\x1b[Ktrain        step 10: validation loss 0.5\n"
