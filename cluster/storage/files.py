@@ -39,6 +39,13 @@ def exists(path: str) -> bool:
 
 
 @explains_failures
+def is_file(path: str) -> bool:
+    """Return whether a path is that of an existing file; a folder is none."""
+    filesystem, inner = resolve(path)
+    return filesystem.get_file_info(inner).type == FileType.File
+
+
+@explains_failures
 def read_bytes(path: str, *, max_bytes: int | None = None) -> bytes:
     """Return the content of a file. Raises NotFound, and SpecialFile for a device or named pipe.
 

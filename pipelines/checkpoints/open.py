@@ -6,6 +6,7 @@ a DiT pipeline folder of diffusers      a .pt or .safetensors file of the offici
 """
 
 import hashlib
+import platform
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +30,26 @@ IN_TRACKING = ("runs:/", "models:/")
 
 
 @dataclass(frozen=True)
+class SharedCheckpoint:
+    """What a worker opens a checkpoint by, which may run on another machine."""
+
+    location: str
+    """A URI, or a path that the machines must share."""
+    imported: Mapping[str, Any] | None = None
+    """The recorded options by which weights of another project were opened; None for a checkpoint."""
+
+    def open(self) -> "LocatedCheckpoint":
+        """Open the checkpoint. Raises as `open_checkpoint`."""
+        if not storage.exists(self.location):
+            raise NotFound(
+                f"no checkpoint at {self.location} on {platform.node()}, where a worker runs",
+                "a URI, or a path that the machines of all workers share",
+                "copy the checkpoint to such a place, and name it there",
+            )
+        return reopen(self.location, None, self.imported)
+
+
+@dataclass(frozen=True)
 class LocatedCheckpoint(Checkpoint):
     """A checkpoint, and where it was opened from."""
 
@@ -36,6 +57,8 @@ class LocatedCheckpoint(Checkpoint):
     """Absolute path or URI that was opened. `path` is a local copy if that is a URI or another project's format."""
     is_registered_copy: bool = False
     """Whether `path` is the model registry's copy, with the weights that sample only, because the origin is gone."""
+    imported: Mapping[str, Any] | None = None
+    """The recorded options by which weights of another project were opened; None for a checkpoint."""
 
     @classmethod
     def at(cls, origin: str, checkpoint: Checkpoint) -> "LocatedCheckpoint":
@@ -76,13 +99,16 @@ class LocatedCheckpoint(Checkpoint):
         return storage.split(output)[0] if storage.split(output)[1] == SUPERSEDED else output
 
     @property
-    def shared(self) -> str:
-        """What workers on other machines open: the URI, or a path that they must share."""
-        return str(self.path) if self.is_registered_copy or storage.is_local(self.origin) else self.origin
+    def shared(self) -> SharedCheckpoint:
+        """What workers on other machines open it by.
+
+        Weights of another project are imported again there: the copy of this machine lies in a cache of its own.
+        """
+        return SharedCheckpoint(str(self.path) if self.is_registered_copy else self.origin, self.imported)
 
 
 def open_checkpoint(
-    name: "str | Path | LocatedCheckpoint",
+    name: str | Path | LocatedCheckpoint | SharedCheckpoint,
     *,
     model: str | None = None,
     overrides: tuple[str, ...] = (),
@@ -90,13 +116,16 @@ def open_checkpoint(
 ) -> LocatedCheckpoint:
     """Find a checkpoint by any of its names and open it; one that is remote or in another format is copied to a cache.
 
-    name: see the head of this module; an open checkpoint is returned as it is. model: published size that official
-    weights must have, such as "DiT-XL/2". overrides: recipe overrides; autoencoder.id, objective.kind and model.*
-    state what official weights do not record. tracking_uri: MLflow's, as in a recipe.
+    name: see the head of this module; workers get a SharedCheckpoint, and an open checkpoint is returned as it is.
+    model: published size that official weights must have, such as "DiT-XL/2". overrides: recipe overrides;
+    autoencoder.id, objective.kind and model.* state what official weights do not record. tracking_uri: MLflow's, as in
+    a recipe.
     Raises NotFound, InvalidInput, and Unreachable if MLflow does not answer.
     """
     if isinstance(name, LocatedCheckpoint):
         return name
+    if isinstance(name, SharedCheckpoint):
+        return name.open()
     uri = str(name)
     if not uri.startswith(IN_TRACKING):
         return _open(uri, model, overrides)
@@ -226,10 +255,11 @@ def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedChe
             "train one with `raydit train RECIPE`, or name one of a run (runs:/ID) or of the registry "
             "(models:/NAME@champion)",
         )
-    path = Path(storage.fetch_folder(uri))
+    path = Path(storage.fetch_file(uri) if storage.is_file(uri) else storage.fetch_folder(uri))
     origin = str(path) if storage.is_local(uri) else uri
     if path.is_file() or (path / "model_index.json").is_file() or _has_shards(path):
-        return LocatedCheckpoint.at(origin, _import_once(path, model, overrides))
+        opened = LocatedCheckpoint.at(origin, _import_once(path, model, overrides))
+        return replace(opened, imported=recorded_options({"model": model, "overrides": overrides}))
     if model is not None:
         raise InvalidInput(
             f"--model {model}: found with {uri}", "weights that do not record what they are of", "omit --model"
@@ -257,6 +287,8 @@ def _import_once(path: Path, model: str | None, overrides: tuple[str, ...]) -> C
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(repr((stamps, model, sorted(settings.items()))).encode()).hexdigest()[:16]
     folder = Path(storage.cache_folder("imported")) / key / path.stem
-    if folder.is_dir():
-        return load_checkpoint(folder)
-    return import_checkpoint(path, folder, model=model, **settings)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with storage.lock(str(folder.parent)):  # several workers of a machine may open it at the same time
+        if folder.is_dir():
+            return load_checkpoint(folder)
+        return import_checkpoint(path, folder, model=model, **settings)

@@ -1,6 +1,5 @@
-"""The checkpoint that a training starts from: found, and held against the latents that it is trained on."""
+"""The checkpoint that a training starts from: found, and compared with the latents that it is trained on."""
 
-from pathlib import Path
 from typing import Any
 
 from cluster import storage
@@ -22,8 +21,7 @@ def open_start(settings: StartConfig, autoencoder: AutoencoderHandle, tracking_u
     does not answer.
     """
     name = str(settings.checkpoint)
-    is_file = storage.is_local(name) and Path(name).is_file()
-    if is_file and settings.model is None:
+    if settings.model is None and storage.is_file(name):
         raise InvalidInput(
             f"train.start.checkpoint: found {name}, a file, which does not record what it is of",
             "a checkpoint folder, or the published size of the weights",

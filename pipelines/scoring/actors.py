@@ -27,6 +27,7 @@ from pipelines.scoring.shards import ScoringShard
 
 if TYPE_CHECKING:
     from evaluation.extractors import FeatureExtractor
+    from pipelines.checkpoints.open import SharedCheckpoint
     from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 
 
@@ -34,12 +35,11 @@ if TYPE_CHECKING:
 class SampleSource:
     """What samples are drawn from, and where their images are saved."""
 
-    checkpoint: str
-    """Path or URI that every worker can open."""
+    checkpoint: "SharedCheckpoint"
     protocol: EvaluationProtocol
     saved: SavedSamples | None = None
-    guide: str | None = None
-    """Path or URI of the checkpoint for autoguidance, that every worker can open; None: there is none."""
+    guide: "SharedCheckpoint | None" = None
+    """The checkpoint for autoguidance; None: there is none."""
 
 
 class SampleActor:

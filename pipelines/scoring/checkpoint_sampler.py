@@ -19,7 +19,7 @@ from dit.sampler_names import SAMPLER_PROCESSES
 from dit.samplers import SAMPLERS, guided
 from evaluation.protocol import EvaluationProtocol, sample_label
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
-from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
+from pipelines.checkpoints.open import LocatedCheckpoint, SharedCheckpoint, open_checkpoint
 from pipelines.scoring.noise import sample_noise
 from pipelines.scoring.precision import require_sampling_precision
 from raydit.errors import InvalidInput
@@ -30,14 +30,14 @@ class CheckpointSampler:
 
     def __init__(
         self,
-        checkpoint: str | Path,
+        checkpoint: str | Path | SharedCheckpoint,
         protocol: EvaluationProtocol,
         *,
         batch_size: int,
         device: str = "cpu",
         compiled: bool = False,
         autoencoder: Path | None = None,
-        guide: str | Path | None = None,
+        guide: str | Path | SharedCheckpoint | None = None,
     ):
         """Load a checkpoint; autoencoder: its autoencoder's folder, if that is not where the checkpoint expects it.
 

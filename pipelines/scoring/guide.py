@@ -9,7 +9,7 @@ from dit.formats.record import AutoencoderRecord, CheckpointRecord
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
+from pipelines.checkpoints.open import LocatedCheckpoint, SharedCheckpoint, open_checkpoint
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.training import TrainConfig
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
@@ -36,8 +36,10 @@ def open_guide(evaluate: EvaluateConfig, opened: LocatedCheckpoint) -> LocatedCh
     return guide
 
 
-def guide_location(protocol: EvaluationProtocol, evaluate: EvaluateConfig, opened: LocatedCheckpoint) -> str | None:
-    """Return the path or URI of the guide for samples by a protocol, which every worker can open; None for no guide.
+def guide_location(
+    protocol: EvaluationProtocol, evaluate: EvaluateConfig, opened: LocatedCheckpoint
+) -> SharedCheckpoint | None:
+    """Return what every worker opens the guide for samples by a protocol by; None for no guide.
 
     Raises as open_guide, and InvalidInput if the guide is not the one that the protocol records.
     """

@@ -1,5 +1,6 @@
 """A checkpoint is opened by every one of its names."""
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from dit.autoencoder import describe_autoencoder
 from dit.checkpoint import export_diffusers, load_checkpoint
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
-from pipelines.checkpoints.open import open_checkpoint
+from pipelines.checkpoints.open import SharedCheckpoint, open_checkpoint
 from pipelines.registry.promotion import PromotionScore, promote
 from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.tracking.logged_models import log_checkpoint
 from pipelines.tracking.tracker import Tracker
+from raydit.errors import NotFound
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +68,13 @@ def test_a_folder_is_opened_in_place_by_path_and_by_file_uri(config, checkpoints
 
 
 def test_a_uri_is_fetched_with_the_autoencoder_of_its_output(config, checkpoints, s3_bucket):
-    """Workers fetch it too: they open the URI in `shared`."""
+    """Workers fetch it too: they open the URI."""
     filesystem, inner = storage.resolve(s3_bucket)
     for folder in ("checkpoints/step_0000006", "autoencoder"):
         copy_files(str(Path(config.output) / folder), f"{inner}/out/{folder}", LocalFileSystem(), filesystem)
     uri = f"{s3_bucket}/out/checkpoints/step_0000006"
     found = open_checkpoint(uri)
-    assert (found.digest, found.origin, found.shared) == (checkpoints[6].digest, uri, uri)
+    assert (found.digest, found.origin, found.shared.location) == (checkpoints[6].digest, uri, uri)
     assert (found.name, found.output) == ("step_0000006", f"{s3_bucket}/out")
     expected = describe_autoencoder(Path(config.folder("autoencoder")))
     assert describe_autoencoder(checkpoint_autoencoder(found)) == expected
@@ -301,6 +303,46 @@ def test_official_weights_are_imported_once(config, official, cache):
     recipe = checkpoint_recipe(found, ("evaluate.num_samples=20",))
     assert (recipe.output, recipe.images.size, recipe.evaluate.sampler) == (str(official.parent), 16, "euler")
     assert samples(found).shape == (4, 16, 16, 3)
+
+
+@pytest.fixture
+def other_machine(tmp_path, monkeypatch):
+    """other_machine(): from now on, the cache is an empty one, as that of a worker on another machine."""
+    return lambda: monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_workers_on_other_machines_import_official_weights_themselves(
+    config, official, other_machine, s3_bucket, remote
+):
+    name = str(official)
+    if remote:
+        name = f"{s3_bucket}/weights/tiny.pt"
+        storage.upload_file(str(official), name)
+    overrides = ("model.num_heads=2", f"autoencoder.id={config.folder('autoencoder')}", "objective.kind=flow")
+    found = open_checkpoint(name, overrides=overrides)
+    expected = samples(found)
+    assert found.origin == found.shared.location == name
+    other_machine()
+    again = open_checkpoint(pickle.loads(pickle.dumps(found.shared)))
+    assert (again.origin, again.digest) == (name, found.digest) and again.path != found.path
+    assert (samples(found) == expected).all()
+
+
+def test_workers_decode_by_the_autoencoder_that_was_given_for_a_pipeline(tmp_path, config, official, other_machine):
+    own = tmp_path / "own"
+    shutil.copytree(config.folder("autoencoder"), own)
+    imported = open_checkpoint(official, overrides=("model.num_heads=2", f"autoencoder.id={own}"))
+    export_diffusers(load_checkpoint(imported.path), tmp_path / "pipeline", autoencoder=own)
+    found = open_checkpoint(tmp_path / "pipeline", overrides=(f"autoencoder.id={own}",))
+    other_machine()
+    assert open_checkpoint(found.shared).record.autoencoder.id == found.record.autoencoder.id == str(own)
+
+
+def test_a_worker_says_that_its_machine_lacks_the_checkpoint(config, official):
+    shared = SharedCheckpoint(str(official.with_name("gone.pt")), {"model": "DiT-S/2", "overrides": []})
+    with pytest.raises(NotFound, match=r"no checkpoint at .*/gone.pt on .*, expected a URI, or a path that .* share"):
+        open_checkpoint(shared)
 
 
 def test_official_weights_need_a_model_name_or_dimensions(official):
