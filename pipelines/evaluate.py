@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster import storage
+from dit.formats.completion import COMPLETE
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
-from pipelines.checkpoints.follow import Target
+from pipelines.checkpoints.follow import Target, say_removed
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
@@ -34,6 +35,7 @@ from pipelines.scoring.score_extractors import averages_alike
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.stage import StageContext
 from pipelines.tracking.run_log import RunLog
+from raydit.errors import RayditError
 
 
 def evaluate(
@@ -92,6 +94,8 @@ class EvaluationOptions:
     save_samples: str | None = None
     """Folder or URI for the samples of the first seed; several checkpoints get a folder each in it."""
     save_format: SampleFormat = "parquet"
+    skip_removed: bool = False
+    """Go on if a training has removed a checkpoint before its samples were drawn."""
     promote: str | None = None
     """Registered model whose champion alias moves to a checkpoint that is better than the present champion."""
 
@@ -137,9 +141,16 @@ def evaluate_each(
                 if (output := storage.absolute(config.output)) not in contexts:
                     context = StageContext(config, address=address, part=EVALUATIONS)
                     contexts[output] = stack.enter_context(context)
-            planned = [plan_seeds(opened, config, options, several=series) for opened, config in batch]
-            prepare_saved_folders(seed.evaluation for seeds in planned for seed in seeds)
-            compute_together(contexts, [seed for seeds in planned for seed in seeds], force=options.force)
+            try:
+                planned = [plan_seeds(opened, config, options, several=series) for opened, config in batch]
+                prepare_saved_folders(seed.evaluation for seeds in planned for seed in seeds)
+                compute_together(contexts, [seed for seeds in planned for seed in seeds], force=options.force)
+            except (RayditError, OSError):
+                if not (options.skip_removed and all(is_removed(opened) for opened, _ in batch)):
+                    raise
+                for opened, _ in batch:
+                    say_removed(opened.step)
+                continue
             for (_, config), seeds in zip(batch, planned, strict=True):
                 evaluation, images_per_step = seeds[0].evaluation, config.train.global_batch_size
                 context, folder = contexts[evaluation.settings.output], evaluation.folder
@@ -155,6 +166,11 @@ def evaluate_each(
                 if options.promote:
                     promote(context, report, experiment=config.name, model=options.promote)
     return finished
+
+
+def is_removed(opened: LocatedCheckpoint) -> bool:
+    """Return whether the training of an open checkpoint has removed it, which begins with COMPLETE."""
+    return not storage.exists(storage.join(opened.origin, COMPLETE))
 
 
 def plan_seeds(

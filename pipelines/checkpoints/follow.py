@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 
+from cluster import storage
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.recipe import Recipe
@@ -29,7 +30,8 @@ def follow_checkpoints(
     one: the training was extended then. Raises InvalidInput for an imported checkpoint.
     """
     checkpoints, seen = CheckpointFolder(folder), set[int]()
-    say("evaluate", f"watching {folder}; press Ctrl-C to stop, and run the same command to resume")
+    state = "" if storage.exists(folder) else ", which does not exist yet"
+    say("evaluate", f"watching {folder}{state}; press Ctrl-C to stop, and run the same command to resume")
     while True:
         for step in checkpoints.finished_steps():
             if step in seen:
@@ -38,7 +40,7 @@ def follow_checkpoints(
             try:
                 opened = checkpoints.open(step)
             except FileNotFoundError:
-                say("evaluate", f"step {step:,} was removed before it was scored: the training keeps fewer checkpoints")
+                say_removed(step)
                 continue
             train = (opened.record.recipe or {}).get("train")
             if train is None:
@@ -53,3 +55,8 @@ def follow_checkpoints(
             if is_last and step == checkpoints.last_step():  # none was added in the meantime
                 return
         sleep(POLL_SECONDS)
+
+
+def say_removed(step: int) -> None:
+    """Say that the checkpoint of a step cannot be scored any more."""
+    say("evaluate", f"step {step:,} was removed before it was scored: the training keeps fewer checkpoints")

@@ -210,6 +210,7 @@ def _evaluate_checkpoints(
         save_samples=flags.save_images,
         save_format=flags.save_format,
         promote=flags.promote,
+        skip_removed=bool(every),
     )
     if every and flags.dry_run:
         raise click.UsageError("--dry-run plans existing checkpoints; name one instead of --watch")

@@ -17,9 +17,10 @@ from cluster.storage.lease import hold_folder
 from dit.formats.completion import write_completion
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.follow import follow_checkpoints
+from pipelines.evaluate import EvaluationOptions, evaluate_each
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.stage import StageContext
-from raydit.errors import InUse
+from raydit.errors import InUse, NotFound
 
 HOLD = """
 import sys, time
@@ -98,6 +99,32 @@ def test_a_training_that_is_extended_while_its_last_checkpoint_is_scored_is_foll
         if opened.step == 10:
             extend(folder, 12, 12)
     assert found == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_checkpoint_that_is_removed_unread_does_not_end_the_watch(trained, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(trained, tmp_path / "checkpoints")
+    targets = [(opened, checkpoint_recipe(opened)) for opened in map(CheckpointFolder(str(folder)).open, (2, 4))]
+
+    def load(opened, *arguments, **options):
+        raise NotFound(f"no checkpoint at {opened.path}", "one", "check the path")
+
+    monkeypatch.setattr("pipelines.evaluate.plan_seeds", load)
+    shutil.rmtree(targets[0][0].path)
+    watching = EvaluationOptions(skip_removed=True)
+    assert evaluate_each([targets[:1]], watching) == []
+    assert "step 2 was removed before it was scored" in capsys.readouterr().out
+    with pytest.raises(NotFound):  # this one is still there
+        evaluate_each([targets[1:]], watching)
+    with pytest.raises(NotFound):  # it was asked for by name
+        evaluate_each([targets[:1]], EvaluationOptions())
+
+
+def test_a_folder_that_does_not_exist_yet_is_named(trained, tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    next(follow_checkpoints(str(folder), 1, checkpoint_recipe, sleep=Training(trained, folder)))
+    assert f"watching {folder}, which does not exist yet; press" in capsys.readouterr().out
+    next(follow_checkpoints(str(folder), 1, checkpoint_recipe))
+    assert f"watching {folder}; press" in capsys.readouterr().out
 
 
 def test_an_unfinished_checkpoint_is_ignored(trained, tmp_path):
