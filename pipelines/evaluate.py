@@ -63,7 +63,7 @@ def evaluate(
     evaluation = CheckpointEvaluation(opened, protocol or evaluation_protocol(settings, opened), settings, saved)
     with context.holding(EVALUATIONS):
         report = evaluation.find_report()
-        if report is not None and not force and saved is None:
+        if report is not None and not force and not evaluation.lacks_saved_samples():
             take_back_report(evaluation.folder, opened.digest)
             deliver_report(context, evaluation, report, images_per_step=config.train.global_batch_size)
             _say_skipped(context, evaluation)
@@ -187,7 +187,7 @@ def plan_seeds(
         check_scoring_inputs(settings, protocol)
         saved = saved_samples(options, opened, several=several) if seed == config.seed else None
         evaluation = CheckpointEvaluation(opened, protocol, settings, saved)
-        again = options.force or saved is not None
+        again = options.force or evaluation.lacks_saved_samples()
         report = None if again else evaluation.find_report()
         if report is None:
             check_precision(settings.evaluate, protocol)

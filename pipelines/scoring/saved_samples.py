@@ -54,6 +54,12 @@ class SavedSamples:
             "name another folder, or delete this one",
         )
 
+    def holds_all(self, source: dict[str, Any], num_shards: int) -> bool:
+        """Return whether the folder holds all shards of the samples of a source."""
+        written = storage.list_files(storage.split(self.file(0))[0])
+        names = (storage.split(self.file(shard))[1] for shard in range(num_shards))
+        return self._read_source() == source and all(name in written for name in names)
+
     def write_source(self, source: dict[str, Any]) -> None:
         """Record what the folder's samples are drawn from, before the first is written."""
         storage.write_json_atomically(storage.join(self.folder, RECORDS, SOURCE_FILE), source)

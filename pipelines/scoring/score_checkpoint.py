@@ -98,6 +98,13 @@ class CheckpointEvaluation:
         files = {"shard_rows": self.settings.evaluate.shard_rows, "save_format": saved.format}
         return {"checkpoint": self.opened.digest, **self.protocol.sampling_fields, **files}
 
+    def lacks_saved_samples(self) -> bool:
+        """Return whether samples are to be saved that are not in their folder yet."""
+        if self.saved is None:
+            return False
+        num_shards = len(shard_ranges(self.protocol.num_samples, self.settings.evaluate.shard_rows))
+        return not self.saved.holds_all(self.saved_source(self.saved), num_shards)
+
     def records(self, source: int = 0) -> list[list[ScoringShard]]:
         """Return the shards of samples of each extractor alone; source: as for `shards`."""
         parts = shard_ranges(self.protocol.num_samples, self.settings.evaluate.shard_rows)

@@ -181,8 +181,10 @@ def test_the_page_has_all_pictures(config, report):
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == []  # no shards are left
 
 
-def test_a_finished_evaluation_is_skipped_without_ray(config, checkpoint, report, raydit, monkeypatch):
+def test_a_finished_evaluation_is_skipped_without_ray(config, checkpoint, report, saved, raydit, monkeypatch):
     monkeypatch.setattr(StageContext, "start_ray", lambda *_: pytest.fail("Ray was started"))
+    _, out, _ = raydit("evaluate", str(checkpoint), "--save-images", str(saved / checkpoint.name))
+    assert "already finished" in out  # the folder holds all samples
     code, out, _ = raydit("evaluate", str(checkpoint), "--json")
     assert code == 0 and EvaluationReport.from_json(out.splitlines()[-1]).metrics == report.metrics
     code, out, _ = raydit("evaluate", str(checkpoint), "--dry-run", "--json")

@@ -145,3 +145,17 @@ def test_two_checkpoints_of_one_name_cannot_share_a_folder(tmp_path):
     with pytest.raises(InvalidInput, match="found two checkpoints named step_0000002"):
         prepare_saved_folders([evaluation_of("a", saved), evaluation_of("b", saved)])
     assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("format", ["parquet", "png"])
+def test_samples_that_are_all_in_the_folder_need_not_be_drawn_again(tmp_path, format):
+    saved = SavedSamples(str(tmp_path / "saved"), format, NAMES)
+    evaluation = evaluation_of("a", saved, num_samples=10, shard_rows=5)
+    assert evaluation.lacks_saved_samples()
+    prepare_saved_folders([evaluation])
+    write(tmp_path / "saved", format)  # two shards, as 10 samples are
+    assert not evaluation.lacks_saved_samples()
+    assert evaluation_of("b", saved, num_samples=10, shard_rows=5).lacks_saved_samples()
+    storage.remove_file(saved.file(1))
+    assert evaluation.lacks_saved_samples()
+    assert not replace(evaluation, saved=None).lacks_saved_samples()
