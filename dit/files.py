@@ -31,8 +31,12 @@ def translate_full_disk(path: Path) -> Iterator[None]:
 def require_unused(path: str | Path) -> Path:
     """Return the path if it does not exist or is an empty folder; of a link to one, the path of that folder.
 
-    Raises AlreadyExists otherwise, and InvalidInput for an empty folder that `publish` could not replace.
+    Raises AlreadyExists otherwise, and InvalidInput for a URI or an empty folder that `publish` could not replace.
     """
+    if "://" in str(path):
+        raise InvalidInput(
+            f"{path} is a URI", "a path on this machine", "name a path, and copy what is written there to the store"
+        )
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise AlreadyExists(f"{path} exists already", "a new path", "choose another path, or move this one away")

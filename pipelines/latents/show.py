@@ -1,7 +1,5 @@
 """`raydit latents show`: describe a latent data set in a few lines, and decode some of its rows."""
 
-from pathlib import Path
-
 import numpy as np
 
 from cluster import storage
@@ -23,10 +21,10 @@ MAX_VALUES = 32
 """Most channels whose statistics are shown one by one."""
 
 
-def show(dataset: LatentDataset, out: Path | None) -> list[tuple[str, str]]:
-    """Return a description as (name, text) lines. out: PNG to write, a labelled grid of some decoded rows."""
+def show(dataset: LatentDataset, out: str | None) -> list[tuple[str, str]]:
+    """Return a description as (name, text) lines. out: path or URI for a PNG, a labelled grid of some decoded rows."""
     if out is not None:
-        storage.refuse_unwritable(str(out))
+        storage.refuse_unwritable(out)
     autoencoder, pixels, names = dataset.autoencoder, dataset.preprocessing, dataset.class_names
     shown = ", ".join(names[:MAX_CLASSES]) + (", ..." if len(names) > MAX_CLASSES else "")
     means, stds = map(_values, dataset.statistics.values())
@@ -47,7 +45,7 @@ def show(dataset: LatentDataset, out: Path | None) -> list[tuple[str, str]]:
         rows, network = read_rows(dataset, rows_to_show(dataset)), load_autoencoder(dataset, download=True)
         moments = encode_images(network, read_images(dataset, rows.keys)) if rows.moments is None else rows.moments
         images = decode_moments(network, moments)
-        lines.append(("grid", save_png(class_grid(images, rows.labels, names, columns=COLUMNS), str(out))))
+        lines.append(("grid", save_png(class_grid(images, rows.labels, names, columns=COLUMNS), out)))
     return lines
 
 

@@ -75,3 +75,10 @@ def test_an_empty_folder_that_cannot_be_replaced_is_refused(tmp_path, monkeypatc
     monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "volume")
     with pytest.raises(InvalidInput, match="volume is a mount point, expected a path"):
         require_unused("volume")
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/xl2.pt", "file:///models/xl2.pt"])
+def test_a_uri_is_not_taken_for_a_folder_named_after_its_scheme(tmp_path, monkeypatch, uri):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match=f"{uri} is a URI, expected a path on this machine"):
+        require_unused(uri)

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
@@ -46,7 +45,7 @@ def show(path: str, out: str | None, as_json: bool) -> None:
     from pipelines.latents.dataset import LatentDataset
     from pipelines.latents.show import show
 
-    lines = show(LatentDataset.open(path), Path(out) if out else None)
+    lines = show(LatentDataset.open(path), out)
     for name, text in lines:
         print_line(name, text)
     print_result(as_json, dict(lines))

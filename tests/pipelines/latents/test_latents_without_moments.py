@@ -58,7 +58,7 @@ def test_rows_are_shown_by_encoding_them(dataset, tmp_path, monkeypatch):
     encoded = []
     encode = Autoencoder.encode
     monkeypatch.setattr(Autoencoder, "encode", lambda self, images: encoded.append(images) or encode(self, images))
-    lines = dict(show(dataset, tmp_path / "grid.png"))
+    lines = dict(show(dataset, str(tmp_path / "grid.png")))
     assert lines["moments"] == "8 x 8 x 8, with horizontal flips; not stored, training encodes the images"
     assert (tmp_path / "grid.png").is_file() and sum(map(len, encoded)) == 24  # 8 of each class
 
@@ -129,3 +129,11 @@ def test_store_true_is_the_default(tmp_path):
     autoencoder_folder(tmp_path / "pretrained")
     explicit, default = recipe(tmp_path, "encode.store=true"), recipe(tmp_path)
     assert explicit == default and default.encode.stores_moments
+
+
+def test_the_grid_goes_to_the_uri_that_was_given(raydit, monkeypatch):
+    given = []
+    monkeypatch.setattr(LatentDataset, "open", lambda path: path)
+    monkeypatch.setattr("pipelines.latents.show.show", lambda dataset, out: given.append(out) or [])
+    assert raydit("latents", "show", "outputs/latents", "--out", "s3://bucket/grid.png")[0] == 0
+    assert given == ["s3://bucket/grid.png"]
