@@ -16,6 +16,7 @@ from pipelines.artifacts import digest_of
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
 from pipelines.scoring.actors import SampleActor, SampleSource
+from pipelines.scoring.checks import check_sampling_steps
 from pipelines.scoring.guide import guide_location
 from pipelines.scoring.precision import check_precision, faster_precisions
 from pipelines.scoring.protocols import sampling_protocol
@@ -41,6 +42,7 @@ def sample_file(
     """
     storage.refuse_existing(out)
     out, opened, evaluate = storage.absolute(out), open_checkpoint(checkpoint), config.evaluate
+    check_sampling_steps(evaluate, opened.record.process_kind)
     protocol = sampling_protocol(evaluate, config.seed, opened, config.random)
     check_precision(evaluate, protocol)
     parts = shard_ranges(num_samples, evaluate.shard_rows)

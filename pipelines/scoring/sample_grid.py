@@ -11,6 +11,7 @@ from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.grids import labelled_grid, save_png
 from pipelines.images.labels import are_numbers
+from pipelines.scoring.checks import check_sampling_steps
 from pipelines.scoring.protocols import sampling_protocol
 from raydit.errors import InvalidInput
 
@@ -31,13 +32,22 @@ def sample_grid(
     """Sample `columns` images of each class in this process, and write them as one PNG to a path or URI.
 
     seed, random: of the recipe. classes: names or numbers; None: the first MAX_ROWS classes. Raises InvalidInput for an
-    unknown class.
+    unknown class, and for a recipe that samples on GPUs if this machine has none.
     """
+    import torch
+
     from pipelines.scoring.checkpoint_sampler import CheckpointSampler
     from pipelines.scoring.guide import guide_location
 
+    if evaluate.gpus_per_worker and not torch.cuda.is_available():
+        raise InvalidInput(
+            f"evaluate.gpus_per_worker: found {evaluate.gpus_per_worker:g}, and no usable GPU on this machine",
+            "0 for a grid, which is sampled on this machine",
+            "add --set evaluate.gpus_per_worker=0",
+        )
     storage.refuse_unwritable(out)
     opened = open_checkpoint(checkpoint)
+    check_sampling_steps(evaluate, opened.record.process_kind)
     names = opened.record.class_names
     labels = [class_label(name, names) for name in classes] if classes else list(range(min(len(names), MAX_ROWS)))
     labels = labels or [0]

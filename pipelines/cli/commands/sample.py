@@ -59,6 +59,8 @@ def sample(
         )
     if npz is not None:
         refuse_given("is only for grids; leave out --npz", "out", "columns")
+    else:
+        refuse_given("is only for --npz FILE; a grid is sampled in this process", "address")
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
     from pipelines.scoring.given_recipe import load_given_recipe

@@ -159,6 +159,7 @@ def test_bad_usage_is_exit_code_2(raydit, arguments):
         (["evaluate", NO_SUCH, "--save-format", "png"], "--save-format is only for --save-images"),
         (["sample", NO_SUCH, "--npz", "f.npz", "--out", "grid.png"], "--out is only for grids; leave out --npz"),
         (["sample", NO_SUCH, "--npz", "f.npz", "--columns", "4"], "--columns is only for grids"),
+        (["sample", NO_SUCH, "--address", "auto"], "--address is only for --npz FILE"),
         (["promote", "--rollback", "x", "--protocol", "0"], "--protocol is only for CHECKPOINT; leave out --rollback"),
         (["promote", NO_SUCH, "--rollback", "x"], "expected CHECKPOINT --name NAME, or --rollback NAME"),
         (["plan", TINY, "--price", "2"], "--price is only for --cluster"),

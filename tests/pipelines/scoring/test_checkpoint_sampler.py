@@ -1,5 +1,8 @@
 """A sampler uses the weights that the protocol names, and the scale that the checkpoint was trained with."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -11,7 +14,12 @@ from dit.model import DiT
 from dit.schedule import TrainingConfig
 from dit.train import create_state
 from evaluation.protocol import EvaluationProtocol
+from pipelines.checkpoints.open import LocatedCheckpoint
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.sample import sample_file
 from pipelines.scoring.checkpoint_sampler import CheckpointSampler
+from pipelines.scoring.sample_grid import sample_grid
+from raydit.errors import InvalidInput
 
 MODEL = {"input_size": 4, "hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 2, "learn_sigma": False}
 SCALE = LatentScale((1.0, 2.0, 3.0, 4.0), (0.5, 0.5, 2.0, 2.0))
@@ -69,3 +77,20 @@ def test_an_average_that_the_checkpoint_lacks_is_refused_with_the_names_of_the_o
 def test_latents_are_unscaled_by_the_scale_that_the_checkpoint_was_trained_with(checkpoint):
     latents = torch.randn(1, 4, 4, 4)
     torch.testing.assert_close(sampler(checkpoint, "ema").autoencoder.scale.unscale(latents), SCALE.unscale(latents))
+
+
+def test_a_grid_for_a_gpu_is_refused_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InvalidInput, match="no usable GPU on this machine.*Add --set evaluate.gpus_per_worker=0"):
+        sample_grid("nowhere", EvaluateConfig(gpus_per_worker=1), 0, str(tmp_path / "a.png"), classes=None, columns=2)
+
+
+def test_too_many_steps_are_refused_before_any_work(checkpoint, tmp_path):
+    config = SimpleNamespace(evaluate=EvaluateConfig(sampler="ddpm", sampling_steps=1001))
+    diffusion = replace(checkpoint, config=checkpoint.config | {"objective": {"kind": "diffusion"}})
+    opened = LocatedCheckpoint.at(str(checkpoint.path), diffusion)
+    message = "evaluate.sampling_steps: found 1001 .* expected at most 1000"
+    with pytest.raises(InvalidInput, match=message):
+        sample_grid(opened, config.evaluate, 0, str(tmp_path / "a.png"), classes=None, columns=2)
+    with pytest.raises(InvalidInput, match=message):
+        sample_file(opened, config, str(tmp_path / "a.npz"), num_samples=2)
