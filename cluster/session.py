@@ -12,7 +12,7 @@ from typing import Any
 from cluster import signals
 from cluster.address import given_address, is_on_loopback_only, refuse_wrong_address
 from cluster.credentials import protect_token_file
-from cluster.placement import WorkerNeeds, can_grow_to, explain_missing_resources
+from cluster.placement import RayNode, WorkerNeeds, can_grow_to, count_workers, explain_missing_resources
 from raydit.errors import Unreachable
 
 LOOPBACK = "127.0.0.1"
@@ -184,3 +184,25 @@ def require_resources(
     missing = explain_missing_resources([node for node in ray.nodes() if node["Alive"]], num_workers, needs, stage)
     if missing and not can_grow_to(state.get_max_resources_from_cluster_config() or {}, num_workers, needs):
         raise missing
+
+
+def count_free_workers(
+    cpus_per_worker: float,
+    gpus_per_worker: float,
+    *,
+    accelerator_type: str | None = None,
+    label_selector: dict[str, str] | None = None,
+) -> float:
+    """Return how many workers the cluster has room for now, beside what runs on it."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    needs = WorkerNeeds(
+        cpus=cpus_per_worker,
+        gpus=gpus_per_worker,
+        accelerator_type=accelerator_type,
+        label_selector=label_selector or {},
+    )
+    free = available_resources_per_node()
+    nodes = (RayNode(Resources=free.get(node["NodeID"], {}), Labels=node["Labels"]) for node in ray.nodes())
+    return sum(count_workers(node, needs) for node in nodes)

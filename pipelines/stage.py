@@ -141,7 +141,8 @@ class StageContext:
     def start_ray(self, workers: ElasticWorkersConfig, stage: str) -> None:
         """Connect to Ray or start a local one. Raises InvalidInput if no node can ever hold such workers.
 
-        Says so if the workers of a local Ray have more threads than the machine has cores.
+        Says so if the workers of a local Ray have more threads than the machine has cores, and if a cluster has no room
+        for them now.
         """
         from cluster.session import ray_session, require_resources
 
@@ -156,18 +157,34 @@ class StageContext:
         require_resources(workers.fewest_workers, *per_worker, stage, **workers.placement)
         if stage not in self._checked:
             self._checked.add(stage)
-            self._say_if_crowded(workers, stage)
+            if given_address(self.address)[0] == "local":
+                self._say_if_crowded(workers, stage)
+            else:
+                self._say_if_busy(workers, stage)
 
     def _say_if_crowded(self, workers: ElasticWorkersConfig, stage: str) -> None:
         """Say so if the workers have more threads than this machine, where Ray runs, has cores."""
         threads, cores = workers.most_workers * workers.cpus_per_worker, os.cpu_count() or 1
-        if threads > cores and given_address(self.address)[0] == "local":
+        if threads > cores:
             section = {"autoencoder": "autoencoder.train", "autoencoders": "evaluate"}.get(stage, stage)
             each = f"{workers.most_workers} x {workers.cpus_per_worker}"
             self.say(
                 stage,
                 f"workers have {each} = {threads} threads on {cores} cores and will wait for each other; "
                 f"{section}.num_workers times {section}.cpus_per_worker should be at most {cores}",
+            )
+
+    def _say_if_busy(self, workers: ElasticWorkersConfig, stage: str) -> None:
+        """Say so if the cluster has no room for the workers now: Ray waits for it without a word, and without limit."""
+        from cluster.session import count_free_workers
+
+        wanted = workers.fewest_workers
+        room = count_free_workers(workers.cpus_per_worker, workers.gpus_per_worker, **workers.placement)
+        if room < wanted:
+            self.say(
+                stage,
+                f"the cluster has room for {room:g} of {wanted} workers now; waiting for more "
+                "(`ray status` shows what uses it)",
             )
 
     def prepare_work(self, workers: ElasticWorkersConfig, stage: str) -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import ray
 
-from cluster.session import ray_session, require_resources
+from cluster.session import count_free_workers, ray_session, require_resources
 
 SESSION_CODE = """
 import ray
@@ -96,3 +96,13 @@ def test_a_cluster_that_can_grow_is_trusted(monkeypatch, local_ray):
     largest = {"CPU": 64, "GPU": 8}
     monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: largest)
     require_resources(8, cpus_per_worker=1, gpus_per_worker=1, stage="train")
+
+
+def test_free_workers_are_counted_beside_what_runs(monkeypatch, local_ray):
+    nodes = [{"NodeID": name, "Alive": name != "c", "Labels": {}} for name in "abc"]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    free = {"a": {"CPU": 3.0, "GPU": 1.0}, "b": {"CPU": 1.0}}
+    monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: free)
+    assert count_free_workers(1, 0) == 4
+    assert count_free_workers(2, 0) == count_free_workers(1, 1) == 1
+    assert count_free_workers(1, 1, label_selector={"market": "spot"}) == 0
