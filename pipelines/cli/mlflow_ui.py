@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipelines.cli.options import LAST_PORT
 from pipelines.console import say
 from pipelines.tracking.experiment_page import landing_page
 from pipelines.tracking.lookup import connected_client
@@ -36,14 +37,14 @@ def serve_ui(uri: str, port: int) -> None:
     check_tracking(uri)  # creates a database that does not exist, as every stage does
     if folders := earlier_folders(uri):
         say("ui", f"artifacts are looked for in {folders[0]}, where they were; `raydit runs relocate` corrects that")
-    ports = range(port, port + NUM_PORTS)
+    ports = range(port, min(port + NUM_PORTS, LAST_PORT + 1))
     free = [each for each in ports if _is_free(each)]
     if found := next((each for each in ports if each not in free and _serves(each, uri)), None):
         say("ui", f"{_landing_address(_address(found), uri)} on {uri} (already running)")
         return
     if not free:
         raise InvalidInput(
-            f"ports {port} to {port + NUM_PORTS - 1}: found other programs on all of them",
+            f"ports {port} to {ports[-1]}: found other programs on all of them",
             f"a free port, or the UI on {uri}",
             "choose other ports with --port",
         )

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from pipelines.checkpoints.open import LocatedCheckpoint
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+LAST_PORT = 65_535
+"""The highest number of a TCP port."""
 
 recipe_argument = click.argument("recipe", type=click.Path(dir_okay=False))
 set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe's field.")

@@ -5,12 +5,18 @@ import sys
 import click
 
 from cluster import signals
-from pipelines.cli.options import set_option
+from pipelines.cli.options import LAST_PORT, set_option
 from pipelines.cli.output import print_line
 
 
 @click.command()
-@click.option("--port", type=int, default=5000, show_default=True, help="First of the ten ports to try.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, LAST_PORT),
+    default=5000,
+    show_default=True,
+    help="First of the ten ports to try.",
+)
 @set_option
 def ui(port: int, overrides: tuple[str, ...]) -> None:
     """Print the address of the MLflow UI; start it if needed.
