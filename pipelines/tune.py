@@ -84,15 +84,18 @@ def tune(
     sizes = tune_rungs(config)
     identity = tune_identity(candidates, sizes, budget)
     folder = storage.join(storage.absolute(config.output), TUNING, digest_of(identity)[:12])
-    result = storage.join(folder, RESULT)
+    result, records = storage.join(folder, RESULT), storage.join(folder, "records")
     with context.holding(EVALUATIONS):
         if storage.exists(result):
+            if storage.exists(records):  # it was cut off between writing and logging the result
+                with context.run("tune", identity, run_tags(checkpoints)) as run:
+                    run.artifact(result)
+                    storage.remove_folder(records)
             context.skipped("tune", result)
             return TuneResult(folder, storage.read_json(result))
         context.say("tune", describe_search(candidates, sizes, budget))
         context.prepare_work(config.evaluate, "tune")
         with context.run("tune", identity, run_tags(checkpoints)) as run:
-            records = storage.join(folder, "records")
             measurer = Measurer(context, candidates, records)
             rungs = search([candidate.cost for candidate in candidates], sizes, budget, measurer.measure)
             content = describe_result(candidates, rungs, measurer, identity, budget)
