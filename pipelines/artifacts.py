@@ -179,10 +179,16 @@ class Artifact:
         """Move the folder to superseded/NAME-1, or to the first number that is not used; returns its new path."""
         output, name = storage.split(self.folder)
         number = 1
-        while storage.exists(storage.join(target := storage.join(output, SUPERSEDED, f"{name}-{number}"), PLAN)):
+        while not self._can_move_to(target := storage.join(output, SUPERSEDED, f"{name}-{number}")):
             number += 1
         storage.move_folder(self.folder, target, last=PLAN)
         return target
+
+    def _can_move_to(self, target: str) -> bool:
+        """Return whether nothing lies at a path but what an interrupted move of this folder to it has left."""
+        if storage.is_local(target):
+            return not storage.exists(target)
+        return not storage.exists(storage.join(target, PLAN)) and _holds_part_of(target, self.folder)
 
 
 def _holds_part_of(folder: str, other: str) -> bool:

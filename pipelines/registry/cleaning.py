@@ -1,4 +1,4 @@
-"""What an output keeps in superseded/, and which of it may be removed: nothing that a registered model stands on."""
+"""What an output keeps in superseded/, and which of it may be removed: nothing that a registered model needs."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -33,9 +33,11 @@ def inspect_superseded(output: str, store: str = "") -> list[SupersededFolder]:
 
     A folder stays if it holds a checkpoint of a registered model, the base of an adapter, or the autoencoder of such a
     checkpoint or of one in output/checkpoints. store: MLflow's URI, besides those that the output's journals and the
-    checkpoints' recipes name. Raises Unreachable if one of the stores does not answer, and NotFound if one of them does
-    not exist: then it is unknown what must stay.
+    checkpoints' recipes name. Raises NotFound if there is no such folder; Unreachable if one of the stores does not
+    answer, and NotFound if one of them does not exist: then it is unknown what must stay.
     """
+    if storage.is_file(output) or not storage.exists(output):
+        raise NotFound(f"found no folder at {output}", "the `output` of a recipe, a folder or URI", "correct the path")
     folder = storage.join(storage.absolute(output), SUPERSEDED)
     names = sorted(name.rstrip("/") for name in storage.list_names(folder)) if storage.exists(folder) else []
     paths = [storage.join(folder, name) for name in names]

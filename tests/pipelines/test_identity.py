@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,14 @@ def test_taking_back_in_a_bucket_is_repeated_after_a_kill(s3_bucket):
     taken.prepare()
     assert taken.recorded() == OLD and set(storage.list_files(taken.folder)) == {"a", "b", "plan.json"}
     assert storage.list_files(kept.folder) == {}
+
+
+def test_an_artifact_is_not_mixed_with_what_is_left_of_another_in_a_bucket(s3_bucket):
+    own = Artifact("train", f"{s3_bucket}/checkpoints", OLD)
+    own.prepare()
+    storage.write_atomically(f"{s3_bucket}/superseded/checkpoints-1/left", b"over")
+    replace(own, identity=NEW).prepare()
+    assert set(storage.list_files(f"{s3_bucket}/superseded", recursive=True)) == {
+        "checkpoints-1/left",
+        "checkpoints-2/plan.json",
+    }

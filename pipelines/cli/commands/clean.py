@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 def clean(output: str, dry_run: bool, yes: bool, store: str, as_json: bool) -> None:
     """Empty superseded/ in OUTPUT, the folder or URI of a recipe's results.
 
-    What stays: checkpoints that a registered model stands on, and the autoencoders of kept checkpoints. runs:/ names
-    of the checkpoints that are removed lead nowhere afterwards.
+    Checkpoints behind a registered model stay, and so do the autoencoders of kept checkpoints. runs:/ names of removed
+    checkpoints stop working.
     """
     from cluster import storage
     from cluster.storage.lease import hold_folder
+    from pipelines.artifacts import PLAN
     from pipelines.registry.cleaning import inspect_superseded
 
     found = inspect_superseded(output, store)
@@ -49,6 +50,7 @@ def clean(output: str, dry_run: bool, yes: bool, store: str, as_json: bool) -> N
                 each for each in inspect_superseded(output, store) if not each.kept_for and each.path in agreed
             ]
             for folder in removable:
+                storage.remove_file(storage.join(folder.path, PLAN))  # first, so that no stage takes back a part of it
                 storage.remove_folder(folder.path)
         print_line("clean", f"removed {_summarize(removable, len(found))}")
     removed = [] if dry_run else [folder.path for folder in removable]

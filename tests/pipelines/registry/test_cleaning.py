@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pipelines.artifacts import Artifact
 from pipelines.registry.cleaning import SupersededFolder, inspect_superseded
 from pipelines.tracking.journal_folder import journal_path
 
@@ -112,3 +113,28 @@ def test_nothing_is_removed_if_a_store_does_not_exist(raydit, story, output, els
     assert len(list((output / "superseded").iterdir())) == 6
     code, out, _ = raydit("clean", str(output), "--dry-run", "--store", story.uri)  # the user knows where they went
     assert code == 0 and "would be removed" in out
+
+
+@pytest.mark.parametrize("name", ["typo", "recipe.toml"])
+def test_a_mistyped_folder_is_not_taken_for_an_empty_one(raydit, tmp_path, name):
+    (tmp_path / "recipe.toml").touch()
+    code, _, err = raydit("clean", str(tmp_path / name))
+    assert code == 2 and f"found no folder at {tmp_path / name}, expected the `output` of a recipe" in err
+
+
+def test_an_interrupted_clean_leaves_nothing_that_could_be_taken_back(raydit, tmp_path, monkeypatch):
+    artifact = Artifact("encode", str(tmp_path / "latents"), {"seed": 0})
+    superseded = replace(artifact, folder=str(tmp_path / "superseded" / "latents-1"))
+    superseded.prepare()
+    (tmp_path / "superseded" / "latents-1" / "manifest.json").touch()
+
+    def stop(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cluster.storage.remove_folder", stop)
+        assert raydit("clean", str(tmp_path), "--yes")[0] == 130
+    assert artifact.find_superseded() is None
+    artifact.prepare()
+    replace(artifact, identity={"seed": 1}).prepare()  # the part that is left is in nobody's way
+    assert artifact.find_superseded() == str(tmp_path / "superseded" / "latents-2")
