@@ -4,6 +4,7 @@
 of latent pixels (C p p,), whose channel c p p + y p + x is the pixel (y, x) of a patch in channel c
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,8 +112,9 @@ def latent_scale(config: Mapping[str, Any], tensors: Mapping[str, Tensor] | None
         return _flux2_scale(config, tensors or {})
     if name == "AutoencoderRAE":
         return _representation_scale(config, tensors or {})
-    factor = config.get("scaling_factor") or KINDS[name].scaling_factor
-    assert factor is not None, "classes without a factor have their scale among the weights"
+    default = KINDS[name].scaling_factor
+    assert default is not None, "classes without a factor have their scale among the weights"
+    factor = scaling_factor(config, default)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         mean, std = (config.get("shift_factor") or 0.0,) * channels, (1.0,) * channels
@@ -124,6 +126,19 @@ def latent_scale(config: Mapping[str, Any], tensors: Mapping[str, Tensor] | None
             "copy the autoencoder again",
         )
     return LatentScale(tuple(map(float, mean)), tuple(value / factor for value in std))
+
+
+def scaling_factor(config: Mapping[str, Any], default: float) -> float:
+    """Return the factor by which an autoencoder's config scales latents. default: of its class.
+
+    Raises InvalidInput for anything but a finite number above 0.
+    """
+    factor = config.get("scaling_factor") or default
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise InvalidInput(
+            f"config.json: found scaling_factor {str(factor)[:80]}", "a number above 0", "copy the autoencoder again"
+        )
+    return factor
 
 
 def _flat(values: Any) -> Sequence[float]:
@@ -154,7 +169,7 @@ def _representation_scale(config: Mapping[str, Any], tensors: Mapping[str, Tenso
             tensors.get("_latents_std", _or_default(config.get("latents_std"), 1.0)),
         )
     )
-    std = (std + RAE_EPS) / (config.get("scaling_factor") or 1.0)
+    std = (std + RAE_EPS) / scaling_factor(config, 1.0)
     try:
         means, stds = (value.expand(1, channels, side, side)[0] for value in (mean, std))
     except RuntimeError:

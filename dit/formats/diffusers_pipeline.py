@@ -29,7 +29,7 @@ from dit.formats.diffusers_files import find_weights
 from dit.formats.diffusers_weights import PIPELINE_NULL_CLASS, from_diffusers, to_diffusers
 from dit.formats.digests import read_object
 from dit.formats.foreign import to_float32
-from dit.latent_scale import LatentScale
+from dit.latent_scale import LatentScale, scaling_factor
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
 
@@ -264,7 +264,8 @@ def _objective(scheduler: Mapping[str, Any], learn_sigma: bool) -> dict[str, Any
 def pipeline_scale(autoencoder: Path) -> LatentScale:
     """Return the scale that DiTPipeline reads from an autoencoder's config: only the scaling factor.
 
-    Raises InvalidInput for a class whose scale is in its weights, where DiTPipeline does not look.
+    Raises InvalidInput for a class whose scale is in its weights, where DiTPipeline does not look, and as
+    `scaling_factor`.
     """
     config = json.loads((autoencoder / "config.json").read_text())
     name = autoencoder_class(config, autoencoder)
@@ -275,7 +276,7 @@ def pipeline_scale(autoencoder: Path) -> LatentScale:
             "an autoencoder with a scaling_factor",
             "use --format official, or keep the checkpoint as it is",
         )
-    factor = config.get("scaling_factor") or default
+    factor = scaling_factor(config, default)
     channels = latent_channels(config)
     return LatentScale((0.0,) * channels, (1.0 / factor,) * channels)
 

@@ -45,6 +45,12 @@ def read_weights(file: str | Path) -> dict[str, Any]:
         raise InvalidInput(
             f"{file} contains a {type(content).__name__}", "a dict of tensors by name", "save the model's state_dict()"
         )
+    if unnamed := [name for name in content if not isinstance(name, str)]:
+        raise InvalidInput(
+            f"{file} contains a dict with the key {str(unnamed[0])[:80]}, which is not a text",
+            "a dict of tensors by name",
+            "save the model's state_dict()",
+        )
     return content
 
 

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import math
 
 import pytest
@@ -21,6 +22,8 @@ from dit.autoencoder import (
     save_autoencoder,
 )
 from dit.autoencoder_objective import AutoencoderObjective
+from dit.formats.diffusers_pipeline import pipeline_scale
+from raydit.errors import InvalidInput
 
 SCALE = LatentScale((0.5, -1.0, 2.0, 0.0), (2.0, 0.25, 1.0, 4.0))
 
@@ -257,3 +260,18 @@ def test_psnr_of_a_constant_error_is_the_closed_form(error):
 def test_psnr_of_equal_images_is_infinite():
     image = torch.randint(0, 256, (1, 4, 4, 3), dtype=torch.uint8)
     assert psnr(image, image) == math.inf
+
+
+@pytest.mark.parametrize("factor", ["0.18", [1], -1, float("inf"), float("nan"), True])
+def test_a_scaling_factor_that_is_no_number_above_0_is_refused(tmp_path, factor):
+    config = {"_class_name": "AutoencoderKL", "latent_channels": 4, "scaling_factor": factor}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for read in (lambda: latent_scale(config), lambda: pipeline_scale(tmp_path)):
+        with pytest.raises(InvalidInput, match="found scaling_factor .*, expected a number above 0"):
+            read()
+
+
+def test_a_scaling_factor_that_is_left_out_is_that_of_the_class(tmp_path):
+    config = {"_class_name": "AutoencoderKL", "latent_channels": 2, "scaling_factor": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert latent_scale(config).std == pipeline_scale(tmp_path).std == (1 / 0.18215,) * 2

@@ -147,3 +147,10 @@ def test_values_that_are_no_weights_by_themselves_are_refused_by_name(value, kin
         InvalidInput, match=rf"a.pt: the tensor second is {kind}, expected one of float16, .* quantised"
     ):
         check_finite({"first": torch.ones(3), "second": value}, "a.pt")
+
+
+@pytest.mark.parametrize("key", [0, 3, None, ("a", "b")])
+def test_weights_without_names_are_refused(tmp_path, key):
+    torch.save({"a": torch.ones(1), key: torch.ones(1)}, tmp_path / "adapter_model.bin")
+    with pytest.raises(InvalidInput, match="adapter_model.bin contains a dict with the key .*, which is not a text"):
+        read_weights(tmp_path / "adapter_model.bin")
