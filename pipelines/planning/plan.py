@@ -138,8 +138,8 @@ def make_plan(
     moments_shape = (networks.moments_channels, *model.latent_size)
     family = "U-ViT" if isinstance(model, UViTConfig) else "DiT"
     label = config.model.name or f"{family} of width {model.hidden_size} and depth {model.depth}"
-    first = train.checkpoint_every if train.start is None else 0  # the weights of a start are a checkpoint, too
-    steps = sorted({*range(first, train.steps + 1, train.checkpoint_every), train.steps})
+    regular = {*range(0, train.steps + 1, train.checkpoint_every), train.steps}
+    steps = sorted(filter(train.writes_checkpoint, regular))
     return Plan(
         name=config.name,
         model=model,
@@ -150,10 +150,21 @@ def make_plan(
         latent_bytes=_stored(config, images) * moments_bytes(moments_shape, config.encode.flip),
         checkpoint_bytes=checkpoint_bytes(model, train),
         checkpoints_written=len(steps),
-        checkpoints_kept=len(steps) - len(outdated_steps(steps, train, None)),
+        checkpoints_kept=len(steps) - _count_removed(steps, config),
         overrides=overrides,
         start=_describe_start(train, model),
     )
+
+
+def _count_removed(steps: list[int], config: Recipe) -> int:
+    """Return how many of the checkpoints of some steps are removed in the end, if the best one is an earlier one."""
+    removed = outdated_steps(steps, config.train, None)
+    if config.evaluate.autoguidance is not None:
+        from pipelines.scoring.guide import own_guide_step  # imports torch
+
+        guide = own_guide_step(config.evaluate, config.folder("checkpoints"))
+        removed = [step for step in removed if step != guide]
+    return len(removed) - bool(removed and config.train.keep_best)
 
 
 def _describe_start(train: TrainConfig, model: DiTConfig | UViTConfig) -> str:

@@ -87,6 +87,16 @@ def test_checkpoints_are_counted_as_written_and_as_kept():
     assert (every.checkpoints_written, every.checkpoints_kept) == (3, 3)
 
 
+def test_the_best_checkpoint_and_the_guide_are_counted_as_kept(tmp_path):
+    recipe, few = RECIPES / "imagenet256-dit-xl2.toml", ("train.steps=100_000", "train.keep_last=2")
+    plain = planned(recipe, "8xH100", *few)
+    best = planned(recipe, "8xH100", *few, "train.keep_best=fid_50k")
+    assert best.checkpoints_kept == plain.checkpoints_kept + 1
+    guide = f"evaluate.autoguidance={tmp_path}/checkpoints/step_0010000"
+    guided = planned(recipe, "8xH100", *few, f"output={tmp_path}", guide, "evaluate.cfg_scale=2")
+    assert guided.checkpoints_kept == plain.checkpoints_kept + 1
+
+
 @pytest.mark.parametrize("cluster", ["4xT4", "8xA10G", "2xV100", "1xL4", "1xH100"])
 @pytest.mark.parametrize("recipe", OF_THE_PAPER, ids=lambda path: path.stem)
 def test_what_does_not_fit_fits_with_the_change_that_is_advised(recipe, cluster):
