@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster import storage
 from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of
-from pipelines.config.reader import image_recipe
 from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.listing import ImageSource, Listing
 from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.preprocess import read_cropped
+from pipelines.images.recipe import image_recipe, images_name
 from pipelines.images.sources.folder import FolderSource
-from pipelines.images.sources.table import TEXT_SUFFIXES, TableSource
+from pipelines.images.sources.table import TableSource
 from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.build_report import spaced_positions
 from pipelines.scoring.checks import check_scoring_inputs
@@ -51,8 +50,6 @@ from raydit.errors import NotFound
 
 NUM_COMPARED = 16
 """Number of files whose content is hashed to tell two sets apart when all files have the same length."""
-FILE_SUFFIXES = (".npz", ".parquet", ".tar", *TEXT_SUFFIXES)
-"""Suffixes of single files of images, or of tables that name images."""
 
 
 def evaluate_images(
@@ -128,13 +125,6 @@ def evaluate_images(
 def scored_images(settings: ScoringSettings, path: str) -> ImagesConfig:
     """Describe a source whose images are all scored, in the recipe's size and crop; its layout is recognised."""
     return ImagesConfig(path=path, split="all", size=settings.images.size, crop=settings.images.crop)
-
-
-def images_name(path: str) -> str:
-    """Return the name of images, after their folder or file, for the folder of their report. path: path or URI."""
-    _, name = storage.split(storage.absolute(path))
-    name = name.removesuffix(next((suffix for suffix in FILE_SUFFIXES if name.endswith(suffix)), ""))
-    return name if name.strip(".") else "images"
 
 
 def images_report_folder(evaluations: str, protocol_id: str, path: str, digest: str) -> str:

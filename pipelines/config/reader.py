@@ -330,17 +330,3 @@ def _without_unset(content: Mapping[str, Any], prefix: str = "") -> dict[str, An
         elif (value is not None and value != ()) or key in ALWAYS_RECORDED:
             kept[name] = value
     return kept
-
-
-def image_recipe(path: str, output: str, overrides: tuple[str, ...] = (), **images: Any) -> Recipe:
-    """Return a recipe for jobs that only read images and build no model. images: more fields of [images]."""
-    content: dict[str, Any] = {
-        "name": Path(path).stem or "images",
-        "output": output,
-        "images": {"path": path, **images},
-        "autoencoder": {"id": "none"},
-        "model": {"name": "DiT-S/2"},
-    }
-    for override in overrides:
-        apply_override(content, override)
-    return validate_recipe(content)

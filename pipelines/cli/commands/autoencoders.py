@@ -111,7 +111,7 @@ def _plan(
     overrides: tuple[str, ...],
 ) -> list[AutoencoderEvaluation]:
     """Return what is to be done. Raises NotFound or InvalidInput if something is missing or does not fit."""
-    from pipelines.config.reader import image_recipe
+    from pipelines.images.recipe import image_recipe
     from pipelines.scoring.autoencoders import (
         AutoencoderEvaluation,
         cached_extractors,

@@ -44,7 +44,7 @@ def build(
     from dataclasses import replace
 
     from pipelines.build_reference import build_reference, work_folder
-    from pipelines.config.reader import image_recipe
+    from pipelines.images.recipe import image_recipe
     from pipelines.scoring.references import RealImages
     from pipelines.scoring.settings import ScoringSettings
 

@@ -11,8 +11,9 @@ from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import ImagesConfig
-from pipelines.evaluate_images import images_digest, images_name, images_report_folder, reference_recipe
+from pipelines.evaluate_images import images_digest, images_report_folder, reference_recipe
 from pipelines.images.open import open_source
+from pipelines.images.recipe import image_recipe, images_name
 from pipelines.scoring.report_files import save_report
 
 
@@ -71,7 +72,7 @@ def test_other_images_keep_the_digest_that_they_had(tmp_path):
 def test_a_report_is_named_after_the_folder_or_file_of_the_images(tmp_path, monkeypatch, path, name):
     (tmp_path / "over" / "here.now").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "over" / "here.now")
-    assert images_name(path) == name
+    assert images_name(path) == image_recipe(path, "out").name == name
     monkeypatch.setattr("pipelines.evaluate_images.reference_overrides", lambda reference: [])
     assert reference_recipe("reference.npz", path).output == f"outputs/{name}"
 
