@@ -30,7 +30,7 @@ _ALWAYS_RECORDED = frozenset({"cfg_channels", "cfg_interval"})
 """Optional fields of the first protocols, recorded as null where they are not set. The list is closed: an optional
 field that is added later defaults to None or () and is recorded only where it is set, so that ids stay."""
 
-_IMPLIED = {"decoder_dtype": "float32", "time_shift": 1.0, "sde_diffusion": "sigma", "sde_norm": 1.0}
+IMPLIED = {"decoder_dtype": "float32", "time_shift": 1.0, "sde_diffusion": "sigma", "sde_norm": 1.0}
 """Values that later fields have where they are None, and are therefore recorded as None."""
 
 _SCORING_FIELDS = frozenset(
@@ -102,7 +102,7 @@ class EvaluationProtocol:
     """What the extractor does to images first, of models whose library says so; None: its name says it."""
 
     def __post_init__(self) -> None:
-        for name, value in {**_IMPLIED, "autoguidance_weights": self.weights}.items():
+        for name, value in {**IMPLIED, "autoguidance_weights": self.weights}.items():
             if getattr(self, name) == value:
                 object.__setattr__(self, name, None)
         precisions = get_args(Precision)

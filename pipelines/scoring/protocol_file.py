@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster import storage
-from evaluation.protocol import EvaluationProtocol
+from evaluation.protocol import IMPLIED, EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.reader import apply_override
 from pipelines.config.recipe import Recipe
@@ -97,9 +97,14 @@ def overruled_fields(file: str, overrides: Sequence[str]) -> dict[str, Any]:
     if isinstance(evaluate, dict):
         given |= {f"evaluate.{name}": evaluate[name] for name in _OF_EVALUATE if name in evaluate}
     first = vars(read_protocols(file)[0])
-    kept = {key: first[key.removeprefix("evaluate.")] for key in given}
-    kept = {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
-    return {key: value for key, value in kept.items() if value != given[key]}
+    implied = {**IMPLIED, "autoguidance_weights": first["weights"]}  # recorded as None
+    kept = {}
+    for key, asked in given.items():
+        name = key.removeprefix("evaluate.")
+        value = list(first[name]) if isinstance(first[name], tuple) else first[name]
+        if value != asked and not (value is None and asked == implied.get(name)):
+            kept[key] = value
+    return kept
 
 
 def by_protocol_file(

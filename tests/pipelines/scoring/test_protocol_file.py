@@ -159,6 +159,7 @@ def file(other, tmp_path):
 
 def test_overrides_that_a_file_would_overrule_are_found(file):
     equal = ("random=counter", "evaluate.cfg_scale=2.5", "evaluate.cfg_interval=[0.1, 0.7]", "evaluate.num_workers=3")
+    equal += ("evaluate.decoder_dtype=float32", "evaluate.autoguidance_weights=raw")  # what it implies
     assert overruled_fields(file, equal) == {}
     assert overruled_fields(file, ("seed=5", *equal, "evaluate.sampler=euler", "evaluate={labels='balanced'}")) == {
         "seed": 7,
