@@ -124,7 +124,7 @@ def _config(name: str) -> Any:
         raise NotFound(
             f"the package timm is not installed, and {name!r} needs it",
             "timm 1.0 or newer",
-            'pip install "raydit[extractors]"',
+            "run `pip install 'raydit[extractors]'`",
         ) from None
     model = name.removeprefix(TIMM)
     config = get_pretrained_cfg(model) if is_model(model) else None

@@ -187,7 +187,9 @@ def _processor_values(folder: Path, modified: int) -> dict[str, Any]:
         from transformers import AutoImageProcessor
     except ImportError:
         raise NotFound(
-            "the package transformers is not installed", "transformers 5 or newer", 'pip install "raydit[extractors]"'
+            "the package transformers is not installed",
+            "transformers 5 or newer",
+            "run `pip install 'raydit[extractors]'`",
         ) from None
     return AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
 

