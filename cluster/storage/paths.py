@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import urllib.parse
 from pathlib import Path
 
 from pyarrow.fs import FileSystem, LocalFileSystem
@@ -21,19 +22,26 @@ def is_local(path: str) -> bool:
 
 
 def join(base: str, *parts: str) -> str:
-    """Join a folder and names below it; the query of a URI (?endpoint_override=...) stays at the end."""
+    """Join a folder and names below it; the query of a URI (?endpoint_override=...) stays at the end.
+
+    Characters of the names that have a meaning in a URI are escaped there.
+    """
     below = [part.strip("/") for part in parts]
-    if is_local(base):
+    if "://" not in base:
         return os.path.join(base, *below)
+    escaped = [part.replace("%", "%25").replace("#", "%23").replace("?", "%3F") for part in below]
     stem, question_mark, query = base.partition("?")
-    return "/".join([stem.rstrip("/"), *below]) + question_mark + query
+    return "/".join([stem.rstrip("/"), *escaped]) + question_mark + query
 
 
 def split(path: str) -> tuple[str, str]:
-    """Split a path into its parent folder and its name, so that join(*split(path)) is the path again."""
-    stem, question_mark, query = (path, "", "") if is_local(path) else path.partition("?")
+    """Split a path into its parent folder and its name, so that join(*split(path)) is the same file or folder."""
+    if "://" not in path:
+        folder, slash, name = path.rstrip("/").rpartition("/")
+        return folder or slash, name
+    stem, question_mark, query = path.partition("?")
     folder, _, name = stem.rstrip("/").rpartition("/")
-    return folder + question_mark + query, name
+    return folder + question_mark + query, urllib.parse.unquote(name)
 
 
 def absolute(path: str) -> str:
@@ -61,6 +69,8 @@ def resolve(path: str) -> tuple[FileSystem, str]:
     if "://" not in path:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     refuse_password("path", path)
+    if "#" in path:  # a URI ends there, and another file would be opened
+        raise InvalidInput(f"path: found {path!r}, a URI with a #", "%23 in its place", "write %23")
     try:
         return resolve_in_bucket(path) or FileSystem.from_uri(path)
     except ValueError as error:  # pyarrow's ArrowInvalid

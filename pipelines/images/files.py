@@ -281,7 +281,7 @@ def find_images_path(path: str) -> ImagesPath:
     if kind == FileType.Directory:
         return ImagesPath(Files(path))
     if kind == FileType.File:
-        folder, name = _split_path(path)
+        folder, name = storage.split(path)
         return ImagesPath(Files(folder), name)
     if storage.is_local(path):
         refuse_special_file(path, f"images.path: {path}")
@@ -291,13 +291,6 @@ def find_images_path(path: str) -> ImagesPath:
         '(s3://, gs://), or "digits"',
         "correct images.path",
     )
-
-
-def _split_path(path: str) -> tuple[str, str]:
-    """Split a path or URI into folder and name; a URI's query stays with the folder."""
-    stem, question_mark, query = path.partition("?") if not storage.is_local(path) else (path, "", "")
-    folder, _, name = stem.rstrip("/").rpartition("/")
-    return (folder or ("/" if stem.startswith("/") else ".")) + question_mark + query, name
 
 
 def _suggest(path: str) -> str:

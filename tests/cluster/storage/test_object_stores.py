@@ -226,6 +226,16 @@ def test_the_workers_of_a_machine_share_one_download(s3_bucket, s3_app):
     assert s3_app.count - before < 4 * 5
 
 
+@pytest.mark.parametrize("name", ["run#1", "50%41", "what?", "a b"])
+def test_names_in_a_bucket_may_hold_what_a_uri_escapes(s3_bucket, name):
+    folder = storage.join(s3_bucket, name)
+    for file in ("a.json", "sub/b.json"):
+        storage.write_atomically(storage.join(folder, file), file.encode())
+    assert storage.list_names(s3_bucket) == [name]
+    assert storage.list_files(folder, recursive=True) == {"a.json": 6, "sub/b.json": 10}
+    assert storage.read_bytes(storage.join(folder, "a.json")) == b"a.json"
+
+
 @pytest.fixture
 def settles(monkeypatch):
     monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.3)

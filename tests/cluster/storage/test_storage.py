@@ -189,11 +189,31 @@ def test_join_keeps_the_query_of_a_uri_at_the_end():
 
 
 @pytest.mark.parametrize(
-    "path", ["s3://b/x/y?endpoint_override=host:9000", "s3://b/x/y", "/x/y", "file:///x/y", "out/y", "gs://b/x/y"]
+    "path",
+    ["s3://b/x/y?endpoint_override=host:9000", "s3://b/x/y", "gs://b/x/y", "file:///x/y", "/x/y", "out/y", "/y", "y"],
 )
 def test_a_path_is_its_folder_and_its_name(path):
     folder, name = storage.split(path)
     assert name == "y" and storage.join(folder, name) == path
+
+
+def test_a_folder_at_the_root_of_a_disk_is_in_the_root():
+    assert storage.split("/latents") == ("/", "latents")
+    assert storage.split("latents") == ("", "latents")
+
+
+def test_names_that_a_uri_escapes_are_joined_and_split(tmp_path):
+    for name in ("run#1", "50%41", "what?"):
+        for base in ("s3://b/x?endpoint_override=host%3A9000", tmp_path.as_uri(), str(tmp_path)):
+            path = storage.join(base, name)
+            assert storage.split(path) == (base, name)
+            assert storage.resolve(path)[1] == f"{storage.resolve(base)[1]}/{name}"
+
+
+@pytest.mark.parametrize("path", ["s3://b/run#1/a.json", "file:///data/run#1/x", "s3://b/run?scheme=http#1"])
+def test_a_uri_that_ends_early_is_refused(path):
+    with pytest.raises(InvalidInput, match=r"found .*, a URI with a #, expected %23 in its place. Write %23"):
+        storage.resolve(path)
 
 
 def test_an_absolute_path_means_the_same_in_another_working_directory(tmp_path, monkeypatch):
