@@ -1,4 +1,4 @@
-"""Object stores on this machine: moto for s3://, whole or throttled, and just enough of Google's for reading gs://."""
+"""Object stores on this machine: moto for s3://, whole or throttled, and just enough of Google's for gs://."""
 
 import json
 import os
@@ -105,23 +105,62 @@ def gs_bucket(tmp_path):
 
 
 class GoogleStorage(BaseHTTPRequestHandler):
-    """Lists, describes and reads the objects of a bucket, which are files on disk."""
+    """Lists, describes, reads, writes, copies and deletes the objects of a bucket, which are files on disk."""
 
     root: Path
 
     def do_GET(self) -> None:
-        url = urllib.parse.urlsplit(self.path)
-        query = dict(urllib.parse.parse_qsl(url.query))
+        url, query = self._parse()
         _, _, name = url.path.partition("/b/bucket/o")
-        file = self.root / "bucket" / urllib.parse.unquote(name[1:])
         if not name:
             self._list(query.get("prefix", ""), query.get("delimiter"))
-        elif not file.is_file():
-            self._answer(404, b'{"error": {"code": 404, "message": "not found"}}')
-        elif query.get("alt") == "media":
+        elif (file := self._existing(name)) and query.get("alt") == "media":
             self._read(file)
-        else:
+        elif file:
             self._answer(200, json.dumps(self._describe(file)).encode())
+
+    def do_DELETE(self) -> None:
+        if file := self._existing(self._parse()[0].path.partition("/b/bucket/o")[2]):
+            file.unlink()
+            self._answer(204, b"")
+
+    def do_POST(self) -> None:
+        """Begin an upload, to which the client then puts the content; or copy an object."""
+        url, query = self._parse()
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if "uploadType" in query:
+            target = f"http://{self.headers['Host']}/upload/b/bucket/o/{urllib.parse.quote(query['name'])}"
+            return self._answer(200, b"", {"Location": target})
+        source, _, target = url.path.partition("/b/bucket/o")[2].partition("/rewriteTo/b/bucket/o")
+        if file := self._existing(source):
+            described = self._write(target, file.read_bytes())
+            sizes = dict.fromkeys(("totalBytesRewritten", "objectSize"), described["size"])
+            answer = {"kind": "storage#rewriteResponse", "done": True, **sizes, "resource": described}
+            self._answer(200, json.dumps(answer).encode())
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        described = self._write(self._parse()[0].path.partition("/b/bucket/o")[2], data)
+        self._answer(200, json.dumps(described).encode())
+
+    def _parse(self) -> tuple[urllib.parse.SplitResult, dict[str, str]]:
+        url = urllib.parse.urlsplit(self.path)
+        return url, dict(urllib.parse.parse_qsl(url.query))
+
+    def _existing(self, name: str) -> Path | None:
+        """Return the file of an object; None, after an answer that says so, if there is none."""
+        key = urllib.parse.unquote(name[1:])
+        file = self.root / "bucket" / key
+        if file.is_file() and not key.endswith("/"):
+            return file
+        self._answer(404, b'{"error": {"code": 404, "message": "not found"}}')
+        return None
+
+    def _write(self, name: str, data: bytes) -> dict:
+        file = self.root / "bucket" / urllib.parse.unquote(name[1:])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        return self._describe(file)
 
     def _list(self, prefix: str, delimiter: str | None) -> None:
         files = sorted(file for file in (self.root / "bucket").rglob("*") if file.is_file())

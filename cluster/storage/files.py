@@ -102,10 +102,21 @@ def list_names(folder: str) -> list[str]:
 
     Raises NotFound.
     """
+    return sorted({name for name, _ in list_entries(folder) if not name.startswith(TEMPORARY_PREFIX)})
+
+
+@explains_failures
+def list_entries(folder: str) -> set[tuple[str, bool]]:
+    """Return the names directly inside a folder, each with whether it is a folder. Raises NotFound."""
     filesystem, inner = resolve(folder)
+    # On Google Cloud Storage, pyarrow lists only folders that it has created: others follow from the files in them.
+    recursive = folder.startswith(("gs://", "gcs://"))
     with _raise_not_found(folder, "a folder"):
-        names = [info.base_name for info in filesystem.get_file_info(FileSelector(inner))]
-    return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
+        infos = filesystem.get_file_info(FileSelector(inner, allow_not_found=recursive, recursive=recursive))
+        if recursive and not infos:
+            raise FileNotFoundError  # there, pyarrow's own error does not say that this is why
+    parts = [(info.path[len(inner) :].lstrip("/").partition("/"), info.type) for info in infos]
+    return {(name, bool(slash) or kind == FileType.Directory) for (name, slash, _), kind in parts}
 
 
 @explains_failures

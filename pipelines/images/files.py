@@ -94,17 +94,11 @@ class Files:
 
     def list_top(self) -> tuple[list[str], list[str]]:
         """Return the sorted names of the folders and of the files directly in the root."""
-        filesystem, folder = self._resolved
-        if self.root.startswith(("gs://", "gcs://")):
-            # On Google Cloud Storage, pyarrow lists only folders that it has created: others follow from file names.
-            paths = {name.partition("/")[::2] for name in self.list_all()[0]}
-            entries = list({(name, bool(rest)) for name, rest in paths})
-        elif self.is_local:
-            with os.scandir(folder) as found:
-                entries = [(entry.name, _is_folder(entry)) for entry in found]
+        if self.is_local:  # where links may lead nowhere
+            with os.scandir(self._resolved[1]) as found:
+                entries = {(entry.name, _is_folder(entry)) for entry in found}
         else:
-            infos = filesystem.get_file_info(FileSelector(folder))
-            entries = [(info.base_name, info.type == FileType.Directory) for info in infos]
+            entries = storage.list_entries(self.root)
         shown = sorted((name, is_folder) for name, is_folder in entries if not name.startswith("."))
         return [name for name, is_folder in shown if is_folder], [name for name, is_folder in shown if not is_folder]
 

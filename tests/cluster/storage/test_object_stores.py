@@ -17,7 +17,7 @@ from cluster.storage import files, object_stores, paths
 from cluster.storage import lease as leases
 from cluster.storage.lease import LEASE_FILE, LeaseOwner, hold_folder
 from cluster.storage.object_stores import resolve_in_bucket
-from raydit.errors import InUse, InvalidInput
+from raydit.errors import InUse, InvalidInput, NotFound
 
 
 def test_a_bucket_has_one_client_for_each_account(s3_bucket, monkeypatch):
@@ -224,6 +224,27 @@ def test_the_workers_of_a_machine_share_one_download(s3_bucket, s3_app):
         thread.join()
     assert len(set(folders)) == 1 and len(list(Path(folders[0]).iterdir())) == 5
     assert s3_app.count - before < 4 * 5
+
+
+def test_a_folder_goes_through_google_storage_where_no_folder_is_marked(gs_bucket, tmp_path):
+    bucket, uri_of = gs_bucket
+    for name in ("COMPLETE", "trainer/state", "weights"):
+        (tmp_path / "step" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "step" / name).write_bytes(name.encode())
+    published, aside = uri_of("output/step_1"), uri_of("output/superseded/steps-1")
+    storage.publish_folder(str(tmp_path / "step"), published, last="COMPLETE")
+    assert storage.list_names(published) == ["COMPLETE", "trainer", "weights"]
+    storage.move_folder(published, aside, last="COMPLETE")
+    assert storage.list_names(uri_of("output/superseded")) == ["steps-1"]
+    assert storage.list_names(uri_of("")) == ["output"]
+    assert storage.read_bytes(storage.join(aside, "trainer/state")) == b"trainer/state"
+    for _ in range(2):
+        storage.remove_folder(aside)
+    assert not storage.exists(aside) and not [path for path in bucket.rglob("*") if path.is_file()]
+    storage.remove_file(storage.join(published, "COMPLETE"))
+    for read in (storage.list_names, storage.read_bytes, storage.file_size, storage.sha256_file):
+        with pytest.raises(NotFound):
+            read(published)
 
 
 @pytest.mark.parametrize("name", ["run#1", "50%41", "what?", "a b"])
