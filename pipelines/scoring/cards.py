@@ -25,7 +25,7 @@ from pipelines.latents.dataset import LatentDataset
 from pipelines.scoring.given_recipe import load_given_recipe
 from pipelines.scoring.protocol_file import require_protocols, with_protocols
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol, evaluation_protocols
-from pipelines.scoring.settings import ScoringSettings
+from pipelines.scoring.settings import ScoringSettings, absolute_paths
 from pipelines.tracking import tags
 from pipelines.tracking.provenance import RECIPE_FILE, environment_tags, toml_of
 from raydit.errors import InvalidInput, NotFound
@@ -83,19 +83,12 @@ def _with_absolute_paths(config: Recipe) -> Recipe:
     """Return a recipe that means the same in any working directory, and a data set of a hub by its present commit."""
     evaluate = replace(
         config.evaluate,
-        reference=_absolute(config.evaluate.reference),
-        extractor_weights=_absolute(config.evaluate.extractor_weights),
-        autoguidance=_absolute(config.evaluate.autoguidance),
+        reference=absolute_paths(config.evaluate.reference),
+        extractor_weights=absolute_paths(config.evaluate.extractor_weights),
+        autoguidance=absolute_paths(config.evaluate.autoguidance),
     )
     images = with_absolute_paths(config.images) if config.images.path else config.images
     return replace(config, output=storage.absolute(config.output), images=images, evaluate=evaluate)
-
-
-def _absolute(given: Any) -> Any:
-    """Return a path as an absolute one if it is on this machine, in a table too; any other name unchanged."""
-    if isinstance(given, dict):
-        return {name: _absolute(path) for name, path in given.items()}
-    return storage.absolute(given) if given and Path(given).exists() else given
 
 
 def write_card(card: EvaluationCard, folder: str) -> dict[str, str]:

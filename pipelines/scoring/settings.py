@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 from cluster import storage
 from dit.config import RandomKind
@@ -37,9 +38,10 @@ class ScoringSettings:
     def from_recipe(cls, config: Recipe) -> Self:
         """Take from a recipe what sampling and scoring need."""
         output = storage.absolute(config.output)
+        weights = absolute_paths(config.evaluate.extractor_weights)  # workers run in other folders
         return cls(
             images=config.images,
-            evaluate=config.evaluate,
+            evaluate=replace(config.evaluate, extractor_weights=weights),
             seed=config.seed,
             random=config.random,
             output=output,
@@ -90,3 +92,10 @@ class ScoringSettings:
     def extractor_digests(self) -> dict[str, str]:
         """Digest of each extractor's weights by its name in the recipe, which workers must find as well."""
         return {each.evaluate.extractor: each.extractor.sha256 for each in self.each_extractor}
+
+
+def absolute_paths(given: Any) -> Any:
+    """Return a path as an absolute one if it is on this machine, in a table too; any other name unchanged."""
+    if isinstance(given, dict):
+        return {name: absolute_paths(path) for name, path in given.items()}
+    return storage.absolute(given) if given and Path(given).exists() else given

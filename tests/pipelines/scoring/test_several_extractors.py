@@ -294,6 +294,14 @@ def test_paths_in_a_table_are_made_absolute_for_a_job(tmp_path, monkeypatch):
     assert paths[f"evaluate.reference.{FIRST}"] == str(tmp_path / "r.npz")
     overrides = [f"{key}={json.dumps(path)}" for key, path in paths.items()]
     assert changed(BOTH, *overrides).evaluate.reference == {FIRST: str(tmp_path / "r.npz")}
+def test_workers_get_the_absolute_paths_of_weights(config, weights, monkeypatch):
+    monkeypatch.chdir(weights.parent)
+    given = {SECOND: weights.name, FIRST: "elsewhere"}
+    relative = replace(config, evaluate=replace(config.evaluate, extractor_weights=given))
+    assert ScoringSettings.from_recipe(relative).evaluate.extractor_weights == {
+        SECOND: str(weights),
+        FIRST: "elsewhere",
+    }
 
 
 def changed(*overrides):
