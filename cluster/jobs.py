@@ -79,6 +79,7 @@ def submit(
     metadata: dict[str, str] | None = None,
     working_dir: str | None = None,
     pip: Sequence[str] = (),
+    folder: str = "",
     program: Sequence[str] = RAYDIT,
 ) -> str:
     """Start a raydit command on a cluster and return its submission id.
@@ -86,7 +87,8 @@ def submit(
     command: arguments of raydit, for example ["train", "recipe.toml"]. program: arguments of Python that run them.
     submission_id: if a job with this id is still running, it is joined and no second one is started. working_dir: a
     local folder or zip file to upload, or a URI; without it raydit must be installed on the cluster. pip: requirements
-    that each node installs first, for which it needs virtualenv and a package index.
+    that each node installs first, for which it needs virtualenv and a package index. folder: the job's working
+    directory, for a job on this machine; without it, Ray chooses one.
     Raises InvalidInput for a refused token, another Ray version, a credential in settings that all users of the job
     server can read, and the id of a job that has ended; Unreachable if the job server does not answer.
     """
@@ -112,7 +114,7 @@ def submit(
     python = "python" if pip else CLUSTER_PYTHON  # Ray activates the environment that it creates for pip
     send = functools.partial(
         client.submit_job,
-        entrypoint=f"exec {python} {shlex.join([*program, *command])}",
+        entrypoint=entrypoint(python, [*program, *command], folder),
         submission_id=submission_id,
         metadata={"raydit.command": shlex.join(command)} | (metadata or {}),
         runtime_env=runtime_env,
@@ -123,6 +125,15 @@ def submit(
         if submission_id and _find(client, submission_id):  # submitted by another process in the meantime
             return submission_id
         raise
+
+
+def entrypoint(python: str, arguments: Sequence[str], folder: str) -> str:
+    """Return the shell command that runs a job's Python, in a folder if one is given."""
+    if not folder:
+        return f"exec {python} {shlex.join(arguments)}"
+    missing = f"raydit: the job finds no folder {folder}; through a forwarded port, submit with --pack"
+    enter = f"cd {shlex.quote(folder)} || {{ echo {shlex.quote(missing)}; exit 2; }}"
+    return f"{enter}; exec {python} -P {shlex.join(arguments)}"  # as the raydit command, -P imports nothing from there
 
 
 def _when_ready(send: Callable[[], str]) -> str:

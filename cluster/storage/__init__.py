@@ -37,6 +37,7 @@ from cluster.storage.paths import (
     local_folder_for,
     local_path,
     nearest_folder,
+    refuse_job_folder,
     resolve,
     split,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "read_json",
     "read_json_object",
     "refuse_existing",
+    "refuse_job_folder",
     "refuse_unwritable",
     "remove_file",
     "remove_folder",

@@ -21,7 +21,16 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 from cluster.storage.failures import explain_failures, explains_failures
 from cluster.storage.local_disk import sync_to_disk
 from cluster.storage.object_stores import removed_on_failure, retry_throttled
-from cluster.storage.paths import is_local, join, local_path, nearest_folder, refuse_file_on_the_way, resolve, split
+from cluster.storage.paths import (
+    is_local,
+    join,
+    local_path,
+    nearest_folder,
+    refuse_file_on_the_way,
+    refuse_job_folder,
+    resolve,
+    split,
+)
 from cluster.storage.retried_reads import open_retried
 from cluster.storage.temporaries import TEMPORARY_PREFIX, raise_storage_full, temporary_path
 from raydit.errors import AlreadyExists, InvalidInput, NotFound
@@ -156,10 +165,12 @@ def refuse_existing(path: str) -> None:
 def refuse_unwritable(path: str) -> None:
     """Raise an error if no file or folder can be written at a path; called before the work whose result goes there.
 
-    Raises InvalidInput if the path leads through a file, and StorageFailed for a folder that cannot be written.
+    Raises InvalidInput if the path leads through a file or is deleted with the job, and StorageFailed for a folder that
+    cannot be written.
     """
     parent = split(path)[0] or os.curdir
     refuse_file_on_the_way(parent)
+    refuse_job_folder(path)
     folder = nearest_folder(parent) if is_local(path) else parent
     probe = join(folder, f"{TEMPORARY_PREFIX}probe-{secrets.token_hex(4)}")
     with explain_failures(path, missing=True):

@@ -28,7 +28,7 @@ from cluster.jobs import current_job_id
 from cluster.storage.failures import explain_failures
 from cluster.storage.files import read_bytes, write_atomically
 from cluster.storage.folders import remove_stale_temporaries
-from cluster.storage.paths import is_local, join, local_path, nearest_folder, refuse_file_on_the_way
+from cluster.storage.paths import is_local, join, local_path, nearest_folder, refuse_file_on_the_way, refuse_job_folder
 from cluster.storage.temporaries import lock, raise_storage_full, temporary_path
 from cluster.threads import run_beside
 from raydit.errors import InUse
@@ -141,6 +141,7 @@ def hold_folder(
     """
     path, owner = join(folder, LEASE_FILE), LeaseOwner.this_process()
     refuse_file_on_the_way(folder)
+    refuse_job_folder(folder)
     existing = nearest_folder(folder) if is_local(folder) else None
     with explain_failures(folder, missing=True):
         earlier = _acquire(path, owner, wait_seconds, field)

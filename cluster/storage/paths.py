@@ -8,6 +8,7 @@ from pathlib import Path
 from pyarrow.fs import FileSystem, LocalFileSystem
 
 from cluster.credentials import refuse_password
+from cluster.job_package import is_job_folder
 from cluster.storage.object_stores import resolve_in_bucket
 from cluster.storage.ownership import others_files
 from raydit.errors import InvalidInput
@@ -98,6 +99,16 @@ def refuse_file_on_the_way(path: str) -> None:
     if not found.is_dir():
         raise InvalidInput(
             f"{path}: found a file at {found}", "a folder, or a path where nothing is yet", "choose another path"
+        )
+
+
+def refuse_job_folder(path: str) -> None:
+    """Raise InvalidInput for an output in the folder of a job, which Ray deletes at the job's end."""
+    if is_local(path) and is_job_folder(Path(local_path(path))):
+        raise InvalidInput(
+            f"{local_path(path)}: found an output in a folder that Ray deletes after the job",
+            "a path that outlives the job",
+            "use a URI (s3://BUCKET/...) or the absolute path of a mount that all nodes of the cluster share",
         )
 
 

@@ -98,6 +98,7 @@ def write_card(card: EvaluationCard, folder: str) -> dict[str, str]:
         "page": (CARD_PAGE, render_card(card)),
         "card": (CARD_FILE, card.to_json()),
     }
+    storage.refuse_job_folder(folder)
     paths = {name: storage.join(folder, file) for name, (file, _) in contents.items()}
     for name, (_, text) in contents.items():
         storage.write_atomically(paths[name], text.encode())

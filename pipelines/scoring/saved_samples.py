@@ -41,8 +41,10 @@ class SavedSamples:
     def refuse_other_samples(self, source: dict[str, Any]) -> None:
         """Raise AlreadyExists if the folder holds anything but samples of this source, whose missing ones are written.
 
-        source: what the samples are drawn from, as JSON values by name.
+        source: what the samples are drawn from, as JSON values by name. Raises InvalidInput for a folder that is
+        deleted with the job.
         """
+        storage.refuse_job_folder(self.folder)
         found = self._read_source()
         if found == source or not (self._list_shown("") or self._list_shown(RECORDS, SOURCE_FILE)):
             return

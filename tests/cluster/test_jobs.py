@@ -3,6 +3,7 @@
 import http.server
 import shlex
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -30,14 +31,15 @@ def follow(submission_id, address):
 
 
 @pytest.mark.slow
-def test_a_job_runs_in_the_clusters_python_with_its_arguments_unchanged(address, monkeypatch):
+def test_a_job_runs_in_the_clusters_python_with_its_arguments_unchanged(address, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # Ray would let it override the address
-    code = "import os, sys; print(sys.prefix); print(os.environ['COLOUR']); print(sys.argv[1:])"
+    code = "import os, sys; print(sys.prefix); print(os.environ['COLOUR'], os.getcwd()); print(sys.argv[1:])"
     arguments = ["train", "my recipe.toml", "--set", "name='a \"b\" $HOME'"]
-    submission_id = jobs.submit(arguments, address=address, program=("-c", code), env={"COLOUR": "blue"})
+    settings = {"program": ("-c", code), "env": {"COLOUR": "blue"}, "folder": str(tmp_path)}
+    submission_id = jobs.submit(arguments, address=address, **settings)
     exit_code, lines = follow(submission_id, address)
     assert exit_code == 0
-    assert lines[-3:] == [sys.prefix, "blue", str(arguments)]
+    assert lines[-3:] == [sys.prefix, f"blue {tmp_path}", str(arguments)]
     (listed,) = [job for job in jobs.list_jobs(address) if job.submission_id == submission_id]
     assert shlex.split(listed.command) == arguments
     assert (listed.status, listed.exit_code) == ("SUCCEEDED", 0)
@@ -87,6 +89,24 @@ def test_a_failing_job_is_reported_and_its_log_continues_after_a_broken_connecti
     assert lines[-1] == f"job {submission_id} FAILED, exit code 3: line 3"
     assert lines[-5:-1] == [f"line {i}" for i in range(4)]
     assert lines.count("line 0") == 1
+
+
+def test_a_job_starts_in_its_folder_and_imports_nothing_from_there(tmp_path):
+    folder = tmp_path / "it's here"
+    folder.mkdir()
+    (folder / "json.py").write_text("raise SystemExit('the wrong module')")
+    arguments = ["-c", "import json, os, sys; print(os.getcwd(), sys.argv[1:])", "a b"]
+
+    def run(folder):
+        command = jobs.entrypoint(sys.executable, arguments, str(folder))
+        return subprocess.run(command, shell=True, capture_output=True, text=True)
+
+    assert run(folder).stdout == f"{folder} ['a b']\n"
+    missing = run(tmp_path / "none")
+    assert missing.returncode == 2
+    assert missing.stdout == (
+        f"raydit: the job finds no folder {tmp_path}/none; through a forwarded port, submit with --pack\n"
+    )
 
 
 RAYS_MESSAGE = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n..."

@@ -1,6 +1,5 @@
 """A raydit command split into words, each with the parameter that it is a value of, as the commands declare them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -74,11 +73,6 @@ class CommandLine:
     def possible_paths(self) -> list[Word]:
         """Words that may be paths."""
         return [word for word in self.words if word.may_be_path]
-
-    def map_paths(self, change: Callable[[str], str]) -> "CommandLine":
-        """Return the command with `change` applied to every word that may be a path."""
-        words = (replace(word, text=change(word.text)) if word.may_be_path else word for word in self.words)
-        return CommandLine(tuple(words))
 
     def with_recipe(self, path: str) -> "CommandLine":
         """Return the command with another path of its recipe."""

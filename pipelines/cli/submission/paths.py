@@ -1,7 +1,6 @@
-"""Paths in a recipe and in a command, for a job that starts in another folder or on another machine."""
+"""Paths in a recipe and in a command, for a job on another machine."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -14,22 +13,6 @@ from pipelines.images.open import is_on_hub
 from pipelines.images.validation import names_split
 from pipelines.tracking.database import absolute_uri
 from raydit.errors import InvalidInput
-
-
-def absolute_recipe_paths(config: Recipe) -> dict[str, str]:
-    """Return a recipe's paths by field, as absolute paths: a job on this machine starts in a folder of its own."""
-    paths: dict[str, str | None] = {"output": absolute(config.output)}
-    paths["images.path"] = (images := _images_path(config)) and absolute(images)
-    paths["images.validation"] = (validation := _validation_path(config)) and absolute_if_here(validation)
-    paths["encode.output"] = config.encode.output and absolute(config.encode.output)
-    paths |= {field: absolute_if_here(id) for field, id in _autoencoders(config).items()}
-    paths |= {field: absolute(path) for field, path in _scoring_paths(config.evaluate).items()}
-    paths["evaluate.autoguidance"] = config.evaluate.autoguidance and absolute_if_here(config.evaluate.autoguidance)
-    start = config.train.start.checkpoint if config.train.start else None
-    paths["train.start.checkpoint"] = start and absolute_if_here(start)
-    if (uri := absolute_uri(config.tracking.uri)) != config.tracking.uri:
-        paths["tracking.uri"] = uri
-    return {key: path for key, path in paths.items() if path}
 
 
 def relative_recipe_paths(config: Recipe | None) -> dict[str, str]:
@@ -121,16 +104,3 @@ def refuse_unsent_module(name: str, folder: Path, package: job_package.Package) 
 def is_relative(path: str) -> bool:
     """Whether a path depends on the working directory; URIs do not."""
     return storage.is_local(path) and not path.startswith("file://") and not Path(path).is_absolute()
-
-
-def absolute(path: str) -> str:
-    """Return the absolute path, and a URI unchanged."""
-    return str(Path(path).absolute()) if storage.is_local(path) else path
-
-
-def absolute_if_here(text: str) -> str:
-    """Return the absolute path of a file that exists, or whose first folder does; other texts unchanged."""
-    if not storage.is_local(text):
-        return text
-    into_folder = os.sep in text and Path(text.split(os.sep)[0]).is_dir()
-    return absolute(text) if into_folder or Path(text).exists() else text

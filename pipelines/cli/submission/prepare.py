@@ -1,10 +1,10 @@
 """Prepare a raydit command as a job: the command, environment and files that are sent.
 
-A job on this machine sees the same files, so paths become absolute. A job on another machine gets the working directory
-(see `cluster.packing`), and reads and writes data where the cluster can: at URIs and on shared mounts.
+A job on this machine starts in the working directory, as the command would. A job on another machine gets a copy of it
+(see `cluster.job_package`), and reads and writes data where the cluster can: at URIs and on shared mounts.
 """
 
-import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,6 @@ from pipelines.artifacts import digest_of
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.cli.submission.environment import forwarded_environment, local_job_environment, remote_job_environment
 from pipelines.cli.submission.paths import (
-    absolute_if_here,
-    absolute_recipe_paths,
     refuse_unreachable,
     refuse_unsent_module,
     relative_arguments,
@@ -45,6 +43,8 @@ class Submission:
     """MLflow tracking URI, if it is set on this machine; empty if the cluster sets it."""
     recipe: str = ""
     """The recipe's text; empty without one."""
+    folder: str = ""
+    """The working directory, for a job on this machine."""
     package: job_package.Package | None = None
     """The working directory, for a job on another machine."""
     pip: tuple[str, ...] = ()
@@ -54,24 +54,21 @@ class Submission:
     def job_id(self) -> str:
         """Readable id, which can be part of a URL and is equal for the same command and content."""
         readable = re.sub(r"[^\w.-]+", "-", f"raydit-{self.command[0]}-{self.name}")
-        content = [self.recipe, self.package.digest()] if self.package else [self.recipe]
+        content = [self.recipe, self.package.digest() if self.package else self.folder]
         return f"{readable}-{digest_of([self.command, *content, *self.pip])[:8]}"
 
 
 def prepare_local(command: CommandLine) -> Submission:
-    """Prepare a job on this machine, which starts in a folder of its own but sees the same files."""
+    """Prepare a job on this machine, which starts in the working directory and so finds the same files."""
     config, text = read_recipe(command)
-    overrides = [f"{key}={json.dumps(path)}" for key, path in absolute_recipe_paths(config).items()] if config else []
     env = local_job_environment()
     return Submission(
-        command=[
-            *command.map_paths(absolute_if_here).texts,
-            *(word for override in overrides for word in ("--set", override)),
-        ],
+        command=command.texts,
         name=job_name(command, config),
         env=env,
         tracking=absolute_uri(config.tracking.uri if config else "") or env["MLFLOW_TRACKING_URI"],
         recipe=text,
+        folder=os.getcwd(),
     )
 
 

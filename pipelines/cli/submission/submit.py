@@ -57,6 +57,7 @@ def start(submission: Submission, address: str) -> tuple[str, bool]:
             metadata=metadata,
             working_dir=str(archive) if archive else None,
             pip=submission.pip,
+            folder=submission.folder,
         )
     return submission_id, earlier is not None
 

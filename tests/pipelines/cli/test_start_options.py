@@ -5,7 +5,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from pipelines.cli.main import cli
-from pipelines.cli.submission.paths import absolute_recipe_paths, relative_recipe_paths
+from pipelines.cli.submission.paths import relative_recipe_paths
 from pipelines.config.reader import load_recipe
 
 RECIPE = Path(__file__).resolve().parents[3] / "pipelines" / "recipes" / "digits-5-9.toml"
@@ -25,4 +25,3 @@ def test_a_job_on_another_machine_is_told_of_a_start_on_this_one(tmp_path, monke
     assert "train.start.checkpoint" not in relative_recipe_paths(config)
     (tmp_path / START).mkdir(parents=True)
     assert relative_recipe_paths(config)["train.start.checkpoint"] == START
-    assert absolute_recipe_paths(config)["train.start.checkpoint"] == str(tmp_path / START)

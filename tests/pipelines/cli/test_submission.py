@@ -9,12 +9,14 @@ from tiny import RECIPE as TINY
 from tiny import place_flags
 from tiny_run import ROOT
 
-from cluster import jobs
+from cluster import jobs, storage
+from cluster.storage.lease import hold_folder
 from pipelines.cli.main import cli
 from pipelines.cli.submission import prepare
 from pipelines.cli.submission import submit as submission
 from pipelines.cli.submission.command_line import CommandLine
-from pipelines.config.reader import RecipeError, load_recipe
+from pipelines.config.reader import RecipeError
+from pipelines.scoring.saved_samples import SavedSamples
 from pipelines.tracking.provenance import code_tags
 from pipelines.tracking.store import tracking_uri
 from raydit.errors import InvalidInput
@@ -42,81 +44,45 @@ def packed(command, folder, **flags):
     return prepare.prepare_remote(line(*command), folder, **flags)
 
 
-def sent_recipe(command):
-    """The recipe as the job will read it, in a folder of its own."""
-    overrides = [value for flag, value in zip(command, command[1:], strict=False) if flag == "--set"]
-    recipe = next(part for part in command if part.endswith(".toml"))
-    return load_recipe(recipe, tuple(overrides))
-
-
 @pytest.mark.parametrize(
-    "command",
+    ("command", "name"),
     [
-        ["run", "my.toml"],
-        ["run", "--set", "train.steps=4", "my.toml"],
-        ["train", "my.toml", "--set=train.steps=4"],
-        ["plan", "--cluster", "8xH100", "my.toml"],
+        (["run", "my.toml", "--set", "images.path=pictures"], "tiny"),
+        (["plan", "--cluster", "8xH100", "my.toml"], "tiny"),
+        (["evaluate", "--num-samples", "20", "outputs/step_0000006", "--recipe=my.toml"], "step_0000006"),
+        (["evaluate", "s3://bucket/step_0000006", "--set", "output=outputs/other"], "step_0000006"),
+        (["sample", "s3://bucket/step_1", "--npz", "samples.npz"], "step_1"),
     ],
 )
-def test_recipe_and_output_become_absolute(here, command):
+def test_a_job_on_this_machine_starts_in_this_folder_with_the_command_as_it_is(here, command, name):
     ready = prepared(*command)
-    assert ready.name == "tiny" and ready.recipe == TINY.read_text()
-    assert ready.command[0] == command[0]
-    assert str(here / "my.toml") in ready.command
-    assert sent_recipe(ready.command).output == str(here / "outputs" / "tiny")
+    assert (ready.command, ready.folder, ready.name) == (command, str(here), name)
+    assert ready.recipe == (TINY.read_text() if "my.toml" in command[1] + command[-1] else "")
 
 
-def test_an_evaluation_by_a_recipe_writes_where_it_would_here_and_is_named_after_its_checkpoint(here):
-    (here / "outputs" / "step_0000006").mkdir(parents=True)
-    ready = prepared("evaluate", "--num-samples", "20", "outputs/step_0000006", "--recipe=my.toml")
-    assert ready.name == "step_0000006" and ready.recipe == TINY.read_text()
-    assert f"--recipe={here / 'my.toml'}" in ready.command and str(here / "outputs" / "step_0000006") in ready.command
-    assert f'output="{here / "outputs" / "tiny"}"' in ready.command
+@pytest.mark.parametrize("command", [["sample", "s3://b/step_1", "--npz", "samples.npz"], ["verify", "s3://b/card"]])
+def test_commands_in_two_folders_are_two_jobs(here, monkeypatch, command):
+    once = prepared(*command).job_id
+    (here / "other").mkdir()
+    monkeypatch.chdir(here / "other")
+    assert prepared(*command).job_id != once
 
 
-def test_images_and_statistics_become_absolute_and_uris_stay(here):
-    settings = ["images.path=pictures", "output=s3://bucket/run", "evaluate.reference=stats/r.npz"]
-    flags = [part for setting in settings for part in ("--set", setting)]
-    command = prepared("run", "my.toml", *flags).command
-    config = sent_recipe(command)
-    assert config.images.path == str(here / "pictures")
-    assert config.evaluate.reference == str(here / "stats" / "r.npz")
-    assert config.output == "s3://bucket/run"
-
-
-@pytest.mark.parametrize(
-    ("given", "sent"), [("pictures/val", "{here}/pictures/val"), ("test", "test"), ("me/photos", "me/photos")]
-)
-def test_images_for_validation_become_absolute_where_they_are_a_folder(here, given, sent):
-    for folder in ("pictures/val", "test"):
-        (here / folder).mkdir(parents=True)
-    flags = ("--set", f"images.validation={given}", "--set", "images.held_out=0")
-    assert sent_recipe(prepared("run", "my.toml", *flags).command).images.validation == sent.format(here=here)
-
-
-def test_digits_are_kept_even_beside_a_folder_of_that_name(here):
-    (here / "digits").mkdir()
-    command = prepared("run", "my.toml", "--set", "images.path=digits").command
-    assert sent_recipe(command).images.path == "digits"
-
-
-@pytest.mark.parametrize("autoencoder", ["stabilityai/sd-vae-ft-ema", "my/vae"])
-def test_an_autoencoder_is_made_absolute_where_it_is_a_folder(here, autoencoder):
-    (here / "my" / "vae").mkdir(parents=True)
-    recipe = (here / "my.toml").read_text().partition("[autoencoder.train]")
-    rest = recipe[2][recipe[2].index("[encode]") :]
-    (here / "my.toml").write_text(f'{recipe[0]}[autoencoder]\nid = "{autoencoder}"\n{rest}')
-    expected = str(here / autoencoder) if autoencoder.startswith("my/") else autoencoder
-    assert sent_recipe(prepared("run", "my.toml").command).autoencoder.id == expected
-
-
-def test_a_checkpoint_becomes_absolute_and_names_the_job(here):
-    (here / "outputs" / "step_0000006").mkdir(parents=True)
-    (here / "evaluate").mkdir()  # a folder named as the command is no path
-    (here / "20").mkdir()  # nor is one named as a number
-    ready = prepared("evaluate", "outputs/step_0000006", "--num-samples", "20", "--force")
-    expected = ["evaluate", str(here / "outputs" / "step_0000006"), "--num-samples", "20", "--force"]
-    assert (ready.command, ready.name) == (expected, "step_0000006")
+def test_the_outputs_of_a_job_are_refused_in_the_folder_that_ray_deletes(tmp_path, monkeypatch):
+    folder = tmp_path / "working_dir_files" / "_ray_pkg_0123"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for write in (
+        lambda: hold_folder("outputs/tiny", on_lost=print).__enter__(),
+        lambda: storage.refuse_unwritable("grid.png"),
+        lambda: SavedSamples("saved").refuse_other_samples({}),
+        lambda: storage.refuse_job_folder(folder.as_uri()),
+    ):
+        with pytest.raises(InvalidInput, match="in a folder that Ray deletes after the job.*Use a URI"):
+            write()
+    assert list(folder.iterdir()) == []
+    storage.refuse_job_folder(str(tmp_path))
+    storage.refuse_job_folder("s3://bucket/_ray_pkg_0123")
 
 
 def test_a_bad_recipe_is_refused_before_anything_is_sent(here):
@@ -132,7 +98,7 @@ def test_the_same_command_has_the_same_readable_id(here):
 
     once = id_of("run", "my.toml")
     assert once.startswith("raydit-run-tiny-")
-    assert once == id_of("run", "my.toml") == id_of("run", str(here / "my.toml"))
+    assert once == id_of("run", "my.toml")
     assert once != id_of("run", "my.toml", "--set", "seed=1")
     assert once != id_of("train", "my.toml")
     assert id_of("run", "my.toml", "--set", "name=my cats/1").startswith("raydit-run-my-cats-1-")
@@ -237,8 +203,7 @@ def test_the_commit_of_sent_code_goes_along(project, monkeypatch):
 
 def test_a_database_of_this_folder_is_found_by_a_job_here_and_refused_for_another_machine(here):
     relative = ["--set", "tracking.uri=sqlite:///runs.db"]
-    ready = prepared("run", "my.toml", *relative)
-    assert sent_recipe(ready.command).tracking.uri == ready.tracking == f"sqlite:///{here / 'runs.db'}"
+    assert prepared("run", "my.toml", *relative).tracking == f"sqlite:///{here / 'runs.db'}"
     with pytest.raises(InvalidInput, match="tracking.uri: found 'sqlite:///runs.db', a path on this machine"):
         packed(["run", "my.toml", *REMOTE, *relative], here)
     packed(["run", "my.toml", *REMOTE, "--set", "tracking.uri=sqlite:////mnt/shared/runs.db"], here)

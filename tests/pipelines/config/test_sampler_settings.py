@@ -4,7 +4,7 @@ import pytest
 from tiny import tiny_recipe
 
 from dit.config import DiTConfig
-from pipelines.cli.submission.paths import absolute_recipe_paths, relative_recipe_paths
+from pipelines.cli.submission.paths import relative_recipe_paths
 from pipelines.config.model import ObjectiveConfig
 from pipelines.config.reader import RecipeError, resolved
 
@@ -80,8 +80,6 @@ def test_the_path_of_a_guide_is_that_of_the_machine_that_submits(recipe, tmp_pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small").mkdir()
     guided = recipe("evaluate.cfg_scale=2.0", "evaluate.autoguidance=small")
-    assert absolute_recipe_paths(guided)["evaluate.autoguidance"] == str(tmp_path / "small")
     assert relative_recipe_paths(guided)["evaluate.autoguidance"] == "small"
     in_store = recipe("evaluate.cfg_scale=2.0", "evaluate.autoguidance=runs:/0123/step_0000001")
-    assert absolute_recipe_paths(in_store)["evaluate.autoguidance"] == "runs:/0123/step_0000001"
     assert "evaluate.autoguidance" not in relative_recipe_paths(in_store)
