@@ -48,9 +48,10 @@ def read_recipe(path: str) -> str:
 
 def take_lease(path: str) -> str:
     """Hold the folder of a lease file that somebody else has written."""
-    from cluster.storage.lease import hold_folder
+    from cluster.storage import lease
 
-    with hold_folder(str(Path(path).parent), on_lost=print, wait_seconds=0.0) as earlier:
+    lease.SILENCE_SECONDS = 0.0
+    with lease.hold_folder(str(Path(path).parent), on_lost=print, wait_seconds=0.0) as earlier:
         return f"held before by {earlier}"
 
 

@@ -37,6 +37,8 @@ LEASE_FILE = ".lease.json"
 EXPIRY_SECONDS = 90.0
 """Time after its last heartbeat at which an owner on another machine counts as dead."""
 HEARTBEAT_SECONDS = 15.0
+SILENCE_SECONDS = 30.0
+"""Time for which an expired lease must stay as it is before it is taken over: its owner's clock may be behind ours."""
 WAIT_SECONDS = 2.0
 """Time to wait for a folder before it is refused: a process that only finds everything finished is gone by then."""
 
@@ -103,15 +105,22 @@ class LeaseOwner:
         return self.expires > 0 and (self.machine, self.process, self.process_started) == mine
 
     @property
-    def is_dead(self) -> bool:
-        """Whether the lease was released, or its owner has ended.
+    def is_elsewhere(self) -> bool:
+        """Whether the owner is on another machine, whose processes we do not see."""
+        return not self.machine or self.machine != _machine()
 
-        An owner on this machine has ended when its process has, and one on another machine when its lease has expired.
-        """
+    @property
+    def has_expired(self) -> bool:
+        """Whether an owner on another machine has extended the lease too long ago, by our clock."""
+        return self.is_elsewhere and time.time() > self.expires
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the lease was released, or its owner on this machine has ended."""
         if self.expires == 0:
             return True
-        if not self.machine or self.machine != _machine():
-            return time.time() > self.expires
+        if self.is_elsewhere:
+            return False
         started = _process_started(self.process)
         return not psutil.pid_exists(self.process) if started is None else started != self.process_started
 
@@ -135,9 +144,10 @@ def hold_folder(
     folder: path or URI. It is created if it does not exist, and removed again if it is still empty at the end. A
     process may hold a folder several times. on_lost: called from another thread with a message if another process takes
     the folder over, which happens only to a process that could not write a heartbeat for 90 seconds. wait_seconds: how
-    long to wait for a living owner. field: the recipe's field that names the folder, for the message.
-    Raises InUse if another living process holds the folder, InvalidInput if a file is there, and StorageFailed if it
-    cannot be written.
+    long to wait for a living owner; the lease of one on another machine that has expired is watched for 30 seconds.
+    field: the recipe's field that names the folder, for the message.
+    Raises InUse if another living process holds the folder, InvalidInput if a file is there or the folder is deleted
+    with the job, and StorageFailed if it cannot be written.
     """
     path, owner = join(folder, LEASE_FILE), LeaseOwner.this_process()
     refuse_file_on_the_way(folder)
@@ -160,19 +170,31 @@ def hold_folder(
 
 def _acquire(path: str, owner: LeaseOwner, wait_seconds: float, field: str = "output") -> LeaseOwner | None:
     """Become the owner; return the dead owner before, or the present lease if this process holds the folder already."""
-    deadline, dead = time.monotonic() + wait_seconds, None
+    deadline, dead, silent = time.monotonic() + wait_seconds, None, None
     while True:
         found = _read(path)
         if found and found.is_this_process:
             return found
-        if found is None or found.is_dead:
+        if found is None or found.is_dead or found == silent:
             dead = found or dead
             if _replace(path, found, owner):
                 return dead
+        elif found.has_expired and _stays(path, found):
+            silent = found
         elif time.monotonic() > deadline:
             raise _in_use(path, found, field)
         else:
             time.sleep(0.1)
+
+
+def _stays(path: str, found: LeaseOwner) -> bool:
+    """Return whether a lease stays as it was found for the time of two heartbeats. Returns as soon as it differs."""
+    end = time.monotonic() + SILENCE_SECONDS
+    while time.monotonic() < end:
+        time.sleep(min(1.0, SILENCE_SECONDS))
+        if _read(path) != found:
+            return False
+    return True
 
 
 def _replace(path: str, dead: LeaseOwner | None, owner: LeaseOwner) -> bool:
@@ -273,6 +295,8 @@ def _in_use(path: str, owner: LeaseOwner, field: str) -> InUse:
     gone = f"the folder is free from {_format_time(owner.expires)} on"
     if owner.expires > time.time() + EXPIRY_SECONDS + MAX_CLOCK_DIFFERENCE:
         gone = f"remove {path}, which lasts until {_format_time(owner.expires)} because of a wrong clock"
+    elif owner.has_expired:
+        gone = "run the same command again: its lease is still extended, by a clock that is behind"
     return InUse(
         f"{folder} is in use by {owner}",
         "no other process, because two would overwrite each other's files",

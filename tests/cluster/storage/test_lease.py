@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -55,6 +56,11 @@ def plant(folder, **changed):
     return owner
 
 
+@pytest.fixture
+def brief_silence(monkeypatch):
+    monkeypatch.setattr(leases, "SILENCE_SECONDS", 0.1)
+
+
 def test_a_second_process_is_refused_with_the_owner_and_what_to_do(holder, tmp_path):
     with pytest.raises(InUse, match=f"is in use by .*process {holder.pid} on .*kill -INT {holder.pid}") as refused:
         hold(tmp_path / "output").__enter__()
@@ -95,13 +101,34 @@ def test_a_lease_that_a_living_process_has_released_is_free_at_once(tmp_path):
         assert json.loads((tmp_path / LEASE_FILE).read_text())["process"] == os.getpid()
 
 
-def test_an_owner_on_another_machine_is_alive_until_its_lease_expires(tmp_path):
+def test_an_owner_on_another_machine_is_alive_until_its_lease_expires(tmp_path, brief_silence):
     plant(tmp_path / "output", machine="another", host="node-7", expires=time.time() + 60)
     with pytest.raises(InUse, match="node-7"):
         hold(tmp_path / "output").__enter__()
     plant(tmp_path / "output", machine="another", host="node-7", expires=time.time() - 1)
     with hold(tmp_path / "output") as earlier:
         assert earlier.host == "node-7"
+
+
+def test_an_owner_whose_clock_is_behind_keeps_the_folder_by_its_heartbeats(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "SILENCE_SECONDS", 20.0)
+    behind = {"machine": "another", "host": "node-7"}
+    plant(tmp_path, **behind, expires=time.time() - 10)
+    heartbeat = threading.Timer(0.3, lambda: plant(tmp_path, **behind, expires=time.time() - 9))
+    heartbeat.start()
+    with pytest.raises(InUse, match="node-7.*its lease is still extended, by a clock that is behind"):
+        hold(tmp_path).__enter__()
+    heartbeat.join()
+
+
+def test_an_expired_lease_that_is_released_while_it_is_watched_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "SILENCE_SECONDS", 20.0)
+    plant(tmp_path, machine="another", expires=time.time() - 10)
+    release = threading.Timer(0.3, (tmp_path / LEASE_FILE).unlink)
+    release.start()
+    with hold(tmp_path, wait_seconds=5.0):
+        assert json.loads((tmp_path / LEASE_FILE).read_text())["process"] == os.getpid()
+    release.join()
 
 
 def test_a_lease_that_was_cut_off_by_a_crash_is_taken_over(tmp_path):
@@ -191,7 +218,7 @@ def test_a_stage_is_refused_in_the_folder_of_another_process(holder, tmp_path):
         StageContext(tiny_recipe(tmp_path)).__enter__()
 
 
-def test_a_stage_reports_the_owner_from_which_it_took_over(tmp_path, capsys):
+def test_a_stage_reports_the_owner_from_which_it_took_over(tmp_path, capsys, brief_silence):
     plant(tmp_path / "output", machine="another", host="node-7", expires=time.time() - 1)
     with StageContext(tiny_recipe(tmp_path)):
         output = capsys.readouterr().out

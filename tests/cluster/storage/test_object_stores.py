@@ -260,6 +260,7 @@ def test_names_in_a_bucket_may_hold_what_a_uri_escapes(s3_bucket, name):
 @pytest.fixture
 def settles(monkeypatch):
     monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.3)
+    monkeypatch.setattr(leases, "SILENCE_SECONDS", 0.1)
 
 
 def hold(folder):

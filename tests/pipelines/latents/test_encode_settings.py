@@ -258,6 +258,7 @@ def test_two_processes_do_not_encode_into_a_folder_that_recipes_share(tmp_path, 
     owner = replace(LeaseOwner.this_process(), machine="another", host="node-7")
     lease.write_text(json.dumps(asdict(owner)))
     monkeypatch.setattr("pipelines.stage.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("cluster.storage.lease.SILENCE_SECONDS", 0.0)
     with pytest.raises(InUse, match="latents at .*/shared/latents: .* on node-7.* set encode.output to another folder"):
         encode_here(config, monkeypatch, context)
     lease.write_text(json.dumps(asdict(replace(owner, expires=1.0))))
