@@ -15,6 +15,8 @@ ACCELERATOR_PREFIX = "accelerator_type:"
 """Prefix of the resource that names the type of a node's accelerators."""
 ACCELERATOR_SHARE = 0.001
 """Amount of that resource that Ray reserves for a worker that requires the type."""
+RESOURCE_UNITS = 10_000
+"""Parts of a resource that Ray counts in: it rounds amounts to four digits."""
 _NAME = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
 _CONDITION = re.compile(rf"(!?)(?:({_NAME})|in\(({_NAME}(?:, ?{_NAME})*)\))")
 
@@ -82,8 +84,23 @@ def count_workers(node: RayNode, needs: WorkerNeeds) -> float:
     """Return how many workers fit on one node; a worker cannot be split between nodes."""
     if not has_labels(node, needs.label_selector):
         return 0
-    asked = [(node["Resources"].get(name, 0), amount) for name, amount in needs.resources.items()]
-    return min((have // amount for have, amount in asked if amount), default=math.inf)
+    asked = [(name, node["Resources"].get(name, 0), amount) for name, amount in needs.resources.items()]
+    return min((count_fitting(*each) for each in asked if each[2]), default=math.inf)
+
+
+def count_fitting(resource: str, have: float, amount: float) -> int:
+    """Return how many workers that need an amount of a resource fit into what there is, as Ray counts.
+
+    Workers that need less than a GPU share one, and none of them is on two.
+    """
+    if resource == "GPU" and amount < 1:
+        return int(have) * _count_units(1.0, amount)
+    return _count_units(have, amount)
+
+
+def _count_units(have: float, amount: float) -> int:
+    # In whole units, because in floating point 1.0 // 0.1 is 9.
+    return round(have * RESOURCE_UNITS) // max(1, round(amount * RESOURCE_UNITS))
 
 
 def can_grow_to(largest: Mapping[str, float], num_workers: int, needs: WorkerNeeds) -> bool:
@@ -95,8 +112,10 @@ def can_grow_to(largest: Mapping[str, float], num_workers: int, needs: WorkerNee
     if not largest:
         return False
     reports_types = any(name.startswith(ACCELERATOR_PREFIX) for name in largest)
-    asked = {name: amount for name, amount in needs.resources.items() if reports_types or name in ("CPU", "GPU")}
-    return all(largest.get(name, 0) >= num_workers * amount for name, amount in asked.items())
+    asked = {
+        name: amount for name, amount in needs.resources.items() if amount and (reports_types or name in ("CPU", "GPU"))
+    }
+    return all(count_fitting(name, largest.get(name, 0), amount) >= num_workers for name, amount in asked.items())
 
 
 def explain_missing_resources(

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cluster.placement import count_fitting
 from dit.accelerators import ACCELERATORS, Accelerator, accelerator_named
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
@@ -150,7 +151,7 @@ def fit_workers(settings: StageConfig, cluster: Cluster, images: int) -> dict[st
         fitting: dict[str, Any] = {"gpus_per_worker": 0, "accelerator_type": None}
     else:
         gpus = settings.gpus_per_worker or 1
-        workers = max(1, int(cluster.count / gpus))  # several share one if gpus is below 1
+        workers = max(1, count_fitting("GPU", cluster.count, gpus))
         if isinstance(settings, EncodeConfig | EvaluateConfig):
             workers = max(1, min(workers, math.ceil(images / settings.shard_rows)))
         else:
@@ -168,7 +169,7 @@ def require_room(section: str, settings: StageConfig, cluster: Cluster) -> None:
     if cluster.accelerator is None:
         return
     workers, gpus = settings.most_workers, settings.gpus_per_worker
-    most = int(cluster.count / gpus)
+    most = count_fitting("GPU", cluster.count, gpus)
     if workers <= most:
         return
     field = "num_workers" if most else "gpus_per_worker"

@@ -8,6 +8,7 @@ from ray._private.label_utils import validate_label_selector_value
 from cluster.placement import (
     WorkerNeeds,
     can_grow_to,
+    count_fitting,
     count_workers,
     explain_missing_resources,
     has_labels,
@@ -44,6 +45,20 @@ NODES = [PLAIN, CHEAP, CHEAP, BIG]
 )
 def test_workers_are_counted_on_the_nodes_that_have_what_they_need(needs, room):
     assert sum(count_workers(node, WorkerNeeds(**needs)) for node in NODES) == room
+
+
+@pytest.mark.parametrize(
+    ("resource", "have", "amount", "count"),
+    [
+        *(("GPU", 1.0, 0.2, 5), ("GPU", 1.0, 0.1, 10), ("CPU", 1.0, 0.1, 10), ("CPU", 7.0, 0.07, 100)),
+        *(("GPU", 8.0, 0.3, 24), ("GPU", 8.0, 2, 4), ("CPU", 8.0, 0.3, 26), ("GPU", 0, 0.5, 0)),
+    ],
+)
+def test_parts_of_a_resource_are_counted_as_ray_counts_them(resource, have, amount, count):
+    assert count_fitting(resource, have, amount) == count
+    needs = WorkerNeeds(cpus=amount if resource == "CPU" else 0, gpus=amount if resource == "GPU" else 0)
+    assert count_workers({"Resources": {resource: have}}, needs) == count
+    assert can_grow_to({resource: have}, count, needs) and not can_grow_to({resource: have}, count + 1, needs)
 
 
 @pytest.mark.parametrize(
