@@ -33,6 +33,8 @@ INSTALL_SECONDS = 3600
 """Time for a node to install requirements, of some gigabytes; Ray's default is ten minutes."""
 READY_SECONDS = 30
 """Time that a head may take from answering requests to running jobs."""
+SILENCE_SECONDS = 300.0
+"""Time without a line after which a log is read again: nothing else shows that a connection has died quietly."""
 LAST_LINES = 20
 """Lines at the end of a log in which the reason for a failure is looked for."""
 
@@ -197,12 +199,14 @@ async def _tail(
 
     num_seen, line, complete = 0, "", True
     try:
-        async for text in client.tail_job_logs(submission_id):
-            *lines, line = (line + text[max(0, skip - num_seen) :]).split("\n")
-            num_seen += len(text)
-            for complete_line in lines:
-                write(complete_line)
-    except (RuntimeError, aiohttp.ClientError):
+        async with asyncio.timeout(SILENCE_SECONDS) as silence:
+            async for text in client.tail_job_logs(submission_id):
+                silence.reschedule(asyncio.get_running_loop().time() + SILENCE_SECONDS)
+                *lines, line = (line + text[max(0, skip - num_seen) :]).split("\n")
+                num_seen += len(text)
+                for complete_line in lines:
+                    write(complete_line)
+    except (RuntimeError, aiohttp.ClientError, TimeoutError):
         complete = False
     if line:
         write(line)

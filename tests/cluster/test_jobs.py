@@ -1,5 +1,6 @@
 """Jobs on a real head with token authentication, whose Python environment is not activated."""
 
+import asyncio
 import http.server
 import shlex
 import socket
@@ -89,6 +90,20 @@ def test_a_failing_job_is_reported_and_its_log_continues_after_a_broken_connecti
     assert lines[-1] == f"job {submission_id} FAILED, exit code 3: line 3"
     assert lines[-5:-1] == [f"line {i}" for i in range(4)]
     assert lines.count("line 0") == 1
+
+
+def test_a_log_from_which_nothing_comes_any_more_is_read_again(monkeypatch):
+    class Silent:
+        """A client whose connection dies quietly after two lines."""
+
+        async def tail_job_logs(self, submission_id):
+            yield "line 0\nline 1\n"
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr(jobs, "SILENCE_SECONDS", 0.1)
+    lines = []
+    assert asyncio.run(jobs._tail(Silent(), "once", lines.append, skip=0)) == (14, False)
+    assert lines == ["line 0", "line 1"]
 
 
 def test_a_job_starts_in_its_folder_and_imports_nothing_from_there(tmp_path):
