@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cluster.credentials import refuse_files_with_credentials
 from raydit.errors import InvalidInput, NotFound
+from raydit.listed_names import require_utf8
 
 MAX_PACKAGE_BYTES = 100 * 2**20
 """The head keeps packages in memory; Ray itself refuses more than 512 MB."""
@@ -78,9 +79,11 @@ def pack(folder: Path, extra: Mapping[str, Path] | None = None, *, max_bytes: in
     """Return the package of a folder: its files without data, outputs, keys and what .gitignore excludes.
 
     extra: further files by their names in the package, which are never excluded. Raises InvalidInput if the package is
-    larger than max_bytes, naming the largest files, or if a file contains a credential or is a link out of the folder.
+    larger than max_bytes, naming the largest files, or if a file contains a credential, is a link out of the folder, or
+    has a name that is not UTF-8.
     """
     names = [name for name in _list_not_ignored(folder) if not _is_excluded(name) and (folder / name).is_file()]
+    require_utf8(names, str(folder), "working directory")
     _refuse_links_out_of(folder, names)
     package = Package(files={name: folder / name for name in names} | dict(extra or {}))
     if package.num_bytes > max_bytes:

@@ -1,8 +1,10 @@
-"""Names of files that another file lists: each must stay in the folder of that file.
+"""Names of files that another file or a folder lists.
 
-A manifest, an index or a checkpoint's COMPLETE may come from somebody else, and what it lists is opened.
+A manifest, an index or a checkpoint's COMPLETE may come from somebody else, and what it lists is opened: each name must
+stay in the folder of that file.
 """
 
+import os
 from collections.abc import Iterable
 
 from raydit.errors import InvalidInput
@@ -29,3 +31,16 @@ def require_inside(name: object, where: object) -> str:
 def require_all_inside(names: Iterable[object], where: object) -> list[str]:
     """Return listed names that all stay inside the folder; see `require_inside`."""
     return [require_inside(name, where) for name in names]
+
+
+def require_utf8(names: Iterable[str], folder: str, field: str) -> None:
+    """Raise InvalidInput if the name of a file in a folder is not UTF-8; it cannot be recorded then.
+
+    field: what names the folder, for the message.
+    """
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            found = f"{field}: found the file name {os.fsencode(name)!r} in {folder}"
+            raise InvalidInput(found, "UTF-8", "rename the file") from error

@@ -17,6 +17,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from cluster import storage
 from raydit.errors import InvalidInput, NotFound, RayditError
+from raydit.listed_names import require_utf8
 from raydit.regular_files import FileTooLarge, SpecialFile, read_regular, refuse_special_file, refuse_too_large
 
 MAX_REQUESTS = 16
@@ -78,19 +79,8 @@ class Files:
             pairs = sorted((info.path[start:], info.size) for info in infos if info.type == FileType.File)
             pairs = [pair for pair in pairs if "/." not in "/" + pair[0]]
         names = [name for name, _ in pairs]
-        self._require_utf8(names)
+        require_utf8(names, self.root, "images.path")
         return names, np.array([size for _, size in pairs], np.int64)
-
-    def _require_utf8(self, names: list[str]) -> None:
-        try:
-            "".join(names).encode()
-        except UnicodeEncodeError as error:
-            wrong = next(
-                name for name in names if not name.isascii() and name != name.encode(errors="replace").decode()
-            )
-            raise InvalidInput(
-                f"images.path: found the file name {os.fsencode(wrong)!r} in {self.root}", "UTF-8", "rename the file"
-            ) from error
 
     def list_top(self) -> tuple[list[str], list[str]]:
         """Return the sorted names of the folders and of the files directly in the root."""

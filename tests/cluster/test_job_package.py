@@ -129,6 +129,12 @@ def test_a_file_that_holds_a_key_is_refused_whatever_its_name(tree, monkeypatch,
     assert content not in str(refused.value)
 
 
+def test_a_file_whose_name_is_not_utf8_is_refused(tree):
+    (tree / "src" / os.fsdecode(b"\xff.py")).touch()
+    with pytest.raises(ValueError, match=r"found the file name b'src/\\xff.py' in .*, expected UTF-8. Rename the file"):
+        pack(tree)
+
+
 def test_links_out_of_the_folder_or_to_what_is_not_sent_are_refused(tree, tmp_path_factory):
     other = tmp_path_factory.mktemp("elsewhere") / "notes.md"
     other.write_text("private")
