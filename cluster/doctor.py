@@ -67,7 +67,7 @@ def check_ray(address: str | None = None) -> Check:
     try:
         found = _ask_job_server(address) if address and "://" in address else _ask_ray(address)
     except RayditError as error:
-        return Check("ray", False, f"{error.found}, expected {error.expected}", error.do)
+        return Check("ray", False, error.problem, error.do)
     except Exception as error:  # a failed start of Ray raises a bare Exception
         return Check("ray", False, _one_line(error), "see /tmp/ray/session_latest/logs")
     return Check("ray", True, found)

@@ -22,6 +22,8 @@ from raydit.errors import InvalidInput, Unreachable
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 10
+REFUSED = (401, 403)
+"""HTTP codes with which a job server answers a request without a token, and with a wrong one."""
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -66,7 +68,7 @@ def server_version(address: str | None = None) -> str:
         with _opener.open(_version_request(url), timeout=ANSWER_SECONDS) as response:
             return json.load(response)["ray_version"]
     except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
+        if error.code in REFUSED:
             found = "no token" if error.code == 401 else "another token"
             raise InvalidInput(
                 f"the job server at {url} received {found} (HTTP {error.code})",
@@ -85,13 +87,15 @@ def server_version(address: str | None = None) -> str:
 
 
 def accepts_jobs_without_token(address: str | None = None) -> bool:
-    """Return whether a job server accepts jobs without a token. Raises OSError if it does not answer."""
+    """Return whether a job server accepts jobs without a token. Raises OSError if it does not answer, or fails."""
     request = urllib.request.Request(f"{server_url(address)}/api/jobs/")
     try:
         with _opener.open(request, timeout=ANSWER_SECONDS):
             return True
-    except urllib.error.HTTPError:
-        return False
+    except urllib.error.HTTPError as error:
+        if error.code in REFUSED:
+            return False
+        raise
 
 
 def clock_skew_seconds(address: str | None = None) -> float:

@@ -43,8 +43,13 @@ class RayditError(Exception):
 
     def __init__(self, found: str, expected: str, do: str):
         self.found, self.expected, self.do = found, expected, do
-        parts = [f"{found}, expected {expected}" if expected else found, do[:1].upper() + do[1:]]
+        parts = [self.problem, do[:1].upper() + do[1:]]
         super().__init__(". ".join(self._shorten(part) for part in parts if part))
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, without what to do about it."""
+        return f"{self.found}, expected {self.expected}" if self.expected else self.found
 
     @classmethod
     def _shorten(cls, part: str) -> str:

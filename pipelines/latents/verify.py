@@ -117,7 +117,7 @@ def check_file(dataset: LatentDataset, shard: ShardEntry, findings: Findings) ->
     try:
         table = read_shard_table(pa.BufferReader(data), shard, file)
     except InvalidInput as error:
-        findings.add("schema", f"{error.found}, expected {error.expected}", error.do)
+        findings.add("schema", error.problem, error.do)
         return None
     columns = schema.latent_schema(dataset.description)
     if not table.schema.equals(columns):

@@ -70,11 +70,12 @@ def test_lines_are_aligned_and_failures_say_what_to_do():
 
 @pytest.fixture
 def open_server():
-    """A job server without a token, whose clock is an hour late."""
+    """A job server without a token, whose clock is an hour late. Requests for /500 and so on are answered so."""
 
     class Open(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200)
+            code = self.path[1:4]
+            self.send_response(int(code) if code.isdigit() else 200)
             self.end_headers()
             self.wfile.write(b"{}")
 
@@ -95,6 +96,17 @@ def test_a_job_server_without_a_token_fails(open_server, ray_head):
     check = doctor.check_token(open_server)
     assert not check.ok and "CVE-2023-48022" in check.found and "RAY_AUTH_MODE=token" in check.do
     assert doctor.check_token(ray_head.address).ok
+
+
+@pytest.mark.parametrize(("code", "refuses"), [(401, True), (403, True), (302, False), (500, False)])
+def test_only_a_refusal_shows_that_a_token_is_needed(open_server, code, refuses):
+    check = doctor.check_token(f"{open_server}/{code}")
+    assert check.ok == refuses and (refuses or str(code) in check.found)
+
+
+def test_another_server_than_rays_is_named_without_what_else_was_expected(open_server):
+    check = doctor.check_ray(open_server)
+    assert check.found == f"{open_server} is not a Ray job server" and "8265" in check.do
 
 
 def test_a_wrong_clock_fails(open_server, ray_head, monkeypatch):
