@@ -13,6 +13,7 @@ from cluster.credentials import default_token_file
 from cluster.listeners import ray_listeners
 from cluster.session import ray_session
 from raydit.errors import RayditError
+from raydit.printable import message_of
 from raydit.versions import installed_version
 
 MIN_PYTHON = (3, 11)
@@ -69,7 +70,7 @@ def check_ray(address: str | None = None) -> Check:
     except RayditError as error:
         return Check("ray", False, error.problem, error.do)
     except Exception as error:  # a failed start of Ray raises a bare Exception
-        return Check("ray", False, _one_line(error), "see /tmp/ray/session_latest/logs")
+        return Check("ray", False, message_of(error), "see /tmp/ray/session_latest/logs")
     return Check("ray", True, found)
 
 
@@ -95,7 +96,7 @@ def check_token(address: str) -> Check:
     try:
         is_open = job_server.accepts_jobs_without_token(address)
     except OSError as error:
-        return Check("token", False, _one_line(error), "correct --address")
+        return Check("token", False, message_of(error), "correct --address")
     if not is_open:
         return Check("token", True, "jobs without a token are refused")
     do = "restart it with RAY_AUTH_MODE=token, and keep its ports behind a firewall (cluster/README.md)"
@@ -130,7 +131,7 @@ def check_head_clock(address: str, max_seconds: float) -> Check:
     try:
         skew = job_server.clock_skew_seconds(address)
     except (OSError, TypeError, ValueError) as error:
-        return Check("clock", False, _one_line(error), "correct --address")
+        return Check("clock", False, message_of(error), "correct --address")
     found = f"the head's clock differs from ours by {skew:.0f} s"
     return _check("clock", skew <= max_seconds, found, "synchronize both by NTP")
 
@@ -145,7 +146,7 @@ def check_storage(path: str) -> Check:
         replaced = storage.read_bytes(file) == b"new"
         storage.remove_folder(probe)
     except (OSError, ValueError) as error:
-        return Check("storage", False, f"{path}: {_one_line(error)}", "choose a path or URI that is writable")
+        return Check("storage", False, f"{path}: {message_of(error)}", "choose a path or URI that is writable")
     free = storage.free_bytes(path)
     found = f"{path} is writable" + (f", {free / 2**30:.1f} GiB free" if free is not None else "")
     return _check("storage", replaced, found, "a replaced file still reads as the old one; choose another path")
@@ -175,7 +176,3 @@ def _check(name: str, ok: bool, found: str, do: str) -> Check:
 
 def _host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -19,6 +19,7 @@ from typing import ParamSpec, TypeVar
 
 from cluster.credentials import ray_token
 from raydit.errors import InvalidInput, Unreachable
+from raydit.printable import message_of
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 10
@@ -34,7 +35,7 @@ def server_url(address: str | None) -> str:
 
     Raises InvalidInput for an address that is not a URL.
     """
-    url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    url = _given_url(address)
     try:
         is_url = bool(urllib.parse.urlsplit(url).hostname)
     except ValueError:  # a bracket of an IPv6 address is missing, for example
@@ -46,6 +47,10 @@ def server_url(address: str | None) -> str:
             "correct --address or RAY_API_SERVER_ADDRESS",
         )
     return url.rstrip("/")
+
+
+def _given_url(address: str | None) -> str:
+    return address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
 
 
 def is_this_machine(address: str | None) -> bool:
@@ -122,7 +127,7 @@ def token_header() -> dict[str, str]:
 
 def sends_token_in_clear(address: str | None) -> bool:
     """Return whether requests to a job server carry our token over the network without encryption."""
-    url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    url = _given_url(address)
     return url.startswith("http://") and not is_this_machine(url) and bool(token_header())
 
 
@@ -150,7 +155,7 @@ def explains_failed_requests(function: Callable[Parameters, Result]) -> Callable
             if isinstance(error, RuntimeError) and "Request failed with status code" not in str(error):
                 raise
             raise Unreachable(
-                f"the job server failed: {' '.join(str(error).split())[:300]}",
+                f"the job server failed: {message_of(error)[:300]}",
                 "",
                 "see dashboard.log and dashboard_agent.log on its node, and run the same command again",
             ) from error

@@ -16,6 +16,11 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
+def message_of(error: BaseException) -> str:
+    """Return an error's message on one line, with single spaces."""
+    return " ".join(str(error).split())
+
+
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

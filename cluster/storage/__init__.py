@@ -41,7 +41,7 @@ from cluster.storage.paths import (
     resolve,
     split,
 )
-from cluster.storage.read_ahead import open_in_order
+from cluster.storage.read_ahead import map_ahead, open_in_order
 from cluster.storage.retried_reads import open_retried
 from cluster.storage.temporaries import TEMPORARY_PREFIX, lock, temporary_path
 
@@ -65,6 +65,7 @@ __all__ = [
     "local_folder_for",
     "local_path",
     "lock",
+    "map_ahead",
     "move_file",
     "move_folder",
     "nearest_folder",

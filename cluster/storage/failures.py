@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, TypeVar
 
 from raydit.errors import RayditError, StorageFailed
+from raydit.printable import message_of
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -25,7 +26,7 @@ def explain_failures(path: str, *, missing: bool = False) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not missing:
             raise
-        reason = " ".join(str(error).split())
+        reason = message_of(error)
         raise StorageFailed(
             f"{path}: {reason}", "", "check that it exists, and that you may read and write it; or use another path"
         ) from error

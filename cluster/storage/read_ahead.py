@@ -1,12 +1,15 @@
 """Read many files in order: one after the other from a disk, with several requests in advance from an object store."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from cluster.storage.files import MAX_CONCURRENT_REQUESTS, open_file
 from cluster.storage.paths import is_local
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def open_in_order(paths: Sequence[str]) -> Iterator[BinaryIO]:
@@ -18,12 +21,19 @@ def open_in_order(paths: Sequence[str]) -> Iterator[BinaryIO]:
     if all(map(is_local, paths)):
         yield from map(open_file, paths)
         return
+    yield from map_ahead(open_file, paths)
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], num_ahead: int = MAX_CONCURRENT_REQUESTS
+) -> Iterator[Result]:
+    """Yield function(item) in order. Threads call it for at most `num_ahead` items in advance."""
     with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as pool:
-        ahead: deque[Future[BinaryIO]] = deque()
+        ahead: deque[Future[Result]] = deque()
         try:
-            for path in paths:
-                ahead.append(pool.submit(open_file, path))
-                if len(ahead) >= MAX_CONCURRENT_REQUESTS:
+            for item in items:
+                ahead.append(pool.submit(function, item))
+                if len(ahead) >= num_ahead:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipelines.images.labels import class_label_columns, decode_texts, is_text
 from raydit.errors import InvalidInput, NotFound, RayditError
+from raydit.printable import message_of
 
 FREE_ROWS = 1_000_000
 """Rows that a file may have however short it is: empty ones take no bytes, and equal ones hardly any."""
@@ -56,7 +57,7 @@ def explain_broken(
             raise NotFound(found, expected, "copy it again") from error
         if isinstance(error, OSError) and (number or not is_local):
             raise
-        reason = " ".join(str(error).split())[:300]
+        reason = message_of(error)[:300]
         found = f"{field}{where}: found no readable {kind} ({reason})"
         raise InvalidInput(found, expected, "copy it again") from error
 

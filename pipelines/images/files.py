@@ -4,9 +4,7 @@ import difflib
 import errno
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -20,8 +18,6 @@ from raydit.errors import InvalidInput, NotFound, RayditError
 from raydit.listed_names import require_utf8
 from raydit.regular_files import FileTooLarge, SpecialFile, read_regular, refuse_special_file, refuse_too_large
 
-MAX_REQUESTS = 16
-"""Concurrent requests to an object store; each takes some tens of milliseconds."""
 MAX_FILE_BYTES = 2**31
 """Largest image or table that is read into memory; no encoding of the largest image that is decoded is longer."""
 MAX_DESCRIPTION_BYTES = 2**26
@@ -168,16 +164,9 @@ class Files:
     def map_names(self, function: Callable[[str], Result], names: Iterable[str]) -> Iterator[Result]:
         """Yield function(name) in order; in an object store, several calls run ahead in threads."""
         if self.is_local:
-            yield from map(function, names)
-            return
-        with ThreadPoolExecutor(MAX_REQUESTS) as pool:
-            waiting: deque[Future[Result]] = deque()
-            for name in names:
-                waiting.append(pool.submit(function, name))
-                if len(waiting) == 2 * MAX_REQUESTS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            return map(function, names)
+        # Twice as many as there are threads, so that these are busy while the caller decodes.
+        return storage.map_ahead(function, names, 2 * storage.MAX_CONCURRENT_REQUESTS)
 
 
 def _walk(folder: str, prefix: str = "", parents: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:

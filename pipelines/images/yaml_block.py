@@ -3,6 +3,8 @@
 from functools import lru_cache
 from typing import Any
 
+from raydit.printable import message_of
+
 MAX_CARD_BYTES = 2**21
 """Longest YAML block that is parsed; that of a data set with 20,000 described classes is half as long."""
 MAX_NUMBER_LENGTH = 100
@@ -23,7 +25,7 @@ def load_yaml(text: str) -> Any:
     except RecursionError:
         raise YamlError("nested too deeply") from None
     except Exception as error:  # the constructors of dates and numbers raise anything
-        raise YamlError(" ".join(str(error).split())[:300]) from error
+        raise YamlError(message_of(error)[:300]) from error
 
 
 @lru_cache(maxsize=1)

@@ -28,6 +28,7 @@ from pipelines.images.splits import ALL_SPLITS, as_splits, find_split_layout, pi
 from pipelines.images.text_tables import as_utf8, read_json_lines, read_text_table
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer
+from raydit.printable import message_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -202,7 +203,7 @@ class TableSource:
             return read_text_table(content, names, labels, "\t" if self.table.endswith(".tsv") else ",", where)
         except (pa.ArrowException, csv.Error, OSError, UnicodeDecodeError) as error:
             raise InvalidInput(
-                f"images.path: {where}: found no readable table ({' '.join(str(error).split())[:300]})",
+                f"images.path: {where}: found no readable table ({message_of(error)[:300]})",
                 f"{', '.join(TABLE_SUFFIXES)} with a line of column names",
                 "correct the table",
             ) from error
