@@ -107,7 +107,7 @@ def check_token_file() -> Check:
     """Check that no other user of this machine can read Ray's token, which lets them run code as this user."""
     file = default_token_file()
     if not file.exists():
-        return Check("auth", True, "none yet; the first Ray that starts here makes it")
+        return Check("auth", True, "no token yet; the first Ray started here creates it")
     mode = stat.S_IMODE(file.stat().st_mode)
     found = f"{file} has mode {mode:04o}"
     return _check("auth", not mode & 0o077, found, f"chmod 600 {file}")

@@ -62,7 +62,7 @@ def check_nodes(output: str | None, further: Callable[[], Check] | None = None) 
     ]
     if blind := [report.node for report in reports if not report.sees_marker]:
         do = "choose a URI (s3://BUCKET/...) or the path of a mount that all nodes share"
-        checks.append(Check("shared", False, f"{output} is another folder on {', '.join(blind)}", do))
+        checks.append(Check("shared", False, f"{output} is not the same folder on {', '.join(blind)}", do))
     return checks
 
 

@@ -102,7 +102,7 @@ class StageContext:
         try:
             _ = Tracker.has_waiting(self.config, self.part) and self.tracker
         except InvalidInput as error:
-            self.say("tracking", f"what waits cannot be delivered: {error}")
+            self.say("tracking", f"entries in the journal cannot be delivered: {error}")
 
     def _hold(self, held: ExitStack, part: str, wait_seconds: float = WAIT_SECONDS) -> None:
         folder = storage.join(self.config.output, part) if part else self.config.output

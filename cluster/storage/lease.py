@@ -90,12 +90,12 @@ class LeaseOwner:
         owner = cls(**json.loads(data))
         texts = (owner.id, owner.user, owner.host, owner.process_started, owner.machine, owner.job or "")
         if not all(isinstance(text, str) and len(text) <= MAX_TEXT_LENGTH for text in texts):
-            raise ValueError("a field is no text, or too long")
+            raise ValueError("a field is not text, or is too long")
         if type(owner.process) is not int or not 0 <= owner.process < 2**31:
-            raise ValueError("the process is no number of one")
+            raise ValueError("the process is not a process id")
         times = (owner.since, owner.expires)  # not-a-number is in no range
         if not all(type(seconds) in (int, float) and 0 <= seconds < END_OF_TIME for seconds in times):
-            raise ValueError("a time is none")
+            raise ValueError("since or expires is not a time")
         return owner
 
     @property

@@ -1,4 +1,4 @@
-"""Whose a file is, in folders that several users write to."""
+"""Who owns a file, in folders that several users write to."""
 
 import os
 import pwd

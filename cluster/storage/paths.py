@@ -59,7 +59,7 @@ def local_path(path: str) -> str:
 def resolve(path: str) -> tuple[FileSystem, str]:
     """Return the pyarrow file system of a path, and the path inside that file system.
 
-    Raises InvalidInput for a URI that pyarrow cannot open or that contains a password, and for one without end.
+    Raises InvalidInput for a URI that pyarrow cannot open or that contains a password, and for one that is too long.
     """
     if len(path) > MAX_PATH_LENGTH:
         raise InvalidInput(

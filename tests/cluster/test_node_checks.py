@@ -66,4 +66,4 @@ def test_one_node_that_cannot_write_fails_the_check(found):
 
 def test_a_folder_that_the_nodes_do_not_share_is_reported(found, tmp_path):
     check = found(report("10.0.0.1", GOOD), report("10.0.0.2", GOOD, sees_marker=False))["shared"]
-    assert not check.ok and "is another folder on 10.0.0.2" in check.found and "s3://" in check.do
+    assert not check.ok and "is not the same folder on 10.0.0.2" in check.found and "s3://" in check.do
