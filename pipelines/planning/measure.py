@@ -107,8 +107,8 @@ def _encoder_pass(config: Recipe, networks: Networks, images: int, dtype: str) -
     )
     memory_format = MEMORY_FORMATS[config.encode.layout]
     # diffusers' own `to` warns of modules that should stay in float32, of which there are none.
-    torch.nn.Module.to(created, dtype=weights_dtype(dtype), memory_format=memory_format)
-    autoencoder = Autoencoder(created)
+    created = torch.nn.Module.to(created, dtype=weights_dtype(dtype))
+    autoencoder = Autoencoder(created.to(memory_format=memory_format))
     pixels = torch.rand(images, 3, side, side).contiguous(memory_format=memory_format)
     return lambda: autoencoder.encode(pixels)
 
