@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
+from dit.device_errors import explain_full_memory, worker_device
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.preprocess import read_cropped_counting_low
@@ -22,6 +23,9 @@ from pipelines.latents.statistics import channel_sums
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+LESS_MEMORY = "lower encode.batch_size, and run the same command again: it resumes"
+"""What to do if the memory of a worker is not enough."""
 
 
 class ReadShard(TypedDict):
@@ -124,11 +128,13 @@ class EncodeImages(MomentsEncoder):
         import torch
 
         torch.set_num_threads(settings.cpus_per_worker)
-        device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
-        super().__init__(autoencoder, settings, device, recorded)
+        device = torch.device(worker_device(settings.gpus_per_worker))
+        with explain_full_memory(LESS_MEMORY):
+            super().__init__(autoencoder, settings, device, recorded)
 
     def __call__(self, row: ReadShard) -> EncodedShard:
-        moments, moments_flip = self.encode_with_flip(row["images"])
+        with explain_full_memory(LESS_MEMORY):
+            moments, moments_flip = self.encode_with_flip(row["images"])
         encoded: EncodedShard = {
             "shard": row["shard"],
             "listing": row["listing"],

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+from dit.device_errors import explain_full_memory
 from pipelines.config.training import WorkersConfig
 from pipelines.console import first_line
 from raydit.errors import WorkersDied
@@ -15,6 +16,8 @@ from raydit.errors import WorkersDied
 Task = TypeVar("Task")
 MAX_DEATHS = 3
 """Actors that may die of one task; or, times the size of the pool, in a row before any has started."""
+LESS_MEMORY = "lower evaluate.batch_size (of an autoencoder, encode.batch_size), and run the same command again"
+"""What to do if the memory of an actor is not enough."""
 
 
 class PoolWorker(Generic[Task]):
@@ -25,11 +28,13 @@ class PoolWorker(Generic[Task]):
 
     def start(self) -> None:
         """Create the function. Not done in __init__, because Ray passes errors of constructors on as text."""
-        self._run = self._create()
+        with explain_full_memory(LESS_MEMORY):
+            self._run = self._create()
 
     def run(self, task: Task) -> None:
         """Run one task."""
-        self._run(task)
+        with explain_full_memory(LESS_MEMORY):
+            self._run(task)
 
 
 def run_on_actors(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dit.device_errors import worker_device
 from evaluation.extractor_names import extractor_kind
 from evaluation.protocol import EvaluationProtocol
 from pipelines.config.evaluate import EvaluateConfig, path_for
@@ -51,7 +52,7 @@ class SampleActor:
         # The same number of threads for any number of workers: another order of summation changes the last bits.
         torch.set_num_threads(evaluate.cpus_per_worker)
         self.sources, self.batch_size, self.compiled = sources, evaluate.batch_size, evaluate.compile
-        self.device = "cuda" if evaluate.gpus_per_worker else "cpu"
+        self.device = worker_device(evaluate.gpus_per_worker)
 
     def __call__(self, shard: ScoringShard) -> None:
         """Compute a shard and write its record."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster import storage
+from dit.device_errors import worker_device
 from evaluation.protocol import shard_ranges
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
@@ -279,7 +280,7 @@ class DenoisingActor:
         import torch
 
         torch.set_num_threads(evaluate.cpus_per_worker)
-        self.device = "cuda" if evaluate.gpus_per_worker else "cpu"
+        self.device = worker_device(evaluate.gpus_per_worker)
 
     def __call__(self, task: DenoisingTask) -> None:
         """Measure and write the record."""

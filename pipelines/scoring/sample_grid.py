@@ -7,6 +7,7 @@ import numpy as np
 
 from cluster import storage
 from dit.config import RandomKind
+from dit.device_errors import explain_full_memory, worker_device
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.grids import labelled_grid, save_png
@@ -52,15 +53,16 @@ def sample_grid(
     labels = [class_label(name, names) for name in classes] if classes else list(range(min(len(names), MAX_ROWS)))
     labels = labels or [0]
     protocol = sampling_protocol(evaluate, seed, opened, random)
-    sampler = CheckpointSampler(
-        opened.shared,
-        protocol,
-        batch_size=evaluate.batch_size,
-        device="cuda" if evaluate.gpus_per_worker else "cpu",
-        compiled=evaluate.compile,
-        guide=guide_location(protocol, evaluate, opened),
-    )
-    images = sampler.sample(range(len(labels) * columns), np.repeat(labels, columns).astype(np.int64))
+    with explain_full_memory("lower evaluate.batch_size"):
+        sampler = CheckpointSampler(
+            opened.shared,
+            protocol,
+            batch_size=evaluate.batch_size,
+            device=worker_device(evaluate.gpus_per_worker),
+            compiled=evaluate.compile,
+            guide=guide_location(protocol, evaluate, opened),
+        )
+        images = sampler.sample(range(len(labels) * columns), np.repeat(labels, columns).astype(np.int64))
     rows = images.reshape(len(labels), columns, *images.shape[1:])
     titles = [names[label] if names else "" for label in labels]
     return save_png(labelled_grid(list(zip(titles, rows, strict=True))), out)

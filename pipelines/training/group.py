@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster import signals
 from cluster.threads import run_beside
-from pipelines.config.training import ElasticWorkersConfig
+from pipelines.config.training import ElasticWorkersConfig, TrainConfig
 from pipelines.console import first_line
 from pipelines.stage import JobContext
 from pipelines.training.messages import (
@@ -122,7 +122,8 @@ def run_workers(
                 if restarts == MAX_RESTARTS:
                     raise _died_repeatedly(stage, failure) from error
                 restarts += 1
-                context.say(stage, f"a worker died ({first_line(failure)}); restarting all workers")
+                happened = "died" if _is_of_ray(failure) else "failed"
+                context.say(stage, f"a worker {happened} ({first_line(failure)}); restarting all workers")
 
 
 class GroupStop:
@@ -162,8 +163,19 @@ def _run_worker(train_loop_config: dict[str, Any]) -> None:
     """Run in every process of the group: unpack the dict that Ray Train requires."""
     import ray
 
+    from dit.device_errors import explain_full_memory
+
     function, settings, workers, mailbox = ray.get(train_loop_config["work"])
-    function(Worker.of_ray_train(workers, mailbox), settings)
+    with explain_full_memory(_less_memory(workers)):
+        function(Worker.of_ray_train(workers, mailbox), settings)
+
+
+def _less_memory(workers: ElasticWorkersConfig) -> str:
+    """Return what to do if the workers' memory is not enough."""
+    smaller = "raise autoencoder.train.accumulation_steps"
+    if isinstance(workers, TrainConfig):
+        smaller = "raise train.accumulation_steps, or set train.gradient_checkpointing = true"
+    return f"{smaller} (`raydit plan` says what fits), and run the same command again: it resumes"
 
 
 def _scaling_config(workers: ElasticWorkersConfig) -> "ScalingConfig":
@@ -191,7 +203,10 @@ def _run_config(stage: str, storage_path: str) -> "RunConfig":
 
 def _first_cause(error: Exception) -> BaseException:
     """Return the error that a worker raised on purpose, rather than those of workers that lost contact with it."""
-    failures = getattr(error, "worker_failures", {}).values()
+    failures = [*getattr(error, "worker_failures", {}).values()]
+    at_start = getattr(getattr(error, "controller_failure", None), "cause", None)
+    if isinstance(at_start, RayditError):  # raised while the workers formed a group
+        failures.append(at_start)
     return next(iter(sorted(failures, key=_is_retryable)), error)
 
 
@@ -200,9 +215,14 @@ def _is_retryable(failure: BaseException) -> bool:
     return not isinstance(failure, RayditError | ValueError | OSError | ArithmeticError)
 
 
+def _is_of_ray(failure: BaseException) -> bool:
+    """Return whether Ray reports the death of a worker; any other error was raised by the worker's own code."""
+    return type(failure).__module__.startswith("ray.")
+
+
 def _died_repeatedly(stage: str, failure: BaseException) -> BaseException:
     """Return the error to raise after the last restart: a dead worker's is for the user, any other is a bug's own."""
-    if not type(failure).__module__.startswith("ray."):
+    if not _is_of_ray(failure):
         return failure
     return WorkersDied(
         f"{stage}: workers died {MAX_RESTARTS + 1} times without a new checkpoint in between, the last time because: "

@@ -18,6 +18,7 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 
 from cluster.session import LOOPBACK
+from dit.device_errors import worker_device
 from pipelines.config.training import ElasticWorkersConfig
 
 GPU_BACKENDS = "cpu:gloo,cuda:nccl"
@@ -78,9 +79,14 @@ class TorchGroup(Backend):
 
 
 def join(address: dict[str, str], **group: Any) -> None:
-    """Join the process group, in a worker. address: environment variables. group: see Ray Train's function."""
+    """Join the process group, in a worker. address: environment variables. group: see Ray Train's function.
+
+    Raises Failed if the workers compute on GPUs, and torch cannot use this one's.
+    """
     from ray.train.torch import config
 
+    if group["backend"] == GPU_BACKENDS:
+        worker_device(1)
     os.environ.update(address)
     if address.get("MASTER_ADDR", LOOPBACK) == LOOPBACK:
         keep_gloo_on_loopback()

@@ -29,7 +29,7 @@ from pipelines.latents.moments import MomentsEncoder
 from pipelines.latents.quarantine import MOMENTS_ARE_NAN
 from pipelines.latents.shards import RECORDS, plan_shards, read_shard_records, settings_digest, write_shard
 from pipelines.stage import StageContext
-from raydit.errors import InUse
+from raydit.errors import Failed, InUse
 
 LISTING = Listing(["a", "b"], np.zeros(2, np.int32), np.zeros(2, np.int64), ("one",))
 
@@ -144,6 +144,16 @@ def test_the_job_says_that_it_encodes_in_float32(tmp_path, local_ray, capsys):
         dataset = encode(config, context=context)
     assert "encode.dtype = 'tf32': this CPU has no TF32, so encoding goes on in float32" in capsys.readouterr().out
     assert dataset.identity["encode"]["dtype"] == "tf32"
+
+
+def test_a_worker_whose_memory_is_full_says_which_setting_takes_less(tiny_autoencoder, monkeypatch):
+    def fill(images):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    worker = EncodeImages(AutoencoderHandle(tiny_autoencoder, ""), EncodeConfig())
+    monkeypatch.setattr(worker, "encode_with_flip", fill)
+    with pytest.raises(Failed, match="Tried to allocate 2 GiB. Lower encode.batch_size"):
+        worker({"images": np.zeros((1, 8, 8, 3), np.uint8)})
 
 
 def test_only_the_autoencoder_sees_tf32(tiny_autoencoder, monkeypatch):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.config.training import WorkersConfig
-from pipelines.scoring.actor_pool import MAX_DEATHS, run_on_actors
+from pipelines.scoring.actor_pool import MAX_DEATHS, PoolWorker, run_on_actors
+from raydit.errors import Failed
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 TASKS = [f"task-{number}" for number in range(7)]
@@ -81,3 +82,15 @@ def test_errors_of_tasks_are_raised_unchanged(at_start):
     with pytest.raises(ValueError) as raised:
         run(TASKS, create, WorkersConfig(num_workers=2))
     assert str(raised.value) == "found 0, expected 1; take another"
+
+
+def test_a_worker_whose_memory_is_full_says_which_setting_takes_less():
+    def fill(task=None):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(Failed, match="Tried to allocate 2 GiB. Lower evaluate.batch_size"):
+        PoolWorker(fill).start()
+    worker = PoolWorker(lambda: fill)
+    worker.start()
+    with pytest.raises(Failed, match="Tried to allocate 2 GiB. Lower evaluate.batch_size"):
+        worker.run("task")

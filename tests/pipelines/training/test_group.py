@@ -1,13 +1,18 @@
 """How a training group treats the errors of its workers, without Ray."""
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
-from ray.train import WorkerGroupError
+from ray.exceptions import RayTaskError
+from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
+from pipelines.config.training import TrainConfig
+from pipelines.training import group
 from pipelines.training.group import _died_repeatedly, _first_cause, _is_retryable
-from raydit.errors import Diverged, InvalidInput, StorageFull, Unreachable, WorkersDied
+from raydit.errors import Diverged, Failed, InvalidInput, StorageFull, Unreachable, WorkersDied
 
 DEAD = WorkerHealthCheckFailedError("a worker failed its health check", RuntimeError("it was killed"))
 LOST_PEER = RuntimeError("connection closed by peer")
@@ -37,3 +42,31 @@ def test_a_dead_worker_is_retried_and_in_the_end_reported_in_one_line():
 
 def test_a_bug_that_recurs_is_raised_as_it_is():
     assert _died_repeatedly("train", LOST_PEER) is LOST_PEER
+
+
+def test_an_error_for_the_user_that_a_worker_raised_while_the_group_formed_is_not_retried():
+    raised = Failed("found no GPU", "one", "set gpus_per_worker = 0")
+    arrived = pickle.loads(pickle.dumps(ControllerError(RayTaskError("join", "a traceback", raised))))
+    failure = _first_cause(arrived)
+    assert type(failure) is Failed and str(failure) == str(raised)
+    lost = ControllerError(RayTaskError("join", "a traceback", OSError("refused")))
+    assert _is_retryable(_first_cause(lost))
+
+
+@pytest.mark.parametrize(
+    ("workers", "advice"),
+    [
+        (TrainConfig(), "Raise train.accumulation_steps, or set train.gradient_checkpointing = true"),
+        (AutoencoderTrainConfig(), "Raise autoencoder.train.accumulation_steps"),
+    ],
+)
+def test_a_worker_whose_memory_is_full_says_which_settings_take_less(monkeypatch, workers, advice):
+    def train(worker, settings):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 is full. And more")
+
+    monkeypatch.setattr("ray.get", lambda work: work)
+    monkeypatch.setattr(group, "Worker", SimpleNamespace(of_ray_train=lambda workers, mailbox: None))
+    with pytest.raises(Failed) as raised:
+        group._run_worker({"work": (train, None, workers, None)})
+    assert str(raised.value).startswith(f"CUDA out of memory. Tried to allocate 2 GiB. GPU 0 is full. {advice} (")
+    assert not _is_retryable(raised.value)
