@@ -155,6 +155,7 @@ class TrainingMonitor:
     def _remove_outdated(self, *, force_refresh: bool = False) -> None:
         if self._config.keep_last is None:
             return
+        self._previews.cancel_waiting()
         # Workers may be ahead of what was logged; and previews must not lose the checkpoint that they are drawn from.
         steps = [step for step in self._checkpoints.finished_steps() if step <= self._logged_step]
         in_use = self._previews.pending_steps

@@ -1,7 +1,8 @@
 """Previews: grids of samples from the checkpoints of a running training, drawn by Ray tasks."""
 
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ GRID_COLUMNS = 8
 """Samples of each class."""
 FINAL_WAIT_SECONDS = 600.0
 """How long the end of training waits for the last grids."""
+PATIENCE_SECONDS = 60.0
+"""How long a grid may wait for CPUs and GPUs, and a process, while newer checkpoints replace its own."""
 
 
 class Previews:
@@ -27,6 +30,8 @@ class Previews:
         self._config, self._run, self._say = config, run, say
         self._folder = Path(storage.local_folder_for(config.folder("samples")))
         self._pending: dict[Any, tuple[int, str]] = {}
+        self._waiting: dict[Any, float] = {}
+        """Pending grids that nothing draws yet, and since when."""
 
     @property
     def pending_steps(self) -> set[int]:
@@ -48,33 +53,72 @@ class Previews:
         evaluate = self._config.evaluate
         resources = {"num_cpus": evaluate.cpus_per_worker, "num_gpus": evaluate.gpus_per_worker, **evaluate.placement}
         draw_grid = ray.remote(**resources, max_retries=1)(_draw_grid)
-        self._pending[draw_grid.remote(checkpoint, self._config)] = step, digest
+        grid = draw_grid.remote(checkpoint, self._config)
+        self._pending[grid], self._waiting[grid] = (step, digest), time.monotonic()
 
     def collect(self, *, wait: bool = False) -> None:
-        """Log the grids that are drawn; with `wait`, wait for those that are not."""
+        """Log the grids that are drawn; with `wait`, wait for those that are not, and in the end give them up."""
         if not self._pending:
             return
         import ray
 
-        timeout = FINAL_WAIT_SECONDS if wait else 0
-        finished, late = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=timeout)
-        for reference in finished:
-            step, digest = self._pending.pop(reference)
-            try:
-                file = self._folder / f"step_{step:07d}.png"
-                storage.write_atomically(str(file), ray.get(reference))
-                self._run.image(file, SAMPLES, step)
-                self._run.artifact(file, SAMPLES)
-                self._run.model_picture(digest, f"{SAMPLES}/{file.name}")
-            except Exception as error:  # a missing picture must not end the training
-                self._say(f"no samples of step {step:,}: {str(error).strip().splitlines()[-1]}")
-        if wait and late:
-            steps = ", ".join(f"{self._pending[reference][0]:,}" for reference in late)
+        deadline = time.monotonic() + (FINAL_WAIT_SECONDS if wait else 0)
+        while self._pending:
+            answered, _ = ray.wait(list(self._pending), timeout=max(0.0, deadline - time.monotonic()))
+            if not answered:
+                break
+            self._receive(*answered)
+        if wait and self._pending:
+            steps = ", ".join(f"{step:,}" for step in sorted(self.pending_steps))
             self._say(f"no samples of step {steps} after {FINAL_WAIT_SECONDS:.0f} s: no longer waiting for them")
+            self._cancel(*self._pending)
+
+    def cancel_waiting(self) -> None:
+        """Give up grids that have waited too long for room on the cluster, but for the newest of those that wait.
+
+        Where training takes all of it, none is drawn before its end, and each would keep its checkpoint from being
+        removed.
+        """
+        now = time.monotonic()
+        for grid in list(self._waiting)[:-1]:
+            if now - self._waiting[grid] > PATIENCE_SECONDS:
+                self._say(
+                    f"no samples of step {self._pending[grid][0]:,}: the training's workers leave no room to draw "
+                    "them (evaluate.gpus_per_worker, evaluate.cpus_per_worker); only the newest ones wait for its end"
+                )
+                self._cancel(grid)
+
+    def _receive(self, grid: Any) -> None:
+        """Take the next answer of a task: that it has begun to draw, or the grid."""
+        import ray
+
+        step, digest = self._pending[grid]
+        self._waiting.pop(grid, None)
+        try:
+            png = ray.get(next(grid))
+            if png is None:
+                return
+            file = self._folder / f"step_{step:07d}.png"
+            storage.write_atomically(str(file), png)
+            self._run.image(file, SAMPLES, step)
+            self._run.artifact(file, SAMPLES)
+            self._run.model_picture(digest, f"{SAMPLES}/{file.name}")
+        except Exception as error:  # a missing picture must not end the training
+            self._say(f"no samples of step {step:,}: {str(error).strip().splitlines()[-1]}")
+        del self._pending[grid]
+
+    def _cancel(self, *grids: Any) -> None:
+        import ray
+
+        for grid in grids:
+            ray.cancel(grid)
+            del self._pending[grid]
+            self._waiting.pop(grid, None)
 
 
-def _draw_grid(checkpoint: str, config: Recipe) -> bytes:
-    """Return the grid as a PNG."""
+def _draw_grid(checkpoint: str, config: Recipe) -> Iterator[bytes | None]:
+    """Yield None when drawing begins, and then the grid as a PNG."""
+    yield None
     import torch
 
     from pipelines.scoring.sample_grid import sample_grid
@@ -91,4 +135,4 @@ def _draw_grid(checkpoint: str, config: Recipe) -> bytes:
             columns=GRID_COLUMNS,
             random=config.random,
         )
-        return file.read_bytes()
+        yield file.read_bytes()
