@@ -194,12 +194,12 @@ class ReconstructingActor(ScoringActor):
         decoded = self.decode(self._means(moments))
         finished = time.perf_counter()
         mean, std = self._scaled_posterior(moments)
-        before, after = torch.from_numpy(images), torch.from_numpy(decoded)
+        before, after = (torch.from_numpy(each).to(self.device) for each in (images, decoded))
         probed = [index for index, position in enumerate(positions) if position in self.source.probe_positions]
         shown = [index for index, position in enumerate(positions) if position in self.source.picture_positions]
         return ReconstructedShard(
-            squared_errors=(before.double() - after.double()).square().flatten(1).mean(dim=1).numpy(),
-            similarities=structural_similarities(before, after).numpy(),
+            squared_errors=(before.double() - after.double()).square().flatten(1).mean(dim=1).cpu().numpy(),
+            similarities=structural_similarities(before, after).cpu().numpy(),
             features={
                 name: extract(after.permute(0, 3, 1, 2)).features
                 for name, extract in zip(self.source.extractors, self.extractors, strict=True)

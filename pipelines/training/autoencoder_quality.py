@@ -83,12 +83,12 @@ class ReconstructionQuality:
         return quality | {name: frechet_distance(reconstructed.mean, reconstructed.cov, real.mean, real.cov)}
 
     def _measure_batch(self, autoencoder: Any, rows: np.ndarray) -> BatchQuality:
-        originals = torch.from_numpy(self.images.read(rows))
+        originals = torch.from_numpy(self.images.read(rows)).to(self.worker.device)
         decoded = reconstruct(autoencoder, originals)
         difference = originals.double() - decoded.double()
         return BatchQuality(
-            difference.square().sum(dim=(1, 2, 3)).numpy(),
-            structural_similarities(originals, decoded).numpy(),
+            difference.square().sum(dim=(1, 2, 3)).cpu().numpy(),
+            structural_similarities(originals, decoded).cpu().numpy(),
             self._features(decoded),
         )
 
@@ -137,12 +137,12 @@ def feature_statistics(features: np.ndarray) -> FeatureStatistics:
 
 
 def reconstruct(autoencoder: Any, images: Tensor) -> Tensor:
-    """Return images as an AutoencoderKL reconstructs them from the posterior's mean, uint8 (N, H, W, 3) on the CPU.
+    """Return images as an AutoencoderKL reconstructs them from the posterior's mean, uint8 (N, H, W, 3), on its device.
 
     images: uint8 (N, H, W, 3).
     """
     device, decoded = next(autoencoder.parameters()).device, []
     for part in images.split(measured_at_once(images.shape[1])):
         mean = autoencoder.encode(images_from_uint8(part.to(device))).latent_dist.mean
-        decoded.append(images_to_uint8(autoencoder.decode(mean).sample).cpu())
+        decoded.append(images_to_uint8(autoencoder.decode(mean).sample))
     return torch.cat(decoded)

@@ -132,7 +132,7 @@ def reconstruction_grid(module: Any, quality: ReconstructionQuality, kind: str) 
     count = quality.num_images
     chosen = np.linspace(0, count - 1, min(count, 2 * GRID_COLUMNS), dtype=int)
     originals = quality.images.read(chosen)
-    decoded = reconstruct(module, torch.from_numpy(originals)).numpy()
+    decoded = reconstruct(module, torch.from_numpy(originals)).cpu().numpy()
     rows = []
     for part in np.array_split(np.arange(len(chosen)), 2):
         rows += [(kind, originals[part]), ("decoded", decoded[part])]

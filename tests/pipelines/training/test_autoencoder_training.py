@@ -17,7 +17,7 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig, measured_at_once
 from pipelines.images.open import open_source
 from pipelines.training.autoencoder import AutoencoderWorkerSettings, train_on_images
-from pipelines.training.autoencoder_quality import ExtractorChoice, ReconstructionQuality
+from pipelines.training.autoencoder_quality import ExtractorChoice, ReconstructionQuality, reconstruct
 from pipelines.training.autoencoder_result import finish_autoencoder
 from pipelines.training.autoencoder_start import require_start
 from pipelines.training.messages import InLoop, Notice, Report, Saved, Validated
@@ -122,6 +122,13 @@ def test_validation_changes_nothing_and_ends_with_the_figures_of_the_report(tmp_
 
 def test_few_large_images_are_computed_at_once():
     assert [measured_at_once(size) for size in (16, 64, 65, 128, 512, 4096)] == [64, 64, 62, 16, 1, 1]
+
+
+def test_reconstructions_are_compared_where_they_are_computed():
+    """The similarity of an image takes a core longer than a GPU takes to reconstruct it."""
+    module = create_autoencoder(image_size=16, latent_channels=4, downsample=2, width=8).to("meta")
+    decoded = reconstruct(module, torch.zeros(3, 16, 16, 3, dtype=torch.uint8))
+    assert (decoded.device.type, decoded.dtype, decoded.shape) == ("meta", torch.uint8, (3, 16, 16, 3))
 
 
 def test_figures_do_not_depend_on_how_many_images_are_computed_at_once(tmp_path, images, monkeypatch):
