@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dit.conditions import LabelsOrConditions
 from dit.config import MODEL_NAMES, DiTConfig, UViTConfig, named_config
@@ -15,7 +16,7 @@ from dit.layers.inputs import check_inputs
 from dit.layers.recomputation import run_blocks
 from dit.uvit import UViT
 
-__all__ = ["MODEL_NAMES", "DiT", "DiTConfig", "build_model", "create_model", "meta_state"]
+__all__ = ["MODEL_NAMES", "DiT", "DiTConfig", "build_model", "build_undrawn", "create_model", "meta_state"]
 
 BLOCKS = {
     "adaln_zero": AdaLNZeroBlock,
@@ -36,6 +37,31 @@ def create_model(name: str, **overrides: Any) -> "DiT | UViT":
 def build_model(config: DiTConfig | UViTConfig) -> "DiT | UViT":
     """Build and initialise the network that a configuration describes."""
     return UViT(config) if isinstance(config, UViTConfig) else DiT(config)
+
+
+def build_undrawn(config: DiTConfig | UViTConfig) -> "DiT | UViT":
+    """Build the network for weights that are loaded into it: buffers are right, but no parameter is drawn.
+
+    Drawing takes a core about a second for 100 million parameters. On the meta device there would be no buffers, and
+    the last bits of those of another device differ.
+    """
+    with _ZerosForDraws():
+        return build_model(config)
+
+
+class _ZerosForDraws(TorchFunctionMode):
+    """Fills tensors with zeros where random numbers are to be drawn into them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DRAWS:
+            tensor: Tensor = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            # Not left as it is: nn.init.trunc_normal_ draws until all values are within bounds.
+            return tensor.detach().zero_()
+        return func(*args, **kwargs)
+
+
+_DRAWS = {nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, Tensor.uniform_, Tensor.normal_}
 
 
 def meta_state(config: DiTConfig | UViTConfig) -> dict[str, Tensor]:

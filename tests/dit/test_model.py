@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_fields import DITS, UVITS
+from model_fields import DITS, UVITS, WIDE_HEADS
 
 from dit.config import MODEL_NAMES, DiTConfig, config_from_dict
 from dit.layers.embeddings import position_embedding, timestep_embedding, unpatchify
-from dit.model import DiT, build_model, create_model
+from dit.model import DiT, build_model, build_undrawn, create_model
 
 CONDITIONINGS = ("adaln_zero", "adaln", "cross_attention", "in_context")
 REFINED = {"qk_norm": True, "norm": "rms", "mlp": "swiglu", "position": "rope"}
@@ -258,3 +258,19 @@ def test_a_model_rebuilt_from_its_recorded_config_loads_its_weights(fields, smal
     again = build_model(config_from_dict(json.loads(json.dumps(dataclasses.asdict(model.config)))))
     again.load_state_dict(model.state_dict())
     assert torch.equal(again(*inputs(model.config)), model(*inputs(model.config)))
+
+
+@given(fields=st.one_of(st.fixed_dictionaries(WIDE_HEADS), st.fixed_dictionaries(UVITS)))
+@settings(max_examples=20, deadline=None)
+def test_a_model_that_weights_are_loaded_into_draws_none_and_is_then_the_same(fields):
+    config = config_from_dict(fields | {"input_size": 8, "hidden_size": 48, "depth": 2, "num_heads": 4})
+    expected = build_model(config)
+    random = torch.get_rng_state()
+    found = build_undrawn(config)
+    assert torch.equal(torch.get_rng_state(), random)
+    found.load_state_dict(expected.state_dict())
+    for kind in ("named_parameters", "named_buffers"):
+        tensors = dict(getattr(found, kind)())
+        for name, tensor in getattr(expected, kind)():
+            assert torch.equal(tensors.pop(name), tensor)
+        assert not tensors
