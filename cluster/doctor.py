@@ -12,7 +12,7 @@ from cluster.address import given_address
 from cluster.credentials import default_token_file
 from cluster.listeners import ray_listeners
 from cluster.session import ray_session
-from raydit.errors import RayditError
+from raydit.errors import InvalidInput, RayditError
 from raydit.printable import message_of
 from raydit.versions import installed_version
 
@@ -58,7 +58,11 @@ def check_devices() -> Check:
         import torch
     except ImportError as error:
         return Check("devices", False, f"{cores}, torch cannot be imported ({error})", "pip install torch")
-    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    try:
+        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    except Exception as error:  # torch has several kinds for a driver that it cannot use
+        found = f"{cores}, torch cannot use the GPU ({message_of(error)})"
+        return Check("devices", False, found, "update the driver, or install a torch for it")
     cuda = [f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in devices]
     return Check("devices", True, ", ".join([cores, *(cuda or ["no CUDA device"])]))
 
@@ -88,7 +92,19 @@ def _ask_ray(address: str | None) -> str:
     given, _ = given_address(address)
     where = "started here" if given == "local" else given
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-    return f"Ray {ray.__version__}, {where}: {cpus:g} CPU, {gpus:g} GPU on {nodes} node(s)"
+    found = f"Ray {ray.__version__}, {where}: {cpus:g} CPU, {gpus:g} GPU on {nodes} node(s)"
+    if gpus and given == "local" and not _torch_finds_gpus():
+        do = "install a torch with CUDA or ROCm that fits the driver, or set gpus_per_worker = 0 in recipes"
+        raise InvalidInput(f"{found}, and torch {installed_version('torch')} finds no GPU", "one that both can use", do)
+    return found
+
+
+def _torch_finds_gpus() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.device_count() > 0
 
 
 def check_token(address: str) -> Check:

@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import pytest
@@ -24,6 +25,29 @@ def test_this_python_and_its_packages_are_found():
 
 def test_devices_name_the_cores():
     assert f"{os.cpu_count()} CPU cores" in doctor.check_devices().found
+
+
+def test_a_driver_that_torch_cannot_use_fails(monkeypatch):
+    def fail(index):
+        raise RuntimeError("The NVIDIA driver on your system is too old\n(found version 11040)")
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", fail)
+    check = doctor.check_devices()
+    assert not check.ok and "driver on your system is too old (found version 11040)" in check.found
+    assert check.do.startswith("update the driver")
+
+
+@pytest.mark.parametrize(("of_ray", "of_torch", "ok"), [(1, 0, False), (1, 1, True), (0, 0, True)])
+def test_gpus_of_ray_that_torch_does_not_find_fail(monkeypatch, of_ray, of_torch, ok):
+    monkeypatch.setattr(doctor, "ray_session", nullcontext)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0, "GPU": of_ray})
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True}])
+    monkeypatch.setattr("torch.cuda.device_count", lambda: of_torch)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    check = doctor.check_ray()
+    assert check.ok == ok and f"2 CPU, {of_ray} GPU on 1 node(s)" in check.found
+    assert ok or "finds no GPU" in check.found and "set gpus_per_worker = 0" in check.do
 
 
 def test_writable_storage_passes_and_is_left_as_it_was(tmp_path):
