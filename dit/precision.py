@@ -7,6 +7,7 @@
 torch switches TF32 by flags of the whole process, so that they are set around a pass and restored after it.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -62,21 +63,41 @@ def tf32_products(device: str | torch.device, dtype: str) -> Iterator[None]:
     if dtype != "tf32" or not has_tf32(device):
         yield
         return
-    with _tf32_flags():
+    with _TF32_FLAGS:
         yield
 
 
-@contextmanager
-def _tf32_flags() -> Iterator[None]:
+class _Tf32Flags:
+    """torch's flags of TF32: the first of the contexts that are open, in any thread, sets them, the last restores them.
+
+    If each restored them, one that ends while another is open would leave them set for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._open, self._earlier = threading.Lock(), 0, ("highest", True)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._open:
+                self._earlier = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+                _set_flags("high", True)
+            self._open += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._open -= 1
+            if not self._open:
+                _set_flags(*self._earlier)
+
+
+_TF32_FLAGS = _Tf32Flags()
+
+
+def _set_flags(products: str, convolutions: bool) -> None:
     # Not fp32_precision or allow_tf32 for products: after these, torch refuses to read what extractors read and set.
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-        yield
-    finally:
+    if torch.get_float32_matmul_precision() != products:  # setting what is set makes compiled code compile again
         torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
+    torch.backends.cudnn.allow_tf32 = convolutions
 
 
 @contextmanager

@@ -308,12 +308,14 @@ def _full_float32() -> Iterator[None]:
     import torch
 
     matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
+    if matmul != "highest":  # setting even the default changes torch's state: what is compiled is compiled again
+        torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(matmul)
+        if matmul != "highest":
+            torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = cudnn
 
 

@@ -62,6 +62,28 @@ def test_tf32_is_on_inside_and_as_it_was_outside(earlier, ampere, enter):
     assert flags() == earlier
 
 
+def test_the_last_of_several_contexts_restores_the_switches(earlier, ampere):
+    """Two requests to a served model, the first of which ends first."""
+    first, second = tf32_products("cpu", "tf32"), tf32_products("cpu", "tf32")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert flags() == (True, True)
+    second.__exit__(None, None, None)
+    assert flags() == earlier
+
+
+def test_switches_that_are_right_are_not_set(monkeypatch, ampere):
+    """torch takes even that for a change, and compiles anew what was compiled before."""
+    extractor, changes, change = create_extractor("efficientnet-lite0"), [], torch.set_float32_matmul_precision
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda value: (changes.append(value), change(value)))
+    extractor(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert changes == []
+    with network_precision("cpu", "tf32"), network_precision("cpu", "tf32"):
+        assert changes == ["high"]
+    assert changes == ["high", "highest"]
+
+
 @pytest.mark.parametrize("enter", [network_precision, tf32_products])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_other_precisions_leave_the_switches_alone(earlier, ampere, enter, dtype):
