@@ -15,7 +15,8 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, c: Tensor, rotation: Tensor | N
     """
     for block in blocks:
         if recompute and torch.is_grad_enabled():
-            x = checkpoint(block, x, c, rotation, use_reentrant=False)
+            # Blocks draw no random numbers, whose state would otherwise be read from the GPU for each block.
+            x = checkpoint(block, x, c, rotation, use_reentrant=False, preserve_rng_state=False)
         else:
             x = block(x, c, rotation)
     return x

@@ -7,7 +7,7 @@ nor on the batches before it.
 import itertools
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -124,6 +124,10 @@ def prefetch(batches: Iterable[Batch], depth: int = 2, *, threads: int = 1) -> G
     torch.get_num_threads()  # A thread's first operation takes the number that was set last, by any thread.
     with ThreadPoolExecutor(1, "batches", torch.set_num_threads, (threads,)) as pool:
         ahead = deque(pool.submit(next, iterator, None) for _ in range(depth))
+        if torch.cuda.is_initialized():
+            # So does autograd's thread of a GPU, in which code that is compiled for another number is compiled again.
+            wait([ahead[0]])
+            torch.set_num_threads(torch.get_num_threads())
         while (batch := ahead.popleft().result()) is not None:
             ahead.append(pool.submit(next, iterator, None))
             yield batch

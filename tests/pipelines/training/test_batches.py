@@ -257,6 +257,24 @@ def test_batches_are_prepared_with_threads_of_their_own(threads):
         torch.set_num_threads(before)
 
 
+def test_autograds_thread_of_a_gpu_has_the_threads_of_training(monkeypatch):
+    """A thread takes the number that was set last; another one would have it compile every block once more."""
+
+    def train():
+        torch.set_num_threads(2)
+        next(prefetch(iter([1, 2, 3])))
+        with ThreadPoolExecutor(1) as autograd:
+            return autograd.submit(torch.get_num_threads).result()
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(train).result() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_prefetched_batches_are_the_same_and_an_error_comes_in_its_turn():
     def failing():
         yield from range(1, 5)
