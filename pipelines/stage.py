@@ -14,7 +14,7 @@ from cluster import signals, storage
 from cluster.address import given_address, refuse_wrong_address
 from cluster.storage.lease import WAIT_SECONDS, LeaseOwner, hold_folder
 from pipelines.config.recipe import Recipe
-from pipelines.config.training import ElasticWorkersConfig, WorkersConfig
+from pipelines.config.training import ElasticWorkersConfig, WorkersConfig, require_own_gpus
 from pipelines.console import Progress, say
 from pipelines.tracking.provenance import provenance_tags, recipe_artifact
 from pipelines.tracking.run_log import RunLog
@@ -166,7 +166,7 @@ class StageContext:
         """Say so if the workers have more threads than this machine, where Ray runs, has cores."""
         threads, cores = workers.most_workers * workers.cpus_per_worker, os.cpu_count() or 1
         if threads > cores:
-            section = {"autoencoder": "autoencoder.train", "autoencoders": "evaluate"}.get(stage, stage)
+            section = _section(stage)
             each = f"{workers.most_workers} x {workers.cpus_per_worker}"
             self.say(
                 stage,
@@ -191,6 +191,7 @@ class StageContext:
         """Refuse a tracking store or workers that can never be used, before a stage changes anything."""
         from cluster.session import load_ray
 
+        require_own_gpus(workers, _section(stage))
         # Importing MLflow takes about as long as Ray's processes take to start, which this process only waits for.
         load_ray()
         with ThreadPoolExecutor(1, thread_name_prefix="tracking") as pool:
@@ -268,6 +269,11 @@ class StageContext:
         run = self.tracker.start_run(stage, identity, parent=self._pipeline_run, run_tags=tags, resumes=resumes)
         run.artifact(recipe_artifact(self.config, self.tracker.folder))
         return run
+
+
+def _section(stage: str) -> str:
+    """Return the table of the recipe with the settings of a stage's workers."""
+    return {"autoencoder": "autoencoder.train", "autoencoders": "evaluate"}.get(stage, stage)
 
 
 def _status(error: BaseException) -> str:

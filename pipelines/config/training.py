@@ -64,7 +64,8 @@ class ElasticWorkersConfig:
     cpus_per_worker: PositiveInt = 1
     """CPU threads of each worker. No identity includes it, but results are bit-equal only for equal values."""
     gpus_per_worker: Annotated[float, Ge(0)] = 0
-    """GPUs of each worker; 0 computes on the CPU."""
+    """GPUs of each worker, which computes on one of them; 0 computes on the CPU. Several workers of a training cannot
+    share a GPU."""
     accelerator_type: str | None = None
     """Kind of GPU that the workers' nodes must have, by Ray's name, such as "H100" or "L4"; any when left out."""
     label_selector: dict[str, str] | None = None
@@ -124,7 +125,8 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
     embeddings of timesteps and labels train at the full rate. No decay when left out."""
     strategy: Strategy = "ddp"
     """"ddp": every worker holds the full model; "fsdp": the model is sharded over the workers (FSDP2), for models that
-    do not fit on one GPU."""
+    do not fit on one GPU. Weights are gathered in float32 whatever the dtype; with "bfloat16" each GPU also keeps a
+    bfloat16 copy of all of them for the backward pass, unless gradient_checkpointing is set."""
     dtype: ComputeDtype = "float32"
     """"bfloat16": the network computes under autocast; weights, losses and averages stay float32. "tf32": its matrix
     products use TF32 on GPUs that have it, and float32 elsewhere."""
@@ -259,6 +261,20 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
                 "an NVIDIA GPU of compute capability 8.9 or later for each worker",
                 "set train.gpus_per_worker = 1, or remove train.matmul",
             )
+
+
+def require_own_gpus(workers: ElasticWorkersConfig, section: str) -> None:
+    """Raise InvalidInput if several workers of a training are to share a GPU, which NCCL refuses.
+
+    section: the stage's table in the recipe. Not a check of the settings themselves, because recipes that were recorded
+    with them must open.
+    """
+    if isinstance(workers, TrainingConfig) and workers.most_workers > 1 and 0 < workers.gpus_per_worker < 1:
+        raise InvalidInput(
+            f"{section}.gpus_per_worker: found {workers.gpus_per_worker:g} for each of {workers.most_workers} workers",
+            "a GPU for each worker of a training, because NCCL refuses workers that share one",
+            f"set {section}.gpus_per_worker = 1, or {section}.num_workers = 1",
+        )
 
 
 def check_batch_divides(config: TrainingConfig, num_workers: int) -> None:

@@ -138,8 +138,8 @@ def fit_workers(settings: StageConfig, cluster: Cluster, images: int) -> dict[st
     """Return the changed fields of a stage's settings with which its workers use a cluster best.
 
     With accelerators a stage gets as many workers as divide its batch evenly or have a shard each, and each worker its
-    share of an accelerator; without accelerators workers have none. images: how many the stage processes. Raises
-    InvalidInput for a training in float8 without accelerators.
+    share of an accelerator, of which a training's needs its own; without accelerators workers have none. images: how
+    many the stage processes. Raises InvalidInput for a training in float8 without accelerators.
     """
     if cluster.accelerator is None:
         if isinstance(settings, TrainConfig) and settings.matmul == "float8":
@@ -151,10 +151,12 @@ def fit_workers(settings: StageConfig, cluster: Cluster, images: int) -> dict[st
         fitting: dict[str, Any] = {"gpus_per_worker": 0, "accelerator_type": None}
     else:
         gpus = settings.gpus_per_worker or 1
-        workers = max(1, count_fitting("GPU", cluster.count, gpus))
         if isinstance(settings, EncodeConfig | EvaluateConfig):
-            workers = max(1, min(workers, math.ceil(images / settings.shard_rows)))
+            most = count_fitting("GPU", cluster.count, gpus)  # several share one if gpus is below 1
+            workers = max(1, min(most, math.ceil(images / settings.shard_rows)))
         else:
+            gpus = max(1, gpus)
+            workers = max(1, count_fitting("GPU", cluster.count, gpus))
             batch = settings.global_batch_size // settings.accumulation_steps
             workers = next(count for count in range(min(workers, batch), 0, -1) if batch % count == 0)
         fitting = {"gpus_per_worker": gpus, "num_workers": workers}

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 from tiny import tiny_recipe
 
+from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.training import TrainConfig, require_own_gpus
 from pipelines.stage import StageContext
 from pipelines.tracking.tracker import Tracker
+from raydit.errors import InvalidInput
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -41,3 +45,24 @@ def test_a_cluster_without_room_is_named(tmp_path, monkeypatch, capsys, address,
     assert out.count("encode       the cluster has room for 1 of 4 workers now; waiting for more") == said
     context.start_ray(EncodeConfig(num_workers=1), "train")
     assert "has room" not in capsys.readouterr().out
+
+
+def training(kind, workers, gpus):
+    return kind(num_workers=workers, gpus_per_worker=gpus, global_batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "section"),
+    [(TrainConfig, "train", "train"), (AutoencoderTrainConfig, "autoencoder", "autoencoder.train")],
+)
+def test_workers_of_a_training_that_would_share_a_gpu_are_refused_before_any_work(tmp_path, kind, stage, section):
+    context = StageContext(tiny_recipe(tmp_path))
+    message = f"{section}.gpus_per_worker: found 0.5 for each of 2 workers, .* set {section}.gpus_per_worker = 1"
+    with pytest.raises(InvalidInput, match=f"(?i){message}"):
+        context.prepare_work(training(kind, 2, 0.5), stage)
+    for workers, gpus in ((1, 0.5), (2, 1), (2, 0)):
+        require_own_gpus(training(kind, workers, gpus), section)
+
+
+def test_workers_that_do_not_train_may_share_a_gpu():
+    require_own_gpus(EvaluateConfig(num_workers=2, gpus_per_worker=0.5), "evaluate")
