@@ -34,15 +34,18 @@ def shard_network(network: nn.Module) -> nn.Module:
     Weights, gradients and optimiser state are then divided among the processes. For models that do not fit on one
     GPU.
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # By default torch takes the machine's accelerator, also where these workers compute on the CPU.
+    mesh = init_device_mesh(next(network.parameters()).device.type, (torch.distributed.get_world_size(),))
     # A returned view does no harm, because nothing writes into the output.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     for module in network.modules():
         if isinstance(module, nn.ModuleList):
             for block in module:
-                fully_shard(block)
-    fully_shard(network)
+                fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
     return network
 
 
