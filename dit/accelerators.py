@@ -45,9 +45,15 @@ ACCELERATORS: dict[str, Accelerator] = {
 """Data sheets by words of the device name that CUDA reports; the first key that occurs in the name counts."""
 
 
+def accelerator_of(device_name: str) -> str | None:
+    """Return the key of ACCELERATORS for a device name that CUDA reports, such as "NVIDIA H100 80GB HBM3", or None."""
+    return next((key for key in ACCELERATORS if re.search(rf"\b{re.escape(key)}\b", device_name)), None)
+
+
 def known_accelerator(device_name: str) -> Accelerator | None:
-    """Return the data sheet for a device name that CUDA reports, such as "NVIDIA H100 80GB HBM3", or None."""
-    return next((each for key, each in ACCELERATORS.items() if re.search(rf"\b{re.escape(key)}\b", device_name)), None)
+    """Return the data sheet for a device name that CUDA reports, or None."""
+    key = accelerator_of(device_name)
+    return None if key is None else ACCELERATORS[key]
 
 
 def accelerator_named(name: str) -> str:

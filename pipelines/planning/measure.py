@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dit.accelerators import ACCELERATORS
+from dit.accelerators import accelerator_of
 from dit.autoencoder import MEMORY_FORMATS, Autoencoder, create_autoencoder
 from dit.devices import measured_flops
 from dit.macs import forward_macs
@@ -44,8 +44,7 @@ def measure_this_machine(config: Recipe, networks: Networks) -> Cluster:
     """
     cores = os.cpu_count() or 1
     if torch.cuda.is_available():
-        device = torch.cuda.get_device_name(0)
-        if known := next((name for name in ACCELERATORS if name in device), None):
+        if known := accelerator_of(torch.cuda.get_device_name(0)):
             return replace(parse_cluster(f"{torch.cuda.device_count()}x{known}", price=0.0), cores=cores)
     torch.set_num_threads(1)
     core_flops = measured_flops(torch.device("cpu"), torch.float32)

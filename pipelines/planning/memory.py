@@ -46,9 +46,10 @@ def worker_memory(settings: StageConfig, networks: Networks, cluster: Cluster) -
         return {"state": state, "activations": max(maps * micro_batch_size(settings), measured)} | process
     if isinstance(settings, EncodeConfig):
         return _inference_memory(encoder, settings.batch_size, settings.dtype) | process
-    images = settings.batch_size * (2 if settings.cfg_scale > 1 else 1)  # guidance doubles the batch
+    images = settings.batch_size * (2 if settings.needs_null_class else 1)  # guidance by the model doubles the batch
+    loaded = 2 if settings.autoguidance else 1  # the guide's size is not known: it is at most the model's, as a rule
     network = {
-        "network": FLOAT32 * count_parameters(networks.model).total,
+        "network": FLOAT32 * loaded * count_parameters(networks.model).total,
         "tokens": images * sampling_bytes(networks.model, settings.dtype),
     }
     return _inference_memory(decoder, settings.batch_size, "float32") | network | process

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,23 @@ def test_this_machine_is_measured_by_the_recipes_own_networks(tmp_path, monkeypa
             assert f"dtype        {said}" in lines
 
 
+@pytest.mark.parametrize(
+    ("cuda", "known"), [("NVIDIA L4", "L4"), ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA L40", "")]
+)
+def test_another_card_of_a_similar_name_is_not_taken_for_a_known_one(tmp_path, monkeypatch, cuda, known):
+    def measure(device, dtype):
+        raise LookupError("this machine's cores are measured")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: cuda)
+    monkeypatch.setattr("pipelines.planning.measure.measured_flops", measure)
+    config = tiny_recipe(tmp_path)
+    with nullcontext() if known else pytest.raises(LookupError):
+        found = measure_this_machine(config, resolve_networks(config, 3))
+        assert (found.name, found.count) == (known, 2)
+
+
 def test_the_command_says_all_of_it_and_ends_with_json(raydit):
     recipe = str(RECIPES / "imagenet256-dit-xl2.toml")
     code, out, err = raydit("plan", recipe, "--cluster", "64xh100", "--images", "1281167", "--json")
@@ -345,8 +363,25 @@ def test_more_workers_than_there_are_accelerators_are_refused(recipe, cluster, o
 
 
 def test_workers_that_share_accelerators_have_room():
-    plan = planned(RECIPES / "imagenet256.toml", "8xH100", "train.num_workers=16", "train.gpus_per_worker=0.5")
-    assert stages(plan)["train"].workers == 16
+    plan = planned(RECIPES / "imagenet256.toml", "8xH100", "evaluate.num_workers=16", "evaluate.gpus_per_worker=0.5")
+    assert stages(plan)["evaluate"].workers == 16
+
+
+def test_workers_of_a_training_share_no_accelerator():
+    shared = ["train.num_workers=16", "train.gpus_per_worker=0.5"]
+    plan = planned(RECIPES / "imagenet256.toml", "8xH100", shared[1])
+    assert stages(plan)["train"].workers == 8 and "train.gpus_per_worker=1" in plan.overrides
+    with pytest.raises(InvalidInput, match="train.num_workers: found 16 workers of 1 GPU, expected at most 8"):
+        planned(RECIPES / "imagenet256.toml", "8xH100", *shared)
+
+
+def test_a_guide_is_planned_beside_the_model_and_does_not_double_the_batch():
+    recipe, flags = RECIPES / "imagenet256.toml", ("evaluate.cfg_scale=2.0", 'evaluate.autoguidance="checkpoint"')
+    plain, guided, by_guide = (
+        stages(planned(recipe, "8xH100", *given))["evaluate"].memory for given in ((), flags[:1], flags)
+    )
+    assert (guided["network"], guided["tokens"]) == (plain["network"], 2 * plain["tokens"])
+    assert (by_guide["network"], by_guide["tokens"]) == (2 * plain["network"], plain["tokens"])
 
 
 @pytest.mark.parametrize(
