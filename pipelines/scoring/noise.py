@@ -64,5 +64,7 @@ class GeneratorNoise:
         return self._draw(self._steps)
 
     def _draw(self, generators: list[torch.Generator]) -> Tensor:
-        noise = [torch.randn(self.latent_shape, generator=generator) for generator in generators]
-        return torch.stack(noise).to(self.device)
+        noise = torch.stack([torch.randn(self.latent_shape, generator=generator) for generator in generators])
+        if torch.device(self.device).type == "cuda":
+            noise = noise.pin_memory()  # so that the copy waits for no step that is queued on the GPU
+        return noise.to(self.device, non_blocking=True)

@@ -76,11 +76,13 @@ class Validation:
         # As many passes in every worker, because those of sharded weights are collective; what is over is dropped.
         passes = -(-len(batches) // self._worker.num_workers)
         first = self._worker.rank * passes
-        own: list[tuple[np.ndarray, np.ndarray]] = []
+        measured: list[tuple[Tensor, Tensor]] = []
         for number in range(first, first + passes):
-            loss, t = self._losses(network, batches[min(number, len(batches) - 1)])
+            losses_and_times = self._losses(network, batches[min(number, len(batches) - 1)])
             if number < len(batches):
-                own.append((loss.cpu().numpy(), t.cpu().numpy()))
+                measured.append(losses_and_times)
+        # Not before all passes are queued: a copy from a GPU waits for it.
+        own = [(loss.cpu().numpy(), t.cpu().numpy()) for loss, t in measured]
         reshard(network)
         parts = [part for of_worker in self._worker.gather(own) for part in of_worker]
         losses, times = (np.concatenate(arrays)[: len(self._positions)] for arrays in zip(*parts, strict=True))
