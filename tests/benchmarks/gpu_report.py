@@ -27,14 +27,14 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One measured figure, beside the product of matrices that was measured with it."""
+    """One measured figure, beside the matrix product that was measured with it."""
 
     what: str
     value: float | None
     """None where nothing was measured; then `note` says why."""
     unit: str = ""
     product: float | None = None
-    """FLOPs per second of the card's product of matrices in bfloat16, measured just before."""
+    """FLOPs per second of the card's matrix product in bfloat16, measured just before."""
     share: float | None = None
     """FLOPs per second of the measured work as a share of `product`."""
     aim: float | None = None

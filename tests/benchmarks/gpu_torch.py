@@ -5,7 +5,7 @@
 
 Needs torch, numpy, annotated-types and safetensors; diffusers for the autoencoder, and torchao for float8, which are
 left out where they are missing. Writes gpu_torch.json and gpu_torch.md. Each figure stands beside the card's own
-product of matrices, measured just before it. Exits with 1 if a part has failed.
+matrix product, measured just before it. Exits with 1 if a part has failed.
 """
 
 import argparse
@@ -64,7 +64,7 @@ class Bench:
         return f"small model for {name}" if self.small else name
 
     def product(self) -> float:
-        """Return the FLOPs per second of the card's product of matrices in bfloat16, measured now."""
+        """Return the FLOPs per second of the card's matrix product in bfloat16, measured now."""
         return matmul_peak(torch.bfloat16, str(self.device), 512 if self.small else 8192)
 
     def compile(self, network: torch.nn.Module) -> None:
@@ -86,7 +86,7 @@ class Bench:
 
 def card(bench: Bench) -> Iterator[Figure]:
     product = bench.product()
-    yield Figure(what="product of matrices, bfloat16", value=product / 1e12, unit="TFLOP/s", product=product, share=1.0)
+    yield Figure(what="matrix product, bfloat16", value=product / 1e12, unit="TFLOP/s", product=product, share=1.0)
     copied = bandwidth(str(bench.device), 2**20 if bench.small else 2**30)
     yield Figure(what="copy, bytes read and written", value=copied / 1e12, unit="TB/s", product=product)
 
@@ -262,7 +262,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what a GPU gives raydit's networks.")
     parser.add_argument("--small", action="store_true", help="rehearse all parts with tiny sizes, on a CPU if need be")
     parser.add_argument(
-        "--limit", type=float, default=LIMIT_SECONDS, help="seconds that no part may exceed, as expected"
+        "--limit",
+        type=float,
+        default=LIMIT_SECONDS,
+        help="a part starts only if it is expected to end within this many seconds",
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the results")
     arguments = parser.parse_args()
@@ -273,7 +276,7 @@ def main() -> int:
     name = torch.cuda.get_device_name() if has_gpu else "CPU"
     machine = {"device": name, "torch": torch.__version__, "rehearsal": arguments.small}
     report = GpuReport(arguments.out, "gpu_torch", machine)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/inductor"  # as where nothing was compiled before
         report.run(parts_of(Bench(device, arguments.small, Path(folder))), arguments.limit)
     gpu_report.say(f"{gpu_report.elapsed():.0f} s in all; {report.path}.md and .json")

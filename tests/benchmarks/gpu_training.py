@@ -74,7 +74,7 @@ def measure_training(
     seconds: float,
     dtype: str = "bfloat16",
 ) -> Measured:
-    """Train for NUM_WINDOWS reports of `window` steps each, or until the seconds are over."""
+    """Train for NUM_WINDOWS reports of `window` steps each, or until the first report after the seconds are over."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     config = _config(batch, steps=NUM_WINDOWS * window, log_every=window)
@@ -94,7 +94,7 @@ def measure_training(
         device,
         dtype,
         report=speeds.append,
-        stop=lambda: time.perf_counter() > deadline,
+        stop=lambda: bool(speeds) and time.perf_counter() > deadline,  # without a report there is no speed
     )
     # The first window has the compilation; where there was time for no other, it is a lower bound.
     speed = statistics.median(metrics["images_per_second"] for metrics in speeds[1:] or speeds)

@@ -91,7 +91,7 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def matmul_peak(dtype: torch.dtype = torch.float32, device: str = "cpu", size: int | None = None) -> float:
-    """FLOPs per second of the best of ten products of square matrices: what this machine can do at most."""
+    """FLOPs per second of the best of ten square matrix products: what this machine can do at most."""
     size = size or (2048 if device == "cpu" else 8192)
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     timing = alternate({"matmul": lambda: a @ b}, rounds=10)["matmul"]

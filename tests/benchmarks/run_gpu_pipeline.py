@@ -117,19 +117,19 @@ def run_stages(arguments: list[str], limit: float) -> Watch:
 
 
 def starts(pipeline: Pipeline) -> Iterator[Figure]:
-    """From the command, or the end of the stage before, to the first step or the first finished images."""
+    """From the command, or a later stage's first line, to the first step or the first finished images."""
     watch, config = pipeline.watch, pipeline.config
     sizes = {"autoencoder": config.autoencoder.train.global_batch_size, "train": config.train.global_batch_size}
     for stage in STAGES:
         if stage not in watch.first:
-            yield Figure(what=f"{stage}: start", value=None, note="did not come to it")
+            yield Figure(what=f"{stage}: start", value=None, note="not reached")
             continue
         seen, done = watch.first[stage]
         since = watch.started if stage == STAGES[0] else watch.begun[stage]
         # A first report is that of several steps, and all but the first of them took as long as later ones.
         rates = pipeline.rates(stage) if stage in sizes else []
         later = (done - 1) * sizes[stage] / statistics.median(rates) if rates else 0.0
-        whence = "the command" if stage == STAGES[0] else "the stage before"
+        whence = "the command" if stage == STAGES[0] else "its first line"
         until = "the first step" if stage in sizes else f"{done:,} images"
         yield Figure(what=f"{stage}: from {whence} to {until}", value=seen - later - since, unit="s")
     note = "" if watch.exit_code == 0 else f"not finished: exit code {watch.exit_code}"

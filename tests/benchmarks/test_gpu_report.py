@@ -3,7 +3,13 @@
 import json
 
 import pytest
+import torch
 from gpu_report import Figure, GpuReport, Part, busy_share, kind_of, read_trace
+from gpu_training import batch_of, measure_training
+
+from dit.config import DiTConfig
+from dit.flow import FlowMatching
+from dit.model import DiT
 
 
 def test_overlapping_kernels_keep_a_gpu_busy_once():
@@ -55,3 +61,10 @@ def test_parts_that_fail_or_do_not_fit_leave_the_others(tmp_path):
     table = (tmp_path / "report.md").read_text()
     assert "| figure 1.0 | 1 | 4 TFLOP/s | 0.50 | 0.7 |  |" in table
     assert "failed: ZeroDivisionError: what it was" in table and "left out: No module named 'x'" in table
+
+
+def test_a_training_that_has_no_time_left_is_measured_until_its_first_report():
+    config = DiTConfig(input_size=4, patch_size=2, hidden_size=16, depth=1, num_heads=2, num_classes=2)
+    batch, process = batch_of(config, 2, FlowMatching()), FlowMatching()
+    found = measure_training(DiT(config), batch, process, torch.device("cpu"), window=2, seconds=0.0, dtype="float32")
+    assert found.state.step == 2 and found.images_per_second > 0 and found.first_seconds > 0
