@@ -23,7 +23,7 @@ def peak_flops(device: torch.device, dtype: str) -> float:
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the FLOPs per second of the fastest of four products of square matrices.
+    """Measure the FLOPs per second of the fastest of four square matrix products.
 
     Takes some tenths of a second on a CPU core.
     """

@@ -69,7 +69,7 @@ def missing_float8(device: "torch.device") -> str | None:
         return "this worker computes on the CPU"
     name = torch.cuda.get_device_name(device)
     if torch.version.hip is not None:
-        return f"this {name} is no NVIDIA GPU"
+        return f"{name} is not an NVIDIA GPU"
     major, minor = torch.cuda.get_device_capability(device)
     return f"this {name} has compute capability {major}.{minor}" if (major, minor) < FIRST_CAPABILITY else None
 

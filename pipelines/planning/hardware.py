@@ -42,7 +42,7 @@ UTILISATION: dict[Kind, dict[str, float]] = {
     "features": {"float32": 0.30, "core": 0.25},
 }
 """Shares of an accelerator's peak that work is assumed to reach, by dtype, where `rates` has none that was measured.
-Under "core": shares of a CPU core's speed in products of square matrices, where work takes too long to be measured;
+Under "core": shares of a CPU core's speed in square matrix products, where work takes too long to be measured;
 about what DiT-S/2 and EfficientNet-Lite0 reach."""
 
 StageConfig = AutoencoderTrainConfig | EncodeConfig | TrainConfig | EvaluateConfig

@@ -1,7 +1,7 @@
 """Shares of their peak that transformers reach on GPUs of the kind that was measured; see `dit.measured_speeds`.
 
-Only the H200 was measured. An H100 is planned with the same shares of its own peak, as if its product of matrices were
-the same share of it: their chips are of one kind.
+Only the H200 was measured. An H100 is planned with the same shares of its own peak, as if its matrix products
+reached the same share of peak: their chips are of one kind.
 """
 
 from typing import NamedTuple
