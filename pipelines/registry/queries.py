@@ -12,7 +12,14 @@ from pipelines.tracking import tags
 from pipelines.tracking.experiments import find_experiment
 from pipelines.tracking.lookup import connected_client, find_run, run_link
 from pipelines.tracking.provenance import code_label
-from pipelines.tracking.searches import experiment_ids, find_model, search_experiments, search_runs
+from pipelines.tracking.run_log import SCORE
+from pipelines.tracking.searches import (
+    all_pages,
+    experiment_ids,
+    find_model,
+    search_experiments,
+    search_runs,
+)
 from pipelines.tracking.store import is_unavailable
 from raydit.errors import NotFound
 
@@ -25,8 +32,8 @@ MAIN_METRICS = (
     "train/mfu",
 )
 """Metrics in the summary of a run; an evaluation adds its Frechet distance at the largest N."""
-SCORE, ERROR = "eval/", "eval_error/"
-"""Prefixes of an evaluation's metrics and of their errors."""
+ERROR = "eval_error/"
+"""Prefix of the errors of an evaluation's metrics."""
 
 
 def protocol_summary(run: Any, extractor: str = "") -> str:
@@ -290,14 +297,9 @@ def _kind(name: str) -> str:
 
 
 def _all_models(client: Any, experiment_id: str) -> list[Any]:
-    models: list[Any] = []
-    token = None
-    while True:
-        page = client.search_logged_models([experiment_id], max_results=100, page_token=token)
-        models += page
-        token = page.token
-        if not token:
-            return models
+    return list(
+        all_pages(lambda token: client.search_logged_models([experiment_id], max_results=100, page_token=token))
+    )
 
 
 def _experiments(client: Any, uri: str, name: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from evaluation.report import REPORT_FILE, EvaluationReport
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.grids import save_png
 from pipelines.tracking import tags
-from pipelines.tracking.run_log import FIGURES, DatasetRef, RunLog, log_sections
+from pipelines.tracking.run_log import FIGURES, SCORE, DatasetRef, RunLog, log_sections
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -84,7 +84,7 @@ def _log_metrics(
     """Log metrics of one protocol with their errors. summary: what the protocol says."""
     # MLflow's tables have a column for each metric and data set: scores by several protocols stand side by side.
     dataset = DatasetRef(summary, protocol_id)
-    metrics = {f"eval/{name}": report.metrics[name] for name in names}
+    metrics = {f"{SCORE}{name}": report.metrics[name] for name in names}
     run.metrics(metrics, step, model=model, dataset=dataset)
     errors = {f"eval_error/{name}": report.errors[name] for name in names if name in report.errors}
     run.metrics(errors, step, model=model, dataset=dataset)

@@ -6,6 +6,8 @@ import time
 from typing import Any, NamedTuple
 
 from pipelines.tracking import tags
+from pipelines.tracking.run_log import SCORE
+from pipelines.tracking.searches import experiment_ids
 
 VIEW, VIEW_ID = "Trainings compared", "raydit-trainings"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_ID}"
@@ -48,8 +50,7 @@ def landing_page(client: Any) -> str:
     It opens with the trainings' charts, without any trainings with the table of runs, and without any runs with the
     list of experiments. client: MLflow's.
     """
-    ids = [each.experiment_id for each in client.search_experiments()]
-    newest = client.search_runs(ids, order_by=["attributes.start_time DESC"], max_results=1)
+    newest = client.search_runs(experiment_ids(client), order_by=["attributes.start_time DESC"], max_results=1)
     if not newest:
         return f"/#/experiments?{MODEL_TRAINING}"
     experiment = newest[0].info.experiment_id
@@ -110,7 +111,7 @@ def read_content(view: str) -> ViewContent:
     """Return what a view, as saved_view returns it, shows of the trainings."""
     charts = json.loads(json.loads(view)["state"])["compareRunCharts"]
     steps = [chart["step"] for chart in charts if chart["type"] == "IMAGE"]
-    scores = [chart["metricKey"] for chart in charts if chart.get("metricKey", "").startswith("eval/")]
+    scores = [chart["metricKey"] for chart in charts if chart.get("metricKey", "").startswith(SCORE)]
     return ViewContent(*steps[:1] or [0], *scores[:1])
 
 

@@ -10,6 +10,7 @@ from pipelines.tracking import tags
 from pipelines.tracking.database import is_absent
 from pipelines.tracking.moved_store import refuse_moved
 from pipelines.tracking.searches import (
+    all_pages,
     experiment_ids,
     find_model,
     find_run_of_id,
@@ -300,13 +301,7 @@ def _digests_with_predecessors(client: Any, name: str, number: str) -> set[str]:
 
 
 def _registered_models(client: Any) -> Iterator[Any]:
-    token = None
-    while True:
-        page = client.search_registered_models(page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    return all_pages(lambda token: client.search_registered_models(page_token=token))
 
 
 def refuse_absent(uri: str) -> None:

@@ -8,6 +8,12 @@ FIGURES = "figures"
 """Folder of figures in an output, and among the artifacts of a run."""
 
 
+SCORE = "eval/"
+"""Prefix of an evaluation's metrics."""
+SYSTEM = "system/"
+"""Prefix of metrics of the machine. MLflow's UI shows them on a page of their own."""
+
+
 class DatasetRef(NamedTuple):
     """A data set that a metric refers to."""
 

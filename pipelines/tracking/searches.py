@@ -15,7 +15,7 @@ def search_runs(client: Any, experiments: Sequence[str], query: str = "", *order
     experiments: their ids. order: columns to sort by, such as "attributes.start_time DESC".
     """
     if experiments:
-        yield from _all_pages(
+        yield from all_pages(
             lambda token: client.search_runs(
                 list(experiments), query, max_results=PAGE, order_by=list(order), page_token=token
             )
@@ -24,7 +24,7 @@ def search_runs(client: Any, experiments: Sequence[str], query: str = "", *order
 
 def search_experiments(client: Any) -> list[Any]:
     """Return all experiments that are not deleted."""
-    return list(_all_pages(lambda token: client.search_experiments(max_results=PAGE, page_token=token)))
+    return list(all_pages(lambda token: client.search_experiments(max_results=PAGE, page_token=token)))
 
 
 def experiment_ids(client: Any) -> list[str]:
@@ -32,7 +32,8 @@ def experiment_ids(client: Any) -> list[str]:
     return [experiment.experiment_id for experiment in search_experiments(client)]
 
 
-def _all_pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+def all_pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Yield what all pages of an answer hold. ask: returns the page that a token names; None: the first one."""
     token = None
     while True:
         page = ask(token)

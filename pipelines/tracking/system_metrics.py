@@ -11,10 +11,8 @@ from contextlib import contextmanager
 
 from cluster.threads import run_beside
 from cluster.usage import measure_other_nodes, measure_usage, start_measuring_cpu
-from pipelines.tracking.run_log import RunLog
+from pipelines.tracking.run_log import SYSTEM, RunLog
 
-PREFIX = "system/"
-"""MLflow's UI shows metrics of this prefix on a page of their own."""
 FIRST_SECONDS = 10.0
 """Seconds before the first point: shorter stages have none."""
 SHARE = 0.01
@@ -33,9 +31,9 @@ def _record(run: RunLog, ended: threading.Event) -> None:
         begun = time.monotonic()
         start_measuring_cpu()
         while not ended.wait(pause(time.monotonic() - begun)):
-            metrics = {f"{PREFIX}{name}": value for name, value in measure_usage().items()}
+            metrics = {f"{SYSTEM}{name}": value for name, value in measure_usage().items()}
             for node, usage in measure_other_nodes().items():
-                metrics |= {f"{PREFIX}{node}/{name}": value for name, value in usage.items()}
+                metrics |= {f"{SYSTEM}{node}/{name}": value for name, value in usage.items()}
             run.metrics(metrics, int(time.monotonic() - begun))
     except Exception:  # a stage must not fail because its machine cannot be measured
         logging.getLogger(__name__).warning("no more system metrics of this stage", exc_info=True)

@@ -19,7 +19,7 @@ from pipelines.tracking.experiments import clean_name
 from pipelines.tracking.journal import Entry, Journal, count_undelivered, has_open_runs
 from pipelines.tracking.journal_folder import journal_path
 from pipelines.tracking.relocation import relocate
-from pipelines.tracking.run_log import DatasetRef, RunLog, flatten
+from pipelines.tracking.run_log import SYSTEM, DatasetRef, RunLog, flatten
 from pipelines.tracking.store import refuse_unusable, tracking_uri
 
 CLOSE_SECONDS = 30.0
@@ -153,7 +153,7 @@ def _key_of(stage: str, identity: dict[str, Any]) -> str:
 
 def _is_of_system(entry: Entry) -> bool:
     """Return whether an entry of metrics says only how busy the machine was."""
-    return all(name.startswith("system/") for name in entry["metrics"])
+    return all(name.startswith(SYSTEM) for name in entry["metrics"])
 
 
 def _display_name(key: str, stage: str, run_tags: dict[str, str]) -> str:

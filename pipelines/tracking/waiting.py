@@ -15,9 +15,8 @@ from pipelines.tracking.journal import count_undelivered, files_of, read_uri, re
 from pipelines.tracking.journal_folder import JOURNAL_FOLDER, journal_folder, refuse_others
 from pipelines.tracking.provenance import RECIPE_FILE
 from pipelines.tracking.store import refuse_unusable, tracking_uri
+from pipelines.tracking.tracker import CLOSE_SECONDS
 from raydit.errors import NotFound
-
-CLOSE_SECONDS = 30.0
 
 
 class JournalFile(NamedTuple):
