@@ -30,6 +30,7 @@ from pipelines.tracking import tags
 from pipelines.tracking.lookup import CheckpointRef, connected_client, find_checkpoint, find_run, has_files
 from pipelines.tracking.searches import experiment_ids
 from pipelines.tracking.store import tracking_uri
+from raydit.errors import NotFound, StorageFailed, Unreachable
 
 
 @dataclass
@@ -292,7 +293,7 @@ def _in_mlflow(digest: str, uri: str) -> list[Link]:
     try:
         with connected_client(uri) as client:
             return [*_models(client, digest), *_versions(client, digest)]
-    except (FileNotFoundError, ConnectionError) as error:
+    except (NotFound, Unreachable, StorageFailed) as error:
         return [Link("model", "unknown", digest, unknown=[str(error)])]
 
 

@@ -19,6 +19,7 @@ from pipelines.tracking.searches import (
 )
 from pipelines.tracking.store import (
     is_refusing_all,
+    is_refusing_file,
     is_unavailable,
     mlflow_client,
     request_failed,
@@ -282,7 +283,7 @@ def is_uploaded(client: Any, model_id: str) -> bool:
     try:
         return any(file.path == MODEL_FILE for file in client.list_logged_model_artifacts(model_id))
     except Exception as error:
-        if is_unavailable(error):
+        if is_unavailable(error) or is_refusing_file(error):
             raise
         return False  # the model itself was deleted
 
@@ -318,7 +319,8 @@ def refuse_absent(uri: str) -> None:
 def connected_client(uri: str) -> Iterator[Any]:
     """Yield a client of an existing store.
 
-    Raises NotFound if there is none, Unreachable if it does not answer, and InvalidInput if it refuses every request.
+    Raises NotFound if there is none, Unreachable if it does not answer, InvalidInput if it refuses every request,
+    and StorageFailed or StorageFull if its store of artifacts refuses one, or this machine's disk does.
     """
     refuse_absent(uri)
     try:
@@ -330,7 +332,8 @@ def connected_client(uri: str) -> Iterator[Any]:
     except RayditError:
         raise
     except Exception as error:
-        if isinstance(error, ValueError) or not (is_unavailable(error) or is_refusing_all(error)):
+        is_of_store = is_unavailable(error) or is_refusing_all(error) or is_refusing_file(error)
+        if isinstance(error, ValueError) or not is_of_store:
             raise
         raise request_failed(uri, error) from error
 

@@ -19,6 +19,7 @@ from pipelines.tracking.model_writer import ModelWriter, run_id_of
 from pipelines.tracking.searches import find_model
 from pipelines.tracking.store import (
     check_tracking,
+    is_database_failing,
     is_gone,
     is_locked,
     is_refusing_all,
@@ -97,6 +98,8 @@ class MlflowWriter(ModelWriter):
         self._failing = (entry, attempts + 1 if entry == last else 1)
         if self._failing[1] < MAX_ATTEMPTS or is_locked(error):
             return False
+        if entry["op"] == "run" and is_database_failing(error):
+            return False  # without the run, all that follows of it would be refused as well
         try:
             check_tracking(self._uri)
         except RayditError:

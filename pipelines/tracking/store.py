@@ -1,8 +1,10 @@
 """The MLflow store in use: its URI, a client, and whether it answers."""
 
+import errno
 import functools
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -12,7 +14,7 @@ from cluster.job_package import is_job_folder
 from pipelines.console import first_line
 from pipelines.tracking.database import SQLITE, database_folder, database_path, is_absent
 from pipelines.tracking.moved_store import refuse_moved
-from raydit.errors import InvalidInput, RayditError, Unreachable
+from raydit.errors import DISK_REMEDIES, InvalidInput, RayditError, StorageFailed, StorageFull, Unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,6 +23,10 @@ OTHER_SCHEMA = "out-of-date database schema"
 """In MLflow's message about a database whose tables are those of another version."""
 TEMPORARY_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
 """MLflow's codes of requests that may succeed later. Any failure without a code of its own is an internal error."""
+LASTING_ERRNOS = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+)
+"""Numbers of the system's errors that waiting does not correct: wrong permissions, and what is in a file's way."""
 CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 """Environment variables that MLflow sends to the tracking server."""
 DENIED_CODES = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
@@ -118,7 +124,15 @@ def unusable(uri: str, error: Exception) -> InvalidInput:
 
 def request_failed(uri: str, error: Exception, wanted: str = "") -> RayditError:
     """Return the error for users that stands for a failed request to a store. wanted: name that was looked up there."""
-    return unreachable(uri, error, wanted) if is_unavailable(error) else unusable(uri, error)
+    if isinstance(error, OSError) and error.errno in DISK_REMEDIES:  # of temporary files, or of artifacts beside it
+        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageFailed
+        return kind(str(error), "", f"{DISK_REMEDIES[error.errno]}, and run the same command again")
+    if is_unavailable(error):
+        return unreachable(uri, error, wanted)
+    if is_refusing_file(error):
+        found = f"the artifact store of {uri} refuses a file: {first_line(error)[:200]}"
+        return StorageFailed(found, "", "correct its permissions or limits, and run the same command again")
+    return unusable(uri, error)
 
 
 def unreachable(uri: str, error: Exception, wanted: str = "") -> Unreachable:
@@ -187,13 +201,56 @@ def is_unavailable(error: Exception) -> bool:
     from requests import RequestException  # what MLflow's client speaks with
     from sqlalchemy.exc import OperationalError  # MLflow lets some of a database's errors through
 
+    if isinstance(error, RequestException) and error.response is not None:  # the artifacts' server, or its proxy
+        return _is_temporary(error.response.status_code)
     if isinstance(error, ConnectionError | TimeoutError | RequestException | OperationalError):
         return True
     if _is_foreign(error) or is_denied(error):
         return False
+    if (is_away := _is_s3_away(error)) is not None:
+        return is_away
     if isinstance(error, OSError):  # artifacts beside the database; a broken picture is an OSError without a number
-        return error.errno is not None
+        return error.errno is not None and error.errno not in LASTING_ERRNOS
     return getattr(error, "error_code", "") in TEMPORARY_CODES and OTHER_SCHEMA not in str(error)
+
+
+def _is_temporary(status: int) -> bool:
+    """Return whether a request that was answered by an HTTP status may succeed later."""
+    return status in (408, 429) or not 400 <= status < 500
+
+
+def _is_s3_away(error: Exception) -> bool | None:
+    """Return whether a bucket of artifacts may take later what it did not take now; None for an error of another kind.
+
+    boto3's errors of an upload name no cause but the one that they were raised from.
+    """
+    botocore = sys.modules.get("botocore.exceptions")  # not loaded if no artifacts lie in a bucket
+    if botocore is None:
+        return None
+    for each in (error, error.__cause__ or error.__context__):
+        if isinstance(each, botocore.ConnectionError | botocore.HTTPClientError):
+            return True
+        if isinstance(each, botocore.ClientError):
+            return _is_temporary(each.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
+    return None
+
+
+def is_refusing_file(error: Exception) -> bool:
+    """Return whether a failed request was to a store of artifacts, which answered: a folder, a server or a bucket."""
+    from requests import RequestException
+
+    if isinstance(error, RequestException):
+        return error.response is not None
+    if isinstance(error, OSError):
+        return error.errno in LASTING_ERRNOS
+    return _is_s3_away(error) is not None
+
+
+def is_database_failing(error: Exception) -> bool:
+    """Return whether a database that answers cannot do what was asked, as when its disk is full."""
+    from sqlalchemy.exc import OperationalError
+
+    return isinstance(error, OperationalError) or getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE"
 
 
 def is_denied(error: Exception) -> bool:
