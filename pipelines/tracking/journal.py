@@ -53,6 +53,8 @@ class Journal:
     """
 
     RETRY_SECONDS = (1, 2, 4, 8, 15, 30)
+    MAX_BYTES = 1 << 20
+    """Size of the entries that the server is given at once."""
 
     def __init__(self, path: Path, server: Server, uri: str = ""):
         """uri: address of the server, which is kept beside the journal."""
@@ -66,6 +68,8 @@ class Journal:
         self._file = open(path, "ab")
         self._state = _read_state(path)
         self._is_saved = True
+        self._num_bytes = self.MAX_BYTES
+        self._last_refused = _last_refused(self.refused_path)
         if uri and self._state.get("uri") != uri:
             self._state["uri"] = uri
             self._save_state()
@@ -165,7 +169,10 @@ class Journal:
             count = self._server.deliver(entries, self._state["known"], self._history)
         except Refused as error:
             self._set_aside(entries[0], str(error))
-            count = 1
+            # The next ones are often refused too: read few, and then more again.
+            count, self._num_bytes = 1, 0
+        else:
+            self._num_bytes = min(2 * self._num_bytes + 4096, self.MAX_BYTES)
         self._state["offset"] += sum(map(len, lines[:count]))
         self._save_state()
         return True
@@ -173,14 +180,16 @@ class Journal:
     def _set_aside(self, entry: Entry, reason: str) -> None:
         """Write an entry to the file of refused ones, once: a killed process may have written it before."""
         record = {"offset": self._state["offset"], "reason": reason, "entry": entry}
-        known = _read_refused(self.refused_path)
-        if not known or known[-1]["offset"] != record["offset"]:
+        if self._last_refused != record["offset"]:
             with open(self.refused_path, "ab") as file:
                 file.write(json.dumps(record).encode() + b"\n")
+            self._last_refused = record["offset"]
         self._server.on_refused(entry, reason)
 
     def _save_state(self) -> None:
         self._is_saved = False
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())  # otherwise a power cut can leave a cursor beyond the end of the journal
         storage.write_json_atomically(str(self._state_path), self._state)
         self._is_saved = True
 
@@ -190,10 +199,10 @@ class Journal:
             return _read_lines(file.read(self._state["offset"]))
 
     def _next_lines(self) -> list[bytes]:
-        """Return complete lines from the cursor on, about a mebibyte of them."""
+        """Return some complete lines from the cursor on."""
         with open(self.path, "rb") as file:
             file.seek(self._state["offset"])
-            lines = (file.read(1 << 20) + file.readline()).splitlines(keepends=True)
+            lines = (file.read(self._num_bytes) + file.readline()).splitlines(keepends=True)
         return [line for line in lines if line.endswith(b"\n")]
 
 
@@ -212,6 +221,8 @@ def merge_journals(source: Path, target: Path, uri: str, change: Callable[[bytes
     delivered, waiting, refused = b"", b"", b""
     known: Ids = {}
     for path in (source, target):
+        for file in (path, refused_path(path)):
+            _truncate_torn_line(file)
         lines = path.read_bytes() if path.exists() else b""
         state = _read_state(path)
         apply = change if path == source else bytes
@@ -259,14 +270,17 @@ def _state_path(path: Path) -> Path:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Return the cursor of a journal, and the ids and the address that it has noted. Raises InvalidInput."""
+    """Return the cursor of a journal, and the ids and the address that it has noted. Raises InvalidInput.
+
+    A cursor beyond the end of a journal, whose last entries a power cut has taken, is moved to the end.
+    """
     file = _state_path(path)
     if not file.exists():
         return {"offset": 0, "known": {}}
     state = storage.read_json(str(file))
     size = path.stat().st_size if path.exists() else 0
     try:
-        is_valid = 0 <= operator.index(state["offset"]) <= size and isinstance(state["known"], dict)
+        is_valid = operator.index(state["offset"]) >= 0 and isinstance(state["known"], dict)
     except (TypeError, KeyError):
         is_valid = False
     if not is_valid:
@@ -275,7 +289,7 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"the cursor of a journal of {size:,} bytes, and what the store calls its runs",
             "remove it, and the journal is delivered again from its start",
         )
-    return state
+    return {**state, "offset": min(state["offset"], size)}
 
 
 def refused_path(path: Path) -> Path:
@@ -295,6 +309,12 @@ def _read_refused(path: Path) -> list[dict[str, Any]]:
         is_record = {"offset", "reason", "entry"} <= record.keys()
         records.append(record if is_record else {"offset": -1, "reason": "", "entry": _parse(line)})
     return records
+
+
+def _last_refused(path: Path) -> int | None:
+    """Return the offset of the entry that was set aside last; None if there is none."""
+    records = _read_refused(path)
+    return records[-1]["offset"] if records else None
 
 
 def _parse(line: bytes) -> Entry:

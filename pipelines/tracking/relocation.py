@@ -159,7 +159,10 @@ def _old_digest(uri: str, move: Move) -> str:
 
 
 def _moved_line(move: Move, line: bytes) -> bytes:
-    """Return a line of JSON in which every text that is a path in the old folder is one in the new folder."""
+    """Return a line of JSON in which every text that is a path in the old folder is one in the new folder.
+
+    What is not JSON stays as it is, for the journal to set aside.
+    """
 
     def moved(value: object) -> object:
         if isinstance(value, str):
@@ -168,7 +171,10 @@ def _moved_line(move: Move, line: bytes) -> bytes:
             return [moved(each) for each in value]
         return {key: moved(each) for key, each in value.items()} if isinstance(value, dict) else value
 
-    return json.dumps(moved(json.loads(line))).encode() + b"\n"
+    try:
+        return json.dumps(moved(json.loads(line))).encode() + b"\n"
+    except (ValueError, RecursionError):
+        return line
 
 
 def _is_in(path: str, folder: str) -> bool:

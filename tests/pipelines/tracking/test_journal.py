@@ -1,6 +1,7 @@
 """The journal: nothing is lost, doubled or reordered, whatever the server and the process do."""
 
 import json
+import os
 import threading
 import time
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import storage
+from pipelines.tracking import journal as journal_module
 from pipelines.tracking import waiting
 from pipelines.tracking.delivery import Delivery
 from pipelines.tracking.journal import Journal, Refused
@@ -281,3 +283,50 @@ def test_nobody_waits_for_a_delivery_that_a_bug_has_ended(path, tmp_path, monkey
     file.write_text(json.dumps(entry(0)) + "\n")
     done = waiting.deliver_journal(output, waiting.JournalFile(file, "", "http://store"))
     assert (done.delivered, done.waiting) == (0, 1)
+
+
+def test_a_cursor_beyond_the_end_of_a_journal_is_moved_to_the_end(path):
+    """A power cut has taken what the disk had not written yet."""
+    server = Server()
+    journal = server.open(path)
+    append_all(journal, numbered(0, 5))
+    assert journal.close(30)
+    path.write_bytes(path.read_bytes()[:-7])
+    journal = server.open(path)
+    append_all(journal, numbered(5, 7))
+    assert journal.close(30) and server.received == numbered(0, 7)
+    assert journal.entries() == [*numbered(0, 4), *numbered(5, 7)]
+
+
+def test_the_journal_is_on_disk_before_its_cursor(path, monkeypatch):
+    done, sync, write = [], os.fsync, storage.write_json_atomically
+
+    def note_sync(number):
+        done.append(os.readlink(f"/proc/self/fd/{number}"))
+        sync(number)
+
+    def note_write(file, content):
+        done.append("cursor")
+        write(file, content)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(storage, "write_json_atomically", note_write)
+    journal = Server().open(path)
+    append_all(journal, numbered(0, 1))
+    assert journal.close(30) and "cursor" in done
+    for number, each in enumerate(done):
+        assert each != "cursor" or done[number - 1] == str(path)
+
+
+def test_the_work_of_setting_entries_aside_grows_with_their_number_only(path, monkeypatch):
+    """Each refusal hands the server one entry next, and reads nothing that was set aside before."""
+    read, sizes = journal_module._read_refused, []
+    monkeypatch.setattr(journal_module, "_read_refused", lambda file: sizes.append(file) or read(file))
+    server, given = Server(never=range(300)), []
+    deliver = server.deliver
+    server.deliver = lambda entries, *others: given.append(len(entries)) or deliver(entries, *others)
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(entry(n)) + "\n" for n in range(400)))
+    journal = server.open(path)
+    assert journal.close(30) and server.received == numbered(300, 400) and len(server.set_aside) == 300
+    assert len(sizes) == 1 and given[:301] == [400, *[1] * 300] and max(given[301:]) > 3

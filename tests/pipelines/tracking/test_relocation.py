@@ -198,3 +198,16 @@ def test_outputs_that_stayed_where_they_were_are_found_there(project, tmp_path, 
     location = find_checkpoint(new.uri, f"runs:/{new.run.info.run_id}").location
     assert location == str(project.folder / "output" / "checkpoints" / "step_0000002")
     assert sqlite3.connect(new.folder / "mlflow.db").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_lines_that_are_not_json_are_moved_as_they_are_and_torn_ones_removed(tmp_path):
+    """One is set aside when the journal is opened; the other is what a kill leaves."""
+    journals = [tmp_path / "old.jsonl", tmp_path / "new.jsonl"]
+    line = json.dumps({"op": "artifact", "run": "r", "path": "/old/x"}).encode()
+    journals[0].write_bytes(line + b"\nnot JSON\n" + line[:9])
+    journals[1].write_bytes(line + b"\n" + line[:9])
+    move = relocation.Move("/old", "/new")
+    relocation.merge_journals(*journals, "sqlite:////new/mlflow.db", lambda line: relocation._moved_line(move, line))
+    assert not journals[0].exists()
+    moved = line.replace(b"/old", b"/new")
+    assert journals[1].read_bytes().splitlines() == [moved, b"not JSON", line]
