@@ -7,6 +7,7 @@ its training, and it outlives the training's own checkpoints. Only the weights t
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,23 @@ from pipelines.checkpoints.registered import ALL_DIGESTS
 from pipelines.scoring.guide import open_guide
 from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
 from pipelines.tracking import tags
+from pipelines.tracking.lookup import MODEL_FILE
 from raydit import __version__
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
+
+
+def upload(client: Any, model_id: str, opened: LocatedCheckpoint) -> None:
+    """Upload the files that make a checkpoint loadable to its LoggedModel."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        save_model_files(opened, work / "model", work)
+        # Uploaded last, so that half an upload does not count.
+        recognised = work / MODEL_FILE
+        (work / "model" / MODEL_FILE).rename(recognised)
+        client.log_model_artifacts(model_id, str(work / "model"))
+        client.log_model_artifact(model_id, str(recognised))
 
 
 def save_model_files(opened: LocatedCheckpoint, folder: Path, work: Path) -> None:

@@ -2,27 +2,22 @@
 
 import json
 import math
-import os
 import shlex
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import LocatedCheckpoint, find_recorded, open_checkpoint
-from pipelines.registry.model_files import save_model_files
+from pipelines.registry.model_files import upload
 from pipelines.registry.queries import find_protocol
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.scoring.report_files import find_reports
 from pipelines.tracking import tags
 from pipelines.tracking.experiments import REGISTERED_NAME_FORBIDS, clean_name, find_experiment
-from pipelines.tracking.lookup import MODEL_FILE, connected_client, has_files, is_uploaded
+from pipelines.tracking.lookup import connected_client, has_files, is_uploaded, model_id_of
 from pipelines.tracking.model_writer import picture_in
 from pipelines.tracking.moved_store import refuse_moved
 from pipelines.tracking.searches import find_version
-from pipelines.tracking.store import tracking_uri
+from pipelines.tracking.store import default_store, tracking_uri
 from raydit.errors import InvalidInput, NotFound, Unreachable
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -44,6 +39,8 @@ class PromotionScore(NamedTuple):
     """Standard error of the value; infinite if unknown."""
     protocol: str = ""
     """What the protocol says, in a few words."""
+    has_files: bool = True
+    """Of a registered version: whether the store holds its files, so that it can be loaded."""
 
     @property
     def protocol_label(self) -> str:
@@ -58,7 +55,7 @@ SCORE_TAGS = {
     "value": tags.VERSION_VALUE,
     "error": tags.VERSION_ERROR,
 }
-"""Tags of a registered version that keep its PromotionScore, by field; `protocol` follows from the id."""
+"""Tags of a registered version that keep its PromotionScore, by field."""
 
 
 class Promotion(NamedTuple):
@@ -81,11 +78,13 @@ def promote(uri: str, experiment: str, name: str, candidate: PromotionScore, *, 
     with connected_client(uri) as client:
         holders = {each: _holder(client, name, each) for each in (CHAMPION, CHALLENGER)}
         champion = holders[CHAMPION]
-        for holder in holders.values():
+        for each, holder in holders.items():
             if holder is not None:
-                _check_comparable(name, holder, candidate)
+                _check_comparable(name, each, holder, candidate)
         if champion is not None and candidate.digest == champion.digest:
-            return Promotion(f"models:/{name}@{CHAMPION} is already this checkpoint", False)
+            if champion.has_files:
+                return Promotion(f"models:/{name}@{CHAMPION} is already this checkpoint", False)
+            alias = CHAMPION
         holder = holders[alias]
         reason = _reason_to_keep(name, alias, holder, candidate)
         if reason is None:
@@ -153,7 +152,7 @@ def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:
                 "one that `raydit promote` has given",
                 f"promote a checkpoint: raydit promote CHECKPOINT --name {shlex.quote(name)}",
             )
-        before = client.get_model_version(name, number).tags.get(tags.PREVIOUS_VERSION)
+        before = tags.previous_version(client.get_model_version(name, number).tags, alias)
         if not before:
             raise InvalidInput(
                 f"models:/{name}@{alias} is version {number}, and found no version that held the alias before it",
@@ -171,12 +170,12 @@ def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:
     return f"models:/{name}@{alias} is version {before} again, instead of {number}"
 
 
-def _check_comparable(name: str, holder: PromotionScore, candidate: PromotionScore) -> None:
+def _check_comparable(name: str, alias: str, holder: PromotionScore, candidate: PromotionScore) -> None:
     for field, shown in (("protocol_id", "protocol_label"), ("metric", "metric")):
         if getattr(candidate, field) != getattr(holder, field):
             raise InvalidInput(
                 f"--promote {name}: found a score of {field} {getattr(candidate, shown)}",
-                f"{getattr(holder, shown)}, by which models:/{name}@{CHAMPION} was chosen: other scores cannot be "
+                f"{getattr(holder, shown)}, by which models:/{name}@{alias} was chosen: other scores cannot be "
                 "compared",
                 "score both checkpoints by one protocol, or promote under another name",
             )
@@ -187,7 +186,7 @@ def _reason_to_keep(name: str, alias: str, holder: PromotionScore | None, candid
     if holder is None:
         return None
     if candidate.digest == holder.digest:
-        return f"models:/{name}@{alias} is already this checkpoint" if alias == CHALLENGER else None
+        return f"models:/{name}@{alias} is already this checkpoint" if holder.has_files else None
     margin = math.hypot(holder.error, candidate.error)
     if candidate.value < holder.value - margin:
         return None
@@ -199,7 +198,7 @@ def _reason_to_keep(name: str, alias: str, holder: PromotionScore | None, candid
 
 def _aliases(client: Any, name: str) -> dict[str, str]:
     """Return version numbers by alias; empty if there is no registered model of that name."""
-    if not client.search_registered_models(f"name = '{name}'"):
+    if not client.search_registered_models(f"name {tags.equals(name)}"):
         return {}
     return client.get_registered_model(name).aliases
 
@@ -209,7 +208,8 @@ def _holder(client: Any, name: str, alias: str) -> PromotionScore | None:
     number = _aliases(client, name).get(alias)
     if number is None:
         return None
-    found = client.get_model_version(name, number).tags
+    version = client.get_model_version(name, number)
+    found = version.tags
     absent = [tag for tag in SCORE_TAGS.values() if tag not in found]
     if absent:
         raise InvalidInput(
@@ -219,7 +219,8 @@ def _holder(client: Any, name: str, alias: str) -> PromotionScore | None:
         )
     kept: dict[str, Any] = {field: found[tag] for field, tag in SCORE_TAGS.items()}
     kept["protocol"] = found.get(tags.PROTOCOL) or find_protocol(client, kept["protocol_id"])
-    return PromotionScore(**{**kept, "value": float(kept["value"]), "error": float(kept["error"])})
+    kept |= {"value": float(kept["value"]), "error": float(kept["error"]), "has_files": has_files(client, version)}
+    return PromotionScore(**kept)
 
 
 def _give_alias(client: Any, uri: str, experiment: str, name: str, candidate: PromotionScore, alias: str) -> str:
@@ -234,12 +235,12 @@ def _give_alias(client: Any, uri: str, experiment: str, name: str, candidate: Pr
         )
     if not is_uploaded(client, model.model_id):
         upload(client, model.model_id, opened)
-    if not client.search_registered_models(f"name = '{name}'"):
+    if not client.search_registered_models(f"name {tags.equals(name)}"):
         client.create_registered_model(name, description=_model_description(experiment))
     aliases = _aliases(client, name)
     number = _version(client, uri, name, model, opened, candidate)
-    if aliases.get(alias) not in (None, number):
-        client.set_model_version_tag(name, number, tags.PREVIOUS_VERSION, aliases[alias])
+    if (before := aliases.get(alias, "")) != number:
+        client.set_model_version_tag(name, number, tags.previous_tag(alias), before)
     client.set_registered_model_alias(name, alias, number)
     if alias == CHAMPION:
         _show_picture(client, name, experiment, picture_in(model.tags.get(tags.DESCRIPTION, "")))
@@ -264,23 +265,11 @@ def _logged_model(client: Any, experiment: str, name: str, candidate: PromotionS
     return models[0]
 
 
-def upload(client: Any, model_id: str, opened: LocatedCheckpoint) -> None:
-    """Upload the files that make a checkpoint loadable to its LoggedModel."""
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        save_model_files(opened, work / "model", work)
-        # Uploaded last, so that half an upload does not count.
-        recognised = work / MODEL_FILE
-        (work / "model" / MODEL_FILE).rename(recognised)
-        client.log_model_artifacts(model_id, str(work / "model"))
-        client.log_model_artifact(model_id, str(recognised))
-
-
 def _version(client: Any, uri: str, name: str, model: Any, opened: LocatedCheckpoint, candidate: PromotionScore) -> str:
-    """Return the number of the version with the candidate's score, creating it if there is none."""
+    """Return the number of the LoggedModel's version with the candidate's score, creating it if there is none."""
     score_tags = {tag: str(getattr(candidate, field)) for field, tag in SCORE_TAGS.items()}
-    for version in client.search_model_versions(f"name = '{name}'"):
-        if score_tags.items() <= version.tags.items():
+    for version in client.search_model_versions(f"name {tags.equals(name)}"):
+        if model_id_of(version) == model.model_id and score_tags.items() <= version.tags.items():
             return str(version.version)
     further = {
         tags.CHECKPOINT: opened.origin,
@@ -289,17 +278,14 @@ def _version(client: Any, uri: str, name: str, model: Any, opened: LocatedCheckp
         tags.VERSION_WEIGHTS: opened.weights_sha256(),
         tags.LATENTS_FINGERPRINT: opened.record.latents_fingerprint or "unknown",
     }
-    with _default_store(uri):
+    picture = picture_in(model.tags.get(tags.DESCRIPTION, ""))
+    with default_store(uri):
         created = client.create_model_version(
             name,
             f"models:/{model.model_id}",
             run_id=model.source_run_id,
             tags=score_tags | further,
-            description="\n\n".join(
-                filter(
-                    None, [_version_description(opened, candidate), picture_in(model.tags.get(tags.DESCRIPTION, ""))]
-                )
-            ),
+            description=f"{_version_description(opened, candidate)}\n\n{picture}".strip(),
             model_id=model.model_id,
         )
     known = json.loads(model.tags.get(REGISTERED_VERSIONS, "[]"))
@@ -329,17 +315,3 @@ def _version_description(opened: LocatedCheckpoint, candidate: PromotionScore) -
         f"Step {opened.step:,}: {score}.\n\nCheckpoint `{opened.origin}`, digest `{opened.digest[:12]}`. "
         f"Its lineage: `raydit lineage {shlex.quote(opened.origin)}`"
     )
-
-
-@contextmanager
-def _default_store(uri: str) -> Iterator[None]:
-    """Set MLflow's default store: a registry in a database looks models up there, whatever the client's store is."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        else:
-            os.environ["MLFLOW_TRACKING_URI"] = before

@@ -233,8 +233,8 @@ def protected_digests(uri: str) -> set[str]:
     digests: set[str] = set()
     with connected_client(uri) as client:
         for model in _registered_models(client):
-            for number in client.get_registered_model(model.name).aliases.values():
-                digests |= _digests_with_predecessors(client, model.name, number)
+            for alias, number in client.get_registered_model(model.name).aliases.items():
+                digests |= _digests_with_predecessors(client, model.name, number, alias)
     return digests
 
 
@@ -288,8 +288,8 @@ def is_uploaded(client: Any, model_id: str) -> bool:
         return False  # the model itself was deleted
 
 
-def _digests_with_predecessors(client: Any, name: str, number: str) -> set[str]:
-    """Return the digests of a version and of all that held its alias before it."""
+def _digests_with_predecessors(client: Any, name: str, number: str, alias: str) -> set[str]:
+    """Return the digests of a version and of all that held the alias before it."""
     digests, seen = set(), set()
     while number and number not in seen:
         seen.add(number)
@@ -297,7 +297,7 @@ def _digests_with_predecessors(client: Any, name: str, number: str) -> set[str]:
         if version is None:  # no rollback can pass it
             break
         digests.add(version.tags.get(tags.VERSION_DIGEST, ""))
-        number = version.tags.get(tags.PREVIOUS_VERSION, "")
+        number = tags.previous_version(version.tags, alias)
     return digests - {""}
 
 

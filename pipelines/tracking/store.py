@@ -5,6 +5,8 @@ import functools
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -180,6 +182,20 @@ def _create_database(uri: str) -> None:
 
     with storage.lock(str(folder)):
         MlflowClient(uri).search_experiments(max_results=1)
+
+
+@contextmanager
+def default_store(uri: str) -> Iterator[None]:
+    """Set MLflow's default store: a registry in a database looks models up there, whatever the client's store is."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def download_model(uri: str, model_id: str, path: str, folder: Path) -> Path | None:

@@ -1,5 +1,7 @@
 """The names of all tags that raydit sets in MLflow: on runs, LoggedModels and registered versions."""
 
+from collections.abc import Mapping
+
 STAGE = "raydit.stage"
 """Stage of a run: pipeline, autoencoder, encode, train, evaluate, evaluations, tune or autoencoders."""
 JOB_ID = "raydit.job_id"
@@ -62,13 +64,25 @@ VERSION_ERROR = "raydit.error"
 """Standard error of VERSION_VALUE; "inf" if unknown."""
 VERSION_STEP = "raydit.step"
 PREVIOUS_VERSION = "raydit.before"
-"""Number of the registered version that held the alias before this one."""
+"""Number of the registered version that held the alias before this one; followed by a dot and the alias.
+
+Versions of older installations have the tag without an alias."""
 
 # MLflow's own names, which its UI shows.
 COMMIT = "mlflow.source.git.commit"
 DESCRIPTION = "mlflow.note.content"
 PARENT_RUN = "mlflow.parentRunId"
 RUN_NAME = "mlflow.runName"
+
+
+def previous_tag(alias: str) -> str:
+    """Return the tag of a registered version with the number of the version that held an alias before it."""
+    return f"{PREVIOUS_VERSION}.{alias}"
+
+
+def previous_version(version_tags: Mapping[str, str], alias: str) -> str:
+    """Return the number of the version that held an alias before the version with these tags; empty if none did."""
+    return version_tags.get(previous_tag(alias), version_tags.get(PREVIOUS_VERSION, ""))
 
 
 def has(tag: str, value: str) -> str:
