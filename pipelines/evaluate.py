@@ -34,8 +34,8 @@ from pipelines.scoring.score_checkpoint import (
 from pipelines.scoring.score_extractors import averages_alike
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.stage import StageContext
-from pipelines.tracking.run_log import RunLog
-from raydit.errors import RayditError
+from pipelines.tracking.run_log import SCORE, RunLog
+from raydit.errors import RayditError, Unreachable
 
 
 def evaluate(
@@ -106,6 +106,8 @@ class FinishedEvaluation(NamedTuple):
     report: EvaluationReport
     folder: str
     tracking_uri: str
+    is_promotion_due: bool
+    """Whether the checkpoint was to be promoted, and MLflow did not answer."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,6 @@ def evaluate_each(
                 evaluation, images_per_step = seeds[0].evaluation, config.train.global_batch_size
                 context, folder = contexts[evaluation.settings.output], evaluation.folder
                 report = finish_report(context, seeds, images_per_step)
-                finished.append(FinishedEvaluation(report, folder, context.tracker.uri))
                 is_new = any(seed.report is None for seed in seeds)
                 if (series or options.repeats > 1) and (is_new or not in_series(context, report)):
                     protocol_folder = storage.split(folder)[0]
@@ -163,8 +164,10 @@ def evaluate_each(
                         run = context.run(EVALUATIONS, series_identity(report), protocol_tags(report.protocol))
                         runs[protocol_folder] = stack.enter_context(run)
                     record_series(runs[protocol_folder], protocol_folder, report, images_per_step)
-                if options.promote:
-                    promote(context, report, experiment=config.name, model=options.promote)
+                is_decided = not options.promote or promote(
+                    context, report, evaluation.opened, experiment=config.name, model=options.promote
+                )
+                finished.append(FinishedEvaluation(report, folder, context.tracker.uri, not is_decided))
     return finished
 
 
@@ -295,16 +298,27 @@ def record_series(run: RunLog, folder: str, report: EvaluationReport, images_per
     if figures:
         say("evaluate", f"curve over {len(reports)} checkpoints: {figures[0]}")
     # Last, because a step whose metrics are logged counts as finished.
-    run.metrics({f"eval/{name}": report.estimate(name)[0] for name in report.metrics}, step)
+    run.metrics({f"{SCORE}{name}": report.estimate(name)[0] for name in report.metrics}, step)
 
 
-def promote(context: StageContext, report: EvaluationReport, *, experiment: str, model: str) -> None:
-    """Make a report's checkpoint the champion of a registered model if it is better, and print what was decided."""
+def promote(
+    context: StageContext, report: EvaluationReport, opened: LocatedCheckpoint, *, experiment: str, model: str
+) -> bool:
+    """Make a report's checkpoint the champion of a registered model if it is better, and print what was decided.
+
+    Return False if MLflow does not answer, which does not keep other checkpoints from being scored.
+    """
     from pipelines.registry.promotion import promote_report
 
     context.tracker.flush()
-    text, _ = promote_report(context.tracker.uri, experiment, model, report)
+    try:
+        text, _ = promote_report(context.tracker.uri, experiment, model, report, opened=opened)
+    except Unreachable as error:
+        again = "The same command, repeated without --force, promotes it"
+        context.say("promote", f"{opened.name} is not promoted: {error}. {again}")
+        return False
     context.say("promote", text)
+    return True
 
 
 def _say_skipped(context: StageContext, evaluation: CheckpointEvaluation) -> None:

@@ -66,12 +66,22 @@ class Promotion(NamedTuple):
     """Whether the candidate got the alias."""
 
 
-def promote(uri: str, experiment: str, name: str, candidate: PromotionScore, *, alias: str = CHAMPION) -> Promotion:
+def promote(
+    uri: str,
+    experiment: str,
+    name: str,
+    candidate: PromotionScore,
+    *,
+    alias: str = CHAMPION,
+    opened: LocatedCheckpoint | None = None,
+) -> Promotion:
     """Register the candidate under `name` and give it an alias, if it is better than the version that holds it.
 
     Better means lower by more than the combined error, sqrt(error^2 + error^2). A candidate that is lower by less
-    becomes challenger instead of champion. Raises InvalidInput if the holder was chosen by another protocol or metric,
-    NotFound if the checkpoint is gone, and Unreachable if MLflow does not answer or does not know the checkpoint.
+    becomes challenger instead of champion. A holder whose files are missing from the store is registered again.
+    opened: the checkpoint; None: it is opened where MLflow has recorded it, which is not possible for weights of other
+    projects that were opened with further options. Raises InvalidInput if the holder was chosen by another protocol or
+    metric, NotFound if the checkpoint is gone, and Unreachable if MLflow does not answer or does not know it.
     """
     refuse_name(name)
     refuse_moved(uri)
@@ -88,20 +98,29 @@ def promote(uri: str, experiment: str, name: str, candidate: PromotionScore, *, 
         holder = holders[alias]
         reason = _reason_to_keep(name, alias, holder, candidate)
         if reason is None:
-            number = _give_alias(client, uri, experiment, name, candidate, alias)
-            before = f", before {holder.value:.5g}" if holder else ""
+            number = _give_alias(client, uri, experiment, name, candidate, alias, opened)
+            before = ""
+            if holder is not None:
+                same = holder.digest == candidate.digest
+                before = ", its files were missing" if same else f", before {holder.value:.5g}"
             by = f" ({candidate.metric} by protocol {candidate.protocol_label})" if candidate.protocol else ""
             score = f"{candidate.value:.5g}{before}{by}"
             return Promotion(f"models:/{name}@{alias} is now version {number}: {score}", True)
         if alias == CHAMPION and champion is not None and candidate.value < champion.value:
             if _reason_to_keep(name, CHALLENGER, holders[CHALLENGER], candidate) is None:
-                number = _give_alias(client, uri, experiment, name, candidate, CHALLENGER)
+                number = _give_alias(client, uri, experiment, name, candidate, CHALLENGER, opened)
                 reason += f"; models:/{name}@{CHALLENGER} is now version {number}"
         return Promotion(reason, False)
 
 
 def promote_report(
-    uri: str, experiment: str, name: str, report: EvaluationReport, *, alias: str = CHAMPION
+    uri: str,
+    experiment: str,
+    name: str,
+    report: EvaluationReport,
+    *,
+    alias: str = CHAMPION,
+    opened: LocatedCheckpoint | None = None,
 ) -> Promotion:
     """Promote the checkpoint of a report by its headline metric; see `promote`. A disqualified one never is."""
     if report.disqualified:
@@ -112,7 +131,7 @@ def promote_report(
     candidate = PromotionScore(
         report.checkpoint_digest, protocol.protocol_id, report.headline, value, margin, protocol.summary
     )
-    return promote(uri, experiment, name, candidate, alias=alias)
+    return promote(uri, experiment, name, candidate, alias=alias, opened=opened)
 
 
 def promote_checkpoint(
@@ -223,10 +242,19 @@ def _holder(client: Any, name: str, alias: str) -> PromotionScore | None:
     return PromotionScore(**kept)
 
 
-def _give_alias(client: Any, uri: str, experiment: str, name: str, candidate: PromotionScore, alias: str) -> str:
+def _give_alias(
+    client: Any,
+    uri: str,
+    experiment: str,
+    name: str,
+    candidate: PromotionScore,
+    alias: str,
+    opened: LocatedCheckpoint | None,
+) -> str:
     """Give the candidate's version an alias, creating the version and uploading the model's files if needed."""
     model = _logged_model(client, experiment, name, candidate)
-    opened = open_checkpoint(find_recorded(model.tags[tags.CHECKPOINT], candidate.digest))
+    if opened is None or opened.is_registered_copy:
+        opened = open_checkpoint(find_recorded(model.tags[tags.CHECKPOINT], candidate.digest))
     if opened.digest != candidate.digest:
         raise InvalidInput(
             f"{opened.origin}: found checkpoint {opened.digest[:12]}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import (
+    FAILED,
     address_option,
     dry_run_option,
     json_option,
@@ -227,6 +229,8 @@ def _evaluate_checkpoints(
         _print_series(scored, flags.as_json)
     else:
         print_report(scored[0].report, scored[0].folder, flags.as_json, scored[0].tracking_uri)
+    if any(each.is_promotion_due for each in scored):
+        sys.exit(FAILED)
 
 
 def _print_plan(targets: Sequence[tuple[LocatedCheckpoint, Recipe]], repeats: int, as_json: bool) -> None:
