@@ -15,7 +15,7 @@ from pipelines.tracking import tags
 from pipelines.tracking.experiment_page import SAMPLES, update_view
 from pipelines.tracking.experiments import create_experiment, find_experiment
 from pipelines.tracking.journal import Entry, Ids, Refused
-from pipelines.tracking.model_writer import ModelWriter, run_id_of
+from pipelines.tracking.model_writer import MAX_DIGEST_LENGTH, ModelWriter, is_of_training, metric_context, run_id_of
 from pipelines.tracking.searches import find_model
 from pipelines.tracking.store import (
     check_tracking,
@@ -36,7 +36,6 @@ PARAMS_PER_REQUEST, METRICS_PER_REQUEST, TAGS_PER_REQUEST = 100, 1000, 100
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
 """Characters of a tag's value that its column has in PostgreSQL and MySQL, which refuse a longer one."""
-MAX_DIGEST_LENGTH = 36
 
 
 OPS = (
@@ -254,7 +253,7 @@ class MlflowWriter(ModelWriter):
 
         points = entry.get("points", [entry])
         metrics = [
-            Metric(name, value, point["time"], point["step"], **_metric_context(point, ids))
+            Metric(name, value, point["time"], point["step"], **metric_context(point, ids))
             for point in points
             for name, value in point["metrics"].items()
         ]
@@ -289,7 +288,7 @@ class MlflowWriter(ModelWriter):
 
             with storage.open_file(path) as file, Image.open(file, formats=["PNG"]) as image:
                 self._client.log_image(run_id, image, key=entry["key"], step=entry["step"], timestamp=entry["time"])
-        if entry["run"].startswith("train-") and entry["key"] == SAMPLES:
+        if is_of_training(entry) and entry["key"] == SAMPLES:
             update_view(self._client, ids[f"experiment {entry['run']}"], samples_step=entry["step"])
 
     def _has_image(self, run_id: str, entry: Entry) -> bool:
@@ -325,14 +324,3 @@ def _first_request(entries: list[Entry]) -> tuple[Entry, int]:
         return first, 1
     points = list(takewhile(lambda entry: entry["op"] == "metrics" and entry["run"] == first["run"], entries))
     return {"op": "metrics", "run": first["run"], "points": points}, len(points)
-
-
-def _metric_context(point: Entry, ids: Ids) -> dict[str, str]:
-    """Return the LoggedModel, if there is one, and the data set of a metric, as arguments of mlflow's Metric."""
-    context = {}
-    if model_id := ids.get(f"model {point['model']}"):
-        context["model_id"] = model_id
-    if point["dataset"]:
-        context["dataset_name"], digest = point["dataset"]
-        context["dataset_digest"] = digest[:MAX_DIGEST_LENGTH]
-    return context

@@ -1,6 +1,5 @@
 """Delivery of journal entries about LoggedModels: the checkpoints themselves, their pictures and their scores."""
 
-import json
 import re
 from typing import Any
 from urllib.parse import quote
@@ -9,7 +8,11 @@ from pipelines.tracking import tags
 from pipelines.tracking.experiment_page import SAMPLES, update_view
 from pipelines.tracking.experiments import clean_name
 from pipelines.tracking.journal import Entry, Ids
-from pipelines.tracking.searches import find_model, search_runs
+from pipelines.tracking.run_log import SCORE
+from pipelines.tracking.searches import find_model, find_run_of_id, search_runs
+
+MAX_DIGEST_LENGTH = 36
+"""Characters of a data set's digest that MLflow keeps."""
 
 
 class ModelWriter:
@@ -22,25 +25,30 @@ class ModelWriter:
 
         key, run_id = f"model {entry['digest']}", run_id_of(entry, ids)
         created = False
-        if key in ids and find_model(self._client, ids[key]) is None:
-            del ids[key]  # it was deleted in MLflow, where nothing leads to it any more
-        if key not in ids:
-            experiment = ids[f"experiment {entry['run']}"]
+        experiment = ids[f"experiment {entry['run']}"]
+        known = find_model(self._client, ids[key]) if key in ids else None
+        if known is None or known.experiment_id != experiment:
+            # There is none yet, or it was deleted, or it belongs to another experiment, from which none is promoted.
             # Another process may have logged it already: a training may be evaluated while it runs.
             same = tags.has(tags.CHECKPOINT_DIGEST, entry["digest"])
             found = self._client.search_logged_models([experiment], filter_string=same)
             created = not found
-            ids[key] = (found[0] if found else self._create_model(experiment, run_id, entry)).model_id
+            known = found[0] if found else self._create_model(experiment, run_id, entry)
+            ids[key] = known.model_id
+        if known.status != "READY":  # also after a kill between the two requests
+            self._client.finalize_logged_model(known.model_id, "READY")
         run = self._client.get_run(run_id)
         if ids[key] in _model_ids(run):
             return
-        if created or entry["run"].startswith("train-"):
+        if is_of_training(entry):
+            self._copy_scores(known, run_id)  # first, because a model among the outputs ends this method
+        if created or is_of_training(entry):
             self._client.log_outputs(run_id, [LoggedModelOutput(ids[key], entry["step"])])
         else:
             self._client.log_inputs(run_id, models=[LoggedModelInput(ids[key])])
 
     def _create_model(self, experiment: str, run_id: str, entry: Entry) -> Any:
-        model = self._client.create_logged_model(
+        return self._client.create_logged_model(
             experiment,
             name=clean_name(entry["name"]),
             source_run_id=run_id,
@@ -48,7 +56,6 @@ class ModelWriter:
             tags=entry["tags"],
             model_type="raydit.checkpoint",
         )
-        return self._client.finalize_logged_model(model.model_id, "READY")
 
     def _model_picture(self, entry: Entry, ids: Ids) -> None:
         model = self._find_model(entry, ids)
@@ -59,27 +66,48 @@ class ModelWriter:
                 self._client.set_logged_model_tags(model.model_id, {tags.DESCRIPTION: text})
 
     def _scores(self, entry: Entry, ids: Ids) -> None:
-        """Log scores to the run of a training; those that it has at this step already are left as they are."""
-        from mlflow.entities import Metric
-
+        """Log scores to the run of a training, and show the first of them in the table of runs."""
         model = self._find_model(entry, ids)
         run = self._find_training(model) if model is not None else None
         if run is None:
             return
-        run_id, known = run.info.run_id, json.loads(run.data.tags.get(tags.SCORES, "{}"))
-        protocols = dict.fromkeys(entry["metrics"], entry["protocol"]) | known
-        if protocols != known:
-            self._client.set_tag(run_id, tags.SCORES, json.dumps(protocols))
-        metrics = []
-        for name, value in entry["metrics"].items():
-            key = f"eval/{name}" if protocols[name] == entry["protocol"] else f"eval/{entry['protocol']}/{name}"
-            points = self._client.get_metric_history(run_id, key) if key in run.data.metrics else ()
-            if entry["step"] not in [point.step for point in points]:
-                metrics.append(Metric(key, value, entry["time"], entry["step"]))
-        self._client.log_batch(run_id, metrics=metrics)
+        protocols = self._log_scores(run, entry["metrics"], entry["step"], entry["protocol"], entry["time"])
         headline = next(iter(entry["metrics"]))
         if protocols[headline] == entry["protocol"]:
-            update_view(self._client, run.info.experiment_id, score=f"eval/{headline}")
+            update_view(self._client, run.info.experiment_id, score=f"{SCORE}{headline}")
+
+    def _copy_scores(self, model: Any, run_id: str) -> None:
+        """Log the scores that a LoggedModel has to the run of its training, which MLflow took later or anew."""
+        points: dict[tuple[str, str, int], list[Any]] = {}
+        for point in sorted(model.metrics or (), key=lambda point: point.timestamp):
+            if point.key.startswith(SCORE) and point.dataset_digest:
+                points.setdefault((point.run_id, point.dataset_digest, point.step), []).append(point)
+        for (evaluation, protocol, step), group in points.items():
+            scored = find_run_of_id(self._client, evaluation)
+            if scored is not None and tags.DISQUALIFIED not in scored.data.tags:
+                metrics = {point.key.removeprefix(SCORE): point.value for point in group}
+                self._log_scores(self._client.get_run(run_id), metrics, step, protocol, group[0].timestamp)
+
+    def _log_scores(self, run: Any, metrics: dict[str, float], step: int, protocol: str, time: int) -> dict[str, str]:
+        """Log scores to a run, and return the protocols of its metrics; what it has at a step already is left as it is.
+
+        metrics: by name without eval/. time: in milliseconds since 1970.
+        """
+        from mlflow.entities import Metric
+
+        run_id, known = run.info.run_id, _score_protocols(run.data.tags)
+        protocols = dict.fromkeys(metrics, protocol) | known
+        if protocols != known:
+            names = sorted(name for name in protocols if protocols[name] == protocol)
+            self._client.set_tag(run_id, f"{tags.SCORES}.{protocol}", " ".join(names))
+        found = []
+        for name, value in metrics.items():
+            key = f"{SCORE}{name}" if protocols[name] == protocol else f"{SCORE}{protocol}/{name}"
+            points = self._client.get_metric_history(run_id, key) if key in run.data.metrics else ()
+            if step not in [point.step for point in points]:
+                found.append(Metric(key, value, time, step))
+        self._client.log_batch(run_id, metrics=found)
+        return protocols
 
     def _find_model(self, entry: Entry, ids: Ids) -> Any | None:
         """Return the LoggedModel that an entry is about; None if it was not logged, or was deleted."""
@@ -105,6 +133,32 @@ def run_id_of(entry: Entry, ids: Ids) -> str:
     if run_id := ids.get(f"run {entry['run']}"):
         return run_id
     raise LookupError(f"MLflow has not taken the run {entry['run']}, which this is of")
+
+
+def is_of_training(entry: Entry) -> bool:
+    """Return whether an entry is about the run of a training; the key of a run begins with its stage."""
+    return entry["run"].startswith("train-")
+
+
+def metric_context(point: Entry, ids: Ids) -> dict[str, str]:
+    """Return the LoggedModel, if there is one, and the data set of a metric, as arguments of mlflow's Metric."""
+    context = {}
+    if model_id := ids.get(f"model {point['model']}"):
+        context["model_id"] = model_id
+    if point["dataset"]:
+        context["dataset_name"], digest = point["dataset"]
+        context["dataset_digest"] = digest[:MAX_DIGEST_LENGTH]
+    return context
+
+
+def _score_protocols(run_tags: dict[str, str]) -> dict[str, str]:
+    """Return the protocol ids of the metrics eval/NAME of a training's run, by NAME."""
+    # Older versions kept all of them in one JSON object, of which MLflow may have cut the end.
+    protocols = dict(re.findall(r'"([^"]+)": "([^"]+)"', run_tags.get(tags.SCORES, "")))
+    for tag, names in run_tags.items():
+        if tag.startswith(f"{tags.SCORES}."):
+            protocols |= dict.fromkeys(names.split(), tag.removeprefix(f"{tags.SCORES}."))
+    return protocols
 
 
 def _model_ids(run: Any) -> list[str]:

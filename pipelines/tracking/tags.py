@@ -34,7 +34,9 @@ PROTOCOL_ID and PROTOCOL are then of the first."""
 DISQUALIFIED = "raydit.disqualified"
 """On the run of an evaluation: why its checkpoint can be neither best nor champion, whatever its metrics."""
 SCORES = "raydit.scores"
-"""On the run of a training: JSON with the protocol id of each of its metrics eval/NAME, by NAME."""
+"""On the run of a training, followed by a dot and a protocol's id: the names of its metrics eval/NAME by that protocol.
+
+Older versions have one tag without an id: JSON with the id of each metric's protocol."""
 REMOVED = "raydit.removed"
 """Set on a LoggedModel when the files of its checkpoint have been removed."""
 
