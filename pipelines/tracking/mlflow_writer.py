@@ -60,6 +60,7 @@ class MlflowWriter(ModelWriter):
         self._uri, self._say, self._find_file = uri, say, find_file
         self._client: Any = None
         self._failing: tuple[Entry, int] = ({}, 0)
+        self._is_overwriting_said = False
 
     def deliver(self, entries: list[Entry], ids: Ids, history: Callable[[], list[Entry]]) -> int:
         """Deliver one or more entries from the front and return how many; see pipelines.tracking.journal.Server."""
@@ -274,13 +275,13 @@ class MlflowWriter(ModelWriter):
         self._client.log_inputs(run_id_of(entry, ids), datasets=[DatasetInput(dataset, context)])
 
     def _artifact(self, entry: Entry, ids: Ids) -> None:
-        if found := self._find_file(entry["path"]):
+        if found := self._find_logged(entry):
             with storage.local_copy(found) as file:
                 self._client.log_artifact(run_id_of(entry, ids), file, entry["folder"])
 
     def _image(self, entry: Entry, ids: Ids) -> None:
         """Log a picture, unless it is there already: each gets a name of which MLflow draws a part at random."""
-        run_id, path = run_id_of(entry, ids), self._find_file(entry["path"])
+        run_id, path = run_id_of(entry, ids), self._find_logged(entry)
         if path is None:
             return
         if not self._has_image(run_id, entry):
@@ -291,9 +292,25 @@ class MlflowWriter(ModelWriter):
         if is_of_training(entry) and entry["key"] == SAMPLES:
             update_view(self._client, ids[f"experiment {entry['run']}"], samples_step=entry["step"])
 
+    def _find_logged(self, entry: Entry) -> str | None:
+        """Return the path of the file that an entry names; None if it is gone, or has been written again since.
+
+        Then it is another training's, or a later entry of this run names it. Journals of older versions record no
+        digest.
+        """
+        found = self._find_file(entry["path"])
+        if found is None or entry.get("sha256") in (None, storage.sha256_file(found)):
+            return found
+        if not self._is_overwriting_said:
+            self._is_overwriting_said = True
+            self._say(f"{entry['path']} was written again before MLflow took it, so {entry['run']} does not get it")
+        return None
+
     def _has_image(self, run_id: str, entry: Entry) -> bool:
+        """Return whether a run has a picture, of which MLflow writes a small copy last."""
         start = f"{entry['key'].replace('/', '~')}+step+{entry['step']}+timestamp+{entry['time']}+"
-        return any(Path(file.path).name.startswith(start) for file in self._client.list_artifacts(run_id, "images"))
+        names = [Path(file.path).name for file in self._client.list_artifacts(run_id, "images")]
+        return any(name.startswith(start) and name.endswith("+compressed.webp") for name in names)
 
     def _end(self, entry: Entry, ids: Ids) -> None:
         self._client.set_terminated(run_id_of(entry, ids), entry["status"], end_time=entry["time"])

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cluster import storage
 from cluster.jobs import current_job_id
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import Recipe
@@ -224,10 +225,24 @@ class JournalRun:
         self.append("input", name=name, digest=digest, source=source, context=context)
 
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
-        self.append("artifact", path=str(path), folder=folder)
+        self.append("artifact", path=str(path), folder=folder, sha256=_picture_digest(path))
 
     def image(self, path: str | Path, key: str, step: int) -> None:
-        self.append("image", path=str(path), key=key, step=step)
+        self.append("image", path=str(path), key=key, step=step, sha256=_picture_digest(path))
 
     def end(self, status: str) -> None:
         self.append("end", status=status)
+
+
+def _picture_digest(path: str | Path) -> str | None:
+    """Return the sha256 of a picture on a disk, by which its delivery knows that it was not drawn again since.
+
+    None for other files, which may be completed after they were logged, and for URIs, which take time to read.
+    """
+    path = str(path)
+    if not path.endswith(".png") or not storage.is_local(path):
+        return None
+    try:
+        return storage.sha256_file(path)
+    except OSError:  # refused or left out when it is delivered
+        return None

@@ -295,8 +295,13 @@ def test_a_run_whose_journal_is_lost_is_taken_up_where_nobody_else_can_run_it(
     assert (runs[-1].info.status, runs[-1].data.tags["machine"]) == ("FINISHED", "second")
 
 
-def test_a_refused_entry_is_said_and_holds_nothing_up(project, client, capsys, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
+def test_a_refused_entry_is_said_and_holds_nothing_up(project, client, capsys, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise ValueError("no picture")
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "broken.png")
+    log_image = MlflowClient.log_image
+    monkeypatch.setattr(MlflowClient, "log_image", fail)
     tracker = project.open()
     run = tracker.start_run("train", {})
     for step in range(30):
@@ -307,12 +312,12 @@ def test_a_refused_entry_is_said_and_holds_nothing_up(project, client, capsys, t
     (ended,) = project.runs(client)
     assert (ended.info.status, ended.data.metrics) == ("FINISHED", {"train/loss": 1.0})
     first, last = capsys.readouterr().out.splitlines()
-    assert f"MLflow refuses image of {run.key}: UnidentifiedImageError: cannot identify image file" in first
+    assert f"MLflow refuses image of {run.key}: ValueError: no picture" in first
     assert f"kept in {tracker._journal.refused_path}; when the cause is removed, `raydit runs deliver" in first
     assert "MLflow refused 30 entries in all" in last
     assert len(tracker._journal.refused_path.read_text().splitlines()) == 30
 
-    Image.new("RGB", (4, 4)).save(tmp_path / "broken.png")
+    monkeypatch.setattr(MlflowClient, "log_image", log_image)
     assert tracker._journal.retry_refused() == (30, 0)
     assert len(client.list_artifacts(ended.info.run_id, "images")) == 60  # each with a small copy of itself
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from PIL import Image
 
 from pipelines.tracking import mlflow_writer
 from pipelines.tracking.journal import Refused
@@ -57,7 +58,7 @@ def test_a_model_that_was_deleted_is_logged_anew(write):
 
     def create(experiment, name, **further):
         logged.append(name)
-        return SimpleNamespace(model_id="m-new")
+        return SimpleNamespace(model_id="m-new", status="PENDING", metrics=None)
 
     def get_run(run_id):
         read = SimpleNamespace(model_outputs=[], model_inputs=[])
@@ -70,15 +71,82 @@ def test_a_model_that_was_deleted_is_logged_anew(write):
         "get_logged_model": get_logged_model,
         "search_logged_models": lambda experiments, filter_string: [],
         "create_logged_model": create,
-        "finalize_logged_model": lambda model_id, status: SimpleNamespace(model_id=model_id),
+        "finalize_logged_model": lambda model_id, status: logged.append(status),
         "get_run": get_run,
         "log_outputs": lambda run_id, models: logged.append(models[0].model_id),
     }
     entry = {"op": "model", "run": "r", "digest": "d", "name": "step_2", "step": 2, "params": {}, "tags": {}}
     ids = {**IDS, "model d": "m-deleted"}
     assert write([entry], ids=ids, **methods) == 1
-    assert logged == ["step_2", "m-new"] and ids["model d"] == "m-new"
+    assert logged == ["step_2", "READY", "m-new"] and ids["model d"] == "m-new"
     assert write([{"op": "model_removed", "run": "r", "digest": "d"}], ids=ids, **methods) == 1
+
+
+@pytest.mark.parametrize(("op", "code", "refused"), [("run", 2, False), ("run", 1, True), ("tag", 2, True)])
+def test_a_run_is_waited_for_while_a_database_cannot_write(write, op, code, refused):
+    """All that follows of the run would be refused with it. The code of an unknown failure, 1, may mean anything."""
+
+    def fail(*arguments, **options):
+        raise MlflowException("database or disk is full", error_code=code)
+
+    entry = {"op": op, "run": "new", "time": 0, "name": "train", "value": "", "parent": None, "tags": {}}
+    methods = {"create_run": fail, "set_tag": fail, "search_runs": lambda *_, **__: []}
+    ids = {"experiment new": "0"} | ({} if op == "run" else {"run new": "1"})
+    for _ in range(MAX_ATTEMPTS - 1):
+        with pytest.raises(ConnectionError):
+            write([entry], ids=ids, **methods)
+    with pytest.raises(Refused if refused else ConnectionError, match="disk is full"):
+        write([entry], ids=ids, **methods)
+
+
+def test_a_model_that_a_kill_left_pending_is_finalized(write):
+    read = SimpleNamespace(model_outputs=[SimpleNamespace(model_id="m-1")], model_inputs=[])
+    finalized = []
+    methods = {
+        "get_logged_model": lambda model_id: SimpleNamespace(model_id="m-1", status="PENDING", experiment_id="0"),
+        "get_run": lambda run_id: SimpleNamespace(outputs=read, inputs=None),
+        "finalize_logged_model": lambda *arguments: finalized.append(arguments),
+    }
+    entry = {"op": "model", "run": "r", "digest": "d", "name": "step_2", "step": 2, "params": {}, "tags": {}}
+    assert write([entry], ids={**IDS, "model d": "m-1"}, **methods) == 1
+    assert finalized == [("m-1", "READY")]
+
+
+def test_a_model_of_another_experiment_is_not_taken_for_this_ones(write):
+    """The recipe was renamed, or its experiment was deleted by another command."""
+    created = []
+    read = SimpleNamespace(model_outputs=[], model_inputs=[])
+
+    def create(experiment, **further):
+        created.append(experiment)
+        return SimpleNamespace(model_id="m-here", status="READY", metrics=[])
+
+    methods = {
+        "get_logged_model": lambda model_id: SimpleNamespace(model_id="m-there", status="READY", experiment_id="9"),
+        "search_logged_models": lambda experiments, filter_string: [],
+        "create_logged_model": create,
+        "get_run": lambda run_id: SimpleNamespace(outputs=read, inputs=read),
+        "log_outputs": lambda run_id, models: None,
+    }
+    entry = {"op": "model", "run": "r", "digest": "d", "name": "step_2", "step": 2, "params": {}, "tags": {}}
+    ids = {**IDS, "model d": "m-there"}
+    assert write([entry], ids=ids, **methods) == 1
+    assert (created, ids["model d"]) == (["0"], "m-here")
+
+
+def test_a_picture_without_its_small_copy_is_logged_again(write, tmp_path):
+    """A kill in the middle leaves the picture alone, which MLflow's UI then does not show."""
+    name = "images/samples+step+2+timestamp+5+1b4e.png"
+    found, logged = [SimpleNamespace(path=name)], []
+    Image.new("RGB", (4, 4)).save(tmp_path / "grid.png")
+    entry = {"op": "image", "run": "r", "path": str(tmp_path / "grid.png"), "key": "samples", "step": 2, "time": 5}
+    methods = {
+        "list_artifacts": lambda run_id, folder: found,
+        "log_image": lambda run_id, image, **options: logged.append(options["step"]),
+    }
+    assert write([entry], **methods) == 1 and logged == [2]
+    found.append(SimpleNamespace(path=name.replace(".png", "+compressed.webp")))
+    assert write([entry], **methods) == 1 and logged == [2]
 
 
 def test_a_description_that_a_database_has_no_room_for_is_cut(write):
