@@ -98,7 +98,8 @@ def list_runs(uri: str, *, experiment: str = "", stage: str = "", limit: int = 2
 
 def summary(run: Any, uri: str, experiment: str) -> dict[str, Any]:
     """Summarise a run: start in milliseconds since 1970, duration in seconds or None while it runs."""
-    ended, stage = run.info.end_time, run.data.tags.get(tags.STAGE, "")
+    stage = run.data.tags.get(tags.STAGE, "")
+    ended = None if run.info.status == "RUNNING" else run.info.end_time  # one that was resumed keeps its earlier end
     # A training has the scores of its checkpoints as well, each of which is in the summary of its own evaluation.
     metrics = {
         name: value for name, value in run.data.metrics.items() if stage != "train" or not name.startswith(SCORE)

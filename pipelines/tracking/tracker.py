@@ -34,22 +34,25 @@ class Tracker:
         self._journal, self._experiment, self.uri, self._delivery = journal, experiment, uri, delivery
         self._status: dict[str, str] = {}
         self._with_metrics: set[str] = set()
+        last_times: dict[str, int] = {}
         for entry in journal.entries():
+            last_times[entry["run"]] = entry.get("time", 0)
             if entry["op"] == "run":
                 self._status[entry["run"]] = "RUNNING"
             elif entry["op"] == "end":
                 self._status[entry["run"]] = entry.get("status", "KILLED")
             elif entry["op"] == "metrics" and not _is_of_system(entry):
                 self._with_metrics.add(entry["run"])
-        self._close_runs_of_killed_processes()
+        self._close_runs_of_killed_processes(last_times)
 
-    def _close_runs_of_killed_processes(self) -> None:
+    def _close_runs_of_killed_processes(self, last_times: dict[str, int]) -> None:
         """End the runs that are still open: this process holds the output, so that theirs is dead.
 
-        One that goes on is RUNNING again from then on; one that does not would be RUNNING for ever.
+        One that goes on is RUNNING again from then on; one that does not would be RUNNING for ever. last_times: when
+        each run logged something last, in milliseconds since 1970: its end, as far as is known.
         """
         for key in [key for key, status in self._status.items() if status == "RUNNING"]:
-            JournalRun(self._journal, key).end("KILLED")
+            JournalRun(self._journal, key).append("end", status="KILLED", time=last_times[key])
             self._status[key] = "KILLED"
 
     @classmethod
@@ -102,6 +105,8 @@ class Tracker:
         """
         run_tags = run_tags or {}
         key = self._choose_key(_key_of(stage, identity), resumes)
+        # The job of an earlier attempt must not end a run that goes on outside of it.
+        job_tags = {tags.JOB_ID: ""} if key in self._status else {}
         self._status[key] = "RUNNING"
         run = JournalRun(self._journal, key)
         run.append(
@@ -109,7 +114,7 @@ class Tracker:
             experiment=self._experiment,
             name=_display_name(key, stage, run_tags),
             parent=parent.key if parent else None,
-            tags={tags.STAGE: stage, **_job_tags(), **run_tags},
+            tags={tags.STAGE: stage, **job_tags, **_job_tags(), **run_tags},
         )
         return run
 

@@ -3,7 +3,9 @@
 import json
 import os
 import sqlite3
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
@@ -11,6 +13,7 @@ from mlflow_server import MlflowServer, close_delivered, free_port, wait_until
 from PIL import Image
 
 from pipelines.config.reader import load_recipe, resolved
+from pipelines.registry.queries import list_runs
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.run_log import flatten
 from pipelines.tracking.store import tracking_uri
@@ -103,7 +106,7 @@ def test_a_pipeline_and_its_stage_become_parent_and_child(project, client, monke
     assert [(tag.key, tag.value) for tag in read.tags] == [("mlflow.data.context", "training")]
 
 
-def test_a_run_that_a_killed_process_left_open_is_closed_unless_it_goes_on(project, client):
+def test_a_run_that_a_killed_process_left_open_is_closed_unless_it_goes_on(project, client, monkeypatch):
     def status():
         return {run.data.tags["raydit.stage"]: run.info.status for run in project.runs(client)}
 
@@ -111,12 +114,17 @@ def test_a_run_that_a_killed_process_left_open_is_closed_unless_it_goes_on(proje
     for stage in ("pipeline", "encode"):
         tracker.start_run(stage, {})
     close_delivered(tracker)  # without the ends of its runs, as a killed process leaves it
+    later = SimpleNamespace(time=lambda: time.time() + 3600, monotonic=time.monotonic, sleep=time.sleep)
+    monkeypatch.setattr("pipelines.tracking.tracker.time", later)  # of the end, nothing is known but the last entry
     assert status() == {"pipeline": "RUNNING", "encode": "RUNNING"}
     assert Tracker.has_waiting(project.config)
     tracker = project.open()
     tracker.start_run("encode", {})
     close_delivered(tracker)
     assert status() == {"pipeline": "KILLED", "encode": "RUNNING"}
+    assert all(run.info.end_time - run.info.start_time < 1000 for run in project.runs(client) if run.info.end_time)
+    shown = {run["stage"]: run["seconds"] for run in list_runs(project.uri, experiment=project.name)}
+    assert shown["encode"] is None and shown["pipeline"] is not None
     tracker = project.open()
     tracker.start_run("encode", {}).end("FINISHED")
     close_delivered(tracker)
@@ -235,6 +243,7 @@ def test_a_run_that_was_cut_off_is_taken_up_again(project, client, monkeypatch, 
     assert (again.info.run_id, again.info.status) == (cut_off.info.run_id, "RUNNING")
     assert again.data.tags["raydit.job_id"] == "second"
 
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
     tracker = project.open()
     run = tracker.start_run("train", {})
     run.metrics({"train/loss": 0.5}, 4)
@@ -244,6 +253,7 @@ def test_a_run_that_was_cut_off_is_taken_up_again(project, client, monkeypatch, 
     assert (ended.info.run_id, ended.info.status) == (cut_off.info.run_id, "FINISHED")
     assert ended.info.start_time == cut_off.info.start_time
     assert ended.info.end_time > (cut_off.info.end_time or 0)
+    assert ended.data.tags["raydit.job_id"] == ""  # that job's end must not end a run that goes on without it
     assert [point.step for point in client.get_metric_history(ended.info.run_id, "train/loss")] == [2, 4]
 
 
