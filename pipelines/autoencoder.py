@@ -36,6 +36,7 @@ from pipelines.training.image_files import wait_for_running, write_image_files
 from pipelines.training.messages import Report, Saved, Validated
 from raydit.errors import InvalidInput, NotFound
 
+LoggedPoints = dict[str, dict[int, float]]
 START_DIGEST = "start_sha256"
 """Entry of an autoencoder's identity: the digest of the weights that its training starts from, wherever they lie."""
 
@@ -95,12 +96,13 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
         )
         wait_for_running([*worker_settings.images, *worker_settings.held_out])
 
+        logged = run.points("autoencoder/")  # by an interrupted command, also after its newest checkpoint
+
         def on_message(message: Report | Validated | Saved) -> None:
             if isinstance(message, Report):
-                log_losses(run, progress, message)
+                log_losses(run, progress, message, logged)
             elif isinstance(message, Validated):
-                values = {f"autoencoder/validation/{name}": value for name, value in message.metrics.items()}
-                run.metrics(values, message.step)
+                log_once(run, "validation/", message, logged)
 
         run_workers(
             context,
@@ -214,10 +216,23 @@ def require_measurable(config: Recipe, settings: AutoencoderTrainConfig, held_ou
     return ExtractorChoice(name, weights and str(Path(weights).absolute()))
 
 
-def log_losses(run: RunLog, progress: Progress, report: Report) -> None:
+def log_losses(run: RunLog, progress: Progress, report: Report, logged: LoggedPoints) -> None:
     """Show and log the metrics of a report."""
     progress.to(report.step, mse=report.metrics["mse"])
-    run.metrics({f"autoencoder/{name}": value for name, value in report.metrics.items()}, report.step)
+    log_once(run, "", report, logged)
+
+
+def log_once(run: RunLog, prefix: str, message: Report | Validated, logged: LoggedPoints) -> None:
+    """Log the metrics of a message, but not again those of a step that is computed a second time.
+
+    logged: every value that the run has, by name and step.
+    """
+    values = {f"{prefix}{name}": value for name, value in message.metrics.items()}
+    if all(message.step in logged.get(name, {}) for name in values):
+        return
+    for name, value in values.items():
+        logged.setdefault(name, {})[message.step] = value
+    run.metrics({f"autoencoder/{name}": value for name, value in values.items()}, message.step)
 
 
 def finish_run(run: RunLog, record: AutoencoderRecord, folder: str, step: int) -> None:

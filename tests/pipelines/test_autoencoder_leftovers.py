@@ -15,12 +15,14 @@ from pipelines.autoencoder import (
     autoencoder_artifact,
     find_autoencoder,
     finish_run,
+    log_once,
     refuse_unused_averages,
     train_autoencoder,
 )
 from pipelines.images.held_out import split_images
 from pipelines.latents.recorded_images import list_images
 from pipelines.training.autoencoder_result import AutoencoderRecord
+from pipelines.training.messages import Report, Validated
 from raydit.errors import InvalidInput, NotFound
 
 
@@ -62,6 +64,17 @@ def test_figures_that_are_logged_are_not_logged_again(interrupted, tmp_path):
     run, folder = Logged(), str(tmp_path / "output" / "autoencoder")
     finish_run(run, AutoencoderRecord.read(folder), folder, 40)
     assert not run.logged and not (tmp_path / "output" / "autoencoder" / "training").exists()
+
+
+def test_metrics_of_a_step_that_is_computed_again_are_not_logged_again():
+    """After a resume, those between the newest checkpoint and the interruption."""
+    logged, points = [], {"mse": {20: 0.5, 40: 0.25}, "validation/psnr": {40: 21.5}}
+    run = FakeRun()
+    run.metrics = lambda metrics, step: logged.append((metrics, step))
+    for step in (40, 60, 60):
+        log_once(run, "", Report(step, {"mse": 0.25}), points)
+        log_once(run, "validation/", Validated(step, {"psnr": 22.0}), points)
+    assert logged == [({"autoencoder/mse": 0.25}, 60), ({"autoencoder/validation/psnr": 22.0}, 60)]
 
 
 def test_averages_that_no_autoencoder_keeps_are_refused_unless_it_has_begun(interrupted, tmp_path):
