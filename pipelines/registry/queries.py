@@ -17,6 +17,7 @@ from pipelines.tracking.searches import (
     all_pages,
     experiment_ids,
     find_model,
+    find_run_of_id,
     search_experiments,
     search_runs,
 )
@@ -146,7 +147,7 @@ def show_run(uri: str, name: str) -> dict[str, Any]:
         outputs = list(run.outputs.model_outputs) if run.outputs else []
         models = [model for output in outputs if (model := find_model(client, output.model_id))]
         commits = source_commits(client, models)
-        parents = [client.get_run(parent)] if parent else []
+        found = find_run_of_id(client, parent) if parent else None  # `mlflow gc` may have removed it
     return {
         **summary(run, uri, experiment),
         "protocol_id": run.data.tags.get(tags.PROTOCOL_ID, ""),
@@ -162,7 +163,7 @@ def show_run(uri: str, name: str) -> dict[str, Any]:
             for read in run.inputs.dataset_inputs
         ],
         "models": [{**model_summary(model), "commit": commits[model.source_run_id]} for model in models],
-        "parent": [summary(each, uri, experiment) for each in parents],
+        "parent": [summary(found, uri, experiment)] if found else [],
         "children": [summary(each, uri, experiment) for each in children],
     }
 

@@ -90,6 +90,7 @@ def find_checkpoint(uri: str, name: str) -> CheckpointRef:
     """
     kind, _, rest = name.partition(":/")
     uri = tracking_uri(uri)
+    refuse_absent(uri)
     refuse_moved(uri)  # it would lead to where the checkpoint was
     client = mlflow_client(uri)
     try:

@@ -138,6 +138,17 @@ def test_a_model_that_was_deleted_in_mlflow_is_left_out(asked, story, tmp_path):
         client.delete_experiment(experiment)
 
 
+def test_a_run_whose_parent_was_removed_for_ever_is_shown_without_it(asked, story, tmp_path):
+    """`mlflow gc` removes deleted runs, and leaves their children."""
+    client = MlflowClient(story.uri)
+    experiment = client.create_experiment("orphans", str(tmp_path / "mlruns"))
+    run = client.create_run(experiment, tags={"mlflow.parentRunId": "0" * 32}).info.run_id
+    try:
+        assert asked("runs", "show", run)[0]["parent"] == []
+    finally:
+        client.delete_experiment(experiment)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
