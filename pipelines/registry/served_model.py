@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-from raydit.errors import InvalidInput
+from raydit.errors import InvalidInput, RayditError
 
 FILES = "files"
 """Name of the folder of files: checkpoint/, autoencoder/, SETTINGS, and guide/ if the samples have autoguidance."""
 SETTINGS = "sampling.json"
 PARAMS = ("sampler", "sampling_steps", "cfg_scale")
 """Fields of the protocol that a request may set."""
+COUNTER_BITS = 32
+"""Size of a seed where noise is drawn by `dit.random`, which on a GPU would cut off what is above."""
 
 
 class ServedModel(PythonModel):
@@ -54,8 +57,14 @@ class ServedModel(PythonModel):
         """Sample one image for each row.
 
         model_input: column class (names or numbers) and optionally seed, by default the number of the row. Returns
-        columns class, seed and png (the bytes of a file; base64 over HTTP).
+        columns class, seed and png (the bytes of a file; base64 over HTTP). Raises MlflowException for wrong input.
         """
+        try:
+            return self._sample(model_input, params or {})
+        except RayditError as error:  # over HTTP, MLflow shows the messages of its own class only
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+
+    def _sample(self, model_input: pandas.DataFrame, params: dict[str, Any]) -> pandas.DataFrame:
         import numpy as np
         from PIL import Image
 
@@ -68,11 +77,14 @@ class ServedModel(PythonModel):
                 "add the column class",
             )
         seeds = [int(seed) for seed in model_input.get("seed", range(len(model_input)))]
+        bits = COUNTER_BITS if self.sampler.protocol.random == "counter" else 63
+        if wrong := [seed for seed in seeds if not 0 <= seed < 2**bits]:
+            raise InvalidInput(f"seed: found {wrong[0]}", f"an integer in [0, 2^{bits})", "choose another seed")
         labels = [self._label(given) for given in model_input["class"]] if self.class_names else [0] * len(seeds)
         if not seeds:
             return pandas.DataFrame({"class": [], "seed": [], "png": []})
         sampler = copy.copy(self.sampler)  # requests may run at the same time
-        sampler.protocol = replace(sampler.protocol, **self._chosen(params or {}))
+        sampler.protocol = replace(sampler.protocol, **self._chosen(params))
         sampler.batch_size = min(sampler.batch_size, len(seeds))
         images = sampler.sample(seeds, np.array(labels, np.int64))
         names = [self.class_names[label] for label in labels] if self.class_names else [""] * len(seeds)
