@@ -6,6 +6,7 @@ hard to lower without better images.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -123,6 +124,14 @@ def average_over_extractors(
         elif sum(name in parsed for name in names.values()) > 1:
             found.missing[mean_name] = "fewer than 2 extractors have a ratio"
     return found
+
+
+def same_held_out(digests: Iterable[str]) -> set[str]:
+    """Return which digests of held-out images mark ratios that are comparable, given those of all ratios.
+
+    The most frequent one, and the empty one of reports that do not say which images they are.
+    """
+    return {"", *(digest for digest, _ in Counter(filter(None, digests)).most_common(1))}
 
 
 def mean_ratio_id(protocol_ids: Iterable[str]) -> str:

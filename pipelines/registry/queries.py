@@ -7,6 +7,7 @@ from typing import Any
 
 from evaluation.metric_names import MEAN_RATIO, is_of_extractor, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
+from evaluation.ratios import same_held_out
 from pipelines.scoring.log_report import REFERENCE
 from pipelines.tracking import tags
 from pipelines.tracking.experiments import find_experiment
@@ -193,7 +194,9 @@ def source_commits(client: Any, models: Iterable[Any]) -> dict[str, str]:
 
 
 def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: str = "") -> dict[str, Any]:
-    """Rank the checkpoints of an experiment by a metric, the best first. Only scores of one protocol are comparable.
+    """Rank the checkpoints of an experiment by a metric, the best first.
+
+    Only scores of one protocol are comparable, and of ratios only those to the same held-out images.
 
     metric: name without eval/, such as fid_50k; empty: the Frechet distance at the largest N. protocol: its id; empty:
     the one that scored most checkpoints, and of several such the newest. Raises NotFound if there are no scores, and
@@ -228,6 +231,9 @@ def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: s
         )
     name = metric or headline_metrics(score["metric"] for score in scores if score["protocol_id"] == chosen)[0]
     ranked = [score for score in scores if (score["protocol_id"], score["metric"]) == (chosen, name)]
+    if parse_metric_name(name).kind.is_ratio:
+        comparable = same_held_out(score["held_out"] for score in ranked)
+        ranked = [score for score in ranked if score["held_out"] in comparable]
     sign = -1 if parse_metric_name(name).kind.higher_is_better else 1
     ranked.sort(key=lambda score: (sign * score["value"], -score["time"]))
     once = {score["digest"]: score for score in reversed(ranked)}  # a repeated evaluation adds the same numbers again
@@ -268,6 +274,7 @@ def _scores(model: Any, runs: dict[str, Any], metric: str) -> list[dict[str, Any
                 "protocol_id": protocol_id,
                 "protocol": said,
                 "reference": _reference(run, extractor),
+                "held_out": run.data.tags.get(tags.HELD_OUT_DIGEST, ""),
                 "run": point.run_id,
                 "time": point.timestamp,
             }

@@ -45,6 +45,8 @@ def log_report(run: RunLog, report: EvaluationReport, folder: str, step: int = 0
     run.metrics({f"floor/{name}": value for name, value in report.real_baseline.items()}, step)
     if report.reconstructions:
         run.metrics({f"reconstructions/{name}": value for name, value in report.reconstructions.items()}, step)
+    if report.held_out_digest:
+        run.tag(tags.HELD_OUT_DIGEST, report.held_out_digest)
     if report.disqualified:
         run.tag(tags.DISQUALIFIED, report.disqualified)
     if report.timings:

@@ -31,6 +31,8 @@ PROTOCOLS = "raydit.protocols"
 """On the run of an evaluation by several extractors: JSON with the protocol id of each of them, by its name.
 
 PROTOCOL_ID and PROTOCOL are then of the first."""
+HELD_OUT_DIGEST = "raydit.held_out_digest"
+"""On the run of an evaluation: digest of the real images that its ratios are to, where its protocol does not say it."""
 DISQUALIFIED = "raydit.disqualified"
 """On the run of an evaluation: why its checkpoint can be neither best nor champion, whatever its metrics."""
 SCORES = "raydit.scores"

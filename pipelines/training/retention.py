@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import storage
 from evaluation.metric_names import is_of_extractor, parse_metric_name
-from evaluation.ratios import mean_ratio_id
+from evaluation.ratios import mean_ratio_id, same_held_out
 from evaluation.report import REPORT_FILE
 from pipelines.config.training import VALIDATION, TrainConfig
 from pipelines.console import first_line
@@ -109,11 +109,12 @@ def best_step(evaluations: str, metric: str, digests: Mapping[int, str]) -> int 
     were removed, and of a superseded training. A report that records no digest is taken for one of its step.
 
     The protocol of a metric is that of its extractor. Only reports of one protocol are compared, the one by which most
-    checkpoints were scored, because numbers of several protocols are not comparable. Returns None without a report.
-    Raises InvalidInput if there is no such metric.
+    checkpoints were scored, because numbers of several protocols are not comparable; and of ratios only those to the
+    same held-out images. Returns None without a report. Raises InvalidInput if there is no such metric.
     """
-    sign = -1 if parse_metric_name(metric).kind.higher_is_better else 1
-    scores: dict[str, dict[int, float]] = {}
+    kind = parse_metric_name(metric).kind
+    sign = -1 if kind.higher_is_better else 1
+    scores: dict[str, dict[int, tuple[float, str]]] = {}
     names = storage.list_files(evaluations, recursive=True)
     matches = [match for name in names if (match := re.fullmatch(rf"([^/]+)/step_(\d+)/{REPORT_FILE}", name))]
     reports = [(match[0], match[1], int(match[2])) for match in matches if int(match[2]) in digests]
@@ -125,9 +126,14 @@ def best_step(evaluations: str, metric: str, digests: Mapping[int, str]) -> int 
         is_current = (report.get("checkpoint_digest") or digests[step]) == digests[step]
         if is_current and value is not None and not report.get("disqualified"):
             own = _protocol_id(report, metric, protocol)
-            scores.setdefault(own, {})[step] = sign * value
+            held_out = report.get("held_out_digest", "") if kind.is_ratio else ""
+            scores.setdefault(own, {})[step] = (sign * value, held_out)
     most_used = max(scores, key=lambda protocol: len(scores[protocol]), default=None)
-    return min((value, step) for step, value in scores[most_used].items())[1] if most_used else None
+    if most_used is None:
+        return None
+    found = scores[most_used]
+    comparable = same_held_out(held_out for _, held_out in found.values())
+    return min((value, step) for step, (value, held_out) in found.items() if held_out in comparable)[1]
 
 
 def _protocol_id(report: dict[str, Any], metric: str, first: str) -> str:

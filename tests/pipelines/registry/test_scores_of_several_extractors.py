@@ -106,6 +106,21 @@ def test_checkpoints_are_ranked_by_ratios_and_by_their_mean(told):
     assert (ratio["protocol_id"], [score["step"] for score in ratio["checkpoints"]]) == (told.first_id, [4, 2])
 
 
+def test_ratios_to_other_held_out_images_are_not_ranked_together(told):
+    """The reference was given, so that the protocol does not say which images are held out."""
+    ratio = f"ratio_{LITE0_FD}"
+    runs = {each["step"]: each["run"] for each in best_checkpoints(told.uri, EXPERIMENT, metric=ratio)["checkpoints"]}
+    assert sorted(runs) == [2, 4]
+    try:
+        for step, run in runs.items():
+            told.client.set_tag(run, "raydit.held_out_digest", str(step))
+        assert len(best_checkpoints(told.uri, EXPERIMENT, metric=ratio)["checkpoints"]) == 1
+        assert len(best_checkpoints(told.uri, EXPERIMENT, metric=LITE0_FD)["checkpoints"]) == 2
+    finally:
+        for run in runs.values():
+            told.client.delete_tag(run, "raydit.held_out_digest")
+
+
 def test_the_first_extractor_leads_where_none_is_asked_for(told):
     assert best_checkpoints(told.uri, EXPERIMENT)["metric"] == LITE0_FD
     shown = [run["metrics"] for run in list_runs(told.uri, experiment=EXPERIMENT, stage="evaluate")]

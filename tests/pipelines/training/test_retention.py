@@ -69,6 +69,17 @@ def test_reports_of_a_superseded_training_or_of_removed_checkpoints_choose_nothi
     assert best_step(str(tmp_path), "fid_50k", left) == 300
 
 
+def test_ratios_to_other_held_out_images_are_not_compared(tmp_path):
+    """Where a report of an older version does not say which they are, they are taken for the same."""
+    digests = {100: "a" * 12, 200: "b" * 12, 300: "b" * 12, 400: ""}
+    for step, digest in digests.items():
+        report(tmp_path, "a", step, fdr_50k=step / 100, fid_50k=step / 100)
+        file = tmp_path / "a" / f"step_{step:07d}" / "report.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "held_out_digest": digest}))
+    assert best_step(str(tmp_path), "fdr_50k", DIGESTS) == 200
+    assert best_step(str(tmp_path), "fid_50k", DIGESTS) == 100
+
+
 def test_a_superseded_trainings_best_step_is_not_kept(tmp_path):
     report(tmp_path, "a", 100, "superseded", fid_50k=1.0)
     report(tmp_path, "a", 300, fid_50k=3.0)
