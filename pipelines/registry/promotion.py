@@ -158,7 +158,7 @@ def refuse_name(name: str) -> None:
 
 
 def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:
-    """Give an alias back to the version that held it before, and return what was done, in words.
+    """Move an alias back to the version that held it before, and return what was done, in words.
 
     Raises InvalidInput if no version held it before, NotFound if there is no such alias or the earlier version has
     lost its files, and Unreachable if MLflow does not answer.

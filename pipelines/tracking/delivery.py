@@ -1,4 +1,4 @@
-"""What the user hears of the delivery to MLflow: one line for what waits, one for what was refused."""
+"""What the user reads about the delivery to MLflow: one line for what waits, one for what was refused."""
 
 import shlex
 from functools import partial
@@ -36,7 +36,7 @@ class Delivery(MlflowWriter):
 
     def on_unavailable(self, reason: str) -> None:
         self.is_away = True
-        say("tracking", f"{self._uri} {reason}; results are kept until it takes them, and work does not wait")
+        say("tracking", f"{self._uri} {reason}; results are queued and will be sent later; work continues")
 
     def on_refused(self, entry: Entry, reason: str) -> None:
         self.num_refused += 1

@@ -10,7 +10,7 @@ PAGE = 1000
 
 
 def search_runs(client: Any, experiments: Sequence[str], query: str = "", *order: str) -> Iterator[Any]:
-    """Yield all runs of some experiments that a query finds, without what they have logged to LoggedModels.
+    """Yield all runs of some experiments that a query finds, with the data sets and models that they read or wrote.
 
     experiments: their ids. order: columns to sort by, such as "attributes.start_time DESC".
     """

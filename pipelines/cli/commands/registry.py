@@ -20,7 +20,7 @@ from pipelines.cli.output import print_line, print_result
 )
 @click.option("--protocol", metavar="ID|FILE", help="Protocol of the reports to compare, if there are several.")
 @click.option(
-    "--rollback", metavar="NAME", help="Instead: give the alias of model NAME back to the version that had it before."
+    "--rollback", metavar="NAME", help="Instead: move the alias of model NAME back to the version that held it before."
 )
 @store_option
 @json_option

@@ -124,8 +124,8 @@ def best(experiment: str, metric: str, protocol: str, store: str, as_json: bool)
 def deliver(output: str, as_json: bool) -> None:
     """Deliver to MLflow what waits in the journals of OUTPUT.
 
-    Without OUTPUT: of all outputs in this folder and two levels below. What MLflow refused before is sent again. Exit
-    code 1 if entries still wait or are refused, or if one of several outputs cannot be delivered.
+    Without OUTPUT: of all outputs in this folder and two levels below. Entries that MLflow refused earlier are sent
+    again. Exit code 1 if entries still wait or are refused, or if one of several outputs cannot be delivered.
     """
     from pathlib import Path
 

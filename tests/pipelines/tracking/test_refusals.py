@@ -108,7 +108,7 @@ def test_a_locked_database_gets_everything_when_it_is_free_again(recipe, client,
         database.rollback()
     shown = capfd.readouterr()
     first, last = shown.out.splitlines()
-    assert "is locked by another process; results are kept" in first and "3 entries wait" in last and shown.err == ""
+    assert "is locked by another process; results are queued" in first and "3 entries wait" in last and shown.err == ""
     close_delivered(Tracker.open(config))
     (run,) = runs_of(client, config.name)
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/loss": 0.5})
