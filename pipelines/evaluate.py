@@ -54,7 +54,7 @@ def evaluate(
     saved: where to write the samples as well. Raises NotFound or InvalidInput before any work if something is missing
     or does not fit, AlreadyExists if the folder for the samples has other content.
     """
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, tracking_uri=config.tracking.uri if config else "")
     config = with_recorded_class_order(config, opened.record.recipe) if config else checkpoint_recipe(opened)
     if context is None:
         with StageContext(config, part=EVALUATIONS) as own:

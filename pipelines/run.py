@@ -76,7 +76,7 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
         settings = ScoringSettings.from_recipe(config)
         check_scoring_settings(settings)
         check_precision(config.evaluate, config.evaluate)
-        require_guide(config.evaluate, config.train, config.folder("checkpoints"))
+        require_guide(config.evaluate, config.train, config.folder("checkpoints"), config.tracking.uri)
         for line in check_real_images(settings, len(listing), settings.evaluate.num_samples):
             context.say("evaluate", line)
     for stage in pending:

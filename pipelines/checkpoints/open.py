@@ -79,7 +79,7 @@ class LocatedCheckpoint(Checkpoint):
         Raises NotFound if it is gone, and InvalidInput if other weights are at its place.
         """
         copy = self.path / BASE_COPY
-        return copy if copy.is_file() else find_base(base, self.origin, _recorded_store(self))
+        return copy if copy.is_file() else find_base(base, self.origin, recorded_store(self))
 
     @property
     def name(self) -> str:
@@ -183,7 +183,7 @@ def _registered_base(base: BaseRecord, store: str) -> Path | None:
     return None
 
 
-def _recorded_store(opened: LocatedCheckpoint) -> str:
+def recorded_store(opened: LocatedCheckpoint) -> str:
     """Return the tracking URI of a checkpoint's recipe; empty if this user's credentials would be sent to it."""
     from pipelines.tracking.store import gets_credentials
 

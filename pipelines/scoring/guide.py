@@ -9,7 +9,7 @@ from dit.formats.record import AutoencoderRecord, CheckpointRecord
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.checkpoints.open import LocatedCheckpoint, SharedCheckpoint, open_checkpoint
+from pipelines.checkpoints.open import LocatedCheckpoint, SharedCheckpoint, open_checkpoint, recorded_store
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.training import TrainConfig
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
@@ -19,6 +19,7 @@ from raydit.errors import InvalidInput
 def open_guide(evaluate: EvaluateConfig, opened: LocatedCheckpoint) -> LocatedCheckpoint | None:
     """Open the checkpoint that guides a checkpoint's samples; None if `evaluate` names none.
 
+    One that is named by an MLflow run or model is looked up in the store of the checkpoint's recipe.
     Raises NotFound if it, or its weights, are missing, and InvalidInput if it is not a model of the same latents,
     process and classes.
     """
@@ -30,7 +31,12 @@ def open_guide(evaluate: EvaluateConfig, opened: LocatedCheckpoint) -> LocatedCh
         if autoencoder == TRAINED_AUTOENCODER:
             autoencoder = str(checkpoint_autoencoder(opened))
         overrides = (f"objective.kind={opened.record.process_kind}", f'autoencoder.id="{autoencoder}"')
-    guide = open_checkpoint(evaluate.autoguidance, model=evaluate.autoguidance_model, overrides=overrides)
+    guide = open_checkpoint(
+        evaluate.autoguidance,
+        model=evaluate.autoguidance_model,
+        overrides=overrides,
+        tracking_uri=recorded_store(opened),
+    )
     _check_fit(guide.record, opened.record, f"evaluate.autoguidance: found {guide.origin}", opened.origin)
     guide.weights_files(evaluate.autoguidance_weights or evaluate.weights)
     return guide
@@ -55,17 +61,18 @@ def guide_location(
     return guide.shared
 
 
-def require_guide(evaluate: EvaluateConfig, train: TrainConfig, checkpoints: str) -> None:
+def require_guide(evaluate: EvaluateConfig, train: TrainConfig, checkpoints: str, store: str = "") -> None:
     """Raise NotFound or InvalidInput before a training if the guide of its samples cannot be opened.
 
-    checkpoints: folder of the training, which may yet write the guide itself; InvalidInput if it never will.
+    checkpoints: folder of the training, which may yet write the guide itself; InvalidInput if it never will. store:
+    MLflow's URI, as in a recipe.
     """
     name = evaluate.autoguidance
     if name is None:
         return
     step = own_guide_step(evaluate, checkpoints)
     if step is None:
-        open_checkpoint(name, model=evaluate.autoguidance_model)
+        open_checkpoint(name, model=evaluate.autoguidance_model, tracking_uri=store)
     elif not train.writes_checkpoint(step) and step not in CheckpointFolder(checkpoints).finished_steps():
         raise InvalidInput(
             f"evaluate.autoguidance: found {name}, of a step at which this training writes no checkpoint",

@@ -15,6 +15,7 @@ from dit.flow import FlowMatching
 from dit.samplers import guided, sample_euler
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import open_checkpoint
+from pipelines.evaluate import evaluate
 from pipelines.scoring.actors import SampleActor, SampleSource
 from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.guide import guide_location, open_guide, require_guide
@@ -240,3 +241,26 @@ def test_settings_of_the_recipe_reach_the_sampler(story):
 def test_a_rule_of_the_time_shift_is_recorded_as_its_number(story, rule, factor):
     config, opened, _ = story
     assert sampling_protocol(replace(config.evaluate, time_shift=rule), 0, opened).time_shift == factor
+
+
+def test_names_in_mlflow_are_looked_up_in_the_recipes_store(tmp_path, monkeypatch):
+    """The guide of a checkpoint, before a training and after it, and the checkpoint that a notebook scores."""
+    config = tiny_output(tmp_path, f"tracking.uri=sqlite:///{tmp_path}/runs.db")
+    opened = open_checkpoint(write_checkpoint(config, 2).path)
+    asked = []
+
+    def find(name, **options):
+        asked.append((name, options["tracking_uri"]))
+        raise InterruptedError
+
+    monkeypatch.setattr("pipelines.scoring.guide.open_checkpoint", find)
+    monkeypatch.setattr("pipelines.evaluate.open_checkpoint", find)
+    guided = replace(config.evaluate, autoguidance="models:/weak@champion", cfg_scale=2.0)
+    for look_up in (
+        lambda: open_guide(guided, opened),
+        lambda: require_guide(guided, config.train, "checkpoints", config.tracking.uri),
+        lambda: evaluate("models:/weak@champion", config=config),
+    ):
+        with pytest.raises(InterruptedError):
+            look_up()
+    assert asked == 3 * [("models:/weak@champion", f"sqlite:///{tmp_path}/runs.db")]
