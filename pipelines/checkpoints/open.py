@@ -241,6 +241,20 @@ def find_recorded(location: str, digest: str | None) -> str:
     return next((other for other in others if _digest_at(other) == digest), location)
 
 
+def is_superseded(location: str, digest: str) -> bool:
+    """Return whether another checkpoint is where one was recorded, or superseded/ has it.
+
+    location: its path or URI when it was recorded. digest: empty if none was recorded: then it is taken for the one
+    that is there. A checkpoint that was only removed is not superseded.
+    """
+    if not digest:
+        return False
+    present = _digest_at(location)
+    if present is None:
+        return find_recorded(location, digest) != location
+    return present != digest
+
+
 def _digest_at(location: str) -> str | None:
     """Return the digest of the checkpoint in a folder; None if it holds no finished one."""
     complete = storage.join(location, COMPLETE)

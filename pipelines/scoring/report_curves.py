@@ -9,6 +9,7 @@ from evaluation.metric_names import parse_metric_name
 from evaluation.plots.over_steps import StepValue, plot_metric_over_steps
 from evaluation.plots.precision_recall import PrecisionRecall, plot_precision_recall
 from evaluation.report import EvaluationReport
+from pipelines.checkpoints.open import is_superseded
 from pipelines.images.grids import save_png
 from pipelines.scoring.report_files import find_report_files, read_reports
 
@@ -26,10 +27,14 @@ def step_of(report: EvaluationReport) -> int | None:
 
 
 def load_reports_by_step(folder: str) -> list[EvaluationReport]:
-    """Load all reports in a protocol's folder whose training step is known, sorted by step."""
+    """Load all reports in a protocol's folder whose training step is known, sorted by step.
+
+    Those of a superseded training, whose steps the present one has not reached or was not scored at, are left out.
+    """
     steps = [(step_of(report), report) for report in read_reports(find_report_files(folder, None))]
     known = [(step, report) for step, report in steps if step is not None]
-    return [report for _, report in sorted(known, key=lambda pair: pair[0])]
+    ordered = [report for _, report in sorted(known, key=lambda pair: pair[0])]
+    return [report for report in ordered if not is_superseded(report.checkpoint, report.checkpoint_digest)]
 
 
 def save_curves(reports: Sequence[EvaluationReport], folder: str, images_per_step: int = 0) -> list[str]:
