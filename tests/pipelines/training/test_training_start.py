@@ -374,7 +374,7 @@ def other_network(folder):
         (other_network, "neither those of a DiT nor of a U-ViT"),
         (lambda folder: {"model": "DiT-S/2"}, "train.start.model: found 'DiT-S/2' with .*which records its model"),
         (lambda folder: {"objective": "flow"}, "train.start.objective: found 'flow' without train.start.model"),
-        (lambda folder: {"checkpoint": "runs:/0123"}, "no run"),
+        (lambda folder: {"checkpoint": "runs:/0123"}, "no MLflow store"),
     ],
 )
 def test_what_is_no_start_is_refused(fine_tune, tmp_path, make, message):
