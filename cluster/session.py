@@ -80,7 +80,7 @@ def _start_local(num_cpus: int | None) -> None:
         os.environ.setdefault(name, value)
     for last_attempt in (False, True):
         try:
-            with _on_loopback(), _only_needed_processes():
+            with _on_loopback(), _only_what_is_needed():
                 ray.init(
                     "local",
                     num_cpus=max(os.cpu_count() or 1, num_cpus or 0),
@@ -108,13 +108,12 @@ def _on_loopback() -> Iterator[None]:
     from ray._private import ray_constants
 
     variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    before, supported = os.environ.get(variable), ray_constants.ENABLE_RAY_CLUSTER
+    before = os.environ.get(variable)
     os.environ[variable] = "0"  # for the processes that start; in this one it was read when ray was imported
-    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        yield
+        with _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
+            yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = supported
         if before is None:
             del os.environ[variable]
         else:
@@ -122,26 +121,37 @@ def _on_loopback() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _only_needed_processes() -> Iterator[None]:
+def _only_what_is_needed() -> Iterator[None]:
     """Start no log monitor and no autoscaler with a Ray that starts in this block, and give its agent a free port.
 
     Logs are not sent to the driver, and one machine cannot grow; each of the two processes takes half a second of a
-    core while Ray starts. The agent's default port is a fixed one; where another Ray of this machine has it, the start
-    takes some seconds longer. Ray's command line has options for these settings, and `ray.init` has none.
+    core while Ray starts. So does the import of the dashboard's packages, by which Ray finds out whether they are
+    installed; they are, because raydit requires them. The agent's default port is a fixed one; where another Ray of
+    this machine has it, the start takes some seconds longer. `ray.init` has no options for any of this.
     """
-    from ray._private import parameter
+    from ray._private import parameter, utils
 
     class LocalRayParams(parameter.RayParams):
         def __init__(self, **settings: Any) -> None:
             settings |= {"include_log_monitor": False, "no_monitor": True, "dashboard_agent_listen_port": 0}
             super().__init__(**settings)
 
-    before = parameter.RayParams
-    parameter.RayParams = LocalRayParams  # type: ignore[misc, assignment]
+    with (
+        _replaced(parameter, "RayParams", LocalRayParams),
+        _replaced(utils, "get_dashboard_dependency_error", lambda: None),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute of a module for the duration of the block."""
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        parameter.RayParams = before  # type: ignore[misc]
+        setattr(module, name, before)
 
 
 def _join(address: str) -> None:
