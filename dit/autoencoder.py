@@ -1,4 +1,4 @@
-"""The autoencoder between images and latents: a thin wrapper around diffusers' classes (`dit.autoencoder_kinds`).
+"""The autoencoder between images and latents: a thin wrapper around diffusers' classes (`dit.autoencoders.kinds`).
 
     images   (N, 3, H, W) in [-1, 1]
     moments  (N, 2C, h, w) posterior mean, then log variance, unscaled; (N, C, h, w) if the posterior is deterministic
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit.autoencoder_kinds import (
+from dit.autoencoders.kinds import (
     KINDS,
     autoencoder_class,
     describe_shape,
@@ -28,12 +28,12 @@ from dit.autoencoder_kinds import (
     require_installed,
     require_latent_size,
 )
-from dit.autoencoder_size import STABLE_DIFFUSION, read_config
+from dit.autoencoders.latent_scale import LatentScale, latent_scale, read_scale, record_scale, remove_own_scale
+from dit.autoencoders.size import STABLE_DIFFUSION, read_config
 from dit.files import translate_full_disk
 from dit.formats.autoencoder_digests import config_sha256, further_digests
 from dit.formats.diffusers_files import WEIGHTS, find_weights, look_for_weights
 from dit.hub import fetch_snapshot, split_revision
-from dit.latent_scale import LatentScale, latent_scale, read_scale, record_scale, remove_own_scale
 from raydit.errors import DISK_REMEDIES, InvalidInput, NotFound
 
 VAE = "vae"

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dit.autoencoder import record_autoencoder
+from dit.autoencoders.latent_scale import record_scale
 from dit.config import Numerics, ProcessKind
 from dit.distributed import distribute_like
 from dit.files import digest_of_files, publish, require_unused, write_json
@@ -48,7 +49,6 @@ from dit.formats.opened_checkpoint import FROZEN, Checkpoint, adapter_folder
 from dit.formats.record import describe_checkpoint, describe_source
 from dit.formats.weights import load_weights
 from dit.imagenet import imported_names
-from dit.latent_scale import record_scale
 from dit.lora import load_adapter
 from dit.snapshot import Snapshot, take_snapshot
 from dit.train import TrainState

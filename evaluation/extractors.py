@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from evaluation.extractor_names import ExtractorKind, extractor_kind
-from evaluation.extractor_table import EXTRACTORS, ExtractorSpec
-from evaluation.function_extractor import build_function, find_source
+from evaluation.features.extractor_names import ExtractorKind, extractor_kind
+from evaluation.features.extractor_table import EXTRACTORS, ExtractorSpec
+from evaluation.features.function_extractor import build_function, find_source
 from evaluation.protocol import UINT8_RULE
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
@@ -98,7 +98,7 @@ def create_extractor(
     image_size: int = PROBE_SIZE,
     sha256: str | None = None,
 ) -> FeatureExtractor:
-    """Build an extractor by its name, of any kind that `evaluation.extractor_names` lists.
+    """Build an extractor by its name, of any kind that `evaluation.features.extractor_names` lists.
 
     weights: path of other weights of the same network; None: the published ones. Those of raydit's own table are
     downloaded once into torch's hub folder unless they are inside a package; of timm and transformers they must be on
@@ -122,11 +122,11 @@ def create_extractor(
         cpu_batch, device_batch = spec.cpu_batch_size, spec.device_batch_size
         network = _build_network(spec, path, identity.sha256, torch_device, published=weights is None)
     elif kind == "timm":
-        from evaluation.timm_extractor import build_timm
+        from evaluation.features.timm_extractor import build_timm
 
         network = build_timm(name, path, torch_device)
     elif kind == "transformers":
-        from evaluation.transformers_extractor import build_transformers
+        from evaluation.features.transformers_extractor import build_transformers
 
         network = build_transformers(name, path, torch_device)
     else:
@@ -155,11 +155,11 @@ def identify_extractor(name: str, weights: str | Path | None = None, *, read: bo
     path = fetch_weights(name, weights)
     preprocessing = None
     if kind == "timm":
-        from evaluation.timm_extractor import timm_preprocessing
+        from evaluation.features.timm_extractor import timm_preprocessing
 
         sha256, preprocessing = _file_sha256(path), str(timm_preprocessing(name))
     elif kind == "transformers":
-        from evaluation.transformers_extractor import describe_input, weight_files
+        from evaluation.features.transformers_extractor import describe_input, weight_files
 
         sha256, preprocessing = _files_sha256(weight_files(name, path)), describe_input(name, path)
     else:
@@ -187,7 +187,7 @@ def extractor_name(name: str, sha256: str) -> str:
     if kind == "network":
         return name if sha256 == EXTRACTORS[name].sha256 else f"{name}-{sha256[:8]}"
     if kind == "transformers":
-        from evaluation.transformers_extractor import recorded_name
+        from evaluation.features.transformers_extractor import recorded_name
 
         return recorded_name(name, sha256)
     return name
@@ -206,7 +206,7 @@ def fetch_weights(name: str, weights: str | Path | None = None) -> Path:
             raise InvalidInput(found, "none, because a function loads its own", "remove it")
         return find_source(name)
     if kind == "transformers":
-        from evaluation.transformers_extractor import find_folder
+        from evaluation.features.transformers_extractor import find_folder
 
         return find_folder(name, weights)
     if weights is not None:
@@ -216,7 +216,7 @@ def fetch_weights(name: str, weights: str | Path | None = None) -> Path:
         refuse_lfs_pointer_file(path, f"{name} weights")
         return path
     if kind == "timm":
-        from evaluation.timm_extractor import find_cached_file
+        from evaluation.features.timm_extractor import find_cached_file
 
         return find_cached_file(name)
     return EXTRACTORS[name].fetch()

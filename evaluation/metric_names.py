@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from evaluation.extractor_names import CLIP_L_336, INCEPTION, metric_part
+from evaluation.features.extractor_names import CLIP_L_336, INCEPTION, metric_part
 from raydit.errors import InvalidInput
 
 

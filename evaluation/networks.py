@@ -121,7 +121,7 @@ def build_dinov2(state_dict: StateDict, device: torch.device, *, dim: int, depth
     import torch
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-    from evaluation.dinov2 import DinoV2, DinoV2Config
+    from evaluation.features.dinov2 import DinoV2, DinoV2Config
 
     with torch.device("meta"):
         network = DinoV2(DinoV2Config(dim=dim, depth=depth, num_heads=num_heads))

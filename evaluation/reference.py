@@ -7,8 +7,8 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from evaluation.extractor_names import INCEPTION
 from evaluation.extractors import extractor_sha256
+from evaluation.features.extractor_names import INCEPTION
 from evaluation.npz import check_npz
 from raydit.errors import InvalidInput
 

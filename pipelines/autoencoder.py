@@ -197,7 +197,7 @@ def require_measurable(config: Recipe, settings: AutoencoderTrainConfig, held_ou
     the extractor or the perceptual network. Those of the extractor are downloaded if necessary.
     """
     if settings.perceptual_network is not None:
-        from dit.autoencoder_losses import find_perceptual_weights
+        from dit.autoencoders.losses import find_perceptual_weights
 
         find_perceptual_weights(settings.perceptual_network)
     if settings.validate_every is None:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cluster import storage
-from evaluation.autoencoder_page import PICTURE, render_autoencoder_page
 from evaluation.autoencoder_report import AutoencoderReport, require_comparable, short_names
 from evaluation.extractors import fetch_weights
+from evaluation.pages.autoencoder_page import PICTURE, render_autoencoder_page
 from evaluation.report import REPORT_FILE
 from pipelines.artifacts import digest_of
 from pipelines.scoring.actor_pool import run_on_actors

@@ -105,7 +105,7 @@ def read_reference(path: str) -> str:
 
 def read_report(path: str) -> str:
     """Read a report, and show it in both forms."""
-    from evaluation.page import render_page
+    from evaluation.pages.report_page import render_page
     from pipelines.scoring.report_files import read_report
 
     report = read_report(path)
@@ -114,7 +114,7 @@ def read_report(path: str) -> str:
 
 def read_card(path: str) -> str:
     """Read a card of an evaluation, and show it."""
-    from evaluation.card_text import render_card
+    from evaluation.pages.card_text import render_card
     from pipelines.scoring.cards import read_card
 
     card = read_card(path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.dinov2 import DinoV2, DinoV2Config
+from evaluation.features.dinov2 import DinoV2, DinoV2Config
 
 SECOND = "dinov2-vit-s-14"
 

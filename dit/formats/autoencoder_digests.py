@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dit.autoencoder_size import read_config
+from dit.autoencoders.size import read_config
 from dit.formats.diffusers_files import find_weights
 
 _COMMON: dict[str, Any] = {"in_channels": 3, "out_channels": 3, "latent_channels": 4}

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from dit.autoencoder import Autoencoder, describe_autoencoder, save_autoencoder
-from dit.autoencoder_kinds import KINDS, autoencoder_class, latent_channels
+from dit.autoencoders.kinds import KINDS, autoencoder_class, latent_channels
+from dit.autoencoders.latent_scale import LatentScale, scaling_factor
 from dit.config import NORM_EPS, DiTConfig, Numerics, UViTConfig
 from dit.formats.diffusers_files import find_weights
 from dit.formats.diffusers_weights import PIPELINE_NULL_CLASS, from_diffusers, to_diffusers
 from dit.formats.digests import read_object
 from dit.formats.foreign import to_float32
-from dit.latent_scale import LatentScale, scaling_factor
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
 

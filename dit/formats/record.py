@@ -14,7 +14,7 @@ from raydit.errors import InvalidInput
 from raydit.listed_names import require_inside
 
 if TYPE_CHECKING:
-    from dit.latent_scale import LatentScale
+    from dit.autoencoders.latent_scale import LatentScale
 
 FURTHER_DIGESTS = ("tensors_sha256", "config_sha256")
 """Fields of an autoencoder's record that no fingerprint, identity of latents or protocol contains."""
@@ -46,7 +46,7 @@ class AutoencoderRecord:
     @property
     def scale(self) -> "LatentScale":
         """Scale of the latents that the model was trained on."""
-        from dit.latent_scale import LatentScale  # imports torch
+        from dit.autoencoders.latent_scale import LatentScale  # imports torch
 
         return LatentScale(self.latents_mean, self.latents_std)
 
@@ -87,12 +87,12 @@ class ScaledAutoencoderRecord(AutoencoderRecord):
     """The record of a class whose scale may be one per position, or per channel of patches."""
 
     latents_scale: Mapping[str, Any]
-    """The scale, recorded as "scale" in place of latents_mean and latents_std; see `dit.latent_scale`."""
+    """The scale, recorded as "scale" in place of latents_mean and latents_std; see `dit.autoencoders.latent_scale`."""
 
     @property
     def scale(self) -> "LatentScale":
         """Scale of the latents that the model was trained on."""
-        from dit.latent_scale import LatentScale  # imports torch
+        from dit.autoencoders.latent_scale import LatentScale  # imports torch
 
         return LatentScale.from_json(self.latents_scale)
 

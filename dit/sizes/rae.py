@@ -6,7 +6,7 @@ Source: Zheng et al. 2025 (arXiv 2510.11690).
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dit.autoencoder_kinds import latent_channels, representation_grid
+from dit.autoencoders.kinds import latent_channels, representation_grid
 from dit.sizes.layers import Layer, linear, only_parameters, transformer_layer
 
 

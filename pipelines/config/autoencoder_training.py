@@ -12,7 +12,7 @@ from pipelines.config.training import ComputeDtype, ElasticWorkersConfig, Worker
 from raydit.errors import InvalidInput
 
 PerceptualNetwork = Literal["efficientnet-lite0", "efficientnet-lite2"]
-"""The keys of `dit.autoencoder_losses.PERCEPTUAL_NETWORKS`, which imports torch; a test compares them."""
+"""The keys of `dit.autoencoders.losses.PERCEPTUAL_NETWORKS`, which imports torch; a test compares them."""
 MEASURED_BATCH, MEASURED_PIXELS = 64, 64 * 64**2
 """Most images, and their most pixels, that are encoded or decoded at once where an autoencoder is measured."""
 

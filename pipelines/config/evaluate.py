@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, MinLen
 
 from dit.sampler_names import SAMPLER_PROCESSES, SdeDiffusion
 from dit.time_shift import TimeShift
-from evaluation.extractor_names import INCEPTION, NETWORKS, check_distinct, extractor_kind
+from evaluation.features.extractor_names import INCEPTION, NETWORKS, check_distinct, extractor_kind
 from evaluation.metric_names import check_metric_part
 from pipelines.config.model import PositiveInt
 from pipelines.config.training import ComputeDtype, WorkersConfig

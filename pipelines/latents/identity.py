@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dit.autoencoder_kinds import latent_side, moments_channels
+from dit.autoencoders.kinds import latent_side, moments_channels
 from dit.formats.record import FURTHER_DIGESTS
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.recipe import ImagesConfig

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dit.autoencoder_kinds import DETERMINISTIC
+from dit.autoencoders.kinds import DETERMINISTIC
 from dit.formats.record import FURTHER_DIGESTS
 from raydit.errors import InvalidInput
 
@@ -56,7 +56,7 @@ class LatentDescription:
     posterior: Literal["deterministic"] | None = None
     """Whether moments are the latents themselves, without a log variance; None where they have one."""
     scale: Mapping[str, Any] | None = None
-    """Scale of latents (`dit.latent_scale`); None for classes whose record of the autoencoder holds it."""
+    """Scale of latents (`dit.autoencoders.latent_scale`); None for classes whose record of the autoencoder holds it."""
     encoding: Mapping[str, Any] | None = None
     """Settings of [encode] with which training encodes the images, if no moments are stored; None if they are."""
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cluster import storage
-from dit.autoencoder_kinds import describe_shape
+from dit.autoencoders.kinds import describe_shape
 from pipelines.artifacts import Artifact
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.recipe import ImagesConfig, Recipe

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.placement import count_fitting
-from dit.accelerators import ACCELERATORS, Accelerator, accelerator_named
+from dit.hardware.accelerators import ACCELERATORS, Accelerator, accelerator_named
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from dit.accelerators import accelerator_of
 from dit.autoencoder import MEMORY_FORMATS, Autoencoder, create_autoencoder
-from dit.devices import measured_flops
+from dit.hardware.accelerators import accelerator_of
+from dit.hardware.peak_speed import measured_flops
 from dit.macs import forward_macs
 from dit.model import build_model
 from dit.objective import create_process
 from dit.precision import in_dtype, network_precision, weights_dtype
 from dit.train import create_state, train_step
-from evaluation.extractor_table import EFFICIENTNET_LITE0, EXTRACTORS
 from evaluation.extractors import create_extractor
+from evaluation.features.extractor_table import EFFICIENTNET_LITE0, EXTRACTORS
 from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from dit.autoencoder_size import AutoencoderSize
+from dit.autoencoders.size import AutoencoderSize
 from dit.config import DiTConfig, UViTConfig
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig

@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dit import autoencoder_size
-from dit.autoencoder_kinds import autoencoder_class, describe_shape, latent_side, moments_channels
-from dit.autoencoder_size import AutoencoderSize
+from dit.autoencoders import size as autoencoder_size
+from dit.autoencoders.kinds import autoencoder_class, describe_shape, latent_side, moments_channels
+from dit.autoencoders.size import AutoencoderSize
 from dit.config import TIMESTEP_FREQUENCIES, DiTConfig, UViTConfig
 from dit.hub import split_revision
 from dit.schedule import TrainingConfig

@@ -1,4 +1,4 @@
-"""Shares of their peak that transformers reach on GPUs of the kind that was measured; see `dit.measured_speeds`.
+"""Shares of peak that transformers reach on GPUs of the kind that was measured (`dit.hardware.measured_speeds`).
 
 Only the H200 was measured. An H100 is planned with the same shares of its own peak, as if its matrix products
 reached the same share of peak: their chips are of one kind.
@@ -6,10 +6,9 @@ reached the same share of peak: their chips are of one kind.
 
 from typing import NamedTuple
 
-from dit.accelerators import ACCELERATORS, Accelerator
 from dit.config import DiTConfig, UViTConfig, named_config
-from dit.macs import forward_macs
-from dit.measured_speeds import (
+from dit.hardware.accelerators import ACCELERATORS, Accelerator
+from dit.hardware.measured_speeds import (
     COMPILED,
     MEASURED_ON,
     SAMPLING_BATCH,
@@ -17,6 +16,7 @@ from dit.measured_speeds import (
     SAMPLING_STEP_SECONDS,
     TRAINING,
 )
+from dit.macs import forward_macs
 from pipelines.planning.networks import FLOAT32, count_parameters
 
 SAME_KIND = ("H100", "H100 PCIe")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit.device_errors import worker_device
-from evaluation.extractor_names import extractor_kind
+from evaluation.features.extractor_names import extractor_kind
 from evaluation.protocol import EvaluationProtocol
 from pipelines.config.evaluate import EvaluateConfig, path_for
 from pipelines.config.recipe import ImagesConfig

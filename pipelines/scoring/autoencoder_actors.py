@@ -184,7 +184,7 @@ class ReconstructingActor(ScoringActor):
         """Measure images uint8 (N, H, W, 3) at some positions among those of the evaluation."""
         import torch
 
-        from dit.denoising_score import central_window
+        from dit.autoencoders.denoising_score import central_window
         from evaluation.image_quality import structural_similarities
         from evaluation.latent_statistics import LatentStatistics
 
@@ -286,7 +286,7 @@ class DenoisingActor:
         """Measure and write the record."""
         import torch
 
-        from dit.denoising_score import denoising_score
+        from dit.autoencoders.denoising_score import denoising_score
 
         started = time.perf_counter()
         parts = [(record.means, record.stds) for record in read_reconstructed(task.shards)]

@@ -68,7 +68,7 @@ def default_size(handle: AutoencoderHandle) -> int:
     diffusers' own `sample_size` says little: it has a default that most autoencoders were not trained on, and one that
     raydit trained further keeps that of its start.
     """
-    from dit.autoencoder_size import read_config
+    from dit.autoencoders.size import read_config
 
     folder = handle.folder()
     if handle.id == TRAINED_AUTOENCODER:
@@ -113,7 +113,7 @@ class AutoencoderEvaluation:
     def recorded(self) -> dict[str, Any]:
         """What is known of the autoencoder: class, sha256 of the weights, shape and scale."""
         from dit.autoencoder import check_autoencoder
-        from dit.autoencoder_kinds import latent_side
+        from dit.autoencoders.kinds import latent_side
 
         folder = self.handle.folder()
         check_autoencoder(folder)
@@ -134,7 +134,7 @@ class AutoencoderEvaluation:
     @cached_property
     def protocol(self) -> AutoencoderProtocol:
         """The protocol. Raises InvalidInput for fewer images than the measurements need."""
-        from dit.denoising_score import MIN_LATENTS, PROBE
+        from dit.autoencoders.denoising_score import MIN_LATENTS, PROBE
         from dit.formats.autoencoder_digests import config_sha256
 
         if len(self.listing) < MIN_LATENTS:
@@ -182,7 +182,7 @@ class AutoencoderEvaluation:
     @cached_property
     def source(self) -> AutoencoderSource:
         """What workers are told."""
-        from dit.denoising_score import LATENTS
+        from dit.autoencoders.denoising_score import LATENTS
         from dit.formats.autoencoder_digests import further_digests
 
         count = len(self.listing)
@@ -263,7 +263,7 @@ def build_autoencoder_report(
     evaluation: AutoencoderEvaluation, measured: MeasuredImages, denoising: dict[str, float]
 ) -> AutoencoderReport:
     """Build the report of an evaluation. denoising: "loss" and "baseline", of the record of the tiny DiT."""
-    from dit.denoising_score import LATENTS
+    from dit.autoencoders.denoising_score import LATENTS
 
     count, metrics, warnings = len(evaluation.listing), {"psnr": measured.psnr, "ssim": measured.ssim}, []
     for each in evaluation.real.each_extractor:

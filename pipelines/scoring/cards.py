@@ -12,8 +12,8 @@ from cluster.credentials import refuse_credentials
 from dit.formats.record import model_label
 from dit.model import meta_state
 from evaluation.card import CARD_FILE, CheckpointFacts, EvaluationCard, LatentsFacts
-from evaluation.card_text import render_card
 from evaluation.metric_names import parse_metric_name
+from evaluation.pages.card_text import render_card
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, find_recorded, open_checkpoint

@@ -6,8 +6,8 @@ import numpy as np
 
 from cluster import storage
 from dit.sampler_names import NUM_TIMESTEPS, most_steps
-from evaluation.extractor_names import extractor_kind
 from evaluation.extractors import ExtractorIdentity, create_extractor, fetch_weights
+from evaluation.features.extractor_names import extractor_kind
 from evaluation.protocol import MIN_SAMPLES, EvaluationProtocol
 from evaluation.score import explain_missing, summarize_missing
 from pipelines.config.evaluate import EvaluateConfig

@@ -1,6 +1,6 @@
 """Whether a device can draw samples in the precision of a protocol, and what another precision would take."""
 
-from dit.measured_speeds import COMPILED, MEASURED_ON, sampling_speedup
+from dit.hardware.measured_speeds import COMPILED, MEASURED_ON, sampling_speedup
 from evaluation.protocol import EvaluationProtocol
 from pipelines.config.evaluate import EvaluateConfig
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from cluster import storage
-from evaluation.extractor_names import recipe_name
 from evaluation.extractors import Features
+from evaluation.features.extractor_names import recipe_name
 from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics
 from pipelines.artifacts import digest_of

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from cluster import storage
-from evaluation.page import render_page
+from evaluation.pages.report_page import render_page
 from evaluation.report import REPORT_FILE, EvaluationReport
 from pipelines.checkpoints.open import IN_TRACKING, open_checkpoint
 from pipelines.scoring.settings import EVALUATIONS

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from cluster import storage
 from dit.config import RandomKind
-from evaluation.extractor_names import extractor_kind
 from evaluation.extractors import ExtractorIdentity, identify_extractor
+from evaluation.features.extractor_names import extractor_kind
 from pipelines.config.evaluate import EvaluateConfig, path_for
 from pipelines.config.recipe import ImagesConfig, Recipe
 

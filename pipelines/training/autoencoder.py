@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cluster import storage
 from dit.autoencoder import Autoencoder, LatentScale, create_autoencoder, locate_autoencoder
-from dit.autoencoder_losses import EfficientNetFeatures, PatchDiscriminator, PerceptualDistance
-from dit.autoencoder_objective import AutoencoderObjective
+from dit.autoencoders.losses import EfficientNetFeatures, PatchDiscriminator, PerceptualDistance
+from dit.autoencoders.objective import AutoencoderObjective
 from dit.checkpoint import restore, save_checkpoint
 from dit.compilation import compile_network
 from dit.config import RandomKind

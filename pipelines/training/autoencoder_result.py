@@ -9,7 +9,7 @@ import torch
 
 from cluster import storage
 from dit.autoencoder import Autoencoder, LatentScale, describe_autoencoder, images_from_uint8, save_autoencoder
-from dit.autoencoder_losses import PERCEPTUAL_NETWORKS
+from dit.autoencoders.losses import PERCEPTUAL_NETWORKS
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig, measured_at_once
 from pipelines.images.grids import labelled_grid, save_png
 from pipelines.latents.autoencoder import AUTOENCODER_RECORD

@@ -1,6 +1,6 @@
 """What a worker tells the driver of its training, kept for the next checkpoint in case the driver is killed."""
 
-from dit.devices import peak_flops
+from dit.hardware.peak_speed import peak_flops
 from dit.macs import forward_macs
 from pipelines.training.cursor import DataCursor
 from pipelines.training.messages import Report, Validated

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from dit.autoencoders.latent_scale import LatentScale, scale_of
 from dit.config import DiTConfig, RandomKind, UViTConfig
 from dit.float8 import require_float8_shapes
 from dit.formats.record import describe_checkpoint
-from dit.latent_scale import LatentScale, scale_of
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.model import ModelConfig
 from pipelines.config.reader import resolved

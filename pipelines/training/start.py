@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from cluster import storage
 from dit.adaptation.comparison import require_adaptable, with_inherited_fields
 from dit.adaptation.draft import TrainedModel
+from dit.autoencoders.latent_scale import LatentScale, record_scale, scale_of
 from dit.checkpoint import save_checkpoint
 from dit.config import DiTConfig, ProcessKind, UViTConfig, recorded_fields
 from dit.formats.record import CheckpointRecord
-from dit.latent_scale import LatentScale, record_scale, scale_of
 from dit.model import build_model, meta_state
 from dit.schedule import power_ema_name
 from dit.snapshot import Snapshot

@@ -27,7 +27,7 @@ from gpu_training import Batch, batch_of, measure_training, profile_training, re
 from harness import alternate, bandwidth, matmul_peak
 
 from dit.autoencoder import Autoencoder
-from dit.autoencoder_size import STABLE_DIFFUSION_CONFIG, decoder_size, encoder_size
+from dit.autoencoders.size import STABLE_DIFFUSION_CONFIG, decoder_size, encoder_size
 from dit.compilation import compile_network
 from dit.config import DiTConfig, named_config
 from dit.diffusion import GaussianDiffusion

@@ -12,7 +12,7 @@ from harness import Timing
 
 from cluster import storage
 from dit.autoencoder import create_autoencoder
-from dit.autoencoder_objective import AutoencoderObjective
+from dit.autoencoders.objective import AutoencoderObjective
 from pipelines.config.reader import load_recipe
 from pipelines.images.held_out import split_images
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER

@@ -21,7 +21,7 @@ from dit.autoencoder import (
     sample_posterior,
     save_autoencoder,
 )
-from dit.autoencoder_objective import AutoencoderObjective
+from dit.autoencoders.objective import AutoencoderObjective
 from dit.formats.diffusers_pipeline import pipeline_scale
 from raydit.errors import InvalidInput
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from dit.devices import peak_flops
+from dit.hardware.peak_speed import peak_flops
 from dit.model import create_model
 from dit.precision import (
     backward_in,

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.autoencoder_page import render_autoencoder_page
 from evaluation.autoencoder_report import (
     AutoencoderProtocol,
     AutoencoderReport,
@@ -14,6 +13,7 @@ from evaluation.autoencoder_report import (
     reconstruction_distance_name,
     short_names,
 )
+from evaluation.pages.autoencoder_page import render_autoencoder_page
 from raydit.errors import InvalidInput
 
 PNG = b"\x89PNG\r\n\x1a\n"

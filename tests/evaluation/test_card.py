@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from evaluation.card import CheckpointFacts, EvaluationCard, LatentsFacts
-from evaluation.card_text import render_card
+from evaluation.pages.card_text import render_card
 from evaluation.per_class import ClassDistance
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport

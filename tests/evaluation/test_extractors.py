@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch_fidelity import FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
-from evaluation.dinov2 import DinoV2, DinoV2Config
 from evaluation.extractors import (
     EXTRACTORS,
     ExtractorSpec,
@@ -27,6 +26,7 @@ from evaluation.extractors import (
     extractor_name,
     extractor_sha256,
 )
+from evaluation.features.dinov2 import DinoV2, DinoV2Config
 from evaluation.networks import Network, Outputs
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.compare import compare_reports
 from evaluation.merge_reports import merge_reports
-from evaluation.page import render_page
+from evaluation.pages.report_page import render_page
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 from raydit.errors import InvalidInput

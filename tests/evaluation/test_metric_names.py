@@ -13,7 +13,7 @@ from evaluation.metric_names import (
     metric_name,
     parse_metric_name,
 )
-from evaluation.page import render_page
+from evaluation.pages.report_page import render_page
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 

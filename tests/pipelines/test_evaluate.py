@@ -16,7 +16,7 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 from cluster import storage
 from evaluation.extractors import create_extractor
 from evaluation.metrics import inception_score
-from evaluation.page import render_page
+from evaluation.pages.report_page import render_page
 from evaluation.protocol import sample_label, shard_ranges
 from evaluation.report import EvaluationReport
 from evaluation.score import score

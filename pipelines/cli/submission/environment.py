@@ -3,7 +3,7 @@
 import os
 
 from cluster import job_server
-from evaluation.function_extractor import MODULES_VARIABLE
+from evaluation.features.function_extractor import MODULES_VARIABLE
 from pipelines.tracking.database import absolute_uri
 from pipelines.tracking.store import tracking_uri
 

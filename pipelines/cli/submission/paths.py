@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from cluster import job_package, storage
-from evaluation.function_extractor import find_source
+from evaluation.features.function_extractor import find_source
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.recipe import Recipe

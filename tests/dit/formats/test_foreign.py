@@ -258,7 +258,11 @@ REFUSED = [
     ("an empty dict", saved(lambda s: {}), f"{NEITHER}: found nothing"),
     ("an empty state_dict", saved(lambda s: {"state_dict": {}}), f"{NEITHER}: found state_dict"),
     ("an optimizer", saved(lambda s: {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []}), NEITHER),
-    ("names of numbers", saved(lambda s: {**s, 0: torch.zeros(1)}), "a dict with the key 0, .*expected a dict of tensors by name"),
+    (
+        "names of numbers",
+        saved(lambda s: {**s, 0: torch.zeros(1)}),
+        "a dict with the key 0, .*expected a dict of tensors by name",
+    ),
     ("numbers for tensors", saved(lambda s: s.but(pos_embed=3)), f"{NEITHER}: found"),
     ("a string", saved(lambda s: s.but(blocks__0__attn__qkv__bias="none")), r"found a str, expected \(96,\)"),
     ("shadow parameters", saved(lambda s: {"shadow_params": list(s.values()), "decay": 0.9}), NEITHER),

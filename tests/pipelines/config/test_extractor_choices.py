@@ -2,8 +2,8 @@
 
 import pytest
 
-from evaluation.extractor_names import NETWORKS, extractor_kind
-from evaluation.extractor_table import EXTRACTORS
+from evaluation.features.extractor_names import NETWORKS, extractor_kind
+from evaluation.features.extractor_table import EXTRACTORS
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.reader import apply_override
 from raydit.errors import InvalidInput

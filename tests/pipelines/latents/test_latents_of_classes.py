@@ -14,7 +14,7 @@ from tiny_autoencoders import CHANNELS, SIDE, write_autoencoder
 from tiny_encode import encode_here
 
 from dit.autoencoder import Autoencoder, images_from_uint8
-from dit.autoencoder_kinds import KINDS
+from dit.autoencoders.kinds import KINDS
 from dit.checkpoint import save_checkpoint, step_name
 from dit.flow import FlowMatching
 from dit.formats.record import CheckpointRecord

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import RECIPE, place_flags, tiny_recipe
 
-from dit.accelerators import ACCELERATORS
+from dit.hardware.accelerators import ACCELERATORS
 from dit.macs import forward_macs
 from evaluation.extractors import extractor_macs
 from pipelines.config.encode import EncodeConfig

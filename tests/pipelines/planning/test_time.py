@@ -8,10 +8,10 @@ from model_fields import SMALL
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dit.accelerators import ACCELERATORS
 from dit.config import config_from_dict, named_config
+from dit.hardware.accelerators import ACCELERATORS
+from dit.hardware.measured_speeds import SAMPLING_STEP_SECONDS, TRAINING
 from dit.macs import forward_macs
-from dit.measured_speeds import SAMPLING_STEP_SECONDS, TRAINING
 from dit.model import build_model
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.training import TrainConfig

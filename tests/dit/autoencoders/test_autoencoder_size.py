@@ -7,8 +7,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit.autoencoder import create_autoencoder
-from dit.autoencoder_kinds import downsample
-from dit.autoencoder_size import STABLE_DIFFUSION_CONFIG, decoder_size, encoder_size, own_config
+from dit.autoencoders.kinds import downsample
+from dit.autoencoders.size import STABLE_DIFFUSION_CONFIG, decoder_size, encoder_size, own_config
 
 OWN = {"latent_channels": 4, "downsample": 4, "width": 16}
 SIDE = 32

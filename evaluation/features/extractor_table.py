@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.clip import build_clip, clip_macs
-from evaluation.extractor_names import CLIP_L_336, INCEPTION
+from evaluation.features.clip import build_clip, clip_macs
+from evaluation.features.extractor_names import CLIP_L_336, INCEPTION
 from evaluation.networks import build_dinov2, build_efficientnet_lite, build_inception
 from raydit.errors import NotFound
 from raydit.packaged_weights import EFFICIENTNETS

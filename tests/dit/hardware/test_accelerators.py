@@ -2,7 +2,7 @@
 
 import pytest
 
-from dit.accelerators import ACCELERATORS, accelerator_named, known_accelerator
+from dit.hardware.accelerators import ACCELERATORS, accelerator_named, known_accelerator
 
 
 @pytest.mark.parametrize(

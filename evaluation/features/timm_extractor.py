@@ -11,8 +11,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.extractor_names import TIMM
-from evaluation.image_preprocessing import Preprocessing
+from evaluation.features.extractor_names import TIMM
+from evaluation.features.image_preprocessing import Preprocessing
 from evaluation.networks import Network, Outputs
 from raydit.errors import InvalidInput, NotFound
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from evaluation.image_preprocessing import Preprocessing
+from evaluation.features.image_preprocessing import Preprocessing
 from evaluation.networks import Network, Outputs
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from html import escape
 
-from evaluation.html import number, page, picture, section, table, timings_table
 from evaluation.metric_names import format_count, parse_metric_name
+from evaluation.pages.html import number, page, picture, section, table, timings_table
 from evaluation.plots.distances import plot_distances
 from evaluation.ratios import RatioRow
 from evaluation.report import EvaluationReport, group_by_num_samples

@@ -10,7 +10,7 @@ from evaluation.autoencoder_report import (
     require_comparable,
     short_names,
 )
-from evaluation.html import number, page, picture, section, table, timings_table
+from evaluation.pages.html import number, page, picture, section, table, timings_table
 
 PICTURE = "reconstructions"
 _CAPTION = (

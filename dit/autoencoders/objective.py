@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dit.autoencoder_losses import PatchDiscriminator, PerceptualDistance, adaptive_weight, hinge_loss
+from dit.autoencoders.losses import PatchDiscriminator, PerceptualDistance, adaptive_weight, hinge_loss
 from dit.precision import network_precision
 
 Reconstruction = Literal["mse", "l1"]

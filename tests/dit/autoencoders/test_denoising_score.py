@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from dit import denoising_score as module
-from dit.denoising_score import central_window, denoising_score, elementwise_velocity
+from dit.autoencoders import denoising_score as module
+from dit.autoencoders.denoising_score import central_window, denoising_score, elementwise_velocity
 from raydit.errors import InvalidInput
 
 

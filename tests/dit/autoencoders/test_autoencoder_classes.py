@@ -18,14 +18,14 @@ from dit.autoencoder import (
     record_autoencoder,
     sample_posterior,
 )
-from dit.autoencoder_kinds import KINDS, describe_shape, latent_side, moments_channels
-from dit.autoencoder_size import decoder_size, encoder_size, read_config
+from dit.autoencoders.kinds import KINDS, describe_shape, latent_side, moments_channels
+from dit.autoencoders.latent_scale import LatentScale, latent_scale, scale_of
+from dit.autoencoders.size import decoder_size, encoder_size, read_config
 from dit.checkpoint import import_official
 from dit.config import DiTConfig
 from dit.formats.diffusers_pipeline import pipeline_scale
 from dit.formats.diffusers_pipeline import write_autoencoder as export_autoencoder
 from dit.formats.record import AutoencoderRecord
-from dit.latent_scale import LatentScale, latent_scale, scale_of
 from dit.model import DiT
 from raydit.errors import InvalidInput
 
@@ -245,7 +245,7 @@ def test_a_representation_autoencoder_without_transformers_is_refused_before_its
     tmp_path, monkeypatch
 ):
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderRAE"}')
-    monkeypatch.setattr("dit.autoencoder_kinds.find_spec", lambda name: None)
+    monkeypatch.setattr("dit.autoencoders.kinds.find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"found no package transformers, .*Run `pip install 'raydit\[rae\]'`"):
         check_autoencoder(tmp_path)
 

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from dit.accelerators import known_accelerator
+from dit.hardware.accelerators import known_accelerator
 from dit.precision import tf32_products, weights_dtype
 
 

@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.extractor_names import TRANSFORMERS
-from evaluation.function_extractor import MODULES_VARIABLE
-from evaluation.image_preprocessing import Interpolation, Preprocessing
+from evaluation.features.extractor_names import TRANSFORMERS
+from evaluation.features.function_extractor import MODULES_VARIABLE
+from evaluation.features.image_preprocessing import Interpolation, Preprocessing
 from evaluation.networks import Network, Outputs
 from raydit.errors import InvalidInput, NotFound
 

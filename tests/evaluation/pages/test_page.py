@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from evaluation.page import render_page
+from evaluation.pages.report_page import render_page
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 

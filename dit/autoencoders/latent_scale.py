@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit.autoencoder_kinds import FLAT_SCALE, KINDS, class_of, flux2_patch, latent_channels, representation_grid
+from dit.autoencoders.kinds import FLAT_SCALE, KINDS, class_of, flux2_patch, latent_channels, representation_grid
 from dit.formats.diffusers_files import DiffusersWeights
 from raydit.errors import InvalidInput
 

@@ -32,7 +32,7 @@ NETWORKS = (
     "clip-vit-l-14",
     CLIP_L_336,
 )
-"""The networks of `evaluation.extractor_table`, which is slower to import than a recipe is to check."""
+"""The networks of `evaluation.features.extractor_table`, which is slower to import than a recipe is to check."""
 
 TIMM = "timm:"
 TRANSFORMERS = "transformers:"

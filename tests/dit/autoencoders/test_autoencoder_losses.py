@@ -10,7 +10,7 @@ from compile_counter import CompileCounter
 from torch import nn
 
 from dit.autoencoder import create_autoencoder
-from dit.autoencoder_losses import (
+from dit.autoencoders.losses import (
     PERCEPTUAL_NETWORKS,
     EfficientNetFeatures,
     PatchDiscriminator,
@@ -19,7 +19,7 @@ from dit.autoencoder_losses import (
     find_perceptual_weights,
     hinge_loss,
 )
-from dit.autoencoder_objective import AutoencoderObjective
+from dit.autoencoders.objective import AutoencoderObjective
 from pipelines.config.autoencoder_training import PerceptualNetwork
 from raydit.errors import InvalidInput, NotFound
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dit.autoencoder_kinds import class_of, downsample
+from dit.autoencoders.kinds import class_of, downsample
 from dit.sizes import dc, rae
 from dit.sizes.layers import Layer, conv
 from raydit.errors import InvalidInput

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evaluation.extractors import create_extractor, fetch_weights, identify_extractor
-from evaluation.function_extractor import MODULES_VARIABLE
+from evaluation.features.function_extractor import MODULES_VARIABLE
 from raydit.errors import InvalidInput, NotFound
 
 GOOD = """

@@ -22,7 +22,7 @@ from dit.autoencoder import (
     sample_posterior,
     save_autoencoder,
 )
-from dit.autoencoder_objective import AutoencoderObjective
+from dit.autoencoders.objective import AutoencoderObjective
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -16,10 +16,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.flop_counter import FlopCounterMode
 
-from evaluation.clip import build_clip, clip_macs
-from evaluation.extractor_table import EXTRACTORS, ExtractorSpec
 from evaluation.extractors import create_extractor, extractor_macs, fetch_weights, identify_extractor
-from evaluation.image_preprocessing import Preprocessing
+from evaluation.features.clip import build_clip, clip_macs
+from evaluation.features.extractor_table import EXTRACTORS, ExtractorSpec
+from evaluation.features.image_preprocessing import Preprocessing
 from raydit.errors import InvalidInput, NotFound
 
 CLIP = {"size": 32, "patch": 8, "width": 128, "depth": 2, "dim": 24}
@@ -199,7 +199,7 @@ def test_timm_models_give_their_pooled_features_of_their_own_preprocessing(timm_
 
 
 def timm_preprocessing(name):
-    from evaluation import timm_extractor
+    from evaluation.features import timm_extractor
 
     return timm_extractor.timm_preprocessing(name)
 

@@ -1,0 +1,1 @@
+"""Reports, cards and comparisons as HTML pages and Markdown."""
