@@ -21,6 +21,7 @@ from torch import Tensor
 from dit.autoencoders.kinds import (
     KINDS,
     autoencoder_class,
+    class_of,
     describe_shape,
     import_class,
     is_deterministic,
@@ -28,11 +29,11 @@ from dit.autoencoders.kinds import (
     require_installed,
     require_latent_size,
 )
-from dit.autoencoders.latent_scale import LatentScale, latent_scale, read_scale, record_scale, remove_own_scale
+from dit.autoencoders.latent_scale import SCALE_TENSORS, LatentScale, latent_scale, record_scale, remove_own_scale
 from dit.autoencoders.size import STABLE_DIFFUSION, read_config
 from dit.files import translate_full_disk
 from dit.formats.autoencoder_digests import config_sha256, further_digests
-from dit.formats.diffusers_files import WEIGHTS, find_weights, look_for_weights
+from dit.formats.diffusers_files import WEIGHTS, DiffusersWeights, find_weights, look_for_weights
 from dit.hub import fetch_snapshot, split_revision
 from raydit.errors import DISK_REMEDIES, InvalidInput, NotFound
 
@@ -178,8 +179,13 @@ def describe_autoencoder(folder: Path) -> dict[str, Any]:
         )
     config = read_config(folder)
     name = autoencoder_class(config, folder)
-    scale = record_scale(name, read_scale(config, weights))
+    scale = record_scale(name, _read_scale(config, weights))
     return {"class": name, "sha256": weights.sha256, **describe_shape(config), **scale}
+
+
+def _read_scale(config: Mapping[str, Any], weights: DiffusersWeights) -> LatentScale:
+    """Return the scale of an autoencoder by its config, and by its weights where its class has it there."""
+    return latent_scale(config, weights.read_named(SCALE_TENSORS.get(class_of(config), ())))
 
 
 def is_same_autoencoder(folder: Path, recorded: Mapping[str, Any]) -> bool:
@@ -244,7 +250,7 @@ class Autoencoder:
         config = read_config(folder)
         kind = import_class(autoencoder_class(config, folder))
         module = weights.load(kind, config, dtype, _OTHER_AUTOENCODER)
-        return cls(module.to(device, memory_format=memory_format), read_scale(config, weights))
+        return cls(module.to(device, memory_format=memory_format), _read_scale(config, weights))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from raydit.lfs import refuse_lfs_pointer_file
 if TYPE_CHECKING:
     import torch
 
-    from evaluation.networks import Forward, Network, StateDict
+    from evaluation.features.networks import Forward, Network, StateDict
 
 Array = np.ndarray
 

@@ -7,8 +7,8 @@ from functools import cache
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from evaluation.explanations import explain_low_precision, explain_ratios, explain_shares, name_extractors
 from evaluation.metric_names import MEAN_RATIO, RATIO, format_count, is_of_extractor, parse_metric_name
-from evaluation.pages.explanations import explain_low_precision, explain_ratios, explain_shares, name_extractors
 from evaluation.per_class import ClassDistance
 from evaluation.protocol import EvaluationProtocol
 from evaluation.ratios import Deviations, RatioRow, mean_ratio_id

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from dit.autoencoders.kinds import FLAT_SCALE, KINDS, class_of, flux2_patch, latent_channels, representation_grid
-from dit.formats.diffusers_files import DiffusersWeights
 from raydit.errors import InvalidInput
 
 SCALE_TENSORS = {
@@ -92,11 +91,6 @@ def record_scale(class_name: str, scale: LatentScale) -> dict[str, Any]:
     if class_name in FLAT_SCALE:
         return {"latents_mean": list(scale.mean), "latents_std": list(scale.std)}
     return {"scale": scale.to_json()}
-
-
-def read_scale(config: Mapping[str, Any], weights: DiffusersWeights) -> LatentScale:
-    """Return the scale of an autoencoder by its config, and by its weights where its class has it there."""
-    return latent_scale(config, weights.read_named(SCALE_TENSORS.get(class_of(config), ())))
 
 
 def latent_scale(config: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> LatentScale:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dit.autoencoders.kinds import class_of, downsample
-from dit.sizes import dc, rae
-from dit.sizes.layers import Layer, conv
+from dit.autoencoders.sizes import dc, rae
+from dit.autoencoders.sizes.layers import Layer, conv
 from raydit.errors import InvalidInput
 from raydit.lfs import refuse_lfs_pointer_file
 

@@ -9,13 +9,13 @@ import re
 from typing import TYPE_CHECKING
 
 from evaluation.features.image_preprocessing import Preprocessing
-from evaluation.networks import Network, Outputs
+from evaluation.features.networks import Network, Outputs
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from evaluation.networks import StateDict
+    from evaluation.features.networks import StateDict
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)

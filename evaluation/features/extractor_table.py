@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.features.clip import build_clip, clip_macs
 from evaluation.features.extractor_names import CLIP_L_336, INCEPTION
-from evaluation.networks import build_dinov2, build_efficientnet_lite, build_inception
+from evaluation.features.networks import build_dinov2, build_efficientnet_lite, build_inception
 from raydit.errors import NotFound
 from raydit.packaged_weights import EFFICIENTNETS
 
 if TYPE_CHECKING:
     import torch
 
-    from evaluation.networks import Network, StateDict
+    from evaluation.features.networks import Network, StateDict
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.networks import Network, Outputs
+from evaluation.features.networks import Network, Outputs
 from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:

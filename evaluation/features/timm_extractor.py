@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.features.extractor_names import TIMM
 from evaluation.features.image_preprocessing import Preprocessing
-from evaluation.networks import Network, Outputs
+from evaluation.features.networks import Network, Outputs
 from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:

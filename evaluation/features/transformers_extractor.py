@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.features.extractor_names import TRANSFORMERS
 from evaluation.features.function_extractor import MODULES_VARIABLE
 from evaluation.features.image_preprocessing import Interpolation, Preprocessing
-from evaluation.networks import Network, Outputs
+from evaluation.features.networks import Network, Outputs
 from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:

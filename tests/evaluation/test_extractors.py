@@ -27,7 +27,7 @@ from evaluation.extractors import (
     extractor_sha256,
 )
 from evaluation.features.dinov2 import DinoV2, DinoV2Config
-from evaluation.networks import Network, Outputs
+from evaluation.features.networks import Network, Outputs
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from zipfile import ZipFile
 
 import pytest
 
+from evaluation.explanations import explain_low_precision
 from evaluation.merge_reports import merge_reports
-from evaluation.pages.explanations import explain_low_precision
 from evaluation.pages.report_page import render_page
 from evaluation.per_class import ClassDistance
 from evaluation.protocol import EvaluationProtocol

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dit.sizes.layers import Layer, conv, only_parameters
+from dit.autoencoders.sizes.layers import Layer, conv, only_parameters
 
 GLU_RATIO = 4
 """Width of the gated convolutions over that of their block."""

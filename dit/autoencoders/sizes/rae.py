@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from dit.autoencoders.kinds import latent_channels, representation_grid
-from dit.sizes.layers import Layer, linear, only_parameters, transformer_layer
+from dit.autoencoders.sizes.layers import Layer, linear, only_parameters, transformer_layer
 
 
 class EncoderFamily(NamedTuple):
