@@ -143,17 +143,7 @@ def evaluate_each(
                 if (output := storage.absolute(config.output)) not in contexts:
                     context = StageContext(config, address=address, part=EVALUATIONS)
                     contexts[output] = stack.enter_context(context)
-            try:
-                planned = [plan_seeds(opened, config, options, several=series) for opened, config in batch]
-                prepare_saved_folders(seed.evaluation for seeds in planned for seed in seeds)
-                compute_together(contexts, [seed for seeds in planned for seed in seeds], force=options.force)
-            except (RayditError, OSError):
-                if not (options.skip_removed and all(is_removed(opened) for opened, _ in batch)):
-                    raise
-                for opened, _ in batch:
-                    say_removed(opened.step)
-                continue
-            for (_, config), seeds in zip(batch, planned, strict=True):
+            for (_, config), seeds in zip(batch, compute_batch(contexts, batch, options, several=series), strict=False):
                 evaluation, images_per_step = seeds[0].evaluation, config.train.global_batch_size
                 context, folder = contexts[evaluation.settings.output], evaluation.folder
                 report = finish_report(context, seeds, images_per_step)
@@ -169,6 +159,26 @@ def evaluate_each(
                 )
                 finished.append(FinishedEvaluation(report, folder, context.tracker.uri, not is_decided))
     return finished
+
+
+def compute_batch(
+    contexts: dict[str, StageContext], batch: Sequence[Target], options: EvaluationOptions, *, several: bool
+) -> list[list[SeedEvaluation]]:
+    """Compute the records of a batch of checkpoints, and return each one's evaluations.
+
+    contexts: by output. Returns nothing if all of them were removed meanwhile, and options allow it.
+    """
+    try:
+        planned = [plan_seeds(opened, config, options, several=several) for opened, config in batch]
+        prepare_saved_folders(seed.evaluation for seeds in planned for seed in seeds)
+        compute_together(contexts, [seed for seeds in planned for seed in seeds], force=options.force)
+        return planned
+    except (RayditError, OSError):
+        if not (options.skip_removed and all(is_removed(opened) for opened, _ in batch)):
+            raise
+        for opened, _ in batch:
+            say_removed(opened.step)
+        return []
 
 
 def is_removed(opened: LocatedCheckpoint) -> bool:
