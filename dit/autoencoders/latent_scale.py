@@ -5,7 +5,7 @@ of latent pixels (C p p,), whose channel c p p + y p + x is the pixel (y, x) of 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,27 +99,37 @@ def latent_scale(config: Mapping[str, Any], tensors: Mapping[str, Tensor] | None
     tensors: SCALE_TENSORS of the class, or all weights. If the config has statistics of the channels, the scaled
     latents are (latents - latents_mean) * scaling_factor / latents_std, as in Stable Diffusion XL's image-to-image
     pipeline (GLM-Image's pipeline omits the factor). Otherwise they are (latents - shift_factor) * scaling_factor, as
-    in Stable Diffusion 3. Raises InvalidInput for statistics of another number of channels.
+    in Stable Diffusion 3. Raises InvalidInput for statistics of another number of channels, and for any that are not
+    finite numbers or, of standard deviations, not above 0.
     """
-    name, channels = class_of(config), latent_channels(config)
-    if name == "AutoencoderKLFlux2":
-        return _flux2_scale(config, tensors or {})
-    if name == "AutoencoderRAE":
-        return _representation_scale(config, tensors or {})
-    default = KINDS[name].scaling_factor
+    readers = {"AutoencoderKLFlux2": _flux2_scale, "AutoencoderRAE": _representation_scale}
+    scale = readers.get(class_of(config), _config_scale)(config, tensors or {})
+    if not all(map(math.isfinite, scale.mean)) or not all(0 < value < math.inf for value in scale.std):
+        raise InvalidInput(
+            "the autoencoder's scale of latents: found means or standard deviations without a meaning",
+            "finite means, and finite standard deviations above 0",
+            "copy the autoencoder again",
+        )
+    return scale
+
+
+def _config_scale(config: Mapping[str, Any], _: Mapping[str, Tensor]) -> LatentScale:
+    """Return the scale of a class that has all of it in its config."""
+    channels, default = latent_channels(config), KINDS[class_of(config)].scaling_factor
     assert default is not None, "classes without a factor have their scale among the weights"
     factor = scaling_factor(config, default)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
-        mean, std = (config.get("shift_factor") or 0.0,) * channels, (1.0,) * channels
-    mean, std = _flat(mean), _flat(std)
+        mean, std = _numbers(config, "shift_factor", 0.0).ravel().tolist() * channels, [1.0] * channels
+    else:  # some configs hold them as (1, C, 1, 1)
+        mean, std = (_numbers(config, name, 0.0).ravel().tolist() for name in ("latents_mean", "latents_std"))
     if len(mean) != len(std) or len(mean) != channels:
         raise InvalidInput(
             f"config.json: found latents_mean of {len(mean)} and latents_std of {len(std)} values",
             f"one for each of the {channels} channels of the latents",
             "copy the autoencoder again",
         )
-    return LatentScale(tuple(map(float, mean)), tuple(value / factor for value in std))
+    return LatentScale(tuple(mean), tuple(value / factor for value in std))
 
 
 def scaling_factor(config: Mapping[str, Any], default: float) -> float:
@@ -135,9 +145,15 @@ def scaling_factor(config: Mapping[str, Any], default: float) -> float:
     return factor
 
 
-def _flat(values: Any) -> Sequence[float]:
-    """Return statistics as a flat sequence: some configs hold them as (1, C, 1, 1)."""
-    return np.ravel(values).tolist() if any(isinstance(value, list | tuple) for value in values) else values
+def _numbers(config: Mapping[str, Any], name: str, default: float) -> np.ndarray:
+    """Return a number or nested lists of numbers in a config as float64. Raises InvalidInput for anything else."""
+    values = config.get(name)
+    try:
+        return np.asarray(default if values is None else values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidInput(
+            f"config.json: found {name} {str(values)[:80]}", "numbers", "copy the autoencoder again"
+        ) from None
 
 
 def _flux2_scale(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LatentScale:
@@ -157,11 +173,8 @@ def _representation_scale(config: Mapping[str, Any], tensors: Mapping[str, Tenso
     """Return the normalisation that AutoencoderRAE applies to the features of its encoder."""
     channels, side = latent_channels(config), representation_grid(config).side
     mean, std = (
-        torch.as_tensor(value).float().cpu()
-        for value in (
-            tensors.get("_latents_mean", _or_default(config.get("latents_mean"), 0.0)),
-            tensors.get("_latents_std", _or_default(config.get("latents_std"), 1.0)),
-        )
+        torch.as_tensor(tensors[f"_{name}"] if f"_{name}" in tensors else _numbers(config, name, default)).float().cpu()
+        for name, default in (("latents_mean", 0.0), ("latents_std", 1.0))
     )
     std = (std + RAE_EPS) / scaling_factor(config, 1.0)
     try:
@@ -171,10 +184,6 @@ def _representation_scale(config: Mapping[str, Any], tensors: Mapping[str, Tenso
     if all(value.numel() == 1 or value.shape[-2:] == (1, 1) for value in (mean, std)):
         return LatentScale(_shortest(means[:, 0, 0]), _shortest(stds[:, 0, 0]))
     return LatentScale(_shortest(means), _shortest(stds), (channels, side, side))
-
-
-def _or_default(values: Any, default: float) -> Any:
-    return [default] if values is None else values
 
 
 def _shortest(values: Tensor) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """The autoencoder classes of diffusers beyond AutoencoderKL: raydit encodes, scales and decodes as diffusers does."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -257,6 +258,20 @@ def test_statistics_in_a_pickle_are_read_like_those_of_safetensors(tmp_path):
     torch.save(module.state_dict(), tmp_path / "pickle" / "diffusion_pytorch_model.bin")
     safe, pickled = (describe_autoencoder(tmp_path / name)["scale"] for name in ("safe", "pickle"))
     assert safe == pickled and safe["mean"] == pytest.approx(module.bn.running_mean.tolist())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"shift_factor": "high"}, "shift_factor high, expected numbers"),
+        ({"latents_mean": ["a", "b"], "latents_std": [1, 1]}, r"latents_mean \['a', 'b'\], expected numbers"),
+        ({"latents_mean": [0, 0], "latents_std": [1, 0]}, "finite standard deviations above 0"),
+        ({"latents_mean": [0, math.nan], "latents_std": [1, 1]}, "expected finite means"),
+    ],
+)
+def test_a_scale_that_is_not_one_is_refused(fields, message):
+    with pytest.raises(InvalidInput, match=message):
+        latent_scale({"latent_channels": 2, **fields})
 
 
 def test_statistics_of_another_shape_are_refused(tmp_path):
