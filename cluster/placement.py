@@ -91,7 +91,7 @@ def count_workers(node: RayNode, needs: WorkerNeeds) -> float:
 def count_fitting(resource: str, have: float, amount: float) -> int:
     """Return how many workers that need an amount of a resource fit into what there is, as Ray counts.
 
-    Workers that need less than a GPU share one, and none of them is on two.
+    Workers that need a fraction of a GPU share one; no worker is split across two.
     """
     if resource == "GPU" and amount < 1:
         return int(have) * _count_units(1.0, amount)

@@ -12,6 +12,7 @@ from typing import Any
 from cluster import signals
 from cluster.address import given_address, is_on_loopback_only, refuse_wrong_address
 from cluster.credentials import protect_token_file
+from cluster.environment import environment_variable
 from cluster.placement import RayNode, WorkerNeeds, can_grow_to, count_workers, explain_missing_resources
 from raydit.errors import Unreachable
 
@@ -107,17 +108,12 @@ def _on_loopback() -> Iterator[None]:
     """
     from ray._private import ray_constants
 
-    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    before = os.environ.get(variable)
-    os.environ[variable] = "0"  # for the processes that start; in this one it was read when ray was imported
-    try:
-        with _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
-            yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
+    with (
+        # For the processes that start; in this one it was read when ray was imported.
+        environment_variable(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0"),
+        _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False),
+    ):
+        yield
 
 
 @contextlib.contextmanager

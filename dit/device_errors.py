@@ -15,7 +15,7 @@ SHOWN_SENTENCES = 3
 
 @contextmanager
 def explain_full_memory(do: str) -> Iterator[None]:
-    """Raise Failed in place of torch's error for a GPU or a machine whose memory is full.
+    """Replace torch's out-of-memory errors, on a GPU or on the CPU, by Failed.
 
     do: which settings take less memory. torch's error is a RuntimeError, as that of a worker that lost its peer is.
     """

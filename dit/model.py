@@ -16,7 +16,7 @@ from dit.layers.inputs import check_inputs
 from dit.layers.recomputation import run_blocks
 from dit.uvit import UViT
 
-__all__ = ["MODEL_NAMES", "DiT", "DiTConfig", "build_model", "build_undrawn", "create_model", "meta_state"]
+__all__ = ["MODEL_NAMES", "DiT", "DiTConfig", "build_model", "build_uninitialized", "create_model", "meta_state"]
 
 BLOCKS = {
     "adaln_zero": AdaLNZeroBlock,
@@ -39,7 +39,7 @@ def build_model(config: DiTConfig | UViTConfig) -> "DiT | UViT":
     return UViT(config) if isinstance(config, UViTConfig) else DiT(config)
 
 
-def build_undrawn(config: DiTConfig | UViTConfig) -> "DiT | UViT":
+def build_uninitialized(config: DiTConfig | UViTConfig) -> "DiT | UViT":
     """Build the network for weights that are loaded into it: buffers are right, but no parameter is drawn.
 
     Drawing takes a core about a second for 100 million parameters. On the meta device there would be no buffers, and

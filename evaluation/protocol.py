@@ -30,7 +30,7 @@ _ALWAYS_RECORDED = frozenset({"cfg_channels", "cfg_interval"})
 """Optional fields of the first protocols, recorded as null where they are not set. The list is closed: an optional
 field that is added later defaults to None or () and is recorded only where it is set, so that ids stay."""
 
-IMPLIED = {"decoder_dtype": "float32", "time_shift": 1.0, "sde_diffusion": "sigma", "sde_norm": 1.0}
+_IMPLIED = {"decoder_dtype": "float32", "time_shift": 1.0, "sde_diffusion": "sigma", "sde_norm": 1.0}
 """Values that later fields have where they are None, and are therefore recorded as None."""
 
 _SCORING_FIELDS = frozenset(
@@ -43,6 +43,11 @@ MIN_SAMPLES = 10
 
 _LABEL_STREAM = 2**31
 """Stream of the labels, far from the small stream numbers that callers pass to sample_seed."""
+
+
+def implied_values(weights: str) -> dict[str, Any]:
+    """Return the values that fields have where a protocol records None. weights: those that draw its samples."""
+    return {**_IMPLIED, "autoguidance_weights": weights}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +107,7 @@ class EvaluationProtocol:
     """What the extractor does to images first, of models whose library says so; None: its name says it."""
 
     def __post_init__(self) -> None:
-        for name, value in {**IMPLIED, "autoguidance_weights": self.weights}.items():
+        for name, value in implied_values(self.weights).items():
             if getattr(self, name) == value:
                 object.__setattr__(self, name, None)
         precisions = get_args(Precision)

@@ -146,8 +146,8 @@ class StageContext:
         """
         from cluster.session import ray_session, require_resources
 
+        address, _ = given_address(self.address)
         if not self._ray_started:
-            address, _ = given_address(self.address)
             self.say(stage, "starting Ray" if address == "local" else f"joining Ray at {address}")
             most = max(section.most_workers * section.cpus_per_worker for section in self._worker_sections())
             # Two CPUs more than the workers ask for: reading and writing must never wait for a worker to end.
@@ -157,7 +157,7 @@ class StageContext:
         require_resources(workers.fewest_workers, *per_worker, stage, **workers.placement)
         if stage not in self._checked:
             self._checked.add(stage)
-            if given_address(self.address)[0] == "local":
+            if address == "local":
                 self._say_if_crowded(workers, stage)
             else:
                 self._say_if_busy(workers, stage)

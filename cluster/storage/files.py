@@ -49,7 +49,7 @@ def exists(path: str) -> bool:
 
 @explains_failures
 def is_file(path: str) -> bool:
-    """Return whether a path is that of an existing file; a folder is none."""
+    """Return whether a path is that of an existing file, and not that of a folder."""
     filesystem, inner = resolve(path)
     return filesystem.get_file_info(inner).type == FileType.File
 
@@ -123,7 +123,7 @@ def list_entries(folder: str) -> set[tuple[str, bool]]:
     with _raise_not_found(folder, "a folder"):
         infos = filesystem.get_file_info(FileSelector(inner, allow_not_found=recursive, recursive=recursive))
         if recursive and not infos:
-            raise FileNotFoundError  # there, pyarrow's own error does not say that this is why
+            raise FileNotFoundError  # pyarrow's own error there does not name the reason
     parts = [(info.path[len(inner) :].lstrip("/").partition("/"), info.type) for info in infos]
     return {(name, bool(slash) or kind == FileType.Directory) for (name, slash, _), kind in parts}
 

@@ -85,7 +85,7 @@ def remove_folder(path: str) -> None:
     """Remove a folder and everything in it, if it exists."""
     if exists(path):
         filesystem, inner = resolve(path)
-        # On Google Cloud Storage, pyarrow at last removes an object that marks the folder, and which nobody has made.
+        # On Google Cloud Storage, pyarrow finally removes a marker object, which only folders that it created have.
         with contextlib.suppress(FileNotFoundError):
             filesystem.delete_dir(inner)
 

@@ -87,7 +87,7 @@ class ScaledAutoencoderRecord(AutoencoderRecord):
     """The record of a class whose scale may be one per position, or per channel of patches."""
 
     latents_scale: Mapping[str, Any]
-    """The scale, recorded as "scale" in place of latents_mean and latents_std; see `dit.autoencoders.latent_scale`."""
+    """The scale, recorded as "scale" instead of latents_mean and latents_std; see `dit.autoencoders.latent_scale`."""
 
     @property
     def scale(self) -> "LatentScale":

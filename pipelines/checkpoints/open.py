@@ -44,7 +44,7 @@ class SharedCheckpoint:
             raise NotFound(
                 f"no checkpoint at {self.location} on {platform.node()}, where a worker runs",
                 "a URI, or a path that the machines of all workers share",
-                "copy the checkpoint to such a place, and name it there",
+                "copy the checkpoint to such a path or URI, and use that instead",
             )
         return reopen(self.location, None, self.imported)
 

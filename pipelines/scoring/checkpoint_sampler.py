@@ -12,7 +12,7 @@ from dit.autoencoder import Autoencoder, images_from_uint8
 from dit.compilation import compile_network
 from dit.conditions import Conditions
 from dit.formats.weights import check_weights, load_weights
-from dit.model import build_undrawn, meta_state
+from dit.model import build_uninitialized, meta_state
 from dit.objective import create_process
 from dit.precision import in_dtype, network_precision
 from dit.sampler_names import SAMPLER_PROCESSES
@@ -127,7 +127,7 @@ def _load_model(opened: LocatedCheckpoint, name: str, device: str, compiled: boo
     """Return a checkpoint's network with the weights of that name, ready to sample on a device."""
     config, weights = opened.record.model_config, opened.weights(name, device)
     check_weights(meta_state(config), weights)  # before memory is taken for what the configuration claims
-    model = load_weights(build_undrawn(config).to(device), weights).eval()
+    model = load_weights(build_uninitialized(config).to(device), weights).eval()
     if compiled:
         # All batches have one size, and twice that with guidance: compiled at most twice.
         compile_network(model)

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from cluster import storage
-from evaluation.protocol import IMPLIED, EvaluationProtocol
+from evaluation.protocol import EvaluationProtocol, implied_values
 from pipelines.checkpoints.open import LocatedCheckpoint
-from pipelines.config.reader import apply_override
+from pipelines.config.overrides import read_overrides
 from pipelines.config.recipe import Recipe
 from pipelines.scoring.protocols import evaluation_protocol, evaluation_protocols
 from pipelines.scoring.settings import ScoringSettings
@@ -87,17 +87,14 @@ def with_protocols(config: Recipe, protocols: Sequence[EvaluationProtocol]) -> R
 def overruled_fields(file: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the fields to which overrides give other values than the first protocol of a file, which would win.
 
-    The result has the protocol's values by dotted field. Raises as read_protocols and apply_override.
+    The result has the protocol's values by dotted field. Raises as read_protocols and read_overrides.
     """
-    content: dict[str, Any] = {}
-    for override in overrides:
-        apply_override(content, override)
-    evaluate = content.get("evaluate")
+    content = read_overrides(overrides)
+    evaluate = content.get("evaluate", {})
     given: dict[str, Any] = {name: value for name, value in content.items() if name in ("seed", "random")}
-    if isinstance(evaluate, dict):
-        given |= {f"evaluate.{name}": evaluate[name] for name in _OF_EVALUATE if name in evaluate}
+    given |= {f"evaluate.{name}": evaluate[name] for name in _OF_EVALUATE if name in evaluate}
     first = vars(read_protocols(file)[0])
-    implied = {**IMPLIED, "autoguidance_weights": first["weights"]}  # recorded as None
+    implied = implied_values(first["weights"])
     kept = {}
     for key, asked in given.items():
         name = key.removeprefix("evaluate.")

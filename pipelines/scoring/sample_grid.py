@@ -7,7 +7,7 @@ import numpy as np
 
 from cluster import storage
 from dit.config import RandomKind
-from dit.device_errors import explain_full_memory, worker_device
+from dit.device_errors import explain_full_memory
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.grids import labelled_grid, save_png
@@ -58,7 +58,7 @@ def sample_grid(
             opened.shared,
             protocol,
             batch_size=evaluate.batch_size,
-            device=worker_device(evaluate.gpus_per_worker),
+            device="cuda" if evaluate.gpus_per_worker else "cpu",
             compiled=evaluate.compile,
             guide=guide_location(protocol, evaluate, opened),
         )

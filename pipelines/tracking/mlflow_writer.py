@@ -60,7 +60,7 @@ class MlflowWriter(ModelWriter):
         self._uri, self._say, self._find_file = uri, say, find_file
         self._client: Any = None
         self._failing: tuple[Entry, int] = ({}, 0)
-        self._is_overwriting_said = False
+        self._has_reported_overwriting = False
 
     def deliver(self, entries: list[Entry], ids: Ids, history: Callable[[], list[Entry]]) -> int:
         """Deliver one or more entries from the front and return how many; see pipelines.tracking.journal.Server."""
@@ -301,8 +301,8 @@ class MlflowWriter(ModelWriter):
         found = self._find_file(entry["path"])
         if found is None or entry.get("sha256") in (None, storage.sha256_file(found)):
             return found
-        if not self._is_overwriting_said:
-            self._is_overwriting_said = True
+        if not self._has_reported_overwriting:
+            self._has_reported_overwriting = True
             self._say(f"{entry['path']} was written again before MLflow took it, so {entry['run']} does not get it")
         return None
 

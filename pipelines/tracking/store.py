@@ -5,13 +5,13 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cluster.credentials import refuse_password
+from cluster.environment import environment_variable
 from cluster.job_package import is_job_folder
 from pipelines.console import first_line
 from pipelines.tracking.database import SQLITE, database_folder, database_path, is_absent
@@ -184,18 +184,9 @@ def _create_database(uri: str) -> None:
         MlflowClient(uri).search_experiments(max_results=1)
 
 
-@contextmanager
-def default_store(uri: str) -> Iterator[None]:
-    """Set MLflow's default store: a registry in a database looks models up there, whatever the client's store is."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        else:
-            os.environ["MLFLOW_TRACKING_URI"] = before
+def default_store(uri: str) -> AbstractContextManager[None]:
+    """Set MLflow's default store for a block: a registry in a database looks models up there, not in the client's."""
+    return environment_variable("MLFLOW_TRACKING_URI", uri)
 
 
 def download_model(uri: str, model_id: str, path: str, folder: Path) -> Path | None:

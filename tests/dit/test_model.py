@@ -9,7 +9,7 @@ from model_fields import DITS, UVITS, WIDE_HEADS
 
 from dit.config import MODEL_NAMES, DiTConfig, config_from_dict
 from dit.layers.embeddings import position_embedding, timestep_embedding, unpatchify
-from dit.model import DiT, build_model, build_undrawn, create_model
+from dit.model import DiT, build_model, build_uninitialized, create_model
 
 CONDITIONINGS = ("adaln_zero", "adaln", "cross_attention", "in_context")
 REFINED = {"qk_norm": True, "norm": "rms", "mlp": "swiglu", "position": "rope"}
@@ -266,7 +266,7 @@ def test_a_model_that_weights_are_loaded_into_draws_none_and_is_then_the_same(fi
     config = config_from_dict(fields | {"input_size": 8, "hidden_size": 48, "depth": 2, "num_heads": 4})
     expected = build_model(config)
     random = torch.get_rng_state()
-    found = build_undrawn(config)
+    found = build_uninitialized(config)
     assert torch.equal(torch.get_rng_state(), random)
     found.load_state_dict(expected.state_dict())
     for kind in ("named_parameters", "named_buffers"):

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image
 from tiny_checkpoint import tiny_output, write_checkpoint
@@ -34,14 +33,8 @@ from pipelines.stage import StageContext
 from pipelines.tracking.lookup import dangling_aliases, model_id_of, protected_digests
 from pipelines.training.retention import ProtectedCheckpoints
 
+pytestmark = pytest.mark.usefixtures("store")
 NAME = "tiny-dit"
-
-
-@pytest.fixture(autouse=True)
-def store(story, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", story.uri)
-    return MlflowClient(story.uri)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import mlflow.pyfunc
 import pytest
-from mlflow import MlflowClient
 
 from pipelines import evaluate
 from pipelines.checkpoints.open import open_checkpoint
@@ -15,12 +14,7 @@ from pipelines.registry.promotion import PromotionScore
 from pipelines.tracking.lookup import _digests_with_predecessors, dangling_aliases, model_id_of
 from raydit.errors import InvalidInput, Unreachable
 
-
-@pytest.fixture(autouse=True)
-def store(story, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", story.uri)
-    return MlflowClient(story.uri)
+pytestmark = pytest.mark.usefixtures("store")
 
 
 @pytest.fixture
