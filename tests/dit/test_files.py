@@ -43,13 +43,16 @@ def test_leftovers_of_killed_writers_are_removed_and_files_of_running_ones_kept(
 
 
 def test_two_processes_can_write_the_same_path(tmp_path):
+    other_process = (
+        "import sys; from pathlib import Path; from dit.files import publish\n"
+        "publish(Path(sys.argv[1]), lambda folder: (folder.mkdir(), (folder / 'file').write_text('second')))"
+    )
+
     def write(folder):
         folder.mkdir()
         (folder / "file").write_text("first")
-        if os.fork() == 0:  # another process does the same in the middle of this
-            publish(tmp_path / "step", lambda folder: (folder.mkdir(), (folder / "file").write_text("second")))
-            os._exit(0)
-        os.wait()
+        subprocess.run([sys.executable, "-c", other_process, tmp_path / "step"], check=True)
+        assert (tmp_path / "step" / "file").read_text() == "second"
 
     publish(tmp_path / "step", write)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step"]
