@@ -1,6 +1,9 @@
 """Processes of a command, to be killed. Ray's are the driver's descendants."""
 
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 
 def processes_below(parent: int, name: str) -> list[int]:
@@ -20,3 +23,14 @@ def processes_below(parent: int, name: str) -> list[int]:
         return process == parent
 
     return [process for process in found if descends(process)]
+
+
+def kill_tree(pid: int) -> None:
+    """Send SIGKILL to a process and all its descendants, and wait for their end. A process that is gone is no error."""
+    with suppress(psutil.NoSuchProcess):
+        head = psutil.Process(pid)
+        processes = [head, *head.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=30)

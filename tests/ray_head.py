@@ -4,6 +4,7 @@ from ray_head import ray_head  # noqa: F401  in the conftest.py of a test folder
 """
 
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -13,12 +14,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
-from processes import processes_below
+from processes import kill_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "0123456789abcdef" * 4
@@ -28,29 +29,31 @@ TOKEN = "0123456789abcdef" * 4
 class RayHead:
     """address: of the job server. token: what it accepts. env: variables with which clients find both.
 
-    ray_address: where drivers join.
+    folder: with the logs of the head and of its jobs. pid: of its process. ray_address: where drivers join.
     """
 
     address: str
     token: str
     env: dict[str, str]
-    folder: Path
-    """With the logs of it and of its jobs."""
-    process: subprocess.Popen
+    folder: str
+    pid: int
     ray_address: str
 
     def kill(self) -> None:
         """As when its machine is lost: SIGKILL of all that it has started, jobs and workers too."""
-        for process in processes_below(self.process.pid, ""):
-            os.kill(process, signal.SIGKILL)
-        self.process.wait()
+        kill_tree(self.pid)
 
 
 @pytest.fixture(scope="session")
-def ray_head() -> Iterator[RayHead]:
-    """One head for the whole test session."""
+def ray_head(workers) -> Iterator[RayHead]:
+    """One head for the whole test session: the first worker starts it, and stops it when no other uses it."""
+    if not workers.is_first:
+        yield RayHead(**json.loads(workers.wait_for("head.json", seconds=120)))
+        return
     with started_head() as head:
+        workers.publish("head.json", json.dumps(asdict(head)))
         yield head
+        workers.wait_until_others_have_ended()
 
 
 @contextmanager
@@ -91,9 +94,8 @@ def started_head(*, environment: Path | None = None, **variables: str) -> Iterat
             )
         try:
             _wait_until_it_answers(address, head, Path(folder) / "head.log")
-            yield RayHead(
-                address, TOKEN, auth | {"RAY_API_SERVER_ADDRESS": address}, Path(folder), head, f"127.0.0.1:{gcs_port}"
-            )
+            env = auth | {"RAY_API_SERVER_ADDRESS": address}
+            yield RayHead(address, TOKEN, env, folder, head.pid, f"127.0.0.1:{gcs_port}")
         finally:
             _stop(head)
 
@@ -128,14 +130,8 @@ def _die_with_parent() -> None:
 
 
 def _stop(head: subprocess.Popen) -> None:
-    """SIGTERM makes `ray start --block` stop its own processes; what is left of its group is killed."""
-    head.terminate()
-    try:
-        head.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
-        os.killpg(head.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    """Kill the head and all that it has started. After SIGTERM, `ray start --block` takes five seconds and more."""
+    kill_tree(head.pid)
+    with suppress(ProcessLookupError):
+        os.killpg(head.pid, signal.SIGKILL)  # what a head that ended by itself has left
     head.wait()

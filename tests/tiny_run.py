@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from ray_head import RayHead
@@ -45,35 +46,45 @@ class Submitter:
 
 
 @pytest.fixture(scope="session")
-def submit(ray_head, tmp_path_factory) -> Submitter:
-    return Submitter(ray_head, tmp_path_factory.mktemp("finished"))
+def submit(ray_head, workers) -> Submitter:
+    folder = workers.folder / "finished"
+    folder.mkdir(exist_ok=True)
+    return Submitter(ray_head, folder)
 
 
 @pytest.fixture(scope="session")
-def started_run(submit) -> Iterator[subprocess.Popen]:
-    """The whole tiny recipe as a Ray job, on its way; what it prints goes to files."""
+def started_run(submit, workers) -> Iterator[None]:
+    """The whole tiny recipe as a Ray job of the first worker, on its way; what it prints goes to files."""
+    if not workers.is_first:
+        yield
+        return
     command = ("run", str(RECIPE), *place_flags(submit.folder))
     with open(submit.folder / "stdout", "w") as stdout, open(submit.folder / "stderr", "w") as stderr:
         process = submit.start(*command, stdout=stdout, stderr=stderr)
-    yield process
+    waiting = Thread(target=lambda: workers.publish("exit_code", str(process.wait())), daemon=True)
+    waiting.start()
+    yield
     process.kill()
-    process.wait()
+    waiting.join()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def start_early(request) -> None:
-    """Start the run before the first test, if any test asks for what it leaves."""
-    if any("whole_run" in getattr(item, "fixturenames", ()) for item in request.session.items):
-        request.getfixturevalue("started_run")
+    """Start the head and the run before the first test, if any test asks for them."""
+    needed = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    if "ray_head" in needed:
+        workers = request.getfixturevalue("workers")
+        if workers.is_first:
+            request.getfixturevalue("started_run" if "whole_run" in needed else "ray_head")
 
 
 @pytest.fixture(scope="session")
-def whole_run(submit, started_run) -> subprocess.CompletedProcess:
+def whole_run(submit, started_run, workers) -> subprocess.CompletedProcess:
     """The run when it has ended, and what it printed."""
-    code = started_run.wait(timeout=500)
+    code = int(workers.wait_for("exit_code", seconds=500))
     stdout, stderr = ((submit.folder / name).read_text() for name in ("stdout", "stderr"))
     print(stdout, stderr)
-    return subprocess.CompletedProcess(started_run.args, code, stdout, stderr)
+    return subprocess.CompletedProcess(("run", str(RECIPE)), code, stdout, stderr)
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ def test_a_ray_that_raydit_starts_listens_on_loopback_only(local_ray):
 def test_a_head_of_a_cluster_listens_beyond_its_machine_and_the_doctor_says_so():
     with started_head() as ours:  # of its own: on the tests' head a job runs for a minute, which listens as well
         port = int(ours.ray_address.rpartition(":")[2])
-        head = psutil.Process(ours.process.pid)
+        head = psutil.Process(ours.pid)
         assert Listener("gcs_server", "::", port) in listeners_below(head)
         wait_until(lambda: set(listeners_below(head)) <= set(ray_listeners()))  # workers start and end in between
         check = check_ports()
@@ -92,7 +92,7 @@ def test_a_head_of_a_cluster_listens_beyond_its_machine_and_the_doctor_says_so()
 def test_a_head_that_is_told_so_listens_on_loopback_only():
     """The command of cluster/README.md, "A machine of your own"."""
     with started_head(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0") as head:
-        assert listeners_below(psutil.Process(head.process.pid)) == []
+        assert listeners_below(psutil.Process(head.pid)) == []
         # Processes that were not told so join it, although Ray would look for it at the machine's own address.
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | head.env
         joined = subprocess.run(

@@ -24,7 +24,7 @@ def test_a_job_with_its_output_in_a_bucket_has_the_numbers_of_one_on_disk_and_te
     with started_head(**away.variables) as head:
         assert away.submit(head, RECIPE, f"images.path={here / 'images'}").wait(timeout=600) == 0, away.said()
         known_of_jobs = jobs_of(head)
-        texts = {file: file.read_bytes() for folder in (head.folder, away.folder) for file in files_below(folder)}
+        texts = {file: file.read_bytes() for folder in (Path(head.folder), away.folder) for file in files_below(folder)}
     objects = away.objects()
     assert_same(objects, here / "output", LAST)
     runs = {run.data.tags["raydit.stage"]: run for run in runs_of(away)}
