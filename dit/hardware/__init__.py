@@ -1,1 +1,1 @@
-"""Accelerators: published peaks, the measured peak of a device, and speeds that were measured."""
+"""Accelerators: published peaks, the measured peak of a device, speeds that were measured, and devices that fail."""

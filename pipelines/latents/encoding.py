@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
-from dit.device_errors import explain_full_memory, worker_device
+from dit.hardware.device_errors import explain_full_memory, worker_device
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.preprocess import read_cropped_counting_low

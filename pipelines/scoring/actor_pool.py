@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-from dit.device_errors import explain_full_memory
+from dit.hardware.device_errors import explain_full_memory
 from pipelines.config.training import WorkersConfig
 from pipelines.console import first_line
 from raydit.errors import WorkersDied

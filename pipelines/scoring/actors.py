@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dit.device_errors import worker_device
+from dit.hardware.device_errors import worker_device
 from evaluation.features.extractor_names import extractor_kind
 from evaluation.protocol import EvaluationProtocol
 from pipelines.config.evaluate import EvaluateConfig, path_for

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster import storage
-from dit.device_errors import worker_device
+from dit.hardware.device_errors import worker_device
 from evaluation.protocol import shard_ranges
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig

@@ -7,7 +7,7 @@ import numpy as np
 
 from cluster import storage
 from dit.config import RandomKind
-from dit.device_errors import explain_full_memory
+from dit.hardware.device_errors import explain_full_memory
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.grids import labelled_grid, save_png

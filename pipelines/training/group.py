@@ -163,7 +163,7 @@ def _run_worker(train_loop_config: dict[str, Any]) -> None:
     """Run in every process of the group: unpack the dict that Ray Train requires."""
     import ray
 
-    from dit.device_errors import explain_full_memory
+    from dit.hardware.device_errors import explain_full_memory
 
     function, settings, workers, mailbox = ray.get(train_loop_config["work"])
     with explain_full_memory(_less_memory(workers)):

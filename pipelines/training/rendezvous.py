@@ -18,7 +18,7 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 
 from cluster.session import LOOPBACK
-from dit.device_errors import worker_device
+from dit.hardware.device_errors import worker_device
 from pipelines.config.training import ElasticWorkersConfig
 
 GPU_BACKENDS = "cpu:gloo,cuda:nccl"

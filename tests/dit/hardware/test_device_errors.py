@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit.device_errors import explain_full_memory, worker_device
+from dit.hardware.device_errors import explain_full_memory, worker_device
 from raydit.errors import Failed
 
 ON_A_GPU = (
