@@ -164,15 +164,7 @@ def _join(address: str) -> None:
         ) from error
 
 
-def require_resources(
-    num_workers: int,
-    cpus_per_worker: float,
-    gpus_per_worker: float,
-    stage: str,
-    *,
-    accelerator_type: str | None = None,
-    label_selector: dict[str, str] | None = None,
-) -> None:
+def require_resources(num_workers: int, needs: WorkerNeeds, stage: str) -> None:
     """Raise InvalidInput if a stage's workers can never fit on the cluster, because Ray would wait for them forever.
 
     This compares with all resources of the nodes, not with the free ones, since workers may wait on a busy cluster.
@@ -181,34 +173,16 @@ def require_resources(
     import ray
     from ray._private.state import state
 
-    needs = WorkerNeeds(
-        cpus=cpus_per_worker,
-        gpus=gpus_per_worker,
-        accelerator_type=accelerator_type,
-        label_selector=label_selector or {},
-    )
     missing = explain_missing_resources([node for node in ray.nodes() if node["Alive"]], num_workers, needs, stage)
     if missing and not can_grow_to(state.get_max_resources_from_cluster_config() or {}, num_workers, needs):
         raise missing
 
 
-def count_free_workers(
-    cpus_per_worker: float,
-    gpus_per_worker: float,
-    *,
-    accelerator_type: str | None = None,
-    label_selector: dict[str, str] | None = None,
-) -> float:
+def count_free_workers(needs: WorkerNeeds) -> float:
     """Return how many workers the cluster has room for now, beside what runs on it."""
     import ray
     from ray._private.state import available_resources_per_node
 
-    needs = WorkerNeeds(
-        cpus=cpus_per_worker,
-        gpus=gpus_per_worker,
-        accelerator_type=accelerator_type,
-        label_selector=label_selector or {},
-    )
     free = available_resources_per_node()
     nodes = (RayNode(Resources=free.get(node["NodeID"], {}), Labels=node["Labels"]) for node in ray.nodes())
     return sum(count_workers(node, needs) for node in nodes)

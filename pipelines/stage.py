@@ -153,8 +153,7 @@ class StageContext:
             # Two CPUs more than the workers ask for: reading and writing must never wait for a worker to end.
             self._cleanup.enter_context(ray_session(self.address, num_cpus=most + 2))
             self._ray_started = True
-        per_worker = (workers.cpus_per_worker, workers.gpus_per_worker)
-        require_resources(workers.fewest_workers, *per_worker, stage, **workers.placement)
+        require_resources(workers.fewest_workers, workers.needs, stage)
         if stage not in self._checked:
             self._checked.add(stage)
             if address == "local":
@@ -179,7 +178,7 @@ class StageContext:
         from cluster.session import count_free_workers
 
         wanted = workers.fewest_workers
-        room = count_free_workers(workers.cpus_per_worker, workers.gpus_per_worker, **workers.placement)
+        room = count_free_workers(workers.needs)
         if room < wanted:
             self.say(
                 stage,

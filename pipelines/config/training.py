@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from cluster.placement import parse_label_condition
+from cluster.placement import WorkerNeeds, parse_label_condition
 from dit.schedule import TrainingConfig
 from pipelines.config.defaults import leave_out_defaults
 from pipelines.config.lora import LoraConfig
@@ -97,6 +97,11 @@ class ElasticWorkersConfig:
         """Conditions on the workers' nodes as keyword arguments of Ray's calls; fields that are left out are absent."""
         given = {"accelerator_type": self.accelerator_type, "label_selector": self.label_selector}
         return {name: value for name, value in given.items() if value}
+
+    @property
+    def needs(self) -> WorkerNeeds:
+        """What a node must have for one of the workers."""
+        return WorkerNeeds(cpus=self.cpus_per_worker, gpus=self.gpus_per_worker, **self.placement)
 
 
 @dataclass(frozen=True, kw_only=True)

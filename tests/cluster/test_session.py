@@ -7,6 +7,7 @@ import sys
 import pytest
 import ray
 
+from cluster.placement import WorkerNeeds
 from cluster.session import count_free_workers, ray_session, require_resources
 
 SESSION_CODE = """
@@ -68,34 +69,34 @@ def test_storage_does_not_import_ray():
 
 
 def test_workers_that_fit_are_accepted(local_ray):
-    require_resources(4, cpus_per_worker=1, gpus_per_worker=0, stage="train")
-    require_resources(8, cpus_per_worker=0.5, gpus_per_worker=0, stage="train")
+    require_resources(4, WorkerNeeds(cpus=1, gpus=0), "train")
+    require_resources(8, WorkerNeeds(cpus=0.5, gpus=0), "train")
 
 
 def test_too_many_workers_are_refused_with_the_number_that_fits(local_ray):
     with pytest.raises(ValueError, match=r"train asks for 1000 workers.*Set train.num_workers to \d+ or less"):
-        require_resources(1000, cpus_per_worker=1, gpus_per_worker=0, stage="train")
+        require_resources(1000, WorkerNeeds(cpus=1, gpus=0), "train")
 
 
 def test_a_gpu_on_a_cluster_without_gpus_is_refused(local_ray):
     with pytest.raises(ValueError, match="0 GPU on 1 node.*Set encode.gpus_per_worker to 0"):
-        require_resources(1, cpus_per_worker=1, gpus_per_worker=1000, stage="encode")
+        require_resources(1, WorkerNeeds(cpus=1, gpus=1000), "encode")
 
 
 def test_a_worker_is_not_split_between_two_nodes(monkeypatch, local_ray):
     node = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 4.0}}
     monkeypatch.setattr("ray.nodes", lambda: [node, node, {"Alive": False, "Resources": {"GPU": 8.0}}])
-    require_resources(2, cpus_per_worker=1, gpus_per_worker=4, stage="train")
+    require_resources(2, WorkerNeeds(cpus=1, gpus=4), "train")
     with pytest.raises(
         ValueError, match="fit on the Ray cluster: 0 .*8 GPU on 2 node.*Reduce the resources that train asks for"
     ):
-        require_resources(1, cpus_per_worker=1, gpus_per_worker=8, stage="train")
+        require_resources(1, WorkerNeeds(cpus=1, gpus=8), "train")
 
 
 def test_a_cluster_that_can_grow_is_trusted(monkeypatch, local_ray):
     largest = {"CPU": 64, "GPU": 8}
     monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: largest)
-    require_resources(8, cpus_per_worker=1, gpus_per_worker=1, stage="train")
+    require_resources(8, WorkerNeeds(cpus=1, gpus=1), "train")
 
 
 def test_free_workers_are_counted_beside_what_runs(monkeypatch, local_ray):
@@ -103,6 +104,6 @@ def test_free_workers_are_counted_beside_what_runs(monkeypatch, local_ray):
     monkeypatch.setattr("ray.nodes", lambda: nodes)
     free = {"a": {"CPU": 3.0, "GPU": 1.0}, "b": {"CPU": 1.0}}
     monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: free)
-    assert count_free_workers(1, 0) == 4
-    assert count_free_workers(2, 0) == count_free_workers(1, 1) == 1
-    assert count_free_workers(1, 1, label_selector={"market": "spot"}) == 0
+    assert count_free_workers(WorkerNeeds(cpus=1, gpus=0)) == 4
+    assert count_free_workers(WorkerNeeds(cpus=2, gpus=0)) == count_free_workers(WorkerNeeds(cpus=1, gpus=1)) == 1
+    assert count_free_workers(WorkerNeeds(cpus=1, gpus=1, label_selector={"market": "spot"})) == 0

@@ -7,6 +7,7 @@ import pytest
 import ray
 from tiny import tiny_recipe
 
+from cluster.placement import WorkerNeeds
 from cluster.session import require_resources
 from pipelines.config.training import WorkersConfig
 from pipelines.scoring.actor_pool import run_on_actors
@@ -72,4 +73,4 @@ def check_nodes(tmp_path, address, ids):
         list(run_on_actors([drawn / "1", drawn / "2"], note_node, placed, print))
         assert {file.read_text() for file in drawn.iterdir()} == {ids["cheap"]}
         with pytest.raises(ValueError, match=r"train\.label_selector: no node has pool = fast \(values: big, cheap\)"):
-            require_resources(1, 1, 0, "train", label_selector={"pool": "fast"})
+            require_resources(1, WorkerNeeds(cpus=1, gpus=0, label_selector={"pool": "fast"}), "train")
