@@ -37,15 +37,18 @@ class Part(NamedTuple):
     share: float
 
 
-def merge_checkpoints(parts: Sequence[tuple[str | Path | LocatedCheckpoint, float]], out: str | Path) -> Checkpoint:
+def merge_checkpoints(
+    parts: Sequence[tuple[str | Path | LocatedCheckpoint, float]], out: str | Path, *, tracking_uri: str = ""
+) -> Checkpoint:
     """Write an ordinary checkpoint of the base's weights with the changes of adapters, each times its share.
 
-    Both its averaged and its trained weights are merged, each from those of the adapters. Raises AlreadyExists,
-    NotFound, and InvalidInput for a checkpoint without an adapter, and unless all have one base, model and classes.
+    Both its averaged and its trained weights are merged, each from those of the adapters. tracking_uri: MLflow's, where
+    runs and models are looked up, as in a recipe. Raises AlreadyExists, NotFound, and InvalidInput for a checkpoint
+    without an adapter, and unless all have one base, model and classes.
     """
     storage.refuse_unwritable(str(out))
     folder = require_unused(out)
-    opened = [Part(open_checkpoint(name), share) for name, share in parts]
+    opened = [Part(open_checkpoint(name, tracking_uri=tracking_uri), share) for name, share in parts]
     _require_one_base(opened)
     first = opened[0].checkpoint
     base = first.unadapted_weights()
@@ -84,17 +87,18 @@ def _require_one_base(parts: Sequence[Part]) -> None:
 
 
 def import_adapter(
-    source: str | Path, out: str | Path, base: str | Path | LocatedCheckpoint, **options: Any
+    source: str | Path, out: str | Path, base: str | Path | LocatedCheckpoint, *, tracking_uri: str = "", **options: Any
 ) -> Checkpoint:
     """Write a checkpoint with an adapter that peft or diffusers saved, for a base that it refers to.
 
     source: a folder in peft's layout, with names of raydit's model or of diffusers', or a file
-    pytorch_lora_weights.safetensors. options: of `open_checkpoint`, for a base that is a file of weights. Raises
-    NotFound, AlreadyExists, and InvalidInput if it is not an adapter of that base, or if that cannot be a base.
+    pytorch_lora_weights.safetensors. tracking_uri: MLflow's, where a base that is a run or model is looked up.
+    options: of `open_checkpoint`, for a base that is a file of weights. Raises NotFound, AlreadyExists, and
+    InvalidInput if it is not an adapter of that base, or if that cannot be a base.
     """
     storage.refuse_unwritable(str(out))
     folder = require_unused(out)
-    opened = open_checkpoint(base, **options)
+    opened = open_checkpoint(base, tracking_uri=tracking_uri, **options)
     if options and storage.exists(storage.join(opened.origin, COMPLETE)):
         raise InvalidInput(
             f"{', '.join(options)}: found with {opened.origin}, which records what it is of",

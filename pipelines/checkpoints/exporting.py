@@ -14,16 +14,23 @@ ExportFormat = Literal["official", "diffusers", "peft", "diffusers-lora"]
 
 
 def export_checkpoint(
-    checkpoint: str | Path | LocatedCheckpoint, out: str | Path, *, format: ExportFormat, weights: str = "ema"
+    checkpoint: str | Path | LocatedCheckpoint,
+    out: str | Path,
+    *,
+    format: ExportFormat,
+    weights: str = "ema",
+    tracking_uri: str = "",
 ) -> Path:
     """Write a checkpoint as a weights file of the official code, or as a folder for diffusers' DiTPipeline.
 
     Of a checkpoint with an adapter these are the merged weights; "peft" and "diffusers-lora" write the adapter alone
     (`pipelines.checkpoints.adapters.export_adapter`). weights: "ema", "raw" (as trained) or another average's name.
+    tracking_uri: MLflow's, where runs and models are looked up, as in a recipe.
+
     Returns the path that was written. Raises AlreadyExists, and InvalidInput if the format cannot express the model.
     """
     storage.refuse_unwritable(str(out))
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, tracking_uri=tracking_uri)
     if format == "official":
         return export_official(opened, out, weights=weights)
     if format == "peft" or format == "diffusers-lora":

@@ -137,14 +137,17 @@ def read_reports(files: Sequence[str]) -> Iterator[EvaluationReport]:
             yield EvaluationReport.from_json(file.read())
 
 
-def find_reports(names: Sequence[str], *, protocol_id: str | None = None) -> list[EvaluationReport]:
+def find_reports(
+    names: Sequence[str], *, protocol_id: str | None = None, tracking_uri: str = ""
+) -> list[EvaluationReport]:
     """Return one report for each name of a report file, of its folder, or of a checkpoint.
 
     Checkpoints may have reports by several protocols: then the only one that all names have in common is taken, or
-    that of protocol_id; of a report by several extractors, the part by a protocol that is not its first. Raises
-    NotFound if there is no report, InvalidInput if the names do not settle the protocol.
+    that of protocol_id; of a report by several extractors, the part by a protocol that is not its first.
+    tracking_uri: MLflow's, where runs and models are looked up, as in a recipe. Raises NotFound if there is no report,
+    InvalidInput if the names do not settle the protocol.
     """
-    found = [_reports_of(name, protocol_id) for name in names]
+    found = [_reports_of(name, protocol_id, tracking_uri) for name in names]
     if all(len(reports) == 1 for reports in found):
         return [reports[0] for reports in found]
     ids = [{each.protocol_id for report in reports for each in report.protocols} for reports in found]
@@ -168,13 +171,13 @@ def _by_protocol(reports: Sequence[EvaluationReport], protocol_id: str) -> list[
     return (leading or [part for each in reports for part in each.parts if part.protocol_id == protocol_id])[:1]
 
 
-def _reports_of(name: str, protocol_id: str | None) -> list[EvaluationReport]:
+def _reports_of(name: str, protocol_id: str | None, tracking_uri: str) -> list[EvaluationReport]:
     """Return all reports that a name may mean, without those whose numbers are in another report as repeats."""
     if not name.startswith(IN_TRACKING):
         is_file = name.partition("?")[0].endswith(".json") and storage.exists(name)
         if (report := read_report(name) if is_file else load_report(name)) is not None:
             return _of_protocol([report], protocol_id, name) if protocol_id else [report]
-    opened = open_checkpoint(name)
+    opened = open_checkpoint(name, tracking_uri=tracking_uri)
     evaluations = storage.join(opened.output, EVALUATIONS)
     files = find_report_files(evaluations, None, opened.name)
     files += find_report_files(evaluations, None, opened.name, file=_aside(opened.digest, REPORT_FILE))

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from pipelines.cli.options import json_option
+from pipelines.cli.options import json_option, store_option
 from pipelines.cli.output import echo, print_line, print_result
 
 
@@ -13,8 +13,9 @@ from pipelines.cli.output import echo, print_line, print_result
 @click.argument("reports", metavar="A B...", nargs=-1, required=True, type=click.Path())
 @click.option("--protocol", help="Protocol id of the reports to compare, for checkpoints with several reports.")
 @click.option("--allow-unequal", is_flag=True, help="Also compare reports of different protocols.")
+@store_option
 @json_option
-def compare(reports: tuple[str, ...], protocol: str | None, allow_unequal: bool, as_json: bool) -> None:
+def compare(reports: tuple[str, ...], protocol: str | None, allow_unequal: bool, store: str, as_json: bool) -> None:
     """Print evaluation reports side by side.
 
     Each of A B... is a checkpoint, a report or its folder. Reports of different protocols are refused, because their
@@ -25,7 +26,7 @@ def compare(reports: tuple[str, ...], protocol: str | None, allow_unequal: bool,
     from evaluation.compare import compare_reports
     from pipelines.scoring.report_files import find_reports
 
-    found = find_reports(reports, protocol_id=protocol)
+    found = find_reports(reports, protocol_id=protocol, tracking_uri=store)
     comparison = compare_reports(found, allow_unequal=allow_unequal)
     echo(comparison.table().rstrip("\n"))
     for label in dict.fromkeys(protocol.label for report in found for protocol in report.protocols):

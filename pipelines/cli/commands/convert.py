@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from dit.config import Numerics, ProcessKind
-from pipelines.cli.options import json_option, set_option
+from pipelines.cli.options import json_option, set_option, store_option
 from pipelines.cli.output import echo, print_line, print_result
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     type=click.Path(),
     help="For an adapter (LoRA): the checkpoint whose weights it changes, to which OUT then refers.",
 )
+@store_option
 @set_option
 @json_option
 def import_(
@@ -57,6 +58,7 @@ def import_(
     autoencoder: str | None,
     objective: ProcessKind,
     numerics: Numerics,
+    store: str,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -72,7 +74,8 @@ def import_(
     if base is not None:
         if numerics != "diffusers":
             raise click.UsageError("--numerics and --base: import the base first, and name the result")
-        checkpoint = import_adapter(source, out, base, **base_options(model, objective, autoencoder, overrides))
+        options = base_options(model, objective, autoencoder, overrides)
+        checkpoint = import_adapter(source, out, base, tracking_uri=store, **options)
     else:
         checkpoint = import_checkpoint(
             source,
@@ -113,12 +116,13 @@ def base_options(
     "of raydit's model or of diffusers'.",
 )
 @click.option("--weights", default="ema", show_default=True, help="Weights to export: averaged (ema) or trained (raw).")
+@store_option
 @json_option
-def export(checkpoint: str, out: str, format: ExportFormat, weights: str, as_json: bool) -> None:
+def export(checkpoint: str, out: str, format: ExportFormat, weights: str, store: str, as_json: bool) -> None:
     """Write CHECKPOINT to OUT for diffusers or the official code."""
     from pipelines.checkpoints.exporting import describe_export, export_checkpoint
 
-    path = export_checkpoint(checkpoint, out, format=format, weights=weights)
+    path = export_checkpoint(checkpoint, out, format=format, weights=weights, tracking_uri=store)
     echo(f"export       {path}\n             {describe_export(path)}")
     print_result(as_json, {"path": str(path)})
 
@@ -126,8 +130,9 @@ def export(checkpoint: str, out: str, format: ExportFormat, weights: str, as_jso
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("checkpoints", metavar="CHECKPOINT[=SHARE]...", nargs=-1, required=True, type=click.Path())
 @click.argument("out", type=click.Path())
+@store_option
 @json_option
-def merge(checkpoints: tuple[str, ...], out: str, as_json: bool) -> None:
+def merge(checkpoints: tuple[str, ...], out: str, store: str, as_json: bool) -> None:
     """Merge adapters into their base, as an ordinary checkpoint OUT.
 
     Each CHECKPOINT was trained with [train.lora]. Several must have one base; the change of each is multiplied by its
@@ -136,7 +141,8 @@ def merge(checkpoints: tuple[str, ...], out: str, as_json: bool) -> None:
     from pipelines.checkpoints.adapters import merge_checkpoints
     from pipelines.checkpoints.importing import summarize_import
 
-    checkpoint = merge_checkpoints([parse_share(each, alone=len(checkpoints) == 1) for each in checkpoints], out)
+    parts = [parse_share(each, alone=len(checkpoints) == 1) for each in checkpoints]
+    checkpoint = merge_checkpoints(parts, out, tracking_uri=store)
     for line in summarize_import(checkpoint):
         print_line("merge", line)
     print_result(

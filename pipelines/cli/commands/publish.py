@@ -38,11 +38,12 @@ def publish(
     --recipe and --set; all else follows from its protocols.
     """
     from cluster import storage
+    from pipelines.config.overrides import given_tracking_uri
     from pipelines.scoring.cards import make_card, write_card
     from pipelines.scoring.report_files import find_reports, report_folder
     from pipelines.scoring.settings import EVALUATIONS
 
-    (found,) = find_reports([report], protocol_id=protocol)
+    (found,) = find_reports([report], protocol_id=protocol, tracking_uri=given_tracking_uri(overrides, recipe))
     card = make_card(found, recipe=recipe, overrides=overrides, model=model)
     if out is None:
         evaluations = storage.join(card.recipe["output"], EVALUATIONS)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from pyarrow.fs import LocalFileSystem, copy_files
 from tiny_checkpoint import random_network, tiny_output, write_checkpoint
 
@@ -20,7 +21,7 @@ from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.protocols import checkpoint_recipe
 from pipelines.tracking.logged_models import log_checkpoint
 from pipelines.tracking.tracker import Tracker
-from raydit.errors import NotFound
+from raydit.errors import NotFound, RayditError
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,33 @@ def test_runs_and_models_lead_to_the_folder(checkpoints, logged_runs, store, con
 
     source = MlflowClient(store).get_model_version("leads", "1").source
     assert open_checkpoint(source).path == checkpoints[2].path and source.startswith("models:/m-")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("export", "RUN", "OUT", "--format=official", "--store=STORE"), ""),
+        (("merge", "RUN", "OUT", "--store=STORE"), "found no adapter"),
+        (("import", "ADAPTER", "OUT", "--base=RUN", "--store=STORE"), "ADAPTER: found no adapter"),
+        (("compare", "RUN", "--store=STORE"), "no report in"),
+        (("publish", "RUN", "--set=tracking.uri=STORE"), "no report in"),
+    ],
+)
+def test_commands_look_a_run_up_in_the_store_that_is_named(
+    config, logged_runs, tmp_path, monkeypatch, command, message
+):
+    """Whether it was found shows in what is missing next."""
+    from pipelines.cli.main import cli
+
+    monkeypatch.chdir(tmp_path)
+    values = {"RUN": f"runs:/{logged_runs[0]}", "STORE": config.tracking.uri}
+    for name, value in values.items():
+        command = tuple(part.replace(name, value) for part in command)
+    done = CliRunner().invoke(cli, command)
+    if message:
+        assert isinstance(done.exception, RayditError) and message in str(done.exception)
+    else:
+        assert done.exit_code == 0 and Path("OUT").is_file()
 
 
 def test_an_evaluation_leads_to_what_it_scored_and_a_runs_name_to_its_checkpoint(story):
