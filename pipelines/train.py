@@ -80,7 +80,7 @@ def train(
     if accept_new_data:
         artifact = take_new_data(artifact, lambda text: context.say("train", text))
     identity = artifact.identity
-    worker_settings = train_worker_settings(config, latents)
+    worker_settings = train_worker_settings(config, latents, held_out)
     if (start := accepted_start(identity, checkpoints) or find_start(config)) is not None:
         worker_settings = starting_from(worker_settings, start, latents)
     changed = changed_by_start(start, settings, target_model(worker_settings))

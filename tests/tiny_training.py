@@ -93,6 +93,12 @@ def write_latents(recipe, poisoned=(), latent_side=4, path=None, num_rows=ROWS, 
     return write_manifest(path, description, {"seed": 0}, records, recipe={})
 
 
+def settings_of_worker(recipe):
+    """Return the settings of every worker as the train job works them out, for a training without a start."""
+    held_out = LatentDataset.open(recipe.latents_held_out) if recipe.train.validate_every else None
+    return train_worker_settings(recipe, LatentDataset.open(recipe.latents), held_out)
+
+
 class Training:
     """The training of one process: the messages that it sent, and the checkpoints that it wrote."""
 
@@ -102,7 +108,7 @@ class Training:
     def run(self, stop_after=None):
         """Train; stop_after: the number of steps after which a signal is there."""
         latents = LatentDataset.open(self.recipe.latents)
-        settings, start = train_worker_settings(self.recipe, latents), find_start(self.recipe)
+        settings, start = settings_of_worker(self.recipe), find_start(self.recipe)
         if start is not None:
             settings = with_recorded_start(starting_from(settings, start, latents), settings.checkpoints)
             if not settings.checkpoints.has_any():

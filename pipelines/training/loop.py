@@ -50,7 +50,7 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
                 "training can be slower than in bfloat16"
             )
     newest = checkpoints.newest()
-    dataset = LatentDataset.open(settings.latents)
+    dataset = settings.latents.open()
     source = open_for_training(dataset, settings, worker, newest)
     process = create_process(**settings.objective)
     state = create_training_state(settings, worker, newest)

@@ -15,6 +15,38 @@ from pipelines.config.training import TrainConfig
 from pipelines.latents.autoencoder import autoencoder_of
 from pipelines.latents.dataset import LatentDataset
 from pipelines.training.encoded_images import ImageEncoding, image_encoding
+from raydit.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class LatentsReference:
+    """The latent data set that a training was planned with, which every worker opens again by its path."""
+
+    path: str
+    """Absolute path or URI of the folder."""
+    fingerprint: str
+
+    @classmethod
+    def of(cls, dataset: LatentDataset) -> "LatentsReference":
+        """Return a reference to a data set that is open."""
+        return cls(str(dataset.path), dataset.fingerprint)
+
+    def open(self) -> LatentDataset:
+        """Open the data set. Raises InvalidInput if another one has taken its place, and NotFound if it is gone.
+
+        Several recipes may share a folder of latents. Images that another one adds change the order of all images, and
+        a worker that starts later, as after another worker's death, would not go on as the training began.
+        """
+        dataset = LatentDataset.open(self.path)
+        if dataset.fingerprint != self.fingerprint:
+            raise InvalidInput(
+                f"latents at {self.path} have changed since this command began: found the fingerprint "
+                f"{dataset.fingerprint[:12]}",
+                self.fingerprint[:12],
+                "put the earlier latents back to resume, or run the command again to train on those that are there now "
+                "(with --accept-new-data from the newest checkpoint)",
+            )
+        return dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +62,23 @@ class TrainWorkerSettings:
     """Arguments of `dit.objective.create_process`."""
     scale: LatentScale
     """Normalisation of the latents."""
-    latents: str
-    """Absolute path or URI of the latent data set."""
+    latents: LatentsReference
     encoding: ImageEncoding | None = None
     """How images are encoded while training; None where the data set holds their moments."""
-    held_out: str
-    """The same of held-out latents, for the validation loss; empty without train.validate_every."""
+    held_out: LatentsReference | None
+    """Held-out latents, for the validation loss; None without train.validate_every."""
     checkpoints: CheckpointFolder
     record: dict[str, Any]
     """What config.json of every checkpoint says, as `dit.checkpoint.describe_checkpoint` returns it."""
 
 
-def train_worker_settings(config: Recipe, latents: LatentDataset) -> TrainWorkerSettings:
-    """Work out the workers' settings from a recipe and its latents. Raises InvalidInput if these do not fit."""
+def train_worker_settings(
+    config: Recipe, latents: LatentDataset, held_out: LatentDataset | None = None
+) -> TrainWorkerSettings:
+    """Work out the workers' settings from a recipe and its latents. Raises InvalidInput if these do not fit.
+
+    held_out: the held-out latents, if the recipe validates.
+    """
     model = resolve_model(config.model, latents, learn_sigma=config.objective.learn_sigma)
     if config.train.matmul == "float8":
         require_float8_shapes(model)
@@ -56,9 +92,9 @@ def train_worker_settings(config: Recipe, latents: LatentDataset) -> TrainWorker
         model=model,
         objective=objective,
         scale=scale_of(autoencoder),
-        latents=str(latents.path),
+        latents=LatentsReference.of(latents),
         encoding=None if latents.stores_moments else image_encoding(config, latents),
-        held_out=config.latents_held_out if config.train.validate_every else "",
+        held_out=None if held_out is None else LatentsReference.of(held_out),
         checkpoints=CheckpointFolder(config.folder("checkpoints")),
         record=describe_checkpoint(
             model=model,

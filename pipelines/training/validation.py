@@ -44,7 +44,8 @@ class Validation:
     ):
         """Open the held-out latents. report: is given the losses after a step."""
         self._settings, self._process, self._worker, self._report = settings, process, worker, report
-        dataset = LatentDataset.open(settings.held_out)
+        assert settings.held_out is not None, "only a recipe with held-out latents validates"
+        dataset = settings.held_out.open()
         self._arrays, self._latent_shape = open_arrays(dataset), dataset.latent_shape
         self._moments_shape = dataset.moments_shape
         self._positions = key_positions(dataset)

@@ -7,18 +7,24 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
-from tiny_training import ROWS, assert_equal, final_weights, training_recipe, write_held_out, write_latents
+from tiny_training import (
+    ROWS,
+    assert_equal,
+    final_weights,
+    settings_of_worker,
+    training_recipe,
+    write_held_out,
+    write_latents,
+)
 
 from dit.checkpoint import restore
 from dit.objective import create_process
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.latents.dataset import LatentDataset
 from pipelines.stage import StageContext
 from pipelines.train import train
 from pipelines.training.cursor import DataCursor
 from pipelines.training.loop import create_training_state
 from pipelines.training.order import EpochOrder
-from pipelines.training.settings import train_worker_settings
 from pipelines.training.validation import Validation
 from pipelines.training.worker import Worker
 from raydit.errors import Diverged
@@ -110,7 +116,7 @@ def test_two_workers_measure_the_validation_loss_and_train_as_without_it(local_r
     assert_equal(final_weights(validated), final_weights(plain))
     found = DataCursor.of(newest).validation_at(8)
     alone = replace(validated, train=replace(validated.train, strategy="ddp", num_workers=1))
-    worker_settings = train_worker_settings(alone, LatentDataset.open(validated.latents))
+    worker_settings = settings_of_worker(alone)
     worker = Worker(0, 1, torch.device("cpu"), lambda message: None)
     state = restore(create_training_state(worker_settings, worker), newest)
     process = create_process(**worker_settings.objective)

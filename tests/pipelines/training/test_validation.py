@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeContext, FakeRun
-from tiny_training import Training, assert_equal, training_recipe, write_held_out
+from tiny_training import Training, assert_equal, settings_of_worker, training_recipe, write_held_out
 
 from dit.autoencoder import sample_posterior
 from dit.diffusion import GaussianDiffusion
@@ -15,13 +15,11 @@ from dit.objective import create_process
 from dit.random import Stream, normal, uniform
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.reader import RecipeError
-from pipelines.latents.dataset import LatentDataset
 from pipelines.train import start_monitor, train
 from pipelines.training.cursor import DataCursor
 from pipelines.training.loop import create_training_state
 from pipelines.training.messages import Notice, Validated
 from pipelines.training.retention import check_keep_best
-from pipelines.training.settings import train_worker_settings
 from pipelines.training.validation import BATCH, Validation, held_out_batches
 from pipelines.training.worker import Worker
 from raydit.errors import InvalidInput, NotFound
@@ -71,7 +69,7 @@ def recipe(tmp_path):
 
 def prepare(recipe, worker=None):
     """Return settings, and a state whose weights are neither zero nor those of its average."""
-    settings = train_worker_settings(recipe, LatentDataset.open(recipe.latents))
+    settings = settings_of_worker(recipe)
     state = create_training_state(settings, worker or Worker(0, 1, torch.device("cpu"), lambda message: None))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -86,7 +84,7 @@ def prepare(recipe, worker=None):
 
 def plain_losses(settings, network):
     """Image by image: what the loss is by its definition, with its timesteps."""
-    process, dataset = create_process(**settings.objective), LatentDataset.open(settings.held_out)
+    process, dataset = create_process(**settings.objective), settings.held_out.open()
     losses, times = [], []
     keys = dataset.keys(np.arange(len(dataset)))
     for row, key in enumerate(keys):
