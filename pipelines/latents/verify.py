@@ -89,12 +89,30 @@ def check_digests(dataset: LatentDataset, count: int | None = None) -> None:
     with ThreadPoolExecutor(CONCURRENT_READS) as pool:
         digests = pool.map(lambda shard: storage.sha256_file(storage.join(dataset.path, shard.file)), chosen)
         for shard, digest in zip(chosen, digests, strict=True):
-            if digest != shard.sha256:
-                raise InvalidInput(
-                    f"{storage.join(dataset.path, shard.file)}: found sha256 {digest[:12]}",
-                    f"{shard.sha256[:12]} according to the manifest",
-                    COPY_AGAIN,
-                )
+            _require_digest(dataset, shard, digest)
+
+
+def read_verified_shard(dataset: LatentDataset, shard: ShardEntry) -> "pa.Table":
+    """Return a shard as an Arrow table of bytes that have the manifest's digest.
+
+    The bytes of the file are held in memory. Raises InvalidInput if they have another digest, and NotFound.
+    """
+    import pyarrow as pa
+
+    file = storage.join(dataset.path, shard.file)
+    data = storage.read_bytes(file)
+    _require_digest(dataset, shard, hashlib.sha256(data).hexdigest())
+    return read_shard_table(pa.BufferReader(data), shard, file)
+
+
+def _require_digest(dataset: LatentDataset, shard: ShardEntry, digest: str) -> None:
+    """Raise InvalidInput, naming the file, unless the digest of a shard's file is the manifest's."""
+    if digest != shard.sha256:
+        raise InvalidInput(
+            f"{storage.join(dataset.path, shard.file)}: found sha256 {digest[:12]}",
+            f"{shard.sha256[:12]} according to the manifest",
+            COPY_AGAIN,
+        )
 
 
 def check_file(dataset: LatentDataset, shard: ShardEntry, findings: Findings) -> "pa.Table | None":

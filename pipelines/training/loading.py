@@ -16,6 +16,7 @@ import numpy as np
 from cluster import storage
 from pipelines.config.training import LoadingBackend as Backend
 from pipelines.latents.dataset import LatentArrays, LatentDataset, fingerprint_of
+from pipelines.latents.verify import read_verified_shard
 from pipelines.training.order import EpochOrder, WindowOrder
 
 MEMORY_BYTES = 256 * 2**20
@@ -125,7 +126,10 @@ class StreamedLatents:
 
 
 def memory_mapped_arrays(dataset: LatentDataset, cache: Path) -> LatentArrays:
-    """Map the data set from files in the folder `cache`, which the first worker of a node writes for all of them."""
+    """Map the data set from files in the folder `cache`, which the first worker of a node writes for all of them.
+
+    Raises InvalidInput, and keeps no files, if a shard has another digest than the manifest lists.
+    """
     # Computed, because a manifest may claim the fingerprint of another data set.
     name = fingerprint_of(dataset.description, dataset.shards)
     folder, lock = cache / name, cache / f"{name}.lock"
@@ -151,8 +155,9 @@ def _write_arrays(dataset: LatentDataset, folder: Path) -> None:
     names = ["moments", "moments_flip"] if dataset.has_flip else ["moments"]
     files = {name: _create_array(folder / f"{name}.npy", np.float16, shape) for name in names}
     files["labels"], start = _create_array(folder / "labels.npy", np.int64, shape[:1]), 0
-    for number in range(len(dataset.shards)):
-        arrays = dataset.shard_arrays(number)
+    for shard in dataset.shards:
+        # Later trainings, of which none reads the shards again, use these files too.
+        arrays = LatentArrays.from_tables([read_verified_shard(dataset, shard)], dataset.moments_shape)
         stop = start + len(arrays.labels)
         for name, file in files.items():
             file[start:stop] = getattr(arrays, name)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from tiny_latents import SHAPE, make_moments, write_dataset
 
 from pipelines.training.loading import MEMORY_BYTES, choose_backend, memory_mapped_arrays, open_latent_source
 from pipelines.training.order import WindowOrder, WorkerShare, batch_rows
-from raydit.errors import StorageFull
+from raydit.errors import InvalidInput, StorageFull
 
 SHARDS = [5, 7, 6, 1, 9, 4, 8]
 ROWS = sum(SHARDS)
@@ -104,6 +105,20 @@ def test_data_sets_that_claim_one_fingerprint_are_cached_apart(dataset, tmp_path
         np.testing.assert_array_equal(arrays.moments, each.arrays.moments)
     folders = {entry.name for entry in (tmp_path / "cache").iterdir() if entry.is_dir()}
     assert folders == {dataset.fingerprint, other.fingerprint}
+
+
+def test_no_memory_mapped_copy_is_made_of_a_shard_with_other_bytes(dataset, tmp_path):
+    """Training would read the copy after the shard was repaired, and no check of the shards would find it."""
+    file, cache = Path(dataset.path) / dataset.shards[2].file, tmp_path / "cache"
+    good, row = file.read_bytes(), dataset.arrays.moments[SHARDS[0] + SHARDS[1]].tobytes()
+    assert good.count(row) == 1
+    file.write_bytes(good.replace(row, bytes(len(row))))
+    with pytest.raises(InvalidInput, match=f"{file}: found sha256 .* according to the manifest"):
+        memory_mapped_arrays(dataset, cache)
+    assert not [entry for entry in cache.iterdir() if entry.is_dir()]
+    file.write_bytes(good)
+    copied = memory_mapped_arrays(dataset, cache)
+    np.testing.assert_array_equal(copied.moments, dataset.arrays.moments)
 
 
 def test_a_full_disk_is_an_error_before_the_cache_is_mapped(tmp_path, tiny_disk):
