@@ -50,9 +50,36 @@ def choose_backend(dataset: LatentDataset) -> Backend:
     """Choose where to read a data set from on this node, by its size."""
     if dataset.array_bytes <= MEMORY_BYTES:
         return "memory"
-    folder = storage.nearest_folder(storage.cache_folder("latents"))
-    # As much again must stay free, for others who use the disk.
-    return "memmap" if 2 * dataset.array_bytes <= shutil.disk_usage(folder).free else "stream"
+    return "memmap" if _fits_on_disk(dataset, Path(storage.cache_folder("latents"))) else "stream"
+
+
+def _fits_on_disk(dataset: LatentDataset, cache: Path) -> bool:
+    """Return whether the folder `cache` has a copy of the data set, or its disk has room for one.
+
+    Waits for another process that is copying the data set, if that is what takes the room.
+    """
+    folder, lock = _paths_of_copy(dataset, cache)
+
+    def has_room() -> bool:
+        # As much again must stay free, for others who use the disk.
+        return 2 * dataset.array_bytes <= shutil.disk_usage(storage.nearest_folder(str(cache))).free
+
+    if folder.is_dir() or has_room():
+        return True
+    if not lock.is_file():
+        return False
+    with storage.lock(str(lock)):
+        storage.remove_stale_temporaries(str(cache))  # of a process that was killed while it copied
+        return folder.is_dir() or has_room()
+
+
+def explain_stream(dataset: LatentDataset, shuffle_rows: int) -> str:
+    """Return in words why a data set is read shard by shard if train.loading is "auto"."""
+    return (
+        f"train.loading = 'auto': latents of {dataset.array_bytes / 2**30:,.1f} GiB are read shard by shard and "
+        f"shuffled among {shuffle_rows:,} images at a time (train.shuffle_rows), because a copy of them in "
+        f"{storage.cache_folder('latents')} would fill more than half of a node's free disk"
+    )
 
 
 def open_latent_source(dataset: LatentDataset, backend: Backend, *, seed: int, shuffle_rows: int) -> LatentSource:
@@ -130,9 +157,7 @@ def memory_mapped_arrays(dataset: LatentDataset, cache: Path) -> LatentArrays:
 
     Raises InvalidInput, and keeps no files, if a shard has another digest than the manifest lists.
     """
-    # Computed, because a manifest may claim the fingerprint of another data set.
-    name = fingerprint_of(dataset.description, dataset.shards)
-    folder, lock = cache / name, cache / f"{name}.lock"
+    folder, lock = _paths_of_copy(dataset, cache)
     cache.mkdir(parents=True, exist_ok=True)
     lock.touch()
     with storage.lock(str(lock)):
@@ -147,6 +172,13 @@ def memory_mapped_arrays(dataset: LatentDataset, cache: Path) -> LatentArrays:
         moments=np.load(folder / "moments.npy", mmap_mode="r"),
         moments_flip=np.load(flip, mmap_mode="r") if flip.is_file() else None,
     )
+
+
+def _paths_of_copy(dataset: LatentDataset, cache: Path) -> tuple[Path, Path]:
+    """Return the folder with the copy of a data set, and the file that is locked while it is made."""
+    # Computed, because a manifest may claim the fingerprint of another data set.
+    name = fingerprint_of(dataset.description, dataset.shards)
+    return cache / name, cache / f"{name}.lock"
 
 
 def _write_arrays(dataset: LatentDataset, folder: Path) -> None:

@@ -22,7 +22,7 @@ from pipelines.training.adapter import adapted_network
 from pipelines.training.batches import LatentBatch, Process, latent_batches, prefetch
 from pipelines.training.cursor import DataCursor
 from pipelines.training.encoded_images import EncodedImages, explain_padding
-from pipelines.training.loading import Backend, LatentSource, choose_backend, open_latent_source
+from pipelines.training.loading import Backend, LatentSource, choose_backend, explain_stream, open_latent_source
 from pipelines.training.losses import latent_losses
 from pipelines.training.nonfinite import NonFiniteGuard, describe_latents, go_on_after_rollbacks
 from pipelines.training.order import WorkerShare
@@ -147,6 +147,8 @@ def open_for_training(
         # All nodes must agree, because a stream has another order than the other backends.
         if trained_order is None:
             streamed = "stream" in worker.gather(fitting)
+            if streamed:
+                worker.notice(explain_stream(dataset, config.shuffle_rows))
         else:
             streamed = trained_order["kind"] == "windows"
         backend = "stream" if streamed else "memmap" if fitting == "stream" else fitting

@@ -2,14 +2,23 @@
 
 import multiprocessing
 import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from tiny_latents import SHAPE, make_moments, write_dataset
 
+from cluster import storage
+from pipelines.config.training import TrainConfig
+from pipelines.training import loading
 from pipelines.training.loading import MEMORY_BYTES, choose_backend, memory_mapped_arrays, open_latent_source
+from pipelines.training.loop import open_for_training
 from pipelines.training.order import WindowOrder, WorkerShare, batch_rows
+from pipelines.training.worker import Worker
 from raydit.errors import InvalidInput, StorageFull
 
 SHARDS = [5, 7, 6, 1, 9, 4, 8]
@@ -140,6 +149,48 @@ def test_the_backend_follows_from_the_size(dataset, monkeypatch):
     rows = MEMORY_BYTES // (dataset.array_bytes // ROWS) + 1
     assert choose_backend(with_rows(dataset, rows)) == "memmap"
     assert choose_backend(with_rows(dataset, 10**18)) == "stream"
+
+
+@pytest.fixture
+def full_disk(dataset, monkeypatch, tmp_path):
+    """Make the data set too large for memory and for a copy, and return the folder of copies."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(loading, "MEMORY_BYTES", 0)
+    usage = shutil.disk_usage(tmp_path)._replace(free=2 * dataset.array_bytes - 1)
+    monkeypatch.setattr(loading.shutil, "disk_usage", lambda folder: usage)
+    return Path(storage.cache_folder("latents"))
+
+
+def test_a_second_training_shares_the_copy_that_has_filled_the_disk(dataset, full_disk):
+    """It would read the same latents in another order than the first."""
+    assert choose_backend(dataset) == "stream"
+    memory_mapped_arrays(dataset, full_disk)
+    assert choose_backend(dataset) == "memmap"
+
+
+def test_a_second_training_waits_for_the_copy_that_is_being_made(dataset, full_disk):
+    lock = full_disk / f"{dataset.fingerprint}.lock"
+    full_disk.mkdir(parents=True)
+    lock.touch()
+    with ThreadPoolExecutor(1) as pool:
+        with storage.lock(str(lock)):
+            chosen = pool.submit(choose_backend, dataset)
+            with pytest.raises(TimeoutError):
+                chosen.result(timeout=0.1)
+            (full_disk / dataset.fingerprint).mkdir()
+        assert chosen.result() == "memmap"
+
+
+def test_a_training_says_why_it_reads_shard_by_shard(dataset, full_disk):
+    messages = []
+    settings = SimpleNamespace(train=TrainConfig(shuffle_rows=13), encoding=None, seed=0)
+    worker = Worker(0, 1, torch.device("cpu"), messages.append)
+    streamed = open_for_training(dataset, settings, worker, None)
+    (said,) = messages
+    assert "'auto'" in said.text and "13 images at a time" in said.text and str(full_disk) in said.text
+    resumed = SimpleNamespace(step=1, trainer_state={"order": streamed.order.describe(), "seed": 0})
+    assert open_for_training(dataset, settings, worker, resumed).order.describe() == streamed.order.describe()
+    assert len(messages) == 1
 
 
 def with_rows(dataset, rows):
