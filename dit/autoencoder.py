@@ -42,6 +42,8 @@ VAE = "vae"
 _OTHER_AUTOENCODER = "copy the autoencoder again, or choose another one"
 DETERMINISTIC_LOG_VARIANCE = -30.0
 """Log variance of deterministic latents: the lower limit in `sample_posterior`, a standard deviation of 3e-7."""
+LEAST_SQUARED_ERROR = 1e-10
+"""Least mean squared error of uint8 images in a peak signal-to-noise ratio, which is 148 dB then."""
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 """Memory layouts of weights and activations by their names in recipes."""
 
@@ -316,8 +318,11 @@ def psnr(reference: Tensor, reconstruction: Tensor) -> float:
 
 
 def error_in_db(mean_squared_error: Tensor) -> float:
-    """Return the peak signal-to-noise ratio of uint8 images in dB: 10 log10(255^2 / mean squared error)."""
-    return float(10 * torch.log10(255.0**2 / mean_squared_error))
+    """Return the peak signal-to-noise ratio of uint8 images in dB: 10 log10(255^2 / mean squared error).
+
+    Errors below LEAST_SQUARED_ERROR count as that, so that the ratio of equal images is finite.
+    """
+    return float(10 * torch.log10(255.0**2 / mean_squared_error.clamp(min=LEAST_SQUARED_ERROR)))
 
 
 def save_autoencoder(module: Any, folder: Path, scale: LatentScale) -> None:
