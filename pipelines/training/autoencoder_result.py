@@ -1,11 +1,13 @@
 """The result of training an autoencoder: measured, described, and written in diffusers' format."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cluster import storage
 from dit.autoencoder import Autoencoder, LatentScale, describe_autoencoder, images_from_uint8, save_autoencoder
@@ -21,6 +23,11 @@ REPORT = "report.json"
 """File with the figures of the autoencoder, and what they were measured with."""
 GRID_COLUMNS = 10
 """Images in each of the grid's two rows of originals."""
+CHUNK_VALUES = 2**25
+"""Most values of moments that are held at once for the latents' statistics: 0.4 GB with their copy in float64.
+
+As many as MEASURED_IMAGES images of 256 pixels have with four channels and a downsampling of 8.
+"""
 FAMILY = "efficientnet-lite"
 """What the names of networks of one family begin with: one architecture in several sizes, trained alike."""
 
@@ -119,10 +126,28 @@ def latent_statistics(autoencoder: Autoencoder, images: ImageRows) -> LatentScal
     count, size = min(len(images), MEASURED_IMAGES), measured_at_once(images.size)
     starts = range(0, count, size)
     batches = (torch.from_numpy(images.read(range(start, min(start + size, count)))) for start in starts)
-    moments = torch.cat([autoencoder.encode(images_from_uint8(batch)).cpu() for batch in batches]).double()
-    mean, log_variance = moments.chunk(2, dim=1)
-    variance = mean.var(dim=(0, 2, 3), correction=0) + log_variance.exp().mean(dim=(0, 2, 3))
-    return LatentScale(tuple(mean.mean(dim=(0, 2, 3)).tolist()), tuple(variance.sqrt().tolist()))
+    num_positions, dims = 0, (0, 2, 3)
+    mean = variance = torch.zeros((), dtype=torch.float64)
+    for moments in _in_chunks(autoencoder.encode(images_from_uint8(batch)).cpu() for batch in batches):
+        chunk_mean, log_variance = moments.double().chunk(2, dim=1)
+        chunk_variance = chunk_mean.var(dim=dims, correction=0) + log_variance.exp().mean(dim=dims)
+        num_positions += (chunk_positions := chunk_mean[:, 0].numel())
+        # Chan, Golub & LeVeque 1983. Of a single chunk, the results are its own, to the bit.
+        share, delta = chunk_positions / num_positions, chunk_mean.mean(dim=dims) - mean
+        mean = mean + share * delta
+        variance = variance + share * (chunk_variance - variance) + share * (1 - share) * delta.square()
+    return LatentScale(tuple(mean.tolist()), tuple(variance.sqrt().tolist()))
+
+
+def _in_chunks(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Join batches of moments until they have CHUNK_VALUES values; a larger batch is a chunk of its own."""
+    held: list[Tensor] = []
+    for batch in batches:
+        if held and sum(map(torch.numel, held)) + batch.numel() > CHUNK_VALUES:
+            chunk, held = torch.cat(held), []
+            yield chunk
+        held.append(batch)
+    yield torch.cat(held)
 
 
 @torch.no_grad()

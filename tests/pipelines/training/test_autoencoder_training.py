@@ -1,6 +1,7 @@
 """Training of an autoencoder in this process: resumed to the bit, against a discriminator, and of a decoder alone."""
 
 import time
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipelines.autoencoder import require_measurable
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig, measured_at_once
 from pipelines.images.open import open_source
+from pipelines.training import autoencoder_result
 from pipelines.training.autoencoder import AutoencoderWorkerSettings, train_on_images
 from pipelines.training.autoencoder_quality import ExtractorChoice, ReconstructionQuality, reconstruct
 from pipelines.training.autoencoder_result import finish_autoencoder
@@ -151,6 +153,39 @@ def test_figures_do_not_depend_on_how_many_images_are_computed_at_once(tmp_path,
         assert figures.keys() == FIGURES and {name: other[name] for name in FIGURES} == figures
         for name in ("mean", "std"):
             assert other["latents"][name] == pytest.approx(measured[0]["latents"][name], rel=1e-5)
+
+
+class Encoder:
+    """Stands in for an autoencoder: gives each image moments of its own, and counts the values that are still held."""
+
+    def __init__(self):
+        self.moments, self.held, self.most_held = [], [], 0
+
+    def encode(self, images):
+        generator = torch.Generator().manual_seed(len(self.moments))
+        batch = 3 + torch.randn((len(images), 6, 4, 4), generator=generator)
+        self.moments.append(batch.clone())
+        self.held = [each for each in self.held if each() is not None] + [weakref.ref(batch)]
+        self.most_held = max(self.most_held, sum(each().numel() for each in self.held))
+        return batch
+
+
+@pytest.mark.parametrize("num_batches", [1, 2, 100])
+def test_statistics_of_latents_hold_few_moments_and_are_those_of_all_at_once(monkeypatch, num_batches, tmp_path):
+    """Moments of all images at once exceed the memory of a worker after its last step, again at every attempt."""
+    monkeypatch.setattr(autoencoder_result, "measured_at_once", lambda size: 3)
+    monkeypatch.setattr(autoencoder_result, "CHUNK_VALUES", num_batches * 3 * 6 * 16)
+    images, encoder = image_rows(tmp_path, np.zeros((20, 16, 16, 3), np.uint8)), Encoder()
+    found = autoencoder_result.latent_statistics(encoder, images)
+    mean, log_variance = torch.cat(encoder.moments).double().chunk(2, dim=1)
+    variance = mean.var(dim=(0, 2, 3), correction=0) + log_variance.exp().mean(dim=(0, 2, 3))
+    expected = LatentScale(tuple(mean.mean(dim=(0, 2, 3)).tolist()), tuple(variance.sqrt().tolist()))
+    assert found.mean == pytest.approx(expected.mean, rel=1e-14)
+    assert found.std == pytest.approx(expected.std, rel=1e-14)
+    if num_batches == 100:  # as many as there are: equal to the bit
+        assert found == expected
+    else:
+        assert encoder.most_held <= (num_batches + 1) * 3 * 6 * 16
 
 
 @pytest.fixture(scope="module")
