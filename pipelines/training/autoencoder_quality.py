@@ -21,12 +21,21 @@ from evaluation.metric_names import metric_name
 from evaluation.metrics import frechet_distance
 from evaluation.statistics import FeatureStatistics
 from pipelines.config.autoencoder_training import measured_at_once
+from pipelines.scoring.build_report import scattered_positions
 from pipelines.training.image_files import ImageRows
 from pipelines.training.validation import held_out_batches
 from pipelines.training.worker import Worker
 
 MEASURED_IMAGES = 4096
 """Images that reconstructions, and the latents' statistics, are measured on, at most."""
+
+
+def measured_positions(num_images: int) -> np.ndarray:
+    """Return the positions of the images that are measured: all, or one of each of MEASURED_IMAGES equal stretches.
+
+    Images often lie in the order of their classes, of which the first ones would represent a few.
+    """
+    return scattered_positions(num_images, min(num_images, MEASURED_IMAGES))
 
 
 @dataclass(frozen=True)
@@ -54,15 +63,17 @@ class BatchQuality(NamedTuple):
 
 
 class ReconstructionQuality:
-    """Measures reconstructions of the first images of a set, each worker a part of them."""
+    """Measures reconstructions of the images at `measured_positions` of a set, each worker a part of them."""
 
     def __init__(self, worker: Worker, images: ImageRows, extractor: ExtractorChoice | None):
         """extractor: that of the Frechet distance; None: it is not measured."""
         self.worker, self.images = worker, images
-        self.num_images = min(len(images), MEASURED_IMAGES)
-        self._batches = held_out_batches(self.num_images, measured_at_once(images.size))
-        share = -(-len(self._batches) // worker.num_workers)
-        self._own = self._batches[worker.rank * share : (worker.rank + 1) * share]
+        self.positions = measured_positions(len(images))
+        """Positions of the images that are measured, in rising order."""
+        self.num_images = len(self.positions)
+        batches = [self.positions[rows] for rows in held_out_batches(self.num_images, measured_at_once(images.size))]
+        share = -(-len(batches) // worker.num_workers)
+        self._own = batches[worker.rank * share : (worker.rank + 1) * share]
         self.extractor = extractor.create(worker.device) if extractor else None
         self._real: FeatureStatistics | None = None
 

@@ -15,7 +15,7 @@ from dit.autoencoders.losses import PERCEPTUAL_NETWORKS
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig, measured_at_once
 from pipelines.images.grids import labelled_grid, save_png
 from pipelines.latents.autoencoder import AUTOENCODER_RECORD
-from pipelines.training.autoencoder_quality import MEASURED_IMAGES, ReconstructionQuality, reconstruct
+from pipelines.training.autoencoder_quality import ReconstructionQuality, measured_positions, reconstruct
 from pipelines.training.image_files import ImageRows
 
 RECONSTRUCTIONS = "reconstructions.png"
@@ -26,7 +26,7 @@ GRID_COLUMNS = 10
 CHUNK_VALUES = 2**25
 """Most values of moments that are held at once for the latents' statistics: 0.4 GB with their copy in float64.
 
-As many as MEASURED_IMAGES images of 256 pixels have with four channels and a downsampling of 8.
+As many as 4,096 images of 256 pixels have with four channels and a downsampling of 8.
 """
 FAMILY = "efficientnet-lite"
 """What the names of networks of one family begin with: one architecture in several sizes, trained alike."""
@@ -122,10 +122,10 @@ def perceptual_relation(network: str, extractor: str) -> str:
 
 
 def latent_statistics(autoencoder: Autoencoder, images: ImageRows) -> LatentScale:
-    """Return per-channel mean and standard deviation of unscaled posterior draws over the first images."""
-    count, size = min(len(images), MEASURED_IMAGES), measured_at_once(images.size)
-    starts = range(0, count, size)
-    batches = (torch.from_numpy(images.read(range(start, min(start + size, count)))) for start in starts)
+    """Return per-channel mean and std of unscaled posterior draws over the images at `measured_positions`."""
+    positions, size = measured_positions(len(images)), measured_at_once(images.size)
+    starts = range(0, len(positions), size)
+    batches = (torch.from_numpy(images.read(positions[start : start + size])) for start in starts)
     num_positions, dims = 0, (0, 2, 3)
     mean = variance = torch.zeros((), dtype=torch.float64)
     for moments in _in_chunks(autoencoder.encode(images_from_uint8(batch)).cpu() for batch in batches):
@@ -155,7 +155,7 @@ def reconstruction_grid(module: Any, quality: ReconstructionQuality, kind: str) 
     """Return a picture of some images, each above its reconstruction. kind: title of the originals' rows."""
     # Spread over all images, because neighbours are of one class.
     count = quality.num_images
-    chosen = np.linspace(0, count - 1, min(count, 2 * GRID_COLUMNS), dtype=int)
+    chosen = quality.positions[np.linspace(0, count - 1, min(count, 2 * GRID_COLUMNS), dtype=int)]
     originals = quality.images.read(chosen)
     decoded = reconstruct(module, torch.from_numpy(originals)).cpu().numpy()
     rows = []

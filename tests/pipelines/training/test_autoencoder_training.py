@@ -3,6 +3,7 @@
 import time
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +18,14 @@ from pipelines.autoencoder import require_measurable
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig, measured_at_once
 from pipelines.images.open import open_source
-from pipelines.training import autoencoder_result
+from pipelines.training import autoencoder_quality, autoencoder_result
 from pipelines.training.autoencoder import AutoencoderWorkerSettings, train_on_images
-from pipelines.training.autoencoder_quality import ExtractorChoice, ReconstructionQuality, reconstruct
+from pipelines.training.autoencoder_quality import (
+    ExtractorChoice,
+    ReconstructionQuality,
+    measured_positions,
+    reconstruct,
+)
 from pipelines.training.autoencoder_result import finish_autoencoder
 from pipelines.training.autoencoder_start import require_start
 from pipelines.training.messages import InLoop, Notice, Report, Saved, Validated
@@ -153,6 +159,33 @@ def test_figures_do_not_depend_on_how_many_images_are_computed_at_once(tmp_path,
         assert figures.keys() == FIGURES and {name: other[name] for name in FIGURES} == figures
         for name in ("mean", "std"):
             assert other["latents"][name] == pytest.approx(measured[0]["latents"][name], rel=1e-5)
+
+
+def test_few_images_are_all_measured_and_many_by_one_of_each_equal_stretch():
+    for count in (1, 2, 1797, 4096):
+        np.testing.assert_array_equal(measured_positions(count), np.arange(count))
+    for count in (4097, 50_000, 1_281_167):
+        positions = measured_positions(count)
+        assert len(positions) == 4096
+        np.testing.assert_array_equal((positions * 4096 + 4095) // count, np.arange(4096))
+
+
+def test_classes_in_a_row_are_measured_alike(monkeypatch, tmp_path):
+    """The scale that the first images alone give is that of their classes, and normalises the latents of all."""
+    monkeypatch.setattr(autoencoder_quality, "MEASURED_IMAGES", 8)
+    dark, bright = (np.full((30, 16, 16, 3), value, np.uint8) for value in (0, 255))
+    images, decoded = image_rows(tmp_path, dark, bright), []
+    encoder = SimpleNamespace(encode=lambda pixels: pixels.repeat(1, 2, 1, 1))
+    mean = autoencoder_result.latent_statistics(encoder, images).mean
+    assert mean == (0.0, 0.0, 0.0)
+
+    def reconstruct(module, originals):
+        decoded.extend(originals[:, 0, 0, 0].tolist())
+        return originals
+
+    monkeypatch.setattr(autoencoder_quality, "reconstruct", reconstruct)
+    quality = ReconstructionQuality(Worker(0, 1, torch.device("cpu"), print), images, None)
+    assert quality.measure(None)["ssim"] == pytest.approx(1) and decoded[: quality.num_images] == [0] * 4 + [255] * 4
 
 
 class Encoder:
