@@ -1,7 +1,6 @@
 """Turn labels of any spelling into class numbers and class names, and find the columns that hold them."""
 
 import json
-import re
 import reprlib
 from collections.abc import Callable, Sequence
 
@@ -161,17 +160,34 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def parse_labels(texts: list[str], *, earlier: bool = False) -> pa.ChunkedArray:
-    """Return labels that were stored as text as integers if all of them are decimal numbers, else as strings.
+def parse_labels(texts: list[str], known: Sequence[str] = (), *, earlier: bool = False) -> pa.ChunkedArray:
+    """Return labels that were stored as text as integers if `parse_numbers` does, else as strings.
 
-    earlier: take all that Python does for numbers (images.reading), such as "1_2" for 12.
+    known: images.class_names. earlier: take all that Python does for numbers (images.reading), such as "1_2" for 12.
     """
-    if earlier or all(re.fullmatch("[+-]?[0-9]+", text) for text in texts):
+    if earlier:
         try:
             return pa.chunked_array([pa.array([int(text) for text in texts], pa.int64())])
         except (ValueError, OverflowError):
-            pass  # numbers of more digits than those of any class are names
-    return pa.chunked_array([pa.array(texts, pa.string())])
+            pass
+    return parse_numbers(pa.chunked_array([pa.array(texts, pa.string())]), known)
+
+
+def parse_numbers(texts: pa.ChunkedArray, known: Sequence[str] = ()) -> pa.ChunkedArray:
+    """Return labels as integers if each is written as Python writes its number, such as "7"; else unchanged.
+
+    Other spellings, such as "007" or "1e3", are names: two of them may be the same number. With class names that are
+    known, of which the labels are none, decimals such as "007" are numbers. texts: strings, or null for missing labels.
+    """
+    pattern = "^(0|-?[1-9][0-9]*)$"
+    if known and not pc.any(pc.is_in(texts, pa.array(known, texts.type))).as_py():
+        pattern = "^[+-]?[0-9]+$"
+    if not pc.all(pc.match_substring_regex(texts, pattern), min_count=0).as_py():
+        return texts
+    try:
+        return pc.utf8_ltrim(texts, "+").cast(pa.int64())
+    except pa.ArrowInvalid:
+        return texts  # numbers of more digits than those of any class are names
 
 
 def huggingface_features(metadata: dict | None) -> dict[str, dict]:

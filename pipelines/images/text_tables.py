@@ -3,10 +3,12 @@
 import codecs
 import csv
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipelines.images.labels import is_text
 from raydit.errors import InvalidInput
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -20,14 +22,20 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
 
 
 def read_text_table(
-    data: bytes, names: Collection[str], labels: Collection[str], delimiter: str, where: str
+    data: bytes,
+    names: Collection[str],
+    labels: Collection[str],
+    delimiter: str,
+    where: str,
+    read_labels: Callable[[pa.ChunkedArray], pa.ChunkedArray] | None = None,
 ) -> pa.Table:
     """Read a CSV file with a line of column names.
 
     names: columns of which one is expected, and which stay text; they tell the separator. labels: columns that are
-    used as well. delimiter: the separator if names do not tell another. where: the file, for messages. Raises
-    InvalidInput if the encoding of a column that is used is not known, and pyarrow.ArrowInvalid if lines differ in
-    their columns.
+    used as well. delimiter: the separator if names do not tell another. where: the file, for messages. read_labels:
+    returns numbers for the text of labels that pyarrow takes for no text, or the text; None to take pyarrow's values.
+    Raises InvalidInput if the encoding of a column that is used is not known, and pyarrow.ArrowInvalid if lines differ
+    in their columns.
     """
     import pyarrow.csv
 
@@ -40,12 +48,20 @@ def read_text_table(
         header = next(csv.reader([_first_line(data).decode()], delimiter=delimiter), [])
         if not set(names) & set(header):
             delimiter = _find_delimiter(_first_line(data).decode(), names) or delimiter
-        table = pyarrow.csv.read_csv(
-            pa.BufferReader(data),
-            # Without quotes, no cell has line breaks, and pyarrow finds the ends of its blocks faster.
-            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=b'"' in data),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
-        )
+        # Without quotes, no cell has line breaks, and pyarrow finds the ends of its blocks faster.
+        parsing = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=b'"' in data)
+
+        def read(texts: Collection[str], only: Sequence[str] = ()) -> pa.Table:
+            types = dict.fromkeys(texts, pa.string())
+            converting = pyarrow.csv.ConvertOptions(column_types=types, include_columns=only)
+            return pyarrow.csv.read_csv(pa.BufferReader(data), parse_options=parsing, convert_options=converting)
+
+        table = read(names)
+        if read_labels is not None and (converted := _find_converted(table.schema, labels)):
+            texts = read(converted, only=converted)
+            for name in converted:
+                column = _read_as_written(texts.column(name), table.column(name), read_labels)
+                table = table.set_column(table.schema.get_field_index(name), name, column)
     except (UnicodeDecodeError, pa.ArrowInvalid):
         if unknown is not None:
             raise unknown from None
@@ -56,17 +72,38 @@ def read_text_table(
     return table
 
 
+def _find_converted(schema: pa.Schema, labels: Collection[str]) -> list[str]:
+    """Return the columns of labels that pyarrow takes for numbers, dates or truth values, if their names are unique."""
+    single = (field for field in schema if schema.names.count(field.name) == 1 and field.name in labels)
+    return [field.name for field in single if not is_text(field.type) and not pa.types.is_binary(field.type)]
+
+
+def _read_as_written(
+    texts: pa.ChunkedArray, values: pa.ChunkedArray, read_labels: Callable[[pa.ChunkedArray], pa.ChunkedArray]
+) -> pa.ChunkedArray:
+    """Return labels as numbers or as the file spells them, with null where they are missing.
+
+    texts: the labels as text. values: the labels as pyarrow converts them, which are returned if some are fractions.
+    """
+    if pa.types.is_floating(values.type) and pc.any(pc.not_equal(values, pc.floor(values))).as_py():
+        return values
+    texts = pc.if_else(pc.is_valid(values), pc.utf8_trim_whitespace(texts), None)
+    # Tools write the whole numbers of a column with gaps as 3.0.
+    numbers = read_labels(pc.replace_substring_regex(texts, r"\.0+$", ""))
+    return texts if is_text(numbers.type) else numbers
+
+
 def _first_line(data: bytes) -> bytes:
     start = re.compile(rb"[\r\n]*").match(data)
     line = re.compile(rb"[^\r\n]*").match(data, start.end() if start else 0)
     return line[0] if line else b""
 
 
-def read_json_lines(data: bytes, where: str) -> pa.Table:
+def read_json_lines(data: bytes, texts: Collection[str], where: str) -> pa.Table:
     """Read a JSON Lines file. Raises InvalidInput if values are nested too deeply or most cells empty, or ArrowInvalid.
 
-    pyarrow takes time with the square of the depth, crashes the process at a depth of 100,000, and makes a column for
-    every field that occurs.
+    texts: columns in which dates stay text. pyarrow takes time with the square of the depth, crashes the process at a
+    depth of 100,000, and makes a column for every field that occurs.
     """
     import pyarrow.json
 
@@ -83,7 +120,12 @@ def read_json_lines(data: bytes, where: str) -> pa.Table:
             "the same fields in every line",
             "correct the table",
         )
-    return pyarrow.json.read_json(pa.BufferReader(data))
+    table = pyarrow.json.read_json(pa.BufferReader(data))
+    dates = [field.name for field in table.schema if field.name in texts and pa.types.is_timestamp(field.type)]
+    if not dates:
+        return table
+    parsing = pyarrow.json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in dates]))
+    return pyarrow.json.read_json(pa.BufferReader(data), parse_options=parsing)
 
 
 def _count_fields(data: bytes) -> int:

@@ -3,6 +3,7 @@
 import csv
 import reprlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipelines.images.labels import (
     decode_texts,
     is_text,
     number_labels,
+    parse_numbers,
     recorded_class_names,
     refuse_missing_labels,
 )
@@ -192,15 +194,19 @@ class TableSource:
     def _read_table(self, where: str) -> pa.Table:
         content = self.files.read_named(self.table)
         refuse_lfs_pointer(content, f"images.path: {where}", "the table")
-        # Names such as 00012 stay text; labels become numbers if all of them are.
+        # Names such as 00012 stay text; labels become numbers if all of them are written as numbers are.
         names = (*NAME_COLUMNS, self.config.image_column or "file")
         labels = (*LABEL_COLUMNS, self.config.label_column or "label")
         try:
             if self.table.endswith(".parquet"):
                 return read_parquet_columns(content, {*names, *labels, *SPLIT_COLUMNS}, where)
             if self.table.endswith(".jsonl"):
-                return read_json_lines(content if self.config.reading else as_utf8(content, where), where)
-            return read_text_table(content, names, labels, "\t" if self.table.endswith(".tsv") else ",", where)
+                if self.config.reading:
+                    return read_json_lines(content, (), where)
+                return read_json_lines(as_utf8(content, where), (*names, *labels), where)
+            read_labels = None if self.config.reading else partial(parse_numbers, known=self.config.class_names)
+            delimiter = "\t" if self.table.endswith(".tsv") else ","
+            return read_text_table(content, names, labels, delimiter, where, read_labels)
         except (pa.ArrowException, csv.Error, OSError, UnicodeDecodeError) as error:
             raise InvalidInput(
                 f"images.path: {where}: found no readable table ({message_of(error)[:300]})",

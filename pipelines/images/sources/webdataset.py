@@ -155,7 +155,7 @@ class WebDatasetSource:
         if shards[0].labels is None:
             return np.zeros(sum(len(shard.stems) for shard in shards), np.int32), ()
         return number_labels(
-            parse_labels(texts, earlier=self.config.reading is not None),
+            parse_labels(texts, self.config.class_names, earlier=self.config.reading is not None),
             self.config.class_names,
             f"labels in {self.files.root}",
             self.config.class_order,

@@ -12,7 +12,6 @@ from pictures import encoded, square, value_of, write, write_tar
 
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.files import Files
-from pipelines.images.labels import parse_labels
 from pipelines.images.open import open_source
 from pipelines.images.tar import BlockReader, Member, _parse_number, read_members
 
@@ -296,7 +295,3 @@ def test_labels_that_only_python_takes_for_numbers_stay_so_in_older_outputs(tmp_
     write_tar(tmp_path / "a.tar", {"0.png": encoded(square(1)), "0.cls": b"0_1"})
     listing = open_source(ImagesConfig(path=str(tmp_path), reading="earlier")).listing()
     assert (listing.class_names, listing.labels.tolist()) == (("0", "1"), [1])
-
-
-def test_signed_decimal_labels_are_numbers():
-    assert parse_labels(["+1", "002", "0"]).to_pylist() == [1, 2, 0]
