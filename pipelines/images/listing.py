@@ -87,7 +87,8 @@ class Listing:
 
     def take(self, which: np.ndarray | Sequence[int]) -> "Listing":
         """Return the listing of the images at some positions, or where a mask (bool (N,)) is true."""
-        positions = np.arange(len(self))[np.asarray(which)] if len(which) else np.zeros(0, np.int64)
+        which = np.asarray(which)
+        positions = np.flatnonzero(which) if which.dtype == bool else which.astype(np.int64)
         keys = [self.keys[position] for position in positions]
         locations = None if self.locations is None else self.locations[positions]
         return replace(

@@ -1,6 +1,7 @@
 """Sources are recognised or refused, and listings keep their digests and splits."""
 
 import os
+import tracemalloc
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -9,6 +10,7 @@ from pictures import encoded, huge_png, square, write
 from PIL import Image
 
 from pipelines.config.recipe import ImagesConfig
+from pipelines.images.listing import Listing
 from pipelines.images.open import FORMATS, open_source
 
 
@@ -105,3 +107,17 @@ def test_a_text_as_the_name_of_a_class_is_refused(tmp_path):
     (tmp_path / "metadata.csv").write_text(f"file_name,label\na.png,{'very ' * 1000}long\n")
     with pytest.raises(ValueError, match="found a class name of 5,004 characters, 'very very .*label_column"):
         open_source(ImagesConfig(path=str(tmp_path))).listing()
+
+
+def test_the_listing_of_a_few_images_needs_no_array_of_all():
+    """Each shard of a plan is such a listing, so planning would take time with the square of the number of images."""
+    labels = np.arange(1_000_000, dtype=np.int32)
+    images = Listing(["a", "b"] * 500_000, labels, np.zeros(1_000_000, np.int64), ())
+    tracemalloc.start()
+    few = images.take(range(3, 6))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (few.keys, few.labels.tolist()) == (["b", "a", "b"], [3, 4, 5])
+    assert peak < 100_000
+    assert images.take(labels > 999_997).labels.tolist() == [999_998, 999_999]
+    assert len(images.take([])) == 0
