@@ -17,7 +17,9 @@ from pipelines.images.labels import (
     choose_column,
     choose_label_column,
     class_label_columns,
+    decode_texts,
     huggingface_features,
+    is_text,
     number_labels,
     recorded_class_names,
     refuse_missing_labels,
@@ -109,8 +111,10 @@ class ColumnSource(ABC):
 
     def _number_labels(self, names: Sequence[str], listings: list[FileListing]) -> tuple[np.ndarray, tuple[str, ...]]:
         known = self.config.class_names or listings[0].class_names
-        chunks: list[pa.Array] = []
+        columns: list[pa.ChunkedArray] = []
         for name, listing in zip(names, listings, strict=True):
+            if listing.labels is not None and self.config.reading is None:
+                refuse_missing_labels(listing.labels, partial(row_key, name), self.files.path(name))
             if _kind_of_labels(listing) != _kind_of_labels(listings[0]):
                 raise InvalidInput(
                     f"images.path: {self.files.path(name)}: found other labels than in {self.files.path(names[0])}",
@@ -118,15 +122,11 @@ class ColumnSource(ABC):
                     "separate the files into one data set each",
                 )
             if listing.labels is not None:
-                if self.config.reading is None:
-                    refuse_missing_labels(listing.labels, partial(row_key, name), self.files.path(name))
                 number_labels(listing.labels, known, self.files.path(name))  # to name the file of a wrong label
-                chunks += listing.labels.chunks
-        if listings[0].labels is None:
+                columns.append(listing.labels)
+        if not columns:
             return np.zeros(sum(len(listing.stamps) for listing in listings), np.int32), ()
-        return number_labels(
-            pa.chunked_array(chunks, listings[0].labels.type), known, self.files.root, self.config.class_order
-        )
+        return number_labels(_join_labels(columns), known, self.files.root, self.config.class_order)
 
     @abstractmethod
     def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
@@ -250,5 +250,21 @@ def _shorten_type(kind: pa.DataType) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _kind_of_labels(listing: FileListing) -> tuple[tuple[str, ...], pa.DataType | None]:
-    return listing.class_names, None if listing.labels is None else listing.labels.type
+def _kind_of_labels(listing: FileListing) -> tuple[tuple[str, ...], str | None]:
+    """Return the class names of a file and what its labels are, whatever type it stores them in."""
+    if listing.labels is None:
+        return listing.class_names, None
+    kind = listing.labels.type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return listing.class_names, "numbers"
+    return listing.class_names, "texts" if is_text(kind) else str(kind)
+
+
+def _join_labels(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+    """Return the labels of several files, which are of one kind, as one column."""
+    if len({column.type for column in columns}) > 1:
+        columns = [
+            decode_texts(column).cast(pa.large_string() if is_text(column.type) else pa.int64()) for column in columns
+        ]
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)

@@ -101,6 +101,33 @@ def test_label_names_are_numbered_in_sorted_order_over_all_files(tmp_path, encod
     assert (listing.labels.tolist(), listing.class_names) == ([2, 1, 0], ("bee", "cat", "dog"))
 
 
+KINDS_OF_LABELS = {
+    "integers": [[2, 0], pa.int64(), [1], pa.int32(), [2, 0, 1]],
+    "fractions": [[2, 0], pa.uint8(), [1], pa.float64(), [2, 0, 1]],
+    "texts": [["x", "z"], pa.string(), ["y"], pa.large_string(), [0, 2, 1]],
+    "categories": [["x", "z"], pa.dictionary(pa.int8(), pa.string()), ["y"], pa.string(), [0, 2, 1]],
+    "empty": [["x", "z"], pa.string(), [], pa.large_string(), [0, 1]],
+}
+
+
+@pytest.mark.parametrize(("first", "kind", "second", "other", "numbers"), KINDS_OF_LABELS.values(), ids=KINDS_OF_LABELS)
+def test_labels_of_two_files_may_have_two_types_of_one_kind(tmp_path, first, kind, second, other, numbers):
+    for name, labels in {"a.parquet": pa.array(first).cast(kind), "b.parquet": pa.array(second, other)}.items():
+        images = pa.array([encoded(square(1))] * len(labels), pa.binary())
+        pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / name)
+    assert source(tmp_path).listing().labels.tolist() == numbers
+
+
+def test_a_file_with_gaps_among_its_labels_is_refused_for_them(tmp_path):
+    for name, labels in {"a.parquet": pa.array([1]), "b.parquet": pa.array([0.0, None])}.items():
+        pq.write_table(pa.table({"image": [encoded(square(1))] * len(labels), "label": labels}), tmp_path / name)
+    with pytest.raises(ValueError, match="b.parquet: found no label, .*without one: b.parquet#0000001"):
+        source(tmp_path).listing()
+    pq.write_table(pa.table({"image": [encoded(square(1))], "label": ["x"]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="b.parquet: found other labels than in .*a.parquet"):
+        source(tmp_path).listing()
+
+
 def test_files_with_different_classes_are_refused_as_one_data_set(tmp_path):
     tables = {"a.parquet": huggingface_table([1], [0]), "b.parquet": huggingface_table([1], [0], ("dog", "cat"))}
     with pytest.raises(ValueError, match="b.parquet: found other labels than in .*a.parquet, expected the same label"):
