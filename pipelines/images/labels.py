@@ -1,6 +1,7 @@
 """Turn labels of any spelling into class numbers and class names, and find the columns that hold them."""
 
 import json
+import math
 import reprlib
 from collections.abc import Callable, Sequence
 
@@ -139,11 +140,13 @@ def label_text(value: object, where: str, *, earlier: bool = False) -> str:
     """Return a label of a JSON file as text; a whole number such as 3.0 as an integer.
 
     earlier: take any value as Python writes it (images.reading). Raises InvalidInput, naming `where`, for a list, an
-    object or a truth value, and for text that is not Unicode: JSON may escape half of a pair of surrogates.
+    object, a truth value or a number that is not finite, as which tools write a missing label, and for text that is not
+    Unicode: JSON may escape half of a pair of surrogates.
     """
     if isinstance(value, float) and value.is_integer() and not earlier:
         value = int(value)
-    is_name = earlier or not isinstance(value, (list, dict, bool))
+    is_wrong = isinstance(value, (list, dict, bool)) or (isinstance(value, float) and not math.isfinite(value))
+    is_name = earlier or not is_wrong
     if not is_name or not is_unicode(str(value)):
         raise InvalidInput(
             f"images.path: {where}: found the label {reprlib.repr(value)}", "an integer or a class name", CORRECT_LABELS

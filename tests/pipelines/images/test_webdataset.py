@@ -246,6 +246,8 @@ def test_labels_in_only_one_shard_are_refused(tmp_path):
         ({"a.json": b'{"label": ""}'}, "x.tar: found no label"),
         ({"a.json": b'{"label": [3]}'}, r"x.tar: found the label \[3\], expected an integer or a class name"),
         ({"a.json": b'{"label": true}'}, "found the label True"),
+        ({"a.json": b'{"label": NaN}'}, "found the label nan"),
+        ({"a.json": b'{"label": 1e400}'}, "found the label inf"),
     ],
 )
 def test_labels_that_are_no_text_and_no_number_are_refused(tmp_path, files, message):
