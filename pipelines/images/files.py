@@ -88,6 +88,15 @@ class Files:
         shown = sorted((name, is_folder) for name, is_folder in entries if not name.startswith("."))
         return [name for name, is_folder in shown if is_folder], [name for name, is_folder in shown if not is_folder]
 
+    def version(self, name: str) -> tuple[int | None, int | None]:
+        """Return the length of a file in bytes, and when it was last changed in ns; by these a replaced file is noticed.
+
+        They are None if the file does not exist, or if the store does not know.
+        """
+        filesystem, folder = self._resolved
+        info = filesystem.get_file_info(f"{folder}/{name}")
+        return info.size, info.mtime_ns
+
     def open(self, name: str) -> pa.NativeFile:
         """Open a file for random access (`read_at`), which several threads may use at a time.
 

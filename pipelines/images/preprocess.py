@@ -87,9 +87,20 @@ def read_cropped_counting_low(
     return CroppedImages(np.stack(images) if images else none, positions, errors), num_low
 
 
-@lru_cache(maxsize=4)
 def _open_once(config: "ImagesConfig") -> "ImageSource":
     """Open a source once in a process, because recognising a format lists a folder."""
+    if not config.path.endswith(".npz"):
+        return _open(config)
+    from pipelines.images.files import find_images_path
+
+    # The source of an .npz file keeps its arrays, which must not outlast the file in a process that lives on.
+    path = find_images_path(config.path)
+    return _open(config, path.files.version(path.name) if path.name else None)
+
+
+@lru_cache(maxsize=4)
+def _open(config: "ImagesConfig", version: tuple[int | None, int | None] | None = None) -> "ImageSource":
+    """Open a source, or return the one of an earlier call. version: the file's (see `Files.version`)."""
     from pipelines.images.open import open_source
 
     return open_source(config)

@@ -246,7 +246,8 @@ class WebDatasetSource:
     def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
         named = [_split_key(key) for key in keys]
         if locations is None:
-            locations = [_index_shard(self, name)[stem] for name, stem in named]
+            versions = {name: self.files.version(name) for name, _ in named}
+            locations = [_index_shard(self, name, versions[name])[stem] for name, stem in named]
         pairs = zip((name for name, _ in named), locations, strict=True)
         for name, group in groupby(pairs, key=lambda pair: pair[0]):
             with self.files.open(name) as file:
@@ -281,8 +282,13 @@ def _describe_binary_label(data: bytes) -> str:
 
 
 @lru_cache(maxsize=8)
-def _index_shard(source: WebDatasetSource, name: str) -> dict[str, tuple[int, int]]:
-    """Return offset and length of every image of a tar by its stem; cached, because a source is read many times."""
+def _index_shard(
+    source: WebDatasetSource, name: str, version: tuple[int | None, int | None]
+) -> dict[str, tuple[int, int]]:
+    """Return offset and length of every image of a tar by its stem; cached, because a source is read many times.
+
+    version: the file's (see `Files.version`).
+    """
     shard = source._list_shard(name)
     return {stem: (image.offset, image.size) for stem, image in zip(shard.stems, shard.images, strict=True)}
 

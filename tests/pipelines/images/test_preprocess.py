@@ -1,5 +1,7 @@
 """Cropping against closed forms of its steps (Dhariwal & Nichol 2021)."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -105,3 +107,14 @@ def test_a_crop_keeps_no_more_pixels_in_memory_than_its_own():
         owner = owner.base
     held = owner.nbytes if owner.base is None else len(owner.base)
     assert held == crop.nbytes == 16 * 16 * 3
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_a_replaced_npz_file_is_read_anew_in_the_same_process(tmp_path, write):
+    config = ImagesConfig(path=str(tmp_path / "images.npz"), size=8)
+    for number, shape in enumerate([(2, 8, 8, 3), (2, 8, 8, 3), (3, 16, 16, 3)]):
+        values = [50 * number + position for position in range(shape[0])]
+        write(tmp_path / "images.npz", np.zeros(shape, np.uint8) + np.array(values, np.uint8)[:, None, None, None])
+        os.utime(tmp_path / "images.npz", (number, number))
+        keys = [f"{index:07d}" for index in range(shape[0])]
+        assert read_cropped(config, keys).images.mean(axis=(1, 2, 3)).tolist() == values

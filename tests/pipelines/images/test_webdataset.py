@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import pickle
 import tarfile
 
@@ -297,3 +298,12 @@ def test_labels_that_only_python_takes_for_numbers_stay_so_in_older_outputs(tmp_
     write_tar(tmp_path / "a.tar", {"0.png": encoded(square(1)), "0.cls": b"0_1"})
     listing = open_source(ImagesConfig(path=str(tmp_path), reading="earlier")).listing()
     assert (listing.class_names, listing.labels.tolist()) == (("0", "1"), [1])
+
+
+def test_a_replaced_tar_is_searched_anew(tmp_path):
+    write_tar(tmp_path / "x.tar", {"a.png": PNG[0]})
+    images = source(tmp_path)
+    for number, names in enumerate(["ab", "ba"]):
+        write_tar(tmp_path / "x.tar", {f"{name}.png": PNG[position] for position, name in enumerate(names)})
+        os.utime(tmp_path / "x.tar", (number, number))
+        assert [value_of(image) for image in images.read(["x.tar/a", "x.tar/b"])] == [number, 1 - number]
