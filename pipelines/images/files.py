@@ -22,6 +22,8 @@ MAX_FILE_BYTES = 2**31
 """Largest image or table that is read into memory; no encoding of the largest image that is decoded is longer."""
 MAX_DESCRIPTION_BYTES = 2**26
 """Largest file that describes a data set, such as dataset_infos.json."""
+LOST_AND_FOUND = "lost+found"
+"""Folder that mkfs makes at the top of a disk, readable by root alone."""
 
 Result = TypeVar("Result")
 
@@ -56,11 +58,14 @@ class Files:
         """Return the files of a subfolder; the same files if the name is empty."""
         return Files(storage.join(self.root, name)) if name else self
 
-    def list_all(self) -> tuple[list[str], np.ndarray]:
-        """Return the sorted names of all files, those in subfolders included, and their lengths in bytes (int64)."""
+    def list_all(self, *, skip_unreadable: bool = False) -> tuple[list[str], np.ndarray]:
+        """Return the sorted names of all files, those in subfolders included, and their lengths in bytes (int64).
+
+        skip_unreadable: leave out folders that may not be read, instead of raising InvalidInput.
+        """
         filesystem, folder = self._resolved
         if self.is_local:
-            pairs = sorted(_walk(folder))
+            pairs = sorted(_walk(folder, skip_unreadable))
         else:
             try:
                 infos = filesystem.get_file_info(FileSelector(folder, recursive=True))
@@ -81,15 +86,14 @@ class Files:
     def list_top(self) -> tuple[list[str], list[str]]:
         """Return the sorted names of the folders and of the files directly in the root."""
         if self.is_local:  # where links may lead nowhere
-            with os.scandir(self._resolved[1]) as found:
-                entries = {(entry.name, _is_folder(entry)) for entry in found}
+            entries = {(entry.name, _is_folder(entry)) for entry in _scan(self._resolved[1])}
         else:
             entries = storage.list_entries(self.root)
         shown = sorted((name, is_folder) for name, is_folder in entries if not name.startswith("."))
         return [name for name, is_folder in shown if is_folder], [name for name, is_folder in shown if not is_folder]
 
     def version(self, name: str) -> tuple[int | None, int | None]:
-        """Return the length of a file in bytes, and when it was last changed in ns; by these a replaced file is noticed.
+        """Return a file's length in bytes and the time of its last change in ns, which tell whether it was replaced.
 
         They are None if the file does not exist, or if the store does not know.
         """
@@ -178,19 +182,36 @@ class Files:
         return storage.map_ahead(function, names, 2 * storage.MAX_CONCURRENT_REQUESTS)
 
 
-def _walk(folder: str, prefix: str = "", parents: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:
+def _walk(
+    folder: str, skip_unreadable: bool, prefix: str = "", parents: tuple[str, ...] = ()
+) -> Iterator[tuple[str, int]]:
     """Yield (relative name, length) of the files in a folder and its subfolders, following links to folders."""
     parents = enter_folder(folder, parents)
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", parents)
-            elif _is_file(entry):
-                yield prefix + entry.name, entry.stat().st_size
-            else:
-                yield prefix + entry.name, 0  # a dead link, a device or a pipe: listed, so that reading it reports it
+    for entry in _scan(folder, skip_unreadable and bool(prefix)):
+        if entry.name.startswith("."):
+            continue
+        if _is_folder(entry):
+            yield from _walk(entry.path, skip_unreadable, f"{prefix}{entry.name}/", parents)
+        elif _is_file(entry):
+            yield prefix + entry.name, entry.stat().st_size
+        else:
+            yield prefix + entry.name, 0  # a dead link, a device or a pipe: listed, so that reading it reports it
+
+
+def _scan(folder: str, skip_unreadable: bool = False) -> Iterator[os.DirEntry]:
+    """Yield the entries of a folder. Raises InvalidInput if it may not be read, unless it is to be skipped."""
+    try:
+        entries = os.scandir(folder)
+    except PermissionError as error:
+        if skip_unreadable or os.path.basename(folder) == LOST_AND_FOUND:
+            return
+        raise InvalidInput(
+            f"images.path: found the folder {folder}, which may not be read",
+            "to see every image in it",
+            "make it readable, or move it away",
+        ) from error
+    with entries:
+        yield from entries
 
 
 def enter_folder(folder: str, parents: tuple[str, ...]) -> tuple[str, ...]:

@@ -178,7 +178,7 @@ class TableSource:
         )
 
     def _sizes(self, keys: list[str], where: str) -> np.ndarray:
-        names, sizes = self.files.list_all()
+        names, sizes = self.files.list_all(skip_unreadable=True)
         size_of = dict(zip(names, sizes.tolist(), strict=True))
         missing = [key for key in keys if key not in size_of]
         if missing:

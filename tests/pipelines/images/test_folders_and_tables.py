@@ -305,3 +305,41 @@ def test_a_missing_name_is_refused_in_every_type_of_text(tmp_path):
         pq.write_table(pa.table({"file_name": names, "label": ["a", "b"]}), tmp_path / "metadata.parquet")
         with pytest.raises(ValueError, match="column file_name: found a row without a name"):
             source(tmp_path / "metadata.parquet").listing()
+
+
+@pytest.fixture
+def refuse_listing(monkeypatch):
+    """Refuse to list folders of some names, as another user's are, whoever runs the test."""
+
+    def refuse(*names: str):
+        def scan(folder, scandir=os.scandir):
+            if os.path.basename(folder) in names:
+                raise PermissionError(13, "Permission denied", folder)
+            return scandir(folder)
+
+        monkeypatch.setattr("os.scandir", scan)
+
+    return refuse
+
+
+def test_a_table_needs_no_folder_but_those_that_it_names(tmp_path, refuse_listing):
+    write(tmp_path / "mine" / "a.png", encoded(square(1)))
+    write(tmp_path / "private" / "b.png", encoded(square(1)))
+    write(tmp_path / "labels.csv", b"file,label\nmine/a.png,x\n")
+    refuse_listing("private")
+    assert source(tmp_path / "labels.csv").listing().keys == ["mine/a.png"]
+    write(tmp_path / "labels.csv", b"file,label\nprivate/b.png,x\n")
+    with pytest.raises(FileNotFoundError, match="names 1 of 1 files that are not in"):
+        source(tmp_path / "labels.csv").listing()
+
+
+def test_an_unreadable_class_folder_is_refused_and_lost_and_found_is_none(tmp_path, refuse_listing):
+    for name in ("photos/cat/a.png", "photos/dog/b.png", "lost+found/c.png"):
+        write(tmp_path / name, encoded(square(1)))
+    refuse_listing("lost+found")
+    assert source(tmp_path).listing().class_names == ("photos",)
+    refuse_listing("dog")
+    with pytest.raises(
+        ValueError, match=r"images.path: found the folder .*/photos/dog, which may not be read.* Make it read"
+    ):
+        source(tmp_path).listing()
