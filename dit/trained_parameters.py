@@ -17,22 +17,27 @@ EMBEDDINGS = ("x_embedder.", "patch_embed.", "pos_embed")
 """First parts of the names of what comes before the blocks."""
 
 
-def expand_braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str, field: str) -> list[str]:
     """Return the patterns that one with braces stands for: "{0..11}" counts, ends included, and "{a,b}" enumerates.
 
-    Raises InvalidInput for a range without numbers.
+    field: of the recipe, for messages. Raises InvalidInput for a range without numbers, and for one that counts down.
     """
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
         return [pattern]
     if bounds := re.fullmatch(r"(\d+)\.\.(\d+)", match[1]):
-        choices: Iterable[str] = map(str, range(int(bounds[1]), int(bounds[2]) + 1))
+        first, last = int(bounds[1]), int(bounds[2])
+        if first > last:
+            found = f"{field}: found the range {{{match[1]}}}, which counts down, in {pattern!r}"
+            raise InvalidInput(found, "the lower number first", f"write {{{last}..{first}}}")
+        choices: Iterable[str] = map(str, range(first, last + 1))
     else:
         choices = match[1].split(",")
         if ".." in match[1]:
-            raise InvalidInput(f"found the range {{{match[1]}}}", "two numbers, such as {0..11}", "correct it")
+            found = f"{field}: found the range {{{match[1]}}} in {pattern!r}"
+            raise InvalidInput(found, "two numbers, such as {0..11}", "correct it")
     before, after = pattern[: match.start()], pattern[match.end() :]
-    return list(itertools.chain.from_iterable(expand_braces(f"{before}{choice}{after}") for choice in choices))
+    return list(itertools.chain.from_iterable(expand_braces(f"{before}{choice}{after}", field) for choice in choices))
 
 
 def match_parameters(pattern: str, names: Sequence[str], field: str, kind: str = "model's") -> list[str]:
@@ -42,7 +47,7 @@ def match_parameters(pattern: str, names: Sequence[str], field: str, kind: str =
     stand for, matches none.
     """
     found: dict[str, None] = {}
-    for simple in expand_braces(pattern):
+    for simple in expand_braces(pattern, field):
         matching = [name for name in names if fnmatchcase(name, simple)]
         if not matching:
             close = difflib.get_close_matches(simple, [*names, *_modules(names)], n=1, cutoff=0.4)

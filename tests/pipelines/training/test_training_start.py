@@ -280,6 +280,8 @@ def test_a_wrong_section_is_refused_by_its_key(start, message):
     [
         ({"start": {"freeze": ["block.*"]}}, r"train\.start\.freeze: found 'block\.\*'.*such as 'blocks"),
         ({"start": {"freeze": ["blocks.{0..2}.*"]}}, r"found 'blocks\.2\.\*', one of 'blocks\.\{0\.\.2\}"),
+        ({"start": {"freeze": ["blocks.{1..0}.*"]}}, r"train\.start\.freeze: .* counts down.*Write \{0\.\.1\}$"),
+        ({"lr_multipliers": {"blocks.{0..1.}.*": 2.0}}, r"train\.lr_multipliers: found the range \{0\.\.1\.\}"),
         ({"start": {"freeze": ["*"]}}, "freezes all parameters"),
         ({"lr_multipliers": {"final": 2.0}}, r"train\.lr_multipliers: found 'final'.*'final_layer\.\*'"),
         ({"lr_multipliers": {"pos_*": 2.0}}, r"found 'pos_\*', which matches none of the trained \d+ parameters"),
