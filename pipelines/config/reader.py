@@ -94,7 +94,7 @@ def read_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[dict
         raise NotFound(f"no recipe at {path}", "a TOML file, such as pipelines/recipes/digits.toml", "check the path")
     refuse_lfs_pointer_file(path, "the recipe")
     try:
-        text = read_regular(path, MAX_RECIPE_BYTES).decode().replace("\r\n", "\n").replace("\r", "\n")
+        text = read_regular(path, MAX_RECIPE_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         content = parse_toml(text)
     except UnicodeDecodeError as error:
         raise RecipeError(_mistake(f"{path}: not TOML: found {error.reason}", "UTF-8", "save it as UTF-8")) from None

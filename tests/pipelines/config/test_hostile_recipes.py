@@ -41,6 +41,12 @@ def test_hostile_overrides_are_refused(tmp_path, override):
         load_recipe(tmp_path / "recipe.toml", (override,))
 
 
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    (tmp_path / "recipe.toml").write_bytes(b"\xef\xbb\xbfwrong = 1\n")
+    with pytest.raises(RecipeError, match=r"recipe.toml:1: wrong: unknown key"):
+        load_recipe(tmp_path / "recipe.toml")
+
+
 def test_lines_may_end_as_on_any_system(tmp_path):
     for end in ("\n", "\r\n", "\r"):
         (tmp_path / "recipe.toml").write_bytes(f"wrong = 1{end}also = 2{end}".encode())
