@@ -122,7 +122,7 @@ class Recipe:
     output: Annotated[str, MinLen(1)]
     """Folder or URI (s3://, gs://, file://) of all results: autoencoder/, latents/, checkpoints/, evaluations/."""
     seed: Annotated[int, Ge(0)] = 0
-    """Seed of all stages: every random number is a function of it and of an index."""
+    """Seed of all stages, below 2^64: every random number is a function of it and of an index."""
     random: RandomKind | None = None
     """"counter": training and sampling compute the random numbers of a whole batch on the device, by a counter-based
     generator (`dit.random`). When left out, each image has a generator of its own on the CPU, as in releases before
@@ -146,8 +146,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         refuse_credentials(asdict(self))  # every artifact and run contains the recipe
-        if self.random == "counter" and self.seed >= 2**64:
-            raise InvalidInput(f"seed: found {self.seed} with random = 'counter'", "a seed below 2^64", "change seed")
+        if self.seed >= 2**64:
+            raise InvalidInput(f"seed: found {self.seed}", "a seed below 2^64", "lower seed")
         self._check_sampler()
         self._check_flow_time()
         self._check_variance()

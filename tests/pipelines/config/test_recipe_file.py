@@ -107,6 +107,12 @@ def test_a_missing_recipe_is_refused(tmp_path):
         load_recipe(tmp_path / "none.toml")
 
 
+def test_a_seed_that_no_generator_takes_is_refused(refusal, small):
+    (line,) = refusal(SMALL, f"seed={2**64}")
+    assert line == "--set seed: found 18446744073709551616, expected a seed below 2^64. Lower seed"
+    assert small(f"seed={2**64 - 1}").seed == 2**64 - 1
+
+
 def test_broken_toml_is_refused_with_its_line(refusal):
     (line,) = refusal(edited('kind = "flow"', "kind = flow"))
     assert line.startswith("RECIPE: not TOML:") and "line 15" in line
