@@ -31,9 +31,11 @@ class Accelerator(NamedTuple):
 ACCELERATORS: dict[str, Accelerator] = {
     "B200": Accelerator(2250e12, 1100e12, 80e12, 180, 8e12, 700e9, 50e9, 6.0),
     "H200": Accelerator(989e12, 494e12, 67e12, 141, 4.8e12, 350e9, 50e9, 4.0),
+    "H100 NVL": Accelerator(835e12, 418e12, 60e12, 94, 3.9e12, 25e9, 12e9, 2.8),
     "H100 PCIe": Accelerator(756e12, 378e12, 51e12, 80, 2e12, 25e9, 12e9, 2.5),
     "H100": Accelerator(989e12, 494e12, 67e12, 80, 3.35e12, 350e9, 50e9, 3.0),
     "A100-SXM4-40GB": Accelerator(312e12, 156e12, 19.5e12, 40, 1.55e12, 230e9, 12e9, 1.5),
+    "A100-PCIE-40GB": Accelerator(312e12, 156e12, 19.5e12, 40, 1.55e12, 25e9, 12e9, 1.4),
     "A100": Accelerator(312e12, 156e12, 19.5e12, 80, 2e12, 230e9, 25e9, 2.0),
     "A10G": Accelerator(70e12, 35e12, 35e12, 24, 600e9, 10e9, 3e9, 1.0),
     "L40S": Accelerator(362e12, 183e12, 91.6e12, 48, 864e9, 20e9, 6e9, 1.9),

@@ -19,7 +19,7 @@ from dit.hardware.measured_speeds import (
 from dit.macs import forward_macs
 from pipelines.planning.networks import FLOAT32, count_parameters
 
-SAME_KIND = ("H100", "H100 PCIe")
+SAME_KIND = ("H100", "H100 NVL", "H100 PCIe")
 """Keys of ACCELERATORS for which the measured shares are assumed."""
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -216,11 +217,12 @@ def test_another_card_of_a_similar_name_is_not_taken_for_a_known_one(tmp_path, m
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: cuda)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(total_memory=40 * 2**30))
     monkeypatch.setattr("pipelines.planning.measure.measured_flops", measure)
     config = tiny_recipe(tmp_path)
     with nullcontext() if known else pytest.raises(LookupError):
         found = measure_this_machine(config, resolve_networks(config, 3))
-        assert (found.name, found.count) == (known, 2)
+        assert (found.name, found.count, found.memory_bytes) == (known, 2, 40 * 2**30)
 
 
 def test_the_command_says_all_of_it_and_ends_with_json(raydit):
