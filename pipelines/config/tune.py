@@ -41,8 +41,9 @@ class TuneGrid:
     def recipes(self, config: Recipe) -> Iterator[Recipe]:
         """Yield a recipe for each combination of the values, each different from the others.
 
-        Without guidance there is no interval, so that combinations that differ in it alone are one. Raises InvalidInput
-        for a combination that cannot be sampled.
+        Without guidance there is no interval, so that combinations that differ in it alone are one. A combination goes
+        without those of the recipe's settings that only other samplers or guidance read. Raises InvalidInput for a
+        combination that cannot be sampled.
         """
         names = [each.name for each in fields(self)]
         values = [getattr(self, name) or (getattr(config.evaluate, name),) for name in names]
@@ -53,7 +54,15 @@ class TuneGrid:
                 settings["cfg_interval"] = None
             if (key := tuple(settings.values())) not in seen:
                 seen.add(key)
+                settings |= dict.fromkeys(_unread_fields(settings["sampler"], settings["cfg_scale"]))
                 yield replace(config, evaluate=replace(config.evaluate, **settings))
+
+
+def _unread_fields(sampler: str, cfg_scale: float) -> tuple[str, ...]:
+    """Return the fields of [evaluate] that a recipe with this sampler and guidance may not have."""
+    of_sde = () if sampler == "sde" else ("sde_diffusion", "sde_norm")
+    of_guide = ("autoguidance", "autoguidance_model", "autoguidance_weights") if cfg_scale == 1 else ()
+    return (*of_sde, *of_guide)
 
 
 def passes_per_sample(config: Recipe) -> float:

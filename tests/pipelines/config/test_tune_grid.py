@@ -25,6 +25,27 @@ def test_a_combination_that_cannot_be_sampled_is_refused(tmp_path):
         list(TuneGrid(sampler=("ddpm",)).recipes(tiny_recipe(tmp_path)))
 
 
+def test_a_sampler_goes_without_the_settings_of_another(tmp_path):
+    config = tiny_recipe(tmp_path)
+    noisy = replace(config.evaluate, sampler="sde", sde_diffusion="constant", sde_norm=0.5)
+    found = [each.evaluate for each in TuneGrid(sampler=("euler", "sde")).recipes(replace(config, evaluate=noisy))]
+    assert found == [replace(noisy, sampler="euler", sde_diffusion=None, sde_norm=None), noisy]
+
+
+def test_a_search_of_scales_has_no_guide_at_scale_1(tmp_path):
+    config = tiny_recipe(tmp_path)
+    guided = replace(config.evaluate, cfg_scale=3.0, autoguidance="small", autoguidance_weights="raw")
+    grid = TuneGrid(cfg_scale=(1.0, 2.0), weights=("ema", "raw"))
+    found = [each.evaluate for each in grid.recipes(replace(config, evaluate=guided))]
+    without = {"cfg_scale": 1.0, "autoguidance": None, "autoguidance_weights": None}
+    expected = [
+        replace(guided, **settings, weights=weights)
+        for settings in (without, {"cfg_scale": 2.0})
+        for weights in ("ema", "raw")
+    ]
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
