@@ -46,8 +46,9 @@ class TrainingMonitor:
         self._say, self._progress, self._figures = say, progress, figures
         self._previews, self._retention = previews, retention
         self._last_metrics: dict[str, float] = {}
-        self._logged_step = last_logged_step(checkpoints)
         finished, interrupted = checkpoints.finished_steps(), checkpoints.interrupted_steps()
+        # The checkpoint that was logged last may be gone: with fewer steps, training goes back to one before it.
+        self._logged_step = min(last_logged_step(checkpoints), max(finished + interrupted, default=0))
         self.missed_samples: set[int] = {*_tracking_cursor(checkpoints).get("samples", ())}.intersection(finished)
         """Steps of checkpoints whose grids of samples are due, and are not being drawn yet."""
         for step in sorted(finished + interrupted):

@@ -108,6 +108,13 @@ def test_a_training_that_an_earlier_version_has_finished_stays_finished(recipe, 
     assert json.loads(cursor.read_text()) == RUN
 
 
+def test_a_training_that_is_cut_short_of_its_interruption_is_finished_by_one_more_command(recipe, cursor, capsys):
+    cursor.write_text(json.dumps({**RUN, "step": 7}))
+    train(recipe, context=Context())
+    assert json.loads(cursor.read_text()) == RUN
+    assert_finished(recipe, capsys)
+
+
 def test_a_training_that_goes_on_draws_what_was_not_drawn_once_its_workers_report(recipe, cursor, grids):
     cursor.write_text(json.dumps({**RUN, "finished": False, "samples": [2, 3]}))  # the checkpoint of step 3 is gone
     checkpoints = CheckpointFolder(recipe.folder("checkpoints"))
