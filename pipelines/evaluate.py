@@ -35,7 +35,7 @@ from pipelines.scoring.score_extractors import averages_alike
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.stage import StageContext
 from pipelines.tracking.run_log import SCORE, RunLog
-from raydit.errors import RayditError, Unreachable
+from raydit.errors import NotFound, RayditError, Unreachable
 
 
 def evaluate(
@@ -166,23 +166,33 @@ def compute_batch(
 ) -> list[list[SeedEvaluation]]:
     """Compute the records of a batch of checkpoints, and return each one's evaluations.
 
-    contexts: by output. Returns nothing if all of them were removed meanwhile, and options allow it.
+    contexts: by output. Returns nothing if all of them were removed meanwhile, and options allow it; raises NotFound
+    for the first that was removed if they do not.
     """
     try:
         planned = [plan_seeds(opened, config, options, several=several) for opened, config in batch]
         prepare_saved_folders(seed.evaluation for seeds in planned for seed in seeds)
         compute_together(contexts, [seed for seeds in planned for seed in seeds], force=options.force)
         return planned
-    except (RayditError, OSError):
-        if not (options.skip_removed and all(is_removed(opened) for opened, _ in batch)):
+    except (RayditError, OSError) as error:
+        removed = [opened for opened, _ in batch if is_removed(opened)]
+        if removed and not options.skip_removed:
+            raise NotFound(
+                f"{removed[0].origin} was removed while it was evaluated, or waited for workers",
+                "a checkpoint that stays: a training with train.keep_last removes older ones",
+                "evaluate a newer one, or a copy of it elsewhere",
+            ) from error
+        if len(removed) < len(batch):
             raise
-        for opened, _ in batch:
+        for opened in removed:
             say_removed(opened.step)
         return []
 
 
 def is_removed(opened: LocatedCheckpoint) -> bool:
     """Return whether the training of an open checkpoint has removed it, which begins with COMPLETE."""
+    if opened.imported is not None or opened.is_registered_copy:
+        return False
     return not storage.exists(storage.join(opened.origin, COMPLETE))
 
 

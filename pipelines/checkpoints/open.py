@@ -44,7 +44,8 @@ class SharedCheckpoint:
             raise NotFound(
                 f"no checkpoint at {self.location} on {platform.node()}, where a worker runs",
                 "a URI, or a path that the machines of all workers share",
-                "copy the checkpoint to such a path or URI, and use that instead",
+                "copy the checkpoint to such a path or URI, and use that instead; one that its training has removed "
+                "meanwhile (train.keep_last) is gone everywhere",
             )
         return reopen(self.location, None, self.imported)
 

@@ -115,8 +115,10 @@ def test_a_checkpoint_that_is_removed_unread_does_not_end_the_watch(trained, tmp
     assert "step 2 was removed before it was scored" in capsys.readouterr().out
     with pytest.raises(NotFound):  # this one is still there
         evaluate_each([targets[1:]], watching)
-    with pytest.raises(NotFound):  # it was asked for by name
-        evaluate_each([targets[:1]], EvaluationOptions())
+    with pytest.raises(NotFound, match=r"step_0000002 was removed while .*keep_last removes older ones"):
+        evaluate_each([targets], EvaluationOptions())  # it was asked for by name
+    with pytest.raises(NotFound, match="no checkpoint at"):
+        evaluate_each([targets[1:]], EvaluationOptions())
 
 
 def test_a_folder_that_does_not_exist_yet_is_named(trained, tmp_path, capsys):
