@@ -1,14 +1,15 @@
 """Atomic writing of files and folders, protection of existing files, and digests."""
 
+import contextlib
 import errno
-import glob
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from safetensors import SafetensorError
 
 from raydit.errors import AlreadyExists, InvalidInput
 
+ABANDONED_AFTER_SECONDS = 24 * 3600
+"""Time since its last change after which an unfinished file of another host counts as abandoned."""
 
-@contextmanager
+
+@contextlib.contextmanager
 def translate_full_disk(path: Path) -> Iterator[None]:
     """Raise OSError (ENOSPC) where safetensors, whose errors have no errno, finds the disk of `path` full."""
     try:
@@ -54,15 +58,12 @@ def require_unused(path: str | Path) -> Path:
 def publish(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file or folder atomically: call `write` with a temporary path next to `path`, then rename it.
 
-    Whatever exists at `path` is replaced only by the rename. A failed `write` leaves nothing behind; the leftovers of
-    a killed process are removed by the next call. If two processes write the same path, the last one wins.
+    Whatever exists at `path` is replaced only by the rename. A failed `write` leaves nothing behind; what killed
+    processes left is removed by `remove_leftovers`. If two processes write the same path, the last one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".tmp-{path.name}-{platform.node()}-"
-    for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
-        if not _is_running(leftover.name.removeprefix(prefix)):
-            _remove(leftover)
-    temporary = path.with_name(f"{prefix}{os.getpid()}")
+    remove_leftovers(path)
+    temporary = path.with_name(f".tmp-{path.name}-{platform.node()}-{os.getpid()}")
     _remove(temporary)
     try:
         with translate_full_disk(path):
@@ -75,12 +76,36 @@ def publish(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
-def _is_running(process_id: str) -> bool:
-    if not process_id.isdigit():
-        return True  # an unknown name, which may be in use
+def remove_leftovers(path: Path) -> None:
+    """Remove the unfinished files and folders that killed processes left of `path`, or of another number in its name.
+
+    Such are those of processes of this host that no longer run, and those of other hosts, which a node that is gone
+    has left on a shared disk, if nothing in them has changed for a day.
+    """
+    name = r"\d+".join(map(re.escape, re.split(r"\d+", path.name)))  # a killed writer's step may never come again
+    for entry in path.parent.iterdir():
+        match = re.fullmatch(rf"\.tmp-{name}-(.+)-(\d+)", entry.name)
+        if match is None:
+            continue
+        host, process_id = match.groups()
+        is_dead = host == platform.node() and not _is_running(int(process_id))
+        if is_dead or time.time() - _last_change(entry) > ABANDONED_AFTER_SECONDS:
+            with contextlib.suppress(OSError):  # it may be another user's, or another process removes it, too
+                _remove(entry)
+
+
+def _last_change(path: Path) -> float:
+    """Return when a file, or a folder or anything in it, was last modified; now if it is moved or cannot be read."""
     try:
-        os.kill(int(process_id), 0)  # signal 0 only checks whether the process exists
-    except ProcessLookupError:
+        return max(entry.stat().st_mtime for entry in (path, *path.rglob("*")))
+    except OSError:
+        return time.time()
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)  # signal 0 only checks whether the process exists
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,16 +31,43 @@ def test_other_errors_are_not_translated(tmp_path):
 
 
 def test_leftovers_of_killed_writers_are_removed_and_files_of_running_ones_kept(tmp_path):
-    target, host = tmp_path / "step", platform.node()
+    host = platform.node()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    left, living = (tmp_path / f".tmp-step-{host}-{process}" for process in (dead.pid, os.getppid()))
+    left, living = (tmp_path / f".tmp-step_1-{host}-{process}" for process in (dead.pid, os.getppid()))
     for folder in (left, living):
         folder.mkdir()
         (folder / "half").touch()
-    publish(target, lambda folder: folder.mkdir())
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [living.name, "step"]
+    publish(tmp_path / "step_2", lambda folder: folder.mkdir())
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [living.name, "step_2"]
     assert (living / "half").exists()
+
+
+def test_leftovers_of_other_hosts_are_removed_a_day_after_their_last_change(tmp_path):
+    lost, written, other = (
+        tmp_path / f".tmp-{name}" for name in ("step_10-pod-a-7", "step_30-pod-b-7", "step_x-pod-a-7")
+    )
+    for folder in (lost, written, other):
+        (folder / "trainer").mkdir(parents=True)
+        (folder / "trainer" / "half").touch()
+        for entry in (folder / "trainer" / "half", folder / "trainer", folder):
+            os.utime(entry, (0, time.time() - 25 * 3600))
+    (written / "trainer" / "half").write_text("more")
+    publish(tmp_path / "step_20", lambda folder: folder.mkdir())
+    assert {*tmp_path.iterdir()} == {written, other, tmp_path / "step_20"}
+
+
+def test_a_leftover_that_cannot_be_removed_does_not_fail_the_write(tmp_path, monkeypatch):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".tmp-step_1-{platform.node()}-{dead.pid}").mkdir()
+
+    def refuse(path):
+        raise PermissionError(errno.EPERM, "not ours", str(path))
+
+    monkeypatch.setattr("dit.files.shutil.rmtree", refuse)
+    publish(tmp_path / "step_2", lambda folder: folder.mkdir())
+    assert (tmp_path / "step_2").is_dir()
 
 
 def test_two_processes_can_write_the_same_path(tmp_path):
