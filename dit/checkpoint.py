@@ -62,11 +62,11 @@ def save_checkpoint(
     """Write a training state, or a snapshot of one, into `folder` atomically, and return the checkpoint.
 
     config: content of config.json except for format, version and step (see `describe_checkpoint`). cursor: what is
-    needed to resume reading the data; merged into trainer/state.json. An unfinished folder of a killed process is
-    replaced; a complete checkpoint is kept and returned.
+    needed to resume reading the data; merged into trainer/state.json. An unfinished folder of a killed process and an
+    interrupted checkpoint are replaced; any other complete checkpoint is kept and returned.
     """
     folder = Path(folder)
-    if (folder / COMPLETE).exists():
+    if (folder / COMPLETE).exists() and not (folder / INTERRUPTED).exists():
         return load_checkpoint(folder)
     snapshot = state if isinstance(state, Snapshot) else take_snapshot(state)
     assert snapshot is not None, "a snapshot is None only without keep"

@@ -147,11 +147,12 @@ def train(
     batch, raising stops training, with the weights as they were before it. The default raises the error.
     backward(loss) runs the backward pass. stop() is called after every batch; where it returns True, the state is saved
     with `open_window`, unless there is a checkpoint of its step, and returned before `config.steps`.
+    A state that was stopped at what is now the last step is reported, validated and saved as that step is.
     verdict_lag: number of steps launched before the host reads whether the gradient of an earlier one was finite
     (see StepQueue); None: `default_verdict_lag`. Results do not depend on it.
     """
     window = MetricsWindow(config.global_batch_size, state.open_window)
-    state.open_window = None
+    was_stopped, state.open_window = state.open_window is not None, None
     steps = StepQueue(state, losses, config, backward, on_nonfinite)
     lag = default_verdict_lag(_device(state)) if verdict_lag is None else verdict_lag
     first_step = state.step
@@ -168,15 +169,20 @@ def train(
             if metrics is None:
                 continue
             window.add(metrics)
-            if due(state.step, report_every):
-                report(state.step, window.means())
-            if validate is not None and due(state.step, validations):
-                with window.paused():
-                    validate(state)
-            if due(state.step, save_every):
-                with window.time_saving():
-                    save(state)
+            complete_step()
 
+    def complete_step(*, is_validated: bool = False) -> None:
+        if window.steps and due(state.step, report_every):
+            report(state.step, window.means())
+        if validate is not None and due(state.step, validations) and not is_validated:
+            with window.paused():
+                validate(state)
+        if due(state.step, save_every):
+            with window.time_saving():
+                save(state)
+
+    if was_stopped and state.step == config.steps:
+        complete_step(is_validated=state.step % validate_every == 0)
     timed_batches = window.time_batches(batches)
     while state.step < config.steps and (batch := next(timed_batches, None)) is not None:
         steps.launch(batch)

@@ -11,6 +11,7 @@ from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe, random_setting
 from pipelines.config.training import LENGTH_FIELDS, NON_IDENTITY_FIELDS
+from pipelines.console import say
 from pipelines.images.listing import summarize_images
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of, explain_other, is_autoencoder_of
 from pipelines.latents.class_order import with_recorded_class_order
@@ -94,6 +95,7 @@ def train(
     prepare_checkpoints(artifact, settings.steps, before_move)
     worker_settings = with_recorded_start(worker_settings, checkpoints)
     first, begun = checkpoints.last_step(), checkpoints.has_any()
+    is_trained = last_regular_step(checkpoints.uri) == settings.steps
     change = describe_schedule_change(config, checkpoints, first)
     if first == settings.steps == last_logged_step(checkpoints) and is_completed(checkpoints):
         newest = checkpoints.open(first)
@@ -110,7 +112,7 @@ def train(
         check_source_images(latents, encoding.images, encoding.locations, count)
         worker_settings = replace(worker_settings, encoding=encoding)
     context.say("train", summarize_images(len(latents), len(classes)))
-    if first < settings.steps:
+    if not is_trained:
         context.prepare_work(settings, "train")
     run_tags = {tags.LATENTS_FINGERPRINT: latents.fingerprint}
     with context.run("train", identity, run_tags, resumes=logged_run(checkpoints) if begun else "") as run:
@@ -130,12 +132,14 @@ def train(
             log_start(run, worker_settings.record["start"], worker_settings.record.get("base"))
         if trained:
             context.say("train", trained)
-        if first:
+        if first == settings.steps and not is_trained:
+            context.say("train", f"training was stopped after step {first:,}, which is now its last step")
+        elif first:
             context.say("train", f"resumes from step {first:,}")
         if change:
             context.say("train", change)
         monitor = start_monitor(config, context, run, checkpoints, first)
-        if first < settings.steps:
+        if not is_trained:
             run_workers(
                 context,
                 "train",
@@ -241,8 +245,8 @@ def prepare_checkpoints(artifact: Artifact, steps: int, before_move: Callable[[]
     """Reserve the folder for this training; checkpoints of another one, or beyond `steps`, are moved away first.
 
     Superseded checkpoints of this training are taken back, those that reach `steps` before any others. An interrupted
-    checkpoint at the end or beyond it is removed: training resumes from the regular one before. before_move: as in
-    `Artifact.prepare`.
+    checkpoint beyond `steps` is moved away alone: training resumes from the regular one before. One at `steps` stays:
+    the workers make a regular one of it. before_move: as in `Artifact.prepare`.
     """
     last = last_regular_step(artifact.folder)
 
@@ -255,7 +259,15 @@ def prepare_checkpoints(artifact: Artifact, steps: int, before_move: Callable[[]
     is_further = 0 < last < steps and artifact.find_superseded(reaches) is not None
     reasons = [f"train.steps: {last} -> {steps}"] if last > steps or is_further else []
     artifact.prepare(reasons, fits=leads_to, is_finished=reaches, before_move=before_move)
-    CheckpointFolder(artifact.folder).remove_interrupted(since=steps)
+    checkpoints = CheckpointFolder(artifact.folder)
+    for step in checkpoints.interrupted_steps():
+        if step > steps:
+            kept = checkpoints.set_aside(step)
+            stopped = f"training was stopped after step {step:,}, beyond train.steps = {steps:,}"
+            say(
+                "train",
+                f"{stopped}, and goes on from step {checkpoints.last_step():,}. Its checkpoint is kept in {kept}",
+            )
 
 
 def last_regular_step(folder: str) -> int:

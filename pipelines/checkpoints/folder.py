@@ -4,6 +4,7 @@ A checkpoint on disk is used where it lies. One in an object store is fetched on
 whose COMPLETE file, which is written last, is missing does not count as a checkpoint.
 """
 
+import itertools
 import re
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from dit.checkpoint import load_checkpoint
 from dit.files import digest_of_files
 from dit.formats.completion import COMPLETE, CONFIG, INTERRUPTED, step_name
 from dit.formats.digests import parse_digests, parse_recorded
+from pipelines.artifacts import PLAN, SUPERSEDED
 from pipelines.checkpoints.open import LocatedCheckpoint
 from raydit.errors import NotFound
 
@@ -111,20 +113,37 @@ class CheckpointFolder:
         """Move a complete local folder here as the checkpoint of a step.
 
         On disk it is renamed; to an object store it is uploaded, COMPLETE last. A complete checkpoint of that step is
-        kept, and the local folder is removed in either case.
+        kept unless it is an interrupted one, and the local folder is removed in either case.
         """
         uri = self.uri_of(step)
-        if storage.exists(storage.join(uri, COMPLETE)):
+        if storage.exists(storage.join(uri, COMPLETE)) and not storage.exists(storage.join(uri, INTERRUPTED)):
             shutil.rmtree(local_folder)
             return
-        storage.remove_folder(uri)  # a killed process left it incomplete
+        self.remove(step)  # training was stopped there, or a killed process left it incomplete
         storage.publish_folder(local_folder, uri, last=COMPLETE)
 
-    def remove_interrupted(self, *, before: int | None = None, since: int = 0) -> None:
-        """Remove the interrupted checkpoints of the steps from `since` on and before `before`; None: all of them."""
+    def remove_interrupted(self, *, before: int | None = None) -> None:
+        """Remove the interrupted checkpoints of the steps before `before`; None: all of them."""
         for step in self.interrupted_steps():
-            if step >= since and (before is None or step < before):
+            if before is None or step < before:
                 self.remove(step)
+
+    def set_aside(self, step: int) -> str:
+        """Move the checkpoint of a step to superseded/, and return its new path or URI.
+
+        The folder there is named as those of superseded trainings are; without a plan.json, it is none of them.
+        """
+        output, name = storage.split(self.uri)
+        folders = (storage.join(output, SUPERSEDED, f"{name}-{number}") for number in itertools.count(1))
+        targets = (
+            storage.join(folder, step_name(step))
+            for folder in folders
+            if not storage.exists(storage.join(folder, PLAN))
+        )
+        target = next(each for each in targets if not storage.exists(storage.join(each, CONFIG)))
+        # Not COMPLETE: where files are moved one by one, it must be gone from here before INTERRUPTED is.
+        storage.move_folder(self.uri_of(step), target, last=CONFIG)
+        return target
 
     def remove(self, step: int) -> None:
         """Remove the checkpoint of a step if it exists; COMPLETE goes first, so that no partial one counts."""

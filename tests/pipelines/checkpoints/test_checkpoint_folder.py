@@ -10,6 +10,7 @@ from cluster import storage
 from dit.checkpoint import save_checkpoint, verify_checkpoint
 from dit.config import DiTConfig
 from dit.formats.completion import COMPLETE, step_name
+from dit.metrics_window import WindowTotals
 from dit.model import DiT
 from dit.schedule import TrainingConfig
 from dit.train import create_state
@@ -25,12 +26,14 @@ def checkpoints(request, tmp_path):
     return CheckpointFolder(str(tmp_path / "output" / "checkpoints"))
 
 
-def saver(step, seed=0):
+def saver(step, seed=0, interrupted=False):
     """Return a function that saves a small state into a folder."""
     torch.manual_seed(seed)
     network = DiT(DiTConfig(input_size=4, hidden_size=16, depth=1, num_heads=2, num_classes=2))
     state = create_state(network, TrainingConfig(steps=9, global_batch_size=4))
     state.step = step
+    if interrupted:
+        state.open_window = WindowTotals(sums={}, tensors=[], steps=0, seconds=0.0, waited=0.0, saved=0.0)
     return lambda folder: save_checkpoint(state, folder, {"class_names": ["a", "b"]}, {"seed": seed})
 
 
@@ -81,6 +84,27 @@ def test_a_complete_checkpoint_is_not_replaced(checkpoints, tmp_path):
     saver(4, seed=1)(tmp_path / "other")
     checkpoints.publish(str(tmp_path / "other"), 4)
     assert checkpoints.newest().digest == digest and not (tmp_path / "other").exists()
+
+
+def test_an_interrupted_checkpoint_is_replaced_by_a_regular_one_of_its_step(checkpoints):
+    checkpoints.write(4, saver(4, interrupted=True))
+    assert checkpoints.interrupted_steps() == [4]
+    checkpoints.write(4, saver(4))
+    assert (checkpoints.finished_steps(), checkpoints.interrupted_steps()) == ([4], [])
+    verify_checkpoint(checkpoints.newest())
+
+
+def test_checkpoints_that_are_set_aside_are_kept_beside_superseded_trainings(checkpoints):
+    folders = []
+    for seed in (0, 1):
+        checkpoints.write(4, saver(4, seed, interrupted=True))
+        digest = checkpoints.newest().digest
+        folders.append(storage.split(checkpoints.set_aside(4))[0])
+        kept = CheckpointFolder(folders[-1])
+        assert kept.newest().digest == digest and kept.interrupted_steps() == [4] and not checkpoints.has_any()
+        verify_checkpoint(kept.newest())
+    output = storage.split(checkpoints.uri)[0]
+    assert folders == [storage.join(output, "superseded", f"checkpoints-{number}") for number in (1, 2)]
 
 
 def test_removing_is_repeatable(checkpoints):

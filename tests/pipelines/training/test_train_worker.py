@@ -148,12 +148,39 @@ def test_a_killed_drivers_reports_are_in_the_interrupted_checkpoint(trained):
     assert [step for _, step, _ in run.models.values()] == [3]
 
 
-def test_an_interrupted_checkpoint_at_a_lowered_end_does_not_become_the_last_one(trained):
-    stopped = trained(stop_after=5)
+@pytest.mark.parametrize("settings", [{"log_every": 4}, {"log_every": 1, "validate_every": 3}])
+def test_an_interrupted_checkpoint_at_a_lowered_end_becomes_the_last_one(trained, tmp_path, settings):
+    for name in ("lower", "parts") if "validate_every" in settings else ():
+        write_held_out(training_recipe(tmp_path / name, **settings), 8)
+    lower = trained("lower", steps=5, **settings)
+    stopped = trained("parts", stop_after=5, **settings)
     checkpoints = CheckpointFolder(stopped.recipe.folder("checkpoints"))
     (Path(checkpoints.uri) / "plan.json").write_text('{"identity": {}}')
     prepare_checkpoints(Artifact("train", checkpoints.uri, {}), steps=5)
+    last = trained("parts", steps=5, **settings)
+    assert (checkpoints.finished_steps(), checkpoints.interrupted_steps()) == ([3, 5], []) and last.saved == [5]
+    assert not checkpoints.open(5).interrupted
+    assert_equal(last.weights, lower.weights)
+    assert stopped.losses | last.losses == lower.losses
+    states = [newest_checkpoint(run.recipe).trainer_state for run in (last, lower)]
+    assert [[each["step"] for each in state["reports"]] for state in states] == [
+        [each for each in lower.losses if each > 3]
+    ] * 2
+    assert states[0].get("validations") == states[1].get("validations") and states[0].keys() == states[1].keys()
+
+
+def test_an_interrupted_checkpoint_beyond_a_lowered_end_is_kept(trained, capsys):
+    stopped = trained(stop_after=5)
+    checkpoints = CheckpointFolder(stopped.recipe.folder("checkpoints"))
+    (Path(checkpoints.uri) / "plan.json").write_text('{"identity": {}}')
+    digest, artifact = checkpoints.newest().digest, Artifact("train", checkpoints.uri, {})
+    prepare_checkpoints(artifact, steps=4)
     assert checkpoints.last_step() == 3
+    (kept,) = (Path(checkpoints.uri).parent / "superseded").iterdir()
+    assert CheckpointFolder(str(kept)).newest().digest == digest
+    said = capsys.readouterr().out
+    assert "stopped after step 5, beyond train.steps = 4, and goes on from step 3. Its checkpoint is kept in" in said
+    assert str(kept) in said and artifact.find_superseded() is None
 
 
 def test_checkpoints_are_written_at_their_steps_and_at_the_end(trained):
