@@ -133,7 +133,7 @@ def train_on_images(
                 save=writer.save,
                 on_nonfinite=guard,
                 backward=partial(backward_in, worker.device, dtype),
-                stop=StopExchange(worker),
+                stop=StopExchange(worker, writer),
             )
             writer.wait()  # inside, because a driver that was asked to stop waits only for workers in the loop
 

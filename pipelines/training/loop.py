@@ -83,7 +83,7 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
                 save=writer.save,
                 on_nonfinite=guard,
                 backward=partial(backward_in, worker.device, config.dtype),
-                stop=StopExchange(worker),
+                stop=StopExchange(worker, writer),
             )
             writer.wait()  # inside, because a driver that was asked to stop waits only for workers in the loop
 
@@ -186,7 +186,7 @@ def create_writer(
     """Return a writer of checkpoints that hold the reports since the previous one, in case the driver is killed."""
 
     def write(snapshot: Snapshot, windows: list[WindowTotals]) -> None:
-        reports, validations = reporter.take_until(snapshot.step)
+        reports, validations = reporter.kept_until(snapshot.step)
         cursor = DataCursor(
             reports=reports,
             seed=settings.seed,
@@ -200,5 +200,6 @@ def create_writer(
             save_checkpoint(snapshot, folder, settings.record, cursor.to_dict())
 
         settings.checkpoints.write(snapshot.step, save)
+        reporter.forget_until(snapshot.step)
 
     return CheckpointWriter(worker, write)

@@ -38,9 +38,12 @@ class Reporter:
             self._kept.append(Validated(step, metrics))
             self._worker.send(self._kept[-1])
 
-    def take_until(self, step: int) -> tuple[list[Report], list[Validated]]:
-        """Return the reports and the validation losses up to a step that no earlier call returned."""
-        taken = [kept for kept in self._kept if kept.step <= step]
+    def kept_until(self, step: int) -> tuple[list[Report], list[Validated]]:
+        """Return the reports and the validation losses up to a step that no checkpoint has."""
+        kept = [each for each in self._kept if each.step <= step]
+        reports = [each for each in kept if isinstance(each, Report)]
+        return reports, [each for each in kept if isinstance(each, Validated)]
+
+    def forget_until(self, step: int) -> None:
+        """Drop what is kept up to a step, because its checkpoint is complete."""
         self._kept = [kept for kept in self._kept if kept.step > step]
-        reports = [kept for kept in taken if isinstance(kept, Report)]
-        return reports, [kept for kept in taken if isinstance(kept, Validated)]

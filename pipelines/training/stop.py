@@ -1,8 +1,8 @@
-"""Stop all workers of a training after the same step, when the driver asks for it."""
+"""Stop all workers of a training after the same step, when the driver asks for it or checkpoints cannot be written."""
 
 import time
 
-from pipelines.training.worker import Worker
+from pipelines.training.worker import CheckpointWriter, Worker
 
 EXCHANGE_SECONDS = 0.5
 """About how often the workers tell each other whether they have been asked."""
@@ -15,13 +15,17 @@ class StopExchange:
     that all of them exchange, and stop, after the same batch.
     """
 
-    def __init__(self, worker: Worker):
-        self._worker = worker
+    def __init__(self, worker: Worker, writer: CheckpointWriter):
+        """writer: of the training's checkpoints, whose error ends the training."""
+        self._worker, self._writer = worker, writer
         self._batches, self._exchange_after = 0, 1
         self._exchanged_at = time.perf_counter()
 
     def __call__(self) -> bool:
-        """Return whether to stop after this batch; called after every one. Collective."""
+        """Return whether to stop after this batch; called after every one. Collective.
+
+        Raises the error of a checkpoint that could not be written, unless a newer one shall be written now.
+        """
         self._batches += 1
         if self._batches < self._exchange_after:
             return False
@@ -31,4 +35,7 @@ class StopExchange:
         slowest = min(rate for _, rate in answers)
         self._batches, self._exchange_after = 0, max(1, int(slowest * EXCHANGE_SECONDS))
         self._exchanged_at = time.perf_counter()
-        return any(requested for requested, _ in answers)
+        if any(requested for requested, _ in answers):
+            return True
+        self._writer.raise_error()
+        return False

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as distributed
 
 from pipelines.config.training import ElasticWorkersConfig
+from pipelines.console import first_line
 from pipelines.training.messages import InLoop, MailboxQuestion, Message, Notice, Report, Saved
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from dit.train import TrainState
 
 Value = TypeVar("Value")
+
+RETRY_SECONDS = (10.0, 60.0, 300.0)
+"""Pauses before a checkpoint that could not be written is tried again: a store may answer, or a disk have room."""
 
 
 class Worker:
@@ -116,10 +120,11 @@ class Worker:
 class CheckpointWriter:
     """Writes checkpoints in a thread, so that training waits for the copy to memory but not for the disk.
 
-    One checkpoint is written at a time. An error in writing is raised by the next call.
+    One checkpoint is written at a time. One that cannot be written is tried again while training goes on, after
+    RETRY_SECONDS, and then given up: `raise_error` and `wait` raise the error, unless a later one was written since.
     """
 
-    def __init__(self, worker: Worker, write: "Callable[[Snapshot, list[WindowTotals]], object]"):
+    def __init__(self, worker: Worker, write: "Callable[[Snapshot, list[WindowTotals]], None]"):
         """write: writes a snapshot to storage, with the open windows of all workers, by rank, if training was stopped.
 
         It is called in the process of rank 0 only.
@@ -127,28 +132,56 @@ class CheckpointWriter:
         self._worker, self._write = worker, write
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._has_newer = threading.Event()
 
     def save(self, state: "TrainState") -> None:
         """Take a snapshot of the state and start to write it. Collective."""
         from dit.snapshot import take_snapshot
 
-        self.wait()
+        self._has_newer.set()
+        self._join()
+        if self._error is not None:
+            self._worker.notice(f"a checkpoint before step {state.step:,} is missing: {first_line(self._error)}")
         windows = [] if state.open_window is None else self._worker.gather(state.open_window)
         if snapshot := take_snapshot(state, keep=self._worker.rank == 0):
+            self._error = None
+            self._has_newer.clear()
             self._thread = threading.Thread(target=self._run, args=(snapshot, windows), name="checkpoint")
             self._thread.start()
 
     def wait(self) -> None:
         """Wait until the checkpoint that is being written is complete."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._join()
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise the error of the last checkpoint if it was given up."""
         if self._error is not None:
             raise self._error
 
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
     def _run(self, snapshot: "Snapshot", windows: "list[WindowTotals]") -> None:
         try:
-            self._write(snapshot, windows)
+            self._try_to_write(snapshot, windows)
             self._worker.send(Saved(snapshot.step, snapshot.interrupted))
         except BaseException as error:
             self._error = error
+
+    def _try_to_write(self, snapshot: "Snapshot", windows: "list[WindowTotals]") -> None:
+        """Write a snapshot; after an error of the disk or store several times, but once more if a newer one waits."""
+        for seconds in RETRY_SECONDS:
+            try:
+                return self._write(snapshot, windows)
+            except OSError as error:
+                if self._has_newer.is_set():
+                    raise
+                step, reason = snapshot.step, first_line(error)
+                self._worker.notice(
+                    f"could not write the checkpoint of step {step:,} ({reason}); trying again in {seconds:g} s"
+                )
+            self._has_newer.wait(seconds)
+        self._write(snapshot, windows)

@@ -367,7 +367,8 @@ def test_compiling_the_network_does_not_change_results(trained):
     np.testing.assert_allclose(list(other.losses.values()), list(plain.losses.values()), rtol=1e-4)
 
 
-def test_a_full_disk_stops_training_and_leaves_no_partial_checkpoint(tmp_path, tiny_disk):
+def test_a_full_disk_stops_training_and_leaves_no_partial_checkpoint(tmp_path, tiny_disk, monkeypatch):
+    monkeypatch.setattr("pipelines.training.worker.RETRY_SECONDS", (0.0, 0.0))
     run = Training(training_recipe(tmp_path, tiny_disk / "output"))
     with pytest.raises(OSError, match="No space left"):
         run.run()
