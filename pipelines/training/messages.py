@@ -1,7 +1,9 @@
 """Messages from training workers to the driver, the process that started them, and the mailbox that carries them."""
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from raydit.errors import WorkersDied
 
 POLL_SECONDS = 0.5
 LAST_SECONDS = 10.0
-"""How long the last messages are waited for."""
+"""How long the mailbox is waited for at the end, if it does not answer."""
 START_ATTEMPTS = 3
 
 
@@ -109,20 +111,20 @@ def receive_messages(on_message: Callable[[Message], None], mailbox: Any = None)
 
     mailbox: handle of one that `start_mailbox` has started already, which is used instead.
     The actor runs on this process's node, so that losing another node loses no message. An error of `on_message` is
-    logged at once and raised at the end, so that training and later messages are not held up. Raises WorkersDied at
-    the end if the actor died.
+    logged at once and raised at the end, so that training and later messages are not held up. The end waits until
+    all messages are processed, however long `on_message` takes. Raises WorkersDied there if the actor died.
     """
     import ray
 
     mailbox = mailbox or start_mailbox()
-    ended, closing = threading.Event(), threading.Event()
+    ended = threading.Event()
     errors: list[Exception] = []
 
     def deliver() -> None:
         while True:
             last = ended.wait(POLL_SECONDS)
             try:
-                messages = _take_messages(mailbox, closing)
+                messages = _take_messages(mailbox, ended)
             except ray.exceptions.RayError as error:
                 errors.append(_mailbox_died(error))
                 return
@@ -141,22 +143,27 @@ def receive_messages(on_message: Callable[[Message], None], mailbox: Any = None)
         yield mailbox
     finally:
         ended.set()
-        thread.join(timeout=LAST_SECONDS)
-        closing.set()
-        ray.kill(mailbox)
-        # A thread that waits for Ray while Ray is shut down crashes the process.
+        # First, because the thread would take the end of the mailbox for its death, and because a thread that waits
+        # for Ray while Ray is shut down crashes the process.
         thread.join()
+        ray.kill(mailbox)
     if errors:
         raise errors[0]
 
 
-def _take_messages(mailbox: Any, closing: threading.Event) -> list[Message]:
-    """Return the mailbox's messages; none if `closing` is set before it answers. Raises RayError if it died."""
+def _take_messages(mailbox: Any, ended: threading.Event) -> list[Message]:
+    """Return the mailbox's messages; none if it does not answer. Raises RayError if it died.
+
+    ended: from when on it is waited for LAST_SECONDS only.
+    """
     import ray
 
-    answer = mailbox.take_all.remote()
-    while not (ready := ray.wait([answer], timeout=POLL_SECONDS)[0]) and not closing.is_set():
-        pass
+    answer, deadline = mailbox.take_all.remote(), math.inf
+    while not (ready := ray.wait([answer], timeout=POLL_SECONDS)[0]):
+        if ended.is_set():
+            deadline = min(deadline, time.monotonic() + LAST_SECONDS)
+        if time.monotonic() > deadline:
+            break
     return ray.get(answer) if ready else []
 
 

@@ -2,8 +2,11 @@
 
 import multiprocessing
 import os
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -34,6 +37,49 @@ def in_another_process(function, *arguments):
     """Call a function in a process that no other test has let start or join a Ray."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         process.submit(function, *arguments).result()
+
+
+class FakeActor:
+    """A Mailbox without Ray: tasks answer at once, or never if it is silent."""
+
+    def __init__(self, monkeypatch, silent=False):
+        self.mailbox, self.silent, self.killed = Mailbox(), silent, False
+        monkeypatch.setattr(ray, "wait", lambda answers, timeout: ([], answers) if silent else (answers, []))
+        monkeypatch.setattr(ray, "get", self.answer)
+        monkeypatch.setattr(ray, "kill", lambda actor: setattr(actor, "killed", True))
+        monkeypatch.setattr(messages, "POLL_SECONDS", 0.01)
+        monkeypatch.setattr(messages, "LAST_SECONDS", 0.1)
+
+    @property
+    def take_all(self):
+        return SimpleNamespace(remote=self.mailbox.take_all if not self.killed else lambda: None)
+
+    def answer(self, taken):
+        if taken is None:
+            raise ray.exceptions.RayActorError
+        return taken
+
+
+def test_the_end_waits_for_a_message_that_takes_longer_than_the_last_answer_may(monkeypatch):
+    actor, received, busy = FakeActor(monkeypatch), [], threading.Event()
+
+    def process(message):
+        busy.set()
+        time.sleep(0.3)
+        received.append(message)
+
+    with receive_messages(process, actor):
+        actor.mailbox.put(Notice("a"))
+        busy.wait(5)
+        actor.mailbox.put(Notice("b"))
+    assert received == [Notice("a"), Notice("b")] and actor.killed
+
+
+def test_the_end_does_not_wait_for_a_mailbox_that_does_not_answer(monkeypatch):
+    actor = FakeActor(monkeypatch, silent=True)
+    with receive_messages(pytest.fail, actor):
+        pass
+    assert actor.killed
 
 
 @pytest.mark.slow
