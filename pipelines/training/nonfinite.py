@@ -61,13 +61,15 @@ class NonFiniteGuard:
             raise RollbackRequested
 
     def on_rollback(self, step: int | None) -> None:
-        """Record a rollback to the checkpoint of a step; None: there is no checkpoint.
+        """Record a rollback to the regular checkpoint of a step; None: there is none.
 
         Raises Diverged if there is none, or if earlier rollbacks to the same step did not help.
         """
         section = self._section
         if step is None or (step == self._rollback_step and self._rollbacks == MAX_ROLLBACKS):
-            reason = "there is no checkpoint yet" if step is None else f"rolling back to step {step:,} did not help"
+            reason = (
+                "there is no regular checkpoint yet" if step is None else f"rolling back to step {step:,} did not help"
+            )
             raise Diverged(
                 f"step {self._step + 1}: no finite gradient in {self._skipped_in_a_row} batches in a row, and {reason}",
                 "",
@@ -105,7 +107,7 @@ def go_on_after_rollbacks(
     writer: CheckpointWriter,
     worker: Worker,
 ) -> None:
-    """Run the training loop, and again from the newest checkpoint whenever the guard requests a rollback. Collective.
+    """Run the training loop, and again from the last regular checkpoint at every rollback of the guard. Collective.
 
     run: runs the loop from batch number `state.batches` on, after the skipped batches.
     """
@@ -115,11 +117,12 @@ def go_on_after_rollbacks(
             return
         except RollbackRequested:
             writer.wait()
+            # Regular ones: an unbroken training would have no interrupted checkpoint to return to.
+            steps, batches_taken = checkpoints.finished_steps() if worker.rank == 0 else [], state.batches
+            step = max(worker.gather(steps)[0], default=None)
+            guard.on_rollback(step)
+            assert step is not None, "the guard raises Diverged without a checkpoint"
             if worker.rank == 0:
-                checkpoints.remove_interrupted()  # an unbroken training would have none to return to
-            worker.wait_for_all()  # rank 0 may still be writing a checkpoint
-            newest, batches_taken = checkpoints.newest(), state.batches
-            guard.on_rollback(newest.step if newest else None)
-            assert newest is not None, "the guard raises Diverged without a checkpoint"
-            restore(state, newest)
+                checkpoints.remove_interrupted()
+            restore(state, checkpoints.open(step))
             state.batches = batches_taken  # the same batches would fail in the same way

@@ -284,8 +284,20 @@ def test_training_stops_if_rollbacks_do_not_help(tmp_path):
 
 
 def test_training_stops_if_there_is_no_checkpoint_to_roll_back_to(tmp_path):
-    with pytest.raises(FloatingPointError, match="there is no checkpoint yet"):
+    with pytest.raises(FloatingPointError, match="there is no regular checkpoint yet"):
         Training(poison(tmp_path, range(ROWS))).run()
+
+
+def test_an_interrupted_checkpoint_stays_if_there_is_no_regular_one_to_roll_back_to(tmp_path):
+    """With more skipped batches allowed, training goes on from it."""
+    of_step_4 = EpochOrder(ROWS, seed=3).rows(range(3 * 8, 4 * 8))
+    recipe = poison(tmp_path, of_step_4[:1], max_skipped=1, checkpoint_every=8)
+    Training(recipe).run(stop_after=2)
+    with pytest.raises(FloatingPointError, match="no regular checkpoint yet.*raise train.max_skipped"):
+        Training(recipe).run()
+    assert CheckpointFolder(recipe.folder("checkpoints")).interrupted_steps() == [2]
+    rest = Training(training_recipe(tmp_path / "run", max_skipped=2, checkpoint_every=8)).run()
+    assert list(rest.losses) == [3, 4, 5, 6, 7, 8]
 
 
 def test_a_memory_mapped_file_trains_as_memory_does(trained, tmp_path, monkeypatch):
