@@ -165,7 +165,12 @@ def memory_mapped_arrays(dataset: LatentDataset, cache: Path) -> LatentArrays:
             storage.remove_stale_temporaries(str(cache))
             with storage.temporary_path(str(cache), dataset.array_bytes) as temporary:
                 _write_arrays(dataset, Path(temporary))
-                os.rename(temporary, folder)
+                try:
+                    os.rename(temporary, folder)
+                except OSError:
+                    # On a file system without locks, which nodes may share, another worker was faster: equal content.
+                    if not folder.is_dir():
+                        raise
     flip = folder / "moments_flip.npy"
     return LatentArrays(
         labels=np.load(folder / "labels.npy"),

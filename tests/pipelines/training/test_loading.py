@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,6 +104,24 @@ def test_workers_that_start_together_share_one_memory_mapped_file(dataset, tmp_p
         sums = pool.starmap(sum_of_memory_mapped, [(dataset, tmp_path / "cache")] * 3)
     assert len({identity for _, identity in sums}) == 1
     assert all(total == dataset.arrays.moments.astype(np.float64).sum() for total, _ in sums)
+    assert sorted(os.listdir(tmp_path / "cache")) == [dataset.fingerprint, f"{dataset.fingerprint}.lock"]
+
+
+def test_workers_that_write_the_file_at_once_use_that_of_the_first(dataset, tmp_path, monkeypatch):
+    """A file system that several nodes share may have no locks."""
+    write = loading._write_arrays
+
+    def write_after_another(*arguments):
+        monkeypatch.setattr(loading, "_write_arrays", write)
+        first.append(memory_mapped_arrays(dataset, tmp_path / "cache"))
+        write(*arguments)
+
+    first = []
+    monkeypatch.setattr(loading, "_write_arrays", write_after_another)
+    monkeypatch.setattr("cluster.storage.lock", lambda path: nullcontext())
+    arrays = memory_mapped_arrays(dataset, tmp_path / "cache")
+    assert arrays.moments.filename == first[0].moments.filename
+    np.testing.assert_array_equal(arrays.moments, dataset.arrays.moments)
     assert sorted(os.listdir(tmp_path / "cache")) == [dataset.fingerprint, f"{dataset.fingerprint}.lock"]
 
 
