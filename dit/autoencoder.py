@@ -129,7 +129,7 @@ def record_autoencoder(id: str, latent_channels: int, latent_size: tuple[int, in
     Raises NotFound if it is not on this machine and not one of Stable Diffusion's, and InvalidInput if its weights are
     not finite or its latents do not fit the model.
     """
-    folder = _vae_of(Path(id).absolute()) if Path(id).is_dir() else _cached(id)
+    folder = find_autoencoder(id)
     if folder is not None:
         described = {"id": str(folder) if Path(id).is_dir() else id, **describe_autoencoder(folder)}
         described |= further_digests(folder)
@@ -153,6 +153,11 @@ def record_autoencoder(id: str, latent_channels: int, latent_size: tuple[int, in
     if latent_size is not None:
         require_latent_size(described, latent_size)
     return described
+
+
+def find_autoencoder(id: str) -> Path | None:
+    """Return the absolute folder of an autoencoder by its id, without downloading it; None if it is not here."""
+    return _vae_of(Path(id).absolute()) if Path(id).is_dir() else _cached(id)
 
 
 def _cached(id: str) -> Path | None:

@@ -55,6 +55,9 @@ from dit.train import TrainState
 from raydit.errors import InvalidInput, NotFound
 from raydit.regular_files import read_regular
 
+OFFICIAL_AUTOENCODER = "stabilityai/sd-vae-ft-ema"
+"""The autoencoder of official weights that are imported without one."""
+
 
 def save_checkpoint(
     state: TrainState | Snapshot, folder: Path, config: Mapping[str, Any], cursor: Mapping[str, Any]
@@ -194,7 +197,7 @@ def import_official(
     *,
     model: str | None = None,
     objective: ProcessKind = "diffusion",
-    autoencoder: str = "stabilityai/sd-vae-ft-ema",
+    autoencoder: str = OFFICIAL_AUTOENCODER,
     **known: Any,
 ) -> Checkpoint:
     """Convert an official DiT or U-ViT weights file (.pt, .pth or .safetensors) to a checkpoint, running no code in it.

@@ -1,5 +1,6 @@
 """Import checkpoints from the formats of other projects, and write a recipe for them, since they record none."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ def import_checkpoint(
 def is_pipeline(source: str | Path) -> bool:
     """Return whether a path is treated as a diffusers pipeline: a folder, unless it holds the shards of one file."""
     return Path(source).is_dir() and ((Path(source) / "model_index.json").is_file() or not find_index(Path(source)))
+
+
+def with_absolute_autoencoder(overrides: Sequence[str]) -> list[str]:
+    """Return recipe overrides of which a folder that autoencoder.id names is the same in every working directory."""
+    id = read_overrides(overrides).get("autoencoder", {}).get("id")
+    if not isinstance(id, str) or Path(id).is_absolute() or not Path(id).is_dir():
+        return list(overrides)
+    return [*overrides, f"autoencoder.id={json.dumps(str(Path(id).absolute()), ensure_ascii=False)}"]
 
 
 def import_settings(overrides: Sequence[str], *, pipeline: bool) -> dict[str, Any]:

@@ -5,9 +5,7 @@ runs:/RUN  runs:/RUN/step_0001000  (a run's id or name)  models:/NAME@champion  
 a DiT pipeline folder of diffusers      a .pt or .safetensors file of the official code
 """
 
-import hashlib
 import platform
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -214,8 +212,10 @@ def open_recorded(
 
 
 def recorded_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of `open_checkpoint` as a checkpoint records them, for `reopen`."""
-    return {"model": options.get("model"), "overrides": list(options.get("overrides", ()))}
+    """Return options of `open_checkpoint` as a checkpoint records them, for `reopen` in any working directory."""
+    from pipelines.checkpoints.importing import with_absolute_autoencoder
+
+    return {"model": options.get("model"), "overrides": with_absolute_autoencoder(options.get("overrides", ()))}
 
 
 def reopen(location: str, digest: str | None, imported: Mapping[str, Any] | None) -> LocatedCheckpoint:
@@ -273,8 +273,11 @@ def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedChe
     path = Path(storage.fetch_file(uri) if storage.is_file(uri) else storage.fetch_folder(uri))
     origin = str(path) if storage.is_local(uri) else uri
     if path.is_file() or (path / "model_index.json").is_file() or _has_shards(path):
-        opened = LocatedCheckpoint.at(origin, _import_once(path, model, overrides))
-        return replace(opened, imported=recorded_options({"model": model, "overrides": overrides}))
+        from pipelines.checkpoints.import_cache import import_once
+
+        options = recorded_options({"model": model, "overrides": overrides})
+        opened = LocatedCheckpoint.at(origin, import_once(path, model, tuple(options["overrides"])))
+        return replace(opened, imported=options)
     if model is not None:
         raise InvalidInput(
             f"--model {model}: found with {uri}", "weights that do not record what they are of", "omit --model"
@@ -284,26 +287,3 @@ def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedChe
 
 def _has_shards(folder: Path) -> bool:
     return not (folder / CONFIG).is_file() and find_index(folder) is not None
-
-
-def _import_once(path: Path, model: str | None, overrides: tuple[str, ...]) -> Checkpoint:
-    """Import another project's weights into the cache, unless the same files were imported in the same way before."""
-    from pipelines.checkpoints.importing import import_checkpoint, import_settings, is_pipeline
-
-    settings = import_settings(overrides, pipeline=is_pipeline(path))
-    if not is_pipeline(path) and model is None and "overrides" not in settings:
-        raise InvalidInput(
-            f"{path} is {'a file' if path.is_file() else 'the shards of a file'}",
-            "a checkpoint folder, or the size that these official weights have",
-            "add --model, such as --model DiT-XL/2; for a size that has no name: "
-            f"raydit import {shlex.quote(str(path))} OUT",
-        )
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(repr((stamps, model, sorted(settings.items()))).encode()).hexdigest()[:16]
-    folder = Path(storage.cache_folder("imported")) / key / path.stem
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with storage.lock(str(folder.parent)):  # several workers of a machine may open it at the same time
-        if folder.is_dir():
-            return load_checkpoint(folder)
-        return import_checkpoint(path, folder, model=model, **settings)

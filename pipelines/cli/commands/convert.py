@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -99,8 +98,7 @@ def base_options(
     """Return the options of `open_checkpoint` that say what a file of weights is of; none where nothing was given."""
     stated = [f"objective.kind={objective}"] if objective != "diffusion" else []
     if autoencoder is not None:
-        id = str(Path(autoencoder).absolute()) if Path(autoencoder).is_dir() else autoencoder
-        stated.append(f"autoencoder.id={json.dumps(id)}")
+        stated.append(f"autoencoder.id={json.dumps(autoencoder)}")
     options = {"model": model, "overrides": (*overrides, *stated)}
     return {name: value for name, value in options.items() if value}
 
