@@ -2,7 +2,7 @@
 
 Features are image embeddings of length 1 where the model has them (CLIP, SigLIP); otherwise its pooled output, or where
 its weights have no pooling the first token. Images are resized, cropped and normalised by the parameters of the model's
-image processor.
+image processor, which is compared with it once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.features.extractor_names import TRANSFORMERS
 from evaluation.features.function_extractor import MODULES_VARIABLE
-from evaluation.features.image_preprocessing import Interpolation, Preprocessing
+from evaluation.features.image_preprocessing import Preprocessing
+from evaluation.features.image_processors import preprocessing_of, require_agreement
 from evaluation.features.networks import Network, Outputs
 from raydit.errors import InvalidInput, NotFound
 
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-"""PIL's numbers of interpolations."""
-_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
-"""Steps of image processors that are supported."""
 _NOT_OF_THE_NETWORK = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "id2label", "label2id")
 """Entries of a model's config.json that change no feature."""
 
@@ -81,27 +78,27 @@ def describe_input(name: str, folder: Path) -> str:
 
 
 def read_preprocessing(name: str, folder: Path) -> Preprocessing:
-    """Return what a model's image processor does. Raises InvalidInput for steps and sizes that are not supported."""
-    values = _processor_values(folder, (folder / "preprocessor_config.json").stat().st_mtime_ns)
-    other = sorted(key for key, value in values.items() if key.startswith("do_") and value and key not in _STEPS)
-    size, crop = _plain(values.get("size")), _plain(values.get("crop_size"))
-    interpolation = _INTERPOLATIONS.get(int(values.get("resample") or 2))
-    if other or (values.get("do_resize") and (interpolation is None or not (_is_square(size) or _is_exact(size)))):
-        raise InvalidInput(
-            f"{name}: found an image processor with {', '.join(other) or f'size {size}, {interpolation}'}",
-            "resize to a height and width or a shortest edge, centre crop, rescale and normalise alone",
-            "choose another model, or wrap it in a function of yours (MODULE:FUNCTION)",
-        )
-    normalised = values.get("do_normalize")
-    return Preprocessing(
-        resize=(_pair(size) if _is_exact(size) else size["shortest_edge"]) if values.get("do_resize") else None,
-        crop=_pair(crop) if values.get("do_center_crop") else None,
-        rounds_crop=False,
-        interpolation=interpolation or "bilinear",
-        scale=float(values.get("rescale_factor") or 1 / 255) if values.get("do_rescale") else 1.0,
-        mean=_three(values["image_mean"]) if normalised else (0.0, 0.0, 0.0),
-        std=_three(values["image_std"]) if normalised else (1.0, 1.0, 1.0),
-    )
+    """Return what a model's image processor does, after comparing the two on images.
+
+    Raises NotFound without transformers, and InvalidInput as `preprocessing_of` and `require_agreement`.
+    """
+    return _read_preprocessing(name, folder, (folder / "preprocessor_config.json").stat().st_mtime_ns)
+
+
+@cache
+def _read_preprocessing(name: str, folder: Path, modified: int) -> Preprocessing:
+    try:
+        from transformers import AutoImageProcessor
+    except ImportError:
+        raise NotFound(
+            "the package transformers is not installed",
+            "transformers 5 or newer",
+            "run `pip install 'raydit[extractors]'`",
+        ) from None
+    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    preprocessing = preprocessing_of(name, processor.to_dict())
+    require_agreement(name, preprocessing, lambda image: processor(images=image, return_tensors="pt")["pixel_values"])
+    return preprocessing
 
 
 def build_transformers(name: str, folder: Path, device: torch.device) -> Network:
@@ -178,37 +175,3 @@ def _find_snapshot(name: str, model: str) -> str:
             f"Get them with `hf download {model}` on a machine with network and copy its cache here, or set "
             f'evaluate.extractor_weights to their folder, such as extractor_weights = {{ "{name}" = "models/clip" }}',
         ) from None
-
-
-@cache
-def _processor_values(folder: Path, modified: int) -> dict[str, Any]:
-    """Return all parameters of a folder's image processor, with those that its class implies."""
-    try:
-        from transformers import AutoImageProcessor
-    except ImportError:
-        raise NotFound(
-            "the package transformers is not installed",
-            "transformers 5 or newer",
-            "run `pip install 'raydit[extractors]'`",
-        ) from None
-    return AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
-
-
-def _plain(size: Any) -> dict[str, int]:
-    return {key: value for key, value in dict(size or {}).items() if value is not None}
-
-
-def _is_square(size: dict[str, int]) -> bool:
-    return size.keys() == {"shortest_edge"}
-
-
-def _is_exact(size: dict[str, int]) -> bool:
-    return size.keys() == {"height", "width"}
-
-
-def _pair(size: dict[str, int]) -> tuple[int, int]:
-    return size["height"], size["width"]
-
-
-def _three(values: Any) -> tuple[float, ...]:
-    return tuple(float(value) for value in values) if isinstance(values, list | tuple) else (float(values),) * 3
