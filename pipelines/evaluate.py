@@ -18,6 +18,7 @@ from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.scoring.checks import check_scoring_inputs
 from pipelines.scoring.log_report import tag_protocols
 from pipelines.scoring.precision import check_precision, faster_precisions
+from pipelines.scoring.protocol_file import check_given_protocol
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
 from pipelines.scoring.references import RealImages
 from pipelines.scoring.report_curves import load_reports_by_step, save_curves, step_of
@@ -68,6 +69,8 @@ def evaluate(
             deliver_report(context, evaluation, report, images_per_step=config.train.global_batch_size)
             _say_skipped(context, evaluation)
             return report
+        if protocol is not None:
+            check_given_protocol(protocol, settings, opened)
         check_precision(settings.evaluate, evaluation.protocol)
         prepare_saved_folders([evaluation])
         for line in faster_precisions(settings.evaluate, evaluation.protocol):

@@ -10,11 +10,18 @@ from dataclasses import replace
 from typing import Any
 
 from cluster import storage
-from evaluation.protocol import EvaluationProtocol, implied_values
+from evaluation.protocol import UINT8_RULE, EvaluationProtocol, implied_values
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.overrides import read_overrides
 from pipelines.config.recipe import Recipe
-from pipelines.scoring.protocols import evaluation_protocol, evaluation_protocols
+from pipelines.scoring.checks import check_sampling_steps
+from pipelines.scoring.protocols import (
+    check_sample_size,
+    decoder_digest,
+    evaluation_protocol,
+    evaluation_protocols,
+    scoring_fields,
+)
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput, NotFound
 
@@ -183,3 +190,18 @@ def require_protocols(
             f"{theirs.protocol_id} of {file}, with {expected}",
             do,
         )
+
+
+def check_given_protocol(protocol: EvaluationProtocol, settings: ScoringSettings, opened: LocatedCheckpoint) -> None:
+    """Raise InvalidInput if samples of a checkpoint cannot be drawn, decoded and scored as a given protocol says.
+
+    The protocol decides how samples are drawn. The decoder is the checkpoint's, and the extractor and the real images
+    are those of the settings, so a protocol with others would name what the numbers are not of.
+    """
+    check_sample_size(settings.images, opened)
+    drawn = replace(settings.evaluate, sampler=protocol.sampler, sampling_steps=protocol.sampling_steps)
+    check_sampling_steps(drawn, opened.record.process_kind)
+    opened.weights_files(protocol.weights)
+    used = replace(protocol, decoder=decoder_digest(opened), uint8_rule=UINT8_RULE, **scoring_fields(settings))
+    do = "use the same real images, extractor and autoencoder, or leave out the protocol"
+    require_protocols([used], [protocol], "the given one", do)

@@ -98,11 +98,9 @@ def sampling_protocol(
     seed, random: of the recipe. Sample i is that of evaluation_protocol with the same settings. Raises InvalidInput if
     the autoencoder is not the checkpoint's, NotFound if the checkpoint lacks the weights, and as open_guide.
     """
-    from dit.autoencoder import describe_autoencoder
-    from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
     from pipelines.scoring.guide import open_guide
 
-    folder = checkpoint_autoencoder(opened)
+    decoder = decoder_digest(opened)
     opened.weights_files(evaluate.weights)
     guide, model = open_guide(evaluate, opened), opened.record.model_config
     shift = evaluate.time_shift
@@ -125,12 +123,24 @@ def sampling_protocol(
         weights=evaluate.weights,
         dtype=evaluate.dtype,
         decoder_dtype=evaluate.decoder_dtype,
-        # As recorded, where the same weights may have been saved again since then.
-        decoder=opened.record.autoencoder.sha256 or describe_autoencoder(folder)["sha256"],
+        decoder=decoder,
         extractor="none",
         extractor_sha256="none",
         reference_digest="none",
     )
+
+
+def decoder_digest(opened: LocatedCheckpoint) -> str:
+    """Return the digest of the autoencoder that decodes a checkpoint's samples.
+
+    Raises InvalidInput if the autoencoder that is there is not the checkpoint's.
+    """
+    from dit.autoencoder import describe_autoencoder
+    from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
+
+    folder = checkpoint_autoencoder(opened)
+    # As recorded, where the same weights may have been saved again since then.
+    return opened.record.autoencoder.sha256 or describe_autoencoder(folder)["sha256"]
 
 
 def images_protocol(settings: ScoringSettings, num_images: int) -> EvaluationProtocol:

@@ -5,12 +5,15 @@ import json
 from dataclasses import replace
 
 import pytest
+from fakes import FakeContext
 from tiny_checkpoint import tiny_output, write_checkpoint
 
 from evaluation.extractors import ExtractorIdentity, identify_extractor
 from pipelines.checkpoints.open import open_checkpoint
+from pipelines.evaluate import evaluate
 from pipelines.scoring.protocol_file import (
     by_protocol_file,
+    check_given_protocol,
     overruled_fields,
     protocol_file,
     read_protocols,
@@ -138,6 +141,35 @@ def test_other_images_or_an_edited_file_are_refused(opened, other, tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(InvalidInput, match="the file was edited"):
         read_protocols(str(file))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reference_digest": "0" * 64},
+        {"validation_digest": "0" * 64},
+        {"decoder": "0" * 64},
+        {"extractor": "inception"},
+        {"extractor_sha256": "0" * 64},
+        {"uint8_rule": "round"},
+    ],
+)
+def test_a_report_never_names_a_protocol_that_was_not_used(opened, changes):
+    config = checkpoint_recipe(opened)
+    protocol = replace(evaluation_protocol(ScoringSettings.from_recipe(config), opened), **changes)
+    (name,) = changes
+    with pytest.raises(InvalidInput, match=f"{name} = .*of the given one, with {name} = .*leave out the protocol"):
+        evaluate(opened, protocol, config=config, context=FakeContext())
+
+
+def test_a_given_protocol_decides_how_samples_are_drawn(opened, other):
+    settings = ScoringSettings.from_recipe(checkpoint_recipe(opened))
+    check_given_protocol(other, settings, opened)
+    unequal_size = replace(settings, images=replace(settings.images, size=32))
+    with pytest.raises(InvalidInput, match="images.size: found 32"):
+        check_given_protocol(other, unequal_size, opened)
+    with pytest.raises(NotFound, match="ema_0.3"):
+        check_given_protocol(replace(other, weights="ema_0.3"), settings, opened)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"protocol": {}}', '{"protocol": 3, "protocol_id": "x"}'])
