@@ -194,6 +194,19 @@ def compare_reports(reports: Sequence[EvaluationReport], *, allow_unequal: bool 
     return Comparison(_short_names([report.checkpoint for report in reports]), list(reports), differing)
 
 
+def find_best(reports: Sequence[EvaluationReport]) -> tuple[EvaluationReport | None, str]:
+    """Return the report with the lowest headline, and an empty text; otherwise None, and why none can be named.
+
+    Reports of defective samples are left out. Numbers of different protocols do not rank checkpoints.
+    """
+    sound = [report for report in reports if not report.disqualified]
+    if not sound:
+        return None, "the samples of each checkpoint are defective" if reports else "no checkpoint was scored"
+    if len({(report.protocol_id, report.headline) for report in sound}) > 1:
+        return None, "scores of different protocols do not rank checkpoints"
+    return min(sound, key=lambda report: report.estimate(report.headline)[0]), ""
+
+
 def _protocol_pairs(
     report: EvaluationReport, other: EvaluationReport
 ) -> list[tuple[EvaluationProtocol, EvaluationProtocol]]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.compare import compare_reports
+from evaluation.compare import compare_reports, find_best
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 
@@ -133,3 +133,20 @@ def test_ratios_to_other_held_out_images_are_not_compared(first, other, comparab
     assert found.is_within_error(name, 1) == comparable
     note = "Ratios to real images are not comparable: other held-out images in b."
     assert (note in found.table().splitlines()) != comparable
+
+
+def test_the_best_is_the_lowest_of_sound_reports_of_one_protocol():
+    assert find_best([A, C, B]) == (C, "")
+    defective = replace(C, disqualified="all samples have the same features")
+    assert find_best([A, defective, B]) == (B, "")
+    best, reason = find_best([defective])
+    assert best is None and "defective" in reason
+    assert find_best([]) == (None, "no checkpoint was scored")
+
+
+def test_scores_of_different_protocols_have_no_best():
+    for changes in ({"cfg_scale": 1.5}, {"reference_digest": "dogs"}, {"num_samples": 1000}):
+        best, reason = find_best([A, report("other", 1.0, **changes)])
+        assert best is None and reason == "scores of different protocols do not rank checkpoints"
+    defective = replace(report("other", 1.0, cfg_scale=1.5), disqualified="all samples have the same features")
+    assert find_best([A, defective]) == (A, "")

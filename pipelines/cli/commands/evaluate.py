@@ -278,21 +278,20 @@ def _print_plan(targets: Sequence[tuple[LocatedCheckpoint, Recipe]], repeats: in
 def _print_series(scored: Sequence[FinishedEvaluation], as_json: bool) -> None:
     """Print a table of several evaluations, the best checkpoint, and the paths of their curves."""
     from cluster import storage
-    from evaluation.compare import compare_reports
+    from evaluation.compare import compare_reports, find_best
     from pipelines.scoring.report_curves import CURVE_FILE
 
     reports = [each.report for each in scored]
     if len(reports) > 1:
         echo(f"\n{compare_reports(reports, allow_unequal=True).table()}")
-    sound = [each for each in scored if not each.report.disqualified]
-    best = min(sound, key=lambda each: each.report.estimate(each.report.headline)[0], default=None)
+    best, reason = find_best(reports)
     for report in reports:
         if report.disqualified:
             print_line("defective", f"{report.checkpoint}: {report.disqualified}")
-    print_line("best", f"{best.report.checkpoint} by {best.report.headline}" if best else "none")
+    print_line("best", f"{best.checkpoint} by {best.headline}" if best else f"none: {reason}")
     paths = {storage.join(storage.split(each.folder)[0], CURVE_FILE) for each in scored}
     curves = sorted(path for path in paths if storage.exists(path))
     for curve in curves:
         print_line("curve", shorten_path(curve))
     listed = [json.loads(report.to_json()) for report in reports]
-    print_result(as_json, {"reports": listed, "best": best and best.report.checkpoint, "curves": curves})
+    print_result(as_json, {"reports": listed, "best": best and best.checkpoint, "curves": curves})
