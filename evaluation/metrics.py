@@ -81,6 +81,8 @@ def _covariance_root(cov: Array) -> Array:
 
 def _trace_of_root(eigenvalues: Array) -> float:
     """Return the sum of the roots of a matrix's eigenvalues, ascending, without those that are rounding errors."""
+    if not len(eigenvalues):  # the covariance of equal images has no root with columns
+        return 0.0
     return float(np.sqrt(eigenvalues[eigenvalues > ROUNDING * eigenvalues[-1]]).sum())
 
 

@@ -99,6 +99,22 @@ def test_the_frechet_distance_of_features_is_that_of_their_moments(n):
     )
 
 
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_equal_images_on_either_side_have_the_distance_of_a_point(value):
+    """|mean1 - mean2|^2 + tr(cov1) + tr(cov2): one covariance is zero, and so is the cross term."""
+    x, equal = features(40, 16), np.full((30, 16), value, np.float32)
+    mean, cov = moments(x)
+    point, zero = np.full(16, np.float64(np.float32(value))), np.zeros((16, 16))
+    expected = ((mean - point) ** 2).sum() + np.trace(cov)
+    assert frechet_distance(mean, cov, point, zero) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(point, zero, mean, cov) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance_of(point, zero)(x) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance_of(mean, cov)(equal) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(point, zero, point + 0.5, zero) == pytest.approx(16 * 0.25, rel=1e-12)
+    assert frechet_distance_of(point + 0.5, zero)(equal) == pytest.approx(16 * 0.25, rel=1e-12)
+    assert frechet_distance(point, zero, point, zero) == 0
+
+
 def test_frechet_distance_is_symmetric():
     a, b = moments(features(50, 64, 1)), moments(features(300, 64, 2))
     assert frechet_distance(*a, *b) == pytest.approx(frechet_distance(*b, *a), rel=1e-7)

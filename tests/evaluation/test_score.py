@@ -178,6 +178,18 @@ def test_few_real_images_give_the_metrics_that_they_allow_and_reasons_for_the_ot
     assert found.warnings[0] == f"precision, recall, density, coverage cannot be computed: there are {reason}."
 
 
+@pytest.mark.parametrize("equal", [("real",), ("generated",), ("real", "generated")])
+def test_equal_images_on_either_side_are_scored(equal):
+    generated, real = features(40, 0), features(30, 1)
+    generated = np.full_like(generated, 0.25) if "generated" in equal else generated
+    real = np.zeros_like(real) if "real" in equal else real
+    found = score_lite0(generated, features(40, 2, dim=10), reference_of(real, features=real))
+    means = ((generated.mean(axis=0, dtype=float) - real.mean(axis=0, dtype=float)) ** 2).sum()
+    spread = sum(np.var(side.astype(float), axis=0, ddof=1).sum() for side in (generated, real))
+    assert found.metrics["fd_efficientnet_lite0_40"] == pytest.approx(means + spread, rel=1e-9)
+    assert all(np.isfinite(value) for value in (*found.metrics.values(), *found.errors.values()))
+
+
 def test_a_single_real_image_allows_no_kernel_distance():
     found = explain_missing(20, 1)
     assert found.keys() == {"kid", "precision", "recall", "density", "coverage"}
