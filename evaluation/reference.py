@@ -9,13 +9,15 @@ import numpy as np
 
 from evaluation.extractors import extractor_sha256
 from evaluation.features.extractor_names import INCEPTION
-from evaluation.npz import check_npz
+from evaluation.npz import ArrayHeader, check_npz
 from raydit.errors import InvalidInput
 
 Array = np.ndarray
 
 _MOMENTS = ("mu", "sigma", "mu_s", "sigma_s")
 _PER_IMAGE = ("features", "keys")
+ADM_DIMENSIONS = {"mu": 2048, "mu_s": 2023}
+"""Features and spatial features of the published Inception weights, which files without meta are of."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +91,7 @@ class ReferenceStatistics:
         """Raise InvalidInput unless features of this extractor, size and crop can be compared with this reference.
 
         preprocessing: the extractor's. A size or crop that the reference does not know (ADM files) is not checked.
+        Nothing but their number tells whether the features of such a file are Inception's.
         """
         expected = {
             "extractor": extractor,
@@ -106,6 +109,19 @@ class ReferenceStatistics:
                     _what_to_do(key, found),
                 )
 
+        if self.n == 0:
+            self._require_adm_dimensions()
+
+    def _require_adm_dimensions(self) -> None:
+        for key, dim in ADM_DIMENSIONS.items():
+            mean = getattr(self, key)
+            if mean is not None and mean.shape != (dim,):
+                raise InvalidInput(
+                    f"{self.source}: found {key} of shape {mean.shape} and no meta that names an extractor",
+                    f"({dim},), the features of the published Inception weights",
+                    "build a reference with `raydit reference build`, which records its extractor",
+                )
+
     def save(self, file: BinaryIO) -> None:
         """Write an .npz file with the arrays under their field names and the other fields as JSON under `meta`."""
         np.savez(file, meta=np.array(json.dumps(self._meta())), **self._arrays())  # type: ignore[arg-type]
@@ -116,9 +132,10 @@ class ReferenceStatistics:
 
         ADM files (mu, sigma, mu_s, sigma_s of all training images, and some images under arr_0) have no meta, and are
         taken as statistics of the published Inception weights. Their images are not read; extract their features like
-        those of any other images. Raises InvalidInput for a file without mu and sigma, and for one that cannot be read.
+        those of any other images. Raises InvalidInput for a file without mu and sigma, and for one that cannot be read
+        or holds anything but finite numbers.
         """
-        check_npz(file, name)
+        headers = check_npz(file, name)
         with np.load(file, allow_pickle=False) as content:
             if "mu" not in content or "sigma" not in content:
                 raise InvalidInput(
@@ -126,16 +143,23 @@ class ReferenceStatistics:
                     "mu and sigma",
                     "build a reference with `raydit reference build`",
                 )
-            arrays: dict[str, Any] = {key: content[key].astype(np.float64) for key in _MOMENTS if key in content}
+            arrays: dict[str, Any] = {
+                key: _require_finite(content[key], f"{name}: {key}").astype(np.float64)
+                for key in _MOMENTS
+                if key in content
+            }
             if "meta" not in content:
                 return cls(
                     n=0,
                     extractor=INCEPTION,
                     extractor_sha256=extractor_sha256(INCEPTION),
+                    size=_image_side(headers),
                     source=name,
                     **arrays,
                 )
             arrays |= {key: content[key] for key in _PER_IMAGE if key in content}
+            if "features" in arrays:
+                _require_finite(arrays["features"], f"{name}: features")
             return cls(**_parse_meta(str(content["meta"]), name), **arrays)
 
     def _meta(self) -> dict[str, Any]:
@@ -153,6 +177,23 @@ class ReferenceStatistics:
     def _arrays(self) -> dict[str, Array]:
         arrays = {name: getattr(self, name) for name in (*_MOMENTS, *_PER_IMAGE)}
         return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _require_finite(array: Array, where: str) -> Array:
+    """Return an array of finite real numbers. Raises InvalidInput for any other; where: its name in messages."""
+    is_number = array.dtype.kind in "fiu"
+    if not is_number or not np.isfinite(array).all():
+        found = "NaN or infinity" if is_number else f"an array of {array.dtype}"
+        raise InvalidInput(
+            f"{where}: found {found}", "finite numbers", "build the reference again, from features that are finite"
+        )
+    return array
+
+
+def _image_side(headers: dict[str, ArrayHeader]) -> int | None:
+    """Return the side in pixels of the square images that an ADM file holds; None if it holds none."""
+    shape = headers["arr_0"].shape if "arr_0" in headers else ()
+    return shape[1] if len(shape) == 4 and shape[1] == shape[2] else None
 
 
 def _what_to_do(key: str, found: object) -> str:
