@@ -94,7 +94,7 @@ def evaluate_images(
         remove_folders(shard_folders)
     for line in (f"scores {listing.summary()}", *listing.notes):
         context.say("evaluate", line)
-    real, digests, timer = RealImages.of(settings), settings.extractor_digests, LapTimer()
+    real, digests, timer = RealImages.of(settings, len(listing)), settings.extractor_digests, LapTimer()
     with context.run("evaluate", identity, run_tags) as run:
         log_evaluation_settings(run, evaluate, protocol)
         if missing := real.missing_shards():

@@ -6,7 +6,7 @@ Those of a recipe's images are computed once and kept in output/references; `ray
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from pipelines.images.open import open_source
 from pipelines.images.sources.adm import AdmSource
 from pipelines.latents.recorded_images import list_recorded_images
 from pipelines.scoring.actors import ScoringActor
+from pipelines.scoring.build_report import spaced_positions
 from pipelines.scoring.even_spacing import EvenSpacing
 from pipelines.scoring.real_records import read_real_results
 from pipelines.scoring.records import ShardResult, read_results
@@ -35,6 +36,9 @@ from raydit.lfs import refuse_lfs_pointer_file
 
 MAX_REFERENCE_FEATURES = 10_000
 """Images whose features a reference keeps, for precision, recall and kernel distance: as many as ADM's references."""
+MAX_HELD_OUT_FEATURES = 100_000
+"""Held-out images whose features are all kept. Of more, only those that the real baseline is of have features: a
+million of Inception's would be 20 GB in memory."""
 LEAST_IMAGES = 2
 """Images that a covariance needs."""
 
@@ -46,10 +50,12 @@ class RealImages:
     settings: ScoringSettings
     training: Listing
     held_out: Listing
+    num_samples: int | None = None
+    """Number of images that are scored; None: evaluate.num_samples."""
 
     @classmethod
-    def of(cls, settings: ScoringSettings) -> "RealImages":
-        """List the images of a recipe.
+    def of(cls, settings: ScoringSettings, num_samples: int | None = None) -> "RealImages":
+        """List the images of a recipe. num_samples: as the field.
 
         Raises InvalidInput if the recipe has neither images, as that of an imported checkpoint, nor a reference.
         """
@@ -57,7 +63,7 @@ class RealImages:
             latents = settings.latents or storage.join(settings.output, "latents")
             images, listing = list_recorded_images(settings.images, latents, settings.output)
             training, held_out = split_images(images, listing)
-            return cls(settings, training, held_out)
+            return cls(settings, training, held_out, num_samples)
         if any(each.reference is None for each in settings.each_extractor):
             raise InvalidInput(
                 "images.path: found nothing (the checkpoint is imported)",
@@ -66,6 +72,14 @@ class RealImages:
             )
         nothing = Listing([], np.empty(0, np.int32), np.empty(0, np.int64), ())
         return cls(settings, nothing, nothing)
+
+    @cached_property
+    def baseline(self) -> Listing:
+        """The held-out images that have features: all of them, or of very many those that the real baseline takes."""
+        if len(self.held_out) <= MAX_HELD_OUT_FEATURES:
+            return self.held_out
+        count = min(len(self.held_out), self.num_samples or self.settings.evaluate.num_samples)
+        return self.held_out.take(spaced_positions(len(self.held_out), count))
 
     def digest(self, listing: Listing) -> str:
         """Return the digest of everything that the features of a listing depend on, without computing them."""
@@ -85,7 +99,7 @@ class RealImages:
     def shards(self, listing: Listing) -> list[ScoringShard]:
         """Return the shards of a listing, finished or not."""
         parts = split_listing(listing, self.settings.evaluate.shard_rows)
-        return make_shards(self.shard_folder(listing), parts, held_out=listing is self.held_out)
+        return make_shards(self.shard_folder(listing), parts, held_out=listing is not self.training)
 
     @property
     def each_extractor(self) -> "list[RealImages]":
@@ -95,17 +109,18 @@ class RealImages:
     @property
     def missing(self) -> list[Listing]:
         """The listings without the features that an evaluation needs: training images unless a reference is given, and
-        held-out ones."""
-        reference = [] if self.settings.reference else [self.training]
-        required = [*reference, self.held_out] if len(self.held_out) > 1 else reference
-        return [listing for listing in required if not storage.exists(self.path(listing))]
+        those of the baseline."""
+        return [listing for listing in (self.training, self.baseline) if self._is_missing(listing)]
+
+    def _is_missing(self, listing: Listing) -> bool:
+        is_needed = len(listing) > 1 if listing is not self.training else not self.settings.reference
+        return is_needed and not storage.exists(self.path(listing))
 
     def missing_shards(self) -> list[ScoringShard]:
         """Return the shards that must be finished before load_real_features of each extractor."""
         shards: list[ScoringShard] = []
-        missing = [{id(listing) for listing in each.missing} for each in self.each_extractor]
-        for listing in (self.training, self.held_out):
-            lacking = {k: each for k, each in enumerate(self.each_extractor) if id(listing) in missing[k]}
+        for listing in (self.training, self.baseline):
+            lacking = {k: each for k, each in enumerate(self.each_extractor) if each._is_missing(listing)}
             shards += share_images({position: each.shards(listing) for position, each in lacking.items()})
         return shards
 
@@ -191,7 +206,7 @@ def _load_reference(real: RealImages) -> ReferenceStatistics:
 
 
 def _load_held_out(real: RealImages) -> Features | None:
-    return load_features_file(real.path(real.held_out)) if len(real.held_out) > 1 else None
+    return load_features_file(real.path(real.baseline)) if len(real.baseline) > 1 else None
 
 
 def load_features_file(path: str) -> Features | None:

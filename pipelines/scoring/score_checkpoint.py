@@ -185,7 +185,8 @@ def score_checkpoint(
     check_scoring_inputs(settings, protocol)
     if settings.evaluate.per_class:
         require_classes_for_distances(tuple(opened.record.class_names), opened.origin)
-    real, shards, folder, timer = RealImages.of(settings), evaluation.shards(), evaluation.folder, LapTimer()
+    real, timer = RealImages.of(settings, protocol.num_samples), LapTimer()
+    shards, folder = evaluation.shards(), evaluation.folder
     earlier = evaluation.find_earlier_report()
     set_aside_other_report(folder, opened.digest)
     if find_unfinished(shards):
