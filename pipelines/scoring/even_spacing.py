@@ -4,11 +4,15 @@ import numpy as np
 
 SPACING_ROWS = 500
 """Images of a listing in which the spacing of those kept begins anew: the shards of recipes for large data sets, whose
-references were spaced within each shard when they were made."""
+references were spaced within each shard when they were made. A longer stride goes on across runs: otherwise one image
+of each would be kept, however many runs there are."""
 
 
 class EvenSpacing:
-    """Chooses every stride-th readable image of each run of SPACING_ROWS images of a listing that comes in shards."""
+    """Chooses every stride-th readable image of a listing that comes in shards, or of each of its runs.
+
+    Runs have SPACING_ROWS images. A stride above that counts through the listing.
+    """
 
     def __init__(self, stride: int):
         self._stride = stride
@@ -22,7 +26,7 @@ class EvenSpacing:
 
         readable: their positions in the shard, in order. count: number of all images in the shard.
         """
-        runs = (self._start + readable) // SPACING_ROWS
+        runs = (self._start + readable) // SPACING_ROWS if self._stride <= SPACING_ROWS else np.zeros_like(readable)
         self._start += count
         if not len(readable):
             return readable

@@ -53,3 +53,16 @@ def test_the_images_of_earlier_references_are_kept_by_the_shipped_recipes(rows):
     for _ in range(11):
         readable = np.arange(rows) if rng is None else np.flatnonzero(rng.random(rows) > 0.1)
         assert np.array_equal(readable[spacing.choose(readable, rows)], readable[::stride])
+
+
+@pytest.mark.parametrize("stride", [500, 501, 1300])
+@pytest.mark.parametrize("rows", [77, 500, 900])
+def test_a_stride_longer_than_a_run_bounds_the_number_of_images(stride, rows):
+    total, spacing = 9000, EvenSpacing(stride)
+    readable = np.flatnonzero(np.random.default_rng(0).random(total) > 0.1) if stride > 500 else np.arange(total)
+    kept: list[int] = []
+    for start in range(0, total, rows):
+        count = min(rows, total - start)
+        part = readable[(readable >= start) & (readable < start + count)]
+        kept += part[spacing.choose(part - start, count)].tolist()
+    assert kept == readable[::stride].tolist()
