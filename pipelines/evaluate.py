@@ -16,6 +16,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.console import say
 from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.scoring.checks import check_scoring_inputs
+from pipelines.scoring.class_distances import check_class_distances
 from pipelines.scoring.log_report import tag_protocols
 from pipelines.scoring.precision import check_precision, faster_precisions
 from pipelines.scoring.protocol_file import check_given_protocol
@@ -217,6 +218,7 @@ def plan_seeds(
         report = None if again else evaluation.find_report()
         if report is None:
             check_precision(settings.evaluate, protocol)
+            check_class_distances(settings, opened.record.class_names, opened.origin)
         planned.append(SeedEvaluation(evaluation, report))
     return planned
 

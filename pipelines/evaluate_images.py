@@ -20,7 +20,7 @@ from pipelines.images.sources.table import TableSource
 from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.build_report import spaced_positions
 from pipelines.scoring.checks import check_scoring_inputs
-from pipelines.scoring.class_distances import SampleClasses, require_classes_for_distances
+from pipelines.scoring.class_distances import SampleClasses, check_class_distances
 from pipelines.scoring.held_out_digest import has_other_held_out_images, held_out_digest
 from pipelines.scoring.log_report import log_evaluation_settings, log_report
 from pipelines.scoring.protocols import evaluation_protocols, images_protocol, protocols_identity
@@ -67,8 +67,6 @@ def evaluate_images(
     listing = source.listing()
     protocol = images_protocol(settings, len(listing))
     check_scoring_inputs(settings, protocol)
-    if evaluate.per_class:
-        require_classes_for_distances(listing.class_names, path)
     digest = images_digest(source, listing, images)
     folder = images_report_folder(settings.evaluations, protocol.protocol_id, path, digest)
     protocols = evaluation_protocols(settings, protocol)
@@ -87,6 +85,7 @@ def evaluate_images(
                 remove_folders(unlogged)
         context.skipped("evaluate", f"protocol {protocol.label}, report in {folder}")
         return report, folder
+    check_class_distances(settings, listing.class_names, path)
     set_aside_other_report(folder, digest)
     shard_folders = record_folders(folder, digest, evaluate.shard_rows, protocols)
     records = [make_shards(each, split_listing(listing, evaluate.shard_rows)) for each in shard_folders]

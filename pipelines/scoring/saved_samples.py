@@ -91,14 +91,9 @@ class SavedSamples:
             storage.write_atomically(file, self._parquet_bytes(encoded, labels, indices))
             return
         for data, label, index in zip(encoded, labels, indices, strict=True):
-            class_folder = [self._class_folder(int(label))] if self.class_names else []
+            class_folder = [name_class_folder(int(label), self.class_names)] if self.class_names else []
             storage.write_atomically(storage.join(self.folder, *class_folder, f"{index:07d}.png"), data)
         storage.write_atomically(file, b"")
-
-    def _class_folder(self, label: int) -> str:
-        """Return a folder name that sorts as the labels do; names of classes may hold any character."""
-        name = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.class_names[label])
-        return f"{label:04d}-{name}" if name else f"{label:04d}"
 
     def _parquet_bytes(self, encoded: list[bytes], labels: np.ndarray, indices: Sequence[int]) -> bytes:
         import pyarrow as pa
@@ -121,6 +116,18 @@ class SavedSamples:
             [("image", image), ("label", pa.int64()), ("index", pa.int64())],
             metadata={"huggingface": json.dumps({"info": {"features": features}})},
         )
+
+
+def name_class_folder(label: int, class_names: Sequence[str]) -> str:
+    """Return the name of a class's folder, which sorts as the labels do; names of classes may hold any character."""
+    number = str(label).zfill(max(4, len(str(len(class_names) - 1))))
+    name = name_in_folder(class_names[label])
+    return f"{number}-{name}" if name else number
+
+
+def name_in_folder(class_name: str) -> str:
+    """Return what the folder of a class has of its name."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in class_name)
 
 
 def _encode_png(image: np.ndarray) -> bytes:

@@ -18,7 +18,7 @@ from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.images.open import with_absolute_paths
 from pipelines.scoring.actors import SampleSource, ScoringActor
 from pipelines.scoring.checks import check_real_images, check_scoring_inputs
-from pipelines.scoring.class_distances import SampleClasses, require_classes_for_distances
+from pipelines.scoring.class_distances import SampleClasses, check_class_distances
 from pipelines.scoring.guide import guide_location
 from pipelines.scoring.held_out_digest import has_other_held_out_images, held_out_digest
 from pipelines.scoring.log_report import log_evaluation_settings, log_report
@@ -183,8 +183,7 @@ def score_checkpoint(
     """
     opened, protocol, settings = evaluation.opened, evaluation.protocol, evaluation.settings
     check_scoring_inputs(settings, protocol)
-    if settings.evaluate.per_class:
-        require_classes_for_distances(tuple(opened.record.class_names), opened.origin)
+    check_class_distances(settings, opened.record.class_names, opened.origin)
     real, timer = RealImages.of(settings, protocol.num_samples), LapTimer()
     shards, folder = evaluation.shards(), evaluation.folder
     earlier = evaluation.find_earlier_report()

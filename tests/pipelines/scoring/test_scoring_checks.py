@@ -22,7 +22,7 @@ from pipelines.latents.shards import recorded_keys
 from pipelines.run import run_pipeline
 from pipelines.scoring import checks
 from pipelines.scoring.checks import check_sampling_steps, check_scoring_settings, refuse_seen_images
-from pipelines.scoring.class_distances import require_classes_for_distances
+from pipelines.scoring.class_distances import check_class_distances
 from pipelines.scoring.protocols import evaluation_protocol, images_protocol
 from pipelines.scoring.references import reference_overrides, save_reference
 from pipelines.scoring.settings import ScoringSettings
@@ -110,9 +110,14 @@ def test_functions_are_tried_before_the_work_where_workers_have_no_other_device(
         check_scoring_settings(settings_of(tmp_path, "evaluate.extractor=absent_module:f"))
 
 
-def test_class_distances_need_classes():
+def test_class_distances_need_classes_that_real_images_have(tmp_path):
+    settings = settings_of(tmp_path, "evaluate.per_class=true")
     with pytest.raises(InvalidInput, match="evaluate.per_class: found true, and x has no classes"):
-        require_classes_for_distances((), "x")
+        check_class_distances(settings, (), "x")
+    with pytest.raises(InvalidInput, match=r"none of the classes of x \(cat, dog\) among .*\(blob, ring, stripe\)"):
+        check_class_distances(settings, ("cat", "dog"), "x")
+    check_class_distances(settings, ("cat", "ring"), "x")
+    check_class_distances(settings_of(tmp_path), (), "x")
 
 
 REFUSED_SAMPLING = {
