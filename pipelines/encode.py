@@ -20,7 +20,7 @@ from pipelines.artifacts import Artifact
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import ImagesConfig, Recipe
-from pipelines.console import Progress
+from pipelines.console import Progress, first_line
 from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
 from pipelines.images.open import with_absolute_paths
@@ -43,8 +43,10 @@ from pipelines.latents.shards import (
     divide_shards,
     find_finished,
     finished_records,
+    has_leftovers,
     plan_shards,
     prepare_folder,
+    remove_leftovers,
     remove_strays,
     settings_digest,
 )
@@ -111,10 +113,22 @@ def encode_images(
     """
     artifact = image_set.artifact(image_set.encode_settings(config.encode), record)
     if (finished := find_finished(artifact, image_set.listing)) is not None:
+        clean_finished(context, finished)
         context.skipped("encode", summarize(finished))
         return finished
     with hold_latents(context, image_set.folder):
         return encode_pending(context, config, image_set, autoencoder, artifact, record, lines)
+
+
+def clean_finished(context: JobContext, dataset: LatentDataset) -> None:
+    """Remove what an abandoned attempt to add images, which are gone again, has left in the folder of a data set."""
+    if not has_leftovers(dataset):
+        return
+    try:
+        with hold_latents(context, dataset.path):
+            remove_leftovers(LatentDataset.open(dataset.path))  # again: another process may just have added images
+    except OSError as error:  # another process is adding images, or this one may not write there
+        context.say("encode", f"files that the manifest does not list stay in {dataset.path}: {first_line(error)}")
 
 
 @contextmanager
@@ -154,6 +168,7 @@ def encode_pending(
     description = describe_latents(image_set.images, settings, listing.class_names, record)
     earlier = prepare_folder(artifact, listing, lambda: context.prepare_work(settings, "encode"))
     if earlier is not None and earlier.identity["images"]["digest"] == listing.digest:
+        remove_leftovers(earlier)
         context.skipped("encode", summarize(earlier))
         return earlier
 

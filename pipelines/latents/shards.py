@@ -245,6 +245,18 @@ def remove_strays(folder: str, shards: Sequence[LatentShard], earlier: LatentDat
             storage.remove_file(storage.join(folder, name))
 
 
+def has_leftovers(dataset: LatentDataset) -> bool:
+    """Return whether a finished data set's folder holds files of an abandoned attempt to add images."""
+    listed = {shard.file for shard in dataset.shards}
+    return storage.exists(storage.join(dataset.path, RECORDS)) or not listed.issuperset(shard_files(dataset.path))
+
+
+def remove_leftovers(dataset: LatentDataset) -> None:
+    """Remove the files of an abandoned attempt to add images to a finished data set."""
+    remove_strays(dataset.path, (), dataset)
+    storage.remove_folder(storage.join(dataset.path, RECORDS))
+
+
 def shard_files(folder: str) -> list[str]:
     """Return the names of all files that look like shards, whether or not the data set lists them."""
     return [name for name in storage.list_files(folder) if fnmatch(name, "part-*.parquet")]

@@ -1,7 +1,9 @@
 """Images that are added, removed or replaced, interrupted jobs, and unusable images; all without Ray."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ from tiny_encode import Context, add_images, encode_here, recipe, rows_by_key
 from pipelines.images.decoding import try_decode
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.verify import verify
+from raydit.errors import InUse
 
 
 @pytest.fixture
@@ -115,6 +118,38 @@ def test_shards_of_an_abandoned_plan_are_removed(encode, tmp_path):
         *(name for name in first if name.startswith("part")),
         "part-00005.parquet",
     }
+
+
+def test_shards_of_images_that_were_added_and_removed_again_are_removed(encode, tmp_path, capsys):
+    """Other tools would read them by the pattern part-*.parquet."""
+    first, before = encode(), content(tmp_path)
+    more = [f"ring/x{index:02d}.png" for index in range(20)]
+    add_images(tmp_path, more)
+    encode(kill_after=2)
+    for name in more:
+        (tmp_path / "images" / name).unlink()
+    assert len({*os.listdir(first.path)} - before.keys()) == 3  # two shards, and the folder of their records
+    assert encode().fingerprint == first.fingerprint and content(tmp_path) == before
+    assert "already finished: 36 latents" in capsys.readouterr().out
+    assert all(check.ok for check in verify(first))
+
+
+def test_surplus_shards_of_earlier_releases_are_removed_unless_another_process_works_there(encode, tmp_path, capsys):
+    first, before = encode(), content(tmp_path)
+    stray = Path(first.path) / "part-00005.parquet"
+    stray.write_bytes(b"of an abandoned attempt")
+    (Path(first.path) / ".records").mkdir()
+    context = Context()
+    context.holding_folder = refuse_to_hold
+    assert encode(context=context).fingerprint == first.fingerprint
+    assert "files that the manifest does not list stay in" in capsys.readouterr().out and stray.is_file()
+    encode()
+    out = capsys.readouterr().out
+    assert "already finished: 36 latents" in out and "stay in" not in out and content(tmp_path) == before
+
+
+def refuse_to_hold(folder, *, field):
+    raise InUse(f"{folder} is in use", "no other process", "wait")
 
 
 def test_an_interrupted_first_encode_reuses_the_shards_that_still_fit(encode, tmp_path, capsys):
