@@ -88,6 +88,8 @@ class Artifact:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values that optional fields have when they are left out, nested as in the identity. Earlier releases recorded
     them where a recipe repeated them."""
+    other_changes: Callable[[str], list[str]] = lambda folder: []
+    """Returns what else of a folder of this identity has changed since it was made, in words."""
 
     def recorded(self) -> dict[str, Any] | None:
         """Return the identity that the folder records, or None if it records none. Raises InvalidInput."""
@@ -104,14 +106,18 @@ class Artifact:
         return identity
 
     def changes(self, may_change: Sequence[str] = ()) -> list[str]:
-        """Return the differences from the recorded identity, without those of the dotted fields in `may_change`."""
+        """Return the differences from the recorded identity, without those of the dotted fields in `may_change`.
+
+        If there are none, return the other changes.
+        """
         recorded = self.recorded()
         if recorded is None:
             return []
         identity = json.loads(json.dumps(self.identity))  # tuples become lists, as in the record
         defaults = json.loads(json.dumps(self.defaults))
         before, after = (without_defaults(each, defaults) for each in (recorded, identity))
-        return [line for line in differences(before, after) if line.partition(":")[0] not in may_change]
+        lines = [line for line in differences(before, after) if line.partition(":")[0] not in may_change]
+        return lines or self.other_changes(self.folder)
 
     def prepare(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from cluster import storage
@@ -12,6 +13,7 @@ from pipelines.images.listing import Listing
 from pipelines.images.validation import held_out_source
 from pipelines.latents.dataset import MANIFEST, LatentDataset
 from pipelines.latents.identity import encode_defaults, encode_identity
+from pipelines.latents.scale_changes import scale_changes
 from raydit.errors import InvalidInput
 
 
@@ -49,7 +51,8 @@ class ImageSet:
 
     def artifact(self, settings: EncodeConfig, autoencoder: dict[str, Any]) -> Artifact:
         """Return the latents as an artifact. autoencoder: its record."""
-        return Artifact("encode", self.folder, self.identity(settings, autoencoder), encode_defaults(settings))
+        identity, defaults = self.identity(settings, autoencoder), encode_defaults(settings)
+        return Artifact("encode", self.folder, identity, defaults, partial(scale_changes, autoencoder=autoencoder))
 
 
 def training_set(config: Recipe, listing: Listing) -> ImageSet:

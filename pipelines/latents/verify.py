@@ -39,6 +39,8 @@ MAX_DISTANCE = 0.1
 COPY_AGAIN = f"copy it again, or delete {MANIFEST} and run `raydit encode`, which makes it again"
 ENCODE_AGAIN = f"another program wrote it: delete {MANIFEST} and run `raydit encode`"
 CONCURRENT_READS = 4
+SCALE_FIELDS = ("latents_mean", "latents_std")
+"""Fields of an autoencoder's record that hold its scale; that of some classes is in the description's "scale"."""
 TOPICS = ("digests", "schema", "keys", "ranges", "counts", "statistics", "fingerprint")
 
 
@@ -276,7 +278,11 @@ def _summarize(topic: str, dataset: LatentDataset, findings: Findings) -> str:
 
 
 def _description_in(arrow_schema: "pa.Schema") -> dict[str, Any]:
-    """Return the description in a shard's metadata, without the id by which its autoencoder was loaded."""
+    """Return the description in a shard's metadata, without the id by which its autoencoder was loaded, and its scale.
+
+    The moments do not depend on these, and they may have changed before further shards were added.
+    """
     description = json.loads(arrow_schema.metadata.get(schema.METADATA_KEY, b"{}"))
-    autoencoder = {name: value for name, value in description.get("autoencoder", {}).items() if name != "id"}
-    return {**description, "autoencoder": autoencoder}
+    about_moments = description.get("autoencoder", {}).items()
+    autoencoder = {name: value for name, value in about_moments if name not in ("id", *SCALE_FIELDS)}
+    return {name: value for name, value in description.items() if name != "scale"} | {"autoencoder": autoencoder}
