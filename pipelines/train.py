@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.artifacts import Artifact, settings_identity
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import LocatedCheckpoint
+from pipelines.config.model import MODEL_DEFAULTS, OBJECTIVE_DEFAULTS
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe, random_setting
 from pipelines.config.training import LENGTH_FIELDS, NON_IDENTITY_FIELDS
@@ -196,8 +197,8 @@ def train_identity(config: Recipe, latents: LatentDataset, start: TrainingStart 
 def training_artifact(config: Recipe, latents: LatentDataset) -> Artifact:
     """Return the checkpoints of the recipe's training, with the new data that the one in the folder has accepted."""
     identity = train_identity(config, latents, find_start(config))
-    artifact = Artifact("train", config.folder("checkpoints"), identity, {"train": config.train.defaults})
-    return keep_accepted(artifact)
+    defaults = {"model": MODEL_DEFAULTS, "objective": OBJECTIVE_DEFAULTS, "train": config.train.defaults}
+    return keep_accepted(Artifact("train", config.folder("checkpoints"), identity, defaults))
 
 
 def log_train_settings(

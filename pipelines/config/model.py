@@ -1,6 +1,6 @@
 """The recipe's sections about what is learned: [model] and [objective]."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Lt
@@ -44,6 +44,22 @@ REFINEMENTS = (
     "flow_time",
 )
 """Fields in which a recipe's DiT may differ from the paper's."""
+
+MODEL_DEFAULTS: dict[str, Any] = {
+    "architecture": "dit",
+    **{field.name: field.default for field in fields(DiTConfig) if field.name in REFINEMENTS},
+}
+"""What the optional fields of [model] mean where they are left out."""
+
+OBJECTIVE_DEFAULTS: dict[str, Any] = {
+    "time": "uniform",
+    "schedule": "linear",
+    "prediction": "eps",
+    "variance": "learned_range",
+    "weighting": "none",
+    "min_snr_gamma": 5.0,
+}
+"""What the optional fields of [objective] mean where they are left out, each with the kind that has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +152,7 @@ class ModelConfig:
         self, *, input_size: int | tuple[int, int], in_channels: int, num_classes: int, learn_sigma: bool
     ) -> DiTConfig | UViTConfig:
         """Return the model's full configuration for given latents. Raises InvalidInput if the two do not fit."""
-        fields: dict[str, Any] = {
+        given: dict[str, Any] = {
             "input_size": input_size,
             "in_channels": in_channels,
             "num_classes": num_classes,
@@ -144,10 +160,10 @@ class ModelConfig:
             "class_dropout_prob": self.class_dropout_prob,
         }
         if not self.is_uvit:
-            fields |= {"learn_sigma": learn_sigma, "conditioning": self.conditioning, **self._refinements()}
+            given |= {"learn_sigma": learn_sigma, "conditioning": self.conditioning, **self._refinements()}
         if self.name is not None:
-            return named_config(self.name, **fields)
-        return config_from_dict({"architecture": self.architecture or "dit", **self._dimensions(), **fields})
+            return named_config(self.name, **given)
+        return config_from_dict({"architecture": self.architecture or "dit", **self._dimensions(), **given})
 
 
 @dataclass(frozen=True, kw_only=True)

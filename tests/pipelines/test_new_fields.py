@@ -1,26 +1,31 @@
 """The rule of new fields: what is not set leaves identities, parameters and protocol ids as they were without it."""
 
 import dataclasses
+import inspect
 import json
 import typing
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cluster import storage
+from dit.diffusion import GaussianDiffusion
+from dit.flow import FlowMatching
 from evaluation.protocol import EvaluationProtocol
 from pipelines.artifacts import Artifact, differences, digest_of, settings_identity
 from pipelines.config.autoencoder_training import AUTOENCODER_DEFAULTS, AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.lora import LoraConfig
-from pipelines.config.model import ModelConfig, ObjectiveConfig
+from pipelines.config.model import OBJECTIVE_DEFAULTS, ModelConfig, ObjectiveConfig
 from pipelines.config.reader import ALWAYS_RECORDED, resolved
 from pipelines.config.recipe import AutoencoderConfig, ImagesConfig, Recipe
 from pipelines.config.start import StartConfig
 from pipelines.config.training import NON_IDENTITY_FIELDS, TrainConfig
 from pipelines.tracking.run_log import flatten
-from pipelines.train import train_identity
+from pipelines.train import train_identity, training_artifact
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "707a9da"
 PROTOCOL = EvaluationProtocol(decoder="d", extractor="e", extractor_sha256="s", reference_digest="r")
@@ -135,6 +140,44 @@ def test_a_field_that_repeats_its_default_is_as_if_it_was_left_out(tmp_path, con
     (tmp_path / "plan.json").write_text(json.dumps({"identity": older}))
     artifact = Artifact("train" if is_training else "autoencoder", str(tmp_path), identity, {"settings": defaults})
     assert artifact.changes() == []
+
+
+@pytest.mark.parametrize(
+    ("section", "required", "repeated", "other"),
+    [
+        (
+            "objective",
+            {},
+            {"schedule": "linear", "prediction": "eps", "variance": "learned_range", "weighting": "none"},
+            {"schedule": "cosine"},
+        ),
+        ("objective", {"kind": "flow"}, {"time": "uniform"}, {"time": "logit_normal"}),
+        ("objective", {"weighting": "min_snr"}, {"min_snr_gamma": 5.0}, {"min_snr_gamma": 4.0}),
+        ("model", {}, {"qk_norm": False, "norm": "layer", "mlp": "gelu"}, {"qk_norm": True}),
+        ("model", {}, {"position": "sincos", "timestep_frequency_shift": 0}, {"position": "rope"}),
+    ],
+)
+def test_a_training_whose_recipe_repeats_a_default_goes_on(tmp_path, section, required, repeated, other):
+    def artifact(**given):
+        changed = {section: dataclasses.replace(getattr(RECIPE, section), **required, **given)}
+        if "kind" in required:
+            changed["evaluate"] = EvaluateConfig(sampler="euler")
+        recipe = dataclasses.replace(RECIPE, output=str(tmp_path), **changed)
+        return training_artifact(recipe, SimpleNamespace(fingerprint="f"))
+
+    explicit, left_out = artifact(**repeated), artifact()
+    for earlier, later in ((explicit, left_out), (left_out, explicit)):
+        storage.write_json_atomically(str(tmp_path / "checkpoints" / "plan.json"), {"identity": earlier.identity})
+        assert later.changes() == [] and len(artifact(**other).changes()) == 1
+
+
+def test_defaults_of_the_objective_are_those_of_the_processes():
+    found = {
+        name: parameter.default
+        for process in (GaussianDiffusion, FlowMatching)
+        for name, parameter in inspect.signature(process).parameters.items()
+    }
+    assert OBJECTIVE_DEFAULTS.items() <= found.items()
 
 
 def test_fields_that_are_not_set_are_no_parameters_of_a_run():
