@@ -27,6 +27,7 @@ from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import FIGURES, RunLog, log_sections
 from pipelines.training.adapter import require_base
+from pipelines.training.damage import set_aside_damaged
 from pipelines.training.extension import explain_schedule_change
 from pipelines.training.figures import TrainFigures
 from pipelines.training.group import RAY_FOLDER, run_workers
@@ -94,9 +95,10 @@ def train(
         context.prepare_work(settings, "train")
 
     prepare_checkpoints(artifact, settings.steps, before_move)
+    if not (is_trained := last_regular_step(checkpoints.uri) == settings.steps):
+        set_aside_damaged(checkpoints, lambda text: context.say("train", text))
     worker_settings = with_recorded_start(worker_settings, checkpoints)
     first, begun = checkpoints.last_step(), checkpoints.has_any()
-    is_trained = last_regular_step(checkpoints.uri) == settings.steps
     change = describe_schedule_change(config, checkpoints, first)
     if first == settings.steps == last_logged_step(checkpoints) and is_completed(checkpoints):
         newest = checkpoints.open(first)

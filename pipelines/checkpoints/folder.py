@@ -15,10 +15,11 @@ from cluster import storage
 from dit.checkpoint import load_checkpoint
 from dit.files import digest_of_files
 from dit.formats.completion import COMPLETE, CONFIG, INTERRUPTED, step_name
-from dit.formats.digests import parse_digests, parse_recorded
+from dit.formats.digests import parse_digests, parse_recorded, require_recorded
 from pipelines.artifacts import PLAN, SUPERSEDED
 from pipelines.checkpoints.open import LocatedCheckpoint
-from raydit.errors import NotFound
+from pipelines.console import first_line
+from raydit.errors import InvalidInput, NotFound
 
 
 @dataclass(frozen=True)
@@ -128,21 +129,49 @@ class CheckpointFolder:
             if before is None or step < before:
                 self.remove(step)
 
+    def find_damage(self, step: int) -> str:
+        """Return in words how the files of a checkpoint differ from those that COMPLETE lists; empty if they do not.
+
+        In an object store, which detects damage itself, weights are not read.
+        """
+        uri, damage = self.uri_of(step), ""
+        complete, config = storage.join(uri, COMPLETE), storage.join(uri, CONFIG)
+        try:
+            digests = parse_digests(storage.read_bytes(complete), complete)
+            if missing := sorted(digests.keys() - storage.list_files(uri, recursive=True).keys()):
+                damage = f"{uri} lacks {', '.join(missing)}"
+            elif storage.is_local(uri):
+                for name in digests:
+                    require_recorded(Path(storage.local_path(uri)), name, digests)
+            else:
+                parse_recorded(storage.read_bytes(config), config, digests.get(CONFIG))
+        except InvalidInput as error:
+            damage = error.found
+        except FileNotFoundError as error:
+            damage = first_line(error)
+        # Workers, which outlive a killed command by some seconds, may just have removed it; COMPLETE goes first.
+        return damage if storage.exists(complete) else ""
+
     def set_aside(self, step: int) -> str:
         """Move the checkpoint of a step to superseded/, and return its new path or URI.
 
         The folder there is named as those of superseded trainings are; without a plan.json, it is none of them.
         """
-        output, name = storage.split(self.uri)
-        folders = (storage.join(output, SUPERSEDED, f"{name}-{number}") for number in itertools.count(1))
-        targets = (
-            storage.join(folder, step_name(step))
-            for folder in folders
-            if not storage.exists(storage.join(folder, PLAN))
-        )
-        target = next(each for each in targets if not storage.exists(storage.join(each, CONFIG)))
+        return self._move_to_superseded(step, step_name(step))
+
+    def set_aside_damaged(self, step: int) -> str:
+        """Move a damaged checkpoint to superseded/, under a name by which it is no checkpoint; return its new path."""
+        return self._move_to_superseded(step, f"damaged_{step_name(step)}")
+
+    def _move_to_superseded(self, step: int, new_name: str) -> str:
+        uri, (output, name) = self.uri_of(step), storage.split(self.uri)
         # Not COMPLETE: where files are moved one by one, it must be gone from here before INTERRUPTED is.
-        storage.move_folder(self.uri_of(step), target, last=CONFIG)
+        last = CONFIG if storage.exists(storage.join(uri, CONFIG)) else COMPLETE
+        folders = (storage.join(output, SUPERSEDED, f"{name}-{number}") for number in itertools.count(1))
+        own = (folder for folder in folders if not storage.exists(storage.join(folder, PLAN)))
+        targets = (storage.join(folder, new_name) for folder in own)
+        target = next(each for each in targets if not storage.exists(storage.join(each, last)))
+        storage.move_folder(uri, target, last=last)
         return target
 
     def remove(self, step: int) -> None:

@@ -148,9 +148,9 @@ def test_a_killed_drivers_reports_are_in_the_interrupted_checkpoint(trained):
     assert [step for _, step, _ in run.models.values()] == [3]
 
 
-@pytest.mark.parametrize("settings", [{"log_every": 4}, {"log_every": 1, "validate_every": 3}])
-def test_an_interrupted_checkpoint_at_a_lowered_end_becomes_the_last_one(trained, tmp_path, settings):
-    for name in ("lower", "parts") if "validate_every" in settings else ():
+def test_an_interrupted_checkpoint_at_a_lowered_end_becomes_the_last_one(trained, tmp_path):
+    settings = {"log_every": 4, "validate_every": 3}
+    for name in ("lower", "parts"):
         write_held_out(training_recipe(tmp_path / name, **settings), 8)
     lower = trained("lower", steps=5, **settings)
     stopped = trained("parts", stop_after=5, **settings)
@@ -163,10 +163,8 @@ def test_an_interrupted_checkpoint_at_a_lowered_end_becomes_the_last_one(trained
     assert_equal(last.weights, lower.weights)
     assert stopped.losses | last.losses == lower.losses
     states = [newest_checkpoint(run.recipe).trainer_state for run in (last, lower)]
-    assert [[each["step"] for each in state["reports"]] for state in states] == [
-        [each for each in lower.losses if each > 3]
-    ] * 2
-    assert states[0].get("validations") == states[1].get("validations") and states[0].keys() == states[1].keys()
+    assert [[each["step"] for each in state["reports"]] for state in states] == [[4, 5]] * 2
+    assert states[0]["validations"] == states[1]["validations"] and states[0].keys() == states[1].keys()
 
 
 def test_an_interrupted_checkpoint_beyond_a_lowered_end_is_kept(trained, capsys):
