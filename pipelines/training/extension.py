@@ -28,15 +28,17 @@ def explain_schedule_change(config: TrainingConfig, recorded: Mapping[str, Any],
     change = f"the learning rate changes from {old:.1e} to {new:.1e} at step {step:,}"
     if config.extension is not None:
         return f"{change} (train.extension = {config.extension!r})"
+    change = f"{change}, because the schedule of {before.steps:,} steps is now one of {config.steps:,}"
+    if config.steps < before.steps:
+        return change  # the extensions are for a training that goes on after its end
     ends = ",".join(map(str, _ends_until_now(before)))
     choices = {"constant": "stays at the last rate", "warmup": "warms up and decays again"}
     if before.extension in choices:  # the steps that are done followed it
         choices = {before.extension: choices[before.extension]}
     instead = ", ".join(f"--set train.extension={name} {effect}" for name, effect in choices.items())
     return (
-        f"{change}, because the schedule of {before.steps:,} steps is now one of {config.steps:,}. Instead, with "
-        f"--set train.earlier_ends=[{ends}], {instead}; --set train.extension=planned is this change, without a notice "
-        "of other choices"
+        f"{change}. Instead, with --set train.earlier_ends=[{ends}], {instead}; --set train.extension=planned is this "
+        "change, without a notice of other choices"
     )
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from tiny_training import Training, assert_equal, training_recipe
 
-from dit.schedule import learning_rate
+from dit.schedule import TrainingConfig, learning_rate
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.latents.dataset import LatentDataset
 from pipelines.train import describe_schedule_change, train_identity
+from pipelines.training.extension import explain_schedule_change
 from raydit.errors import InvalidInput
 
 SCHEDULE = {"lr_schedule": "linear", "warmup_steps": 2}
@@ -39,6 +40,12 @@ def test_a_jump_of_the_learning_rate_is_said_with_what_to_do_instead(ended):
         ends = ENDS if extension == "warmup" else {}
         said = change(training_recipe(ended, steps=12, extension=extension, **ends, **SCHEDULE))
         assert said == f"the learning rate changes from 2.5e-04 to {rate} at step 6 (train.extension = {extension!r})"
+
+
+def test_no_extension_is_suggested_for_fewer_steps():
+    said = explain_schedule_change(TrainingConfig(steps=900, lr_schedule="linear"), {"steps": 1000}, 500)
+    assert said.startswith("the learning rate changes from 5.0e-05 to 4.4e-05 at step 500")
+    assert said.endswith(", because the schedule of 1,000 steps is now one of 900")
 
 
 def test_lengths_of_a_training_are_in_no_identity(ended):
