@@ -12,11 +12,13 @@ from cluster.address import given_address
 from cluster.credentials import default_token_file
 from cluster.listeners import ray_listeners
 from cluster.session import ray_session
+from raydit.compilers import find_compiler
 from raydit.errors import InvalidInput, RayditError
 from raydit.printable import message_of
 from raydit.versions import installed_version
 
 MIN_PYTHON = (3, 11)
+NO_COMPILER = "no C++ compiler, which compile = true in a recipe needs (`apt install g++`)"
 MAX_PORTS = 4
 """Ports that a line names; a busy node has dozens."""
 
@@ -65,6 +67,11 @@ def check_devices() -> Check:
         return Check("devices", False, found, "update the driver, or install a torch for it")
     cuda = [f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in devices]
     return Check("devices", True, ", ".join([cores, *(cuda or ["no CUDA device"])]))
+
+
+def check_compiler() -> Check:
+    """Report the C++ compiler; a machine without one passes, because only recipes with compile = true need it."""
+    return Check("compiler", True, find_compiler(gpu=False) or NO_COMPILER)
 
 
 def check_ray(address: str | None = None) -> Check:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cluster import storage
-from cluster.doctor import Check, check_storage, probe_folder
+from cluster.doctor import NO_COMPILER, Check, check_storage, probe_folder
 from cluster.node_tasks import call_on_nodes
 from cluster.storage.lease import EXPIRY_SECONDS
+from raydit.compilers import find_compiler
 from raydit.versions import installed_version
 
 ANSWER_SECONDS = 60.0
@@ -31,6 +32,8 @@ class NodeReport:
     """Seconds since 1970 by the node's clock."""
     sees_marker: bool
     """Whether the node sees the file that the doctor's machine wrote to the output folder."""
+    compiler: str | None = None
+    """Path of its C++ compiler; None if it has none."""
     checks: tuple[Check, ...]
     skew_seconds: float = 0.0
     """Lower bound of the clock's difference from ours: the time that the call takes is not counted."""
@@ -58,6 +61,7 @@ def check_nodes(output: str | None, further: Callable[[], Check] | None = None) 
     checks = [
         _compare_versions(reports, failures),
         _compare_clocks(reports),
+        _summarize_compilers(reports),
         *(_summarize(name, reports) for name in names),
     ]
     if blind := [report.node for report in reports if not report.sees_marker]:
@@ -97,7 +101,13 @@ def _report(output: str | None, marker: str | None, further: Callable[[], Check]
     """Return the report of the node on which this runs."""
     checks = (*([check_storage(output)] if output else []), *([further()] if further else []))
     seen = marker is None or storage.exists(storage.join(marker, "marker"))
-    return NodeReport(versions=installed_versions(), time=time.time(), sees_marker=seen, checks=checks)
+    return NodeReport(
+        versions=installed_versions(),
+        time=time.time(),
+        sees_marker=seen,
+        compiler=find_compiler(gpu=False),
+        checks=checks,
+    )
 
 
 def _compare_versions(reports: list[NodeReport], failures: list[str]) -> Check:
@@ -122,6 +132,15 @@ def _compare_clocks(reports: list[NodeReport]) -> Check:
         return Check("clocks", True, f"agree within {MAX_CLOCK_SKEW_SECONDS:g} s")
     do = "synchronize the nodes by NTP: leases and object stores compare clocks"
     return Check("clocks", False, f"the clock of {worst.node} differs by {worst.skew_seconds:.0f} s", do)
+
+
+def _summarize_compilers(reports: list[NodeReport]) -> Check:
+    """Name the nodes without a compiler; the check passes, as `check_compiler` does."""
+    lacking = [report.node for report in reports if report.compiler is None]
+    if lacking:
+        return Check("node compiler", True, f"on {', '.join(lacking)}: {NO_COMPILER}")
+    found = sorted({str(report.compiler) for report in reports})
+    return Check("node compiler", True, f"on {len(reports)} node(s): {', '.join(found)}")
 
 
 def _summarize(name: str, reports: list[NodeReport]) -> Check:

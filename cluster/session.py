@@ -13,10 +13,14 @@ from cluster import signals
 from cluster.address import given_address, is_on_loopback_only, refuse_wrong_address
 from cluster.credentials import protect_token_file
 from cluster.environment import environment_variable
+from cluster.node_tasks import call_on_nodes
 from cluster.placement import RayNode, WorkerNeeds, can_grow_to, count_workers, explain_missing_resources
+from raydit.compilers import lacks_compiler, no_compiler
 from raydit.errors import Unreachable
 
 LOOPBACK = "127.0.0.1"
+ANSWER_SECONDS = 30.0
+"""Time that nodes have to say whether they have a compiler."""
 LOCAL_ENVIRONMENT = {
     # Keep freed memory: convolutions allocate and free tens of megabytes per layer, and with glibc's defaults every
     # page of them is new. This makes features of EfficientNet-Lite0 1.3 times as fast.
@@ -176,6 +180,25 @@ def require_resources(num_workers: int, needs: WorkerNeeds, stage: str) -> None:
     missing = explain_missing_resources([node for node in ray.nodes() if node["Alive"]], num_workers, needs, stage)
     if missing and not can_grow_to(state.get_max_resources_from_cluster_config() or {}, num_workers, needs):
         raise missing
+
+
+def require_compilers(num_workers: int, needs: WorkerNeeds) -> None:
+    """Raise Failed if a stage compiles networks, and its workers never fit on nodes that have a compiler for that.
+
+    A node that does not answer in time, or that an autoscaler may add, counts as one that has: its workers look again.
+    """
+    import ray
+    from ray._private.state import state
+
+    gpu = bool(needs.gpus)
+    replies = call_on_nodes(lacks_compiler, gpu, timeout_seconds=ANSWER_SECONDS)
+    lacking = {reply.address for reply in replies if reply.result}
+    nodes = [node for node in ray.nodes() if node["Alive"] and count_workers(node, needs)]
+    having = [node for node in nodes if node["NodeManagerAddress"] not in lacking]
+    if len(having) == len(nodes) or sum(count_workers(node, needs) for node in having) >= num_workers:
+        return
+    if not can_grow_to(state.get_max_resources_from_cluster_config() or {}, num_workers, needs):
+        raise no_compiler(gpu, ", ".join(sorted(lacking & {node["NodeManagerAddress"] for node in nodes})))
 
 
 def count_free_workers(needs: WorkerNeeds) -> float:

@@ -69,7 +69,7 @@ def evaluate_autoencoder(
         return JudgedAutoencoder(report, folder)
     if force:
         storage.remove_folder(evaluation.shard_folder)
-    context.prepare_work(settings, STAGE)
+    context.prepare_work(replace(settings, compile=False), STAGE)  # no network that samples
     with context.run(STAGE, identity, _run_tags(evaluation)) as run:
         _log_settings(run, evaluation)
         create_actor = partial(ReconstructingActor, evaluation.shared_images, settings, evaluation.source)

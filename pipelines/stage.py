@@ -79,6 +79,8 @@ class StageContext:
         self._ray_started = False
         self._checked: set[str] = set()
         """Stages whose workers are known to fit."""
+        self._compilers_found: set[str] = set()
+        """Stages that compile, whose nodes are known to have a compiler."""
         self._pipeline_identity: dict[str, Any] | None = None
         self._pipeline_run: RunLog | None = None
 
@@ -188,7 +190,7 @@ class StageContext:
 
     def prepare_work(self, workers: ElasticWorkersConfig, stage: str) -> None:
         """Refuse a tracking store or workers that can never be used, before a stage changes anything."""
-        from cluster.session import load_ray
+        from cluster.session import load_ray, require_compilers
 
         require_own_gpus(workers, _section(stage))
         # Importing MLflow takes about as long as Ray's processes take to start, which this process only waits for.
@@ -197,6 +199,9 @@ class StageContext:
             tracker = pool.submit(lambda: self.tracker)
             self.start_ray(workers, stage)
         tracker.result()
+        if getattr(workers, "compile", None) and stage not in self._compilers_found:
+            require_compilers(workers.fewest_workers, workers.needs)
+            self._compilers_found.add(stage)
 
     def ray_data(self, workers: WorkersConfig, stage: str) -> Any:
         """Return the module ray.data, on a started Ray. Only its warnings are printed: raydit shows the progress."""

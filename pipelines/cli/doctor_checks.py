@@ -13,6 +13,7 @@ import click
 from cluster import storage
 from cluster.doctor import (
     Check,
+    check_compiler,
     check_devices,
     check_head_clock,
     check_packages,
@@ -87,6 +88,7 @@ def machine_checks(output: str) -> Iterator[Check]:
     """
     checks: dict[str, Callable[[], Check]] = {
         "devices": check_devices,
+        "compiler": check_compiler,
         "storage": partial(check_storage, output),
         "weights": check_cached_weights,
         "tracking": check_tracking_store,

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.config.encode import EncodeConfig
 from pipelines.latents.autoencoder import AutoencoderHandle, is_autoencoder_of
+from raydit.compilers import require_compiler
 from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class MomentsEncoder:
         self.memory_format = MEMORY_FORMATS[settings.layout_on(device.type)]
         self.autoencoder = Autoencoder.load(folder, device, weights_dtype(settings.dtype), self.memory_format)
         if settings.compile:
+            require_compiler(device.type == "cuda")
             self.autoencoder.module.encoder.compile()
 
     def encode_with_flip(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from dit.hardware.device_errors import explain_full_memory
 from pipelines.config.training import WorkersConfig
 from pipelines.console import first_line
+from raydit.compilers import explain_failed_compilation
 from raydit.errors import WorkersDied
 
 Task = TypeVar("Task")
@@ -33,7 +34,7 @@ class PoolWorker(Generic[Task]):
 
     def run(self, task: Task) -> None:
         """Run one task."""
-        with explain_full_memory(LESS_MEMORY):
+        with explain_failed_compilation(), explain_full_memory(LESS_MEMORY):
             self._run(task)
 
 

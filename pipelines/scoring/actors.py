@@ -25,6 +25,7 @@ from pipelines.images.validation import held_out_source
 from pipelines.scoring.records import MAX_PREVIEW_IMAGES, ShardResult
 from pipelines.scoring.saved_samples import SavedSamples
 from pipelines.scoring.shards import ScoringShard
+from raydit.compilers import require_compiler
 
 if TYPE_CHECKING:
     from evaluation.extractors import FeatureExtractor
@@ -49,6 +50,8 @@ class SampleActor:
     def __init__(self, evaluate: EvaluateConfig, sources: Sequence[SampleSource] = ()):
         import torch
 
+        if sources and evaluate.compile:
+            require_compiler(bool(evaluate.gpus_per_worker))
         # The same number of threads for any number of workers: another order of summation changes the last bits.
         torch.set_num_threads(evaluate.cpus_per_worker)
         self.sources, self.batch_size, self.compiled = sources, evaluate.batch_size, evaluate.compile

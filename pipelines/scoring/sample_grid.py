@@ -14,6 +14,7 @@ from pipelines.images.grids import labelled_grid, save_png
 from pipelines.images.labels import are_numbers
 from pipelines.scoring.checks import check_sampling_steps
 from pipelines.scoring.protocols import sampling_protocol
+from raydit.compilers import explain_failed_compilation, require_compiler
 from raydit.errors import InvalidInput
 
 MAX_ROWS = 20
@@ -46,6 +47,8 @@ def sample_grid(
             "0 for a grid, which is sampled on this machine",
             "add --set evaluate.gpus_per_worker=0",
         )
+    if evaluate.compile:
+        require_compiler(bool(evaluate.gpus_per_worker))
     storage.refuse_unwritable(out)
     opened = open_checkpoint(checkpoint)
     check_sampling_steps(evaluate, opened.record.process_kind)
@@ -53,7 +56,7 @@ def sample_grid(
     labels = [class_label(name, names) for name in classes] if classes else list(range(min(len(names), MAX_ROWS)))
     labels = labels or [0]
     protocol = sampling_protocol(evaluate, seed, opened, random)
-    with explain_full_memory("lower evaluate.batch_size"):
+    with explain_failed_compilation(), explain_full_memory("lower evaluate.batch_size"):
         sampler = CheckpointSampler(
             opened.shared,
             protocol,

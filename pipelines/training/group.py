@@ -29,6 +29,7 @@ from pipelines.training.messages import (
     start_mailbox,
 )
 from pipelines.training.worker import Worker
+from raydit.compilers import explain_failed_compilation, require_compiler
 from raydit.errors import RayditError, WorkersDied
 
 if TYPE_CHECKING:
@@ -166,7 +167,9 @@ def _run_worker(train_loop_config: dict[str, Any]) -> None:
     from dit.hardware.device_errors import explain_full_memory
 
     function, settings, workers, mailbox = ray.get(train_loop_config["work"])
-    with explain_full_memory(_less_memory(workers)):
+    if getattr(workers, "compile", None):
+        require_compiler(bool(workers.gpus_per_worker))
+    with explain_failed_compilation(), explain_full_memory(_less_memory(workers)):
         function(Worker.of_ray_train(workers, mailbox), settings)
 
 

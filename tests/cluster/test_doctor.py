@@ -27,6 +27,13 @@ def test_devices_name_the_cores():
     assert f"{os.cpu_count()} CPU cores" in doctor.check_devices().found
 
 
+def test_a_machine_without_a_compiler_passes_and_is_told_what_needs_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", str(tmp_path / "g++"))
+    assert doctor.check_compiler() == Check("compiler", True, doctor.NO_COMPILER)
+    (tmp_path / "g++").touch(mode=0o755)
+    assert doctor.check_compiler() == Check("compiler", True, str(tmp_path / "g++"))
+
+
 def test_a_driver_that_torch_cannot_use_fails(monkeypatch):
     def fail(index):
         raise RuntimeError("The NVIDIA driver on your system is too old\n(found version 11040)")

@@ -11,6 +11,8 @@ from cluster.node_checks import NodeReport, installed_versions
 GOOD = Check("storage", True, "s3://bucket is writable")
 FULL = Check("storage", False, "/tmp: full", "free some space")
 
+NAMES = ["nodes", "clocks", "node compiler"]
+
 
 def report(node, *checks, **changed):
     options = {"versions": installed_versions(), "time": 0.0, "sees_marker": True} | changed
@@ -29,7 +31,7 @@ def found(monkeypatch, tmp_path):
 
 def test_equal_nodes_pass_with_their_number(found):
     checks = found(report("10.0.0.1", GOOD), report("10.0.0.2", GOOD))
-    assert all(check.ok for check in checks.values()) and list(checks) == ["nodes", "clocks", "node storage"]
+    assert all(check.ok for check in checks.values()) and list(checks) == [*NAMES, "node storage"]
     assert checks["nodes"].found.startswith("2 node(s) with Python 3.")
     assert checks["node storage"].found == "on 2 node(s): s3://bucket is writable"
 
@@ -67,3 +69,10 @@ def test_one_node_that_cannot_write_fails_the_check(found):
 def test_a_folder_that_the_nodes_do_not_share_is_reported(found, tmp_path):
     check = found(report("10.0.0.1", GOOD), report("10.0.0.2", GOOD, sees_marker=False))["shared"]
     assert not check.ok and "is not the same folder on 10.0.0.2" in check.found and "s3://" in check.do
+
+
+def test_nodes_without_a_compiler_are_named_and_pass(found):
+    check = found(report("10.0.0.1", compiler="/usr/bin/g++"), report("10.0.0.2"))["node compiler"]
+    assert check.ok and check.found.startswith("on 10.0.0.2: no C++ compiler, which compile = true in a recipe needs")
+    check = found(*(report(node, compiler="/usr/bin/g++") for node in "ab"))["node compiler"]
+    assert check == Check("node compiler", True, "on 2 node(s): /usr/bin/g++")

@@ -7,8 +7,10 @@ import sys
 import pytest
 import ray
 
+from cluster.node_tasks import NodeReply
 from cluster.placement import WorkerNeeds
-from cluster.session import count_free_workers, ray_session, require_resources
+from cluster.session import count_free_workers, ray_session, require_compilers, require_resources
+from raydit.errors import Failed
 
 SESSION_CODE = """
 import ray
@@ -107,3 +109,39 @@ def test_free_workers_are_counted_beside_what_runs(monkeypatch, local_ray):
     assert count_free_workers(WorkerNeeds(cpus=1, gpus=0)) == 4
     assert count_free_workers(WorkerNeeds(cpus=2, gpus=0)) == count_free_workers(WorkerNeeds(cpus=1, gpus=1)) == 1
     assert count_free_workers(WorkerNeeds(cpus=1, gpus=1, label_selector={"market": "spot"})) == 0
+
+
+def cluster_of(monkeypatch, cpus, replies, largest=None):
+    """Let the cluster have nodes with so many CPUs each, and let them reply to whether they lack a compiler."""
+    nodes = [
+        {"Alive": True, "NodeManagerAddress": address, "Resources": {"CPU": count}, "Labels": {}}
+        for address, count in cpus.items()
+    ]
+    replied = [NodeReply(address=address, result=lacks) for address, lacks in replies.items()]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("cluster.session.call_on_nodes", lambda *arguments, **options: replied)
+    monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: largest)
+
+
+@pytest.mark.parametrize(
+    ("workers", "replies", "largest"),
+    [
+        (2, {"a": False, "b": False, "c": True}, None),
+        (2, {"a": False, "b": None, "c": True}, None),  # b does not answer
+        (1, {"a": False, "b": True, "c": False}, None),
+        (2, {"a": True, "b": True, "c": True}, {"CPU": 64}),  # further nodes may be started
+    ],
+)
+def test_workers_that_compile_need_nodes_with_a_compiler_that_hold_them(monkeypatch, workers, replies, largest):
+    cluster_of(monkeypatch, {"a": 4, "b": 4, "c": 1}, replies, largest)
+    require_compilers(workers, WorkerNeeds(cpus=4))
+
+
+def test_workers_that_fit_only_where_no_compiler_is_are_refused(monkeypatch):
+    cluster_of(monkeypatch, {"a": 4, "b": 4, "c": 1}, {"a": True, "b": False, "c": True})
+    with pytest.raises(Failed, match=r"compile = true, and no C\+\+ compiler \(.*\) on a, expected"):
+        require_compilers(2, WorkerNeeds(cpus=4))
+
+
+def test_nodes_say_whether_they_have_a_compiler(local_ray):
+    require_compilers(1, WorkerNeeds(cpus=1))

@@ -47,6 +47,18 @@ def test_a_cluster_without_room_is_named(tmp_path, monkeypatch, capsys, address,
     assert "has room" not in capsys.readouterr().out
 
 
+def test_a_stage_that_compiles_asks_once_for_a_compiler_before_it_works(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(StageContext, "start_ray", lambda *arguments: None)
+    monkeypatch.setattr(StageContext, "tracker", None)
+    monkeypatch.setattr("cluster.session.require_compilers", lambda num_workers, needs: asked.append(num_workers))
+    context = StageContext(tiny_recipe(tmp_path))
+    for compiled in (False, True, True):
+        context.prepare_work(TrainConfig(num_workers=3, global_batch_size=6, compile=compiled), "train")
+    context.prepare_work(EncodeConfig(num_workers=2), "encode")
+    assert asked == [3]
+
+
 def training(kind, workers, gpus):
     return kind(num_workers=workers, gpus_per_worker=gpus, global_batch_size=8)
 

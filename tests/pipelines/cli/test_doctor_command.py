@@ -12,7 +12,7 @@ from cluster.doctor import Check
 from pipelines.cli import doctor_checks
 from pipelines.cli import main as cli
 
-NAMES = ["python", *doctor_checks.PACKAGES, "devices", "storage", "weights"]
+NAMES = ["python", *doctor_checks.PACKAGES, "devices", "compiler", "storage", "weights"]
 NAMES += ["tracking", "aliases", "auth", "ports", "ray"]
 
 

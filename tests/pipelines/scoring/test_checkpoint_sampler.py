@@ -17,9 +17,10 @@ from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.sample import sample_file
+from pipelines.scoring.actors import SampleActor
 from pipelines.scoring.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.sample_grid import sample_grid
-from raydit.errors import InvalidInput
+from raydit.errors import Failed, InvalidInput
 
 MODEL = {"input_size": 4, "hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 2, "learn_sigma": False}
 SCALE = LatentScale((1.0, 2.0, 3.0, 4.0), (0.5, 0.5, 2.0, 2.0))
@@ -94,3 +95,12 @@ def test_too_many_steps_are_refused_before_any_work(checkpoint, tmp_path):
         sample_grid(opened, config.evaluate, 0, str(tmp_path / "a.png"), classes=None, columns=2)
     with pytest.raises(InvalidInput, match=message):
         sample_file(opened, config, str(tmp_path / "a.npz"), num_samples=2)
+
+
+def test_compiled_samples_need_a_compiler_before_anything_is_loaded(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("raydit.compilers.find_compiler", lambda gpu: None)
+    compiled, grid = EvaluateConfig(compile=True), tmp_path / "grid.png"
+    with pytest.raises(Failed, match="compile = true, and no"):
+        SampleActor(compiled, [checkpoint])
+    with pytest.raises(Failed, match="compile = true, and no"):
+        sample_grid(checkpoint.path, compiled, 0, str(grid), classes=None, columns=1)

@@ -70,3 +70,14 @@ def test_a_worker_whose_memory_is_full_says_which_settings_take_less(monkeypatch
         group._run_worker({"work": (train, None, workers, None)})
     assert str(raised.value).startswith(f"CUDA out of memory. Tried to allocate 2 GiB. GPU 0 is full. {advice} (")
     assert not _is_retryable(raised.value)
+
+
+def test_a_worker_without_a_compiler_ends_before_it_reads_anything(monkeypatch):
+    monkeypatch.setattr("raydit.compilers.find_compiler", lambda gpu: None)
+    monkeypatch.setattr("ray.get", lambda work: work)
+    monkeypatch.setattr(group, "Worker", SimpleNamespace(of_ray_train=lambda workers, mailbox: None))
+    called = []
+    for workers in (TrainConfig(compile=True), AutoencoderTrainConfig(compile=True)):
+        with pytest.raises(Failed, match=r"compile = true, and no C\+\+ compiler") as raised:
+            group._run_worker({"work": (called.append, None, workers, None)})
+        assert not called and not _is_retryable(raised.value)
