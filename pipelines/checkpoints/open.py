@@ -8,6 +8,7 @@ a DiT pipeline folder of diffusers      a .pt or .safetensors file of the offici
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from raydit.errors import InvalidInput, NotFound, RayditError, StorageFailed, Un
 
 IN_TRACKING = ("runs:/", "models:/")
 """Prefixes of the names that MLflow resolves."""
+ARTIFACTS = ("autoencoder", "latents", "evaluations")
+"""Folders of an output by which it is recognised where the folder of its checkpoints has another name."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +88,21 @@ class LocatedCheckpoint(Checkpoint):
         """Last part of the origin, such as step_0001000."""
         return storage.split(self.origin)[1]
 
-    @property
+    @cached_property
     def output(self) -> str:
-        """The output folder that it belongs to, also if it was superseded; an imported one's parent folder.
+        """The output folder that it belongs to, also if it was superseded; its parent folder if it lies anywhere else.
 
-        It is that of output/checkpoints/step_N and output/superseded/checkpoints-1/step_N.
+        It is that of output/checkpoints/step_N and output/superseded/checkpoints-1/step_N, and of output/NAME/step_N
+        if other artifacts lie in output.
         """
-        folder = storage.split(self.origin)[0]
-        if self.config.get("recipe") is None:
-            return folder
-        output = storage.split(folder)[0]
-        return storage.split(output)[0] if storage.split(output)[1] == SUPERSEDED else output
+        parent = storage.split(self.origin)[0]
+        if self.config.get("recipe") is None or _is_root(parent):
+            return parent
+        above, name = storage.split(parent)
+        if storage.split(above)[1] == SUPERSEDED and not _is_root(above):
+            return storage.split(above)[0]
+        is_output = name == "checkpoints" or any(storage.exists(storage.join(above, each)) for each in ARTIFACTS)
+        return above if is_output else parent
 
     @property
     def shared(self) -> SharedCheckpoint:
@@ -283,6 +290,12 @@ def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedChe
             f"--model {model}: found with {uri}", "weights that do not record what they are of", "omit --model"
         )
     return LocatedCheckpoint.at(origin, load_checkpoint(path))
+
+
+def _is_root(folder: str) -> bool:
+    """Return whether no folder lies above a path or URI: that of a disk's root, and that of a bucket."""
+    above, name = storage.split(folder)
+    return not name or ("://" in folder.partition("?")[0] and "://" not in above.partition("?")[0])
 
 
 def _has_shards(folder: Path) -> bool:
