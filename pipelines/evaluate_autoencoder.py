@@ -18,6 +18,7 @@ from pipelines.artifacts import digest_of
 from pipelines.scoring.actor_pool import run_on_actors
 from pipelines.scoring.autoencoder_actors import DenoisingActor, DenoisingTask, ReconstructingActor
 from pipelines.scoring.autoencoders import (
+    SHARDS,
     AutoencoderEvaluation,
     build_autoencoder_report,
     draw_reconstructions,
@@ -27,6 +28,7 @@ from pipelines.scoring.records import read_arrays
 from pipelines.scoring.report_files import PAGE_FILE
 from pipelines.scoring.score_checkpoint import LapTimer
 from pipelines.scoring.shards import compute_shards
+from pipelines.scoring.unlogged import is_unlogged, mark_logged, mark_unlogged
 from pipelines.stage import StageContext
 from pipelines.tracking import tags
 from pipelines.tracking.provenance import code_record
@@ -60,11 +62,10 @@ def evaluate_autoencoder(
     timer, identity = LapTimer(), {"protocol": protocol.protocol_id}
     if storage.exists(file) and not force:
         report = AutoencoderReport.from_json(storage.read_bytes(file))
-        if storage.exists(evaluation.shard_folder):  # it was cut off between writing and logging the report
+        if is_unlogged(folder):  # it was cut off between writing and logging the report
             with context.run(STAGE, identity, _run_tags(evaluation)) as run:
                 _log_settings(run, evaluation)
-                _log_report(run, report, folder)
-                storage.remove_folder(evaluation.shard_folder)
+                _log_written_report(run, report, folder)
         context.skipped(STAGE, f"{evaluation.name}, protocol {protocol.protocol_id}, report in {folder}")
         return JudgedAutoencoder(report, folder)
     if force:
@@ -84,8 +85,7 @@ def evaluate_autoencoder(
         _write_pictures(folder, measured.originals, measured.decoded)
         picture = draw_reconstructions(measured.originals, [measured.decoded], ["decoded"])
         report = _write_report(replace(report, timings=timer.laps), folder, picture)
-        _log_report(run, report, folder)
-        storage.remove_folder(evaluation.shard_folder)
+        _log_written_report(run, report, folder)
         context.say(STAGE, f"{evaluation.name} judged on {protocol.num_images:,} images ({timer.total:.0f} s)")
     return JudgedAutoencoder(report, folder)
 
@@ -134,7 +134,9 @@ def _write_report(report: AutoencoderReport, folder: str, picture: bytes) -> Aut
     storage.write_atomically(storage.join(folder, report.artifacts[PICTURE]), picture)
     page = render_autoencoder_page([report], picture)
     storage.write_atomically(storage.join(folder, PAGE_FILE), page.encode())
-    storage.write_atomically(storage.join(folder, REPORT_FILE), report.to_json().encode())
+    content = report.to_json().encode()
+    mark_unlogged(folder, content)
+    storage.write_atomically(storage.join(folder, REPORT_FILE), content)
     return report
 
 
@@ -166,6 +168,15 @@ def _log_settings(run: RunLog, evaluation: AutoencoderEvaluation) -> None:
     log_sections(run, sections, may_change={"evaluate": evaluate.keys()})
     images = evaluation.images
     run.input(name="images", digest=evaluation.listing.digest, source=images.path, context="evaluation")
+
+
+def _log_written_report(run: RunLog, report: AutoencoderReport, folder: str) -> None:
+    """Log a report, and remove the records that it was made of, whatever the size of their shards."""
+    _log_report(run, report, folder)
+    mark_logged(folder)
+    for name in storage.list_names(folder):
+        if name.startswith(SHARDS):
+            storage.remove_folder(storage.join(folder, name))
 
 
 def _log_report(run: RunLog, report: AutoencoderReport, folder: str) -> None:

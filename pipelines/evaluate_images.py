@@ -35,17 +35,19 @@ from pipelines.scoring.report_files import (
 from pipelines.scoring.report_pictures import NUM_SAMPLES, Neighbours, report_pictures
 from pipelines.scoring.score_checkpoint import LapTimer, protocol_tags
 from pipelines.scoring.score_extractors import (
-    find_unlogged_records,
     holds_all,
     record_folders,
+    remove_all_records,
     remove_folders,
     score_extractors,
     with_earlier_scores,
 )
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import compute_shards, make_shards, share_images, split_listing
+from pipelines.scoring.unlogged import is_unlogged, mark_logged
 from pipelines.stage import StageContext
 from pipelines.tracking import tags
+from pipelines.tracking.run_log import RunLog
 from raydit.errors import NotFound
 
 NUM_COMPARED = 16
@@ -78,11 +80,10 @@ def evaluate_images(
     report = earlier if earlier and holds_all(earlier, protocols, evaluate) else None
     if report is not None and not force:
         take_back_report(folder, digest)
-        if unlogged := find_unlogged_records(folder, report):  # it was cut off between writing and logging the report
+        if is_unlogged(folder, digest):  # it was cut off between writing and logging the report
             with context.run("evaluate", identity, run_tags) as run:
                 log_evaluation_settings(run, evaluate, protocol)
-                log_report(run, report, folder)
-                remove_folders(unlogged)
+                log_written_report(run, report, folder)
         context.skipped("evaluate", f"protocol {protocol.label}, report in {folder}")
         return report, folder
     check_class_distances(settings, listing.class_names, path)
@@ -115,10 +116,16 @@ def evaluate_images(
         pictures = draw_pictures(images, listing.take(shown), scored.features, neighbours, shown)
         timer.lap("pictures_seconds")
         report = write_report(report, folder, pictures, timer.laps | scored.timings)
-        log_report(run, report, folder)
-        remove_folders(shard_folders)
+        log_written_report(run, report, folder)
         context.say("evaluate", f"{len(listing):,} images scored, report in {folder} ({timer.total:.0f} s)")
     return report, folder
+
+
+def log_written_report(run: RunLog, report: EvaluationReport, folder: str) -> None:
+    """Log a report, and remove the records that it was made of."""
+    log_report(run, report, folder)
+    mark_logged(folder, report.checkpoint_digest)
+    remove_all_records(folder, report)
 
 
 def scored_images(settings: ScoringSettings, path: str) -> ImagesConfig:

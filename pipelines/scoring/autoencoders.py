@@ -36,6 +36,8 @@ from pipelines.scoring.references import RealImages, load_real_features
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput
 
+SHARDS = "shards-"
+"""Start of the names of the folders of records in an evaluation's folder."""
 MAX_IMAGES = 50_000
 """Images where no number is given: as many as published distances of reconstructions have."""
 DEFAULT_SIZE = 256
@@ -167,7 +169,7 @@ class AutoencoderEvaluation:
     @property
     def shard_folder(self) -> str:
         """Path or URI of the folder of the records of shards."""
-        return storage.join(self.folder, f"shards-{self.config.evaluate.shard_rows}")
+        return storage.join(self.folder, f"{SHARDS}{self.config.evaluate.shard_rows}")
 
     @property
     def denoising_file(self) -> str:

@@ -14,6 +14,7 @@ from evaluation.pages.report_page import render_page
 from evaluation.report import REPORT_FILE, EvaluationReport
 from pipelines.checkpoints.open import IN_TRACKING, open_checkpoint
 from pipelines.scoring.settings import EVALUATIONS
+from pipelines.scoring.unlogged import mark_unlogged
 from pipelines.tracking.provenance import code_record
 from raydit import __version__
 from raydit.errors import InvalidInput, NotFound
@@ -29,7 +30,10 @@ def report_folder(evaluations: str, protocol_id: str, name: str) -> str:
 def write_report(
     report: EvaluationReport, folder: str, pictures: dict[str, bytes], timings: dict[str, float]
 ) -> EvaluationReport:
-    """Write pictures (PNG files by name) and page, then the report; return it with timings, files, date and code."""
+    """Write pictures (PNG files by name) and page, then the report; return it with timings, files, date and code.
+
+    The report is marked as not yet logged; see pipelines.scoring.unlogged.
+    """
     files = {name: f"{name}.png" for name in pictures}
     for name, content in pictures.items():
         storage.write_atomically(storage.join(folder, files[name]), content)
@@ -42,6 +46,7 @@ def write_report(
         raydit_version=__version__,
     )
     _write_page(report, folder, pictures)
+    mark_unlogged(folder, report.to_json().encode(), report.checkpoint_digest)
     save_report(report, folder)
     return report
 

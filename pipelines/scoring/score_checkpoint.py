@@ -31,15 +31,16 @@ from pipelines.scoring.report_files import load_matching_report, report_folder, 
 from pipelines.scoring.report_pictures import Neighbours, report_pictures
 from pipelines.scoring.saved_samples import SavedSamples
 from pipelines.scoring.score_extractors import (
-    find_unlogged_records,
     holds_all,
     record_folders,
+    remove_all_records,
     remove_folders,
     score_extractors,
     with_earlier_scores,
 )
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import ScoringShard, compute_shards, find_unfinished, make_shards, share_images
+from pipelines.scoring.unlogged import is_unlogged, mark_logged
 from pipelines.stage import JobContext
 from pipelines.tracking import tags
 from pipelines.tracking.logged_models import log_checkpoint
@@ -222,7 +223,6 @@ def score_checkpoint(
         timer.lap("pictures_seconds")
         report = write_report(report, folder, pictures, timer.laps | scored.timings)
         log_written_report(run, evaluation, report, images_per_step)
-        evaluation.remove_shards()
         context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({timer.total:.0f} s)")
     return report
 
@@ -231,12 +231,11 @@ def deliver_report(
     context: JobContext, evaluation: CheckpointEvaluation, report: EvaluationReport, *, images_per_step: int
 ) -> None:
     """Log a finished report if its evaluation was cut off after writing and before logging it; see score_checkpoint."""
-    if not (records := find_unlogged_records(evaluation.folder, report)):
+    if not is_unlogged(evaluation.folder, report.checkpoint_digest):
         return
     context.say("evaluate", "logs the report of an evaluation that was interrupted before it could")
     with open_run(context, evaluation) as run:
         log_written_report(run, evaluation, report, images_per_step)
-        remove_folders(records)
 
 
 @contextmanager
@@ -252,13 +251,18 @@ def open_run(context: JobContext, evaluation: CheckpointEvaluation) -> Iterator[
 def log_written_report(
     run: RunLog, evaluation: CheckpointEvaluation, report: EvaluationReport, images_per_step: int
 ) -> None:
-    """Log a checkpoint, its report, and the curves over all reports of the protocol, which are drawn again."""
+    """Log a checkpoint, its report, and the curves over all reports of the protocol, which are drawn again.
+
+    The records that the report was made of are removed then.
+    """
     opened, folder = evaluation.opened, evaluation.folder
     log_checkpoint(run, opened, opened.origin)
     log_report(run, report, folder, opened.step, opened.digest)
     protocol_folder = storage.split(folder)[0]
     for figure in save_curves(load_reports_by_step(protocol_folder), protocol_folder, images_per_step):
         run.artifact(figure)
+    mark_logged(folder, report.checkpoint_digest)
+    remove_all_records(folder, report)
 
 
 def run_tags(opened: LocatedCheckpoint, protocol: EvaluationProtocol) -> dict[str, str]:

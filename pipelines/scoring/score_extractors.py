@@ -153,17 +153,16 @@ def record_folders(folder: str, digest: str, shard_rows: int, protocols: Sequenc
     return [first, *(f"{first}-{protocol.protocol_id}" for protocol in protocols[1:])]
 
 
-def find_unlogged_records(folder: str, report: EvaluationReport) -> list[str]:
-    """Return the folders of records beside a finished report; empty where it has been logged.
+def remove_all_records(folder: str, report: EvaluationReport) -> None:
+    """Remove the records beside a finished report of which it holds the scores, whatever the size of their shards.
 
-    Records are removed once the report that they gave is logged, so where some are left, the evaluation was cut off
-    before. Where some are of an extractor that the report lacks, they are of a later evaluation, which may resume.
+    Those of an extractor that the report lacks are of another evaluation, which may resume.
     """
     prefix = f"shards-{report.checkpoint_digest[:12]}-"
     names = storage.list_names(folder) if storage.exists(folder) else []
     found = {name: name.removeprefix(prefix).partition("-")[2] for name in names if name.startswith(prefix)}
     scored = {"", *(protocol.protocol_id for protocol in report.protocols)}
-    return [storage.join(folder, name) for name in found] if scored.issuperset(found.values()) else []
+    remove_folders([storage.join(folder, name) for name, protocol_id in found.items() if protocol_id in scored])
 
 
 def remove_folders(folders: Sequence[str]) -> None:

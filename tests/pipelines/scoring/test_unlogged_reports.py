@@ -28,9 +28,10 @@ from pipelines.scoring import score_checkpoint, score_extractors
 from pipelines.scoring.protocols import evaluation_protocol
 from pipelines.scoring.references import RealImages
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation
-from pipelines.scoring.score_extractors import find_unlogged_records
+from pipelines.scoring.score_extractors import remove_all_records
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import make_shards, split_listing
+from pipelines.scoring.unlogged import is_unlogged, mark_logged, mark_unlogged
 from pipelines.stage import StageContext
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.tracker import Tracker
@@ -75,16 +76,18 @@ def config(tmp_path_factory):
 
 
 def check_that_it_is_logged_once(score, context, calls, config, name):
-    """name: of the report's folder."""
+    """Also where an evaluation with another size of shards was interrupted. name: of the report's folder."""
     with pytest.raises(KeyboardInterrupt):
         score()
     (report,) = Path(config.folder("evaluations")).glob(f"*/{name}/report.json")
-    assert list(report.parent.glob("shards-*"))
-    for _ in range(2):
-        score()
-        assert len(calls) == 2  # the interrupted call, and that of the next command
-        assert any(name.startswith("eval/fd_") for name in context.last_run.logged)
-        assert not list(report.parent.glob("shards-*"))
+    (records,) = report.parent.glob("shards-*")
+    (report.parent / records.name.replace("-10", "-77")).mkdir()
+    score()
+    assert not list(report.parent.glob("shards-*")) and not list(report.parent.glob("unlogged*"))
+    records.mkdir()  # as an interrupted --force leaves it
+    score()
+    assert len(calls) == 2  # the interrupted call, and that of the next command
+    assert any(name.startswith("eval/fd_") for name in context.last_run.logged)
     assert context.identities[0] == context.identities[1] and len(context.identities) == 2
 
 
@@ -144,23 +147,38 @@ def test_the_report_of_an_autoencoder_is_logged(tmp_path, monkeypatch):
     monkeypatch.setattr(autoencoder_job, "_log_settings", lambda *_: None)
     monkeypatch.setattr(autoencoder_job, "_log_report", lambda run, report, folder: logged.append(report.metrics))
     context = RecordingContext()
+    for rows in (4, 8):  # records alone mean nothing
+        storage.write_atomically(str(tmp_path / f"shards-{rows}" / "shard-00000.npz"), b"")
     for expected in ([], [report.metrics], [report.metrics]):
         assert evaluate_autoencoder(evaluation, context=context).report == report
-        assert logged == expected and not (tmp_path / "shards-8").exists()
+        assert logged == expected and bool(list(tmp_path.glob("shards-*"))) != bool(expected)
         if not expected:
-            storage.write_atomically(str(tmp_path / "shards-8" / "shard-00000.npz"), b"")
+            mark_unlogged(str(tmp_path), report.to_json().encode())
     assert context.identities == [{"protocol": protocol.protocol_id}]
 
 
 def test_records_of_a_later_evaluation_by_more_extractors_are_kept(tmp_path):
     report = SimpleNamespace(checkpoint_digest="a" * 64, protocols=[SimpleNamespace(protocol_id=each) for each in "pq"])
-    assert find_unlogged_records(str(tmp_path / "nothing"), report) == []
-    own = [tmp_path / f"shards-{'a' * 12}-{name}" for name in ("100", "100-q")]
-    for folder in (*own, tmp_path / f"shards-{'b' * 12}-100"):  # the last one is of another checkpoint
+    remove_all_records(str(tmp_path / "nothing"), report)
+    own = [tmp_path / f"shards-{'a' * 12}-{name}" for name in ("100", "100-q", "200")]
+    others = [tmp_path / f"shards-{name}" for name in (f"{'b' * 12}-100", f"{'a' * 12}-100-r")]
+    for folder in (*own, *others):  # of another checkpoint, and of another extractor
         folder.mkdir()
-    assert find_unlogged_records(str(tmp_path), report) == [str(folder) for folder in own]
-    (tmp_path / f"shards-{'a' * 12}-100-r").mkdir()
-    assert find_unlogged_records(str(tmp_path), report) == []
+    remove_all_records(str(tmp_path), report)
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
+def test_a_report_is_unlogged_from_its_writing_until_it_is_logged(tmp_path):
+    folder, report = str(tmp_path), tmp_path / "report.json"
+    assert not is_unlogged(folder, "a" * 64)
+    report.write_bytes(b"old")
+    mark_unlogged(folder, b"new", "a" * 64)
+    assert not is_unlogged(folder, "a" * 64)  # interrupted before the new one was written
+    report.write_bytes(b"new")
+    assert is_unlogged(folder, "a" * 64) and not is_unlogged(folder, "b" * 64)
+    mark_logged(folder, "a" * 64)
+    assert not is_unlogged(folder, "a" * 64) and [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    mark_logged(folder, "a" * 64)
 
 
 class LocalContext(StageContext):
