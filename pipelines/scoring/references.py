@@ -133,7 +133,12 @@ def reference_digest(settings: ScoringSettings) -> str:
     if settings.reference is None:
         real = RealImages.of(settings)
         return real.digest(real.training)
-    return storage.sha256_file(fetch_reference(settings.reference))
+    return given_reference_digest(settings.reference)
+
+
+def given_reference_digest(reference: str) -> str:
+    """Return the digest of a file of reference statistics as protocols have it: the sha256. Raises NotFound."""
+    return storage.sha256_file(fetch_reference(reference))
 
 
 def fetch_reference(reference: str) -> str:

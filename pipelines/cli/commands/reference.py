@@ -45,7 +45,7 @@ def build(
 
     from pipelines.build_reference import build_reference, work_folder
     from pipelines.images.recipe import image_recipe
-    from pipelines.scoring.references import RealImages
+    from pipelines.scoring.references import RealImages, given_reference_digest
     from pipelines.scoring.settings import ScoringSettings
 
     config = image_recipe(images, "work", overrides)
@@ -56,7 +56,6 @@ def build(
         print_line("plan", f"{count:,} images on {config.evaluate.num_workers} workers, into {out}")
         return print_result(as_json, {"images": count, "path": str(out)})
     built = build_reference(config, out, address=address)
-    print_line(
-        "reference", f"{out}: {built.n:,} images, {built.extractor}, {built.size} px, digest {built.digest[:12]}"
-    )
-    print_result(as_json, {"path": str(out), "n": built.n, "extractor": built.extractor, "digest": built.digest})
+    digest = given_reference_digest(out)
+    print_line("reference", f"{out}: {built.n:,} images, {built.extractor}, {built.size} px, digest {digest[:12]}")
+    print_result(as_json, {"path": str(out), "n": built.n, "extractor": built.extractor, "digest": digest})
