@@ -10,6 +10,7 @@ import numpy as np
 from cluster import storage
 from pipelines.images.listing import Listing, shorten_list
 from pipelines.images.open import open_source
+from pipelines.images.preprocess import read_cropped
 from pipelines.images.splits import ALL_SPLITS, canonical_split
 from pipelines.images.subset import take_named
 from pipelines.images.validation import held_out_source, names_split
@@ -18,6 +19,8 @@ from raydit.errors import InvalidInput, NotFound
 if TYPE_CHECKING:
     from pipelines.config.recipe import ImagesConfig
 
+NUM_COMPARED = 8
+"""Images that are compared pixel by pixel where all names and lengths of held-out and training images are equal."""
 NOT_TRAINED_ON = "images that nothing trains on"
 OTHER_IMAGES = "name another split, or the path, URI or hub id of other images, or set images.held_out instead"
 
@@ -48,7 +51,7 @@ def _list_validation(images: "ImagesConfig", training: Listing) -> Listing:
             f"images.validation: found no images in {validation!r}", "held-out images", "correct images.validation"
         )
     common = _find_common(training, held_out)
-    if len(common) == len(training) == len(held_out) or _is_copy(training, held_out, by_split=names_split(validation)):
+    if len(common) == len(training) == len(held_out) or _is_copy(images, training, held_out):
         raise _same_images(validation)
     if common:
         raise InvalidInput(
@@ -60,14 +63,36 @@ def _list_validation(images: "ImagesConfig", training: Listing) -> Listing:
     return held_out
 
 
-def _is_copy(training: Listing, held_out: Listing, *, by_split: bool) -> bool:
-    """Return whether held-out images have the keys and stamps of all training images.
+def _is_copy(images: "ImagesConfig", training: Listing, held_out: Listing) -> bool:
+    """Return whether held-out images are the training images, by their keys, stamps and some of their pixels.
 
-    by_split: they are a split of the same data set, whose folders may have files of the same names and lengths.
+    Files of uncompressed images are all equally long, and often have the same names in the folders of two splits.
     """
+    by_split = names_split(images.validation or "")
     if by_split and training.root is not None and training.root != held_out.root:
         return False
-    return held_out.keys == training.keys and np.array_equal(held_out.stamps, training.stamps)
+    if held_out.keys != training.keys or not np.array_equal(held_out.stamps, training.stamps):
+        return False
+    count = min(len(held_out), NUM_COMPARED)
+    chosen = held_out.take(np.arange(count) * len(held_out) // count)
+    equal, readable = find_equal_images(images, training, chosen)
+    return len(equal) == readable
+
+
+def find_equal_images(images: "ImagesConfig", training: Listing, held_out: Listing) -> tuple[list[str], int]:
+    """Return the keys of those held-out images whose pixels are those of the training image of the same key.
+
+    Also returns the number of images that could be read on both sides. held_out: images whose keys training images
+    have as well.
+    """
+    positions = {key: position for position, key in enumerate(training.keys)}
+    same = training.take([positions[key] for key in held_out.keys])
+    sides = []
+    for source, listing in ((held_out_source(images), held_out), (images, same)):
+        pixels, good, _ = read_cropped(source, listing.keys, listing.locations)
+        sides.append({listing.keys[position]: image for position, image in zip(good, pixels, strict=True)})
+    readable = [key for key in sides[0] if key in sides[1]]
+    return [key for key in readable if np.array_equal(sides[0][key], sides[1][key])], len(readable)
 
 
 def _find_common(training: Listing, held_out: Listing) -> list[str]:

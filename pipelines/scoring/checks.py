@@ -2,8 +2,6 @@
 
 from functools import lru_cache
 
-import numpy as np
-
 from cluster import storage
 from dit.sampler_names import NUM_TIMESTEPS, most_steps
 from evaluation.extractors import ExtractorIdentity, create_extractor, fetch_weights
@@ -11,9 +9,7 @@ from evaluation.features.extractor_names import extractor_kind
 from evaluation.protocol import MIN_SAMPLES, EvaluationProtocol
 from evaluation.score import explain_missing, summarize_missing
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.images.listing import Listing
-from pipelines.images.preprocess import read_cropped
-from pipelines.images.validation import held_out_source
+from pipelines.images.held_out import find_equal_images
 from pipelines.latents.dataset import MANIFEST, LatentDataset
 from pipelines.latents.shards import recorded_keys
 from pipelines.scoring.build_report import spaced_positions
@@ -86,25 +82,13 @@ def refuse_seen_images(settings: ScoringSettings) -> None:
     equal = [position for position, (key, stamp) in enumerate(pairs) if key in seen and stamps.get(key) == stamp]
     compared = spaced_positions(len(equal), min(len(equal), MAX_COMPARED))
     chosen = real.held_out.take([equal[position] for position in compared])
-    if found := moved or _equal_images(real, chosen):
+    if found := moved or find_equal_images(real.settings.images, real.training, chosen)[0]:
         raise InvalidInput(
             f"images.validation: found {found[0]!r} in {settings.images.validation!r}, one of {len(found):,} images "
             "that training has seen",
             "images that nothing trains on",
             "remove them, or train again without them; if they are others of the same names, rename them",
         )
-
-
-def _equal_images(real: RealImages, held_out: Listing) -> list[str]:
-    """Return the keys of those held-out images whose pixels are those of the training image of the same key."""
-    images, training = real.settings.images, real.training
-    positions = {key: position for position, key in enumerate(training.keys)}
-    same = training.take([positions[key] for key in held_out.keys])
-    sides = []
-    for source, listing in ((held_out_source(images), held_out), (images, same)):
-        pixels, good, _ = read_cropped(source, listing.keys, listing.locations)
-        sides.append({listing.keys[position]: image for position, image in zip(good, pixels, strict=True)})
-    return [key for key, image in sides[0].items() if key in sides[1] and np.array_equal(image, sides[1][key])]
 
 
 def _check_inputs(settings: ScoringSettings, extractor: ExtractorIdentity) -> None:

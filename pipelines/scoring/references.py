@@ -89,12 +89,20 @@ class RealImages:
 
     def path(self, listing: Listing) -> str:
         """Return the path or URI at which the reference or the features of a listing are kept."""
-        return storage.join(self.settings.references, f"{self.digest(listing)[:12]}.npz")
+        return storage.join(self.settings.references, f"{self._name(listing)}.npz")
 
     def shard_folder(self, listing: Listing) -> str:
         """Return the path or URI of the folder for the shards of a listing."""
-        name = f"{self.digest(listing)[:12]}.shards-{self.settings.evaluate.shard_rows}"
+        name = f"{self._name(listing)}.shards-{self.settings.evaluate.shard_rows}"
         return storage.join(self.settings.references, name)
+
+    def _name(self, listing: Listing) -> str:
+        """Return the part of file names that stands for a listing.
+
+        Held-out images may have the names and lengths, and so the digest, of the training images.
+        """
+        is_alike = listing is not self.training and listing.digest == self.training.digest
+        return self.digest(listing)[:12] + ("-held-out" if is_alike else "")
 
     def shards(self, listing: Listing) -> list[ScoringShard]:
         """Return the shards of a listing, finished or not."""

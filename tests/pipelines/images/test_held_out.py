@@ -220,3 +220,23 @@ def test_equal_names_in_the_folders_of_two_saved_splits_are_other_images(tmp_pat
     (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
     training, held_out = halves(ImagesConfig(path=str(tmp_path), size=16, validation="test"))
     assert training.keys == held_out.keys and len(held_out) == 2
+
+
+def write_bitmaps(folder, offset):
+    """Files whose lengths follow from their size, named as in any other folder of this kind."""
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
+        for index in range(5):
+            Image.fromarray(np.full((8, 8, 3), 10 * index + offset, np.uint8)).save(folder / name / f"{index}.bmp")
+    return str(folder)
+
+
+def test_equal_names_and_lengths_of_other_pixels_are_other_images(tmp_path):
+    images = ImagesConfig(path=write_bitmaps(tmp_path / "train", 0), size=8)
+    other, copy = write_bitmaps(tmp_path / "test", 5), write_bitmaps(tmp_path / "copy", 0)
+    training, held_out = halves(replace(images, validation=other))
+    assert training.digest == held_out.digest and len(held_out) == 10
+    refused(images, "which names the training images", validation=copy)
+    for file in (tmp_path / "copy").rglob("*.bmp"):
+        file.write_bytes(b"x" * file.stat().st_size)  # nothing to compare
+    refused(images, "which names the training images", validation=copy)

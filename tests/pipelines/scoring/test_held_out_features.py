@@ -64,3 +64,20 @@ def test_as_many_as_are_allowed_keep_the_file_that_they_had(tmp_path, monkeypatc
     monkeypatch.setattr("pipelines.scoring.references.MAX_HELD_OUT_FEATURES", 70)
     real = real_images(tmp_path, 10)
     assert real.baseline is real.held_out
+
+
+def test_held_out_images_with_the_names_and_lengths_of_training_images_have_their_own_files(tmp_path):
+    """As the files of uncompressed images in the folders of two splits."""
+    real = real_images(tmp_path, 10)
+    real = replace(real, held_out=replace(real.training, root="other"))
+    assert real.digest(real.held_out) == real.digest(real.training)  # ids are of this
+    shards = real.missing_shards()
+    for shard in shards:
+        features = np.random.RandomState(0).randn(len(shard.images), DIM).astype(np.float32) + 100 * shard.held_out
+        ShardResult(features=features, unreadable=np.array([], dtype=str)).write(shard.file)
+    reference, held_out = load_real_features(real)
+    assert len({shard.file for shard in shards}) == len(shards) == 10 and real.missing == []
+    assert np.abs(reference.mu).max() < 10 and held_out is not None and held_out.features.min() > 90
+    assert sorted(path.name for path in (tmp_path / "references").iterdir()) == sorted(
+        [f"{real.digest(real.training)[:12]}{end}.npz" for end in ("", "-held-out")]
+    )
