@@ -15,6 +15,10 @@ NO_DIFFERENCE = "~"
 """Mark of a value that differs from the first report's by less than their combined error."""
 
 
+_SETS = {"reference": "the reference", "held_out": "the held-out images"}
+"""What the kinds of unreadable images in reports are called."""
+
+
 @dataclass(frozen=True)
 class Disagreement:
     """Feature spaces that rank two checkpoints differently, by more than the errors of their Frechet distances."""
@@ -113,7 +117,7 @@ class Comparison:
         lines = align_columns(rows)
         if any(cell.endswith(NO_DIFFERENCE) for row in rows for cell in row[1:]):
             lines.append(f"{NO_DIFFERENCE} differs from {self.names[0]} by less than the combined error.")
-        lines += [*self._notes_on_means(), *self._notes_on_ratios()]
+        lines += [*self._notes_on_means(), *self._notes_on_ratios(), *self._notes_on_unreadable()]
         lines += map(str, self.disagreements)
         if self.differing:
             lines.append(f"Not comparable: the protocols differ in {', '.join(self.differing)}.")
@@ -146,6 +150,17 @@ class Comparison:
         if not names or not self.reports[0].ratios:
             return []
         return [f"Ratios to real images are not comparable: other held-out images in {', '.join(names)}."]
+
+    def _notes_on_unreadable(self) -> list[str]:
+        """Return that reports lack different numbers of real images, which the protocols do not say."""
+        if all(report.unreadable == self.reports[0].unreadable for report in self.reports):
+            return []
+        lacking = []
+        for name, report in zip(self.names, self.reports, strict=True):
+            counts = [f"{count:,} of {_SETS.get(kind, kind)}" for kind, count in report.unreadable.items()]
+            lacking.append(f"{' and '.join(counts) or 'none known'} in {name}")
+        note = f"Real images that could not be read: {'; '.join(lacking)}."
+        return [note if self.differing else f"{note} The protocols are equal, but the real images were not."]
 
     def _cell(self, metric: str, index: int) -> str:
         report = self.reports[index]

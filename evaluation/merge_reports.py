@@ -27,9 +27,13 @@ def merge_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
         )
         for other in others
     ]
+    unreadable: dict[str, int] = {}
+    for report in reports:
+        for kind, count in report.unreadable.items():
+            unreadable[kind] = max(count, unreadable.get(kind, 0))
     defect = next((report.disqualified for report in reports if report.disqualified), "")
     extractors = [report.protocol.extractor for report in reports]
     mean = average_over_extractors(extractors, merged["metrics"], merged["deviations"], merged["missing"])
     for name in ("metrics", "errors", "missing"):
         merged[name] |= getattr(mean, name)
-    return replace(first, **merged, further=further, disqualified=defect, averaged=mean.averaged)
+    return replace(first, **merged, further=further, disqualified=defect, averaged=mean.averaged, unreadable=unreadable)

@@ -18,6 +18,7 @@ from evaluation.reference import ReferenceStatistics
 from evaluation.statistics import FeatureStatistics
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import ImagesConfig
+from pipelines.console import say
 from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
 from pipelines.images.open import open_source
@@ -187,14 +188,23 @@ def load_real_features(real: RealImages) -> tuple[ReferenceStatistics, Features 
     are held out and readable. Reduces the records of real.missing_shards to one file for each listing, and removes
     them. Raises InvalidInput if too many images could not be read (see `read_real_results`).
     """
-    for listing in real.missing:
+    computed = real.missing
+    for listing in computed:
         shards = real.shards(listing)
         if listing is real.training:
             save_reference(compute_reference(real.settings, listing, shards), real.path(listing))
         else:
             save_features_file(read_real_results(real.settings, shards), real.path(listing))
         storage.remove_folder(real.shard_folder(listing))
-    return _load_reference(real), _load_held_out(real)
+    reference = _load_reference(real)
+    is_earlier = not real.settings.reference and all(listing is not real.training for listing in computed)
+    if is_earlier and reference.n < len(real.training):
+        say(
+            "reference",
+            f"{real.path(real.training)} is of {reference.n:,} of {len(real.training):,} images; if the others were "
+            "repaired since, remove it to build it again",
+        )
+    return reference, _load_held_out(real)
 
 
 def save_reference(reference: ReferenceStatistics, file: str) -> None:

@@ -73,6 +73,7 @@ def score_extractors(
             num_constant=num_constant,
             metrics=each.settings.evaluate.metrics,
         )
+        report = with_unreadable(report, count_unreadable(each, reference, held_out))
         if each.settings.evaluate.per_class:
             report = with_class_distances(report, scored, reference, each, classes)
         timings.update(scored.timings)
@@ -83,6 +84,32 @@ def score_extractors(
         del reference, reconstructed
     assert kept is not None, "there is at least one extractor"
     return ScoredImages(merge_reports(reports), *kept, {name: round(value, 3) for name, value in timings.items()})
+
+
+def count_unreadable(
+    real: RealImages, reference: ReferenceStatistics, held_out: Features | None
+) -> dict[str, tuple[int, int]]:
+    """Return how many real images lack features, and of how many, as "reference" and "held_out"; {} where all have.
+
+    Of a given reference nobody knows.
+    """
+    found = {}
+    if not real.settings.reference and reference.n < len(real.training):
+        found["reference"] = len(real.training) - reference.n, len(real.training)
+    if held_out is not None and len(held_out.features) < len(real.baseline):
+        found["held_out"] = len(real.baseline) - len(held_out.features), len(real.baseline)
+    return found
+
+
+def with_unreadable(report: EvaluationReport, unreadable: dict[str, tuple[int, int]]) -> EvaluationReport:
+    """Return a report that says how many real images could not be read. unreadable: as count_unreadable gives it."""
+    titles = {
+        "reference": "The reference is without {} of {} images",
+        "held_out": "{} of {} held-out images are missing",
+    }
+    warnings = [f"{titles[kind].format(*counts)}: they could not be read." for kind, counts in unreadable.items()]
+    counts = {kind: count for kind, (count, _) in unreadable.items()}
+    return replace(report, warnings=[*report.warnings, *warnings], unreadable=counts)
 
 
 def with_earlier_scores(report: EvaluationReport, earlier: EvaluationReport | None) -> EvaluationReport:

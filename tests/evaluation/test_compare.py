@@ -135,6 +135,17 @@ def test_ratios_to_other_held_out_images_are_not_compared(first, other, comparab
     assert (note in found.table().splitlines()) != comparable
 
 
+def test_reports_against_different_readable_images_say_so():
+    some, all_read = replace(A, unreadable={"reference": 50, "held_out": 2}), B
+    note = "Real images that could not be read: 50 of the reference and 2 of the held-out images in a/step_1; "
+    note += "none known in b/step_1. The protocols are equal, but the real images were not."
+    assert note in compare_reports([some, all_read]).table().splitlines()
+    for reports in ([some, replace(B, unreadable=some.unreadable)], [A, B]):
+        assert "could not be read" not in compare_reports(reports).table()
+    guided = compare_reports([some, report("b", 9.0, cfg_scale=1.5)], allow_unequal=True).table()
+    assert "could not be read" in guided and "protocols are equal" not in guided
+
+
 def test_the_best_is_the_lowest_of_sound_reports_of_one_protocol():
     assert find_best([A, C, B]) == (C, "")
     defective = replace(C, disqualified="all samples have the same features")

@@ -1,14 +1,21 @@
 """Real images that cannot be read: a few are left out of what samples are compared with, and many are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from drawn_records import DIM, write_records
 from tiny import tiny_recipe
 
+from evaluation.extractors import Features
+from evaluation.merge_reports import merge_reports
+from evaluation.protocol import EvaluationProtocol
+from evaluation.report import EvaluationReport
 from pipelines.scoring.real_records import read_real_results
 from pipelines.scoring.reconstructions import Reconstructions
 from pipelines.scoring.records import ShardResult
 from pipelines.scoring.references import RealImages, load_real_features
+from pipelines.scoring.score_extractors import count_unreadable, with_unreadable
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.shards import find_unfinished
 from raydit.errors import InvalidInput
@@ -88,3 +95,38 @@ def test_a_set_without_enough_readable_images_is_refused(real_images):
     finish(shards, shards[0].images.keys[1:])
     with pytest.raises(InvalidInput, match=r"7 of 8 images .* expected at most 6 "):
         list(read_real_results(real.settings, shards, 2))
+
+
+def test_a_report_says_how_many_real_images_could_not_be_read(real_images, capsys):
+    """The protocol does not: its digest is of the listing."""
+    real = real_images()
+    finish(real.missing_shards(), [*real.training.keys[5:8], real.held_out.keys[0]])
+    found = count_unreadable(real, *load_real_features(real))
+    training, held_out = len(real.training), len(real.held_out)
+    assert found == {"reference": (3, training), "held_out": (1, held_out)}
+    capsys.readouterr()
+    load_real_features(real)  # as the next evaluation does
+    said = capsys.readouterr().out
+    assert f"{real.path(real.training)} is of {training - 3} of {training} images; if the others were repaired" in said
+    given = {"extractor": "e", "extractor_sha256": "s", "reference_digest": "r", "decoder": "d"}
+    plain = EvaluationReport(
+        protocol=EvaluationProtocol(**given), checkpoint="c", checkpoint_digest="a", metrics={"fd_e_50k": 1.0}
+    )
+    report = EvaluationReport.from_json(with_unreadable(plain, found).to_json())
+    assert report.unreadable == {"reference": 3, "held_out": 1}
+    assert f"The reference is without 3 of {training} images: they could not be read." in report.all_warnings
+    assert f"1 of {held_out} held-out images are missing: they could not be read." in report.all_warnings
+    other = replace(plain, protocol=replace(plain.protocol, extractor="f"), metrics={"fd_f_50k": 1.0})
+    assert merge_reports([plain, with_unreadable(other, found)]).unreadable == report.unreadable
+    assert with_unreadable(plain, {}) == plain and "unreadable" not in plain.to_json()
+
+
+def test_a_complete_or_a_given_reference_lacks_nothing_that_is_known(real_images, capsys):
+    real = real_images()
+    write_records(real.missing_shards())
+    reference, held_out = load_real_features(real)
+    assert count_unreadable(real, reference, held_out) == count_unreadable(real, reference, None) == {}
+    given = replace(real, settings=real_images("evaluate.reference=r.npz").settings)
+    assert count_unreadable(given, replace(reference, n=0), held_out) == {}
+    assert count_unreadable(real, reference, Features(held_out.features[1:]))["held_out"] == (1, len(real.held_out))
+    assert capsys.readouterr().out == ""
