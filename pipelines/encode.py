@@ -192,7 +192,8 @@ def encode_pending(
         done = len(listing) - total_images(pending)
         progress = context.progress("encode", total=len(listing), unit="images", start=done)
         recorded = description.autoencoder | digests
-        write = WriteShard(folder, description, digest)
+        shared = storage.mark_folder(storage.join(folder, RECORDS)) if pending else None
+        write = WriteShard(folder, description, digest, shared)
         records = encode_shards(context, pending, image_set.images, autoencoder, recorded, settings, write)
         with closing(records):
             log_progress(records, limit, progress, run, image_set.metric)
@@ -256,7 +257,7 @@ def encode_shards(
         context.say("encode", f"encode.dtype = 'tf32': {device_name} has no TF32, so encoding goes on in float32")
     records = (
         ray_data.from_items([shard.task() for shard in shards], override_num_blocks=len(shards))
-        .map(ReadImages(with_absolute_paths(images)), num_cpus=1)
+        .map(ReadImages(with_absolute_paths(images), write.shared), num_cpus=1)
         .map(
             EncodeImages,
             fn_constructor_args=(autoencoder.with_absolute_paths(), settings, recorded),

@@ -51,7 +51,8 @@ def encode_here(config: Recipe, monkeypatch, context: Context | None = None) -> 
     """Run the job in this process, with a loop in place of its graph."""
 
     def encode_shards(context, shards, images, autoencoder, recorded, settings, write):
-        read, encode = job.ReadImages(images), job.EncodeImages(autoencoder.with_absolute_paths(), settings, recorded)
+        read = job.ReadImages(images, write.shared)
+        encode = job.EncodeImages(autoencoder.with_absolute_paths(), settings, recorded)
         for number, shard in enumerate(shards):
             if number == context.kill_after:
                 raise KeyboardInterrupt

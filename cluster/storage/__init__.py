@@ -43,11 +43,13 @@ from cluster.storage.paths import (
 )
 from cluster.storage.read_ahead import map_ahead, open_in_order
 from cluster.storage.retried_reads import open_retried
+from cluster.storage.shared_folders import SharedFolder, mark_folder
 from cluster.storage.temporaries import TEMPORARY_PREFIX, lock, temporary_path
 
 __all__ = [
     "MAX_CONCURRENT_REQUESTS",
     "TEMPORARY_PREFIX",
+    "SharedFolder",
     "absolute",
     "cache_folder",
     "exists",
@@ -66,6 +68,7 @@ __all__ = [
     "local_path",
     "lock",
     "map_ahead",
+    "mark_folder",
     "move_file",
     "move_folder",
     "nearest_folder",

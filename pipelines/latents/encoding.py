@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
+from cluster import storage
 from dit.hardware.device_errors import explain_full_memory, worker_device
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.recipe import ImagesConfig
@@ -99,10 +100,14 @@ def device_without_tf32(settings: EncodeConfig) -> str | None:
 class ReadImages:
     """Read and crop the images of a shard."""
 
-    def __init__(self, images: ImagesConfig):
+    def __init__(self, images: ImagesConfig, shared: storage.SharedFolder | None = None):
+        """shared: a folder for which all workers must have the same one, before anything is encoded."""
         self.images = images
+        self.shared = shared
 
     def __call__(self, row: ShardTask) -> ReadShard:
+        if self.shared is not None:
+            self.shared.require()
         (images, positions, errors), num_low = read_cropped_counting_low(self.images, row["keys"], row.get("locations"))
         shard: ReadShard = {
             "shard": row["shard"],
@@ -155,13 +160,22 @@ class EncodeImages(MomentsEncoder):
 class WriteShard:
     """Write a shard's Parquet file and then its record, each atomically."""
 
-    def __init__(self, folder: str, description: LatentDescription, settings: str | None = None):
-        """settings: `settings_digest` of the latents, which the records name."""
+    def __init__(
+        self,
+        folder: str,
+        description: LatentDescription,
+        settings: str | None = None,
+        shared: storage.SharedFolder | None = None,
+    ):
+        """settings: `settings_digest` of the latents, which the records name. shared: as in `ReadImages`."""
         self.folder = folder
         self.description = description
         self.settings = settings
+        self.shared = shared
 
     def __call__(self, row: EncodedShard) -> WrittenShard:
+        if self.shared is not None:
+            self.shared.require()
         errors = json.loads(row["errors"])
         moments, moments_flip = row["moments"], row["moments_flip"]
         fits = np.isfinite(moments).all(axis=(1, 2, 3))

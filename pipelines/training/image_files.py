@@ -53,21 +53,31 @@ def write_image_files(images: ImagesConfig, listing: Listing, folder: str, *, be
 
     images = with_absolute_paths(images)
     folder = storage.join(storage.absolute(folder), listing.digest[:12])
-    write = ray.remote(num_cpus=1)(write_image_file)
+    write, shared = ray.remote(num_cpus=1)(write_image_file), storage.mark_folder(folder)
     step = max(1, min(FILE_IMAGES, FILE_BYTES // (images.size**2 * 3)))
     files = []
     for start in range(0, len(listing), step):
         stop = min(start + step, len(listing))
         locations = None if listing.locations is None else listing.locations[start:stop]
         uri = storage.join(folder, f"{start:010d}-{stop:010d}.u8")
-        files.append(write.remote(images, uri, listing.keys[start:stop], locations, begun))
+        files.append(write.remote(images, uri, listing.keys[start:stop], locations, begun, shared))
     return files
 
 
 def write_image_file(
-    images: ImagesConfig, uri: str, keys: Sequence[str], locations: np.ndarray | None, begun: bool
+    images: ImagesConfig,
+    uri: str,
+    keys: Sequence[str],
+    locations: np.ndarray | None,
+    begun: bool,
+    shared: storage.SharedFolder | None = None,
 ) -> ImageFile:
-    """Write the images of some keys into a file, unless it is there; see `write_image_files`."""
+    """Write the images of some keys into a file, unless it is there; see `write_image_files`.
+
+    shared: the file's folder, which must be the same one on all machines.
+    """
+    if shared is not None:
+        shared.require()
     rows = storage.file_size(uri) // (images.size**2 * 3) if storage.exists(uri) else None
     if rows == len(keys):
         return ImageFile(uri, rows)
