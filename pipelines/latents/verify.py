@@ -29,7 +29,7 @@ from pipelines.latents.shard_tables import read_shard_table
 from pipelines.latents.shards import shard_files
 from pipelines.latents.source_images import SourceImages, find_locations
 from pipelines.latents.statistics import ChannelSums, channel_statistics, channel_sums
-from raydit.errors import InvalidInput
+from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -241,7 +241,7 @@ def check_source(dataset: LatentDataset, count: int) -> Check:
     try:
         source = source_of(dataset)
         images = SourceImages(dataset, source, find_locations(dataset, source)).read(evenly_spaced(len(dataset), count))
-    except InvalidInput as error:
+    except (InvalidInput, NotFound) as error:
         return Check("images", False, error.found, error.do)
     except OSError as error:
         return Check("images", True, f"not compared: {str(error).splitlines()[0]}")

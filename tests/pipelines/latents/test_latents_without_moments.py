@@ -10,6 +10,7 @@ from tiny import tiny_recipe
 from tiny_encode import add_images, autoencoder_folder, encode_here, recipe
 
 from dit.autoencoder import Autoencoder
+from pipelines.images import preprocess
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.held_out import is_held_out
 from pipelines.latents.show import show
@@ -52,6 +53,17 @@ def test_an_image_that_was_replaced_fails(dataset, made):
         assert wrong.name == "images" and "ring/003.png" in wrong.found and "restore" in wrong.do
     finally:
         image.write_bytes(before)
+
+
+def test_images_that_are_gone_fail(dataset, made):
+    """Training could read none of them."""
+    (made / "images").rename(made / "moved")
+    preprocess._open.cache_clear()  # as in a new process
+    try:
+        (wrong,) = (check for check in verify(dataset) if not check.ok)
+        assert wrong.name == "images" and "found nothing at" in wrong.found
+    finally:
+        (made / "moved").rename(made / "images")
 
 
 def test_rows_are_shown_by_encoding_them(dataset, tmp_path, monkeypatch):
