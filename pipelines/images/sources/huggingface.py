@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster import storage
 from dit.hub import REVISION
@@ -205,18 +205,30 @@ def is_hub_id(path: str) -> bool:
 
 def open_hub(config: "ImagesConfig") -> ColumnSource | WebDatasetSource:
     """Download the wanted files of a data set on the hub into huggingface_hub's cache, and open them."""
-    return _open_files(Files(_download(config)), config)
+    download = _download(config)
+    source = _open_files(Files(download.folder), config)
+    source.notes = (*download.notes, *source.notes)
+    return source
 
 
 def pin_revision(config: "ImagesConfig") -> str:
     """Return OWNER/NAME@COMMIT of the version that this process has listed; a branch may change meanwhile."""
-    folder = _download(config)  # .../snapshots/COMMIT
+    folder = _download(config).folder  # .../snapshots/COMMIT
     return f"{config.path.partition('@')[0]}@{os.path.basename(folder)}"
 
 
+class Download(NamedTuple):
+    """A data set of the hub on this machine."""
+
+    folder: str
+    """Folder with its README and the wanted files."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about them, in sentences."""
+
+
 @lru_cache(maxsize=4)
-def _download(config: "ImagesConfig") -> str:
-    """Return a folder with the README and the wanted files; without a network, those downloaded earlier."""
+def _download(config: "ImagesConfig") -> Download:
+    """Download the README and the wanted files of a data set; without a network, find those downloaded earlier."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     name, _, revision = config.path.partition("@")
@@ -234,16 +246,21 @@ def _download(config: "ImagesConfig") -> str:
             card = read_card(file.read(), f"{README} of {name}")
     chosen = choose_files(names, card, config, f"{name} on the Hugging Face hub")
     patterns = [re.sub(r"([*?\[])", r"[\1]", file) for file in (README, *INFOS, *chosen)]
-    return snapshot_download(allow_patterns=patterns, **repository)
+    return Download(snapshot_download(allow_patterns=patterns, **repository))
 
 
-def _find_earlier_download(repository: dict[str, Any], error: Exception) -> str:
+def _find_earlier_download(repository: dict[str, Any], error: Exception) -> Download:
     from huggingface_hub import snapshot_download
 
+    reason = (str(error).strip().splitlines() or [""])[0]
     try:
-        return snapshot_download(allow_patterns=[README], local_files_only=True, **repository)
+        folder = snapshot_download(allow_patterns=[README], local_files_only=True, **repository)
+        note = (
+            f"the files are those of {repository['repo_id']} that were downloaded earlier, perhaps not all of them, "
+            f"because the Hugging Face hub could not be asked ({type(error).__name__}: {reason})"
+        )
+        return Download(folder, (note,))
     except Exception:
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise NotFound(
             f"images.path: found no folder {repository['repo_id']}, and no data set of this name could be fetched from "
             f"the Hugging Face hub ({type(error).__name__}: {reason})",

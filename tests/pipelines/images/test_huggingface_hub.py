@@ -86,9 +86,11 @@ def test_tar_shards_on_the_hub_are_read(hub, tmp_path):  # noqa: F811
 
 def test_an_earlier_download_is_used_without_a_network(repository):
     expected = values(config())
+    assert not any("downloaded earlier" in note for note in open_source(config()).listing().notes)
     repository.stop()
     huggingface._download.cache_clear()
     assert values(config()) == expected
+    assert any("that were downloaded earlier, perhaps not" in note for note in open_source(config()).listing().notes)
 
 
 def test_workers_read_the_version_that_was_listed(repository):
