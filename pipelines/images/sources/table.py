@@ -170,11 +170,11 @@ class TableSource:
         return column or self._refuse_columns(table, "label_column", LABEL_COLUMNS, "the label", where)
 
     def _refuse_columns(self, table: pa.Table, field: str, usual: Sequence[str], content: str, where: str) -> str:
-        further = ', or images.format = "folder" to do without labels' if field == "label_column" else ""
+        purpose = "to do without labels" if field == "label_column" else "if the table does not name the images"
         raise InvalidInput(
             f"images.path: {where}: found the columns {shorten_list(table.column_names)}",
             f"one of {', '.join(usual)} with {content}",
-            f"add a line of column names, or set images.{field}{further}",
+            f'add a line of column names, or set images.{field}, or images.format = "folder" {purpose}',
         )
 
     def _sizes(self, keys: list[str], where: str) -> np.ndarray:

@@ -143,6 +143,7 @@ def test_a_parquet_table_keeps_the_names_of_its_classes(tmp_path):
     ("text", "message"),
     [
         ("a.png,1\nb.png,2\n", "found the columns a.png, 1, expected one of file_name, .*Add a line of column names"),
+        ("a,b\n1,2\n", 'columns a, b, .*images.format = "folder" if the table does not name the images'),
         ("file,weight\na.png,1\n", 'columns file, weight, expected one of label, .*images.format = "folder" to do'),
         ("file,label\na.png,\nb.png,1\n", "column label: found no label, expected integers from 0 or class names"),
         (
