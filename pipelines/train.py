@@ -35,7 +35,7 @@ from pipelines.training.loop import train_worker
 from pipelines.training.monitor import TrainingMonitor, is_completed, last_logged_step, logged_run
 from pipelines.training.new_data import ACCEPTED, accepted_start, keep_accepted, take_new_data
 from pipelines.training.previews import Previews
-from pipelines.training.retention import ProtectedCheckpoints, Retention, check_keep_best
+from pipelines.training.retention import ProtectedCheckpoints, Retention, check_keep_best, explain_retention
 from pipelines.training.settings import train_worker_settings
 from pipelines.training.start import (
     TrainingStart,
@@ -117,6 +117,8 @@ def train(
     context.say("train", summarize_images(len(latents), len(classes)))
     if not is_trained:
         context.prepare_work(settings, "train")
+        for line in explain_retention(settings, config.evaluate):
+            context.say("train", line)
     run_tags = {tags.LATENTS_FINGERPRINT: latents.fingerprint}
     with context.run("train", identity, run_tags, resumes=logged_run(checkpoints) if begun else "") as run:
         log_train_settings(run, config, latents, identity.get(ACCEPTED) or identity.get("start"))

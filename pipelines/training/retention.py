@@ -1,15 +1,18 @@
 """Which checkpoints a training keeps: the newest, multiples of a step, the best one, and those of registered models."""
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from cluster import storage
-from evaluation.metric_names import is_of_extractor, parse_metric_name
+from evaluation.features.extractor_names import extractor_kind
+from evaluation.metric_names import MEAN_RATIO, RATIO, is_of_extractor, parse_metric_name
 from evaluation.ratios import mean_ratio_id, same_held_out
 from evaluation.report import REPORT_FILE
+from pipelines.config.evaluate import EvaluateConfig, FurtherMetric
 from pipelines.config.training import VALIDATION, TrainConfig
 from pipelines.console import first_line
 from raydit.errors import InvalidInput
@@ -91,6 +94,42 @@ def check_keep_best(metric: str) -> None:
             )
     else:
         parse_metric_name(metric)
+
+
+def explain_retention(config: TrainConfig, evaluate: EvaluateConfig) -> list[str]:
+    """Return in words which checkpoints a training will not keep although its recipe may seem to say so."""
+    lines, every, interval = [], config.keep_every, config.checkpoint_every
+    if every and every % interval and interval % every:
+        lines.append(
+            f"train.keep_every = {every:,} keeps a checkpoint every {math.lcm(every, interval):,} steps, because "
+            f"train.checkpoint_every = {interval:,}; choose a multiple of that to keep more"
+        )
+    metric = config.keep_best
+    if metric and not metric.startswith(VALIDATION) and not _is_reported(metric, evaluate):
+        lines.append(
+            f"train.keep_best = {metric!r} is not a metric of this recipe's evaluations, with evaluate.num_samples = "
+            f"{evaluate.num_samples:,} and {', '.join(evaluate.extractors or (evaluate.extractor,))}: it keeps a "
+            "checkpoint only if other evaluations report it"
+        )
+    return lines
+
+
+def _is_reported(metric: str, evaluate: EvaluateConfig) -> bool:
+    """Return whether evaluations with these settings may report a metric: with enough images, as far as is known."""
+    parts, extractors = parse_metric_name(metric), evaluate.extractors or (evaluate.extractor,)
+    kind = parts.kind.name.removeprefix(RATIO)
+    if kind in get_args(FurtherMetric) and kind not in evaluate.metrics:
+        return False
+    # A ratio is measured on as many samples as there are held-out images.
+    found, asked = evaluate.num_samples, parts.num_samples
+    if asked > found or (asked < found and not parts.kind.is_ratio):
+        return False
+    if parts.kind == MEAN_RATIO:
+        return len(extractors) > 1
+    # Names carry the digest of weights that are not published ones, which is not known before they are read.
+    if evaluate.extractor_weights is not None or "transformers" in map(extractor_kind, extractors):
+        return True
+    return any(is_of_extractor(metric, name) for name in extractors)
 
 
 def outdated_steps(steps: list[int], config: TrainConfig, best: int | None) -> list[int]:

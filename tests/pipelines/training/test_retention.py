@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.reader import RecipeError, validate_recipe
-from pipelines.training.retention import Retention, best_step, outdated_steps
+from pipelines.config.training import TrainConfig
+from pipelines.training.retention import Retention, best_step, explain_retention, outdated_steps
 
 STEPS = [100, 200, 300, 400, 500, 600]
 
@@ -97,6 +99,40 @@ def test_a_report_without_a_digest_is_of_the_checkpoint_at_its_step(tmp_path):
     file.write_text(json.dumps({"metrics": {"fid_50k": 5.0}}))
     assert best_step(str(tmp_path), "fid_50k", DIGESTS) == 100
     assert best_step(str(tmp_path), "fid_50k", {200: "digest-200"}) is None
+
+
+@pytest.mark.parametrize(
+    ("keep_every", "said"), [(12_000, "keeps a checkpoint every 60,000 steps"), (10_000, ""), (1000, ""), (None, "")]
+)
+def test_a_multiple_at_which_there_is_no_checkpoint_is_said(keep_every, said):
+    train = TrainConfig(checkpoint_every=5000, keep_last=2, keep_every=keep_every)
+    assert [said in line for line in explain_retention(train, EvaluateConfig())] == ([True] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("metric", "evaluate", "is_said"),
+    [
+        ("fid_50k", {}, False),
+        ("fid_50k", {"num_samples": 10_000}, True),
+        ("fid_50000", {}, True),
+        ("fid_50k", {"extractor": "efficientnet-lite0"}, True),
+        ("fd_efficientnet_lite0_1k", {"extractor": "efficientnet-lite0", "num_samples": 1000}, False),
+        ("fd_efficientnet_lite0_1k", {"extractors": ("inception", "efficientnet-lite0"), "num_samples": 1000}, False),
+        ("mind_50k", {}, True),
+        ("mind_50k", {"metrics": ("mind",)}, False),
+        ("ratio_fid_10k", {}, False),
+        ("fdr_10k", {}, True),
+        ("fdr_10k", {"extractors": ("inception", "efficientnet-lite0")}, False),
+        ("fid_50k", {"extractor_weights": "own.pth"}, False),
+        ("fd_timm_resnet50_50k", {"extractor": "timm:resnet50"}, False),
+        ("fd_transformers_vit_0123abcd_50k", {"extractor": "transformers:vit"}, False),
+        ("validation/loss", {"num_samples": 1000}, False),
+    ],
+)
+def test_a_best_metric_that_no_evaluation_of_the_recipe_reports_is_said(metric, evaluate, is_said):
+    train = TrainConfig(keep_last=2, keep_best=metric, validate_every=50_000)
+    said = explain_retention(train, EvaluateConfig(**evaluate))
+    assert [f"train.keep_best = '{metric}' is not a metric" in line for line in said] == [True] * is_said
 
 
 @pytest.mark.parametrize(
