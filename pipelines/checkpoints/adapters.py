@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cluster import storage
+from dit.adaptation.comparison import meaning_of
 from dit.adaptation.draft import part_names
 from dit.checkpoint import Checkpoint, save_weights
 from dit.files import publish, require_unused
@@ -20,7 +21,7 @@ from dit.formats.adapter import (
 from dit.formats.adapter_diffusers import adapter_for_diffusers, adapter_from_diffusers, written_form
 from dit.formats.completion import COMPLETE, step_name, write_completion
 from dit.formats.opened_checkpoint import FROZEN, adapter_folder
-from dit.formats.record import CheckpointRecord, describe_checkpoint
+from dit.formats.record import AutoencoderRecord, CheckpointRecord, describe_checkpoint
 from dit.model import meta_state
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint, recorded_options
 from pipelines.console import say
@@ -44,7 +45,7 @@ def merge_checkpoints(
 
     Both its averaged and its trained weights are merged, each from those of the adapters. tracking_uri: MLflow's, where
     runs and models are looked up, as in a recipe. Raises AlreadyExists, NotFound, and InvalidInput for a checkpoint
-    without an adapter, and unless all have one base, model and classes.
+    without an adapter, and unless all have one base, model, objective, autoencoder and classes.
     """
     storage.refuse_unwritable(str(out))
     folder = require_unused(out)
@@ -71,10 +72,14 @@ def _require_one_base(parts: Sequence[Part]) -> None:
                 "a checkpoint that was trained with [train.lora]",
                 "choose another",
             )
+        found_record, record = opened.record, first.record
         compared = {
             "base": (opened.base.sha256[:12], first.base.sha256[:12]),
-            "model": (opened.record.model_config, first.record.model_config),
-            "classes": (opened.record.class_names, first.record.class_names),
+            "model": (found_record.model_config, record.model_config),
+            "classes": (found_record.class_names, record.class_names),
+            "objective": (meaning_of(found_record.objective), meaning_of(record.objective)),
+            "autoencoder": _compared_autoencoders(found_record.autoencoder, record.autoencoder),
+            "scale of latents": (found_record.autoencoder.scale.to_json(), record.autoencoder.scale.to_json()),
             "weights that are neither trained nor the base's": (opened.files.get(FROZEN), first.files.get(FROZEN)),
         }
         for what, (found, expected) in compared.items():
@@ -84,6 +89,12 @@ def _require_one_base(parts: Sequence[Part]) -> None:
                     f"{str(expected)[:200]}, as of {first.origin}",
                     "merge each by itself",
                 )
+
+
+def _compared_autoencoders(found: AutoencoderRecord, expected: AutoencoderRecord) -> tuple[str, str]:
+    """Return two autoencoders in words, which are equal if they encode alike."""
+    names = [f"{each.id}, weights {(each.sha256 or 'unknown')[:12]}" for each in (found, expected)]
+    return (names[1], names[1]) if found.encodes_like(expected) else (names[0], names[1])
 
 
 def import_adapter(

@@ -149,14 +149,20 @@ def merge(checkpoints: tuple[str, ...], out: str, store: str, as_json: bool) -> 
 
 
 def parse_share(text: str, *, alone: bool) -> tuple[str, float]:
-    """Return the checkpoint and the share that CHECKPOINT=SHARE names. alone: whether the share may be left out."""
+    """Return the checkpoint and the share that CHECKPOINT=SHARE names. alone: whether the share may be left out.
+
+    A checkpoint whose own name has this form, such as runs/lr=0.001, is not cut in two.
+    """
+    from cluster import storage
+
     name, equals, share = text.rpartition("=")
     try:
-        value = float(share)
+        value = float(share) if equals else None
     except ValueError:
-        value, name = (1.0, text) if alone else (math.nan, text)
-    if not equals and alone:
+        value = None
+    has_share = value is not None and not storage.exists(text)
+    if alone and not has_share:
         return text, 1.0
-    if not name or not math.isfinite(value):
+    if value is None or not has_share or not name or not math.isfinite(value):
         raise click.UsageError(f"{text}: expected CHECKPOINT=SHARE with a number, such as {text}=0.5")
     return name, value

@@ -206,6 +206,42 @@ def test_what_cannot_be_merged_is_refused(raydit, adapted, tmp_path, base, monke
     assert code == 2 and message in err and "Traceback" not in err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("objective", {"kind": "diffusion", "prediction": "v"}, "objective .{'kind': 'diffusion', .*'prediction': 'v'"),
+        ("autoencoder", {"sha256": "0" * 64, "tensors_sha256": None}, "autoencoder .*, weights 000000000000"),
+        ("autoencoder", {"latents_std": [2.0] * 4}, r"scale of latents .*\[2.0, 2.0, 2.0, 2.0\]"),
+        ("objective", {"kind": "flow", "time": "logit_normal"}, None),
+        ("autoencoder", {"id": "elsewhere"}, None),
+    ],
+)
+def test_adapters_of_other_objectives_and_latents_are_not_added_up(adapted, tmp_path, section, changes, message):
+    """How times are drawn in training, and where the autoencoder lies, do not matter."""
+    one, other = adapted(0), adapted(1)
+    write_completion(other.path, other.config | {section: other.config[section] | changes})
+    parts = [(one.path, 0.5), (other.path, 0.5)]
+    if message is None:
+        assert merge_checkpoints(parts, tmp_path / "merged").step == 0
+        return
+    with pytest.raises(InvalidInput, match=f"found an adapter of another {message}.*as of {one.path}"):
+        merge_checkpoints(parts, tmp_path / "merged")
+
+
+def test_a_checkpoint_whose_name_ends_as_a_share_does_is_not_cut_in_two(raydit, adapted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    opened = adapted(0)
+    opened.path.rename(tmp_path / "lr=0.001")
+    shutil.copytree(tmp_path / "lr=0.001", tmp_path / "lr")
+    code, _, err = raydit("merge", "lr=0.001", "lr=0.5", "out")
+    assert code == 2 and "lr=0.001: expected CHECKPOINT=SHARE with a number, such as lr=0.001=0.5" in err
+    for names, shares in ((["lr=0.001"], [1.0]), (["lr=0.001=0.25", "lr=0.5"], [0.25, 0.5])):
+        code, _, err = raydit("merge", *names, f"out-{len(names)}")
+        parts = load_checkpoint(tmp_path / f"out-{len(names)}").config["source"]["parts"]
+        assert (code, err) == (0, "") and [part["share"] for part in parts] == shares
+        assert parts[0]["checkpoint"] == str(tmp_path / "lr=0.001")
+
+
 def test_exporting_and_importing_an_adapter_changes_nothing(raydit, adapted, base, tmp_path):
     opened = adapted()
     for layout in ("peft", "diffusers-lora"):
