@@ -38,6 +38,7 @@ from dit.formats.completion import (
     CONFIG,
     FORMAT,
     INTERRUPTED,
+    TRAINER,
     VERSION,
     step_name,
     write_completion,
@@ -102,11 +103,11 @@ def _write_weights(folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) ->
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / f"{name}.safetensors")
 
 
-def load_checkpoint(folder: str | Path) -> Checkpoint:
+def load_checkpoint(folder: str | Path, *, resumable: bool = True) -> Checkpoint:
     """Open a checkpoint without reading its weights.
 
-    Raises NotFound if the folder does not exist or is not complete, and InvalidInput if it is not a checkpoint of this
-    format and version.
+    resumable: whether trainer/ must be there, which a copy for sampling may lack. Raises NotFound if the folder does
+    not exist or is not complete, and InvalidInput if it is not a checkpoint of this format and version.
     """
     folder = Path(folder)
     if folder.is_file() or (folder / "model_index.json").is_file():
@@ -121,7 +122,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     if not (folder / COMPLETE).exists():
         raise _unfinished(folder)
     digests = parse_digests(read_regular(folder / COMPLETE, MAX_JSON_BYTES), folder / COMPLETE)
-    missing = [name for name in digests if not (folder / name).is_file()]
+    needed = [name for name in digests if resumable or not name.startswith(f"{TRAINER}/")]
+    missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise NotFound(
             f"{folder} lacks {', '.join(missing)}", f"all files that {COMPLETE} lists", "copy the folder again"
@@ -148,9 +150,14 @@ def _unfinished(folder: Path) -> NotFound:
 
 
 def verify_checkpoint(checkpoint: Checkpoint) -> None:
-    """Compare every file of a checkpoint with its digest. Raises InvalidInput, naming the first that differs."""
+    """Compare every file of a checkpoint with its digest. Raises InvalidInput, naming the first that differs.
+
+    A copy for sampling has no trainer/, which is then left out.
+    """
+    has_trainer = (checkpoint.path / TRAINER).is_dir()
     for name in checkpoint.files:
-        require_recorded(checkpoint.path, name, checkpoint.files)
+        if has_trainer or not name.startswith(f"{TRAINER}/"):
+            require_recorded(checkpoint.path, name, checkpoint.files)
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:

@@ -5,12 +5,14 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 from pyarrow.fs import FileInfo, FileSelector, FileType, LocalFileSystem, copy_files
 
 from cluster.storage.failures import explains_failures
-from cluster.storage.files import file_size, read_bytes
+from cluster.storage.files import MAX_CONCURRENT_REQUESTS, file_size, read_bytes
 from cluster.storage.folders import remove_stale_temporaries
 from cluster.storage.local_disk import rename_unless_exists
 from cluster.storage.object_stores import retry_throttled
@@ -20,13 +22,13 @@ from raydit.listed_names import require_all_inside, require_inside
 
 
 @explains_failures
-def fetch_folder(path: str) -> str:
+def fetch_folder(path: str, *, without: str = "") -> str:
     """Return a local folder with the content of `path`: the folder itself if it is local, else a cached copy.
 
-    The copy is named after the URI and its listing (names, sizes, times), so a folder that was rewritten at the same
-    URI is downloaded again. One worker of a machine downloads, and the others wait for it.
-    Raises StorageFull when the cache's disk has no space left, and InvalidInput for a key with "..", which would be
-    written outside the cache.
+    without: name of a folder in it that is left out, unless there is a copy of all already. The copy is named after the
+    URI and its listing (names, sizes, times), so a folder that was rewritten at the same URI is downloaded again. One
+    worker of a machine downloads, and the others wait for it. Raises StorageFull when the cache's disk has no space
+    left, and InvalidInput for a key with "..", which would be written outside the cache.
     """
     if is_local(path):
         return local_path(path)
@@ -34,7 +36,20 @@ def fetch_folder(path: str) -> str:
     listed = filesystem.get_file_info(FileSelector(inner, recursive=True))
     require_all_inside((info.path[len(inner) :].strip("/") for info in listed), path)  # folders are created as well
     infos = [info for info in listed if info.type == FileType.File]
-    return _fetch(path, infos, lambda folder: copy_files(inner, folder, filesystem, LocalFileSystem()))
+    names = {info.path: info.path[len(inner) :].strip("/") for info in infos}
+    kept = [info for info in infos if not names[info.path].startswith(f"{without}/")]
+    if len(kept) == len(infos) or os.path.isdir(_copy_of(path, infos)):
+        return _fetch(path, infos, lambda folder: copy_files(inner, folder, filesystem, LocalFileSystem()))
+
+    def copy(folder: str) -> None:
+        targets = [os.path.join(folder, names[info.path]) for info in kept]
+        for target in targets:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+        with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as pool:
+            sources = [info.path for info in kept]
+            list(pool.map(copy_files, sources, targets, repeat(filesystem), repeat(LocalFileSystem())))
+
+    return _fetch(path, kept, copy)
 
 
 @explains_failures
@@ -57,11 +72,9 @@ def fetch_file(path: str) -> str:
 
 def _fetch(path: str, infos: list[FileInfo], copy: Callable[[str], None]) -> str:
     """Return the folder in the cache for the described files; `copy` fills it if it is not there yet."""
-    files = sorted((info.path, info.size, info.mtime_ns) for info in infos)
-    name = hashlib.sha256(repr((path, files)).encode()).hexdigest()[:16]
-    cache = cache_folder("fetched")
-    fetched = os.path.join(cache, name)
-    num_bytes = sum(size for _, size, _ in files)
+    fetched = _copy_of(path, infos)
+    cache = os.path.dirname(fetched)
+    num_bytes = sum(info.size for info in infos)
     with raise_storage_full(cache, num_bytes):
         os.makedirs(cache, exist_ok=True)
     with lock(cache):
@@ -72,6 +85,13 @@ def _fetch(path: str, infos: list[FileInfo], copy: Callable[[str], None]) -> str
                 retry_throttled(lambda: copy(temporary))
                 rename_unless_exists(temporary, fetched)
     return fetched
+
+
+def _copy_of(path: str, infos: list[FileInfo]) -> str:
+    """Return the path of the folder in the cache for the described files, whether or not it is there."""
+    files = sorted((info.path, info.size, info.mtime_ns) for info in infos)
+    name = hashlib.sha256(repr((path, files)).encode()).hexdigest()[:16]
+    return os.path.join(cache_folder("fetched"), name)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,9 @@ VERSION = 1
 COMPLETE = "COMPLETE"
 """Name of the last file of a checkpoint, without which it is not finished."""
 CONFIG = "config.json"
-TRAINER_STATE = "trainer/state.json"
+TRAINER = "trainer"
+"""Folder in a checkpoint of what only resuming a training needs."""
+TRAINER_STATE = f"{TRAINER}/state.json"
 INTERRUPTED = "INTERRUPTED"
 """Name of the empty file that marks an interrupted checkpoint, as config.json does (see `Checkpoint.interrupted`)."""
 

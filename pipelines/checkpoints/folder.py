@@ -14,7 +14,7 @@ from pathlib import Path
 from cluster import storage
 from dit.checkpoint import load_checkpoint
 from dit.files import digest_of_files
-from dit.formats.completion import COMPLETE, CONFIG, INTERRUPTED, step_name
+from dit.formats.completion import COMPLETE, CONFIG, INTERRUPTED, TRAINER, step_name
 from dit.formats.digests import parse_digests, parse_recorded, require_recorded
 from pipelines.artifacts import PLAN, SUPERSEDED
 from pipelines.checkpoints.open import LocatedCheckpoint
@@ -53,7 +53,7 @@ class CheckpointFolder:
     def newest(self) -> LocatedCheckpoint | None:
         """Open the complete checkpoint with the highest step, regular or interrupted; None if there is none."""
         regular, interrupted = self._steps()
-        return self.open(max(regular + interrupted)) if regular or interrupted else None
+        return self.open(max(regular + interrupted), resumable=True) if regular or interrupted else None
 
     def _steps(self) -> tuple[list[int], list[int]]:
         """Return the steps of regular and of interrupted checkpoints, ascending, from one listing."""
@@ -63,10 +63,11 @@ class CheckpointFolder:
         regular = sorted(step for step, interrupted in found.items() if not interrupted)
         return regular, sorted(found.keys() - set(regular))
 
-    def open(self, step: int) -> LocatedCheckpoint:
+    def open(self, step: int, *, resumable: bool = False) -> LocatedCheckpoint:
         """Open the checkpoint of a step without reading its weights; one in an object store is fetched first.
 
-        Raises NotFound if it is incomplete, and InvalidInput if another version of raydit wrote it.
+        resumable: whether trainer/ is fetched too, which is about half of it. Raises NotFound if it is incomplete, and
+        InvalidInput if another version of raydit wrote it.
         """
         uri = self.uri_of(step)
         if not storage.is_local(uri) and not storage.exists(storage.join(uri, COMPLETE)):
@@ -75,7 +76,8 @@ class CheckpointFolder:
                 f"the file {COMPLETE} there, which is written last",
                 "choose a finished one, or train again",
             )
-        return LocatedCheckpoint.at(uri, load_checkpoint(storage.fetch_folder(uri)))
+        folder = storage.fetch_folder(uri, without="" if resumable else TRAINER)
+        return LocatedCheckpoint.at(uri, load_checkpoint(folder, resumable=resumable or storage.is_local(uri)))
 
     def describe(self, step: int) -> LocatedCheckpoint:
         """Open the checkpoint of a step for its config, digest and trainer state only.

@@ -15,7 +15,7 @@ from typing import Any
 from cluster import storage
 from dit.checkpoint import Checkpoint, load_checkpoint
 from dit.files import digest_of_files
-from dit.formats.completion import COMPLETE, CONFIG, TRAINER_STATE
+from dit.formats.completion import COMPLETE, CONFIG, TRAINER, TRAINER_STATE
 from dit.formats.digests import parse_digests, parse_recorded
 from dit.formats.opened_checkpoint import BASE_COPY, base_is_gone
 from dit.formats.record import BaseRecord
@@ -122,11 +122,11 @@ def open_checkpoint(
 ) -> LocatedCheckpoint:
     """Find a checkpoint by any of its names and open it; one that is remote or in another format is copied to a cache.
 
-    name: see the head of this module; workers get a SharedCheckpoint, and an open checkpoint is returned as it is.
-    model: published size that official weights must have, such as "DiT-XL/2". overrides: recipe overrides;
-    autoencoder.id, objective.kind and model.* state what official weights do not record. tracking_uri: MLflow's, as in
-    a recipe.
-    Raises NotFound, InvalidInput, and Unreachable if MLflow does not answer.
+    The copy of a remote one lacks trainer/, which only resuming a training needs. name: see the head of this module;
+    workers get a SharedCheckpoint, and an open checkpoint is returned as it is. model: published size that official
+    weights must have, such as "DiT-XL/2". overrides: recipe overrides; autoencoder.id, objective.kind and model.* state
+    what official weights do not record. tracking_uri: MLflow's, as in a recipe. Raises NotFound, InvalidInput, and
+    Unreachable if MLflow does not answer.
     """
     if isinstance(name, LocatedCheckpoint):
         return name
@@ -277,7 +277,7 @@ def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedChe
             "train one with `raydit train RECIPE`, or name one of a run (runs:/ID) or of the registry "
             "(models:/NAME@champion)",
         )
-    path = Path(storage.fetch_file(uri) if storage.is_file(uri) else storage.fetch_folder(uri))
+    path = Path(storage.fetch_file(uri) if storage.is_file(uri) else storage.fetch_folder(uri, without=TRAINER))
     origin = str(path) if storage.is_local(uri) else uri
     if path.is_file() or (path / "model_index.json").is_file() or _has_shards(path):
         from pipelines.checkpoints.import_cache import import_once
@@ -289,7 +289,7 @@ def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedChe
         raise InvalidInput(
             f"--model {model}: found with {uri}", "weights that do not record what they are of", "omit --model"
         )
-    return LocatedCheckpoint.at(origin, load_checkpoint(path))
+    return LocatedCheckpoint.at(origin, load_checkpoint(path, resumable=storage.is_local(uri)))
 
 
 def _is_root(folder: str) -> bool:

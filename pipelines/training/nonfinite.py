@@ -124,5 +124,5 @@ def go_on_after_rollbacks(
             assert step is not None, "the guard raises Diverged without a checkpoint"
             if worker.rank == 0:
                 checkpoints.remove_interrupted()
-            restore(state, checkpoints.open(step))
+            restore(state, checkpoints.open(step, resumable=True))
             state.batches = batches_taken  # the same batches would fail in the same way

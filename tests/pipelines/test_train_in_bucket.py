@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 from fakes import FakeContext, FakeRun
-from tiny_training import Training, assert_equal, training_recipe
+from tiny_training import ROWS, Training, assert_equal, training_recipe, write_latents
 
 from cluster import storage
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.train import start_monitor
+from pipelines.training.order import EpochOrder
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,18 @@ def test_a_run_resumed_in_a_bucket_gives_the_weights_of_one_on_disk(s3_bucket, t
     there = Training(training_recipe(tmp_path, output=f"{s3_bucket}/output", loading=loading)).run()
     assert list(there.losses) == [5, 6, 7, 8]
     assert CheckpointFolder(there.recipe.folder("checkpoints")).finished_steps() == [3, 4, 6, 8]
+    assert_equal(there.weights, here.weights)
+
+
+def test_a_rollback_in_a_bucket_gives_the_weights_of_one_on_disk(s3_bucket, tmp_path):
+    poisoned = EpochOrder(ROWS, seed=3).rows(range(4 * 8, 5 * 8))[:1]
+    runs = []
+    for output in (str(tmp_path / "output"), f"{s3_bucket}/output"):
+        recipe = training_recipe(tmp_path, output=output, max_skipped=1)
+        write_latents(recipe, poisoned)
+        runs.append(Training(recipe).run())
+    here, there = runs
+    assert there.notices[1] == here.notices[1] == "batches skipped in a row: 1; rolling back to step 3"
     assert_equal(there.weights, here.weights)
 
 

@@ -150,6 +150,21 @@ def test_a_checkpoint_in_a_bucket_is_fetched_once(s3_bucket, s3_app):
     assert list(entry.iterdir()) == []  # no local copy is kept after the upload
 
 
+def test_what_only_resuming_needs_is_not_fetched_to_sample_from_a_checkpoint(s3_bucket, s3_app):
+    checkpoints = CheckpointFolder(s3_bucket)
+    checkpoints.write(1, saver(1))
+    for opened in (checkpoints.open(1), open_checkpoint(checkpoints.uri_of(1))):
+        assert not (opened.path / "trainer").exists() and opened.path.name != step_name(1)
+        verify_checkpoint(opened)
+        assert opened.trainer_state["seed"] == 0 and (opened.weights_files(), opened.step) == (("ema.safetensors",), 1)
+    newest = checkpoints.newest()
+    verify_checkpoint(newest)
+    assert (newest.path / "trainer" / "optimizer.safetensors").is_file()
+    assert (newest.path != opened.path, newest.digest) == (True, opened.digest)
+    before = s3_app.count
+    assert checkpoints.open(1).path == newest.path and s3_app.count - before < 8  # a copy of all is used
+
+
 def test_a_local_folder_left_by_a_killed_process_is_not_uploaded(s3_bucket):
     left = Path(storage.local_folder_for(s3_bucket)) / step_name(1)
     saver(1, seed=0)(left)
