@@ -25,7 +25,7 @@ from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
 from pipelines.images.open import with_absolute_paths
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
-from pipelines.latents.dataset import MANIFEST, LatentDataset, as_recorded, write_manifest
+from pipelines.latents.dataset import MANIFEST, LatentDataset, write_manifest
 from pipelines.latents.encoding import EncodeImages, ReadImages, WriteShard, bytes_in_flight, device_without_tf32
 from pipelines.latents.held_out import ImageSet, held_out_set, require_held_out, require_training, training_set
 from pipelines.latents.identity import (
@@ -35,6 +35,7 @@ from pipelines.latents.identity import (
     describe_latents,
 )
 from pipelines.latents.quarantine import QuarantineLimit
+from pipelines.latents.recorded_autoencoder import as_recorded
 from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.latents.records import ShardRecord
 from pipelines.latents.shards import (

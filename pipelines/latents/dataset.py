@@ -13,7 +13,6 @@ import numpy as np
 
 from cluster import storage
 from pipelines.latents import schema
-from pipelines.latents.autoencoder import is_autoencoder_of
 from pipelines.latents.quarantine import QUARANTINE, read_quarantine, write_quarantine
 from pipelines.latents.records import QuarantinedImage, ShardEntry, ShardRecord, require_count
 from pipelines.latents.schema import LatentDescription
@@ -281,26 +280,6 @@ class LatentArrays:
         if self.moments_flip is not None:
             flipped = np.flatnonzero(flip)
             out[flipped] = self.moments_flip[rows[flipped]]
-
-
-def as_recorded(autoencoder: dict[str, Any], folder: Path, path: str) -> dict[str, Any]:
-    """Return the record of an autoencoder, with the digest by which the latents at a path know the same weights.
-
-    folder: local folder of the autoencoder, whose file may have been saved again since it encoded them. If the weights
-    are the same and its config computes something else, the record has the digest of the config as well.
-    """
-    from dit.formats.autoencoder_digests import config_sha256  # imports torch
-
-    if not storage.exists(storage.join(path, MANIFEST)):
-        return autoencoder
-    latents = LatentDataset.open(path)
-    if is_autoencoder_of(latents.autoencoder, folder):
-        autoencoder = autoencoder | {"sha256": latents.autoencoder["sha256"]}
-        is_other = "config_sha256" in latents.identity.get("autoencoder", {})  # than that of the latents before
-    else:
-        weights = {name: value for name, value in latents.autoencoder.items() if name != "config_sha256"}
-        is_other = is_autoencoder_of(weights, folder)
-    return autoencoder | ({"config_sha256": config_sha256(folder)} if is_other else {})
 
 
 def write_manifest(

@@ -13,7 +13,7 @@ from pipelines.images.listing import Listing
 from pipelines.images.validation import held_out_source
 from pipelines.latents.dataset import MANIFEST, LatentDataset
 from pipelines.latents.identity import encode_defaults, encode_identity
-from pipelines.latents.scale_changes import scale_changes
+from pipelines.latents.recorded_autoencoder import scale_changes
 from raydit.errors import InvalidInput
 
 

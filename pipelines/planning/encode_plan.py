@@ -17,11 +17,12 @@ from pipelines.images.preprocess import read_cropped
 from pipelines.images.validation import held_out_source
 from pipelines.latents import schema
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
-from pipelines.latents.dataset import MANIFEST, LatentDataset, as_recorded
+from pipelines.latents.dataset import MANIFEST, LatentDataset
 from pipelines.latents.encoding import EncodeImages
 from pipelines.latents.held_out import ImageSet, held_out_set, require_held_out, require_training, training_set
 from pipelines.latents.identity import describe_latents
 from pipelines.latents.quarantine import most_unusable
+from pipelines.latents.recorded_autoencoder import as_recorded
 from pipelines.latents.recorded_images import list_images, require_classes
 from pipelines.latents.shards import IMAGE_FIELDS, LatentShard, divide_shards, inspect_existing, plan_shards
 from pipelines.planning.networks import autoencoder_config

@@ -238,6 +238,8 @@ def test_another_config_with_the_same_weights_makes_other_latents(tmp_path, monk
     file = autoencoder_folder(tmp_path / "pretrained") / "config.json"
     before = file.read_text()
     file.write_text(before.replace('"norm_num_groups": 8', '"norm_num_groups": 4'))
+    with pytest.raises(KeyboardInterrupt):
+        encode_here(config, monkeypatch, Context(kill_after=1))
     second = encode_here(config, monkeypatch)
     assert "autoencoder.config_sha256: null -> " in capsys.readouterr().out
     assert first.shards[0].sha256 != second.shards[0].sha256 and first.fingerprint != second.fingerprint

@@ -8,8 +8,8 @@ from tiny_encode import Context, add_images, encode_here, recipe
 from pipelines.latents.autoencoder import autoencoder_of
 from pipelines.latents.dataset import LatentDataset, fingerprint_of
 from pipelines.latents.held_out import training_set
+from pipelines.latents.recorded_autoencoder import scale_changes
 from pipelines.latents.recorded_images import list_images
-from pipelines.latents.scale_changes import scale_changes
 from pipelines.latents.verify import verify
 from pipelines.planning.encode_plan import plan_set
 

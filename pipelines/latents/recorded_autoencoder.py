@@ -1,18 +1,44 @@
-"""Compare the scale that latents record with the one that their autoencoder has by now.
+"""Compare the autoencoder that latents record with the one of a recipe: its weights, its config, and its scale.
 
 The scale is no part of the latents' identity: the moments do not depend on it, and earlier latents record none there.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cluster import storage
+from pipelines.artifacts import Artifact
+from pipelines.latents.autoencoder import is_autoencoder_of
 from pipelines.latents.dataset import MANIFEST, LatentDataset
 
 MAX_DIFFERENCE = 1e-4
 """Largest difference of two scales that are the same but for rounding, as a share of the standard deviation."""
+
+
+def as_recorded(autoencoder: dict[str, Any], folder: Path, path: str) -> dict[str, Any]:
+    """Return the record of an autoencoder, with the digest by which the latents at a path know the same weights.
+
+    folder: local folder of the autoencoder, whose file may have been saved again since it encoded them. If the weights
+    are the same and its config computes something else, the record has the digest of the config as well, also for
+    latents that are not finished.
+    """
+    from dit.formats.autoencoder_digests import config_sha256  # imports torch
+
+    if not storage.exists(storage.join(path, MANIFEST)):
+        begun = (Artifact("encode", path, {}).recorded() or {}).get("autoencoder", {})
+        is_other = "config_sha256" in begun and begun["sha256"] == autoencoder["sha256"]
+        return autoencoder | ({"config_sha256": config_sha256(folder)} if is_other else {})
+    latents = LatentDataset.open(path)
+    if is_autoencoder_of(latents.autoencoder, folder):
+        autoencoder = autoencoder | {"sha256": latents.autoencoder["sha256"]}
+        is_other = "config_sha256" in latents.identity.get("autoencoder", {})  # than that of the latents before
+    else:
+        weights = {name: value for name, value in latents.autoencoder.items() if name != "config_sha256"}
+        is_other = is_autoencoder_of(weights, folder)
+    return autoencoder | ({"config_sha256": config_sha256(folder)} if is_other else {})
 
 
 def scale_changes(folder: str, autoencoder: Mapping[str, Any]) -> list[str]:
