@@ -1,7 +1,8 @@
 """Follow a training: yield its checkpoints as they are written."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from cluster import storage
 from pipelines.checkpoints.folder import CheckpointFolder
@@ -38,23 +39,32 @@ def follow_checkpoints(
                 continue
             seen.add(step)
             try:
-                opened = checkpoints.open(step)
+                opened = checkpoints.describe(step)
+                train = _train_settings(opened)
+                is_last = opened.step >= train["steps"] and step == checkpoints.last_step()
+                is_chosen = is_last or opened.step // train["checkpoint_every"] % every == 0
+                if is_chosen:
+                    opened = checkpoints.open(step)  # which fetches its weights from an object store
             except FileNotFoundError:
                 say_removed(step)
                 continue
-            train = (opened.record.recipe or {}).get("train")
-            if train is None:
-                raise InvalidInput(
-                    f"{opened.origin} is imported and records no recipe",
-                    "a checkpoint of a training",
-                    "evaluate it without --watch",
-                )
-            is_last = opened.step >= train["steps"] and step == checkpoints.last_step()
-            if is_last or opened.step // train["checkpoint_every"] % every == 0:
+            if is_chosen:
                 yield opened, recipe_of(opened)
             if is_last and step == checkpoints.last_step():  # none was added in the meantime
                 return
         sleep(POLL_SECONDS)
+
+
+def _train_settings(opened: LocatedCheckpoint) -> Mapping[str, Any]:
+    """Return [train] of the recipe that a checkpoint records. Raises InvalidInput for an imported checkpoint."""
+    recipe = opened.record.recipe or {}
+    if recipe.get("train") is None:
+        raise InvalidInput(
+            f"{opened.origin} is imported and records no recipe",
+            "a checkpoint of a training",
+            "evaluate it without --watch",
+        )
+    return recipe["train"]
 
 
 def say_removed(step: int) -> None:

@@ -74,6 +74,13 @@ def test_a_late_or_restarted_watcher_chooses_the_same_checkpoints(trained):
     assert [opened.step for opened, _ in found] == [4, 8, 10]
 
 
+def test_weights_are_fetched_only_of_those_that_are_scored(trained, monkeypatch):
+    opened, open_step = [], CheckpointFolder.open
+    monkeypatch.setattr(CheckpointFolder, "describe", open_step)  # of a bucket, it fetches no weights
+    monkeypatch.setattr(CheckpointFolder, "open", lambda folder, step: opened.append(step) or open_step(folder, step))
+    assert [found.step for found, _ in follow_checkpoints(str(trained), 4, checkpoint_recipe)] == opened == [8, 10]
+
+
 def extend(folder, step, steps):
     """Write the checkpoint of a later step, of a training that was extended to more steps."""
     target = folder / f"step_{step:07d}"
