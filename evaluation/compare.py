@@ -197,10 +197,14 @@ def compare_reports(reports: Sequence[EvaluationReport], *, allow_unequal: bool 
         raise InvalidInput(f"{len(reports)} reports to compare", "at least 2", "name more checkpoints or reports")
     pairs = [pair for report in reports[1:] for pair in _protocol_pairs(reports[0], report)]
     values = {name: _unequal_values(pairs, name) for name in vars(reports[0].protocol)}
+    columns = _known_columns(reports)
+    if len(columns) > 1:
+        values["images.image_column"] = [repr(column) for column in columns]
     differing = [name for name in values if values[name]]
     if differing and not allow_unequal:
         fields = "; ".join(f"{name}: {' and '.join(values[name])}" for name in differing)
-        ids = " and ".join(dict.fromkeys(each.label for one, other in pairs if one != other for each in (one, other)))
+        unequal = [each for one, other in pairs if one != other for each in (one, other)] or [reports[0].protocol]
+        ids = " and ".join(dict.fromkeys(each.label for each in unequal))
         raise InvalidInput(
             f"reports of protocols {ids}, which differ in {fields}",
             "one protocol, because scores of different protocols do not rank checkpoints",
@@ -219,7 +223,14 @@ def find_best(reports: Sequence[EvaluationReport]) -> tuple[EvaluationReport | N
         return None, "the samples of each checkpoint are defective" if reports else "no checkpoint was scored"
     if len({(report.protocol_id, report.headline) for report in sound}) > 1:
         return None, "scores of different protocols do not rank checkpoints"
+    if len(_known_columns(sound)) > 1:
+        return None, "scores against different columns of images do not rank checkpoints"
     return min(sound, key=lambda report: report.estimate(report.headline)[0]), ""
+
+
+def _known_columns(reports: Sequence[EvaluationReport]) -> list[str]:
+    """Return the columns of real images that reports name: protocols of several may be equal."""
+    return list(dict.fromkeys(report.image_column for report in reports if report.image_column))
 
 
 def _protocol_pairs(

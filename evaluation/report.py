@@ -25,7 +25,7 @@ _JSON_NAMES = {"real_baseline": "floor"}
 """Fields whose key in the file is not their name."""
 _LEFT_OUT = (
     *("missing", "disqualified", "date", "raydit_version", "latents", "model", "reconstructions", "further"),
-    *("protocols", "deviations", "averaged", "per_class", "held_out_digest", "unreadable"),
+    *("protocols", "deviations", "averaged", "per_class", "held_out_digest", "image_column", "unreadable"),
 )
 """Keys that the file leaves out where their values are empty."""
 BY_METRIC = ("metrics", "errors", "real_baseline", "repeats", "missing", "reconstructions", "deviations")
@@ -102,6 +102,8 @@ class EvaluationReport:
     """Distance of each class, in the (first) extractor's features; empty: it was not asked for."""
     held_out_digest: str = ""
     """Digest of the held-out real images, where the reference is given and the protocol has none; empty elsewhere."""
+    image_column: str = ""
+    """Column of the real images, where several hold images and the protocol does not say which was read."""
     unreadable: dict[str, int] = field(default_factory=dict)
     """Real images that could not be read, which the protocol does not say: their number by "reference" and "held_out";
     left out where there are none. Earlier reports do not say."""

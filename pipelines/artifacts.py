@@ -88,6 +88,9 @@ class Artifact:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values that optional fields have when they are left out, nested as in the identity. Earlier releases recorded
     them where a recipe repeated them."""
+    later_fields: Sequence[str] = ()
+    """Dotted fields that earlier releases did not record although the artifact depends on them. Where one is not
+    recorded, its value is unknown, and the artifact stays."""
     other_changes: Callable[[str], list[str]] = lambda folder: []
     """Returns what else of a folder of this identity has changed since it was made, in words."""
 
@@ -117,6 +120,7 @@ class Artifact:
         defaults = json.loads(json.dumps(self.defaults))
         before, after = (without_defaults(each, defaults) for each in (recorded, identity))
         lines = [line for line in differences(before, after) if line.partition(":")[0] not in may_change]
+        lines = [line for line in lines if not any(line.startswith(f"{name}: null -> ") for name in self.later_fields)]
         return lines or self.other_changes(self.folder)
 
     def prepare(

@@ -17,7 +17,7 @@ from pipelines.images.listing import Listing
 from pipelines.images.validation import held_out_source
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle, autoencoder_of
 from pipelines.latents.held_out import require_training
-from pipelines.latents.identity import PREPROCESSING_FIELDS
+from pipelines.latents.identity import LATER_FIELDS, PREPROCESSING_FIELDS
 from pipelines.latents.recorded_images import list_images, require_classes
 from pipelines.stage import JobContext, job
 from pipelines.tracking.run_log import RunLog, log_sections
@@ -127,7 +127,7 @@ def autoencoder_artifact(config: Recipe, settings: AutoencoderTrainConfig, listi
     """
     identity = autoencoder_identity(config, settings, listing)
     folder = config.folder(TRAINED_AUTOENCODER)
-    artifact = Artifact("autoencoder", folder, identity, {"autoencoder": AUTOENCODER_DEFAULTS})
+    artifact = Artifact("autoencoder", folder, identity, {"autoencoder": AUTOENCODER_DEFAULTS}, LATER_FIELDS)
     if settings.start is None:
         return artifact
     refuse_own_start(settings.start, folder)
@@ -182,10 +182,11 @@ def has_record(folder: str) -> bool:
 
 def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> dict[str, Any]:
     """Return what the weights depend on besides those of the start."""
+    column = {"image_column": listing.image_column} if listing.image_column else {}
     return {
         "seed": config.seed,
         **random_setting(config),
-        "images": {"digest": listing.digest, "size": config.images.size, "crop": config.images.crop},
+        "images": {"digest": listing.digest, "size": config.images.size, "crop": config.images.crop, **column},
         "autoencoder": settings_identity(settings, (*NON_IDENTITY_FIELDS, "start")),
     }
 

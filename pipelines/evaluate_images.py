@@ -21,7 +21,7 @@ from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.build_report import spaced_positions
 from pipelines.scoring.checks import check_scoring_inputs
 from pipelines.scoring.class_distances import SampleClasses, check_class_distances
-from pipelines.scoring.held_out_digest import has_other_held_out_images, held_out_digest
+from pipelines.scoring.held_out_digest import has_other_real_images, held_out_digest
 from pipelines.scoring.log_report import log_evaluation_settings, log_report
 from pipelines.scoring.protocols import evaluation_protocols, images_protocol, protocols_identity
 from pipelines.scoring.references import RealImages, extract_adm_images, reference_overrides
@@ -75,7 +75,7 @@ def evaluate_images(
     identity = {"images": digest, **protocols_identity(protocols)}
     run_tags = {tags.IMAGES: path, **protocol_tags(protocol)}
     earlier = load_matching_report(folder, digest)
-    if earlier and has_other_held_out_images(earlier, settings):
+    if earlier and has_other_real_images(earlier, settings):
         earlier = None
     report = earlier if earlier and holds_all(earlier, protocols, evaluate) else None
     if report is not None and not force:
@@ -110,7 +110,11 @@ def evaluate_images(
         scored = score_extractors(
             protocols, real, records, checkpoint=path, digest=digest, classes=classes, shown=shown
         )
-        report = replace(with_earlier_scores(scored.report, earlier), held_out_digest=held_out_digest(real))
+        report = replace(
+            with_earlier_scores(scored.report, earlier),
+            held_out_digest=held_out_digest(real),
+            image_column=real.training.image_column,
+        )
         timer.lap("scoring_seconds")
         neighbours = Neighbours(scored.reference, settings.images)
         pictures = draw_pictures(images, listing.take(shown), scored.features, neighbours, shown)

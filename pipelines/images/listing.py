@@ -51,6 +51,9 @@ class Listing:
     """What a user should know about how the images were found, in sentences; no part of the digest."""
     columns: tuple[str, ...] = ()
     """Columns, fields or suffixes in which a label was looked for, if there are no classes; no part of the digest."""
+    image_column: str = ""
+    """images.image_column, where it chooses among several columns of images and the digest does not say so: other
+    artifacts than before would follow from a digest that does."""
     root: str | None = None
     """Path or URI that keys are relative to, for images in files; no part of the digest."""
 

@@ -12,7 +12,7 @@ from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.listing import Listing
 from pipelines.images.validation import held_out_source
 from pipelines.latents.dataset import MANIFEST, LatentDataset
-from pipelines.latents.identity import encode_defaults, encode_identity
+from pipelines.latents.identity import LATER_FIELDS, encode_defaults, encode_identity
 from pipelines.latents.recorded_autoencoder import scale_changes
 from raydit.errors import InvalidInput
 
@@ -51,8 +51,14 @@ class ImageSet:
 
     def artifact(self, settings: EncodeConfig, autoencoder: dict[str, Any]) -> Artifact:
         """Return the latents as an artifact. autoencoder: its record."""
-        identity, defaults = self.identity(settings, autoencoder), encode_defaults(settings)
-        return Artifact("encode", self.folder, identity, defaults, partial(scale_changes, autoencoder=autoencoder))
+        return Artifact(
+            "encode",
+            self.folder,
+            self.identity(settings, autoencoder),
+            defaults=encode_defaults(settings),
+            later_fields=LATER_FIELDS,
+            other_changes=partial(scale_changes, autoencoder=autoencoder),
+        )
 
 
 def training_set(config: Recipe, listing: Listing) -> ImageSet:

@@ -18,6 +18,10 @@ OPTIONAL_ENCODE_FIELDS = {"memory_format": (None, "channels_last"), "compile": (
 values, so that latents made before these options existed stay valid. Layouts differ in the last digits at most."""
 
 
+LATER_FIELDS = ("images.image_column",)
+"""Dotted fields of the identity that earlier releases did not record, whatever their value was."""
+
+
 def encode_identity(
     images: ImagesConfig, settings: EncodeConfig, listing: Listing, autoencoder: dict[str, Any]
 ) -> dict[str, Any]:
@@ -26,9 +30,10 @@ def encode_identity(
     autoencoder: its record (`AutoencoderHandle.describe`).
     """
     # The config's digest, which is younger than the identity, only where it alone tells latents from earlier ones.
+    column = {"image_column": listing.image_column} if listing.image_column else {}
     recorded = ("sha256", *(["config_sha256"] if "config_sha256" in autoencoder else []))
     return {
-        "images": {"digest": listing.digest, "count": len(listing), **preprocessing(images)},
+        "images": {"digest": listing.digest, "count": len(listing), **preprocessing(images), **column},
         "autoencoder": {name: autoencoder[name] for name in recorded},
         "encode": _recorded_settings(settings),
     }

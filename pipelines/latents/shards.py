@@ -143,7 +143,8 @@ def _is_valid_for(record: dict[str, Any], listing: str, settings: str | None) ->
 def settings_digest(artifact: Artifact) -> str:
     """Return the digest of the identity of latents without their images, which each shard names itself."""
     identity = without_defaults(json.loads(json.dumps(artifact.identity)), artifact.defaults)
-    images = {name: value for name, value in identity["images"].items() if f"images.{name}" not in IMAGE_FIELDS}
+    left_out = (*IMAGE_FIELDS, *artifact.later_fields)
+    images = {name: value for name, value in identity["images"].items() if f"images.{name}" not in left_out}
     return digest_of({**identity, "images": images})
 
 

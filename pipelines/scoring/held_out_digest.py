@@ -1,4 +1,4 @@
-"""Which held-out images a report's real baseline is of, where neither the protocol nor the reference says so."""
+"""Which real images a report is of, where its protocol does not say so: held-out ones, and the column of images."""
 
 from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of
@@ -20,15 +20,17 @@ def held_out_digest(real: RealImages) -> str:
     return digest_of({"images": real.held_out.digest, "size": images.size, "crop": images.crop})
 
 
-def has_other_held_out_images(report: EvaluationReport, settings: ScoringSettings) -> bool:
-    """Return whether a report's real baseline is known to be of other images than those held out today.
+def has_other_real_images(report: EvaluationReport, settings: ScoringSettings) -> bool:
+    """Return whether a report is known to be of other real images than today's, although its protocol is the same.
 
-    Reports of earlier versions do not say. Nobody knows either where the images are not on this machine.
+    That is of other held-out images, or of another column of images. Reports of earlier versions do not say. Nobody
+    knows either where the images are not on this machine.
     """
-    if not report.held_out_digest:
+    if not report.held_out_digest and not report.image_column:
         return False
     try:
-        digest = held_out_digest(RealImages.of(settings))
+        real = RealImages.of(settings)
     except NotFound:
         return False
-    return digest not in ("", report.held_out_digest)
+    recorded = {report.held_out_digest: held_out_digest(real), report.image_column: real.training.image_column}
+    return any(known and today not in ("", known) for known, today in recorded.items())

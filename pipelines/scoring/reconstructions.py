@@ -34,7 +34,8 @@ class Reconstructions:
     @property
     def path(self) -> str:
         """Path or URI at which their features are kept."""
-        identity = digest_of([self.real.digest(self.listing), self.decoder])
+        column = [self.listing.image_column] if self.listing.image_column else []
+        identity = digest_of([self.real.digest(self.listing), self.decoder, *column])
         return storage.join(self.real.settings.references, f"{identity[:12]}{RECONSTRUCTIONS}.npz")
 
     @property

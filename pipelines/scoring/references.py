@@ -100,10 +100,12 @@ class RealImages:
     def _name(self, listing: Listing) -> str:
         """Return the part of file names that stands for a listing.
 
-        Held-out images may have the names and lengths, and so the digest, of the training images.
+        Held-out images may have the names and lengths, and so the digest, of the training images, and two columns of
+        images may have one digest.
         """
         is_alike = listing is not self.training and listing.digest == self.training.digest
-        return self.digest(listing)[:12] + ("-held-out" if is_alike else "")
+        column = f"-{digest_of(listing.image_column)[:8]}" if listing.image_column else ""
+        return self.digest(listing)[:12] + column + ("-held-out" if is_alike else "")
 
     def shards(self, listing: Listing) -> list[ScoringShard]:
         """Return the shards of a listing, finished or not."""

@@ -20,7 +20,7 @@ from pipelines.scoring.actors import SampleSource, ScoringActor
 from pipelines.scoring.checks import check_real_images, check_scoring_inputs
 from pipelines.scoring.class_distances import SampleClasses, check_class_distances
 from pipelines.scoring.guide import guide_location
-from pipelines.scoring.held_out_digest import has_other_held_out_images, held_out_digest
+from pipelines.scoring.held_out_digest import has_other_real_images, held_out_digest
 from pipelines.scoring.log_report import log_evaluation_settings, log_report
 from pipelines.scoring.protocols import evaluation_protocols, protocols_identity
 from pipelines.scoring.reconstructions import Reconstructions
@@ -75,9 +75,9 @@ class CheckpointEvaluation:
         return report if report and holds_all(report, self.protocols, self.settings.evaluate) else None
 
     def find_earlier_report(self) -> EvaluationReport | None:
-        """Return the checkpoint's report by the first protocol, with the same held-out images as far as it says."""
+        """Return the checkpoint's report by the first protocol, of the same real images as far as it says."""
         report = load_matching_report(self.folder, self.opened.digest)
-        return None if report and has_other_held_out_images(report, self.settings) else report
+        return None if report and has_other_real_images(report, self.settings) else report
 
     @property
     def shard_folders(self) -> list[str]:
@@ -208,6 +208,7 @@ def score_checkpoint(
         report = replace(
             with_earlier_scores(scored.report, earlier),
             held_out_digest=held_out_digest(real),
+            image_column=real.training.image_column,
             latents=opened.record.latents_fingerprint or "",
             model=f"{model_label(opened.record.model, opened.record.recipe)}, {opened.record.process_kind}",
         )

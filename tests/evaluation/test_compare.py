@@ -146,6 +146,18 @@ def test_reports_against_different_readable_images_say_so():
     assert "could not be read" in guided and "protocols are equal" not in guided
 
 
+def test_scores_against_other_columns_of_images_are_not_compared():
+    scan, thumb = replace(A, image_column="scan"), replace(B, image_column="thumb")
+    with pytest.raises(
+        ValueError, match=f"protocols {A.protocol_id} .*differ in images.image_column: 'scan' and 'thumb'"
+    ):
+        compare_reports([scan, thumb])
+    assert compare_reports([scan, thumb], allow_unequal=True).differing == ["images.image_column"]
+    assert compare_reports([scan, B]).differing == []  # of an earlier release, which did not record it
+    assert find_best([scan, thumb])[1] == "scores against different columns of images do not rank checkpoints"
+    assert find_best([scan, B]) == (B, "")
+
+
 def test_the_best_is_the_lowest_of_sound_reports_of_one_protocol():
     assert find_best([A, C, B]) == (C, "")
     defective = replace(C, disqualified="all samples have the same features")

@@ -39,6 +39,7 @@ class ArrowSource(ColumnSource):
             self._class_names(schema, label),
             np.concatenate([np.zeros((0, 2), np.int64), *locations]),
             tuple(column for column in schema.names if column != image),
+            self._chosen_column(schema),
         )
 
     def _explain(self, name: str) -> AbstractContextManager[None]:

@@ -48,6 +48,8 @@ class FileListing(NamedTuple):
     locations: np.ndarray | None = None
     columns: tuple[str, ...] = ()
     """Names of the columns besides that of images."""
+    image_column: str = ""
+    """As Listing has it."""
 
 
 class ColumnSource(ABC):
@@ -93,6 +95,7 @@ class ColumnSource(ABC):
             np.concatenate(locations) if locations else None,
             notes=notes,
             columns=() if class_names else listings[0].columns,
+            image_column=listings[0].image_column,
             root=self.files.root,
         )
 
@@ -153,9 +156,20 @@ class ColumnSource(ABC):
         """Return the column that images.image_column would be without the setting; None if it is that one, or none."""
         if self.config.image_column is None or self.config.reading is not None:
             return None
-        usual = next((name for name in _usual_columns(schema) if name in schema.names), None)
+        usual = self._usual_column(schema)
         index = -1 if usual in (None, self.config.image_column) else schema.get_field_index(usual)
         return usual if index >= 0 and holds_images(schema.field(index).type) else None
+
+    def _usual_column(self, schema: pa.Schema) -> str | None:
+        """Return the column that is looked for images without images.image_column; None if there is none."""
+        return next((name for name in _usual_columns(schema) if name in schema.names), None)
+
+    def _chosen_column(self, schema: pa.Schema) -> str:
+        """Return images.image_column if other columns hold images as well; empty otherwise."""
+        chosen = self.config.image_column
+        if chosen is None or not any(field.name != chosen and holds_image_files(field.type) for field in schema):
+            return ""
+        return chosen
 
     def _label_column(self, schema: pa.Schema, name: str) -> str | None:
         """Return the column of labels, or None if there is none. Raises InvalidInput if it is not clear which it is."""

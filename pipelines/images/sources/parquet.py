@@ -55,7 +55,9 @@ class ParquetSource(ColumnSource):
             column = "" if self._overridden_column(schema) is None else image
             stamps = np.full(parquet.metadata.num_rows, _stamp(file, column), np.int64)
             columns = tuple(column for column in schema.names if column != image)
-            return FileListing(labels, stamps, self._class_names(schema, label), columns=columns)
+            ambiguous = "" if column or image == self._usual_column(schema) else self._chosen_column(schema)
+            class_names = self._class_names(schema, label)
+            return FileListing(labels, stamps, class_names, columns=columns, image_column=ambiguous)
 
     def _open(self, file: pa.NativeFile, name: str) -> pq.ParquetFile:
         try:

@@ -186,6 +186,28 @@ def test_the_digest_tells_the_image_column_where_another_would_be_read_by_defaul
     assert len(set(named)) == 1
 
 
+@pytest.mark.parametrize("format", ["parquet", "arrow"])
+def test_a_listing_tells_the_image_column_where_its_digest_does_not(tmp_path, format):
+    pictures, metadata = [encoded(square(value)) for value in (5, 6)], [b"0" * 16] * 2
+
+    def column_of(columns, **settings):
+        table = pa.table({**columns, "digest": pa.array(metadata, pa.binary(16)), "caption": ["a", "b"]})
+        if format == "arrow":
+            write_arrow(tmp_path / "data-00000-of-00001.arrow", table)
+            return source(tmp_path, **settings).listing().image_column
+        pq.write_table(table, tmp_path / "x.parquet")
+        listing = source(tmp_path / "x.parquet", **settings).listing()
+        return listing.take([1]).image_column
+
+    two = {"scan": pictures, "thumb": [{"bytes": picture} for picture in pictures]}
+    assert [column_of(two, image_column=name) for name in two] == ["scan", "thumb"]
+    assert column_of({"scan": pictures}, image_column="scan") == column_of({"image": pictures, "thumb": pictures}) == ""
+    if format == "parquet":  # the digest tells these
+        assert {
+            column_of({"image": pictures, "thumb": pictures}, image_column=name) for name in ("image", "thumb")
+        } == {""}
+
+
 def test_the_error_names_a_truncated_parquet_file(tmp_path):
     pq.write_table(huggingface_table([1], [0]), tmp_path / "x.parquet")
     write(tmp_path / "x.parquet", (tmp_path / "x.parquet").read_bytes()[:-100])

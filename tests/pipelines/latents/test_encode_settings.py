@@ -24,6 +24,7 @@ from pipelines.encode import encode
 from pipelines.images.listing import Listing
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.encoding import EncodeImages, WriteShard, device_without_tf32
+from pipelines.latents.held_out import ImageSet
 from pipelines.latents.identity import encode_defaults, encode_identity
 from pipelines.latents.moments import MomentsEncoder
 from pipelines.latents.quarantine import MOMENTS_ARE_NAN
@@ -90,6 +91,22 @@ def test_the_layout_of_gpus_is_no_other_identity_where_a_recipe_repeats_it(tmp_p
     for flags, changes in (([gpu], []), ([], ['encode.memory_format: "contiguous" -> null'])):
         settings = tiny_recipe(tmp_path, *flags).encode
         assert Artifact("encode", str(tmp_path), same, encode_defaults(settings)).changes() == changes
+
+
+def test_another_column_of_images_is_another_identity_where_the_digest_is_the_same(tmp_path):
+    config = tiny_recipe(tmp_path)
+
+    def latents(column):
+        images = ImageSet("images", "m", str(tmp_path), config.images, replace(LISTING, image_column=column))
+        return images.artifact(config.encode, {"sha256": "ab"})
+
+    assert latents("").identity == identity(tmp_path)
+    (tmp_path / "plan.json").write_text(json.dumps({"identity": latents("scan").identity}))
+    assert latents("scan").changes() == []
+    assert latents("thumb").changes() == ['images.image_column: "scan" -> "thumb"']
+    (tmp_path / "plan.json").write_text(json.dumps({"identity": identity(tmp_path)}))
+    assert latents("scan").changes() == []  # of an earlier release, which did not record it
+    assert settings_digest(latents("scan")) == settings_digest(latents(""))
 
 
 @pytest.fixture

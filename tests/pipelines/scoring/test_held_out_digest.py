@@ -1,11 +1,14 @@
-"""A report by a given reference says which held-out images its real baseline is of."""
+"""A report says which real images it is of where its protocol does not: held-out ones, and the column of images."""
 
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from drawn_records import DIM, write_records
 from fakes import FakeContext
+from pictures import encoded, square
 from tiny import BROKEN, tiny_recipe, write_images
 
 from evaluation.protocol import EvaluationProtocol
@@ -14,7 +17,8 @@ from evaluation.report import EvaluationReport
 from pipelines import evaluate_images as images_job
 from pipelines.evaluate_images import evaluate_images
 from pipelines.images.open import open_source
-from pipelines.scoring.held_out_digest import has_other_held_out_images, held_out_digest
+from pipelines.scoring.held_out_digest import has_other_real_images, held_out_digest
+from pipelines.scoring.reconstructions import Reconstructions
 from pipelines.scoring.references import RealImages, save_reference
 from pipelines.scoring.report_files import save_report
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation
@@ -53,8 +57,28 @@ def test_a_finished_report_of_other_held_out_images_is_not_taken(tmp_path):
     save_report(later, here.folder)
     assert here.find_report() == later and other.find_report() is None
     gone = settings_of(tmp_path, GIVEN, "images.path=nothing")
-    assert not has_other_held_out_images(later, gone)
-    assert not has_other_held_out_images(later, settings_of(tmp_path))
+    assert not has_other_real_images(later, gone)
+    assert not has_other_real_images(later, settings_of(tmp_path))
+
+
+def test_a_finished_report_of_another_column_of_images_is_not_taken(tmp_path):
+    pictures = [{"bytes": encoded(square(value)), "path": None} for value in range(24)]
+    pq.write_table(pa.table({"scan": pictures, "thumb": pictures[::-1]}), tmp_path / "x.parquet")
+    path = f"images.path={tmp_path / 'x.parquet'}"
+    settings = {name: settings_of(tmp_path, path, f"images.image_column={name}") for name in ("scan", "thumb")}
+    real = {name: RealImages.of(each) for name, each in settings.items()}
+    scan, thumb = (real[name] for name in ("scan", "thumb"))
+    assert scan.digest(scan.training) == thumb.digest(thumb.training)  # as reports have it
+    for side in ("training", "held_out"):
+        assert len({each.path(getattr(each, side)) for each in real.values()}) == 2
+        assert len({each.shard_folder(getattr(each, side)) for each in real.values()}) == 2
+    assert len({Reconstructions(each, num_samples=8, decoder="aa").path for each in real.values()}) == 2
+    protocol = EvaluationProtocol(decoder="d", extractor="e", extractor_sha256="s", reference_digest="r")
+    report = EvaluationReport(protocol=protocol, checkpoint="c", checkpoint_digest="a", metrics={"fd_e_50k": 1.0})
+    assert "image_column" not in report.to_json()
+    of_scan = EvaluationReport.from_json(replace(report, image_column=scan.training.image_column).to_json())
+    assert has_other_real_images(of_scan, settings["thumb"]) and not has_other_real_images(of_scan, settings["scan"])
+    assert not has_other_real_images(report, settings["thumb"])  # of an earlier release
 
 
 def test_given_images_are_scored_again_beside_other_held_out_images(tmp_path, monkeypatch):
