@@ -1,5 +1,7 @@
 """What a worker tells the driver of its training, kept for the next checkpoint in case the driver is killed."""
 
+import threading
+
 from dit.hardware.peak_speed import peak_flops
 from dit.macs import forward_macs
 from pipelines.training.cursor import DataCursor
@@ -21,6 +23,7 @@ class Reporter:
         self._flops_per_image = 6 * forward_macs(settings.model)  # 2 a MAC; backward costs twice the forward pass
         self._peak_flops = worker.num_workers * peak_flops(worker.device, settings.train.dtype)
         self._kept: list[Report | Validated] = []
+        self._lock = threading.Lock()  # the loop adds to what is kept, the thread that writes checkpoints drops it
         if earlier is not None and worker.rank == 0:
             self._kept = [*earlier.reports, *earlier.validations]
 
@@ -30,20 +33,27 @@ class Reporter:
         memory = peak_memory_gib(self._worker.device)
         sent = self._worker.report(step, metrics | {"mfu": mfu, "memory_gib": memory})
         if self._worker.rank == 0:
-            self._kept.append(sent)
+            self._keep(sent)
 
     def validated(self, step: int, metrics: dict[str, float]) -> None:
         """Send the validation losses after a step, which are equal in all workers."""
         if self._worker.rank == 0:
-            self._kept.append(Validated(step, metrics))
-            self._worker.send(self._kept[-1])
+            validated = Validated(step, metrics)
+            self._keep(validated)
+            self._worker.send(validated)
 
     def kept_until(self, step: int) -> tuple[list[Report], list[Validated]]:
         """Return the reports and the validation losses up to a step that no checkpoint has."""
-        kept = [each for each in self._kept if each.step <= step]
+        with self._lock:
+            kept = [each for each in self._kept if each.step <= step]
         reports = [each for each in kept if isinstance(each, Report)]
         return reports, [each for each in kept if isinstance(each, Validated)]
 
     def forget_until(self, step: int) -> None:
         """Drop what is kept up to a step, because its checkpoint is complete."""
-        self._kept = [kept for kept in self._kept if kept.step > step]
+        with self._lock:
+            self._kept = [kept for kept in self._kept if kept.step > step]
+
+    def _keep(self, sent: Report | Validated) -> None:
+        with self._lock:
+            self._kept.append(sent)
