@@ -39,6 +39,7 @@ from dit.formats.completion import (
     FORMAT,
     INTERRUPTED,
     TRAINER,
+    TRAINER_STATE,
     VERSION,
     step_name,
     write_completion,
@@ -76,19 +77,19 @@ def save_checkpoint(
     assert snapshot is not None, "a snapshot is None only without keep"
 
     def write(folder: Path) -> None:
-        (folder / "trainer").mkdir(parents=True)
+        (folder / TRAINER).mkdir(parents=True)
         if snapshot.adapter is None:
             _write_weights(folder, snapshot.weights)
         else:
             for name, weights in snapshot.weights.items():
                 write_adapter(folder / adapter_folder(name), snapshot.adapter, weights)
-        save_file(snapshot.optimizer, folder / "trainer" / "optimizer.safetensors")
+        save_file(snapshot.optimizer, folder / TRAINER / "optimizer.safetensors")
         if snapshot.frozen:
             save_file(snapshot.frozen, folder / FROZEN)
         progress = {"step": snapshot.step, "batches": snapshot.batches}
         if snapshot.skipped:
             progress["skipped"] = snapshot.skipped
-        write_json(folder / "trainer" / "state.json", {**progress, **cursor})
+        write_json(folder / TRAINER_STATE, {**progress, **cursor})
         if snapshot.interrupted:
             (folder / INTERRUPTED).touch()
         mark = {"interrupted": True} if snapshot.interrupted else {}
@@ -165,9 +166,9 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:
 
     Raises InvalidInput if the checkpoint was imported, is damaged, or is of another model.
     """
-    if not (checkpoint.path / "trainer").is_dir():
+    if not (checkpoint.path / TRAINER).is_dir():
         raise InvalidInput(
-            f"{checkpoint.path} was imported and contains weights only: found no trainer/",
+            f"{checkpoint.path} was imported, or fetched to sample from, and contains weights only: found no trainer/",
             "the optimiser's state and the position in the data",
             "sample from it or evaluate it; training cannot resume from it",
         )
@@ -183,7 +184,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:
         }
         for name, weights in trained.items():
             load_adapter(weights, state.adapter, checkpoint.adapter(name))
-    tensors = load_file(checkpoint.path / "trainer" / "optimizer.safetensors")
+    tensors = load_file(checkpoint.path / TRAINER / "optimizer.safetensors")
     parameters = dict(state.network.named_parameters())
     state.optimizer.state.clear()  # it may have moments of later steps, for parameters of which the checkpoint has none
     for key, tensor in tensors.items():
