@@ -91,7 +91,7 @@ def count_unreadable(
 ) -> dict[str, tuple[int, int]]:
     """Return how many real images lack features, and of how many, as "reference" and "held_out"; {} where all have.
 
-    Of a given reference nobody knows.
+    How many images a given reference lacks is unknown.
     """
     found = {}
     if not real.settings.reference and reference.n < len(real.training):
