@@ -246,7 +246,7 @@ class WebDatasetSource:
     def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
         named = [_split_key(key) for key in keys]
         if locations is None:
-            versions = {name: self.files.version(name) for name, _ in named}
+            versions = {name: self.files.version(name) for name in dict(named)}  # a request for each tar, not image
             locations = [_index_shard(self, name, versions[name])[stem] for name, stem in named]
         pairs = zip((name for name, _ in named), locations, strict=True)
         for name, group in groupby(pairs, key=lambda pair: pair[0]):
