@@ -182,11 +182,15 @@ def has_record(folder: str) -> bool:
 
 def autoencoder_identity(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> dict[str, Any]:
     """Return what the weights depend on besides those of the start."""
-    column = {"image_column": listing.image_column} if listing.image_column else {}
     return {
         "seed": config.seed,
         **random_setting(config),
-        "images": {"digest": listing.digest, "size": config.images.size, "crop": config.images.crop, **column},
+        "images": {
+            "digest": listing.digest,
+            "size": config.images.size,
+            "crop": config.images.crop,
+            **listing.column_identity,
+        },
         "autoencoder": settings_identity(settings, (*NON_IDENTITY_FIELDS, "start")),
     }
 

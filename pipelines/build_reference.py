@@ -47,6 +47,6 @@ def build_reference(config: Recipe, out: str, *, address: str | None = None) -> 
 def work_folder(config: Recipe, out: str) -> str:
     """Return the folder next to `out` for the shards of a reference, named after the digest of its inputs."""
     images = RealImages.of(ScoringSettings.from_recipe(config))
-    column = [images.training.image_column] if images.training.image_column else []
+    column = images.training.column_identity.values()
     identity = digest_of([images.digest(images.training), config.evaluate.shard_rows, *column])
     return temporary_shard_dir(out, identity)

@@ -88,6 +88,11 @@ class Listing:
         is_held_out = np.array([_hash_fraction(key) < held_out for key in self.keys], dtype=bool)
         return self.take(~is_held_out), self.take(is_held_out)
 
+    @property
+    def column_identity(self) -> dict[str, str]:
+        """What an identity has to record beside the digest: the column of images, where the digest does not say it."""
+        return {"image_column": self.image_column} if self.image_column else {}
+
     def take(self, which: np.ndarray | Sequence[int]) -> "Listing":
         """Return the listing of the images at some positions, or where a mask (bool (N,)) is true."""
         which = np.asarray(which)

@@ -30,10 +30,14 @@ def encode_identity(
     autoencoder: its record (`AutoencoderHandle.describe`).
     """
     # The config's digest, which is younger than the identity, only where it alone tells latents from earlier ones.
-    column = {"image_column": listing.image_column} if listing.image_column else {}
     recorded = ("sha256", *(["config_sha256"] if "config_sha256" in autoencoder else []))
     return {
-        "images": {"digest": listing.digest, "count": len(listing), **preprocessing(images), **column},
+        "images": {
+            "digest": listing.digest,
+            "count": len(listing),
+            **preprocessing(images),
+            **listing.column_identity,
+        },
         "autoencoder": {name: autoencoder[name] for name in recorded},
         "encode": _recorded_settings(settings),
     }

@@ -233,6 +233,8 @@ class MeasuredImages:
 
 def reduce_records(shards: Sequence[AutoencoderShard]) -> MeasuredImages:
     """Reduce the records of shards, in order; only one is in memory at a time but for the pictures."""
+    from dit.autoencoder import LEAST_SQUARED_ERROR  # imports torch
+
     errors, similarities, pictures, features = [], [], [], dict[str, FeatureStatistics]()
     latents: LatentStatistics | None = None
     seconds, record = np.zeros(2), None
@@ -248,7 +250,7 @@ def reduce_records(shards: Sequence[AutoencoderShard]) -> MeasuredImages:
     originals, decoded = (np.concatenate(each) for each in zip(*pictures, strict=True))
     error = float(np.concatenate(errors).mean())
     return MeasuredImages(
-        psnr=float(10 * np.log10(255.0**2 / max(error, 1e-10))),
+        psnr=float(10 * np.log10(255.0**2 / max(error, LEAST_SQUARED_ERROR))),
         ssim=float(np.concatenate(similarities).mean()),
         features=features,
         latents=latents,

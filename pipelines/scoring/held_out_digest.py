@@ -23,8 +23,8 @@ def held_out_digest(real: RealImages) -> str:
 def has_other_real_images(report: EvaluationReport, settings: ScoringSettings) -> bool:
     """Return whether a report is known to be of other real images than today's, although its protocol is the same.
 
-    That is of other held-out images, or of another column of images. Reports of earlier versions do not say. Nobody
-    knows either where the images are not on this machine.
+    That is of other held-out images, or of another column of images. Reports of earlier versions do not say. It is
+    unknown, too, where the images are not on this machine.
     """
     if not report.held_out_digest and not report.image_column:
         return False
@@ -32,5 +32,5 @@ def has_other_real_images(report: EvaluationReport, settings: ScoringSettings) -
         real = RealImages.of(settings)
     except NotFound:
         return False
-    recorded = {report.held_out_digest: held_out_digest(real), report.image_column: real.training.image_column}
-    return any(known and today not in ("", known) for known, today in recorded.items())
+    pairs = ((report.held_out_digest, held_out_digest(real)), (report.image_column, real.training.image_column))
+    return any(recorded and today and recorded != today for recorded, today in pairs)

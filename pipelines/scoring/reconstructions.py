@@ -34,8 +34,7 @@ class Reconstructions:
     @property
     def path(self) -> str:
         """Path or URI at which their features are kept."""
-        column = [self.listing.image_column] if self.listing.image_column else []
-        identity = digest_of([self.real.digest(self.listing), self.decoder, *column])
+        identity = digest_of([self.real.digest(self.listing), self.decoder, *self.listing.column_identity.values()])
         return storage.join(self.real.settings.references, f"{identity[:12]}{RECONSTRUCTIONS}.npz")
 
     @property

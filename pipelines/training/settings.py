@@ -32,7 +32,7 @@ class LatentsReference:
         return cls(str(dataset.path), dataset.fingerprint)
 
     def open(self) -> LatentDataset:
-        """Open the data set. Raises InvalidInput if another one has taken its place, and NotFound if it is gone.
+        """Open the data set. Raises InvalidInput if another one lies at the path, and NotFound if none does.
 
         Several recipes may share a folder of latents. Images that another one adds change the order of all images, and
         a worker that starts later, as after another worker's death, would not go on as the training began.

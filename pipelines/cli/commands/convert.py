@@ -157,12 +157,11 @@ def parse_share(text: str, *, alone: bool) -> tuple[str, float]:
 
     name, equals, share = text.rpartition("=")
     try:
-        value = float(share) if equals else None
+        value = float(share) if equals and not storage.exists(text) else None
     except ValueError:
         value = None
-    has_share = value is not None and not storage.exists(text)
-    if alone and not has_share:
+    if value is None and alone:
         return text, 1.0
-    if value is None or not has_share or not name or not math.isfinite(value):
+    if value is None or not name or not math.isfinite(value):
         raise click.UsageError(f"{text}: expected CHECKPOINT=SHARE with a number, such as {text}=0.5")
     return name, value
