@@ -78,16 +78,21 @@ class FeatureExtractor:
         import torch
 
         _check_images(images)
-        batches: list[tuple[Array | None, ...]] = []
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), _full_float32():
-            for batch in images.split(self.batch_size):
-                outputs = self.forward(batch.to(self.device))
-                batches.append(tuple(None if output is None else output.float().cpu().numpy() for output in outputs))
-        features, logits, spatial = (
-            None if parts[0] is None else np.concatenate(parts) for parts in zip(*batches, strict=True)
-        )
+            outputs = [self.forward(self._to_device(batch)) for batch in images.split(self.batch_size)]
+            # Only now, so that a GPU need not wait for the host between batches.
+            features, logits, spatial = (
+                None if parts[0] is None else torch.cat([part.float() for part in parts]).cpu().numpy()
+                for parts in zip(*outputs, strict=True)
+            )
         assert features is not None, "every network returns features"
         return Features(features, logits, spatial)
+
+    def _to_device(self, images: torch.Tensor) -> torch.Tensor:
+        """Copy images to the device; to a GPU asynchronously, from pinned memory."""
+        if self.device.type == "cuda" and images.device.type == "cpu":
+            return images.pin_memory().to(self.device, non_blocking=True)
+        return images.to(self.device)
 
 
 def create_extractor(

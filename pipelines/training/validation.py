@@ -94,7 +94,8 @@ class Validation:
         """Return the loss and the timestep of the images at some rows, each (n,)."""
         settings, device = self._settings, self._worker.device
         positions = self._positions[rows]
-        posterior_noise, noise = normal(settings.seed, NOISES, 0, positions, self._latent_shape, device)
+        on_device = to_device(positions, device)
+        posterior_noise, noise = normal(settings.seed, NOISES, 0, on_device, self._latent_shape, device)
         u = uniform(settings.seed, Stream.VALIDATION_TIMESTEP, 0, positions, ())
         moments = empty_moments(len(rows), self._moments_shape, device)
         self._arrays.copy_moments(rows, np.zeros(len(rows), bool), moments.numpy())
