@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import storage
-from pipelines.artifacts import Artifact, settings_identity, superseded_folders
+from pipelines.artifacts import SUPERSEDED, Artifact, settings_identity, superseded_folders
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.autoencoder_training import AUTOENCODER_DEFAULTS, AutoencoderTrainConfig
 from pipelines.config.evaluate import path_for
@@ -31,6 +31,7 @@ from pipelines.training.autoencoder import (
 from pipelines.training.autoencoder_quality import ExtractorChoice
 from pipelines.training.autoencoder_result import RECONSTRUCTIONS, REPORT, AutoencoderRecord
 from pipelines.training.autoencoder_start import find_start, refuse_own_start, require_start
+from pipelines.training.damage import set_aside_damaged
 from pipelines.training.group import RAY_FOLDER, run_workers
 from pipelines.training.image_files import wait_for_running, write_image_files
 from pipelines.training.messages import Report, Saved, Validated
@@ -74,14 +75,17 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
 
     for line in (images.summary(), *images.notes):
         context.say("autoencoder", line)
-    begun = bool(CheckpointFolder(storage.join(folder, TRAINING)).last_step())
+    training = storage.join(folder, TRAINING)
+    checkpoints = CheckpointFolder(training, superseded=storage.join(training, SUPERSEDED))
+    set_aside_damaged(checkpoints, lambda text: context.say("autoencoder", text))
+    begun = bool(checkpoints.last_step())
     extractor = prepare_work()
     with context.run("autoencoder", artifact.recorded() or artifact.identity, resumes=None if begun else "") as run:
         sections = {"images": asdict(config.images), "autoencoder": asdict(settings)}
         other_images = sections["images"].keys() - PREPROCESSING_FIELDS
         log_sections(run, sections, may_change={"images": other_images, "autoencoder": (*NON_IDENTITY_FIELDS, "start")})
         progress = context.progress("autoencoder", total=settings.steps, unit="steps")
-        image_folder = storage.join(folder, TRAINING, IMAGES)
+        image_folder = storage.join(training, IMAGES)
         worker_settings = AutoencoderWorkerSettings(
             train=replace(settings, start=find_start(settings)),
             seed=config.seed,

@@ -28,6 +28,8 @@ class CheckpointFolder:
 
     uri: str
     """Path or URI. The folder need not exist yet."""
+    superseded: str | None = None
+    """Folder that checkpoints are set aside in; None: superseded/ beside this folder, in the output."""
 
     def uri_of(self, step: int) -> str:
         """Return the absolute path or URI of the checkpoint of a step, whether or not it exists."""
@@ -155,21 +157,22 @@ class CheckpointFolder:
         return damage if storage.exists(complete) else ""
 
     def set_aside(self, step: int) -> str:
-        """Move the checkpoint of a step to superseded/, and return its new path or URI.
+        """Move the checkpoint of a step to `superseded`, and return its new path or URI.
 
         The folder there is named as those of superseded trainings are; without a plan.json, it is none of them.
         """
         return self._move_to_superseded(step, step_name(step))
 
     def set_aside_damaged(self, step: int) -> str:
-        """Move a damaged checkpoint to superseded/, under a name by which it is no checkpoint; return its new path."""
+        """Move a damaged checkpoint to `superseded`, under a name by which it is no checkpoint; return its new path."""
         return self._move_to_superseded(step, f"damaged_{step_name(step)}")
 
     def _move_to_superseded(self, step: int, new_name: str) -> str:
         uri, (output, name) = self.uri_of(step), storage.split(self.uri)
         # Not COMPLETE: where files are moved one by one, it must be gone from here before INTERRUPTED is.
         last = CONFIG if storage.exists(storage.join(uri, CONFIG)) else COMPLETE
-        folders = (storage.join(output, SUPERSEDED, f"{name}-{number}") for number in itertools.count(1))
+        superseded = self.superseded or storage.join(output, SUPERSEDED)
+        folders = (storage.join(superseded, f"{name}-{number}") for number in itertools.count(1))
         own = (folder for folder in folders if not storage.exists(storage.join(folder, PLAN)))
         targets = (storage.join(folder, new_name) for folder in own)
         target = next(each for each in targets if not storage.exists(storage.join(each, last)))

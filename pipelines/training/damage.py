@@ -9,7 +9,7 @@ from raydit.errors import InvalidInput
 
 
 def set_aside_damaged(checkpoints: CheckpointFolder, say: Callable[[str], object]) -> None:
-    """Move damaged checkpoints to superseded/ if they are newer than all others, and say so.
+    """Move damaged checkpoints to `checkpoints.superseded` if they are newer than all others, and say so.
 
     Raises InvalidInput, with all checkpoints where they are, if there are only damaged ones.
     """

@@ -1,4 +1,7 @@
-"""Killing a worker and the driver while an autoencoder is trained against a discriminator changes no bit of it."""
+"""Killing a worker and the driver while an autoencoder is trained against a discriminator changes no bit of it.
+
+Nor does it if the newest checkpoint is damaged.
+"""
 
 import dataclasses
 import json
@@ -93,7 +96,9 @@ def test_a_killed_worker_and_a_killed_driver_change_nothing(tmp_path, unbroken):
     training.wait_for(50, process)
     process.kill()
     process.wait()
-    assert 50 <= training.checkpoints.last_step() < 160
+    newest = training.checkpoints.last_step()
+    assert 50 <= newest < 160
+    (Path(training.checkpoints.uri_of(newest)) / "ema.safetensors").write_bytes(b"cut")
     training.finish(training.start())
     for name in ("diffusion_pytorch_model.safetensors", "config.json", "report.json", "raydit.json"):
         assert (training.result / name).read_bytes() == (unbroken.result / name).read_bytes(), name

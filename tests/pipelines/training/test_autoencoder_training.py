@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_recipe
+from tiny_encode import Context
 from tiny_images import image_rows
 
 from cluster import storage
 from dit.autoencoder import Autoencoder, LatentScale, create_autoencoder, describe_autoencoder, save_autoencoder
-from pipelines.autoencoder import require_measurable
+from pipelines.autoencoder import require_measurable, train_autoencoder
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig, measured_at_once
 from pipelines.images.open import open_source
@@ -32,9 +33,11 @@ from pipelines.training.messages import InLoop, Notice, Report, Saved, Validated
 from pipelines.training.worker import Worker
 from raydit.errors import Diverged, InvalidInput
 
-TRAIN = AutoencoderTrainConfig(
-    steps=4, global_batch_size=4, warmup_steps=0, downsample=2, width=8, checkpoint_every=2, log_every=1
-)
+SETTINGS = {
+    "steps": 4, "global_batch_size": 4, "warmup_steps": 0, "downsample": 2, "width": 8, "checkpoint_every": 2,
+    "log_every": 1,
+}  # fmt: skip
+TRAIN = AutoencoderTrainConfig(**SETTINGS)
 ADVERSARIAL = replace(
     TRAIN, adversarial_weight=0.5, adversarial_start=1, crop=12, dtype="bfloat16", reconstruction="l1"
 )
@@ -95,6 +98,36 @@ def test_a_training_that_was_stopped_between_checkpoints_resumes_to_the_bit(tmp_
     # The discriminator has taken a step less, because it starts with the second batch.
     steps = {float(value) for key, value in expected.items() if key.startswith("step/")}
     assert steps == ({4.0, 3.0} if train is ADVERSARIAL else {4.0})
+
+
+def test_a_training_goes_on_from_the_newest_checkpoint_that_is_not_damaged(tmp_path, images, monkeypatch):
+    """Found by the job before it does anything else; what it sets aside goes with the files of the training."""
+    monkeypatch.setattr("pipelines.training.stop.EXCHANGE_SECONDS", 0)
+    config = tiny_recipe(tmp_path, *(f"autoencoder.train.{name}={value}" for name, value in SETTINGS.items()))
+    folder, said = tmp_path / "output" / "autoencoder", []
+
+    class Interrupted(Context):
+        def say(self, stage, text):
+            said.append(text)
+
+        def prepare_work(self, workers, stage):
+            raise KeyboardInterrupt
+
+    def start_job():
+        with pytest.raises(KeyboardInterrupt):
+            train_autoencoder(config, context=Interrupted())
+
+    start_job()
+    run(folder, images, TRAIN, stop_after=3)
+    weights = folder / "training" / "step_0000003" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    start_job()
+    kept = folder / "training" / "superseded" / "training-1" / "damaged_step_0000003"
+    assert kept.is_dir() and "step 3 is damaged" in said[-1] and f"it is kept in {kept}" in said[-1]
+    assert min(reports(run(folder, images, TRAIN))) == 3
+    run(tmp_path / "unbroken", images, TRAIN)
+    (folder / "plan.json").unlink()
+    assert_same_files(folder, tmp_path / "unbroken")
 
 
 def test_workers_leave_the_loop_when_its_last_checkpoint_is_complete(tmp_path, images, monkeypatch):
