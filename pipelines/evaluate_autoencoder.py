@@ -116,7 +116,8 @@ def _measure_denoising(evaluation: AutoencoderEvaluation, context: StageContext)
         shards = tuple(shard for shard in evaluation.shards if probed.intersection(shard.positions))
         task = DenoisingTask(shards, file, evaluation.config.seed)
         create_actor = partial(DenoisingActor, settings)
-        for _ in run_on_actors([task], create_actor, settings, lambda text: context.say(STAGE, text)):
+        folders = [storage.split(file)[0]]
+        for _ in run_on_actors([task], create_actor, settings, lambda text: context.say(STAGE, text), folders):
             pass
     record: dict[str, float] = storage.read_json(file)
     return record

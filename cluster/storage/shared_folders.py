@@ -5,11 +5,12 @@ import time
 import uuid
 from dataclasses import dataclass
 
-from cluster.storage.files import exists, write_atomically
+from cluster.storage.files import exists, remove_file, write_atomically
 from cluster.storage.paths import is_local, join
 from raydit.errors import InvalidInput
 
-MARK_PREFIX = "shared-"
+MARK_PREFIX = ".shared-"
+"""Hidden, because readers of images leave hidden files out."""
 WAIT_SECONDS = 10.0
 """How long a network file system may take to show a new file on other machines."""
 
@@ -36,6 +37,11 @@ class SharedFolder:
                     "choose a URI (s3://BUCKET/...) or the path of a mount that all nodes share",
                 )
             time.sleep(WAIT_SECONDS / 100)
+
+    def remove_mark(self) -> None:
+        """Remove the file, when no other machine will look for it any more."""
+        if self.mark is not None:
+            remove_file(join(self.path, self.mark))
 
 
 def mark_folder(path: str) -> SharedFolder:

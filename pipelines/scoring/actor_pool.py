@@ -5,9 +5,10 @@ its blocks would have nothing to carry: a task is a few names, and its result a 
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+from cluster import storage
 from dit.hardware.device_errors import explain_full_memory
 from pipelines.config.training import WorkersConfig
 from pipelines.console import first_line
@@ -24,11 +25,14 @@ LESS_MEMORY = "lower evaluate.batch_size (of an autoencoder, encode.batch_size),
 class PoolWorker(Generic[Task]):
     """The actor: it creates the function that runs tasks in its own process."""
 
-    def __init__(self, create: Callable[[], Callable[[Task], None]]):
-        self._create = create
+    def __init__(self, create: Callable[[], Callable[[Task], None]], shared: Sequence[storage.SharedFolder] = ()):
+        """shared: folders that tasks write into, which must be the same ones on all machines."""
+        self._create, self._shared = create, shared
 
     def start(self) -> None:
         """Create the function. Not done in __init__, because Ray passes errors of constructors on as text."""
+        for folder in self._shared:
+            folder.require()
         with explain_full_memory(LESS_MEMORY):
             self._run = self._create()
 
@@ -43,13 +47,30 @@ def run_on_actors(
     create: Callable[[], Callable[[Task], None]],
     workers: WorkersConfig,
     on_death: Callable[[str], None],
+    folders: Iterable[str],
 ) -> Iterator[Task]:
     """Run every task on one of workers.num_workers actors, in order, and yield each task when it is done.
 
     create: picklable; called once in each actor, it returns the function that runs a task. on_death: called with a
-    line of text when an actor has died. Needs a running Ray. An actor that Ray cannot place yet, or that has died,
-    does not delay the others. Raises what a task raises, and WorkersDied if actors keep dying.
+    line of text when an actor has died. folders: paths or URIs that tasks write into. Needs a running Ray. An actor
+    that Ray cannot place yet, or that has died, does not delay the others. Raises what a task raises, WorkersDied if
+    actors keep dying, and InvalidInput if a folder is another one where an actor runs.
     """
+    shared = [storage.mark_folder(folder) for folder in folders]
+    try:
+        yield from _run_tasks(tasks, create, workers, on_death, shared)
+    finally:
+        for folder in shared:
+            folder.remove_mark()
+
+
+def _run_tasks(
+    tasks: Sequence[Task],
+    create: Callable[[], Callable[[Task], None]],
+    workers: WorkersConfig,
+    on_death: Callable[[str], None],
+    shared: Sequence[storage.SharedFolder],
+) -> Iterator[Task]:
     import ray
 
     lost = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
@@ -62,7 +83,7 @@ def run_on_actors(
     deaths: Counter[int | None] = Counter()
 
     def start_worker() -> None:
-        worker = actor.remote(create)
+        worker = actor.remote(create, shared)
         running[worker.start.remote()] = worker, None
 
     for _ in range(min(workers.num_workers, len(tasks))):

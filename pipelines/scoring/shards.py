@@ -129,5 +129,7 @@ def compute_shards(
     remaining, total = (sum(len(shard.images) for shard in part) for part in (unfinished, shards))
     progress = context.progress(stage, total=total, unit="images", start=total - remaining)
     context.start_ray(workers, stage)
-    for shard in run_on_actors(unfinished, create_actor, workers, lambda text: context.say(stage, text)):
+    files = {file for shard in unfinished for file in (shard.saved, *(file for _, file in shard.records)) if file}
+    folders = {storage.split(file)[0] for file in files}
+    for shard in run_on_actors(unfinished, create_actor, workers, lambda text: context.say(stage, text), folders):
         progress.advance(len(shard.images))

@@ -70,7 +70,7 @@ def check_nodes(tmp_path, address, ids):
         drawn = tmp_path / "drawn"
         drawn.mkdir()
         placed = WorkersConfig(num_workers=2, label_selector={"pool": "cheap"})
-        list(run_on_actors([drawn / "1", drawn / "2"], note_node, placed, print))
+        list(run_on_actors([drawn / "1", drawn / "2"], note_node, placed, print, [str(drawn)]))
         assert {file.read_text() for file in drawn.iterdir()} == {ids["cheap"]}
         with pytest.raises(ValueError, match=r"train\.label_selector: no node has pool = fast \(values: big, cheap\)"):
             require_resources(1, WorkerNeeds(cpus=1, gpus=0, label_selector={"pool": "fast"}), "train")

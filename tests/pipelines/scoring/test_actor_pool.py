@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster import storage
 from pipelines.config.training import WorkersConfig
 from pipelines.scoring.actor_pool import MAX_DEATHS, PoolWorker, run_on_actors
-from raydit.errors import Failed
+from raydit.errors import Failed, InvalidInput
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 TASKS = [f"task-{number}" for number in range(7)]
@@ -32,7 +33,7 @@ def noting(folder: Path, dies_at: str = "", times: int = 0):
 def run(*arguments) -> tuple[list[str], list[str]]:
     """Return the tasks that were done, in their order, and the messages about deaths."""
     messages: list[str] = []
-    return list(run_on_actors(*arguments, messages.append)), messages
+    return list(run_on_actors(*arguments, messages.append, [])), messages
 
 
 def calls(folder: Path, task: str = "*") -> list[str]:
@@ -94,3 +95,26 @@ def test_a_worker_whose_memory_is_full_says_which_setting_takes_less():
     worker.start()
     with pytest.raises(Failed, match="Tried to allocate 2 GiB. Lower evaluate.batch_size"):
         worker.run("task")
+
+
+def test_actors_look_for_the_folders_that_they_write_into(tmp_path, monkeypatch):
+    folders = [str(tmp_path / name) for name in ("records", "samples")]
+
+    def create():
+        marks = [(folder, list(Path(folder).iterdir())) for folder in folders]
+
+        def write(task):
+            for folder, (mark,) in marks:
+                (Path(folder) / f"{task}-{mark.name}").touch()
+
+        return write
+
+    list(run_on_actors(TASKS[:2], create, WorkersConfig(), print, folders))
+    for folder in folders:
+        first, second = sorted(file.name.split("-", 2) for file in Path(folder).iterdir())
+        assert (first[:2], second[:2]) == (["task", "0"], ["task", "1"]) and first[2] == second[2]
+
+    monkeypatch.setattr("cluster.storage.shared_folders.WAIT_SECONDS", 0.02)
+    elsewhere = storage.SharedFolder(folders[0], ".shared-on-another-machine")
+    with pytest.raises(InvalidInput, match="records on .*found another folder .*the same folder on all machines"):
+        PoolWorker(create, [elsewhere]).start()
