@@ -1,7 +1,6 @@
 """Which parameters of a network are trained, and at which share of the learning rate, by patterns over their names."""
 
 import difflib
-import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,14 +16,15 @@ EMBEDDINGS = ("x_embedder.", "patch_embed.", "pos_embed")
 """First parts of the names of what comes before the blocks."""
 
 
-def expand_braces(pattern: str, field: str) -> list[str]:
-    """Return the patterns that one with braces stands for: "{0..11}" counts, ends included, and "{a,b}" enumerates.
+def expand_braces(pattern: str, field: str) -> Iterator[str]:
+    """Yield the patterns that one with braces stands for: "{0..11}" counts, ends included, and "{a,b}" enumerates.
 
     field: of the recipe, for messages. Raises InvalidInput for a range without numbers, and for one that counts down.
     """
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
-        return [pattern]
+        yield pattern
+        return
     if bounds := re.fullmatch(r"(\d+)\.\.(\d+)", match[1]):
         first, last = int(bounds[1]), int(bounds[2])
         if first > last:
@@ -37,7 +37,8 @@ def expand_braces(pattern: str, field: str) -> list[str]:
             found = f"{field}: found the range {{{match[1]}}} in {pattern!r}"
             raise InvalidInput(found, "two numbers, such as {0..11}", "correct it")
     before, after = pattern[: match.start()], pattern[match.end() :]
-    return list(itertools.chain.from_iterable(expand_braces(f"{before}{choice}{after}", field) for choice in choices))
+    for choice in choices:
+        yield from expand_braces(f"{before}{choice}{after}", field)
 
 
 def match_parameters(pattern: str, names: Sequence[str], field: str, kind: str = "model's") -> list[str]:

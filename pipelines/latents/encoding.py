@@ -21,6 +21,7 @@ from pipelines.latents.schema import LatentDescription
 from pipelines.latents.shards import ShardTask, shard_name, write_shard
 from pipelines.latents.source_images import image_digests
 from pipelines.latents.statistics import channel_sums
+from raydit.compilers import explain_failed_compilation
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -138,7 +139,7 @@ class EncodeImages(MomentsEncoder):
             super().__init__(autoencoder, settings, device, recorded)
 
     def __call__(self, row: ReadShard) -> EncodedShard:
-        with explain_full_memory(LESS_MEMORY):
+        with explain_failed_compilation(), explain_full_memory(LESS_MEMORY):
             moments, moments_flip = self.encode_with_flip(row["images"])
         encoded: EncodedShard = {
             "shard": row["shard"],

@@ -174,13 +174,18 @@ def _evaluate_images(
 def _print_images_plan(images: str, config: Recipe, as_json: bool) -> None:
     from pipelines.evaluate_images import scored_images
     from pipelines.images.open import open_source
+    from pipelines.scoring.checks import check_scoring_inputs
+    from pipelines.scoring.class_distances import check_class_distances
     from pipelines.scoring.protocols import images_protocol
     from pipelines.scoring.settings import ScoringSettings
 
     print_resolved(config)
     settings = ScoringSettings.from_recipe(config)
-    count = len(open_source(scored_images(settings, images)).listing())
+    listing = open_source(scored_images(settings, images)).listing()
+    count = len(listing)
     protocol = images_protocol(settings, count)
+    check_scoring_inputs(settings, protocol)
+    check_class_distances(settings, listing.class_names, images)
     print_line("plan", f"{count:,} images of {images}, protocol {protocol.label}")
     print_result(as_json, {"images": count, "protocol_id": protocol.protocol_id})
 

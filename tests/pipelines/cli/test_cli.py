@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TINY = str(ROOT / "tests" / "recipes" / "tiny.toml")
 NO_SUCH = "no such folder"
 IMAGES = ("--images", NO_SUCH, "--reference", NO_SUCH)
+NO_WEIGHTS = ("--set", "evaluate.extractor_weights=none.pth")
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +96,7 @@ def test_a_dry_run_prints_the_resolved_recipe_and_touches_nothing(raydit, comman
         (["evaluate", NO_SUCH, "--recipe", TINY, "--set", "train.stpes=8"], 'did you mean "train.steps"?'),
         (["evaluate", "--images", NO_SUCH, "--reference", NO_SUCH], f"--reference {NO_SUCH}: nothing there, expected"),
         (["evaluate", "--images", NO_SUCH, "--recipe", TINY], "images.path: found nothing at "),
+        (["evaluate", "--images", "digits", "--recipe", TINY, *NO_WEIGHTS, "--dry-run"], "no file at none.pth"),
         (["compare", NO_SUCH, NO_SUCH], NO_SUCH),
         (["reference", "build", NO_SUCH, "--out", "r.npz"], "images.path: found nothing at "),
         (["reference", "build", "digits", "--out", "r.npz", "--extractor", "vgg"], "evaluate.extractor: found 'vgg'"),

@@ -13,6 +13,7 @@ from tiny import tiny_recipe
 from tiny_encode import Context, autoencoder_folder, encode_here, recipe
 from tiny_latents import SHAPE, description, make_moments, make_record
 from tiny_latents import shard as parquet_of
+from torch._inductor.exc import CppCompileError, InductorError
 
 from cluster.storage.lease import LEASE_FILE, LeaseOwner
 from dit.autoencoder import MEMORY_FORMATS
@@ -170,6 +171,18 @@ def test_a_worker_whose_memory_is_full_says_which_setting_takes_less(tiny_autoen
     worker = EncodeImages(AutoencoderHandle(tiny_autoencoder, ""), EncodeConfig())
     monkeypatch.setattr(worker, "encode_with_flip", fill)
     with pytest.raises(Failed, match="Tried to allocate 2 GiB. Lower encode.batch_size"):
+        worker({"images": np.zeros((1, 8, 8, 3), np.uint8)})
+
+
+def test_an_error_of_torchs_compiler_says_what_to_look_at(tiny_autoencoder, monkeypatch):
+    def fail(images):
+        raise InductorError(
+            CppCompileError(["g++", "main.cpp"], "main.cpp:3:10: fatal error: Python.h: not found"), None
+        )
+
+    worker = EncodeImages(AutoencoderHandle(tiny_autoencoder, ""), EncodeConfig())
+    monkeypatch.setattr(worker, "encode_with_flip", fail)
+    with pytest.raises(Failed, match="fatal error: Python.h: not found. See whether .*, or set compile = false"):
         worker({"images": np.zeros((1, 8, 8, 3), np.uint8)})
 
 

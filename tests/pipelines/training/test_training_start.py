@@ -280,6 +280,7 @@ def test_a_wrong_section_is_refused_by_its_key(start, message):
     [
         ({"start": {"freeze": ["block.*"]}}, r"train\.start\.freeze: found 'block\.\*'.*such as 'blocks"),
         ({"start": {"freeze": ["blocks.{0..2}.*"]}}, r"found 'blocks\.2\.\*', one of 'blocks\.\{0\.\.2\}"),
+        ({"start": {"freeze": ["blocks.{0..99999999999}.*"]}}, r"found 'blocks\.2\.\*', one of 'blocks\.\{0\.\.9"),
         ({"start": {"freeze": ["blocks.{1..0}.*"]}}, r"train\.start\.freeze: .* counts down.*Write \{0\.\.1\}$"),
         ({"lr_multipliers": {"blocks.{0..1.}.*": 2.0}}, r"train\.lr_multipliers: found the range \{0\.\.1\.\}"),
         ({"start": {"freeze": ["*"]}}, "freezes all parameters"),
