@@ -21,6 +21,7 @@ from pipelines.scoring.log_report import tag_protocols
 from pipelines.scoring.precision import check_precision, faster_precisions
 from pipelines.scoring.protocol_file import check_given_protocol
 from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
+from pipelines.scoring.real_listing import listed_once
 from pipelines.scoring.references import RealImages
 from pipelines.scoring.report_curves import load_reports_by_step, save_curves, step_of
 from pipelines.scoring.report_files import rewrite_report, take_back_report
@@ -29,6 +30,7 @@ from pipelines.scoring.score_checkpoint import (
     CheckpointEvaluation,
     compute_features,
     deliver_report,
+    group_by_settings,
     prepare_saved_folders,
     protocol_tags,
     score_checkpoint,
@@ -40,6 +42,7 @@ from pipelines.tracking.run_log import SCORE, RunLog
 from raydit.errors import NotFound, RayditError, Unreachable
 
 
+@listed_once()
 def evaluate(
     checkpoint: str | Path | LocatedCheckpoint,
     protocol: EvaluationProtocol | None = None,
@@ -81,6 +84,7 @@ def evaluate(
         return score_checkpoint(context, evaluation, images_per_step=config.train.global_batch_size)
 
 
+@listed_once()
 def find_report(opened: LocatedCheckpoint, config: Recipe) -> EvaluationReport | None:
     """Return the report of a checkpoint by a recipe's protocols; None if it has not been scored by each of them yet."""
     settings = ScoringSettings.from_recipe(config)
@@ -147,21 +151,23 @@ def evaluate_each(
                 if (output := storage.absolute(config.output)) not in contexts:
                     context = StageContext(config, address=address, part=EVALUATIONS)
                     contexts[output] = stack.enter_context(context)
-            for (_, config), seeds in zip(batch, compute_batch(contexts, batch, options, several=series), strict=False):
-                evaluation, images_per_step = seeds[0].evaluation, config.train.global_batch_size
-                context, folder = contexts[evaluation.settings.output], evaluation.folder
-                report = finish_report(context, seeds, images_per_step)
-                is_new = any(seed.report is None for seed in seeds)
-                if (series or options.repeats > 1) and (is_new or not in_series(context, report)):
-                    protocol_folder = storage.split(folder)[0]
-                    if protocol_folder not in runs:
-                        run = context.run(EVALUATIONS, series_identity(report), protocol_tags(report.protocol))
-                        runs[protocol_folder] = stack.enter_context(run)
-                    record_series(runs[protocol_folder], protocol_folder, report, images_per_step)
-                is_decided = not options.promote or promote(
-                    context, report, evaluation.opened, experiment=config.name, model=options.promote
-                )
-                finished.append(FinishedEvaluation(report, folder, context.tracker.uri, not is_decided))
+            with listed_once():
+                computed = compute_batch(contexts, batch, options, several=series)
+                for (_, config), seeds in zip(batch, computed, strict=False):
+                    evaluation, images_per_step = seeds[0].evaluation, config.train.global_batch_size
+                    context, folder = contexts[evaluation.settings.output], evaluation.folder
+                    report = finish_report(context, seeds, images_per_step)
+                    is_new = any(seed.report is None for seed in seeds)
+                    if (series or options.repeats > 1) and (is_new or not in_series(context, report)):
+                        protocol_folder = storage.split(folder)[0]
+                        if protocol_folder not in runs:
+                            run = context.run(EVALUATIONS, series_identity(report), protocol_tags(report.protocol))
+                            runs[protocol_folder] = stack.enter_context(run)
+                        record_series(runs[protocol_folder], protocol_folder, report, images_per_step)
+                    is_decided = not options.promote or promote(
+                        context, report, evaluation.opened, experiment=config.name, model=options.promote
+                    )
+                    finished.append(FinishedEvaluation(report, folder, context.tracker.uri, not is_decided))
     return finished
 
 
@@ -251,20 +257,6 @@ def compute_together(contexts: dict[str, StageContext], planned: Sequence[SeedEv
     for group in group_by_settings(unscored):
         settings = group[0].settings
         compute_features(contexts[settings.output], RealImages.of(settings), group)
-
-
-def group_by_settings(evaluations: Iterable[CheckpointEvaluation]) -> list[list[CheckpointEvaluation]]:
-    """Group evaluations whose settings are equal but for the seed, in order."""
-    groups: list[tuple[ScoringSettings, list[CheckpointEvaluation]]] = []
-    for evaluation in evaluations:
-        settings = replace(evaluation.settings, seed=0)
-        # Compared, not hashed: settings may hold a dict of node labels.
-        group = next((group for known, group in groups if known == settings), None)
-        if group is None:
-            groups.append((settings, [evaluation]))
-        else:
-            group.append(evaluation)
-    return [group for _, group in groups]
 
 
 def finish_report(context: StageContext, seeds: Sequence[SeedEvaluation], images_per_step: int) -> EvaluationReport:

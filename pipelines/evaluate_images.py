@@ -24,6 +24,7 @@ from pipelines.scoring.class_distances import SampleClasses, check_class_distanc
 from pipelines.scoring.held_out_digest import has_other_real_images, held_out_digest
 from pipelines.scoring.log_report import log_evaluation_settings, log_report
 from pipelines.scoring.protocols import evaluation_protocols, images_protocol, protocols_identity
+from pipelines.scoring.real_listing import listed_once
 from pipelines.scoring.references import RealImages, extract_adm_images, reference_overrides
 from pipelines.scoring.report_files import (
     load_matching_report,
@@ -54,6 +55,7 @@ NUM_COMPARED = 16
 """Number of files whose content is hashed to tell two sets apart when all files have the same length."""
 
 
+@listed_once()
 def evaluate_images(
     path: str, *, config: Recipe, context: StageContext, force: bool = False
 ) -> tuple[EvaluationReport, str]:

@@ -19,6 +19,7 @@ from pipelines.planning.networks import check_networks, resolve_networks
 from pipelines.scoring.checks import check_num_samples, check_real_images, check_sampling_steps, check_scoring_settings
 from pipelines.scoring.guide import require_guide
 from pipelines.scoring.precision import check_precision
+from pipelines.scoring.real_listing import listed_once
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext, job
 from pipelines.train import find_trained, train
@@ -46,6 +47,7 @@ def run_pipeline(config: Recipe, *, verify: bool = False, context: StageContext)
         return evaluate(checkpoint, config=config, context=context)
 
 
+@listed_once()
 def check_stages(config: Recipe, images: Listing, context: StageContext) -> None:
     """Check what every stage that has work to do needs, before any of them works or moves an earlier artifact away.
 

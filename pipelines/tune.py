@@ -26,6 +26,7 @@ from pipelines.scoring.checks import check_scoring_inputs
 from pipelines.scoring.measure_candidates import Measurer
 from pipelines.scoring.protocol_file import protocol_file
 from pipelines.scoring.protocols import evaluation_protocol, evaluation_protocols, scoring_fields
+from pipelines.scoring.real_listing import listed_once
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.scoring.tune_result import SETTINGS, describe_result, tuned_point
 from pipelines.stage import StageContext
@@ -65,6 +66,7 @@ class TuneResult:
         return storage.join(self.folder, PROTOCOL)
 
 
+@listed_once()
 def tune(
     checkpoints: Sequence[LocatedCheckpoint],
     recipe_of: Callable[[LocatedCheckpoint], Recipe],

@@ -19,14 +19,13 @@ from evaluation.statistics import FeatureStatistics
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import ImagesConfig
 from pipelines.console import say
-from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
 from pipelines.images.open import open_source
 from pipelines.images.sources.adm import AdmSource
-from pipelines.latents.recorded_images import list_recorded_images
 from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.build_report import spaced_positions
 from pipelines.scoring.even_spacing import EvenSpacing
+from pipelines.scoring.real_listing import list_real_images
 from pipelines.scoring.real_records import read_real_results
 from pipelines.scoring.records import ShardResult, read_results
 from pipelines.scoring.settings import ScoringSettings
@@ -61,10 +60,7 @@ class RealImages:
         Raises InvalidInput if the recipe has neither images, as that of an imported checkpoint, nor a reference.
         """
         if settings.images.path:
-            latents = settings.latents or storage.join(settings.output, "latents")
-            images, listing = list_recorded_images(settings.images, latents, settings.output)
-            training, held_out = split_images(images, listing)
-            return cls(settings, training, held_out, num_samples)
+            return cls(settings, *list_real_images(settings), num_samples)
         if any(each.reference is None for each in settings.each_extractor):
             raise InvalidInput(
                 "images.path: found nothing (the checkpoint is imported)",

@@ -175,6 +175,20 @@ def compute_features(context: JobContext, real: RealImages, evaluations: Sequenc
     compute_shards(context, "evaluate", shards, create_actor, settings.evaluate)
 
 
+def group_by_settings(evaluations: Iterable[CheckpointEvaluation]) -> list[list[CheckpointEvaluation]]:
+    """Group evaluations whose settings are equal but for the seed, in order."""
+    groups: list[tuple[ScoringSettings, list[CheckpointEvaluation]]] = []
+    for evaluation in evaluations:
+        settings = replace(evaluation.settings, seed=0)
+        # Compared, not hashed: settings may hold a dict of node labels.
+        group = next((group for known, group in groups if known == settings), None)
+        if group is None:
+            groups.append((settings, [evaluation]))
+        else:
+            group.append(evaluation)
+    return [group for _, group in groups]
+
+
 def score_checkpoint(
     context: JobContext, evaluation: CheckpointEvaluation, *, images_per_step: int
 ) -> EvaluationReport:

@@ -22,7 +22,6 @@ from evaluation.report import EvaluationReport
 from evaluation.score import score
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.main import cli
-from pipelines.evaluate import group_by_settings
 from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
 from pipelines.scoring.checkpoint_sampler import CheckpointSampler
@@ -35,7 +34,7 @@ from pipelines.scoring.references import (
     load_real_features,
 )
 from pipelines.scoring.report_files import save_report
-from pipelines.scoring.score_checkpoint import CheckpointEvaluation
+from pipelines.scoring.score_checkpoint import CheckpointEvaluation, group_by_settings
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext
 

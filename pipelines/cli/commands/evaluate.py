@@ -204,6 +204,7 @@ def _evaluate_checkpoints(
     from pipelines.evaluate import EvaluationOptions, evaluate_each
     from pipelines.scoring.given_recipe import load_given_recipe
     from pipelines.scoring.protocols import checkpoint_recipe
+    from pipelines.scoring.real_listing import listed_once
 
     # Mistakes in a recipe are found before any checkpoint is looked for.
     recipe_of = load_given_recipe(recipe, overrides) if recipe else partial(checkpoint_recipe, overrides=overrides)
@@ -228,7 +229,8 @@ def _evaluate_checkpoints(
         opened = [open_checkpoint(checkpoint, model, overrides) for checkpoint in checkpoints]
         targets = [(each, recipe_of(each)) for each in opened]
         if flags.dry_run:
-            return _print_plan(targets, options.repeats, flags.as_json)
+            with listed_once():
+                return _print_plan(targets, options.repeats, flags.as_json)
         scored = evaluate_each([targets], options, address=flags.address, series=len(targets) > 1)
     if every or len(scored) > 1:
         _print_series(scored, flags.as_json)
