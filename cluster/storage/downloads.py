@@ -3,9 +3,12 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 
@@ -20,6 +23,13 @@ from cluster.storage.paths import cache_folder, is_local, local_path, resolve, s
 from cluster.storage.temporaries import lock, raise_storage_full, temporary_path
 from raydit.listed_names import require_all_inside, require_inside
 
+FOLDER_SUFFIX = "-folder"
+"""End of the names of copies of folders. These are read as soon as they are fetched; those of files may be later."""
+UNUSED_SECONDS = 3600.0
+"""Time since a copy of a folder was last fetched after which it may be removed, if the disk needs the room."""
+ROOM_FACTOR = 1.05
+"""Room that a copy needs on a disk, as a multiple of its bytes."""
+
 
 @explains_failures
 def fetch_folder(path: str, *, without: str = "") -> str:
@@ -27,8 +37,9 @@ def fetch_folder(path: str, *, without: str = "") -> str:
 
     without: name of a folder in it that is left out, unless there is a copy of all already. The copy is named after the
     URI and its listing (names, sizes, times), so a folder that was rewritten at the same URI is downloaded again. One
-    worker of a machine downloads, and the others wait for it. Raises StorageFull when the cache's disk has no space
-    left, and InvalidInput for a key with "..", which would be written outside the cache.
+    worker of a machine downloads, and the others wait for it. Where the cache's disk has no room for a copy, those of
+    folders that nobody has fetched for an hour make room. Raises StorageFull when that is not enough, and InvalidInput
+    for a key with "..", which would be written outside the cache.
     """
     if is_local(path):
         return local_path(path)
@@ -38,8 +49,9 @@ def fetch_folder(path: str, *, without: str = "") -> str:
     infos = [info for info in listed if info.type == FileType.File]
     names = {info.path: info.path[len(inner) :].strip("/") for info in infos}
     kept = [info for info in infos if not names[info.path].startswith(f"{without}/")]
-    if len(kept) == len(infos) or os.path.isdir(_copy_of(path, infos)):
-        return _fetch(path, infos, lambda folder: copy_files(inner, folder, filesystem, LocalFileSystem()))
+    if len(kept) == len(infos) or os.path.isdir(_copy_of(path, infos, FOLDER_SUFFIX)):
+        copy_all = partial(copy_files, inner, source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
+        return _fetch(path, infos, copy_all, FOLDER_SUFFIX)
 
     def copy(folder: str) -> None:
         targets = [os.path.join(folder, names[info.path]) for info in kept]
@@ -49,7 +61,7 @@ def fetch_folder(path: str, *, without: str = "") -> str:
             sources = [info.path for info in kept]
             list(pool.map(copy_files, sources, targets, repeat(filesystem), repeat(LocalFileSystem())))
 
-    return _fetch(path, kept, copy)
+    return _fetch(path, kept, copy, FOLDER_SUFFIX)
 
 
 @explains_failures
@@ -70,16 +82,19 @@ def fetch_file(path: str) -> str:
     return os.path.join(folder, name)
 
 
-def _fetch(path: str, infos: list[FileInfo], copy: Callable[[str], None]) -> str:
+def _fetch(path: str, infos: list[FileInfo], copy: Callable[[str], None], suffix: str = "") -> str:
     """Return the folder in the cache for the described files; `copy` fills it if it is not there yet."""
-    fetched = _copy_of(path, infos)
+    fetched = _copy_of(path, infos, suffix)
     cache = os.path.dirname(fetched)
     num_bytes = sum(info.size for info in infos)
     with raise_storage_full(cache, num_bytes):
         os.makedirs(cache, exist_ok=True)
     with lock(cache):
-        if not os.path.isdir(fetched):
+        if os.path.isdir(fetched):
+            os.utime(fetched)
+        else:
             remove_stale_temporaries(cache)
+            _make_room(cache, num_bytes)
             with temporary_path(cache, num_bytes) as temporary:
                 os.mkdir(temporary)
                 retry_throttled(lambda: copy(temporary))
@@ -87,11 +102,22 @@ def _fetch(path: str, infos: list[FileInfo], copy: Callable[[str], None]) -> str
     return fetched
 
 
-def _copy_of(path: str, infos: list[FileInfo]) -> str:
+def _make_room(cache: str, num_bytes: int) -> None:
+    """Remove unused copies of folders, the longest unused first, until the disk has room for some bytes."""
+    copies = (entry for entry in os.scandir(cache) if entry.name.endswith(FOLDER_SUFFIX))
+    for used, path in sorted((entry.stat().st_mtime, entry.path) for entry in copies):
+        has_room = shutil.disk_usage(cache).free >= ROOM_FACTOR * num_bytes
+        if has_room or time.time() - used < UNUSED_SECONDS:
+            return
+        with temporary_path(cache, 0) as temporary:  # a killed process leaves no copy of a part
+            os.rename(path, temporary)
+
+
+def _copy_of(path: str, infos: list[FileInfo], suffix: str) -> str:
     """Return the path of the folder in the cache for the described files, whether or not it is there."""
     files = sorted((info.path, info.size, info.mtime_ns) for info in infos)
     name = hashlib.sha256(repr((path, files)).encode()).hexdigest()[:16]
-    return os.path.join(cache_folder("fetched"), name)
+    return os.path.join(cache_folder("fetched"), f"{name}{suffix}")
 
 
 @contextlib.contextmanager

@@ -181,6 +181,26 @@ def test_a_disk_that_fills_during_a_download_is_reported(tiny_disk, tmp_path, mo
     assert os.listdir(tiny_disk / "raydit" / "fetched") == []
 
 
+def test_copies_that_are_not_used_make_room_for_another(tiny_disk, tmp_path, monkeypatch):
+    """The disk holds two of them. A copy of a file, which may be read late, stays."""
+    for name in ("one", "two", "three"):
+        (Path(write_folder(tmp_path / name)) / "weights").write_bytes(b"0" * 100_000)
+    monkeypatch.setattr(
+        paths, "resolve_in_bucket", lambda uri: (LocalFileSystem(), str(tmp_path / uri[len("s3://b/") :]))
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_disk))
+    single = storage.fetch_file("s3://b/one/COMPLETE")
+    one, two = (storage.fetch_folder(f"s3://b/{name}") for name in ("one", "two"))
+    with pytest.raises(StorageFull):
+        storage.fetch_folder("s3://b/three")
+    for copy in (one, two, os.path.dirname(single)):
+        os.utime(copy, (0, 0))
+    assert storage.fetch_folder("s3://b/one") == one  # which is a use
+    three = storage.fetch_folder("s3://b/three")
+    assert os.path.getsize(os.path.join(three, "weights")) == 100_000
+    assert os.path.isdir(one) and os.path.isfile(single) and not os.path.exists(two)
+
+
 def test_join_keeps_the_query_of_a_uri_at_the_end():
     assert (
         storage.join("s3://b/x/?endpoint_override=host:9000", "a", "b/") == "s3://b/x/a/b?endpoint_override=host:9000"
