@@ -295,7 +295,7 @@ def named_config(name: str, **overrides: Any) -> DiTConfig | UViTConfig:
     """
     known = MODEL_NAMES + UVIT_NAMES
     if name not in known:
-        raise InvalidInput(f"model name is {name!r}", f"one of {', '.join(known)}", nearest_name(name, known))
+        raise InvalidInput(f"name is {name!r}", f"one of {', '.join(known)}", nearest_name(name, known))
     size, patch = name.removeprefix("U-ViT-").removeprefix("DiT-").split("/")
     if name in UVIT_NAMES:
         return config_from_dict({"architecture": "uvit", **UVIT_SIZES[size], "patch_size": int(patch), **overrides})

@@ -1,5 +1,6 @@
 """The recipe's sections about what is learned: [model] and [objective]."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
@@ -45,11 +46,15 @@ REFINEMENTS = (
 )
 """Fields in which a recipe's DiT may differ from the paper's."""
 
+UVIT_FIELDS = ("qkv_bias", "mlp_time_embed", "final_conv")
+"""Fields in which a recipe's U-ViT may differ from its size."""
+
 MODEL_DEFAULTS: dict[str, Any] = {
     "architecture": "dit",
     **{field.name: field.default for field in fields(DiTConfig) if field.name in REFINEMENTS},
+    **{field.name: field.default for field in fields(UViTConfig) if field.name in ("qkv_bias", "mlp_time_embed")},
 }
-"""What the optional fields of [model] mean where they are left out."""
+"""What the optional fields of [model] mean where they are left out. What final_conv means depends on the size."""
 
 OBJECTIVE_DEFAULTS: dict[str, Any] = {
     "time": "uniform",
@@ -104,6 +109,15 @@ class ModelConfig:
     """DiT for a flow only: "noise" for weights that count time from 0 (data) to 1 (noise), as REPA's do, so that a
     training can start from them. From 0 (noise) to 1 (data) when left out, as SiT's weights and all settings do."""
 
+    qkv_bias: bool | None = None
+    """U-ViT only: whether queries, keys and values have a bias; false when left out, as in the paper."""
+    mlp_time_embed: bool | None = None
+    """U-ViT only: whether the timestep embedding passes two linear layers before it becomes a token; false when left
+    out, as in the paper."""
+    final_conv: bool | None = None
+    """U-ViT only: whether a 3x3 convolution follows the last linear layer; when left out as the named size has it, all
+    but U-ViT-H, and true for a model that is given by its dimensions."""
+
     def __post_init__(self) -> None:
         dimensions = self._dimensions()
         given = [name for name, value in dimensions.items() if value is not None]
@@ -121,12 +135,14 @@ class ModelConfig:
                 f"a name such as 'DiT-S/2', or all of {', '.join(DIMENSIONS)}",
                 f"set name, or {', '.join(absent)}",
             )
-        foreign = [*self._refinements()] + (["conditioning"] if self.conditioning != "adaln_zero" else [])
-        if self.is_uvit and foreign:
+        dit_fields = [*self._given(REFINEMENTS)] + (["conditioning"] if self.conditioning != "adaln_zero" else [])
+        foreign = dit_fields if self.is_uvit else [*self._given(UVIT_FIELDS)]
+        own, other = ("U-ViT", "DiT") if self.is_uvit else ("DiT", "U-ViT")
+        if foreign:
             raise InvalidInput(
-                f"{foreign[0]}: found {getattr(self, foreign[0])!r} with a U-ViT, which has no {foreign[0]}",
-                "a DiT",
-                f"remove {foreign[0]}, or choose a DiT",
+                f"{foreign[0]}: found {getattr(self, foreign[0])!r} with a {own}, which has no {foreign[0]}",
+                f"a {other}",
+                f"remove {foreign[0]}, or choose a {other}",
             )
         # Refuses an unknown name and dimensions that do not fit together before there are latents.
         self.resolve(input_size=self.patch_size or 8, in_channels=4, num_classes=1, learn_sigma=not self.is_uvit)
@@ -144,9 +160,9 @@ class ModelConfig:
     def _dimensions(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in DIMENSIONS}
 
-    def _refinements(self) -> dict[str, Any]:
-        given = {name: getattr(self, name) for name in REFINEMENTS}
-        return {name: value for name, value in given.items() if value is not None}
+    def _given(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the values of those of some fields that are set."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def resolve(
         self, *, input_size: int | tuple[int, int], in_channels: int, num_classes: int, learn_sigma: bool
@@ -159,8 +175,10 @@ class ModelConfig:
             "mlp_ratio": self.mlp_ratio,
             "class_dropout_prob": self.class_dropout_prob,
         }
-        if not self.is_uvit:
-            given |= {"learn_sigma": learn_sigma, "conditioning": self.conditioning, **self._refinements()}
+        if self.is_uvit:
+            given |= self._given(UVIT_FIELDS)
+        else:
+            given |= {"learn_sigma": learn_sigma, "conditioning": self.conditioning, **self._given(REFINEMENTS)}
         if self.name is not None:
             return named_config(self.name, **given)
         return config_from_dict({"architecture": self.architecture or "dit", **self._dimensions(), **given})

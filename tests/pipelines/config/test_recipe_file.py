@@ -303,7 +303,7 @@ def test_overrides_that_contradict_the_recipe_are_refused_by_their_flag(refusal)
 def test_an_unknown_model_name_is_refused_with_the_nearest(refusal):
     sizes = "patch_size = 2\nhidden_size = 32\ndepth = 2\nnum_heads = 2"
     (line,) = refusal(edited(sizes, 'name = "DiT-S2"'))
-    assert line.startswith("RECIPE:9: model: ")
+    assert line.startswith("RECIPE:10: model.name: ")
     assert "'DiT-S2'" in line and "did you mean 'DiT-S/2'?" in line
 
 

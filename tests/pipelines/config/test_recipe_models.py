@@ -55,6 +55,14 @@ def test_a_uvit_is_named_or_given_by_its_dimensions():
     )
 
 
+def test_the_options_of_uvit_are_taken():
+    options = {"qkv_bias": True, "mlp_time_embed": True, "final_conv": False}
+    given = {**SIZES, "architecture": "uvit", **options}
+    assert network(given) == UViTConfig(**LATENTS, **SIZES, **options)
+    assert not network({"name": "U-ViT-H/2"}).final_conv
+    assert network({"name": "U-ViT-H/2", "final_conv": True}) == named_config("U-ViT-H/2", **LATENTS, final_conv=True)
+
+
 def test_options_left_out_make_no_other_artifact_of_an_earlier_training():
     before = {"name": None, **SIZES, "mlp_ratio": 4.0, "class_dropout_prob": 0.1, "conditioning": "adaln_zero"}
     assert differences(before, dataclasses.asdict(recipe(SIZES).model)) == []
@@ -64,6 +72,7 @@ def test_options_left_out_make_no_other_artifact_of_an_earlier_training():
     ("model", "key", "words"),
     [
         ({**SIZES, "architecture": "uvit", "mlp": "swiglu"}, "model.mlp", "found 'swiglu' with a U-ViT, which has no"),
+        ({**SIZES, "final_conv": False}, "model.final_conv", "with a DiT, which has no final_conv, expected a U-ViT"),
         ({"name": "U-ViT-S/2", "conditioning": "adaln"}, "model.conditioning", "Remove conditioning, or choose a DiT"),
         (
             {"name": "U-ViT-S/2", "architecture": "dit"},
@@ -77,7 +86,8 @@ def test_options_left_out_make_no_other_artifact_of_an_earlier_training():
         ),
         ({**SIZES, "head_width": 128}, "model.head_width", "is 128 without head_depth, expected both"),
         ({**SIZES, "head_width": 0, "head_depth": 1}, "model.head_width", "found 0"),
-        ({"name": "U-ViT-S2"}, "model", "did you mean 'U-ViT-S/2'?"),
+        ({"name": "U-ViT-S2"}, "model.name", "is 'U-ViT-S2', expected one of"),
+        ({"name": "U-ViT-S2"}, "model.name", "did you mean 'U-ViT-S/2'?"),
         ({**SIZES, "architecture": "uvit", "depth": 3}, "model.depth", "is 3, expected an even number"),
         ({**SIZES, "num_heads": 16, "position": "rope"}, "model.position", "heads of width 2"),
         ({**SIZES, "norm": "rmsnorm"}, "model.norm", "found 'rmsnorm' (str), expected 'layer' or 'rms'"),
