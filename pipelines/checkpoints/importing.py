@@ -1,6 +1,5 @@
 """Import checkpoints from the formats of other projects, and write a recipe for them, since they record none."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from dit.formats.record import CheckpointRecord
 from dit.formats.shards import find_index
 from pipelines.config.overrides import read_overrides
 from pipelines.config.reader import RecipeError
+from pipelines.config.toml_text import toml_value
 from raydit.errors import InvalidInput
 
 
@@ -57,7 +57,7 @@ def with_absolute_autoencoder(overrides: Sequence[str]) -> list[str]:
     id = read_overrides(overrides).get("autoencoder", {}).get("id")
     if not isinstance(id, str) or Path(id).is_absolute() or not Path(id).is_dir():
         return list(overrides)
-    return [*overrides, f"autoencoder.id={json.dumps(str(Path(id).absolute()), ensure_ascii=False)}"]
+    return [*overrides, f"autoencoder.id={toml_value(str(Path(id).absolute()))}"]
 
 
 def import_settings(overrides: Sequence[str], *, pipeline: bool) -> dict[str, Any]:

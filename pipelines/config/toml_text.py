@@ -1,5 +1,6 @@
-"""Parse TOML that anybody may have written, in bounded time and depth."""
+"""Parse TOML that anybody may have written, in bounded time and depth; and write a value as TOML."""
 
+import json
 import re
 import tomllib
 from typing import Any
@@ -28,3 +29,12 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise TomlError("nested too deeply") from None
     except ValueError as error:  # tomllib's own error, or Python's for a number of more than 4,300 digits
         raise TomlError(str(error)) from None
+
+
+def toml_value(value: str | list[str]) -> str:
+    """Return a text, or a list of texts, as TOML.
+
+    It is their JSON, in which only two things are written differently: TOML has no halves of surrogate pairs, and takes
+    no U+007F as it is.
+    """
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

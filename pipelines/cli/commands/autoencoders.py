@@ -10,6 +10,7 @@ import click
 
 from pipelines.cli.options import address_option, dry_run_option, json_option, set_option
 from pipelines.cli.output import echo, print_line, print_resolved, print_result, shorten_path
+from pipelines.config.toml_text import toml_value
 
 if TYPE_CHECKING:
     from pipelines.config.recipe import Recipe
@@ -125,7 +126,7 @@ def _plan(
     if size is not None or not given:
         overrides = (f"images.size={size or default_size(handles[0])}", *overrides)
     if extractors or not any(override.startswith("evaluate.extractor") for override in overrides):
-        overrides = (f"evaluate.extractors={json.dumps(list(extractors) or cached_extractors())}", *overrides)
+        overrides = (f"evaluate.extractors={toml_value(list(extractors) or cached_extractors())}", *overrides)
     config: Recipe = image_recipe(images, out or "outputs/autoencoders", overrides)
     source, listing = chosen_images(config.images, num)
     planned = [AutoencoderEvaluation(handle, config, source, listing) for handle in handles]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -11,6 +10,7 @@ import click
 from dit.config import Numerics, ProcessKind
 from pipelines.cli.options import json_option, set_option, store_option
 from pipelines.cli.output import echo, print_line, print_result
+from pipelines.config.toml_text import toml_value
 
 if TYPE_CHECKING:
     from pipelines.checkpoints.exporting import ExportFormat
@@ -98,7 +98,7 @@ def base_options(
     """Return the options of `open_checkpoint` that say what a file of weights is of; none where nothing was given."""
     stated = [f"objective.kind={objective}"] if objective != "diffusion" else []
     if autoencoder is not None:
-        stated.append(f"autoencoder.id={json.dumps(autoencoder)}")
+        stated.append(f"autoencoder.id={toml_value(autoencoder)}")
     options = {"model": model, "overrides": (*overrides, *stated)}
     return {name: value for name, value in options.items() if value}
 

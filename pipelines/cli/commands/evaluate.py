@@ -22,6 +22,7 @@ from pipelines.cli.options import (
     set_option,
 )
 from pipelines.cli.output import echo, print_line, print_report, print_resolved, print_result, shorten_path
+from pipelines.config.toml_text import toml_value
 
 if TYPE_CHECKING:
     from pipelines.checkpoints.open import LocatedCheckpoint
@@ -122,7 +123,7 @@ def evaluate(
     if num_samples is not None:
         overrides = (*overrides, f"evaluate.num_samples={num_samples}")
     if reference is not None:
-        overrides = (*overrides, f"evaluate.reference={json.dumps(reference)}")
+        overrides = (*overrides, f"evaluate.reference={toml_value(reference)}")
     if images is not None:
         return _evaluate_images(images, recipe, reference, overrides, flags)
     _evaluate_checkpoints(checkpoints, every if watch else 0, recipe, protocol, model, overrides, flags)

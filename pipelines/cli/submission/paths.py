@@ -1,6 +1,5 @@
 """Paths in a recipe and in a command, for a job on another machine."""
 
-import json
 import re
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from evaluation.features.function_extractor import find_source
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.recipe import Recipe
+from pipelines.config.toml_text import toml_value
 from pipelines.images.open import is_on_hub
 from pipelines.images.validation import names_split
 from pipelines.tracking.database import absolute_uri
@@ -54,7 +54,7 @@ def _scoring_paths(config: EvaluateConfig) -> dict[str, str]:
 
 def quote_key(name: str) -> str:
     """Return the name of a table's entry as a part of a dotted key, in quotes where TOML needs them."""
-    return name if re.fullmatch(r"[\w-]+", name) else json.dumps(name)
+    return name if re.fullmatch(r"[\w-]+", name) else toml_value(name)
 
 
 def _images_path(config: Recipe) -> str | None:

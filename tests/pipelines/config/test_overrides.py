@@ -8,6 +8,7 @@ from tiny import RECIPE as TINY
 from pipelines.checkpoints.importing import import_settings
 from pipelines.config.overrides import given_tracking_uri, read_overrides
 from pipelines.config.reader import RecipeError
+from pipelines.config.toml_text import toml_value
 from pipelines.scoring.protocols import _reference_settings
 from raydit.errors import NotFound
 
@@ -60,6 +61,11 @@ def test_a_value_in_place_of_a_section_is_refused_wherever_overrides_are_read():
             read(("evaluate.reference=r.npz", "autoencoder=x"))
     with pytest.raises(RecipeError, match="^--set evaluate: found 5, expected a section"):
         _reference_settings(("evaluate=5",))
+
+
+@pytest.mark.parametrize("value", ["r\U0001f600.npz", 'a "quoted" \\ name', "tab\tand\x7f", ["timm:x", "\u00e9"]])
+def test_what_options_write_as_toml_is_read_as_it_was(value):
+    assert read_overrides([f"evaluate.reference={toml_value(value)}"]) == {"evaluate": {"reference": value}}
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sample", "tune"])
