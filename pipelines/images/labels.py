@@ -121,6 +121,13 @@ def _number_names(
     found = pc.unique(labels).to_pylist()
     by_value = numeric and are_numbers(found)
     names = tuple(known) or tuple(sorted(found, key=lambda name: (int(name), name)) if by_value else sorted(found))
+    repeated = next((name for name in names if names.count(name) > 1), None) if len({*names}) < len(names) else None
+    if repeated is not None:
+        raise InvalidInput(
+            f"images.class_names: found {repeated!r} more than once, and {where} name their classes",
+            "different names",
+            "remove one of them",
+        )
     unknown = sorted(set(found) - set(names))
     if unknown:
         raise InvalidInput(

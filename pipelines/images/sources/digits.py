@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.images.listing import Listing, Locations
+from pipelines.images.listing import Listing, Locations, shorten_list
 from pipelines.images.splits import refuse_absent_split
+from pipelines.images.unused import note_unused
+from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from pipelines.config.recipe import ImagesConfig
+
+
+DIGITS = tuple("0123456789")
 
 
 class DigitsSource:
@@ -27,7 +32,21 @@ class DigitsSource:
         refuse_absent_split(self.config, "digits")
         labels = _load_digits()[1]
         keys = [f"digits#{index:04d}" for index in range(len(labels))]
-        return Listing(keys, labels, np.zeros(len(labels), np.int64), tuple("0123456789"))
+        notes = note_unused(self.config, "scikit-learn's digits")
+        return Listing(keys, labels, np.zeros(len(labels), np.int64), self._class_names(), notes=notes)
+
+    def _class_names(self) -> tuple[str, ...]:
+        """Return images.class_names, or else the digits; an output of an earlier release has the digits in any case."""
+        given = tuple(self.config.class_names)
+        if not given or self.config.reading is not None:
+            return DIGITS
+        if len(given) != len(DIGITS) or len({*given}) != len(DIGITS):
+            raise InvalidInput(
+                f"images.class_names: found {shorten_list(given)} for scikit-learn's digits",
+                "10 different names, from that of 0 to that of 9",
+                "correct or remove images.class_names",
+            )
+        return given
 
     def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
         from PIL import Image

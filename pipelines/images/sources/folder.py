@@ -21,6 +21,7 @@ from pipelines.images.splits import (
     pick_split,
     refuse_absent_split,
 )
+from pipelines.images.unused import note_unused
 from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class FolderSource:
         tables = [] if class_names else [name for name in names if name.endswith((".csv", ".tsv", ".jsonl"))]
         if tables and not self.earlier:
             notes = (*notes, f"{tables[0]} is not read: set images.path to it if it names the images and their labels")
+        notes = (*notes, *note_unused(self.config, f"the image files in {self.files.root}"))
         return Listing(keys, labels, sizes[shown], class_names, notes=notes, root=self.files.root)
 
     def _pick_split(self, keys: list[str]) -> tuple[Sequence[int], int | None, tuple[str, ...]]:

@@ -28,6 +28,20 @@ def test_class_folders_are_classes_in_the_order_of_their_names(tmp_path):
     assert [image.getpixel((0, 0))[0] for image in source(tmp_path).read(listing.keys[::-1])] == [0, 3, 2, 1]
 
 
+def test_names_of_class_folders_must_differ_and_columns_are_of_no_effect(tmp_path):
+    for name in ("ant/a.png", "zebra/b.png"):
+        write(tmp_path / name, encoded(square(1)))
+    with pytest.raises(
+        ValueError, match="images.class_names: found 'ant' more than once, and folders of .* Remove one"
+    ):
+        source(tmp_path, class_names=("ant", "zebra", "ant")).listing()
+    notes = source(tmp_path, class_names=("zebra", "ant"), image_column="image", subset="plain").listing().notes
+    assert [note.split(",")[0] for note in notes] == [
+        "images.image_column = 'image' is of no effect",
+        "images.subset = 'plain' is of no effect",
+    ]
+
+
 def test_a_flat_folder_has_no_classes(tmp_path):
     for name in "ba":
         write(tmp_path / f"{name}.png", encoded(square(9)))

@@ -34,6 +34,20 @@ def test_the_digits_are_1797_in_ten_classes_with_stable_keys():
     assert first.size == (8, 8) and first.tobytes() == again.tobytes()
 
 
+def test_the_digits_can_have_names_and_have_no_columns():
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    listing = source("digits", class_names=names, label_column="kind").listing()
+    assert listing.class_names == names and listing.labels[:10].tolist() == list(range(10))
+    assert listing.notes == (
+        "images.label_column = 'kind' is of no effect, because scikit-learn's digits have no columns",
+    )
+    for wrong in (("a", "b"), ("zero",) * 10, (*names, "ten")):
+        with pytest.raises(ValueError, match="images.class_names: found .*, expected 10 different names"):
+            source("digits", class_names=wrong).listing()
+    # An output that an earlier release made with names goes on without them.
+    assert source("digits", class_names=("a", "b"), reading="earlier").listing().class_names == tuple("0123456789")
+
+
 @pytest.mark.parametrize("kind", [None, "folder", "parquet"])
 def test_an_empty_folder_is_refused(tmp_path, kind):
     with pytest.raises(FileNotFoundError, match=r"images.path: found no .* in .*, expected"):
