@@ -23,6 +23,7 @@ from dit.formats.completion import COMPLETE, step_name, write_completion
 from dit.formats.opened_checkpoint import FROZEN, adapter_folder
 from dit.formats.record import AutoencoderRecord, CheckpointRecord, describe_checkpoint
 from dit.model import meta_state
+from pipelines.checkpoints.autoencoder import folder_of_recipe
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint, recorded_options
 from pipelines.console import say
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
@@ -215,6 +216,8 @@ def _described(
     autoencoder = dict(config["autoencoder"])
     if autoencoder["id"] == TRAINED_AUTOENCODER:  # which is found beside the checkpoints of its output alone
         autoencoder["id"] = storage.join(opened.output, TRAINED_AUTOENCODER)
+    elif folder := folder_of_recipe(opened):
+        autoencoder["id"] = str(folder)
     return describe_checkpoint(
         model=model,
         objective=record.objective,

@@ -40,7 +40,10 @@ def checkpoint_autoencoder(checkpoint: LocatedCheckpoint) -> Path:
 
 
 def _find_other(checkpoint: LocatedCheckpoint) -> Path | None:
-    """Return the folder elsewhere that holds the recorded weights: in superseded/, or beside a registered copy."""
+    """Return the folder elsewhere that holds the recorded weights.
+
+    It is where the recipe's relative path led to, in superseded/, or beside a registered copy.
+    """
     recorded = checkpoint.record.autoencoder
     for folder in _other_folders(checkpoint):
         if recorded.sha256 is not None and is_same_autoencoder(folder, vars(recorded)):
@@ -49,6 +52,8 @@ def _find_other(checkpoint: LocatedCheckpoint) -> Path | None:
 
 
 def _other_folders(checkpoint: LocatedCheckpoint) -> Iterator[Path]:
+    if named := folder_of_recipe(checkpoint):
+        yield named
     if checkpoint.record.autoencoder.id == TRAINED_AUTOENCODER:
         for folder in superseded_folders(checkpoint.output, TRAINED_AUTOENCODER):
             if storage.exists(storage.join(folder, "config.json")):
@@ -56,3 +61,23 @@ def _other_folders(checkpoint: LocatedCheckpoint) -> Iterator[Path]:
     beside = checkpoint.path.parent.parent / TRAINED_AUTOENCODER
     if (beside / "config.json").is_file():
         yield beside
+
+
+def folder_of_recipe(checkpoint: LocatedCheckpoint) -> Path | None:
+    """Return the folder that a relative autoencoder.id named in the working directory of the recipe; None if none did.
+
+    That directory is known where the recipe's output is relative too, and where the checkpoint still lies in it.
+    """
+    id, output = checkpoint.record.autoencoder.id, (checkpoint.record.recipe or {}).get("output", "")
+    if (
+        id == TRAINED_AUTOENCODER
+        or not output
+        or not (storage.is_local(output) and storage.is_local(checkpoint.output))
+    ):
+        return None
+    relative, location = Path(output), Path(storage.absolute(checkpoint.output))
+    depth = len(relative.parts)
+    if relative.is_absolute() or location.parts[-depth:] != relative.parts:
+        return None
+    folder = location.parents[depth - 1] / id
+    return folder if folder.is_dir() else None

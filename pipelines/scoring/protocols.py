@@ -176,6 +176,7 @@ def checkpoint_recipe(opened: LocatedCheckpoint, overrides: tuple[str, ...] = ()
     if opened.record.recipe is None:
         overrides = (*_reference_settings(overrides), *overrides)
     recorded = str(content.get("tracking", {}).get("uri", ""))
+    _drop_overruled_extractors(content, overrides)
     for override in overrides:
         apply_override(content, override)
     config = validate_recipe(content)
@@ -187,6 +188,15 @@ def checkpoint_recipe(opened: LocatedCheckpoint, overrides: tuple[str, ...] = ()
         )
         return replace(config, tracking=replace(config.tracking, uri=""))
     return config
+
+
+def _drop_overruled_extractors(content: dict[str, Any], overrides: tuple[str, ...]) -> None:
+    """Remove evaluate.extractor or evaluate.extractors of a recorded recipe if an override sets the other alone."""
+    from pipelines.config.overrides import read_overrides
+
+    given = read_overrides(overrides).get("evaluate", {}).keys() & {"extractor", "extractors"}
+    if len(given) == 1:
+        content.get("evaluate", {}).pop("extractor" if given == {"extractors"} else "extractors", None)
 
 
 def _is_own(opened: LocatedCheckpoint) -> bool:
