@@ -44,7 +44,9 @@ store_option = click.option(
     default="",
     help="MLflow tracking URI; default: the recipe's, else MLFLOW_TRACKING_URI, else mlflow.db in this folder.",
 )
-dry_run_option = click.option("--dry-run", is_flag=True, help="Print the resolved recipe and change nothing.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Print the resolved recipe and the plan; write nothing but caches."
+)
 model_option = click.option("--model", help="Named size of the weights in an official .pt file, such as DiT-XL/2.")
 
 

@@ -76,11 +76,12 @@ class QuarantineLimit:
                 "finite latents; the images themselves can be read",
                 'choose another autoencoder, or set encode.dtype = "float32" if it is another',
             )
+        raising = ", or raise encode.max_quarantined," if self.share < 1 else ""
         examples = "; ".join(f"{image.key} ({image.error})" for image in self.images[:EXAMPLES])
         raise InvalidInput(
             f"images.path: found {len(self.images):,} unusable images among {self.num_images:,}, such as {examples}",
             f"at most {self.allowed:,} (encode.max_quarantined = {self.share:g})",
-            f"see {path} for all of them so far. Repair them, or raise encode.max_quarantined, and run the command "
+            f"see {path} for all of them so far. Repair them{raising} and run the command "
             "again: finished shards without such images are kept. If images are removed, all shards from the first of "
             "them on are encoded again",
         )

@@ -111,7 +111,7 @@ def describe_unusable(files: Sequence[ImageFile], kind: str, share: float, folde
         raise InvalidInput(
             f"images: {count:,} of {total:,} {kind} images cannot be used, such as {key} ({reason})",
             f"at most {allowed:,} (encode.max_quarantined = {share:g}, and {least} usable)",
-            "repair or remove them, or raise encode.max_quarantined",
+            "repair or remove them" + (", or raise encode.max_quarantined" if share < 1 else ""),
         )
     return f"{count:,} of {total:,} {kind} images cannot be used and are left out, such as {key} ({reason})"
 

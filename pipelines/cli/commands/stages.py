@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import OK, address_option, dry_run_option, json_option, recipe_argument, set_option
-from pipelines.cli.output import print_line, print_report, print_resolved, print_result
+from pipelines.cli.output import print_line, print_report, print_resolved, print_result, shorten_path
+from raydit.printable import one_line
 
 if TYPE_CHECKING:
     from pipelines.config.recipe import Recipe
@@ -24,6 +25,9 @@ def stage_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+STAGES = ("autoencoder", "encode", "train", "evaluate")
+"""What `raydit run` runs, in order."""
+
 verify_option = click.option("--verify", is_flag=True, help="Check all latents before training, not only some shards.")
 
 
@@ -34,7 +38,7 @@ def run(
     recipe: str, overrides: tuple[str, ...], address: str | None, dry_run: bool, as_json: bool, verify: bool
 ) -> None:
     """Run all stages of RECIPE, and skip those that are finished."""
-    config = _load("run", recipe, overrides, dry_run)
+    config = _load("run", recipe, overrides, dry_run, as_json)
     from cluster import storage
     from pipelines.run import run_pipeline
     from pipelines.scoring.report_files import report_folder
@@ -55,7 +59,7 @@ def autoencoder(recipe: str, overrides: tuple[str, ...], address: str | None, dr
 
     Does nothing for a recipe with a pretrained autoencoder.
     """
-    config = _load("autoencoder", recipe, overrides, dry_run)
+    config = _load("autoencoder", recipe, overrides, dry_run, as_json)
     handle = _run_job("autoencoder", "train_autoencoder", config, address)
     print_result(as_json, {"id": handle.id, "path": str(handle.folder())})
 
@@ -67,7 +71,7 @@ def encode(recipe: str, overrides: tuple[str, ...], address: str | None, dry_run
 
     With --dry-run: print how many latents there will be, their size, and the time that encoding takes.
     """
-    config = _load("encode", recipe, overrides, False)
+    config = _load("encode", recipe, overrides, False, as_json)
     if dry_run:
         return _print_encode_plan(config, as_json)
     dataset = _run_job("encode", "encode", config, address)
@@ -100,25 +104,66 @@ def train(
     accept_new_data: bool,
 ) -> None:
     """Train the model of RECIPE on its latents."""
-    config = _load("train", recipe, overrides, dry_run)
+    config = _load("train", recipe, overrides, dry_run, as_json)
     checkpoint = _run_job("train", "train", config, address, verify=verify, accept_new_data=accept_new_data)
     print_result(as_json, {"path": str(checkpoint.path), "step": checkpoint.step, "digest": checkpoint.digest})
 
 
-def _load(stage: str, path: str, overrides: tuple[str, ...], dry_run: bool) -> Recipe:
-    """Read a stage's recipe; on a dry run check that its networks fit the images, print it and exit."""
+def _load(stage: str, path: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> Recipe:
+    """Read a stage's recipe; on a dry run check what needs no images, print the recipe and the plan, and exit."""
     from pipelines.config.reader import load_recipe
 
     config = load_recipe(path, overrides, stage)
     if dry_run:
-        from pipelines.planning.networks import check_networks
-
-        check_networks(config)
+        _check_without_images(stage, config)
         print_resolved(config)
-        if config.train.start is not None and stage in ("run", "train"):
-            click.echo(f"train starts from {config.train.start.describe()}", err=True)
+        plan = {name: _describe_stage(name, config) for name in (STAGES if stage == "run" else (stage,))}
+        for name, text in plan.items():
+            # Not to the standard output, which has the recipe alone unless --json adds a line.
+            click.echo(f"{name:<12} {one_line(text)}", err=True)
+        print_result(as_json, {"plan": plan})
         sys.exit(OK)
     return config
+
+
+def _check_without_images(stage: str, config: Recipe) -> None:
+    """Raise InvalidInput for what the stage would refuse of a recipe alone."""
+    from pipelines.planning.networks import check_networks
+
+    check_networks(config)
+    if stage == "run":
+        from pipelines.scoring.checks import check_num_samples, check_sampling_steps
+
+        check_num_samples(config.evaluate)
+        check_sampling_steps(config.evaluate, config.objective.kind)
+
+
+def _describe_stage(stage: str, config: Recipe) -> str:
+    """Return in words what a stage of a recipe makes, and where; it may be there already."""
+    pretrained, trained, train, evaluate = (
+        config.autoencoder.id,
+        config.autoencoder.train,
+        config.train,
+        config.evaluate,
+    )
+    if stage == "autoencoder":
+        if trained is None:
+            return f"nothing to train: {pretrained} is pretrained"
+        start = f" from {trained.start}" if trained.start else ""
+        work, folder = f"{trained.steps:,} steps of {trained.global_batch_size:,} images{start}", config.folder(stage)
+    elif stage == "encode":
+        what = "moments" if config.encode.stores_moments else "digests"
+        work, folder = f"shards of the {what} of {config.encode.shard_rows:,} images", config.latents
+    elif stage == "train":
+        start = f" from {train.start.describe()}" if train.start else ""
+        work, folder = (
+            f"{train.steps:,} steps of {train.global_batch_size:,} images{start}",
+            config.folder("checkpoints"),
+        )
+    else:
+        extractors = ", ".join(evaluate.extractors or (evaluate.extractor,))
+        work, folder = f"{evaluate.num_samples:,} samples, scored by {extractors}", config.folder("evaluations")
+    return f"{work}, into {shorten_path(folder)}"
 
 
 def _print_encode_plan(config: Recipe, as_json: bool) -> None:

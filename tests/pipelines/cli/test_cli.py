@@ -73,11 +73,21 @@ def test_the_version_is_told(raydit):
 @pytest.mark.parametrize("command", ["run", "autoencoder", "train"])
 def test_a_dry_run_prints_the_resolved_recipe_and_touches_nothing(raydit, command, empty_folder):
     code, out, err = raydit(command, TINY, "--dry-run", "--set", "train.steps=8", "--set", "output=there")
-    assert (code, err) == (0, "")
-    plan = json.loads(out)
-    assert (plan["train"]["steps"], plan["output"], plan["name"]) == (8, "there", "tiny")
-    assert plan["train"]["ema_decay"] and plan["seed"] == 0  # defaults are filled in
+    recipe, plan = json.loads(out), dict(line.split(maxsplit=1) for line in err.splitlines())
+    assert code == 0
+    assert (recipe["train"]["steps"], recipe["output"], recipe["name"]) == (8, "there", "tiny")
+    assert recipe["train"]["ema_decay"] and recipe["seed"] == 0  # defaults are filled in
+    assert [*plan] == ["autoencoder", "encode", "train", "evaluate"] if command == "run" else [command]
+    if command != "autoencoder":
+        assert plan["train"] == "8 steps of 8 images, into there/checkpoints"
     assert list(empty_folder.iterdir()) == []
+    _, out, _ = raydit(command, TINY, "--dry-run", "--set", "train.steps=8", "--set", "output=there", "--json")
+    assert json.loads(out.splitlines()[-1]) == {"plan": plan}
+
+
+def test_a_dry_run_refuses_what_the_run_refuses_of_the_recipe_alone(raydit):
+    code, _, err = raydit("run", TINY, "--dry-run", "--set", "evaluate.num_samples=5")
+    assert code == 2 and "evaluate.num_samples: found 5, expected at least 10" in err
 
 
 @pytest.mark.parametrize(

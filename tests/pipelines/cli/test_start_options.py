@@ -15,7 +15,7 @@ START = "outputs/digits-0-4/checkpoints/step_0001200"
 def test_a_dry_run_names_the_start_and_looks_for_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli, ["train", str(RECIPE), "--dry-run"])
-    assert result.exit_code == 0 and f"train starts from {START} (ema weights); reset labels" in result.stderr
+    assert result.exit_code == 0 and f" images from {START} (ema weights); reset labels, into" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
