@@ -7,11 +7,11 @@ from evaluation.reference import ReferenceStatistics
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import Recipe
 from pipelines.images.open import with_absolute_paths
-from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.checks import check_scoring_settings
-from pipelines.scoring.references import RealImages, compute_reference, save_reference
+from pipelines.scoring.real_images.references import RealImages, compute_reference, save_reference
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.scoring.shards import compute_shards, make_shards, split_listing, temporary_shard_dir
+from pipelines.scoring.workers.actors import ScoringActor
+from pipelines.scoring.workers.shards import compute_shards, make_shards, split_listing, temporary_shard_dir
 from pipelines.stage import StageContext
 from raydit.errors import InvalidInput
 

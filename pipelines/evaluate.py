@@ -17,15 +17,15 @@ from pipelines.console import say
 from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.scoring.checks import check_scoring_inputs
 from pipelines.scoring.class_distances import check_class_distances
-from pipelines.scoring.log_report import tag_protocols
-from pipelines.scoring.precision import check_precision, faster_precisions
-from pipelines.scoring.protocol_file import check_given_protocol
-from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol
-from pipelines.scoring.real_listing import listed_once
-from pipelines.scoring.references import RealImages
-from pipelines.scoring.report_curves import load_reports_by_step, save_curves, step_of
-from pipelines.scoring.report_files import rewrite_report, take_back_report
-from pipelines.scoring.saved_samples import SampleFormat, SavedSamples
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, evaluation_protocol
+from pipelines.scoring.protocols.protocol_file import check_given_protocol
+from pipelines.scoring.real_images.real_listing import listed_once
+from pipelines.scoring.real_images.references import RealImages
+from pipelines.scoring.reports.log_report import tag_protocols
+from pipelines.scoring.reports.report_curves import load_reports_by_step, save_curves, step_of
+from pipelines.scoring.reports.report_files import rewrite_report, take_back_report
+from pipelines.scoring.samples.precision import check_precision, faster_precisions
+from pipelines.scoring.samples.saved_samples import SampleFormat, SavedSamples
 from pipelines.scoring.score_checkpoint import (
     CheckpointEvaluation,
     compute_features,

@@ -15,20 +15,20 @@ from evaluation.extractors import fetch_weights
 from evaluation.pages.autoencoder_page import PICTURE, render_autoencoder_page
 from evaluation.report import REPORT_FILE
 from pipelines.artifacts import digest_of
-from pipelines.scoring.actor_pool import run_on_actors
-from pipelines.scoring.autoencoder_actors import DenoisingActor, DenoisingTask, ReconstructingActor
-from pipelines.scoring.autoencoders import (
+from pipelines.scoring.autoencoders.autoencoder_actors import DenoisingActor, DenoisingTask, ReconstructingActor
+from pipelines.scoring.autoencoders.autoencoder_evaluation import (
     SHARDS,
     AutoencoderEvaluation,
     build_autoencoder_report,
     draw_reconstructions,
     reduce_records,
 )
-from pipelines.scoring.records import read_arrays
-from pipelines.scoring.report_files import PAGE_FILE
+from pipelines.scoring.reports.report_files import PAGE_FILE
+from pipelines.scoring.reports.unlogged import is_unlogged, mark_logged, mark_unlogged
 from pipelines.scoring.score_checkpoint import LapTimer
-from pipelines.scoring.shards import compute_shards
-from pipelines.scoring.unlogged import is_unlogged, mark_logged, mark_unlogged
+from pipelines.scoring.workers.actor_pool import run_on_actors
+from pipelines.scoring.workers.records import read_arrays
+from pipelines.scoring.workers.shards import compute_shards
 from pipelines.stage import StageContext
 from pipelines.tracking import tags
 from pipelines.tracking.provenance import code_record

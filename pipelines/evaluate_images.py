@@ -17,23 +17,23 @@ from pipelines.images.preprocess import read_cropped
 from pipelines.images.recipe import image_recipe, images_name
 from pipelines.images.sources.folder import FolderSource
 from pipelines.images.sources.table import TableSource
-from pipelines.scoring.actors import ScoringActor
-from pipelines.scoring.build_report import spaced_positions
 from pipelines.scoring.checks import check_scoring_inputs
 from pipelines.scoring.class_distances import SampleClasses, check_class_distances
-from pipelines.scoring.held_out_digest import has_other_real_images, held_out_digest
-from pipelines.scoring.log_report import log_evaluation_settings, log_report
-from pipelines.scoring.protocols import evaluation_protocols, images_protocol, protocols_identity
-from pipelines.scoring.real_listing import listed_once
-from pipelines.scoring.references import RealImages, extract_adm_images, reference_overrides
-from pipelines.scoring.report_files import (
+from pipelines.scoring.protocols.build_protocol import evaluation_protocols, images_protocol, protocols_identity
+from pipelines.scoring.real_images.held_out_digest import has_other_real_images, held_out_digest
+from pipelines.scoring.real_images.real_listing import listed_once
+from pipelines.scoring.real_images.references import RealImages, extract_adm_images, reference_overrides
+from pipelines.scoring.reports.build_report import spaced_positions
+from pipelines.scoring.reports.log_report import log_evaluation_settings, log_report
+from pipelines.scoring.reports.report_files import (
     load_matching_report,
     report_folder,
     set_aside_other_report,
     take_back_report,
     write_report,
 )
-from pipelines.scoring.report_pictures import NUM_SAMPLES, Neighbours, report_pictures
+from pipelines.scoring.reports.report_pictures import NUM_SAMPLES, Neighbours, report_pictures
+from pipelines.scoring.reports.unlogged import is_unlogged, mark_logged
 from pipelines.scoring.score_checkpoint import LapTimer, protocol_tags
 from pipelines.scoring.score_extractors import (
     holds_all,
@@ -44,8 +44,8 @@ from pipelines.scoring.score_extractors import (
     with_earlier_scores,
 )
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.scoring.shards import compute_shards, make_shards, share_images, split_listing
-from pipelines.scoring.unlogged import is_unlogged, mark_logged
+from pipelines.scoring.workers.actors import ScoringActor
+from pipelines.scoring.workers.shards import compute_shards, make_shards, share_images, split_listing
 from pipelines.stage import StageContext
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import RunLog

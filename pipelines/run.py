@@ -17,9 +17,9 @@ from pipelines.latents.held_out import held_out_set, require_held_out, require_t
 from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.planning.networks import check_networks, resolve_networks
 from pipelines.scoring.checks import check_num_samples, check_real_images, check_sampling_steps, check_scoring_settings
-from pipelines.scoring.guide import require_guide
-from pipelines.scoring.precision import check_precision
-from pipelines.scoring.real_listing import listed_once
+from pipelines.scoring.real_images.real_listing import listed_once
+from pipelines.scoring.samples.guide import require_guide
+from pipelines.scoring.samples.precision import check_precision
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext, job
 from pipelines.train import find_trained, train

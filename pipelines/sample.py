@@ -15,14 +15,14 @@ from evaluation.protocol import shard_ranges
 from pipelines.artifacts import digest_of
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
-from pipelines.scoring.actors import SampleActor, SampleSource
 from pipelines.scoring.checks import check_sampling_steps
-from pipelines.scoring.guide import guide_location
-from pipelines.scoring.precision import check_precision, faster_precisions
-from pipelines.scoring.protocols import sampling_protocol
-from pipelines.scoring.records import ShardResult, read_results
+from pipelines.scoring.protocols.build_protocol import sampling_protocol
 from pipelines.scoring.sample_grid import class_label  # noqa: F401  older served models import it from here
-from pipelines.scoring.shards import compute_shards, make_shards, temporary_shard_dir
+from pipelines.scoring.samples.guide import guide_location
+from pipelines.scoring.samples.precision import check_precision, faster_precisions
+from pipelines.scoring.workers.actors import SampleActor, SampleSource
+from pipelines.scoring.workers.records import ShardResult, read_results
+from pipelines.scoring.workers.shards import compute_shards, make_shards, temporary_shard_dir
 from pipelines.stage import StageContext
 
 

@@ -5,6 +5,6 @@ is loaded. Copies made up to commit 707a9da import `pipelines.sampling.Sampler`,
 `pipelines.sample.class_label`; these names stay importable for them, and nothing else uses them.
 """
 
-from pipelines.scoring.checkpoint_sampler import CheckpointSampler as Sampler
+from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler as Sampler
 
 __all__ = ["Sampler"]

@@ -21,7 +21,7 @@ from pipelines.latents.held_out import held_out_latents
 from pipelines.latents.recorded_images import require_classes
 from pipelines.latents.source_images import check_source_images, find_locations
 from pipelines.latents.verify import check_digests
-from pipelines.scoring.guide import own_guide_step
+from pipelines.scoring.samples.guide import own_guide_step
 from pipelines.scoring.settings import EVALUATIONS
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags

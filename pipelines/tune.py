@@ -21,14 +21,14 @@ from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.recipe import Recipe
 from pipelines.config.tune import DEFAULT_SCALES, TuneGrid
 from pipelines.images.grids import save_png
-from pipelines.scoring.candidates import Candidate
 from pipelines.scoring.checks import check_scoring_inputs
-from pipelines.scoring.measure_candidates import Measurer
-from pipelines.scoring.protocol_file import protocol_file
-from pipelines.scoring.protocols import evaluation_protocol, evaluation_protocols, scoring_fields
-from pipelines.scoring.real_listing import listed_once
+from pipelines.scoring.protocols.build_protocol import evaluation_protocol, evaluation_protocols, scoring_fields
+from pipelines.scoring.protocols.protocol_file import protocol_file
+from pipelines.scoring.real_images.real_listing import listed_once
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
-from pipelines.scoring.tune_result import SETTINGS, describe_result, tuned_point
+from pipelines.scoring.tuning.candidates import Candidate
+from pipelines.scoring.tuning.measure_candidates import Measurer
+from pipelines.scoring.tuning.tune_result import SETTINGS, describe_result, tuned_point
 from pipelines.stage import StageContext
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import RunLog

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipelines.scoring.records import ShardResult
+from pipelines.scoring.workers.records import ShardResult
 
 DIM = 4
 

@@ -106,7 +106,7 @@ def read_reference(path: str) -> str:
 def read_report(path: str) -> str:
     """Read a report, and show it in both forms."""
     from evaluation.pages.report_page import render_page
-    from pipelines.scoring.report_files import read_report
+    from pipelines.scoring.reports.report_files import read_report
 
     report = read_report(path)
     return f"{report.headline} {len(report.table())} {len(render_page(report))}"

@@ -122,13 +122,13 @@ def test_folders_of_pipelines_import_downwards_only():
 
 
 def test_a_scoring_actor_imports_neither_jobs_nor_tracking():
-    modules = "pipelines.scoring.actors, pipelines.scoring.checkpoint_sampler"
+    modules = "pipelines.scoring.workers.actors, pipelines.scoring.samples.checkpoint_sampler"
     script = f"import sys, {modules}; print(*(name for name in sys.modules))"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(output.stdout.split())
     unwanted = {"pipelines.stage", "pipelines.tracking", "pipelines.registry", "pipelines.training", "pipelines.cli"}
     unwanted |= {f"pipelines.{job}" for job in JOBS} | {"cluster.lease", "cluster.storage.lease", "mlflow", "ray"}
-    assert "pipelines.scoring.actors" in loaded and not loaded & unwanted
+    assert "pipelines.scoring.workers.actors" in loaded and not loaded & unwanted
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -31,7 +31,7 @@ from pipelines.config.training import TrainConfig
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.dataset import LatentArrays
 from pipelines.latents.moments import MomentsEncoder
-from pipelines.scoring.noise import CounterNoise, GeneratorNoise
+from pipelines.scoring.samples.noise import CounterNoise, GeneratorNoise
 from pipelines.training.batches import latent_batches
 from pipelines.training.loading import ArrayLatents
 from pipelines.training.losses import latent_losses

@@ -19,9 +19,9 @@ from pipelines.latents import schema
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.latents.dataset import LatentDataset, write_manifest
 from pipelines.latents.schema import LatentDescription
-from pipelines.scoring.log_report import log_report
-from pipelines.scoring.protocols import evaluation_protocol
-from pipelines.scoring.report_files import save_report
+from pipelines.scoring.protocols.build_protocol import evaluation_protocol
+from pipelines.scoring.reports.log_report import log_report
+from pipelines.scoring.reports.report_files import save_report
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation, run_tags
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext

@@ -160,7 +160,7 @@ def _count_removed(steps: list[int], config: Recipe) -> int:
     """Return how many of the checkpoints of some steps are removed in the end, if the best one is an earlier one."""
     removed = outdated_steps(steps, config.train, None)
     if config.evaluate.autoguidance is not None:
-        from pipelines.scoring.guide import own_guide_step  # imports torch
+        from pipelines.scoring.samples.guide import own_guide_step  # imports torch
 
         guide = own_guide_step(config.evaluate, config.folder("checkpoints"))
         removed = [step for step in removed if step != guide]

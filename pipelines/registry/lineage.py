@@ -22,9 +22,9 @@ from pipelines.latents.dataset import MANIFEST, LatentDataset, fingerprint_of
 from pipelines.latents.held_out import is_held_out
 from pipelines.latents.recorded_images import list_recorded_images
 from pipelines.registry.queries import source_commits
-from pipelines.scoring.protocols import checkpoint_recipe
-from pipelines.scoring.references import reference_digest
-from pipelines.scoring.report_files import find_report_files, read_report
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe
+from pipelines.scoring.real_images.references import reference_digest
+from pipelines.scoring.reports.report_files import find_report_files, read_report
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.tracking import tags
 from pipelines.tracking.lookup import CheckpointRef, connected_client, find_checkpoint, find_run, has_files

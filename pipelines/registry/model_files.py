@@ -19,8 +19,8 @@ from dit.sampler_names import fitting_samplers
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.checkpoints.registered import ALL_DIGESTS
-from pipelines.scoring.guide import open_guide
-from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, sampling_protocol
+from pipelines.scoring.samples.guide import open_guide
 from pipelines.tracking import tags
 from pipelines.tracking.lookup import MODEL_FILE
 from raydit import __version__

@@ -9,8 +9,8 @@ from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import LocatedCheckpoint, find_recorded, open_checkpoint
 from pipelines.registry.model_files import upload
 from pipelines.registry.queries import find_protocol
-from pipelines.scoring.protocols import checkpoint_recipe
-from pipelines.scoring.report_files import find_reports
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe
+from pipelines.scoring.reports.report_files import find_reports
 from pipelines.tracking import tags
 from pipelines.tracking.experiments import REGISTERED_NAME_FORBIDS, clean_name, find_experiment
 from pipelines.tracking.lookup import connected_client, has_files, is_uploaded, model_id_of

@@ -8,7 +8,7 @@ from typing import Any
 from evaluation.metric_names import MEAN_RATIO, is_of_extractor, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
 from evaluation.ratios import same_held_out
-from pipelines.scoring.log_report import REFERENCE
+from pipelines.scoring.reports.log_report import REFERENCE
 from pipelines.tracking import tags
 from pipelines.tracking.experiments import find_experiment
 from pipelines.tracking.lookup import connected_client, find_run, run_link

@@ -35,7 +35,7 @@ class ServedModel(PythonModel):
         import torch
 
         from evaluation.protocol import EvaluationProtocol
-        from pipelines.scoring.checkpoint_sampler import CheckpointSampler
+        from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 
         folder = Path(context.artifacts[FILES])
         settings = json.loads((folder / SETTINGS).read_text())

@@ -22,9 +22,9 @@ from pipelines.config.reader import apply_override, resolved, validate_recipe
 from pipelines.config.recipe import Recipe
 from pipelines.images.open import with_absolute_paths
 from pipelines.latents.dataset import LatentDataset
-from pipelines.scoring.given_recipe import load_given_recipe
-from pipelines.scoring.protocol_file import require_protocols, with_protocols
-from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol, evaluation_protocols
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, evaluation_protocol, evaluation_protocols
+from pipelines.scoring.protocols.given_recipe import load_given_recipe
+from pipelines.scoring.protocols.protocol_file import require_protocols, with_protocols
 from pipelines.scoring.settings import ScoringSettings, absolute_paths
 from pipelines.tracking import tags
 from pipelines.tracking.provenance import RECIPE_FILE, environment_tags, toml_of

@@ -12,8 +12,8 @@ from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.held_out import find_equal_images
 from pipelines.latents.dataset import MANIFEST, LatentDataset
 from pipelines.latents.shards import recorded_keys
-from pipelines.scoring.build_report import spaced_positions
-from pipelines.scoring.references import MAX_REFERENCE_FEATURES, RealImages, load_given_reference
+from pipelines.scoring.real_images.references import MAX_REFERENCE_FEATURES, RealImages, load_given_reference
+from pipelines.scoring.reports.build_report import spaced_positions
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput
 

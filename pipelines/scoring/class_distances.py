@@ -12,10 +12,10 @@ from evaluation.per_class import ClassDistance, measure_classes
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
 from pipelines.images.listing import shorten_list
-from pipelines.scoring.records import LoadedFeatures
-from pipelines.scoring.references import RealImages
-from pipelines.scoring.saved_samples import name_class_folder, name_in_folder
+from pipelines.scoring.real_images.references import RealImages
+from pipelines.scoring.samples.saved_samples import name_class_folder, name_in_folder
 from pipelines.scoring.settings import ScoringSettings
+from pipelines.scoring.workers.records import LoadedFeatures
 from raydit.errors import InvalidInput
 
 

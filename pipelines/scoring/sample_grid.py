@@ -13,7 +13,7 @@ from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.grids import labelled_grid, save_png
 from pipelines.images.labels import are_numbers
 from pipelines.scoring.checks import check_sampling_steps
-from pipelines.scoring.protocols import sampling_protocol
+from pipelines.scoring.protocols.build_protocol import sampling_protocol
 from raydit.compilers import explain_failed_compilation, require_compiler
 from raydit.errors import InvalidInput
 
@@ -38,8 +38,8 @@ def sample_grid(
     """
     import torch
 
-    from pipelines.scoring.checkpoint_sampler import CheckpointSampler
-    from pipelines.scoring.guide import guide_location
+    from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
+    from pipelines.scoring.samples.guide import guide_location
 
     if evaluate.gpus_per_worker and not torch.cuda.is_available():
         raise InvalidInput(

@@ -16,20 +16,24 @@ from evaluation.protocol import EvaluationProtocol, shard_ranges
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.images.open import with_absolute_paths
-from pipelines.scoring.actors import SampleSource, ScoringActor
 from pipelines.scoring.checks import check_real_images, check_scoring_inputs
 from pipelines.scoring.class_distances import SampleClasses, check_class_distances
-from pipelines.scoring.guide import guide_location
-from pipelines.scoring.held_out_digest import has_other_real_images, held_out_digest
-from pipelines.scoring.log_report import log_evaluation_settings, log_report
-from pipelines.scoring.protocols import evaluation_protocols, protocols_identity
-from pipelines.scoring.reconstructions import Reconstructions
-from pipelines.scoring.records import load_preview_images, preview_shards
-from pipelines.scoring.references import RealImages, extract_adm_images
-from pipelines.scoring.report_curves import load_reports_by_step, save_curves
-from pipelines.scoring.report_files import load_matching_report, report_folder, set_aside_other_report, write_report
-from pipelines.scoring.report_pictures import Neighbours, report_pictures
-from pipelines.scoring.saved_samples import SavedSamples
+from pipelines.scoring.protocols.build_protocol import evaluation_protocols, protocols_identity
+from pipelines.scoring.real_images.held_out_digest import has_other_real_images, held_out_digest
+from pipelines.scoring.real_images.reconstructions import Reconstructions
+from pipelines.scoring.real_images.references import RealImages, extract_adm_images
+from pipelines.scoring.reports.log_report import log_evaluation_settings, log_report
+from pipelines.scoring.reports.report_curves import load_reports_by_step, save_curves
+from pipelines.scoring.reports.report_files import (
+    load_matching_report,
+    report_folder,
+    set_aside_other_report,
+    write_report,
+)
+from pipelines.scoring.reports.report_pictures import Neighbours, report_pictures
+from pipelines.scoring.reports.unlogged import is_unlogged, mark_logged
+from pipelines.scoring.samples.guide import guide_location
+from pipelines.scoring.samples.saved_samples import SavedSamples
 from pipelines.scoring.score_extractors import (
     holds_all,
     record_folders,
@@ -39,8 +43,9 @@ from pipelines.scoring.score_extractors import (
     with_earlier_scores,
 )
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.scoring.shards import ScoringShard, compute_shards, find_unfinished, make_shards, share_images
-from pipelines.scoring.unlogged import is_unlogged, mark_logged
+from pipelines.scoring.workers.actors import SampleSource, ScoringActor
+from pipelines.scoring.workers.records import load_preview_images, preview_shards
+from pipelines.scoring.workers.shards import ScoringShard, compute_shards, find_unfinished, make_shards, share_images
 from pipelines.stage import JobContext
 from pipelines.tracking import tags
 from pipelines.tracking.logged_models import log_checkpoint

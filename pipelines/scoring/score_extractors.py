@@ -16,11 +16,11 @@ from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
 from evaluation.score import FURTHER_METRICS
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.scoring.build_report import build_report, with_reconstructions
 from pipelines.scoring.class_distances import SampleClasses, with_class_distances
-from pipelines.scoring.records import load_features
-from pipelines.scoring.references import RealImages, load_real_features
-from pipelines.scoring.shards import ScoringShard
+from pipelines.scoring.real_images.references import RealImages, load_real_features
+from pipelines.scoring.reports.build_report import build_report, with_reconstructions
+from pipelines.scoring.workers.records import load_features
+from pipelines.scoring.workers.shards import ScoringShard
 
 
 class ScoredImages(NamedTuple):

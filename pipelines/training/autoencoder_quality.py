@@ -21,7 +21,7 @@ from evaluation.metric_names import metric_name
 from evaluation.metrics import frechet_distance
 from evaluation.statistics import FeatureStatistics
 from pipelines.config.autoencoder_training import measured_at_once
-from pipelines.scoring.build_report import scattered_positions
+from pipelines.scoring.reports.build_report import scattered_positions
 from pipelines.training.image_files import ImageRows
 from pipelines.training.validation import held_out_batches
 from pipelines.training.worker import Worker

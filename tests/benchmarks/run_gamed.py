@@ -33,7 +33,7 @@ from pipelines.config.recipe import ImagesConfig
 from pipelines.images.grids import encode_png, labelled_grid
 from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
-from pipelines.scoring.build_report import build_report
+from pipelines.scoring.reports.build_report import build_report
 
 TARGET, OTHERS = "efficientnet-lite0", ("efficientnet-lite1", "efficientnet-lite2")
 COUNT, REFERENCE, SIZE, DIRECTIONS = 120, 400, 32, 48

@@ -15,10 +15,10 @@ from study import RESULTS
 from evaluation.halving import search
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.config.tune import TuneGrid
-from pipelines.scoring.candidates import Candidate
-from pipelines.scoring.measure_candidates import Measurer
-from pipelines.scoring.protocols import checkpoint_recipe
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe
 from pipelines.scoring.settings import EVALUATIONS
+from pipelines.scoring.tuning.candidates import Candidate
+from pipelines.scoring.tuning.measure_candidates import Measurer
 from pipelines.stage import StageContext
 from pipelines.tune import BUDGET, plan_candidates, tune_rungs
 

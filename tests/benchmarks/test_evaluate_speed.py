@@ -31,11 +31,11 @@ from evaluation.protocol import shard_ranges
 from evaluation.reference import ReferenceStatistics
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.images.open import with_absolute_paths
-from pipelines.scoring.actors import SampleSource, ScoringActor
-from pipelines.scoring.protocols import evaluation_protocol
-from pipelines.scoring.references import save_reference
+from pipelines.scoring.protocols.build_protocol import evaluation_protocol
+from pipelines.scoring.real_images.references import save_reference
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.scoring.shards import compute_shards, make_shards
+from pipelines.scoring.workers.actors import SampleSource, ScoringActor
+from pipelines.scoring.workers.shards import compute_shards, make_shards
 from pipelines.stage import StageContext
 
 pytestmark = pytest.mark.benchmark
@@ -50,7 +50,7 @@ import numpy as np
 import torch
 from evaluation.extractors import create_extractor
 from evaluation.protocol import EvaluationProtocol
-from pipelines.scoring.checkpoint_sampler import CheckpointSampler
+from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 
 settings = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -240,9 +240,9 @@ started = time.perf_counter()
 from evaluation.metric_names import metric_name
 from evaluation.protocol import shard_ranges
 from evaluation.score import score
-from pipelines.scoring.records import load_features
-from pipelines.scoring.references import load_given_reference
-from pipelines.scoring.shards import find_unfinished, make_shards
+from pipelines.scoring.workers.records import load_features
+from pipelines.scoring.real_images.references import load_given_reference
+from pipelines.scoring.workers.shards import find_unfinished, make_shards
 
 reference, folder, size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 imported = time.perf_counter()

@@ -9,10 +9,10 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.images.open import with_absolute_paths
-from pipelines.scoring.actors import SampleActor, SampleSource, ScoringActor
-from pipelines.scoring.protocols import evaluation_protocol
+from pipelines.scoring.protocols.build_protocol import evaluation_protocol
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.scoring.shards import make_shards, share_images
+from pipelines.scoring.workers.actors import SampleActor, SampleSource, ScoringActor
+from pipelines.scoring.workers.shards import make_shards, share_images
 
 pytestmark = pytest.mark.benchmark
 

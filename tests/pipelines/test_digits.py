@@ -14,7 +14,7 @@ from pipelines.config.recipe import ImagesConfig
 from pipelines.images.preprocess import read_cropped
 from pipelines.run import run_pipeline
 from pipelines.sample import sample_file
-from pipelines.scoring.references import RealImages
+from pipelines.scoring.real_images.references import RealImages
 from pipelines.scoring.settings import ScoringSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:ssl=None is deprecated")]

@@ -24,16 +24,16 @@ from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.main import cli
 from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
-from pipelines.scoring.checkpoint_sampler import CheckpointSampler
-from pipelines.scoring.log_report import TIME_FILE
-from pipelines.scoring.protocols import evaluation_protocol
-from pipelines.scoring.references import (
+from pipelines.scoring.protocols.build_protocol import evaluation_protocol
+from pipelines.scoring.real_images.references import (
     RealImages,
     extract_adm_images,
     load_given_reference,
     load_real_features,
 )
-from pipelines.scoring.report_files import save_report
+from pipelines.scoring.reports.log_report import TIME_FILE
+from pipelines.scoring.reports.report_files import save_report
+from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation, group_by_settings
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext

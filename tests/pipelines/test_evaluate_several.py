@@ -12,10 +12,10 @@ from pipelines.checkpoints.open import open_checkpoint
 from pipelines.config.reader import resolved, validate_recipe
 from pipelines.evaluate import evaluate
 from pipelines.evaluate_images import evaluate_images
-from pipelines.scoring.actors import ScoringActor
-from pipelines.scoring.protocols import evaluation_protocol
+from pipelines.scoring.protocols.build_protocol import evaluation_protocol
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation
 from pipelines.scoring.settings import ScoringSettings
+from pipelines.scoring.workers.actors import ScoringActor
 from pipelines.stage import StageContext
 
 pytestmark = pytest.mark.slow  # the second extractor takes a fifth of a second for an image

@@ -10,7 +10,7 @@ from tiny import tiny_recipe
 from cluster.placement import WorkerNeeds
 from cluster.session import require_resources
 from pipelines.config.training import WorkersConfig
-from pipelines.scoring.actor_pool import run_on_actors
+from pipelines.scoring.workers.actor_pool import run_on_actors
 from pipelines.stage import StageContext
 from pipelines.training.group import RAY_FOLDER, run_workers
 

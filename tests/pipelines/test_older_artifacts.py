@@ -26,7 +26,7 @@ from pipelines.latents.autoencoder import autoencoder_of
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.identity import encode_identity
 from pipelines.latents.verify import verify
-from pipelines.scoring.protocols import evaluation_protocol
+from pipelines.scoring.protocols.build_protocol import evaluation_protocol
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.train import train_identity
 from pipelines.training.loop import train_worker

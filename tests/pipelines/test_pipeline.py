@@ -20,7 +20,7 @@ from pipelines.evaluate import evaluate
 from pipelines.images.open import open_source
 from pipelines.latents.dataset import LatentDataset
 from pipelines.run import run_pipeline
-from pipelines.scoring.report_files import set_aside_other_report
+from pipelines.scoring.reports.report_files import set_aside_other_report
 from pipelines.stage import StageContext
 from pipelines.train import train
 

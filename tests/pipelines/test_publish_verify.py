@@ -16,8 +16,8 @@ from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.main import cli
 from pipelines.images.open import open_source
 from pipelines.scoring import cards
-from pipelines.scoring.given_recipe import load_given_recipe
-from pipelines.scoring.protocols import evaluation_protocol
+from pipelines.scoring.protocols.build_protocol import evaluation_protocol
+from pipelines.scoring.protocols.given_recipe import load_given_recipe
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput
 

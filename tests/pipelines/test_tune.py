@@ -13,10 +13,10 @@ from cluster import storage
 from evaluation.metrics import frechet_distance_of
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.main import cli
-from pipelines.scoring import candidates
-from pipelines.scoring.checkpoint_sampler import CheckpointSampler
-from pipelines.scoring.references import RealImages, load_real_features
+from pipelines.scoring.real_images.references import RealImages, load_real_features
+from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.settings import ScoringSettings
+from pipelines.scoring.tuning import candidates
 from pipelines.tune import SEED_OFFSET, TuneResult
 
 pytestmark = pytest.mark.slow
@@ -81,7 +81,7 @@ def sampled_features(settings, opened, count):
     import torch
 
     from evaluation.extractors import create_extractor
-    from pipelines.scoring.protocols import evaluation_protocol
+    from pipelines.scoring.protocols.build_protocol import evaluation_protocol
 
     torch.set_num_threads(settings.evaluate.cpus_per_worker)
     protocol = evaluation_protocol(settings, opened)

@@ -15,7 +15,7 @@ from pipelines.config.toml_text import toml_value
 if TYPE_CHECKING:
     from pipelines.config.recipe import Recipe
     from pipelines.evaluate_autoencoder import JudgedAutoencoder
-    from pipelines.scoring.autoencoders import AutoencoderEvaluation
+    from pipelines.scoring.autoencoders.autoencoder_evaluation import AutoencoderEvaluation
 
 Command = Callable[..., Any]
 
@@ -113,7 +113,7 @@ def _plan(
 ) -> list[AutoencoderEvaluation]:
     """Return what is to be done. Raises NotFound or InvalidInput if something is missing or does not fit."""
     from pipelines.images.recipe import image_recipe
-    from pipelines.scoring.autoencoders import (
+    from pipelines.scoring.autoencoders.autoencoder_evaluation import (
         AutoencoderEvaluation,
         cached_extractors,
         chosen_images,

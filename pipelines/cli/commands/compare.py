@@ -24,7 +24,7 @@ def compare(reports: tuple[str, ...], protocol: str | None, allow_unequal: bool,
     after +- are standard errors; the kernel distance has one only where samples were drawn repeatedly (--repeats).
     """
     from evaluation.compare import compare_reports
-    from pipelines.scoring.report_files import find_reports
+    from pipelines.scoring.reports.report_files import find_reports
 
     found = find_reports(reports, protocol_id=protocol, tracking_uri=store)
     comparison = compare_reports(found, allow_unequal=allow_unequal)

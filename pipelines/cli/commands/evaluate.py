@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipelines.checkpoints.open import LocatedCheckpoint
     from pipelines.config.recipe import Recipe
     from pipelines.evaluate import FinishedEvaluation
-    from pipelines.scoring.saved_samples import SampleFormat
+    from pipelines.scoring.samples.saved_samples import SampleFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ def _refuse_options_without_effect(images: str | None, watch: bool, save_images:
 
 def _refuse_fields_of_protocol(protocol: str, overrides: Sequence[str]) -> None:
     """Raise click.UsageError for --set of a field to which --protocol gives another value."""
-    from pipelines.scoring.protocol_file import overruled_fields
+    from pipelines.scoring.protocols.protocol_file import overruled_fields
 
     for field, value in overruled_fields(protocol, overrides).items():
         known = "nothing" if value is None else repr(value)
@@ -177,7 +177,7 @@ def _print_images_plan(images: str, config: Recipe, as_json: bool) -> None:
     from pipelines.images.open import open_source
     from pipelines.scoring.checks import check_scoring_inputs
     from pipelines.scoring.class_distances import check_class_distances
-    from pipelines.scoring.protocols import images_protocol
+    from pipelines.scoring.protocols.build_protocol import images_protocol
     from pipelines.scoring.settings import ScoringSettings
 
     print_resolved(config)
@@ -203,14 +203,14 @@ def _evaluate_checkpoints(
     """Score checkpoints. every: 0 for those that are named, n for every n-th that appears in the folder named."""
     from pipelines.checkpoints.follow import follow_checkpoints
     from pipelines.evaluate import EvaluationOptions, evaluate_each
-    from pipelines.scoring.given_recipe import load_given_recipe
-    from pipelines.scoring.protocols import checkpoint_recipe
-    from pipelines.scoring.real_listing import listed_once
+    from pipelines.scoring.protocols.build_protocol import checkpoint_recipe
+    from pipelines.scoring.protocols.given_recipe import load_given_recipe
+    from pipelines.scoring.real_images.real_listing import listed_once
 
     # Mistakes in a recipe are found before any checkpoint is looked for.
     recipe_of = load_given_recipe(recipe, overrides) if recipe else partial(checkpoint_recipe, overrides=overrides)
     if protocol is not None:
-        from pipelines.scoring.protocol_file import by_protocol_file
+        from pipelines.scoring.protocols.protocol_file import by_protocol_file
 
         recipe_of = by_protocol_file(protocol, recipe_of, overrides)
     options = EvaluationOptions(
@@ -244,8 +244,8 @@ def _evaluate_checkpoints(
 def _print_plan(targets: Sequence[tuple[LocatedCheckpoint, Recipe]], repeats: int, as_json: bool) -> None:
     """Print what evaluating each checkpoint would do."""
     from pipelines.scoring.checks import check_scoring_inputs
-    from pipelines.scoring.precision import check_precision
-    from pipelines.scoring.protocols import evaluation_protocol
+    from pipelines.scoring.protocols.build_protocol import evaluation_protocol
+    from pipelines.scoring.samples.precision import check_precision
     from pipelines.scoring.score_checkpoint import CheckpointEvaluation
     from pipelines.scoring.settings import ScoringSettings
 
@@ -287,7 +287,7 @@ def _print_series(scored: Sequence[FinishedEvaluation], as_json: bool) -> None:
     """Print a table of several evaluations, the best checkpoint, and the paths of their curves."""
     from cluster import storage
     from evaluation.compare import compare_reports, find_best
-    from pipelines.scoring.report_curves import CURVE_FILE
+    from pipelines.scoring.reports.report_curves import CURVE_FILE
 
     reports = [each.report for each in scored]
     if len(reports) > 1:

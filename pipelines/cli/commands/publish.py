@@ -40,7 +40,7 @@ def publish(
     from cluster import storage
     from pipelines.config.overrides import given_tracking_uri
     from pipelines.scoring.cards import make_card, write_card
-    from pipelines.scoring.report_files import find_reports, report_folder
+    from pipelines.scoring.reports.report_files import find_reports, report_folder
     from pipelines.scoring.settings import EVALUATIONS
 
     (found,) = find_reports([report], protocol_id=protocol, tracking_uri=given_tracking_uri(overrides, recipe))

@@ -45,7 +45,7 @@ def build(
 
     from pipelines.build_reference import build_reference, work_folder
     from pipelines.images.recipe import image_recipe
-    from pipelines.scoring.references import RealImages, given_reference_digest
+    from pipelines.scoring.real_images.references import RealImages, given_reference_digest
     from pipelines.scoring.settings import ScoringSettings
 
     config = image_recipe(images, "work", overrides)

@@ -51,7 +51,7 @@ def promote(
     else:
         assert checkpoint is not None and name is not None, "checked above"
         if protocol is not None and protocol.endswith(".json"):
-            from pipelines.scoring.protocol_file import read_protocols
+            from pipelines.scoring.protocols.protocol_file import read_protocols
 
             protocol = read_protocols(protocol)[0].protocol_id
         said, given = promotion.promote_checkpoint(checkpoint, name, alias=alias, protocol_id=protocol, store=store)

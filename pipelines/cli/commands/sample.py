@@ -63,8 +63,8 @@ def sample(
         refuse_given("is only for --npz FILE; a grid is sampled in this process", "address")
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
-    from pipelines.scoring.given_recipe import load_given_recipe
-    from pipelines.scoring.protocols import checkpoint_recipe
+    from pipelines.scoring.protocols.build_protocol import checkpoint_recipe
+    from pipelines.scoring.protocols.given_recipe import load_given_recipe
 
     recipe_of = load_given_recipe(recipe, overrides) if recipe else partial(checkpoint_recipe, overrides=overrides)
     opened = open_checkpoint(checkpoint, model, overrides)

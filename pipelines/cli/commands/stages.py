@@ -41,7 +41,7 @@ def run(
     config = _load("run", recipe, overrides, dry_run, as_json)
     from cluster import storage
     from pipelines.run import run_pipeline
-    from pipelines.scoring.report_files import report_folder
+    from pipelines.scoring.reports.report_files import report_folder
     from pipelines.scoring.settings import EVALUATIONS
     from pipelines.stage import StageContext
 

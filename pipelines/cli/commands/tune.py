@@ -88,8 +88,8 @@ def tune(
     `raydit evaluate --protocol FILE` scores by, on other samples than those of the search.
     """
     from pipelines.config.tune import TuneGrid
-    from pipelines.scoring.given_recipe import load_given_recipe
-    from pipelines.scoring.protocols import checkpoint_recipe
+    from pipelines.scoring.protocols.build_protocol import checkpoint_recipe
+    from pipelines.scoring.protocols.given_recipe import load_given_recipe
     from pipelines.scoring.settings import EVALUATIONS
     from pipelines.stage import StageContext
     from pipelines.tune import default_grid, describe_search, plan_candidates, tune, tune_rungs

@@ -24,8 +24,8 @@ from pipelines.checkpoints.open import open_checkpoint
 from pipelines.registry.cleaning import inspect_superseded
 from pipelines.registry.model_files import gather
 from pipelines.registry.promotion import PromotionScore, promote
-from pipelines.scoring.checkpoint_sampler import CheckpointSampler
-from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, sampling_protocol
+from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 from pipelines.tracking.bases import base_digests
 from pipelines.training.retention import ProtectedCheckpoints
 from raydit.errors import InvalidInput, NotFound

@@ -18,7 +18,7 @@ from dit.formats.completion import write_completion
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.follow import follow_checkpoints
 from pipelines.evaluate import EvaluationOptions, evaluate_each
-from pipelines.scoring.protocols import checkpoint_recipe
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe
 from pipelines.stage import StageContext
 from raydit.errors import InUse, NotFound
 

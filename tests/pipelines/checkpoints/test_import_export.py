@@ -25,9 +25,9 @@ from evaluation.reference import ReferenceStatistics
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.sample import sample_file
-from pipelines.scoring.checkpoint_sampler import CheckpointSampler
-from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol, sampling_protocol
-from pipelines.scoring.references import RealImages, load_real_features, save_reference
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, evaluation_protocol, sampling_protocol
+from pipelines.scoring.real_images.references import RealImages, load_real_features, save_reference
+from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 from pipelines.scoring.settings import ScoringSettings
 
 HEADS = ("--set", "model.num_heads=4")

@@ -17,8 +17,8 @@ from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import SharedCheckpoint, open_checkpoint
 from pipelines.registry.promotion import PromotionScore, promote
-from pipelines.scoring.checkpoint_sampler import CheckpointSampler
-from pipelines.scoring.protocols import checkpoint_recipe
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe
+from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 from pipelines.tracking.logged_models import log_checkpoint
 from pipelines.tracking.tracker import Tracker
 from raydit.errors import NotFound, RayditError

@@ -22,7 +22,7 @@ from pipelines.checkpoints.open import open_checkpoint
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.verify import check_digests
 from pipelines.registry.model_files import gather
-from pipelines.scoring.protocols import checkpoint_recipe
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe
 from raydit.errors import InvalidInput
 
 CHANGED = "the file changed after it was written"

@@ -8,7 +8,7 @@ from tiny_training import Training, training_recipe
 from dit.formats.completion import step_name
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.scoring.protocols import checkpoint_recipe
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe
 from raydit.errors import NotFound
 
 

@@ -58,7 +58,7 @@ def test_choices_are_those_of_the_code_that_takes_them():
     """The command line names them itself, because that code is slow to import."""
     from pipelines.checkpoints.exporting import ExportFormat
     from pipelines.registry.promotion import CHALLENGER, CHAMPION
-    from pipelines.scoring.saved_samples import SampleFormat
+    from pipelines.scoring.samples.saved_samples import SampleFormat
 
     assert choices("export", "format") == set(get_args(ExportFormat))
     assert choices("evaluate", "save_format") == set(get_args(SampleFormat))

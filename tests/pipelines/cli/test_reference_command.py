@@ -8,7 +8,7 @@ import pytest
 from tiny import tiny_recipe
 
 from evaluation.reference import ReferenceStatistics
-from pipelines.scoring.references import reference_digest, save_reference
+from pipelines.scoring.real_images.references import reference_digest, save_reference
 from pipelines.scoring.settings import ScoringSettings
 
 

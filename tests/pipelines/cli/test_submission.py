@@ -16,7 +16,7 @@ from pipelines.cli.submission import prepare
 from pipelines.cli.submission import submit as submission
 from pipelines.cli.submission.command_line import CommandLine
 from pipelines.config.reader import RecipeError
-from pipelines.scoring.saved_samples import SavedSamples
+from pipelines.scoring.samples.saved_samples import SavedSamples
 from pipelines.tracking.provenance import code_tags
 from pipelines.tracking.store import tracking_uri
 from raydit.errors import InvalidInput

@@ -9,7 +9,7 @@ from pipelines.checkpoints.importing import import_settings
 from pipelines.config.overrides import given_tracking_uri, read_overrides
 from pipelines.config.reader import RecipeError
 from pipelines.config.toml_text import toml_value
-from pipelines.scoring.protocols import _reference_settings
+from pipelines.scoring.protocols.build_protocol import _reference_settings
 from raydit.errors import NotFound
 
 

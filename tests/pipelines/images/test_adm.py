@@ -9,7 +9,7 @@ from cluster import storage
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.open import open_source
 from pipelines.sample import write_adm
-from pipelines.scoring.records import ShardResult
+from pipelines.scoring.workers.records import ShardResult
 from raydit.errors import InvalidInput
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), dtype=np.uint8)

@@ -13,7 +13,7 @@ from pipelines.images.open import open_source
 from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.latents.recorded_images import list_images
 from pipelines.planning.encode_plan import make_encode_plan
-from pipelines.scoring.references import reference_digest
+from pipelines.scoring.real_images.references import reference_digest
 from pipelines.scoring.sample_grid import class_label, split_class_list
 from pipelines.scoring.settings import ScoringSettings
 

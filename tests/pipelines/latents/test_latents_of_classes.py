@@ -30,7 +30,7 @@ from pipelines.planning.encode_plan import make_encode_plan
 from pipelines.planning.hardware import parse_cluster
 from pipelines.planning.networks import resolve_networks
 from pipelines.planning.plan import Images, make_plan
-from pipelines.scoring.checkpoint_sampler import CheckpointSampler
+from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 from pipelines.training.batches import latent_batches
 from pipelines.training.loading import open_latent_source
 from pipelines.training.order import WorkerShare

@@ -10,7 +10,7 @@ from tiny_encode import Context, encode_here, recipe
 
 from pipelines.latents.recorded_images import list_images
 from pipelines.run import check_stages
-from pipelines.scoring.references import RealImages
+from pipelines.scoring.real_images.references import RealImages
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext
 

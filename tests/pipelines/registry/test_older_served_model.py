@@ -14,8 +14,8 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.registry import served_model
 from pipelines.registry.model_files import save_model_files
-from pipelines.scoring.checkpoint_sampler import CheckpointSampler
-from pipelines.scoring.protocols import sampling_protocol
+from pipelines.scoring.protocols.build_protocol import sampling_protocol
+from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 
 OLDER = Path(__file__).resolve().parents[2] / "golden" / "707a9da" / "served_model.py"
 

@@ -27,8 +27,8 @@ from dit.files import sha256_of
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.doctor_checks import check_aliases
 from pipelines.registry.model_files import gather
-from pipelines.scoring.checkpoint_sampler import CheckpointSampler
-from pipelines.scoring.protocols import checkpoint_recipe, sampling_protocol
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, sampling_protocol
+from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 from pipelines.stage import StageContext
 from pipelines.tracking.lookup import dangling_aliases, model_id_of, protected_digests
 from pipelines.training.retention import ProtectedCheckpoints

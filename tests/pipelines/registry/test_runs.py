@@ -12,7 +12,7 @@ from mlflow_server import wait_until
 from tiny_story import ERROR, SCORES, tell_evaluation
 
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.scoring.protocols import evaluation_protocol
+from pipelines.scoring.protocols.build_protocol import evaluation_protocol
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext
 from pipelines.tracking.experiment_page import (

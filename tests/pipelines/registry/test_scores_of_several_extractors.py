@@ -14,9 +14,9 @@ from evaluation.ratios import mean_ratio_id
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.registry.queries import best_checkpoints, find_protocol, list_runs
-from pipelines.scoring.log_report import log_report
-from pipelines.scoring.protocols import evaluation_protocol
-from pipelines.scoring.report_files import save_report
+from pipelines.scoring.protocols.build_protocol import evaluation_protocol
+from pipelines.scoring.reports.log_report import log_report
+from pipelines.scoring.reports.report_files import save_report
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation, run_tags
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext

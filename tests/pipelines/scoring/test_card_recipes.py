@@ -12,7 +12,7 @@ from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.config.reader import validate_recipe
 from pipelines.scoring.cards import make_card
-from pipelines.scoring.protocols import checkpoint_recipe, evaluation_protocol, evaluation_protocols
+from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, evaluation_protocol, evaluation_protocols
 from pipelines.scoring.settings import ScoringSettings
 
 FD, MIND = "fd_efficientnet_lite0_16", "mind_efficientnet_lite0_16"

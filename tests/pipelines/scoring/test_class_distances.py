@@ -11,8 +11,8 @@ from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
 from pipelines.scoring.class_distances import SampleClasses, match_classes, with_class_distances
-from pipelines.scoring.references import RealImages
-from pipelines.scoring.saved_samples import name_class_folder
+from pipelines.scoring.real_images.references import RealImages
+from pipelines.scoring.samples.saved_samples import name_class_folder
 from pipelines.scoring.settings import ScoringSettings
 
 PROTOCOL = EvaluationProtocol(num_samples=30, decoder="d", extractor="e", extractor_sha256="s", reference_digest="r")

@@ -9,9 +9,9 @@ from evaluation.extractors import Features
 from evaluation.protocol import EvaluationProtocol
 from evaluation.reference import ReferenceStatistics
 from evaluation.report import EvaluationReport
-from pipelines.scoring.actors import SampleActor, SampleSource
-from pipelines.scoring.build_report import build_report, find_defect
-from pipelines.scoring.shards import make_shards
+from pipelines.scoring.reports.build_report import build_report, find_defect
+from pipelines.scoring.workers.actors import SampleActor, SampleSource
+from pipelines.scoring.workers.shards import make_shards
 
 PROTOCOL = EvaluationProtocol(
     num_samples=12,

@@ -12,14 +12,14 @@ from tiny_checkpoint import tiny_output, write_checkpoint
 from evaluation.metrics import cmmd
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.scoring.actors import ScoringActor
 from pipelines.scoring.class_distances import SampleClasses
-from pipelines.scoring.protocols import evaluation_protocol
-from pipelines.scoring.records import load_features
-from pipelines.scoring.references import RealImages
+from pipelines.scoring.protocols.build_protocol import evaluation_protocol
+from pipelines.scoring.real_images.references import RealImages
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation
 from pipelines.scoring.score_extractors import holds_all, score_extractors
 from pipelines.scoring.settings import ScoringSettings
+from pipelines.scoring.workers.actors import ScoringActor
+from pipelines.scoring.workers.records import load_features
 from raydit.errors import InvalidInput
 
 SOURCE = """

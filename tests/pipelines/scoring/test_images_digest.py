@@ -14,7 +14,7 @@ from pipelines.config.recipe import ImagesConfig
 from pipelines.evaluate_images import images_digest, images_report_folder, reference_recipe
 from pipelines.images.open import open_source
 from pipelines.images.recipe import image_recipe, images_name
-from pipelines.scoring.report_files import save_report
+from pipelines.scoring.reports.report_files import save_report
 
 
 def digests(path):

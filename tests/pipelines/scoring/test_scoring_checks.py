@@ -23,8 +23,8 @@ from pipelines.run import run_pipeline
 from pipelines.scoring import checks
 from pipelines.scoring.checks import check_sampling_steps, check_scoring_settings, refuse_seen_images
 from pipelines.scoring.class_distances import check_class_distances
-from pipelines.scoring.protocols import evaluation_protocol, images_protocol
-from pipelines.scoring.references import reference_overrides, save_reference
+from pipelines.scoring.protocols.build_protocol import evaluation_protocol, images_protocol
+from pipelines.scoring.real_images.references import reference_overrides, save_reference
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput, NotFound
 

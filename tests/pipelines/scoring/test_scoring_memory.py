@@ -18,12 +18,12 @@ from evaluation.reference import ReferenceStatistics
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.listing import Listing
 from pipelines.scoring.class_distances import SampleClasses
-from pipelines.scoring.protocols import images_protocol
-from pipelines.scoring.records import ShardResult
-from pipelines.scoring.references import RealImages, save_features_file, save_reference
+from pipelines.scoring.protocols.build_protocol import images_protocol
+from pipelines.scoring.real_images.references import RealImages, save_features_file, save_reference
 from pipelines.scoring.score_extractors import score_extractors
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.scoring.shards import make_shards
+from pipelines.scoring.workers.records import ShardResult
+from pipelines.scoring.workers.shards import make_shards
 
 WIDTHS = {"a": 2048, "b": 2048, "c": 1024, "d": 1024}
 """Features of each extractor; the first has logits and spatial features as well, as Inception has."""

@@ -24,16 +24,16 @@ from pipelines.evaluate import find_report, with_repeats
 from pipelines.planning.hardware import parse_cluster
 from pipelines.planning.networks import resolve_networks
 from pipelines.planning.time import evaluate_work
-from pipelines.scoring.actors import ScoringActor
-from pipelines.scoring.protocols import evaluation_protocol
-from pipelines.scoring.records import ShardResult
-from pipelines.scoring.references import RealImages
-from pipelines.scoring.report_curves import _precision_recall as precision_recall
-from pipelines.scoring.report_files import find_reports, save_report
+from pipelines.scoring.protocols.build_protocol import evaluation_protocol
+from pipelines.scoring.real_images.references import RealImages
+from pipelines.scoring.reports.report_curves import _precision_recall as precision_recall
+from pipelines.scoring.reports.report_files import find_reports, save_report
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation
 from pipelines.scoring.score_extractors import with_earlier_scores
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.scoring.shards import find_unfinished
+from pipelines.scoring.workers.actors import ScoringActor
+from pipelines.scoring.workers.records import ShardResult
+from pipelines.scoring.workers.shards import find_unfinished
 from raydit.errors import InvalidInput, NotFound
 
 FIRST = "efficientnet-lite0"

@@ -9,12 +9,12 @@ from tiny import tiny_recipe, write_images
 from evaluation.extractors import Features
 from pipelines.images.open import with_absolute_paths
 from pipelines.images.preprocess import read_cropped
-from pipelines.scoring.actors import ScoringActor
-from pipelines.scoring.protocols import images_protocol
-from pipelines.scoring.reconstructions import Reconstructions
-from pipelines.scoring.records import read_results
-from pipelines.scoring.references import RealImages
+from pipelines.scoring.protocols.build_protocol import images_protocol
+from pipelines.scoring.real_images.reconstructions import Reconstructions
+from pipelines.scoring.real_images.references import RealImages
 from pipelines.scoring.settings import ScoringSettings
+from pipelines.scoring.workers.actors import ScoringActor
+from pipelines.scoring.workers.records import read_results
 
 
 def mean_colours(images: torch.Tensor) -> Features:

@@ -8,7 +8,7 @@ from tiny import RECIPE
 from pipelines.artifacts import settings_identity
 from pipelines.config.reader import RecipeError, load_recipe
 from pipelines.config.training import NON_IDENTITY_FIELDS, TrainConfig
-from pipelines.scoring.actor_pool import PoolWorker
+from pipelines.scoring.workers.actor_pool import PoolWorker
 from pipelines.training.group import _scaling_config
 
 ASKED = (

@@ -1,0 +1,1 @@
+"""The evaluation of an autoencoder by itself."""

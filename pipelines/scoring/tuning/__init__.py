@@ -1,0 +1,1 @@
+"""What `raydit tune` measures: candidates, their errors, and the outcome."""
