@@ -21,20 +21,20 @@ from pipelines.latents.identity import LATER_FIELDS, PREPROCESSING_FIELDS
 from pipelines.latents.recorded_images import list_images, require_classes
 from pipelines.stage import JobContext, job
 from pipelines.tracking.run_log import RunLog, log_sections
-from pipelines.training.autoencoder import (
+from pipelines.training.autoencoder.autoencoder_quality import ExtractorChoice
+from pipelines.training.autoencoder.autoencoder_result import RECONSTRUCTIONS, REPORT, AutoencoderRecord
+from pipelines.training.autoencoder.autoencoder_start import find_start, refuse_own_start, require_start
+from pipelines.training.autoencoder.autoencoder_worker import (
     IMAGES,
     LEAST_VALIDATED,
     TRAINING,
     AutoencoderWorkerSettings,
     autoencoder_worker,
 )
-from pipelines.training.autoencoder_quality import ExtractorChoice
-from pipelines.training.autoencoder_result import RECONSTRUCTIONS, REPORT, AutoencoderRecord
-from pipelines.training.autoencoder_start import find_start, refuse_own_start, require_start
-from pipelines.training.damage import set_aside_damaged
-from pipelines.training.group import RAY_FOLDER, run_workers
-from pipelines.training.image_files import wait_for_running, write_image_files
-from pipelines.training.messages import Report, Saved, Validated
+from pipelines.training.data.image_files import wait_for_running, write_image_files
+from pipelines.training.group.messages import Report, Saved, Validated
+from pipelines.training.group.run_workers import RAY_FOLDER, run_workers
+from pipelines.training.starting.damage import set_aside_damaged
 from raydit.errors import InvalidInput, NotFound
 
 LoggedPoints = dict[str, dict[int, float]]

@@ -23,8 +23,8 @@ from pipelines.scoring.samples.precision import check_precision
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext, job
 from pipelines.train import find_trained, train
-from pipelines.training.retention import check_keep_best
-from pipelines.training.start import find_start, require_start_fits
+from pipelines.training.monitoring.retention import check_keep_best
+from pipelines.training.starting.start import find_start, require_start_fits
 from raydit.errors import InvalidInput, NotFound
 
 

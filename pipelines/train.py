@@ -26,18 +26,18 @@ from pipelines.scoring.settings import EVALUATIONS
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import FIGURES, RunLog, log_sections
-from pipelines.training.adapter import require_base
-from pipelines.training.damage import set_aside_damaged
-from pipelines.training.extension import explain_schedule_change
-from pipelines.training.figures import TrainFigures
-from pipelines.training.group import RAY_FOLDER, run_workers
+from pipelines.training.group.run_workers import RAY_FOLDER, run_workers
 from pipelines.training.loop import train_worker
-from pipelines.training.monitor import TrainingMonitor, is_completed, last_logged_step, logged_run
-from pipelines.training.new_data import ACCEPTED, accepted_start, keep_accepted, take_new_data
-from pipelines.training.previews import Previews
-from pipelines.training.retention import ProtectedCheckpoints, Retention, check_keep_best, explain_retention
+from pipelines.training.monitoring.figures import TrainFigures
+from pipelines.training.monitoring.monitor import TrainingMonitor, is_completed, last_logged_step, logged_run
+from pipelines.training.monitoring.previews import Previews
+from pipelines.training.monitoring.retention import ProtectedCheckpoints, Retention, check_keep_best, explain_retention
 from pipelines.training.settings import train_worker_settings
-from pipelines.training.start import (
+from pipelines.training.starting.adapter import require_base
+from pipelines.training.starting.damage import set_aside_damaged
+from pipelines.training.starting.extension import explain_schedule_change
+from pipelines.training.starting.new_data import ACCEPTED, accepted_start, keep_accepted, take_new_data
+from pipelines.training.starting.start import (
     TrainingStart,
     changed_by_start,
     check_trained_parameters,

@@ -32,13 +32,13 @@ from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.dataset import LatentArrays
 from pipelines.latents.moments import MomentsEncoder
 from pipelines.scoring.samples.noise import CounterNoise, GeneratorNoise
-from pipelines.training.batches import latent_batches
-from pipelines.training.loading import ArrayLatents
+from pipelines.training.data.batches import latent_batches
+from pipelines.training.data.loading import ArrayLatents
+from pipelines.training.data.order import EpochOrder, WorkerShare
+from pipelines.training.group.worker import Worker
 from pipelines.training.losses import latent_losses
-from pipelines.training.order import EpochOrder, WorkerShare
 from pipelines.training.validation import BATCH as VALIDATED
 from pipelines.training.validation import Validation, held_out_batches
-from pipelines.training.worker import Worker
 
 BATCH, LATENT, CLASSES = 8, (4, 8, 8), 10
 PROCESSES = {

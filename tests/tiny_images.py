@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.training.image_files import ImageFile, ImageRows
+from pipelines.training.data.image_files import ImageFile, ImageRows
 
 
 def image_rows(folder: Path, *blocks: np.ndarray, size: int = 16) -> ImageRows:

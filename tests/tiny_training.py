@@ -17,11 +17,11 @@ from pipelines.config.reader import validate_recipe
 from pipelines.latents import schema
 from pipelines.latents.dataset import LatentDataset, write_manifest
 from pipelines.latents.schema import LatentDescription
+from pipelines.training.group.messages import Notice, Report, Saved
+from pipelines.training.group.worker import Worker
 from pipelines.training.loop import train_worker
-from pipelines.training.messages import Notice, Report, Saved
 from pipelines.training.settings import train_worker_settings
-from pipelines.training.start import find_start, starting_from, with_recorded_start, write_first_checkpoint
-from pipelines.training.worker import Worker
+from pipelines.training.starting.start import find_start, starting_from, with_recorded_start, write_first_checkpoint
 
 ROWS, SHARD_ROWS = 48, 6
 
@@ -119,7 +119,7 @@ class Training:
             counted = itertools.count(1)
             asked = (lambda: next(counted) >= stop_after) if stop_after else lambda: False
             with pytest.MonkeyPatch.context() as patched:
-                patched.setattr("pipelines.training.stop.EXCHANGE_SECONDS", 0.0)  # after every step
+                patched.setattr("pipelines.training.group.stop.EXCHANGE_SECONDS", 0.0)  # after every step
                 train_worker(Worker(0, 1, torch.device("cpu"), self.messages.append, asked), settings)
         finally:
             torch.set_num_threads(threads)

@@ -173,7 +173,8 @@ class CheckpointRecord:
     recipe: Mapping[str, Any] | None = None
     """The resolved recipe; None for an imported checkpoint."""
     start: Mapping[str, Any] | None = None
-    """The weights that the training started from, as `pipelines.training.start` records them; None for random ones."""
+    """The weights that the training started from, as `pipelines.training.starting.start` records them; None: random
+    ones."""
     source: SourceRecord | None = None
     """Origin of an imported checkpoint; None for one that raydit trained."""
     raydit_version: str = ""

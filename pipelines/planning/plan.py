@@ -23,7 +23,7 @@ from pipelines.planning.networks import (
     trained_parameters,
 )
 from pipelines.planning.time import WORK
-from pipelines.training.retention import outdated_steps
+from pipelines.training.monitoring.retention import outdated_steps
 from raydit.errors import InvalidInput, NotFound
 
 DEFAULT_CLASSES = 1000

@@ -5,8 +5,8 @@ from typing import Any
 
 from dit.checkpoint import Checkpoint
 from dit.metrics_window import WindowTotals
-from pipelines.training.messages import Report, Validated
-from pipelines.training.order import OrderRecord
+from pipelines.training.data.order import OrderRecord
+from pipelines.training.group.messages import Report, Validated
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,20 @@ from dit.snapshot import Snapshot
 from dit.train import TrainState, create_state, train
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.latents.dataset import LatentDataset
-from pipelines.training.adapter import adapted_network
-from pipelines.training.batches import LatentBatch, Process, latent_batches, prefetch
 from pipelines.training.cursor import DataCursor
-from pipelines.training.encoded_images import EncodedImages, explain_padding
-from pipelines.training.loading import Backend, LatentSource, choose_backend, explain_stream, open_latent_source
+from pipelines.training.data.batches import LatentBatch, Process, latent_batches, prefetch
+from pipelines.training.data.encoded_images import EncodedImages, explain_padding
+from pipelines.training.data.loading import Backend, LatentSource, choose_backend, explain_stream, open_latent_source
+from pipelines.training.data.order import WorkerShare
+from pipelines.training.group.stop import StopExchange
+from pipelines.training.group.worker import CheckpointWriter, Worker
 from pipelines.training.losses import latent_losses
 from pipelines.training.nonfinite import NonFiniteGuard, describe_latents, go_on_after_rollbacks
-from pipelines.training.order import WorkerShare
 from pipelines.training.reporter import Reporter
 from pipelines.training.settings import TrainWorkerSettings
-from pipelines.training.start import prepare_parameters
-from pipelines.training.stop import StopExchange
+from pipelines.training.starting.adapter import adapted_network
+from pipelines.training.starting.start import prepare_parameters
 from pipelines.training.validation import Validation
-from pipelines.training.worker import CheckpointWriter, Worker
 from raydit.errors import InvalidInput
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from dit.conditions import LabelsOrConditions
 from dit.diffusion import GaussianDiffusion
 from dit.precision import network_precision
-from pipelines.training.batches import LatentBatch, Process
+from pipelines.training.data.batches import LatentBatch, Process
 from pipelines.training.metrics import quartile_sums
 from pipelines.training.settings import TrainWorkerSettings
 

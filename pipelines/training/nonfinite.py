@@ -10,8 +10,8 @@ from dit.checkpoint import restore
 from dit.train import NonFiniteError, TrainState
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.latents.dataset import LatentDataset
-from pipelines.training.batches import LatentBatch
-from pipelines.training.worker import CheckpointWriter, Worker
+from pipelines.training.data.batches import LatentBatch
+from pipelines.training.group.worker import CheckpointWriter, Worker
 from raydit.errors import Diverged
 
 MAX_NAMED_IMAGES = 4

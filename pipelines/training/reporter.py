@@ -5,10 +5,10 @@ import threading
 from dit.hardware.peak_speed import peak_flops
 from dit.macs import forward_macs
 from pipelines.training.cursor import DataCursor
-from pipelines.training.messages import Report, Validated
+from pipelines.training.group.messages import Report, Validated
+from pipelines.training.group.worker import Worker
 from pipelines.training.metrics import peak_memory_gib
 from pipelines.training.settings import TrainWorkerSettings
-from pipelines.training.worker import Worker
 
 
 class Reporter:

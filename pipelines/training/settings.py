@@ -14,7 +14,7 @@ from pipelines.config.recipe import Recipe, random_setting
 from pipelines.config.training import TrainConfig
 from pipelines.latents.autoencoder import autoencoder_of
 from pipelines.latents.dataset import LatentDataset
-from pipelines.training.encoded_images import ImageEncoding, image_encoding
+from pipelines.training.data.encoded_images import ImageEncoding, image_encoding
 from raydit.errors import InvalidInput
 
 

@@ -20,12 +20,12 @@ from dit.random import Stream, normal, uniform
 from dit.train import TrainState
 from pipelines.latents import schema
 from pipelines.latents.dataset import LatentDataset
-from pipelines.training.batches import Process, empty_moments, to_device
-from pipelines.training.loading import open_arrays
+from pipelines.training.data.batches import Process, empty_moments, to_device
+from pipelines.training.data.loading import open_arrays
+from pipelines.training.group.worker import Worker
 from pipelines.training.losses import image_losses, last_timestep
 from pipelines.training.metrics import mean_losses
 from pipelines.training.settings import TrainWorkerSettings
-from pipelines.training.worker import Worker
 
 BATCH = 64
 """Images of one forward pass, whatever the batch of training: another size would change the last bits."""

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.training.group import run_workers
-from pipelines.training.messages import Report
+from pipelines.training.group.messages import Report
+from pipelines.training.group.run_workers import run_workers
 
 
 def bare_loop(pipe, build, rank, num_workers, meeting, threads):

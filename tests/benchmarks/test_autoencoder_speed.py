@@ -18,9 +18,14 @@ from pipelines.images.held_out import split_images
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.latents.recorded_images import list_images
 from pipelines.stage import StageContext
-from pipelines.training.autoencoder import IMAGES, TRAINING, AutoencoderWorkerSettings, autoencoder_worker
-from pipelines.training.group import RAY_FOLDER
-from pipelines.training.image_files import write_image_files
+from pipelines.training.autoencoder.autoencoder_worker import (
+    IMAGES,
+    TRAINING,
+    AutoencoderWorkerSettings,
+    autoencoder_worker,
+)
+from pipelines.training.data.image_files import write_image_files
+from pipelines.training.group.run_workers import RAY_FOLDER
 
 pytestmark = pytest.mark.benchmark
 ROUNDS, STEPS = 3, 60

@@ -20,11 +20,11 @@ from dit.flow import FlowMatching
 from dit.model import DiT
 from pipelines.latents.dataset import LatentArrays, LatentDataset
 from pipelines.stage import StageContext
-from pipelines.training.batches import latent_batches
-from pipelines.training.group import RAY_FOLDER
-from pipelines.training.loading import ArrayLatents
+from pipelines.training.data.batches import latent_batches
+from pipelines.training.data.loading import ArrayLatents
+from pipelines.training.data.order import EpochOrder, WorkerShare
+from pipelines.training.group.run_workers import RAY_FOLDER
 from pipelines.training.loop import train_worker
-from pipelines.training.order import EpochOrder, WorkerShare
 from pipelines.training.settings import train_worker_settings
 
 pytestmark = pytest.mark.benchmark

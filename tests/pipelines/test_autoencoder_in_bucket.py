@@ -18,9 +18,9 @@ from pipelines.encode import encode
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.verify import verify
 from pipelines.stage import StageContext
-from pipelines.training.autoencoder_quality import ReconstructionQuality
-from pipelines.training.autoencoder_result import finish_autoencoder
-from pipelines.training.worker import Worker
+from pipelines.training.autoencoder.autoencoder_quality import ReconstructionQuality
+from pipelines.training.autoencoder.autoencoder_result import finish_autoencoder
+from pipelines.training.group.worker import Worker
 
 
 def test_an_autoencoder_in_a_bucket_equals_one_on_disk(s3_bucket, tmp_path):

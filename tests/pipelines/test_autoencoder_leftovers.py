@@ -21,8 +21,8 @@ from pipelines.autoencoder import (
 )
 from pipelines.images.held_out import split_images
 from pipelines.latents.recorded_images import list_images
-from pipelines.training.autoencoder_result import AutoencoderRecord
-from pipelines.training.messages import Report, Validated
+from pipelines.training.autoencoder.autoencoder_result import AutoencoderRecord
+from pipelines.training.group.messages import Report, Validated
 from raydit.errors import InvalidInput, NotFound
 
 

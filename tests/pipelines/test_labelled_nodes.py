@@ -12,7 +12,7 @@ from cluster.session import require_resources
 from pipelines.config.training import WorkersConfig
 from pipelines.scoring.workers.actor_pool import run_on_actors
 from pipelines.stage import StageContext
-from pipelines.training.group import RAY_FOLDER, run_workers
+from pipelines.training.group.run_workers import RAY_FOLDER, run_workers
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from tiny_training import ROWS, Training, assert_equal, training_recipe, write_l
 from cluster import storage
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.train import start_monitor
-from pipelines.training.order import EpochOrder
+from pipelines.training.data.order import EpochOrder
 
 
 @pytest.mark.parametrize(

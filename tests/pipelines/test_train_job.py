@@ -23,10 +23,10 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.stage import StageContext
 from pipelines.train import train
 from pipelines.training.cursor import DataCursor
+from pipelines.training.data.order import EpochOrder
+from pipelines.training.group.worker import Worker
 from pipelines.training.loop import create_training_state
-from pipelines.training.order import EpochOrder
 from pipelines.training.validation import Validation
-from pipelines.training.worker import Worker
 from raydit.errors import Diverged
 
 pytestmark = pytest.mark.slow  # each starts a group of workers or two

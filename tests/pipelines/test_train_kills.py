@@ -132,7 +132,9 @@ def test_training_continues_with_fewer_workers_and_grows_again(tmp_path, monkeyp
         node = cluster.add_node(num_cpus=1)
         elastic = {"num_workers": [1, 2], "steps": 3 * STEPS, "checkpoint_every": 100, "keep_last": 2}
         training = TrainingFolder(tmp_path / "elastic", random=None, **elastic)
-        often = "import pipelines.training.group\npipelines.training.group.RESIZE_SECONDS = 2.0\n"
+        often = (
+            "import pipelines.training.group.run_workers\npipelines.training.group.run_workers.RESIZE_SECONDS = 2.0\n"
+        )
         process = training.start(cluster.address, before=often)
         training.wait_for(100, process)
         cluster.remove_node(node, allow_graceful=False)

@@ -27,7 +27,7 @@ from pipelines.registry.promotion import PromotionScore, promote
 from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, sampling_protocol
 from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 from pipelines.tracking.bases import base_digests
-from pipelines.training.retention import ProtectedCheckpoints
+from pipelines.training.monitoring.retention import ProtectedCheckpoints
 from raydit.errors import InvalidInput, NotFound
 
 TABLE = "y_embedder.embedding_table.weight"

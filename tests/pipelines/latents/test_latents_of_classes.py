@@ -31,9 +31,9 @@ from pipelines.planning.hardware import parse_cluster
 from pipelines.planning.networks import resolve_networks
 from pipelines.planning.plan import Images, make_plan
 from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
-from pipelines.training.batches import latent_batches
-from pipelines.training.loading import open_latent_source
-from pipelines.training.order import WorkerShare
+from pipelines.training.data.batches import latent_batches
+from pipelines.training.data.loading import open_latent_source
+from pipelines.training.data.order import WorkerShare
 from pipelines.training.settings import train_worker_settings
 from raydit.errors import InvalidInput
 

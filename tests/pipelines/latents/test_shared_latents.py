@@ -5,7 +5,7 @@ from tiny_encode import recipe
 
 from cluster import storage
 from pipelines.latents.encoding import ReadImages, WriteShard
-from pipelines.training.image_files import write_image_file
+from pipelines.training.data.image_files import write_image_file
 from raydit.errors import InvalidInput
 
 

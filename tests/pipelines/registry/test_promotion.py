@@ -31,7 +31,7 @@ from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, sampli
 from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 from pipelines.stage import StageContext
 from pipelines.tracking.lookup import dangling_aliases, model_id_of, protected_digests
-from pipelines.training.retention import ProtectedCheckpoints
+from pipelines.training.monitoring.retention import ProtectedCheckpoints
 
 pytestmark = pytest.mark.usefixtures("store")
 NAME = "tiny-dit"

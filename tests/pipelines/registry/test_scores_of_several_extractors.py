@@ -22,7 +22,7 @@ from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext
 from pipelines.tracking.experiment_page import VIEW_TAG, read_content
 from pipelines.tracking.logged_models import log_checkpoint
-from pipelines.training.retention import best_step
+from pipelines.training.monitoring.retention import best_step
 
 EXPERIMENT = "several"
 SECOND = "dinov2-vit-s-14"

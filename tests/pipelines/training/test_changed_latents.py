@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_training import ROWS, settings_of_worker, training_recipe, write_held_out, write_latents
 
+from pipelines.training.group.worker import Worker
 from pipelines.training.loop import train_worker
-from pipelines.training.worker import Worker
 from raydit.errors import InvalidInput
 
 

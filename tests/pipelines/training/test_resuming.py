@@ -14,9 +14,9 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.latents.dataset import LatentDataset
 from pipelines.registry.cleaning import _configs
 from pipelines.train import prepare_checkpoints, train, training_artifact
-from pipelines.training.damage import set_aside_damaged
-from pipelines.training.messages import Notice
-from pipelines.training.worker import Worker
+from pipelines.training.group.messages import Notice
+from pipelines.training.group.worker import Worker
+from pipelines.training.starting.damage import set_aside_damaged
 
 
 class Context(FakeContext):
@@ -26,7 +26,7 @@ class Context(FakeContext):
 
 
 def run_worker(context, stage, workers, function, settings, on_message, *, ray_folder):
-    """`pipelines.training.group.run_workers` with one worker, in this process."""
+    """`pipelines.training.group.run_workers.run_workers` with one worker, in this process."""
     messages = []
     function(Worker(0, 1, torch.device("cpu"), messages.append), settings)
     for message in messages:

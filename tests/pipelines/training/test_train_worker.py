@@ -17,9 +17,9 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.follow import follow_checkpoints
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.train import prepare_checkpoints, start_monitor
-from pipelines.training.messages import InLoop, Report, Saved, Validated
+from pipelines.training.data.order import EpochOrder
+from pipelines.training.group.messages import InLoop, Report, Saved, Validated
 from pipelines.training.nonfinite import RollbackRequested
-from pipelines.training.order import EpochOrder
 
 
 @pytest.fixture
@@ -378,7 +378,7 @@ def test_compiling_the_network_does_not_change_results(trained):
 
 
 def test_a_full_disk_stops_training_and_leaves_no_partial_checkpoint(tmp_path, tiny_disk, monkeypatch):
-    monkeypatch.setattr("pipelines.training.worker.RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("pipelines.training.group.worker.RETRY_SECONDS", (0.0, 0.0))
     run = Training(training_recipe(tmp_path, tiny_disk / "output"))
     with pytest.raises(OSError, match="No space left"):
         run.run()

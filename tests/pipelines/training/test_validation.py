@@ -17,11 +17,11 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.reader import RecipeError
 from pipelines.train import start_monitor, train
 from pipelines.training.cursor import DataCursor
+from pipelines.training.group.messages import Notice, Validated
+from pipelines.training.group.worker import Worker
 from pipelines.training.loop import create_training_state
-from pipelines.training.messages import Notice, Validated
-from pipelines.training.retention import check_keep_best
+from pipelines.training.monitoring.retention import check_keep_best
 from pipelines.training.validation import BATCH, Validation, held_out_batches
-from pipelines.training.worker import Worker
 from raydit.errors import InvalidInput, NotFound
 
 HELD_OUT = 2 * BATCH + 13

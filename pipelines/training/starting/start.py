@@ -1,0 +1,321 @@
+"""How a training starts from a checkpoint: its first checkpoint, of step 0, holds the weights that it starts from.
+
+Workers then resume from step 0 as from any other. The checkpoint of the start is needed once, to write that one.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster import storage
+from dit.adaptation.comparison import require_adaptable, with_inherited_fields
+from dit.adaptation.draft import TrainedModel
+from dit.autoencoders.latent_scale import LatentScale, record_scale, scale_of
+from dit.checkpoint import save_checkpoint
+from dit.config import DiTConfig, ProcessKind, UViTConfig, recorded_fields
+from dit.formats.record import CheckpointRecord
+from dit.model import build_model, meta_state
+from dit.schedule import power_ema_name
+from dit.snapshot import Snapshot
+from dit.start import StartWeights, fates_by_kind, start_weights, summarize_fates
+from dit.trained_parameters import count_trained, freeze, learning_rate_multipliers
+from pipelines.artifacts import superseded_folders
+from pipelines.checkpoints.adapters import base_record, require_all_weights
+from pipelines.checkpoints.folder import CheckpointFolder
+from pipelines.checkpoints.open import LocatedCheckpoint, recorded_options
+from pipelines.checkpoints.start import import_options, open_start, require_same_latents, trained_model
+from pipelines.config.recipe import Recipe
+from pipelines.config.start import StartConfig
+from pipelines.config.training import TrainConfig
+from pipelines.latents.autoencoder import autoencoder_of
+from pipelines.latents.dataset import LatentDataset
+from pipelines.training.settings import TrainWorkerSettings
+from pipelines.training.starting.adapter import (
+    adapter_of,
+    adapter_size,
+    changed_names,
+    describe_adapter,
+    first_snapshot,
+    recorded_changes,
+    trained_names,
+)
+from raydit.errors import InvalidInput, NotFound, RayditError, StorageFailed, Unreachable
+
+
+@dataclass(frozen=True)
+class TrainingStart:
+    """The weights that a training starts from."""
+
+    settings: StartConfig
+    sha256: str
+    """Digest of the file of weights."""
+    record: CheckpointRecord
+    """Record of the start; of the training's own newest checkpoint, which agrees with it, where the start is gone."""
+    opened: LocatedCheckpoint | None
+    """The start; None if it is gone, and the training goes on from its own checkpoints."""
+    missing: RayditError | None = None
+    """Why the start could not be opened; None if it was."""
+    imported: Mapping[str, Any] = field(default_factory=dict)
+    """By which options of `open_checkpoint` a file of weights was opened."""
+    earlier: Mapping[str, Any] | None = None
+    """Record of the start of the training that this one goes on from with new data; None if there is none."""
+
+    def require_usable(self, config: TrainConfig) -> None:
+        """Raise NotFound, InvalidInput or Unreachable unless a training can begin with the weights of the start."""
+        opened = self.require_opened()
+        if config.lora is not None:
+            base_record(opened, self.settings.chosen_weights)
+
+    def require_opened(self) -> LocatedCheckpoint:
+        """Return the start. Raises why it could not be opened, so that nothing begins with its weights."""
+        if self.opened is not None:
+            return self.opened
+        assert self.missing is not None, "whoever goes on without the start knows why"
+        raise self.missing
+
+    def scale_for(self, latents: LatentDataset) -> LatentScale:
+        """Return the scale of the latents that the training uses: that of the start, if its autoencoder is the same.
+
+        Raises InvalidInput for latents of another autoencoder, unless both ends of the model are reset.
+        """
+        if self.opened is None:
+            return self.record.autoencoder.scale
+        same = require_same_latents(self.opened, self.settings, latents.autoencoder, str(latents.path))
+        return self.record.autoencoder.scale if same else scale_of(latents.autoencoder)
+
+    def identity(self, latents: LatentDataset, kind: ProcessKind) -> dict[str, Any]:
+        """Return what the training depends on: never where the start lies. kind: of its process. Raises as `scale_for`.
+
+        The objective of a file of weights, which its digest does not imply, decides whether the embedding of timesteps
+        is kept where the objective is reset.
+        """
+        scale = self.scale_for(latents)
+        chosen: dict[str, Any] = {
+            name: list(value) for name in ("reset", "freeze") if (value := getattr(self.settings, name))
+        }
+        own = self.settings.objective or "diffusion"
+        if self.settings.model is not None and "objective" in self.settings.reset and own != kind:
+            chosen["objective"] = own
+        other_scale = {} if scale == scale_of(latents.autoencoder) else {"scale": scale.to_json()}
+        return {"sha256": self.sha256, **chosen, **other_scale}
+
+
+def find_start(config: Recipe) -> TrainingStart | None:
+    """Find the checkpoint that a recipe's training starts from; None if it starts from random weights.
+
+    If it is gone, a training that has checkpoints of its own, which may be superseded, goes on without it. Raises
+    NotFound, InvalidInput, and Unreachable otherwise.
+    """
+    settings = config.train.start
+    if settings is None:
+        return None
+    try:
+        opened = open_start(settings, autoencoder_of(config), config.tracking.uri)
+    except (NotFound, Unreachable, StorageFailed) as error:
+        own = _own_record(config.folder("checkpoints"), settings)
+        if own is None or own.start is None:
+            raise
+        return TrainingStart(settings, first_start(own.start)["sha256"], own, None, error)
+    if storage.split(opened.origin)[0] == config.folder("checkpoints"):
+        raise InvalidInput(
+            f"train.start.checkpoint: found {opened.origin}, which this training would replace",
+            "a checkpoint of another output",
+            "set another output; with new data, use `raydit train RECIPE --accept-new-data` and no train.start",
+        )
+    sha256 = opened.weights_sha256(settings.chosen_weights)
+    imported = import_options(settings, autoencoder_of(config))
+    start = TrainingStart(settings, sha256, opened.record, opened, imported=imported)
+    if config.train.lora is not None and _own_record(config.folder("checkpoints"), settings) is None:
+        start.require_usable(config.train)  # only a base of an adapter can be opened and yet be of no use
+    return start
+
+
+def _own_record(folder: str, settings: StartConfig) -> CheckpointRecord | None:
+    """Return the record of a training's newest checkpoint, if it started from the checkpoint that the recipe names.
+
+    folder: of the training's checkpoints. It comes before superseded ones, and of these the newest comes first.
+    """
+    for each in (folder, *reversed(superseded_folders(*storage.split(folder)))):
+        checkpoints = CheckpointFolder(each)
+        if not checkpoints.has_any():
+            continue
+        record = checkpoints.describe(checkpoints.last_step()).record
+        recorded = ((record.recipe or {}).get("train") or {}).get("start") or {}
+        same_name = _absolute(recorded.get("checkpoint")) == _absolute(settings.checkpoint)
+        if same_name and (recorded.get("weights") or "ema") == settings.chosen_weights:
+            return record
+    return None
+
+
+def first_start(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the record of the checkpoint that a recipe names, before any new data were accepted."""
+    while "earlier" in recorded:
+        recorded = recorded["earlier"]
+    return recorded
+
+
+def _absolute(name: str | None) -> str | None:
+    return storage.absolute(name) if name and storage.is_local(name) else name
+
+
+def starting_from(settings: TrainWorkerSettings, start: TrainingStart, latents: LatentDataset) -> TrainWorkerSettings:
+    """Return the workers' settings of a training that starts from a checkpoint, with the model and scale that follow.
+
+    Raises InvalidInput, before any work, if the start does not fit the model, its classes or the latents.
+    """
+    model = with_inherited_fields(settings.model, start.record.model_config)
+    scale = start.scale_for(latents)
+    record = settings.record | {"model": recorded_fields(model)}
+    if scale != settings.scale:
+        record["autoencoder"] = record["autoencoder"] | record_scale(record["autoencoder"]["class"], scale)
+    settings = replace(settings, model=model, scale=scale, record=record)
+    require_start_fits(start, settings.train, target_model(settings))
+    return settings
+
+
+def require_start_fits(start: TrainingStart, config: TrainConfig, model: TrainedModel) -> None:
+    """Raise InvalidInput, naming a field, if a training cannot start from a checkpoint. model: that is trained."""
+    if start.opened is not None:
+        if config.lora is not None:
+            require_all_weights(start.opened)
+        require_adaptable(trained_model(start.record), model, start.settings.reset)
+    check_trained_parameters(config, model.config, changed_by_start(start, config, model))
+
+
+def changed_by_start(start: TrainingStart | None, config: TrainConfig, model: TrainedModel) -> list[str]:
+    """Return the names of the weights that an adapter's checkpoints will hold, as they are not those of its base.
+
+    They are found without reading any weights. Without an adapter there are none. model: that is trained. Raises
+    InvalidInput if the start does not fit it.
+    """
+    if start is None or config.lora is None:
+        return []
+    if start.opened is None:
+        return recorded_changes((start.record.start or {}).get("tensors", {}))
+    base = trained_model(start.record)
+    started = start_weights(
+        _any_weights(base), base, model, reset=start.settings.reset, fresh=lambda: _any_weights(model)
+    )
+    return changed_names(started.fates)
+
+
+def _any_weights(model: TrainedModel) -> dict[str, Tensor]:
+    """Return a state dict of zeros that share their memory, which takes next to none."""
+    return {name: torch.zeros(()).expand(like.shape) for name, like in meta_state(model.config).items()}
+
+
+def target_model(settings: TrainWorkerSettings) -> TrainedModel:
+    """Return the model that is trained, with the names of its classes."""
+    return TrainedModel(config=settings.model, objective=settings.objective, class_names=settings.record["class_names"])
+
+
+def with_recorded_start(settings: TrainWorkerSettings, checkpoints: CheckpointFolder) -> TrainWorkerSettings:
+    """Return the workers' settings with what the training's checkpoints record about its start, if there are any."""
+    if not checkpoints.has_any():
+        return settings
+    config = checkpoints.describe(checkpoints.last_step()).config
+    recorded = {name: config[name] for name in ("start", "base") if config.get(name) is not None}
+    return replace(settings, record=settings.record | recorded)
+
+
+def write_first_checkpoint(
+    start: TrainingStart, settings: TrainWorkerSettings
+) -> tuple[TrainWorkerSettings, StartWeights]:
+    """Write the checkpoint of step 0, which holds the weights to start from as weights and as all averages.
+
+    Returns the workers' settings, whose record describes the start, and what became of every tensor. Raises NotFound or
+    InvalidInput if the start is gone or damaged.
+    """
+    opened = start.require_opened()
+    started = start_weights(
+        opened.weights(start.settings.chosen_weights),
+        trained_model(start.record),
+        target_model(settings),
+        reset=start.settings.reset,
+        fresh=lambda: initial_weights(settings),
+    )
+    described = {
+        "checkpoint": opened.origin,
+        "digest": opened.digest,
+        "step": opened.step,
+        "weights": start.settings.chosen_weights,
+        "sha256": start.sha256,
+        "tensors": fates_by_kind(started.fates),
+    }
+    if start.imported:
+        described["imported"] = recorded_options(start.imported)
+    if start.earlier is not None:
+        described["earlier"] = {name: value for name, value in start.earlier.items() if name != "tensors"}
+    settings = replace(settings, record=settings.record | {"start": described})
+    names = ("model", "ema", *map(power_ema_name, settings.train.ema_sigma_rels))
+    snapshot = Snapshot(0, 0, dict.fromkeys(names, started.weights), optimizer={})
+    if (lora := settings.train.lora) is not None:
+        base = base_record(opened, start.settings.chosen_weights, **start.imported)
+        settings = replace(settings, record=settings.record | {"base": base})
+        adapter = adapter_of(lora, settings.model, changed_names(started.fates))
+        snapshot = first_snapshot(started.weights, adapter, settings.model, settings.seed, names)
+    # The order of the data is not chosen yet: the workers choose it when they open the latents.
+    cursor = {"reports": [], "seed": settings.seed, "images_seen": 0}
+    settings.checkpoints.write(0, lambda folder: save_checkpoint(snapshot, folder, settings.record, cursor))
+    return settings, started
+
+
+def initial_weights(settings: TrainWorkerSettings) -> dict[str, Tensor]:
+    """Return the weights that the workers would initialise the model to."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return build_model(settings.model).state_dict()
+
+
+def explain_scale(scale: LatentScale, latents: LatentDataset) -> str:
+    """Return in words that a training scales latents as its start does; empty where their autoencoder does the same."""
+    same = scale == scale_of(latents.autoencoder)
+    return "" if same else "the latents are scaled as those of the start, not as their own autoencoder says"
+
+
+def describe_start(start: TrainingStart, started: StartWeights, *, lora: bool = False) -> Iterator[str]:
+    """Yield lines for the user: what the training starts from, and a line for each group of tensors.
+
+    lora: whether an adapter is trained.
+    """
+    opened = start.require_opened()
+    weights = f"{start.settings.chosen_weights!r} weights {start.sha256[:12]}"
+    yield f"starts from {opened.origin}, step {opened.step:,}, {weights}"
+    for line in summarize_fates(started.fates):
+        yield f"  {line}"
+    if lora and (changed := changed_names(started.fates)):
+        yield f"  {len(changed)} tensors that are not the base's are kept with the adapter, and trained in full"
+
+
+def check_trained_parameters(config: TrainConfig, model: DiTConfig | UViTConfig, changed: Collection[str] = ()) -> str:
+    """Return in words how many parameters are trained; empty where all are.
+
+    model: that is trained. changed: names of `changed_by_start`, which matter for an adapter. Raises InvalidInput if
+    nothing is left to train, or if a pattern of train.start.freeze matches no parameter, or one of
+    train.lr_multipliers none that is trained.
+    """
+    if config.lora is not None:
+        adapter = adapter_of(config.lora, model, changed)
+        trained, total = adapter_size(adapter, model)
+        learning_rate_multipliers((), trained_names(adapter), config.lr_multipliers, None)
+        return describe_adapter(adapter, trained, total)
+    patterns = () if config.start is None else config.start.freeze
+    if not (patterns or config.lr_multipliers):
+        return ""
+    with torch.device("meta"):
+        network = build_model(model)
+    prepare_parameters(network, config)
+    trained, total = count_trained(network)
+    return f"{trained:,} of {total:,} parameters are trained" if patterns else ""
+
+
+def prepare_parameters(network: nn.Module, config: TrainConfig) -> dict[str, float]:
+    """Freeze what a recipe freezes, and return the factors of the learning rate by names of parameters."""
+    if config.start is not None:
+        freeze(network, config.start.freeze)
+    parameters = dict(network.named_parameters())
+    trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    return learning_rate_multipliers([*parameters], trained, config.lr_multipliers, config.layer_decay)
