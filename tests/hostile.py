@@ -92,7 +92,7 @@ def read_latents_without_moments(path: str) -> str:
     from pipelines.latents.dataset import LatentDataset
     from pipelines.latents.source_images import SourceImages
 
-    source = SourceImages(LatentDataset.open(path), ImagesConfig(path="digits"))
+    source = SourceImages(LatentDataset.open(path), ImagesConfig(path="digits"), locations=None)
     return f"{len(source.labels)} rows, {source.keys([0])}"
 
 

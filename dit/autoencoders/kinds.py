@@ -140,16 +140,26 @@ def representation_grid(config: Mapping[str, Any]) -> RepresentationGrid:
 
 
 def latent_channels(config: Mapping[str, Any]) -> int:
-    """Return the number of channels of the latents."""
+    """Return the number of channels of the latents. Raises InvalidInput for a config that does not say."""
     if class_of(config) == "AutoencoderRAE":
         return config.get("encoder_hidden_size", 768)
-    return config["latent_channels"]
+    return _required(config, "latent_channels")
 
 
 def downsample(config: Mapping[str, Any]) -> int:
-    """Return the number of image pixels per latent pixel along each side."""
+    """Return the number of image pixels per latent pixel along each side.
+
+    Raises InvalidInput for a config that does not say.
+    """
     field = KINDS[class_of(config)].levels_field
-    return representation_grid(config).decoder_patch if field is None else 2 ** (len(config[field]) - 1)
+    return representation_grid(config).decoder_patch if field is None else 2 ** (len(_required(config, field)) - 1)
+
+
+def _required(config: Mapping[str, Any], field: str) -> Any:
+    if field not in config:
+        found = f"the config.json of an {class_of(config)}: found no {field}"
+        raise InvalidInput(found, "all fields, which diffusers writes", "copy it again")
+    return config[field]
 
 
 def describe_shape(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from dit.autoencoder import (
     sample_posterior,
     save_autoencoder,
 )
+from dit.autoencoders.kinds import describe_shape
 from dit.autoencoders.objective import AutoencoderObjective
+from dit.autoencoders.size import read_config
 from dit.formats.diffusers_pipeline import pipeline_scale
 from raydit.errors import InvalidInput
 
@@ -240,6 +242,17 @@ def test_an_autoencoder_of_another_class_is_refused(tmp_path):
             ValueError, match=r"'AutoencoderOobleck', expected AutoencoderKL, .* or AutoencoderRAE\. Choose"
         ):
             call(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["latent_channels", "block_out_channels"])
+def test_a_config_without_a_field_that_gives_the_size_is_refused(module, tmp_path, field):
+    module.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop(field)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for read in (describe_autoencoder, lambda folder: describe_shape(read_config(folder))):
+        with pytest.raises(InvalidInput, match=f"the config.json of an AutoencoderKL: found no {field}, expected all"):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize("downsample", [2, 4, 8])
