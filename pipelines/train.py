@@ -14,10 +14,10 @@ from pipelines.config.recipe import Recipe, random_setting
 from pipelines.config.training import LENGTH_FIELDS, NON_IDENTITY_FIELDS
 from pipelines.console import say
 from pipelines.images.listing import summarize_images
-from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of, explain_other, is_autoencoder_of
 from pipelines.latents.class_order import with_recorded_class_order
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.held_out import held_out_latents
+from pipelines.latents.recipe_match import require_latents_of, require_training_images
 from pipelines.latents.recorded_images import require_classes
 from pipelines.latents.source_images import check_source_images, find_locations
 from pipelines.latents.verify import check_digests
@@ -49,7 +49,7 @@ from pipelines.training.starting.start import (
     with_recorded_start,
     write_first_checkpoint,
 )
-from raydit.errors import InvalidInput, RayditError
+from raydit.errors import RayditError
 
 NUM_VERIFIED_SHARDS = 4
 """Shards of the latents whose digests are checked before each training: some 50 MB."""
@@ -78,7 +78,8 @@ def train(
     require_classes(config, classes, (), checkpoints.uri)
     held_out = held_out_latents(config) if settings.validate_every else None
     for dataset in filter(None, (latents, held_out)):
-        check_latents(dataset, autoencoder_of(config))
+        require_latents_of(config, dataset)
+    require_training_images(config.images, latents)
     artifact = training_artifact(config, latents)
     if accept_new_data:
         artifact = take_new_data(artifact, lambda text: context.say("train", text))
@@ -159,24 +160,6 @@ def train(
         newest = checkpoints.open(checkpoints.last_step())
         monitor.finish(newest.origin)
     return newest
-
-
-def check_latents(latents: LatentDataset, autoencoder: AutoencoderHandle) -> None:
-    """Raise InvalidInput if another autoencoder made the latents, or if there are none."""
-    found, folder = latents.autoencoder, autoencoder.folder()
-    if not is_autoencoder_of(found, folder):
-        ours = explain_other(found, folder).removeprefix("sha256 ")
-        raise InvalidInput(
-            f"latents at {latents.path} were made by the autoencoder {found['id']!r} ({found['sha256'][:12]})",
-            f"the recipe's, {autoencoder.id!r} ({ours})",
-            "run `raydit encode` again, or set autoencoder.id to the one that made them",
-        )
-    if len(latents) == 0:
-        raise InvalidInput(
-            f"latents at {latents.path}: found 0 usable images",
-            "at least one",
-            "see quarantine.parquet there for the reasons",
-        )
 
 
 def train_identity(config: Recipe, latents: LatentDataset, start: TrainingStart | None = None) -> dict[str, Any]:

@@ -85,8 +85,8 @@ class Listing:
 
         The side of an image depends on its key alone, so that added images never move others.
         """
-        is_held_out = np.array([_hash_fraction(key) < held_out for key in self.keys], dtype=bool)
-        return self.take(~is_held_out), self.take(is_held_out)
+        chosen = np.array([is_held_out(key, held_out) for key in self.keys], dtype=bool)
+        return self.take(~chosen), self.take(chosen)
 
     @property
     def column_identity(self) -> dict[str, str]:
@@ -138,9 +138,10 @@ def shorten_list(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def _hash_fraction(key: str) -> float:
-    """Map a key to [0, 1), uniformly and the same on every machine."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+def is_held_out(key: str, share: float) -> bool:
+    """Return whether an image is among the share of images that are held out; then it is by every larger share."""
+    fraction = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64  # in [0, 1), uniform
+    return fraction < share
 
 
 def make_stamp(*parts: bytes) -> int:
