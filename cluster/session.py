@@ -4,6 +4,7 @@ A Ray that is started here listens on loopback only; what else listens while it 
 """
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -128,8 +129,11 @@ def _only_what_is_needed() -> Iterator[None]:
     core while Ray starts. So does the import of the dashboard's packages, by which Ray finds out whether they are
     installed; they are, because raydit requires them. The agent's default port is a fixed one; where another Ray of
     this machine has it, the start takes some seconds longer. `ray.init` has no options for any of this.
+
+    The processes are in a session of their own, because a signal to the command's process group, as `timeout` sends it,
+    would end Ray while the command still needs it to end well. They do not outlive the command: the kernel ends them.
     """
-    from ray._private import parameter, utils
+    from ray._private import parameter, services, utils
 
     class LocalRayParams(parameter.RayParams):
         def __init__(self, **settings: Any) -> None:
@@ -139,6 +143,7 @@ def _only_what_is_needed() -> Iterator[None]:
     with (
         _replaced(parameter, "RayParams", LocalRayParams),
         _replaced(utils, "get_dashboard_dependency_error", lambda: None),
+        _replaced(services, "ConsolePopen", functools.partial(services.ConsolePopen, start_new_session=True)),
     ):
         yield
 

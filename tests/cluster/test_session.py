@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 import ray
 
@@ -63,6 +64,14 @@ def test_ray_starts_neither_its_log_monitor_nor_its_autoscaler(local_ray):
     started = set(_global_node.all_processes)
     assert names.PROCESS_TYPE_RAYLET in started
     assert not started & {names.PROCESS_TYPE_LOG_MONITOR, names.PROCESS_TYPE_MONITOR}
+
+
+def test_a_signal_to_the_process_group_of_a_command_does_not_reach_ray(local_ray):
+    local_ray.get(local_ray.remote(num_cpus=0)(lambda: os.getpid()).remote())  # in a worker
+    names = {process.name(): process for process in psutil.Process().children(recursive=True)}
+    of_ray = {name: process for name, process in names.items() if name in ("gcs_server", "raylet") or "ray::" in name}
+    assert {"gcs_server", "raylet"} < of_ray.keys()
+    assert os.getpgid(0) not in {os.getpgid(process.pid) for process in of_ray.values()}
 
 
 def test_storage_does_not_import_ray():
