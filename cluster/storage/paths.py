@@ -35,6 +35,17 @@ def join(base: str, *parts: str) -> str:
     return "/".join([stem.rstrip("/"), *escaped]) + question_mark + query
 
 
+def quoted(path: str) -> str:
+    """Return a URI as every tool reads it, with blanks and the like in its path written as %20; local paths unchanged.
+
+    raydit itself takes them either way.
+    """
+    if "://" not in path:
+        return path
+    url = urllib.parse.urlsplit(path)
+    return url._replace(path=urllib.parse.quote(urllib.parse.unquote(url.path))).geturl()
+
+
 def split(path: str) -> tuple[str, str]:
     """Split a path into its parent folder and its name, so that join(*split(path)) is the same file or folder."""
     if "://" not in path:
@@ -73,7 +84,7 @@ def resolve(path: str) -> tuple[FileSystem, str]:
     if "#" in path:  # a URI ends there, and another file would be opened
         raise InvalidInput(f"path: found {path!r}, a URI with a #", "%23 in its place", "write %23")
     try:
-        return resolve_in_bucket(path) or FileSystem.from_uri(path)
+        return resolve_in_bucket(path) or FileSystem.from_uri(quoted(path))
     except ValueError as error:  # pyarrow's ArrowInvalid
         raise InvalidInput(
             f"path: found {path!r}",

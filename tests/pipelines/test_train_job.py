@@ -90,10 +90,10 @@ def test_a_training_at_a_uri_equals_one_on_disk_and_resumes(local_ray, s3_bucket
     on_disk = training_recipe(tmp_path, tmp_path / "disk")
     run(on_disk, local_ray)
     latents = {"encode": {"output": on_disk.latents}}
-    run(training_recipe(tmp_path, f"{s3_bucket}/output", steps=4, **latents), local_ray)
-    in_bucket = training_recipe(tmp_path, f"{s3_bucket}/output", **latents)
+    run(training_recipe(tmp_path, f"{s3_bucket}/out put ü", steps=4, **latents), local_ray)
+    in_bucket = training_recipe(tmp_path, f"{s3_bucket}/out put ü", **latents)
     checkpoint = run(in_bucket, local_ray)
-    assert checkpoint.origin == f"{s3_bucket}/output/checkpoints/step_0000008"
+    assert checkpoint.origin == f"{s3_bucket}/out put ü/checkpoints/step_0000008"
     assert_equal(final_weights(in_bucket), final_weights(on_disk))
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cluster import signals
+from cluster import signals, storage
 from cluster.threads import run_beside
 from pipelines.config.training import ElasticWorkersConfig, TrainConfig
 from pipelines.console import first_line
@@ -201,7 +201,8 @@ def _run_config(stage: str, storage_path: str) -> "RunConfig":
     from ray.train import FailureConfig, RunConfig
 
     # run_workers restarts the group itself: Ray Train would also retry errors that are certain to recur.
-    return RunConfig(name=stage, storage_path=storage_path, failure_config=FailureConfig(max_failures=0))
+    path = storage.quoted(storage_path)  # pyarrow, by which Ray opens it, takes no blanks
+    return RunConfig(name=stage, storage_path=path, failure_config=FailureConfig(max_failures=0))
 
 
 def _first_cause(error: Exception) -> BaseException:

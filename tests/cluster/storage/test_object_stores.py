@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pyarrow.fs import FileSystem
 
 from cluster import storage
 from cluster.storage import files, object_stores, paths
@@ -245,6 +246,22 @@ def test_a_folder_goes_through_google_storage_where_no_folder_is_marked(gs_bucke
     for read in (storage.list_names, storage.read_bytes, storage.file_size, storage.sha256_file):
         with pytest.raises(NotFound):
             read(published)
+
+
+@pytest.mark.parametrize("name", ["a b", "ü", "50%", "a%20b", "a+b", "[1]", "{x}", 'a|"b"', "a\\b"])
+def test_other_tools_open_a_uri_that_is_quoted(s3_bucket, name):
+    uri = f"{s3_bucket}/{name}/file"
+    storage.write_atomically(uri, b"content")
+    filesystem, path = FileSystem.from_uri(storage.quoted(f"{uri}?region=us-east-1"))
+    assert path == storage.resolve(uri)[1]
+    assert storage.quoted(storage.quoted(uri)) == storage.quoted(uri)
+
+
+def test_a_folder_with_a_blank_can_be_a_uri(tmp_path):
+    (tmp_path / "a b").mkdir()
+    storage.write_atomically(f"file://{tmp_path}/a b/file", b"content")
+    assert (tmp_path / "a b" / "file").read_bytes() == b"content"
+    assert storage.quoted(str(tmp_path / "a b")) == str(tmp_path / "a b")
 
 
 @pytest.mark.parametrize("name", ["run#1", "50%41", "what?", "a b"])
