@@ -1,6 +1,7 @@
 """The train job: latents -> checkpoints, by Ray Train."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -35,7 +36,7 @@ from pipelines.training.monitoring.retention import ProtectedCheckpoints, Retent
 from pipelines.training.settings import train_worker_settings
 from pipelines.training.starting.adapter import require_base
 from pipelines.training.starting.damage import set_aside_damaged
-from pipelines.training.starting.extension import explain_schedule_change
+from pipelines.training.starting.extension import explain_schedule_change, has_same_rates
 from pipelines.training.starting.new_data import ACCEPTED, accepted_start, keep_accepted, take_new_data
 from pipelines.training.starting.start import (
     TrainingStart,
@@ -95,7 +96,11 @@ def train(
             start.require_usable(settings)
         context.prepare_work(settings, "train")
 
-    prepare_checkpoints(artifact, settings.steps, before_move)
+    def same_rates(step: int) -> bool:
+        recorded = (checkpoints.describe(step).record.recipe or {}).get("train")
+        return recorded is not None and has_same_rates(settings, recorded, step)
+
+    prepare_checkpoints(artifact, settings.steps, before_move, same_rates)
     if not (is_trained := last_regular_step(checkpoints.uri) == settings.steps):
         set_aside_damaged(checkpoints, lambda text: context.say("train", text))
     worker_settings = with_recorded_start(worker_settings, checkpoints)
@@ -229,14 +234,23 @@ def find_trained(config: Recipe, latents: LatentDataset) -> LocatedCheckpoint | 
     return None if found is None else CheckpointFolder(found).open(steps)
 
 
-def prepare_checkpoints(artifact: Artifact, steps: int, before_move: Callable[[], object] = lambda: None) -> None:
+def prepare_checkpoints(
+    artifact: Artifact,
+    steps: int,
+    before_move: Callable[[], object] = lambda: None,
+    same_rates: Callable[[int], bool] = lambda step: False,
+) -> None:
     """Reserve the folder for this training; checkpoints of another one, or beyond `steps`, are moved away first.
 
-    Superseded checkpoints of this training are taken back, those that reach `steps` before any others. An interrupted
-    checkpoint beyond `steps` is moved away alone: training resumes from the regular one before. One at `steps` stays:
-    the workers make a regular one of it. before_move: as in `Artifact.prepare`.
+    Superseded checkpoints of this training are taken back, those that reach `steps` before any others. If regular
+    checkpoints lie beyond `steps`, training begins anew, unless one up to `steps` is on the way of the shorter training
+    too: same_rates(step) says whether its learning rates are those of the recipe. Then those beyond are moved away
+    alone, as interrupted ones always are. An interrupted one at `steps` stays: the workers make a regular one of it.
+    before_move: as in `Artifact.prepare`.
     """
-    last = last_regular_step(artifact.folder)
+    checkpoints = CheckpointFolder(artifact.folder)
+    finished = checkpoints.finished_steps()
+    last, on_the_way = (max((step for step in finished if step <= most), default=0) for most in (math.inf, steps))
 
     def reaches(folder: str) -> bool:
         return last_regular_step(folder) == steps
@@ -245,17 +259,13 @@ def prepare_checkpoints(artifact: Artifact, steps: int, before_move: Callable[[]
         return last_regular_step(folder) <= steps
 
     is_further = 0 < last < steps and artifact.find_superseded(reaches) is not None
-    reasons = [f"train.steps: {last} -> {steps}"] if last > steps or is_further else []
+    goes_back = last > steps and on_the_way > 0 and not artifact.changes() and same_rates(on_the_way)
+    reasons = [f"train.steps: {last} -> {steps}"] if (last > steps and not goes_back) or is_further else []
     artifact.prepare(reasons, fits=leads_to, is_finished=reaches, before_move=before_move)
-    checkpoints = CheckpointFolder(artifact.folder)
-    for step in checkpoints.interrupted_steps():
+    for step in (*checkpoints.finished_steps(), *checkpoints.interrupted_steps()):
         if step > steps:
             kept = checkpoints.set_aside(step)
-            stopped = f"training was stopped after step {step:,}, beyond train.steps = {steps:,}"
-            say(
-                "train",
-                f"{stopped}, and goes on from step {checkpoints.last_step():,}. Its checkpoint is kept in {kept}",
-            )
+            say("train", f"the checkpoint of step {step:,}, beyond train.steps = {steps:,}, is kept in {kept}")
 
 
 def last_regular_step(folder: str) -> int:

@@ -13,14 +13,7 @@ def explain_schedule_change(config: TrainingConfig, recorded: Mapping[str, Any],
     recorded: [train] of the recipe in its newest checkpoint. step: that of this checkpoint. Raises InvalidInput if the
     steps that are done followed another extension than the recipe's, because the recipe would not describe the weights.
     """
-    before = TrainingConfig(
-        steps=recorded["steps"],
-        learning_rate=config.learning_rate,
-        lr_schedule=config.lr_schedule,
-        warmup_steps=config.warmup_steps,
-        extension=recorded.get("extension"),
-        earlier_ends=tuple(recorded.get("earlier_ends", ())),
-    )
+    before = _recorded_schedule(config, recorded)
     _check_history(config, before, step)
     old, new = learning_rate(before, step - 1), learning_rate(config, step)
     if step == config.steps or new in (old, learning_rate(before, step)):
@@ -42,12 +35,36 @@ def explain_schedule_change(config: TrainingConfig, recorded: Mapping[str, Any],
     )
 
 
+def has_same_rates(config: TrainingConfig, recorded: Mapping[str, Any], step: int) -> bool:
+    """Return whether the first `step` steps of a training had the learning rates of the recipe.
+
+    recorded: [train] of the recipe in its checkpoints.
+    """
+    return _agree(config, _recorded_schedule(config, recorded), step)
+
+
+def _agree(config: TrainingConfig, before: TrainingConfig, step: int) -> bool:
+    return all(learning_rate(config, done) == learning_rate(before, done) for done in range(step))
+
+
+def _recorded_schedule(config: TrainingConfig, recorded: Mapping[str, Any]) -> TrainingConfig:
+    """Return the schedule that checkpoints record; what their identity says of it is that of the recipe."""
+    return TrainingConfig(
+        steps=recorded["steps"],
+        learning_rate=config.learning_rate,
+        lr_schedule=config.lr_schedule,
+        warmup_steps=config.warmup_steps,
+        extension=recorded.get("extension"),
+        earlier_ends=tuple(recorded.get("earlier_ends", ())),
+    )
+
+
 def _check_history(config: TrainingConfig, before: TrainingConfig, step: int) -> None:
     """Raise InvalidInput if the steps before `step` were not trained at the learning rates that the recipe says."""
     was_extended = config.steps == before.steps and before.extension != config.extension
     if config.extension not in ("constant", "warmup") and not was_extended:
         return  # the schedule of more steps may differ in all of them: this is said, and allowed
-    if all(learning_rate(config, done) == learning_rate(before, done) for done in range(step)):
+    if _agree(config, before, step):
         return
     found = f"train.extension: found {config.extension!r} with train.earlier_ends = {list(config.earlier_ends)}"
     ends = _ends_until_now(before) if config.steps > before.steps else list(before.earlier_ends)

@@ -78,6 +78,37 @@ def test_a_training_that_was_stopped_at_what_is_now_its_end_is_finished(folder, 
     assert "already finished: 5 steps" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("steps", "kept", "beyond"), [(6, [3, 6], [8]), (5, [3, 5], [6, 8])])
+def test_a_shorter_training_goes_on_from_a_checkpoint_on_its_way(tmp_path, capsys, steps, kept, beyond):
+    train(training_recipe(tmp_path), context=Context())
+    shorter = training_recipe(tmp_path, steps=steps)
+    capsys.readouterr()
+    assert train(shorter, context=Context()).step == steps
+    said = capsys.readouterr().out
+    assert CheckpointFolder(shorter.folder("checkpoints")).finished_steps() == kept
+    aside = CheckpointFolder(str(tmp_path / "output" / "superseded" / "checkpoints-1"))
+    assert aside.finished_steps() == beyond
+    for step in beyond:
+        assert f"the checkpoint of step {step}, beyond train.steps = {steps}, is kept in {aside.uri_of(step)}" in said
+    assert "starts again" not in said
+    whole = Training(training_recipe(tmp_path / "whole", steps=steps)).run()
+    assert_equal(final_weights(shorter), whole.weights)
+    train(shorter, context=Context())
+    assert f"already finished: {steps} steps" in capsys.readouterr().out
+    longer = training_recipe(tmp_path)
+    assert train(longer, context=Context()).step == 8
+    assert_equal(final_weights(longer), Training(training_recipe(tmp_path / "all")).run().weights)
+
+
+def test_a_shorter_training_with_other_rates_begins_anew(tmp_path, capsys):
+    train(training_recipe(tmp_path, lr_schedule="linear"), context=Context())
+    shorter = training_recipe(tmp_path, lr_schedule="linear", steps=6)
+    assert train(shorter, context=Context()).step == 6
+    assert "starts again, because train.steps: 8 -> 6." in capsys.readouterr().out
+    whole = Training(training_recipe(tmp_path / "whole", lr_schedule="linear", steps=6)).run()
+    assert_equal(final_weights(shorter), whole.weights)
+
+
 def test_a_training_resumes_from_the_newest_checkpoint_that_is_not_damaged(folder, tmp_path, capsys):
     recipe = training_recipe(folder)
     broken = Path(recipe.folder("checkpoints")) / "step_0000005"

@@ -177,7 +177,7 @@ def test_an_interrupted_checkpoint_beyond_a_lowered_end_is_kept(trained, capsys)
     (kept,) = (Path(checkpoints.uri).parent / "superseded").iterdir()
     assert CheckpointFolder(str(kept)).newest().digest == digest
     said = capsys.readouterr().out
-    assert "stopped after step 5, beyond train.steps = 4, and goes on from step 3. Its checkpoint is kept in" in said
+    assert "the checkpoint of step 5, beyond train.steps = 4, is kept in" in said
     assert str(kept) in said and artifact.find_superseded() is None
 
 

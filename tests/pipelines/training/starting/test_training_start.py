@@ -126,7 +126,7 @@ def test_other_settings_without_the_start_move_nothing_and_the_earlier_ones_take
     Training(recipe).run()
     digest, other_identity = last_of(recipe).digest, identity_of(other)
     shutil.rmtree(copy)
-    shorter = replace(recipe, train=replace(recipe.train, steps=5))
+    shorter = replace(recipe, train=replace(recipe.train, steps=2))
     for changed in (other, shorter):
         with StageContext(changed) as context, pytest.raises(NotFound, match=f"no checkpoint at {copy}"):
             train(changed, context=context)
