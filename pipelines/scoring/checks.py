@@ -28,6 +28,7 @@ def check_scoring_inputs(settings: ScoringSettings, protocol: EvaluationProtocol
     Raises InvalidInput for a reference of another extractor, image size or crop, NotFound for missing weights.
     """
     refuse_seen_images(settings)
+    refuse_larger_share(settings)
     first, *others = settings.each_extractor
     _check_inputs(
         first, ExtractorIdentity(protocol.extractor, protocol.extractor_sha256, protocol.extractor_preprocessing)
@@ -88,6 +89,28 @@ def refuse_seen_images(settings: ScoringSettings) -> None:
             "that training has seen",
             "images that nothing trains on",
             "remove them, or train again without them; if they are others of the same names, rename them",
+        )
+
+
+def refuse_larger_share(settings: ScoringSettings) -> None:
+    """Raise InvalidInput if images.held_out holds out images that the training's latents are of.
+
+    These were encoded with a smaller share then. Where they are not there any more, nothing is known.
+    """
+    share, latents = settings.images.held_out, settings.latents or storage.join(settings.output, "latents")
+    if not settings.images.path or not share or not storage.exists(storage.join(latents, MANIFEST)):
+        return
+    dataset = LatentDataset.open(latents)
+    before = dataset.recipe.get("images", {}).get("held_out", share)
+    if share <= before:
+        return
+    seen = recorded_keys(dataset)
+    if found := [key for key in RealImages.of(settings).held_out.keys if key in seen]:
+        raise InvalidInput(
+            f"images.held_out: found {share:g}, which holds out {found[0]!r}, one of {len(found):,} images that "
+            "training has seen",
+            f"at most {before:g}, as when the latents were encoded",
+            "set it to that, or train again without these images",
         )
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from tiny import tiny_recipe
+from tiny_encode import encode_here
+from tiny_encode import recipe as encoded_recipe
 from tiny_latents import make_moments, write_dataset
 
 from dit.diffusion import GaussianDiffusion
@@ -21,7 +23,13 @@ from pipelines.config.reader import resolved
 from pipelines.latents.shards import recorded_keys
 from pipelines.run import run_pipeline
 from pipelines.scoring import checks
-from pipelines.scoring.checks import check_sampling_steps, check_scoring_settings, refuse_seen_images
+from pipelines.scoring.checks import (
+    check_sampling_steps,
+    check_scoring_inputs,
+    check_scoring_settings,
+    refuse_larger_share,
+    refuse_seen_images,
+)
 from pipelines.scoring.class_distances import check_class_distances
 from pipelines.scoring.protocols.build_protocol import evaluation_protocol, images_protocol
 from pipelines.scoring.real_images.references import reference_overrides, save_reference
@@ -75,6 +83,20 @@ def test_images_that_were_moved_away_after_encoding_are_refused(tmp_path, valida
     (tmp_path / "images" / "ring" / "001.png").unlink()
     with pytest.raises(InvalidInput, match="found 'ring/001.png'.*rename them"):
         refuse_seen_images(settings)
+
+
+def test_a_larger_share_of_held_out_images_than_training_had_is_refused(tmp_path, monkeypatch):
+    config = encoded_recipe(tmp_path, "images.held_out=0.3")
+    encode_here(config, monkeypatch)
+    for share in (0.0, 0.2, 0.3):
+        refuse_larger_share(ScoringSettings.from_recipe(replace(config, images=replace(config.images, held_out=share))))
+    larger = ScoringSettings.from_recipe(replace(config, images=replace(config.images, held_out=0.7)))
+    with pytest.raises(
+        InvalidInput, match=r"images.held_out: found 0.7, which holds out '.*\.png', one of \d+ .*most 0.3"
+    ):
+        check_scoring_inputs(larger, images_protocol(larger, 20))
+    shutil.rmtree(tmp_path / "output" / "latents")
+    refuse_larger_share(larger)
 
 
 def test_a_reference_by_other_weights_is_refused_with_what_to_do(tmp_path):
