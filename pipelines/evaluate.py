@@ -64,15 +64,14 @@ def evaluate(
     if context is None:
         with StageContext(config, part=EVALUATIONS) as own:
             return evaluate(opened, protocol, config=config, context=own, force=force, saved=saved)
-    settings = ScoringSettings.from_recipe(config)
+    settings, images_per_step = ScoringSettings.from_recipe(config), config.train.global_batch_size
     evaluation = CheckpointEvaluation(opened, protocol or evaluation_protocol(settings, opened), settings, saved)
     with context.holding(EVALUATIONS):
         report = evaluation.find_report()
         if report is not None and not force and not evaluation.lacks_saved_samples():
-            take_back_report(evaluation.folder, opened.digest)
-            deliver_report(context, evaluation, report, images_per_step=config.train.global_batch_size)
-            _say_skipped(context, evaluation)
+            say_finished(context, evaluation, report, images_per_step)
             return report
+        context.require_writable()
         if protocol is not None:
             check_given_protocol(protocol, settings, opened)
         check_precision(settings.evaluate, evaluation.protocol)
@@ -81,7 +80,7 @@ def evaluate(
             context.say("evaluate", line)
         if force:
             evaluation.remove_shards()
-        return score_checkpoint(context, evaluation, images_per_step=config.train.global_batch_size)
+        return score_checkpoint(context, evaluation, images_per_step=images_per_step)
 
 
 @listed_once()
@@ -167,7 +166,7 @@ def evaluate_each(
                     is_decided = not options.promote or promote(
                         context, report, evaluation.opened, experiment=config.name, model=options.promote
                     )
-                    finished.append(FinishedEvaluation(report, folder, context.tracker.uri, not is_decided))
+                    finished.append(FinishedEvaluation(report, folder, context.tracking_uri, not is_decided))
     return finished
 
 
@@ -247,7 +246,7 @@ def compute_together(contexts: dict[str, StageContext], planned: Sequence[SeedEv
     unscored = [seed.evaluation for seed in planned if seed.report is None]
     lines: dict[str, None] = {}
     for evaluation in unscored:
-        _ = contexts[evaluation.settings.output].tracker  # refuses a store that never takes runs, before any work
+        _ = contexts[evaluation.settings.output].tracker  # refuses what can never take reports or runs, before any work
         lines |= dict.fromkeys(faster_precisions(evaluation.settings.evaluate, evaluation.protocol))
     for line in lines:
         say("evaluate", line)
@@ -266,14 +265,22 @@ def finish_report(context: StageContext, seeds: Sequence[SeedEvaluation], images
         if seed.report is None:
             reports.append(score_checkpoint(context, seed.evaluation, images_per_step=images_per_step))
         else:
-            take_back_report(seed.evaluation.folder, seed.evaluation.opened.digest)
-            deliver_report(context, seed.evaluation, seed.report, images_per_step=images_per_step)
-            _say_skipped(context, seed.evaluation)
+            say_finished(context, seed.evaluation, seed.report, images_per_step)
             reports.append(seed.report)
     report = reports[0] if len(seeds) == 1 else with_repeats(reports)
-    if report != reports[0]:
+    if report != reports[0] and context.is_writable:
         rewrite_report(report, seeds[0].evaluation.folder)
     return report
+
+
+def say_finished(
+    context: StageContext, evaluation: CheckpointEvaluation, report: EvaluationReport, images_per_step: int
+) -> None:
+    """Say that an evaluation is finished, after doing what an interrupted one has left if the output is writable."""
+    if context.is_writable:
+        take_back_report(evaluation.folder, evaluation.opened.digest)
+        deliver_report(context, evaluation, report, images_per_step=images_per_step)
+    context.skipped("evaluate", f"protocol {evaluation.protocol.label}, report in {evaluation.folder}")
 
 
 def with_repeats(reports: Sequence[EvaluationReport]) -> EvaluationReport:
@@ -297,9 +304,11 @@ def series_identity(report: EvaluationReport) -> dict[str, str]:
 
 
 def in_series(context: StageContext, report: EvaluationReport) -> bool:
-    """Return whether such a run has a report's step, or the report has none: a command may have been cut off before."""
+    """Return whether such a run has a report's step, or cannot get it: a command may have been cut off before."""
     step = step_of(report)
-    return step is None or step in context.tracker.logged_steps(EVALUATIONS, series_identity(report))
+    if step is None or not context.is_writable:
+        return True
+    return step in context.tracker.logged_steps(EVALUATIONS, series_identity(report))
 
 
 def record_series(run: RunLog, folder: str, report: EvaluationReport, images_per_step: int) -> None:
@@ -327,16 +336,13 @@ def promote(
     """
     from pipelines.registry.promotion import promote_report
 
-    context.tracker.flush()
     try:
-        text, _ = promote_report(context.tracker.uri, experiment, model, report, opened=opened)
+        if context.is_writable:
+            context.tracker.flush()
+        text, _ = promote_report(context.tracking_uri, experiment, model, report, opened=opened)
     except Unreachable as error:
         again = "The same command, repeated without --force, promotes it"
         context.say("promote", f"{opened.name} is not promoted: {error}. {again}")
         return False
     context.say("promote", text)
     return True
-
-
-def _say_skipped(context: StageContext, evaluation: CheckpointEvaluation) -> None:
-    context.skipped("evaluate", f"protocol {evaluation.protocol.label}, report in {evaluation.folder}")

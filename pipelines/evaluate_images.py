@@ -81,13 +81,15 @@ def evaluate_images(
         earlier = None
     report = earlier if earlier and holds_all(earlier, protocols, evaluate) else None
     if report is not None and not force:
-        take_back_report(folder, digest)
-        if is_unlogged(folder, digest):  # it was cut off between writing and logging the report
+        if context.is_writable:
+            take_back_report(folder, digest)
+        if context.is_writable and is_unlogged(folder, digest):  # it was cut off between writing and logging the report
             with context.run("evaluate", identity, run_tags) as run:
                 log_evaluation_settings(run, evaluate, protocol)
                 log_written_report(run, report, folder)
         context.skipped("evaluate", f"protocol {protocol.label}, report in {folder}")
         return report, folder
+    context.require_writable()
     check_class_distances(settings, listing.class_names, path)
     set_aside_other_report(folder, digest)
     shard_folders = record_folders(folder, digest, evaluate.shard_rows, protocols)

@@ -7,20 +7,23 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from cluster import signals, storage
 from cluster.address import given_address, refuse_wrong_address
+from cluster.storage.failures import refused_write
 from cluster.storage.lease import WAIT_SECONDS, LeaseOwner, hold_folder
 from pipelines.config.recipe import Recipe
 from pipelines.config.training import ElasticWorkersConfig, WorkersConfig, require_own_gpus
 from pipelines.console import Progress, say
 from pipelines.tracking.provenance import provenance_tags, recipe_artifact
 from pipelines.tracking.run_log import RunLog
+from pipelines.tracking.store import tracking_uri
 from pipelines.tracking.system_metrics import system_metrics
 from pipelines.tracking.tracker import Tracker
-from raydit.errors import InUse, InvalidInput
+from raydit.errors import InUse, InvalidInput, StorageFailed
 
 Result = TypeVar("Result")
 
@@ -67,8 +70,9 @@ class StageContext:
     """The surroundings of jobs, used as a context manager.
 
     While it is open, no other process works in the recipe's output folder; raydit.errors.InUse names the process that
-    does. SIGTERM ends the work as tidily as Ctrl-C does. part: hold this folder of the output only, with tracking of
-    its own: a checkpoint may be evaluated while its training goes on.
+    does. SIGTERM ends the work as tidily as Ctrl-C does. An output that cannot be written is held by nobody: what is
+    finished there can be found, and raydit.errors.StorageFailed is raised as soon as there is work. part: hold this
+    folder of the output only, with tracking of its own: a checkpoint may be evaluated while its training goes on.
     """
 
     def __init__(self, config: Recipe, *, address: str | None = None, part: str = ""):
@@ -83,6 +87,8 @@ class StageContext:
         """Stages that compile, whose nodes are known to have a compiler."""
         self._pipeline_identity: dict[str, Any] | None = None
         self._pipeline_run: RunLog | None = None
+        self._write_refusal: StorageFailed | None = None
+        """What to raise as soon as there is work, if the output cannot be written."""
 
     def __enter__(self) -> "StageContext":
         refuse_wrong_address(self.address)
@@ -98,18 +104,50 @@ class StageContext:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cleanup.close()
+        if self._write_refusal is not None and self._is_refused_here(error):
+            raise self._write_refusal from error
+
+    def _is_refused_here(self, error: BaseException | None) -> bool:
+        """Return whether an error says that a file of the output cannot be written."""
+        if (refused := refused_write(error)) is None or not storage.is_local(self.config.output):
+            return False
+        return Path(str(refused.filename)).is_relative_to(storage.local_path(self.config.output))
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the output can be written, so that there may be work to do."""
+        return self._write_refusal is None
+
+    def require_writable(self) -> None:
+        """Raise StorageFailed if the output cannot be written."""
+        if self._write_refusal is not None:
+            raise self._write_refusal
 
     def _deliver_what_waits(self) -> None:
         """Deliver what an earlier command left in the journal, also if every stage is finished."""
         try:
             _ = Tracker.has_waiting(self.config, self.part) and self.tracker
-        except InvalidInput as error:
+        except (InvalidInput, StorageFailed) as error:
+            if error is not self._write_refusal and not isinstance(error, InvalidInput):
+                raise
             self.say("tracking", f"entries in the journal cannot be delivered: {error}")
 
     def _hold(self, held: ExitStack, part: str, wait_seconds: float = WAIT_SECONDS) -> None:
         folder = storage.join(self.config.output, part) if part else self.config.output
-        earlier = held.enter_context(hold_folder(folder, on_lost=_stop_working, wait_seconds=wait_seconds))
-        self._say_if_taken_over(earlier)
+        try:
+            earlier = held.enter_context(hold_folder(folder, on_lost=_stop_working, wait_seconds=wait_seconds))
+        except StorageFailed as error:
+            if (refused := refused_write(error)) is None:
+                raise
+            self._write_refusal = StorageFailed(
+                f"{folder} cannot be written ({refused.strerror})",
+                "a folder that can be written, because not all that was asked for is finished",
+                "give yourself permission to write there, or choose another folder",
+            )
+            if not storage.exists(folder):  # so that nothing is finished in it
+                raise self._write_refusal from error
+        else:
+            self._say_if_taken_over(earlier)
 
     def _say_if_taken_over(self, earlier: LeaseOwner | None) -> None:
         if earlier and earlier.expires:
@@ -135,10 +173,16 @@ class StageContext:
 
     @functools.cached_property
     def tracker(self) -> Tracker:
-        """The tracker of the output, opened when the first run starts."""
+        """The tracker of the output, opened when the first run starts. Raises StorageFailed where it cannot write."""
+        self.require_writable()
         tracker = Tracker.open(self.config, self.part)
         self._cleanup.callback(tracker.close)
         return tracker
+
+    @property
+    def tracking_uri(self) -> str:
+        """URI of the MLflow store, which is mended if it was moved and the output can be written."""
+        return self.tracker.uri if self.is_writable else tracking_uri(self.config.tracking.uri)
 
     def start_ray(self, workers: ElasticWorkersConfig, stage: str) -> None:
         """Connect to Ray or start a local one. Raises InvalidInput if no node can ever hold such workers.
@@ -148,6 +192,7 @@ class StageContext:
         """
         from cluster.session import ray_session, require_resources
 
+        self.require_writable()
         address, _ = given_address(self.address)
         if not self._ray_started:
             self.say(stage, "starting Ray" if address == "local" else f"joining Ray at {address}")
@@ -192,6 +237,7 @@ class StageContext:
         """Refuse a tracking store or workers that can never be used, before a stage changes anything."""
         from cluster.session import load_ray, require_compilers
 
+        self.require_writable()
         require_own_gpus(workers, _section(stage))
         # Importing MLflow takes about as long as Ray's processes take to start, which this process only waits for.
         load_ray()

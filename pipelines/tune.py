@@ -89,7 +89,7 @@ def tune(
     result, records = storage.join(folder, RESULT), storage.join(folder, "records")
     with context.holding(EVALUATIONS):
         if storage.exists(result):
-            if storage.exists(records):  # it was cut off between writing and logging the result
+            if context.is_writable and storage.exists(records):  # it was cut off between writing and logging the result
                 with context.run("tune", identity, run_tags(checkpoints)) as run:
                     run.artifact(result)
                     storage.remove_folder(records)

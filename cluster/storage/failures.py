@@ -1,6 +1,7 @@
 """Errors of disks and object stores, replaced by errors for users that name the path."""
 
 import contextlib
+import errno
 import functools
 from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, TypeVar
@@ -30,6 +31,16 @@ def explain_failures(path: str, *, missing: bool = False) -> Iterator[None]:
         raise StorageFailed(
             f"{path}: {reason}", "", "check that it exists, and that you may read and write it; or use another path"
         ) from error
+
+
+def refused_write(error: BaseException | None) -> OSError | None:
+    """Return the system's error behind an error, if it is that of a disk that is read-only or of a missing permission.
+
+    error: an OSError, or the StorageFailed in its place.
+    """
+    found = error.__cause__ if isinstance(error, StorageFailed) else error
+    refusals = (errno.EROFS, errno.EACCES, errno.EPERM)
+    return found if isinstance(found, OSError) and found.errno in refusals else None
 
 
 def explains_failures(

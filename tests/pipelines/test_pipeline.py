@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipelines.run import run_pipeline
 from pipelines.scoring.reports.report_files import set_aside_other_report
 from pipelines.stage import StageContext
 from pipelines.train import train
+from raydit.errors import StorageFailed
 
 
 @pytest.fixture
@@ -107,6 +109,35 @@ def test_a_second_run_skips_everything(copy, capsys):
     assert capsys.readouterr().out.count("already finished") == 4
     after = {path: path.stat().st_mtime_ns for path in artifact_files(copy / "output") if path.is_file()}
     assert before == after
+
+
+@pytest.fixture
+def read_only(copy):
+    """The copy, whose output is on a file system that is mounted read-only."""
+    output = str(copy / "output")
+    if os.geteuid() != 0 or subprocess.run(["mount", "--bind", output, output], capture_output=True).returncode != 0:
+        pytest.skip("mounting a folder read-only needs root and the right to mount")
+    subprocess.run(["mount", "-o", "remount,ro,bind", output], check=True)
+    yield copy
+    subprocess.run(["umount", output], check=True)
+
+
+def test_what_is_finished_on_a_read_only_disk_is_found_and_work_is_refused(read_only, raydit):
+    config = tiny_recipe(read_only)
+    (checkpoint,) = Path(config.folder("checkpoints")).glob("step_0000006")
+    report = run_pipeline(config)
+    assert json.loads(report.to_json()) == report_of(read_only)
+    with StageContext(config) as context:
+        assert train(config, context=context).origin == str(checkpoint)
+        assert encode(config, context=context).path == config.latents
+    again = ("--json", "--set", f"tracking.uri={config.tracking.uri}")
+    code, out, err = raydit("evaluate", str(checkpoint), *again)
+    assert code == 0 and "already finished" in err + out, err
+    for override in ("seed=5", "train.steps=8", "images.crop=resize", "evaluate.num_samples=12"):
+        with pytest.raises(
+            StorageFailed, match="output(/evaluations)? cannot be written .*, expected a folder that can"
+        ):
+            run_pipeline(tiny_recipe(read_only, override))
 
 
 def test_what_a_later_stage_refuses_is_refused_before_anything_moves(copy):

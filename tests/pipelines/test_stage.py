@@ -1,5 +1,7 @@
 """The surroundings of jobs: what was taken is given back, however entering them ends."""
 
+import errno
+import os
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -7,13 +9,15 @@ from pathlib import Path
 import pytest
 from tiny import tiny_recipe
 
+from cluster.storage import lease
+from pipelines.artifacts import Artifact
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.training import TrainConfig, require_own_gpus
 from pipelines.stage import StageContext
 from pipelines.tracking.tracker import Tracker
-from raydit.errors import InvalidInput
+from raydit.errors import InvalidInput, StorageFailed
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -78,3 +82,57 @@ def test_workers_of_a_training_that_would_share_a_gpu_are_refused_before_any_wor
 
 def test_workers_that_do_not_train_may_share_a_gpu():
     require_own_gpus(EvaluateConfig(num_workers=2, gpus_per_worker=0.5), "evaluate")
+
+
+@pytest.fixture(params=[errno.EROFS, errno.EACCES, errno.EPERM])
+def refuse_writes(request, monkeypatch):
+    """Let the system refuse every new lease, as on a disk that is read-only or belongs to another user."""
+
+    def refuse(path, *others):
+        raise OSError(request.param, os.strerror(request.param), path)
+
+    monkeypatch.setattr(lease, "_replace", refuse)
+    return os.strerror(request.param)
+
+
+def test_an_output_that_cannot_be_written_is_refused_once_there_is_work(tmp_path, refuse_writes):
+    config = tiny_recipe(tmp_path)
+    output = Path(config.output)
+    output.mkdir()
+    works = {
+        "prepare_work": lambda context: context.prepare_work(config.train, "train"),
+        "start_ray": lambda context: context.start_ray(config.train, "train"),
+        "run": lambda context: context.run("train", {}).__enter__(),
+        "tracker": lambda context: context.tracker,
+    }
+    for work in works.values():
+        with StageContext(config) as context:
+            assert not context.is_writable and context.tracking_uri == config.tracking.uri
+            with pytest.raises(StorageFailed) as refused:
+                work(context)
+        assert str(refused.value) == (
+            f"{output} cannot be written ({refuse_writes}), expected a folder that can be written, because not all "
+            "that was asked for is finished. Give yourself permission to write there, or choose another folder"
+        )
+    assert list(output.iterdir()) == []
+
+
+def test_a_missing_output_that_cannot_be_written_is_refused_at_once(tmp_path, refuse_writes):
+    """Nothing can be finished in it."""
+    with pytest.raises(StorageFailed, match="output cannot be written"), StageContext(tiny_recipe(tmp_path)):
+        pass
+
+
+def test_a_refused_write_of_a_stage_is_said_in_the_same_words(tmp_path, monkeypatch, refuse_writes):
+    config = tiny_recipe(tmp_path)
+    folder = Path(config.folder("checkpoints"))
+    folder.mkdir(parents=True)
+
+    def refuse(path, *others):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr("cluster.storage.write_json_atomically", refuse)
+    with pytest.raises(StorageFailed, match="output cannot be written"), StageContext(config):
+        Artifact("train", str(folder), {"a": 1}).prepare()
+    with pytest.raises(PermissionError), StageContext(config):
+        refuse(str(tmp_path / "mlflow.db"))

@@ -169,7 +169,7 @@ def _evaluate_images(
         return _print_images_plan(images, config, flags.as_json)
     with StageContext(config, address=flags.address, part=EVALUATIONS) as context:
         report, folder = evaluate_images(images, config=config, context=context, force=flags.force)
-        print_report(report, folder, flags.as_json, context.tracker.uri)
+        print_report(report, folder, flags.as_json, context.tracking_uri)
 
 
 def _print_images_plan(images: str, config: Recipe, as_json: bool) -> None:

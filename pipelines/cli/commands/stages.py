@@ -49,7 +49,7 @@ def run(
         report = run_pipeline(config, verify=verify, context=context)
         checkpoint_name = storage.split(report.checkpoint)[1]
         folder = report_folder(config.folder(EVALUATIONS), report.protocol_id, checkpoint_name)
-        print_report(report, folder, as_json, context.tracker.uri)
+        print_report(report, folder, as_json, context.tracking_uri)
 
 
 @click.command()
