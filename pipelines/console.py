@@ -19,6 +19,11 @@ def say(stage: str, text: str) -> None:
     print(f"{clear}{stage:<12} {one_line(text)}", flush=True)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words, such as "1 image" or "1,797 images". noun: a singular that takes an s."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 class Progress:
     """The progress of a stage: one line that is redrawn on a terminal, elsewhere a new line every few seconds.
 

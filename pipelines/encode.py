@@ -20,7 +20,7 @@ from pipelines.artifacts import Artifact
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import ImagesConfig, Recipe
-from pipelines.console import Progress, first_line
+from pipelines.console import Progress, counted, first_line
 from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
 from pipelines.images.open import with_absolute_paths
@@ -178,7 +178,7 @@ def encode_pending(
     for line in lines:
         context.say("encode", line)
     if earlier is not None:
-        context.say("encode", f"adds {total_images(shards):,} images to {summarize(earlier)}")
+        context.say("encode", f"adds {counted(total_images(shards), 'image')} to {summarize(earlier)}")
     context.prepare_work(settings, "encode")
     with context.run("encode", identity) as run:
         sections = {"images": asdict(config.images), "encode": resolved(replace(config, encode=settings))["encode"]}
@@ -335,5 +335,6 @@ def summarize(dataset: LatentDataset) -> str:
     """Describe a data set in one line: images, quarantined images, size and path."""
     count = dataset.num_quarantined
     quarantined = f", {count} quarantined (see quarantine.parquet)" if count else ""
-    latents = "latents" if dataset.stores_moments else "images to encode while training"
-    return f"{len(dataset):,} {latents}{quarantined}, {dataset.num_bytes / 2**20:.1f} MiB in {dataset.path}"
+    rows = len(dataset)
+    stored = counted(rows, "latent") if dataset.stores_moments else f"{counted(rows, 'image')} to encode while training"
+    return f"{stored}{quarantined}, {dataset.num_bytes / 2**20:.1f} MiB in {dataset.path}"

@@ -11,6 +11,7 @@ import numpy as np
 from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import ImagesConfig, Recipe
+from pipelines.console import counted
 from pipelines.images.listing import ImageSource, Listing
 from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.preprocess import read_cropped
@@ -125,7 +126,7 @@ def evaluate_images(
         timer.lap("pictures_seconds")
         report = write_report(report, folder, pictures, timer.laps | scored.timings)
         log_written_report(run, report, folder)
-        context.say("evaluate", f"{len(listing):,} images scored, report in {folder} ({timer.total:.0f} s)")
+        context.say("evaluate", f"{counted(len(listing), 'image')} scored, report in {folder} ({timer.total:.0f} s)")
     return report, folder
 
 

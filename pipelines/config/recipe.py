@@ -31,7 +31,7 @@ class ImagesConfig:
     Face data set (OWNER/NAME or OWNER/NAME@REVISION), or "digits": the 1,797 digits that scikit-learn ships."""
     format: Literal["folder", "table", "parquet", "webdataset", "huggingface", "digits"] | None = None
     """Layout of `path`; recognised when left out."""
-    split: Annotated[str, MinLen(1)] = "train"
+    split: Annotated[str, MinLen(1)] = "train"  # DEFAULT_SPLIT of pipelines.images.splits
     """Split to use of a data set whose folders or files are named after splits (train, validation, test); or "all"."""
     subset: str | None = None
     """Subset (configuration) of a Hugging Face data set that has several; its default one when left out."""

@@ -11,7 +11,7 @@ from cluster import storage
 from pipelines.images.listing import Listing, shorten_list
 from pipelines.images.open import open_source
 from pipelines.images.preprocess import read_cropped
-from pipelines.images.splits import ALL_SPLITS, canonical_split
+from pipelines.images.splits import ALL_SPLITS, IS_DEFAULT, canonical_split
 from pipelines.images.subset import take_named
 from pipelines.images.validation import held_out_source, names_split
 from raydit.errors import InvalidInput, NotFound
@@ -135,6 +135,7 @@ def _name_field(text: str) -> str:
     """Return a part of a source's error with the field that named the source."""
     for field in ("images.path", "images.split", "images.format"):
         text = text.replace(field, "images.validation")
+    text = text.replace(IS_DEFAULT, "")  # of images.split alone
     return text.replace(f', or to "{ALL_SPLITS}"', "")  # all images, of which some are trained on
 
 

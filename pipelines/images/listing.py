@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from pipelines.console import counted
 from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Listing:
 def summarize_images(count: int, num_classes: int) -> str:
     """Return numbers of images and classes in words."""
     classes = f"in {num_classes:,} class{'es' * (num_classes > 1)}" if num_classes else "without classes"
-    return f"{count:,} images {classes}"
+    return f"{counted(count, 'image')} {classes}"
 
 
 def shorten_list(names: Sequence[str], most: int = 10) -> str:

@@ -35,6 +35,9 @@ NEUTRAL_WORDS |= {
 }
 """Words that a split's name may hold besides, also without a separator, such as test_images and trainset."""
 ALL_SPLITS = "all"
+DEFAULT_SPLIT = "train"
+IS_DEFAULT = " (the default)"
+"""What an error says of a split that may not have been chosen by the recipe."""
 
 
 def split_of(name: str, *, earlier: bool = False) -> str | None:
@@ -206,10 +209,15 @@ def refuse_absent_split(images: "ImagesConfig", where: str, name: str = "") -> N
 def unknown_split(split: str, known: Collection[str], where: str) -> InvalidInput:
     """Return the error for a split that a data set does not have. known: those that it has."""
     return InvalidInput(
-        f"images.split: found {split!r}",
+        f"images.split: found {describe_wanted(split)}",
         f"one of the splits of {where}: {', '.join(sorted(known)) or 'no splits'}",
         f'set images.split to one of them, or to "{ALL_SPLITS}"',
     )
+
+
+def describe_wanted(split: str) -> str:
+    """Return the wanted split for an error, which says so if the split is what a recipe that names none asks for."""
+    return f"{split!r}{IS_DEFAULT if split == DEFAULT_SPLIT else ''}"
 
 
 def describe_choice(split: str, taken: Mapping[str, int], left_out: Mapping[str, int], unit: str) -> str:
@@ -226,13 +234,25 @@ def describe_choice(split: str, taken: Mapping[str, int], left_out: Mapping[str,
 
 
 def describe_files(names: Sequence[str], picked: Sequence[str], split: str) -> tuple[str, ...]:
-    """Return one line about the files that a split leaves out; none if it leaves out none."""
+    """Return one line about the files that a split leaves out; none if it leaves out none. names: of all splits."""
     used = set(picked)
     taken, left_out = Counter[str](), Counter[str]()
     for name in names:
         counts = taken if name in used else left_out
         counts[split_of(name) or _split_of_numbered(name) or name] += 1
     return (describe_choice(split, taken, left_out, "files"),) if left_out else ()
+
+
+def describe_subset(names: Sequence[str], inside: Sequence[str], subset: str) -> tuple[str, ...]:
+    """Return one line about the files that are not in a subset, by their folders; none if all are.
+
+    names: all files. inside: those of the subset, whatever their split.
+    """
+    left_out = Counter(name.rpartition("/")[0] or name for name in names if name not in set(inside))
+    if not left_out:
+        return ()
+    shown = shorten_list([f"{name} ({count:,})" for name, count in left_out.items()], 6)
+    return (f'the subset "{subset}" is used, which leaves out: {shown} files',)
 
 
 def _check_complete(names: Sequence[str], where: str) -> None:

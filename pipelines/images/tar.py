@@ -122,7 +122,7 @@ def read_members(blocks: BlockReader, *, earlier: bool = False) -> Iterator[Memb
             elif not earlier and kind != FOLDER:
                 yield from _read_other(header, content, size, extensions, files)
             extensions = _Extensions()
-    raise _truncated(f"found the end of the file at byte {offset:,} without an end-of-archive marker")
+    raise _truncated(f"found the end of the file at byte {min(offset, blocks.end):,} without an end-of-archive marker")
 
 
 def _read_other(

@@ -17,6 +17,7 @@ import numpy as np
 from cluster import storage
 from evaluation.protocol import shard_ranges
 from pipelines.artifacts import Artifact, digest_of, without_defaults
+from pipelines.console import counted
 from pipelines.images.listing import Listing
 from pipelines.latents import schema
 from pipelines.latents.dataset import MANIFEST, LatentDataset
@@ -222,7 +223,8 @@ def inspect_existing(folder: str, identity: dict[str, Any], listing: Listing) ->
     recorded = recorded_keys(earlier)
     present = listing.take(np.array([key in recorded for key in listing.keys], dtype=bool))
     if removed := sorted(recorded.difference(present.keys)):
-        return earlier, [f"{len(removed):,} images are gone, such as {removed[0]}"]
+        are = "is" if len(removed) == 1 else "are"
+        return earlier, [f"{counted(len(removed), 'image')} {are} gone, such as {removed[0]}"]
     # The digest covers labels and stamps as well, and does not depend on images listed in between.
     unchanged = present.digest == before["digest"]
     return earlier, [] if unchanged else ["images, their labels or class names have changed"]

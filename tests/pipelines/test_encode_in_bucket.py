@@ -81,7 +81,7 @@ def test_latents_in_a_bucket_grow_and_are_superseded(outputs, monkeypatch, tmp_p
     )
     (tmp_path / "images" / "ring" / "003.png").unlink()
     fresh = encode_here(there, monkeypatch)
-    assert "1 images are gone" in capsys.readouterr().out
+    assert "1 image is gone" in capsys.readouterr().out
     assert (fresh.revision, len(fresh)) == (1, 38) and all(check.ok for check in verify(fresh))
     superseded = LatentDataset.open(f"{there.output}/superseded/latents-1")
     grown_there = LatentDataset(superseded.path, grown.manifest)

@@ -4,7 +4,8 @@ import io
 
 import pytest
 
-from pipelines.console import Progress, say
+from pipelines.console import Progress, counted, say
+from pipelines.images.listing import summarize_images
 
 
 class Terminal(io.StringIO):
@@ -99,3 +100,8 @@ def test_a_notice_replaces_an_open_bar_on_a_terminal(clock, monkeypatch):
     *_, bar, notice = terminal.getvalue().split("\r")
     assert bar.startswith("train        [#####               ] 10/40 steps")
     assert notice == "\x1b[Ktrain        step 10: validation loss 0.5\n"
+
+
+def test_one_thing_is_counted_in_the_singular():
+    assert [counted(n, "image") for n in (0, 1, 2, 1797)] == ["0 images", "1 image", "2 images", "1,797 images"]
+    assert summarize_images(1, 0) == "1 image without classes" and summarize_images(2, 1) == "2 images in 1 class"

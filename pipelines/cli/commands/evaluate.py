@@ -23,6 +23,7 @@ from pipelines.cli.options import (
 )
 from pipelines.cli.output import echo, print_line, print_report, print_resolved, print_result, shorten_path
 from pipelines.config.toml_text import toml_value
+from pipelines.console import counted
 
 if TYPE_CHECKING:
     from pipelines.checkpoints.open import LocatedCheckpoint
@@ -187,7 +188,7 @@ def _print_images_plan(images: str, config: Recipe, as_json: bool) -> None:
     protocol = images_protocol(settings, count)
     check_scoring_inputs(settings, protocol)
     check_class_distances(settings, listing.class_names, images)
-    print_line("plan", f"{count:,} images of {images}, protocol {protocol.label}")
+    print_line("plan", f"{counted(count, 'image')} of {images}, protocol {protocol.label}")
     print_result(as_json, {"images": count, "protocol_id": protocol.protocol_id})
 
 

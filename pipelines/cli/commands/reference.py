@@ -4,6 +4,7 @@ import click
 
 from pipelines.cli.options import address_option, dry_run_option, json_option, set_option
 from pipelines.cli.output import print_line, print_resolved, print_result
+from pipelines.console import counted
 
 
 @click.group()
@@ -53,9 +54,10 @@ def build(
     if dry_run:
         print_resolved(config)
         count = len(RealImages.of(ScoringSettings.from_recipe(config)).training)
-        print_line("plan", f"{count:,} images on {config.evaluate.num_workers} workers, into {out}")
+        print_line("plan", f"{counted(count, 'image')} on {config.evaluate.num_workers} workers, into {out}")
         return print_result(as_json, {"images": count, "path": str(out)})
     built = build_reference(config, out, address=address)
     digest = given_reference_digest(out)
-    print_line("reference", f"{out}: {built.n:,} images, {built.extractor}, {built.size} px, digest {digest[:12]}")
+    images = counted(built.n, "image")
+    print_line("reference", f"{out}: {images}, {built.extractor}, {built.size} px, digest {digest[:12]}")
     print_result(as_json, {"path": str(out), "n": built.n, "extractor": built.extractor, "digest": digest})

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,16 @@ from pipelines.images.sources.columns import ColumnSource
 from pipelines.images.sources.parquet import ParquetSource
 from pipelines.images.sources.table import USUAL_NAMES
 from pipelines.images.sources.webdataset import WebDatasetSource, refuse_compressed
-from pipelines.images.splits import ALL_SPLITS, SPLIT_OF_WORD, canonical_split, describe_files, pick_split, split_of
+from pipelines.images.splits import (
+    ALL_SPLITS,
+    SPLIT_OF_WORD,
+    canonical_split,
+    describe_files,
+    describe_subset,
+    describe_wanted,
+    pick_split,
+    split_of,
+)
 from raydit.errors import InvalidInput, NotFound
 from raydit.listed_names import require_all_inside, require_inside
 
@@ -114,13 +123,29 @@ def _open_repository(files: Files, config: "ImagesConfig", names: Sequence[str])
             "one kind",
             "set images.path to the folder of one of them",
         )
-    notes = describe_files([name for name in names if name.endswith(SUFFIXES)], chosen, config.split)
+    notes = _describe_left_out([name for name in names if name.endswith(SUFFIXES)], chosen, card, config)
     if kinds == [".tar"]:
         return WebDatasetSource(files, config, chosen, notes)
     source = ParquetSource if kinds == [".parquet"] else ArrowSource
     with explain_card(where):
         class_names = class_names_in(card, config.subset)
     return source(files, config, chosen, class_names, notes)
+
+
+def _describe_left_out(data: list[str], chosen: Sequence[str], card: dict, config: "ImagesConfig") -> tuple[str, ...]:
+    """Return what to say about the data files that were not chosen, because of their subset or of their split."""
+    inside, subset = data, config.subset or ""
+    try:
+        with explain_card("the card"):
+            entry = _find_subset(card.get("configs") or [], config.subset, "")
+            if entry is not None and "data_files" in entry:
+                subset = str(entry.get("config_name", "default"))
+                inside = list(filter(_match_splits(_patterns_by_split(entry), entry, ""), data))
+            elif subset:
+                inside = [name for name in data if name.startswith(f"{subset}/")]
+    except InvalidInput:  # unusable patterns of a split that was not asked for
+        inside = data
+    return (*describe_subset(data, inside, subset), *describe_files(inside, chosen, config.split))
 
 
 def choose_files(names: Sequence[str], card: dict, config: "ImagesConfig", where: str) -> list[str]:
@@ -175,27 +200,36 @@ def _find_subset(entries: list[dict], wanted: str | None, where: str) -> dict | 
 
 def _pick_by_card(data: list[str], entry: dict, config: "ImagesConfig", where: str) -> list[str]:
     """Return the files that match the patterns of a card's `data_files` for a split."""
-    files = entry["data_files"]
-    listed = files if isinstance(files, list) else [files]
-    patterns: dict[str, list[str]] = {}
-    for item in listed:
-        name, paths = (item.get("split", "train"), item["path"]) if isinstance(item, dict) else ("train", item)
-        patterns.setdefault(name, []).extend([paths] if isinstance(paths, str) else paths)
-    split = config.split
+    split, patterns = config.split, _patterns_by_split(entry)
     canonical = SPLIT_OF_WORD.get(split, split)
     wanted = [name for name in patterns if split == ALL_SPLITS or SPLIT_OF_WORD.get(name, name) == canonical]
     if not wanted and config.reading is None:
         wanted = [name for name in patterns if canonical_split(name) == canonical_split(split)]
-    folder = f"{entry['data_dir'].strip('/')}/" if entry.get("data_dir") else ""
-    globs = [folder + pattern for name in wanted for pattern in patterns[name]]
-    chosen = list(filter(match_any(globs, f"images.path: the card of {where}"), data))
+    matches = _match_splits({name: patterns[name] for name in wanted}, entry, f"images.path: the card of {where}")
+    chosen = list(filter(matches, data))
     if not chosen:
         raise InvalidInput(
-            f"images.split: found {split!r}, for which {where} has no files",
+            f"images.split: found {describe_wanted(split)}, for which {where} has no files",
             f"one of {', '.join(patterns)}",
             "set images.split to one of them",
         )
     return pick_split(chosen, ALL_SPLITS, where)
+
+
+def _patterns_by_split(entry: dict) -> dict[str, list[str]]:
+    """Return the patterns of a card's `data_files` by the names of their splits."""
+    files = entry["data_files"]
+    patterns: dict[str, list[str]] = {}
+    for item in files if isinstance(files, list) else [files]:
+        name, paths = (item.get("split", "train"), item["path"]) if isinstance(item, dict) else ("train", item)
+        patterns.setdefault(name, []).extend([paths] if isinstance(paths, str) else paths)
+    return patterns
+
+
+def _match_splits(patterns: Mapping[str, Sequence[str]], entry: dict, where: str) -> Callable[[str], bool]:
+    """Return a function that tells whether a file matches a pattern of any of some splits of a card's entry."""
+    folder = f"{entry['data_dir'].strip('/')}/" if entry.get("data_dir") else ""
+    return match_any([folder + pattern for globs in patterns.values() for pattern in globs], where)
 
 
 def is_hub_id(path: str) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from cluster import storage
 from evaluation.extractors import Features
+from pipelines.console import counted
 from pipelines.scoring.workers.shards import ScoringShard
 from raydit.errors import InvalidInput
 
@@ -150,7 +151,7 @@ def remove_unreadable(shards: Sequence[ScoringShard]) -> list[str]:
 
 def _unreadable(keys: Sequence[str]) -> InvalidInput:
     return InvalidInput(
-        f"{len(keys):,} images cannot be read, such as {keys[0]}",
+        f"{counted(len(keys), 'image')} cannot be read, such as {keys[0]}",
         "every image to be scored",
         "Repair, replace or remove them, and run the command again",
     )

@@ -8,7 +8,7 @@ from pictures import encoded, square, write, write_tar
 
 from pipelines.config.recipe import ImagesConfig
 from pipelines.images.open import open_source
-from pipelines.images.splits import split_of, splits_of_folders
+from pipelines.images.splits import DEFAULT_SPLIT, split_of, splits_of_folders
 from raydit.errors import InvalidInput
 
 PNG = encoded(square(1))
@@ -178,3 +178,46 @@ def test_a_file_that_is_called_after_its_split_may_be_asked_for_by_it(tmp_path):
         assert len(open_source(ImagesConfig(path=str(path), split=split)).listing()) == 1
     with pytest.raises(InvalidInput, match="found 'validation', expected one of .*: test"):
         open_source(ImagesConfig(path=str(path), split="validation")).listing()
+
+
+CARD = """---
+configs:
+- config_name: fancy
+  data_files:
+  - {split: train, path: fancy/first.parquet}
+  - {split: test, path: fancy/last.parquet}
+- config_name: plain
+  data_files: plain/train.parquet
+---
+"""
+
+
+@pytest.mark.parametrize("names", [("first", "last"), ("train", "test")], ids=["card", "folders"])
+def test_files_of_other_subsets_are_not_called_another_split(tmp_path, names):
+    if "first" in names:
+        (tmp_path / "README.md").write_text(CARD)
+    for file in (*(f"fancy/{name}" for name in names), "plain/train"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"image": [PNG], "label": [0]}), tmp_path / f"{file}.parquet")
+    listing = open_source(ImagesConfig(path=str(tmp_path), subset="fancy", format="huggingface")).listing()
+    assert [key.partition("#")[0] for key in listing.keys] == [f"fancy/{names[0]}.parquet"]
+    subset, split = listing.notes
+    assert subset == 'the subset "fancy" is used, which leaves out: plain (1) files'
+    assert split.startswith('the split "train" is used: ') and "plain" not in split
+    assert f"left out: {'fancy/last.parquet' if 'last' in names else 'test'} (1) files" in split
+
+
+def test_a_missing_split_that_the_recipe_did_not_name_is_called_the_default(tmp_path):
+    for split in ("test", "val"):
+        write(tmp_path / split / "cat" / "a.png", PNG)
+    path = str(tmp_path)
+    with pytest.raises(
+        InvalidInput, match=r"images.split: found 'train' \(the default\), expected one of .*: test, val"
+    ):
+        open_source(ImagesConfig(path=path)).listing()
+    with pytest.raises(InvalidInput, match="images.split: found 'extra', expected one of"):
+        open_source(ImagesConfig(path=path, split="extra")).listing()
+
+
+def test_the_default_split_is_that_of_recipes():
+    assert ImagesConfig(path="images").split == DEFAULT_SPLIT

@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import pickle
+import re
 import tarfile
 
 import pytest
@@ -211,8 +212,10 @@ def test_a_truncated_tar_is_refused(tmp_path, kept):
     file = write_tar(tmp_path / "x.tar", {"a.png": PNG[0], "b.png": PNG[1]})
     assert len(PNG[0]) < 512  # so that both files end at 2048 bytes, where the end mark begins
     write(file, file.read_bytes()[:2048][:kept])
-    with pytest.raises(ValueError, match="x.tar: found .* expected a complete"):
+    with pytest.raises(ValueError, match="x.tar: found .* expected a complete") as refused:
         source(tmp_path).listing()
+    numbers = [int(number.replace(",", "")) for number in re.findall(r"at byte ([\d,]+)", str(refused.value))]
+    assert len(numbers) == 1 and numbers[0] <= kept  # the file has no other bytes
 
 
 def test_compressed_tars_and_other_files_are_refused(tmp_path):

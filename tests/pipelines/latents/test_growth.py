@@ -166,7 +166,7 @@ def test_an_interrupted_first_encode_reuses_the_shards_that_still_fit(encode, tm
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda images: (images / "ring" / "003.png").unlink(), "1 images are gone, such as ring/003.png"),
+        (lambda images: (images / "ring" / "003.png").unlink(), "1 image is gone, such as ring/003.png"),
         (lambda images: (images / "blob" / "000.png").write_bytes(b"other"), "images, their labels or class names"),
         (lambda images: (images / "ring").rename(images / "aring"), "12 images are gone, such as ring/000.png"),
         (lambda images: shutil.copytree(images / "ring", images / "xring"), "images, their labels or class names"),
