@@ -93,6 +93,10 @@ def handle_signals(*, exit_at_once: bool = False) -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = _state.unraisable_hook
+        if _state.alarm_handler is not None:  # the work has ended by itself; SIGALRM would end the process as it exits
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, _state.alarm_handler)
+            _state.alarm_handler = None
         for number, handler in earlier.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

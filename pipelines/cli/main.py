@@ -65,9 +65,7 @@ def _run() -> None:
     try:
         cli.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        code = signals.exit_code()
-        how = "interrupted" if code == INTERRUPTED else "terminated"
-        _exit(f"{how}; run the same command again to resume", code)
+        exit_interrupted()
     except click.ClickException as error:
         error.show()
         sys.exit(BAD_INPUT)
@@ -79,6 +77,13 @@ def _run() -> None:
         if error.errno not in DISK_REMEDIES:
             raise
         _exit(f"{error}. {DISK_REMEDIES[error.errno]}, and run the same command again to resume", FAILED)
+
+
+def exit_interrupted() -> NoReturn:
+    """End the command after a signal with one line and the signal's exit code."""
+    code = signals.exit_code()
+    how = "interrupted" if code == INTERRUPTED else "terminated"
+    _exit(f"{how}; run the same command again to resume", code)
 
 
 def _message_for_user(error: RayditError) -> str:

@@ -191,3 +191,12 @@ def test_nohup_is_respected():
     process.send_signal(signal.SIGHUP)
     process.terminate()
     assert process.communicate(timeout=60)[0] == "tidying up\ndone\n"
+
+
+def test_work_that_ends_while_an_interruption_waits_for_an_import_is_not_ended_by_the_alarm(tmp_path):
+    (tmp_path / "slow.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    code = (
+        "from cluster import signals\nimport time\nwith signals.handle_signals():\n    import slow\ntime.sleep(0.5)\n"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0

@@ -297,3 +297,27 @@ def test_a_size_that_the_autoencoder_does_not_divide_is_refused_at_once(raydit, 
         code, _, err = raydit(name, str(recipe), *flags)
         assert code == 2 and f"images.size: found {size}, expected a multiple of" in err, err
         assert f"Set images.size = {sides}, or choose another autoencoder" in err
+
+
+INTERRUPTED_IMPORT = """
+import signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pipelines.cli.main":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["raydit", "doctor"]
+from pipelines.cli.entry import main
+main()
+"""
+
+
+def test_an_interruption_while_the_command_line_is_imported_is_one_line_and_exit_code_130():
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == "\nraydit: interrupted; run the same command again to resume\n"
+
+
+def test_the_installed_command_begins_where_signals_are_handled():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"raydit": "pipelines.cli.entry:main"}
