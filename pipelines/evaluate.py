@@ -152,6 +152,7 @@ def evaluate_each(
                     contexts[output] = stack.enter_context(context)
             with listed_once():
                 computed = compute_batch(contexts, batch, options, several=series)
+                reports = []
                 for (_, config), seeds in zip(batch, computed, strict=False):
                     evaluation, images_per_step = seeds[0].evaluation, config.train.global_batch_size
                     context, folder = contexts[evaluation.settings.output], evaluation.folder
@@ -163,10 +164,15 @@ def evaluate_each(
                             run = context.run(EVALUATIONS, series_identity(report), protocol_tags(report.protocol))
                             runs[protocol_folder] = stack.enter_context(run)
                         record_series(runs[protocol_folder], protocol_folder, report, images_per_step)
-                    is_decided = not options.promote or promote(
-                        context, report, evaluation.opened, experiment=config.name, model=options.promote
-                    )
-                    finished.append(FinishedEvaluation(report, folder, context.tracking_uri, not is_decided))
+                    reports.append(report)
+            # Promoted after all of them have reports, because one may be the champion, and be scored again.
+            for report, (_, config), seeds in zip(reports, batch, computed, strict=False):
+                evaluation = seeds[0].evaluation
+                context = contexts[evaluation.settings.output]
+                is_decided = not options.promote or promote(
+                    context, report, evaluation.opened, experiment=config.name, model=options.promote
+                )
+                finished.append(FinishedEvaluation(report, evaluation.folder, context.tracking_uri, not is_decided))
     return finished
 
 

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import LocatedCheckpoint, find_recorded, open_checkpoint
 from pipelines.registry.model_files import upload
-from pipelines.registry.queries import find_protocol
+from pipelines.registry.promotion_score import (
+    SCORE_TAGS,
+    PromotionScore,
+    check_comparable,
+    find_aliases,
+    find_current_score,
+    read_holder,
+)
 from pipelines.scoring.protocols.build_protocol import checkpoint_recipe
 from pipelines.scoring.reports.report_files import find_reports
 from pipelines.tracking import tags
@@ -26,36 +33,8 @@ REGISTERED_VERSIONS = "mlflow.modelVersions"
 """Tag by which MLflow's UI knows the registered versions of a LoggedModel."""
 
 
-class PromotionScore(NamedTuple):
-    """The score by which a checkpoint is promoted, and what makes it comparable. Kept in tags of its version."""
-
-    digest: str
-    """Digest of the checkpoint."""
-    protocol_id: str
-    metric: str
-    value: float
-    """Lower is better."""
-    error: float
-    """Standard error of the value; infinite if unknown."""
-    protocol: str = ""
-    """What the protocol says, in a few words."""
-    has_files: bool = True
-    """Of a registered version: whether the store holds its files, so that it can be loaded."""
-
-    @property
-    def protocol_label(self) -> str:
-        """The protocol's id and what it says."""
-        return f"{self.protocol_id} ({self.protocol})" if self.protocol else self.protocol_id
-
-
-SCORE_TAGS = {
-    "digest": tags.VERSION_DIGEST,
-    "protocol_id": tags.PROTOCOL_ID,
-    "metric": tags.VERSION_METRIC,
-    "value": tags.VERSION_VALUE,
-    "error": tags.VERSION_ERROR,
-}
-"""Tags of a registered version that keep its PromotionScore, by field."""
+CHECKPOINT_TAGS = (tags.CHECKPOINT, tags.VERSION_STEP, tags.VERSION_WEIGHTS, tags.LATENTS_FINGERPRINT)
+"""Tags of a registered version that say which checkpoint it is a copy of, whatever its score."""
 
 
 class Promotion(NamedTuple):
@@ -78,7 +57,8 @@ def promote(
     """Register the candidate under `name` and give it an alias, if it is better than the version that holds it.
 
     Better means lower by more than the combined error, sqrt(error^2 + error^2). A candidate that is lower by less
-    becomes challenger instead of champion. A holder whose files are missing from the store is registered again.
+    becomes challenger instead of champion. A holder whose files are missing from the store is registered again, and one
+    that has been scored again since keeps its alias as a version of its present score, by which it is compared.
     opened: the checkpoint; None: it is opened where MLflow has recorded it, which is not possible for weights of other
     projects that were opened with further options. Raises InvalidInput if the holder was chosen by another protocol or
     metric, NotFound if the checkpoint is gone, and Unreachable if MLflow does not answer or does not know it.
@@ -86,14 +66,21 @@ def promote(
     refuse_name(name)
     refuse_moved(uri)
     with connected_client(uri) as client:
-        holders = {each: _holder(client, name, each) for each in (CHAMPION, CHALLENGER)}
-        champion = holders[CHAMPION]
+        holders = {each: read_holder(client, name, each) for each in (CHAMPION, CHALLENGER)}
         for each, holder in holders.items():
             if holder is not None:
-                _check_comparable(name, each, holder, candidate)
+                check_comparable(name, each, holder, candidate)
+        recorded, renewed = dict(holders), list[str]()
+        for each, holder in holders.items():
+            # A challenger that is the candidate may become champion instead.
+            if holder is not None and (each == CHAMPION or holder.digest != candidate.digest):
+                holders[each] = _renew_score(client, uri, name, each, holder, candidate, renewed)
+        champion = holders[CHAMPION]
         if champion is not None and candidate.digest == champion.digest:
             if champion.has_files:
-                return Promotion(f"models:/{name}@{CHAMPION} is already this checkpoint", False)
+                unchanged = [f"models:/{name}@{CHAMPION} is already this checkpoint"]
+                is_renewed = champion is not recorded[CHAMPION]
+                return Promotion("; ".join(renewed if is_renewed else unchanged + renewed), is_renewed)
             alias = CHAMPION
         holder = holders[alias]
         reason = _reason_to_keep(name, alias, holder, candidate)
@@ -105,12 +92,18 @@ def promote(
                 before = ", its files were missing" if same else f", before {holder.value:.5g}"
             by = f" ({candidate.metric} by protocol {candidate.protocol_label})" if candidate.protocol else ""
             score = f"{candidate.value:.5g}{before}{by}"
-            return Promotion(f"models:/{name}@{alias} is now version {number}: {score}", True)
+            given = f"models:/{name}@{alias} is now version {number}: {score}"
+            return Promotion("; ".join((*renewed, given)), True)
         if alias == CHAMPION and champion is not None and candidate.value < champion.value:
             if _reason_to_keep(name, CHALLENGER, holders[CHALLENGER], candidate) is None:
                 number = _give_alias(client, uri, experiment, name, candidate, CHALLENGER, opened)
                 reason += f"; models:/{name}@{CHALLENGER} is now version {number}"
-        return Promotion(reason, False)
+        challenger = holders[CHALLENGER]
+        if challenger is not None and challenger.digest == candidate.digest:
+            current = _renew_score(client, uri, name, CHALLENGER, challenger, candidate, renewed)
+            if alias == CHALLENGER and current is not challenger:
+                return Promotion("; ".join(renewed), True)
+        return Promotion("; ".join((*renewed, reason)), False)
 
 
 def promote_report(
@@ -125,12 +118,7 @@ def promote_report(
     """Promote the checkpoint of a report by its headline metric; see `promote`. A disqualified one never is."""
     if report.disqualified:
         return Promotion(f"models:/{name} stays as it is: {report.disqualified}", False)
-    value, error = report.estimate(report.headline)
-    margin = math.inf if error is None else error
-    protocol = report.protocol
-    candidate = PromotionScore(
-        report.checkpoint_digest, protocol.protocol_id, report.headline, value, margin, protocol.summary
-    )
+    candidate = PromotionScore.from_report(report)
     return promote(uri, experiment, name, candidate, alias=alias, opened=opened)
 
 
@@ -164,7 +152,7 @@ def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:
     lost its files, and Unreachable if MLflow does not answer.
     """
     with connected_client(uri) as client:
-        number = _aliases(client, name).get(alias)
+        number = find_aliases(client, name).get(alias)
         if number is None:
             raise NotFound(
                 f"models:/{name}@{alias} at {uri}: found no such alias",
@@ -189,17 +177,6 @@ def rollback(uri: str, name: str, *, alias: str = CHAMPION) -> str:
     return f"models:/{name}@{alias} is version {before} again, instead of {number}"
 
 
-def _check_comparable(name: str, alias: str, holder: PromotionScore, candidate: PromotionScore) -> None:
-    for field, shown in (("protocol_id", "protocol_label"), ("metric", "metric")):
-        if getattr(candidate, field) != getattr(holder, field):
-            raise InvalidInput(
-                f"--promote {name}: found a score of {field} {getattr(candidate, shown)}",
-                f"{getattr(holder, shown)}, by which models:/{name}@{alias} was chosen: other scores cannot be "
-                "compared",
-                "score both checkpoints by one protocol, or promote under another name",
-            )
-
-
 def _reason_to_keep(name: str, alias: str, holder: PromotionScore | None, candidate: PromotionScore) -> str | None:
     """Return why the holder keeps an alias; None if the candidate gets it."""
     if holder is None:
@@ -215,31 +192,34 @@ def _reason_to_keep(name: str, alias: str, holder: PromotionScore | None, candid
     return f"models:/{name}@{alias} stays: {holder.value:.5g} against {candidate.value:.5g}, {reason}"
 
 
-def _aliases(client: Any, name: str) -> dict[str, str]:
-    """Return version numbers by alias; empty if there is no registered model of that name."""
-    if not client.search_registered_models(f"name {tags.equals(name)}"):
-        return {}
-    return client.get_registered_model(name).aliases
+def _renew_score(
+    client: Any,
+    uri: str,
+    name: str,
+    alias: str,
+    holder: PromotionScore,
+    candidate: PromotionScore,
+    renewed: list[str],
+) -> PromotionScore:
+    """Give an alias to a version of the present score of its checkpoint, and return that score.
 
-
-def _holder(client: Any, name: str, alias: str) -> PromotionScore | None:
-    """Return the score of the version that holds an alias, from the tags of the version."""
-    number = _aliases(client, name).get(alias)
-    if number is None:
-        return None
-    version = client.get_model_version(name, number)
-    found = version.tags
-    absent = [tag for tag in SCORE_TAGS.values() if tag not in found]
-    if absent:
-        raise InvalidInput(
-            f"models:/{name}@{alias}: found a version without the tag {absent[0]}",
-            "one that raydit promoted",
-            "promote under another name, or remove the alias",
+    A version keeps the score that it was made for. Append what was done, in words, to `renewed`; nothing where the
+    score is the recorded one.
+    """
+    current = candidate if candidate.digest == holder.digest else find_current_score(holder, uri)
+    if current.is_of_same_score(holder):
+        return holder
+    if holder.has_files:  # otherwise another version would lead to nothing, either
+        version = client.get_model_version(name, find_aliases(client, name)[alias])
+        model = client.get_logged_model(model_id_of(version))
+        about = {tag: version.tags[tag] for tag in CHECKPOINT_TAGS if tag in version.tags}
+        number = _version(client, uri, name, model, about, current)
+        _move_alias(client, name, alias, number)
+        renewed.append(
+            f"models:/{name}@{alias} is now version {number}, the same checkpoint, scored again: {current.estimate}, "
+            f"before {holder.estimate}"
         )
-    kept: dict[str, Any] = {field: found[tag] for field, tag in SCORE_TAGS.items()}
-    kept["protocol"] = found.get(tags.PROTOCOL) or find_protocol(client, kept["protocol_id"])
-    kept |= {"value": float(kept["value"]), "error": float(kept["error"]), "has_files": has_files(client, version)}
-    return PromotionScore(**kept)
+    return holder._replace(value=current.value, error=current.error)
 
 
 def _give_alias(
@@ -265,17 +245,32 @@ def _give_alias(
         upload(client, model.model_id, opened)
     if not client.search_registered_models(f"name {tags.equals(name)}"):
         client.create_registered_model(name, description=_model_description(experiment))
-    aliases = _aliases(client, name)
-    number = _version(client, uri, name, model, opened, candidate)
-    if (before := aliases.get(alias, "")) != number:
-        client.set_model_version_tag(name, number, tags.previous_tag(alias), before)
-    client.set_registered_model_alias(name, alias, number)
+    about = {
+        tags.CHECKPOINT: opened.origin,
+        tags.VERSION_STEP: str(opened.step),
+        tags.VERSION_WEIGHTS: opened.weights_sha256(),
+        tags.LATENTS_FINGERPRINT: opened.record.latents_fingerprint or "unknown",
+    }
+    number = _version(client, uri, name, model, about, candidate)
+    _move_alias(client, name, alias, number)
     if alias == CHAMPION:
         _show_picture(client, name, experiment, picture_in(model.tags.get(tags.DESCRIPTION, "")))
-    challenger = _holder(client, name, CHALLENGER)
+    challenger = read_holder(client, name, CHALLENGER)
     if alias == CHAMPION and challenger is not None and challenger.digest == candidate.digest:
         client.delete_registered_model_alias(name, CHALLENGER)
     return number
+
+
+def _move_alias(client: Any, name: str, alias: str, number: str) -> None:
+    """Give an alias to a version, and record which version a rollback leads to: the last one of another checkpoint."""
+    before = find_aliases(client, name).get(alias, "")
+    if before and before != number:
+        holder, version = (client.get_model_version(name, each).tags for each in (before, number))
+        if holder.get(tags.VERSION_DIGEST) == version.get(tags.VERSION_DIGEST):
+            before = tags.previous_version(holder, alias)
+    if before != number:
+        client.set_model_version_tag(name, number, tags.previous_tag(alias), before)
+    client.set_registered_model_alias(name, alias, number)
 
 
 def _logged_model(client: Any, experiment: str, name: str, candidate: PromotionScore) -> Any:
@@ -293,27 +288,23 @@ def _logged_model(client: Any, experiment: str, name: str, candidate: PromotionS
     return models[0]
 
 
-def _version(client: Any, uri: str, name: str, model: Any, opened: LocatedCheckpoint, candidate: PromotionScore) -> str:
-    """Return the number of the LoggedModel's version with the candidate's score, creating it if there is none."""
+def _version(client: Any, uri: str, name: str, model: Any, about: dict[str, str], candidate: PromotionScore) -> str:
+    """Return the number of the LoggedModel's version with the candidate's score, creating it if there is none.
+
+    about: values of CHECKPOINT_TAGS.
+    """
     score_tags = {tag: str(getattr(candidate, field)) for field, tag in SCORE_TAGS.items()}
     for version in client.search_model_versions(f"name {tags.equals(name)}"):
         if model_id_of(version) == model.model_id and score_tags.items() <= version.tags.items():
             return str(version.version)
-    further = {
-        tags.CHECKPOINT: opened.origin,
-        tags.PROTOCOL: candidate.protocol,
-        tags.VERSION_STEP: str(opened.step),
-        tags.VERSION_WEIGHTS: opened.weights_sha256(),
-        tags.LATENTS_FINGERPRINT: opened.record.latents_fingerprint or "unknown",
-    }
     picture = picture_in(model.tags.get(tags.DESCRIPTION, ""))
     with default_store(uri):
         created = client.create_model_version(
             name,
             f"models:/{model.model_id}",
             run_id=model.source_run_id,
-            tags=score_tags | further,
-            description=f"{_version_description(opened, candidate)}\n\n{picture}".strip(),
+            tags=score_tags | {tags.PROTOCOL: candidate.protocol} | about,
+            description=f"{_version_description(about, candidate)}\n\n{picture}".strip(),
             model_id=model.model_id,
         )
     known = json.loads(model.tags.get(REGISTERED_VERSIONS, "[]"))
@@ -334,12 +325,13 @@ def _show_picture(client: Any, name: str, experiment: str, picture: str) -> None
         client.update_registered_model(name, f"{text}\n\n{picture}")
 
 
-def _version_description(opened: LocatedCheckpoint, candidate: PromotionScore) -> str:
-    """Return the description of a version in Markdown."""
-    error = "" if math.isinf(candidate.error) else f" ± {candidate.error:.3g}"
-    score = f"{candidate.metric} {candidate.value:.5g}{error} by protocol `{candidate.protocol_id}`"
+def _version_description(about: dict[str, str], candidate: PromotionScore) -> str:
+    """Return the description of a version in Markdown. about: values of CHECKPOINT_TAGS."""
+    checkpoint = about[tags.CHECKPOINT]
+    estimate = candidate.estimate.replace("+-", "±")
+    score = f"{candidate.metric} {estimate} by protocol `{candidate.protocol_id}`"
     score += f" ({candidate.protocol})" if candidate.protocol else ""
     return (
-        f"Step {opened.step:,}: {score}.\n\nCheckpoint `{opened.origin}`, digest `{opened.digest[:12]}`. "
-        f"Its lineage: `raydit lineage {shlex.quote(opened.origin)}`"
+        f"Step {int(about[tags.VERSION_STEP]):,}: {score}.\n\nCheckpoint `{checkpoint}`, digest "
+        f"`{candidate.digest[:12]}`. Its lineage: `raydit lineage {shlex.quote(checkpoint)}`"
     )

@@ -23,7 +23,8 @@ from pipelines.checkpoints.exporting import export_checkpoint
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.registry.cleaning import inspect_superseded
 from pipelines.registry.model_files import gather
-from pipelines.registry.promotion import PromotionScore, promote
+from pipelines.registry.promotion import promote
+from pipelines.registry.promotion_score import PromotionScore
 from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, sampling_protocol
 from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 from pipelines.tracking.bases import base_digests

@@ -16,7 +16,8 @@ from dit.checkpoint import export_diffusers, load_checkpoint
 from evaluation.protocol import EvaluationProtocol
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import SharedCheckpoint, open_checkpoint
-from pipelines.registry.promotion import PromotionScore, promote
+from pipelines.registry.promotion import promote
+from pipelines.registry.promotion_score import PromotionScore
 from pipelines.scoring.protocols.build_protocol import checkpoint_recipe
 from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 from pipelines.tracking.logged_models import log_checkpoint
@@ -267,7 +268,10 @@ def test_a_checkpoint_is_promoted_only_if_it_is_better_by_more_than_the_error(
     assert message.endswith("models:/best@challenger is now version 2")
     message, given = promote_as_best(checkpoints[4], 20.0, float("inf"))
     assert not given and "the error of a score is unknown" in message
-    assert promote_as_best(checkpoints[4], 29.2) == ("models:/best@champion is now version 3: 29.2, before 30", True)
+    assert message.startswith(
+        "models:/best@challenger is now version 3, the same checkpoint, scored again: 20, before 29"
+    )
+    assert promote_as_best(checkpoints[4], 29.2) == ("models:/best@champion is now version 4: 29.2, before 30", True)
     assert open_checkpoint("models:/best@champion", tracking_uri=store).path == checkpoints[4].path
     for changes in ({"protocol_id": "p2"}, {"metric": "fid_10k"}):
         with pytest.raises(ValueError, match="--promote best: found a score of .*, expected .* was chosen"):

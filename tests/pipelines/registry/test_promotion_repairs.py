@@ -10,7 +10,7 @@ import pytest
 from pipelines import evaluate
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.registry import promotion
-from pipelines.registry.promotion import PromotionScore
+from pipelines.registry.promotion_score import SCORE_TAGS, PromotionScore
 from pipelines.tracking.lookup import _digests_with_predecessors, dangling_aliases, model_id_of
 from raydit.errors import InvalidInput, Unreachable
 
@@ -41,7 +41,7 @@ def test_a_checkpoint_whose_files_were_lost_is_promoted_again(story, promote, st
 def test_a_version_of_a_deleted_model_is_not_used_again(story, store):
     """Its source no longer resolves, whatever its score."""
     score = PromotionScore("d", "p", "fid_50k", 1.0, 0.1)
-    old = {tag: str(getattr(score, field)) for field, tag in promotion.SCORE_TAGS.items()}
+    old = {tag: str(getattr(score, field)) for field, tag in SCORE_TAGS.items()}
     created = []
 
     def create(name, source, **options):
@@ -53,10 +53,10 @@ def test_a_version_of_a_deleted_model_is_not_used_again(story, store):
         create_model_version=create,
         set_logged_model_tags=lambda *arguments: None,
     )
-    opened = open_checkpoint(story.checkpoints[4].path)
+    about = {"raydit.checkpoint": "step_0000004", "raydit.step": "4"}
     for model, number in (("m-ce3", "2"), ("m-01d", "1")):
         found = SimpleNamespace(model_id=model, source_run_id="r", tags={})
-        assert promotion._version(client, story.uri, "x", found, opened, score) == number
+        assert promotion._version(client, story.uri, "x", found, about, score) == number
     assert created == [("models:/m-ce3", "m-ce3")]
 
 
