@@ -8,6 +8,7 @@ from typing import Any
 from evaluation.metric_names import MEAN_RATIO, is_of_extractor, parse_metric_name
 from evaluation.protocol import EvaluationProtocol
 from evaluation.ratios import same_held_out
+from pipelines.registry.repeats import average_repeats, find_seeds, first_of_seeds
 from pipelines.scoring.reports.log_report import REFERENCE
 from pipelines.tracking import tags
 from pipelines.tracking.experiments import find_experiment
@@ -199,8 +200,9 @@ def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: s
     Only scores of one protocol are comparable, and of ratios only those to the same held-out images.
 
     metric: name without eval/, such as fid_50k; empty: the Frechet distance at the largest N. protocol: its id; empty:
-    the one that scored most checkpoints, and of several such the newest. Raises NotFound if there are no scores, and
-    InvalidInput for an unknown name of a metric.
+    the one that scored most checkpoints, and of several such the newest, or the first of its repeats. A checkpoint that
+    was scored with further seeds is ranked by their mean, see average_repeats. Raises NotFound if there are no scores,
+    and InvalidInput for an unknown name of a metric.
     """
     if metric:
         parse_metric_name(metric)
@@ -220,7 +222,10 @@ def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: s
         scored.setdefault(score["protocol_id"], set()).add(score["digest"])
     protocols = {each: len(digests) for each, digests in scored.items()}
     summaries = {score["protocol_id"]: score["protocol"] for score in scores}
-    chosen = protocol or max(protocols, key=lambda each: protocols[each], default="")
+    seeds = find_seeds(scores, by_id)
+    most = max(protocols.values(), default=0)
+    newest = [each for each, count in protocols.items() if count == most]
+    chosen = protocol or (first_of_seeds(newest[0], newest, seeds) if newest else "")
     if chosen not in protocols:
         wanted = " ".join(filter(None, (metric, chosen and f"by protocol {chosen}"))) or "of a checkpoint"
         found = f"scores by {', '.join(f'{each} ({summaries[each]})' for each in protocols)}" if protocols else "none"
@@ -234,6 +239,7 @@ def best_checkpoints(uri: str, experiment: str, *, metric: str = "", protocol: s
     if parse_metric_name(name).kind.is_ratio:
         comparable = same_held_out(score["held_out"] for score in ranked)
         ranked = [score for score in ranked if score["held_out"] in comparable]
+    ranked = average_repeats(ranked, scores, seeds)
     sign = -1 if parse_metric_name(name).kind.higher_is_better else 1
     ranked.sort(key=lambda score: (sign * score["value"], -score["time"]))
     once = {score["digest"]: score for score in reversed(ranked)}  # a repeated evaluation adds the same numbers again

@@ -92,7 +92,8 @@ def show(run: str, store: str, as_json: bool) -> None:
 def best(experiment: str, metric: str, protocol: str, store: str, as_json: bool) -> None:
     """List checkpoints by a metric, best first.
 
-    Only checkpoints that were scored with the same protocol are listed.
+    Only checkpoints that were scored with the same protocol are listed. Those that were scored with several seeds
+    (raydit evaluate --repeats) are ranked by the mean, which is shown with its standard error.
     """
     from evaluation.text_table import align_columns
     from pipelines.registry.queries import best_checkpoints
@@ -109,8 +110,9 @@ def best(experiment: str, metric: str, protocol: str, store: str, as_json: bool)
     ]
     for score in found["checkpoints"]:
         error = "" if score["error"] is None else f" +- {score['error']:.3g}"
+        over = f" ({score['seeds']} seeds)" if score["seeds"] > 1 else ""
         removed = "removed" if score["removed"] else ""
-        rows.append([f"{score['value']:.6g}{error}", score["checkpoint"], score["commit"], removed])
+        rows.append([f"{score['value']:.6g}{error}{over}", score["checkpoint"], score["commit"], removed])
     echo("\n".join(align_columns(rows)))
     print_line("protocol", f"{found['protocol_id']} ({found['protocol']})")
     for other, count in found["other_protocols"].items():
