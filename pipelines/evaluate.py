@@ -21,9 +21,8 @@ from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, evalua
 from pipelines.scoring.protocols.protocol_file import check_given_protocol
 from pipelines.scoring.real_images.real_listing import listed_once
 from pipelines.scoring.real_images.references import RealImages
-from pipelines.scoring.reports.log_report import tag_protocols
-from pipelines.scoring.reports.report_curves import load_reports_by_step, save_curves, step_of
 from pipelines.scoring.reports.report_files import rewrite_report, take_back_report
+from pipelines.scoring.reports.report_series import in_series, record_series, series_identity
 from pipelines.scoring.samples.precision import check_precision, faster_precisions
 from pipelines.scoring.samples.saved_samples import SampleFormat, SavedSamples
 from pipelines.scoring.score_checkpoint import (
@@ -38,7 +37,7 @@ from pipelines.scoring.score_checkpoint import (
 from pipelines.scoring.score_extractors import averages_alike
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.stage import StageContext
-from pipelines.tracking.run_log import SCORE, RunLog
+from pipelines.tracking.run_log import RunLog
 from raydit.errors import NotFound, RayditError, Unreachable
 
 
@@ -302,35 +301,6 @@ def with_repeats(reports: Sequence[EvaluationReport]) -> EvaluationReport:
             if repeats.get(name, [])[: len(values)] != values:
                 repeats[name] = values
     return replace(first, repeats=repeats)
-
-
-def series_identity(report: EvaluationReport) -> dict[str, str]:
-    """Return the identity of the runs that have the metrics of several checkpoints by one protocol."""
-    return {"protocol": report.protocol_id}
-
-
-def in_series(context: StageContext, report: EvaluationReport) -> bool:
-    """Return whether such a run has a report's step, or cannot get it: a command may have been cut off before."""
-    step = step_of(report)
-    if step is None or not context.is_writable:
-        return True
-    return step in context.tracker.logged_steps(EVALUATIONS, series_identity(report))
-
-
-def record_series(run: RunLog, folder: str, report: EvaluationReport, images_per_step: int) -> None:
-    """Log a report's metrics at its training step to the run of all, and draw the curve over the protocol's folder."""
-    step = step_of(report)
-    if step is None:
-        return
-    tag_protocols(run, report)
-    reports = load_reports_by_step(folder)
-    figures = save_curves(reports, folder, images_per_step)
-    for figure in figures:
-        run.artifact(figure)
-    if figures:
-        say("evaluate", f"curve over {len(reports)} checkpoints: {figures[0]}")
-    # Last, because a step whose metrics are logged counts as finished.
-    run.metrics({f"{SCORE}{name}": report.estimate(name)[0] for name in report.metrics}, step)
 
 
 def promote(

@@ -69,7 +69,9 @@ class FakeRun:
 
 
 class FakeContext:
-    """A `pipelines.stage.JobContext` without Ray, whose runs are one FakeRun."""
+    """A `pipelines.stage.JobContext` without Ray, whose runs are one FakeRun, of an output that can be written."""
+
+    is_writable = True
 
     def __init__(self) -> None:
         self.last_run = FakeRun()
@@ -88,6 +90,8 @@ class FakeContext:
 
     def skipped(self, stage: str, artifact: str) -> None:
         say(stage, f"already finished: {artifact}")
+
+    def require_writable(self) -> None: ...
 
     def holding(self, part: str) -> AbstractContextManager[None]:
         return nullcontext()

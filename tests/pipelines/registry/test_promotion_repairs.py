@@ -99,7 +99,10 @@ def test_an_outage_does_not_end_a_command_that_promotes(story, raydit, monkeypat
 
     said = []
     context = SimpleNamespace(
-        tracker=SimpleNamespace(flush=lambda: None, uri="http://store"), say=lambda stage, text: said.append(text)
+        is_writable=True,
+        tracker=SimpleNamespace(flush=lambda: None),
+        tracking_uri="http://store",
+        say=lambda stage, text: said.append(text),
     )
     opened = open_checkpoint(story.checkpoints[4].path)
     with monkeypatch.context() as outage:

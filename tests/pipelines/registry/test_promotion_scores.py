@@ -166,7 +166,7 @@ def test_checkpoints_are_promoted_after_all_of_them_have_reports(story, monkeypa
         order.append(("promote", report.checkpoint_digest))
         return opened.step == 2
 
-    context = SimpleNamespace(tracker=SimpleNamespace(uri=story.uri))
+    context = SimpleNamespace(tracking_uri=story.uri)
     monkeypatch.setattr(evaluate, "StageContext", lambda *arguments, **options: nullcontext(context))
     for name, replacement in (("compute_batch", plan), ("finish_report", finish), ("promote", decide)):
         monkeypatch.setattr(evaluate, name, replacement)

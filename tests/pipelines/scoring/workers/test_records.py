@@ -70,7 +70,7 @@ def test_an_unreadable_image_is_refused_instead_of_left_out(tmp_path):
     listing = Listing([f"k{index}" for index in range(4)], np.zeros(4, np.int32), np.zeros(4, np.int64), ())
     (shard,) = make_shards(str(tmp_path / "shards"), [listing])
     put(shard, features=FEATURES[:3], unreadable=np.array(["k2"]))
-    with pytest.raises(ValueError, match="1 images cannot be read, such as k2, expected every image to be scored"):
+    with pytest.raises(ValueError, match="1 image cannot be read, such as k2, expected every image to be scored"):
         load_features([shard])
 
 
