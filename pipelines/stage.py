@@ -70,7 +70,7 @@ class StageContext:
     """The surroundings of jobs, used as a context manager.
 
     While it is open, no other process works in the recipe's output folder; raydit.errors.InUse names the process that
-    does. SIGTERM ends the work as tidily as Ctrl-C does. An output that cannot be written is held by nobody: what is
+    does. SIGTERM ends the work as tidily as Ctrl-C does. An output that cannot be written is not held: what is
     finished there can be found, and raydit.errors.StorageFailed is raised as soon as there is work. part: hold this
     folder of the output only, with tracking of its own: a checkpoint may be evaluated while its training goes on.
     """

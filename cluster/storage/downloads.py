@@ -38,8 +38,8 @@ def fetch_folder(path: str, *, without: str = "") -> str:
     without: name of a folder in it that is left out, unless there is a copy of all already. The copy is named after the
     URI and its listing (names, sizes, times), so a folder that was rewritten at the same URI is downloaded again. One
     worker of a machine downloads, and the others wait for it. Where the cache's disk has no room for a copy, those of
-    folders that nobody has fetched for an hour make room. Raises StorageFull when that is not enough, and InvalidInput
-    for a key with "..", which would be written outside the cache.
+    folders that have not been fetched for an hour are removed. Raises StorageFull when that is not enough, and
+    InvalidInput for a key with "..", which would be written outside the cache.
     """
     if is_local(path):
         return local_path(path)

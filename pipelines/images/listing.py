@@ -140,7 +140,7 @@ def shorten_list(names: Sequence[str], most: int = 10) -> str:
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Return whether an image is among the share of images that are held out; then it is by every larger share."""
+    """Return whether an image is among a share of images that are held out. A larger share holds it out, too."""
     fraction = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64  # in [0, 1), uniform
     return fraction < share
 

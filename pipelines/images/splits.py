@@ -248,7 +248,8 @@ def describe_subset(names: Sequence[str], inside: Sequence[str], subset: str) ->
 
     names: all files. inside: those of the subset, whatever their split.
     """
-    left_out = Counter(name.rpartition("/")[0] or name for name in names if name not in set(inside))
+    used = set(inside)
+    left_out = Counter(name.rpartition("/")[0] or name for name in names if name not in used)
     if not left_out:
         return ()
     shown = shorten_list([f"{name} ({count:,})" for name, count in left_out.items()], 6)

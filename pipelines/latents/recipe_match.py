@@ -49,7 +49,7 @@ def require_training_images(images: ImagesConfig, latents: LatentDataset) -> Non
         )
     before = latents.recipe.get("images", {}).get("held_out", 0.0)
     if not latents.recipe or images.held_out <= before:
-        return  # whoever is held out by a share is so by every larger one
+        return  # none of the images was held out, and a smaller share holds out no others
     if leaked := sorted(key for key in recorded_keys(latents) if is_held_out(key, images.held_out)):
         raise InvalidInput(
             f"latents at {latents.path} were made with images.held_out = {before:g}: {len(leaked):,} of their images, "

@@ -140,30 +140,39 @@ def _check_without_images(stage: str, config: Recipe) -> None:
 
 def _describe_stage(stage: str, config: Recipe) -> str:
     """Return in words what a stage of a recipe makes, and where; it may be there already."""
-    pretrained, trained, train, evaluate = (
-        config.autoencoder.id,
-        config.autoencoder.train,
-        config.train,
-        config.evaluate,
-    )
-    if stage == "autoencoder":
-        if trained is None:
-            return f"nothing to train: {pretrained} is pretrained"
-        start = f" from {trained.start}" if trained.start else ""
-        work, folder = f"{trained.steps:,} steps of {trained.global_batch_size:,} images{start}", config.folder(stage)
-    elif stage == "encode":
-        what = "moments" if config.encode.stores_moments else "digests"
-        work, folder = f"shards of the {what} of {config.encode.shard_rows:,} images", config.latents
-    elif stage == "train":
-        start = f" from {train.start.describe()}" if train.start else ""
-        work, folder = (
-            f"{train.steps:,} steps of {train.global_batch_size:,} images{start}",
-            config.folder("checkpoints"),
-        )
-    else:
-        extractors = ", ".join(evaluate.extractors or (evaluate.extractor,))
-        work, folder = f"{evaluate.num_samples:,} samples, scored by {extractors}", config.folder("evaluations")
+    if stage == "autoencoder" and config.autoencoder.train is None:
+        return f"nothing to train: {config.autoencoder.id} is pretrained"
+    work, folder = {
+        "autoencoder": _autoencoder_plan,
+        "encode": _encode_plan,
+        "train": _train_plan,
+        "evaluate": _evaluate_plan,
+    }[stage](config)
     return f"{work}, into {shorten_path(folder)}"
+
+
+def _autoencoder_plan(config: Recipe) -> tuple[str, str]:
+    train = config.autoencoder.train
+    assert train is not None, "the caller has looked"
+    start = f" from {train.start}" if train.start else ""
+    return f"{train.steps:,} steps of {train.global_batch_size:,} images{start}", config.folder("autoencoder")
+
+
+def _encode_plan(config: Recipe) -> tuple[str, str]:
+    what = "moments" if config.encode.stores_moments else "digests"
+    return f"shards of the {what} of {config.encode.shard_rows:,} images", config.latents
+
+
+def _train_plan(config: Recipe) -> tuple[str, str]:
+    train = config.train
+    start = f" from {train.start.describe()}" if train.start else ""
+    return f"{train.steps:,} steps of {train.global_batch_size:,} images{start}", config.folder("checkpoints")
+
+
+def _evaluate_plan(config: Recipe) -> tuple[str, str]:
+    evaluate = config.evaluate
+    extractors = ", ".join(evaluate.extractors or (evaluate.extractor,))
+    return f"{evaluate.num_samples:,} samples, scored by {extractors}", config.folder("evaluations")
 
 
 def _print_encode_plan(config: Recipe, as_json: bool) -> None:
