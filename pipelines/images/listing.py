@@ -86,7 +86,7 @@ class Listing:
 
         The side of an image depends on its key alone, so that added images never move others.
         """
-        chosen = np.array([is_held_out(key, held_out) for key in self.keys], dtype=bool)
+        chosen = np.array([falls_into_share(key, held_out) for key in self.keys], dtype=bool)
         return self.take(~chosen), self.take(chosen)
 
     @property
@@ -139,7 +139,7 @@ def shorten_list(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def is_held_out(key: str, share: float) -> bool:
+def falls_into_share(key: str, share: float) -> bool:
     """Return whether an image is among a share of images that are held out. A larger share holds it out, too."""
     fraction = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64  # in [0, 1), uniform
     return fraction < share

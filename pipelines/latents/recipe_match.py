@@ -1,7 +1,7 @@
 """Whether latents are those that a recipe describes, before anything is trained on them."""
 
 from pipelines.config.recipe import ImagesConfig, Recipe
-from pipelines.images.listing import is_held_out, shorten_list
+from pipelines.images.listing import falls_into_share, shorten_list
 from pipelines.latents.autoencoder import autoencoder_of, explain_other, is_autoencoder_of
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.identity import preprocessing
@@ -47,13 +47,27 @@ def require_training_images(images: ImagesConfig, latents: LatentDataset) -> Non
             f"the recipe's, {shorten_list(images.classes)}",
             "run `raydit encode` again, or correct images.classes",
         )
-    before = latents.recipe.get("images", {}).get("held_out", 0.0)
-    if not latents.recipe or images.held_out <= before:
-        return  # none of the images was held out, and a smaller share holds out no others
-    if leaked := sorted(key for key in recorded_keys(latents) if is_held_out(key, images.held_out)):
+    if leaked := sorted(find_leaked(latents, images.held_out)):
+        before = recorded_share(latents)
         raise InvalidInput(
             f"latents at {latents.path} were made with images.held_out = {before:g}: {len(leaked):,} of their images, "
             f"such as {leaked[0]}, would be trained on",
             f"none of those that the recipe keeps from training, with images.held_out = {images.held_out:g}",
             f"run `raydit encode` again, or set images.held_out to {before:g}",
         )
+
+
+def find_leaked(latents: LatentDataset, share: float) -> set[str]:
+    """Return the keys of a data set that a larger share of held-out images than its own holds out.
+
+    Reads no key unless the share is larger. Empty where the data set records no recipe.
+    """
+    if not latents.recipe or share <= recorded_share(latents):
+        return set()
+    return {key for key in recorded_keys(latents) if falls_into_share(key, share)}
+
+
+def recorded_share(latents: LatentDataset) -> float:
+    """Return images.held_out of the recipe by which latents were made."""
+    share: float = latents.recipe.get("images", {}).get("held_out", 0.0)
+    return share

@@ -11,6 +11,7 @@ from evaluation.score import explain_missing, summarize_missing
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.held_out import find_equal_images
 from pipelines.latents.dataset import MANIFEST, LatentDataset
+from pipelines.latents.recipe_match import find_leaked, recorded_share
 from pipelines.latents.shards import recorded_keys
 from pipelines.scoring.real_images.references import MAX_REFERENCE_FEATURES, RealImages, load_given_reference
 from pipelines.scoring.reports.build_report import spaced_positions
@@ -101,15 +102,13 @@ def refuse_larger_share(settings: ScoringSettings) -> None:
     if not settings.images.path or not share or not storage.exists(storage.join(latents, MANIFEST)):
         return
     dataset = LatentDataset.open(latents)
-    before = dataset.recipe.get("images", {}).get("held_out", share)
-    if share <= before:
+    if not (leaked := find_leaked(dataset, share)):
         return
-    seen = recorded_keys(dataset)
-    if found := [key for key in RealImages.of(settings).held_out.keys if key in seen]:
+    if found := [key for key in RealImages.of(settings).held_out.keys if key in leaked]:
         raise InvalidInput(
             f"images.held_out: found {share:g}, which holds out {found[0]!r}, one of {len(found):,} images that "
             "training has seen",
-            f"at most {before:g}, as when the latents were encoded",
+            f"at most {recorded_share(dataset):g}, as when the latents were encoded",
             "set it to that, or train again without these images",
         )
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from tiny_encode import Context, encode_here, recipe
 
-from pipelines.images.listing import is_held_out
+from pipelines.images.listing import falls_into_share
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.recipe_match import require_latents_of, require_training_images
 from pipelines.latents.shards import recorded_keys
@@ -45,7 +45,7 @@ def test_latents_of_another_size_or_crop_are_refused(config, latents, name, valu
 
 
 def test_latents_of_images_that_are_to_be_held_out_are_refused(config, latents):
-    leaked = sorted(key for key in recorded_keys(latents) if is_held_out(key, 0.7))
+    leaked = sorted(key for key in recorded_keys(latents) if falls_into_share(key, 0.7))
     assert 0 < len(leaked) < len(recorded_keys(latents))
     message = re.escape(f"images.held_out = 0.3: {len(leaked)} of their images, such as {leaked[0]}, would be trained")
     with pytest.raises(InvalidInput, match=message):
