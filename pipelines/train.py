@@ -262,7 +262,7 @@ def prepare_checkpoints(
     goes_back = last > steps and on_the_way > 0 and not artifact.changes() and same_rates(on_the_way)
     reasons = [f"train.steps: {last} -> {steps}"] if (last > steps and not goes_back) or is_further else []
     artifact.prepare(reasons, fits=leads_to, is_finished=reaches, before_move=before_move)
-    for step in (*checkpoints.finished_steps(), *checkpoints.interrupted_steps()):
+    for step in checkpoints.all_steps():
         if step > steps:
             kept = checkpoints.set_aside(step)
             say("train", f"the checkpoint of step {step:,}, beyond train.steps = {steps:,}, is kept in {kept}")

@@ -43,19 +43,23 @@ class CheckpointFolder:
         """Return the steps of the complete checkpoints at which training was stopped, ascending."""
         return self._steps()[1]
 
+    def all_steps(self) -> list[int]:
+        """Return the steps of all complete checkpoints, regular and interrupted, ascending, from one listing."""
+        regular, interrupted = self._steps()
+        return sorted(regular + interrupted)
+
     def last_step(self) -> int:
         """Return the step from which training resumes, that of `newest`, or 0."""
-        regular, interrupted = self._steps()
-        return max(regular + interrupted, default=0)
+        return max(self.all_steps(), default=0)
 
     def has_any(self) -> bool:
         """Return whether there is a complete checkpoint, regular or interrupted; a start has step 0."""
-        return any(self._steps())
+        return bool(self.all_steps())
 
     def newest(self) -> LocatedCheckpoint | None:
         """Open the complete checkpoint with the highest step, regular or interrupted; None if there is none."""
-        regular, interrupted = self._steps()
-        return self.open(max(regular + interrupted), resumable=True) if regular or interrupted else None
+        steps = self.all_steps()
+        return self.open(steps[-1], resumable=True) if steps else None
 
     def _steps(self) -> tuple[list[int], list[int]]:
         """Return the steps of regular and of interrupted checkpoints, ascending, from one listing."""

@@ -65,7 +65,7 @@ def inspect_superseded(output: str, store: str = "") -> list[SupersededFolder]:
 def _configs(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield digest and config of each finished checkpoint in a folder, which may hold none."""
     checkpoints = CheckpointFolder(folder)
-    for step in (*checkpoints.finished_steps(), *checkpoints.interrupted_steps()):
+    for step in checkpoints.all_steps():
         found = checkpoints.describe(step)
         yield found.digest, found.config
 

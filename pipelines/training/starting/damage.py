@@ -13,7 +13,7 @@ def set_aside_damaged(checkpoints: CheckpointFolder, say: Callable[[str], object
 
     Raises InvalidInput, with all checkpoints where they are, if there are only damaged ones.
     """
-    steps = sorted((*checkpoints.finished_steps(), *checkpoints.interrupted_steps()), reverse=True)
+    steps = checkpoints.all_steps()[::-1]
     damaged: dict[int, str] = {}
     for step in steps:
         if not (damage := checkpoints.find_damage(step)):
