@@ -154,16 +154,16 @@ def evaluate_each(
                 reports = []
                 for (_, config), seeds in zip(batch, computed, strict=False):
                     evaluation, images_per_step = seeds[0].evaluation, config.train.global_batch_size
-                    context, folder = contexts[evaluation.settings.output], evaluation.folder
+                    context, folder = contexts[evaluation.settings.output], storage.split(evaluation.folder)[0]
                     report = finish_report(context, seeds, images_per_step)
-                    is_new = any(seed.report is None for seed in seeds)
-                    if (series or options.repeats > 1) and (is_new or not in_series(context, report)):
-                        protocol_folder = storage.split(folder)[0]
-                        if protocol_folder not in runs:
-                            run = context.run(EVALUATIONS, series_identity(report), protocol_tags(report.protocol))
-                            runs[protocol_folder] = stack.enter_context(run)
-                        record_series(runs[protocol_folder], protocol_folder, report, images_per_step)
                     reports.append(report)
+                    is_new = any(seed.report is None for seed in seeds)
+                    is_due = (series or options.repeats > 1) and (is_new or not in_series(context, report))
+                    if is_due and folder not in runs:
+                        run = context.run(EVALUATIONS, series_identity(report), protocol_tags(report.protocol))
+                        runs[folder] = stack.enter_context(run)
+                    if is_due:
+                        record_series(runs[folder], folder, report, images_per_step)
             # Promoted after all of them have reports, because one may be the champion, and be scored again.
             for report, (_, config), seeds in zip(reports, batch, computed, strict=False):
                 evaluation = seeds[0].evaluation

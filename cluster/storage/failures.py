@@ -36,7 +36,7 @@ def explain_failures(path: str, *, missing: bool = False) -> Iterator[None]:
 def refused_write(error: BaseException | None) -> OSError | None:
     """Return the system's error behind an error, if it is that of a disk that is read-only or of a missing permission.
 
-    error: an OSError, or the StorageFailed in its place.
+    error: an OSError, or the StorageFailed that was raised because of it.
     """
     found = error.__cause__ if isinstance(error, StorageFailed) else error
     refusals = (errno.EROFS, errno.EACCES, errno.EPERM)

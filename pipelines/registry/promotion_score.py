@@ -26,9 +26,9 @@ class PromotionScore(NamedTuple):
     protocol: str = ""
     """What the protocol says, in a few words."""
     checkpoint: str = ""
-    """Of a registered version: path or URI of the checkpoint, where it lay when it was registered."""
+    """Path or URI of the checkpoint when its version was registered; empty for the score of a report."""
     has_files: bool = True
-    """Of a registered version: whether the store holds its files, so that it can be loaded."""
+    """Whether the store holds the files of the registered version, so that it can be loaded."""
 
     @property
     def protocol_label(self) -> str:

@@ -15,6 +15,7 @@ from pipelines.cli.output import print_line, print_report, print_resolved, print
 from raydit.printable import one_line
 
 if TYPE_CHECKING:
+    from dit.schedule import TrainingConfig
     from pipelines.config.recipe import Recipe
 
 
@@ -154,8 +155,7 @@ def _describe_stage(stage: str, config: Recipe) -> str:
 def _autoencoder_plan(config: Recipe) -> tuple[str, str]:
     train = config.autoencoder.train
     assert train is not None, "the caller has looked"
-    start = f" from {train.start}" if train.start else ""
-    return f"{train.steps:,} steps of {train.global_batch_size:,} images{start}", config.folder("autoencoder")
+    return _describe_steps(train, train.start), config.folder("autoencoder")
 
 
 def _encode_plan(config: Recipe) -> tuple[str, str]:
@@ -164,9 +164,13 @@ def _encode_plan(config: Recipe) -> tuple[str, str]:
 
 
 def _train_plan(config: Recipe) -> tuple[str, str]:
-    train = config.train
-    start = f" from {train.start.describe()}" if train.start else ""
-    return f"{train.steps:,} steps of {train.global_batch_size:,} images{start}", config.folder("checkpoints")
+    start = config.train.start
+    return _describe_steps(config.train, start.describe() if start else None), config.folder("checkpoints")
+
+
+def _describe_steps(train: TrainingConfig, start: str | None) -> str:
+    """Return the length of a training in words. start: what it starts from; None: fresh weights."""
+    return f"{train.steps:,} steps of {train.global_batch_size:,} images{f' from {start}' if start else ''}"
 
 
 def _evaluate_plan(config: Recipe) -> tuple[str, str]:
