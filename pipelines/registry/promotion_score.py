@@ -1,14 +1,12 @@
 """The scores by which checkpoints are promoted: those that registered versions record, and those of reports."""
 
 import math
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import find_recorded
-from pipelines.registry.queries import find_protocol
 from pipelines.scoring.reports.report_files import find_reports
 from pipelines.tracking import tags
-from pipelines.tracking.lookup import has_files
 from raydit.errors import InvalidInput, RayditError
 
 
@@ -63,39 +61,14 @@ SCORE_TAGS = {
 """Tags of a registered version that keep its PromotionScore, by field."""
 
 
-def find_aliases(client: Any, name: str) -> dict[str, str]:
-    """Return version numbers by alias; empty if there is no registered model of that name."""
-    if not client.search_registered_models(f"name {tags.equals(name)}"):
-        return {}
-    return client.get_registered_model(name).aliases
-
-
-def read_holder(client: Any, name: str, alias: str) -> PromotionScore | None:
-    """Return the score of the version that holds an alias, from the tags of the version."""
-    number = find_aliases(client, name).get(alias)
-    if number is None:
-        return None
-    version = client.get_model_version(name, number)
-    found = version.tags
-    absent = [tag for tag in SCORE_TAGS.values() if tag not in found]
-    if absent:
-        raise InvalidInput(
-            f"models:/{name}@{alias}: found a version without the tag {absent[0]}",
-            "one that raydit promoted",
-            "promote under another name, or remove the alias",
-        )
-    kept: dict[str, Any] = {field: found[tag] for field, tag in SCORE_TAGS.items()}
-    kept["protocol"] = found.get(tags.PROTOCOL) or find_protocol(client, kept["protocol_id"])
-    kept["checkpoint"] = found.get(tags.CHECKPOINT, "")
-    kept |= {"value": float(kept["value"]), "error": float(kept["error"]), "has_files": has_files(client, version)}
-    return PromotionScore(**kept)
-
-
-def find_current_score(holder: PromotionScore, tracking_uri: str) -> PromotionScore:
+def find_present_score(holder: PromotionScore, candidate: PromotionScore, tracking_uri: str) -> PromotionScore:
     """Return a registered version's score by the present report of its checkpoint, which may be over more seeds.
 
-    Its recorded score where there is no such report any more. tracking_uri: as of find_reports.
+    Its recorded score where there is no such report any more. candidate: the score that it is compared with, which may
+    be of the same checkpoint. tracking_uri: as of find_reports.
     """
+    if holder.digest == candidate.digest:
+        return holder._replace(value=candidate.value, error=candidate.error)
     try:
         location = find_recorded(holder.checkpoint, holder.digest)
         (report,) = find_reports([location], protocol_id=holder.protocol_id, tracking_uri=tracking_uri)
@@ -103,8 +76,8 @@ def find_current_score(holder: PromotionScore, tracking_uri: str) -> PromotionSc
         return holder
     if report.disqualified or (report.checkpoint_digest, report.headline) != (holder.digest, holder.metric):
         return holder
-    current = PromotionScore.from_report(report)
-    return holder._replace(value=current.value, error=current.error)
+    present = PromotionScore.from_report(report)
+    return holder._replace(value=present.value, error=present.error)
 
 
 def check_comparable(name: str, alias: str, holder: PromotionScore, candidate: PromotionScore) -> None:

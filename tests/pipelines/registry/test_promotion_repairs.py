@@ -11,6 +11,7 @@ from pipelines import evaluate
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.registry import promotion
 from pipelines.registry.promotion_score import SCORE_TAGS, PromotionScore
+from pipelines.registry.registered_model import RegisteredModel
 from pipelines.tracking.lookup import _digests_with_predecessors, dangling_aliases, model_id_of
 from raydit.errors import InvalidInput, Unreachable
 
@@ -56,7 +57,7 @@ def test_a_version_of_a_deleted_model_is_not_used_again(story, store):
     about = {"raydit.checkpoint": "step_0000004", "raydit.step": "4"}
     for model, number in (("m-ce3", "2"), ("m-01d", "1")):
         found = SimpleNamespace(model_id=model, source_run_id="r", tags={})
-        assert promotion._version(client, story.uri, "x", found, about, score) == number
+        assert RegisteredModel(client, story.uri, "x").add_version(found, about, score) == number
     assert created == [("models:/m-ce3", "m-ce3")]
 
 
