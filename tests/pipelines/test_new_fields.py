@@ -25,7 +25,7 @@ from pipelines.config.recipe import AutoencoderConfig, ImagesConfig, Recipe
 from pipelines.config.start import StartConfig
 from pipelines.config.training import NON_IDENTITY_FIELDS, TrainConfig
 from pipelines.tracking.run_log import flatten
-from pipelines.train import train_identity, training_artifact
+from pipelines.training.starting.identity import train_identity, training_artifact
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "707a9da"
 PROTOCOL = EvaluationProtocol(decoder="d", extractor="e", extractor_sha256="s", reference_digest="r")

@@ -28,10 +28,10 @@ from pipelines.latents.identity import encode_identity
 from pipelines.latents.verify import verify
 from pipelines.scoring.protocols.build_protocol import evaluation_protocol
 from pipelines.scoring.settings import ScoringSettings
-from pipelines.train import train_identity
 from pipelines.training.group.worker import Worker
 from pipelines.training.loop import train_worker
 from pipelines.training.settings import train_worker_settings
+from pipelines.training.starting.identity import train_identity
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FINGERPRINT = "2590c5d956abcf99588d756ba3d416516191120ac4402cce8fa211ecc6196a97"

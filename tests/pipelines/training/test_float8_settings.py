@@ -9,9 +9,9 @@ from dit.float8 import use_float8
 from pipelines.artifacts import differences
 from pipelines.config.training import TrainConfig
 from pipelines.latents.dataset import LatentDataset
-from pipelines.train import train_identity
 from pipelines.training import loop
 from pipelines.training.settings import train_worker_settings
+from pipelines.training.starting.identity import train_identity
 from raydit.errors import InvalidInput
 
 FLOAT8 = {"matmul": "float8", "dtype": "bfloat16", "gpus_per_worker": 1}

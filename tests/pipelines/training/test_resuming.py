@@ -13,10 +13,12 @@ from dit.formats.digests import require_recorded
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.latents.dataset import LatentDataset
 from pipelines.registry.cleaning import _configs
-from pipelines.train import prepare_checkpoints, train, training_artifact
+from pipelines.train import train
 from pipelines.training.group.messages import Notice
 from pipelines.training.group.worker import Worker
 from pipelines.training.starting.damage import set_aside_damaged
+from pipelines.training.starting.identity import training_artifact
+from pipelines.training.starting.prepare_checkpoints import prepare_checkpoints
 
 
 class Context(FakeContext):

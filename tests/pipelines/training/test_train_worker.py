@@ -16,10 +16,11 @@ from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.follow import follow_checkpoints
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
-from pipelines.train import prepare_checkpoints, start_monitor
+from pipelines.train import start_monitor
 from pipelines.training.data.order import EpochOrder
 from pipelines.training.group.messages import InLoop, Report, Saved, Validated
 from pipelines.training.nonfinite import RollbackRequested
+from pipelines.training.starting.prepare_checkpoints import prepare_checkpoints
 
 
 @pytest.fixture

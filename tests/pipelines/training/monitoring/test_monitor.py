@@ -9,10 +9,12 @@ from tiny_training import Training, training_recipe
 
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.latents.dataset import LatentDataset
-from pipelines.train import prepare_checkpoints, start_monitor, train, training_artifact
+from pipelines.train import start_monitor, train
 from pipelines.training.cursor import DataCursor
 from pipelines.training.group.messages import Saved
 from pipelines.training.monitoring.previews import Previews
+from pipelines.training.starting.identity import training_artifact
+from pipelines.training.starting.prepare_checkpoints import prepare_checkpoints
 from raydit.errors import InvalidInput
 
 RUN = {"step": 4, "run": FakeRun.key}

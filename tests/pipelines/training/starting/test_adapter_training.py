@@ -17,7 +17,7 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.reader import RecipeError
 from pipelines.latents.dataset import LatentDataset
 from pipelines.registry.lineage import lineage
-from pipelines.train import train_identity
+from pipelines.training.starting.identity import train_identity
 from pipelines.training.starting.start import check_trained_parameters, find_start
 from raydit.errors import InvalidInput, NotFound
 

@@ -9,8 +9,9 @@ from tiny_training import Training, assert_equal, training_recipe
 from dit.schedule import TrainingConfig, learning_rate
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.latents.dataset import LatentDataset
-from pipelines.train import describe_schedule_change, train_identity
 from pipelines.training.starting.extension import explain_schedule_change
+from pipelines.training.starting.identity import train_identity
+from pipelines.training.starting.prepare_checkpoints import describe_schedule_change
 from raydit.errors import InvalidInput
 
 SCHEDULE = {"lr_schedule": "linear", "warmup_steps": 2}

@@ -8,9 +8,10 @@ from tiny_training import Training, assert_equal, training_recipe, write_latents
 from pipelines.artifacts import Artifact
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.latents.dataset import LatentDataset
-from pipelines.train import prepare_checkpoints, training_artifact
 from pipelines.training.settings import train_worker_settings
+from pipelines.training.starting.identity import training_artifact
 from pipelines.training.starting.new_data import ACCEPTED, accepted_start, take_new_data
+from pipelines.training.starting.prepare_checkpoints import prepare_checkpoints
 from pipelines.training.starting.start import starting_from, write_first_checkpoint
 from raydit.errors import NotFound
 

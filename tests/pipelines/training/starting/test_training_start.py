@@ -21,11 +21,13 @@ from pipelines.config.reader import RecipeError, resolved, validate_recipe
 from pipelines.latents.dataset import LatentDataset
 from pipelines.registry.lineage import lineage
 from pipelines.stage import StageContext
-from pipelines.train import prepare_checkpoints, train, train_identity
+from pipelines.train import train
 from pipelines.training.group.worker import Worker
 from pipelines.training.loop import create_training_state
 from pipelines.training.settings import train_worker_settings
 from pipelines.training.starting.adapter import changed_names
+from pipelines.training.starting.identity import train_identity
+from pipelines.training.starting.prepare_checkpoints import prepare_checkpoints
 from pipelines.training.starting.start import (
     TrainingStart,
     changed_by_start,
