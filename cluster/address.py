@@ -1,6 +1,6 @@
 """The address of the Ray cluster to join: where it comes from, and whether a Ray that accepts our token answers there.
 
-Ray itself finds out in 20 seconds and as many lines; these checks take milliseconds.
+Ray itself needs 20 seconds, and as many lines of output, to notice; these checks take milliseconds.
 """
 
 import ipaddress
@@ -111,7 +111,7 @@ def _ask_ray(address: str, source: str) -> None:
     if code == "OK" and get_authentication_mode() == AuthenticationMode.TOKEN:
         raise InvalidInput(
             f"{source}: the Ray cluster at {address} has no token authentication, which is on in this process",
-            "the same on both sides: every actor would count as lost",
+            "the same setting on both sides, because otherwise every actor counts as lost",
             "restart the cluster with RAY_AUTH_MODE=token, or set RAY_AUTH_MODE=disabled here before Python starts",
         )
     if code == "UNAUTHENTICATED" and _use_token():

@@ -28,7 +28,7 @@ RAYDIT = ("-m", "pipelines.cli")
 INTERRUPTED = 130
 """Exit code of a stopped job."""
 MISSING_MODULE = f"No module named '{RAYDIT[1].partition('.')[0]}'"
-"""What Python prints in a job on a cluster that has no raydit."""
+"""What Python prints in a job on a cluster where raydit is not installed."""
 INSTALL_SECONDS = 3600
 """Time for a node to install requirements, of some gigabytes; Ray's default is ten minutes."""
 READY_SECONDS = 30
@@ -62,7 +62,7 @@ class Job:
     started: str | None
     """ISO 8601, UTC."""
     exit_code: int | None
-    """As a shell has it: 128 and the number of the signal that killed the driver. None until the job has ended."""
+    """As in a shell: 128 plus the number of the signal that killed the driver. None until the job has ended."""
     message: str
     metadata: dict[str, str]
 

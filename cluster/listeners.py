@@ -1,4 +1,4 @@
-"""The ports on which Ray's processes on this machine listen for others than this machine."""
+"""The ports on which Ray's processes on this machine accept connections from other machines."""
 
 import ipaddress
 from collections.abc import Iterable, Iterator

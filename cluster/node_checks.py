@@ -1,4 +1,5 @@
-"""The doctor's checks of every node of a cluster: versions, clock, shared storage, and what the caller adds."""
+"""The doctor's checks of every node of a cluster: versions, clock, shared storage, and checks that the caller
+passes."""
 
 import json
 import os

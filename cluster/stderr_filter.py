@@ -1,4 +1,4 @@
-"""Keep known lines off standard error that a library's native code writes there, past Python's logging."""
+"""Suppress known messages that a library's native code writes to standard error, bypassing Python's logging."""
 
 import contextlib
 import os

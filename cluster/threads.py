@@ -1,4 +1,4 @@
-"""A thread that works beside a block and ends with it."""
+"""Run a background thread for the duration of a `with` block."""
 
 import threading
 from collections.abc import Callable, Iterator

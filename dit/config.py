@@ -26,7 +26,7 @@ Variance = Literal["learned_range", "fixed_small", "fixed_large"]
 Weighting = Literal["none", "min_snr"]
 TimeDensity = Literal["uniform", "logit_normal"]
 RandomKind = Literal["counter"]
-"""How random numbers are drawn where a recipe says so; otherwise by a generator for each image."""
+"""How random numbers are drawn if a recipe sets `random`; otherwise each image has its own generator."""
 ResetPart = Literal["labels", "embedding", "final", "positions", "objective"]
 """Parts of a model that a training need not take over from the checkpoint that it starts from; see `dit.start`."""
 

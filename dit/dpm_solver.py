@@ -22,7 +22,7 @@ class _NoiseLevel(NamedTuple):
     """A point on the path from noise to data, where x = alpha x0 + sigma noise."""
 
     time: float
-    """What the model is given: an integer for a diffusion."""
+    """The time that the model is called with: an integer for a diffusion."""
     alpha: float
     sigma: float
     ratio: float

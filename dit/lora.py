@@ -71,7 +71,7 @@ def adapter_config(
     if not layers:
         raise InvalidInput(
             f"train.lora.targets: found {list(targets)}, all trained in full because the start changed them",
-            "layers that are those of the base",
+            "layers whose weights the start took over unchanged",
             "add other targets",
         )
     ambiguous = any(other.endswith(f".{name}") for name in layers for other in linear if other not in layers)
@@ -85,15 +85,16 @@ def _layers_of(target: str, names: Sequence[str]) -> list[str]:
     found = [name for name in names if re.fullmatch(KINDS[target], name)]
     if not found:
         raise InvalidInput(
-            f"train.lora.targets: found {target!r}, which this model has no layers of",
-            f"one of {', '.join(KINDS)} that it has, or a glob such as {names[0]!r}",
+            f"train.lora.targets: found {target!r}, which matches no layer of this model",
+            f"one of {', '.join(KINDS)} of those that this model has, or a glob such as {names[0]!r}",
             "correct train.lora.targets",
         )
     return found
 
 
 def add_adapter(network: nn.Module, config: AdapterConfig) -> None:
-    """Give a network factors in place, and stop all else from being trained but what is trained in full.
+    """Add low-rank factors to a network in place, and freeze all other parameters except those that are trained in
+    full.
 
     network: has the base's weights, and is not yet compiled, nor wrapped for DDP or sharded for FSDP2. Factors are
     drawn by torch's generator.

@@ -1,9 +1,9 @@
 """Random numbers as functions of (seed, stream, step, position), for whole batches at once and on any device.
 
-There is no generator and no state: a number is a hash of its own address, Philox4x32-10, in integer arithmetic that all
-devices do alike (`dit.philox`). Uniform numbers are therefore equal to the bit everywhere, compiled or not. Normal
-ones are equal to the bit on one kind of device, whatever the batch; between kinds, and between eager and compiled, to
-rounding.
+There is no generator and no state: a number is a hash (Philox4x32-10) of its own address, in integer arithmetic that is
+the same on all devices (`dit.philox`). Uniform numbers are therefore equal to the bit everywhere, compiled or not.
+Normal ones are equal to the bit on one kind of device, whatever the batch; between kinds, and between eager and
+compiled, to rounding.
 """
 
 import math

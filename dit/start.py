@@ -32,7 +32,7 @@ class TensorFate:
     fate: Fate
     """"equal": taken over to the bit; "adapted": changed; "fresh": as in a training from scratch; "dropped": unused."""
     note: str = ""
-    """What was changed."""
+    """Tensors that differ from the start, with what was done to them."""
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ class LaunchedStep:
     sums: Losses
     """Sums of the losses over the micro-batches."""
     grad_norm: Tensor
-    """On the device."""
+    """Metrics of the step, as tensors on the device."""
     host_grad_norm: "HostCopy"
 
 

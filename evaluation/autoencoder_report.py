@@ -53,7 +53,8 @@ class AutoencoderProtocol:
 
     @property
     def comparable_id(self) -> str:
-        """The same without the fields of the autoencoder: reports with one comparable_id can be set side by side."""
+        """Id of the protocol without the fields of the autoencoder: reports with equal comparable_id can be
+        compared."""
         return _short_digest({name: value for name, value in asdict(self).items() if name not in _OF_AUTOENCODER})
 
     @property
@@ -74,7 +75,7 @@ class MetricLabel(NamedTuple):
     text: str
     """Name for people, with the unit."""
     higher_is_better: bool | None
-    """None: neither direction is better in itself."""
+    """Whether a lower value is better; None if neither direction is."""
 
     @property
     def arrow(self) -> str:
@@ -129,7 +130,7 @@ class AutoencoderReport:
     channels: dict[str, list[float]]
     """"mean", "std" and "kurtosis" of each channel of the scaled latents."""
     device: str
-    """What the speeds were measured on."""
+    """The device that the speeds were measured on."""
     images: str
     """Path, URI or name of the source of images."""
     warnings: list[str] = field(default_factory=list)

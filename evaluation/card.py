@@ -54,7 +54,7 @@ class LatentsFacts:
 
     fingerprint: str
     path: str
-    """Where they lay when the card was published."""
+    """Their location when the card was published."""
     images: int | None = None
     quarantined: int | None = None
     autoencoder: str = ""
@@ -66,7 +66,7 @@ class EvaluationCard:
     """Scores of a checkpoint, and what is needed to compute them again."""
 
     report: EvaluationReport
-    """Without the files of its folder."""
+    """The report, without the files of its folder."""
     checkpoint: CheckpointFacts
     latents: LatentsFacts | None
     """None for a checkpoint that records none."""

@@ -16,7 +16,7 @@ NO_DIFFERENCE = "~"
 
 
 _SETS = {"reference": "the reference", "held_out": "the held-out images"}
-"""What the kinds of unreadable images in reports are called."""
+"""Display names of the kinds of unreadable images in reports."""
 
 
 @dataclass(frozen=True)

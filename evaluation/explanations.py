@@ -9,7 +9,7 @@ from evaluation.ratios import RatioRow
 LOW_PRECISION = 0.05
 """Precision or recall below it needs an explanation."""
 FEW_SAMPLES = 1000
-"""With fewer samples, their number alone may be the explanation."""
+"""With fewer samples than this, low precision or recall may be due to their number alone."""
 
 
 def explain_low_precision(metrics: Mapping[str, float], protocol: EvaluationProtocol) -> str:
@@ -27,13 +27,14 @@ def explain_low_precision(metrics: Mapping[str, float], protocol: EvaluationProt
     names, num_samples = " and ".join(low).capitalize(), protocol.num_samples
     if num_samples < FEW_SAMPLES:
         return (
-            f"{names} near 0 may be due to the number of samples: {num_samples:,} are few to fill these distributions."
+            f"{names} near 0 may be due to the number of samples: {num_samples:,} are too few to cover these "
+            "distributions."
         )
     return (
-        f"{names} near 0: look at the samples. If they are unlike the real images, as those of a model after little "
-        f"training are, this is right. If they look good, the features of {protocol.extractor} do not fit these "
+        f"{names} near 0: look at the samples. If they are unlike the real images, as after little "
+        f"training, the value is correct. If they look good, the features of {protocol.extractor} do not fit these "
         "images: a slight difference that all samples share, such as the autoencoder's blur, is then larger than the "
-        "distance from a real image to its nearest ones. In this case, compare checkpoints by the Frechet distance."
+        "distance from a real image to its nearest ones. If so, compare checkpoints by the Frechet distance instead."
     )
 
 
@@ -66,7 +67,7 @@ def explain_ratios(rows: Sequence[RatioRow]) -> str:
     listed = [" and ".join(f"{row.title} ({row.value:.3g})" for row in each) for each in (nearer, farther)]
     return (
         f"Samples score better than real images in {listed[0]} and worse in {listed[1]}, by more than the errors. "
-        "This is what a model does that was optimised for one feature space. Judge it by the others."
+        "This happens when a model was optimised for one feature space. Judge it by the others."
     )
 
 

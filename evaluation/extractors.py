@@ -39,11 +39,11 @@ class ExtractorIdentity(NamedTuple):
     """What protocols and references record of an extractor."""
 
     name: str
-    """As extractor_name gives it."""
+    """The extractor's name, as `extractor_name` returns it."""
     sha256: str
     """Digest of its weights; of a function, of its module's source."""
     preprocessing: str | None
-    """What is done to images first, of models whose library says so; None: the name says it."""
+    """Preprocessing, for models whose library defines it; None if the name implies it."""
 
 
 class Features(NamedTuple):
@@ -118,8 +118,8 @@ def create_extractor(
     if sha256 is not None and identity.sha256 != sha256:
         raise InvalidInput(
             f"{path} has sha256 {identity.sha256} for the extractor {name!r} on {os.uname().nodename}",
-            f"{sha256}, as where the work was planned",
-            "keep one state of it on all nodes; `raydit submit` sends the working directory",
+            f"{sha256}, as on the machine that planned the work",
+            "use the same version of it on all nodes; `raydit submit` sends the working directory",
         )
     kind, (cpu_batch, device_batch) = _kind(name), (_CPU_BATCH, _DEVICE_BATCH)
     if kind == "network":

@@ -1,4 +1,4 @@
-"""Successive halving: which of many candidates has the lowest distance, without measuring all of them on all samples.
+"""Successive halving: find the candidate with the lowest distance without measuring all candidates on all samples.
 
 Every candidate is measured on a few samples, the better ones on more, and so on (Jamieson & Talwalkar 2016, arXiv
 1502.07943). Sample i of all candidates has the same label and noise, so that their differences vary less than their
@@ -52,9 +52,9 @@ class Rung:
     num_samples: int
     """Samples of each candidate."""
     measured: dict[int, Measured]
-    """By the position of the candidate."""
+    """Results by the candidate's position."""
     predicted: dict[int, float]
-    """What each distance is expected to be on the last rung's samples."""
+    """Predicted distance of each candidate on the last rung's samples."""
     kept: tuple[int, ...]
     """The candidates that are measured on the next rung, best first; after the last one, the best alone."""
     spent: float

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage with what they are without each block of generated samples.
+"""Precision, recall, density and coverage, and their values with each block of generated samples left out (jackknife).
 
 One pass over the distances serves all blocks: the balls around real samples do not depend on the generated ones, and
 leaving out a block changes the ball of a generated sample only if one of its nearest neighbours is in that block.
@@ -22,7 +22,7 @@ class ManifoldEstimates(NamedTuple):
 
     scores: ManifoldScores
     left_out: dict[str, Array]
-    """By the fields of the scores, (K,): without block 0, 1, ..."""
+    """By field of the scores, an array (K,): the values without block 0, 1, ..."""
 
 
 def manifold_estimates(

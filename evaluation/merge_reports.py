@@ -1,4 +1,4 @@
-"""One report of several that score the same samples by one extractor each."""
+"""Merge reports that score the same samples with one extractor each into one report."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -63,7 +63,8 @@ METRIC_KINDS = {
 """Every metric by its name. Names, tables, pages and ranking follow from this entry; evaluation.score computes it."""
 
 RATIO = "ratio_"
-"""What the name of a ratio begins with: of a metric of samples to the same metric of as many held-out real images."""
+"""Prefix of the names of ratios, which divide a metric of samples by the same metric of as many held-out real
+images."""
 
 MEAN_RATIO = MetricKind(name="fdr", label="mean ratio of Fréchet distances", higher_is_better=False)
 """The mean of the ratios of Frechet distances over extractors, which its name does not tell: reports name them."""

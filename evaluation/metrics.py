@@ -217,7 +217,7 @@ def _project(directions: Array, features: Array) -> Array:
 def _rbf_sum(x: Array, y: Array, sigma: float) -> float:
     """Return the sum of exp(-|x_i - y_j|^2 / (2 sigma^2)) over all pairs; of one set with itself in half the time."""
     if not sigma > 0:
-        raise InvalidInput(f"sigma is {sigma}", "a number above 0", "10 is that of CMMD")
+        raise InvalidInput(f"sigma is {sigma}", "a number above 0", "use 10, as CMMD does")
     total = 0.0
     for rows in split_rows(len(x), min(len(y), _RBF_COLUMNS)):
         block = x[rows]
@@ -246,7 +246,11 @@ def median_distance(features: Array, count: int = 1000) -> float:
     distances = np.concatenate([squared for _, squared in iterate_squared_distances(chosen, chosen)])[pairs]
     median = float(np.sqrt(np.median(distances))) if len(distances) else 0.0
     if not median > 0:
-        raise InvalidInput(f"{len(chosen)} samples whose median distance is 0", "samples that differ", "use others")
+        raise InvalidInput(
+            f"{len(chosen)} samples whose median distance is 0",
+            "samples that differ from each other",
+            "use other samples",
+        )
     return median
 
 

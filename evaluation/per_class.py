@@ -1,4 +1,4 @@
-"""The distance of each class's samples from the real images of the class, by whatever metric so few images allow."""
+"""The distance of each class's samples from the class's real images, by the metric that the number of images allows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -82,7 +82,7 @@ class EvaluationProtocol:
     cfg_interval: tuple[float, float] | None = None
     """Interval of times in which guidance is on; None: always."""
     autoguidance: str | None = None
-    """Digest of the checkpoint that guides in place of the null class; None: the null class guides."""
+    """Digest of the checkpoint that guides instead of the null class; None if the null class guides."""
     autoguidance_weights: str | None = None
     """Weights of that checkpoint; None: those of the same name as `weights`."""
     weights: str = "ema"
@@ -104,7 +104,7 @@ class EvaluationProtocol:
     validation_digest: str | None = None
     """Digest of held-out real images that were chosen for themselves; None: a share of the training images, or none."""
     extractor_preprocessing: str | None = None
-    """What the extractor does to images first, of models whose library says so; None: its name says it."""
+    """The extractor's preprocessing, for models whose library defines it; None if the extractor's name implies it."""
 
     def __post_init__(self) -> None:
         for name, value in implied_values(self.weights).items():

@@ -44,9 +44,9 @@ class RatioRow(NamedTuple):
 
     name: str
     title: str
-    """Which feature space it is of: "inception", "mean of inception and dinov2-vit-l-14"."""
+    """The feature space, such as "inception" or "mean of inception and dinov2-vit-l-14"."""
     value: float | None
-    """None: there is none, for `reason`."""
+    """The ratio; None if there is none, for the reason in `reason`."""
     error: float | None
     reason: str
 

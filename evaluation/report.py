@@ -39,7 +39,7 @@ class FurtherScores:
     protocol: EvaluationProtocol
     """The report's own protocol, but for the extractor and its reference: that of a run with this extractor alone."""
     curve: list[tuple[int, float]] = field(default_factory=list)
-    """As the report's own curve, in this extractor's features."""
+    """Like `curve` of the report, in this extractor's features."""
     warnings: list[str] = field(default_factory=list)
     """Caveats about this extractor's metrics; earlier reports leave out those that are about the first one's, too."""
     per_class: list[ClassDistance] = field(default_factory=list)
@@ -82,8 +82,8 @@ class EvaluationReport:
     """Git commit of the code that scored ("commit"), and whether it had uncommitted changes ("dirty"), if known."""
 
     date: str = field(default="", compare=False)
-    """When it was scored, in UTC, as ISO 8601; empty, and left out of the file, where it was not recorded: as the
-    fields that follow, it is younger than the format."""
+    """When it was scored, in UTC, as ISO 8601; empty, and left out of the file, if it was not recorded. This field and
+    those that follow were added to the format later."""
     raydit_version: str = ""
     """Version of raydit that scored."""
     latents: str = ""
@@ -147,7 +147,8 @@ class EvaluationReport:
 
     @property
     def all_warnings(self) -> list[str]:
-        """That ratios contradict each other, and the warnings about each extractor; see name_extractors."""
+        """Return the warning that ratios contradict each other, if they do, and the warnings about each extractor; see
+        name_extractors."""
         named = name_extractors({part.protocol.extractor: part.warnings for part in self.parts})
         return [*filter(None, [explain_ratios(self.ratios)]), *named]
 
@@ -327,7 +328,7 @@ class Baseline(NamedTuple):
     title: str
     num_images: int
     values: dict[str, float]
-    """By the stem of the metric's name."""
+    """The notes, by the stem of the metric's name."""
 
 
 def group_by_num_samples(metrics: Mapping[str, float]) -> dict[int, dict[str, str]]:

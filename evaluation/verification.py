@@ -1,4 +1,4 @@
-"""Whether the scores of a card hold: each of them beside the one that was computed again."""
+"""Compare each score of a card with the score that was computed again."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class ScoreCheck:
     """Name of the metric, and of what, if it is not of the card's samples."""
     stated: float
     found: float | None
-    """None if it was not computed again."""
+    """The score that was computed again; None if there is none."""
     error: float | None
     """Combined standard error of both values, if either states one."""
     verdict: Verdict

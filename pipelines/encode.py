@@ -2,7 +2,7 @@
 
 The unit of work and of resuming is a shard: a fixed part of the source's listing, and one file. With encode.store =
 false, the job goes through the same images, finds those that cannot be used and measures the latents' statistics, and
-its shards name the images in place of their moments, which training computes.
+its shards identify the images instead of storing their moments, which training then computes.
 """
 
 import json
@@ -255,7 +255,7 @@ def encode_shards(
         return
     ray_data = context.ray_data(settings, "encode")
     if device_name := device_without_tf32(settings):
-        context.say("encode", f"encode.dtype = 'tf32': {device_name} has no TF32, so encoding goes on in float32")
+        context.say("encode", f"encode.dtype = 'tf32': {device_name} has no TF32, so encoding continues in float32")
     records = (
         ray_data.from_items([shard.task() for shard in shards], override_num_blocks=len(shards))
         .map(ReadImages(with_absolute_paths(images), write.shared), num_cpus=1)

@@ -1,4 +1,4 @@
-"""The evaluate-autoencoder job: what an autoencoder loses and costs, and what its latents are like."""
+"""The evaluate-autoencoder job: an autoencoder's reconstruction quality, its cost, and statistics of its latents."""
 
 import io
 from collections.abc import Sequence

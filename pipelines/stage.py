@@ -88,7 +88,7 @@ class StageContext:
         self._pipeline_identity: dict[str, Any] | None = None
         self._pipeline_run: RunLog | None = None
         self._write_refusal: StorageFailed | None = None
-        """What to raise as soon as there is work, if the output cannot be written."""
+        """Error to raise as soon as there is work to do, if the output cannot be written; None if it can."""
 
     def __enter__(self) -> "StageContext":
         refuse_wrong_address(self.address)

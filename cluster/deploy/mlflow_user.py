@@ -1,8 +1,8 @@
-"""Create the user as whom Ray's containers record their runs: one that may not administer MLflow.
+"""Create the MLflow user that Ray's containers log in as. It is not an administrator.
 
-compose.yaml runs it at every start, so that a password changed in .env is MLflow's, too. Needs nothing but Python.
-Environment: MLFLOW_TRACKING_URI; MLFLOW_AUTH_ADMIN_USERNAME and _PASSWORD; of the user MLFLOW_TRACKING_USERNAME and
-_PASSWORD.
+compose.yaml runs it at every start, so that a password changed in .env is MLflow's, too. Needs only Python.
+Environment: MLFLOW_TRACKING_URI; MLFLOW_AUTH_ADMIN_USERNAME and _PASSWORD of the administrator;
+MLFLOW_TRACKING_USERNAME and _PASSWORD of the user to create.
 """
 
 import base64

@@ -82,7 +82,7 @@ def resolve(path: str) -> tuple[FileSystem, str]:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     refuse_password("path", path)
     if "#" in path:  # a URI ends there, and another file would be opened
-        raise InvalidInput(f"path: found {path!r}, a URI with a #", "%23 in its place", "write %23")
+        raise InvalidInput(f"path: found {path!r}, a URI with a #", "%23 instead", "write # as %23")
     try:
         return resolve_in_bucket(path) or FileSystem.from_uri(quoted(path))
     except ValueError as error:  # pyarrow's ArrowInvalid

@@ -1,4 +1,4 @@
-"""Read many files in order: one after the other from a disk, with several requests in advance from an object store."""
+"""Read many files in order: one after another from a disk, and with several requests in flight from an object store."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence

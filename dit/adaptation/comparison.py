@@ -23,7 +23,8 @@ OBJECTIVE_DEFAULTS = {
     "flow": {},
     "diffusion": {"schedule": "linear", "prediction": "eps", "variance": "learned_range"},
 }
-"""What the inputs and outputs of a network mean by the objective, and the value where nothing is recorded."""
+"""Settings of the objective that decide what a network's inputs and outputs mean, with the value that applies if none
+is recorded."""
 
 
 def with_inherited_fields(config: DiTConfig | UViTConfig, base: DiTConfig | UViTConfig) -> DiTConfig | UViTConfig:

@@ -29,7 +29,7 @@ class Draft:
     notes: dict[str, str] = field(default_factory=dict)
     """What was changed, by the names of the tensors that are no longer those of the start."""
     dropped: list[str] = field(default_factory=list)
-    """Names, in the model of the start, of tensors that found no place."""
+    """Names, in the model of the start, of tensors that are not used in the new model."""
 
     def change(self, name: str, tensor: Tensor, note: str) -> None:
         """Replace a tensor. note: what was done; joined to what was done to it before."""

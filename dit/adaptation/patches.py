@@ -1,8 +1,8 @@
 """The two ends of a model at another patch size, and with or without learned sigma.
 
 The embedding of patches is resampled as in FlexiViT: a patch that is enlarged bilinearly has the token that it had
-before. Of smaller patches the tokens are the nearest in the sense of least squares. The final layer predicts what it
-predicted before, resized in the same way: a larger patch is enlarged, a smaller one averaged.
+before. For smaller patches, the tokens are the nearest ones in the least-squares sense. The final layer predicts what
+it predicted before, resized in the same way: a larger patch is enlarged, a smaller one averaged.
 
 Source: Beyer et al. 2023, section 3.4 (https://arxiv.org/abs/2212.08013), for the embedding.
 Shapes: a patch of side p has channels C; D is the width of tokens.

@@ -2,8 +2,9 @@
 
     x_t = t latents + (1 - t) noise     velocity = latents - noise     loss = mean squared error of the velocity
 
-The loss on held-out latents is set against that of the best predictor which sees each value of x_t alone, knowing the
-mean and the variance of its position: the share that remains is what the structure of the latents leaves.
+The loss on held-out latents is divided by that of the best predictor that sees each value of x_t alone and knows the
+mean and variance of its position. The ratio is the share of the error that remains after learning the structure of the
+latents.
 """
 
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def denoising_score(mean: Tensor, std: Tensor, *, seed: int, device: torch.devic
     numbers of threads, it differs by rounding. Raises InvalidInput for fewer than 10 latents.
     """
     if len(mean) < MIN_LATENTS:
-        raise InvalidInput(f"{len(mean)} latents", f"at least {MIN_LATENTS}", "give more images")
+        raise InvalidInput(f"found {len(mean)} latents", f"at least {MIN_LATENTS}", "give more images")
     mean, std = (central_window(each[:LATENTS]).float().to(device) for each in (mean, std))
     held_out = torch.arange(len(mean), device=device) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     generator = torch.Generator().manual_seed(seed)

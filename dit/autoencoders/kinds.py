@@ -1,4 +1,4 @@
-"""The autoencoder classes of diffusers that raydit supports, and what a config says of images and latents.
+"""The autoencoder classes of diffusers that raydit supports, and what their configs say about images and latents.
 
 Imports no torch. A config is the content of config.json in a diffusers folder.
 """

@@ -29,7 +29,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CLASSES = "class_names.json"
 """Names of the classes, in a file of its own, as peft drops what it does not know of a config."""
 PREFIX = "base_model.model."
-"""What peft puts before the names that the model has."""
+"""Prefix that peft adds to the model's names."""
 OTHER_PREFIXES = ("transformer.", "")
 """Prefixes that diffusers and other tools use instead."""
 
@@ -71,13 +71,13 @@ class AdapterWeights:
     """An adapter that was read from a folder; tensors are float32."""
 
     factors: Mapping[str, Factors]
-    """By the name of the layer."""
+    """The adapters, by the name of their layer."""
     full: Mapping[str, Tensor]
     """Parameters that replace the base's, by name."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Everything by the names in the file, without what peft puts before them."""
+        """All tensors by their names in the file, without peft's prefix."""
         named: dict[str, Tensor] = {}
         for name, factors in self.factors.items():
             named |= {f"{name}.lora_A.weight": factors.down, f"{name}.lora_B.weight": factors.up}

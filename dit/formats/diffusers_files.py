@@ -157,8 +157,8 @@ def _refuse_other_index(folder: Path, found: DiffusersWeights) -> None:
     if other is not None:
         raise InvalidInput(
             f"{folder}: found {found.files[0].name} and {other.name}",
-            "one of the two, because they may hold other weights",
-            "remove the one that is not meant",
+            "only one of the two, because their weights may differ",
+            "remove the one that you do not want",
         )
 
 

@@ -1,4 +1,5 @@
-"""The model's weights among what a file of another project holds: inside wrappers, under prefixes, in half precision.
+"""Find a model's weights in another project's file, where they may be inside wrappers, under prefixes, or in half
+precision.
 
 Training code saves a state dict bare, or as one entry beside its optimiser, and writes the names that the model has
 inside the wrappers of DDP, FSDP and torch.compile. None of that is part of the model, and all of it is removed here.

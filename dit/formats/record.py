@@ -105,11 +105,11 @@ class SourceRecord:
     name: str
     """Name of the file or folder, without its path."""
     numerics: Numerics | None = None
-    """Which of the two an imported pipeline computes the same as; None for an official file."""
+    """Whose numerics an imported pipeline reproduces; None for an official file."""
     taken: str | None = None
-    """What was taken from it, in words; None if all of it was, as it is."""
+    """Description of what was taken from the file; None if all of it was taken unchanged."""
     parts: Sequence[Mapping[str, Any]] | None = None
-    """Of a merged checkpoint: location, digest and share of each whose adapter was merged into the base."""
+    """For a merged checkpoint: location, digest and share of each checkpoint whose adapter was merged into the base."""
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "SourceRecord":
@@ -137,7 +137,7 @@ class BaseRecord:
     digest: str
     """Digest of the checkpoint."""
     imported: Mapping[str, Any] | None = None
-    """For a file that records nothing: the model, and the overrides, by which it was imported."""
+    """For a weights file, which records no model: the model and the overrides that it was imported with."""
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "BaseRecord":

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from raydit.errors import Failed
 
 FULL = re.compile("out of memory|can't allocate memory")
-"""In the messages of torch's allocators, of the libraries that it calls on a GPU, and of the CPU's."""
+"""Parts of out-of-memory messages: of torch's allocators, of the GPU libraries that it calls, and of the CPU."""
 SHOWN_SENTENCES = 3
 """Sentences of a message: what is full, what was asked for, and of how much. The others are advice for developers."""
 
@@ -37,7 +37,7 @@ def worker_device(gpus_per_worker: float) -> str:
     if not torch.cuda.is_available():
         raise Failed(
             f"gpus_per_worker is {gpus_per_worker:g}, and torch {torch.__version__} finds no GPU on {platform.node()}",
-            "one that it can use",
+            "a GPU that torch can use",
             "install a torch that fits the driver there (`raydit doctor`), or set gpus_per_worker = 0",
         )
     return "cuda"

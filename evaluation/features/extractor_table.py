@@ -142,4 +142,4 @@ EXTRACTORS = {
         _clip(CLIP_L_336, "ViT-L-14-336px", _CLIP_336, size=336, patch=14, width=1024, depth=24, dim=768),
     )
 }
-"""Every network by its name. One entry here, and one in `extractor_names.NETWORKS`, make an extractor."""
+"""The networks by name. To add an extractor, add an entry here and one in `extractor_names.NETWORKS`."""

@@ -59,7 +59,9 @@ def find_source(name: str) -> Path:
         )
     path = Path(spec.origin)
     if path.suffix != ".py":
-        raise InvalidInput(f"{name}: found the module {spec.origin}", "one with a source in Python", "write a wrapper")
+        raise InvalidInput(
+            f"{name}: found the module {spec.origin}", "a module with Python source", "write a wrapper module in Python"
+        )
     return path
 
 

@@ -1,8 +1,9 @@
-"""From uint8 images to the input of a network: resize, centre crop and normalisation, alike on any device.
+"""From uint8 images to the input of a network: resize, centre crop and normalisation, equal on every device up to
+rounding.
 
 Libraries resize with PIL on the CPU, which rounds to whole grey levels after each of two passes. Here torch resizes
 with the same antialiased kernels and rounds nowhere, so that a GPU and a CPU agree to rounding; values that overshoot
-are clamped, as PIL's are. Features differ by what half a grey level makes of them.
+are clamped, as PIL's are. Features therefore differ from the library's by the effect of up to half a grey level.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def _classes_of(adapter: AdapterWeights, source: str | Path, base: LocatedCheckp
         return ()
     names = read_class_names(source)
     if not names and base.record.class_names:
-        say("import", f"{source} has its own table of labels, and no names of classes: they have those of the base")
+        say("import", f"{source} has its own label table but no class names; using the class names of the base")
     return names
 
 
@@ -183,8 +183,8 @@ def base_record(opened: LocatedCheckpoint, weights: str, **options: Any) -> dict
     require_all_weights(opened)
     if opened.interrupted and opened.name == step_name(opened.step):
         raise InvalidInput(
-            f"{opened.origin}: found the checkpoint of an interrupted training, which that training removes when it "
-            "goes on, as the base of an adapter",
+            f"{opened.origin}: found the checkpoint of an interrupted training, which is removed when that training "
+            "resumes, as the base of an adapter",
             "a checkpoint that stays",
             "choose one of a regular step, or copy the folder to one of another name, such as base",
         )

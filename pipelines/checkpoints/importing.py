@@ -41,7 +41,7 @@ def import_checkpoint(
     if given:
         raise InvalidInput(
             f"{given[0]}: found with a pipeline folder",
-            "a weights file, which does not record what it is of",
+            "a weights file, which does not record its model",
             f"omit {given[0]}",
         )
     return import_diffusers(source, out, numerics=numerics, **chosen)

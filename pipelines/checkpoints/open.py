@@ -287,7 +287,7 @@ def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedChe
         return replace(opened, imported=options)
     if model is not None:
         raise InvalidInput(
-            f"--model {model}: found with {uri}", "weights that do not record what they are of", "omit --model"
+            f"--model {model}: found with {uri}", "weights that do not record their model", "omit --model"
         )
     return LocatedCheckpoint.at(origin, load_checkpoint(path, resumable=storage.is_local(uri)))
 

@@ -23,7 +23,7 @@ def open_start(settings: StartConfig, autoencoder: AutoencoderHandle, tracking_u
     name = str(settings.checkpoint)
     if settings.model is None and storage.is_file(name):
         raise InvalidInput(
-            f"train.start.checkpoint: found {name}, a file, which does not record what it is of",
+            f"train.start.checkpoint: found {name}, a file, which does not record its model",
             "a checkpoint folder, or the published size of the weights",
             'set train.start.model, such as "DiT-XL/2"; for a size that has no name, use `raydit import` first',
         )

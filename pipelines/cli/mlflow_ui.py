@@ -36,7 +36,11 @@ def serve_ui(uri: str, port: int) -> None:
         return
     check_tracking(uri)  # creates a database that does not exist, as every stage does
     if folders := earlier_folders(uri):
-        say("ui", f"artifacts are looked for in {folders[0]}, where they were; `raydit runs relocate` corrects that")
+        say(
+            "ui",
+            f"artifacts are looked for in {folders[0]}, where they were before the move; `raydit runs relocate` "
+            "corrects this",
+        )
     ports = range(port, min(port + NUM_PORTS, LAST_PORT + 1))
     free = [each for each in ports if _is_free(each)]
     if found := next((each for each in ports if each not in free and _serves(each, uri)), None):

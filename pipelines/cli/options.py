@@ -15,7 +15,9 @@ LAST_PORT = 65_535
 """The highest number of a TCP port."""
 
 recipe_argument = click.argument("recipe", type=click.Path(dir_okay=False))
-set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe's field.")
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field of the recipe; repeatable."
+)
 address_option = click.option("--address", help="Ray cluster to use; default: RAY_ADDRESS, else a local Ray.")
 
 

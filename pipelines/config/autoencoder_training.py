@@ -1,4 +1,4 @@
-"""The recipe's settings of an autoencoder that is trained on its images."""
+"""The section [autoencoder.train]: training of an autoencoder on the recipe's images."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -26,7 +26,7 @@ AUTOENCODER_DEFAULTS: dict[str, Any] = {
     "adversarial_start": 0,
     "decoder_only": False,
 }
-"""What [autoencoder.train] does where these fields are left out; a recipe that repeats it is the same recipe."""
+"""Values that apply where these fields are left out; a recipe that writes them out is the same recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Optional fields that repeat what happens where they are left out: the same recipe, with the same identity."""
+"""Remove optional fields that only repeat the default, so that a recipe with and without them has the same identity."""
 
 from collections.abc import Mapping
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""The recipe's section [train.lora]: training of a low-rank adapter in place of all weights."""
+"""The recipe's section [train.lora]: training of a low-rank adapter instead of all weights."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from pipelines.config.model import PositiveInt
 from raydit.errors import InvalidInput
 
 DEFAULT_RANK, DEFAULT_TARGETS = 16, ("attention",)
-"""What rank and targets are where they are left out."""
+"""Default values of rank and targets."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Overrides such as "tracking.uri=..." where there is no whole recipe that they are validated with."""
+"""Overrides such as "tracking.uri=..." for commands that have no complete recipe to validate them with."""
 
 import dataclasses
 import typing

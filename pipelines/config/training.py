@@ -51,7 +51,7 @@ NON_IDENTITY_FIELDS = (
 """Settings of training that change trained weights by rounding at most, so that they may differ when it resumes."""
 
 RATE_DEFAULTS: dict[str, Any] = {"lr_multipliers": {}, "layer_decay": 1.0}
-"""What fields of [train] mean where they are left out: one learning rate for all parameters."""
+"""Values of fields of [train] that apply when they are left out: one learning rate for all parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What `raydit tune` searches over: values of the fields of [evaluate] that how samples are drawn depends on."""
+"""The grid that `raydit tune` searches: values for those fields of [evaluate] that affect how samples are drawn."""
 
 import itertools
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class TuneGrid:
     sampling_steps: tuple[int, ...] = ()
     cfg_scale: tuple[float, ...] = ()
     cfg_interval: tuple[Interval, ...] = ()
-    """None stands for guidance at all times."""
+    """None means guidance at all times."""
     weights: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

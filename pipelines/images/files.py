@@ -207,7 +207,7 @@ def _scan(folder: str, skip_unreadable: bool = False) -> Iterator[os.DirEntry]:
             return
         raise InvalidInput(
             f"images.path: found the folder {folder}, which may not be read",
-            "to see every image in it",
+            "read access to every image in it",
             "make it readable, or move it away",
         ) from error
     with entries:

@@ -245,7 +245,7 @@ def choose_label_column(
     if len(declared) > 1:
         raise InvalidInput(
             f"images.path: {where}: found the class labels {shorten_list(declared)}",
-            "to know which of them are the classes",
+            "one column of class labels",
             "set images.label_column to one of them",
         )
     return _require_single(declared[0], names, where)

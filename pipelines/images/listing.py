@@ -49,7 +49,7 @@ class Listing:
     Tar shards: offset and length of the image's bytes. Arrow files: offset of the record batch, and the row in it.
     """
     notes: tuple[str, ...] = ()
-    """What a user should know about how the images were found, in sentences; no part of the digest."""
+    """Notices for the user about how the images were found, as sentences; not part of the digest."""
     columns: tuple[str, ...] = ()
     """Columns, fields or suffixes in which a label was looked for, if there are no classes; no part of the digest."""
     image_column: str = ""

@@ -1,4 +1,4 @@
-"""Recipes of jobs that only read images, and the names that they give to images."""
+"""Make recipes for jobs that only read images, and name images after their folder or file."""
 
 from typing import Any
 

@@ -37,7 +37,7 @@ NEUTRAL_WORDS |= {
 ALL_SPLITS = "all"
 DEFAULT_SPLIT = "train"
 IS_DEFAULT = " (the default)"
-"""What an error says of a split that may not have been chosen by the recipe."""
+"""Addition to an error about a split that the recipe may not have set explicitly."""
 
 
 def split_of(name: str, *, earlier: bool = False) -> str | None:

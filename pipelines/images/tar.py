@@ -46,7 +46,7 @@ class LeftOut(NamedTuple):
 
     name: str
     reason: str
-    """What it is, in words."""
+    """Description of what the member is, such as a link or a device."""
 
 
 class _Extensions(NamedTuple):

@@ -1,4 +1,4 @@
-"""Read CSV and JSON Lines as people have them: of any usual separator, in UTF-8 or, where a mark says so, UTF-16."""
+"""Read CSV and JSON Lines files with any common separator, in UTF-8, or in UTF-16 if a byte order mark says so."""
 
 import codecs
 import csv

@@ -1,4 +1,4 @@
-"""Settings of [images] that are of no effect on images that have neither columns nor subsets."""
+"""Report settings of [images] that have no effect, because the images have neither columns nor subsets."""
 
 from typing import TYPE_CHECKING
 

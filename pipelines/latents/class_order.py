@@ -1,4 +1,5 @@
-"""The order of a recipe's classes: by value for numbers, but as recorded for an output that has other artifacts."""
+"""The order of a recipe's classes: numeric for class names that are numbers, unless the output has artifacts in another
+order, which is then kept."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -28,7 +28,7 @@ class ImageSet:
     folder: str
     """Path or URI of the latents."""
     images: ImagesConfig
-    """By which the images are read."""
+    """Settings with which the images are read."""
     listing: Listing
     held_out: bool = False
 

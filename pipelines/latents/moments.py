@@ -1,4 +1,4 @@
-"""The autoencoder on a device, as it encodes images into moments in float16, those that are stored."""
+"""Encode images with an autoencoder on a device, into float16 moments as they are stored."""
 
 import platform
 from collections.abc import Mapping

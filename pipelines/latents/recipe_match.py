@@ -1,4 +1,4 @@
-"""Whether latents are those that a recipe describes, before anything is trained on them."""
+"""Check that latents match the recipe, before anything is trained on them."""
 
 from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.images.listing import falls_into_share, shorten_list

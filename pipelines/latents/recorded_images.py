@@ -1,4 +1,4 @@
-"""The images of an output: listed as its latents were, whose splits and classes stay what they were."""
+"""List the images of an output as its existing latents were listed, so that splits and classes do not change."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ KEPT_READING = (
     "splits, labels and image files are recognised as in an earlier release, because this output was made so; another "
     "output reads the images anew"
 )
-"""What a stage says where `list_images` fills in images.reading."""
+"""Notice that a stage prints if `list_images` fills in images.reading."""
 
 
 def list_recorded_images(images: ImagesConfig, latents: str, output: str) -> tuple[ImagesConfig, Listing]:

@@ -156,7 +156,7 @@ def finished_records(shards: Sequence[LatentShard]) -> list[ShardRecord]:
         if record is None:
             raise InvalidInput(
                 f"{shard.file}: found no finished file and record of this shard, which has just been written",
-                "no other process to change this folder",
+                "no other process to be changing this folder",
                 "stop the other process and run the command again",
             )
         records.append(record)

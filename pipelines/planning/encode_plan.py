@@ -70,7 +70,7 @@ class EncodePlan:
     """Images per second of all workers."""
     unknown: str = ""
     notes: tuple[str, ...] = ()
-    """What a user should know about images and classes, in sentences."""
+    """Notices for the user about images and classes, as sentences."""
     pending_held_out: int | None = None
     """Held-out images that are still to be encoded; None if the recipe does not encode them."""
     bytes_per_held_out: int | None = None

@@ -1,4 +1,4 @@
-"""The hardware that a plan is for, the speed that it is assumed or measured to have, and workers that fit it."""
+"""The hardware that a plan is for, its assumed or measured speed, and the workers that fit on it."""
 
 import math
 import re

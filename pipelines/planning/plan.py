@@ -58,9 +58,9 @@ class StagePlan:
     """Bytes that one worker may take."""
     seconds: float
     limit: str
-    """What takes most of the time."""
+    """The part of the stage that takes most of the time."""
     basis: str
-    """What the speed rests on, in words."""
+    """Where the speed comes from (measured, assumed or given), in words."""
     advice: str
     """What to change if a worker takes more memory than it may."""
 

@@ -83,8 +83,8 @@ def _find_stores(output: str, store: str, configs: Iterable[dict[str, Any]]) -> 
         named = {uri for uri in named if not is_absent(uri)} | {tracking_uri(store)}
     elif unknown := [journal.path for journal in journals if journal.uri is None]:
         raise NotFound(
-            f"{unknown[0]}: found no record of the store that it is for",
-            "one, because its registered models decide what must stay",
+            f"{unknown[0]}: found no record of the MLflow store that it belongs to",
+            "one, because the store's registered models decide what must stay",
             "name that store with --store",
         )
     elif "" in recorded and not journals:

@@ -22,7 +22,7 @@ class PromotionScore(NamedTuple):
     error: float
     """Standard error of the value; infinite if unknown."""
     protocol: str = ""
-    """What the protocol says, in a few words."""
+    """Summary of the protocol."""
     checkpoint: str = ""
     """Path or URI of the checkpoint when its version was registered; empty for the score of a report."""
     has_files: bool = True

@@ -1,4 +1,5 @@
-"""What is checked before images are scored: references, weights, functions, and that held-out images are no others."""
+"""What is checked before images are scored: references, extractor weights and functions, and that no held-out image was
+trained on."""
 
 from functools import lru_cache
 

@@ -59,10 +59,10 @@ class CheckpointEvaluation:
 
     opened: LocatedCheckpoint
     protocol: EvaluationProtocol
-    """That of the first extractor, which samples are drawn by."""
+    """Protocol of the first extractor, by which samples are drawn."""
     settings: ScoringSettings
     saved: SavedSamples | None = None
-    """Where the samples are written as well."""
+    """Folder to which samples are also written; None if they are not."""
 
     @cached_property
     def protocols(self) -> list[EvaluationProtocol]:
@@ -253,7 +253,7 @@ def deliver_report(
     """Log a finished report if its evaluation was cut off after writing and before logging it; see score_checkpoint."""
     if not is_unlogged(evaluation.folder, report.checkpoint_digest):
         return
-    context.say("evaluate", "logs the report of an evaluation that was interrupted before it could")
+    context.say("evaluate", "logging the report of an earlier evaluation that was interrupted before it was logged")
     with open_run(context, evaluation) as run:
         log_written_report(run, evaluation, report, images_per_step)
 

@@ -1,4 +1,4 @@
-"""What the user reads about the delivery to MLflow: one line for what waits, one for what was refused."""
+"""Notices about the delivery to MLflow: one for entries that are pending, one for entries that were refused."""
 
 import shlex
 from functools import partial
@@ -22,7 +22,7 @@ class Delivery(MlflowWriter):
         self._output = output
         self.num_refused = 0
         self.is_away = False
-        """Whether the store has once taken nothing."""
+        """Whether the store has failed to accept an entry at least once."""
 
     def open_journal(self) -> Journal:
         """Open the journal, whose delivery begins at once. Raises InvalidInput if another user wrote it."""

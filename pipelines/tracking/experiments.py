@@ -10,7 +10,8 @@ from pipelines.tracking.moved_store import ARTIFACTS
 MODEL_NAME_FORBIDS = "/:.%\"'"
 """Characters that MLflow refuses in the name of a LoggedModel (mlflow.utils.validation)."""
 REGISTERED_NAME_FORBIDS = "/:\"'"
-"""Those that it refuses in the name of a registered model, and quotes, by which its searches cannot find one."""
+"""Characters that MLflow refuses in the name of a registered model, and quotes, because MLflow cannot search for names
+that contain them."""
 
 
 def clean_name(name: str, forbidden: str = MODEL_NAME_FORBIDS) -> str:

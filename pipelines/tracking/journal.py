@@ -286,8 +286,8 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not is_valid:
         raise InvalidInput(
             f"{file}: found {str(state)[:200]}",
-            f"the cursor of a journal of {size:,} bytes, and what the store calls its runs",
-            "remove it, and the journal is delivered again from its start",
+            f"a cursor within the journal of {size:,} bytes, and the store's ids of its runs",
+            "remove it; the journal is then delivered again from its start",
         )
     return {**state, "offset": min(state["offset"], size)}
 

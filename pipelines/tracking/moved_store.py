@@ -1,4 +1,4 @@
-"""A database that was moved or copied together with its artifacts, whose places MLflow records as absolute paths.
+"""A database that was moved or copied together with its artifacts, whose locations MLflow records as absolute paths.
 
 MLflow would write to the old path, which it makes again, or into the project that was copied.
 """

@@ -1,4 +1,4 @@
-"""Mend a database that was moved or copied with its project: where its artifacts, outputs and journals are now.
+"""Repair a database that was moved or copied with its project: where its artifacts, outputs and journals are now.
 
 MLflow's API cannot change where artifacts lie, so this writes to the database itself, in one transaction.
 """
@@ -55,7 +55,7 @@ class Relocated(NamedTuple):
     old: str
     new: str
     artifacts: int
-    """Places of artifacts in the database."""
+    """Locations of artifacts in the database."""
     paths: int
     """Paths of outputs, checkpoints, latents and data sets in the database."""
     journals: int

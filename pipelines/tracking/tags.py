@@ -26,7 +26,7 @@ BASE_DIGEST = "raydit.base_digest"
 """On the run of a training of an adapter: digest of the checkpoint that holds the base's weights, which must stay."""
 PROTOCOL_ID = "raydit.protocol_id"
 PROTOCOL = "raydit.protocol"
-"""What a protocol says, in a few words, beside its id."""
+"""Summary of the protocol, next to its id."""
 PROTOCOLS = "raydit.protocols"
 """On the run of an evaluation by several extractors: JSON with the protocol id of each of them, by its name.
 

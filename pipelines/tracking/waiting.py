@@ -1,4 +1,4 @@
-"""What waits in the journals of an output, and its delivery by a command of its own."""
+"""Entries that are still undelivered in an output's journals, and their delivery by `raydit runs deliver`."""
 
 import re
 import time

@@ -41,7 +41,7 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
     if config.fewest_workers < config.most_workers:
         worker.notice(f"{worker.num_workers} of at most {config.most_workers} workers")
     if device_name := missing_tf32(config.dtype, worker.device):
-        worker.notice(f"train.dtype = 'tf32': {device_name} has no TF32, so training goes on in float32")
+        worker.notice(f"train.dtype = 'tf32': {device_name} has no TF32, so training continues in float32")
     if config.matmul == "float8":
         require_float8(worker.device)
         if not config.compile:

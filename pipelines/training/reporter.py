@@ -1,4 +1,4 @@
-"""What a worker tells the driver of its training, kept for the next checkpoint in case the driver is killed."""
+"""A worker's reports to the driver, which the next checkpoint also contains in case the driver is killed."""
 
 import threading
 

@@ -12,10 +12,11 @@ from pipelines.training.group.run_workers import run_workers
 
 
 def bare_loop(pipe, build, rank, num_workers, meeting, threads):
-    """Do the steps of a careful script: fused AdamW, an average, one batch in memory; as many as the pipe asks for.
+    """Run the training steps of a carefully written script (fused AdamW, averaged weights, one batch in memory), as
+    many as the pipe requests.
 
-    build: returns a network, and a function of it (or of what DDP wraps it into) that returns the loss. Several loops
-    train one model, as DDP does by default.
+    build: returns a network, and a function that maps the network (or its DDP wrapper) to the loss. With several
+    workers, the processes train one model with DDP.
     """
     torch.set_num_threads(threads)
     network, loss = build()
@@ -27,7 +28,7 @@ def bare_loop(pipe, build, rank, num_workers, meeting, threads):
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     for steps in iter(pipe.recv, 0):
         for step in range(steps + 2):
-            if step == 2:  # the first ones fill caches
+            if step == 2:  # the first steps warm up caches
                 started = time.perf_counter()
             loss(model).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), float("inf"))
@@ -39,12 +40,11 @@ def bare_loop(pipe, build, rank, num_workers, meeting, threads):
 
 
 class BareLoops:
-    """One process for each worker, all at once."""
+    """One process per worker, all running at the same time."""
 
     def __init__(self, build, num_workers, meeting, threads=1):
-        """build: as of `bare_loop`, and picklable. meeting: a file that is not there yet, by which they meet.
-
-        threads: of each process.
+        """build: see `bare_loop`; must be picklable. meeting: path of a file that does not exist yet, for the
+        rendezvous of the process group. threads: number of threads of each process.
         """
         spawn = multiprocessing.get_context("spawn")
         self.pipes, self.processes = [], []
@@ -57,7 +57,7 @@ class BareLoops:
             self.processes.append(process)
 
     def seconds(self, steps: int) -> float:
-        """Return the seconds per step of the slowest."""
+        """Run the given number of steps, and return the seconds per step of the slowest process."""
         for pipe in self.pipes:
             pipe.send(steps)
         return max(pipe.recv() for pipe in self.pipes)
@@ -70,7 +70,8 @@ class BareLoops:
 
 
 def run_in_turn(context, stage, function, rounds, loops, steps, ray_folder):
-    """Run a job as far as the settings of each round say, and after each round as many steps of the bare loops.
+    """Alternate, in rounds, between running a job up to the steps in the round's settings and running as many steps of
+    the bare loops.
 
     function: what each of the job's workers does. Returns the listener of each round, and the loops' seconds per step.
     """
@@ -86,7 +87,7 @@ def run_in_turn(context, stage, function, rounds, loops, steps, ray_folder):
 
 
 class Listener:
-    """Reports of one round, and when the first of them came."""
+    """Collect the reports of one round, and the time of the first."""
 
     def __init__(self):
         self.begun, self.first, self.reports = time.perf_counter(), 0.0, []
@@ -97,5 +98,5 @@ class Listener:
             self.reports.append(message)
 
     def metric(self, name):
-        """Of the last window: the steps before it fill caches."""
+        """Return a metric of the last report window; the steps before it are warm-up."""
         return self.reports[-1].metrics[name]

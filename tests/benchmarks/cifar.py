@@ -14,7 +14,7 @@ SIZE = 64
 
 
 def cifar_folder() -> Path:
-    """Skips the benchmark where there is none."""
+    """Return the folder of CIFAR-10's Parquet files; skip the benchmark if there is none."""
     folder = Path(os.environ.get("RAYDIT_CIFAR10", ROOT.parent / "shared" / "data" / "cifar10"))
     if not any(folder.glob("*.parquet")):
         pytest.skip(f"no Parquet files in {folder}; set RAYDIT_CIFAR10")
@@ -22,12 +22,13 @@ def cifar_folder() -> Path:
 
 
 def cifar_images(target: Path, num_images: int) -> Path:
-    """The first images as one Parquet file."""
+    """Write the first images to one Parquet file, and return its path."""
     return first_images(cifar_folder(), num_images, target)
 
 
 def cifar_recipe(folder: Path, images: Path, autoencoder: Path, **encode) -> Recipe:
-    """At 64 pixels, with everything in `folder`; all defaults but for what is given of [encode]."""
+    """Return a recipe for 64 pixels with its output in `folder`, and with defaults except for the given fields of
+    [encode]."""
     return validate_recipe(
         {
             "name": "benchmark",

@@ -1,4 +1,4 @@
-"""What all benchmarks share: a place for what they find, and whether a rough answer will do."""
+"""Fixtures of all benchmarks: the results, and --quick, which asks for a rough measurement."""
 
 import pytest
 from results import FOLDER, Results
@@ -10,11 +10,11 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def quick(request) -> bool:
-    """Whether a rough answer will do."""
+    """Whether a rough measurement is enough."""
     return request.config.getoption("--quick", default=False)
 
 
 @pytest.fixture(scope="session")
 def results(quick, tmp_path_factory):
-    """To add figures to."""
+    """The results to which a benchmark adds its figures."""
     return Results(tmp_path_factory.mktemp("results") if quick else FOLDER)

@@ -27,7 +27,7 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One measured figure, beside the matrix product that was measured with it."""
+    """One measured figure, with the speed of the matrix product that was measured just before."""
 
     what: str
     value: float | None
@@ -38,7 +38,7 @@ class Figure:
     share: float | None = None
     """FLOPs per second of the measured work as a share of `product`."""
     aim: float | None = None
-    """The share, or where there is none the value, that we want to reach on a card of the kind of an H200."""
+    """Target on an H200-class GPU: a value of `share`, or of `value` if there is no share."""
     note: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -48,15 +48,15 @@ class Part:
     """A part of a benchmark."""
 
     seconds: float
-    """How long it takes at most, as expected; it is left out where less time is left."""
+    """Expected upper bound of its duration; the part is skipped if less time is left."""
     measure: Callable[[], Iterable[Figure]]
-    """Measures, and yields each figure as soon as it is there."""
+    """Yields each figure as soon as it is measured."""
     needs: str = ""
     """Package without which the part is left out."""
 
 
 class GpuReport:
-    """The figures of a run, written after each, so that a run that is cut off loses none."""
+    """The figures of a run, written to disk after each one, so that an interrupted run loses none."""
 
     def __init__(self, folder: Path, name: str, machine: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class GpuReport:
             except ImportError as error:
                 self.failed |= not part.needs or (error.name or "").partition(".")[0] != part.needs
                 self.add(Figure(what=name, value=None, note=f"left out: {error}"))
-            except Exception as error:  # the other parts still say what they can
+            except Exception as error:  # the other parts still run
                 traceback.print_exc()
                 self.failed = True
                 self.add(Figure(what=name, value=None, note=f"failed: {type(error).__name__}: {error}"[:200]))

@@ -1,11 +1,12 @@
-"""What a GPU gives raydit's networks, in under four minutes on a machine that has torch and this repository.
+"""Measure how fast raydit's networks run on a GPU, in under four minutes, on a machine that has torch and this
+repository.
 
     python tests/benchmarks/gpu_torch.py [--out FOLDER] [--limit SECONDS]
     python tests/benchmarks/gpu_torch.py --small      a rehearsal of all parts, on a CPU in under a minute
 
 Needs torch, numpy, annotated-types and safetensors; diffusers for the autoencoder, and torchao for float8, which are
-left out where they are missing. Writes gpu_torch.json and gpu_torch.md. Each figure stands beside the card's own
-matrix product, measured just before it. Exits with 1 if a part has failed.
+left out where they are missing. Writes gpu_torch.json and gpu_torch.md. Each figure is reported with the GPU's own
+matrix product speed, measured just before. Exits with 1 if a part has failed.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import gpu_report  # first: it looks at the clock
+import gpu_report  # first, because it records the start time
 import torch
 from gpu_report import Figure, GpuReport, Part
 from gpu_training import Batch, batch_of, measure_training, profile_training, relative_difference, train_steps
@@ -75,7 +76,7 @@ class Bench:
         network.compile(backend="aot_eager" if self.small else "inductor")
 
     def network(self, name: str) -> DiT:
-        """Return a network of which no weight is zero."""
+        """Return a network without zero weights."""
         torch.manual_seed(0)
         with self.device:  # drawing the weights of DiT-XL/2 on a CPU takes many seconds
             network = DiT(self.model(name))
@@ -92,7 +93,7 @@ def card(bench: Bench) -> Iterator[Figure]:
 
 
 def agreement(bench: Bench) -> Iterator[Figure]:
-    """Float32 on the CPU against the device: a forward pass, five training steps, guided samples."""
+    """Compare float32 on the CPU with the device: a forward pass, guided samples, five training steps."""
     network, cpu = bench.network("DiT-S/2"), torch.device("cpu")
     batch = batch_of(network.config, 4, PROCESS)
     twins = {device: copy.deepcopy(network).to(device) for device in (cpu, bench.device)}
@@ -145,8 +146,8 @@ def training(
 ) -> Iterator[Figure]:
     """Steps of dit.train's loop in bfloat16, with AdamW and an average of the weights.
 
-    window: steps between reports; the median of the reports after the first is the figure. seconds: after these, the
-    loop ends. how: "compiled by blocks", which "float8 and ..." may precede, or "compiled as a whole".
+    window: steps between reports; the figure is the median of all reports after the first. seconds: time after which
+    the loop ends. how: "compiled by blocks", "float8 and compiled by blocks", or "compiled as a whole".
     """
     size, config = bench.size(images), bench.model(name)
     product, network = bench.product(), bench.network(name)
@@ -277,7 +278,7 @@ def main() -> int:
     machine = {"device": name, "torch": torch.__version__, "rehearsal": arguments.small}
     report = GpuReport(arguments.out, "gpu_torch", machine)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/inductor"  # as where nothing was compiled before
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/inductor"  # as if nothing had been compiled before
         report.run(parts_of(Bench(device, arguments.small, Path(folder))), arguments.limit)
     gpu_report.say(f"{gpu_report.elapsed():.0f} s in all; {report.path}.md and .json")
     return int(report.failed)

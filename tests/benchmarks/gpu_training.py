@@ -27,7 +27,7 @@ PROFILED_STEPS = 4
 
 @dataclass(frozen=True)
 class Batch:
-    """Noised latents are made in the step, as in training."""
+    """A batch of clean latents; a step adds the noise, as in training."""
 
     latents: Tensor
     t: Tensor
@@ -49,13 +49,13 @@ class Measured:
     dtype: str
     images_per_second: float
     first_seconds: float
-    """Until the second step could begin: compilation, and the first use of libraries."""
+    """Seconds until the second step could begin: compilation, and the first use of libraries."""
     gib: float
     """Peak memory of the device."""
 
 
 def batch_of(config: DiTConfig, size: int, process: Process) -> Batch:
-    """Return a random batch on the CPU, always the same."""
+    """Return a random batch on the CPU; the seed is fixed."""
     generator = torch.Generator().manual_seed(0)
     shape = (size, config.in_channels, *config.latent_size)
     latents, noise = (torch.randn(shape, generator=generator) for _ in range(2))
@@ -96,14 +96,14 @@ def measure_training(
         report=speeds.append,
         stop=lambda: bool(speeds) and time.perf_counter() > deadline,  # without a report there is no speed
     )
-    # The first window has the compilation; where there was time for no other, it is a lower bound.
+    # The first window includes compilation; if it is the only one, the speed is a lower bound.
     speed = statistics.median(metrics["images_per_second"] for metrics in speeds[1:] or speeds)
     gib = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     return Measured(state, batch, process, device, dtype, speed, begun[1] - begun[0], gib)
 
 
 def profile_training(measured: Measured, trace: Path) -> tuple[float, list[float], dict[str, str]]:
-    """Go on with a training under torch's profiler.
+    """Continue a training under torch's profiler.
 
     Returns the share of time that the GPU was busy, the largest gaps in microseconds, and the shares of kinds of work.
     Only the GPU's side is recorded: recording the host's would delay its launches.

@@ -1,4 +1,5 @@
-"""Timing as ratios: candidates run in turn, round after round, so that a slow minute hits all of them alike."""
+"""Relative timing: candidates run alternately, round after round, so that a slow period of the machine affects all of
+them equally."""
 
 import contextlib
 import itertools
@@ -25,12 +26,12 @@ class Timing:
 
 
 def alternate(candidates: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, Timing]:
-    """Seconds of every candidate, each called once in every round."""
+    """Call every candidate once per round, and return their timings."""
     return in_turn({name: clocked(call) for name, call in candidates.items()}, rounds, warmup)
 
 
 def clocked(call: Callable[[], object]) -> Callable[[], float]:
-    """Call, and say the seconds that it took."""
+    """Return a function that calls `call` and returns the seconds that it took."""
 
     def timed() -> float:
         started = time.perf_counter()
@@ -43,7 +44,7 @@ def clocked(call: Callable[[], object]) -> Callable[[], float]:
 
 
 def in_turn(candidates: dict[str, Callable[[], float]], rounds: int, warmup: int = 0) -> dict[str, Timing]:
-    """The same of candidates that look at the clock themselves, and say their seconds."""
+    """Like `alternate`, for candidates that measure themselves and return their seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for index in range(warmup + rounds):
         for name, call in candidates.items():
@@ -56,9 +57,8 @@ def in_turn(candidates: dict[str, Callable[[], float]], rounds: int, warmup: int
 def take_turns(
     sides: dict[str, list[int]], seconds: float, over: Callable[[], bool]
 ) -> dict[str, list[tuple[float, float]]]:
-    """Let one group of processes work while the other ones are stopped, in turn, until it is over.
-
-    Says from when to when each had its turns, by time.time(); those of the round that it was over in are left out.
+    """Run the groups of processes alternately, stopping all others, until `over` returns true. Return the start and end
+    (time.time()) of each group's turns, without those of the last round.
     """
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     while True:
@@ -75,23 +75,23 @@ def take_turns(
 
 def send(signal_number: int, processes: Iterable[int]) -> None:
     for process in processes:
-        with contextlib.suppress(ProcessLookupError):  # it has done its work
+        with contextlib.suppress(ProcessLookupError):  # it has already ended
             os.kill(process, signal_number)
 
 
 def speed(ours: Timing, theirs: Timing) -> tuple[float, float, float]:
-    """How many times as fast ours is: the median of the rounds, and the range of their middle half."""
+    """Return how many times as fast ours is: median over rounds, lower and upper quartile."""
     ratios = sorted(b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True))
     return statistics.median(ratios), ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """Power of the size that the cost grows by."""
+    """Return the exponent p of a fit of cost = c size^p."""
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
 def matmul_peak(dtype: torch.dtype = torch.float32, device: str = "cpu", size: int | None = None) -> float:
-    """FLOPs per second of the best of ten square matrix products: what this machine can do at most."""
+    """Return the FLOP/s of the fastest of ten square matrix products, as the machine's peak."""
     size = size or (2048 if device == "cpu" else 8192)
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     timing = alternate({"matmul": lambda: a @ b}, rounds=10)["matmul"]
@@ -99,7 +99,7 @@ def matmul_peak(dtype: torch.dtype = torch.float32, device: str = "cpu", size: i
 
 
 def bandwidth(device: str = "cpu", size: int = 2**27) -> float:
-    """Bytes per second read and written by the best of ten copies of large memory."""
+    """Return the bytes per second, read and written, of the fastest of ten large memory copies."""
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     timing = alternate({"copy": lambda: target.copy_(source)}, rounds=10)["copy"]

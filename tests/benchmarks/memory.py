@@ -1,4 +1,4 @@
-"""Memory of a job: what its driver and Ray's object store take while it runs."""
+"""Peak memory of a job's driver and of Ray's object store while the job runs."""
 
 import threading
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ MIB = 2**20
 
 @dataclass
 class Peaks:
-    """Most memory seen, in bytes."""
+    """Peak memory, in bytes."""
 
     driver: int = 0
     object_store: int = 0
@@ -18,7 +18,8 @@ class Peaks:
 
 @contextmanager
 def watched():
-    """Peaks of this process, above what it had before, and of Ray's object store, looked at ten times a second."""
+    """Measure peak memory during a block, sampled ten times a second: of this process, above its initial memory, and of
+    Ray's object store."""
     import psutil
     import ray
     from ray._private.internal_api import node_stats

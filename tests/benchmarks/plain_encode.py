@@ -1,9 +1,9 @@
-"""Encoding without raydit, in a process of its own: the autoencoder alone, and the loop that people write.
+"""Baselines for encoding, in a process of their own: the autoencoder alone, and a typical hand-written loop.
 
     python plain_encode.py alone|loop IMAGES.parquet AUTOENCODER OUT SIZE BATCH_SIZE NUM_IMAGES
 
-Prints the seconds that an image takes at steady state: from the end of the first batch to the end of the last. One
-thread computes the autoencoder; in the loop, a process beside it reads.
+Prints the seconds per image at steady state, from the end of the first batch to the end of the last. One thread
+computes the autoencoder; in the loop, a second process reads images.
 """
 
 import io
@@ -40,7 +40,7 @@ class Pictures(Dataset):
 
 
 def alone(autoencoder: AutoencoderKL, pictures: Pictures, batch_size: int, out: Path) -> float:
-    """Batches that lie in memory, and nothing is done with the results."""
+    """Encode batches that are already in memory, and discard the results."""
     batches = list(DataLoader(pictures, batch_size))
     autoencoder.encode(batches[0])
     started = time.perf_counter()
@@ -50,7 +50,7 @@ def alone(autoencoder: AutoencoderKL, pictures: Pictures, batch_size: int, out: 
 
 
 def loop(autoencoder: AutoencoderKL, pictures: Pictures, batch_size: int, out: Path) -> float:
-    """Batches from a DataLoader, and a file for each image."""
+    """Encode batches from a DataLoader, and write one file per image."""
     started = count = 0
     for batch in DataLoader(pictures, batch_size, num_workers=1):
         moments = autoencoder.encode(batch).latent_dist.parameters.half().numpy()

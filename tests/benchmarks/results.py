@@ -1,4 +1,4 @@
-"""What benchmarks found, as one JSON file and one Markdown table for each kind of machine."""
+"""Benchmark results: one JSON file and one Markdown table for each kind of device."""
 
 import functools
 import json
@@ -17,17 +17,17 @@ FOLDER = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. Rows of the same benchmark, case and yardstick replace each other."""
+    """One figure. A new row replaces an earlier one with the same benchmark, case and baseline."""
 
     benchmark: str
     case: str
     against: str
-    """The yardstick: what ours was measured against, alternately in one run; or the growing quantity, or nothing."""
+    """The baseline that ours was measured against, alternately in one run; or "growth exponent"; or empty."""
     value: float | None
-    """Times as fast as the yardstick, share of the floor's speed, or exponent; None where only `ours` is a figure."""
+    """Speed relative to the baseline, share of the hardware limit, or exponent; None if only `ours` is a figure."""
     low: float | None
     high: float | None
-    """Range of the middle half of the rounds' values."""
+    """Lower and upper quartile over the rounds."""
     ours: str
     """Our own figure, with its unit."""
     commit: str
@@ -39,7 +39,7 @@ class Row:
 
 
 class Results:
-    """Rows of this run, each put at once among those of earlier ones: a run that is cut off loses none."""
+    """Rows of this run, each merged into the earlier ones at once, so that an interrupted run loses none."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class Results:
         self._put(row)
 
     def faster(self, benchmark: str, case: str, ours: str, against: str, our_time: Timing, their_time: Timing) -> None:
-        """How many times as fast ours is as the yardstick, round by round."""
+        """Add how many times as fast ours is as the baseline, round by round."""
         self.add(benchmark, case, ours, against, *speed(our_time, their_time))
 
     def _put(self, row: Row) -> None:
@@ -73,9 +73,9 @@ def value_text(row: Row) -> str:
 
 def markdown(machine: dict, rows: list[Row]) -> str:
     lines = [
-        "Written by `make benchmark`. The ratio says how many times as fast raydit was as what it is measured "
-        "against, alternately in one run: the median of the rounds, and the range of their middle half. Against a "
-        "floor it is the share of what the machine can do; for growth it is the exponent.",
+        "Written by `make benchmark`. *Ratio* is raydit's speed divided by the baseline's in column *Against*, "
+        "measured alternately in one run: median over rounds and interquartile range. Against a hardware limit it is "
+        "the share of that limit; for growth it is the exponent.",
         "",
         "; ".join(f"{name}: {value}" for name, value in machine.items()),
         "",
@@ -94,7 +94,7 @@ def device_name() -> str:
 
 @functools.cache
 def machine() -> dict[str, str]:
-    """What was measured on, and what it can do at most."""
+    """Describe the machine, and its peak speeds."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     described = {
         "processor": processor(),
@@ -116,7 +116,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """What was measured: a commit, and a plus where files were changed after it."""
+    """Return the measured commit, with a plus sign if there are uncommitted changes."""
 
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=FOLDER.parent, capture_output=True, text=True).stdout.strip()

@@ -1,8 +1,8 @@
-"""All benchmarks, or what needs only torch where Ray is absent.
+"""Run all benchmarks, or only those that need just torch if Ray is not installed.
 
     make benchmark                                 about half an hour on two cores
-    make benchmark ARGS=--quick                    about three minutes: what is small, in few rounds
-    python tests/benchmarks/run.py -k training     some of them
+    make benchmark ARGS=--quick                    about three minutes: small cases, few rounds
+    python tests/benchmarks/run.py -k training     only those that match
 
 Further arguments are pytest's. Results go to tests/benchmarks/results.
 """

@@ -15,7 +15,7 @@ from study import RECIPES, RESULTS, history, newest_run, raydit, score_reconstru
 
 NUM_SAMPLES = 5_000
 AVERAGED = 10
-"""Values of the loss, each a mean over train.log_every steps, that stand for the one at a checkpoint."""
+"""Number of logged losses, each a mean over train.log_every steps, that are averaged for a checkpoint's loss."""
 
 
 def main(images: str, output: str = "outputs/cifar10", *flags: str) -> None:
@@ -44,7 +44,7 @@ def main(images: str, output: str = "outputs/cifar10", *flags: str) -> None:
 
 
 def names(report: dict) -> list[str]:
-    """Metrics of all samples that could be computed."""
+    """Return the names of the metrics that could be computed from all samples."""
     return [name for name, value in report["metrics"].items() if name.endswith("_5k") and value is not None]
 
 
@@ -70,8 +70,8 @@ def write(rows: list[list[str]], metrics: list[str], report: dict, evaluations: 
         f"CIFAR-10 with `pipelines/recipes/cifar10.toml`, commit {commit()}, protocol {report['protocol_id']}, "
         f"{NUM_SAMPLES:,} samples of each checkpoint. Written by `tests/benchmarks/run_cifar10.py`. Errors: jackknife "
         "over random tenths of the samples for distances, standard deviation over splits or subsets for the inception "
-        f"score and the kernel distance. Against the same reference: training images as the autoencoder gives them "
-        f"back, and held-out real images.\n\n"
+        f"score and the kernel distance. Rows for comparison, against the same reference: reconstructions of training "
+        f"images, and held-out real images.\n\n"
         f"{described}\n\n"
     )
     (RESULTS / "cifar10.md").write_text(text + table(["step", "loss", *metrics], rows) + "\n" + "\n".join(shown) + "\n")

@@ -29,7 +29,7 @@ METRICS = (
     "fd_efficientnet_lite0_340",
     "precision_efficientnet_lite0_340",
 )
-"""Those of 340 are what held-out real images, which are so many, can stand beside."""
+"""There are 340 held-out real images, so metrics at N = 340 can be compared with theirs."""
 AVERAGED = 5
 CONDITIONINGS = get_args(ModelConfig.__annotations__["conditioning"])
 
@@ -63,7 +63,7 @@ def main(output: str = "outputs/conditionings", *flags: str) -> None:
 
 
 def with_autoencoder(autoencoder: Path, target: Path) -> Path:
-    """The digits' recipe with an autoencoder that is there already, the same for all."""
+    """Write the digits' recipe with an existing autoencoder, the same for all trainings."""
     text = (RECIPES / "digits.toml").read_text()
     section = f"[autoencoder]\nid = {json.dumps(str(autoencoder))}\n"
     target.write_text(re.sub(r"\[autoencoder\.train\].*?(?=\n\[)", lambda _: section, text, flags=re.DOTALL))
@@ -71,7 +71,7 @@ def with_autoencoder(autoencoder: Path, target: Path) -> Path:
 
 
 def run_of(store: str, output: Path) -> str:
-    """Id of the training run that wrote into a folder."""
+    """Return the id of the training run that wrote to a folder."""
     from mlflow import MlflowClient
 
     client = MlflowClient(store)
@@ -81,14 +81,14 @@ def run_of(store: str, output: Path) -> str:
 
 
 def size(checkpoint: str) -> list[str]:
-    """Parameters, and multiply-accumulates for an image."""
+    """Return the number of parameters, and of multiply-accumulates per image, as text."""
     config = config_from_dict(load_checkpoint(checkpoint).config["model"])
     parameters = sum(parameter.numel() for parameter in build_model(config).parameters())
     return [f"{parameters / 1e6:.2f} M", f"{forward_macs(config) / 1e6:.1f} M"]
 
 
 def spread(values: list[float]) -> str:
-    """Mean over the seeds, and its standard error."""
+    """Format the mean over the seeds and its standard error."""
     return f"{fmean(values):.3f} \u00b1 {stdev(values) / len(values) ** 0.5:.3f}"
 
 

@@ -1,4 +1,5 @@
-"""The digits 5 to 9 from scratch, and from a model of the digits 0 to 4: how many steps reach the same score.
+"""Compare training on the digits 5 to 9 from scratch and from a model of the digits 0 to 4: how many steps reach the
+same score.
 
     python tests/benchmarks/run_finetune.py [OUTPUT [--set KEY=VALUE ...]]
 
@@ -20,7 +21,7 @@ SCRATCH_STEPS, TUNED_STEPS, EVERY = 1200, 400, 200
 """The aim: the score of SCRATCH_STEPS after at most TUNED_STEPS, a third of them."""
 METRIC = "fd_efficientnet_lite0_500"
 SCRATCH = {"train__steps": SCRATCH_STEPS, "train__learning_rate": 2e-3, "train__warmup_steps": 50}
-"""As digits-0-4.toml trains its model."""
+"""The training settings of digits-0-4.toml."""
 
 
 def main(output: str = "outputs/finetune", *flags: str) -> None:
@@ -50,7 +51,7 @@ def main(output: str = "outputs/finetune", *flags: str) -> None:
 
 
 def without_start(target: Path) -> Path:
-    """The recipe of the digits 5 to 9 for a training from random weights."""
+    """Write the recipe of the digits 5 to 9 without its start, for training from random weights."""
     text = (RECIPES / "digits-5-9.toml").read_text()
     target.write_text(re.sub(r"\[train\.(start|lr_multipliers)\].*?(?=\n\[)", "", text, flags=re.DOTALL))
     return target

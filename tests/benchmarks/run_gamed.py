@@ -1,8 +1,9 @@
-"""A gamed score: images optimised for the Frechet distance of EfficientNet-Lite0, by other spaces and a classifier.
+"""A gamed score: judge images that were optimised for EfficientNet-Lite0's Frechet distance by other feature spaces and
+by a classifier.
 
     python tests/benchmarks/run_gamed.py [OUTPUT]
 
-About four minutes on one core. Writes results/gamed.md and results/gamed.png. It goes on where it was cut off.
+About four minutes on one core. Writes results/gamed.md and results/gamed.png. An interrupted run resumes.
 
 The digits are split into training images, of which the first are the reference, and held-out images. Honest samples are
 draws from a Gaussian for each digit, fitted to the training pixels. Gamed samples begin as draws from one Gaussian for
@@ -73,7 +74,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def draw(images: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws from the Gaussian of images' pixels."""
+    """Draw images from a Gaussian that is fitted to the pixels of given images."""
     flat = images.reshape(len(images), -1).astype(float)
     left, scales, directions = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
     weights = rng.standard_normal((count, len(scales))) * scales / np.sqrt(len(flat) - 1)
@@ -85,7 +86,7 @@ def to_batch(images: np.ndarray) -> torch.Tensor:
 
 
 def extract(extractor: FeatureExtractor, images: np.ndarray, file: Path) -> np.ndarray:
-    """Features of images, which a file keeps."""
+    """Return the features of images, cached in a file."""
     if not file.exists():
         np.save(file, extractor(to_batch(images)).features)
     return np.load(file)
@@ -143,7 +144,7 @@ def square_root(cov: np.ndarray) -> np.ndarray:
 
 
 def transport(features: np.ndarray, mean: np.ndarray, root: np.ndarray) -> np.ndarray:
-    """Where the optimal map from the features' Gaussian to that of the reference takes each of them."""
+    """Map each feature by the optimal transport from the features' Gaussian to the reference's."""
     centred = features - features.mean(axis=0)
     values, vectors = np.linalg.eigh(root @ np.cov(features.T) @ root)
     kept = values > 1e-10 * values[-1]
@@ -154,7 +155,7 @@ def transport(features: np.ndarray, mean: np.ndarray, root: np.ndarray) -> np.nd
 def score(
     folder: Path, reference: np.ndarray, sets: dict[str, np.ndarray]
 ) -> tuple[dict[str, list[float]], dict[str, EvaluationReport]]:
-    """Of all sets the distances in whole feature spaces, and reports in random directions of them."""
+    """Return, for each set, distances in full feature spaces, and reports in random projections of them."""
     distances: dict[str, list[float]] = {name: [] for name in sets}
     reports: dict[str, list[EvaluationReport]] = {name: [] for name in sets}
     for name in (TARGET, *OTHERS):
@@ -207,8 +208,8 @@ def write(
     text = (
         f"Images that were optimised for the Frechet distance of EfficientNet-Lite0 alone, commit {commit()}: {COUNT} "
         "of each kind against the same digits, distances in whole feature spaces, ratios to real images and their mean "
-        f"in {DIRECTIONS} random directions of each, and how many a classifier of digits recognises as what they "
-        "should be. Written by `tests/benchmarks/run_gamed.py`; the pictures are in [gamed.png](gamed.png).\n\n"
+        f"in {DIRECTIONS} random directions of each, and what share a digit classifier recognises as the digits that "
+        "they should be. Written by `tests/benchmarks/run_gamed.py`; the pictures are in [gamed.png](gamed.png).\n\n"
         f"{described}\n\n"
     )
     (RESULTS / "gamed.md").write_text(text + table([*head, "mean ratio", "recognised"], rows))

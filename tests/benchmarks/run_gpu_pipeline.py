@@ -1,10 +1,11 @@
-"""The whole pipeline on one GPU in under four minutes: when each stage begins to work, and rates against bare loops.
+"""Measure the whole pipeline on one GPU in under four minutes: when each stage starts working, and its speed relative
+to bare loops.
 
     python tests/benchmarks/run_gpu_pipeline.py FOLDER_OF_PARQUET_FILES [--out FOLDER] [--limit SECONDS]
     python tests/benchmarks/run_gpu_pipeline.py FOLDER_OF_PARQUET_FILES --small     a rehearsal on CPUs in two minutes
 
-The images are CIFAR-10's, in the layout of Hugging Face. `raydit run` does all stages of gpu_cifar10.toml in a folder
-that it finds empty; the bare loops follow, about half a minute. Writes gpu_pipeline.json and gpu_pipeline.md.
+The images are CIFAR-10's, in the layout of Hugging Face. `raydit run` runs all stages of gpu_cifar10.toml in an empty
+folder; the bare loops follow and take about half a minute. Writes gpu_pipeline.json and gpu_pipeline.md.
 """
 
 import argparse
@@ -45,7 +46,7 @@ NUM_IMAGES = 20_000
 LIMIT_SECONDS = 240.0
 STAGES = ("autoencoder", "encode", "train", "evaluate")
 PROGRESS = re.compile(rf"({'|'.join(STAGES)}) +(?:([\d,]+)/[\d,]+ (?:steps|images))?")
-"""A line of the command: the stage, and how much is done where it says so."""
+"""Matches a line of the command's output: the stage, and the progress if the line has it."""
 SMALL_IMAGES = 400
 SMALL = """
     autoencoder.train.gpus_per_worker=0 encode.gpus_per_worker=0 train.gpus_per_worker=0 evaluate.gpus_per_worker=0
@@ -57,19 +58,19 @@ SMALL = """
     evaluate.num_samples=40 evaluate.shard_rows=20 evaluate.batch_size=20 evaluate.sampling_steps=4
     evaluate.dtype=float32
 """.split()
-"""What a rehearsal sets."""
+"""Overrides for a rehearsal."""
 
 
 @dataclass
 class Watch:
-    """When the stages of a command began, and when they had done something, by the clock of time.monotonic."""
+    """When each stage of a command started, and when it showed its first progress, by time.monotonic()."""
 
     started: float
     begun: dict[str, float] = field(default_factory=dict)
     first: dict[str, tuple[float, int]] = field(default_factory=dict)
-    """Time of each stage's first sign of work, with how many steps or images it says."""
+    """Time of each stage's first progress, and the number of steps or images at that time."""
     seconds: float = 0.0
-    """Of the command."""
+    """Duration of the command."""
     exit_code: int | None = None
 
     def read(self, line: str) -> None:
@@ -82,7 +83,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A run of all stages: its recipe and store, and what was seen of it."""
+    """A run of all stages: its recipe, store and observed times."""
 
     config: Recipe
     store: str
@@ -90,7 +91,7 @@ class Pipeline:
     device: torch.device
 
     def rates(self, stage: str) -> list[float]:
-        """Return the images per second of a training's reports after the first, in which compilation is."""
+        """Return the images per second of a training's reports, without the first, which includes compilation."""
         run = newest_run(self.store, self.config.name, stage)
         return [value for _, value in history(self.store, run, f"{stage}/images_per_second")][1:]
 
@@ -99,7 +100,7 @@ class Pipeline:
 
 
 def run_stages(arguments: list[str], limit: float) -> Watch:
-    """Run `raydit run`, show what it prints, and say when its stages worked; it is stopped at the limit."""
+    """Run `raydit run`, echo its output, and record when its stages worked. It is stopped at the limit."""
     watch = Watch(time.monotonic())
     command = [sys.executable, "-m", "pipelines.cli", "run", *arguments]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -117,7 +118,8 @@ def run_stages(arguments: list[str], limit: float) -> Watch:
 
 
 def starts(pipeline: Pipeline) -> Iterator[Figure]:
-    """From the command, or a later stage's first line, to the first step or the first finished images."""
+    """Measure the time from the command (for later stages: from their first line) to the first step or the first
+    finished images."""
     watch, config = pipeline.watch, pipeline.config
     sizes = {"autoencoder": config.autoencoder.train.global_batch_size, "train": config.train.global_batch_size}
     for stage in STAGES:
@@ -126,7 +128,7 @@ def starts(pipeline: Pipeline) -> Iterator[Figure]:
             continue
         seen, done = watch.first[stage]
         since = watch.started if stage == STAGES[0] else watch.begun[stage]
-        # A first report is that of several steps, and all but the first of them took as long as later ones.
+        # The first report covers several steps; all but the first took as long as later ones.
         rates = pipeline.rates(stage) if stage in sizes else []
         later = (done - 1) * sizes[stage] / statistics.median(rates) if rates else 0.0
         whence = "the command" if stage == STAGES[0] else "its first line"
@@ -175,7 +177,7 @@ def encode_job(pipeline: Pipeline) -> Iterator[Figure]:
 
 
 def other_rates(pipeline: Pipeline) -> Iterator[Figure]:
-    """What has no bare loop here: the autoencoder's training, and the parts of the evaluation."""
+    """Rates without a bare loop to compare with: the autoencoder's training, and the parts of the evaluation."""
     size = pipeline.config.autoencoder.train.global_batch_size
     rate = statistics.median(pipeline.rates("autoencoder"))
     yield Figure(what=f"autoencoder training, batch {size}", value=rate / size, unit="steps/s")

@@ -1,9 +1,9 @@
-"""The search of `raydit tune` against the full grid, of which it knows a third.
+"""Compare the search of `raydit tune`, which may spend a third of the cost, with the full grid.
 
     python tests/benchmarks/run_tune.py CHECKPOINT [--set KEY=VALUE ...]
 
-Measures every candidate on all samples as well, by the records of the search and the ones that it left out, and writes
-results/tune.md: where the search ended, at what cost, and how far from the best of the grid.
+Also measures every candidate on all samples, reusing the records of the search, and writes results/tune.md: the
+search's result, its cost, and its distance from the best of the grid.
 """
 
 import sys
@@ -43,7 +43,7 @@ def main(name: str, *flags: str) -> None:
     best = min(range(len(full)), key=lambda position: full[position].value)
     chosen = rungs[-1].kept[0]
     lines = [
-        "Written by `tests/benchmarks/run_tune.py`: the search of `raydit tune`, and the full grid as truth. "
+        "Written by `tests/benchmarks/run_tune.py`: the search of `raydit tune`, compared with the full grid. "
         f"Commit {commit()}, {len(candidates)} candidates, {sizes[-1]:,} samples.",
         "",
         "; ".join(f"{name}: {value}" for name, value in machine().items()),

@@ -1,6 +1,6 @@
-"""What longer studies share: commands of raydit as a user gives them, and numbers as MLflow has them.
+"""Helpers of the longer studies: run raydit commands as a user would, and read metrics from MLflow.
 
-A study that is cut off goes on when it is started again: raydit's stages do.
+An interrupted study resumes when it is started again, because raydit's stages do.
 """
 
 import json
@@ -14,10 +14,10 @@ RECIPES = ROOT / "pipelines" / "recipes"
 
 
 def raydit(*arguments: str | Path) -> dict:
-    """Run a command with --json: what it prints last. What it prints on its way is shown."""
+    """Run a command with --json, echo its output, and return the JSON of its last line."""
     command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments), "--json"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None, "it was asked for"
+        assert process.stdout is not None, "stdout is a pipe"
         last = ""
         for line in process.stdout:
             last = line
@@ -29,7 +29,7 @@ def raydit(*arguments: str | Path) -> dict:
 
 
 def score_reconstructions(recipe: Path, folder: Path, count: int, *flags: str) -> dict:
-    """Report of `count` training images as the autoencoder gives them back: its own part in every score."""
+    """Return the report on reconstructions of `count` training images: the autoencoder's share of every score."""
     import numpy as np
 
     from pipelines.latents.dataset import LatentDataset
@@ -65,7 +65,7 @@ def first_images(folder: Path, count: int, target: Path) -> Path:
 
 
 def history(store: str, run_id: str, metric: str) -> list[tuple[int, float]]:
-    """Steps and values of a run's metric in MLflow."""
+    """Return the steps and values of a run's metric in MLflow."""
     from mlflow import MlflowClient
 
     points = MlflowClient(store).get_metric_history(run_id, metric)
@@ -73,13 +73,13 @@ def history(store: str, run_id: str, metric: str) -> list[tuple[int, float]]:
 
 
 def newest_run(store: str, experiment: str, stage: str) -> str:
-    """Id of an experiment's newest run of a stage."""
+    """Return the id of an experiment's newest run of a stage."""
     from pipelines.registry.queries import list_runs
 
     return list_runs(store, experiment=experiment, stage=stage, limit=1)[0]["id"]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

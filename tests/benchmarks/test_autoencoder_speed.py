@@ -1,4 +1,4 @@
-"""What the autoencoder job costs beside its arithmetic: against a bare torch loop, with one batch in memory.
+"""Overhead of the autoencoder job, measured against a bare torch loop with one batch in memory.
 
 The job and the loop run in turn, as in `test_train_speed.py`.
 """

@@ -29,7 +29,7 @@ CASES = {
     "cuda": ("DiT-XL/2, batch 128, bfloat16", named_config("DiT-XL/2"), 128),
 }
 COMPILED = {"blocks": compile_network, "whole": lambda network: network.compile(), "eager": lambda network: None}
-"""In this order, so that blocks, which are compiled first, cannot profit from what is compiled for the whole."""
+"""Blocks are compiled first, so that they cannot reuse what was compiled for the whole network."""
 
 
 def step_of(network, batch, device):
@@ -56,7 +56,7 @@ def test_compilation(results, quick, tmp_path, monkeypatch):
     torch.compile(torch.sin)(torch.ones(2, device=device))  # imports the compiler, which takes seconds
     steps, first, losses = {}, {}, []
     for name, prepare in COMPILED.items():
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / name))  # as where nothing was compiled before
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / name))  # as if nothing had been compiled before
         candidate = copy.deepcopy(network)
         prepare(candidate)
         steps[name] = step_of(candidate, batch, device)

@@ -28,7 +28,7 @@ CASES = {
 
 
 def diffusers_model(config: DiTConfig):
-    """diffusers' model of equal size."""
+    """Return diffusers' model of equal size."""
     from diffusers import DiTTransformer2DModel
 
     return DiTTransformer2DModel(
@@ -44,7 +44,7 @@ def diffusers_model(config: DiTConfig):
 
 
 class Called(torch.nn.Module):
-    """diffusers' model, called as ours is."""
+    """Wrapper that gives diffusers' model the signature of ours."""
 
     def __init__(self, model):
         super().__init__()
@@ -62,7 +62,7 @@ def batch_of(config: DiTConfig, size: int):
 
 
 def our_step(network, batch, process, compiled=False):
-    """dit.train's own step: fused AdamW, EMA, hybrid loss."""
+    """Return a function that takes one step of dit.train: fused AdamW, EMA, hybrid loss."""
     config = TrainingConfig(steps=10**9, global_batch_size=len(batch[0]))
     if compiled:
         compile_network(network)
@@ -75,7 +75,7 @@ def our_step(network, batch, process, compiled=False):
 
 
 def their_step(network, batch, process, compiled=False):
-    """The step of diffusers' example scripts: torch's AdamW as it comes, diffusers' EMA, the same loss."""
+    """Return a step as in diffusers' example scripts: torch's default AdamW, diffusers' EMA, the same loss."""
     from diffusers.training_utils import EMAModel
 
     model = torch.compile(Called(network)) if compiled else Called(network)
@@ -98,7 +98,7 @@ def their_step(network, batch, process, compiled=False):
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_training_step(results, quick, case, compiled):
     if quick and (compiled or "DiT-S/2" in case):
-        pytest.skip("compiles, or takes a quarter of a minute")
+        pytest.skip("compiles, or takes 15 seconds")
     config, size, rounds = CASES[case]
     batch, process = batch_of(config, size), GaussianDiffusion()
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def test_training_step(results, quick, case, compiled):
 def test_guided_sampling(results, quick, case, compiled):
     """DDIM, guided, both halves in one call; diffusers' scheduler and model against ours."""
     if quick and (compiled or "DiT-S/2" in case):
-        pytest.skip("compiles, or takes a quarter of a minute")
+        pytest.skip("compiles, or takes 15 seconds")
     from diffusers import DDIMScheduler
 
     config, size, rounds = CASES[case]

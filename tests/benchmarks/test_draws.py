@@ -21,7 +21,7 @@ CASES = {
 
 
 def from_generators(seed: int, step: int, count: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Draw as training does where no counter is chosen: one generator, seeded by NumPy for each image."""
+    """Draw as training does without random = "counter": one generator per image, seeded by NumPy."""
     generator, drawn = torch.Generator(), []
     for position in range(count):
         state = np.random.SeedSequence((seed, int(Stream.NOISE), step, position)).generate_state(1, np.uint64)

@@ -1,7 +1,7 @@
-"""The encode job on CIFAR-10 at 64 pixels, against (b) its autoencoder alone and (c) a plain DataLoader loop.
+"""The encode job on CIFAR-10 at 64 pixels, against its autoencoder alone and against a plain DataLoader loop.
 
-One thread computes the autoencoder in all of them, and the machine's other cores read and write: as CPUs do beside a
-GPU. Without mirrors, so that an image is read for every pass.
+In all of them one thread computes the autoencoder while the other cores read and write, as CPUs do next to a GPU.
+Without horizontal flips, so that every pass of the autoencoder reads an image.
 """
 
 import os
@@ -33,7 +33,7 @@ from pipelines.stage import StageContext
 pytestmark = pytest.mark.benchmark
 
 SIZES = (2_000, 7_000, 25_000)
-"""Images of the data sets on which the cost of an image and the job's memory are measured."""
+"""Sizes of the data sets on which the cost per image and the job's memory are measured."""
 READ_IMAGES, READ_SHARD_ROWS = 5_000, 500
 
 
@@ -51,7 +51,7 @@ def sd_sized(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """An autoencoder, and work that takes some tens of seconds on one core."""
+    """An autoencoder, with work for some tens of seconds on one core."""
 
     autoencoder: Callable[[Path], Path]
     num_images: int
@@ -77,13 +77,13 @@ class Run:
 
     @property
     def seconds_per_image(self) -> float:
-        """At steady state: from the end of the first shard to the end of the last."""
+        """Seconds per image at steady state, from the end of the first shard to the end of the last."""
         shards = sorted((self._written(shard.file), shard.rows) for shard in self.dataset.shards)
         return (shards[-1][0] - shards[0][0]) / sum(rows for _, rows in shards[1:])
 
     @property
     def seconds_to_start(self) -> float:
-        """Until the first image: the listing, the autoencoder, and Ray where it is not there."""
+        """Seconds until the first image: listing, loading the autoencoder, and starting Ray if needed."""
         first = self.dataset.shards[0]
         return self._written(first.file) - self.started - first.rows * self.seconds_per_image
 
@@ -92,7 +92,7 @@ class Run:
 
 
 def run_job(folder: Path, images: Path, autoencoder: Path, **settings) -> Run:
-    """The whole job, on the Ray that is there or one of its own; what an earlier one left in the folder is removed."""
+    """Run the whole job in an emptied folder, on a running Ray or on its own."""
     shutil.rmtree(folder, ignore_errors=True)
     config = cifar_recipe(folder, images, autoencoder, **settings)
     started = time.time()
@@ -102,7 +102,8 @@ def run_job(folder: Path, images: Path, autoencoder: Path, **settings) -> Run:
 
 
 def run_plain(kind: str, images: Path, autoencoder: Path, out: Path, case: Case) -> float:
-    """Seconds of an image. In the environment that raydit gives its own processes, so that malloc is no difference."""
+    """Return a baseline's seconds per image, in the environment of raydit's own processes, so that malloc behaves the
+    same."""
     command = [sys.executable, str(Path(__file__).with_name("plain_encode.py")), kind, str(images), str(autoencoder)]
     numbers = (SIZE, case.batch_size, case.num_images)
     shutil.rmtree(out, ignore_errors=True)
@@ -135,7 +136,7 @@ def test_images_per_second(tmp_path, results, quick, name):
     if not quick:
         candidates["autoencoder alone"] = lambda: theirs("alone")
         candidates["bfloat16"] = lambda: ours(dtype="bfloat16", memory_format="channels_last")
-    with ray_session(num_cpus=3):  # as many as a job asks for that starts its own
+    with ray_session(num_cpus=3):  # as many as a job requests when it starts Ray itself
         timings = in_turn(candidates, case.rounds)
     check_equal(LatentDataset.open(tmp_path / "job" / "output" / "latents"), tmp_path / "loop")
     raydit, bfloat16 = timings.pop("raydit"), timings.pop("bfloat16", None)
@@ -148,7 +149,7 @@ def test_images_per_second(tmp_path, results, quick, name):
 
 
 def check_equal(dataset: LatentDataset, folder: Path) -> None:
-    """That both sides computed the same thing, ours in bfloat16 perhaps."""
+    """Check that both sides computed the same moments; ours may be in bfloat16."""
     plain = np.stack([np.load(file) for file in sorted(folder.glob("*.npy"))])
     ours = dataset.arrays.moments
     assert ours.shape == plain.shape
@@ -163,7 +164,7 @@ def test_cost_and_memory_as_the_data_set_grows(tmp_path, results, quick):
     for size in sizes:
         images = cifar_images(tmp_path / "images.parquet", size)
         begun = time.time()
-        with ray_session(num_cpus=3), watched() as peak:  # who looks at Ray must have ended before Ray does
+        with ray_session(num_cpus=3), watched() as peak:  # the watcher must end before Ray does
             run = run_job(tmp_path / "job", images, autoencoder, flip=False)
         assert len(run.dataset) == size
         costs.append(run.seconds_per_image)
@@ -185,7 +186,7 @@ def test_cost_and_memory_as_the_data_set_grows(tmp_path, results, quick):
 
 
 def test_reading_the_latents_back(tmp_path, results):
-    """All rows into memory, from the shards and from a file for each image."""
+    """Load all rows into memory, from shards and from one file per image."""
     rng, shape = np.random.default_rng(0), (READ_SHARD_ROWS, 8, SIZE // 2, SIZE // 2)
     shards = [rng.standard_normal(shape, np.float32).astype("<f2") for _ in range(0, READ_IMAGES, READ_SHARD_ROWS)]
     dataset = write_dataset(tmp_path / "latents", shards, flip=True)

@@ -1,8 +1,6 @@
-"""The evaluate job on samples of CIFAR-10's size against a plain loop, its extractor against torch-fidelity's.
-
-And 50,000 images planned, merged and scored.
-
-One thread for each process everywhere. Asserts that both sides compute the same.
+"""Compare the evaluate job at CIFAR-10's image size with a plain loop, and its extractor with torch-fidelity's; time
+the planning, merging and scoring of 50,000 images. Every process has one thread. Asserts that both sides compute the
+same.
 """
 
 import json
@@ -83,7 +81,7 @@ def checkpoint(tmp_path):
 
 @contextmanager
 def plain_loops(opened, config, folders: list[Path]):
-    """A process for each folder that does nothing else, its freed memory kept as the workers keep theirs."""
+    """Run one baseline process per folder, with the workers' malloc settings."""
     settings = {
         "checkpoint": opened.shared,
         "protocol": evaluation_protocol(ScoringSettings.from_recipe(config), opened).to_dict(),
@@ -112,7 +110,7 @@ def score_shards(context, opened, config, workers: int, num_shards: int, folder:
 
 
 def signing_actor() -> type:
-    """ScoringActor that leaves beside each record which process wrote it."""
+    """Return a ScoringActor that marks each record with the id of the process that wrote it."""
 
     class Signing(ScoringActor):  # in here it is pickled by value: workers cannot import this file
         def __call__(self, shard):
@@ -123,7 +121,7 @@ def signing_actor() -> type:
 
 
 def times_written(folder: Path) -> dict[int, list[float]]:
-    """When each process has written its shards, in order."""
+    """Return the times at which each process wrote its shards, sorted."""
     times: dict[int, list[float]] = {}
     for file in folder.glob("*.by-*"):
         times.setdefault(int(file.suffix.removeprefix(".by-")), []).append(file.stat().st_mtime)
@@ -131,7 +129,8 @@ def times_written(folder: Path) -> dict[int, list[float]]:
 
 
 def seconds_per_image(folders: list[Path], turns: list[tuple[float, float]]) -> Timing:
-    """By each process, in every turn: from the end of its first shard, which an earlier turn began, to the last's."""
+    """Return the mean seconds per image of the processes in every turn, from the end of the turn's first shard, which
+    an earlier turn began, to the end of its last."""
     processes = [times for folder in folders for times in times_written(folder).values()]
     seconds = []
     for begun, ended in turns:
@@ -142,7 +141,8 @@ def seconds_per_image(folders: list[Path], turns: list[tuple[float, float]]) -> 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_against_a_plain_loop(checkpoint, tmp_path, results, quick, workers):
-    """Stopped and continued in turn every few seconds: within a minute the machine itself changes its pace.
+    """Both sides are stopped and continued alternately every few seconds, because the machine's speed changes within a
+    minute.
 
     Two workers also against two loops at once, as a machine may do less on each of its cores when all are at work.
     """
@@ -154,7 +154,9 @@ def test_workers_against_a_plain_loop(checkpoint, tmp_path, results, quick, work
         sides[f"{workers} plain loops at once"] = [tmp_path / f"loop-{number}" for number in range(workers)]
     job, loops = tmp_path / "job", list(chain(*sides.values()))
     with StageContext(config) as context, ThreadPoolExecutor(1) as thread:
-        context.start_ray(config.evaluate, "evaluate")  # by this thread: with the one that starts it, Ray ends
+        context.start_ray(
+            config.evaluate, "evaluate"
+        )  # in this thread, because Ray ends with the thread that starts it
         with plain_loops(opened, config, loops):
             loop_processes = {folder: next(iter(times_written(folder))) for folder in loops}
             send(signal.SIGSTOP, loop_processes.values())
@@ -162,7 +164,7 @@ def test_workers_against_a_plain_loop(checkpoint, tmp_path, results, quick, work
             done = thread.submit(score_shards, context, opened, config, workers, num_shards, job)
             while not done.done() and len(times_written(job)) < workers:
                 time.sleep(0.1)
-            assert len(times_written(job)) == workers, "a worker came too late to do anything"
+            assert len(times_written(job)) == workers, "a worker started too late to do anything"
             processes = {name: [loop_processes[folder] for folder in folders] for name, folders in sides.items()}
             turns = take_turns({"job": list(times_written(job)), **processes}, TURN_SECONDS, over=done.done)
             done.result()
@@ -176,7 +178,7 @@ def test_workers_against_a_plain_loop(checkpoint, tmp_path, results, quick, work
 
 
 def check_features(folder: Path, plain: Path) -> None:
-    """That both sides computed the same thing."""
+    """Check that both sides computed the same features."""
     names = sorted({file.stem for file in folder.glob("*.npz")} & {file.stem for file in plain.glob("*.npy")})
     assert len(names) > 4
     for name in names:
@@ -184,7 +186,8 @@ def check_features(folder: Path, plain: Path) -> None:
 
 
 def test_extractor_against_torch_fidelity(tmp_path, results, quick):
-    """The Inception of FID with random weights: their pass over a data set of the same images, batches of 16."""
+    """Compare the FID Inception with random weights: our extractor and torch-fidelity's pass over the same images, in
+    batches of 16."""
     from torch_fidelity import FeatureExtractorInceptionV3
     from torch_fidelity.utils import get_featuresdict_from_dataset
 
@@ -216,7 +219,7 @@ def test_extractor_against_torch_fidelity(tmp_path, results, quick):
 
 
 def random_inception(path: Path) -> Path:
-    """Seeded weights, scaled so that signals neither die nor explode."""
+    """Write seeded random weights, scaled so that activations neither vanish nor explode."""
     from unittest import mock
 
     from torch_fidelity import FeatureExtractorInceptionV3
@@ -265,7 +268,8 @@ print(json.dumps({
 
 
 def test_planning_merging_and_scoring_as_samples_grow(tmp_path, results, quick):
-    """Features, 2048, and logits, 1008, from a file for each image; mean and covariance, as ADM's references give."""
+    """Score 2,048 features and 1,008 logits, read from one file per image, against a mean and covariance, as in ADM's
+    references."""
     sizes = SCORED[:1] if quick else SCORED
     reference = ReferenceStatistics(
         n=50_000, mu=np.zeros(2048), sigma=np.eye(2048), extractor="inception", extractor_sha256="none"

@@ -1,4 +1,4 @@
-"""How long commands take before they do anything, against the interpreter's own start and the imports they need."""
+"""Start-up time of commands, compared with the start of the interpreter and with the imports that they need."""
 
 import re
 import shutil
@@ -15,10 +15,10 @@ COMMANDS = {
     "raydit --help": ["--help"],
     "raydit run --dry-run": ["run", RECIPE, "--dry-run"],
 }
-"""With --dry-run a recipe is read and checked."""
+"""--dry-run reads and validates a recipe."""
 FIRST_STEP = re.compile(r"^train +1/")
 IMPORTS = "import torch, mlflow, ray.train.torch"
-"""What the command's own process imports; its workers import most of it once more."""
+"""Imports of the command's own process; its workers import most of it again."""
 
 
 def run(*arguments):
@@ -34,7 +34,7 @@ def test_commands_start(results, quick, name):
 
 
 def test_trainings_start(results, quick, tmp_path):
-    """From the command to the first step, with two workers; beside it, what one process needs for its imports."""
+    """Time from the command to the first step with two workers, and the time that one process needs for its imports."""
     output = tmp_path / "output"
     flags = [f"output={output}", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"]
     flags += ["autoencoder.train.steps=40", "train.steps=60", "train.log_every=1"]

@@ -1,7 +1,6 @@
-"""What the train job costs beside its arithmetic: against a bare torch loop, with the tensors in memory.
-
-The job and the loop run in turn, some steps each, and the job goes on from its own checkpoint every time; its start
-is counted apart. Asserts only that both do the steps.
+"""Overhead of the train job, measured against a bare torch loop with its tensors in memory. Job and loop alternate
+every few steps, and the job resumes from its own checkpoint each time; its start-up is measured separately. Asserts
+only that both take the steps.
 """
 
 import itertools
@@ -98,7 +97,7 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers
 
 
 def batches(rows: int, batch_size: int):
-    """Batches of 4x32x32 latents, made by this thread."""
+    """Yield batches of 4x32x32 latents, prepared in this thread."""
     moments = np.random.default_rng(0).normal(size=(rows, 8, 32, 32)).astype(np.float16)
     return latent_batches(
         ArrayLatents(LatentArrays(np.arange(rows) % 1000, moments, moments), EpochOrder(rows, 0)),
@@ -135,7 +134,7 @@ def test_batches_against_what_training_consumes(results, quick):
 
 
 def test_batches_as_the_data_set_grows(results, quick):
-    """An image's share of a batch, in turn from data sets of three sizes."""
+    """Measure the time per image of making batches, alternately from data sets of three sizes."""
     sizes = ROWS[:2] if quick else ROWS
     streams = {rows: batches(rows, 64) for rows in sizes}
     makers = {f"{rows:,}": lambda stream=stream: list(itertools.islice(stream, 4)) for rows, stream in streams.items()}

@@ -56,7 +56,7 @@ def test_shards_that_diffusers_would_load_in_place_of_the_hashed_file_are_refuse
     index = {"metadata": {}, "weight_map": dict.fromkeys(zeros, f"{WEIGHTS}-00001-of-00001.safetensors")}
     (vae / name.format(WEIGHTS)).write_text(json.dumps(index))
     for use in (describe_autoencoder, Autoencoder.load):
-        with pytest.raises(InvalidInput, match=r"index.json, expected one of the two.*Remove the one"):
+        with pytest.raises(InvalidInput, match=r"index.json, expected only one of the two.*Remove the one"):
             use(vae)
 
 
@@ -65,7 +65,7 @@ def test_the_same_holds_for_a_variant(vae, name):
     (vae / f"{WEIGHTS}.safetensors").rename(vae / f"{WEIGHTS}.fp16.safetensors")
     assert describe_autoencoder(vae)["class"] == "AutoencoderKL"
     (vae / name.format(WEIGHTS)).write_text('{"weight_map": {}}')
-    with pytest.raises(InvalidInput, match="expected one of the two"):
+    with pytest.raises(InvalidInput, match="expected only one of the two"):
         Autoencoder.load(vae)
 
 

@@ -50,7 +50,7 @@ def test_functions_and_further_metrics_are_the_same_on_any_number_of_workers(tmp
             reports.append(evaluate(checkpoint, config=chosen, force=workers > 1))
         chosen = replace(config, evaluate=replace(config.evaluate, extractor=CHOSEN[1], extractors=CHOSEN[1:]))
         monkeypatch.setattr(ScoringSettings, "extractor_digests", {CHOSEN[1]: "0" * 64})
-        with pytest.raises(InvalidInput, match="has sha256 .*expected 0000.*as where the work was planned"):
+        with pytest.raises(InvalidInput, match="has sha256 .*expected 0000.*as on the machine that planned the work"):
             evaluate(checkpoint, config=chosen)
     first, *others = reports
     assert not plain.per_class and plain.metrics.items() <= first.metrics.items()

@@ -60,7 +60,7 @@ def _options(function: Command) -> Command:
 @click.argument("autoencoder", metavar="ID|FOLDER", type=click.Path())
 @_options
 def evaluate(autoencoder: str, as_json: bool, dry_run: bool, **options: Any) -> None:
-    """Measure what an autoencoder loses of images, what it costs, and what its latents are like.
+    """Measure an autoencoder's reconstruction quality, its cost, and the statistics of its latents.
 
     ID|FOLDER is an id on the hub, a folder that diffusers wrote, or the output of a recipe that trained one. Precision
     and workers are settings of recipes: --set encode.dtype=bfloat16, --set evaluate.num_workers=8. Run it again to
@@ -79,7 +79,7 @@ def evaluate(autoencoder: str, as_json: bool, dry_run: bool, **options: Any) -> 
 @click.argument("autoencoders", metavar="ID|FOLDER...", nargs=-1, required=True, type=click.Path())
 @_options
 def compare(autoencoders: tuple[str, ...], as_json: bool, dry_run: bool, **options: Any) -> None:
-    """Evaluate several autoencoders on the same images, and set them side by side, the best values marked.
+    """Evaluate several autoencoders on the same images, and print them side by side with the best values marked.
 
     Arguments and options are those of `raydit autoencoders evaluate`; finished evaluations are reused.
     """

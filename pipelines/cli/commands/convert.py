@@ -1,4 +1,5 @@
-"""`raydit import`, `raydit export` and `raydit merge`: checkpoints from and for other code, and of adapters."""
+"""`raydit import`, `raydit export` and `raydit merge`: convert checkpoints from and to other projects' formats, and
+merge adapters."""
 
 from __future__ import annotations
 
@@ -64,15 +65,17 @@ def import_(
     """Convert FILE to a checkpoint OUT.
 
     FILE is official DiT, SiT or U-ViT weights, a folder of their shards, or a diffusers DiT pipeline folder; with
-    --base, an adapter that peft or diffusers saved. Other options then say what the base is of, where it is a file of
-    weights.
+    --base, an adapter that peft or diffusers saved. If the base is a weights file, the other options then describe its
+    model.
     """
     from pipelines.checkpoints.adapters import import_adapter
     from pipelines.checkpoints.importing import import_checkpoint, summarize_import
 
     if base is not None:
         if numerics != "diffusers":
-            raise click.UsageError("--numerics and --base: import the base first, and name the result")
+            raise click.UsageError(
+                "--numerics cannot be combined with --base: import the base first, and pass the result as --base"
+            )
         options = base_options(model, objective, autoencoder, overrides)
         checkpoint = import_adapter(source, out, base, tracking_uri=store, **options)
     else:
@@ -133,7 +136,7 @@ def export(checkpoint: str, out: str, format: ExportFormat, weights: str, store:
 def merge(checkpoints: tuple[str, ...], out: str, store: str, as_json: bool) -> None:
     """Merge adapters into their base, as an ordinary checkpoint OUT.
 
-    Each CHECKPOINT was trained with [train.lora]. Several must have one base; the change of each is multiplied by its
+    Each CHECKPOINT was trained with [train.lora]. All must have the same base; the change of each is multiplied by its
     SHARE, as in A=0.5 B=0.5, which may be left out for a single one.
     """
     from pipelines.checkpoints.adapters import merge_checkpoints

@@ -55,7 +55,11 @@ class Flags:
     "--watch", is_flag=True, help="Treat CHECKPOINT as the folder of a running training, and score new checkpoints."
 )
 @click.option(
-    "--every", type=click.IntRange(min=1), default=1, show_default=True, help="With --watch: score every n-th only."
+    "--every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="With --watch: score only every n-th checkpoint.",
 )
 @click.option(
     "--recipe",
@@ -118,7 +122,9 @@ def evaluate(
         raise click.UsageError(f"--watch expects one folder of checkpoints; found {len(checkpoints)}")
     _refuse_options_without_effect(images, watch, options["save_images"])
     if protocol is not None and (images is not None or num_samples is not None):
-        raise click.UsageError("--protocol says how samples of checkpoints are drawn; leave out the others")
+        raise click.UsageError(
+            "--protocol sets how samples of checkpoints are drawn; leave out --images and --num-samples"
+        )
     if protocol is not None:
         _refuse_fields_of_protocol(protocol, overrides)
     if num_samples is not None:

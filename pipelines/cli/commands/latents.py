@@ -1,4 +1,4 @@
-"""`raydit latents`: verify a latent data set, and look into it."""
+"""`raydit latents`: verify a latent data set, or show its content."""
 
 import sys
 from dataclasses import asdict

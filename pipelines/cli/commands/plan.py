@@ -16,7 +16,12 @@ from pipelines.cli.output import echo, print_result
     type=click.IntRange(min=0),
     help="Number of classes, for --images; default: those that the recipe names, else 1000.",
 )
-@click.option("--measured", multiple=True, metavar="STAGE=IMAGES/S", help="Measured speed of a stage.")
+@click.option(
+    "--measured",
+    multiple=True,
+    metavar="STAGE=IMAGES/S",
+    help="Measured speed of a stage, of all its workers together.",
+)
 @click.option("--price", type=click.FloatRange(min=0), help="Dollars per device and hour; default: list price.")
 @json_option
 def plan(

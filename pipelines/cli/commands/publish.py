@@ -1,4 +1,4 @@
-"""`raydit publish`: the card of an evaluation, its scores with all that repeats them."""
+"""`raydit publish`: the card of an evaluation, with its scores and everything needed to reproduce them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def publish(
     """Write a card of an evaluation: its scores, and all that is needed to compute them again.
 
     REPORT is a report, its folder, or a checkpoint that was evaluated. The card is card.json for `raydit verify`, and
-    card.md for people. Where the evaluation was called with a reference, other images or a guide, name them again by
-    --recipe and --set; all else follows from its protocols.
+    card.md for people. Where the evaluation was called with a reference, other images or a guide, pass them again with
+    --recipe and --set; everything else follows from the report's protocols.
     """
     from cluster import storage
     from pipelines.config.overrides import given_tracking_uri

@@ -37,8 +37,8 @@ def build(
 ) -> None:
     """Extract features of IMAGES and write their statistics.
 
-    Run it again to resume. IMAGES is any source that a recipe takes. More settings are those of recipes:
-    --set images.crop=resize, --set evaluate.num_workers=8.
+    Run it again to resume. IMAGES is any source that a recipe takes. Further settings are fields of recipes: --set
+    images.crop=resize, --set evaluate.num_workers=8.
     """
     shorthands = {"images.size": size, "evaluate.extractor": extractor}
     overrides = (*(f"{key}={value}" for key, value in shorthands.items() if value is not None), *overrides)

@@ -82,6 +82,6 @@ def lineage(target: str, quick: bool, store: str, as_json: bool) -> None:
             print_line("", f"BROKEN: {text}")
     broken = sum(len(link.broken) for link in chain)
     matches = "sizes and records match; files were not read" if quick else "every recorded digest matches"
-    click.echo(f"\nBROKEN in {broken} place{'s' * (broken > 1)}" if broken else f"\nunbroken: {matches}")
+    click.echo(f"\nBROKEN: {broken} mismatch{'es' * (broken > 1)}" if broken else f"\nunbroken: {matches}")
     print_result(as_json, {"ok": not broken, "chain": [link.to_dict() for link in chain]})
     sys.exit(FAILED if broken else OK)

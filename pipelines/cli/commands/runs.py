@@ -124,7 +124,7 @@ def best(experiment: str, metric: str, protocol: str, store: str, as_json: bool)
 @click.argument("output", metavar="[OUTPUT|RECIPE]", default="", type=click.Path())
 @json_option
 def deliver(output: str, as_json: bool) -> None:
-    """Deliver to MLflow what waits in the journals of OUTPUT.
+    """Deliver pending journal entries of OUTPUT to MLflow.
 
     Without OUTPUT: of all outputs in this folder and two levels below. Entries that MLflow refused earlier are sent
     again. Exit code 1 if entries still wait or are refused, or if one of several outputs cannot be delivered.
@@ -173,10 +173,10 @@ def _deliver_output(output: str, uri: str) -> list[dict[str, Any]]:
 @store_option
 @json_option
 def relocate(output: str, store: str, as_json: bool) -> None:
-    """Mend a database that was moved or copied with its project.
+    """Repair a database that was moved or copied with its project.
 
     Its artifacts, outputs and checkpoints are then looked for where they are now, and nothing is written to the old
-    folder. OUTPUT: an output of which the database knows nothing yet.
+    folder. Give OUTPUT for an output that the database does not know yet.
     """
     from pipelines.tracking.relocation import relocate
     from pipelines.tracking.store import tracking_uri

@@ -17,8 +17,8 @@ from pipelines.cli.output import print_line, print_result
     "--classes",
     metavar="LIST",
     multiple=True,
-    help="Classes of the grid, by name or number, such as 1,7; a name wins over a number. Give a name that contains a "
-    'comma by a --classes of its own: --classes "cat, tabby" --classes dog. Default: all.',
+    help="Classes of the grid, by name or number, such as 1,7; a class name takes precedence over a number. Pass a "
+    'name that contains a comma in a --classes option of its own: --classes "cat, tabby" --classes dog. Default: all.',
 )
 @click.option("--columns", type=click.IntRange(min=1), default=8, show_default=True, help="Images of each class.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the samples; default: the recipe's.")

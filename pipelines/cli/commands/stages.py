@@ -140,7 +140,7 @@ def _check_without_images(stage: str, config: Recipe) -> None:
 
 
 def _describe_stage(stage: str, config: Recipe) -> str:
-    """Return in words what a stage of a recipe makes, and where; it may be there already."""
+    """Return a description of what a stage of a recipe writes, and where; the result may exist already."""
     if stage == "autoencoder" and config.autoencoder.train is None:
         return f"nothing to train: {config.autoencoder.id} is pretrained"
     work, folder = {
@@ -160,7 +160,7 @@ def _autoencoder_plan(config: Recipe) -> tuple[str, str]:
 
 def _encode_plan(config: Recipe) -> tuple[str, str]:
     what = "moments" if config.encode.stores_moments else "digests"
-    return f"shards of the {what} of {config.encode.shard_rows:,} images", config.latents
+    return f"{what} of the images, in shards of {config.encode.shard_rows:,}", config.latents
 
 
 def _train_plan(config: Recipe) -> tuple[str, str]:

@@ -61,7 +61,7 @@ def _parse_interval(text: str) -> Interval:
     type=click.FloatRange(min=0.05, max=1),
     default=0.35,
     show_default=True,
-    help="Share of the cost of scoring all candidates that may be spent; a ninth always is.",
+    help="Share of the cost of scoring all candidates that may be spent; at least a ninth is always spent.",
 )
 @click.option("--recipe", type=click.Path(dir_okay=False), help="Recipe; default: the checkpoint's.")
 @model_option

@@ -1,4 +1,4 @@
-"""`raydit verify`: whether the scores of a card hold."""
+"""`raydit verify`: check the scores of a card by computing them again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def verify(
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Compute the scores of CARD again, and say of each whether it holds.
+    """Compute the scores of CARD again, and report for each whether it holds.
 
     CARD is a card.json, its folder or its URI. Scores are equal to the bit, within the rounding of another device,
     within their errors, or they differ: exit code 1. A checkpoint, reference or extractor with another digest than the

@@ -91,7 +91,10 @@ def close_runs_of(job: jobs.Job) -> None:
         say("submit", f"runs of {job.submission_id} may still be open: {error}")
         return
     if count:
-        say("submit", f"marked {count} open run(s) of {job.submission_id} as KILLED; they go on when it is resumed")
+        say(
+            "submit",
+            f"marked {count} open run(s) of {job.submission_id} as KILLED; they continue when the job is resumed",
+        )
 
 
 def follow_command(job: str, address: str | None) -> str:

@@ -41,15 +41,15 @@ class FileListing(NamedTuple):
     """What one file contributes to a listing."""
 
     labels: pa.ChunkedArray | None
-    """As the file has them; None without a label column."""
+    """Labels as stored in the file; None if it has no label column."""
     stamps: np.ndarray
     class_names: tuple[str, ...]
-    """As the file or the data set's card records them; empty if neither does."""
+    """Class names that the file or the data set's card records; empty if neither does."""
     locations: np.ndarray | None = None
     columns: tuple[str, ...] = ()
     """Names of the columns besides that of images."""
     image_column: str = ""
-    """As Listing has it."""
+    """Name of the image column; see `Listing`."""
 
 
 class ColumnSource(ABC):

@@ -257,7 +257,7 @@ class Download(NamedTuple):
     folder: str
     """Folder with its README and the wanted files."""
     notes: tuple[str, ...] = ()
-    """What a user should know about them, in sentences."""
+    """Notices for the user about these files, as sentences."""
 
 
 @lru_cache(maxsize=4)

@@ -70,7 +70,7 @@ class TarShard(NamedTuple):
     stems: list[str]
     images: list[Member]
     labels: list[str] | None
-    """As text; None if no sample has a label."""
+    """Labels as text; None if no sample has one."""
     kinds: tuple[str, ...]
     """Suffixes in the first sample besides those of images, if no sample has a label."""
     left_out: list[str]

@@ -54,7 +54,7 @@ class ReconstructedShard:
     """Name of each extractor in the protocol -> features of the reconstructions, (N, D) float32. In the file
     features_NAME."""
     latents: "LatentStatistics"
-    """Of the scaled latents, drawn from the posterior. In the file latents_n, latents_mean, ..."""
+    """Statistics of the scaled latents, drawn from the posterior. In the file: latents_n, latents_mean, ..."""
     means: np.ndarray
     """(P, C, h, w) float16: means of the scaled posterior of those images that measure denoising, in their window."""
     stds: np.ndarray
@@ -68,7 +68,7 @@ class ReconstructedShard:
     encode_seconds: float
     decode_seconds: float
     device: str
-    """What encoded and decoded."""
+    """Device that encoded and decoded."""
 
     def write(self, file: str) -> None:
         """Write the record to a path or URI, atomically."""
@@ -267,7 +267,7 @@ class DenoisingTask:
     """The latents of all shards, on which the tiny DiT is trained."""
 
     shards: tuple[AutoencoderShard, ...]
-    """Those with latents of the measurement."""
+    """Shards that contain latents for the measurement."""
     file: str
     """Path or URI of the record: JSON with "loss", "baseline" and "seconds"."""
     seed: int

@@ -1,4 +1,4 @@
-"""Autoencoders that are judged: how users name them, their protocols, and from the records of shards to a report."""
+"""Evaluation of autoencoders: how users name them, their protocols, and reports from the records of shards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -183,7 +183,7 @@ class AutoencoderEvaluation:
 
     @cached_property
     def source(self) -> AutoencoderSource:
-        """What workers are told."""
+        """Settings that are sent to workers."""
         from dit.autoencoders.denoising_score import LATENTS
         from dit.formats.autoencoder_digests import further_digests
 
@@ -214,10 +214,10 @@ def _recorded(extractor: ExtractorIdentity) -> str:
 
 @dataclass(frozen=True)
 class MeasuredImages:
-    """What the records of all shards come to."""
+    """Totals over the records of all shards."""
 
     psnr: float
-    """In dB, of the mean squared error over all images."""
+    """PSNR in dB, from the mean squared error over all images."""
     ssim: float
     features: dict[str, FeatureStatistics]
     """Feature statistics of the reconstructions, keyed by the extractor's name in the protocol."""

@@ -1,4 +1,5 @@
-"""Which real images a report is of, where its protocol does not say so: held-out ones, and the column of images."""
+"""Identify the real images behind a report where its protocol does not: the held-out images, and the column of
+images."""
 
 from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of

@@ -1,4 +1,4 @@
-"""The listing of a recipe's real images. Of millions of them it takes minutes, so that jobs make it once."""
+"""The listing of a recipe's real images. Listing millions of images takes minutes, so a job does it only once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

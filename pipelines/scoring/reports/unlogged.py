@@ -1,4 +1,4 @@
-"""Marks beside reports that are written and not yet logged: what an interruption kept back, the next command logs.
+"""Marks beside reports that are written and not yet logged: the next command logs what an interrupted one did not.
 
 Records of shards cannot serve as marks: another size of shards, or a repeated evaluation, leaves some beside a report
 that was logged.

@@ -72,9 +72,9 @@ class Measurement(NamedTuple):
     distance: Measured
     """Frechet distance by the first extractor."""
     ratio: float | None
-    """Mean over the extractors of the distance in units of that of held-out images; None of too few images."""
+    """Mean over the extractors of the ratio of the distance to that of held-out images; None for too few images."""
     recall: float | None
-    """By the first extractor; None for very few images."""
+    """Recall in the features of the first extractor; None for very few images."""
 
 
 class RealFeatures(NamedTuple):

@@ -30,7 +30,7 @@ class Measurer:
         """folder: path or URI of the candidates' records."""
         self._context, self._candidates, self._folder = context, candidates, folder
         self.measurements: dict[tuple[int, int], Measurement] = {}
-        """By the candidate's position and the number of its samples."""
+        """Measurements by candidate position and number of samples."""
 
     @cached_property
     def _real(self) -> list[RealFeatures]:

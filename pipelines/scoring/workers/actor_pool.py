@@ -1,7 +1,7 @@
 """Run tasks on a pool of Ray actors; a task whose actor dies is retried on another one.
 
 Ray Data could distribute the tasks as well. It keeps three actors and a polling thread busy next to the workers, and
-its blocks would have nothing to carry: a task is a few names, and its result a file.
+its blocks would be empty: a task consists of a few names, and its result is a file.
 """
 
 from collections import Counter, deque

@@ -66,7 +66,7 @@ class AutoencoderWorkerSettings:
     max_quarantined: float
     """encode.max_quarantined: the share of unusable images that ends the training before it begins."""
     extractor: ExtractorChoice | None
-    """What the Frechet distance of reconstructions is measured with; None: it is not."""
+    """Extractor for the Frechet distance of reconstructions; None if it is not measured."""
     scored_by: str | None = None
     """Extractor of the recipe's scores, whose relation to a perceptual network the report states."""
 
@@ -98,7 +98,7 @@ def train_on_images(
     """
     config, dtype = settings.train, settings.train.dtype or "float32"
     if device_name := missing_tf32(dtype, worker.device):
-        worker.notice(f"autoencoder.train.dtype = 'tf32': {device_name} has no TF32, so training goes on in float32")
+        worker.notice(f"autoencoder.train.dtype = 'tf32': {device_name} has no TF32, so training continues in float32")
     network, scale = create_objective(worker, settings)
     # Before it starts, the discriminator gets no gradients, so that its optimizer starts with it.
     some_unused = bool(config.adversarial_start)

@@ -49,7 +49,7 @@ class LatentBatch(TensorBatch):
     latents: Tensor
     """(n, C, H, W) float32, drawn from the posterior and scaled."""
     conditions: Conditions
-    """Of n images; dropped ones have been replaced by the null class."""
+    """Conditions of the n images; dropped labels have been replaced by the null class."""
     t: Tensor
     """(n,) timesteps of the process."""
     noise: Tensor

@@ -32,14 +32,15 @@ class ImageEncoding:
     """How workers read and encode images while training."""
 
     images: ImagesConfig
-    """By which the images are read."""
+    """Settings with which the images are read."""
     encode: EncodeConfig
     """Precision, batch size and memory layout of the autoencoder."""
     autoencoder: AutoencoderHandle
     recorded: dict[str, Any]
-    """The autoencoder's record, by which workers find out that theirs is another one."""
+    """The autoencoder's record, with which workers check that they loaded the same one."""
     locations: np.ndarray | None = None
-    """Where the source has the images, as from `pipelines.latents.source_images.find_locations`; None: it searches."""
+    """Locations of the images in the source, as `pipelines.latents.source_images.find_locations` returns them; None if
+    the source looks them up itself."""
 
 
 def image_encoding(config: Recipe, latents: LatentDataset) -> ImageEncoding:

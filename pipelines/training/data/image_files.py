@@ -36,9 +36,9 @@ class ImageFile:
     uri: str
     """Path or URI."""
     rows: int
-    """Images in it: fewer than it was written of, where some cannot be used."""
+    """Number of images in the file, without those that cannot be used."""
     unusable: int = 0
-    """How many of those it was written of are not in it."""
+    """Number of images that belong in the file but cannot be used."""
     errors: tuple[tuple[str, str], ...] = ()
     """Keys of images that cannot be used now, and why."""
 

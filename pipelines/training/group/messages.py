@@ -14,7 +14,7 @@ from raydit.errors import WorkersDied
 
 POLL_SECONDS = 0.5
 LAST_SECONDS = 10.0
-"""How long the mailbox is waited for at the end, if it does not answer."""
+"""Seconds to wait for the mailbox at the end if it does not answer."""
 START_ATTEMPTS = 3
 
 

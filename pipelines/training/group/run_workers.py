@@ -116,7 +116,7 @@ def run_workers(
             except TrainingFailedError as error:
                 failure = _first_cause(error)
                 if request.requested:
-                    context.say(stage, f"could not end with a checkpoint of the last step: {first_line(failure)}")
+                    context.say(stage, f"could not write a checkpoint of the last step: {first_line(failure)}")
                     raise signals.Interrupted from error
                 if not _is_retryable(failure):
                     raise failure from error

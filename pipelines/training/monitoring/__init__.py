@@ -1,1 +1,1 @@
-"""What the driver makes of the workers' messages: metrics, previews, and which checkpoints stay."""
+"""What the driver does with the workers' messages: metrics, previews, and which checkpoints are kept."""

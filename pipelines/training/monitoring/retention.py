@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pipelines.checkpoints.folder import CheckpointFolder
 
 RETRY_SECONDS = 60.0
-"""How long MLflow is not asked again after it did not answer: asking an absent server may take half a minute."""
+"""Seconds before MLflow is asked again after it did not answer, because asking an absent server may take half a
+minute."""
 
 
 class Retention:

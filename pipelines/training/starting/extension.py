@@ -1,4 +1,4 @@
-"""Trainings that go on after their planned end: what happens to the learning rate, and what may not change."""
+"""Trainings that continue beyond their planned end: what happens to the learning rate, and what may not change."""
 
 from collections.abc import Mapping
 from typing import Any

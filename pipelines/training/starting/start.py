@@ -59,7 +59,7 @@ class TrainingStart:
     missing: RayditError | None = None
     """Why the start could not be opened; None if it was."""
     imported: Mapping[str, Any] = field(default_factory=dict)
-    """By which options of `open_checkpoint` a file of weights was opened."""
+    """Options of `open_checkpoint` with which a weights file was opened."""
     earlier: Mapping[str, Any] | None = None
     """Record of the start of the training that this one goes on from with new data; None if there is none."""
 

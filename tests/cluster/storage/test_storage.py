@@ -232,7 +232,7 @@ def test_names_that_a_uri_escapes_are_joined_and_split(tmp_path):
 
 @pytest.mark.parametrize("path", ["s3://b/run#1/a.json", "file:///data/run#1/x", "s3://b/run?scheme=http#1"])
 def test_a_uri_that_ends_early_is_refused(path):
-    with pytest.raises(InvalidInput, match=r"found .*, a URI with a #, expected %23 in its place. Write %23"):
+    with pytest.raises(InvalidInput, match=r"found .*, a URI with a #, expected %23 instead. Write # as %23"):
         storage.resolve(path)
 
 

@@ -115,7 +115,7 @@ def test_a_mixture_adds_the_changes_by_their_shares():
     [
         ({}, {"targets": ("convolution",)}, "train.lora.targets: found 'convolution', which matches none"),
         ({}, {"targets": ("blocks.{1..2}.*",)}, "train.lora.targets: found 'blocks.2.\\*'"),
-        ({"architecture": "uvit"}, {"targets": ("modulation",)}, "'modulation', which this model has no layers of"),
+        ({"architecture": "uvit"}, {"targets": ("modulation",)}, "'modulation', which matches no layer of this model"),
         ({}, {"rank": 33}, "train.lora.rank: found 33, expected at most 32"),
         ({}, {"full": [f"blocks.{b}.attn.{p}.weight" for b in (0, 1) for p in ("qkv", "proj")]}, "trained in full"),
     ],

@@ -127,5 +127,5 @@ def test_what_cannot_be_imported_is_named(tmp_path, monkeypatch, module):
         create_extractor(f"{module}_broken:f")
     with pytest.raises(InvalidInput, match="extractor_weights: found 'w.pth' for the function"):
         create_extractor(f"{module}:means", "w.pth")
-    with pytest.raises(InvalidInput, match="one with a source in Python"):
+    with pytest.raises(InvalidInput, match="a module with Python source"):
         fetch_weights("_socket:socket")

@@ -127,7 +127,7 @@ def test_a_base_in_another_format_is_found_by_open_checkpoint_alone(raydit, base
         (["--model", "DiT-S/8"], "--model DiT-S/8: found with"),
         (["--set", "model.num_heads=2"], "which records what it is of"),
         (["--objective", "flow"], "which records what it is of"),
-        (["--numerics", "official"], "--numerics and --base"),
+        (["--numerics", "official"], "--numerics cannot be combined with --base"),
     ],
 )
 def test_what_a_base_records_is_not_asked_for(raydit, base, tmp_path, options, message):
@@ -323,7 +323,7 @@ def test_an_interrupted_checkpoint_becomes_a_base_under_another_name(base, tmp_p
     (base.path / "COMPLETE").unlink()
     write_completion(base.path, base.config | {"interrupted": True})
     factors = write_factors(tmp_path / "factors", 0)
-    with pytest.raises(InvalidInput, match=r"which that training removes when it goes on.*copy the folder"):
+    with pytest.raises(InvalidInput, match=r"which is removed when that training resumes.*copy the folder"):
         import_adapter(factors, tmp_path / "out", base.path)
     shutil.copytree(base.path, tmp_path / "base")
     assert import_adapter(factors, tmp_path / "out", tmp_path / "base").weights()
@@ -358,7 +358,7 @@ def test_an_adapter_of_other_classes_keeps_their_names(raydit, base, tmp_path):
         import_adapter(theirs, tmp_path / "out", base.path)
     write_factors(tmp_path / "own", 0, **{TABLE: torch.ones(4, 32)})
     code, out, _ = raydit("import", str(tmp_path / "own"), str(tmp_path / "out"), "--base", str(base.path))
-    assert code == 0 and "has its own table of labels, and no names of classes" in out
+    assert code == 0 and "has its own label table but no class names" in out
 
 
 @pytest.mark.parametrize("name", ["blocks.0.attn.qkv.lora_magnitude_vector.weight", f"{TABLE[:-7]}.lora_embedding_A"])

@@ -160,7 +160,7 @@ def test_the_job_says_that_it_encodes_in_float32(tmp_path, local_ray, capsys):
     config = recipe(tmp_path, "encode.dtype=tf32")
     with StageContext(config) as context:
         dataset = encode(config, context=context)
-    assert "encode.dtype = 'tf32': this CPU has no TF32, so encoding goes on in float32" in capsys.readouterr().out
+    assert "encode.dtype = 'tf32': this CPU has no TF32, so encoding continues in float32" in capsys.readouterr().out
     assert dataset.identity["encode"]["dtype"] == "tf32"
 
 

@@ -105,7 +105,7 @@ def test_one_changed_bit_breaks_the_chain(story, chain, changed, kind, file, mes
     code, links, shown = chain(story.checkpoints[4].path)
     (link,) = links[kind]
     assert code == 1 and link["broken"] and link["broken"][0].startswith(message)
-    assert "BROKEN: " + message in shown and shown.endswith("BROKEN in 1 place")
+    assert "BROKEN: " + message in shown and shown.endswith("BROKEN: 1 mismatch")
     assert sum(len(link["broken"]) for links in links.values() for link in links) == 1
 
 

@@ -73,5 +73,5 @@ def test_two_functions_of_a_module_score_with_all_that_is_asked_for(tmp_path, mo
     plain = replace(report, metrics={name: value for name, value in report.metrics.items() if "mind" not in name})
     assert not holds_all(plain, evaluation.protocols, asked.evaluate)
     assert holds_all(plain, evaluation.protocols, config.evaluate)
-    with pytest.raises(InvalidInput, match="as where the work was planned"):
+    with pytest.raises(InvalidInput, match="as on the machine that planned the work"):
         ScoringActor(asked.images, asked.evaluate, [], {names[0]: "0" * 64})

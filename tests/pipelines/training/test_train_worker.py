@@ -328,7 +328,7 @@ def test_tf32_trains_in_float32_on_a_cpu_to_the_bit_and_says_so(trained):
     exact, other = trained("exact"), trained("other", dtype="tf32")
     assert other.losses == exact.losses
     assert_equal(other.weights, exact.weights)
-    said = "train.dtype = 'tf32': this CPU has no TF32, so training goes on in float32"
+    said = "train.dtype = 'tf32': this CPU has no TF32, so training continues in float32"
     assert said in other.notices and said not in exact.notices
 
 

@@ -121,7 +121,7 @@ def test_workers_refuse_another_source_of_an_extractor(opened, module, tmp_path,
     sample_candidates(None, candidates, [0], str(tmp_path / "records"), 20)
     created[0]()
     (tmp_path / f"{module}.py").write_text(SOURCE.replace("mean(", "sum("))
-    with pytest.raises(InvalidInput, match="as where the work was planned"):
+    with pytest.raises(InvalidInput, match="as on the machine that planned the work"):
         created[0]()
 
 

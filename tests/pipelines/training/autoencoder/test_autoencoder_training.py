@@ -319,7 +319,7 @@ def test_batches_that_are_not_finite_are_skipped_or_end_the_training(tmp_path, i
         run(tmp_path / "skip", images, replace(wild, on_nonfinite="skip", max_skipped=1))
     messages = run(tmp_path / "fine", images, replace(TRAIN, on_nonfinite="skip", dtype="tf32"))
     assert [message.text for message in messages if isinstance(message, Notice)] == [
-        "autoencoder.train.dtype = 'tf32': this CPU has no TF32, so training goes on in float32"
+        "autoencoder.train.dtype = 'tf32': this CPU has no TF32, so training continues in float32"
     ]
 
 
