@@ -33,7 +33,7 @@ def print_result(as_json: bool, result: Mapping[str, Any]) -> None:
 
 
 def print_resolved(config: Recipe) -> None:
-    """Print a recipe as JSON with every default filled in."""
+    """Print a resolved recipe as JSON; options that are not set are null or left out."""
     from pipelines.config.reader import resolved
 
     click.echo(json.dumps(resolved(config), indent=2))
