@@ -11,7 +11,6 @@ from pipelines.config.autoencoder_training import AUTOENCODER_DEFAULTS, Autoenco
 from pipelines.config.evaluate import path_for
 from pipelines.config.recipe import Recipe, random_setting
 from pipelines.config.training import NON_IDENTITY_FIELDS
-from pipelines.console import Progress
 from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
 from pipelines.images.validation import held_out_source
@@ -21,8 +20,9 @@ from pipelines.latents.identity import LATER_FIELDS, PREPROCESSING_FIELDS
 from pipelines.latents.recorded_images import list_images, require_classes
 from pipelines.stage import JobContext, job
 from pipelines.tracking.run_log import RunLog, log_sections
+from pipelines.training.autoencoder.autoencoder_monitor import AutoencoderMonitor, finish_run
 from pipelines.training.autoencoder.autoencoder_quality import ExtractorChoice
-from pipelines.training.autoencoder.autoencoder_result import RECONSTRUCTIONS, REPORT, AutoencoderRecord
+from pipelines.training.autoencoder.autoencoder_result import AutoencoderRecord
 from pipelines.training.autoencoder.autoencoder_start import find_start, refuse_own_start, require_start
 from pipelines.training.autoencoder.autoencoder_worker import (
     IMAGES,
@@ -32,12 +32,10 @@ from pipelines.training.autoencoder.autoencoder_worker import (
     autoencoder_worker,
 )
 from pipelines.training.data.image_files import wait_for_running, write_image_files
-from pipelines.training.group.messages import Report, Saved, Validated
 from pipelines.training.group.run_workers import RAY_FOLDER, run_workers
 from pipelines.training.starting.damage import set_aside_damaged
 from raydit.errors import InvalidInput, NotFound
 
-LoggedPoints = dict[str, dict[int, float]]
 START_DIGEST = "start_sha256"
 """Entry of an autoencoder's identity: the digest of the weights that its training starts from, wherever they lie."""
 
@@ -57,7 +55,6 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     artifact = autoencoder_artifact(config, settings, listing)
     folder = artifact.folder
     require_classes(config, listing.class_names, listing.columns, folder)
-
     refuse_unused_averages(settings, artifact)
 
     def prepare_work() -> ExtractorChoice | None:
@@ -81,9 +78,7 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
     begun = bool(checkpoints.last_step())
     extractor = prepare_work()
     with context.run("autoencoder", artifact.recorded() or artifact.identity, resumes=None if begun else "") as run:
-        sections = {"images": asdict(config.images), "autoencoder": asdict(settings)}
-        other_images = sections["images"].keys() - PREPROCESSING_FIELDS
-        log_sections(run, sections, may_change={"images": other_images, "autoencoder": (*NON_IDENTITY_FIELDS, "start")})
+        log_autoencoder_settings(run, config, settings)
         progress = context.progress("autoencoder", total=settings.steps, unit="steps")
         image_folder = storage.join(training, IMAGES)
         worker_settings = AutoencoderWorkerSettings(
@@ -99,22 +94,13 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
             scored_by=config.evaluate.extractor,
         )
         wait_for_running([*worker_settings.images, *worker_settings.held_out])
-
-        logged = run.points("autoencoder/")  # by an interrupted command, also after its newest checkpoint
-
-        def on_message(message: Report | Validated | Saved) -> None:
-            if isinstance(message, Report):
-                log_losses(run, progress, message, logged)
-            elif isinstance(message, Validated):
-                log_once(run, "validation/", message, logged)
-
         run_workers(
             context,
             "autoencoder",
             settings,
             autoencoder_worker,
             worker_settings,
-            on_message,
+            AutoencoderMonitor(run, progress).on_message,
             ray_folder=config.folder(RAY_FOLDER),
         )
         record = AutoencoderRecord.read(folder)
@@ -122,6 +108,13 @@ def train_autoencoder(config: Recipe, *, context: JobContext) -> AutoencoderHand
         finish_run(run, record, folder, settings.steps)
         progress.done(f"{record.psnr:.1f} dB on {record.psnr_images}, in {folder}")
     return handle
+
+
+def log_autoencoder_settings(run: RunLog, config: Recipe, settings: AutoencoderTrainConfig) -> None:
+    """Log what identifies a training, and what may be another when it resumes."""
+    sections = {"images": asdict(config.images), "autoencoder": asdict(settings)}
+    other_images = sections["images"].keys() - PREPROCESSING_FIELDS
+    log_sections(run, sections, may_change={"images": other_images, "autoencoder": (*NON_IDENTITY_FIELDS, "start")})
 
 
 def autoencoder_artifact(config: Recipe, settings: AutoencoderTrainConfig, listing: Listing) -> Artifact:
@@ -223,41 +216,3 @@ def require_measurable(config: Recipe, settings: AutoencoderTrainConfig, held_ou
     name, weights = config.evaluate.extractor, path_for(config.evaluate.extractor, config.evaluate.extractor_weights)
     fetch_weights(name, weights)
     return ExtractorChoice(name, weights and str(Path(weights).absolute()))
-
-
-def log_losses(run: RunLog, progress: Progress, report: Report, logged: LoggedPoints) -> None:
-    """Show and log the metrics of a report."""
-    progress.to(report.step, mse=report.metrics["mse"])
-    log_once(run, "", report, logged)
-
-
-def log_once(run: RunLog, prefix: str, message: Report | Validated, logged: LoggedPoints) -> None:
-    """Log the metrics of a message, but not again those of a step that is computed a second time.
-
-    logged: every value that the run has, by name and step.
-    """
-    values = {f"{prefix}{name}": value for name, value in message.metrics.items()}
-    if all(message.step in logged.get(name, {}) for name in values):
-        return
-    for name, value in values.items():
-        logged.setdefault(name, {})[message.step] = value
-    run.metrics({f"autoencoder/{name}": value for name, value in values.items()}, message.step)
-
-
-def finish_run(run: RunLog, record: AutoencoderRecord, folder: str, step: int) -> None:
-    """Log the result, unless an interrupted command has, and remove what the training needed besides."""
-    if step not in run.points("autoencoder/").get("psnr", {}):
-        log_result(run, record, folder, step)
-    # Last, because a folder that is still there tells the next command that this was interrupted.
-    storage.remove_folder(storage.join(folder, TRAINING))
-
-
-def log_result(run: RunLog, record: AutoencoderRecord, folder: str, step: int) -> None:
-    """Log the figures of the report and the picture of reconstructions, at the last step."""
-    report = storage.read_json(storage.join(folder, REPORT))
-    measured = {name: value for name, value in report.items() if isinstance(value, float)}
-    run.metrics({f"autoencoder/{name}": value for name, value in {**measured, "psnr": record.psnr}.items()}, step)
-    picture = Path(storage.local_folder_for(folder)) / RECONSTRUCTIONS
-    if not storage.is_local(folder):
-        storage.write_atomically(str(picture), storage.read_bytes(storage.join(folder, RECONSTRUCTIONS)))
-    run.image(picture, "reconstructions", step)

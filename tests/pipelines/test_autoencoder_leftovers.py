@@ -14,13 +14,13 @@ from pipelines.artifacts import Artifact
 from pipelines.autoencoder import (
     autoencoder_artifact,
     find_autoencoder,
-    finish_run,
-    log_once,
     refuse_unused_averages,
     train_autoencoder,
 )
+from pipelines.console import Progress
 from pipelines.images.held_out import split_images
 from pipelines.latents.recorded_images import list_images
+from pipelines.training.autoencoder.autoencoder_monitor import AutoencoderMonitor, finish_run
 from pipelines.training.autoencoder.autoencoder_result import AutoencoderRecord
 from pipelines.training.group.messages import Report, Validated
 from raydit.errors import InvalidInput, NotFound
@@ -68,12 +68,13 @@ def test_figures_that_are_logged_are_not_logged_again(interrupted, tmp_path):
 
 def test_metrics_of_a_step_that_is_computed_again_are_not_logged_again():
     """After a resume, those between the newest checkpoint and the interruption."""
-    logged, points = [], {"mse": {20: 0.5, 40: 0.25}, "validation/psnr": {40: 21.5}}
-    run = FakeRun()
+    logged, run = [], FakeRun()
+    run.points = lambda prefix: {"mse": {20: 0.5, 40: 0.25}, "validation/psnr": {40: 21.5}}
     run.metrics = lambda metrics, step: logged.append((metrics, step))
+    monitor = AutoencoderMonitor(run, Progress("autoencoder", total=60, unit="steps"))
     for step in (40, 60, 60):
-        log_once(run, "", Report(step, {"mse": 0.25}), points)
-        log_once(run, "validation/", Validated(step, {"psnr": 22.0}), points)
+        monitor.on_message(Report(step, {"mse": 0.25}))
+        monitor.on_message(Validated(step, {"psnr": 22.0}))
     assert logged == [({"autoencoder/mse": 0.25}, 60), ({"autoencoder/validation/psnr": 22.0}, 60)]
 
 
