@@ -11,7 +11,7 @@ from pipelines.training.group.messages import Report
 from pipelines.training.group.run_workers import run_workers
 
 
-def bare_loop(pipe, build, rank, num_workers, meeting, threads):
+def bare_loop(pipe, build, rank, num_workers, rendezvous_file, threads):
     """Run the training steps of a carefully written script (fused AdamW, averaged weights, one batch in memory), as
     many as the pipe requests.
 
@@ -22,7 +22,7 @@ def bare_loop(pipe, build, rank, num_workers, meeting, threads):
     network, loss = build()
     model = network
     if num_workers > 1:
-        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_workers)
+        distributed.init_process_group("gloo", init_method=rendezvous_file, rank=rank, world_size=num_workers)
         model = DistributedDataParallel(network)
     average = [parameter.detach().clone() for parameter in network.parameters()]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
@@ -42,18 +42,18 @@ def bare_loop(pipe, build, rank, num_workers, meeting, threads):
 class BareLoops:
     """One process per worker, all running at the same time."""
 
-    def __init__(self, build, num_workers, meeting, threads=1):
-        """build: see `bare_loop`; must be picklable. meeting: path of a file that does not exist yet, for the
+    def __init__(self, build, num_workers, rendezvous_file, threads=1):
+        """build: see `bare_loop`; must be picklable. rendezvous_file: path of a file that does not exist yet, for the
         rendezvous of the process group. threads: number of threads of each process.
         """
         spawn = multiprocessing.get_context("spawn")
         self.pipes, self.processes = [], []
         for rank in range(num_workers):
-            ours, theirs = spawn.Pipe()
-            work = (theirs, build, rank, num_workers, f"file://{meeting}", threads)
+            parent_end, child_end = spawn.Pipe()
+            work = (child_end, build, rank, num_workers, f"file://{rendezvous_file}", threads)
             process = spawn.Process(target=bare_loop, args=work, daemon=True)
             process.start()
-            self.pipes.append(ours)
+            self.pipes.append(parent_end)
             self.processes.append(process)
 
     def seconds(self, steps: int) -> float:
@@ -69,7 +69,7 @@ class BareLoops:
             process.join()
 
 
-def run_in_turn(context, stage, function, rounds, loops, steps, ray_folder):
+def alternate_job_and_loops(context, stage, function, rounds, loops, steps, ray_folder):
     """Alternate, in rounds, between running a job up to the steps in the round's settings and running as many steps of
     the bare loops.
 
@@ -90,11 +90,11 @@ class Listener:
     """Collect the reports of one round, and the time of the first."""
 
     def __init__(self):
-        self.begun, self.first, self.reports = time.perf_counter(), 0.0, []
+        self.started_at, self.first_report_at, self.reports = time.perf_counter(), 0.0, []
 
     def on_message(self, message):
         if isinstance(message, Report):
-            self.first = self.first or time.perf_counter()
+            self.first_report_at = self.first_report_at or time.perf_counter()
             self.reports.append(message)
 
     def metric(self, name):

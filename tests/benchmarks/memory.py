@@ -8,7 +8,7 @@ MIB = 2**20
 
 
 @dataclass
-class Peaks:
+class PeakMemory:
     """Peak memory, in bytes."""
 
     driver: int = 0
@@ -17,26 +17,26 @@ class Peaks:
 
 
 @contextmanager
-def watched():
+def measure_peak_memory():
     """Measure peak memory during a block, sampled ten times a second: of this process, above its initial memory, and of
     Ray's object store."""
     import psutil
     import ray
     from ray._private.internal_api import node_stats
 
-    peaks, ended, me = Peaks(), threading.Event(), psutil.Process()
-    before = me.memory_info().rss
+    peaks, ended, process = PeakMemory(), threading.Event(), psutil.Process()
+    before = process.memory_info().rss
 
-    def watch():
+    def sample():
         while not ended.wait(0.1):
-            peaks.driver = max(peaks.driver, me.memory_info().rss - before)
+            peaks.driver = max(peaks.driver, process.memory_info().rss - before)
             if ray.is_initialized() and (nodes := ray.nodes()):
                 address, port = nodes[0]["NodeManagerAddress"], nodes[0]["NodeManagerPort"]
                 store = node_stats(address, port, include_memory_info=False).store_stats
                 peaks.object_store = max(peaks.object_store, store.object_store_bytes_used)
                 peaks.spilled = max(peaks.spilled, store.spilled_bytes_total)
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
         yield peaks

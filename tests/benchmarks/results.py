@@ -47,10 +47,12 @@ class Results:
     def add(self, benchmark: str, case: str, ours: str, against: str = "", value=None, low=None, high=None) -> None:
         stamp = {"commit": commit(), "date": datetime.now(UTC).date().isoformat()}
         row = Row(benchmark, case, against, value, low, high, ours, **stamp)
-        say(f"\n{benchmark}, {case}: {ours}" + (f"; {against}: {value_text(row)}" if value else ""))
+        say(f"\n{benchmark}, {case}: {ours}" + (f"; {against}: {format_value(row)}" if value else ""))
         self._put(row)
 
-    def faster(self, benchmark: str, case: str, ours: str, against: str, our_time: Timing, their_time: Timing) -> None:
+    def add_speedup(
+        self, benchmark: str, case: str, ours: str, against: str, our_time: Timing, their_time: Timing
+    ) -> None:
         """Add how many times as fast ours is as the baseline, round by round."""
         self.add(benchmark, case, ours, against, *speed(our_time, their_time))
 
@@ -66,7 +68,7 @@ class Results:
         (self.folder / f"{name}.md").write_text(markdown(found["machine"], ordered))
 
 
-def value_text(row: Row) -> str:
+def format_value(row: Row) -> str:
     spread = "" if row.low is None else f" ({row.low:.2f} to {row.high:.2f})"
     return f"{row.value:.2f}{spread}"
 
@@ -83,7 +85,7 @@ def markdown(machine: dict, rows: list[Row]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        value = "" if row.value is None else value_text(row)
+        value = "" if row.value is None else format_value(row)
         lines.append(f"| {row.benchmark} | {row.case} | {row.ours} | {row.against} | {value} | {row.commit} |")
     return "\n".join(lines) + "\n"
 

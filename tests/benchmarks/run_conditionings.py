@@ -30,7 +30,7 @@ METRICS = (
     "precision_efficientnet_lite0_340",
 )
 """There are 340 held-out real images, so metrics at N = 340 can be compared with theirs."""
-AVERAGED = 5
+NUM_AVERAGED_LOSSES = 5
 CONDITIONINGS = get_args(ModelConfig.__annotations__["conditioning"])
 
 
@@ -43,21 +43,23 @@ def main(output: str = "outputs/conditionings", *flags: str) -> None:
         raydit(stage, RECIPES / "digits.toml", *common, *settings(output=folder / "images"))
     recipe = with_autoencoder(folder / "images" / "autoencoder", folder / "digits.toml")
     common += settings(encode__output=folder / "images" / "latents")
-    rows, floor = [], {}
+    rows, real_baseline = [], {}
     for conditioning in CONDITIONINGS:
         reports, losses = [], []
         for seed in SEEDS:
-            place = settings(output=folder / f"{conditioning}-{seed}", model__conditioning=conditioning, seed=seed)
-            checkpoint = raydit("train", recipe, *common, *place)["path"]
+            output_flags = settings(
+                output=folder / f"{conditioning}-{seed}", model__conditioning=conditioning, seed=seed
+            )
+            checkpoint = raydit("train", recipe, *common, *output_flags)["path"]
             reports.append(raydit("evaluate", checkpoint))
-            run = run_of(store, folder / f"{conditioning}-{seed}")
-            losses.append(fmean(value for _, value in history(store, run, "train/loss")[-AVERAGED:]))
-        scores = [spread([report["metrics"][metric] for report in reports]) for metric in METRICS]
-        rows.append([conditioning, *size(checkpoint), spread(losses), *scores])
-        floor = reports[0]["floor"]
+            run = find_training_run(store, folder / f"{conditioning}-{seed}")
+            losses.append(fmean(value for _, value in history(store, run, "train/loss")[-NUM_AVERAGED_LOSSES:]))
+        scores = [format_mean([report["metrics"][metric] for report in reports]) for metric in METRICS]
+        rows.append([conditioning, *describe_size(checkpoint), format_mean(losses), *scores])
+        real_baseline = reports[0]["floor"]
     count = reports[0]["protocol"]["num_samples"]
     reconstructed = score_reconstructions(recipe, folder / "images", count, *common)["metrics"]
-    for name, metrics in (("reconstructed images", reconstructed), ("real images", floor)):
+    for name, metrics in (("reconstructed images", reconstructed), ("real images", real_baseline)):
         rows.append([name, "", "", "", *(f"{metrics[metric]:.3f}" if metric in metrics else "" for metric in METRICS)])
     write(rows)
 
@@ -70,7 +72,7 @@ def with_autoencoder(autoencoder: Path, target: Path) -> Path:
     return target
 
 
-def run_of(store: str, output: Path) -> str:
+def find_training_run(store: str, output: Path) -> str:
     """Return the id of the training run that wrote to a folder."""
     from mlflow import MlflowClient
 
@@ -80,14 +82,14 @@ def run_of(store: str, output: Path) -> str:
     return run.info.run_id
 
 
-def size(checkpoint: str) -> list[str]:
+def describe_size(checkpoint: str) -> list[str]:
     """Return the number of parameters, and of multiply-accumulates per image, as text."""
     config = config_from_dict(load_checkpoint(checkpoint).config["model"])
     parameters = sum(parameter.numel() for parameter in build_model(config).parameters())
     return [f"{parameters / 1e6:.2f} M", f"{forward_macs(config) / 1e6:.1f} M"]
 
 
-def spread(values: list[float]) -> str:
+def format_mean(values: list[float]) -> str:
     """Format the mean over the seeds and its standard error."""
     return f"{fmean(values):.3f} \u00b1 {stdev(values) / len(values) ** 0.5:.3f}"
 
@@ -98,8 +100,8 @@ def write(rows: list[list[str]]) -> None:
     text = (
         f"The digits of `pipelines/recipes/digits.toml` with the four conditionings of the DiT paper, commit "
         f"{commit()}: the same latents, steps and settings, {len(SEEDS)} seeds of training and sampling each; mean and "
-        f"standard error. Against the same reference: training images as the autoencoder gives them back, and "
-        f"held-out real images. Written by `tests/benchmarks/run_conditionings.py`.\n\n{described}\n\n"
+        f"standard error. Rows for comparison, against the same reference: reconstructions of training images, "
+        f"and held-out real images. Written by `tests/benchmarks/run_conditionings.py`.\n\n{described}\n\n"
     )
     head = ["conditioning", "parameters", "MACs", "loss", *METRICS]
     (RESULTS / "conditionings.md").write_text(text + table(head, rows))

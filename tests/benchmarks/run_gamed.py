@@ -39,7 +39,7 @@ from pipelines.scoring.reports.build_report import build_report
 TARGET, OTHERS = "efficientnet-lite0", ("efficientnet-lite1", "efficientnet-lite2")
 COUNT, REFERENCE, SIZE, DIRECTIONS = 120, 400, 32, 48
 PASSES, BATCH, LEARNING_RATE = 10, 8, 0.05
-SHOWN = 12
+NUM_PICTURES = 12
 
 
 def main(output: str = "outputs/gamed") -> None:
@@ -49,22 +49,29 @@ def main(output: str = "outputs/gamed") -> None:
     reference = training[:REFERENCE]
     rng = np.random.default_rng(0)
     labels = np.arange(COUNT) % 10
-    honest = np.concatenate([draw(training[training_labels == digit], COUNT // 10, rng) for digit in range(10)])
+    honest = np.concatenate(
+        [draw_gaussian_images(training[training_labels == digit], COUNT // 10, rng) for digit in range(10)]
+    )
     honest = honest.reshape(10, COUNT // 10, SIZE, SIZE).swapaxes(0, 1).reshape(COUNT, SIZE, SIZE)
-    start, target = draw(training, COUNT, rng), create_extractor(TARGET)
+    start, target = draw_gaussian_images(training, COUNT, rng), create_extractor(TARGET)
     gamed = optimise(start, extract(target, reference, folder / "reference-0.npy"), target, folder / "pixels.npy")
-    sets = {"real images, held out": held_out, "honest samples": honest, "before gaming": start, "gamed samples": gamed}
+    image_sets = {
+        "real images, held out": held_out,
+        "honest samples": honest,
+        "before gaming": start,
+        "gamed samples": gamed,
+    }
     classifier = SVC().fit(training.reshape(len(training), -1) / 255, training_labels)
-    truth = {name: held_out_labels if name.startswith("real") else labels for name in sets}
+    truth = {name: held_out_labels if name.startswith("real") else labels for name in image_sets}
     recognised = {
         name: float((classifier.predict(images.reshape(COUNT, -1) / 255) == truth[name]).mean())
-        for name, images in sets.items()
+        for name, images in image_sets.items()
     }
-    write(sets, *score(folder, reference, sets), recognised)
+    write(image_sets, *score(folder, reference, image_sets), recognised)
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Images (N, 32, 32) uint8 and labels of training digits, then of COUNT held-out ones."""
+    """Return images (N, 32, 32) uint8 and labels of training digits, then of COUNT held-out ones."""
     images = ImagesConfig(path="digits", size=SIZE)
     listing = open_source(images).listing()
     pixels, _, _ = read_cropped(images, listing.keys)
@@ -73,7 +80,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return grey[order[COUNT:]], listing.labels[order[COUNT:]], grey[held_out], listing.labels[held_out]
 
 
-def draw(images: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def draw_gaussian_images(images: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Draw images from a Gaussian that is fitted to the pixels of given images."""
     flat = images.reshape(len(images), -1).astype(float)
     left, scales, directions = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
@@ -93,7 +100,7 @@ def extract(extractor: FeatureExtractor, images: np.ndarray, file: Path) -> np.n
 
 
 def optimise(start: np.ndarray, reference: np.ndarray, extractor: FeatureExtractor, file: Path) -> np.ndarray:
-    """Images whose features descend the Frechet distance from those of the reference.
+    """Return images whose features descend the Frechet distance to those of the reference.
 
     Its gradient with respect to the feature f of one of N images is 2 / N (f - T(f)), where T is the optimal transport
     map between the two Gaussians: every feature is pulled towards its own target.
@@ -107,7 +114,7 @@ def optimise(start: np.ndarray, reference: np.ndarray, extractor: FeatureExtract
     root, mean = square_root(np.cov(reference.T)), reference.mean(axis=0)
     features = extract(extractor, start, file.parent / "start-0.npy") if not done else None
     for number in range(done + 1, PASSES + 1):
-        began = time.perf_counter()
+        started = time.perf_counter()
         if features is None:
             features = extractor(to_batch(to_pixels(logits))).features
         targets = transport(features, mean, root)
@@ -122,7 +129,7 @@ def optimise(start: np.ndarray, reference: np.ndarray, extractor: FeatureExtract
         arrays = {"logits": logits, "first": moments[0], "second": moments[1]}
         np.savez(file.parent / f"pass-{number:02d}.npz", **{name: value.numpy() for name, value in arrays.items()})
         distance = frechet_distance(features.mean(axis=0), np.cov(features.T), mean, root @ root)
-        print(f"pass {number:2d}: {TARGET} {distance:.2f} ({time.perf_counter() - began:.0f} s)", flush=True)
+        print(f"pass {number:2d}: {TARGET} {distance:.2f} ({time.perf_counter() - started:.0f} s)", flush=True)
     return to_pixels(logits)
 
 
@@ -131,7 +138,7 @@ def to_pixels(logits: torch.Tensor) -> np.ndarray:
 
 
 def adam(values: torch.Tensor, gradient: torch.Tensor, moments: list[torch.Tensor], step: int) -> None:
-    """A step of Adam in place."""
+    """Take a step of Adam in place."""
     first, second = moments
     first.lerp_(gradient, 0.2)
     second.lerp_(gradient.square(), 0.05)
@@ -153,16 +160,16 @@ def transport(features: np.ndarray, mean: np.ndarray, root: np.ndarray) -> np.nd
 
 
 def score(
-    folder: Path, reference: np.ndarray, sets: dict[str, np.ndarray]
+    folder: Path, reference: np.ndarray, image_sets: dict[str, np.ndarray]
 ) -> tuple[dict[str, list[float]], dict[str, EvaluationReport]]:
     """Return, for each set, distances in full feature spaces, and reports in random projections of them."""
-    distances: dict[str, list[float]] = {name: [] for name in sets}
-    reports: dict[str, list[EvaluationReport]] = {name: [] for name in sets}
+    distances: dict[str, list[float]] = {name: [] for name in image_sets}
+    reports: dict[str, list[EvaluationReport]] = {name: [] for name in image_sets}
     for name in (TARGET, *OTHERS):
         extractor, number = create_extractor(name), name[-1]
         features = {
             title: extract(extractor, images, folder / f"{title.replace(' ', '-').replace(',', '')}-{number}.npy")
-            for title, images in sets.items()
+            for title, images in image_sets.items()
         }
         real = extract(extractor, reference, folder / f"reference-{number}.npy")
         distance = frechet_distance_to(real.mean(axis=0), np.cov(real.T))
@@ -175,11 +182,11 @@ def score(
             reference_digest="digits",
         )
         statistics, held_out = reference_of(real @ directions, protocol.extractor), next(iter(features.values()))
-        for each, array in features.items():
-            distances[each].append(distance(array.mean(axis=0), np.cov(array.T)))
+        for title, array in features.items():
+            distances[title].append(distance(array.mean(axis=0), np.cov(array.T)))
             samples, real_images = (Features(side @ directions) for side in (array, held_out))
-            report = build_report(protocol, samples, statistics, real_images, checkpoint=each, digest=each)
-            reports[each].append(report)
+            report = build_report(protocol, samples, statistics, real_images, checkpoint=title, digest=title)
+            reports[title].append(report)
     return distances, {name: merge_reports(parts) for name, parts in reports.items()}
 
 
@@ -192,7 +199,7 @@ def reference_of(features: np.ndarray, extractor: str) -> ReferenceStatistics:
 
 
 def write(
-    sets: dict[str, np.ndarray],
+    image_sets: dict[str, np.ndarray],
     distances: dict[str, list[float]],
     reports: dict[str, EvaluationReport],
     recognised: dict[str, float],
@@ -200,10 +207,10 @@ def write(
     names = (TARGET, *OTHERS)
     head = ["images", *(f"distance, Lite{name[-1]}" for name in names), *(f"ratio, Lite{name[-1]}" for name in names)]
     rows = []
-    for each, report in reports.items():
+    for title, report in reports.items():
         ratios = [metric_name("ratio_fd", f"{name}-in-{DIRECTIONS}", COUNT) for name in names]
         cells = [f"{report.metrics[name]:.2f} \u00b1 {report.errors[name]:.2f}" for name in [*ratios, f"fdr_{COUNT}"]]
-        rows.append([each, *(f"{value:.1f}" for value in distances[each]), *cells, f"{100 * recognised[each]:.0f}%"])
+        rows.append([title, *(f"{value:.1f}" for value in distances[title]), *cells, f"{100 * recognised[title]:.0f}%"])
     described = "; ".join(f"{name}: {value}" for name, value in machine().items())
     text = (
         f"Images that were optimised for the Frechet distance of EfficientNet-Lite0 alone, commit {commit()}: {COUNT} "
@@ -213,7 +220,9 @@ def write(
         f"{described}\n\n"
     )
     (RESULTS / "gamed.md").write_text(text + table([*head, "mean ratio", "recognised"], rows))
-    grid = labelled_grid([(name, np.repeat(images[:SHOWN, ..., None], 3, axis=3)) for name, images in sets.items()])
+    grid = labelled_grid(
+        [(name, np.repeat(images[:NUM_PICTURES, ..., None], 3, axis=3)) for name, images in image_sets.items()]
+    )
     (RESULTS / "gamed.png").write_bytes(encode_png(grid))
 
 

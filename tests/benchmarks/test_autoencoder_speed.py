@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from bare_loops import BareLoops, run_in_turn
+from bare_loops import BareLoops, alternate_job_and_loops
 from harness import Timing
 
 from cluster import storage
@@ -82,10 +82,12 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, num_workers):
             for number in range(1, num_rounds + 1)
         ]
         ray_folder = recipe(1).folder(RAY_FOLDER)
-        listeners, bare = run_in_turn(context, "autoencoder", autoencoder_worker, rounds, loops, steps, ray_folder)
+        listeners, bare = alternate_job_and_loops(
+            context, "autoencoder", autoencoder_worker, rounds, loops, steps, ray_folder
+        )
     ours = [batch_size / listener.metric("images_per_second") for listener in listeners]
     waits = [listener.metric("data_wait") for listener in listeners]
-    said = f"{batch_size / Timing(ours).median:.1f} images/s, data wait {Timing(waits).median:.2%}"
+    measured = f"{batch_size / Timing(ours).median:.1f} images/s, data wait {Timing(waits).median:.2%}"
     name = f"the demo's, {num_workers} worker{'s' if num_workers > 1 else ''}"
     against = "bare torch loop" if num_workers == 1 else "bare torch loop with DDP"
-    results.faster("autoencoder job", name, said, against, Timing(ours), Timing(bare))
+    results.add_speedup("autoencoder job", name, measured, against, Timing(ours), Timing(bare))

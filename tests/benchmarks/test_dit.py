@@ -43,7 +43,7 @@ def diffusers_model(config: DiTConfig):
     )
 
 
-class Called(torch.nn.Module):
+class DiffusersAdapter(torch.nn.Module):
     """Wrapper that gives diffusers' model the signature of ours."""
 
     def __init__(self, model):
@@ -61,7 +61,7 @@ def batch_of(config: DiTConfig, size: int):
     return latents, t, torch.randint(0, config.num_classes, (size,), generator=generator), noise
 
 
-def our_step(network, batch, process, compiled=False):
+def make_raydit_step(network, batch, process, compiled=False):
     """Return a function that takes one step of dit.train: fused AdamW, EMA, hybrid loss."""
     config = TrainingConfig(steps=10**9, global_batch_size=len(batch[0]))
     if compiled:
@@ -74,11 +74,11 @@ def our_step(network, batch, process, compiled=False):
     return lambda: train_step(state, batch, losses, config)
 
 
-def their_step(network, batch, process, compiled=False):
+def make_diffusers_step(network, batch, process, compiled=False):
     """Return a step as in diffusers' example scripts: torch's default AdamW, diffusers' EMA, the same loss."""
     from diffusers.training_utils import EMAModel
 
-    model = torch.compile(Called(network)) if compiled else Called(network)
+    model = torch.compile(DiffusersAdapter(network)) if compiled else DiffusersAdapter(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0)
     ema = EMAModel(network.parameters(), decay=0.9999)
     network.train()
@@ -104,15 +104,18 @@ def test_training_step(results, quick, case, compiled):
     torch.manual_seed(0)
     ours, theirs = DiT(config), diffusers_model(config)
     timings = alternate(
-        {"ours": our_step(ours, batch, process, compiled), "theirs": their_step(theirs, batch, process, compiled)},
+        {
+            "ours": make_raydit_step(ours, batch, process, compiled),
+            "theirs": make_diffusers_step(theirs, batch, process, compiled),
+        },
         rounds=2 if quick else rounds,
         warmup=2 if quick else 3,
     )
     name = f"{case}, float32, {'compiled' if compiled else 'eager'}"
-    said = f"{timings['ours'].median:.3f} s"
-    results.faster("training step", name, said, "diffusers", timings["ours"], timings["theirs"])
+    measured = f"{timings['ours'].median:.3f} s"
+    results.add_speedup("training step", name, measured, "diffusers", timings["ours"], timings["theirs"])
     share = 6 * forward_macs(config) * size / timings["ours"].median / matmul_peak()
-    results.add("training step", name, said, "matrix product at its best", share)
+    results.add("training step", name, measured, "matrix product at its best", share)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -126,7 +129,7 @@ def test_guided_sampling(results, quick, case, compiled):
     config, size, rounds = CASES[case]
     latents, _, labels, noise = batch_of(config, size)
     torch.manual_seed(0)
-    ours, theirs = DiT(config).eval(), Called(diffusers_model(config)).eval()
+    ours, theirs = DiT(config).eval(), DiffusersAdapter(diffusers_model(config)).eval()
     if compiled:
         compile_network(ours)
         theirs.compile(dynamic=False)
@@ -150,9 +153,9 @@ def test_guided_sampling(results, quick, case, compiled):
     assert sample_ours().shape == sample_theirs().shape
     rounds = 2 if quick else max(5, rounds // 2)
     timings = alternate({"ours": sample_ours, "theirs": sample_theirs}, rounds=rounds, warmup=1)
-    said = f"{size / timings['ours'].median * steps / 50:.2f} images/s at 50 steps"
+    measured = f"{size / timings['ours'].median * steps / 50:.2f} images/s at 50 steps"
     name = f"{case}, float32, {'compiled' if compiled else 'eager'}"
-    results.faster("guided sampling", name, said, "diffusers", timings["ours"], timings["theirs"])
+    results.add_speedup("guided sampling", name, measured, "diffusers", timings["ours"], timings["theirs"])
 
 
 @pytest.mark.gpu
@@ -165,7 +168,7 @@ def test_on_a_gpu(results, name):
     batch = [part.cuda() for part in batch_of(config, size)]
     process = GaussianDiffusion()
     network = DiT(config).cuda()
-    plain = our_step(copy.deepcopy(network), batch, process, compiled=True)
+    plain = make_raydit_step(copy.deepcopy(network), batch, process, compiled=True)
 
     def step():
         with torch.autocast("cuda", torch.bfloat16):
@@ -175,6 +178,6 @@ def test_on_a_gpu(results, name):
     timing = alternate({"step": step}, rounds=20, warmup=10)["step"]
     memory = torch.cuda.max_memory_allocated() / 2**30
     share = 6 * forward_macs(config) * size / timing.median / matmul_peak(torch.bfloat16, "cuda")
-    said = f"{size / timing.median:.0f} images/s, {memory:.1f} GiB at most"
+    measured = f"{size / timing.median:.0f} images/s, {memory:.1f} GiB at most"
     case = f"{name}, batch {size}, bfloat16, compiled"
-    results.add("training step", case, said, "matrix product at its best", share)
+    results.add("training step", case, measured, "matrix product at its best", share)

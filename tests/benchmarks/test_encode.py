@@ -19,7 +19,7 @@ import torch
 from cifar import SIZE, cifar_images, cifar_recipe
 from diffusers import AutoencoderKL
 from harness import alternate, bandwidth, exponent, in_turn
-from memory import MIB, watched
+from memory import MIB, measure_peak_memory
 from tiny_encode import autoencoder_folder
 from tiny_latents import write_dataset
 
@@ -37,7 +37,7 @@ SIZES = (2_000, 7_000, 25_000)
 READ_IMAGES, READ_SHARD_ROWS = 5_000, 500
 
 
-def sd_sized(folder: Path) -> Path:
+def stable_diffusion_sized(folder: Path) -> Path:
     """An untrained autoencoder of Stable Diffusion's size: 34 million parameters in its encoder."""
     torch.manual_seed(0)
     AutoencoderKL(
@@ -62,7 +62,7 @@ class Case:
 
 CASES = {
     "tiny autoencoder": Case(autoencoder_folder, num_images=4_096, shard_rows=256, batch_size=32),
-    "autoencoder of Stable Diffusion's size": Case(sd_sized, num_images=64, shard_rows=8, batch_size=4),
+    "autoencoder of Stable Diffusion's size": Case(stable_diffusion_sized, num_images=64, shard_rows=8, batch_size=4),
 }
 
 
@@ -116,7 +116,7 @@ def run_plain(kind: str, images: Path, autoencoder: Path, out: Path, case: Case)
 @pytest.mark.parametrize("name", CASES)
 def test_images_per_second(tmp_path, results, quick, name):
     case = CASES[name]
-    if quick and case.autoencoder is sd_sized:
+    if quick and case.autoencoder is stable_diffusion_sized:
         pytest.skip("takes most of a minute")
     if quick:
         case = replace(case, num_images=case.num_images // 2, rounds=1)
@@ -142,10 +142,12 @@ def test_images_per_second(tmp_path, results, quick, name):
     raydit, bfloat16 = timings.pop("raydit"), timings.pop("bfloat16", None)
     name = f"{name}, {SIZE} px, one thread"
     for against, timing in timings.items():
-        results.faster("encode job", name, f"{1 / raydit.median:.1f} images/s", against, raydit, timing)
+        results.add_speedup("encode job", name, f"{1 / raydit.median:.1f} images/s", against, raydit, timing)
     if bfloat16:
         half, loop = f"{1 / bfloat16.median:.1f} images/s", timings["plain loop"]
-        results.faster("encode job", f"{name}, bfloat16, channels last", half, "plain loop in float32", bfloat16, loop)
+        results.add_speedup(
+            "encode job", f"{name}, bfloat16, channels last", half, "plain loop in float32", bfloat16, loop
+        )
 
 
 def check_equal(dataset: LatentDataset, folder: Path) -> None:
@@ -164,25 +166,25 @@ def test_cost_and_memory_as_the_data_set_grows(tmp_path, results, quick):
     for size in sizes:
         images = cifar_images(tmp_path / "images.parquet", size)
         begun = time.time()
-        with ray_session(num_cpus=3), watched() as peak:  # the watcher must end before Ray does
+        with ray_session(num_cpus=3), measure_peak_memory() as peak:  # the watcher must end before Ray does
             run = run_job(tmp_path / "job", images, autoencoder, flip=False)
         assert len(run.dataset) == size
         costs.append(run.seconds_per_image)
         peaks.append(peak)
         start = run.started - begun + run.seconds_to_start
-        said = (
+        measured = (
             f"{1e3 * costs[-1]:.2f} ms for an image after a start of {start:.0f} s, "
             f"{run.ended - begun:.0f} s in all; driver {peak.driver / MIB:.0f} MiB more, "
             f"object store {peak.object_store / MIB:.0f} MiB"
         )
-        results.add("encode job", f"tiny autoencoder, {size:,} images", said)
-    assert peaks[0].object_store > 0, "nothing was watched"
+        results.add("encode job", f"tiny autoencoder, {size:,} images", measured)
+    assert peaks[0].object_store > 0, "nothing was measured"
     assert all(peak.spilled == 0 for peak in peaks)
     in_flight = (SHARDS_IN_FLIGHT + 1) * bytes_in_flight(run.dataset.description, run.config.encode.shard_rows)
     assert max(peak.object_store for peak in peaks) <= in_flight, f"expected at most {in_flight} bytes"
     if len(sizes) > 1:
-        case, said = f"time of {sizes[0]:,} to {sizes[-1]:,} images", f"{1e3 * costs[-1]:.2f} ms for an image"
-        results.add("encode job", case, said, "growth exponent", exponent(sizes, costs))
+        case, measured = f"time of {sizes[0]:,} to {sizes[-1]:,} images", f"{1e3 * costs[-1]:.2f} ms for an image"
+        results.add("encode job", case, measured, "growth exponent", exponent(sizes, costs))
 
 
 def test_reading_the_latents_back(tmp_path, results):
@@ -202,9 +204,9 @@ def test_reading_the_latents_back(tmp_path, results):
     np.testing.assert_array_equal(from_files(), from_shards())
     timings = alternate({"shards": from_shards, "files": from_files}, rounds=10)
     seconds = timings["shards"].median
-    said = f"{READ_IMAGES / seconds:,.0f} rows/s, {dataset.num_bytes / MIB / seconds:,.0f} MiB/s"
-    results.faster(
-        "latents into memory", f"{READ_IMAGES:,} rows", said, "a file for each", timings["shards"], timings["files"]
+    measured = f"{READ_IMAGES / seconds:,.0f} rows/s, {dataset.num_bytes / MIB / seconds:,.0f} MiB/s"
+    results.add_speedup(
+        "latents into memory", f"{READ_IMAGES:,} rows", measured, "a file for each", timings["shards"], timings["files"]
     )
     share = dataset.num_bytes / seconds / bandwidth()
-    results.add("latents into memory", f"{READ_IMAGES:,} rows", said, "copying memory", share)
+    results.add("latents into memory", f"{READ_IMAGES:,} rows", measured, "copying memory", share)

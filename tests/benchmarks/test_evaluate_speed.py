@@ -42,7 +42,7 @@ SIZE, SHARD_ROWS, SHARDS_PER_WORKER, TURN_SECONDS = 32, 10, 80, 3
 MODEL = DiTConfig(
     input_size=16, patch_size=2, hidden_size=128, depth=4, num_heads=4, in_channels=4, num_classes=3, learn_sigma=False
 )
-PLAIN = """
+BASELINE_SCRIPT = """
 import itertools, json, os, sys
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ def plain_loops(opened, config, folders: list[Path]):
     with ExitStack() as cleanup:
         for folder in folders:
             folder.mkdir()
-            command = [sys.executable, "-c", PLAIN, json.dumps({**settings, "folder": str(folder)})]
+            command = [sys.executable, "-c", BASELINE_SCRIPT, json.dumps({**settings, "folder": str(folder)})]
             processes.append(cleanup.enter_context(subprocess.Popen(command, env=env)))
             cleanup.callback(processes[-1].kill)
         while not all(map(times_written, folders)):
@@ -105,19 +105,19 @@ def score_shards(context, opened, config, workers: int, num_shards: int, folder:
     protocol = evaluation_protocol(ScoringSettings.from_recipe(config), opened)
     shards = make_shards(str(folder), shard_ranges(num_shards * SHARD_ROWS, SHARD_ROWS))
     sources = [SampleSource(opened.shared, protocol)]
-    create_actor = partial(signing_actor(), with_absolute_paths(config.images), config.evaluate, sources)
+    create_actor = partial(pid_recording_actor(), with_absolute_paths(config.images), config.evaluate, sources)
     compute_shards(context, "evaluate", shards, create_actor, replace(config.evaluate, num_workers=workers))
 
 
-def signing_actor() -> type:
+def pid_recording_actor() -> type:
     """Return a ScoringActor that marks each record with the id of the process that wrote it."""
 
-    class Signing(ScoringActor):  # in here it is pickled by value: workers cannot import this file
+    class PidRecordingActor(ScoringActor):  # in here it is pickled by value: workers cannot import this file
         def __call__(self, shard):
             super().__call__(shard)
             Path(f"{shard.file}.by-{os.getpid()}").touch()
 
-    return Signing
+    return PidRecordingActor
 
 
 def times_written(folder: Path) -> dict[int, list[float]]:
@@ -125,7 +125,7 @@ def times_written(folder: Path) -> dict[int, list[float]]:
     times: dict[int, list[float]] = {}
     for file in folder.glob("*.by-*"):
         times.setdefault(int(file.suffix.removeprefix(".by-")), []).append(file.stat().st_mtime)
-    return {process: sorted(of_process) for process, of_process in times.items()}
+    return {process: sorted(shard_times) for process, shard_times in times.items()}
 
 
 def seconds_per_image(folders: list[Path], turns: list[tuple[float, float]]) -> Timing:
@@ -169,11 +169,11 @@ def test_workers_against_a_plain_loop(checkpoint, tmp_path, results, quick, work
             turns = take_turns({"job": list(times_written(job)), **processes}, TURN_SECONDS, over=done.done)
             done.result()
     ours = seconds_per_image([job], turns["job"])
-    said = f"{1 / ours.median:.1f} images/s each"
+    measured = f"{1 / ours.median:.1f} images/s each"
     for against, folders in sides.items():
         theirs = seconds_per_image(folders, turns[against])
         case = f"{SIZE} px, {workers} worker{'s' if workers > 1 else ''}"
-        results.faster("sample and score", case, said, against, ours, theirs)
+        results.add_speedup("sample and score", case, measured, against, ours, theirs)
     check_features(job, loops[0])
 
 
@@ -213,9 +213,9 @@ def test_extractor_against_torch_fidelity(tmp_path, results, quick):
     np.testing.assert_allclose(ours(images).features, their_pass()["2048"].numpy(), rtol=1e-4, atol=1e-5)
     rounds = 2 if quick else 7
     timings = alternate({"ours": lambda: ours(images), "theirs": their_pass}, rounds=rounds, warmup=1)
-    said = f"{len(images) / timings['ours'].median:.1f} images/s"
+    measured = f"{len(images) / timings['ours'].median:.1f} images/s"
     case = f"Inception, {SIZE} px, one thread"
-    results.faster("features", case, said, "torch-fidelity", timings["ours"], timings["theirs"])
+    results.add_speedup("features", case, measured, "torch-fidelity", timings["ours"], timings["theirs"])
 
 
 def random_inception(path: Path) -> Path:
@@ -234,7 +234,7 @@ def random_inception(path: Path) -> Path:
     return path
 
 
-SCORED = (5_000, 20_000, 50_000)
+SAMPLE_COUNTS = (5_000, 20_000, 50_000)
 SCORE = """
 import json, re, sys, time
 from pathlib import Path
@@ -270,7 +270,7 @@ print(json.dumps({
 def test_planning_merging_and_scoring_as_samples_grow(tmp_path, results, quick):
     """Score 2,048 features and 1,008 logits, read from one file per image, against a mean and covariance, as in ADM's
     references."""
-    sizes = SCORED[:1] if quick else SCORED
+    sizes = SAMPLE_COUNTS[:1] if quick else SAMPLE_COUNTS
     reference = ReferenceStatistics(
         n=50_000, mu=np.zeros(2048), sigma=np.eye(2048), extractor="inception", extractor_sha256="none"
     )
@@ -284,11 +284,11 @@ def test_planning_merging_and_scoring_as_samples_grow(tmp_path, results, quick):
         found.append(json.loads(done.stdout))
         # Of a standard Gaussian's samples: the bias alone, to first order D (D + 1) / (4 N).
         assert 0.8 < found[-1]["fid"] / (2048 * 2049 / (4 * size)) < 2
-        said = (
+        measured = (
             f"planned in {found[-1]['plan']:.1f} s, merged in {found[-1]['merge']:.1f} s, scored in "
             f"{found[-1]['score']:.1f} s, {found[-1]['all']:.1f} s in all, {found[-1]['gib']:.2f} GiB"
         )
-        results.add("score from files", f"{size:,} images in as many shards", said)
+        results.add("score from files", f"{size:,} images in as many shards", measured)
     if len(sizes) > 1:
         costs = [one["plan"] + one["merge"] for one in found]
         case = f"plan and merge, {sizes[0]:,} to {sizes[-1]:,} images"

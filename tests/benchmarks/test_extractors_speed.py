@@ -49,6 +49,6 @@ def test_three_extractors_of_one_sampling(tmp_path, results, quick):
     passes = zip(*(timings[name].seconds for name in EXTRACTORS), strict=True)
     # Each run alone samples as well, and one sampling is needed.
     apart = [sum(runs) - (len(runs) - 1) * once for runs, once in zip(passes, sampling, strict=True)]
-    said = f"{NUM_SAMPLES / timings['together'].median:.1f} images/s"
+    measured = f"{NUM_SAMPLES / timings['together'].median:.1f} images/s"
     case = f"Lite0, Lite1 and Lite2, {SIZE} px, one thread"
-    results.faster("several extractors", case, said, "one at a time", timings["together"], Timing(apart))
+    results.add_speedup("several extractors", case, measured, "one at a time", timings["together"], Timing(apart))

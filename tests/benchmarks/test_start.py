@@ -29,8 +29,8 @@ def run(*arguments):
 def test_commands_start(results, quick, name):
     ours = run("-m", "pipelines.cli", *COMMANDS[name])
     timings = alternate({"ours": ours, "python": run("-c", "pass")}, rounds=3 if quick else 10)
-    said = f"{timings['ours'].median:.2f} s, {timings['python'].median:.2f} s of it Python's own start"
-    results.add("start", name, said)
+    measured = f"{timings['ours'].median:.2f} s, {timings['python'].median:.2f} s of it Python's own start"
+    results.add("start", name, measured)
 
 
 def test_trainings_start(results, quick, tmp_path):

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from bare_loops import BareLoops, run_in_turn
+from bare_loops import BareLoops, alternate_job_and_loops
 from harness import Timing, alternate, exponent
 from tiny_training import training_recipe
 
@@ -75,17 +75,17 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers
     latents = LatentDataset.open(recipe(1).latents)
     rounds = [train_worker_settings(recipe(number), latents) for number in range(1, num_rounds + 1)]
     build = partial(build_dit, rounds[0].model, batch_size // num_workers)
-    loops = BareLoops(build, num_workers, tmp_path / "meeting", threads)
+    loops = BareLoops(build, num_workers, tmp_path / "rendezvous", threads)
     with StageContext(recipe(1)) as context:
         folder = recipe(1).folder(RAY_FOLDER)
-        listeners, bare = run_in_turn(context, "train", train_worker, rounds, loops, steps, folder)
+        listeners, bare = alternate_job_and_loops(context, "train", train_worker, rounds, loops, steps, folder)
     ours = [batch_size / listener.metric("images_per_second") for listener in listeners]
     starts = [
-        listener.first - listener.begun - steps // 2 * seconds
+        listener.first_report_at - listener.started_at - steps // 2 * seconds
         for listener, seconds in zip(listeners, ours, strict=True)
     ]
     waits = [listener.metric("data_wait") for listener in listeners]
-    said = (
+    measured = (
         f"{batch_size / Timing(ours).median:.1f} images/s, data wait {Timing(waits).median:.2%}, "
         f"start {Timing(starts).median:.1f} s"
     )
@@ -93,7 +93,7 @@ def test_the_job_against_a_bare_loop(tmp_path, results, quick, case, num_workers
     if threads > 1:
         name += f" of {threads} threads"
     against = "bare torch loop" if num_workers == 1 else "bare torch loop with DDP"
-    results.faster("train job", name, said, against, Timing(ours), Timing(bare))
+    results.add_speedup("train job", name, measured, against, Timing(ours), Timing(bare))
 
 
 def batches(rows: int, batch_size: int):
@@ -129,8 +129,8 @@ def test_batches_against_what_training_consumes(results, quick):
     )
     torch.set_num_threads(threads)
     made, used = 4 * batch_size / timings["batches"].median, batch_size / timings["step"].median
-    said = f"{made:,.0f} images/s"
-    results.add("batches", "4x32x32 latents, one thread", said, "what DiT-S/2 uses on one core", made / used)
+    measured = f"{made:,.0f} images/s"
+    results.add("batches", "4x32x32 latents, one thread", measured, "what DiT-S/2 uses on one core", made / used)
 
 
 def test_batches_as_the_data_set_grows(results, quick):
@@ -139,6 +139,6 @@ def test_batches_as_the_data_set_grows(results, quick):
     streams = {rows: batches(rows, 64) for rows in sizes}
     makers = {f"{rows:,}": lambda stream=stream: list(itertools.islice(stream, 4)) for rows, stream in streams.items()}
     costs = [timing.median / 256 for timing in alternate(makers, rounds=3 if quick else 10).values()]
-    said = ", ".join(f"{1e6 * cost:.0f}" for cost in costs) + " \u00b5s for an image"
+    measured = ", ".join(f"{1e6 * cost:.0f}" for cost in costs) + " \u00b5s for an image"
     case = f"from {sizes[0]:,} to {sizes[-1]:,} rows"
-    results.add("batches", case, said, "growth exponent", exponent(sizes, costs))
+    results.add("batches", case, measured, "growth exponent", exponent(sizes, costs))
