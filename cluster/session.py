@@ -64,7 +64,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     refuse_wrong_address(address)
     address, _ = given_address(address)
     try:
-        # A connection that is cut off in the middle crashes the process at its end.
+        # A connection that is interrupted midway crashes the process at its end.
         with signals.defer_signals():
             if address == "local":
                 _start_local(num_cpus)

@@ -1,9 +1,9 @@
 """End a command tidily on SIGINT (Ctrl-C), SIGTERM and SIGHUP.
 
 While `handle_signals` is active, the first signal raises KeyboardInterrupt in the main thread, so that every `with` and
-`finally` on the way out does its work; a second signal ends the process at once. Three kinds of work are not cut off in
-the middle: imports are finished first, `defer_signals` holds a signal back for some seconds, and `stop_on_signal` asks
-the work to end by itself.
+`finally` on the way out does its work; a second signal ends the process at once. Three kinds of work are not
+interrupted in the middle: imports are finished first, `defer_signals` holds a signal back for some seconds, and
+`stop_on_signal` asks the work to end by itself.
 """
 
 import _thread
@@ -112,7 +112,7 @@ def exit_code() -> int:
 def defer_signals() -> Iterator[None]:
     """Hold the first signal back until the end of the block, and then raise KeyboardInterrupt for it.
 
-    For calls that leave processes and threads behind when they are cut off in the middle, such as `ray.init`. The block
+    For calls that leave processes and threads behind when they are interrupted midway, such as `ray.init`. The block
     cannot replace the handlers either: Ray's own SIGTERM handler would exit without leaving the `with` blocks.
     """
     if not _state.active or threading.current_thread() is not threading.main_thread():

@@ -5,7 +5,7 @@
         model.safetensors      trained weights
         ema.safetensors        averaged weights, which sampling uses by default
         ema_0.05.safetensors   power-function averages, if any, by their relative width
-        adapter/               in place of model.safetensors: a low-rank adapter in peft's layout (dit.formats.adapter)
+        adapter/               instead of model.safetensors: a low-rank adapter in peft's layout (dit.formats.adapter)
         adapter_ema/           its average, and so on; config.json then says where the base's weights are
         frozen.safetensors     what an adapter's training started from that is neither trained nor the base's
         trainer/optimizer.safetensors   moments of AdamW by parameter name
@@ -162,14 +162,14 @@ def verify_checkpoint(checkpoint: Checkpoint) -> None:
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> TrainState:
-    """Load a checkpoint's weights, averages, optimiser and step into `state`, and return it.
+    """Load a checkpoint's weights, averages, optimizer and step into `state`, and return it.
 
     Raises InvalidInput if the checkpoint was imported, is damaged, or is of another model.
     """
     if not (checkpoint.path / TRAINER).is_dir():
         raise InvalidInput(
             f"{checkpoint.path} was imported, or fetched to sample from, and contains weights only: found no trainer/",
-            "the optimiser's state and the position in the data",
+            "the optimizer's state and the position in the data",
             "sample from it or evaluate it; training cannot resume from it",
         )
     verify_checkpoint(checkpoint)
@@ -236,9 +236,9 @@ def import_diffusers(
 
     numerics: "diffusers" computes the same as diffusers; "official" is for weights that were converted from official
     ones, and computes the same as the official code (see `dit.formats.diffusers_pipeline`). autoencoder: hub id or
-    folder to use in place of the pipeline's vae/, which is referred to and not copied.
-    Raises NotFound if a file is missing, AlreadyExists if `folder` is in use, and InvalidInput if the pipeline is of
-    another kind, or if its weights are not finite.
+    folder to use instead of the pipeline's vae/, which is referred to and not copied. Raises NotFound if a file is
+    missing, AlreadyExists if `folder` is in use, and InvalidInput if the pipeline is of another kind, or if its weights
+    are not finite.
     """
     folder = require_unused(folder)
     found = read_pipeline(pipeline, numerics)

@@ -289,7 +289,7 @@ class UViTConfig(TransformerConfig):
 
 
 def named_config(name: str, **overrides: Any) -> DiTConfig | UViTConfig:
-    """Return the configuration of one of MODEL_NAMES or UVIT_NAMES, with `overrides` in place of its own fields.
+    """Return the configuration of one of MODEL_NAMES or UVIT_NAMES, with `overrides` instead of its own fields.
 
     Raises InvalidInput for an unknown name, an unknown field or a value out of range.
     """

@@ -31,8 +31,7 @@ def replicate_network(
 def shard_network(network: nn.Module) -> nn.Module:
     """Shard a network in place for FSDP2, block by block, and return it; its parameters become DTensors.
 
-    Weights, gradients and optimiser state are then divided among the processes. For models that do not fit on one
-    GPU.
+    Weights, gradients and optimizer state are then divided among the processes. For models that do not fit on one GPU.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -40,7 +40,7 @@ class EMA:
         self._buffers = {name: value.detach().clone() for name, value in buffers.items()}
 
     def decay_at(self, step: int) -> float:
-        """Return the decay of the update after optimiser step number `step`, counted from 0."""
+        """Return the decay of the update after optimizer step number `step`, counted from 0."""
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
     @torch.no_grad()
@@ -125,7 +125,7 @@ class PowerEMA(EMA):
         super().__init__(model)
 
     def decay_at(self, step: int) -> float:
-        """Return the decay of the update after optimiser step number `step`, counted from 0."""
+        """Return the decay of the update after optimizer step number `step`, counted from 0."""
         return power_decay(step + 1, self.gamma)
 
 

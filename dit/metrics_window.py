@@ -35,7 +35,7 @@ class MetricsWindow:
     """
 
     def __init__(self, images_per_step: int, earlier: WindowTotals | None = None) -> None:
-        """earlier: totals of a window that was cut off, to continue with."""
+        """earlier: totals of an interrupted window, to continue with."""
         self.images_per_step = images_per_step
         self._restart()
         if earlier is not None:

@@ -84,7 +84,8 @@ def reconstruct_ema(checkpoints: Sequence[Checkpoint], sigma_rel: float, step: i
 
 
 def _stored_averages(checkpoint: Checkpoint) -> Iterator[tuple[Profile, Path]]:
-    """Yield profile and file of each power-function average that a checkpoint lists. Raises as `reconstruct_ema`."""
+    """Yield profile and file of each power-function average that a checkpoint lists. Raises the same errors as
+    `reconstruct_ema`."""
     if checkpoint.base is not None:
         raise InvalidInput(
             f"found an adapter in {checkpoint.path}, whose averages are those of its factors",

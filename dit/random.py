@@ -23,7 +23,7 @@ from raydit.errors import InvalidInput
 class Stream(IntEnum):
     """What a random number is for; numbers of different streams are independent.
 
-    A stream's number is fixed for ever, because what was trained or sampled depends on it. A new use gets a new number,
+    A stream's number is fixed forever, because what was trained or sampled depends on it. A new use gets a new number,
     and the number of a use that has ended is not given again.
     """
 

@@ -27,7 +27,7 @@ class TrainingConfig:
     """
 
     steps: Annotated[int, Gt(0)] = 400_000
-    """Total number of optimiser steps."""
+    """Total number of optimizer steps."""
     global_batch_size: Annotated[int, Gt(0)] = 256
     """Images per step, over all workers."""
     accumulation_steps: Annotated[int, Gt(0)] = 1
@@ -103,7 +103,7 @@ def power_ema_name(sigma_rel: float) -> str:
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Return the learning rate of the next optimiser step after `step` finished steps."""
+    """Return the learning rate of the next optimizer step after `step` finished steps."""
     if config.extension == "constant":
         end = config.earlier_ends[0]
         return _planned_rate(config, end, min(step, end - 1))

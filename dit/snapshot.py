@@ -21,7 +21,7 @@ class Snapshot:
     weights: dict[str, dict[str, Tensor]]
     """State dicts by the names of their files: "model" for the trained weights, "ema" and others for averages."""
     optimizer: dict[str, Tensor]
-    """Tensors of the optimiser by kind and parameter name, such as "exp_avg/blocks.0.attn.qkv.weight"."""
+    """Tensors of the optimizer by kind and parameter name, such as "exp_avg/blocks.0.attn.qkv.weight"."""
     interrupted: bool = False
     """Whether training was stopped after this step, which has no regular checkpoint."""
     adapter: AdapterConfig | None = None

@@ -1,4 +1,4 @@
-"""The training loop: one optimiser step per batch, with reports and checkpoints at regular intervals.
+"""The training loop: one optimizer step per batch, with reports and checkpoints at regular intervals.
 
 The loop depends on torch only. Its caller decides where batches come from, where reports and checkpoints go, and
 whether `model` is data-parallel. The loop draws no random numbers: batches contain noise, timesteps and dropped
@@ -77,7 +77,7 @@ class TrainState:
     power_emas: dict[str, PowerEMA] = field(default_factory=dict)
     """Additional averages by their names (`dit.schedule.power_ema_name`)."""
     step: int = 0
-    """Number of finished optimiser steps."""
+    """Number of finished optimizer steps."""
     batches: int = 0
     """Number of batches consumed, including skipped ones: the position in the data at which training resumes."""
     skipped: int = 0
@@ -211,10 +211,10 @@ class LaunchedStep:
 
 
 class StepQueue:
-    """Launches optimiser steps, and settles them in the same order, once the host knows their gradient norms.
+    """Launches optimizer steps, and settles them in the same order, once the host knows their gradient norms.
 
     A host that asks a GPU at every step whether the gradient is finite waits for it, and the GPU then waits for the
-    host. So the device decides: once a gradient is not finite, it leaves weights, optimiser and averages unchanged, in
+    host. So the device decides: once a gradient is not finite, it leaves weights, optimizer and averages unchanged, in
     that step and in all steps launched after it. When the host settles that step, it launches the later ones again.
     Every step therefore starts from the weights, the learning rate and the decay that it would have if each had been
     settled before the next was launched.
@@ -316,7 +316,7 @@ def train_step(
     config: TrainingConfig,
     backward: Callable[[Tensor], object] = Tensor.backward,
 ) -> dict[str, Tensor | float]:
-    """Take one optimiser step, wait for it, and return its metrics (see StepQueue).
+    """Take one optimizer step, wait for it, and return its metrics (see StepQueue).
 
     Raises NonFiniteError if a gradient is not finite, with gradients dropped and nothing else changed.
     """

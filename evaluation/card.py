@@ -31,7 +31,7 @@ class CheckpointFacts:
     digest: str
     """sha256 that identifies it."""
     step: int
-    """Optimiser steps; 0 for one that was imported."""
+    """Optimizer steps; 0 for one that was imported."""
     model: str
     """Model and process in a few words."""
     parameters: int

@@ -151,7 +151,7 @@ def create_extractor(
 def identify_extractor(name: str, weights: str | Path | None = None, *, read: bool = False) -> ExtractorIdentity:
     """Return what protocols record of the extractor that create_extractor(name, weights) would build.
 
-    read: whether published weights are read, and not only taken to have the published digest. Raises as
+    read: whether published weights are read, and not only taken to have the published digest. Raises the same errors as
     create_extractor where something is missing.
     """
     kind = _kind(name)

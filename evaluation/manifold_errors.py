@@ -31,7 +31,8 @@ def manifold_estimates(
     """Return evaluation.metrics.manifold_scores of all samples, and of all but those of each block.
 
     generated: (N, D), real: (M, D). block_of: (N,) the block in [0, K) of each generated sample. The estimates without
-    a block equal the scores of the other samples, against the same real ones. Raises as manifold_scores.
+    a block equal the scores of the other samples, against the same real ones. Raises the same errors as
+    manifold_scores.
     """
     check_neighbours(generated, real, k, k_density)
     blocks = int(block_of.max()) + 1

@@ -117,7 +117,7 @@ def parse_metric_name(name: str) -> MetricName:
 def is_of_extractor(name: str, extractor: str) -> bool:
     """Return whether a metric's name is one that metric_name gives with an extractor, which a mean ratio's never is.
 
-    Raises as parse_metric_name.
+    Raises the same errors as parse_metric_name.
     """
     parts = parse_metric_name(name)
     return parts.kind != MEAN_RATIO and metric_name(parts.kind.name, extractor, parts.num_samples) == name

@@ -119,7 +119,8 @@ class EvaluationReport:
         return [self.protocol, *(each.protocol for each in self.further)]
 
     def protocol_id_for(self, metric: str) -> str:
-        """Return the id of a metric's protocol, or of all those that a mean ratio is over. Raises as protocol_for.
+        """Return the id of a metric's protocol, or of all those that a mean ratio is over. Raises the same errors as
+        protocol_for.
 
         Metrics of two reports are comparable where these are equal.
         """

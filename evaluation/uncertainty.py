@@ -37,8 +37,8 @@ def merge_blocks(blocks: Sequence[FeatureStatistics]) -> FeatureStatistics:
 def jackknife_error(blocks: Sequence[FeatureStatistics], measure: Measure) -> float:
     """Return the jackknife standard error of measure(all blocks), which leaves out one block at a time.
 
-    It covers drawing other samples, but neither training the model again nor another reference. Raises as
-    measure_without_each.
+    It covers drawing other samples, but neither training the model again nor another reference. Raises the same errors
+    as measure_without_each.
     """
     return spread_error(measure_without_each(blocks, measure))
 

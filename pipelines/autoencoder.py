@@ -134,7 +134,7 @@ def autoencoder_artifact(config: Recipe, settings: AutoencoderTrainConfig, listi
 def start_digest(settings: AutoencoderTrainConfig, artifact: Artifact) -> str:
     """Return the digest of the start's weights; where the start is gone, the one that a finished autoencoder records.
 
-    artifact: the autoencoder, whose identity lacks this digest. Raises as `require_start`.
+    artifact: the autoencoder, whose identity lacks this digest. Raises the same errors as `require_start`.
     """
     try:
         return require_start(settings)["sha256"]
@@ -162,7 +162,7 @@ def find_autoencoder(config: Recipe, listing: Listing) -> Path | None:
 
 
 def refuse_unused_averages(settings: AutoencoderTrainConfig, artifact: Artifact) -> None:
-    """Raise InvalidInput for power-function averages, which no autoencoder keeps; one that has begun goes on."""
+    """Raise InvalidInput for power-function averages, which no autoencoder keeps; one that has begun continues."""
     if settings.ema_sigma_rels and artifact.find() is None:
         raise InvalidInput(
             f"autoencoder.train.ema_sigma_rels: found {list(settings.ema_sigma_rels)}, but training an autoencoder "

@@ -14,7 +14,7 @@ RECENT_SECONDS = 30.0
 
 
 def say(stage: str, text: str) -> None:
-    """Print one line about a stage, in place of an open progress bar; control characters in it are escaped."""
+    """Print one line about a stage, instead of an open progress bar; control characters in it are escaped."""
     clear = CLEAR_LINE if sys.stdout.isatty() else ""
     print(f"{clear}{stage:<12} {one_line(text)}", flush=True)
 

@@ -62,7 +62,7 @@ def evaluate_autoencoder(
     timer, identity = LapTimer(), {"protocol": protocol.protocol_id}
     if storage.exists(file) and not force:
         report = AutoencoderReport.from_json(storage.read_bytes(file))
-        if context.is_writable and is_unlogged(folder):  # it was cut off between writing and logging the report
+        if context.is_writable and is_unlogged(folder):  # it was interrupted between writing and logging the report
             with context.run(STAGE, identity, _run_tags(evaluation)) as run:
                 _log_settings(run, evaluation)
                 _log_written_report(run, report, folder)

@@ -84,7 +84,8 @@ def evaluate_images(
     if report is not None and not force:
         if context.is_writable:
             take_back_report(folder, digest)
-        if context.is_writable and is_unlogged(folder, digest):  # it was cut off between writing and logging the report
+        # It was interrupted between writing and logging the report.
+        if context.is_writable and is_unlogged(folder, digest):
             with context.run("evaluate", identity, run_tags) as run:
                 log_evaluation_settings(run, evaluate, protocol)
                 log_written_report(run, report, folder)

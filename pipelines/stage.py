@@ -70,9 +70,9 @@ class StageContext:
     """The surroundings of jobs, used as a context manager.
 
     While it is open, no other process works in the recipe's output folder; raydit.errors.InUse names the process that
-    does. SIGTERM ends the work as tidily as Ctrl-C does. An output that cannot be written is not held: what is
-    finished there can be found, and raydit.errors.StorageFailed is raised as soon as there is work. part: hold this
-    folder of the output only, with tracking of its own: a checkpoint may be evaluated while its training goes on.
+    does. SIGTERM ends the work as tidily as Ctrl-C does. An output that cannot be written is not held: what is finished
+    there can be found, and raydit.errors.StorageFailed is raised as soon as there is work. part: hold this folder of
+    the output only, with tracking of its own: a checkpoint may be evaluated while its training runs.
     """
 
     def __init__(self, config: Recipe, *, address: str | None = None, part: str = ""):
@@ -181,7 +181,7 @@ class StageContext:
 
     @property
     def tracking_uri(self) -> str:
-        """URI of the MLflow store, which is mended if it was moved and the output can be written."""
+        """URI of the MLflow store, which is repaired if it was moved and the output can be written."""
         return self.tracker.uri if self.is_writable else tracking_uri(self.config.tracking.uri)
 
     def start_ray(self, workers: ElasticWorkersConfig, stage: str) -> None:

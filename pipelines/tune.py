@@ -78,7 +78,7 @@ def tune(
     """Find the settings of [evaluate] with the lowest Frechet distance by the recipe's (first) extractor.
 
     recipe_of: gives the recipe of a checkpoint; evaluate.num_samples is what the best candidates are measured on.
-    budget: share of the cost of measuring all candidates on as many. A search that was killed goes on, and a finished
+    budget: share of the cost of measuring all candidates on as many. A search that was killed resumes, and a finished
     one is returned. Raises NotFound or InvalidInput before any work if something is missing or does not fit.
     """
     candidates = plan_candidates(checkpoints, recipe_of, grid)
@@ -89,7 +89,8 @@ def tune(
     result, records = storage.join(folder, RESULT), storage.join(folder, "records")
     with context.holding(EVALUATIONS):
         if storage.exists(result):
-            if context.is_writable and storage.exists(records):  # it was cut off between writing and logging the result
+            # It was interrupted between writing and logging the result.
+            if context.is_writable and storage.exists(records):
                 with context.run("tune", identity, run_tags(checkpoints)) as run:
                     run.artifact(result)
                     storage.remove_folder(records)

@@ -7,7 +7,7 @@ _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u
 
 
 def printable(text: str) -> str:
-    """Return a text with escapes such as \\x1b in place of control characters. Line feeds and tabs stay."""
+    """Return a text with escapes such as \\x1b instead of control characters. Line feeds and tabs stay."""
     return _INVISIBLE.sub(_escape, text)
 
 

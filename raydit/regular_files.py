@@ -1,4 +1,4 @@
-"""Open files for reading, and nothing that only looks like one: a device has no end, a named pipe waits for ever."""
+"""Open files for reading, and nothing that only looks like one: a device has no end, a named pipe waits forever."""
 
 import os
 import stat

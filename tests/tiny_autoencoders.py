@@ -42,7 +42,7 @@ def fields(name: str, generator: torch.Generator, side: int = SIDE) -> dict:
             "norm_num_groups": 4,
             "latent_channels": 4,
         }
-        # As VA-VAE has: statistics of the channels in place of a scaling factor.
+        # As VA-VAE has: statistics of the channels instead of a scaling factor.
         statistics = {"latents_mean": [0.5, -1.0, 0.0, 2.0], "latents_std": [1.5, 0.5, 1.0, 3.0]}
         return kl | (statistics | {"scaling_factor": 1.0} if name == "AutoencoderKL" else {"batch_norm_eps": 1e-4})
     if name == "AutoencoderDC":

@@ -48,7 +48,7 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
 
 
 def encode_here(config: Recipe, monkeypatch, context: Context | None = None) -> LatentDataset:
-    """Run the job in this process, with a loop in place of its graph."""
+    """Run the job in this process, with a loop instead of its graph."""
 
     def encode_shards(context, shards, images, autoencoder, recorded, settings, write):
         read = job.ReadImages(images, write.shared)

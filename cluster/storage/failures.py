@@ -46,7 +46,7 @@ def refused_write(error: BaseException | None) -> OSError | None:
 def explains_failures(
     function: Callable[Concatenate[str, Parameters], Result],
 ) -> Callable[Concatenate[str, Parameters], Result]:
-    """Let a function, whose first argument is a path or URI, raise StorageFailed in place of an OSError."""
+    """Let a function, whose first argument is a path or URI, raise StorageFailed instead of an OSError."""
 
     @functools.wraps(function)
     def explained(path: str, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:

@@ -272,7 +272,7 @@ def _remove_empty_folders(folder: str, existing: str) -> None:
 def _read(path: str) -> LeaseOwner | None:
     """Return the owner, or None if there is no lease.
 
-    A file that cannot be parsed, or that is no lease that raydit writes, was cut off by a crash of its machine, so no
+    A file that cannot be parsed, or that is no lease that raydit writes, was truncated by a crash of its machine, so no
     living process holds the folder.
     """
     try:

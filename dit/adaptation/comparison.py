@@ -105,7 +105,7 @@ def _require_equal_objective(base: Mapping[str, Any], target: Mapping[str, Any],
         raise InvalidInput(
             f"objective.{name}: found {values[1]!r}",
             f"{values[0]!r}, as in the checkpoint of train.start",
-            f'set objective.{name} = "{values[0]}", or train.start.reset = ["objective"] to go on with another'
+            f'set objective.{name} = "{values[0]}", or train.start.reset = ["objective"] to continue with another'
             " objective; of a weights file that records none, train.start.objective says which it is",
         )
 

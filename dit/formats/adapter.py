@@ -139,7 +139,8 @@ def read_adapter(folder: str | Path) -> AdapterWeights:
 
 
 def read_class_names(folder: str | Path) -> tuple[str, ...]:
-    """Return the names of an adapter's own classes; empty if there is no note of them. Raises as `read_adapter`."""
+    """Return the names of an adapter's own classes; empty if there is no note of them. Raises the same errors as
+    `read_adapter`."""
     file = _find_files(Path(folder))[1].with_name(ADAPTER_CLASSES)
     names = read_object(file).get("class_names") if file.is_file() else []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -1,7 +1,7 @@
 """Find a model's weights in another project's file, where they may be inside wrappers, under prefixes, or in half
 precision.
 
-Training code saves a state dict bare, or as one entry beside its optimiser, and writes the names that the model has
+Training code saves a state dict bare, or as one entry beside its optimizer, and writes the names that the model has
 inside the wrappers of DDP, FSDP and torch.compile. None of that is part of the model, and all of it is removed here.
 """
 

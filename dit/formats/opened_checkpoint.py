@@ -44,7 +44,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Number of finished optimiser steps. Raises InvalidInput if config.json has none."""
+        """Number of finished optimizer steps. Raises InvalidInput if config.json has none."""
         step = self.config.get("step")
         if not isinstance(step, int):
             raise InvalidInput(f"{self.path}/config.json: found step {str(step)[:80]}", "a number", "copy it again")
@@ -135,7 +135,7 @@ class Checkpoint:
         return (*(f"{adapter_folder(name)}/{file}" for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)), *frozen)
 
     def adapter(self, which: str = "ema") -> AdapterWeights:
-        """Load the adapter of a checkpoint that has one. Raises as `weights`."""
+        """Load the adapter of a checkpoint that has one. Raises the same errors as `weights`."""
         names = self.weights_files(which)
         for name in names:
             require_recorded(self.path, name, self.files, sha256_once)
@@ -144,8 +144,8 @@ class Checkpoint:
     def unadapted_weights(self) -> dict[str, Tensor]:
         """Load what the adapter changes: the base's weights, except for those that its training started from otherwise.
 
-        Weights that the adapter holds in full, and that the base has not in their shape, are left out. Raises as
-        `weights`.
+        Weights that the adapter holds in full, and that the base has not in their shape, are left out. Raises the same
+        errors as `weights`.
         """
         base, expected = self.read_base(), meta_state(self.record.model_config)
         weights = {

@@ -156,7 +156,7 @@ class CheckpointRecord:
     """What a checkpoint says about itself in config.json."""
 
     step: int
-    """Number of finished optimiser steps."""
+    """Number of finished optimizer steps."""
     model: Mapping[str, Any]
     """Fields of the model's configuration, as recorded."""
     objective: Mapping[str, Any]
@@ -222,7 +222,7 @@ def _entry(content: Mapping[str, Any], name: str, kind: Any) -> Any:
 
 
 def _objective(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the objective in config.json. Raises as `_entry`, and InvalidInput for an unknown kind."""
+    """Return the objective in config.json. Raises the same errors as `_entry`, and InvalidInput for an unknown kind."""
     objective, known = _entry(content, "objective", Mapping), get_args(ProcessKind)
     if objective.get("kind") not in known:
         raise InvalidInput(

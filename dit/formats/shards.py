@@ -63,8 +63,8 @@ def read_shards(index: Path, do: str = "copy the file again") -> dict[str, Any]:
     """Read all tensors that an index lists, without running code from the files.
 
     do: what to do about weights that are not finite, for which this raises InvalidInput, naming shard and tensor.
-    Raises as `read_weight_map` and `dit.formats.weights.read_weights`, and InvalidInput unless each shard holds the
-    tensors that are listed for it, and no others.
+    Raises the same errors as `read_weight_map` and `dit.formats.weights.read_weights`, and InvalidInput unless each
+    shard holds the tensors that are listed for it, and no others.
     """
     weight_map, tensors = read_weight_map(index), dict[str, Any]()
     for name in sorted(set(weight_map.values())):

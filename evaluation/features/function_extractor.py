@@ -66,7 +66,7 @@ def find_source(name: str) -> Path:
 
 
 def source_sha256(name: str) -> str:
-    """Return the sha256 of the source of a function's module. Raises as find_source."""
+    """Return the sha256 of the source of a function's module. Raises the same errors as find_source."""
     return hashlib.sha256(find_source(name).read_bytes()).hexdigest()
 
 

@@ -18,7 +18,8 @@ def import_once(path: Path, model: str | None, overrides: tuple[str, ...]) -> Ch
     """Import another project's weights into the cache, unless the same files were imported in the same way before.
 
     model, overrides: as for `open_checkpoint`; a folder among them is absolute. An autoencoder that has been replaced
-    is another way. Raises as `import_checkpoint`, and InvalidInput where nothing says what a file of weights is of.
+    is another way. Raises the same errors as `import_checkpoint`, and InvalidInput where nothing says what a file of
+    weights is of.
     """
     settings = import_settings(overrides, pipeline=is_pipeline(path))
     if not is_pipeline(path) and model is None and "overrides" not in settings:

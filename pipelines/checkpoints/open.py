@@ -40,7 +40,7 @@ class SharedCheckpoint:
     """The recorded options by which weights of another project were opened; None for a checkpoint."""
 
     def open(self) -> "LocatedCheckpoint":
-        """Open the checkpoint. Raises as `open_checkpoint`."""
+        """Open the checkpoint. Raises the same errors as `open_checkpoint`."""
         if not storage.exists(self.location):
             raise NotFound(
                 f"no checkpoint at {self.location} on {platform.node()}, where a worker runs",
@@ -152,7 +152,8 @@ def open_checkpoint(
 def find_base(base: BaseRecord, where: str, store: str) -> Path:
     """Return the local file of the weights that the adapter of a checkpoint changes; a remote one is fetched.
 
-    where: the checkpoint, for messages. store: MLflow's URI, as in a recipe. Raises as `LocatedCheckpoint.find_base`.
+    where: the checkpoint, for messages. store: MLflow's URI, as in a recipe. Raises the same errors as
+    `LocatedCheckpoint.find_base`.
     """
     failure: RayditError = base_is_gone(base, where)
     try:
@@ -229,7 +230,7 @@ def reopen(location: str, digest: str | None, imported: Mapping[str, Any] | None
     """Open a checkpoint that another one refers to, as it was opened then.
 
     digest: that it had; one that has been superseded is found by it. imported: the recorded options by which a file of
-    weights was opened; None for a checkpoint. Raises as `open_checkpoint`.
+    weights was opened; None for a checkpoint. Raises the same errors as `open_checkpoint`.
     """
     if imported is None:
         return _open(find_recorded(location, digest), None, ())

@@ -84,7 +84,7 @@ def check_all(address: str | None, output: str, report: Callable[[Check], None])
 def machine_checks(output: str) -> Iterator[Check]:
     """Check this machine's devices, storage, weights, tracking store and listening ports.
 
-    A check for which a package cannot be imported has failed, and the others go on.
+    A check for which a package cannot be imported has failed, and the others continue.
     """
     checks: dict[str, Callable[[], Check]] = {
         "devices": check_devices,

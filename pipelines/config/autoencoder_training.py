@@ -37,7 +37,7 @@ class AutoencoderTrainConfig(TrainingConfig, WorkersConfig):
     """
 
     steps: PositiveInt = 400
-    """Optimiser steps in total."""
+    """Optimizer steps in total."""
     global_batch_size: PositiveInt = 32
     """Images per step over all workers."""
     learning_rate: Annotated[float, Gt(0)] = 2e-3

@@ -45,7 +45,7 @@ class EvaluateConfig(WorkersConfig):
     """Times between which guidance is on, as the model counts them: from 0 (clean) to 999 (noise) for diffusion, from 0
     (noise) to 1 (data) for flow. Always when left out."""
     autoguidance: Annotated[str, MinLen(1)] | None = None
-    """Checkpoint of a smaller or less trained model that guides in place of the null class, by cfg_scale, in every form
+    """Checkpoint of a smaller or less trained model that guides instead of the null class, by cfg_scale, in every form
     that `raydit evaluate` takes. Its digest is part of the protocol."""
     autoguidance_model: str | None = None
     """Published size of the guiding model, such as "DiT-S/2", if autoguidance is an official weights file."""

@@ -87,7 +87,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = (), stage: str = 
 def read_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[dict[str, Any], Locate]:
     """Read a recipe and apply overrides, without validating it; also return where its keys are written.
 
-    Raises as `load_recipe`, but not for mistakes in values.
+    Raises the same errors as `load_recipe`, but not for mistakes in values.
     """
     path = Path(path)
     if not path.is_file():

@@ -24,7 +24,7 @@ class StartConfig:
     """Averaged or trained weights of the checkpoint; "ema" when left out."""
     reset: tuple[ResetPart, ...] = ()
     """Parts that start as in a training from scratch: "labels", "embedding" (of patches), "final" (layer) and
-    "positions"; "objective" goes on with weights of another objective."""
+    "positions"; "objective" continues with weights of another objective."""
     freeze: tuple[Annotated[str, MinLen(1)], ...] = ()
     """Parameters that are not trained: globs over their names, in which "*" matches dots as well and braces count or
     enumerate, such as "blocks.{0..11}.*"."""

@@ -24,7 +24,7 @@ VALIDATION = "validation/"
 """Prefix of the validation losses among metrics."""
 
 LENGTH_FIELDS = ("steps", "extension", "earlier_ends")
-"""Settings of training that may change when it goes on after its end; checkpoints record them in their recipe."""
+"""Settings of training that may change when it continues after its end; checkpoints record them in their recipe."""
 
 NON_IDENTITY_FIELDS = (
     "accumulation_steps",
@@ -119,7 +119,7 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
     start: StartConfig | None = None
     """Checkpoint that training starts from; random weights when left out."""
     lora: LoraConfig | None = None
-    """Low-rank adapter of the start that is trained in place of its weights, by peft; all weights are trained when left
+    """Low-rank adapter of the start that is trained instead of its weights, by peft; all weights are trained when left
     out."""
     lr_multipliers: dict[str, Annotated[float, Gt(0)]] | None = None
     """Factors of the learning rate by globs over names of parameters, as in start.freeze, such as

@@ -76,7 +76,7 @@ def decode_image(data: bytes | None, name: str = "") -> "Image.Image":
     if not data:
         raise ValueError("empty: no bytes")
     if is_lfs_pointer(data):
-        raise ValueError("a Git LFS pointer in place of the image: run git lfs pull where the images come from")
+        raise ValueError("a Git LFS pointer instead of the image: run git lfs pull where the images come from")
     opened = _open(data, name)
     refuse_bomb(opened, data)
     opened.load()  # before the EXIF tag is read, which would hide the error of a truncated file

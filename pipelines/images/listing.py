@@ -159,7 +159,7 @@ class ImageSource(Protocol):
         ...
 
     def read(self, keys: Sequence[str], locations: Locations | None = None) -> "Iterator[Image.Image | Exception]":
-        """Yield the image of each key, in order; an exception in place of an image that cannot be used.
+        """Yield the image of each key, in order; an exception instead of an image that cannot be used.
 
         locations: those of the keys in the listing, if it has any; without them the source searches. Errors of the
         network or the disk are raised instead of yielded, because the image may be intact.

@@ -198,7 +198,7 @@ def refuse_absent_split(images: "ImagesConfig", where: str, name: str = "") -> N
     """Raise InvalidInput if `images.split` is neither "train" nor "all" and the images are not divided into splits.
 
     where: the images, for messages. name: of their file, or of the split that they were saved from: images in
-    "test.parquet" are the split "test". Outputs that were made before this check go on (`images.reading`).
+    "test.parquet" are the split "test". Outputs that were made before this check stay usable (`images.reading`).
     """
     if images.reading is not None or images.split == name:
         return

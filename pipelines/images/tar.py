@@ -233,7 +233,7 @@ def _parse_pax(data: bytes, offset: int) -> dict[bytes, bytes]:
     while begin < len(data) and data[begin]:  # some writers fill the block with zeros
         match = _PAX_RECORD.match(data, begin)
         end = begin + int(match[1]) if match else 0
-        # A length of 0 would read the same record for ever.
+        # A length of 0 would read the same record forever.
         if match is None or not match.end() < end <= len(data):
             raise TarError(
                 f"found a record without a length at byte {offset + begin:,}", "a complete archive", "write it again"

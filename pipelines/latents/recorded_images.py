@@ -61,7 +61,7 @@ def require_classes(config: Recipe, class_names: Sequence[str], columns: Sequenc
     """Raise InvalidInput if a recipe asks for classes and its images have none, unless the artifact exists already.
 
     columns: those that the images have besides. artifact: path or URI of the folder of what is made of the images; a
-    finished or started one goes on as it began.
+    finished or started one continues as it began.
     """
     asked = _asks_for_classes(config)
     if not asked or class_names or Artifact("", artifact, {}).recorded() is not None:

@@ -143,7 +143,7 @@ class StepSeconds(NamedTuple):
     all_reduce: float
     """Gradient all-reduce, or FSDP's gathers of weights and scatter of gradients; overlaps with the backward pass."""
     update: float
-    """Optimiser, averages and gradient norm, which memory bandwidth bounds."""
+    """Optimizer, averages and gradient norm, which memory bandwidth bounds."""
 
 
 def step_seconds(model: DiTConfig | UViTConfig, settings: TrainConfig, cluster: Cluster) -> StepSeconds:

@@ -74,7 +74,7 @@ def _find_stores(output: str, store: str, configs: Iterable[dict[str, Any]]) -> 
     """Return the tracking URIs of the stores that may have registered a checkpoint of an output.
 
     store: a URI that the user has given, or empty. Raises NotFound if a store does not exist or is unknown. If the user
-    has given one, the others may be gone: a recipe names a database for ever by the path that it had.
+    has given one, the others may be gone: a recipe names a database forever by the path that it had.
     """
     default, journals = tracking_uri(), list(find_journals(output, store))
     recorded = {_recorded_uri(config) for config in configs}

@@ -191,7 +191,7 @@ def _autoencoder(recorded: dict, output: str) -> Link:
 def _made_from(made: LocatedCheckpoint) -> list[Link]:
     """Return the checkpoints whose weights a checkpoint was made from, the first one first.
 
-    Those that its training started from, more than one if it went on with new data; those that were merged into it;
+    Those that its training started from, more than one if it continued with new data; those that were merged into it;
     the base of an adapter that was not trained here.
     """
     links: list[Link] = []

@@ -250,7 +250,8 @@ def score_checkpoint(
 def deliver_report(
     context: JobContext, evaluation: CheckpointEvaluation, report: EvaluationReport, *, images_per_step: int
 ) -> None:
-    """Log a finished report if its evaluation was cut off after writing and before logging it; see score_checkpoint."""
+    """Log a finished report if its evaluation was interrupted after writing and before logging it; see
+    score_checkpoint."""
     if not is_unlogged(evaluation.folder, report.checkpoint_digest):
         return
     context.say("evaluate", "logging the report of an earlier evaluation that was interrupted before it was logged")

@@ -52,7 +52,7 @@ def score_extractors(
 
     protocols, shards: of each extractor. reconstructions: loads the reconstructions for one extractor. checkpoint,
     digest: what the images are of. classes: theirs, where each is to have a distance of its own. shown: the images
-    whose features pictures need. Raises as load_features and load_real_features.
+    whose features pictures need. Raises the same errors as load_features and load_real_features.
     """
     reports: list[EvaluationReport] = []
     timings: Counter[str] = Counter()

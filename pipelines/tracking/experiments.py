@@ -15,7 +15,7 @@ that contain them."""
 
 
 def clean_name(name: str, forbidden: str = MODEL_NAME_FORBIDS) -> str:
-    """Return a name with a hyphen in place of each character that MLflow refuses."""
+    """Return a name with a hyphen instead of each character that MLflow refuses."""
     return "".join("-" if letter in forbidden else letter for letter in name)
 
 

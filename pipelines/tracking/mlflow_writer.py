@@ -214,7 +214,7 @@ class MlflowWriter(ModelWriter):
         return self._is_active(lambda: self._client.get_experiment(experiment_id))
 
     def _is_active(self, get: Callable[[], Any]) -> bool:
-        """Return whether what `get` asks MLflow for is neither deleted nor removed for ever."""
+        """Return whether what `get` asks MLflow for is neither deleted nor removed forever."""
         try:
             return get().lifecycle_stage == "active"
         except Exception as error:

@@ -50,7 +50,7 @@ class Move(NamedTuple):
 
 
 class Relocated(NamedTuple):
-    """What a relocation has mended."""
+    """What a relocation has repaired."""
 
     old: str
     new: str
@@ -64,7 +64,7 @@ class Relocated(NamedTuple):
 def relocate(uri: str, outputs: Iterable[str] = ()) -> list[Relocated]:
     """Make a database, and the journals of the outputs that it names, lead to where they are now.
 
-    outputs: further outputs with journals for this database. Returns what was mended for each folder in which the
+    outputs: further outputs with journals for this database. Returns what was repaired for each folder in which the
     database has been; an empty list if it has not moved. Raises InUse if another process works in one of the outputs,
     Unreachable if the database is locked, and InvalidInput for a journal that another user wrote.
     """
@@ -79,7 +79,7 @@ def relocate(uri: str, outputs: Iterable[str] = ()) -> list[Relocated]:
                 held.enter_context(hold_folder(output, on_lost=lambda reason: None))
                 for path in journals[output]:
                     refuse_others(files_of(path))  # merging would make the lines this user's own
-            # The database comes last: until it is mended, a command that was killed does the rest when it is repeated.
+            # The database comes last: until it is repaired, a command that was killed finishes when it is repeated.
             moved = [path for paths in journals.values() for path in paths]
             for path in moved:
                 _mend_journal(path, uri, move)

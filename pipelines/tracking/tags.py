@@ -49,7 +49,7 @@ REPLACES = "raydit.replaces"
 SETTING_PREFIX = "raydit.setting."
 """Followed by the dotted name of a recipe's field: a value that may be another when an interrupted stage resumes.
 
-MLflow's params keep the value of the first attempt for ever, and refuse another one."""
+MLflow's params keep the value of the first attempt forever, and refuse another one."""
 
 VERSION_PREFIX = "raydit.version."
 """Followed by the name of a package: its version."""

@@ -48,7 +48,7 @@ class Tracker:
     def _close_runs_of_killed_processes(self, last_times: dict[str, int]) -> None:
         """End the runs that are still open: this process holds the output, so that theirs is dead.
 
-        One that goes on is RUNNING again from then on; one that does not would be RUNNING for ever. last_times: when
+        One that resumes is RUNNING again from then on; one that does not would be RUNNING forever. last_times: when
         each run logged something last, in milliseconds since 1970: its end, as far as is known.
         """
         for key in [key for key, status in self._status.items() if status == "RUNNING"]:
@@ -59,8 +59,8 @@ class Tracker:
     def open(cls, config: Recipe, part: str = "") -> "Tracker":
         """Open the tracker of a recipe's output, and deliver what an earlier process could not.
 
-        part: folder of the output that has a journal of its own, because another process may write the main one.
-        A database that was moved or copied is mended first. Raises InvalidInput, before any work, if the store will
+        part: folder of the output that has a journal of its own, because another process may write the main one. A
+        database that was moved or copied is repaired first. Raises InvalidInput, before any work, if the store will
         never take runs.
         """
         uri = tracking_uri(config.tracking.uri)
@@ -100,12 +100,12 @@ class Tracker:
     ) -> RunLog:
         """Start a run, or resume the one that an interrupted execution of the same identity left open.
 
-        resumes: key of the run whose work goes on. None: the newest of that identity. Empty: the work starts over, so
+        resumes: key of the run whose work resumes. None: the newest of that identity. Empty: the work starts over, so
         that a run which has metrics of an earlier attempt is closed, and a new one started.
         """
         run_tags = run_tags or {}
         key = self._choose_key(_key_of(stage, identity), resumes)
-        # The job of an earlier attempt must not end a run that goes on outside of it.
+        # The job of an earlier attempt must not end a run that continues outside of it.
         job_tags = {tags.JOB_ID: ""} if key in self._status else {}
         self._status[key] = "RUNNING"
         run = JournalRun(self._journal, key)

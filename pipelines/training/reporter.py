@@ -14,7 +14,7 @@ from pipelines.training.settings import TrainWorkerSettings
 class Reporter:
     """Sends the loop's metrics and the validation losses to the driver, and keeps them for the next checkpoint.
 
-    Only in the process of rank 0: the other workers write no checkpoints and would keep them for ever.
+    Only in the process of rank 0: the other workers write no checkpoints and would keep them forever.
     """
 
     def __init__(self, settings: TrainWorkerSettings, worker: Worker, earlier: DataCursor | None):

@@ -35,7 +35,7 @@ class LatentsReference:
         """Open the data set. Raises InvalidInput if another one lies at the path, and NotFound if none does.
 
         Several recipes may share a folder of latents. Images that another one adds change the order of all images, and
-        a worker that starts later, as after another worker's death, would not go on as the training began.
+        a worker that starts later, as after another worker's death, would not continue as the training began.
         """
         dataset = LatentDataset.open(self.path)
         if dataset.fingerprint != self.fingerprint:

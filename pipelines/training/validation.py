@@ -62,7 +62,7 @@ class Validation:
         """Return the mean losses, of all images and by quarters of the timesteps, for the averaged and the raw weights.
 
         They are "loss", "loss_quartile_1" and so on for the averaged weights, which sampling uses by default, and
-        "raw_loss" and so on for the trained ones. Training goes on as if nothing was measured. Collective.
+        "raw_loss" and so on for the trained ones. Training continues as if nothing was measured. Collective.
         """
         was_training = state.network.training
         state.network.eval()

@@ -1,4 +1,4 @@
-"""Conditions: joining, splitting, dropping; and class models that take them in place of labels."""
+"""Conditions: joining, splitting, dropping; and class models that take them instead of labels."""
 
 import copy
 from dataclasses import replace

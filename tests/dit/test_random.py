@@ -149,7 +149,7 @@ def test_shapes_hold_the_same_numbers_in_c_order(draw):
 
 
 def test_uniform_numbers_are_within_the_open_interval(monkeypatch):
-    """The words that round to 1 are 2^-25 of all, too rare to meet: they are put in place of Philox's."""
+    """The words that round to 1 are 2^-25 of all, too rare to meet: they replace Philox's."""
     words = np.array([0, 1, ONES - 128, ONES - 127, ONES], np.uint32)
     monkeypatch.setattr("dit.random.philox4x32_numpy", lambda counter, key: np.tile(words, (4, len(counter[1]), 1)))
     below_1 = 1 - 2**-24

@@ -189,8 +189,8 @@ def relocate(output: str, store: str, as_json: bool) -> None:
         uri, outputs = tracking_uri(store or config.tracking.uri), [config.output]
     found = relocate(uri, outputs)
     for done in found:
-        mended = f"artifact locations: {done.artifacts:,}, other paths: {done.paths:,}, journals: {done.journals:,}"
-        print_line("relocate", f"{uri} leads to {done.new} instead of {done.old} ({mended})")
+        repaired = f"artifact locations: {done.artifacts:,}, other paths: {done.paths:,}, journals: {done.journals:,}"
+        print_line("relocate", f"{uri} leads to {done.new} instead of {done.old} ({repaired})")
     if not found:
         print_line("relocate", f"{uri} has not moved, or its artifacts lie elsewhere on purpose")
     print_result(as_json, {"store": uri, "relocated": [done._asdict() for done in found]})

@@ -112,7 +112,8 @@ def prepare_remote(command: CommandLine, folder: Path, *, install: bool = False)
 
 
 def read_recipe(command: CommandLine) -> tuple[Recipe | None, str]:
-    """Return a command's recipe and its text, if it has one. Raises as `load_recipe`, before anything is sent."""
+    """Return a command's recipe and its text, if it has one. Raises the same errors as `load_recipe`, before anything
+    is sent."""
     if command.recipe is None:
         return None, ""
     from pipelines.config.reader import load_recipe

@@ -27,9 +27,9 @@ def load_given_recipe(path: str, overrides: tuple[str, ...] = ()) -> Callable[[L
 
     That one has the sections OF_CHECKPOINT from the checkpoint, and its `random` unless an override names it, so that
     an older checkpoint keeps its protocols; it says in one line where they differ. All else is the given recipe's, but
-    that evaluate.weights may name the averages that the checkpoint's training kept as well.
-    Raises as `load_recipe` before there is a checkpoint, and the function raises RecipeError for a sampler or weights
-    that do not fit the checkpoint.
+    that evaluate.weights may name the averages that the checkpoint's training kept as well. Raises the same errors as
+    `load_recipe` before there is a checkpoint, and the function raises RecipeError for a sampler or weights that do not
+    fit the checkpoint.
     """
     content, locate = read_recipe(path, overrides)
     given = resolved(validate_recipe(_without_choices(content), locate, "evaluate"))

@@ -94,7 +94,7 @@ def with_protocols(config: Recipe, protocols: Sequence[EvaluationProtocol]) -> R
 def overruled_fields(file: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the fields to which overrides give other values than the first protocol of a file, which would win.
 
-    The result has the protocol's values by dotted field. Raises as read_protocols and read_overrides.
+    The result has the protocol's values by dotted field. Raises the same errors as read_protocols and read_overrides.
     """
     content = read_overrides(overrides)
     evaluate = content.get("evaluate", {})
@@ -114,7 +114,7 @@ def overruled_fields(file: str, overrides: Sequence[str]) -> dict[str, Any]:
 def by_protocol_file(
     file: str, recipe_of: Callable[[LocatedCheckpoint], Recipe], overrides: Sequence[str] = ()
 ) -> Callable[[LocatedCheckpoint], Recipe]:
-    """Return what `recipe_of` returns, with the protocols of a file. Raises as read_protocols.
+    """Return what `recipe_of` returns, with the protocols of a file. Raises the same errors as read_protocols.
 
     overrides: those by which recipe_of has changed the recipe. The function raises InvalidInput if one of them names
     other extractors or another guide than the protocols, or if a checkpoint would be scored by other protocols.

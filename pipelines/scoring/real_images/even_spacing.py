@@ -4,7 +4,7 @@ import numpy as np
 
 SPACING_ROWS = 500
 """Images of a listing in which the spacing of those kept begins anew: the shards of recipes for large data sets, whose
-references were spaced within each shard when they were made. A longer stride goes on across runs: otherwise one image
+references were spaced within each shard when they were made. A longer stride continues across runs: otherwise one image
 of each would be kept, however many runs there are."""
 
 

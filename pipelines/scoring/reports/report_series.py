@@ -15,7 +15,7 @@ def series_identity(report: EvaluationReport) -> dict[str, str]:
 
 
 def in_series(context: StageContext, report: EvaluationReport) -> bool:
-    """Return whether such a run has a report's step, or cannot get it: a command may have been cut off before."""
+    """Return whether such a run has a report's step, or cannot get it: a command may have been interrupted before."""
     step = step_of(report)
     if step is None or not context.is_writable:
         return True

@@ -47,7 +47,7 @@ def guide_location(
 ) -> SharedCheckpoint | None:
     """Return what every worker opens the guide for samples by a protocol by; None for no guide.
 
-    Raises as open_guide, and InvalidInput if the guide is not the one that the protocol records.
+    Raises the same errors as open_guide, and InvalidInput if the guide is not the one that the protocol records.
     """
     if protocol.autoguidance is None:
         return None

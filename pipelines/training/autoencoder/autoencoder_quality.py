@@ -130,7 +130,7 @@ class AutoencoderValidation:
         self._quality, self._report = quality, report
 
     def __call__(self, state: TrainState) -> None:
-        """Measure and report. Training goes on as if nothing was measured. Collective."""
+        """Measure and report. Training continues as if nothing was measured. Collective."""
         autoencoder: Any = state.network.autoencoder
         was_training = state.network.training
         state.network.eval()

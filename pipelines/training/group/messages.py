@@ -100,7 +100,7 @@ class MailboxQuestion:
             try:
                 self._answer = ray.get(self._pending)
             except ray.exceptions.RayError:
-                return False  # the mailbox died: training goes on, and the driver reports it at the end
+                return False  # the mailbox died: training continues, and the driver reports it at the end
             self._pending = None
         return self._answer
 

@@ -128,7 +128,7 @@ def run_workers(
 
 
 class GroupStop:
-    """Passes the request of a signal on to the workers, and waits until they have ended, but not for ever."""
+    """Passes the request of a signal on to the workers, and waits until they have ended, but not forever."""
 
     def __init__(self, request: signals.StopRequest):
         self._request = request

@@ -120,7 +120,7 @@ class Worker:
 class CheckpointWriter:
     """Writes checkpoints in a thread, so that training waits for the copy to memory but not for the disk.
 
-    One checkpoint is written at a time. One that cannot be written is tried again while training goes on, after
+    One checkpoint is written at a time. One that cannot be written is tried again while training continues, after
     RETRY_SECONDS, and then given up: `raise_error` and `wait` raise the error, unless a later one was written since.
     """
 

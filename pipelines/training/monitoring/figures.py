@@ -40,7 +40,7 @@ class TrainFigures:
         return self._points.get(name, {})
 
     def save(self) -> None:
-        """Draw the figures and keep them with the run in place of earlier ones; do nothing before the first report."""
+        """Draw the figures and keep them with the run, replacing earlier ones; do nothing before the first report."""
         if "images_per_second" not in self._points:
             return
         losses = {label: list(self._points.get(name, {}).items()) for name, label in QUARTERS.items()}

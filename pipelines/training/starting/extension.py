@@ -8,7 +8,7 @@ from raydit.errors import InvalidInput
 
 
 def explain_schedule_change(config: TrainingConfig, recorded: Mapping[str, Any], step: int) -> str:
-    """Return in words how the learning rate changes where a training resumes; empty if it goes on as it was planned.
+    """Return in words how the learning rate changes where a training resumes; empty if it continues as planned.
 
     recorded: [train] of the recipe in its newest checkpoint. step: that of this checkpoint. Raises InvalidInput if the
     steps that are done followed another extension than the recipe's, because the recipe would not describe the weights.
@@ -23,7 +23,7 @@ def explain_schedule_change(config: TrainingConfig, recorded: Mapping[str, Any],
         return f"{change} (train.extension = {config.extension!r})"
     change = f"{change}, because the schedule of {before.steps:,} steps is now one of {config.steps:,}"
     if config.steps < before.steps:
-        return change  # the extensions are for a training that goes on after its end
+        return change  # the extensions are for a training that continues after its end
     ends = ",".join(map(str, _ends_until_now(before)))
     choices = {"constant": "stays at the last rate", "warmup": "warms up and decays again"}
     if before.extension in choices:  # the steps that are done followed it

@@ -53,7 +53,7 @@ def accepted_start(identity: Mapping[str, Any], checkpoints: CheckpointFolder) -
     """Open the checkpoint that a training which accepted new data starts from; None for another training.
 
     It lies in the folder of checkpoints until that is moved to superseded/, and there afterwards. If it is gone, the
-    training goes on from checkpoints of its own; raises NotFound if there are none.
+    training resumes from checkpoints of its own; raises NotFound if there are none.
     """
     accepted = identity.get(ACCEPTED)
     if accepted is None:

@@ -55,13 +55,13 @@ class TrainingStart:
     record: CheckpointRecord
     """Record of the start; of the training's own newest checkpoint, which agrees with it, where the start is gone."""
     opened: LocatedCheckpoint | None
-    """The start; None if it is gone, and the training goes on from its own checkpoints."""
+    """The start; None if it is gone, and the training resumes from its own checkpoints."""
     missing: RayditError | None = None
     """Why the start could not be opened; None if it was."""
     imported: Mapping[str, Any] = field(default_factory=dict)
     """Options of `open_checkpoint` with which a weights file was opened."""
     earlier: Mapping[str, Any] | None = None
-    """Record of the start of the training that this one goes on from with new data; None if there is none."""
+    """Record of the start of the training that this one continues with new data; None if there is none."""
 
     def require_usable(self, config: TrainConfig) -> None:
         """Raise NotFound, InvalidInput or Unreachable unless a training can begin with the weights of the start."""
@@ -73,7 +73,7 @@ class TrainingStart:
         """Return the start. Raises why it could not be opened, so that nothing begins with its weights."""
         if self.opened is not None:
             return self.opened
-        assert self.missing is not None, "whoever goes on without the start knows why"
+        assert self.missing is not None, "whoever continues without the start knows why"
         raise self.missing
 
     def scale_for(self, latents: LatentDataset) -> LatentScale:
@@ -87,7 +87,8 @@ class TrainingStart:
         return self.record.autoencoder.scale if same else scale_of(latents.autoencoder)
 
     def identity(self, latents: LatentDataset, kind: ProcessKind) -> dict[str, Any]:
-        """Return what the training depends on: never where the start lies. kind: of its process. Raises as `scale_for`.
+        """Return what the training depends on: never where the start lies. kind: of its process. Raises the same errors
+        as `scale_for`.
 
         The objective of a file of weights, which its digest does not imply, decides whether the embedding of timesteps
         is kept where the objective is reset.
@@ -106,7 +107,7 @@ class TrainingStart:
 def find_start(config: Recipe) -> TrainingStart | None:
     """Find the checkpoint that a recipe's training starts from; None if it starts from random weights.
 
-    If it is gone, a training that has checkpoints of its own, which may be superseded, goes on without it. Raises
+    If it is gone, a training that has checkpoints of its own, which may be superseded, resumes without it. Raises
     NotFound, InvalidInput, and Unreachable otherwise.
     """
     settings = config.train.start

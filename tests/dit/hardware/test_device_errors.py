@@ -38,7 +38,9 @@ def test_other_errors_are_left_as_they_are():
 def test_a_worker_without_the_gpu_that_its_recipe_asks_for_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert worker_device(0) == "cpu"
-    with pytest.raises(Failed, match="gpus_per_worker is 0.5, and torch .* finds no GPU .*expected a GPU that torch can use"):
+    with pytest.raises(
+        Failed, match="gpus_per_worker is 0.5, and torch .* finds no GPU .*expected a GPU that torch can use"
+    ):
         worker_device(0.5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert worker_device(1) == "cuda"

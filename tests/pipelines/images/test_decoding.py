@@ -253,7 +253,7 @@ def test_12_bit_tiff_is_scaled_and_low_values_in_16_bits_are_marked():
 
 
 def test_a_git_lfs_pointer_in_place_of_an_image_says_what_it_is():
-    with pytest.raises(ValueError, match="a Git LFS pointer in place of the image: run git lfs pull"):
+    with pytest.raises(ValueError, match="a Git LFS pointer instead of the image: run git lfs pull"):
         decode_image(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n")
 
 

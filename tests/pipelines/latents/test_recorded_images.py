@@ -120,7 +120,7 @@ def test_a_shard_without_a_usable_image_is_all_quarantined(config, tmp_path, mon
     dataset = encode_here(config(f"images.path={tmp_path / 'lfs'}", *settings), monkeypatch)
     assert (len(dataset), dataset.num_quarantined) == (4, 8)
     assert {image.error for image in dataset.read_quarantine()} == {
-        "ValueError: a Git LFS pointer in place of the image: run git lfs pull where the images come from"
+        "ValueError: a Git LFS pointer instead of the image: run git lfs pull where the images come from"
     }
 
 

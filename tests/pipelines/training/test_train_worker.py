@@ -333,7 +333,7 @@ def test_tf32_trains_in_float32_on_a_cpu_to_the_bit_and_says_so(trained):
 
 
 def test_only_passes_of_the_network_see_tf32(trained, monkeypatch):
-    """Not the optimiser, the reports or the checkpoints, which run in between."""
+    """Not the optimizer, the reports or the checkpoints, which run in between."""
     import dit.train
     import pipelines.training.losses
 
