@@ -5,7 +5,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 from buckets import access
 from mlflow_server import MlflowServer, free_port
@@ -21,6 +20,8 @@ class Away:
     """Where everything is: a bucket and a server, empty."""
 
     def __init__(self, s3_server: str, folder: Path):
+        import boto3  # here, because a machine without it can run all tests that need no bucket
+
         self.folder, self.port = folder, free_port()
         self.variables = {**access(s3_server), **SECRETS, "MLFLOW_TRACKING_USERNAME": "me"}
         self.variables["XDG_CACHE_HOME"] = str(folder / "cache")
