@@ -93,11 +93,22 @@ def test_other_precisions_leave_the_switches_alone(earlier, ampere, enter, dtype
     assert not torch.is_autocast_enabled("cpu")
 
 
+class Layer(torch.nn.Module):
+    """A network's block. torch 2.11 does not trace torch.nn.Linear where that is the compiled module."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
 def test_a_compiled_network_is_compiled_once_for_tf32_and_leaves_the_switches_alone(ampere):
     """A call in float32 has another graph, because kernels are chosen by the precision."""
     torch.compiler.reset()
     counter = CompileCounter()
-    layer = torch.nn.Linear(2, 2)
+    layer = Layer()
     layer.compile(backend=counter)
     graphs = []
     for dtype in ("tf32", "tf32", "float32", "tf32"):
