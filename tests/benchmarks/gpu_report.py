@@ -24,6 +24,12 @@ KINDS = {
 }
 """Kinds of GPU kernels by parts of their lower-case names, in the order in which they are looked for."""
 
+FUSED = "triton_"
+"""How names of kernels begin that torch's compiler has made of elementwise operations and reductions.
+
+The rest of such a name lists the operations that it comes from, also of those that other kernels compute.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
@@ -137,6 +143,8 @@ def busy_share(intervals: Iterable[tuple[float, float]]) -> tuple[float, list[fl
 def kind_of(kernel: str) -> str:
     """Return the kind of work of a GPU kernel by its name."""
     name = kernel.lower()
+    if name.startswith(FUSED):
+        return "fused elementwise"
     return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "others")
 
 

@@ -24,6 +24,9 @@ def test_overlapping_kernels_keep_a_gpu_busy_once():
         ("nvjet_tst_192x192_64x4_1x2_h_bz_coopB_NNT", "matrix products"),
         ("void at::native::elementwise_kernel<128, 2>", "others"),
         ("void pytorch_flash::flash_bwd_kernel<cutlass::half_t>", "attention"),
+        ("triton_poi_fused__scaled_dot_product_flash_attention_clone_3", "fused elementwise"),
+        ("triton_per_fused__to_copy_add_cat_mul_native_layer_norm_backward_sum_view_5", "fused elementwise"),
+        ("triton_red_fused__to_copy_lerp_gelu_backward_sum_view_2", "fused elementwise"),
         ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer and averages"),
     ],
 )
