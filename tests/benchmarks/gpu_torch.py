@@ -4,8 +4,8 @@ repository.
     python tests/benchmarks/gpu_torch.py [--out FOLDER] [--limit SECONDS]
     python tests/benchmarks/gpu_torch.py --small      a rehearsal of all parts, on a CPU in under a minute
 
-Needs torch, numpy, annotated-types and safetensors; diffusers for the autoencoder, and torchao for float8, which are
-left out where they are missing. Writes gpu_torch.json and gpu_torch.md. Each figure is reported with the GPU's own
+Needs torch, numpy and safetensors; diffusers for the autoencoder, and torchao for float8, which are left out where they
+are missing. Writes gpu_torch.json and gpu_torch.md. Each figure is reported with the GPU's own
 matrix product speed, measured just before. Exits with 1 if a part has failed.
 """
 
@@ -21,7 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import gpu_report  # first, because it records the start time
+import field_marks  # noqa: F401  # first, because dit needs it where annotated-types is missing
+import gpu_report  # records the start time
 import torch
 from gpu_report import Figure, GpuReport, Part
 from gpu_training import Batch, batch_of, measure_training, profile_training, relative_difference, train_steps
