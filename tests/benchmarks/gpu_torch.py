@@ -4,15 +4,16 @@ repository.
     python tests/benchmarks/gpu_torch.py [--out FOLDER] [--limit SECONDS]
     python tests/benchmarks/gpu_torch.py --small      a rehearsal of all parts, on a CPU in under a minute
 
-Needs torch, numpy and safetensors; diffusers for the autoencoder, and torchao for float8, which are left out where they
-are missing. Writes gpu_torch.json and gpu_torch.md. Each figure is reported with the GPU's own
-matrix product speed, measured just before. Exits with 1 if a part has failed.
+Needs torch, numpy and safetensors; diffusers for the autoencoder, torchao for float8, and pyarrow for the train job's
+loop, which are left out where they are missing. Writes gpu_torch.json and gpu_torch.md. Each figure is reported with
+the GPU's own matrix product speed, measured just before. Exits with 1 if a part has failed.
 """
 
 import argparse
 import copy
 import dataclasses
 import functools
+import itertools
 import os
 import sys
 import tempfile
@@ -24,15 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import field_marks  # noqa: F401  # first, because dit needs it where annotated-types is missing
 import gpu_report  # records the start time
 import torch
+from gpu_bench import PROCESS, Bench
+from gpu_graphs import compare_graphs
 from gpu_report import Figure, GpuReport, Part
 from gpu_training import Batch, batch_of, measure_training, profile_training, relative_difference, train_steps
-from harness import alternate, bandwidth, matmul_peak
+from harness import alternate, bandwidth
 
 from dit.autoencoder import Autoencoder
-from dit.autoencoders.size import STABLE_DIFFUSION_CONFIG, decoder_size, encoder_size
-from dit.compilation import compile_network
-from dit.config import DiTConfig, named_config
-from dit.diffusion import GaussianDiffusion
+from dit.autoencoders.size import decoder_size, encoder_size
 from dit.float8 import missing_float8, use_float8
 from dit.macs import forward_macs
 from dit.model import DiT
@@ -42,48 +42,7 @@ from dit.samplers import guided, sample_ddpm
 
 LIMIT_SECONDS = 220.0
 """Four minutes, less the import of torch on a machine that has not read it before."""
-SMALL_MODEL = DiTConfig(input_size=8, hidden_size=64, depth=2, num_heads=2)
-SMALL_AUTOENCODER = {**STABLE_DIFFUSION_CONFIG, "block_out_channels": [32, 32, 32, 32]}
-PROCESS = GaussianDiffusion()
 PAPER_SAMPLES, PAPER_STEPS = 50_000, 250
-
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """Sizes, device and folder of a run."""
-
-    device: torch.device
-    small: bool
-    folder: Path
-
-    def model(self, name: str) -> DiTConfig:
-        return SMALL_MODEL if self.small else named_config(name)
-
-    def size(self, images: int) -> int:
-        return 2 if self.small else images
-
-    def label(self, name: str) -> str:
-        return f"small model for {name}" if self.small else name
-
-    def product(self) -> float:
-        """Return the FLOPs per second of the card's matrix product in bfloat16, measured now."""
-        return matmul_peak(torch.bfloat16, str(self.device), 512 if self.small else 8192)
-
-    def compile(self, network: torch.nn.Module) -> None:
-        """Compile block by block; a rehearsal traces the blocks, and generates no code."""
-        compile_network(network, "aot_eager" if self.small else "inductor")
-
-    def compile_whole(self, network: torch.nn.Module) -> None:
-        network.compile(backend="aot_eager" if self.small else "inductor")
-
-    def network(self, name: str) -> DiT:
-        """Return a network without zero weights."""
-        torch.manual_seed(0)
-        with self.device:  # drawing the weights of DiT-XL/2 on a CPU takes many seconds
-            network = DiT(self.model(name))
-        for parameter in network.parameters():
-            parameter.data.normal_(0, 0.02)
-        return network
 
 
 def card(bench: Bench) -> Iterator[Figure]:
@@ -159,8 +118,8 @@ def training(
         use_float8(network, emulate=bench.device.type == "cpu")
     (bench.compile_whole if how.endswith("whole") else bench.compile)(network)
     window = 2 if bench.small else window
-    batch = batch_of(config, size, PROCESS).to(bench.device)
-    measured = measure_training(network, batch, PROCESS, bench.device, window=window, seconds=seconds)
+    batches = itertools.repeat(batch_of(config, size, PROCESS).to(bench.device))
+    measured = measure_training(network, batches, PROCESS, bench.device, size=size, window=window, seconds=seconds)
     yield Figure(
         what=f"training step {bench.label(name)}, batch {size}, bfloat16, {how}",
         value=measured.images_per_second,
@@ -173,11 +132,14 @@ def training(
     if profiled and bench.device.type == "cpu":
         yield Figure(what=f"GPU busy in steps of {bench.label(name)}", value=None, note="left out: no GPU")
     elif profiled:
-        busy, gaps, kinds = profile_training(measured, bench.folder / "trace.json")
-        details = {"largest gaps in ms": [round(gap / 1e3, 2) for gap in gaps], **kinds}
-        yield Figure(
-            what=f"GPU busy in steps of {bench.label(name)}", value=busy, unit="of the time", aim=0.99, details=details
-        )
+        yield profile_training(measured, f"GPU busy in steps of {bench.label(name)}", bench.folder / "trace.json")
+
+
+def job_loop(bench: Bench) -> Iterator[Figure]:
+    """Steps of the train job's loop, with the thread that prepares its batches."""
+    from gpu_job_loop import profile_job_loop  # latents are read by pyarrow
+
+    yield from profile_job_loop(bench)
 
 
 def sampling(bench: Bench) -> Iterator[Figure]:
@@ -205,13 +167,10 @@ def sampling(bench: Bench) -> Iterator[Figure]:
 
 def autoencoder(bench: Bench) -> Iterator[Figure]:
     """Stable Diffusion's autoencoder, encode and decode, in both dtypes and layouts."""
-    import diffusers
+    from gpu_autoencoder import create_stable_diffusion_autoencoder, stable_diffusion_settings
 
-    settings = SMALL_AUTOENCODER if bench.small else STABLE_DIFFUSION_CONFIG
-    levels = len(settings["block_out_channels"])
-    kinds = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
-    fields = {name: value for name, value in settings.items() if name != "_class_name"}
-    module = diffusers.AutoencoderKL(**fields, **kinds).to(bench.device)
+    settings = stable_diffusion_settings(bench.small)
+    module = create_stable_diffusion_autoencoder(settings).to(bench.device)
     size, side = bench.size(32), 32 if bench.small else 256
     macs = {"encode": encoder_size(settings, side).macs, "decode": decoder_size(settings, side).macs}
     layouts = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
@@ -237,7 +196,7 @@ def autoencoder(bench: Bench) -> Iterator[Figure]:
 
 
 def parts_of(bench: Bench) -> dict[str, Part]:
-    """Return the parts, with the seconds that each takes at most on a card of the kind of an H200."""
+    """Return the parts, the most wanted first, with the seconds that each takes at most on a card such as an H200."""
     xl, b, s = (functools.partial(training, bench, f"DiT-{name}/2") for name in ("XL", "B", "S"))
     by_blocks = "float8 and compiled by blocks"
     parts = {
@@ -245,12 +204,14 @@ def parts_of(bench: Bench) -> dict[str, Part]:
         "agreement": Part(15, functools.partial(agreement, bench)),
         "training DiT-XL/2": Part(45, lambda: xl(128, window=5, seconds=35, aim=0.67, profiled=True)),
         "training DiT-S/2": Part(25, lambda: s(256, window=20, seconds=20, aim=0.45)),
-        "training DiT-B/2": Part(25, lambda: b(256, window=10, seconds=20)),
+        "training job's loop DiT-S/2": Part(25, functools.partial(job_loop, bench), "pyarrow"),
         "sampling DiT-XL/2": Part(40, functools.partial(sampling, bench)),
         "training DiT-XL/2 in float8": Part(
             45, lambda: xl(128, window=5, seconds=35, aim=0.80, how=by_blocks), "torchao"
         ),
+        "CUDA graphs": Part(25, functools.partial(compare_graphs, bench)),
         "autoencoder": Part(35, functools.partial(autoencoder, bench), "diffusers"),
+        "training DiT-B/2": Part(25, lambda: b(256, window=10, seconds=20)),
         "training DiT-XL/2 compiled as a whole": Part(
             85, lambda: xl(128, window=5, seconds=75, how="compiled as a whole")
         ),

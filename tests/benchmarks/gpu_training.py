@@ -1,15 +1,15 @@
-"""Training steps of `dit.train`'s own loop on one batch, measured and profiled; needs only torch."""
+"""Training steps of `dit.train`'s own loop, measured and profiled; needs only torch."""
 
 import functools
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from gpu_report import busy_share, kind_of, read_trace
+from gpu_report import Figure, busy_share, kind_of, read_trace
 from torch import Tensor
 
 from dit.config import DiTConfig
@@ -40,10 +40,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Measured:
-    """A training on one batch, and its speed."""
+    """A training that can go on, and its speed."""
 
     state: TrainState
-    batch: Batch
+    batches: Iterator[Batch]
+    """The batches that follow."""
+    size: int
+    """Images of a batch."""
     process: Process
     device: torch.device
     dtype: str
@@ -64,31 +67,41 @@ def batch_of(config: DiTConfig, size: int, process: Process) -> Batch:
     return Batch(latents, t, torch.randint(0, config.num_classes, (size,), generator=generator), noise)
 
 
+def unchanged(network: torch.nn.Module) -> torch.nn.Module:
+    """Return the network itself: the module to call in training where nothing wraps it."""
+    return network
+
+
 def measure_training(
     network: torch.nn.Module,
-    batch: Batch,
+    batches: Iterator[Batch],
     process: Process,
     device: torch.device,
     *,
+    size: int,
     window: int,
     seconds: float,
     dtype: str = "bfloat16",
+    wrap: Callable[[torch.nn.Module], torch.nn.Module] = unchanged,
 ) -> Measured:
-    """Train for NUM_WINDOWS reports of `window` steps each, or until the first report after the seconds are over."""
+    """Train for NUM_WINDOWS reports of `window` steps each, or until the first report after the seconds are over.
+
+    batches: endless, of `size` images each. wrap: returns the module to call, given the network.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    config = _config(batch, steps=NUM_WINDOWS * window, log_every=window)
-    state, speeds, begun = create_state(network, config), [], []
+    config = _config(size, steps=NUM_WINDOWS * window, log_every=window)
+    state, speeds, begun = create_state(network, config, wrap), [], []
     deadline = time.perf_counter() + seconds
 
-    def batches() -> Iterator[Batch]:
-        for _ in itertools.count():
+    def timed_batches() -> Iterator[Batch]:
+        while True:
             begun.append(time.perf_counter())
-            yield batch
+            yield next(batches)
 
     _train(
         state,
-        batches(),
+        timed_batches(),
         process,
         config,
         device,
@@ -99,21 +112,21 @@ def measure_training(
     # The first window includes compilation; if it is the only one, the speed is a lower bound.
     speed = statistics.median(metrics["images_per_second"] for metrics in speeds[1:] or speeds)
     gib = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
-    return Measured(state, batch, process, device, dtype, speed, begun[1] - begun[0], gib)
+    return Measured(state, batches, size, process, device, dtype, speed, begun[1] - begun[0], gib)
 
 
-def profile_training(measured: Measured, trace: Path) -> tuple[float, list[float], dict[str, str]]:
-    """Continue a training under torch's profiler.
+def profile_training(measured: Measured, what: str, trace: Path, steps: int = PROFILED_STEPS) -> Figure:
+    """Continue a training under torch's profiler, and return the share of time that the GPU was busy.
 
-    Returns the share of time that the GPU was busy, the largest gaps in microseconds, and the shares of kinds of work.
-    Only the GPU's side is recorded: recording the host's would delay its launches.
+    Details of the figure are the largest gaps, and the shares of kinds of work. Only the GPU's side is recorded:
+    recording the host's would delay its launches.
     """
     from torch.profiler import ProfilerActivity, profile
 
     state, device = measured.state, measured.device
-    config = _config(measured.batch, steps=state.step + PROFILED_STEPS, log_every=10**9)
+    config = _config(measured.size, steps=state.step + steps, log_every=10**9)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        _train(state, itertools.repeat(measured.batch), measured.process, config, device, measured.dtype)
+        _train(state, measured.batches, measured.process, config, device, measured.dtype)
         torch.cuda.synchronize()
     profiler.export_chrome_trace(str(trace))
     events = read_trace(trace)
@@ -121,15 +134,16 @@ def profile_training(measured: Measured, trace: Path) -> tuple[float, list[float
     total, sums = sum(event["dur"] for event in events), {}
     for event in events:
         sums[kind_of(event["name"])] = sums.get(kind_of(event["name"]), 0.0) + event["dur"]
-    kinds = sorted(sums.items(), key=lambda item: -item[1])
-    return busy, gaps, {name: f"{duration / total:.0%}" for name, duration in kinds}
+    kinds = {name: f"{sums[name] / total:.0%}" for name in sorted(sums, key=sums.__getitem__, reverse=True)}
+    details = {"largest gaps in ms": [round(gap / 1e3, 2) for gap in gaps], **kinds}
+    return Figure(what=what, value=busy, unit="of the time", aim=0.99, details=details)
 
 
 def train_steps(
     network: torch.nn.Module, batch: Batch, process: Process, device: torch.device, steps: int
 ) -> list[float]:
     """Train a few steps in float32, and return the loss of each."""
-    config = _config(batch, steps=steps, log_every=1)
+    config = _config(len(batch.latents), steps=steps, log_every=1)
     reports = []
     state = create_state(network, config)
     _train(state, itertools.repeat(batch), process, config, device, "float32", report=reports.append)
@@ -141,8 +155,8 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def _config(batch: Batch, *, steps: int, log_every: int) -> TrainingConfig:
-    return TrainingConfig(steps=steps, global_batch_size=len(batch.latents), log_every=log_every)
+def _config(size: int, *, steps: int, log_every: int) -> TrainingConfig:
+    return TrainingConfig(steps=steps, global_batch_size=size, log_every=log_every)
 
 
 def _train(state, batches, process, config, device, dtype, *, report=lambda metrics: None, stop=lambda: False) -> None:

@@ -10,6 +10,7 @@ folder; the bare loops follow and take about half a minute. Writes gpu_pipeline.
 
 import argparse
 import functools
+import itertools
 import os
 import re
 import signal
@@ -146,10 +147,10 @@ def training_job(pipeline: Pipeline) -> Iterator[Figure]:
     if config.train.compile:
         compile_network(network)
     size = config.train.global_batch_size
-    batch, product = batch_of(worker.model, size, process).to(device), pipeline.product()
+    batches, product = itertools.repeat(batch_of(worker.model, size, process).to(device)), pipeline.product()
     window = max(5, config.train.steps // 20)
     bare = measure_training(
-        network, batch, process, device, window=window, seconds=40, dtype=config.train.dtype
+        network, batches, process, device, size=size, window=window, seconds=40, dtype=config.train.dtype
     ).images_per_second
     job = statistics.median(pipeline.rates("train"))
     what = f"training width {worker.model.hidden_size}, depth {worker.model.depth}, {worker.model.num_tokens} tokens"

@@ -1,5 +1,6 @@
 """What benchmarks of GPUs compute from their measurements, and how they go on without a part."""
 
+import itertools
 import json
 
 import pytest
@@ -68,6 +69,7 @@ def test_parts_that_fail_or_do_not_fit_leave_the_others(tmp_path):
 
 def test_a_training_that_has_no_time_left_is_measured_until_its_first_report():
     config = DiTConfig(input_size=4, patch_size=2, hidden_size=16, depth=1, num_heads=2, num_classes=2)
-    batch, process = batch_of(config, 2, FlowMatching()), FlowMatching()
-    found = measure_training(DiT(config), batch, process, torch.device("cpu"), window=2, seconds=0.0, dtype="float32")
+    process, cpu = FlowMatching(), torch.device("cpu")
+    batches = itertools.repeat(batch_of(config, 2, process))
+    found = measure_training(DiT(config), batches, process, cpu, size=2, window=2, seconds=0.0, dtype="float32")
     assert found.state.step == 2 and found.images_per_second > 0 and found.first_seconds > 0
