@@ -1,6 +1,7 @@
 """The recipe of the pipeline's benchmark, and what its script reads from the command's lines."""
 
-from run_gpu_pipeline import RECIPE, SMALL, STAGES, Watch
+from gpu_jobs import STAGES, Watch
+from run_gpu_pipeline import RECIPE, SMALL
 
 from pipelines.config.reader import load_recipe
 
