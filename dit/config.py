@@ -28,7 +28,7 @@ TimeDensity = Literal["uniform", "logit_normal"]
 RandomKind = Literal["counter"]
 """How random numbers are drawn if a recipe sets `random`; otherwise each image has its own generator."""
 ResetPart = Literal["labels", "embedding", "final", "positions", "objective"]
-"""Parts of a model that a training need not take over from the checkpoint that it starts from; see `dit.start`."""
+"""Parts of a model that a training need not take over from its start; see `dit.start_weights`."""
 
 TIMESTEP_FREQUENCIES = 256
 """Width of the sinusoidal timestep embedding before its two linear layers."""

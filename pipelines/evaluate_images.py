@@ -12,10 +12,10 @@ from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.console import counted
+from pipelines.images.ad_hoc_recipe import image_recipe, images_name
 from pipelines.images.listing import ImageSource, Listing
 from pipelines.images.open import open_source, with_absolute_paths
 from pipelines.images.preprocess import read_cropped
-from pipelines.images.recipe import image_recipe, images_name
 from pipelines.images.sources.folder import FolderSource
 from pipelines.images.sources.table import TableSource
 from pipelines.scoring.checks import check_scoring_inputs

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from dit.adaptation.draft import TrainedModel
+from dit.adaptation.draft_weights import TrainedModel
 from evaluation.report import EvaluationReport
 from pipelines.autoencoder import find_autoencoder, train_autoencoder
 from pipelines.config.reader import resolved
@@ -24,7 +24,7 @@ from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext, job
 from pipelines.train import find_trained, train
 from pipelines.training.monitoring.retention import check_keep_best
-from pipelines.training.starting.start import find_start, require_start_fits
+from pipelines.training.starting.training_start import find_start, require_start_fits
 from raydit.errors import InvalidInput, NotFound
 
 

@@ -32,7 +32,7 @@ from pipelines.training.starting.prepare_checkpoints import (
     last_regular_step,
     prepare_checkpoints,
 )
-from pipelines.training.starting.start import (
+from pipelines.training.starting.training_start import (
     describe_start,
     explain_scale,
     with_recorded_start,

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from dit.adaptation.draft import TrainedModel
+from dit.adaptation.draft_weights import TrainedModel
 from dit.adaptation.labels import shorten
 from dit.config import DiTConfig, UViTConfig
 from dit.imagenet import match_names

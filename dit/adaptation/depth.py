@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from dit.adaptation.draft import Draft, TrainedModel
+from dit.adaptation.draft_weights import Draft, TrainedModel
 from dit.config import DiTConfig
 
 

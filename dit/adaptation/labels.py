@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dit.adaptation.draft import Draft, TrainedModel
+from dit.adaptation.draft_weights import Draft, TrainedModel
 from dit.imagenet import match_names
 
 TABLES = ("y_embedder.embedding_table.weight", "label_emb.weight")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit.adaptation.draft import Draft, TrainedModel
+from dit.adaptation.draft_weights import Draft, TrainedModel
 
 EMBEDDINGS = ("x_embedder.proj.weight", "head.x_embedder.proj.weight", "patch_embed.proj.weight")
 FINAL_LAYERS = ("final_layer.linear", "decoder_pred")

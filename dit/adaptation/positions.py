@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit.adaptation.draft import Draft, TrainedModel
+from dit.adaptation.draft_weights import Draft, TrainedModel
 from dit.config import UViTConfig
 from dit.layers.embeddings import position_embedding
 

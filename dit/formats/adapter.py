@@ -20,7 +20,7 @@ from torch import Tensor
 from dit.files import write_json
 from dit.formats.adapter_config import check_config, read_header_config
 from dit.formats.digests import read_object
-from dit.formats.foreign import to_float32
+from dit.formats.foreign_weights import to_float32
 from dit.formats.weights import check_finite, read_weights
 from raydit.errors import InvalidInput, NotFound
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dit.files import digest_of_files, sha256_once
-from dit.formats.foreign import describe_dtypes
+from dit.formats.foreign_weights import describe_dtypes
 from dit.formats.shards import list_shards, read_shards
 from dit.formats.weights import check_finite, read_named, read_weights
 from raydit.errors import InvalidInput, NotFound

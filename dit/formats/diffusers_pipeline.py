@@ -29,7 +29,7 @@ from dit.config import NORM_EPS, DiTConfig, Numerics, UViTConfig
 from dit.formats.diffusers_files import find_weights
 from dit.formats.diffusers_weights import PIPELINE_NULL_CLASS, from_diffusers, to_diffusers
 from dit.formats.digests import read_object
-from dit.formats.foreign import to_float32
+from dit.formats.foreign_weights import to_float32
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
 

@@ -24,7 +24,7 @@ from dit.config import (
     config_from_dict,
     named_config,
 )
-from dit.formats.foreign import ForeignWeights, choose_weights, describe_dtypes, to_float32
+from dit.formats.foreign_weights import ForeignWeights, choose_weights, describe_dtypes, to_float32
 from dit.formats.shards import find_index, read_shards
 from dit.formats.weights import check_finite, check_weights, read_weights
 from dit.layers.embeddings import position_embedding
@@ -65,10 +65,10 @@ class OfficialWeights:
 def read_official(file: str | Path, model: str | None = None, **known: Any) -> OfficialWeights:
     """Read a state dict, as published, or a training checkpoint ("model", "ema", "opt", "args").
 
-    Wrappers, prefixes and dtypes that other code leaves in files are removed (see `dit.formats.foreign`). file: may be
-    the index of shards, or a folder with one. model: one of MODEL_NAMES or UVIT_NAMES that the weights must fit. known:
-    fields of the configuration, such as num_heads. Raises NotFound, or InvalidInput if the weights do not fit the model
-    or are not finite; the message lists the first differences, and what the weights look like.
+    Wrappers, prefixes and dtypes that other code leaves in files are removed (see `dit.formats.foreign_weights`). file:
+    may be the index of shards, or a folder with one. model: one of MODEL_NAMES or UVIT_NAMES that the weights must fit.
+    known: fields of the configuration, such as num_heads. Raises NotFound, or InvalidInput if the weights do not fit
+    the model or are not finite; the message lists the first differences, and what the weights look like.
     """
     file = Path(file)
     index = find_index(file)

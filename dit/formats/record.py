@@ -173,8 +173,8 @@ class CheckpointRecord:
     recipe: Mapping[str, Any] | None = None
     """The resolved recipe; None for an imported checkpoint."""
     start: Mapping[str, Any] | None = None
-    """The weights that the training started from, as `pipelines.training.starting.start` records them; None: random
-    ones."""
+    """The weights that the training started from, as `pipelines.training.starting.training_start` records them; None if
+    they were random."""
     source: SourceRecord | None = None
     """Origin of an imported checkpoint; None for one that raydit trained."""
     raydit_version: str = ""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dit.distributed import copy_full_tensor
-from dit.formats.foreign import FLOATS, is_dense, no_weights
+from dit.formats.foreign_weights import FLOATS, is_dense, no_weights
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
 from raydit.regular_files import open_regular

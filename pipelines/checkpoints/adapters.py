@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from cluster import storage
 from dit.adaptation.comparison import meaning_of
-from dit.adaptation.draft import part_names
+from dit.adaptation.draft_weights import part_names
 from dit.checkpoint import Checkpoint, save_weights
 from dit.files import publish, require_unused
 from dit.formats.adapter import (

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipelines.images.files import ImagesPath, find_images_path
 from pipelines.images.listing import ImageSource
+from pipelines.images.source_files import ImagesPath, find_images_path
 from pipelines.images.sources import adm, digits, folder, huggingface, parquet, table, webdataset
 from pipelines.images.subset import ClassSubset
 from pipelines.images.validation import held_out_source, names_split

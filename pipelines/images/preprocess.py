@@ -91,7 +91,7 @@ def _open_once(config: "ImagesConfig") -> "ImageSource":
     """Open a source once in a process, because recognising a format lists a folder."""
     if not config.path.endswith(".npz"):
         return _open(config)
-    from pipelines.images.files import find_images_path
+    from pipelines.images.source_files import find_images_path
 
     # The source of an .npz file keeps its arrays, which must not outlast the file in a process that lives on.
     path = find_images_path(config.path)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cluster import storage
-from pipelines.images.claims import check_rows, explain_broken, read_text
+from pipelines.images.claimed_sizes import check_rows, explain_broken, read_text
 from pipelines.latents import schema
 from pipelines.latents.records import QuarantinedImage
 from raydit.errors import InvalidInput

@@ -222,7 +222,7 @@ def with_plain_keys(table: "pa.Table", num_bytes: int, where: str) -> "pa.Table"
     """
     import pyarrow as pa
 
-    from pipelines.images.claims import decoded_bytes
+    from pipelines.images.claimed_sizes import decoded_bytes
 
     if KEY not in table.column_names or not pa.types.is_dictionary((keys := table.column(KEY)).type):
         return table

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.images.claims import explain_broken
+from pipelines.images.claimed_sizes import explain_broken
 from pipelines.latents import schema
 from pipelines.latents.records import ShardEntry
 

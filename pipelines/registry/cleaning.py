@@ -13,7 +13,7 @@ from pipelines.tracking.bases import base_digests
 from pipelines.tracking.database import is_absent
 from pipelines.tracking.lookup import refuse_absent, registered_digests
 from pipelines.tracking.store import tracking_uri
-from pipelines.tracking.waiting import find_journals
+from pipelines.tracking.undelivered import find_journals
 from raydit.errors import NotFound
 
 

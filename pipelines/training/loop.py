@@ -30,7 +30,7 @@ from pipelines.training.nonfinite import NonFiniteGuard, describe_latents, go_on
 from pipelines.training.reporter import Reporter
 from pipelines.training.settings import TrainWorkerSettings
 from pipelines.training.starting.adapter import adapted_network
-from pipelines.training.starting.start import prepare_parameters
+from pipelines.training.starting.training_start import prepare_parameters
 from pipelines.training.validation import Validation
 from raydit.errors import InvalidInput
 

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 
 from dit.adaptation.comparison import require_adaptable, with_inherited_fields
 from dit.adaptation.depth import source_blocks
-from dit.adaptation.draft import TrainedModel
+from dit.adaptation.draft_weights import TrainedModel
 from dit.adaptation.patches import resample_embedding, resample_output, resize_matrix
 from dit.adaptation.positions import interpolate_positions
 from dit.config import DiTConfig, UViTConfig
 from dit.layers.embeddings import position_embedding, unpatchify
 from dit.model import build_model
-from dit.start import StartWeights, fates_by_kind, start_weights, summarize_fates
+from dit.start_weights import StartWeights, fates_by_kind, start_weights, summarize_fates
 from raydit.errors import InvalidInput
 
 FLOW = {"kind": "flow"}

@@ -112,7 +112,7 @@ def _plan(
     overrides: tuple[str, ...],
 ) -> list[AutoencoderEvaluation]:
     """Return what is to be done. Raises NotFound or InvalidInput if something is missing or does not fit."""
-    from pipelines.images.recipe import image_recipe
+    from pipelines.images.ad_hoc_recipe import image_recipe
     from pipelines.scoring.autoencoders.autoencoder_evaluation import (
         AutoencoderEvaluation,
         cached_extractors,

@@ -45,7 +45,7 @@ def build(
     from dataclasses import replace
 
     from pipelines.build_reference import build_reference, work_folder
-    from pipelines.images.recipe import image_recipe
+    from pipelines.images.ad_hoc_recipe import image_recipe
     from pipelines.scoring.real_images.references import RealImages, given_reference_digest
     from pipelines.scoring.settings import ScoringSettings
 

@@ -131,7 +131,7 @@ def deliver(output: str, as_json: bool) -> None:
     """
     from pathlib import Path
 
-    from pipelines.tracking.waiting import find_outputs
+    from pipelines.tracking.undelivered import find_outputs
 
     uri, outputs = "", [output] if output else find_outputs(Path())
     if output.endswith(".toml"):
@@ -156,7 +156,7 @@ def deliver(output: str, as_json: bool) -> None:
 
 def _deliver_output(output: str, uri: str) -> list[dict[str, Any]]:
     """Deliver what waits in the journals of an output, and return what became of each. Raises RayditError."""
-    from pipelines.tracking.waiting import deliver_journal, find_journals
+    from pipelines.tracking.undelivered import deliver_journal, find_journals
 
     found = []
     for journal in [journal for journal in find_journals(output, uri) if journal.waits]:

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from evaluation.npz import check_npz
-from pipelines.images.claims import check_rows
-from pipelines.images.files import Files, ImagesPath
+from pipelines.images.claimed_sizes import check_rows
 from pipelines.images.labels import MAX_CLASSES, number_labels
 from pipelines.images.listing import Listing, Locations, make_stamp, shorten_list
+from pipelines.images.source_files import Files, ImagesPath
 from pipelines.images.splits import refuse_absent_split
 from raydit.errors import InvalidInput, RayditError
 from raydit.lfs import refuse_lfs_pointer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from pipelines.images.claims import check_rows, explain_broken
+from pipelines.images.claimed_sizes import check_rows, explain_broken
 from pipelines.images.listing import Locations
 from pipelines.images.sources.columns import ColumnSource, FileListing, byte_lengths, decode_cell, split_key
 from raydit.lfs import refuse_lfs_pointer

@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.images.card import declared_classes
+from pipelines.images.dataset_card import declared_classes
 from pipelines.images.decoding import try_decode
-from pipelines.images.files import Files
 from pipelines.images.labels import (
     LABEL_COLUMNS,
     choose_column,
@@ -25,6 +24,7 @@ from pipelines.images.labels import (
     refuse_missing_labels,
 )
 from pipelines.images.listing import Listing, Locations, shorten_list
+from pipelines.images.source_files import Files
 from pipelines.images.splits import describe_files, pick_split, refuse_absent_split
 from raydit.errors import InvalidInput, NotFound
 

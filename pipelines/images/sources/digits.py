@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.images.listing import Listing, Locations, shorten_list
 from pipelines.images.splits import refuse_absent_split
-from pipelines.images.unused import note_unused
+from pipelines.images.unused_settings import note_unused
 from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.images.decoding import OTHER_PICTURES, SUFFIXES, is_image, try_decode
-from pipelines.images.files import Files, ImagesPath
 from pipelines.images.labels import number_labels
 from pipelines.images.listing import Listing, Locations
+from pipelines.images.source_files import Files, ImagesPath
 from pipelines.images.sources.webdataset import refuse_compressed
 from pipelines.images.splits import (
     ALL_SPLITS,
@@ -21,7 +21,7 @@ from pipelines.images.splits import (
     pick_split,
     refuse_absent_split,
 )
-from pipelines.images.unused import note_unused
+from pipelines.images.unused_settings import note_unused
 from raydit.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:

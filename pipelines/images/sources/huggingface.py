@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster import storage
 from dit.hub import REVISION
-from pipelines.images.card import INFOS, README, class_names_in, explain_card, read_card
-from pipelines.images.claims import explain_broken
+from pipelines.images.claimed_sizes import explain_broken
+from pipelines.images.dataset_card import INFOS, README, class_names_in, explain_card, read_card
 from pipelines.images.decoding import is_image
-from pipelines.images.files import Files, ImagesPath, enter_folder
 from pipelines.images.globs import match_any
+from pipelines.images.source_files import Files, ImagesPath, enter_folder
 from pipelines.images.sources.arrow import ArrowSource
 from pipelines.images.sources.columns import ColumnSource
 from pipelines.images.sources.parquet import ParquetSource

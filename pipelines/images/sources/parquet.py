@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.images.claims import check_parquet, check_rows, explain_broken, read_text
+from pipelines.images.claimed_sizes import check_parquet, check_rows, explain_broken, read_text
 from pipelines.images.decoding import is_image
-from pipelines.images.files import ImagesPath
 from pipelines.images.listing import Locations, make_stamp
+from pipelines.images.source_files import ImagesPath
 from pipelines.images.sources.columns import ColumnSource, FileListing, decode_cell, split_key
 from raydit.lfs import refuse_lfs_pointer
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from pipelines.images.claims import read_parquet_columns
+from pipelines.images.claimed_sizes import read_parquet_columns
 from pipelines.images.decoding import is_image, try_decode
-from pipelines.images.files import Files, ImagesPath
 from pipelines.images.labels import (
     LABEL_COLUMNS,
     choose_column,
@@ -25,6 +24,7 @@ from pipelines.images.labels import (
     refuse_missing_labels,
 )
 from pipelines.images.listing import Listing, Locations, shorten_list
+from pipelines.images.source_files import Files, ImagesPath
 from pipelines.images.sources.columns import holds_image_files
 from pipelines.images.splits import ALL_SPLITS, as_splits, find_split_layout, pick_images, refuse_absent_split
 from pipelines.images.text_tables import as_utf8, read_json_lines, read_text_table

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.images.decoding import is_image, try_decode
-from pipelines.images.files import MAX_FILE_BYTES, Files, ImagesPath
 from pipelines.images.labels import LABEL_COLUMNS, label_text, number_labels, parse_labels, refuse_missing_labels
 from pipelines.images.listing import Listing, Locations
+from pipelines.images.source_files import MAX_FILE_BYTES, Files, ImagesPath
 from pipelines.images.splits import describe_files, pick_split, refuse_absent_split
 from pipelines.images.tar import BLOCK, BlockReader, LeftOut, Member, TarError, read_members
 from raydit.errors import InvalidInput, NotFound

@@ -13,7 +13,7 @@ from dit.formats.weights import load_finite, load_weights
 from dit.lora import adapter_config, add_adapter, require_peft, trained_weights
 from dit.model import build_model
 from dit.snapshot import Snapshot
-from dit.start import TensorFate
+from dit.start_weights import TensorFate
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.lora import LoraConfig
 

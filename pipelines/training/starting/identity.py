@@ -9,7 +9,7 @@ from pipelines.config.recipe import Recipe, random_setting
 from pipelines.config.training import LENGTH_FIELDS, NON_IDENTITY_FIELDS
 from pipelines.latents.dataset import LatentDataset
 from pipelines.training.starting.new_data import keep_accepted
-from pipelines.training.starting.start import TrainingStart, find_start
+from pipelines.training.starting.training_start import TrainingStart, find_start
 
 
 def train_identity(config: Recipe, latents: LatentDataset, start: TrainingStart | None = None) -> dict[str, Any]:

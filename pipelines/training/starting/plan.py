@@ -18,7 +18,7 @@ from pipelines.training.monitoring.retention import check_keep_best
 from pipelines.training.settings import TrainWorkerSettings, train_worker_settings
 from pipelines.training.starting.identity import training_artifact
 from pipelines.training.starting.new_data import ACCEPTED, accepted_start, take_new_data
-from pipelines.training.starting.start import (
+from pipelines.training.starting.training_start import (
     TrainingStart,
     changed_by_start,
     check_trained_parameters,

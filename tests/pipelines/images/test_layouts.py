@@ -13,7 +13,7 @@ from pyarrow.fs import LocalFileSystem, copy_files
 from cluster import storage
 from cluster.storage import object_stores, paths
 from pipelines.config.recipe import ImagesConfig
-from pipelines.images import files
+from pipelines.images import source_files
 from pipelines.images.decoding import quarantine_reason
 from pipelines.images.open import open_source
 
@@ -86,9 +86,9 @@ def test_errors_of_the_disk_are_raised_and_quarantine_no_image(layout, monkeypat
     folder, settings = layout
     source = open_source(ImagesConfig(path=str(folder), **settings))
     listing = source.listing()
-    monkeypatch.setattr(files.Files, "open", lambda *_: pa.PythonFile(FailingFile(), mode="r"))
+    monkeypatch.setattr(source_files.Files, "open", lambda *_: pa.PythonFile(FailingFile(), mode="r"))
     monkeypatch.setattr(pa, "memory_map", lambda *_: pa.PythonFile(FailingFile(), mode="r"))
-    monkeypatch.setattr(files, "read_regular", lambda *_: FailingFile().read())
+    monkeypatch.setattr(source_files, "read_regular", lambda *_: FailingFile().read())
     with pytest.raises(OSError) as raised:
         list(source.read(listing.keys, listing.locations))
     assert raised.value.errno == errno.EIO

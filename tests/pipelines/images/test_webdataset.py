@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pictures import encoded, square, value_of, write, write_tar
 
 from pipelines.config.recipe import ImagesConfig
-from pipelines.images.files import Files
 from pipelines.images.open import open_source
+from pipelines.images.source_files import Files
 from pipelines.images.tar import BlockReader, Member, _parse_number, read_members
 
 PNG = [encoded(square(value)) for value in range(4)]

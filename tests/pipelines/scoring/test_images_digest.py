@@ -12,8 +12,8 @@ from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import ImagesConfig
 from pipelines.evaluate_images import images_digest, images_report_folder, reference_recipe
+from pipelines.images.ad_hoc_recipe import image_recipe, images_name
 from pipelines.images.open import open_source
-from pipelines.images.recipe import image_recipe, images_name
 from pipelines.scoring.reports.report_files import save_report
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from cluster import storage
 from pipelines.tracking import journal as journal_module
-from pipelines.tracking import waiting
+from pipelines.tracking import undelivered
 from pipelines.tracking.delivery import Delivery
 from pipelines.tracking.journal import Journal, Refused
 from pipelines.tracking.journal_folder import journal_path
@@ -275,13 +275,13 @@ def test_nobody_waits_for_a_delivery_that_a_bug_has_ended(path, tmp_path, monkey
 
     naps = iter(range(400))
     monkeypatch.setattr(Delivery, "deliver", fail)
-    monkeypatch.setattr(waiting, "time", SimpleNamespace(sleep=sleep))
-    monkeypatch.setattr(waiting, "refuse_unusable", lambda uri: None)
+    monkeypatch.setattr(undelivered, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(undelivered, "refuse_unusable", lambda uri: None)
     output = str(tmp_path / "output")
     file = journal_path(output, "http://store")
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(entry(0)) + "\n")
-    done = waiting.deliver_journal(output, waiting.JournalFile(file, "", "http://store"))
+    done = undelivered.deliver_journal(output, undelivered.JournalFile(file, "", "http://store"))
     assert (done.delivered, done.waiting) == (0, 1)
 
 

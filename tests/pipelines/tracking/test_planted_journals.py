@@ -13,7 +13,7 @@ from pipelines.config.reader import load_recipe
 from pipelines.tracking.journal_folder import find_sendable
 from pipelines.tracking.relocation import relocate
 from pipelines.tracking.tracker import Tracker
-from pipelines.tracking.waiting import find_journals
+from pipelines.tracking.undelivered import find_journals
 from raydit.errors import InvalidInput
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"

@@ -12,7 +12,7 @@ from pipelines.training.settings import train_worker_settings
 from pipelines.training.starting.identity import training_artifact
 from pipelines.training.starting.new_data import ACCEPTED, accepted_start, take_new_data
 from pipelines.training.starting.prepare_checkpoints import prepare_checkpoints
-from pipelines.training.starting.start import starting_from, write_first_checkpoint
+from pipelines.training.starting.training_start import starting_from, write_first_checkpoint
 from raydit.errors import NotFound
 
 

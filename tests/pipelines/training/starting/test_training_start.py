@@ -28,7 +28,7 @@ from pipelines.training.settings import train_worker_settings
 from pipelines.training.starting.adapter import changed_names
 from pipelines.training.starting.identity import train_identity
 from pipelines.training.starting.prepare_checkpoints import prepare_checkpoints
-from pipelines.training.starting.start import (
+from pipelines.training.starting.training_start import (
     TrainingStart,
     changed_by_start,
     check_trained_parameters,

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config.recipe import ImagesConfig
-from pipelines.images.card import read_card
+from pipelines.images.dataset_card import read_card
 from pipelines.images.globs import match_any
 from pipelines.images.open import open_source
 from pipelines.images.yaml_block import YamlError, load_yaml

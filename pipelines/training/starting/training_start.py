@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cluster import storage
 from dit.adaptation.comparison import require_adaptable, with_inherited_fields
-from dit.adaptation.draft import TrainedModel
+from dit.adaptation.draft_weights import TrainedModel
 from dit.autoencoders.latent_scale import LatentScale, record_scale, scale_of
 from dit.checkpoint import save_checkpoint
 from dit.config import DiTConfig, ProcessKind, UViTConfig, recorded_fields
@@ -20,13 +20,13 @@ from dit.formats.record import CheckpointRecord
 from dit.model import build_model, meta_state
 from dit.schedule import power_ema_name
 from dit.snapshot import Snapshot
-from dit.start import StartWeights, fates_by_kind, start_weights, summarize_fates
+from dit.start_weights import StartWeights, fates_by_kind, start_weights, summarize_fates
 from dit.trained_parameters import count_trained, freeze, learning_rate_multipliers
 from pipelines.artifacts import superseded_folders
 from pipelines.checkpoints.adapters import base_record, require_all_weights
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import LocatedCheckpoint, recorded_options
-from pipelines.checkpoints.start import import_options, open_start, require_same_latents, trained_model
+from pipelines.checkpoints.open_start import import_options, open_start, require_same_latents, trained_model
 from pipelines.config.recipe import Recipe
 from pipelines.config.start import StartConfig
 from pipelines.config.training import TrainConfig
@@ -295,8 +295,8 @@ def check_trained_parameters(config: TrainConfig, model: DiTConfig | UViTConfig,
     """Return in words how many parameters are trained; empty where all are.
 
     model: that is trained. changed: names of `changed_by_start`, which matter for an adapter. Raises InvalidInput if
-    nothing is left to train, or if a pattern of train.start.freeze matches no parameter, or one of
-    train.lr_multipliers none that is trained.
+    nothing is left to train, or if a pattern of train.start.freeze matches no parameter, or one of train.lr_multipliers
+    none that is trained.
     """
     if config.lora is not None:
         adapter = adapter_of(config.lora, model, changed)

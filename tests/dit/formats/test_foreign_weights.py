@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dit.checkpoint import import_diffusers, import_official
-from dit.formats.foreign import choose_weights, to_float32
+from dit.formats.foreign_weights import choose_weights, to_float32
 from dit.formats.official import read_official
 
 

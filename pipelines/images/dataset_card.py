@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.images.files import Files
 from pipelines.images.labels import is_unicode
+from pipelines.images.source_files import Files
 from pipelines.images.yaml_block import MAX_CARD_BYTES, YamlError, load_yaml
 from raydit.errors import InvalidInput, RayditError
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from cluster import storage
-from dit.adaptation.draft import TrainedModel
+from dit.adaptation.draft_weights import TrainedModel
 from dit.formats.completion import COMPLETE
 from dit.formats.record import AutoencoderRecord, CheckpointRecord
 from dit.imagenet import imported_names

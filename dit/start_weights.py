@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dit.adaptation.comparison import require_adaptable
 from dit.adaptation.depth import adapt_depth
-from dit.adaptation.draft import Draft, TrainedModel, part_names
+from dit.adaptation.draft_weights import Draft, TrainedModel, part_names
 from dit.adaptation.labels import adapt_labels
 from dit.adaptation.patches import adapt_patch_size, adapt_sigma
 from dit.adaptation.positions import adapt_positions
