@@ -72,6 +72,8 @@ class ReconstructionQuality:
         """Positions of the images that are measured, in rising order."""
         self.num_images = len(self.positions)
         batches = [self.positions[rows] for rows in held_out_batches(self.num_images, measured_at_once(images.size))]
+        self.batch_size = len(batches[0])
+        """Images of every batch that is reconstructed."""
         share = -(-len(batches) // worker.num_workers)
         self._own = batches[worker.rank * share : (worker.rank + 1) * share]
         self.extractor = extractor.create(worker.device) if extractor else None

@@ -1,6 +1,6 @@
 """The result of training an autoencoder: measured, described, and written in diffusers' format."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from cluster import storage
-from dit.autoencoder import Autoencoder, LatentScale, describe_autoencoder, images_from_uint8, save_autoencoder
+from dit.autoencoder import LatentScale, describe_autoencoder, images_from_uint8, save_autoencoder
 from dit.autoencoders.losses import PERCEPTUAL_NETWORKS
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig, measured_at_once
 from pipelines.images.grids import labelled_grid, save_png
 from pipelines.latents.autoencoder import AUTOENCODER_RECORD
 from pipelines.training.autoencoder.autoencoder_quality import ReconstructionQuality, measured_positions, reconstruct
 from pipelines.training.data.image_files import ImageRows
+from pipelines.training.validation import held_out_batches
 
 RECONSTRUCTIONS = "reconstructions.png"
 REPORT = "report.json"
@@ -66,19 +67,21 @@ def finish_autoencoder(
 ) -> None:
     """Measure the latents' statistics and the reconstructions, and write the folder in diffusers' format, record last.
 
-    module: an AutoencoderKL with its final weights, on the worker's device. folder: path or URI. images: those trained
-    on. is_held_out: whether `quality` measures others. scale: of latents that stay as they were; None: as measured.
-    scored_by: extractor of the recipe's scores. Collective: all workers measure, and rank 0 writes.
+    module: an AutoencoderKL with its final weights, on the worker's device; it leaves it when all is computed. folder:
+    path or URI. images: those trained on. is_held_out: whether `quality` measures others. scale: of latents that stay
+    as they were; None: as measured. scored_by: extractor of the recipe's scores. Collective: all workers measure, and
+    rank 0 writes.
     """
-    autoencoder = Autoencoder(module)
+    module.eval()  # no more: a compiled block would be compiled again if its parameters required no gradients
     measured = quality.measure(module)
     if quality.worker.rank or AutoencoderRecord.read(folder):  # a worker that was lost after writing has finished it
         return
-    statistics = latent_statistics(autoencoder, images)
+    statistics = latent_statistics(lambda pixels: encode_moments(module, pixels), images)
+    kind = "held-out" if is_held_out else "training"
+    grid = reconstruction_grid(module, quality, kind)
     local = Path(storage.local_folder_for(folder))
     save_autoencoder(module.cpu(), local, scale or statistics)
-    kind = "held-out" if is_held_out else "training"
-    save_png(reconstruction_grid(module, quality, kind), str(local / RECONSTRUCTIONS))
+    save_png(grid, str(local / RECONSTRUCTIONS))
     described = f"{quality.num_images:,} {kind} images"
     losses = describe_losses(config, quality, scored_by)
     report = {**measured, "images": described, "latents": asdict_scale(statistics), **losses}
@@ -121,14 +124,33 @@ def perceptual_relation(network: str, extractor: str) -> str:
     return "networks of two families, both of which may have learned from ImageNet"
 
 
-def latent_statistics(autoencoder: Autoencoder, images: ImageRows) -> LatentScale:
-    """Return per-channel mean and std of unscaled posterior draws over the images at `measured_positions`."""
-    positions, size = measured_positions(len(images)), measured_at_once(images.size)
-    starts = range(0, len(positions), size)
-    batches = (torch.from_numpy(images.read(positions[start : start + size])) for start in starts)
+@torch.no_grad()
+def encode_moments(module: Any, pixels: Tensor) -> Tensor:
+    """Return the posterior's moments float32 (N, 2C, h, w) of images (N, 3, H, W) in [-1, 1], on the module's device.
+
+    module: an AutoencoderKL.
+    """
+    return module.encode(pixels.to(module.device)).latent_dist.parameters.float().contiguous()
+
+
+def latent_statistics(encode: Callable[[Tensor], Tensor], images: ImageRows) -> LatentScale:
+    """Return per-channel mean and std of unscaled posterior draws over the images at `measured_positions`.
+
+    encode: returns the moments (N, 2C, h, w) of images (N, 3, H, W) in [-1, 1]. It gets batches of one size.
+    """
+    positions = measured_positions(len(images))
+    batches = held_out_batches(len(positions), measured_at_once(images.size))
+
+    def encode_batches() -> Iterator[Tensor]:
+        remaining = len(positions)
+        for rows in batches:
+            moments = encode(images_from_uint8(torch.from_numpy(images.read(positions[rows])))).cpu()
+            yield moments[:remaining]  # the last batch is filled up with images that have been encoded already
+            remaining -= len(rows)
+
     num_positions, dims = 0, (0, 2, 3)
     mean = variance = torch.zeros((), dtype=torch.float64)
-    for moments in _in_chunks(autoencoder.encode(images_from_uint8(batch)).cpu() for batch in batches):
+    for moments in _in_chunks(encode_batches()):
         chunk_mean, log_variance = moments.double().chunk(2, dim=1)
         chunk_variance = chunk_mean.var(dim=dims, correction=0) + log_variance.exp().mean(dim=dims)
         num_positions += (chunk_positions := chunk_mean[:, 0].numel())
@@ -152,11 +174,15 @@ def _in_chunks(batches: Iterable[Tensor]) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def reconstruction_grid(module: Any, quality: ReconstructionQuality, kind: str) -> Any:
-    """Return a picture of some images, each above its reconstruction. kind: title of the originals' rows."""
+    """Return a picture of some images, each above its reconstruction. kind: title of the originals' rows.
+
+    They are reconstructed in batches of the size that `quality` measures, for which a compiled module is compiled.
+    """
     # Spread over all images, because neighbours are of one class.
     count = quality.num_images
     chosen = quality.positions[np.linspace(0, count - 1, min(count, 2 * GRID_COLUMNS), dtype=int)]
-    originals = quality.images.read(chosen)
+    filled_up = np.resize(chosen, -(-len(chosen) // quality.batch_size) * quality.batch_size)
+    originals = quality.images.read(filled_up)
     decoded = reconstruct(module, torch.from_numpy(originals)).cpu().numpy()
     rows = []
     for part in np.array_split(np.arange(len(chosen)), 2):
