@@ -17,8 +17,11 @@ DIT_FIELDS = (
     *("conditioning", "qk_norm", "norm", "mlp", "timestep_frequency_shift", "head_width", "head_depth", "flow_time"),
 )
 """Fields of [model] that must be those of the start, because nothing can be copied sensibly otherwise."""
-INHERITED = {"dit": ("mlp_norm_eps",), "uvit": ("qkv_bias", "mlp_time_embed", "final_conv", "first_timestep")}
-"""Fields that no recipe has, and that a model takes over from its start, by architecture."""
+UVIT_FIELDS = ("qkv_bias", "mlp_time_embed", "final_conv")
+"""The same of a U-ViT."""
+INHERITED = {"dit": ("mlp_norm_eps",), "uvit": (*UVIT_FIELDS, "first_timestep")}
+"""Fields that a model takes over from its start where its recipe does not set them, by architecture. mlp_norm_eps and
+first_timestep are in no recipe."""
 OBJECTIVE_DEFAULTS = {
     "flow": {},
     "diffusion": {"schedule": "linear", "prediction": "eps", "variance": "learned_range"},
@@ -27,15 +30,19 @@ OBJECTIVE_DEFAULTS = {
 is recorded."""
 
 
-def with_inherited_fields(config: DiTConfig | UViTConfig, base: DiTConfig | UViTConfig) -> DiTConfig | UViTConfig:
-    """Return the configuration of a model that starts from another: fields that no recipe has are those of the start.
+def with_inherited_fields(
+    config: DiTConfig | UViTConfig, base: DiTConfig | UViTConfig, chosen: Collection[str] = ()
+) -> DiTConfig | UViTConfig:
+    """Return the configuration of a model that starts from another: it has the start's values of fields left out.
 
-    A model with another value of a field that must be that of the start is returned as it is, because the two together
-    may be no model; `require_adaptable` refuses it and names the field.
+    chosen: names of the fields that the recipe sets. A model with another value of a field that cannot be left out, and
+    must be that of the start, is returned as it is, because the two together may be no model. `require_adaptable`
+    refuses every field that must be that of the start and is not, by its name.
     """
-    if _first_difference(base, config) is not None:
+    inherited = INHERITED[base.architecture]
+    if _first_difference(base, config, ignored=inherited) is not None:
         return config
-    return replace(config, **{name: getattr(base, name) for name in INHERITED[base.architecture]})
+    return replace(config, **{name: getattr(base, name) for name in inherited if name not in chosen})
 
 
 def require_adaptable(base: TrainedModel, target: TrainedModel, reset: Collection[str]) -> None:
@@ -55,9 +62,12 @@ def require_adaptable(base: TrainedModel, target: TrainedModel, reset: Collectio
         _require_common_classes(base, target)
 
 
-def _first_difference(base: DiTConfig | UViTConfig, target: DiTConfig | UViTConfig) -> str | None:
+def _first_difference(
+    base: DiTConfig | UViTConfig, target: DiTConfig | UViTConfig, ignored: Collection[str] = ()
+) -> str | None:
     """Return the first field that must be equal in a model and its start, and is not; None if all are."""
-    names = SHARED_FIELDS + (DIT_FIELDS if isinstance(base, DiTConfig) and isinstance(target, DiTConfig) else ())
+    own = {"dit": DIT_FIELDS, "uvit": UVIT_FIELDS}[base.architecture] if type(base) is type(target) else ()
+    names = (name for name in (*SHARED_FIELDS, *own) if name not in ignored)
     return next((name for name in names if getattr(base, name) != getattr(target, name)), None)
 
 

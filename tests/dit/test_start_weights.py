@@ -323,3 +323,16 @@ def test_a_start_with_the_epsilon_of_diffusers_names_the_field_that_differs(chan
     config = with_inherited_fields(replace(SMALL, **changes), base)
     with pytest.raises(InvalidInput, match=message):
         require_adaptable(TrainedModel(base, FLOW, CLASSES), TrainedModel(config, FLOW, CLASSES), ())
+
+
+def test_a_u_vit_takes_over_what_its_recipe_leaves_out_and_is_refused_where_it_sets_another_value():
+    base = replace(UVIT, qkv_bias=True, mlp_time_embed=True, final_conv=False, first_timestep=1)
+    assert with_inherited_fields(UVIT, base) == with_inherited_fields(UVIT, base, ["depth"]) == base
+    assert with_inherited_fields(replace(UVIT, qkv_bias=True), base, ["qkv_bias"]) == base
+    for name in ("qkv_bias", "mlp_time_embed", "final_conv"):
+        value = getattr(UVIT, name)
+        config = with_inherited_fields(UVIT, base, [name])
+        expected = str(not value).lower()
+        message = rf"model\.{name}: found {value}, expected {not value}, as in.*[Ss]et model\.{name} = {expected}"
+        with pytest.raises(InvalidInput, match=message):
+            require_adaptable(TrainedModel(base, FLOW, CLASSES), TrainedModel(config, FLOW, CLASSES), ())

@@ -167,7 +167,7 @@ def starting_from(settings: TrainWorkerSettings, start: TrainingStart, latents: 
 
     Raises InvalidInput, before any work, if the start does not fit the model, its classes or the latents.
     """
-    model = with_inherited_fields(settings.model, start.record.model_config)
+    model = with_inherited_fields(settings.model, start.record.model_config, _chosen_fields(settings, start))
     scale = start.scale_for(latents)
     record = settings.record | {"model": recorded_fields(model)}
     if scale != settings.scale:
@@ -175,6 +175,29 @@ def starting_from(settings: TrainWorkerSettings, start: TrainingStart, latents: 
     settings = replace(settings, model=model, scale=scale, record=record)
     require_start_fits(start, settings.train, target_model(settings))
     return settings
+
+
+def _chosen_fields(settings: TrainWorkerSettings, start: TrainingStart) -> list[str]:
+    """Return the names of the fields of [model] that a recipe sets, and that are therefore not those of the start.
+
+    Earlier commits took the start's value without a word where a U-ViT's recipe set another one. A training that began
+    so has checkpoints that record both, and resumes as it began: the field counts as one that the recipe does not set.
+    """
+    chosen, checkpoints = settings.record["recipe"]["model"], settings.checkpoints
+    # The start is the training's own checkpoint where new data were accepted.
+    records = [start.record] if start.earlier is not None else []
+    if checkpoints.has_any():
+        newest = checkpoints.describe(checkpoints.last_step()).record
+        records += [newest] if (newest.start or {}).get("sha256") == start.sha256 else []
+
+    def was_replaced(name: str) -> bool:
+        models = [(record.recipe["model"], record.model_config) for record in records if record.recipe]
+        return any(
+            recipe.get(name) == chosen[name] and getattr(model, name, chosen[name]) != chosen[name]
+            for recipe, model in models
+        )
+
+    return [name for name in chosen if not was_replaced(name)]
 
 
 def require_start_fits(start: TrainingStart, config: TrainConfig, model: TrainedModel) -> None:
