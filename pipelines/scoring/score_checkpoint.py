@@ -152,8 +152,9 @@ def prepare_saved_folders(evaluations: Iterable[CheckpointEvaluation]) -> None:
 def compute_features(context: JobContext, real: RealImages, evaluations: Sequence[CheckpointEvaluation]) -> None:
     """Compute the missing records of real images and of samples by one pool of actors.
 
-    evaluations: any number with the images and [evaluate] of `real`. Says first which metrics cannot be computed;
-    raises InvalidInput if there are too few real images for any.
+    evaluations: any number with the images and [evaluate] of `real`. If a record is missing, says first what samples
+    are compared with and which metrics cannot be computed; raises InvalidInput if there are too few real images for
+    any.
     """
     settings, shards = real.settings, real.missing_shards()
     for number, evaluation in enumerate(evaluations):
@@ -161,9 +162,10 @@ def compute_features(context: JobContext, real: RealImages, evaluations: Sequenc
     for evaluation in evaluations[:1]:
         missing = (evaluation.reconstructions(each).missing_shards() for each in real.each_extractor)
         shards += share_images(dict(enumerate(missing)))
-    if shards and len(real.training):
+    is_unfinished = bool(find_unfinished(shards))
+    if is_unfinished and len(real.training):
         context.say("evaluate", f"compares with {real.training.summary()}")
-    if evaluations and find_unfinished(shards):
+    if is_unfinished and evaluations:
         lines = check_real_images(settings, len(real.training), evaluations[0].protocol.num_samples)
         if evaluations[0].opened.record.class_names == real.training.class_names:
             lines += real.training.describe_classes()
