@@ -20,6 +20,9 @@ COLUMNS, MAX_CLASSES = 8, 20
 MAX_VALUES = 32
 """Most channels whose statistics are shown one by one."""
 
+JSON_KEYS = {"std": "deviation"}
+"""Keys of the command's JSON that are not the names in its table, by these: other programs read them."""
+
 
 def show(dataset: LatentDataset, out: str | None) -> list[tuple[str, str]]:
     """Return a description as (name, text) lines. out: path or URI for a PNG, a labelled grid of some decoded rows."""
@@ -38,7 +41,7 @@ def show(dataset: LatentDataset, out: str | None) -> list[tuple[str, str]]:
         ("classes", f"{len(names)}: {shown}" if names else "none"),
         ("autoencoder", f"{autoencoder['id']} ({autoencoder['class']}, {autoencoder['sha256'][:12]})"),
         ("mean", means),
-        ("deviation", stds),  # the name is a key of the command's JSON
+        ("std", stds),
         ("fingerprint", dataset.fingerprint),
     ]
     if out is not None:

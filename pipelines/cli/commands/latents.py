@@ -43,9 +43,9 @@ def verify(path: str, sample: int, as_json: bool) -> None:
 def show(path: str, out: str | None, as_json: bool) -> None:
     """Describe the data set at PATH, and decode some of its images."""
     from pipelines.latents.dataset import LatentDataset
-    from pipelines.latents.show import show
+    from pipelines.latents.show import JSON_KEYS, show
 
     lines = show(LatentDataset.open(path), out)
     for name, text in lines:
         print_line(name, text)
-    print_result(as_json, dict(lines))
+    print_result(as_json, {JSON_KEYS.get(name, name): text for name, text in lines})

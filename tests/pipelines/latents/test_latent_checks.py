@@ -202,6 +202,10 @@ def test_show_draws_some_rows_of_each_class(dataset, tmp_path, monkeypatch, caps
     said = json.loads(out.splitlines()[-1])
     assert code == 0 and said["fingerprint"] == dataset.fingerprint
     assert said["classes"] == "3: blob, ring, stripe" and said["quarantined"] == "1"
+    # Other programs read the key; people read the word that everything else uses.
+    (std,) = (line.split(maxsplit=1)[1] for line in out.splitlines() if line.startswith("std "))
+    assert said["deviation"] == std and "std" not in said
+    assert not any(line.startswith("deviation") for line in out.splitlines())
     grid = Image.open(tmp_path / "grid.png")
     assert grid.width > 8 * 64 and grid.height > 3 * 64
     shown = dataset.arrays.labels[rows_to_show(dataset)]
