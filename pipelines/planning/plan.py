@@ -120,8 +120,8 @@ def make_plan(
     """Plan all stages of a recipe, with as many workers as the cluster has accelerators.
 
     keep: dotted fields that the user has set: numbers of workers among them do not change. speeds: measured images
-    per second by stage, which replace computed times. Raises NotFound for an unknown autoencoder, and InvalidInput for
-    workers that need more accelerators than the cluster has.
+    per second by stage, of all its workers together, which replace computed times. Raises NotFound for an unknown
+    autoencoder, and InvalidInput for workers that need more accelerators than the cluster has.
     """
     networks, train = resolve_networks(config, images.classes), config.train
     stages: list[StagePlan] = []
@@ -214,7 +214,7 @@ def _plan_stage(
     stage = section.partition(".")[0]
     work = WORK[stage](settings, networks, cluster, images)
     if speed := speeds.get(stage):
-        work = work._replace(seconds={"as given": images / speed}, basis=f"given: {speed:,g} images/s")
+        work = work._replace(seconds={"as given": images / speed}, basis=_describe_given(speed, settings.most_workers))
     memory, limit = worker_memory(settings, networks, cluster), cluster.worker_bytes(settings)
     fits = sum(memory.values()) <= limit
     return StagePlan(
@@ -271,8 +271,16 @@ def _count_classes(config: Recipe, given: int | None) -> int:
     return named or (DEFAULT_CLASSES if given is None else given)
 
 
+def _describe_given(speed: float, workers: int) -> str:
+    """Return a speed that the user has measured, in words: of all workers of its stage together."""
+    return f"given: {speed:,g} images/s for {f'all {workers} workers together' if workers > 1 else 'its one worker'}"
+
+
 def parse_speeds(measured: tuple[str, ...]) -> dict[str, float]:
-    """Return images per second by stage from texts such as "train=812". Raises InvalidInput for another form."""
+    """Return images per second by stage, of all its workers together, from texts such as "train=812".
+
+    Raises InvalidInput for another form.
+    """
     speeds = {}
     for text in measured:
         stage, _, number = (part.strip() for part in text.partition("="))
@@ -283,7 +291,7 @@ def parse_speeds(measured: tuple[str, ...]) -> dict[str, float]:
         if stage not in WORK or not speeds[stage] > 0:
             raise InvalidInput(
                 f"--measured: found {text!r}",
-                "STAGE=IMAGES_PER_SECOND, such as train=812",
+                "STAGE=IMAGES_PER_SECOND of all workers of the stage together, such as train=812",
                 f"The stages are {', '.join(WORK)}",
             )
     return speeds

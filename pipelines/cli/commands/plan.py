@@ -20,7 +20,7 @@ from pipelines.cli.output import echo, print_result
     "--measured",
     multiple=True,
     metavar="STAGE=IMAGES/S",
-    help="Measured speed of a stage, of all its workers together.",
+    help="Measured speed of a stage: images per second of all its workers together, not of one.",
 )
 @click.option("--price", type=click.FloatRange(min=0), help="Dollars per device and hour; default: list price.")
 @json_option

@@ -132,6 +132,9 @@ def test_workers_that_the_user_sets_stay_and_have_accelerators():
 def test_measured_speeds_replace_computed_ones():
     plan = planned(RECIPES / "imagenet256.toml", "8xH100", speeds={"train": 2000.0})
     assert stages(plan)["train"].seconds == 400_000 * 256 / 2000
+    assert "speed        train: given: 2,000 images/s for all 8 workers together" in plan_lines(plan)
+    one = planned(RECIPES / "imagenet256.toml", "1xH100", speeds={"train": 250.0})
+    assert "speed        train: given: 250 images/s for its one worker" in plan_lines(one)
     assert stages(plan)["encode"] == stages(planned(RECIPES / "imagenet256.toml", "8xH100"))["encode"]
 
 
