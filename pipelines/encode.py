@@ -26,7 +26,14 @@ from pipelines.images.listing import Listing
 from pipelines.images.open import with_absolute_paths
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.dataset import MANIFEST, LatentDataset, write_manifest
-from pipelines.latents.encoding import EncodeImages, ReadImages, WriteShard, bytes_in_flight, device_without_tf32
+from pipelines.latents.encoding import (
+    EncodeImages,
+    ReadImages,
+    WriteShard,
+    bytes_in_flight,
+    device_without_tf32,
+    explain_faster_encoding,
+)
 from pipelines.latents.held_out import ImageSet, held_out_set, require_held_out, require_training, training_set
 from pipelines.latents.identity import (
     ENCODE_FIELDS,
@@ -89,7 +96,7 @@ def encode(config: Recipe, *, context: JobContext) -> LatentDataset:
     autoencoder = autoencoder_of(config)
     record = as_recorded(autoencoder.describe(), autoencoder.folder(), config.latents)
     check_autoencoder(autoencoder.folder())
-    lines = describe_images(config, images, listing, autoencoder)
+    lines = [*describe_images(config, images, listing, autoencoder), *explain_faster_encoding(config.encode)]
     dataset = encode_images(context, config, training_set(config, listing), autoencoder, record, lines)
     if config.encodes_held_out:
         image_set = held_out_set(config, held_out)

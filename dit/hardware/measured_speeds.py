@@ -35,7 +35,28 @@ SAMPLING_MODEL = "DiT-XL/2"
 SAMPLING_BATCH = 64
 """Images of a forward pass: a batch of 32, which guidance doubles."""
 
+ENCODING = {"float32": 498.0, "bfloat16": 741.0}
+"""Images of 256 pixels per second that Stable Diffusion's autoencoder encodes, contiguous, in batches of 32. In float32
+its convolutions use TF32, as torch does by default."""
+
 
 def sampling_speedup(precision: str) -> float:
     """Return how many times as fast as in float32 samples are drawn. precision: a key of SAMPLING_STEP_SECONDS."""
     return SAMPLING_STEP_SECONDS["float32"] / SAMPLING_STEP_SECONDS[precision]
+
+
+def transformer_speedups(section: str) -> str:
+    """Return in words how much faster than in float32 transformers are. section: a recipe's, with dtype and compile."""
+    return (
+        f"on a GPU {section}.dtype = 'tf32' is about {sampling_speedup('tf32'):.0f} times as fast, 'bfloat16' with "
+        f"{section}.compile = true about {sampling_speedup(COMPILED):.0f} times (forward passes, measured on an "
+        f"{MEASURED_ON})"
+    )
+
+
+def autoencoder_speedup(section: str) -> str:
+    """Return in words how much faster than in float32 autoencoders are. section: a recipe's, with dtype."""
+    return (
+        f"on a GPU {section}.dtype = 'bfloat16' is about {ENCODING['bfloat16'] / ENCODING['float32']:.1f} times as "
+        f"fast (encoding, measured on an {MEASURED_ON})"
+    )

@@ -10,6 +10,7 @@ import torch
 
 from dit.checkpoint import Checkpoint, restore, save_checkpoint
 from dit.float8 import require_float8, use_float8
+from dit.hardware.measured_speeds import transformer_speedups
 from dit.metrics_window import WindowTotals
 from dit.model import build_model
 from dit.objective import create_process
@@ -23,6 +24,7 @@ from pipelines.training.data.batches import LatentBatch, Process, latent_batches
 from pipelines.training.data.encoded_images import EncodedImages, explain_padding
 from pipelines.training.data.loading import Backend, LatentSource, choose_backend, explain_stream, open_latent_source
 from pipelines.training.data.order import WorkerShare
+from pipelines.training.faster_dtype import explain_faster_dtype
 from pipelines.training.group.stop import StopExchange
 from pipelines.training.group.worker import CheckpointWriter, Worker
 from pipelines.training.losses import latent_losses
@@ -50,6 +52,9 @@ def train_worker(worker: Worker, settings: TrainWorkerSettings) -> None:
                 "training can be slower than in bfloat16"
             )
     newest = checkpoints.newest()
+    explain_faster_dtype(
+        worker, config.dtype, transformer_speedups("train"), is_begun=newest is not None and newest.step > 0
+    )
     dataset = settings.latents.open()
     source = open_for_training(dataset, settings, worker, newest)
     process = create_process(**settings.objective)

@@ -1,6 +1,6 @@
 """Whether a device can draw samples in the precision of a protocol, and what another precision would take."""
 
-from dit.hardware.measured_speeds import COMPILED, MEASURED_ON, sampling_speedup
+from dit.hardware.measured_speeds import transformer_speedups
 from evaluation.protocol import EvaluationProtocol
 from pipelines.config.evaluate import EvaluateConfig
 
@@ -27,8 +27,5 @@ def faster_precisions(evaluate: EvaluateConfig, protocol: EvaluationProtocol) ->
     """Return in a line what other precisions take, if workers on GPUs are to draw samples in float32."""
     if not evaluate.gpus_per_worker or protocol.dtype != "float32":
         return []
-    return [
-        "samples in float32, as published figures are; on a GPU evaluate.dtype = 'tf32' is about "
-        f"{sampling_speedup('tf32'):.0f} times as fast, 'bfloat16' with evaluate.compile = true about "
-        f"{sampling_speedup(COMPILED):.0f} times (measured on an {MEASURED_ON}), each by a protocol of its own"
-    ]
+    speedups = transformer_speedups("evaluate")
+    return [f"samples in float32, as published figures are; {speedups}, each by a protocol of its own"]

@@ -17,6 +17,7 @@ from dit.autoencoders.objective import AutoencoderObjective
 from dit.checkpoint import restore, save_checkpoint
 from dit.compilation import compile_network
 from dit.config import RandomKind
+from dit.hardware.measured_speeds import autoencoder_speedup
 from dit.metrics_window import WindowTotals
 from dit.precision import backward_in, missing_tf32
 from dit.snapshot import Snapshot
@@ -33,6 +34,7 @@ from pipelines.training.cursor import DataCursor
 from pipelines.training.data.batches import ImageBatch, image_batches, prefetch
 from pipelines.training.data.image_files import ImageRows, describe_unusable
 from pipelines.training.data.order import WorkerShare
+from pipelines.training.faster_dtype import explain_faster_dtype
 from pipelines.training.group.messages import Validated
 from pipelines.training.group.stop import StopExchange
 from pipelines.training.group.worker import CheckpointWriter, Worker
@@ -106,7 +108,9 @@ def train_on_images(
         network, config, lambda network: worker.wrap(network, some_unused=some_unused), network.discriminator
     )
     checkpoints = CheckpointFolder(storage.join(settings.folder, TRAINING))
-    if newest := checkpoints.newest():
+    newest = checkpoints.newest()
+    explain_faster_dtype(worker, dtype, autoencoder_speedup("autoencoder.train"), is_begun=newest is not None)
+    if newest:
         restore(state, newest)
         state.open_window = DataCursor.of(newest).window_of(worker.rank, worker.num_workers)
     writer = create_writer(worker, checkpoints, settings.seed)

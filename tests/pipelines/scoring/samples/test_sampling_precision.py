@@ -158,7 +158,7 @@ def test_what_another_precision_takes_is_said_for_gpus_only(output):
     assert faster_precisions(cpu, source.protocol) == []
     assert faster_precisions(gpu, replace(source.protocol, dtype="tf32")) == []
     (line,) = faster_precisions(gpu, source.protocol)
-    assert "'tf32' is about 4 times as fast, 'bfloat16' with evaluate.compile = true about 9 times" in line
+    assert "'tf32' is about 4 times as fast, 'bfloat16' with evaluate.compile = true about 9 times (forward" in line
     check_precision(gpu, replace(source.protocol, dtype="tf32"))  # its workers have GPUs, and look for themselves
 
 
