@@ -22,7 +22,6 @@ from pipelines.config.reader import resolved
 from pipelines.config.recipe import ImagesConfig, Recipe
 from pipelines.console import Progress, counted, first_line
 from pipelines.images.held_out import split_images
-from pipelines.images.listing import Listing
 from pipelines.images.open import with_absolute_paths
 from pipelines.latents.autoencoder import AutoencoderHandle, autoencoder_of
 from pipelines.latents.dataset import MANIFEST, LatentDataset, write_manifest
@@ -58,6 +57,7 @@ from pipelines.latents.shards import (
     remove_strays,
     settings_digest,
 )
+from pipelines.latents.summaries import describe_images, describe_low_values, summarize
 from pipelines.stage import JobContext, job
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import RunLog, log_sections
@@ -188,12 +188,7 @@ def encode_pending(
         context.say("encode", f"adds {counted(total_images(shards), 'image')} to {summarize(earlier)}")
     context.prepare_work(settings, "encode")
     with context.run("encode", identity) as run:
-        sections = {"images": asdict(config.images), "encode": resolved(replace(config, encode=settings))["encode"]}
-        other_images = sections["images"].keys() - PREPROCESSING_FIELDS
-        other_encode = sections["encode"].keys() - {*ENCODE_FIELDS, *OPTIONAL_ENCODE_FIELDS}
-        log_sections(run, sections, may_change={"images": other_images, "encode": other_encode})
-        run.input(name=image_set.name, digest=listing.digest, source=image_set.images.path, context="encoding")
-
+        log_encode_settings(run, config, settings, image_set)
         limit = QuarantineLimit(folder, settings.max_quarantined, len(listing))
         pending, quarantined = divide_shards(shards, earlier, limit.allowed)
         limit.add(quarantined)
@@ -225,6 +220,15 @@ def encode_pending(
         run.tag(tags.LATENTS_FINGERPRINT, dataset.fingerprint)
         run.tag(tags.LATENTS, dataset.path)
     return dataset
+
+
+def log_encode_settings(run: RunLog, config: Recipe, settings: EncodeConfig, image_set: ImageSet) -> None:
+    """Log what identifies latents, what may be another when encoding resumes, and the images as an input."""
+    sections = {"images": asdict(config.images), "encode": resolved(replace(config, encode=settings))["encode"]}
+    other_images = sections["images"].keys() - PREPROCESSING_FIELDS
+    other_encode = sections["encode"].keys() - {*ENCODE_FIELDS, *OPTIONAL_ENCODE_FIELDS}
+    log_sections(run, sections, may_change={"images": other_images, "encode": other_encode})
+    run.input(name=image_set.name, digest=image_set.listing.digest, source=image_set.images.path, context="encoding")
 
 
 def find_latents(config: Recipe, image_set: ImageSet, autoencoder: Path) -> LatentDataset | None:
@@ -309,39 +313,6 @@ def log_progress(
         )
 
 
-def describe_images(config: Recipe, images: Listing, listing: Listing, autoencoder: AutoencoderHandle) -> list[str]:
-    """Return what a user should know of the images and the autoencoder before images are encoded, line by line.
-
-    images: all images of the recipe. listing: the training images.
-    """
-    lines = [images.summary()]
-    if config.images.class_order == "numeric":
-        lines.append(f"classes are the numbers that images have, in order: {_shorten(listing.class_names)}")
-    explanation = autoencoder.explain_folder()
-    return [*lines, *listing.describe_classes(), *([explanation] if explanation else [])]
-
-
-def _shorten(names: Sequence[str]) -> str:
-    return ", ".join(names if len(names) <= 12 else (*names[:10], "...", names[-1]))
-
-
-def describe_low_values(count: int) -> str:
-    """Return a warning about images that are nearly black because their files hold 10 or 12 of 16 bits."""
-    return (
-        f"warning: {count:,} images are decoded nearly black: their files have 16 bits per channel but use only values "
-        "below 4,096, as 10- and 12-bit cameras write them; scale them to 16 bits first"
-    )
-
-
 def total_images(shards: Sequence[LatentShard]) -> int:
     """Return the number of images in some shards."""
     return sum(len(shard.images) for shard in shards)
-
-
-def summarize(dataset: LatentDataset) -> str:
-    """Describe a data set in one line: images, quarantined images, size and path."""
-    count = dataset.num_quarantined
-    quarantined = f", {count} quarantined (see quarantine.parquet)" if count else ""
-    rows = len(dataset)
-    stored = counted(rows, "latent") if dataset.stores_moments else f"{counted(rows, 'image')} to encode while training"
-    return f"{stored}{quarantined}, {dataset.num_bytes / 2**20:.1f} MiB in {dataset.path}"
