@@ -11,19 +11,23 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit.autoencoder import is_same_autoencoder
 from dit.files import sha256_of, write_json
 from dit.formats.completion import COMPLETE
+from dit.formats.diffusers_files import find_weights
 from dit.formats.digests import require_digest
 from dit.formats.opened_checkpoint import BASE_COPY
 from dit.sampler_names import fitting_samplers
 from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.checkpoints.registered import ALL_DIGESTS
+from pipelines.latents.autoencoder import explain_other
 from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, sampling_protocol
 from pipelines.scoring.samples.guide import open_guide
 from pipelines.tracking import tags
 from pipelines.tracking.lookup import MODEL_FILE
 from raydit import __version__
+from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -76,9 +80,7 @@ def gather(opened: LocatedCheckpoint, folder: Path) -> dict[str, Any]:
     _copy_checkpoint(opened, folder / "checkpoint", protocol.weights)
     if guide := open_guide(config.evaluate, opened):
         _copy_checkpoint(guide, folder / "guide", protocol.autoguidance_weights or protocol.weights)
-    autoencoder = checkpoint_autoencoder(opened)
-    found = {file.suffix: file.name for file in autoencoder.glob("diffusion_pytorch_model.*")}
-    _copy(autoencoder, folder / "autoencoder", ("config.json", found.get(".safetensors") or found[".bin"]))
+    _copy_autoencoder(opened, folder / "autoencoder")
     fitting = fitting_samplers(opened.record.process_kind)
     settings = {
         "protocol": protocol.to_dict(),
@@ -106,6 +108,20 @@ def _copy_checkpoint(opened: LocatedCheckpoint, target: Path, weights: str) -> N
         require_digest(sha256_of(target / BASE_COPY), base.uri, base.sha256)
     write_json(target / ALL_DIGESTS, opened.files)
     write_json(target / COMPLETE, {name: opened.files[name] for name in kept})
+
+
+def _copy_autoencoder(opened: LocatedCheckpoint, target: Path) -> None:
+    """Copy the autoencoder of a checkpoint: the weights that sampling loads, after comparing them with its record."""
+    source, recorded = checkpoint_autoencoder(opened), opened.record.autoencoder
+    weights = find_weights(source)
+    files = (*weights.files, *([weights.index] if weights.index else []))
+    _copy(source, target, ("config.json", *(file.relative_to(source).as_posix() for file in files)))
+    if recorded.sha256 is not None and not is_same_autoencoder(target, vars(recorded)):
+        raise InvalidInput(
+            f"{source}: found an autoencoder of {explain_other(vars(recorded), target)}",
+            f"that of {opened.origin}, {recorded.sha256[:12]}: it has changed while it was copied",
+            "promote the checkpoint again when the autoencoder is restored",
+        )
 
 
 def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
