@@ -21,6 +21,7 @@ from evaluation.features.function_extractor import build_function, find_source
 from evaluation.protocol import UINT8_RULE
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
+from raydit.zip_checksums import refuse_damaged_zip
 
 if TYPE_CHECKING:
     import torch
@@ -270,6 +271,8 @@ def _read_weights(path: Path, *, trusted: bool) -> StateDict:
         from safetensors.torch import load_file
 
         return load_file(path)
+    if not trusted:
+        refuse_damaged_zip(path)
     is_zip = zipfile.is_zipfile(path)
     if is_zip and _is_torchscript(path):
         if not trusted:

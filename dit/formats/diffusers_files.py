@@ -18,6 +18,7 @@ from dit.formats.shards import list_shards, read_shards
 from dit.formats.weights import check_finite, read_named, read_weights
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
+from raydit.zip_checksums import refuse_damaged_zip
 
 WEIGHTS = "diffusion_pytorch_model"
 """File name of the weights in a diffusers folder, without its suffix."""
@@ -80,6 +81,8 @@ class DiffusersWeights:
         from diffusers.utils import logging
 
         self.require_size_of(kind, config)
+        for file in self.files:
+            refuse_damaged_zip(file)
         logging.disable_progress_bar()  # diffusers shows one for shards, which take a moment
         folder = self.files[0].parent
         try:

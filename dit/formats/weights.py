@@ -18,6 +18,7 @@ from dit.formats.foreign_weights import FLOATS, is_dense, no_weights
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer_file
 from raydit.regular_files import open_regular
+from raydit.zip_checksums import refuse_damaged_zip
 
 MAX_HEADER = 100_000_000
 """Most bytes of a safetensors file's header, as its own library has it."""
@@ -30,12 +31,13 @@ def read_weights(file: str | Path) -> dict[str, Any]:
 
     A PyTorch file is a pickle, which can call arbitrary functions when it is opened. Only tensors, plain containers
     and the argparse.Namespace of official training checkpoints are accepted, and nothing is called.
-    Raises NotFound, or InvalidInput if the file contains anything else.
+    Raises NotFound, or InvalidInput if the file is damaged or contains anything else.
     """
     file = Path(file)
     if not file.is_file():
         raise NotFound(f"no weights at {file}", "a .safetensors or a PyTorch file (.pt)", "check the path")
     refuse_lfs_pointer_file(file, "the weights")
+    refuse_damaged_zip(file)
     try:
         content = load_file(file) if _is_safetensors(file) else _unpickle(file)
     except Exception as error:  # parsers of malformed files raise anything from KeyError to OSError

@@ -17,6 +17,7 @@ from dit.autoencoder import (
 from dit.files import digest_of_files, sha256_of
 from dit.formats.diffusers_files import find_weights
 from dit.formats.weights import read_weights
+from raydit.errors import InvalidInput
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 NAME = "diffusion_pytorch_model"
@@ -117,3 +118,14 @@ def test_an_index_that_is_none_is_refused(plain, tmp_path):
     (tmp_path / f"{NAME}.safetensors.index.json").write_text(json.dumps([]))
     with pytest.raises(ValueError, match="found no index of shards"):
         describe_autoencoder(tmp_path)
+
+
+def test_a_pickle_of_other_bytes_than_were_saved_is_refused_where_diffusers_loads_it(module, tmp_path):
+    module.save_pretrained(tmp_path, safe_serialization=False)
+    file = tmp_path / f"{NAME}.bin"
+    data = bytearray(file.read_bytes())
+    data[data.index(module.decoder.conv_in.weight.numpy(force=True).tobytes()) + 400] ^= 1
+    file.write_bytes(data)
+    for use in (Autoencoder.load, check_autoencoder):
+        with pytest.raises(InvalidInput, match=rf"{NAME}.bin is damaged: found \S+ with other bytes"):
+            use(tmp_path)

@@ -286,6 +286,15 @@ def test_weight_files_cannot_run_code(tmp_path, capsys):
     assert "code from a weight file ran" not in capsys.readouterr().out
 
 
+def test_given_weights_of_other_bytes_than_were_saved_are_refused(tmp_path):
+    torch.save({"conv": torch.arange(999.0)}, tmp_path / "weights.pth")
+    data = bytearray((tmp_path / "weights.pth").read_bytes())
+    data[data.index(torch.arange(9.0).numpy().tobytes()) + 1000] ^= 1
+    (tmp_path / "weights.pth").write_bytes(data)
+    with pytest.raises(ValueError, match=r"weights.pth is damaged: found weights/data/0 with other bytes"):
+        create_extractor("inception", weights=tmp_path / "weights.pth")
+
+
 def test_weights_of_another_network_are_refused(inception_weights):
     with pytest.raises(
         ValueError, match="inception.pth holds weights of another network.*expected those of dinov2-vit-s-14"

@@ -68,6 +68,33 @@ def test_a_damaged_file_is_refused(tmp_path, name, content):
         read_weights(tmp_path / name)
 
 
+def flip_a_bit(file, content):
+    """Change one bit of a file in the middle of some bytes that it contains."""
+    data = bytearray(file.read_bytes())
+    data[data.index(content) + len(content) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_a_pytorch_file_of_other_bytes_than_were_saved_is_refused(tmp_path, name):
+    """One wrong bit in a tensor is still a tensor: only the checksums of the zip say so."""
+    file, values = tmp_path / name, torch.randn(100, 100)
+    torch.save({"a": torch.ones(3), "b": values}, file)
+    assert torch.equal(read_weights(file)["b"], values)
+    flip_a_bit(file, values.numpy().tobytes())
+    with pytest.raises(InvalidInput, match=rf"{name} is damaged: found \S+/data/1 with other bytes"):
+        read_weights(file)
+
+
+def test_a_pytorch_file_without_checksums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(3)}, tmp_path / "weights.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_weights(tmp_path / "weights.pt")["a"].tolist() == [1, 1, 1]
+
+
 def test_a_list_and_a_missing_file_are_refused(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"contains a list, expected a dict of tensors by name. Save the"):
