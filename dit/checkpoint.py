@@ -278,10 +278,10 @@ def export_official(checkpoint: Checkpoint, file: str | Path, *, weights: str = 
 
     A name that ends in .safetensors gives a safetensors file, any other name a PyTorch file. Neither contains
     configuration, objective or autoencoder. Raises AlreadyExists if the file exists, and InvalidInput if the official
-    code would compute something else with the weights.
+    code would compute something else with the weights, also because it does not have the objective.
     """
     file = require_unused(file)
-    check_official(checkpoint.record.model_config)
+    check_official(checkpoint.record.model_config, checkpoint.record.objective)
     state = checkpoint.weights(weights)
 
     def write(temporary: Path) -> None:

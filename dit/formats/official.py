@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit.adaptation.comparison import meaning_of
 from dit.config import (
     MODEL_NAMES,
     UVIT_NAMES,
@@ -290,19 +291,42 @@ def published_objective(config: DiTConfig | UViTConfig, kind: ProcessKind = "dif
     return {"kind": "diffusion", "schedule": "linear", "prediction": "eps", "variance": variance}
 
 
-def check_official(config: DiTConfig | UViTConfig) -> None:
-    """Raise InvalidInput, naming a field, if the official code would compute something else with the weights."""
+def check_official(config: DiTConfig | UViTConfig, objective: Mapping[str, Any]) -> None:
+    """Raise InvalidInput, naming a field, if the official code would compute something else with the weights.
+
+    objective: as checkpoints record it. `raydit import` has no option for another one than those published.
+    """
+    is_flow = isinstance(config, DiTConfig) and objective["kind"] == "flow"
+    published = meaning_of(published_objective(config, "flow" if is_flow else "diffusion"))
     if isinstance(config, UViTConfig):
-        assumed: dict[str, Any] = {"first_timestep": 1}
+        height, width = config.latent_size
+        assumed: dict[str, tuple[Any, Any]] = {"first_timestep": (config.first_timestep, 1)}
+        assumed |= {"width of the latents": (width, height)}
     else:
         refinements = [*("qk_norm", "norm", "mlp", "position", "timestep_frequency_shift", "mlp_norm_eps")]
         refinements += ["head_width", "flow_time"]
-        assumed = {name: getattr(DiTConfig(), name) for name in refinements}
-    for name, expected in assumed.items():
-        found = getattr(config, name)
+        assumed = {name: (getattr(config, name), getattr(DiTConfig(), name)) for name in refinements}
+    trained = meaning_of(objective)
+    assumed |= {f"objective.{name}": (trained.get(name), value) for name, value in published.items()}
+    for name, (found, expected) in assumed.items():
         if found != expected:
             raise InvalidInput(
                 f"{name} is {found!r}, which an official file cannot express",
                 f"{expected!r}, which the official code assumes",
                 "keep the checkpoint as it is",
             )
+
+
+def fields_to_give(config: DiTConfig | UViTConfig) -> dict[str, Any]:
+    """Return the fields of a configuration that `read_official` must be given, because no file tells them.
+
+    They are the number of heads of a model that has no named size, and the number of classes without a null class,
+    whose last class would be taken for it.
+    """
+    name = _fitting_name(asdict(config))
+    fields: dict[str, Any] = {}
+    if name is None or named_config(name).num_heads != config.num_heads:
+        fields["num_heads"] = config.num_heads
+    if config.num_classes and config.null_class is None:
+        fields["num_classes"] = config.num_classes
+    return fields

@@ -23,10 +23,9 @@ from dit.formats.completion import COMPLETE, step_name, write_completion
 from dit.formats.opened_checkpoint import FROZEN, adapter_folder
 from dit.formats.record import AutoencoderRecord, CheckpointRecord, describe_checkpoint
 from dit.model import meta_state
-from pipelines.checkpoints.autoencoder import folder_of_recipe
+from pipelines.checkpoints.autoencoder import absolute_autoencoder_id
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint, recorded_options
 from pipelines.console import say
-from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from raydit.errors import InvalidInput
 
 AdapterLayout = Literal["peft", "diffusers-lora"]
@@ -213,15 +212,10 @@ def _described(
     """
     record = opened.record
     model = replace(record.model_config, num_classes=len(classes)) if classes else record.model_config
-    autoencoder = dict(config["autoencoder"])
-    if autoencoder["id"] == TRAINED_AUTOENCODER:  # which is found beside the checkpoints of its output alone
-        autoencoder["id"] = storage.join(opened.output, TRAINED_AUTOENCODER)
-    elif folder := folder_of_recipe(opened):
-        autoencoder["id"] = str(folder)
     return describe_checkpoint(
         model=model,
         objective=record.objective,
-        autoencoder=autoencoder,
+        autoencoder={**config["autoencoder"], "id": absolute_autoencoder_id(opened)},
         class_names=classes or record.class_names,
         seed=record.seed,
         latents_fingerprint=record.latents_fingerprint,

@@ -39,6 +39,14 @@ def checkpoint_autoencoder(checkpoint: LocatedCheckpoint) -> Path:
     )
 
 
+def absolute_autoencoder_id(checkpoint: LocatedCheckpoint) -> str:
+    """Return the id of a checkpoint's autoencoder that is right outside of its output too: of a folder, its path."""
+    id = checkpoint.record.autoencoder.id
+    if id == TRAINED_AUTOENCODER:  # which is found beside the checkpoints of its output alone
+        return storage.join(checkpoint.output, TRAINED_AUTOENCODER)
+    return str(folder_of_recipe(checkpoint) or id)
+
+
 def _find_other(checkpoint: LocatedCheckpoint) -> Path | None:
     """Return the folder elsewhere that holds the recorded weights.
 

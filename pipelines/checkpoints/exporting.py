@@ -1,14 +1,17 @@
 """Export checkpoints to the formats of other projects."""
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
 from cluster import storage
-from dit.checkpoint import export_diffusers, export_official
+from dit.checkpoint import OFFICIAL_AUTOENCODER, export_diffusers, export_official
 from dit.formats.adapter import ADAPTER_CONFIG
+from dit.formats.official import fields_to_give
 from pipelines.checkpoints.adapters import export_adapter
-from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
+from pipelines.checkpoints.autoencoder import absolute_autoencoder_id, checkpoint_autoencoder
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
+from pipelines.console import say
 
 ExportFormat = Literal["official", "diffusers", "peft", "diffusers-lora"]
 
@@ -27,15 +30,30 @@ def export_checkpoint(
     (`pipelines.checkpoints.adapters.export_adapter`). weights: "ema", "raw" (as trained) or another average's name.
     tracking_uri: MLflow's, where runs and models are looked up, as in a recipe.
 
+    What `raydit import` must be told about an official file is printed, because the file does not tell it.
     Returns the path that was written. Raises AlreadyExists, and InvalidInput if the format cannot express the model.
     """
     storage.refuse_unwritable(str(out))
     opened = open_checkpoint(checkpoint, tracking_uri=tracking_uri)
     if format == "official":
-        return export_official(opened, out, weights=weights)
+        file = export_official(opened, out, weights=weights)
+        if options := import_options(opened):
+            say("export", f"the file does not tell, and `raydit import` must be told: {shlex.join(options)}")
+        return file
     if format == "peft" or format == "diffusers-lora":
         return export_adapter(opened, out, layout=format, weights=weights)
     return export_diffusers(opened, out, autoencoder=checkpoint_autoencoder(opened), weights=weights)
+
+
+def import_options(opened: LocatedCheckpoint) -> list[str]:
+    """Return the options with which `raydit import` restores a checkpoint from the official file of its weights."""
+    record = opened.record
+    options = ["--objective", "flow"] if record.process_kind == "flow" else []
+    for name, value in fields_to_give(record.model_config).items():
+        options += ["--set", f"model.{name}={value}"]
+    if record.autoencoder.id != OFFICIAL_AUTOENCODER:
+        options += ["--autoencoder", absolute_autoencoder_id(opened)]
+    return options
 
 
 def describe_export(path: Path) -> str:

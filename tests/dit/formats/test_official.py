@@ -99,10 +99,10 @@ def test_imported_repa_weights_compute_the_same_in_times_that_run_from_noise_to_
 )
 def test_export_to_official_and_import_change_nothing(fields, name, small_model, save_model, tmp_path, rebuilt):
     model = small_model(**fields)
-    ours = save_model(model)
+    ours = save_model(model, objective=published_objective(model.config))
     file = export_official(ours, tmp_path / name)
     back = import_official(file, tmp_path / "back", num_heads=4, autoencoder=ours.config["autoencoder"]["id"])
-    assert back.config["model"] == ours.config["model"]
+    assert (back.config["model"], back.config["objective"]) == (ours.config["model"], ours.config["objective"])
     for which in ("ema", "model"):
         assert all(torch.equal(value, ours.weights("ema")[key]) for key, value in back.weights(which).items())
     x = torch.randn(2, 4, *model.config.latent_size)
@@ -256,6 +256,38 @@ def test_a_model_that_an_official_file_cannot_express_is_not_exported(
 ):
     with pytest.raises(ValueError, match=message):
         export_official(save_model(small_model(**fields)), tmp_path / "out.pt")
+    assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "message"),
+    [
+        ({}, {"kind": "diffusion", "prediction": "v"}, "objective.prediction is 'v', .* expected 'eps', which"),
+        (
+            {},
+            {"kind": "diffusion", "schedule": "cosine"},
+            "objective.schedule is 'cosine', .* expected 'linear', which",
+        ),
+        (
+            {"learn_sigma": False},
+            {"kind": "diffusion", "variance": "fixed_small"},
+            "objective.variance is 'fixed_small', .* expected 'fixed_large', which",
+        ),
+        (
+            {"architecture": "uvit", "first_timestep": 1},
+            {"kind": "flow"},
+            "objective.kind is 'flow', .* expected 'diffusion', which",
+        ),
+        (
+            {"architecture": "uvit", "first_timestep": 1, "input_size": (4, 16)},
+            published_objective(UViTConfig()),
+            "width of the latents is 16, .* expected 4, which",
+        ),
+    ],
+)
+def test_what_an_import_could_not_restore_is_not_exported(model, objective, message, small_model, save_model, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_official(save_model(small_model(**model), objective=objective), tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
 
 
