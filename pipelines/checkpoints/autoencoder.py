@@ -44,7 +44,9 @@ def absolute_autoencoder_id(checkpoint: LocatedCheckpoint) -> str:
     id = checkpoint.record.autoencoder.id
     if id == TRAINED_AUTOENCODER:  # which is found beside the checkpoints of its output alone
         return storage.join(checkpoint.output, TRAINED_AUTOENCODER)
-    return str(folder_of_recipe(checkpoint) or id)
+    if folder := folder_of_recipe(checkpoint):
+        return str(folder)
+    return str(Path(id).absolute()) if Path(id).is_dir() else id
 
 
 def _find_other(checkpoint: LocatedCheckpoint) -> Path | None:

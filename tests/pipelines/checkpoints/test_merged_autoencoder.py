@@ -1,0 +1,43 @@
+"""Checkpoints that are made from others lie anywhere, and refer to their autoencoder from there."""
+
+import json
+
+import pytest
+from tiny_adapter import write_factors
+from tiny_checkpoint import tiny_output, write_checkpoint
+
+from dit.formats.completion import write_completion
+from pipelines.checkpoints.adapters import import_adapter, merge_checkpoints
+from pipelines.checkpoints.autoencoder import checkpoint_autoencoder
+from pipelines.checkpoints.open import open_checkpoint
+
+
+@pytest.fixture
+def adapted(tmp_path):
+    """An adapter, and its base, whose autoencoder has a path relative to the working directory of its recipe."""
+    base = write_checkpoint(tiny_output(tmp_path), 2)
+    content = json.loads((base.path / "config.json").read_text())
+    content["autoencoder"]["id"] = "output/autoencoder"
+    write_completion(base.path, content)
+    return import_adapter(write_factors(tmp_path / "factors", 0), tmp_path / "adapted", base.path)
+
+
+def name_relative(checkpoint):
+    """As a copy of an adapter's checkpoint records it, of which the recipe's working directory is not known."""
+    content = json.loads((checkpoint.path / "config.json").read_text())
+    content["autoencoder"]["id"] = "output/autoencoder"
+    write_completion(checkpoint.path, content)
+    return open_checkpoint(checkpoint.path)
+
+
+@pytest.mark.parametrize("make", ["import", "merge"])
+def test_the_autoencoder_of_an_import_or_merge_is_found_from_every_folder(adapted, tmp_path, monkeypatch, make):
+    monkeypatch.chdir(tmp_path)
+    if make == "import":
+        base = adapted.base.uri
+        made = import_adapter(tmp_path / "factors", tmp_path / "made", base)
+    else:
+        made = merge_checkpoints([(name_relative(adapted), 1.0)], tmp_path / "made")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert checkpoint_autoencoder(open_checkpoint(made.path)) == tmp_path / "output" / "autoencoder"
