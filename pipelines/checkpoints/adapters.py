@@ -43,7 +43,8 @@ def merge_checkpoints(
 ) -> Checkpoint:
     """Write an ordinary checkpoint of the base's weights with the changes of adapters, each times its share.
 
-    Both its averaged and its trained weights are merged, each from those of the adapters. tracking_uri: MLflow's, where
+    Both its averaged and its trained weights are merged, each from those of the adapters. Of a registered copy, which
+    holds one kind of weights only, they are the same. tracking_uri: MLflow's, where
     runs and models are looked up, as in a recipe. Raises AlreadyExists, NotFound, and InvalidInput for a checkpoint
     without an adapter, and unless all have one base, model, objective, autoencoder and classes.
     """
@@ -53,13 +54,31 @@ def merge_checkpoints(
     _require_one_base(opened)
     first = opened[0].checkpoint
     base = first.unadapted_weights()
-    weights = {
+    names = _weights_to_merge(opened)
+    merged = {
         name: merge_adapters(base, [(part.checkpoint.adapter(name), part.share) for part in opened], first.origin)
-        for name in ("model", "ema")
+        for name in set(names)
     }
     shares = [{"checkpoint": each.origin, "digest": each.digest, "share": share} for each, share in opened]
     source = {"format": "merge", "name": first.name, "parts": shares}
+    weights = {"model": merged[names[0]], "ema": merged[names[1]]}
     return save_weights(folder, weights, {"step": first.step, **_described(first, first.config, source)})
+
+
+def _weights_to_merge(parts: Sequence[Part]) -> tuple[str, str]:
+    """Return the names of the parts' weights that become the trained and the averaged weights of their merge.
+
+    Raises InvalidInput if the parts have no weights of the same name, as registered copies may not.
+    """
+    common = set.intersection(*(part.checkpoint.weights_names for part in parts))
+    if {"model", "ema"} <= common:
+        return "model", "ema"
+    if not common:
+        each = (f"{', '.join(sorted(part.checkpoint.weights_names))} in {part.checkpoint.origin}" for part in parts)
+        raise InvalidInput(f"found the weights {'; '.join(each)}", "some that all have", "merge each by itself")
+    only = "ema" if "ema" in common else min(common)
+    say("merge", f"only the weights {only!r} are there, so they become the trained ones and the averaged ones")
+    return only, only
 
 
 def _require_one_base(parts: Sequence[Part]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import storage
-from dit.autoencoder import is_same_autoencoder
+from dit.autoencoder import find_autoencoder, is_same_autoencoder
 from pipelines.artifacts import superseded_folders
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, AutoencoderHandle, explain_other
@@ -43,10 +43,12 @@ def absolute_autoencoder_id(checkpoint: LocatedCheckpoint) -> str:
     """Return the id of a checkpoint's autoencoder that is right outside of its output too: of a folder, its path."""
     id = checkpoint.record.autoencoder.id
     if id == TRAINED_AUTOENCODER:  # which is found beside the checkpoints of its output alone
-        return storage.join(checkpoint.output, TRAINED_AUTOENCODER)
-    if folder := folder_of_recipe(checkpoint):
-        return str(folder)
-    return str(Path(id).absolute()) if Path(id).is_dir() else id
+        id = storage.join(checkpoint.output, TRAINED_AUTOENCODER)
+    elif folder := folder_of_recipe(checkpoint) or (Path(id).absolute() if Path(id).is_dir() else None):
+        id = str(folder)
+    if checkpoint.is_registered_copy and not storage.exists(id) and find_autoencoder(id) is None:
+        return str(_find_other(checkpoint) or id)
+    return id
 
 
 def _find_other(checkpoint: LocatedCheckpoint) -> Path | None:
