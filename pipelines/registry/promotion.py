@@ -10,9 +10,15 @@ from pipelines.registry.model_files import upload
 from pipelines.registry.promotion_score import PromotionScore, check_comparable, find_present_score
 from pipelines.registry.registered_model import RegisteredModel
 from pipelines.scoring.protocols.build_protocol import checkpoint_recipe
-from pipelines.scoring.reports.report_files import find_reports
+from pipelines.scoring.protocols.protocol_file import read_protocols
+from pipelines.scoring.reports.report_files import find_reports, read_report_of
 from pipelines.tracking import tags
-from pipelines.tracking.experiments import REGISTERED_NAME_FORBIDS, clean_name, find_experiment
+from pipelines.tracking.experiments import (
+    REGISTERED_NAME_FORBIDS,
+    clean_name,
+    experiment_of_checkpoint,
+    find_experiment,
+)
 from pipelines.tracking.lookup import connected_client, has_files, is_uploaded
 from pipelines.tracking.model_writer import picture_in
 from pipelines.tracking.moved_store import refuse_moved
@@ -92,16 +98,26 @@ def promote_report(
 
 
 def promote_checkpoint(
-    checkpoint: str, name: str, *, alias: str = CHAMPION, protocol_id: str | None = None, store: str = ""
+    checkpoint: str, name: str, *, alias: str = CHAMPION, protocol: str | None = None, store: str = ""
 ) -> Promotion:
     """Promote a checkpoint, given by any of its names, by its existing report; see `promote`.
 
-    protocol_id: which report, if there are several. store: MLflow's URI; empty: that of the checkpoint's recipe.
+    protocol: which report, if there are several: its protocol's id, or a file with the protocol; a report of the
+    checkpoint may lie anywhere. store: MLflow's URI; empty: that of the checkpoint's recipe.
     """
     opened = open_checkpoint(checkpoint, tracking_uri=store)
-    (report,) = find_reports([opened.origin], protocol_id=protocol_id)
+    report = None
+    if protocol is not None and protocol.endswith(".json"):
+        report = read_report_of(protocol, opened.digest)
+        protocol = read_protocols(protocol)[0].protocol_id
+    if report is None:
+        (report,) = find_reports([opened.origin], protocol_id=protocol)
     config = checkpoint_recipe(opened)
-    return promote_report(tracking_uri(store or config.tracking.uri), config.name, name, report, alias=alias)
+    uri, experiment = tracking_uri(store or config.tracking.uri), config.name
+    if opened.record.recipe is None:  # it is in the experiment of the recipe that it was evaluated by
+        with connected_client(uri) as client:
+            experiment = experiment_of_checkpoint(client, opened.digest) or experiment
+    return promote_report(uri, experiment, name, report, alias=alias)
 
 
 def refuse_name(name: str) -> None:

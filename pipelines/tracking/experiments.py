@@ -6,6 +6,7 @@ from pipelines.tracking import tags
 from pipelines.tracking.database import database_folder
 from pipelines.tracking.experiment_page import experiment_tags
 from pipelines.tracking.moved_store import ARTIFACTS
+from pipelines.tracking.searches import search_experiments
 
 MODEL_NAME_FORBIDS = "/:.%\"'"
 """Characters that MLflow refuses in the name of a LoggedModel (mlflow.utils.validation)."""
@@ -26,6 +27,14 @@ def find_experiment(client: Any, name: str) -> Any | None:
         return found
     order = ["creation_time DESC"]
     return next(iter(client.search_experiments(filter_string=tags.has(tags.EXPERIMENT, name), order_by=order)), None)
+
+
+def experiment_of_checkpoint(client: Any, digest: str) -> str:
+    """Return the name of an experiment with a LoggedModel of the checkpoint of a digest; empty if there is none."""
+    names = {each.experiment_id: each.name for each in search_experiments(client)}
+    query = tags.has(tags.CHECKPOINT_DIGEST, digest)
+    found = client.search_logged_models(list(names), filter_string=query, max_results=1) if names else []
+    return names[found[0].experiment_id] if found else ""
 
 
 def create_experiment(client: Any, uri: str, name: str) -> tuple[str, str]:

@@ -18,7 +18,11 @@ from pipelines.cli.output import print_line, print_result
     show_default=True,
     help="Alias to give to the checkpoint.",
 )
-@click.option("--protocol", metavar="ID|FILE", help="Protocol of the reports to compare, if there are several.")
+@click.option(
+    "--protocol",
+    metavar="ID|FILE",
+    help="Protocol of the report, if there are several; or the checkpoint's report.json itself, wherever it lies.",
+)
 @click.option(
     "--rollback", metavar="NAME", help="Instead: move the alias of model NAME back to the version that held it before."
 )
@@ -50,11 +54,7 @@ def promote(
         said, given = promotion.rollback(tracking_uri(store), rollback, alias=alias), True
     else:
         assert checkpoint is not None and name is not None, "checked above"
-        if protocol is not None and protocol.endswith(".json"):
-            from pipelines.scoring.protocols.protocol_file import read_protocols
-
-            protocol = read_protocols(protocol)[0].protocol_id
-        said, given = promotion.promote_checkpoint(checkpoint, name, alias=alias, protocol_id=protocol, store=store)
+        said, given = promotion.promote_checkpoint(checkpoint, name, alias=alias, protocol=protocol, store=store)
     print_line("promote", said)
     print_result(as_json, {"name": rollback or name, "alias": alias, "given": given, "found": said})
 

@@ -3,6 +3,7 @@
 A report lies in output/evaluations/<protocol_id>/<name of the checkpoint>, next to its page and pictures.
 """
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,20 @@ def save_report(report: EvaluationReport, folder: str) -> None:
 def read_report(file: str) -> EvaluationReport:
     """Read a report from the path or URI of its file."""
     return EvaluationReport.from_json(storage.read_bytes(file))
+
+
+def read_report_of(file: str, digest: str) -> EvaluationReport | None:
+    """Return the report in a JSON file, if it is one of the checkpoint with this digest, or else None.
+
+    The file may be a report of another checkpoint, or a protocol file. Raises NotFound and InvalidInput.
+    """
+    if not storage.exists(file):
+        raise NotFound(f"no report at {file}", "a report.json, or a protocol file", "correct the path")
+    try:
+        is_of_checkpoint = json.loads(storage.read_bytes(file)).get("checkpoint_digest") == digest
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return read_report(file) if is_of_checkpoint else None
 
 
 def load_report(folder: str) -> EvaluationReport | None:
@@ -188,7 +203,12 @@ def _reports_of(name: str, protocol_id: str | None, tracking_uri: str) -> list[E
     files += find_report_files(evaluations, None, opened.name, file=_aside(opened.digest, REPORT_FILE))
     reports = [report for report in read_reports(files) if report.checkpoint_digest == opened.digest]
     if not reports:
-        raise NotFound(f"{name}: no report in {evaluations}", "", f"make one: raydit evaluate {shlex.quote(name)}")
+        recipe = " --recipe RECIPE" if opened.record.recipe is None else ""
+        do = (
+            f"make one: raydit evaluate {shlex.quote(name)}{recipe}; or name the report.json that an evaluation by "
+            "another recipe wrote into the output of that recipe (for `raydit promote`: --protocol REPORT.json)"
+        )
+        raise NotFound(f"{name}: no report in {evaluations}", "", do)
     if protocol_id:
         return _of_protocol(reports, protocol_id, name)
     return [report for report in reports if not any(_repeats(other, report) for other in reports)]
