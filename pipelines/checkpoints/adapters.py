@@ -22,6 +22,7 @@ from dit.formats.adapter_diffusers import adapter_for_diffusers, adapter_from_di
 from dit.formats.completion import COMPLETE, step_name, write_completion
 from dit.formats.opened_checkpoint import FROZEN, adapter_folder
 from dit.formats.record import AutoencoderRecord, CheckpointRecord, describe_checkpoint
+from dit.formats.weights import check_finite
 from dit.model import meta_state
 from pipelines.checkpoints.autoencoder import absolute_autoencoder_id
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint, recorded_options
@@ -46,7 +47,8 @@ def merge_checkpoints(
     Both its averaged and its trained weights are merged, each from those of the adapters. Of a registered copy, which
     holds one kind of weights only, they are the same. tracking_uri: MLflow's, where
     runs and models are looked up, as in a recipe. Raises AlreadyExists, NotFound, and InvalidInput for a checkpoint
-    without an adapter, and unless all have one base, model, objective, autoencoder and classes.
+    without an adapter, unless all have one base, model, objective, autoencoder and classes, and for shares with which
+    weights are not finite.
     """
     storage.refuse_unwritable(str(out))
     folder = require_unused(out)
@@ -61,6 +63,8 @@ def merge_checkpoints(
     }
     shares = [{"checkpoint": each.origin, "digest": each.digest, "share": share} for each, share in opened]
     source = {"format": "merge", "name": first.name, "parts": shares}
+    for name, tensors in merged.items():
+        check_finite(tensors, f"the merged weights {name!r}", "choose smaller shares")
     weights = {"model": merged[names[0]], "ema": merged[names[1]]}
     return save_weights(folder, weights, {"step": first.step, **_described(first, first.config, source)})
 

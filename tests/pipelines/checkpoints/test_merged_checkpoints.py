@@ -1,4 +1,4 @@
-"""Checkpoints that are made from others lie anywhere, and refer to their autoencoder from there."""
+"""Checkpoints that are made from others: they lie anywhere, and hold finite weights."""
 
 import json
 
@@ -41,3 +41,9 @@ def test_the_autoencoder_of_an_import_or_merge_is_found_from_every_folder(adapte
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert checkpoint_autoencoder(open_checkpoint(made.path)) == tmp_path / "output" / "autoencoder"
+
+
+def test_shares_with_which_weights_are_not_finite_are_refused(raydit, adapted, tmp_path):
+    code, _, err = raydit("merge", f"{adapted.path}=1e308", str(tmp_path / "made"))
+    assert code == 2 and "the merged weights" in err and "NaN or infinite" in err and "Choose smaller shares" in err
+    assert not (tmp_path / "made").exists()
