@@ -9,6 +9,7 @@ from cluster import storage
 from dit.adaptation.comparison import meaning_of
 from dit.adaptation.draft_weights import part_names
 from dit.checkpoint import Checkpoint, save_weights
+from dit.config import DiTConfig, UViTConfig, recorded_fields
 from dit.files import publish, require_unused
 from dit.formats.adapter import (
     AdapterWeights,
@@ -98,8 +99,8 @@ def _require_one_base(parts: Sequence[Part]) -> None:
         found_record, record = opened.record, first.record
         compared = {
             "base": (opened.base.sha256[:12], first.base.sha256[:12]),
-            "model": (found_record.model_config, record.model_config),
             "classes": (found_record.class_names, record.class_names),
+            "model": _differing_fields(found_record.model_config, record.model_config),
             "objective": (meaning_of(found_record.objective), meaning_of(record.objective)),
             "autoencoder": _compared_autoencoders(found_record.autoencoder, record.autoencoder),
             "scale of latents": (found_record.autoencoder.scale.to_json(), record.autoencoder.scale.to_json()),
@@ -112,6 +113,14 @@ def _require_one_base(parts: Sequence[Part]) -> None:
                     f"{str(expected)[:200]}, as of {first.origin}",
                     "merge each by itself",
                 )
+
+
+def _differing_fields(found: DiTConfig | UViTConfig, expected: DiTConfig | UViTConfig) -> tuple[str, str]:
+    """Return two models in words: only the fields in which they differ, so that equal ones are two empty texts."""
+    models = recorded_fields(found), recorded_fields(expected)
+    names = [name for name in models[0] | models[1] if models[0].get(name) != models[1].get(name)]
+    texts = [", ".join(f"{name} {model.get(name)!r}" for name in names) for model in models]
+    return texts[0], texts[1]
 
 
 def _compared_autoencoders(found: AutoencoderRecord, expected: AutoencoderRecord) -> tuple[str, str]:

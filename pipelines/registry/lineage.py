@@ -11,6 +11,7 @@ from typing import Any
 from cluster import storage
 from dit.formats.completion import COMPLETE
 from dit.formats.digests import parse_digests
+from dit.formats.record import CheckpointRecord
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import IN_TRACKING, LocatedCheckpoint, find_recorded, open_checkpoint, reopen
@@ -106,8 +107,7 @@ def _around_checkpoint(opened: LocatedCheckpoint, expected: str | None, store: s
     config = checkpoint_recipe(opened)
     chain = []
     if opened.record.recipe is None:
-        unknown = "the checkpoint is imported: no images or latents are recorded"
-        chain.append(Link("latents", "unknown", unknown=[unknown]))
+        chain.append(_unknown_latents(opened.record))
     else:
         chain += _latents_and_before(config.latents, opened.record.latents_fingerprint, config, quick)
     if not any(link.kind == "autoencoder" for link in chain):
@@ -186,6 +186,14 @@ def _autoencoder(recorded: dict, output: str) -> Link:
         same = recorded["sha256"] is not None and is_autoencoder_of(recorded, folder)
         link.compare("weights", recorded["sha256"] if same else found, recorded["sha256"])
     return link
+
+
+def _unknown_latents(record: CheckpointRecord) -> Link:
+    """Return the latents of a checkpoint without a recipe: a merged one has the fingerprint that its parts recorded."""
+    made = "merged" if record.source is not None and record.source.format == "merge" else "imported"
+    known = "only the fingerprint of its latents is" if record.latents_fingerprint else "no images or latents are"
+    unknown = f"the checkpoint is {made}: {known} recorded"
+    return Link("latents", "unknown", record.latents_fingerprint or "", unknown=[unknown])
 
 
 def _made_from(made: LocatedCheckpoint) -> list[Link]:

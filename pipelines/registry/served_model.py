@@ -5,6 +5,7 @@ MLflow executes a copy of this file that lies beside the weights, so raydit must
 
 import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,10 +101,23 @@ class ServedModel(PythonModel):
         return class_label(str(int(given) if is_whole else given), self.class_names)
 
     def _chosen(self, params: dict[str, Any]) -> dict[str, Any]:
+        from dit.sampler_names import most_steps
+
         chosen = {name: params[name] for name in PARAMS if params.get(name) is not None}
         if chosen.get("sampler", self.samplers[0]) not in self.samplers:
             known = ", ".join(self.samplers)
             raise InvalidInput(f"sampler: found {chosen['sampler']!r}", f"one of {known}", "choose another sampler")
+        if not 1 <= chosen.get("cfg_scale", 1.0) < math.inf:
+            raise InvalidInput(
+                f"cfg_scale: found {chosen['cfg_scale']}",
+                "a number of at least 1, which is no guidance",
+                "choose another",
+            )
+        most = most_steps(chosen.get("sampler", self.sampler.protocol.sampler), self.sampler.process.kind)
+        steps = chosen.get("sampling_steps", 1)
+        if steps < 1 or (most is not None and steps > most):
+            expected = "at least 1" if most is None else f"a number from 1 to {most}"
+            raise InvalidInput(f"sampling_steps: found {steps}", expected, "choose another number of steps")
         if chosen.get("cfg_scale", 1.0) > 1 and not self.has_null_class:
             raise InvalidInput(
                 f"cfg_scale: found {chosen['cfg_scale']}",

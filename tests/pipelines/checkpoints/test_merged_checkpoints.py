@@ -1,6 +1,7 @@
 """Checkpoints that are made from others: they lie anywhere, and hold finite weights."""
 
 import json
+import shutil
 
 import pytest
 from tiny_adapter import write_factors
@@ -47,3 +48,22 @@ def test_shares_with_which_weights_are_not_finite_are_refused(raydit, adapted, t
     code, _, err = raydit("merge", f"{adapted.path}=1e308", str(tmp_path / "made"))
     assert code == 2 and "the merged weights" in err and "NaN or infinite" in err and "Choose smaller shares" in err
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"mlp_ratio": 2.0}}, "another model (mlp_ratio 2.0), expected mlp_ratio 4.0, as of"),
+        (
+            {"model": {"num_classes": 2}, "class_names": ["a", "b"]},
+            "another classes (('a', 'b')), expected ('blob', 'ring', 'stripe'), as of",
+        ),
+    ],
+)
+def test_adapters_that_do_not_fit_are_told_by_what_differs(raydit, adapted, tmp_path, change, message):
+    other = shutil.copytree(adapted.path, tmp_path / "other")
+    content = json.loads((other / "config.json").read_text())
+    content |= change | {"model": content["model"] | change["model"]}
+    write_completion(other, content)
+    code, _, err = raydit("merge", f"{adapted.path}=1", f"{other}=1", str(tmp_path / "made"))
+    assert code == 2 and message in err

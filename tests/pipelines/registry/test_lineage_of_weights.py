@@ -1,5 +1,6 @@
 """Lineage of the weights that a checkpoint was made from: a start, the base of an adapter, the parts of a merge."""
 
+import json
 import re
 import shutil
 
@@ -8,6 +9,7 @@ import torch
 from tiny_adapter import write_factors
 from tiny_checkpoint import random_network, tiny_output, write_checkpoint
 
+from dit.formats.completion import write_completion
 from pipelines.checkpoints.adapters import import_adapter, merge_checkpoints
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.registry.lineage import lineage
@@ -51,6 +53,11 @@ def test_a_merged_checkpoint_has_its_parts(links, tmp_path):
     one, other = (adapter_of(base.path, tmp_path, seed) for seed in (0, 1))
     merged = merge_checkpoints([(one, 0.5), (other, 0.5)], tmp_path / "merged")
     assert links(merged, "part") == [([], []), ([], [])]
+    assert links(merged, "latents") == [([], ["the checkpoint is merged: no images or latents are recorded"])]
+    content = json.loads((merged.path / "config.json").read_text())
+    write_completion(merged.path, content | {"latents_fingerprint": "f" * 64})
+    ((_, unknown),) = links(merged, "latents")
+    assert unknown == ["the checkpoint is merged: only the fingerprint of its latents is recorded"]
     replace_folder(other.path, one.path)
     (kept, replaced) = links(merged, "part")
     assert kept == ([], []) and re.match("digest: found .*, expected", *replaced[0])

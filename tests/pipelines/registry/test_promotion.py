@@ -119,6 +119,11 @@ def test_a_request_chooses_how_it_is_sampled(story, loaded):
     assert (images_of(loaded.predict(table)) != expected).any()
     with pytest.raises(MlflowException, match="sampler: found 'ddpm', expected one of euler, heun"):
         loaded.predict(table, params={"sampler": "ddpm"})
+    for scale in (0.5, 0.0, -5.0):
+        with pytest.raises(MlflowException, match=f"cfg_scale: found {scale}, expected a number of at least 1"):
+            loaded.predict(table, params={"cfg_scale": scale})
+    with pytest.raises(MlflowException, match="sampling_steps: found 0, expected at least 1. Choose another"):
+        loaded.predict(table, params={"sampling_steps": 0})
 
 
 def test_the_model_says_what_it_takes_and_gives_an_example(loaded):
