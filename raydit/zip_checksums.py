@@ -1,4 +1,4 @@
-"""The checksums in PyTorch's zip files of weights, which `torch.load` does not compare with the content."""
+"""The checksums in PyTorch's zip files of weights, which `torch.load` does not verify."""
 
 import zipfile
 from pathlib import Path
@@ -11,7 +11,7 @@ CHUNK = 2**20
 
 
 def refuse_damaged_zip(file: Path) -> None:
-    """Raise InvalidInput, naming the first wrong part, for a zip file whose content does not have its own checksums.
+    """Raise InvalidInput, naming the first wrong part, for a zip file whose content does not match its checksums.
 
     The file is read once. Other formats pass, as does a part without a checksum: torch.save writes 0 there after
     `torch.serialization.set_crc32_options(False)`. It compresses nothing, and compressed parts are left to the reader.
@@ -29,7 +29,7 @@ def refuse_damaged_zip(file: Path) -> None:
                             pass
     except Exception as error:  # of a malformed zip: anything from BadZipFile to NotImplementedError
         raise InvalidInput(
-            f"{file} is damaged: found {one_line(name)[:80]} with other bytes than its checksum is of",
+            f"{file} is damaged: found {one_line(name)[:80]} with bytes that do not match its checksum",
             "the content that was saved",
             "copy the file again",
         ) from error

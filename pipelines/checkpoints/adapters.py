@@ -45,11 +45,10 @@ def merge_checkpoints(
 ) -> Checkpoint:
     """Write an ordinary checkpoint of the base's weights with the changes of adapters, each times its share.
 
-    Both its averaged and its trained weights are merged, each from those of the adapters. Of a registered copy, which
-    holds one kind of weights only, they are the same. tracking_uri: MLflow's, where
-    runs and models are looked up, as in a recipe. Raises AlreadyExists, NotFound, and InvalidInput for a checkpoint
-    without an adapter, unless all have one base, model, objective, autoencoder and classes, and for shares with which
-    weights are not finite.
+    Both its averaged and its trained weights are merged, each from those of the adapters. A registered copy holds only
+    one kind of weights, which then stands for both. tracking_uri: MLflow's, where runs and models are looked up, as in
+    a recipe. Raises AlreadyExists, NotFound, and InvalidInput for a checkpoint without an adapter, unless all have one
+    base, model, objective, autoencoder and classes, and for shares with which weights are not finite.
     """
     storage.refuse_unwritable(str(out))
     folder = require_unused(out)
