@@ -1,6 +1,6 @@
 """How fast transformers ran on one NVIDIA H200, used for plans and advice about GPUs of this kind. Imports no torch.
 
-Measured in November 2026 with torch 2.11 at commit 707a9da, by a benchmark of torch alone. The card's own product of
+Measured in November 2026 with torch 2.11 at commit 707a9da, by a benchmark of torch alone. The GPU's own product of
 8192 x 8192 matrices in bfloat16 reached 734 to 771 TFLOP/s; training DiT-XL/2 reached 0.55 of that.
 """
 

@@ -46,7 +46,7 @@ def measure_this_machine(config: Recipe, networks: Networks) -> Cluster:
     if torch.cuda.is_available():
         if known := accelerator_of(torch.cuda.get_device_name(0)):
             cluster = parse_cluster(f"{torch.cuda.device_count()}x{known}", price=0.0)
-            # A card may have more memory than others of its name, such as a V100 of 32 GB, or lend a part of it.
+            # A GPU may have more memory than others of its name, such as a V100 of 32 GB, or lend a part of it.
             memory = torch.cuda.get_device_properties(0).total_memory
             return replace(cluster, cores=cores, memory_bytes=memory)
     torch.set_num_threads(1)

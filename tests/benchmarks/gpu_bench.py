@@ -33,7 +33,7 @@ class Bench:
         return f"small model for {name}" if self.small else name
 
     def product(self) -> float:
-        """Return the FLOPs per second of the card's matrix product in bfloat16, measured now."""
+        """Return the FLOPs per second of the GPU's matrix product in bfloat16, measured now."""
         return matmul_peak(torch.bfloat16, str(self.device), 512 if self.small else 8192)
 
     def compile(self, network: torch.nn.Module) -> None:

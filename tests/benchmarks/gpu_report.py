@@ -40,10 +40,10 @@ class Figure:
     """None where nothing was measured; then `note` says why."""
     unit: str = ""
     product: float | None = None
-    """FLOPs per second of the card's matrix product in bfloat16, measured just before."""
+    """FLOPs per second of the GPU's matrix product in bfloat16, measured just before."""
     share: float | None = None
     """FLOPs per second of the measured work as a share of `product`."""
-    aim: float | None = None
+    target: float | None = None
     """Target on an H200-class GPU: a value of `share`, or of `value` if there is no share."""
     note: str = ""
     details: dict[str, Any] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class GpuReport:
 
     def markdown(self) -> str:
         """Return the machine and a table of all figures."""
-        head = ["what", "figure", "card's bf16 product", "share of it", "aim", "notes"]
+        head = ["what", "figure", "GPU's bf16 product", "share of it", "target", "notes"]
         lines = [head, ["---"] * len(head), *(cells(figure) for figure in self.figures)]
         machine = "; ".join(f"{name}: {value}" for name, value in self.machine.items())
         return machine + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -116,9 +116,9 @@ def cells(figure: Figure) -> list[str]:
     value = "" if figure.value is None else f"{figure.value:,.4g} {figure.unit}".strip()
     product = "" if figure.product is None else f"{figure.product / 1e12:,.4g} TFLOP/s"
     share = "" if figure.share is None else f"{figure.share:.2f}"
-    aim = "" if figure.aim is None else f"{figure.aim:g}"
+    target = "" if figure.target is None else f"{figure.target:g}"
     details = ", ".join(f"{name} {format_detail(value)}" for name, value in figure.details.items())
-    return [figure.what, value, product, share, aim, "; ".join(filter(None, (figure.note, details)))]
+    return [figure.what, value, product, share, target, "; ".join(filter(None, (figure.note, details)))]
 
 
 def format_detail(value: Any) -> str:

@@ -45,7 +45,7 @@ LIMIT_SECONDS = 220.0
 PAPER_SAMPLES, PAPER_STEPS = 50_000, 250
 
 
-def card(bench: Bench) -> Iterator[Figure]:
+def gpu_speed(bench: Bench) -> Iterator[Figure]:
     product = bench.product()
     yield Figure(what="matrix product, bfloat16", value=product / 1e12, unit="TFLOP/s", product=product, share=1.0)
     copied = bandwidth(str(bench.device), 2**20 if bench.small else 2**30)
@@ -100,7 +100,7 @@ def training(
     *,
     window: int,
     seconds: float,
-    aim: float | None = None,
+    target: float | None = None,
     how: str = "compiled by blocks",
     profiled: bool = False,
 ) -> Iterator[Figure]:
@@ -126,7 +126,7 @@ def training(
         unit="images/s",
         product=product,
         share=6 * forward_macs(config) * measured.images_per_second / product,
-        aim=aim,
+        target=target,
         details={"first step after s": measured.first_seconds, "GiB": measured.gib},
     )
     if profiled and bench.device.type == "cpu":
@@ -160,7 +160,7 @@ def sampling(bench: Bench) -> Iterator[Figure]:
             unit="ms",
             product=product,
             share=2 * size * 2 * forward_macs(network.config) / seconds / product,
-            aim=0.70 if compiled else None,
+            target=0.70 if compiled else None,
             details={"hours for 50,000 samples of 250 steps": hours},
         )
 
@@ -196,18 +196,18 @@ def autoencoder(bench: Bench) -> Iterator[Figure]:
 
 
 def parts_of(bench: Bench) -> dict[str, Part]:
-    """Return the parts, the most wanted first, with the seconds that each takes at most on a card such as an H200."""
+    """Return the parts, the most wanted first, with the seconds that each takes at most on a GPU such as an H200."""
     xl, b, s = (functools.partial(training, bench, f"DiT-{name}/2") for name in ("XL", "B", "S"))
     by_blocks = "float8 and compiled by blocks"
     parts = {
-        "the card": Part(5, functools.partial(card, bench)),
+        "the GPU": Part(5, functools.partial(gpu_speed, bench)),
         "agreement": Part(15, functools.partial(agreement, bench)),
-        "training DiT-XL/2": Part(45, lambda: xl(128, window=5, seconds=35, aim=0.67, profiled=True)),
-        "training DiT-S/2": Part(25, lambda: s(256, window=20, seconds=20, aim=0.45)),
+        "training DiT-XL/2": Part(45, lambda: xl(128, window=5, seconds=35, target=0.67, profiled=True)),
+        "training DiT-S/2": Part(25, lambda: s(256, window=20, seconds=20, target=0.45)),
         "training job's loop DiT-S/2": Part(25, functools.partial(job_loop, bench), "pyarrow"),
         "sampling DiT-XL/2": Part(40, functools.partial(sampling, bench)),
         "training DiT-XL/2 in float8": Part(
-            45, lambda: xl(128, window=5, seconds=35, aim=0.80, how=by_blocks), "torchao"
+            45, lambda: xl(128, window=5, seconds=35, target=0.80, how=by_blocks), "torchao"
         ),
         "CUDA graphs": Part(25, functools.partial(compare_graphs, bench)),
         "autoencoder": Part(35, functools.partial(autoencoder, bench), "diffusers"),

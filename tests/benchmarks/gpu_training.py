@@ -136,7 +136,7 @@ def profile_training(measured: Measured, what: str, trace: Path, steps: int = PR
         sums[kind_of(event["name"])] = sums.get(kind_of(event["name"]), 0.0) + event["dur"]
     kinds = {name: f"{sums[name] / total:.0%}" for name in sorted(sums, key=sums.__getitem__, reverse=True)}
     details = {"largest gaps in ms": [round(gap / 1e3, 2) for gap in gaps], **kinds}
-    return Figure(what=what, value=busy, unit="of the time", aim=0.99, details=details)
+    return Figure(what=what, value=busy, unit="of the time", target=0.99, details=details)
 
 
 def train_steps(

@@ -49,7 +49,7 @@ def starts(run: JobRun) -> Iterator[Figure]:
     for stage in STAGES:
         yield start_of(run, stage, from_command=stage == STAGES[0])
     note = "" if watch.exit_code == 0 else f"not finished: exit code {watch.exit_code}"
-    yield Figure(what="all stages", value=watch.seconds, unit="s", aim=LIMIT_SECONDS, note=note)
+    yield Figure(what="all stages", value=watch.seconds, unit="s", target=LIMIT_SECONDS, note=note)
 
 
 def other_rates(run: JobRun) -> Iterator[Figure]:

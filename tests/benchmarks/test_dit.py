@@ -161,7 +161,7 @@ def test_guided_sampling(results, quick, case, compiled):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["DiT-S/2", "DiT-XL/2"])
 def test_on_a_gpu(results, name):
-    """bfloat16, compiled: images per second, share of the card's own matrix product, peak memory."""
+    """bfloat16, compiled: images per second, share of the GPU's own matrix product, peak memory."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     config, size = named_config(name), 64

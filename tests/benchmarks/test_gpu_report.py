@@ -44,7 +44,7 @@ def test_only_work_of_the_gpu_is_read_from_a_trace(tmp_path):
 
 def test_parts_that_fail_or_do_not_fit_leave_the_others(tmp_path):
     def measure(value):
-        yield Figure(what=f"figure {value}", value=value, product=4e12, share=0.5, aim=0.7)
+        yield Figure(what=f"figure {value}", value=value, product=4e12, share=0.5, target=0.7)
 
     def missing():
         raise ModuleNotFoundError("No module named 'x'", name="x.y")
