@@ -127,5 +127,7 @@ def test_a_pickle_of_other_bytes_than_were_saved_is_refused_where_diffusers_load
     data[data.index(module.decoder.conv_in.weight.numpy(force=True).tobytes()) + 400] ^= 1
     file.write_bytes(data)
     for use in (Autoencoder.load, check_autoencoder):
-        with pytest.raises(InvalidInput, match=rf"{NAME}.bin is damaged: found \S+ with other bytes"):
+        with pytest.raises(
+            InvalidInput, match=rf"{NAME}.bin is damaged: found \S+ with bytes that do not match its checksum"
+        ):
             use(tmp_path)

@@ -291,7 +291,9 @@ def test_given_weights_of_other_bytes_than_were_saved_are_refused(tmp_path):
     data = bytearray((tmp_path / "weights.pth").read_bytes())
     data[data.index(torch.arange(9.0).numpy().tobytes()) + 1000] ^= 1
     (tmp_path / "weights.pth").write_bytes(data)
-    with pytest.raises(ValueError, match=r"weights.pth is damaged: found weights/data/0 with other bytes"):
+    with pytest.raises(
+        ValueError, match=r"weights.pth is damaged: found weights/data/0 with bytes that do not match its checksum"
+    ):
         create_extractor("inception", weights=tmp_path / "weights.pth")
 
 
