@@ -5,13 +5,19 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from tiny_story import tell_evaluation
+from tiny_story import tell_evaluation, tell_story
 
 from dit.formats.completion import write_completion
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.scoring.reports.report_files import find_report_files, read_report_of
 from pipelines.stage import StageContext
 from raydit.errors import NotFound
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """One of its own, because these tests add an experiment to its store."""
+    return tell_story(tmp_path_factory.mktemp("story"))
 
 
 @pytest.fixture
@@ -29,7 +35,7 @@ def evaluated(story, store, tmp_path):
     return str(folder), report
 
 
-def test_a_checkpoint_is_promoted_by_its_report_in_the_output_of_another_recipe(raydit, evaluated, store):
+def test_a_checkpoint_is_promoted_by_its_report_in_the_output_of_another_recipe(raydit, evaluated):
     folder, report = evaluated
     code, _, err = raydit("promote", folder, "--name", "of-imports")
     assert code == 2 and "no report in" in err and "--protocol REPORT.json" in err
@@ -38,7 +44,6 @@ def test_a_checkpoint_is_promoted_by_its_report_in_the_output_of_another_recipe(
     assert (code, err) == (0, ""), err
     assert json.loads(out.splitlines()[-1])["given"] and "models:/of-imports@champion is now version 1: 17" in out
     assert open_checkpoint("models:/of-imports@champion").digest == open_checkpoint(folder).digest
-    store.delete_registered_model("of-imports")  # the store is all tests'
 
 
 def test_a_report_of_another_checkpoint_only_names_the_protocol(story, evaluated):
