@@ -48,12 +48,14 @@ import numpy as np
 import torch
 from evaluation.extractors import create_extractor
 from evaluation.protocol import EvaluationProtocol
+from pipelines.checkpoints.open import SharedCheckpoint
 from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
 
 settings = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 protocol = EvaluationProtocol.from_dict(settings["protocol"])
-sampler = CheckpointSampler(settings["checkpoint"], protocol, batch_size=settings["rows"])
+checkpoint = SharedCheckpoint(settings["checkpoint"])
+sampler = CheckpointSampler(checkpoint, protocol, batch_size=settings["rows"])
 extractor = create_extractor("efficientnet-lite0")
 for number in itertools.count():
     indices = range(number * settings["rows"], (number + 1) * settings["rows"])
@@ -83,7 +85,7 @@ def checkpoint(tmp_path):
 def plain_loops(opened, config, folders: list[Path]):
     """Run one baseline process per folder, with the workers' malloc settings."""
     settings = {
-        "checkpoint": opened.shared,
+        "checkpoint": opened.shared.location,
         "protocol": evaluation_protocol(ScoringSettings.from_recipe(config), opened).to_dict(),
         "rows": SHARD_ROWS,
     }
