@@ -6,11 +6,10 @@ from contextlib import closing
 import numpy as np
 from gpu_bench import PROCESS, Bench
 from gpu_report import Figure
-from gpu_training import Batch, measure_training, profile_training
+from gpu_training import Batch, measure_training, profile_training, training_figure
 
 from dit.autoencoders.latent_scale import LatentScale
 from dit.config import DiTConfig
-from dit.macs import forward_macs
 from pipelines.latents.dataset import LatentArrays
 from pipelines.training.data.batches import latent_batches, prefetch
 from pipelines.training.data.order import EpochOrder, WorkerShare
@@ -61,13 +60,8 @@ def profile_job_loop(bench: Bench) -> Iterator[Figure]:
     with closing(prefetch(batches)) as prefetched:
         given = (Batch(each.latents, each.t, each.conditions.labels, each.noise) for each in prefetched)
         measured = measure_training(network, given, PROCESS, bench.device, size=size, window=window, seconds=15)
-        yield Figure(
-            what=f"training step, {what}, bfloat16, compiled by blocks",
-            value=measured.images_per_second,
-            unit="images/s",
-            product=product,
-            share=6 * forward_macs(config) * measured.images_per_second / product,
-        )
+        trained = f"training step, {what}, bfloat16, compiled by blocks"
+        yield training_figure(trained, config, measured.images_per_second, product)
         if bench.device.type == "cpu":
             yield Figure(what=f"GPU busy, {what}", value=None, note="left out: no GPU")
             return

@@ -1,5 +1,6 @@
 """Jobs of raydit, run as commands and watched from outside, and their rates beside those of bare loops."""
 
+import argparse
 import functools
 import itertools
 import os
@@ -14,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from gpu_report import Figure
-from gpu_training import batch_of, measure_training
+from gpu_report import Figure, GpuReport
+from gpu_training import batch_of, measure_training, training_figure
 from harness import alternate, matmul_peak
 from study import ROOT, history, newest_run
 
 from dit.autoencoder import MEMORY_FORMATS, Autoencoder
 from dit.compilation import compile_network
-from dit.macs import forward_macs
 from dit.model import build_model
 from dit.objective import create_process
 from dit.precision import weights_dtype
@@ -110,6 +110,27 @@ def start_of(run: JobRun, stage: str, *, from_command: bool) -> Figure:
     return Figure(what=f"{stage}: from {whence} to {until}", value=seen - later - since, unit="s", target=target)
 
 
+def parse_arguments(description: str, limit: float, limit_help: str) -> argparse.Namespace:
+    """Parse the command line of a benchmark of jobs. Ends with an error without images, or without the GPU it needs."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("images", type=Path, help="folder of CIFAR-10's Parquet files")
+    parser.add_argument("--small", action="store_true", help="rehearse with tiny sizes on CPUs")
+    parser.add_argument("--limit", type=float, default=limit, help=limit_help)
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the results")
+    arguments = parser.parse_args()
+    if not any(arguments.images.glob("*.parquet")):
+        parser.error(f"no Parquet files in {arguments.images}")
+    if not arguments.small and not torch.cuda.is_available():
+        parser.error("torch finds no GPU here; --small rehearses on the CPU")
+    return arguments
+
+
+def open_report(folder: Path, name: str, *, small: bool) -> GpuReport:
+    """Return a benchmark's report, which names the device. small: whether it is a rehearsal on CPUs."""
+    device = "CPU" if small else torch.cuda.get_device_name()
+    return GpuReport(folder, name, {"device": device, "torch": torch.__version__, "rehearsal": small})
+
+
 def training_job(run: JobRun) -> Iterator[Figure]:
     """The train job's images per second against the same loop on one batch that lies on the device."""
     config, device = run.config, run.device
@@ -126,8 +147,7 @@ def training_job(run: JobRun) -> Iterator[Figure]:
     job = statistics.median(run.rates("train"))
     what = f"training width {worker.model.hidden_size}, depth {worker.model.depth}, {worker.model.num_tokens} tokens"
     for kind, rate in (("train job", job), ("bare loop", bare)):
-        share = 6 * forward_macs(worker.model) * rate / product
-        yield Figure(what=f"{what}: {kind}", value=rate, unit="images/s", product=product, share=share)
+        yield training_figure(f"{what}: {kind}", worker.model, rate, product)
     yield Figure(what="train job against the bare loop", value=job / bare, target=0.97)
 
 

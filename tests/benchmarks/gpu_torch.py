@@ -28,7 +28,15 @@ import torch
 from gpu_bench import PROCESS, Bench
 from gpu_graphs import compare_graphs
 from gpu_report import Figure, GpuReport, Part
-from gpu_training import Batch, batch_of, measure_training, profile_training, relative_difference, train_steps
+from gpu_training import (
+    Batch,
+    batch_of,
+    measure_training,
+    profile_training,
+    relative_difference,
+    train_steps,
+    training_figure,
+)
 from harness import alternate, bandwidth
 
 from dit.autoencoder import Autoencoder
@@ -120,12 +128,11 @@ def training(
     window = 2 if bench.small else window
     batches = itertools.repeat(batch_of(config, size, PROCESS).to(bench.device))
     measured = measure_training(network, batches, PROCESS, bench.device, size=size, window=window, seconds=seconds)
-    yield Figure(
-        what=f"training step {bench.label(name)}, batch {size}, bfloat16, {how}",
-        value=measured.images_per_second,
-        unit="images/s",
-        product=product,
-        share=6 * forward_macs(config) * measured.images_per_second / product,
+    yield training_figure(
+        f"training step {bench.label(name)}, batch {size}, bfloat16, {how}",
+        config,
+        measured.images_per_second,
+        product,
         target=target,
         details={"first step after s": measured.first_seconds, "GiB": measured.gib},
     )

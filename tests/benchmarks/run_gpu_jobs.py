@@ -9,7 +9,6 @@ encode` with an autoencoder of Stable Diffusion's size, and `raydit train` with 
 the other, each followed by its bare loop. Writes gpu_jobs.json and gpu_jobs.md.
 """
 
-import argparse
 import functools
 import io
 import sys
@@ -25,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 from gpu_autoencoder import create_stable_diffusion_autoencoder, stable_diffusion_settings
-from gpu_jobs import JobRun, encode_job, start_of, training_job, watch_command
-from gpu_report import Figure, GpuReport, Part, say
+from gpu_jobs import JobRun, encode_job, open_report, parse_arguments, start_of, training_job, watch_command
+from gpu_report import Figure, Part, say
 from PIL import Image
 from study import first_images, settings
 
@@ -130,20 +129,10 @@ PARTS = {"doctor": (doctor, 30), "encode": (encode, 90), "train": (train, 110)}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure the encode and the train job on one GPU.")
-    parser.add_argument("images", type=Path, help="folder of CIFAR-10's Parquet files")
-    parser.add_argument("--small", action="store_true", help="rehearse with tiny sizes on CPUs")
-    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds within which parts must end")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the results")
-    arguments = parser.parse_args()
-    if not any(arguments.images.glob("*.parquet")):
-        parser.error(f"no Parquet files in {arguments.images}")
-    if not arguments.small and not torch.cuda.is_available():
-        parser.error("torch finds no GPU here; --small rehearses on the CPU")
+    description = "Measure the encode and the train job on one GPU."
+    arguments = parse_arguments(description, LIMIT_SECONDS, "seconds within which parts must end")
     device = torch.device("cpu" if arguments.small else "cuda")
-    name = "CPU" if arguments.small else torch.cuda.get_device_name()
-    machine = {"device": name, "torch": torch.__version__, "rehearsal": arguments.small}
-    report = GpuReport(arguments.out, "gpu_jobs", machine)
+    report = open_report(arguments.out, "gpu_jobs", small=arguments.small)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         setting = Setting(Path(folder), arguments.images, device, arguments.small)
         if arguments.small:

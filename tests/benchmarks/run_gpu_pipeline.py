@@ -8,7 +8,6 @@ The images are CIFAR-10's, in the layout of Hugging Face. `raydit run` runs all 
 folder; the bare loops follow and take about half a minute. Writes gpu_pipeline.json and gpu_pipeline.md.
 """
 
-import argparse
 import functools
 import statistics
 import sys
@@ -19,8 +18,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from gpu_jobs import STAGES, JobRun, encode_job, start_of, training_job, watch_command
-from gpu_report import Figure, GpuReport, Part, say
+from gpu_jobs import (
+    STAGES,
+    JobRun,
+    encode_job,
+    open_report,
+    parse_arguments,
+    start_of,
+    training_job,
+    watch_command,
+)
+from gpu_report import Figure, Part, say
 from study import first_images, history, newest_run, settings
 
 from pipelines.config.reader import load_recipe
@@ -65,17 +73,9 @@ def other_rates(run: JobRun) -> Iterator[Figure]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run and measure the whole pipeline on one GPU.")
-    parser.add_argument("images", type=Path, help="folder of CIFAR-10's Parquet files")
-    parser.add_argument("--small", action="store_true", help="rehearse with tiny sizes on CPUs")
-    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds after which the stages are stopped")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the results")
-    arguments = parser.parse_args()
-    if not any(arguments.images.glob("*.parquet")):
-        parser.error(f"no Parquet files in {arguments.images}")
+    description = "Run and measure the whole pipeline on one GPU."
+    arguments = parse_arguments(description, LIMIT_SECONDS, "seconds after which the stages are stopped")
     device = torch.device("cpu" if arguments.small else "cuda")
-    if not arguments.small and not torch.cuda.is_available():
-        parser.error("torch finds no GPU here; --small rehearses on the CPU")
     limit = arguments.limit if not arguments.small else max(arguments.limit, 600)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -87,9 +87,7 @@ def main() -> int:
         run = JobRun(config, store, watch_command("run", [str(RECIPE), *flags], limit), device)
         if arguments.small:
             torch.set_num_threads(1)  # as the job's workers
-        name = "CPU" if arguments.small else torch.cuda.get_device_name()
-        machine = {"device": name, "torch": torch.__version__, "rehearsal": arguments.small}
-        report = GpuReport(arguments.out, "gpu_pipeline", machine)
+        report = open_report(arguments.out, "gpu_pipeline", small=arguments.small)
         parts = (starts, training_job, encode_job, other_rates)
         report.run({part.__name__: Part(0, functools.partial(part, run)) for part in parts}, float("inf"))
     say(f"{report.path}.md and .json")
