@@ -18,7 +18,7 @@ DIT_FIELDS = (
 )
 """Fields of [model] that must be those of the start, because nothing can be copied sensibly otherwise."""
 UVIT_FIELDS = ("qkv_bias", "mlp_time_embed", "final_conv")
-"""The same of a U-ViT."""
+"""Fields of [model] that must be those of the start if both are U-ViTs."""
 INHERITED = {"dit": ("mlp_norm_eps",), "uvit": (*UVIT_FIELDS, "first_timestep")}
 """Fields that a model takes over from its start where its recipe does not set them, by architecture. mlp_norm_eps and
 first_timestep are in no recipe."""

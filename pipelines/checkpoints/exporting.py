@@ -30,22 +30,22 @@ def export_checkpoint(
     (`pipelines.checkpoints.adapters.export_adapter`). weights: "ema", "raw" (as trained) or another average's name.
     tracking_uri: MLflow's, where runs and models are looked up, as in a recipe.
 
-    What `raydit import` must be told about an official file is printed, because the file does not tell it.
+    Options that `raydit import` needs for an official file are printed, because the file does not contain them.
     Returns the path that was written. Raises AlreadyExists, and InvalidInput if the format cannot express the model.
     """
     storage.refuse_unwritable(str(out))
     opened = open_checkpoint(checkpoint, tracking_uri=tracking_uri)
     if format == "official":
         file = export_official(opened, out, weights=weights)
-        if options := import_options(opened):
-            say("export", f"the file does not tell, and `raydit import` must be told: {shlex.join(options)}")
+        if options := flags_for_import(opened):
+            say("export", f"the file lacks these options, which `raydit import` needs: {shlex.join(options)}")
         return file
     if format == "peft" or format == "diffusers-lora":
         return export_adapter(opened, out, layout=format, weights=weights)
     return export_diffusers(opened, out, autoencoder=checkpoint_autoencoder(opened), weights=weights)
 
 
-def import_options(opened: LocatedCheckpoint) -> list[str]:
+def flags_for_import(opened: LocatedCheckpoint) -> list[str]:
     """Return the options with which `raydit import` restores a checkpoint from the official file of its weights."""
     record = opened.record
     options = ["--objective", "flow"] if record.process_kind == "flow" else []

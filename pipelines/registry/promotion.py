@@ -109,7 +109,7 @@ def promote_checkpoint(
     report = None
     if protocol is not None and protocol.endswith(".json"):
         report = read_report_of(protocol, opened.digest)
-        protocol = read_protocols(protocol)[0].protocol_id
+        protocol = None if report else read_protocols(protocol)[0].protocol_id
     if report is None:
         (report,) = find_reports([opened.origin], protocol_id=protocol)
     config = checkpoint_recipe(opened)

@@ -53,7 +53,7 @@ def run_on_actors(
 
     create: picklable; called once in each actor, it returns the function that runs a task. on_death: called with a
     line of text when an actor has died. folders: paths or URIs that tasks write into. Needs a running Ray. An actor
-    that Ray cannot place yet, or that has died, does not delay the others. An error of a task is raised unchanged.
+    that Ray cannot schedule yet, or that has died, does not delay the others. An error of a task is raised unchanged.
     Raises WorkersDied if actors keep dying, and InvalidInput if a folder is another one where an actor runs.
     """
     shared = [storage.mark_folder(folder) for folder in folders]

@@ -10,7 +10,7 @@ from dit.checkpoint import load_checkpoint
 from dit.config import DiTConfig
 from dit.formats.official import fields_to_give
 
-TOLD = "`raydit import` must be told: "
+TOLD = "which `raydit import` needs: "
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.0], ids=["null class", "no null class"])
