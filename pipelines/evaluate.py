@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,28 +13,21 @@ from evaluation.report import EvaluationReport
 from pipelines.checkpoints.follow import Target, say_removed
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
-from pipelines.console import say
 from pipelines.latents.class_order import with_recorded_class_order
-from pipelines.scoring.checks import check_scoring_inputs
-from pipelines.scoring.class_distances import check_class_distances
 from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, evaluation_protocol
 from pipelines.scoring.protocols.protocol_file import check_given_protocol
 from pipelines.scoring.real_images.real_listing import listed_once
-from pipelines.scoring.real_images.references import RealImages
-from pipelines.scoring.reports.report_files import rewrite_report, take_back_report
-from pipelines.scoring.reports.report_series import in_series, record_series, series_identity
+from pipelines.scoring.reports.report_series import is_in_series, record_series, series_identity
 from pipelines.scoring.samples.precision import check_precision, faster_precisions
 from pipelines.scoring.samples.saved_samples import SampleFormat, SavedSamples
 from pipelines.scoring.score_checkpoint import (
     CheckpointEvaluation,
-    compute_features,
-    deliver_report,
-    group_by_settings,
     prepare_saved_folders,
     protocol_tags,
+    say_finished,
     score_checkpoint,
 )
-from pipelines.scoring.score_extractors import averages_alike
+from pipelines.scoring.seeds import SeedEvaluation, compute_together, plan_seeds, score_seeds
 from pipelines.scoring.settings import EVALUATIONS, ScoringSettings
 from pipelines.stage import StageContext
 from pipelines.tracking.run_log import RunLog
@@ -116,14 +109,6 @@ class FinishedEvaluation(NamedTuple):
     """Whether the checkpoint was to be promoted, and MLflow did not answer."""
 
 
-@dataclass(frozen=True)
-class SeedEvaluation:
-    """The evaluation of one checkpoint with one seed, and the report that it already has, if any."""
-
-    evaluation: CheckpointEvaluation
-    report: EvaluationReport | None
-
-
 def evaluate_each(
     batches: Iterable[Sequence[Target]],
     options: EvaluationOptions,
@@ -136,57 +121,88 @@ def evaluate_each(
     series: whether several checkpoints are expected, even if only one comes. Then, after each, the curve over all
     reports of its protocol is drawn again, and the numbers of all go to one MLflow run. address: of Ray.
     """
-    finished: list[FinishedEvaluation] = []
     if options.promote:
         from pipelines.registry.promotion import refuse_name
 
         refuse_name(options.promote)
+    finished: list[FinishedEvaluation] = []
     with ExitStack() as stack:
-        contexts: dict[str, StageContext] = {}
-        runs: dict[str, RunLog] = {}
+        outputs = OpenOutputs(stack, address)
         for batch in batches:
             for _, config in batch:
-                if (output := storage.absolute(config.output)) not in contexts:
-                    context = StageContext(config, address=address, part=EVALUATIONS)
-                    contexts[output] = stack.enter_context(context)
+                outputs.open(config)
             with listed_once():
-                computed = compute_batch(contexts, batch, options, several=series)
-                reports = []
-                for (_, config), seeds in zip(batch, computed, strict=False):
-                    evaluation, images_per_step = seeds[0].evaluation, config.train.global_batch_size
-                    context, folder = contexts[evaluation.settings.output], storage.split(evaluation.folder)[0]
-                    report = finish_report(context, seeds, images_per_step)
-                    reports.append(report)
-                    is_new = any(seed.report is None for seed in seeds)
-                    is_due = (series or options.repeats > 1) and (is_new or not in_series(context, report))
-                    if is_due and folder not in runs:
-                        run = context.run(EVALUATIONS, series_identity(report), protocol_tags(report.protocol))
-                        runs[folder] = stack.enter_context(run)
-                    if is_due:
-                        record_series(runs[folder], folder, report, images_per_step)
+                planned = plan_and_compute(outputs, batch, options, several=series)
+                in_series = series or options.repeats > 1
+                reports = [score_planned(outputs, each, in_series=in_series) for each in planned]
             # Promoted after all of them have reports, because one may be the champion, and be scored again.
-            for report, (_, config), seeds in zip(reports, batch, computed, strict=False):
-                evaluation = seeds[0].evaluation
-                context = contexts[evaluation.settings.output]
+            for each, report in zip(planned, reports, strict=True):
+                context = outputs.contexts[each.evaluation.settings.output]
                 is_decided = not options.promote or promote(
-                    context, report, evaluation.opened, experiment=config.name, model=options.promote
+                    context, report, each.evaluation.opened, experiment=each.config.name, model=options.promote
                 )
-                finished.append(FinishedEvaluation(report, evaluation.folder, context.tracking_uri, not is_decided))
+                finished.append(
+                    FinishedEvaluation(report, each.evaluation.folder, context.tracking_uri, not is_decided)
+                )
     return finished
 
 
-def compute_batch(
-    contexts: dict[str, StageContext], batch: Sequence[Target], options: EvaluationOptions, *, several: bool
-) -> list[list[SeedEvaluation]]:
-    """Compute the records of a batch of checkpoints, and return each one's evaluations.
+class OpenOutputs:
+    """The outputs that checkpoints are evaluated in: their contexts, and the MLflow runs over several checkpoints.
 
-    contexts: by output. Returns nothing if all of them were removed meanwhile, and options allow it; raises NotFound
-    for the first that was removed if they do not.
+    All stay open until `stack` is closed, so that each output is held once, and each run opened once.
+    """
+
+    def __init__(self, stack: ExitStack, address: str | None) -> None:
+        """address: of Ray."""
+        self.contexts: dict[str, StageContext] = {}
+        """By path or URI of the output."""
+        self._stack, self._address = stack, address
+        self._series_runs: dict[str, RunLog] = {}
+
+    def open(self, config: Recipe) -> None:
+        """Open the output of a recipe, unless it is open."""
+        if (output := storage.absolute(config.output)) not in self.contexts:
+            context = StageContext(config, address=self._address, part=EVALUATIONS)
+            self.contexts[output] = self._stack.enter_context(context)
+
+    def series_run(self, context: StageContext, folder: str, report: EvaluationReport) -> RunLog:
+        """Return the run over all checkpoints with reports in the folder of a protocol, the one of `report`."""
+        if folder not in self._series_runs:
+            run = context.run(EVALUATIONS, series_identity(report), protocol_tags(report.protocol))
+            self._series_runs[folder] = self._stack.enter_context(run)
+        return self._series_runs[folder]
+
+
+class PlannedCheckpoint(NamedTuple):
+    """A checkpoint that is evaluated by a recipe, with one or several seeds."""
+
+    config: Recipe
+    seeds: list[SeedEvaluation]
+
+    @property
+    def evaluation(self) -> CheckpointEvaluation:
+        """The evaluation with the first seed, whose report gets the values of all seeds."""
+        return self.seeds[0].evaluation
+
+
+def plan_and_compute(
+    outputs: OpenOutputs, batch: Sequence[Target], options: EvaluationOptions, *, several: bool
+) -> list[PlannedCheckpoint]:
+    """Plan the evaluations of a batch of checkpoints, and compute their records.
+
+    Returns nothing if all of them were removed meanwhile, and options allow it; raises NotFound for the first that was
+    removed if they do not.
     """
     try:
-        planned = [plan_seeds(opened, config, options, several=several) for opened, config in batch]
-        prepare_saved_folders(seed.evaluation for seeds in planned for seed in seeds)
-        compute_together(contexts, [seed for seeds in planned for seed in seeds], force=options.force)
+        planned = []
+        for opened, config in batch:
+            saved = saved_samples(options, opened, several=several)
+            seeds = plan_seeds(opened, config, repeats=options.repeats, force=options.force, saved=saved)
+            planned.append(PlannedCheckpoint(config, seeds))
+        seeds_of_all = [seed for each in planned for seed in each.seeds]
+        prepare_saved_folders(seed.evaluation for seed in seeds_of_all)
+        compute_together(outputs.contexts, seeds_of_all, force=options.force)
         return planned
     except (RayditError, OSError) as error:
         removed = [opened for opened, _ in batch if is_removed(opened)]
@@ -203,34 +219,26 @@ def compute_batch(
         return []
 
 
+def score_planned(outputs: OpenOutputs, planned: PlannedCheckpoint, *, in_series: bool) -> EvaluationReport:
+    """Score a checkpoint whose records are computed, and return its report.
+
+    in_series: also log the report to the run over all checkpoints by its protocol, unless it is there.
+    """
+    evaluation, images_per_step = planned.evaluation, planned.config.train.global_batch_size
+    context = outputs.contexts[evaluation.settings.output]
+    report = score_seeds(context, planned.seeds, images_per_step)
+    is_new = any(seed.report is None for seed in planned.seeds)
+    if in_series and (is_new or not is_in_series(context, report)):
+        folder = storage.split(evaluation.folder)[0]
+        record_series(outputs.series_run(context, folder, report), folder, report, images_per_step)
+    return report
+
+
 def is_removed(opened: LocatedCheckpoint) -> bool:
     """Return whether the training of an open checkpoint has removed it, which begins with COMPLETE."""
     if opened.imported is not None or opened.is_registered_copy:
         return False
     return not storage.exists(storage.join(opened.origin, COMPLETE))
-
-
-def plan_seeds(
-    opened: LocatedCheckpoint, config: Recipe, options: EvaluationOptions, *, several: bool
-) -> list[SeedEvaluation]:
-    """Plan the evaluation of a checkpoint with each seed, the recipe's own first.
-
-    Raises NotFound or InvalidInput before any work if something is missing or does not fit.
-    """
-    planned = []
-    for seed in range(config.seed, config.seed + options.repeats):
-        settings = replace(ScoringSettings.from_recipe(config), seed=seed)
-        protocol = evaluation_protocol(settings, opened)
-        check_scoring_inputs(settings, protocol)
-        saved = saved_samples(options, opened, several=several) if seed == config.seed else None
-        evaluation = CheckpointEvaluation(opened, protocol, settings, saved)
-        again = options.force or evaluation.lacks_saved_samples()
-        report = None if again else evaluation.find_report()
-        if report is None:
-            check_precision(settings.evaluate, protocol)
-            check_class_distances(settings, opened.record.class_names, opened.origin)
-        planned.append(SeedEvaluation(evaluation, report))
-    return planned
 
 
 def saved_samples(options: EvaluationOptions, opened: LocatedCheckpoint, *, several: bool) -> SavedSamples | None:
@@ -241,66 +249,6 @@ def saved_samples(options: EvaluationOptions, opened: LocatedCheckpoint, *, seve
     if storage.is_local(folder):
         folder = storage.local_path(folder)  # workers run in other working directories
     return SavedSamples(folder, options.save_format, opened.record.class_names)
-
-
-def compute_together(contexts: dict[str, StageContext], planned: Sequence[SeedEvaluation], *, force: bool) -> None:
-    """Compute the records of all evaluations without a report, with one pool of workers for equal settings.
-
-    contexts: by output. force: discard the records of interrupted runs.
-    """
-    unscored = [seed.evaluation for seed in planned if seed.report is None]
-    lines: dict[str, None] = {}
-    for evaluation in unscored:
-        _ = contexts[evaluation.settings.output].tracker  # refuses what can never take reports or runs, before any work
-        lines |= dict.fromkeys(faster_precisions(evaluation.settings.evaluate, evaluation.protocol))
-    for line in lines:
-        say("evaluate", line)
-    if force:
-        for evaluation in unscored:
-            evaluation.remove_shards()
-    for group in group_by_settings(unscored):
-        settings = group[0].settings
-        compute_features(contexts[settings.output], RealImages.of(settings), group)
-
-
-def finish_report(context: StageContext, seeds: Sequence[SeedEvaluation], images_per_step: int) -> EvaluationReport:
-    """Score a checkpoint with every seed that has no report; return the first seed's report with the values of all."""
-    reports = []
-    for seed in seeds:
-        if seed.report is None:
-            reports.append(score_checkpoint(context, seed.evaluation, images_per_step=images_per_step))
-        else:
-            say_finished(context, seed.evaluation, seed.report, images_per_step)
-            reports.append(seed.report)
-    report = reports[0] if len(seeds) == 1 else with_repeats(reports)
-    if report != reports[0] and context.is_writable:
-        rewrite_report(report, seeds[0].evaluation.folder)
-    return report
-
-
-def say_finished(
-    context: StageContext, evaluation: CheckpointEvaluation, report: EvaluationReport, images_per_step: int
-) -> None:
-    """Say that an evaluation is finished, after doing what an interrupted one has left if the output is writable."""
-    if context.is_writable:
-        take_back_report(evaluation.folder, evaluation.opened.digest)
-        deliver_report(context, evaluation, report, images_per_step=images_per_step)
-    context.skipped("evaluate", f"protocol {evaluation.protocol.label}, report in {evaluation.folder}")
-
-
-def with_repeats(reports: Sequence[EvaluationReport]) -> EvaluationReport:
-    """Return the first of several reports that differ in their seed, with the metrics of all as its repeats.
-
-    Where it has more repeats already, which begin with these, it keeps them.
-    """
-    first = reports[0]
-    repeats = dict(first.repeats)
-    for name in first.metrics:
-        if all(name in report.metrics and averages_alike(first, report, name) for report in reports):
-            values = [report.metrics[name] for report in reports]
-            if repeats.get(name, [])[: len(values)] != values:
-                repeats[name] = values
-    return replace(first, repeats=repeats)
 
 
 def promote(

@@ -28,6 +28,7 @@ from pipelines.scoring.reports.report_files import (
     load_matching_report,
     report_folder,
     set_aside_other_report,
+    take_back_report,
     write_report,
 )
 from pipelines.scoring.reports.report_pictures import Neighbours, report_pictures
@@ -46,7 +47,7 @@ from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.workers.actors import SampleSource, ScoringActor
 from pipelines.scoring.workers.records import load_preview_images, preview_shards
 from pipelines.scoring.workers.shards import ScoringShard, compute_shards, find_unfinished, make_shards, share_images
-from pipelines.stage import JobContext
+from pipelines.stage import JobContext, StageContext
 from pipelines.tracking import tags
 from pipelines.tracking.logged_models import log_checkpoint
 from pipelines.tracking.run_log import RunLog
@@ -247,6 +248,16 @@ def score_checkpoint(
         log_written_report(run, evaluation, report, images_per_step)
         context.say("evaluate", f"{protocol.num_samples:,} samples scored, report in {folder} ({timer.total:.0f} s)")
     return report
+
+
+def say_finished(
+    context: StageContext, evaluation: CheckpointEvaluation, report: EvaluationReport, images_per_step: int
+) -> None:
+    """Say that an evaluation is finished, after doing what an interrupted one has left if the output is writable."""
+    if context.is_writable:
+        take_back_report(evaluation.folder, evaluation.opened.digest)
+        deliver_report(context, evaluation, report, images_per_step=images_per_step)
+    context.skipped("evaluate", f"protocol {evaluation.protocol.label}, report in {evaluation.folder}")
 
 
 def deliver_report(

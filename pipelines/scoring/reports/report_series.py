@@ -14,7 +14,7 @@ def series_identity(report: EvaluationReport) -> dict[str, str]:
     return {"protocol": report.protocol_id}
 
 
-def in_series(context: StageContext, report: EvaluationReport) -> bool:
+def is_in_series(context: StageContext, report: EvaluationReport) -> bool:
     """Return whether such a run has a report's step, or cannot get it: a command may have been interrupted before."""
     step = step_of(report)
     if step is None or not context.is_writable:

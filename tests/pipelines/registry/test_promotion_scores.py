@@ -12,6 +12,7 @@ from pipelines.checkpoints.open import open_checkpoint
 from pipelines.registry import promotion
 from pipelines.scoring.reports.report_files import rewrite_report
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation
+from pipelines.scoring.seeds import SeedEvaluation
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext
 from raydit.errors import InvalidInput
@@ -153,10 +154,11 @@ def test_checkpoints_are_promoted_after_all_of_them_have_reports(story, monkeypa
     order = []
     batch = [(open_checkpoint(story.checkpoints[step].path), story.config) for step in (2, 4)]
 
-    def plan(contexts, batch, options, several):
+    def plan(outputs, batch, options, several):
         settings = ScoringSettings.from_recipe(story.config)
         evaluations = [SimpleNamespace(opened=opened, folder="", settings=settings) for opened, _ in batch]
-        return [[evaluate.SeedEvaluation(each, story.reports[each.opened.step])] for each in evaluations]
+        seeds = [SeedEvaluation(each, story.reports[each.opened.step]) for each in evaluations]
+        return [evaluate.PlannedCheckpoint(story.config, [each]) for each in seeds]
 
     def finish(context, seeds, images_per_step):
         order.append(("report", seeds[0].report.checkpoint_digest))
@@ -168,7 +170,7 @@ def test_checkpoints_are_promoted_after_all_of_them_have_reports(story, monkeypa
 
     context = SimpleNamespace(tracking_uri=story.uri)
     monkeypatch.setattr(evaluate, "StageContext", lambda *arguments, **options: nullcontext(context))
-    for name, replacement in (("compute_batch", plan), ("finish_report", finish), ("promote", decide)):
+    for name, replacement in (("plan_and_compute", plan), ("score_seeds", finish), ("promote", decide)):
         monkeypatch.setattr(evaluate, name, replacement)
     finished = evaluate.evaluate_each([batch], evaluate.EvaluationOptions(promote="m"), series=False)
     digests = [story.checkpoints[step].digest for step in (2, 4)]

@@ -20,7 +20,7 @@ from pipelines.build_reference import build_reference
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.cli.submission.paths import relative_recipe_paths
 from pipelines.config.reader import RecipeError, load_recipe, resolved, validate_recipe
-from pipelines.evaluate import find_report, with_repeats
+from pipelines.evaluate import find_report
 from pipelines.planning.hardware import parse_cluster
 from pipelines.planning.networks import resolve_networks
 from pipelines.planning.time import evaluate_work
@@ -30,6 +30,7 @@ from pipelines.scoring.reports.report_curves import _precision_recall as precisi
 from pipelines.scoring.reports.report_files import find_reports, save_report
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation
 from pipelines.scoring.score_extractors import with_earlier_scores
+from pipelines.scoring.seeds import with_repeats
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.workers.actors import ScoringActor
 from pipelines.scoring.workers.records import ShardResult

@@ -20,7 +20,7 @@ from pipelines import evaluate_autoencoder as autoencoder_job
 from pipelines import evaluate_images as images_job
 from pipelines.checkpoints.open import open_checkpoint
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.evaluate import EvaluationOptions, SeedEvaluation, evaluate, evaluate_each
+from pipelines.evaluate import EvaluationOptions, evaluate, evaluate_each
 from pipelines.evaluate_autoencoder import evaluate_autoencoder
 from pipelines.evaluate_images import evaluate_images
 from pipelines.images.open import open_source
@@ -30,6 +30,7 @@ from pipelines.scoring.real_images.references import RealImages
 from pipelines.scoring.reports.unlogged import is_unlogged, mark_logged, mark_unlogged
 from pipelines.scoring.score_checkpoint import CheckpointEvaluation
 from pipelines.scoring.score_extractors import remove_all_records
+from pipelines.scoring.seeds import SeedEvaluation
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.workers.shards import make_shards, split_listing
 from pipelines.stage import StageContext
@@ -218,7 +219,7 @@ def test_a_step_that_an_interrupted_command_left_out_of_the_series_is_logged(tmp
         evaluation = SimpleNamespace(settings=settings, folder=folder, saved=None, step=step)
         return [SeedEvaluation(evaluation, reports[step] if step in scored else None)]
 
-    def finish_report(context, seeds, images_per_step):
+    def score_seeds(context, seeds, images_per_step):
         scored.add(seeds[0].evaluation.step)
         return reports[seeds[0].evaluation.step]
 
@@ -228,7 +229,7 @@ def test_a_step_that_an_interrupted_command_left_out_of_the_series_is_logged(tmp
         record_series(run, folder, report, images_per_step)
 
     record_series = checkpoints_job.record_series
-    for name, value in {"StageContext": LocalContext, "plan_seeds": plan_seeds, "finish_report": finish_report}.items():
+    for name, value in {"StageContext": LocalContext, "plan_seeds": plan_seeds, "score_seeds": score_seeds}.items():
         monkeypatch.setattr(checkpoints_job, name, value)
     monkeypatch.setattr(checkpoints_job, "compute_together", lambda *_, **__: None)
     monkeypatch.setattr(checkpoints_job, "record_series", interrupted)
