@@ -1,13 +1,16 @@
 """The evaluate-images job: score images from any source, such as samples that another tool drew."""
 
 import json
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
+from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 from pipelines.artifacts import digest_of
 from pipelines.config.recipe import ImagesConfig, Recipe
@@ -46,7 +49,7 @@ from pipelines.scoring.score_extractors import (
 )
 from pipelines.scoring.settings import ScoringSettings
 from pipelines.scoring.workers.actors import ScoringActor
-from pipelines.scoring.workers.shards import compute_shards, make_shards, share_images, split_listing
+from pipelines.scoring.workers.shards import ScoringShard, compute_shards, make_shards, share_images, split_listing
 from pipelines.stage import StageContext
 from pipelines.tracking import tags
 from pipelines.tracking.run_log import RunLog
@@ -66,55 +69,86 @@ def evaluate_images(
     be readable. force: score again. Raises NotFound or InvalidInput before any work if something is missing or does
     not fit.
     """
-    settings = ScoringSettings.from_recipe(config)
-    images, evaluate = scored_images(settings, path), settings.evaluate
-    source = open_source(images)
-    listing = source.listing()
-    protocol = images_protocol(settings, len(listing))
-    check_scoring_inputs(settings, protocol)
-    digest = images_digest(source, listing, images)
-    folder = images_report_folder(settings.evaluations, protocol.protocol_id, path, digest)
-    protocols = evaluation_protocols(settings, protocol)
-    identity = {"images": digest, **protocols_identity(protocols)}
-    run_tags = {tags.IMAGES: path, **protocol_tags(protocol)}
-    earlier = load_matching_report(folder, digest)
-    if earlier and has_other_real_images(earlier, settings):
-        earlier = None
-    report = earlier if earlier and holds_all(earlier, protocols, evaluate) else None
+    evaluation = ImagesEvaluation.plan(path, ScoringSettings.from_recipe(config))
+    report = evaluation.find_report()
     if report is not None and not force:
-        if context.is_writable:
-            take_back_report(folder, digest)
-        # It was interrupted between writing and logging the report.
-        if context.is_writable and is_unlogged(folder, digest):
-            with context.run("evaluate", identity, run_tags) as run:
-                log_evaluation_settings(run, evaluate, protocol)
-                log_written_report(run, report, folder)
-        context.skipped("evaluate", f"protocol {protocol.label}, report in {folder}")
-        return report, folder
+        say_finished(context, evaluation, report)
+        return report, evaluation.folder
     context.require_writable()
-    check_class_distances(settings, listing.class_names, path)
-    set_aside_other_report(folder, digest)
-    shard_folders = record_folders(folder, digest, evaluate.shard_rows, protocols)
-    records = [make_shards(each, split_listing(listing, evaluate.shard_rows)) for each in shard_folders]
+    check_class_distances(evaluation.settings, evaluation.listing.class_names, path)
+    return score_images(context, evaluation, force=force), evaluation.folder
+
+
+@dataclass(frozen=True)
+class ImagesEvaluation:
+    """All images of a source, the protocols to score them by, and the folder of their report."""
+
+    path: str
+    """Path or URI of the source."""
+    images: ImagesConfig
+    listing: Listing
+    digest: str
+    """Digest of the images, by which an earlier report of them is found."""
+    settings: ScoringSettings
+    protocols: list[EvaluationProtocol]
+    """The protocol of each extractor, in order."""
+    folder: str
+    """Path or URI of the report's folder."""
+
+    @classmethod
+    def plan(cls, path: str, settings: ScoringSettings) -> "ImagesEvaluation":
+        """List the images of a source and plan to score them. Raises NotFound or InvalidInput if something does not
+        fit."""
+        images = scored_images(settings, path)
+        source = open_source(images)
+        listing = source.listing()
+        protocol = images_protocol(settings, len(listing))
+        check_scoring_inputs(settings, protocol)
+        digest = images_digest(source, listing, images)
+        folder = images_report_folder(settings.evaluations, protocol.protocol_id, path, digest)
+        return cls(path, images, listing, digest, settings, evaluation_protocols(settings, protocol), folder)
+
+    @property
+    def protocol(self) -> EvaluationProtocol:
+        """The protocol of the first extractor, which names the report's folder."""
+        return self.protocols[0]
+
+    def find_report(self) -> EvaluationReport | None:
+        """Return the images' report if it holds the scores of all extractors, among others perhaps."""
+        report = self.find_earlier_report()
+        return report if report and holds_all(report, self.protocols, self.settings.evaluate) else None
+
+    def find_earlier_report(self) -> EvaluationReport | None:
+        """Return the images' report by the first protocol, of the same real images as far as it says."""
+        report = load_matching_report(self.folder, self.digest)
+        return None if report and has_other_real_images(report, self.settings) else report
+
+
+def score_images(context: StageContext, evaluation: ImagesEvaluation, *, force: bool) -> EvaluationReport:
+    """Score images and write the report; records of an interrupted run are reused, unless `force` is set."""
+    settings, listing, folder = evaluation.settings, evaluation.listing, evaluation.folder
+    earlier, shard_rows = evaluation.find_earlier_report(), settings.evaluate.shard_rows
+    set_aside_other_report(folder, evaluation.digest)
+    shard_folders = record_folders(folder, evaluation.digest, shard_rows, evaluation.protocols)
+    records = [make_shards(each, split_listing(listing, shard_rows)) for each in shard_folders]
     if force:
         remove_folders(shard_folders)
     for line in (f"scores {listing.summary()}", *listing.notes):
         context.say("evaluate", line)
-    real, digests, timer = RealImages.of(settings, len(listing)), settings.extractor_digests, LapTimer()
-    with context.run("evaluate", identity, run_tags) as run:
-        log_evaluation_settings(run, evaluate, protocol)
-        if missing := real.missing_shards():
-            create_actor = partial(ScoringActor, with_absolute_paths(settings.images), evaluate, digests=digests)
-            compute_shards(context, "reference", missing, create_actor, evaluate)
-        create_actor = partial(ScoringActor, with_absolute_paths(images), evaluate, digests=digests)
-        compute_shards(context, "evaluate", share_images(dict(enumerate(records))), create_actor, evaluate)
-        extract_adm_images(real, context)
+    real, timer = RealImages.of(settings, len(listing)), LapTimer()
+    with open_run(context, evaluation) as run:
+        compute_features(context, real, evaluation.images, records)
         timer.lap("features_seconds")
         # Evenly spaced, because the images of a class often lie together.
         shown = np.linspace(0, len(listing) - 1, min(NUM_SAMPLES, len(listing))).astype(int)
-        classes = SampleClasses(listing.class_names, listing.labels)
         scored = score_extractors(
-            protocols, real, records, checkpoint=path, digest=digest, classes=classes, shown=shown
+            evaluation.protocols,
+            real,
+            records,
+            checkpoint=evaluation.path,
+            digest=evaluation.digest,
+            classes=SampleClasses(listing.class_names, listing.labels),
+            shown=shown,
         )
         report = replace(
             with_earlier_scores(scored.report, earlier),
@@ -123,12 +157,49 @@ def evaluate_images(
         )
         timer.lap("scoring_seconds")
         neighbours = Neighbours(scored.reference, settings.images)
-        pictures = draw_pictures(images, listing.take(shown), scored.features, neighbours, shown)
+        pictures = draw_pictures(evaluation.images, listing.take(shown), scored.features, neighbours, shown)
         timer.lap("pictures_seconds")
         report = write_report(report, folder, pictures, timer.laps | scored.timings)
         log_written_report(run, report, folder)
         context.say("evaluate", f"{counted(len(listing), 'image')} scored, report in {folder} ({timer.total:.0f} s)")
-    return report, folder
+    return report
+
+
+def compute_features(
+    context: StageContext, real: RealImages, images: ImagesConfig, records: list[list[ScoringShard]]
+) -> None:
+    """Compute the missing records of real images, and of the images that are scored.
+
+    records: of the images, for each extractor.
+    """
+    settings = real.settings
+    create_actor = partial(ScoringActor, evaluate=settings.evaluate, digests=settings.extractor_digests)
+    if missing := real.missing_shards():
+        create_reference_actor = partial(create_actor, with_absolute_paths(settings.images))
+        compute_shards(context, "reference", missing, create_reference_actor, settings.evaluate)
+    create_images_actor = partial(create_actor, with_absolute_paths(images))
+    compute_shards(context, "evaluate", share_images(dict(enumerate(records))), create_images_actor, settings.evaluate)
+    extract_adm_images(real, context)
+
+
+def say_finished(context: StageContext, evaluation: ImagesEvaluation, report: EvaluationReport) -> None:
+    """Say that an evaluation is finished, after doing what an interrupted one has left if the output is writable."""
+    if context.is_writable:
+        take_back_report(evaluation.folder, evaluation.digest)
+        if is_unlogged(evaluation.folder, evaluation.digest):
+            with open_run(context, evaluation) as run:
+                log_written_report(run, report, evaluation.folder)
+    context.skipped("evaluate", f"protocol {evaluation.protocol.label}, report in {evaluation.folder}")
+
+
+@contextmanager
+def open_run(context: StageContext, evaluation: ImagesEvaluation) -> Iterator[RunLog]:
+    """Open the run of an evaluation, or that of an interrupted one with the same images and protocols."""
+    identity = {"images": evaluation.digest, **protocols_identity(evaluation.protocols)}
+    run_tags = {tags.IMAGES: evaluation.path, **protocol_tags(evaluation.protocol)}
+    with context.run("evaluate", identity, run_tags) as run:
+        log_evaluation_settings(run, evaluation.settings.evaluate, evaluation.protocol)
+        yield run
 
 
 def log_written_report(run: RunLog, report: EvaluationReport, folder: str) -> None:

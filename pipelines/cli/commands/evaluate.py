@@ -180,20 +180,14 @@ def _evaluate_images(
 
 
 def _print_images_plan(images: str, config: Recipe, as_json: bool) -> None:
-    from pipelines.evaluate_images import scored_images
-    from pipelines.images.open import open_source
-    from pipelines.scoring.checks import check_scoring_inputs
+    from pipelines.evaluate_images import ImagesEvaluation
     from pipelines.scoring.class_distances import check_class_distances
-    from pipelines.scoring.protocols.build_protocol import images_protocol
     from pipelines.scoring.settings import ScoringSettings
 
     print_resolved(config)
-    settings = ScoringSettings.from_recipe(config)
-    listing = open_source(scored_images(settings, images)).listing()
-    count = len(listing)
-    protocol = images_protocol(settings, count)
-    check_scoring_inputs(settings, protocol)
-    check_class_distances(settings, listing.class_names, images)
+    planned = ImagesEvaluation.plan(images, ScoringSettings.from_recipe(config))
+    check_class_distances(planned.settings, planned.listing.class_names, images)
+    count, protocol = len(planned.listing), planned.protocol
     print_line("plan", f"{counted(count, 'image')} of {images}, protocol {protocol.label}")
     print_result(as_json, {"images": count, "protocol_id": protocol.protocol_id})
 
