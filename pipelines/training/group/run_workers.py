@@ -17,6 +17,7 @@ from cluster.threads import run_beside
 from pipelines.config.training import ElasticWorkersConfig, TrainConfig
 from pipelines.console import first_line
 from pipelines.stage import JobContext
+from pipelines.training.group.failures import Restarts, first_cause
 from pipelines.training.group.messages import (
     POLL_SECONDS,
     InLoop,
@@ -30,7 +31,6 @@ from pipelines.training.group.messages import (
 )
 from pipelines.training.group.worker import Worker
 from raydit.compilers import explain_failed_compilation, require_compiler
-from raydit.errors import RayditError, WorkersDied
 
 if TYPE_CHECKING:
     from ray.train import RunConfig, ScalingConfig
@@ -39,9 +39,6 @@ RAY_FOLDER = ".ray"
 """Folder of the output for Ray Train's own files."""
 RESIZE_SECONDS = 60.0
 """How often an elastic group checks whether more workers fit; growing restarts it from its newest checkpoint."""
-MAX_RESTARTS = 3
-"""Restarts of the group after workers died, without a new checkpoint in between, before the stage fails."""
-
 STOP_SECONDS = 15.0
 """Time that workers have to end with a checkpoint when a signal asks for it; most senders kill after 20 or 30 s."""
 
@@ -78,11 +75,10 @@ def run_workers(
         from pipelines.training.group.rendezvous import torch_group
         from pipelines.training.group.trainer import GroupTrainer
 
-    restarts, request = 0, signals.StopRequest()
-    stop = GroupStop(request)
+    request = signals.StopRequest()
+    stop, restarts = GroupStop(request), Restarts(context, stage)
 
     def receive(message: Message) -> None:
-        nonlocal restarts
         if isinstance(message, Notice):
             context.say(stage, message.text)
             return
@@ -90,7 +86,7 @@ def run_workers(
             stop.in_loop = message.active
             return
         if isinstance(message, Saved):
-            restarts = 0
+            restarts.on_checkpoint()
         on_message(message)
 
     with (
@@ -114,17 +110,11 @@ def run_workers(
                 trainer.fit()
                 return
             except TrainingFailedError as error:
-                failure = _first_cause(error)
+                failure = first_cause(error)
                 if request.requested:
                     context.say(stage, f"could not write a checkpoint of the last step: {first_line(failure)}")
                     raise signals.Interrupted from error
-                if not _is_retryable(failure):
-                    raise failure from error
-                if restarts == MAX_RESTARTS:
-                    raise _died_repeatedly(stage, failure) from error
-                restarts += 1
-                happened = "died" if _is_of_ray(failure) else "failed"
-                context.say(stage, f"a worker {happened} ({first_line(failure)}); restarting all workers")
+                restarts.restart_or_raise(failure, error)
 
 
 class GroupStop:
@@ -203,34 +193,3 @@ def _run_config(stage: str, storage_path: str) -> "RunConfig":
     # run_workers restarts the group itself: Ray Train would also retry errors that are certain to recur.
     path = storage.quoted(storage_path)  # pyarrow, by which Ray opens it, takes no blanks
     return RunConfig(name=stage, storage_path=path, failure_config=FailureConfig(max_failures=0))
-
-
-def _first_cause(error: Exception) -> BaseException:
-    """Return the error that a worker raised on purpose, rather than those of workers that lost contact with it."""
-    failures = [*getattr(error, "worker_failures", {}).values()]
-    at_start = getattr(getattr(error, "controller_failure", None), "cause", None)
-    if isinstance(at_start, RayditError):  # raised while the workers formed a group
-        failures.append(at_start)
-    return next(iter(sorted(failures, key=_is_retryable)), error)
-
-
-def _is_retryable(failure: BaseException) -> bool:
-    """Return whether a worker died or lost contact with one that did; other errors would recur in the next attempt."""
-    return not isinstance(failure, RayditError | ValueError | OSError | ArithmeticError)
-
-
-def _is_of_ray(failure: BaseException) -> bool:
-    """Return whether Ray reports the death of a worker; any other error was raised by the worker's own code."""
-    return type(failure).__module__.startswith("ray.")
-
-
-def _died_repeatedly(stage: str, failure: BaseException) -> BaseException:
-    """Return the error to raise after the last restart: a dead worker's is for the user, any other is a bug's own."""
-    if not _is_of_ray(failure):
-        return failure
-    return WorkersDied(
-        f"{stage}: workers died {MAX_RESTARTS + 1} times without a new checkpoint in between, the last time because: "
-        f"{first_line(failure)}",
-        "workers that have the memory and the device that they need",
-        "read Ray's logs on their node (/tmp/ray/session_latest/logs), then run the same command again to resume",
-    )
