@@ -96,7 +96,7 @@ def best(experiment: str, metric: str, protocol: str, store: str, as_json: bool)
     (raydit evaluate --repeats) are ranked by the mean, which is shown with its standard error.
     """
     from evaluation.text_table import align_columns
-    from pipelines.registry.queries import best_checkpoints
+    from pipelines.registry.best import best_checkpoints
 
     name, uri = _experiment_and_store(experiment, store)
     found = best_checkpoints(uri, name, metric=metric, protocol=protocol)

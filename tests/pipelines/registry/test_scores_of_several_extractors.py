@@ -13,7 +13,8 @@ from evaluation.merge_reports import merge_reports
 from evaluation.ratios import mean_ratio_id
 from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import open_checkpoint
-from pipelines.registry.queries import best_checkpoints, find_protocol, list_runs
+from pipelines.registry.best import best_checkpoints
+from pipelines.registry.queries import find_protocol, list_runs
 from pipelines.scoring.protocols.build_protocol import evaluation_protocol
 from pipelines.scoring.reports.log_report import log_report
 from pipelines.scoring.reports.report_files import save_report

@@ -12,7 +12,8 @@ from tiny import tiny_recipe
 from tiny_story import SCORES
 
 from pipelines.artifacts import digest_of
-from pipelines.registry.queries import best_checkpoints, list_runs, show_run
+from pipelines.registry.best import best_checkpoints
+from pipelines.registry.queries import list_runs, show_run
 from pipelines.tracking.delivery import journal_path
 from pipelines.tracking.lookup import find_checkpoint, protected_digests
 from pipelines.tracking.store import check_tracking

@@ -12,7 +12,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from pipelines.config.reader import load_recipe
-from pipelines.registry.queries import best_checkpoints, list_runs
+from pipelines.registry.best import best_checkpoints
+from pipelines.registry.queries import list_runs
 from pipelines.stage import StageContext
 from pipelines.tracking import tracker as tracker_module
 from pipelines.tracking.journal import Journal
