@@ -65,11 +65,6 @@ def find_source(name: str) -> Path:
     return path
 
 
-def source_sha256(name: str) -> str:
-    """Return the sha256 of the source of a function's module. Raises the same errors as find_source."""
-    return hashlib.sha256(find_source(name).read_bytes()).hexdigest()
-
-
 def build_function(name: str, device: torch.device, *, image_size: int) -> Network:
     """Import a function, check it on a few random images, and return it as a network.
 
