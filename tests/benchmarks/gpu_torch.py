@@ -27,6 +27,7 @@ import gpu_report  # records the start time
 import torch
 from gpu_bench import PROCESS, Bench
 from gpu_graphs import compare_graphs
+from gpu_official import official_training
 from gpu_report import Figure, GpuReport, Part
 from gpu_training import (
     Batch,
@@ -202,10 +203,13 @@ def autoencoder(bench: Bench) -> Iterator[Figure]:
                 )
 
 
-def parts_of(bench: Bench) -> dict[str, Part]:
-    """Return the parts, the most wanted first, with the seconds that each takes at most on a GPU such as an H200."""
+def parts_of(bench: Bench, official: Path | None) -> dict[str, Part]:
+    """Return the parts, the most wanted first, with the seconds that each takes at most on a GPU such as an H200.
+
+    official: copy of the official DiT's models.py.
+    """
     xl, b, s = (functools.partial(training, bench, f"DiT-{name}/2") for name in ("XL", "B", "S"))
-    by_blocks = "float8 and compiled by blocks"
+    by_blocks, rival = "float8 and compiled by blocks", functools.partial(official_training, bench, official)
     parts = {
         "the GPU": Part(5, functools.partial(gpu_speed, bench)),
         "agreement": Part(15, functools.partial(agreement, bench)),
@@ -219,6 +223,8 @@ def parts_of(bench: Bench) -> dict[str, Part]:
         "CUDA graphs": Part(25, functools.partial(compare_graphs, bench)),
         "autoencoder": Part(35, functools.partial(autoencoder, bench), "diffusers"),
         "training DiT-B/2": Part(25, lambda: b(256, window=10, seconds=20)),
+        "official DiT-XL/2": Part(25, lambda: rival(images=64, compiled=False), "timm"),
+        "official DiT-XL/2 compiled by blocks": Part(40, lambda: rival(images=128, compiled=True), "timm"),
         "training DiT-XL/2 compiled as a whole": Part(
             85, lambda: xl(128, window=5, seconds=75, how="compiled as a whole")
         ),
@@ -237,18 +243,21 @@ def main() -> int:
         default=LIMIT_SECONDS,
         help="a part starts only if it is expected to end within this many seconds",
     )
+    parser.add_argument("--official", type=Path, help="copy of the official DiT's models.py, to measure it as well")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the results")
     arguments = parser.parse_args()
     has_gpu = torch.cuda.is_available()
     if not has_gpu and not arguments.small:
         parser.error("torch finds no GPU here; --small rehearses on the CPU")
+    if arguments.official and not arguments.official.is_file():
+        parser.error(f"--official {arguments.official}: found no such file")
     device = torch.device("cuda" if has_gpu else "cpu")
     name = torch.cuda.get_device_name() if has_gpu else "CPU"
     machine = {"device": name, "torch": torch.__version__, "rehearsal": arguments.small}
     report = GpuReport(arguments.out, "gpu_torch", machine)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/inductor"  # as if nothing had been compiled before
-        report.run(parts_of(Bench(device, arguments.small, Path(folder))), arguments.limit)
+        report.run(parts_of(Bench(device, arguments.small, Path(folder)), arguments.official), arguments.limit)
     gpu_report.say(f"{gpu_report.elapsed():.0f} s in all; {report.path}.md and .json")
     return int(report.failed)
 
