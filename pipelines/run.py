@@ -6,14 +6,17 @@ from typing import Any
 from dit.adaptation.draft_weights import TrainedModel
 from evaluation.report import EvaluationReport
 from pipelines.autoencoder import find_autoencoder, train_autoencoder
+from pipelines.checkpoints.folder import CheckpointFolder
+from pipelines.checkpoints.open_start import require_same_latents
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
 from pipelines.encode import encode, find_latents
 from pipelines.evaluate import evaluate, find_report
 from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
-from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
+from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, autoencoder_of
 from pipelines.latents.held_out import held_out_set, require_held_out, require_training, training_set
+from pipelines.latents.recorded_autoencoder import describe_recorded
 from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.planning.networks import check_networks, resolve_networks
 from pipelines.scoring.checks import check_num_samples, check_real_images, check_sampling_steps, check_scoring_settings
@@ -24,7 +27,7 @@ from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext, job
 from pipelines.train import find_trained, train
 from pipelines.training.monitoring.retention import check_keep_best
-from pipelines.training.starting.training_start import find_start, require_start_fits
+from pipelines.training.starting.training_start import find_start, require_start_fits, started_model
 from raydit.errors import InvalidInput, NotFound
 
 
@@ -70,7 +73,7 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
     if "train" in pending and config.train.keep_best:
         check_keep_best(config.train.keep_best)
     if "train" in pending:
-        _check_start(config, listing, own_autoencoder="autoencoder" in pending)
+        check_start(config, listing, own_autoencoder="autoencoder" in pending)
     if "evaluate" in pending:
         _check_guidance(config, listing)
         check_num_samples(config.evaluate)
@@ -118,8 +121,8 @@ def _check_classes(config: Recipe, listing: Listing, pending: list[str]) -> None
             require_classes(config, listing.class_names, listing.columns, folder)
 
 
-def _check_start(config: Recipe, listing: Listing, *, own_autoencoder: bool) -> None:
-    """Refuse a checkpoint to start from that the model, its classes or its objective do not fit.
+def check_start(config: Recipe, listing: Listing, *, own_autoencoder: bool) -> None:
+    """Refuse a checkpoint to start from that the latents, the model, its classes or its objective do not fit.
 
     own_autoencoder: whether the recipe has yet to train its autoencoder, without which a weights file is not opened.
     """
@@ -128,11 +131,17 @@ def _check_start(config: Recipe, listing: Listing, *, own_autoencoder: bool) -> 
     start = find_start(config)
     try:
         model = resolve_networks(config, len(listing.class_names)).model
+        autoencoder = None if own_autoencoder else describe_recorded(autoencoder_of(config), config.latents)
     except NotFound:
         return  # an autoencoder that is not on this machine yet: the training looks again
-    if start is not None:
-        objective = {"kind": config.objective.kind, **config.objective.settings(model)}
-        require_start_fits(start, config.train, TrainedModel(model, objective, listing.class_names))
+    if start is None:
+        return
+    if start.opened is not None and autoencoder is not None:
+        require_same_latents(start.opened, start.settings, autoencoder, config.latents)
+    checkpoints = CheckpointFolder(config.folder("checkpoints"))
+    model = started_model(model, resolved(config)["model"], start, checkpoints)
+    objective = {"kind": config.objective.kind, **config.objective.settings(model)}
+    require_start_fits(start, config.train, TrainedModel(model, objective, listing.class_names))
 
 
 def _check_guidance(config: Recipe, listing: Listing) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cluster import storage
 from pipelines.artifacts import Artifact
-from pipelines.latents.autoencoder import is_autoencoder_of
+from pipelines.latents.autoencoder import AutoencoderHandle, is_autoencoder_of
 from pipelines.latents.dataset import MANIFEST, LatentDataset
 
 MAX_DIFFERENCE = 1e-4
@@ -39,6 +39,17 @@ def as_recorded(autoencoder: dict[str, Any], folder: Path, path: str) -> dict[st
         weights = {name: value for name, value in latents.autoencoder.items() if name != "config_sha256"}
         is_other = is_autoencoder_of(weights, folder)
     return autoencoder | ({"config_sha256": config_sha256(folder)} if is_other else {})
+
+
+def describe_recorded(autoencoder: AutoencoderHandle, path: str) -> dict[str, Any]:
+    """Return what the latents at a path record about an autoencoder, or will record once they are encoded.
+
+    Downloads nothing: raises NotFound for an autoencoder that is not on this machine.
+    """
+    from dit.formats.autoencoder_digests import further_digests  # imports torch
+
+    folder = autoencoder.folder(download=False)
+    return as_recorded(autoencoder.describe(download=False), folder, path) | further_digests(folder)
 
 
 def scale_changes(folder: str, autoencoder: Mapping[str, Any]) -> list[str]:

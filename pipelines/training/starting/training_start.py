@@ -167,7 +167,7 @@ def starting_from(settings: TrainWorkerSettings, start: TrainingStart, latents: 
 
     Raises InvalidInput, before any work, if the start does not fit the model, its classes or the latents.
     """
-    model = with_inherited_fields(settings.model, start.record.model_config, _chosen_fields(settings, start))
+    model = started_model(settings.model, settings.record["recipe"]["model"], start, settings.checkpoints)
     scale = start.scale_for(latents)
     record = settings.record | {"model": recorded_fields(model)}
     if scale != settings.scale:
@@ -177,13 +177,22 @@ def starting_from(settings: TrainWorkerSettings, start: TrainingStart, latents: 
     return settings
 
 
-def _chosen_fields(settings: TrainWorkerSettings, start: TrainingStart) -> list[str]:
+def started_model(
+    model: DiTConfig | UViTConfig, chosen: Mapping[str, Any], start: TrainingStart, checkpoints: CheckpointFolder
+) -> DiTConfig | UViTConfig:
+    """Return the configuration of the model that is trained: fields that a recipe leaves out are those of the start.
+
+    model: of the recipe. chosen: the fields of [model] that the recipe sets. checkpoints: of the training.
+    """
+    return with_inherited_fields(model, start.record.model_config, _chosen_fields(chosen, start, checkpoints))
+
+
+def _chosen_fields(chosen: Mapping[str, Any], start: TrainingStart, checkpoints: CheckpointFolder) -> list[str]:
     """Return the names of the fields of [model] that a recipe sets, and that are therefore not those of the start.
 
     Earlier commits took the start's value without a word where a U-ViT's recipe set another one. A training that began
     so has checkpoints that record both, and resumes as it began: the field counts as one that the recipe does not set.
     """
-    chosen, checkpoints = settings.record["recipe"]["model"], settings.checkpoints
     # The start is the training's own checkpoint where new data were accepted.
     records = [start.record] if start.earlier is not None else []
     if checkpoints.has_any():

@@ -57,7 +57,7 @@ def test_a_training_that_earlier_commits_began_with_the_value_of_the_start_resum
     """They took it without a word, and record the model as it was trained beside the recipe with the other value."""
     whole = Training(fine_tune("whole", qkv_bias=True)).run()
     with monkeypatch.context() as earlier:
-        earlier.setattr(starting, "_chosen_fields", lambda settings, start: [])
+        earlier.setattr(starting, "_chosen_fields", lambda *_: [])
         Training(fine_tune("parts", qkv_bias=False)).run(stop_after=4)
     resumed = fine_tune("parts", qkv_bias=False)
     assert newest(resumed).step < 8 and newest(resumed).record.recipe["model"]["qkv_bias"] is False
