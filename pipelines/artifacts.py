@@ -69,6 +69,18 @@ def without_defaults(identity: Mapping[str, Any], defaults: Mapping[str, Any]) -
     return kept
 
 
+def _sorted_in(identity: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """Return an identity in which the lists of some dotted fields are sorted."""
+    for name in fields:
+        first, _, rest = name.partition(".")
+        value = identity.get(first)
+        if rest and isinstance(value, dict):
+            identity = identity | {first: _sorted_in(value, (rest,))}
+        elif isinstance(value, list):
+            identity = identity | {first: sorted(value)}
+    return identity
+
+
 def _shorten(value: object) -> str:
     text = json.dumps(value)
     # Digests are recognised by their length; their first 12 digits tell them apart.
@@ -91,6 +103,8 @@ class Artifact:
     later_fields: Sequence[str] = ()
     """Dotted fields that earlier releases did not record although the artifact depends on them. Where one is not
     recorded, its value is unknown, and the artifact stays."""
+    unordered: Sequence[str] = ()
+    """Dotted fields whose values are lists in which the order means nothing."""
     other_changes: Callable[[str], list[str]] = lambda folder: []
     """Returns what else of a folder of this identity has changed since it was made, in words."""
 
@@ -118,7 +132,7 @@ class Artifact:
             return []
         identity = json.loads(json.dumps(self.identity))  # tuples become lists, as in the record
         defaults = json.loads(json.dumps(self.defaults))
-        before, after = (without_defaults(each, defaults) for each in (recorded, identity))
+        before, after = (without_defaults(_sorted_in(each, self.unordered), defaults) for each in (recorded, identity))
         lines = [line for line in differences(before, after) if line.partition(":")[0] not in may_change]
         lines = [line for line in lines if not any(line.startswith(f"{name}: null -> ") for name in self.later_fields)]
         return lines or self.other_changes(self.folder)

@@ -27,7 +27,8 @@ from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext, job
 from pipelines.train import find_trained, train
 from pipelines.training.monitoring.retention import check_keep_best
-from pipelines.training.starting.training_start import find_start, require_start_fits, started_model
+from pipelines.training.starting.find_start import find_start
+from pipelines.training.starting.training_start import require_start_fits, started_model
 from raydit.errors import InvalidInput, NotFound
 
 

@@ -153,6 +153,8 @@ def describe_beginning(plan: TrainingPlan, first: int, change: str, *, is_traine
     first: the step of the newest checkpoint. change: how the learning rate changes there, in words. is_trained: whether
     all steps are done.
     """
+    if plan.start is not None and plan.start.moved:
+        yield f"{plan.start.moved}, and continues from it"
     if plan.trained_parameters:
         yield plan.trained_parameters
     if first == plan.config.train.steps and not is_trained:

@@ -21,12 +21,8 @@ from pipelines.training.group.messages import Notice, Report, Saved
 from pipelines.training.group.worker import Worker
 from pipelines.training.loop import train_worker
 from pipelines.training.settings import train_worker_settings
-from pipelines.training.starting.training_start import (
-    find_start,
-    starting_from,
-    with_recorded_start,
-    write_first_checkpoint,
-)
+from pipelines.training.starting.find_start import find_start
+from pipelines.training.starting.training_start import starting_from, with_recorded_start, write_first_checkpoint
 
 ROWS, SHARD_ROWS = 48, 6
 

@@ -20,6 +20,16 @@ def open_start(settings: StartConfig, autoencoder: AutoencoderHandle, tracking_u
     NotFound if the checkpoint or its weights are missing, InvalidInput if it cannot be used, and Unreachable if MLflow
     does not answer.
     """
+    refuse_misdescribed(settings)
+    opened = open_checkpoint(
+        str(settings.checkpoint), **import_options(settings, autoencoder), tracking_uri=tracking_uri
+    )
+    opened.weights_files(settings.chosen_weights)  # raises, and names the weights that the checkpoint has
+    return opened
+
+
+def refuse_misdescribed(settings: StartConfig) -> None:
+    """Raise InvalidInput if a recipe says too little of a file of weights, or what only describes a file."""
     name = str(settings.checkpoint)
     if settings.model is None and storage.is_file(name):
         raise InvalidInput(
@@ -39,9 +49,6 @@ def open_start(settings: StartConfig, autoencoder: AutoencoderHandle, tracking_u
             "a file of weights, which does not record its objective",
             "remove train.start.objective",
         )
-    opened = open_checkpoint(name, **import_options(settings, autoencoder), tracking_uri=tracking_uri)
-    opened.weights_files(settings.chosen_weights)  # raises, and names the weights that the checkpoint has
-    return opened
 
 
 def import_options(settings: StartConfig, autoencoder: AutoencoderHandle) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe, random_setting
 from pipelines.config.training import LENGTH_FIELDS, NON_IDENTITY_FIELDS
 from pipelines.latents.dataset import LatentDataset
+from pipelines.training.starting.find_start import TrainingStart, find_start
 from pipelines.training.starting.new_data import keep_accepted
-from pipelines.training.starting.training_start import TrainingStart, find_start
 
 
 def train_identity(config: Recipe, latents: LatentDataset, start: TrainingStart | None = None) -> dict[str, Any]:
@@ -35,4 +35,5 @@ def training_artifact(config: Recipe, latents: LatentDataset) -> Artifact:
     """Return the checkpoints of the recipe's training, with the new data that the one in the folder has accepted."""
     identity = train_identity(config, latents, find_start(config))
     defaults = {"model": MODEL_DEFAULTS, "objective": OBJECTIVE_DEFAULTS, "train": config.train.defaults}
-    return keep_accepted(Artifact("train", config.folder("checkpoints"), identity, defaults))
+    unordered = ("start.reset", "start.freeze")
+    return keep_accepted(Artifact("train", config.folder("checkpoints"), identity, defaults, unordered=unordered))

@@ -13,7 +13,7 @@ from pipelines.artifacts import Artifact
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import open_recorded
 from pipelines.config.start import StartConfig
-from pipelines.training.starting.training_start import TrainingStart
+from pipelines.training.starting.find_start import TrainingStart
 from raydit.errors import InvalidInput, NotFound
 
 ACCEPTED = "accepted"

@@ -16,13 +16,12 @@ from pipelines.latents.source_images import check_source_images, find_locations
 from pipelines.latents.verify import check_digests
 from pipelines.training.monitoring.retention import check_keep_best
 from pipelines.training.settings import TrainWorkerSettings, train_worker_settings
+from pipelines.training.starting.find_start import TrainingStart, find_start
 from pipelines.training.starting.identity import training_artifact
 from pipelines.training.starting.new_data import ACCEPTED, accepted_start, take_new_data
 from pipelines.training.starting.training_start import (
-    TrainingStart,
     changed_by_start,
     check_trained_parameters,
-    find_start,
     starting_from,
     target_model,
 )

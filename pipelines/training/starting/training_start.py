@@ -4,33 +4,28 @@ Workers then resume from step 0 as from any other. The checkpoint of the start i
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cluster import storage
 from dit.adaptation.comparison import require_adaptable, with_inherited_fields
-from dit.adaptation.draft_weights import TrainedModel
+from dit.adaptation.draft_weights import TrainedModel, part_names
 from dit.autoencoders.latent_scale import LatentScale, record_scale, scale_of
 from dit.checkpoint import save_checkpoint
-from dit.config import DiTConfig, ProcessKind, UViTConfig, recorded_fields
-from dit.formats.record import CheckpointRecord
+from dit.config import DiTConfig, UViTConfig, recorded_fields
 from dit.model import build_model, meta_state
 from dit.schedule import power_ema_name
 from dit.snapshot import Snapshot
 from dit.start_weights import StartWeights, fates_by_kind, start_weights, summarize_fates
-from dit.trained_parameters import count_trained, freeze, learning_rate_multipliers
-from pipelines.artifacts import superseded_folders
+from dit.trained_parameters import count_trained, freeze, frozen_names, learning_rate_multipliers
 from pipelines.checkpoints.adapters import base_record, require_all_weights
 from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.checkpoints.open import LocatedCheckpoint, recorded_options
-from pipelines.checkpoints.open_start import import_options, open_start, require_same_latents, trained_model
-from pipelines.config.recipe import Recipe
+from pipelines.checkpoints.open import recorded_options
+from pipelines.checkpoints.open_start import trained_model
 from pipelines.config.start import StartConfig
 from pipelines.config.training import TrainConfig
-from pipelines.latents.autoencoder import autoencoder_of
 from pipelines.latents.dataset import LatentDataset
 from pipelines.training.settings import TrainWorkerSettings
 from pipelines.training.starting.adapter import (
@@ -42,124 +37,8 @@ from pipelines.training.starting.adapter import (
     recorded_changes,
     trained_names,
 )
-from raydit.errors import InvalidInput, NotFound, RayditError, StorageFailed, Unreachable
-
-
-@dataclass(frozen=True)
-class TrainingStart:
-    """The weights that a training starts from."""
-
-    settings: StartConfig
-    sha256: str
-    """Digest of the file of weights."""
-    record: CheckpointRecord
-    """Record of the start; of the training's own newest checkpoint, which agrees with it, where the start is gone."""
-    opened: LocatedCheckpoint | None
-    """The start; None if it is gone, and the training resumes from its own checkpoints."""
-    missing: RayditError | None = None
-    """Why the start could not be opened; None if it was."""
-    imported: Mapping[str, Any] = field(default_factory=dict)
-    """Options of `open_checkpoint` with which a weights file was opened."""
-    earlier: Mapping[str, Any] | None = None
-    """Record of the start of the training that this one continues with new data; None if there is none."""
-
-    def require_usable(self, config: TrainConfig) -> None:
-        """Raise NotFound, InvalidInput or Unreachable unless a training can begin with the weights of the start."""
-        opened = self.require_opened()
-        if config.lora is not None:
-            base_record(opened, self.settings.chosen_weights)
-
-    def require_opened(self) -> LocatedCheckpoint:
-        """Return the start. Raises why it could not be opened, so that nothing begins with its weights."""
-        if self.opened is not None:
-            return self.opened
-        assert self.missing is not None, "whoever continues without the start knows why"
-        raise self.missing
-
-    def scale_for(self, latents: LatentDataset) -> LatentScale:
-        """Return the scale of the latents that the training uses: that of the start, if its autoencoder is the same.
-
-        Raises InvalidInput for latents of another autoencoder, unless both ends of the model are reset.
-        """
-        if self.opened is None:
-            return self.record.autoencoder.scale
-        same = require_same_latents(self.opened, self.settings, latents.autoencoder, str(latents.path))
-        return self.record.autoencoder.scale if same else scale_of(latents.autoencoder)
-
-    def identity(self, latents: LatentDataset, kind: ProcessKind) -> dict[str, Any]:
-        """Return what the training depends on: never where the start lies. kind: of its process. Raises the same errors
-        as `scale_for`.
-
-        The objective of a file of weights, which its digest does not imply, decides whether the embedding of timesteps
-        is kept where the objective is reset.
-        """
-        scale = self.scale_for(latents)
-        chosen: dict[str, Any] = {
-            name: list(value) for name in ("reset", "freeze") if (value := getattr(self.settings, name))
-        }
-        own = self.settings.objective or "diffusion"
-        if self.settings.model is not None and "objective" in self.settings.reset and own != kind:
-            chosen["objective"] = own
-        other_scale = {} if scale == scale_of(latents.autoencoder) else {"scale": scale.to_json()}
-        return {"sha256": self.sha256, **chosen, **other_scale}
-
-
-def find_start(config: Recipe) -> TrainingStart | None:
-    """Find the checkpoint that a recipe's training starts from; None if it starts from random weights.
-
-    If it is gone, a training that has checkpoints of its own, which may be superseded, resumes without it. Raises
-    NotFound, InvalidInput, and Unreachable otherwise.
-    """
-    settings = config.train.start
-    if settings is None:
-        return None
-    try:
-        opened = open_start(settings, autoencoder_of(config), config.tracking.uri)
-    except (NotFound, Unreachable, StorageFailed) as error:
-        own = _own_record(config.folder("checkpoints"), settings)
-        if own is None or own.start is None:
-            raise
-        return TrainingStart(settings, first_start(own.start)["sha256"], own, None, error)
-    if storage.split(opened.origin)[0] == config.folder("checkpoints"):
-        raise InvalidInput(
-            f"train.start.checkpoint: found {opened.origin}, which this training would replace",
-            "a checkpoint of another output",
-            "set another output; with new data, use `raydit train RECIPE --accept-new-data` and no train.start",
-        )
-    sha256 = opened.weights_sha256(settings.chosen_weights)
-    imported = import_options(settings, autoencoder_of(config))
-    start = TrainingStart(settings, sha256, opened.record, opened, imported=imported)
-    if config.train.lora is not None and _own_record(config.folder("checkpoints"), settings) is None:
-        start.require_usable(config.train)  # only a base of an adapter can be opened and yet be of no use
-    return start
-
-
-def _own_record(folder: str, settings: StartConfig) -> CheckpointRecord | None:
-    """Return the record of a training's newest checkpoint, if it started from the checkpoint that the recipe names.
-
-    folder: of the training's checkpoints. It comes before superseded ones, and of these the newest comes first.
-    """
-    for each in (folder, *reversed(superseded_folders(*storage.split(folder)))):
-        checkpoints = CheckpointFolder(each)
-        if not checkpoints.has_any():
-            continue
-        record = checkpoints.describe(checkpoints.last_step()).record
-        recorded = ((record.recipe or {}).get("train") or {}).get("start") or {}
-        same_name = _absolute(recorded.get("checkpoint")) == _absolute(settings.checkpoint)
-        if same_name and (recorded.get("weights") or "ema") == settings.chosen_weights:
-            return record
-    return None
-
-
-def first_start(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the record of the checkpoint that a recipe names, before any new data were accepted."""
-    while "earlier" in recorded:
-        recorded = recorded["earlier"]
-    return recorded
-
-
-def _absolute(name: str | None) -> str | None:
-    return storage.absolute(name) if name and storage.is_local(name) else name
+from pipelines.training.starting.find_start import TrainingStart
+from raydit.errors import InvalidInput
 
 
 def starting_from(settings: TrainWorkerSettings, start: TrainingStart, latents: LatentDataset) -> TrainWorkerSettings:
@@ -174,6 +53,8 @@ def starting_from(settings: TrainWorkerSettings, start: TrainingStart, latents: 
         record["autoencoder"] = record["autoencoder"] | record_scale(record["autoencoder"]["class"], scale)
     settings = replace(settings, model=model, scale=scale, record=record)
     require_start_fits(start, settings.train, target_model(settings))
+    if not settings.checkpoints.has_any():
+        refuse_frozen_anew(start.settings, model)
     return settings
 
 
@@ -216,6 +97,26 @@ def require_start_fits(start: TrainingStart, config: TrainConfig, model: Trained
             require_all_weights(start.opened)
         require_adaptable(trained_model(start.record), model, start.settings.reset)
     check_trained_parameters(config, model.config, changed_by_start(start, config, model))
+
+
+def refuse_frozen_anew(settings: StartConfig, config: DiTConfig | UViTConfig) -> None:
+    """Raise InvalidInput if parameters that start anew are frozen: they would stay random, or zero, forever.
+
+    config: of the model that is trained. A training that has begun so resumes: it is not asked.
+    """
+    parts = part_names(config)
+    names = [*meta_state(config)]
+    for pattern in settings.freeze:
+        frozen = frozen_names([pattern], names)
+        for part in settings.reset:
+            anew = [name for name in sorted(frozen) if name.startswith(parts.get(part, ()))]
+            if anew:
+                raise InvalidInput(
+                    f"train.start.freeze: found {pattern!r}, which freezes {anew[0]} and with it part of what starts "
+                    f"anew (train.start.reset has {part!r})",
+                    "patterns of parameters that are taken over from the start",
+                    f"train {part!r}, or take it over",
+                )
 
 
 def changed_by_start(start: TrainingStart | None, config: TrainConfig, model: TrainedModel) -> list[str]:

@@ -17,8 +17,9 @@ from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.reader import RecipeError
 from pipelines.latents.dataset import LatentDataset
 from pipelines.registry.lineage import lineage
+from pipelines.training.starting.find_start import find_start
 from pipelines.training.starting.identity import train_identity
-from pipelines.training.starting.training_start import check_trained_parameters, find_start
+from pipelines.training.starting.training_start import check_trained_parameters
 from raydit.errors import InvalidInput, NotFound
 
 peft = pytest.importorskip("peft")

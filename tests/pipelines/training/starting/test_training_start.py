@@ -26,15 +26,14 @@ from pipelines.training.group.worker import Worker
 from pipelines.training.loop import create_training_state
 from pipelines.training.settings import train_worker_settings
 from pipelines.training.starting.adapter import changed_names
+from pipelines.training.starting.find_start import TrainingStart, find_start
 from pipelines.training.starting.identity import train_identity
 from pipelines.training.starting.prepare_checkpoints import prepare_checkpoints
 from pipelines.training.starting.training_start import (
-    TrainingStart,
     changed_by_start,
     check_trained_parameters,
     describe_start,
     explain_scale,
-    find_start,
     starting_from,
     target_model,
 )
