@@ -3,20 +3,17 @@
 from collections.abc import Iterator
 from typing import Any
 
-from dit.adaptation.draft_weights import TrainedModel
+from dit.config import DiTConfig, UViTConfig
 from evaluation.report import EvaluationReport
 from pipelines.autoencoder import find_autoencoder, train_autoencoder
-from pipelines.checkpoints.folder import CheckpointFolder
-from pipelines.checkpoints.open_start import require_same_latents
 from pipelines.config.reader import resolved
 from pipelines.config.recipe import Recipe
 from pipelines.encode import encode, find_latents
 from pipelines.evaluate import evaluate, find_report
 from pipelines.images.held_out import split_images
 from pipelines.images.listing import Listing
-from pipelines.latents.autoencoder import TRAINED_AUTOENCODER, autoencoder_of
+from pipelines.latents.autoencoder import TRAINED_AUTOENCODER
 from pipelines.latents.held_out import held_out_set, require_held_out, require_training, training_set
-from pipelines.latents.recorded_autoencoder import describe_recorded
 from pipelines.latents.recorded_images import KEPT_READING, list_images, require_classes
 from pipelines.planning.networks import check_networks, resolve_networks
 from pipelines.scoring.checks import check_num_samples, check_real_images, check_sampling_steps, check_scoring_settings
@@ -27,8 +24,7 @@ from pipelines.scoring.settings import ScoringSettings
 from pipelines.stage import StageContext, job
 from pipelines.train import find_trained, train
 from pipelines.training.monitoring.retention import check_keep_best
-from pipelines.training.starting.find_start import find_start
-from pipelines.training.starting.training_start import require_start_fits, started_model
+from pipelines.training.starting.check_start import check_start
 from raydit.errors import InvalidInput, NotFound
 
 
@@ -74,7 +70,13 @@ def check_stages(config: Recipe, images: Listing, context: StageContext) -> None
     if "train" in pending and config.train.keep_best:
         check_keep_best(config.train.keep_best)
     if "train" in pending:
-        check_start(config, listing, own_autoencoder="autoencoder" in pending)
+        check_start(
+            config,
+            _find_model(config, listing),
+            listing.class_names,
+            own_autoencoder="autoencoder" in pending,
+            verify="encode" in pending,
+        )
     if "evaluate" in pending:
         _check_guidance(config, listing)
         check_num_samples(config.evaluate)
@@ -122,27 +124,12 @@ def _check_classes(config: Recipe, listing: Listing, pending: list[str]) -> None
             require_classes(config, listing.class_names, listing.columns, folder)
 
 
-def check_start(config: Recipe, listing: Listing, *, own_autoencoder: bool) -> None:
-    """Refuse a checkpoint to start from that the latents, the model, its classes or its objective do not fit.
-
-    own_autoencoder: whether the recipe has yet to train its autoencoder, without which a weights file is not opened.
-    """
-    if config.train.start is None or (own_autoencoder and config.train.start.model is not None):
-        return
-    start = find_start(config)
+def _find_model(config: Recipe, listing: Listing) -> DiTConfig | UViTConfig | None:
+    """Return the model of a recipe; None if its autoencoder is not on this machine yet."""
     try:
-        model = resolve_networks(config, len(listing.class_names)).model
-        autoencoder = None if own_autoencoder else describe_recorded(autoencoder_of(config), config.latents)
+        return resolve_networks(config, len(listing.class_names)).model
     except NotFound:
-        return  # an autoencoder that is not on this machine yet: the training looks again
-    if start is None:
-        return
-    if start.opened is not None and autoencoder is not None:
-        require_same_latents(start.opened, start.settings, autoencoder, config.latents)
-    checkpoints = CheckpointFolder(config.folder("checkpoints"))
-    model = started_model(model, resolved(config)["model"], start, checkpoints)
-    objective = {"kind": config.objective.kind, **config.objective.settings(model)}
-    require_start_fits(start, config.train, TrainedModel(model, objective, listing.class_names))
+        return None
 
 
 def _check_guidance(config: Recipe, listing: Listing) -> None:

@@ -270,7 +270,8 @@ def _digest_at(location: str) -> str | None:
     return digest_of_files(parse_digests(storage.read_bytes(complete), complete)) if storage.exists(complete) else None
 
 
-def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedCheckpoint:
+def require_exists(uri: str) -> None:
+    """Raise NotFound if nothing is at the path or URI of a checkpoint."""
     if not storage.exists(uri):
         raise NotFound(
             f"no checkpoint at {uri}",
@@ -278,6 +279,10 @@ def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedChe
             "train one with `raydit train RECIPE`, or name one of a run (runs:/ID) or of the registry "
             "(models:/NAME@champion)",
         )
+
+
+def _open(uri: str, model: str | None, overrides: tuple[str, ...]) -> LocatedCheckpoint:
+    require_exists(uri)
     path = Path(storage.fetch_file(uri) if storage.is_file(uri) else storage.fetch_folder(uri, without=TRAINER))
     origin = str(path) if storage.is_local(uri) else uri
     if path.is_file() or (path / "model_index.json").is_file() or _has_shards(path):
