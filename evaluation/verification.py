@@ -1,21 +1,26 @@
 """Compare each score of a card with the score that was computed again."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import hypot
+from dataclasses import dataclass, replace
+from math import hypot, sqrt
 from typing import Literal
 
+from evaluation.compare import estimate_with_standard_error
 from evaluation.report import EvaluationReport, align_columns
+from evaluation.uncertainty import BLOCKS
 
 ROUNDING = 1e-3
 """Largest relative difference that counts as rounding. The same samples computed by another device, or by kernels for
 another batch, differ in the last digits, and then some of their pixels by one grey level."""
 
+ERROR_OF_ERRORS = hypot(1, 1) / sqrt(2 * (BLOCKS - 1))
+"""Combined standard error of two errors, as a share of them: each is a standard deviation over BLOCKS values."""
+
 Verdict = Literal["equal", "rounding", "error", "differs", "missing"]
 WORDS: dict[Verdict, str] = {
     "equal": "equal to the bit",
     "rounding": "equal within rounding",
-    "error": "equal within the stated errors",
+    "error": "equal within the errors",
     "differs": "DIFFERS",
     "missing": "MISSING",
 }
@@ -32,7 +37,7 @@ class ScoreCheck:
     found: float | None
     """The score that was computed again; None if there is none."""
     error: float | None
-    """Combined standard error of both values, if either states one."""
+    """Combined standard error of both values; None if it is not known."""
     verdict: Verdict
 
     @property
@@ -48,17 +53,21 @@ def check_scores(stated: EvaluationReport, found: EvaluationReport) -> list[Scor
 
 def _checks(stated: EvaluationReport, found: EvaluationReport) -> Iterator[ScoreCheck]:
     for name, value in stated.metrics.items():
-        yield _check(name, value, found.metrics.get(name), _combined(stated, found, name))
+        yield _check(name, value, found.metrics.get(name), _combined_error(found, name), found.errors.get(name))
+    for name, value in stated.errors.items():
+        error = found.errors.get(name)
+        yield _check(f"{name}, error", value, error, None if error is None else error * ERROR_OF_ERRORS)
     for name, values in stated.repeats.items():
         others = found.repeats.get(name, [])
         for number, value in enumerate(values[1:], start=1):
             label = f"{name}, seed {stated.protocol.seed + number}"
             other = others[number] if number < len(others) else None
-            yield _check(label, value, other, _combined(stated, found, name))
+            yield _check(label, value, other, _combined_error(found, name), found.errors.get(name))
     baselines = {"real images": "real_baseline", "reconstructions": "reconstructions"}
     for title, field in baselines.items():
         for name, value in getattr(stated, field).items():
-            yield _check(f"{name}, {title}", value, getattr(found, field).get(name), None)
+            label = f"{name}, {title}"
+            yield _check(label, value, getattr(found, field).get(name), None, found.errors.get(name))
     again = _class_distances(found)
     for name, value in _class_distances(stated).items():
         yield _check(name, value, again.get(name), None)
@@ -74,22 +83,32 @@ def _class_distances(report: EvaluationReport) -> dict[str, float]:
     }
 
 
-def _combined(stated: EvaluationReport, found: EvaluationReport, name: str) -> float | None:
-    errors = [report.errors[name] for report in (stated, found) if name in report.errors]
-    return hypot(*errors) if errors else None
+def _combined_error(found: EvaluationReport, name: str) -> float | None:
+    """Return the combined standard error of a stated score and of the one computed again; None if it is not known.
+
+    Both have the error that was computed again: the stated one is as much a statement as the score.
+    """
+    if name not in found.metrics:
+        return None
+    _, error = estimate_with_standard_error(replace(found, repeats={}), name)
+    return None if error is None else hypot(error, error)
 
 
-def _check(name: str, stated: float, found: float | None, error: float | None) -> ScoreCheck:
-    return ScoreCheck(name=name, stated=stated, found=found, error=error, verdict=_verdict(stated, found, error))
+def _check(
+    name: str, stated: float, found: float | None, error: float | None, spread: float | None = None
+) -> ScoreCheck:
+    verdict = _verdict(stated, found, error, spread or 0.0)
+    return ScoreCheck(name=name, stated=stated, found=found, error=error, verdict=verdict)
 
 
-def _verdict(stated: float, found: float | None, error: float | None) -> Verdict:
+def _verdict(stated: float, found: float | None, error: float | None, spread: float) -> Verdict:
+    """Judge a stated score. spread: its error or standard deviation, by which scores near zero are rounded."""
     if found is None:
         return "missing"
     if stated == found:
         return "equal"
     difference = abs(stated - found)
-    if difference <= ROUNDING * max(abs(stated), abs(found)):
+    if difference <= ROUNDING * max(abs(stated), abs(found), spread):
         return "rounding"
     return "error" if error is not None and difference < error else "differs"
 

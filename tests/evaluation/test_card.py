@@ -135,8 +135,50 @@ def test_a_score_holds_if_it_is_equal_within_rounding_or_errors(stated, found, e
     errors = {} if error is None else {FD: error}
     first = scored(metrics={FD: stated}, errors=errors, repeats={}, real_baseline={})
     again = replace(first, metrics={} if found is None else {FD: found})
-    (check,) = check_scores(first, again)
+    check, *_ = check_scores(first, again)
     assert (check.name, check.verdict, check.holds) == (FD, verdict, verdict in ("equal", "rounding", "error"))
+
+
+@pytest.mark.parametrize(
+    ("stated", "verdict"), [(200.0, "differs"), (0.001, "differs"), (2.4, "error"), (2.0, "equal")]
+)
+def test_the_errors_on_a_card_are_checked_and_decide_nothing(stated, verdict):
+    honest = scored(metrics={FD: 110.0}, errors={FD: 2.0}, repeats={}, real_baseline={})
+    score, error = check_scores(replace(honest, metrics={FD: 90.0}, errors={FD: stated}), honest)
+    assert score.verdict == "differs" and score.error == pytest.approx(2 * 2**0.5)
+    assert (error.name, error.verdict) == (f"{FD}, error", verdict)
+
+
+@pytest.mark.parametrize(
+    ("kind", "std", "stated", "verdict"),
+    [
+        ("is", 0.4, 6.0 + 0.9 * 0.4 / 10**0.5 * 2**0.5, "error"),
+        ("is", 0.4, 6.0 + 1.1 * 0.4 / 10**0.5 * 2**0.5, "differs"),
+        ("kid", 0.01, 6.0 + 0.009, "differs"),
+        ("kid", 0.01, 6.0 + 0.9 * ROUNDING * 6, "rounding"),
+    ],
+)
+def test_standard_deviations_are_not_taken_for_standard_errors(kind, std, stated, verdict):
+    """The Inception Score is a mean over ten parts; no standard error of a kernel distance is known."""
+    name = f"{kind}_efficientnet_lite0_200"
+    honest = scored(metrics={name: 6.0}, errors={name: std}, repeats={}, real_baseline={})
+    check, _ = check_scores(replace(honest, metrics={name: stated}), honest)
+    assert check.verdict == verdict
+
+
+def test_a_score_near_zero_is_rounded_by_its_spread():
+    name = "kid_efficientnet_lite0_200"
+    honest = scored(metrics={name: 2e-5}, errors={name: 0.01}, repeats={}, real_baseline={name: -3e-5})
+    stated = replace(honest, metrics={name: 2.5e-5}, real_baseline={name: -2e-5})
+    assert [check.verdict for check in check_scores(stated, honest)] == ["rounding", "equal", "rounding"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_a_card_with_a_number_that_is_none_is_refused(number):
+    values = json.loads(CARD.to_json())
+    values["report"]["metrics"][FD] = "HERE"
+    with pytest.raises(InvalidInput, match="card.json: found no card"):
+        EvaluationCard.from_json(json.dumps(values).replace('"HERE"', number))
 
 
 def test_every_number_of_a_card_is_compared():
@@ -145,6 +187,7 @@ def test_every_number_of_a_card_is_compared():
     assert checks == {
         FD: "equal",
         "precision_efficientnet_lite0_200": "equal",
+        f"{FD}, error": "equal",
         f"{FD}, seed 1": "differs",
         f"{FD}, real images": "differs",
     }
@@ -156,5 +199,5 @@ def test_every_number_of_a_card_is_compared():
     assert (of_classes[-1].name, of_classes[-1].verdict) == ("kid of class cat, efficientnet-lite0", "differs")
     assert len(of_classes) == len(check_scores(REPORT, REPORT)) + 1
     fewer = check_scores(REPORT, scored(repeats={}, real_baseline={}))
-    assert [check.verdict for check in fewer] == ["equal", "equal", "missing", "missing"]
+    assert [check.verdict for check in fewer] == ["equal", "equal", "equal", "missing", "missing"]
     assert "MISSING" in verification_table(fewer) and "0.3 +- 0.0283" in verification_table(fewer)
