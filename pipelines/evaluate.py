@@ -67,6 +67,7 @@ def evaluate(
         if protocol is not None:
             check_given_protocol(protocol, settings, opened)
         check_precision(settings.evaluate, evaluation.protocol)
+        opened.require_intact(evaluation.protocol.weights)
         prepare_saved_folders([evaluation])
         for line in faster_precisions(settings.evaluate, evaluation.protocol):
             context.say("evaluate", line)

@@ -115,6 +115,16 @@ class Checkpoint:
             "choose one of them, or train from the start with this average in train.ema_sigma_rels",
         )
 
+    def require_intact(self, which: str = "ema") -> None:
+        """Compare the files of some weights with their digests, which reads them, without loading the weights.
+
+        Raises the same errors as `weights`, but that weights may not be finite.
+        """
+        for name in self.weights_files(which):
+            require_recorded(self.path, name, self.files, sha256_once)
+        if self.base is not None:
+            self._intact_base()
+
     def weights_sha256(self, which: str = "ema") -> str:
         """Return the digest of some weights: that of their file, or over those of the adapter's files and its base's.
 
@@ -158,6 +168,9 @@ class Checkpoint:
 
     def read_base(self) -> dict[str, Tensor]:
         """Load the weights of the base. Raises NotFound if it is gone, and InvalidInput if other weights are there."""
+        return load_finite(self._intact_base(), "cpu")
+
+    def _intact_base(self) -> Path:
         base = self.base
         assert base is not None, "only a checkpoint with an adapter has a base"
         file = self.find_base(base)
@@ -167,7 +180,7 @@ class Checkpoint:
                 f"{base.sha256[:12]}, those of the base that the adapter in {self.path} was trained on",
                 "restore them there",
             )
-        return load_finite(file, "cpu")
+        return file
 
     def find_base(self, base: BaseRecord) -> Path:
         """Return the local file of the base's weights: a copy in the folder, or at its path. Raises NotFound."""

@@ -40,7 +40,8 @@ class AutoencoderHandle:
             raise NotFound(
                 f"output: found no finished autoencoder in {folder}",
                 "the recipe's own autoencoder",
-                "run `raydit autoencoder` with the recipe",
+                "run `raydit autoencoder` with the recipe; for a checkpoint that was copied here, copy the folder "
+                "autoencoder/ of its output as well",
             )
         return Path(storage.fetch_folder(folder))
 

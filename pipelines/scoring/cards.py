@@ -48,7 +48,7 @@ def make_card(
             "one of a checkpoint, which can be sampled from again",
             "evaluate a checkpoint",
         )
-    opened = open_scored(report.checkpoint, report.checkpoint_digest, model, overrides)
+    opened = open_scored(report.checkpoint, report.checkpoint_digest, report.protocol.weights, model, overrides)
     given = load_given_recipe(recipe, overrides)(opened) if recipe else checkpoint_recipe(opened, overrides)
     config = _with_reported(with_protocols(given, report.protocols), report)
     do = "give what it was evaluated with by --recipe and --set"
@@ -137,7 +137,9 @@ def plan_verification(
             "name another folder",
         )
     size = model or card.checkpoint.published_size or None
-    opened = open_scored(checkpoint or card.checkpoint.uri, card.checkpoint.digest, size, overrides)
+    opened = open_scored(
+        checkpoint or card.checkpoint.uri, card.checkpoint.digest, card.report.protocol.weights, size, overrides
+    )
     content: dict[str, Any] = copy.deepcopy(card.recipe) | {"output": storage.absolute(folder), "tracking": {}}
     # The images are listed as they were when the latents were made, which may record how.
     content["encode"] = {**content.get("encode", {}), "output": recorded.latents}
@@ -156,8 +158,14 @@ def _protocols(config: Recipe, opened: LocatedCheckpoint) -> list[EvaluationProt
     return evaluation_protocols(settings, evaluation_protocol(settings, opened))
 
 
-def open_scored(name: str, digest: str, model: str | None = None, overrides: tuple[str, ...] = ()) -> LocatedCheckpoint:
-    """Open the checkpoint that was scored. Raises InvalidInput if another one is there, NotFound if none is."""
+def open_scored(
+    name: str, digest: str, weights: str, model: str | None = None, overrides: tuple[str, ...] = ()
+) -> LocatedCheckpoint:
+    """Open the checkpoint that was scored.
+
+    weights: those that were sampled with. Raises InvalidInput if another checkpoint is there, or if the weights have
+    changed since they were written, and NotFound if none is.
+    """
     found = name if name.startswith(IN_TRACKING) else find_recorded(name, digest)
     opened = open_checkpoint(found, model=model, overrides=overrides)
     if opened.digest != digest:
@@ -166,6 +174,7 @@ def open_scored(name: str, digest: str, model: str | None = None, overrides: tup
             f"{digest[:12]}, the one that was scored",
             "name the folder where it lies now, or restore it",
         )
+    opened.require_intact(weights)
     return opened
 
 

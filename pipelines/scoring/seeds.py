@@ -53,6 +53,7 @@ def plan_seeds(
         if report is None:
             check_precision(settings.evaluate, protocol)
             check_class_distances(settings, opened.record.class_names, opened.origin)
+            opened.require_intact(protocol.weights)
         planned.append(SeedEvaluation(evaluation, report))
     return planned
 

@@ -6,8 +6,6 @@ from typing import Any
 
 from dit.adaptation.draft_weights import TrainedModel
 from dit.config import DiTConfig, UViTConfig
-from dit.files import sha256_once
-from dit.formats.digests import require_recorded
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.checkpoints.open import IN_TRACKING, require_exists
 from pipelines.checkpoints.open_start import require_same_latents
@@ -59,8 +57,7 @@ def check_start(
     if not checkpoints.has_any():
         refuse_frozen_anew(settings, model)
     if verify and start.opened is not None and not checkpoints.has_any():
-        for name in start.opened.weights_files(settings.chosen_weights):
-            require_recorded(start.opened.path, name, start.opened.files, sha256_once)
+        start.opened.require_intact(settings.chosen_weights)
 
 
 def require_repeated_autoencoder(start: TrainingStart, config: Recipe) -> None:
