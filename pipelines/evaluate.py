@@ -14,6 +14,7 @@ from pipelines.checkpoints.follow import Target, say_removed
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.recipe import Recipe
 from pipelines.latents.class_order import with_recorded_class_order
+from pipelines.scoring.checks import check_weights
 from pipelines.scoring.protocols.build_protocol import checkpoint_recipe, evaluation_protocol
 from pipelines.scoring.protocols.protocol_file import check_given_protocol
 from pipelines.scoring.real_images.real_listing import listed_once
@@ -67,7 +68,7 @@ def evaluate(
         if protocol is not None:
             check_given_protocol(protocol, settings, opened)
         check_precision(settings.evaluate, evaluation.protocol)
-        opened.require_intact(evaluation.protocol.weights)
+        check_weights(opened, settings.evaluate, evaluation.protocol)
         prepare_saved_folders([evaluation])
         for line in faster_precisions(settings.evaluate, evaluation.protocol):
             context.say("evaluate", line)

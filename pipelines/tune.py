@@ -21,7 +21,7 @@ from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.recipe import Recipe
 from pipelines.config.tune import DEFAULT_SCALES, TuneGrid
 from pipelines.images.grids import save_png
-from pipelines.scoring.checks import check_scoring_inputs
+from pipelines.scoring.checks import check_scoring_inputs, check_weights
 from pipelines.scoring.protocols.build_protocol import evaluation_protocol, evaluation_protocols, scoring_fields
 from pipelines.scoring.protocols.protocol_file import protocol_file
 from pipelines.scoring.real_images.real_listing import listed_once
@@ -96,6 +96,8 @@ def tune(
                     storage.remove_folder(records)
             context.skipped("tune", result)
             return TuneResult(folder, storage.read_json(result))
+        for candidate in candidates:
+            check_weights(candidate.opened, candidate.config.evaluate, candidate.protocol)
         context.say("tune", describe_search(candidates, sizes, budget))
         context.prepare_work(config.evaluate, "tune")
         with context.run("tune", identity, run_tags(checkpoints)) as run:

@@ -1,5 +1,5 @@
-"""What is checked before images are scored: references, extractor weights and functions, and that no held-out image was
-trained on."""
+"""What is checked before images are scored: weights, references, extractors, and held-out images, which may not have
+been trained on."""
 
 from functools import lru_cache
 
@@ -9,6 +9,7 @@ from evaluation.extractors import ExtractorIdentity, create_extractor, fetch_wei
 from evaluation.features.extractor_names import extractor_kind
 from evaluation.protocol import MIN_SAMPLES, EvaluationProtocol
 from evaluation.score import explain_missing, summarize_missing
+from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.images.held_out import find_equal_images
 from pipelines.latents.dataset import MANIFEST, LatentDataset
@@ -16,6 +17,7 @@ from pipelines.latents.recipe_match import find_leaked, recorded_share
 from pipelines.latents.shards import recorded_keys
 from pipelines.scoring.real_images.references import MAX_REFERENCE_FEATURES, RealImages, load_given_reference
 from pipelines.scoring.reports.build_report import spaced_positions
+from pipelines.scoring.samples.guide import open_guide
 from pipelines.scoring.settings import ScoringSettings
 from raydit.errors import InvalidInput
 
@@ -37,6 +39,16 @@ def check_scoring_inputs(settings: ScoringSettings, protocol: EvaluationProtocol
     )
     for each in others:
         _check_inputs(each, each.extractor)
+
+
+def check_weights(opened: LocatedCheckpoint, evaluate: EvaluateConfig, protocol: EvaluationProtocol) -> None:
+    """Compare the weights that samples are drawn with, those of a guide included, with their digests, which reads them.
+
+    Workers would find damaged weights only after the features of real images. Raises NotFound or InvalidInput.
+    """
+    opened.require_intact(protocol.weights)
+    if protocol.autoguidance is not None and (guide := open_guide(evaluate, opened)) is not None:
+        guide.require_intact(protocol.autoguidance_weights or protocol.weights)
 
 
 def check_scoring_settings(settings: ScoringSettings) -> None:

@@ -7,7 +7,7 @@ from evaluation.report import EvaluationReport
 from pipelines.checkpoints.open import LocatedCheckpoint
 from pipelines.config.recipe import Recipe
 from pipelines.console import say
-from pipelines.scoring.checks import check_scoring_inputs
+from pipelines.scoring.checks import check_scoring_inputs, check_weights
 from pipelines.scoring.class_distances import check_class_distances
 from pipelines.scoring.protocols.build_protocol import evaluation_protocol
 from pipelines.scoring.real_images.references import RealImages
@@ -53,7 +53,7 @@ def plan_seeds(
         if report is None:
             check_precision(settings.evaluate, protocol)
             check_class_distances(settings, opened.record.class_names, opened.origin)
-            opened.require_intact(protocol.weights)
+            check_weights(opened, settings.evaluate, protocol)
         planned.append(SeedEvaluation(evaluation, report))
     return planned
 
