@@ -76,34 +76,43 @@ def search(
     sizes: Sequence[int],
     budget: float,
     measure: Callable[[Sequence[int], int], Sequence[Measured]],
+    multiple: int = 1,
 ) -> list[Rung]:
     """Find the candidate with the lowest distance; return the rungs, the last of which keeps it alone.
 
     costs: of one sample of each candidate. sizes: see plan_rungs. budget: most that is spent, as a share of the cost of
     all samples of all candidates; the first rung measures all candidates, whatever it costs. measure: returns the
     distances of candidates, by their positions, on their first n samples, of which an earlier call may have computed
-    some.
+    some. multiple: what the number of samples of a rung between those planned must be a multiple of.
+
+    Where the budget does not reach to the next rung for two candidates that are not clearly different, these two are
+    measured on as many samples as it does reach for.
     """
     total = sum(costs) * sizes[-1]
-    kept, spent, before = list(range(len(costs))), 0.0, 0
+    kept, spent, before, planned = list(range(len(costs))), 0.0, 0, list(sizes)
     found: list[Rung] = []
-    for number, size in enumerate(sizes):
+    while True:
+        size = planned.pop(0)
         spent += sum(costs[candidate] for candidate in kept) * (size - before) / total
         measured = dict(zip(kept, measure(kept, size), strict=True))
         predicted = {candidate: each.predict(size, sizes[-1]) for candidate, each in measured.items()}
         ranked = _not_worse(measured, predicted)
-        is_last = number + 1 == len(sizes)
-        if is_last:
-            kept = ranked[:1]
-        else:
-            # What is left is spent evenly on the rungs that are left.
-            share = (budget - spent) / (len(sizes) - number - 1)
-            kept = _affordable(ranked, costs, (sizes[number + 1] - size) / total, share)
+        kept = ranked[:1]
+        if len(ranked) > 1 and planned:
+            left, share_of_cost = budget - spent, (planned[0] - size) / total
+            # What is left is spent evenly on the rungs that are left, or on the next one alone if it is little.
+            kept = _affordable(ranked, costs, share_of_cost, left / len(planned))
+            if len(kept) == 1:
+                kept = _affordable(ranked, costs, share_of_cost, left)
+            if len(kept) == 1:
+                cost = sum(costs[candidate] for candidate in ranked[:2])
+                reached = int(size + left * total / cost) // multiple * multiple
+                planned = [reached]
+                kept = ranked[:2] if reached > size else kept
         found.append(Rung(size, measured, predicted, tuple(kept), spent))
         if len(kept) == 1:
-            break
+            return found
         before = size
-    return found
 
 
 def _not_worse(measured: dict[int, Measured], predicted: dict[int, float]) -> list[int]:

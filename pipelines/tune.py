@@ -102,7 +102,8 @@ def tune(
         context.prepare_work(config.evaluate, "tune")
         with context.run("tune", identity, run_tags(checkpoints)) as run:
             measurer = Measurer(context, candidates, records)
-            rungs = search([candidate.cost for candidate in candidates], sizes, budget, measurer.measure)
+            costs = [candidate.cost for candidate in candidates]
+            rungs = search(costs, sizes, budget, measurer.measure, multiple=rung_multiple(config))
             content = describe_result(candidates, rungs, measurer, identity, budget)
             chosen = candidates[content["best"]]
             storage.write_atomically(storage.join(folder, PROTOCOL), protocol_file(reported_protocols(chosen)))
@@ -115,10 +116,16 @@ def tune(
 
 def tune_rungs(config: Recipe) -> list[int]:
     """Return the number of samples of each rung. Raises InvalidInput for too few for the errors of distances."""
-    wanted, rows = config.evaluate.num_samples, search_rows(config)
+    wanted = config.evaluate.num_samples
     if wanted < MIN_SAMPLES:
         raise InvalidInput(f"evaluate.num_samples: found {wanted}", f"at least {MIN_SAMPLES}", "raise it")
-    return plan_rungs(wanted, -(-MIN_SAMPLES // rows) * rows)
+    return plan_rungs(wanted, rung_multiple(config))
+
+
+def rung_multiple(config: Recipe) -> int:
+    """Return what the number of samples of a rung is a multiple of: whole records, and enough for errors."""
+    rows = search_rows(config)
+    return -(-MIN_SAMPLES // rows) * rows
 
 
 def search_rows(config: Recipe) -> int:

@@ -100,6 +100,30 @@ def test_no_more_is_spent_than_the_budget_even_if_all_are_equal():
     assert len(rungs) == 3
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 6, 9, 20])
+@pytest.mark.parametrize("multiple", [1, 20])
+def test_the_budget_is_spent_where_candidates_are_close(count, multiple):
+    landscape = Landscape([10.0] * count, seed=count)
+    costs = [1.0 + (number % 2) for number in range(count)]
+    rungs = search(costs, plan_rungs(900, multiple), 0.35, landscape.measure, multiple)
+    assert 0.25 < rungs[-1].spent <= 0.35
+    assert rungs[-1].spent == pytest.approx(cost_of(rungs, costs, 900))
+    assert len(rungs[-1].measured) > 1 and len(rungs[-1].kept) == 1
+    assert all(rung.num_samples % multiple == 0 for rung in rungs)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 6])
+def test_a_small_search_is_about_as_good_as_equal_shares_of_its_budget(count):
+    """Equal shares are hard to beat where there is nothing to drop early."""
+    found = equal = 0
+    for seed in range(80):
+        landscape = Landscape([11.0] * (count - 1) + [10.0], seed=seed)
+        best = count - 1
+        found += search([1.0] * count, plan_rungs(900, 1), 0.35, landscape.measure)[-1].kept == (best,)
+        equal += np.argmin([each.value for each in landscape.measure(range(count), 315)]) == best
+    assert found >= equal - 6  # two standard errors of the difference, which are mostly shared
+
+
 @pytest.mark.parametrize(
     ("num_samples", "multiple", "expected"),
     [(50_000, 100, [5_500, 16_600, 50_000]), (1_000, 100, [100, 300, 1_000]), (200, 100, [100, 200]), (90, 100, [90])],
