@@ -131,7 +131,8 @@ class TrainConfig(TrainingConfig, ElasticWorkersConfig):
     strategy: Strategy = "ddp"
     """"ddp": every worker holds the full model; "fsdp": the model is sharded over the workers (FSDP2), for models that
     do not fit on one GPU. Weights are gathered in float32 whatever the dtype; with "bfloat16" each GPU also keeps a
-    bfloat16 copy of all of them for the backward pass, unless gradient_checkpointing is set."""
+    bfloat16 copy of all of them for the backward pass, unless gradient_checkpointing is set. With accumulation_steps
+    above 1 each holds the gradients of all parameters until the last micro-batch of a step."""
     dtype: ComputeDtype = "float32"
     """"bfloat16": the network computes under autocast; weights, losses and averages stay float32. "tf32": its matrix
     products use TF32 on GPUs that have it, and float32 elsewhere."""

@@ -64,7 +64,8 @@ def train_memory(model: DiTConfig | UViTConfig, settings: TrainConfig) -> Memory
     """Return the memory of the tensors of a worker that trains the transformer.
 
     "moments" are AdamW's two, "gathered" the blocks that FSDP has in one piece while they compute. "activations" is an
-    estimate of what is kept for the backward pass; compiled networks keep less.
+    estimate of what is kept for the backward pass; compiled networks keep less. FSDP shards gradients in the last
+    micro-batch of a step, and until then every worker holds those of all parameters.
     """
     model = replace(model, gradient_checkpointing=settings.gradient_checkpointing)
     counts = count_parameters(model)
@@ -77,7 +78,7 @@ def train_memory(model: DiTConfig | UViTConfig, settings: TrainConfig) -> Memory
     casts = 2 * counts.trained if settings.dtype == "bfloat16" and not settings.gradient_checkpointing else 0
     return {
         "weights": FLOAT32 * counts.total / shards,
-        "gradients": FLOAT32 * trained / shards,
+        "gradients": FLOAT32 * trained / (shards if settings.accumulation_steps == 1 else 1),
         "moments": 2 * FLOAT32 * trained / shards,
         "averages": FLOAT32 * (1 + len(settings.ema_sigma_rels)) * averaged / shards,
         "gathered": gathered,
@@ -182,7 +183,9 @@ def _smaller_settings(settings: StageConfig) -> list[dict[str, Any]]:
     steps = [{"accumulation_steps": settings.accumulation_steps * 2**power} for power in range(8)]
     if isinstance(settings, AutoencoderTrainConfig):
         return steps
-    # Tiny micro-batches use a device badly: recompute activations before that, then shard the state.
-    recompute = {"gradient_checkpointing": True}
+    # Tiny micro-batches use a device badly: recompute activations before that, then shard the state. Sharded gradients
+    # take the least without micro-batches.
+    recompute, at_once = {"gradient_checkpointing": True}, [{"accumulation_steps": 1}]
     shard = recompute | ({"strategy": "fsdp"} if settings.most_workers > 1 else {})
-    return steps[:3] + [recompute | step for step in steps[:3]] + [shard | step for step in steps]
+    few = (at_once if settings.strategy == "fsdp" else []) + steps[:3]
+    return few + [recompute | step for step in few] + [shard | step for step in at_once + steps]

@@ -52,8 +52,19 @@ def share(step, rank, num_workers):
     return Batch(*(tensor.chunk(num_workers)[rank] for tensor in (latents, t, conditions, noise)))
 
 
-def learn(wrap, rank, num_workers, *, first=None, saved=None, parts=1, lag=0):
-    """Train a small DiT, from a checkpoint or from the start, and return the state."""
+def held_gradients(network):
+    """Return the numbers of all gradients that this process holds in full of a network sharded by FSDP2."""
+    states = [module._get_fsdp_state() for module in network.modules() if hasattr(module, "_get_fsdp_state")]
+    parameters = [each for state in states for group in state._fsdp_param_groups for each in group.fsdp_params]
+    gradients = [each.unsharded_accumulated_grad for each in parameters]
+    return sum(gradient.numel() for gradient in gradients if gradient is not None)
+
+
+def learn(wrap, rank, num_workers, *, first=None, saved=None, parts=1, lag=0, held=None):
+    """Train a small DiT, from a checkpoint or from the start, and return the state.
+
+    held: is given the numbers of full gradients before every micro-batch, if the network is sharded.
+    """
     config = TrainingConfig(
         steps=STEPS,
         global_batch_size=BATCH,
@@ -71,6 +82,8 @@ def learn(wrap, rank, num_workers, *, first=None, saved=None, parts=1, lag=0):
     process = GaussianDiffusion()
 
     def losses(model, batch):
+        if held is not None:
+            held.append(held_gradients(model))
         terms = process.training_losses(model, *batch.tensors)
         return {"loss": terms["loss"].sum() * num_workers / BATCH}
 
@@ -111,7 +124,11 @@ def run_worker(rank, num_workers, folder):
         torch.compiler.reset()
         if name in COMPILED:
             wrap = compiled_before(wrap, counter)
-        state = learn(wrap, rank, num_workers, **(options | paths))
+        held = [] if name in ("fsdp", "fsdp in parts") else None
+        state = learn(wrap, rank, num_workers, **(options | paths), held=held)
+        if held is not None:
+            full = sum(each.numel() for each in state.network.parameters() if each.requires_grad)
+            assert held == [0, full][: options.get("parts", 1)] * (STEPS + 1)  # a batch is skipped
         assert counter.forward == counter.backward == (name in COMPILED)
         snapshot = take_snapshot(state, keep=rank == 0)
         if rank == 0:

@@ -14,7 +14,7 @@ from pipelines.config.reader import validate_recipe
 from pipelines.config.start import StartConfig
 from pipelines.config.training import TrainConfig
 from pipelines.planning.hardware import parse_cluster
-from pipelines.planning.memory import activation_bytes, train_memory, worker_memory
+from pipelines.planning.memory import activation_bytes, suggest_smaller, train_memory, worker_memory
 from pipelines.planning.networks import (
     FLOAT32,
     adapter_parameters,
@@ -64,6 +64,39 @@ def test_fsdp_divides_the_state_and_gathers_blocks():
     assert all(fsdp[part] == ddp[part] / 8 for part in parts)
     assert 3 * FLOAT32 * count_parameters(config).block < fsdp["gathered"] < 0.2 * ddp["weights"]
     assert fsdp["activations"] == ddp["activations"]
+
+
+def test_fsdp_holds_all_gradients_between_micro_batches():
+    """tests/dit/test_distributed.py counts those that torch holds."""
+    config, settings = named_config("DiT-XL/2"), {"global_batch_size": 64, "num_workers": 8, "strategy": "fsdp"}
+    at_once, two = (train_memory(config, TrainConfig(**settings, accumulation_steps=steps)) for steps in (1, 2))
+    assert two["gradients"] == 8 * at_once["gradients"] == FLOAT32 * count_parameters(config).trained
+    divided = {"gradients": at_once["gradients"], "activations": 2 * two["activations"]}
+    assert two | divided == at_once
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"global_batch_size": 512}, "no setting is enough"),
+        ({"global_batch_size": 256, "accumulation_steps": 4}, "--set train.accumulation_steps=1 takes 21.1 GiB"),
+    ],
+)
+def test_micro_batches_are_not_advised_where_they_hold_more_gradients_than_they_save(settings, advice):
+    train = {"num_workers": 8, "gpus_per_worker": 1, "dtype": "bfloat16", "strategy": "fsdp"}
+    recipe = validate_recipe(
+        {
+            "name": "n",
+            "output": "o",
+            "images": {"path": "x", "size": 256},
+            "autoencoder": {"id": "stabilityai/sd-vae-ft-ema"},
+            "model": {"patch_size": 2, "hidden_size": 3072, "depth": 32, "num_heads": 24},
+            "train": {**train, "gradient_checkpointing": True, **settings},
+        }
+    )
+    networks, cluster = resolve_networks(recipe, num_classes=1000), parse_cluster("8xA10G")
+    assert sum(worker_memory(recipe.train, networks, cluster).values()) > cluster.worker_bytes(recipe.train)
+    assert suggest_smaller("train", recipe.train, networks, cluster).startswith(advice)
 
 
 def test_micro_batches_divide_the_activations():
