@@ -152,10 +152,13 @@ def step_seconds(model: DiTConfig | UViTConfig, settings: TrainConfig, cluster: 
     assert accelerator is not None, "a step on CPU cores takes as long as its arithmetic"
     speed, _ = cluster.speed("train", settings, settings.dtype, settings.compile, model.hidden_size)
     blocks = model.depth + (0 if isinstance(model, UViTConfig) else model.head_depth or 0)
-    forward = max(2 * forward_macs(model) * settings.global_batch_size / speed, blocks * MIN_BLOCK_SECONDS)
-    # A ring all-reduce moves 2 (n - 1) / n of the gradients; FSDP gathers weights twice and scatters gradients once.
+    micro_batches = settings.accumulation_steps
+    launches = micro_batches * blocks * MIN_BLOCK_SECONDS
+    forward = max(2 * forward_macs(model) * settings.global_batch_size / speed, launches)
+    # A ring all-reduce moves 2 (n - 1) / n of the gradients once a step. FSDP scatters gradients once a step, and
+    # gathers weights twice in every micro-batch: it frees them after each pass, also where gradients stay unsharded.
     fsdp, per_node = settings.strategy == "fsdp", min(cluster.count, NODE_DEVICES)
-    moved = (3 if fsdp else 2) * (workers - 1) / workers * FLOAT32 * counts.trained
+    moved = (2 * micro_batches + 1 if fsdp else 2) * (workers - 1) / workers * FLOAT32 * counts.trained
     bandwidth = accelerator.link if workers <= per_node else min(accelerator.link, per_node * accelerator.network)
     update = update_seconds(model, accelerator, averages=1 + len(settings.ema_sigma_rels))
     return StepSeconds(

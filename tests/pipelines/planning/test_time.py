@@ -113,6 +113,25 @@ def test_more_workers_take_less_arithmetic_and_as_long_an_all_reduce():
     assert fsdp.update == eight.update / 8
 
 
+def test_fsdp_gathers_weights_in_every_micro_batch_and_scatters_gradients_in_the_last():
+    """Counted in torch 2.15 with 6 blocks: 13 gathers a micro-batch, as the root stays gathered, and 7 scatters."""
+    config = named_config("DiT-XL/2")
+
+    def moved(strategy, micro_batches):
+        settings = {"strategy": strategy, "accumulation_steps": micro_batches}
+        return step_on(parse_cluster("8xH100"), config, **settings).all_reduce
+
+    all_reduce = moved("ddp", 1)
+    assert moved("ddp", 4) == all_reduce
+    assert [moved("fsdp", count) / all_reduce for count in (1, 2, 4)] == pytest.approx([1.5, 2.5, 4.5])
+
+
+def test_every_micro_batch_launches_all_blocks():
+    config = named_config("DiT-S/2")
+    one, four = (step_on(parse_cluster("64xH100"), config, accumulation_steps=count) for count in (1, 4))
+    assert four.forward == 4 * config.depth * MIN_BLOCK_SECONDS > one.forward
+
+
 def test_a_step_of_few_images_takes_as_long_as_its_launches():
     config = named_config("DiT-S/2")
     few, fewer = (step_on(parse_cluster(cluster), config) for cluster in ("128xH100", "256xH100"))
