@@ -27,7 +27,7 @@ from dit.train import StepQueue, create_state
 from evaluation.extractors import FeatureExtractor
 from evaluation.features.networks import Outputs
 from pipelines.config.encode import EncodeConfig
-from pipelines.config.training import TrainConfig
+from pipelines.config.training import VALIDATION_BATCH, TrainConfig
 from pipelines.latents.autoencoder import AutoencoderHandle
 from pipelines.latents.dataset import LatentArrays
 from pipelines.latents.moments import MomentsEncoder
@@ -37,7 +37,6 @@ from pipelines.training.data.loading import ArrayLatents
 from pipelines.training.data.order import EpochOrder, WorkerShare
 from pipelines.training.group.worker import Worker
 from pipelines.training.losses import latent_losses
-from pipelines.training.validation import BATCH as VALIDATED
 from pipelines.training.validation import Validation, held_out_batches
 
 BATCH, LATENT, CLASSES = 8, (4, 8, 8), 10
@@ -178,13 +177,13 @@ def test_steps_of_training_are_launched_without_waiting(gpu, monkeypatch, proces
 
 def test_the_validation_loss_is_queued_without_waiting(gpu, tmp_path):
     recipe = training_recipe(tmp_path / "run", validate_every=3)
-    write_held_out(recipe, 2 * VALIDATED)
+    write_held_out(recipe, 2 * VALIDATION_BATCH)
     settings = settings_of_worker(recipe)
     validation = Validation(settings, create_process(**settings.objective), Worker(0, 1, GPU, print), print)
     with torch.device(GPU):
         model = build_model(settings.model)
     measured = []
-    for rows in held_out_batches(2 * VALIDATED):
+    for rows in held_out_batches(2 * VALIDATION_BATCH):
         gpu.waits.clear()
         measured.append(validation._losses(model, rows))
     assert [losses.device for losses, _ in measured] == [GPU] * 2

@@ -50,6 +50,9 @@ NON_IDENTITY_FIELDS = (
 )
 """Settings of training that change trained weights by rounding at most, so that they may differ when it resumes."""
 
+VALIDATION_BATCH = 64
+"""Images of a forward pass of validation, whatever the batch of training: another size would change the last bits."""
+
 RATE_DEFAULTS: dict[str, Any] = {"lr_multipliers": {}, "layer_decay": 1.0}
 """Values of fields of [train] that apply when they are left out: one learning rate for all parameters."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from dit.config import DiTConfig, UViTConfig
 from dit.formats.record import head_label
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.training import TrainConfig
 from pipelines.latents.schema import moments_bytes
@@ -22,7 +23,7 @@ from pipelines.planning.networks import (
     resolve_networks,
     trained_parameters,
 )
-from pipelines.planning.time import WORK
+from pipelines.planning.time import VALIDATION, WORK, count_reconstructions
 from pipelines.training.monitoring.retention import outdated_steps
 from raydit.errors import InvalidInput, NotFound
 
@@ -133,7 +134,7 @@ def make_plan(
         overrides += [f"{section}.{name}={value:g}" for name, value in changes.items() if value is not None]
         fitting = replace(settings, **changes)
         require_room(section, fitting, cluster)
-        stages.append(_plan_stage(section, fitting, networks, cluster, count, speeds or {}))
+        stages.append(_plan_stage(section, fitting, networks, cluster, count, images.held_out, speeds or {}))
     model = networks.model
     moments_shape = (networks.moments_channels, *model.latent_size)
     family = "U-ViT" if isinstance(model, UViTConfig) else "DiT"
@@ -193,13 +194,23 @@ def _stages(config: Recipe, images: Images) -> dict[str, tuple[StageConfig, int]
     own, train, evaluate = config.autoencoder.train, config.train, config.evaluate
     # Features are needed of the held-out images and, unless reference statistics are given, of the training images.
     are_given = all(each.reference for each in evaluate.for_each_extractor())
-    real_images = images.held_out + (0 if are_given else images.training)
+    real_images = _count_baseline(evaluate, images.held_out) + (0 if are_given else images.training)
+    scored = evaluate.num_samples + real_images + count_reconstructions(evaluate, images.held_out)
     return {
         **({"autoencoder.train": (own, own.steps * own.global_batch_size)} if own else {}),
         "encode": (config.encode, _encoded(config, images)),
         "train": (train, train.steps * train.global_batch_size),
-        "evaluate": (evaluate, evaluate.num_samples + real_images),
+        "evaluate": (evaluate, scored),
     }
+
+
+def _count_baseline(settings: EvaluateConfig, held_out: int) -> int:
+    """Return how many held-out images have features: all, or of very many as many as there are samples."""
+    if held_out <= settings.num_samples:
+        return held_out
+    from pipelines.scoring.real_images.references import MAX_HELD_OUT_FEATURES  # in here, because it takes a second
+
+    return held_out if held_out <= MAX_HELD_OUT_FEATURES else settings.num_samples
 
 
 def _plan_stage(
@@ -208,13 +219,20 @@ def _plan_stage(
     networks: Networks,
     cluster: Cluster,
     images: int,
+    held_out: int,
     speeds: Mapping[str, float],
 ) -> StagePlan:
-    """Plan one stage with the workers of its settings. section: the stage's table in the recipe."""
+    """Plan one stage with the workers of its settings.
+
+    section: the stage's table in the recipe. held_out: images that nothing trains on.
+    """
     stage = section.partition(".")[0]
-    work = WORK[stage](settings, networks, cluster, images)
+    held_out_images = {"held_out": held_out} if stage in ("train", "evaluate") else {}
+    work = WORK[stage](settings, networks, cluster, images, **held_out_images)
     if speed := speeds.get(stage):
-        work = work._replace(seconds={"as given": images / speed}, basis=_describe_given(speed, settings.most_workers))
+        validation = {name: seconds for name, seconds in work.seconds.items() if name == VALIDATION}
+        seconds = {"as given": images / speed} | validation
+        work = work._replace(seconds=seconds, basis=_describe_given(speed, settings.most_workers))
     memory, limit = worker_memory(settings, networks, cluster), cluster.worker_bytes(settings)
     fits = sum(memory.values()) <= limit
     return StagePlan(

@@ -45,6 +45,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     for name, gain in plan.cluster.bfloat16_gains.items():
         yield f'dtype        {name}.dtype = "bfloat16" is {gain:.2g} times as fast as float32 on a core (measured)'
     yield from _assumptions(plan.cluster)
+    yield f"not counted  {', '.join(_uncounted(plan))}"
 
 
 def _cluster(cluster: Cluster) -> str:
@@ -80,7 +81,7 @@ def _figures(flops: float, seconds: float, dollars_per_second: float) -> tuple[s
 
 
 def _assumptions(cluster: Cluster) -> Iterator[str]:
-    """Yield what the figures rest on that is not counted."""
+    """Yield what the figures rest on."""
     read = f"{cluster.read_seconds * 1e3:.1f} ms{' (measured)' if cluster.read_seconds != READ_SECONDS else ''}"
     start = f"a training stage starts in {TRAIN_START_SECONDS:.0f} s, another one in {DATA_START_SECONDS:.0f} s"
     yield f"assumed      {start}; a core reads and crops an image in {read}"
@@ -94,7 +95,14 @@ def _assumptions(cluster: Cluster) -> Iterator[str]:
         yield f"assumed      several cores at work reach {MULTICORE_EFFICIENCY:.0%} of what each reaches alone"
     if cluster.dollars_per_hour:
         yield "assumed      the price, about an on-demand list price; give yours with --price"
-    yield "not counted  waiting for machines, compilation, arithmetic of the metrics, MLflow"
+
+
+def _uncounted(plan: Plan) -> Iterator[str]:
+    """Yield what the figures leave out."""
+    yield from ("waiting for machines", "compilation", "previews")
+    if any(stage.stage == "autoencoder" for stage in plan.stages):
+        yield "measurements of the trained autoencoder"
+    yield from ("arithmetic of the metrics", "MLflow")
 
 
 def format_duration(seconds: float) -> str:

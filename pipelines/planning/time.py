@@ -1,7 +1,7 @@
 """What each stage of a recipe computes, and how long that takes on a cluster; needs no torch.
 
-All of a stage's work counts, also what an earlier run has finished. Waiting for machines, compilation and the metrics'
-own arithmetic do not.
+All of a stage's work counts, also what an earlier run has finished. Waiting for machines, compilation, previews, the
+measurements of a trained autoencoder and the metrics' own arithmetic do not.
 """
 
 import math
@@ -15,7 +15,7 @@ from evaluation.extractors import extractor_macs
 from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.config.training import TrainConfig
+from pipelines.config.training import VALIDATION_BATCH, TrainConfig
 from pipelines.planning.hardware import NODE_DEVICES, Cluster
 from pipelines.planning.networks import FLOAT32, Networks, count_parameters
 from pipelines.planning.rates import update_seconds
@@ -26,6 +26,8 @@ DATA_START_SECONDS = 12.0
 """Seconds of encode or evaluate before the first image: processes, torch, weights; measured on two CPU cores."""
 MIN_BLOCK_SECONDS = 100e-6
 """Seconds of a block's forward pass on however few images: about 20 kernels of 5 microseconds to launch."""
+VALIDATION = "validation"
+"""Validation's name among what takes a training's seconds. Its time is not in the images per second of a training."""
 
 
 class Work(NamedTuple):
@@ -63,10 +65,11 @@ def encode_work(settings: EncodeConfig, networks: Networks, cluster: Cluster, im
     return Work(f"{images:,} images{' and their horizontal flips' * settings.flip}", flops, seconds, basis)
 
 
-def train_work(settings: TrainConfig, networks: Networks, cluster: Cluster, images: int) -> Work:
+def train_work(settings: TrainConfig, networks: Networks, cluster: Cluster, images: int, held_out: int = 0) -> Work:
     """Return the work of training the transformer on `images` in all of its steps, and of encoding them meanwhile.
 
-    What gradient checkpointing recomputes takes time, and does not count as FLOPs, as it does not in MFU.
+    held_out: images of each validation, if the recipe validates. What gradient checkpointing recomputes takes time, and
+    does not count as FLOPs, as it does not in MFU.
     """
     flops = images * 6 * forward_macs(networks.model)  # the backward pass costs twice the forward pass
     speed, basis = cluster.speed("train", settings, settings.dtype, settings.compile, networks.model.hidden_size)
@@ -91,35 +94,64 @@ def train_work(settings: TrainConfig, networks: Networks, cluster: Cluster, imag
         seconds["encoding"] = padded / cluster.speed("encode", settings, networks.encoding.dtype)[0]
         hidden = sum(seconds.values()) - seconds["start"] if cluster.accelerator else 0.0
         seconds["reading images"] = max(0.0, images * cluster.read_seconds / cluster.cores - hidden)
-    return Work(_steps(settings), flops, seconds, basis)
+    description = _steps(settings)
+    if validations := count_validations(settings, held_out):
+        description += f", {validations:,} validations of {held_out:,} images"
+        passes = validations * 2 * 2 * forward_macs(networks.model)  # by the averaged and by the raw weights
+        flops += passes * held_out
+        seconds[VALIDATION] = passes * _padded_validation(settings, held_out) / speed
+    return Work(description, flops, seconds, basis)
 
 
-def evaluate_work(settings: EvaluateConfig, networks: Networks, cluster: Cluster, images: int) -> Work:
-    """Return the work of sampling and decoding, and of the features of `images`: the samples and real ones.
+def count_validations(settings: TrainConfig, held_out: int) -> int:
+    """Return how often a training measures its loss on held-out images: also after its last step."""
+    return math.ceil(settings.steps / settings.validate_every) if settings.validate_every and held_out else 0
 
-    Guidance doubles the network's FLOPs, here also outside of its interval.
+
+def _padded_validation(settings: TrainConfig, held_out: int) -> int:
+    """Return how many images all workers compute for a validation: every one has as many full batches as any other."""
+    batch = min(VALIDATION_BATCH, held_out)
+    return math.ceil(math.ceil(held_out / batch) / settings.most_workers) * batch * settings.most_workers
+
+
+def evaluate_work(
+    settings: EvaluateConfig, networks: Networks, cluster: Cluster, images: int, held_out: int = 0
+) -> Work:
+    """Return the work of sampling and decoding, and of the features of `images`: samples, real ones, reconstructions.
+
+    held_out: all images that are held out, of which some are reconstructed. Guidance doubles the network's FLOPs, here
+    also outside of its interval.
     """
-    samples, real = settings.num_samples, images - settings.num_samples
+    samples, reconstructed = settings.num_samples, count_reconstructions(settings, held_out)
+    read = images - samples
     calls = settings.calls_per_sample * (2 if settings.cfg_scale > 1 else 1)
     width = networks.model.hidden_size
     sampling_speed, basis = cluster.speed("evaluate", settings, settings.dtype, settings.compile, width)
     sampling = samples * calls * 2 * forward_macs(networks.model)
     macs = {each.extractor: extractor_macs(each.extractor) for each in settings.for_each_extractor()}
     extraction = sum(each or 0 for each in macs.values())
-    decoding, features = samples * 2 * networks.decoder.macs, images * 2 * extraction
+    autoencoding = reconstructed * 2 * (networks.encoder.macs + networks.decoder.macs)
+    decoding, features = samples * 2 * networks.decoder.macs + autoencoding, images * 2 * extraction
     seconds = {
         "start": DATA_START_SECONDS,
         "sampling": sampling / sampling_speed,
         "decoding": decoding / cluster.speed("encode", settings, settings.decoder_dtype or "float32")[0],
         "features": features / cluster.speed("features", settings)[0],
         # Each worker reads the real images that it scores on one core.
-        "reading images": real * cluster.read_seconds / min(settings.num_workers, cluster.cores),
+        "reading images": read * cluster.read_seconds / min(settings.num_workers, cluster.cores),
     }
-    real_images = f", {real:,} real images" if real else ""
+    real_images = f", {read - reconstructed:,} real images" if read else ""
+    real_images += f", {reconstructed:,} reconstructions" if reconstructed else ""
     unknown = [name for name, each in macs.items() if each is None]
     without = f"; features of {', '.join(unknown)} come on top" if unknown else ""
     description = f"{samples:,} samples of {settings.sampling_steps:,} steps{real_images}{without}"
     return Work(description, sampling + decoding + features, seconds, basis)
+
+
+def count_reconstructions(settings: EvaluateConfig, held_out: int) -> int:
+    """Return how many of the held-out images are encoded, decoded and scored: as many as there are samples at most."""
+    is_wanted = settings.reconstructions is not False and held_out > 1
+    return min(held_out, settings.num_samples) if is_wanted else 0
 
 
 def _steps(settings: TrainConfig | AutoencoderTrainConfig) -> str:

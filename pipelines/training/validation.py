@@ -18,6 +18,7 @@ from dit.conditions import Conditions
 from dit.distributed import reshard
 from dit.random import Stream, normal, uniform
 from dit.train import TrainState
+from pipelines.config.training import VALIDATION_BATCH
 from pipelines.latents import schema
 from pipelines.latents.dataset import LatentDataset
 from pipelines.training.data.batches import Process, empty_moments, to_device
@@ -27,8 +28,6 @@ from pipelines.training.losses import image_losses, last_timestep
 from pipelines.training.metrics import mean_losses
 from pipelines.training.settings import TrainWorkerSettings
 
-BATCH = 64
-"""Images of one forward pass, whatever the batch of training: another size would change the last bits."""
 NOISES = (Stream.VALIDATION_POSTERIOR_NOISE, Stream.VALIDATION_NOISE)
 
 
@@ -113,7 +112,7 @@ def key_positions(dataset: LatentDataset) -> Tensor:
     return torch.from_numpy(np.frombuffer(digests, "<u4").astype(np.int64))
 
 
-def held_out_batches(num_images: int, most: int = BATCH) -> list[np.ndarray]:
+def held_out_batches(num_images: int, most: int = VALIDATION_BATCH) -> list[np.ndarray]:
     """Return the rows of every batch. All have one size: the last is filled up with rows from the start.
 
     most: images of a batch.

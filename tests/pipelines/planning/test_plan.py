@@ -119,7 +119,7 @@ def test_workers_share_batches_evenly_and_have_work():
     plan = planned(RECIPES / "imagenet256.toml", "24xA100", "images.size=256")
     assert [stage.workers for stage in plan.stages] == [24, 16, 24]
     few = make_plan(load_recipe(RECIPE), parse_cluster("64xL4"), Images(training=20, held_out=4, classes=3, source=""))
-    assert [stage.workers for stage in few.stages] == [8, 3, 8, 5]  # 3 shards of 8 images; (16 + 24) / 8
+    assert [stage.workers for stage in few.stages] == [8, 3, 8, 6]  # 3 shards of 8 images; (16 + 24 + 4) / 8
     assert "autoencoder.train.gpus_per_worker=1" in few.overrides and "train.num_workers=8" in few.overrides
 
 

@@ -15,16 +15,17 @@ from dit.objective import create_process
 from dit.random import Stream, normal, uniform
 from pipelines.checkpoints.folder import CheckpointFolder
 from pipelines.config.reader import RecipeError
+from pipelines.config.training import VALIDATION_BATCH
 from pipelines.train import start_monitor, train
 from pipelines.training.cursor import DataCursor
 from pipelines.training.group.messages import Notice, Validated
 from pipelines.training.group.worker import Worker
 from pipelines.training.loop import create_training_state
 from pipelines.training.monitoring.retention import check_keep_best
-from pipelines.training.validation import BATCH, Validation, held_out_batches
+from pipelines.training.validation import Validation, held_out_batches
 from raydit.errors import InvalidInput, NotFound
 
-HELD_OUT = 2 * BATCH + 13
+HELD_OUT = 2 * VALIDATION_BATCH + 13
 
 
 class Group:
@@ -126,10 +127,10 @@ def averaged_network(settings, state):
     return network
 
 
-@pytest.mark.parametrize("num_images", [1, BATCH - 1, BATCH, HELD_OUT])
+@pytest.mark.parametrize("num_images", [1, VALIDATION_BATCH - 1, VALIDATION_BATCH, HELD_OUT])
 def test_batches_have_one_size_and_every_image_in_order(num_images):
     batches = held_out_batches(num_images)
-    assert {len(rows) for rows in batches} == {min(BATCH, num_images)}
+    assert {len(rows) for rows in batches} == {min(VALIDATION_BATCH, num_images)}
     np.testing.assert_array_equal(np.concatenate(batches)[:num_images], np.arange(num_images))
 
 
