@@ -5,6 +5,7 @@ measured (rates) or assumed (hardware) share of its peak, measured by a warm-up 
 the user.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,9 @@ from raydit.errors import InvalidInput, NotFound
 
 DEFAULT_CLASSES = 1000
 """Classes of a recipe that names none, where its images are not listed: as many as ImageNet has."""
+
+LEAST_SPEED = 1e-6
+"""Images per second below which a measured speed is a mistake: an image in eleven days."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +301,7 @@ def _describe_given(speed: float, workers: int) -> str:
 def parse_speeds(measured: tuple[str, ...]) -> dict[str, float]:
     """Return images per second by stage, of all its workers together, from texts such as "train=812".
 
-    Raises InvalidInput for another form.
+    Raises InvalidInput for another form, and for a speed by which no stage ends, or that is not finite.
     """
     speeds = {}
     for text in measured:
@@ -306,7 +310,7 @@ def parse_speeds(measured: tuple[str, ...]) -> dict[str, float]:
             speeds[stage] = float(number)
         except ValueError:
             speeds[stage] = 0.0
-        if stage not in WORK or not speeds[stage] > 0:
+        if stage not in WORK or not LEAST_SPEED <= speeds[stage] < math.inf:
             raise InvalidInput(
                 f"--measured: found {text!r}",
                 "STAGE=IMAGES_PER_SECOND of all workers of the stage together, such as train=812",

@@ -2,7 +2,7 @@
 
 import click
 
-from pipelines.cli.options import json_option, recipe_argument, set_option
+from pipelines.cli.options import FiniteRange, json_option, recipe_argument, set_option
 from pipelines.cli.output import echo, print_result
 
 
@@ -22,7 +22,9 @@ from pipelines.cli.output import echo, print_result
     metavar="STAGE=IMAGES/S",
     help="Measured speed of a stage: images per second of all its workers together, not of one.",
 )
-@click.option("--price", type=click.FloatRange(min=0), help="Dollars per device and hour; default: list price.")
+@click.option(
+    "--price", type=FiniteRange(min=0, max=1_000_000), help="Dollars per device and hour; default: list price."
+)
 @json_option
 def plan(
     recipe: str,

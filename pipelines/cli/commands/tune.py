@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import (
+    FiniteRange,
     address_option,
     dry_run_option,
     json_option,
@@ -58,7 +59,7 @@ def _parse_interval(text: str) -> Interval:
 @click.option("--num-samples", type=click.IntRange(min=10), help="Samples that the best candidates are measured on.")
 @click.option(
     "--budget",
-    type=click.FloatRange(min=0.05, max=1),
+    type=FiniteRange(min=0.05, max=1),
     default=0.35,
     show_default=True,
     help="Share of the cost of scoring all candidates that may be spent; at least a ninth is always spent.",

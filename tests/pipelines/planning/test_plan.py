@@ -253,6 +253,10 @@ def test_the_command_says_all_of_it_and_ends_with_json(raydit):
         (["--cluster", "8xH10"], "did you mean H100?"),
         (["--cluster", "8xH100", "--measured", "train"], "--measured: found 'train', expected STAGE=IMAGES_PER_SECOND"),
         (["--cluster", "8xH100", "--measured", "tarin=3"], "The stages are autoencoder, encode, train, evaluate"),
+        *(
+            (["--cluster", "8xH100", "--measured", f"train={speed}"], f"--measured: found 'train={speed}', expected")
+            for speed in ("inf", "1e999", "nan", "0", "-1", "1e-320")
+        ),
         (["--cluster", "8xH100", "--set", "images.path=nowhere"], "give their number: --images"),
         (
             ["--cluster", "8xH100", "--set", 'autoencoder={id="x/y"}'],
@@ -265,6 +269,20 @@ def test_what_cannot_be_planned_is_one_line(raydit, tmp_path, arguments, message
     assert (code, out) == (2, "")
     (line,) = err.strip().splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("price", "message"),
+    [
+        ("nan", "nan is not a finite number."),
+        ("inf", "inf is not in the range 0<=x<=1000000."),
+        ("1e308", "1e+308 is not in the range 0<=x<=1000000."),
+    ],
+)
+def test_a_price_that_is_no_amount_is_refused(raydit, price, message):
+    code, out, err = raydit("plan", str(RECIPE), "--cluster", "8xH100", "--images", "100", "--price", price)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].endswith(f"Invalid value for '--price': {message}")
 
 
 def test_a_git_lfs_pointer_in_place_of_an_autoencoders_config_is_named(tmp_path):

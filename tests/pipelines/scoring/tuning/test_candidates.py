@@ -179,6 +179,12 @@ def test_a_plan_says_what_the_search_may_cost(opened, budget, share):
     assert f"2 candidates on 22, 66, 200 samples, at most {share} of what scoring all" in result.output
 
 
+def test_a_budget_that_is_no_number_is_refused(opened):
+    result = CliRunner().invoke(cli, ["tune", opened.origin, "--dry-run", "--budget", "nan"], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1].endswith("Invalid value for '--budget': nan is not a finite number.")
+
+
 def test_a_grid_of_no_values_fits_a_recipe_with_autoguidance(opened):
     """A scale of 1 is no guidance, which the recipe refuses."""
     recipe = checkpoint_recipe(opened, (f"evaluate.autoguidance={opened.origin}", "evaluate.cfg_scale=2"))
