@@ -21,9 +21,9 @@ from pipelines.planning.networks import (
     Networks,
     checkpoint_bytes,
     count_parameters,
-    resolve_networks,
     trained_parameters,
 )
+from pipelines.planning.started_networks import resolve_started_networks
 from pipelines.planning.time import VALIDATION, WORK, count_reconstructions
 from pipelines.training.monitoring.retention import outdated_steps
 from raydit.errors import InvalidInput, NotFound
@@ -126,9 +126,10 @@ def make_plan(
 
     keep: dotted fields that the user has set: numbers of workers among them do not change. speeds: measured images
     per second by stage, of all its workers together, which replace computed times. Raises NotFound for an unknown
-    autoencoder, and InvalidInput for workers that need more accelerators than the cluster has.
+    autoencoder, and InvalidInput for workers that need more accelerators than the cluster has, or for a start that no
+    training can have.
     """
-    networks, train = resolve_networks(config, images.classes), config.train
+    networks, train = resolve_started_networks(config, images.classes), config.train
     stages: list[StagePlan] = []
     overrides: list[str] = []
     for section, (settings, count) in _stages(config, images).items():

@@ -46,7 +46,6 @@ def plan(
         raise click.UsageError("--price is only for --cluster; this machine has no price")
     from pipelines.config.reader import load_recipe
     from pipelines.planning.hardware import parse_cluster
-    from pipelines.planning.networks import resolve_networks
     from pipelines.planning.plan import count_images, make_plan, parse_speeds
     from pipelines.planning.render import plan_json, plan_lines
 
@@ -56,8 +55,9 @@ def plan(
         hardware = parse_cluster(cluster, price=price)
     else:
         from pipelines.planning.measure import measure_this_machine
+        from pipelines.planning.started_networks import resolve_started_networks
 
-        hardware = measure_this_machine(config, resolve_networks(config, counted.classes))
+        hardware = measure_this_machine(config, resolve_started_networks(config, counted.classes))
     keep = frozenset(override.partition("=")[0].strip() for override in overrides)
     made = make_plan(config, hardware, counted, keep=keep, speeds=speeds)
     for line in plan_lines(made):
