@@ -56,7 +56,7 @@ def _parse_interval(text: str) -> Interval:
 @click.option("--weights", metavar="A,B,...", callback=_parse_list(str), help="Weights, such as ema,ema_0.05.")
 @click.option("--sampler", metavar="A,B,...", callback=_parse_list(str), help="Samplers to try.")
 @click.option("--sampling-steps", metavar="A,B,...", callback=_parse_list(int), help="Numbers of steps to try.")
-@click.option("--num-samples", type=click.IntRange(min=10), help="Samples that the best candidates are measured on.")
+@click.option("--num-samples", type=click.IntRange(min=20), help="Samples that the best candidates are measured on.")
 @click.option(
     "--budget",
     type=FiniteRange(min=0.05, max=1),

@@ -59,7 +59,7 @@ def value_of(option):
         return option.type.choices[0]
     if isinstance(option.type, click.FloatRange) and option.type.max is not None:
         return str(option.type.max)
-    return "0.2:0.8" if option.name == "cfg_interval" else "10"
+    return "0.2:0.8" if option.name == "cfg_interval" else "20"
 
 
 def cli_command(names):

@@ -28,6 +28,7 @@ from pipelines.scoring.tuning import candidates as candidates_module
 from pipelines.scoring.tuning.candidates import RealFeatures, real_images, sample_candidates
 from pipelines.tune import (
     BUDGET,
+    MIN_SAMPLES,
     SEED_OFFSET,
     default_grid,
     plan_candidates,
@@ -177,6 +178,15 @@ def test_a_plan_says_what_the_search_may_cost(opened, budget, share):
     flags += ["--budget", budget]
     result = CliRunner().invoke(cli, ["tune", opened.origin, *flags], catch_exceptions=False)
     assert f"2 candidates on 22, 66, 200 samples, at most {share} of what scoring all" in result.output
+
+
+def test_as_few_samples_as_the_option_takes_are_searched_on(opened):
+    (option,) = (each for each in cli.commands["tune"].params if each.name == "num_samples")
+    assert option.type.min == MIN_SAMPLES
+    flags = ["--dry-run", "--cfg-scale", "1,2", "--num-samples"]
+    run = [CliRunner().invoke(cli, ["tune", opened.origin, *flags, f"{MIN_SAMPLES - less}"]) for less in (0, 1)]
+    assert [result.exit_code for result in run] == [0, 2]
+    assert "19 is not in the range x>=20" in run[1].output
 
 
 def test_a_budget_that_is_no_number_is_refused(opened):
