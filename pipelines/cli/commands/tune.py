@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from pipelines.tune import TuneResult
 
 
-def _parse_list(parse: Callable[[str], Any]) -> Callable[..., Any]:
-    """Return a callback that reads values that are separated by commas."""
+def _parse_list(parse: Callable[[str], Any], values: str) -> Callable[..., Any]:
+    """Return a callback that reads values that are separated by commas. values: what they are, for messages."""
 
     def read(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[Any, ...]:
         try:
             return tuple(parse(part.strip()) for part in text.split(",")) if text else ()
         except ValueError:
-            raise click.BadParameter(f"found {text!r}, expected values separated by commas") from None
+            raise click.BadParameter(f"found {text!r}, expected {values}, separated by commas") from None
 
     return read
 
@@ -46,16 +46,18 @@ def _parse_interval(text: str) -> Interval:
 
 @click.command()
 @click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True, type=click.Path())
-@click.option("--cfg-scale", metavar="A,B,...", callback=_parse_list(float), help="Guidance scales to try.")
+@click.option("--cfg-scale", metavar="A,B,...", callback=_parse_list(float, "numbers"), help="Guidance scales to try.")
 @click.option(
     "--cfg-interval",
-    metavar="A:B,...",
-    callback=_parse_list(_parse_interval),
-    help="Intervals of times in which guidance is on; always: at all times.",
+    metavar="LOW:HIGH,...",
+    callback=_parse_list(_parse_interval, "LOW:HIGH such as 0.2:0.8, or always"),
+    help="Intervals of times in which guidance is on, such as 0.2:0.8; always: at all times.",
 )
-@click.option("--weights", metavar="A,B,...", callback=_parse_list(str), help="Weights, such as ema,ema_0.05.")
-@click.option("--sampler", metavar="A,B,...", callback=_parse_list(str), help="Samplers to try.")
-@click.option("--sampling-steps", metavar="A,B,...", callback=_parse_list(int), help="Numbers of steps to try.")
+@click.option("--weights", metavar="A,B,...", callback=_parse_list(str, "names"), help="Weights, such as ema,ema_0.05.")
+@click.option("--sampler", metavar="A,B,...", callback=_parse_list(str, "names"), help="Samplers to try.")
+@click.option(
+    "--sampling-steps", metavar="A,B,...", callback=_parse_list(int, "integers"), help="Numbers of steps to try."
+)
 @click.option("--num-samples", type=click.IntRange(min=20), help="Samples that the best candidates are measured on.")
 @click.option(
     "--budget",

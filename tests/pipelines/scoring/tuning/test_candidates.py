@@ -180,6 +180,22 @@ def test_a_plan_says_what_the_search_may_cost(opened, budget, share):
     assert f"2 candidates on 22, 66, 200 samples, at most {share} of what scoring all" in result.output
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--cfg-interval", "0.2", "LOW:HIGH such as 0.2:0.8, or always, separated by commas"),
+        ("--cfg-interval", "0.2:0.5:0.8", "LOW:HIGH such as 0.2:0.8, or always, separated by commas"),
+        ("--cfg-scale", "1;2", "numbers, separated by commas"),
+        ("--sampling-steps", "10,2.5", "integers, separated by commas"),
+    ],
+)
+def test_a_value_of_another_form_is_refused_by_the_form_that_is_expected(opened, flag, value, expected):
+    result = CliRunner().invoke(cli, ["tune", opened.origin, "--dry-run", flag, value])
+    assert (
+        result.exit_code == 2 and f"Invalid value for '{flag}': found {value!r}, expected {expected}" in result.output
+    )
+
+
 def test_as_few_samples_as_the_option_takes_are_searched_on(opened):
     (option,) = (each for each in cli.commands["tune"].params if each.name == "num_samples")
     assert option.type.min == MIN_SAMPLES
