@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cluster import storage
+from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,6 +21,12 @@ MAX_FONT_PX = 20
 """Size of names beside large images: a fifth of the height of a row, and no more than this."""
 MAX_NAME = 32
 """Most characters of a name that are shown; a longer one ends in three dots."""
+
+OTHER_FORMATS = (
+    *(".avif", ".bmp", ".eps", ".gif", ".heic", ".jfif", ".jpe", ".jpeg", ".jpg", ".pdf", ".ps", ".svg", ".tif"),
+    *(".tiff", ".webp", ".json", ".npy", ".npz"),
+)
+"""Endings of names that programs take for another format than PNG."""
 
 
 def labelled_grid(rows: Sequence[tuple[str, np.ndarray]]) -> "Image.Image":
@@ -68,6 +75,17 @@ def encode_png(image: "Image.Image") -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def require_png_name(path: str) -> None:
+    """Raise InvalidInput if the name of a PNG file to be written, a path or URI, ends as files of another format do."""
+    stem, dot, ending = path.partition("?")[0].rpartition(".")
+    if f"{dot}{ending}".lower() in OTHER_FORMATS:
+        raise InvalidInput(
+            f"--out: found {path}, and a grid is written as PNG, which loses nothing",
+            "a name that ends in .png",
+            f"use --out {stem}.png, and convert it if you need another format",
+        )
 
 
 def save_png(image: "Image.Image", path: str) -> str:

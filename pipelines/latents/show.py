@@ -3,7 +3,7 @@
 import numpy as np
 
 from cluster import storage
-from pipelines.images.grids import class_grid, save_png
+from pipelines.images.grids import class_grid, require_png_name, save_png
 from pipelines.latents import schema
 from pipelines.latents.dataset import LatentDataset
 from pipelines.latents.samples import (
@@ -25,8 +25,12 @@ JSON_KEYS = {"std": "deviation"}
 
 
 def show(dataset: LatentDataset, out: str | None) -> list[tuple[str, str]]:
-    """Return a description as (name, text) lines. out: path or URI for a PNG, a labelled grid of some decoded rows."""
+    """Return a description as (name, text) lines. out: path or URI for a PNG, a labelled grid of some decoded rows.
+
+    Raises InvalidInput for a name of another format than PNG.
+    """
     if out is not None:
+        require_png_name(out)
         storage.refuse_unwritable(out)
     autoencoder, pixels, names = dataset.autoencoder, dataset.preprocessing, dataset.class_names
     shown = ", ".join(names[:MAX_CLASSES]) + (", ..." if len(names) > MAX_CLASSES else "")

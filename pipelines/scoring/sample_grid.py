@@ -10,7 +10,7 @@ from dit.config import RandomKind
 from dit.hardware.device_errors import explain_full_memory
 from pipelines.checkpoints.open import LocatedCheckpoint, open_checkpoint
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.images.grids import labelled_grid, save_png
+from pipelines.images.grids import labelled_grid, require_png_name, save_png
 from pipelines.images.labels import are_numbers
 from pipelines.scoring.checks import check_sampling_steps
 from pipelines.scoring.protocols.build_protocol import sampling_protocol
@@ -34,13 +34,15 @@ def sample_grid(
     """Sample `columns` images of each class in this process, and write them as one PNG to a path or URI.
 
     seed, random: of the recipe. classes: names or numbers; None: the first MAX_ROWS classes. Raises InvalidInput for an
-    unknown class, and for a recipe that samples on GPUs if this machine has none.
+    unknown class, for a name of another format than PNG, and for a recipe that samples on GPUs if this machine has
+    none.
     """
     import torch
 
     from pipelines.scoring.samples.checkpoint_sampler import CheckpointSampler
     from pipelines.scoring.samples.guide import guide_location
 
+    require_png_name(out)
     if evaluate.gpus_per_worker and not torch.cuda.is_available():
         raise InvalidInput(
             f"evaluate.gpus_per_worker: found {evaluate.gpus_per_worker:g}, and no usable GPU on this machine",

@@ -11,7 +11,11 @@ from pipelines.cli.output import print_line, print_result
 @click.command()
 @click.argument("checkpoint", type=click.Path())
 @click.option(
-    "--out", type=click.Path(dir_okay=False), default="grid.png", show_default=True, help="PNG file of the grid."
+    "--out",
+    type=click.Path(dir_okay=False),
+    default="grid.png",
+    show_default=True,
+    help="File of the grid, which is PNG; a name such as grid.jpg is refused.",
 )
 @click.option(
     "--classes",
