@@ -11,6 +11,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from cluster import storage
+from evaluation.card import CARD_FILE
+from evaluation.card import FORMAT as CARD_FORMAT
 from evaluation.pages.report_page import render_page
 from evaluation.report import REPORT_FILE, EvaluationReport
 from pipelines.checkpoints.open import IN_TRACKING, open_checkpoint
@@ -195,9 +197,16 @@ def _reports_of(name: str, protocol_id: str | None, tracking_uri: str) -> list[E
     """Return all reports that a name may mean, without those whose numbers are in another report as repeats."""
     if not name.startswith(IN_TRACKING):
         is_file = name.partition("?")[0].endswith(".json") and storage.exists(name)
+        if is_file:
+            _refuse_card(name, name)
         if (report := read_report(name) if is_file else load_report(name)) is not None:
             return _of_protocol([report], protocol_id, name) if protocol_id else [report]
-    opened = open_checkpoint(name, tracking_uri=tracking_uri)
+    try:
+        opened = open_checkpoint(name, tracking_uri=tracking_uri)
+    except (NotFound, InvalidInput):
+        if not name.startswith(IN_TRACKING):
+            _refuse_card(name, storage.join(name, CARD_FILE))
+        raise
     evaluations = storage.join(opened.output, EVALUATIONS)
     files = find_report_files(evaluations, None, opened.name)
     files += find_report_files(evaluations, None, opened.name, file=_aside(opened.digest, REPORT_FILE))
@@ -212,6 +221,21 @@ def _reports_of(name: str, protocol_id: str | None, tracking_uri: str) -> list[E
     if protocol_id:
         return _of_protocol(reports, protocol_id, name)
     return [report for report in reports if not any(_repeats(other, report) for other in reports)]
+
+
+def _refuse_card(name: str, file: str) -> None:
+    """Raise InvalidInput if a file holds an evaluation card. name: of it or of its folder, as the user has given it."""
+    try:
+        is_card = storage.exists(file) and json.loads(storage.read_bytes(file)).get("format") == CARD_FORMAT
+    except (ValueError, AttributeError, RecursionError):
+        return
+    if is_card:
+        raise InvalidInput(
+            f"{name}: found an evaluation card, which is not a report",
+            "a checkpoint, a report.json, or the folder of one",
+            f"name the report that the card was published from; or let `raydit verify {shlex.quote(name)}` compare the "
+            "card with scores that it computes again",
+        )
 
 
 def _of_protocol(reports: Sequence[EvaluationReport], protocol_id: str, name: str) -> list[EvaluationReport]:
