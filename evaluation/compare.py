@@ -177,13 +177,14 @@ def estimate_with_standard_error(report: EvaluationReport, metric: str) -> tuple
 
     Without repeats, two errors in reports are standard deviations: that of the Inception Score over parts of the
     samples, of whose scores it is the mean, and that of the kernel distance over subsets. Subsets overlap, so that no
-    standard error follows from theirs.
+    standard error follows from theirs. The standard deviation over parts has their number as its divisor, which the
+    standard error of the mean replaces by one less.
     """
     value, error = report.estimate(metric)
     kind, is_repeated = parse_metric_name(metric).kind.name, len(report.repeats.get(metric, [])) > 1
     if error is None or is_repeated or kind not in ("is", "kid"):
         return value, error
-    return value, error / IS_SPLITS**0.5 if kind == "is" else None
+    return value, error / (IS_SPLITS - 1) ** 0.5 if kind == "is" else None
 
 
 def compare_reports(reports: Sequence[EvaluationReport], *, allow_unequal: bool = False) -> Comparison:

@@ -152,8 +152,8 @@ def test_the_errors_on_a_card_are_checked_and_decide_nothing(stated, verdict):
 @pytest.mark.parametrize(
     ("kind", "std", "stated", "verdict"),
     [
-        ("is", 0.4, 6.0 + 0.9 * 0.4 / 10**0.5 * 2**0.5, "error"),
-        ("is", 0.4, 6.0 + 1.1 * 0.4 / 10**0.5 * 2**0.5, "differs"),
+        ("is", 0.4, 6.0 + 0.9 * 0.4 / 9**0.5 * 2**0.5, "error"),
+        ("is", 0.4, 6.0 + 1.1 * 0.4 / 9**0.5 * 2**0.5, "differs"),
         ("kid", 0.01, 6.0 + 0.009, "differs"),
         ("kid", 0.01, 6.0 + 0.9 * ROUNDING * 6, "rounding"),
     ],

@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import scipy.stats
 
-from evaluation.compare import compare_reports, find_best
+from evaluation.compare import compare_reports, estimate_with_standard_error, find_best
+from evaluation.metrics import inception_score
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
 
@@ -101,12 +104,19 @@ def scored(checkpoint, name, value, error, **fields):
     )
 
 
-@pytest.mark.parametrize(("other", "within"), [(101.4, True), (101.5, False)])
+@pytest.mark.parametrize(("other", "within"), [(101.5, True), (101.52, False)])
 def test_the_error_of_an_inception_score_is_that_of_the_mean_over_its_splits(other, within):
-    """3.2 over 10 splits is a standard error of 1.012, and 1.431 for the difference of two."""
+    """3.2 over 10 splits is a standard error of 3.2 / 3 = 1.067, and 1.508 for the difference of two."""
     found = compare_reports([scored("a", "is_50k", 100.0, 3.2), scored("b", "is_50k", other, 3.2)])
     assert found.is_within_error("is_50k", 1) == within
-    assert "100 +- 1.01" in found.table()
+    assert "100 +- 1.07" in found.table()
+
+
+def test_the_error_of_an_inception_score_follows_from_its_splits():
+    logits = np.random.default_rng(0).normal(size=(2000, 5)) * 3
+    scores = [inception_score(logits[part], splits=1)[0] for part in np.split(np.arange(2000), 10)]
+    both = scored("a", "is_2k", float(np.mean(scores)), float(np.std(scores)))
+    assert estimate_with_standard_error(both, "is_2k")[1] == pytest.approx(scipy.stats.sem(scores))
 
 
 def test_the_error_of_a_kernel_distance_is_known_of_repeats_only():
