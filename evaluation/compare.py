@@ -144,12 +144,15 @@ class Comparison:
         return bool(first and other) and first != other
 
     def _notes_on_ratios(self) -> list[str]:
-        """Return which reports have ratios to other real images than the first one, if any."""
-        others = [index for index in range(1, len(self.reports)) if self._has_other_held_out_images(index)]
-        names = [self.names[index] for index in others if self.reports[index].ratios]
-        if not names or not self.reports[0].ratios:
+        """Return which reports have ratios to other real images than the first that says which it has, if any."""
+        pairs = zip(self.names, self.reports, strict=True)
+        digests = {name: report.held_out_digest for name, report in pairs if report.held_out_digest and report.ratios}
+        first = next(iter(digests), "")
+        others = [name for name in digests if digests[name] != digests[first]]
+        if not others:
             return []
-        return [f"Ratios to real images are not comparable: other held-out images in {', '.join(names)}."]
+        found = f"other held-out images in {', '.join(others)} than in {first}"
+        return [f"Ratios to real images are not comparable: {found}."]
 
     def _notes_on_unreadable(self) -> list[str]:
         """Return that reports lack different numbers of real images, which the protocols do not say."""
@@ -188,15 +191,16 @@ def estimate_with_standard_error(report: EvaluationReport, metric: str) -> tuple
 
 
 def compare_reports(reports: Sequence[EvaluationReport], *, allow_unequal: bool = False) -> Comparison:
-    """Compare reports with the first one, each extractor's protocol with that of the same extractor.
+    """Compare reports with the first one, after all protocols of the same extractor were compared with each other.
 
     A metric that one of two reports lacks, such as those of an extractor that it was not scored by, makes them no
     less comparable. Raises InvalidInput for fewer than two reports, and, unless allow_unequal, for reports of
-    different protocols; the message names the fields that differ.
+    different protocols, or without an extractor that leads from one to the other; the message names the fields that
+    differ.
     """
     if len(reports) < 2:
         raise InvalidInput(f"{len(reports)} reports to compare", "at least 2", "name more checkpoints or reports")
-    pairs = [pair for report in reports[1:] for pair in _protocol_pairs(reports[0], report)]
+    pairs = _protocol_pairs(reports)
     values = {name: _unequal_values(pairs, name) for name in vars(reports[0].protocol)}
     columns = _known_columns(reports)
     if len(columns) > 1:
@@ -234,13 +238,30 @@ def _known_columns(reports: Sequence[EvaluationReport]) -> list[str]:
     return list(dict.fromkeys(report.image_column for report in reports if report.image_column))
 
 
-def _protocol_pairs(
-    report: EvaluationReport, other: EvaluationReport
-) -> list[tuple[EvaluationProtocol, EvaluationProtocol]]:
-    """Return the protocols of each extractor that two reports share, or their first ones if they share none."""
-    known = {protocol.extractor: protocol for protocol in other.protocols}
-    shared = [(each, known[each.extractor]) for each in report.protocols if each.extractor in known]
-    return shared or [(report.protocol, other.protocol)]
+def _protocol_pairs(reports: Sequence[EvaluationReport]) -> list[tuple[EvaluationProtocol, EvaluationProtocol]]:
+    """Return pairs of protocols that are equal where the reports are comparable, whatever the order of the reports.
+
+    For each extractor, these are its first protocol with each other one. A report that shares no extractor with the
+    first one, not even by way of other reports, is paired by its first protocol.
+    """
+    by_extractor: dict[str, list[EvaluationProtocol]] = {}
+    for report in reports:
+        for protocol in report.protocols:
+            by_extractor.setdefault(protocol.extractor, []).append(protocol)
+    pairs = [(first, other) for first, *others in by_extractor.values() for other in others]
+    linked = _linked_extractors(reports)
+    apart = [report.protocol for report in reports if report.protocol.extractor not in linked]
+    return [*pairs, *((reports[0].protocol, protocol) for protocol in apart)]
+
+
+def _linked_extractors(reports: Sequence[EvaluationReport]) -> set[str]:
+    """Return the extractors of the first report, and of all that share one with it or with a report among these."""
+    remaining = [{protocol.extractor for protocol in report.protocols} for report in reports]
+    linked = remaining[0]
+    while sharing := [extractors for extractors in remaining if extractors & linked]:
+        linked = linked.union(*sharing)
+        remaining = [extractors for extractors in remaining if not extractors & linked]
+    return linked
 
 
 def _unequal_values(pairs: Sequence[tuple[EvaluationProtocol, EvaluationProtocol]], name: str) -> list[str]:

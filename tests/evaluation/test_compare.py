@@ -141,8 +141,19 @@ def test_ratios_to_other_held_out_images_are_not_compared(first, other, comparab
     reports = [scored("a", name, 2.0, 0.3, held_out_digest=first), scored("b", name, 2.1, 0.3, held_out_digest=other)]
     found = compare_reports(reports)
     assert found.is_within_error(name, 1) == comparable
-    note = "Ratios to real images are not comparable: other held-out images in b."
+    note = "Ratios to real images are not comparable: other held-out images in b than in a."
     assert (note in found.table().splitlines()) != comparable
+
+
+def test_other_held_out_images_are_said_whatever_the_order():
+    """A report of an earlier version, or one without ratios, does not hide that two others differ."""
+    name = "ratio_fid_10k"
+    unknown, without = scored("a", name, 2.0, 0.3), report("d", 9.0)
+    first, other = (scored(each, name, 2.1, 0.3, held_out_digest=each) for each in "bc")
+    for reports in ([unknown, first, other], [first, unknown, other], [without, first, other], [first, other, without]):
+        note = "Ratios to real images are not comparable: other held-out images in c than in b."
+        assert note in compare_reports(reports).table().splitlines()
+    assert "not comparable" not in compare_reports([unknown, first, without]).table()
 
 
 def test_reports_against_different_readable_images_say_so():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 
@@ -140,6 +141,22 @@ def test_a_shared_extractor_with_another_reference_is_refused():
             compare_reports(reports)
         assert TWO.protocol_id in str(error.value) and other.protocol_id in str(error.value)
         assert compare_reports(reports, allow_unequal=True).differing == ["reference_digest"]
+
+
+def test_unequal_protocols_are_refused_whatever_the_order():
+    other = merge_reports([ONE, replace(TWO, protocol=replace(DINOV2, reference_digest="new"))])
+    for reports in permutations([ONE, MERGED, other]):
+        with pytest.raises(InvalidInput, match="differ in reference_digest: '(ee|new)' and '(ee|new)'"):
+            compare_reports(reports)
+        assert compare_reports(reports, allow_unequal=True).differing == ["reference_digest"]
+
+
+def test_reports_are_comparable_by_way_of_one_that_shares_an_extractor_with_each():
+    for reports in permutations([ONE, merge_reports([ONE, TWO]), TWO]):
+        assert compare_reports(reports).differing == []
+    for reports in permutations([ONE, merge_reports([ONE, TWO]), THREE]):
+        with pytest.raises(InvalidInput, match="differ in extractor: "):
+            compare_reports(reports)
 
 
 def test_reports_without_a_shared_extractor_are_refused():
