@@ -12,7 +12,7 @@ from evaluation.text_table import align_columns
 from raydit.errors import InvalidInput
 
 NO_DIFFERENCE = "~"
-"""Mark of a value that differs from the first report's by less than their combined error."""
+"""Mark of a value that equals the first report's, or differs from it by less than their combined error."""
 
 
 _SETS = {"reference": "the reference", "held_out": "the held-out images"}
@@ -56,12 +56,12 @@ class Comparison:
         return list(dict.fromkeys(name for report in self.reports for name in report.metrics))
 
     def is_within_error(self, metric: str, index: int) -> bool:
-        """Whether a report's metric differs from the first report's by less than sqrt(error1^2 + error2^2).
+        """Whether a report's metric equals the first report's, or differs by less than sqrt(error1^2 + error2^2).
 
         False if either value or both errors are unknown, or if the two are not comparable.
         """
         found = self._difference(metric, index)
-        return found is not None and abs(found[0]) < found[1]
+        return found is not None and _is_within(*found)
 
     def _difference(self, metric: str, index: int) -> tuple[float, float] | None:
         """Return by how much a report's metric is above the first report's, and the combined error.
@@ -106,7 +106,7 @@ class Comparison:
             if difference is not None:
                 value, error = difference
                 extractor = self.reports[index].protocol_for(name).extractor
-                signs.setdefault(extractor, 0 if abs(value) < error else 1 if value > 0 else -1)
+                signs.setdefault(extractor, 0 if _is_within(value, error) else 1 if value > 0 else -1)
         return signs
 
     def table(self) -> str:
@@ -188,6 +188,11 @@ def estimate_with_standard_error(report: EvaluationReport, metric: str) -> tuple
     if error is None or is_repeated or kind not in ("is", "kid"):
         return value, error
     return value, error / (IS_SPLITS - 1) ** 0.5 if kind == "is" else None
+
+
+def _is_within(difference: float, error: float) -> bool:
+    """Return whether a difference is less than its error, or 0: the error of equal values may be 0 as well."""
+    return abs(difference) < error or difference == 0
 
 
 def compare_reports(reports: Sequence[EvaluationReport], *, allow_unequal: bool = False) -> Comparison:

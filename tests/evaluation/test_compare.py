@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from evaluation.compare import compare_reports, estimate_with_standard_error, find_best
+from evaluation.merge_reports import merge_reports
 from evaluation.metrics import inception_score
 from evaluation.protocol import EvaluationProtocol
 from evaluation.report import EvaluationReport
@@ -40,6 +41,24 @@ def test_the_table_marks_differences_within_the_error():
 def test_without_any_error_nothing_is_marked():
     found = compare_reports([report("a", 9.62), report("b", 9.62)])
     assert not found.is_within_error("fid_50k", 1) and "~" not in found.table()
+
+
+def test_equal_values_with_errors_of_0_are_no_difference():
+    """A precision of 1 has a jackknife error of 0."""
+    ones = [report(name, 1.0, 0.0) for name in "ab"]
+    assert compare_reports(ones).is_within_error("fid_50k", 1) and "1 +- 0 ~" in compare_reports(ones).table()
+    assert not compare_reports([ones[0], report("b", 1.0001, 0.0)]).is_within_error("fid_50k", 1)
+
+
+@pytest.mark.parametrize(("fid", "disagreements"), [(9.0, 0), (8.0, 1)])
+def test_equal_distances_with_errors_of_0_are_no_disagreement(fid, disagreements):
+    lite0 = replace(PROTOCOL, extractor="efficientnet-lite0")
+    reports = []
+    for name, *distances in (("a", 9.0, 30.0), ("b", fid, 31.0)):
+        first, second = zip(("fid_50k", "fd_efficientnet_lite0_50k"), distances, strict=True)
+        other = replace(scored(name, *second, 0.0), protocol=lite0)
+        reports.append(merge_reports([scored(name, *first, 0.0), other]))
+    assert len(compare_reports(reports).disagreements) == disagreements
 
 
 def test_one_known_error_is_better_than_none():
