@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Self
 
+from evaluation.finite_numbers import refuse_nonfinite
 from evaluation.metric_names import METRIC_KINDS, format_count, metric_name, parse_metric_name
 from evaluation.protocol import UINT8_RULE, Precision
 from evaluation.report import REPORT_FILE
@@ -151,17 +152,23 @@ class AutoencoderReport:
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Read what to_json returned. Raises InvalidInput for anything else, an edited protocol, or outside files."""
+    def from_json(cls, text: str | bytes, name: str = REPORT_FILE) -> Self:
+        """Read what to_json returned. name: of the file, for messages.
+
+        Raises InvalidInput for anything else, numbers that are not finite, an edited protocol, or outside files.
+        """
         from pydantic import TypeAdapter
 
         try:
             values = json.loads(text)
+            refuse_nonfinite(values, name, "evaluate the autoencoder again")
             recorded = values.pop("protocol_id")
             report: Self = TypeAdapter(cls).validate_python(values)
+        except InvalidInput:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidInput(
-                f"{REPORT_FILE}: found no report on an autoencoder ({type(error).__name__}: {str(error)[:200]})",
+                f"{name}: found no report on an autoencoder ({type(error).__name__}: {str(error)[:200]})",
                 "what `raydit autoencoders evaluate` wrote",
                 "evaluate the autoencoder again",
             ) from error
@@ -171,9 +178,9 @@ class AutoencoderReport:
                 f"the recorded {recorded}: the report was edited",
                 "evaluate the autoencoder again",
             )
-        for name in report.metrics:
-            describe_metric(name)
-        require_all_inside(list(report.artifacts.values()), REPORT_FILE)
+        for metric in report.metrics:
+            describe_metric(metric)
+        require_all_inside(list(report.artifacts.values()), name)
         return report
 
     def table(self) -> str:

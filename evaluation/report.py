@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from evaluation.explanations import explain_low_precision, explain_ratios, explain_shares, name_extractors
+from evaluation.finite_numbers import refuse_nonfinite
 from evaluation.metric_names import MEAN_RATIO, RATIO, format_count, is_of_extractor, parse_metric_name
 from evaluation.per_class import ClassDistance
 from evaluation.protocol import EvaluationProtocol
@@ -244,19 +245,21 @@ class EvaluationReport:
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Read a report that to_json wrote.
+    def from_json(cls, text: str | bytes, name: str = REPORT_FILE) -> Self:
+        """Read a report that to_json wrote. name: of the file, for messages.
 
-        Raises InvalidInput for what is no report, for a protocol whose id is not the recorded one, and for files
-        outside of the report's folder.
+        Raises InvalidInput for what is no report, for numbers that are not finite, for a protocol whose id is not the
+        recorded one, and for files outside of the report's folder.
         """
         try:
-            report, recorded = cls._parse(json.loads(text))
+            values = json.loads(text)
+            refuse_nonfinite(values, name)
+            report, recorded = cls._parse(values)
         except InvalidInput:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidInput(
-                f"{REPORT_FILE}: found no report ({type(error).__name__}: {str(error)[:200]})",
+                f"{name}: found no report ({type(error).__name__}: {str(error)[:200]})",
                 "what `raydit evaluate` wrote",
                 "evaluate the checkpoint again",
             ) from error
@@ -267,10 +270,10 @@ class EvaluationReport:
                     f"the recorded {expected}: the report was edited",
                     "evaluate the checkpoint again",
                 )
-        for name in report.metrics:
-            report.protocol_id_for(name)  # raises for a name of no extractor
+        for metric in report.metrics:
+            report.protocol_id_for(metric)  # raises for a name of no extractor
         # Their names are those of files that are shown, sent and renamed.
-        require_all_inside([*report.artifacts.values(), report.checkpoint_digest or "none"], REPORT_FILE)
+        require_all_inside([*report.artifacts.values(), report.checkpoint_digest or "none"], name)
         return report
 
     @classmethod

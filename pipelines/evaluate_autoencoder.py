@@ -61,7 +61,7 @@ def evaluate_autoencoder(
     file = storage.join(folder, REPORT_FILE)
     timer, identity = LapTimer(), {"protocol": protocol.protocol_id}
     if storage.exists(file) and not force:
-        report = AutoencoderReport.from_json(storage.read_bytes(file))
+        report = AutoencoderReport.from_json(storage.read_bytes(file), file)
         if context.is_writable and is_unlogged(folder):  # it was interrupted between writing and logging the report
             with context.run(STAGE, identity, _run_tags(evaluation)) as run:
                 _log_settings(run, evaluation)

@@ -74,6 +74,7 @@ def test_a_report_is_read_as_it_was_written_and_not_if_it_was_edited(report):
         (lambda values: values["protocol"].update(seed=1), "edited"),
         (lambda values: values["metrics"].update(luck=1.0), "luck"),
         (lambda values: values.pop("kind"), "no report on an autoencoder"),
+        (lambda values: values["metrics"].update(psnr=float("nan")), "found nan in metrics.psnr, expected finite"),
         (lambda values: values["artifacts"].update(page="../../page.html"), "page.html"),
     ):
         values = json.loads(text)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from html import escape
+from math import inf, nan
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -201,6 +202,29 @@ def test_a_report_names_files_of_its_own_folder_only(change):
 @pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000, '{"protocol_id": "x", "metrics": 5}'])
 def test_what_is_no_report_is_told(content):
     with pytest.raises(InvalidInput, match=r"report.json: found no report .*Evaluate the checkpoint again"):
+        EvaluationReport.from_json(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"metrics": {REPORT.headline: nan}}, f"nan in metrics.{REPORT.headline}"),
+        ({"errors": {REPORT.headline: inf}}, f"inf in errors.{REPORT.headline}"),
+        ({"floor": {REPORT.headline: -inf}}, f"-inf in floor.{REPORT.headline}"),
+        ({"repeats": {REPORT.headline: [1.0, nan]}}, f"nan in repeats.{REPORT.headline}.1"),
+        ({"curve": [[500, nan]]}, "nan in curve.0.1"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_with_the_names_of_file_and_field(change, found):
+    """Python's parser takes them for JSON, and its writer refused them only after the scores were printed."""
+    content = json.dumps({**json.loads(REPORT.to_json()), **change})
+    with pytest.raises(InvalidInput, match=f"b/report.json: found {found}, expected finite numbers. Evaluate"):
+        EvaluationReport.from_json(content, "b/report.json")
+
+
+def test_numbers_that_are_too_large_are_not_finite():
+    content = REPORT.to_json().replace("30.5", "1e999")
+    with pytest.raises(InvalidInput, match=r"report.json: found inf in timings.sample, expected finite"):
         EvaluationReport.from_json(content)
 
 

@@ -72,7 +72,7 @@ def save_report(report: EvaluationReport, folder: str) -> None:
 
 def read_report(file: str) -> EvaluationReport:
     """Read a report from the path or URI of its file."""
-    return EvaluationReport.from_json(storage.read_bytes(file))
+    return EvaluationReport.from_json(storage.read_bytes(file), file)
 
 
 def read_report_of(file: str, digest: str) -> EvaluationReport | None:
@@ -154,9 +154,9 @@ def find_report_files(folder: str, *subfolders: str | None, file: str = REPORT_F
 
 def read_reports(files: Sequence[str]) -> Iterator[EvaluationReport]:
     """Read several reports, in order; from an object store, several requests ahead."""
-    for file in storage.open_in_order(files):
+    for name, file in zip(files, storage.open_in_order(files), strict=True):
         with file:
-            yield EvaluationReport.from_json(file.read())
+            yield EvaluationReport.from_json(file.read(), name)
 
 
 def find_reports(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from cluster import storage
 from evaluation.features.extractor_names import extractor_kind
+from evaluation.finite_numbers import refuse_nonfinite
 from evaluation.metric_names import MEAN_RATIO, RATIO, is_of_extractor, parse_metric_name
 from evaluation.ratios import mean_ratio_id, same_held_out
 from evaluation.report import REPORT_FILE
@@ -159,9 +160,10 @@ def best_step(evaluations: str, metric: str, digests: Mapping[int, str]) -> int 
     matches = [match for name in names if (match := re.fullmatch(rf"([^/]+)/step_(\d+)/{REPORT_FILE}", name))]
     reports = [(match[0], match[1], int(match[2])) for match in matches if int(match[2]) in digests]
     files = storage.open_in_order([storage.join(evaluations, name) for name, _, _ in reports])
-    for (_, protocol, step), file in zip(reports, files, strict=True):
+    for (name, protocol, step), file in zip(reports, files, strict=True):
         with file:
             report = json.load(file)
+        refuse_nonfinite(report, storage.join(evaluations, name))
         value = report["metrics"].get(metric)
         is_current = (report.get("checkpoint_digest") or digests[step]) == digests[step]
         if is_current and value is not None and not report.get("disqualified"):

@@ -9,6 +9,7 @@ from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.reader import RecipeError, validate_recipe
 from pipelines.config.training import TrainConfig
 from pipelines.training.monitoring.retention import Retention, best_step, explain_retention, outdated_steps
+from raydit.errors import InvalidInput
 
 STEPS = [100, 200, 300, 400, 500, 600]
 
@@ -56,6 +57,13 @@ def test_the_best_checkpoint_has_the_lowest_distance_or_the_highest_score(tmp_pa
     assert best_step(str(tmp_path), "fd_dinov2_vit_b_14_50k", DIGESTS) is None
     with pytest.raises(ValueError, match="fdi_50k"):
         best_step(str(tmp_path), "fdi_50k", DIGESTS)
+
+
+def test_a_report_with_a_number_that_is_not_finite_is_named(tmp_path):
+    report(tmp_path, "a", 100, fid_50k=float("nan"))
+    report(tmp_path, "a", 200, fid_50k=7.0)
+    with pytest.raises(InvalidInput, match=r"a/step_0000100/report.json: found nan in metrics.fid_50k, expected"):
+        best_step(str(tmp_path), "fid_50k", DIGESTS)
 
 
 def test_reports_of_a_superseded_training_or_of_removed_checkpoints_choose_nothing(tmp_path):
