@@ -31,7 +31,8 @@ class LatentStatistics:
     def of(cls, latents: Array) -> Self:
         """Return the statistics of latents (N, C, h, w) with at least one position."""
         values = np.moveaxis(np.asarray(latents, np.float64), 1, -1).reshape(-1, latents.shape[1])
-        mean = values.mean(axis=0)
+        # The mean of equal values may differ from them by rounding, which then has a kurtosis and correlations.
+        mean = np.where(values.min(axis=0) == values.max(axis=0), values[0], values.mean(axis=0))
         values = values - mean
         squares = values * values
         return cls(

@@ -44,9 +44,12 @@ def test_the_summary_is_over_all_channels(latents):
     )
 
 
-def test_a_constant_or_single_channel_has_neither_tails_nor_correlations():
-    latents = np.ones((2, 2, 3, 3))
-    latents[:, 1] = np.random.default_rng(0).normal(size=(2, 3, 3))
-    found = LatentStatistics.of(latents)
-    assert found.kurtosis[0] == 0 and found.correlations[0, 1] == 0
+@pytest.mark.parametrize("constant", [1.0, 0.1, -1e-3, 1e8 / 3])
+def test_a_constant_or_single_channel_has_neither_tails_nor_correlations(constant):
+    """The mean of most constants is rounded to another number."""
+    latents = np.full((30, 2, 3, 3), constant)
+    latents[:, 1] = np.random.default_rng(0).normal(size=(30, 3, 3))
+    for parts in (latents,), (latents[:11], latents[11:]):
+        found = reduce(LatentStatistics.merge, map(LatentStatistics.of, parts))
+        assert (found.mean[0], found.std[0], found.kurtosis[0], found.correlations[0, 1]) == (constant, 0, 0, 0)
     assert LatentStatistics.of(latents[:, 1:]).metrics()["latent_correlation"] == 0
