@@ -15,7 +15,8 @@ from pipelines.images.labels import LABEL_COLUMNS, label_text, number_labels, pa
 from pipelines.images.listing import Listing, Locations
 from pipelines.images.source_files import MAX_FILE_BYTES, Files, ImagesPath
 from pipelines.images.splits import describe_files, pick_split, refuse_absent_split
-from pipelines.images.tar import BLOCK, BlockReader, LeftOut, Member, TarError, read_members
+from pipelines.images.tar import BLOCK, BlockReader, Member, TarError, read_members
+from pipelines.images.tar_samples import Sample, group_samples, join_samples
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer
 from raydit.regular_files import FileTooLarge, refuse_too_large
@@ -31,8 +32,6 @@ PICKLED = re.compile(rb"\x80[\x02-\x05]|[IF]\d+\n\.\Z|[SV]'?[^\n]*\n(p\d+\n)?\.\
 """Start of a pickle of protocol 2 to 5, or all of a pickled number or text of protocol 0."""
 MAX_LABEL_BYTES, MAX_JSON_BYTES = 2**16, 2**24
 """Longest .cls and .json of a sample."""
-Sample = dict[str, Member]
-"""Files of one sample by their suffixes, in lower case and without the first dot."""
 
 
 def recognise(path: ImagesPath) -> bool:
@@ -169,11 +168,13 @@ class WebDatasetSource:
             left_out: list[str] = []
             try:
                 members = read_members(blocks, earlier=self.config.reading is not None)
-                samples = _group_samples(members, where, left_out)
+                samples = group_samples(members, where, left_out)
             except TarError as error:
                 raise InvalidInput(f"images.path: {where}: {error.found}", error.expected, error.do) from error
             chosen = {stem: self._choose_image(sample, stem, where) for stem, sample in samples.items()}
             images = {stem: image for stem, image in chosen.items() if image is not None}
+            if self.config.reading is None:
+                join_samples(samples, images)
             if not images:
                 found = ", ".join(sorted({kind for sample in samples.values() for kind in sample})[:10])
                 found = found or ", ".join(left_out[:3]) or "nothing"
@@ -308,26 +309,3 @@ def _refuse_tar_folders(names: Sequence[str], files: Files) -> None:
                 "folders of other names",
                 "rename the folder, or set images.path to it",
             )
-
-
-def _group_samples(members: Iterator[Member | LeftOut], where: str, left_out: list[str]) -> dict[str, Sample]:
-    """Group files into samples by their stem. A suffix begins at the first dot of the name, as in WebDataset.
-
-    left_out: members that cannot be read as files are added to it, each with the reason.
-    """
-    samples: dict[str, Sample] = {}
-    for member in members:
-        folder, slash, name = member.name.rpartition("/")
-        stem, dot, kind = name.partition(".")
-        if not stem or not dot:  # a hidden file, or one without a suffix
-            continue
-        if isinstance(member, LeftOut):
-            left_out.append(f"{member.name} ({member.reason})")
-            continue
-        sample = samples.setdefault(f"{folder}{slash}{stem}", {})
-        if kind.lower() in sample:
-            raise InvalidInput(
-                f"images.path: {where}: found {member.name} twice", "each name once", "write the tar again"
-            )
-        sample[kind.lower()] = member
-    return samples

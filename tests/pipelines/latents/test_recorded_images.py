@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from pictures import encoded, square, write
+from pictures import encoded, square, write, write_tar
 from PIL import Image
 from tiny_encode import Context, encode_here, recipe
 
@@ -80,6 +80,20 @@ def test_an_output_keeps_its_reading_and_its_order_of_classes(tmp_path, monkeypa
     grown = encode_here(plain, monkeypatch)
     assert (grown.class_names, len(grown)) == (classes, 5)  # with the TGA file, as one that was added
     assert not (tmp_path / "output" / "superseded").exists()
+
+
+def test_an_output_goes_on_without_labels_whose_names_were_not_those_of_images(tmp_path, monkeypatch):
+    """A leading "./" made other samples of them."""
+    names = ("./1.png", "./2.png", "1.cls", "2.cls")
+    file = write_tar(tmp_path / "x.tar", {name: encoded(square(9, 16)) for name in names[:2]})
+    without = ("evaluate.cfg_scale=1.0", "evaluate.labels=random")
+    config = recipe(tmp_path, f"images.path={file}", *without)
+    made = encode_here(config, monkeypatch)
+    write_tar(file, {name: encoded(square(9, 16)) if name.endswith("png") else b"cat" for name in names})
+    kept = encode_here(config, monkeypatch)
+    assert (kept.fingerprint, kept.class_names) == (made.fingerprint, ())
+    fresh = encode_here(recipe(tmp_path, f"images.path={file}", f"output={tmp_path / 'new'}", *without), monkeypatch)
+    assert (len(fresh), fresh.class_names) == (2, ("cat",))
 
 
 def test_nothing_is_recorded_of_the_reading_unless_it_is_set(config, monkeypatch):
