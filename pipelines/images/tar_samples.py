@@ -1,7 +1,8 @@
 """Group the members of a tar file into samples by their names, as WebDataset does."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
+from pipelines.images.listing import shorten_list
 from pipelines.images.tar import LeftOut, Member
 from raydit.errors import InvalidInput
 
@@ -45,3 +46,18 @@ def join_samples(samples: dict[str, Sample], images: Collection[str]) -> None:
         other = stem.removeprefix(HERE) if stem.startswith(HERE) else HERE + stem
         if other in samples and other not in images and not samples[stem].keys() & samples[other].keys():
             samples[stem] |= samples[other]
+
+
+def note_folders(stems: Iterable[str]) -> tuple[str, ...]:
+    """Return a line if images without labels lie in several folders of tar files, which may be meant as classes.
+
+    stems: of the samples with an image.
+    """
+    folders = sorted({stem.removeprefix(HERE).rpartition("/")[0] for stem in stems})
+    if len(folders) < 2 or "" in folders:
+        return ()
+    return (
+        f"the images lie in {len(folders):,} folders of tar files ({shorten_list(folders, 3)}), which are not read as "
+        "classes: labels are the .cls or a field of the .json with the name of the image; unpack the tar files to use "
+        "folders as classes",
+    )

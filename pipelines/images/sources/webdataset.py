@@ -16,7 +16,7 @@ from pipelines.images.listing import Listing, Locations
 from pipelines.images.source_files import MAX_FILE_BYTES, Files, ImagesPath
 from pipelines.images.splits import describe_files, pick_split, refuse_absent_split
 from pipelines.images.tar import BLOCK, BlockReader, Member, TarError, read_members
-from pipelines.images.tar_samples import Sample, group_samples, join_samples
+from pipelines.images.tar_samples import Sample, group_samples, join_samples, note_folders
 from raydit.errors import InvalidInput, NotFound
 from raydit.lfs import refuse_lfs_pointer
 from raydit.regular_files import FileTooLarge, refuse_too_large
@@ -107,6 +107,8 @@ class WebDatasetSource:
         left_out = [f"{name}/{member}" for name, shard in zip(names, shards, strict=True) for member in shard.left_out]
         if left_out:
             notes = (*notes, f"left out: {len(left_out):,} of the members of tar files, such as {left_out[0]}")
+        if not class_names and self.config.reading is None:
+            notes = (*notes, *note_folders(stem for shard in shards for stem in shard.stems))
         return Listing(
             keys,
             labels,
