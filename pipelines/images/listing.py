@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from pipelines.console import counted
+from pipelines.images.alike_classes import note_alike_classes
 from raydit.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -112,15 +113,16 @@ class Listing:
 
     def describe_classes(self) -> list[str]:
         """Return what a user should know about the classes before images are encoded, in sentences."""
+        notes = [*self.notes, *note_alike_classes(self.class_names)]
         empty = self.empty_classes
         if not empty:
-            return list(self.notes)
+            return notes
         shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
         note = (
             f"{len(empty)} of {len(self.class_names)} classes have no images to train on ({shown}): the model "
             "cannot learn them, but evaluations still draw samples of them"
         )
-        return [*self.notes, note]
+        return [*notes, note]
 
     def summary(self) -> str:
         """Return how many images and classes there are, such as "1,797 images in 10 classes"."""
