@@ -24,7 +24,7 @@ def test_a_card_is_named_as_such(raydit, tmp_path, command, given):
 def test_what_is_neither_is_no_report(raydit, tmp_path, content):
     (tmp_path / "other.json").write_text(content)
     code, out, err = raydit("compare", str(tmp_path / "other.json"))
-    assert (code, out) == (2, "") and "report.json: found no report" in err and "card" not in err
+    assert (code, out) == (2, "") and "other.json: found no report" in err and "card" not in err
 
 
 def test_a_checkpoint_beside_whose_weights_a_card_lies_is_a_checkpoint(raydit, tmp_path):
