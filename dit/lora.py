@@ -16,15 +16,10 @@ from torch import Tensor, nn
 from dit.distributed import copy_full_tensor
 from dit.formats.adapter import AdapterConfig, AdapterWeights
 from dit.formats.weights import check_weights
+from dit.lora_targets import KINDS
 from dit.trained_parameters import match_parameters
 from raydit.errors import InvalidInput
 
-KINDS = {
-    "attention": r"(.+\.)?(attn\.(qkv|proj)|cross_attn\.(q|kv|proj))",
-    "mlp": r"(.+\.)?mlp\.fc[12]",
-    "modulation": r"(.+\.)?(adaLN_modulation|token_modulation)\.1",
-}
-"""Expressions for the names of the linear layers that a recipe may call by one word."""
 FACTOR = re.compile(r"(.+\.lora_[AB])\.default(\.weight)")
 """Names of factors in a network: peft calls an adapter without name "default"."""
 

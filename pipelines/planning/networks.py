@@ -1,5 +1,7 @@
 """The networks of a recipe by their shapes and numbers of parameters, without their memory, and without downloads."""
 
+import functools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +11,7 @@ from dit.autoencoders.kinds import autoencoder_class, describe_shape, latent_sid
 from dit.autoencoders.size import AutoencoderSize
 from dit.config import TIMESTEP_FREQUENCIES, DiTConfig, UViTConfig
 from dit.hub import split_revision
+from dit.lora_targets import KINDS
 from dit.schedule import TrainingConfig
 from pipelines.config.autoencoder_training import measured_at_once
 from pipelines.config.encode import EncodeConfig
@@ -16,6 +19,7 @@ from pipelines.config.lora import LoraConfig
 from pipelines.config.model import AbsentModel
 from pipelines.config.recipe import AutoencoderConfig, Recipe
 from pipelines.config.training import TrainConfig
+from pipelines.planning.layers import Layer, network_layers
 from raydit.errors import NotFound
 
 FLOAT32 = 4
@@ -205,7 +209,8 @@ def _linear(inputs: int, outputs: int) -> int:
 def trained_parameters(model: DiTConfig | UViTConfig, settings: TrainConfig) -> int:
     """Count what a training changes: all trained parameters of a network but frozen ones, or those of an adapter.
 
-    Raises InvalidInput for a pattern of train.start.freeze that matches nothing, or if nothing is left to train.
+    Raises InvalidInput for a pattern of train.start.freeze or a target of train.lora that matches nothing, for a rank
+    that does not fit, and if nothing is left to train.
     """
     if settings.lora is not None:
         return adapter_parameters(model, settings.lora)
@@ -225,30 +230,33 @@ def trained_parameters(model: DiTConfig | UViTConfig, settings: TrainConfig) -> 
 def adapter_parameters(model: DiTConfig | UViTConfig, lora: LoraConfig) -> int:
     """Count the parameters of a low-rank adapter: the rank times the two widths of each layer.
 
-    Globs are taken for all layers of attention and MLP, and what a start changes and trains in full is not counted.
+    What a start changes and trains in full is not counted. Raises the same errors as `adapted_layers`.
     """
-    targets = {word if word in ("attention", "mlp", "modulation") else "globs" for word in lora.chosen_targets}
-    count = _adapted_widths(model, model.depth + isinstance(model, UViTConfig), targets)
-    if isinstance(model, DiTConfig):
-        head = model.head or model
-        modulated = model.head is not None or model.conditioning in ("adaln_zero", "adaln")
-        count += 3 * head.hidden_size if modulated and "modulation" in targets else 0  # the final layer's
-        if model.head is not None:
-            count += _adapted_widths(replace(head, conditioning="adaln_zero"), head.depth, targets)
-    return lora.chosen_rank * count
+    return lora.chosen_rank * sum(layer.inputs + layer.outputs for layer in adapted_layers(model, lora))
 
 
-def _adapted_widths(model: DiTConfig | UViTConfig, depth: int, targets: set[str]) -> int:
-    """Return the sum of both widths of all layers of `depth` blocks that an adapter changes."""
-    width, hidden = model.hidden_size, model.mlp_size
-    fused = hidden * (2 if isinstance(model, DiTConfig) and model.mlp == "swiglu" else 1)
-    conditioning = model.conditioning if isinstance(model, DiTConfig) else "in_context"
-    cross = 7 * width if conditioning == "cross_attention" else 0
-    modulation = {"adaln_zero": 7 * width, "adaln": 5 * width}.get(conditioning, 0)
-    block = 6 * width + cross if {"attention", "globs"} & targets else 0
-    block += width + fused + hidden + width if {"mlp", "globs"} & targets else 0
-    block += modulation if "modulation" in targets else 0
-    return depth * block
+@functools.cache
+def adapted_layers(model: DiTConfig | UViTConfig, lora: LoraConfig) -> tuple[Layer, ...]:
+    """Return the layers of a network that have factors in a low-rank adapter, as training chooses them.
+
+    Globs import torch. Raises InvalidInput for a target that matches no layer, and for a rank above a layer's widths.
+    """
+    linear = [layer for layer in network_layers(model) if layer.kind == "linear"]
+    if set(lora.chosen_targets) <= {*KINDS}:
+        by_word = [[each for each in linear if re.fullmatch(KINDS[word], each.name)] for word in lora.chosen_targets]
+        chosen = [layer for layers in by_word for layer in layers]
+        if all(by_word) and lora.chosen_rank <= min(min(layer.inputs, layer.outputs) for layer in chosen):
+            return tuple(chosen)
+    import torch  # in here, because it takes seconds
+
+    from dit.lora import adapter_config
+    from dit.model import build_model
+
+    with torch.device("meta"):
+        network = build_model(model)
+    rank, alpha, targets = lora.chosen_rank, lora.chosen_alpha, lora.chosen_targets
+    names = {*adapter_config(network, rank=rank, alpha=alpha, targets=targets).layers}
+    return tuple(layer for layer in linear if layer.name in names)
 
 
 def checkpoint_bytes(model: DiTConfig | UViTConfig, settings: TrainingConfig) -> int:
