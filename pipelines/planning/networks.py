@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,17 +215,32 @@ def trained_parameters(model: DiTConfig | UViTConfig, settings: TrainConfig) -> 
     """
     if settings.lora is not None:
         return adapter_parameters(model, settings.lora)
-    if settings.start is None or not settings.start.freeze:
+    if is_trained_in_full(settings):
         return count_parameters(model).trained
+    assert settings.start is not None, "only parameters of a start are frozen"
+    return sum(unfrozen_parameters(model, settings.start.freeze).values())
+
+
+def is_trained_in_full(settings: TrainConfig) -> bool:
+    """Return whether a training trains all parameters: no adapter instead of them, and none of them is frozen."""
+    return settings.lora is None and (settings.start is None or not settings.start.freeze)
+
+
+@functools.cache
+def unfrozen_parameters(model: DiTConfig | UViTConfig, patterns: tuple[str, ...]) -> Mapping[str, int]:
+    """Return the sizes of the parameters that are trained if some are frozen, by their names.
+
+    patterns: of train.start.freeze. Raises InvalidInput for one that matches nothing, or if nothing is left to train.
+    """
     import torch  # in here, because it takes seconds
 
     from dit.model import build_model
-    from dit.trained_parameters import count_trained, freeze
+    from dit.trained_parameters import freeze
 
     with torch.device("meta"):
         network = build_model(model)
-    freeze(network, settings.start.freeze)
-    return count_trained(network)[0]
+    freeze(network, patterns)
+    return {name: parameter.numel() for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
 def adapter_parameters(model: DiTConfig | UViTConfig, lora: LoraConfig) -> int:

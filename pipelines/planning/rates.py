@@ -6,7 +6,7 @@ reached the same share of peak: their chips are of one kind.
 
 from typing import NamedTuple
 
-from dit.config import DiTConfig, UViTConfig, named_config
+from dit.config import named_config
 from dit.hardware.accelerators import ACCELERATORS, Accelerator
 from dit.hardware.measured_speeds import (
     COMPILED,
@@ -61,7 +61,7 @@ def _training_flops(width: int) -> tuple[str, float] | None:
     if name is None:
         return None
     config, (batch, images_per_second) = named_config(name), TRAINING[name]
-    update = update_seconds(config, ACCELERATORS[MEASURED_ON])
+    update = update_seconds(count_parameters(config).trained, ACCELERATORS[MEASURED_ON])
     return name, batch * 6 * forward_macs(config) / (batch / images_per_second - update)
 
 
@@ -72,8 +72,10 @@ def _sampling_flops(width: int, precision: str) -> tuple[str, float] | None:
     return SAMPLING_MODEL, SAMPLING_BATCH * 2 * forward_macs(config) / SAMPLING_STEP_SECONDS[precision]
 
 
-def update_seconds(model: DiTConfig | UViTConfig, accelerator: Accelerator, averages: int = 1) -> float:
-    """Return the seconds of a step's update of weights and averages, which memory bandwidth bounds."""
+def update_seconds(trained: int, accelerator: Accelerator, averages: int = 1) -> float:
+    """Return the seconds of a step's update of weights and averages, which memory bandwidth bounds.
+
+    trained: number of parameters that are trained; what is frozen, and its averages, are not touched.
+    """
     # AdamW reads or writes each parameter 7 times, each average 3 times, and the gradient norm reads it twice.
-    counts = count_parameters(model)
-    return FLOAT32 * (9 * counts.trained + 3 * averages * counts.total) / accelerator.memory_bandwidth
+    return FLOAT32 * (9 + 3 * averages) * trained / accelerator.memory_bandwidth

@@ -16,8 +16,9 @@ from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.training import VALIDATION_BATCH, TrainConfig
+from pipelines.planning.backward import training_macs
 from pipelines.planning.hardware import NODE_DEVICES, Cluster
-from pipelines.planning.networks import FLOAT32, Networks, count_parameters
+from pipelines.planning.networks import FLOAT32, Networks, count_parameters, trained_parameters
 from pipelines.planning.rates import update_seconds
 
 TRAIN_START_SECONDS = 25.0
@@ -69,9 +70,11 @@ def train_work(settings: TrainConfig, networks: Networks, cluster: Cluster, imag
     """Return the work of training the transformer on `images` in all of its steps, and of encoding them meanwhile.
 
     held_out: images of each validation, if the recipe validates. What gradient checkpointing recomputes takes time, and
-    does not count as FLOPs, as it does not in MFU.
+    does not count as FLOPs, as it does not in MFU. An adapter, or a part of the parameters, has a shorter backward pass
+    (`pipelines.planning.backward`).
     """
-    flops = images * 6 * forward_macs(networks.model)  # the backward pass costs twice the forward pass
+    macs = training_macs(networks.model, settings)
+    flops = images * 2 * (macs.forward + macs.backward)
     speed, basis = cluster.speed("train", settings, settings.dtype, settings.compile, networks.model.hidden_size)
     if settings.matmul == "float8":
         require_float8_shapes(networks.model)
@@ -84,7 +87,7 @@ def train_work(settings: TrainConfig, networks: Networks, cluster: Cluster, imag
         seconds["gradient all-reduce"] = settings.steps * (step.all_reduce if overlapped else 0)
         seconds["update"] = settings.steps * step.update
     else:
-        seconds["arithmetic"] = flops * (4 / 3 if settings.gradient_checkpointing else 1) / speed
+        seconds["arithmetic"] = images * 2 * sum(macs) / speed
     if networks.encoding is not None:
         encoding = images * 2 * networks.encoder.macs
         flops += encoding
@@ -180,22 +183,33 @@ class StepSeconds(NamedTuple):
 
 def step_seconds(model: DiTConfig | UViTConfig, settings: TrainConfig, cluster: Cluster) -> StepSeconds:
     """Return the seconds of a training step of workers with one accelerator each."""
-    accelerator, workers, counts = cluster.accelerator, settings.most_workers, count_parameters(model)
+    accelerator, workers, macs = cluster.accelerator, settings.most_workers, training_macs(model, settings)
     assert accelerator is not None, "a step on CPU cores takes as long as its arithmetic"
     speed, _ = cluster.speed("train", settings, settings.dtype, settings.compile, model.hidden_size)
     blocks = model.depth + (0 if isinstance(model, UViTConfig) else model.head_depth or 0)
     micro_batches = settings.accumulation_steps
     launches = micro_batches * blocks * MIN_BLOCK_SECONDS
-    forward = max(2 * forward_macs(model) * settings.global_batch_size / speed, launches)
+    forward = max(2 * macs.forward * settings.global_batch_size / speed, launches)
     # A ring all-reduce moves 2 (n - 1) / n of the gradients once a step. FSDP scatters gradients once a step, and
     # gathers weights twice in every micro-batch: it frees them after each pass, also where gradients stay unsharded.
     fsdp, per_node = settings.strategy == "fsdp", min(cluster.count, NODE_DEVICES)
-    moved = (2 * micro_batches + 1 if fsdp else 2) * (workers - 1) / workers * FLOAT32 * counts.trained
+    trained, gathers = trained_parameters(model, settings), 2 * micro_batches if fsdp else 0
+    numbers = gathers * _sharded_parameters(model, settings) + (1 if fsdp else 2) * trained
+    moved = (workers - 1) / workers * FLOAT32 * numbers
     bandwidth = accelerator.link if workers <= per_node else min(accelerator.link, per_node * accelerator.network)
-    update = update_seconds(model, accelerator, averages=1 + len(settings.ema_sigma_rels))
+    update = update_seconds(trained, accelerator, averages=1 + len(settings.ema_sigma_rels))
     return StepSeconds(
         forward=forward,
-        backward=2 * forward + (forward if model.gradient_checkpointing else 0),
+        backward=forward * (macs.backward + macs.recomputed) / macs.forward,
         all_reduce=moved / bandwidth,
         update=update / (workers if fsdp else 1),
     )
+
+
+def _sharded_parameters(model: DiTConfig | UViTConfig, settings: TrainConfig) -> int:
+    """Return how many parameters FSDP gathers for a pass: also frozen ones, and an adapter's beside its base's.
+
+    Frozen blocks before the first trained one are gathered once and not twice, which is not taken into account.
+    """
+    adapter = trained_parameters(model, settings) if settings.lora is not None else 0
+    return count_parameters(model).trained + adapter

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_partial_training import ALL_BUT_THE_FINAL_LAYER
 
 from pipelines.config.reader import load_recipe
 from pipelines.planning.hardware import parse_cluster
@@ -22,6 +23,11 @@ def planned(*overrides, cluster="8xH100"):
     return make_plan(load_recipe(RECIPE, overrides), parse_cluster(cluster), IMAGENET)
 
 
+def train_stage(plan):
+    (train,) = (stage for stage in plan.stages if stage.stage == "train")
+    return train
+
+
 @pytest.mark.parametrize(
     ("targets", "widths"),
     [
@@ -33,8 +39,7 @@ def planned(*overrides, cluster="8xH100"):
 )
 def test_globs_are_planned_as_the_layers_that_they_match(targets, widths):
     plan = planned("train.lora.rank=16", f"train.lora.targets={targets}")
-    (train,) = (stage for stage in plan.stages if stage.stage == "train")
-    assert train.memory["gradients"] == 4 * 16 * widths
+    assert train_stage(plan).memory["gradients"] == 4 * 16 * widths
     assert plan.checkpoint_bytes == 4 * 4 * 16 * widths
 
 
@@ -53,6 +58,22 @@ def test_globs_are_planned_as_the_layers_that_they_match(targets, widths):
 def test_an_adapter_that_training_refuses_is_not_planned(overrides, message):
     with pytest.raises(InvalidInput, match=message):
         planned("train.lora.rank=16", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "least", "most"),
+    [
+        ("train.lora.rank=16", 0.65, 0.7),  # a backward pass of all layers' inputs, and of no weights
+        (f"train.start.freeze={list(ALL_BUT_THE_FINAL_LAYER)}", 0.33, 0.34),  # next to no backward pass
+    ],
+)
+def test_a_partial_training_is_planned_with_its_own_arithmetic(override, least, most):
+    """On 64 accelerators the gradients of all parameters would take longer than the arithmetic."""
+    multipliers, cluster = "train.lr_multipliers={}", "64xH100"
+    full, part = (train_stage(planned(multipliers, *each, cluster=cluster)) for each in ((), (override,)))
+    assert full.limit == "gradient all-reduce" and part.limit == "arithmetic"
+    assert least < part.flops / full.flops < most
+    assert part.seconds < full.seconds / 2
 
 
 def test_words_are_planned_without_torch():
