@@ -11,7 +11,6 @@ from pipelines.config.start import StartConfig
 from pipelines.config.training import TrainConfig
 
 ALL_BUT_THE_FINAL_LAYER = ("blocks.*", "x_embedder.*", "t_embedder.*", "y_embedder.*")
-UVIT_BUT_ITS_END = ("*_block*", "patch_embed.*", "label_emb.*", "pos_embed")
 TRAININGS = {
     "attention": {"targets": ("attention",)},
     "mlp": {"targets": ("mlp",)},
@@ -24,6 +23,29 @@ TRAININGS = {
     "final layer": {"freeze": ALL_BUT_THE_FINAL_LAYER},
     "biases": {"freeze": ("*.weight",)},
 }
+
+
+MODELS = [
+    {},
+    {"conditioning": "adaln", "mlp": "swiglu", "position": "rope"},
+    {"conditioning": "cross_attention", "qk_norm": True, "norm": "rms"},
+    {"conditioning": "in_context"},
+    {"head_width": 128, "head_depth": 2},
+]
+UVIT = {"architecture": "uvit", "mlp_time_embed": True, "final_conv": True}
+UVIT_TRAININGS = [
+    {"targets": ("attention", "mlp")},
+    {"targets": ("out_blocks.*",)},
+    {"freeze": ("in_blocks.*", "patch_embed.*")},
+    {"freeze": ("*_block*", "patch_embed.*", "label_emb.*", "pos_embed", "time_embed.*")},
+]
+CASES = [
+    (fields, training)
+    for fields in MODELS
+    for name, training in TRAININGS.items()
+    if name != "all" or fields.get("conditioning") not in ("cross_attention", "in_context")  # without modulation
+] + [(UVIT, training) for training in UVIT_TRAININGS]
+"""Fields of models beside those of `model_fields.SMALL`, each with a training."""
 
 
 class LowRank(nn.Module):

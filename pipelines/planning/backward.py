@@ -26,8 +26,15 @@ class LayerUse(NamedTuple):
     rank: int
     """Of its factors; 0 without."""
     trains_weight: bool
+    trains: bool
+    """Whether the layer's weight, its bias or its factors are trained."""
     has_input_gradient: bool
     """Whether the backward pass computes the gradient of the layer's input."""
+
+    @property
+    def keeps_input(self) -> bool:
+        """Whether the gradient of the layer's weight, or of its factors, needs its input."""
+        return self.trains_weight or self.rank > 0
 
     @property
     def forward(self) -> int:
@@ -72,18 +79,23 @@ def group_uses(model: DiTConfig | UViTConfig, settings: TrainConfig) -> tuple[Gr
 def _group_uses(
     model: DiTConfig | UViTConfig, lora: LoraConfig | None, freeze: tuple[str, ...]
 ) -> tuple[GroupUse, ...]:
-    trained = frozenset() if lora is not None else unfrozen_parameters(model, freeze).keys()
-    modules = {name.rpartition(".")[0] or name for name in trained}
+    groups = layer_groups(model)
+    if lora is None and not freeze:
+        weights = {f"{each.name}.weight" for group in groups for each in group.layers if each.kind != "attention"}
+    else:
+        weights = set() if lora is not None else {*unfrozen_parameters(model, freeze)}
+    modules = {name.rpartition(".")[0] or name for name in weights}
     ranks = {} if lora is None else dict.fromkeys((each.name for each in adapted_layers(model, lora)), lora.chosen_rank)
     # Whether anything is trained before that what a layer reads depends on.
     depends = {"data": False, "condition": False, "tokens": False}
     uses = []
-    for group in layer_groups(model):
+    for group in groups:
         layers = []
         for layer in group.layers:
-            rank, is_trained = ranks.get(layer.name, 0), layer.name in modules
-            layers.append(LayerUse(layer, rank, f"{layer.name}.weight" in trained, depends[layer.reads]))
-            if rank or is_trained:
+            rank = ranks.get(layer.name, 0)
+            is_trained = bool(rank) or layer.name in modules
+            layers.append(LayerUse(layer, rank, f"{layer.name}.weight" in weights, is_trained, depends[layer.reads]))
+            if is_trained:
                 depends["tokens"] = True
                 depends["condition"] |= layer.name.startswith(CONDITION_EMBEDDERS)
         uses.append(GroupUse(group, tuple(layers), depends["tokens"]))

@@ -36,8 +36,6 @@ class LayerGroup(NamedTuple):
 
     layers: tuple[Layer, ...]
     kind: Literal["block", "head block", "other"] = "other"
-    skips: bool = False
-    """Whether a U-ViT's block takes the output of a shallow block as well."""
 
 
 def layer_groups(model: DiTConfig | UViTConfig) -> list[LayerGroup]:
@@ -114,9 +112,9 @@ def _uvit_groups(model: UViTConfig) -> Iterator[LayerGroup]:
     half = model.depth // 2
     names = [f"in_blocks.{index}" for index in range(half)] + ["mid_block"]
     for name in names + [f"out_blocks.{index}" for index in range(half)]:
-        skips = name.startswith("out")
-        merged = (Layer(f"{name}.skip_linear", "linear", 2 * width, width, rows),) if skips else ()
-        yield LayerGroup((*merged, *_attention(name, model, rows), *_feed_forward(name, model, rows)), "block", skips)
+        has_skip = name.startswith("out")
+        merged = (Layer(f"{name}.skip_linear", "linear", 2 * width, width, rows),) if has_skip else ()
+        yield LayerGroup((*merged, *_attention(name, model, rows), *_feed_forward(name, model, rows)), "block")
     channels, (height, columns) = model.in_channels, model.latent_size
     convolution = Layer("final_layer", "convolution", 9 * channels, channels, height * columns)
     ends = Layer("norm", "other"), Layer("decoder_pred", "linear", width, patch, tokens)

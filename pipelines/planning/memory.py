@@ -10,11 +10,10 @@ from pipelines.config.autoencoder_training import AutoencoderTrainConfig
 from pipelines.config.encode import EncodeConfig
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.training import TrainConfig
+from pipelines.planning.activations import NUMBER_BYTES, activation_bytes, cast_bytes
 from pipelines.planning.hardware import Cluster, StageConfig
 from pipelines.planning.networks import FLOAT32, Networks, count_parameters, trained_parameters
 
-NUMBER_BYTES = {"float32": FLOAT32, "tf32": FLOAT32, "bfloat16": 2}
-"""Bytes of one number, by dtype."""
 INFERENCE_MAPS = 3
 """Feature maps of full resolution that an autoencoder holds at once without gradients: input, norm, activation."""
 SAVED_MAPS = 2.6
@@ -64,8 +63,8 @@ def train_memory(model: DiTConfig | UViTConfig, settings: TrainConfig) -> Memory
     """Return the memory of the tensors of a worker that trains the transformer.
 
     "moments" are AdamW's two, "gathered" the blocks that FSDP has in one piece while they compute. "activations" is an
-    estimate of what is kept for the backward pass; compiled networks keep less. FSDP shards gradients in the last
-    micro-batch of a step, and until then every worker holds those of all parameters.
+    estimate of what is kept for the backward pass of what is trained; compiled networks keep less. FSDP shards
+    gradients in the last micro-batch of a step, and until then every worker holds those of all parameters.
     """
     model = replace(model, gradient_checkpointing=settings.gradient_checkpointing)
     counts = count_parameters(model)
@@ -74,74 +73,22 @@ def train_memory(model: DiTConfig | UViTConfig, settings: TrainConfig) -> Memory
     averaged = trained if settings.lora is not None else counts.total - frozen
     shards = settings.most_workers if settings.strategy == "fsdp" else 1
     gathered = FLOAT32 * min(counts.total, counts.total - counts.blocks + 3 * counts.block) if shards > 1 else 0
-    # Autocast keeps a copy of every weight until the backward pass is done.
-    casts = 2 * counts.trained if settings.dtype == "bfloat16" and not settings.gradient_checkpointing else 0
+    # Where next to nothing is kept, because most blocks are frozen, the forward pass itself holds more.
+    activations = max(activation_bytes(model, settings.dtype, settings), sampling_bytes(model, settings.dtype))
+    casts = cast_bytes(model, settings) if settings.dtype == "bfloat16" and not settings.gradient_checkpointing else 0
     return {
         "weights": FLOAT32 * counts.total / shards,
         "gradients": FLOAT32 * trained / (shards if settings.accumulation_steps == 1 else 1),
         "moments": 2 * FLOAT32 * trained / shards,
         "averages": FLOAT32 * (1 + len(settings.ema_sigma_rels)) * averaged / shards,
         "gathered": gathered,
-        "activations": micro_batch_size(settings) * activation_bytes(model, settings.dtype) + casts,
+        "activations": micro_batch_size(settings) * activations + casts,
     }
 
 
 def micro_batch_size(settings: TrainConfig | AutoencoderTrainConfig) -> int:
     """Return the images that a worker has in one forward and backward pass."""
     return math.ceil(settings.global_batch_size / settings.most_workers / settings.accumulation_steps)
-
-
-def activation_bytes(model: DiTConfig | UViTConfig, dtype: str = "float32") -> float:
-    """Return the bytes that a forward pass keeps for the backward pass, per image, without compilation.
-
-    dtype: the dtype of autocast, in which linear layers and attention keep their inputs. The residual stream and what
-    norms keep stay float32.
-    """
-    tokens = model.num_tokens
-    if isinstance(model, UViTConfig) or model.conditioning == "in_context":
-        tokens += model.num_conditions
-    residuals: float = (model.depth + 3) * tokens * model.hidden_size * FLOAT32
-    block = tokens * _block_bytes_per_token(model, NUMBER_BYTES[dtype])
-    blocks = model.depth + 1 if isinstance(model, UViTConfig) else model.depth
-    head = None if isinstance(model, UViTConfig) else model.head
-    largest, all_blocks = block, blocks * block
-    if head is not None:
-        head_block = tokens * _head_block_bytes_per_token(head, NUMBER_BYTES[dtype])
-        residuals += tokens * _head_end_bytes_per_token(head, model.hidden_size, NUMBER_BYTES[dtype])
-        largest, all_blocks = max(block, head_block), all_blocks + head.depth * head_block
-    # Gradient checkpointing keeps the blocks' inputs and recomputes one block at a time.
-    return residuals + (largest if model.gradient_checkpointing else all_blocks)
-
-
-def _head_block_bytes_per_token(head: DiTConfig, size: int) -> float:
-    """Return what a block of a wide head keeps per token besides its input: also the vectors that modulate it."""
-    # Its condition after SiLU, which each block computes anew, and shifts, scales and gates.
-    return _block_bytes_per_token(head, size) + (size + 6 * size) * head.hidden_size
-
-
-def _head_end_bytes_per_token(head: DiTConfig, trunk_width: int, size: int) -> float:
-    """Return what a wide head keeps per token outside of what its blocks keep besides their inputs."""
-    width = head.hidden_size
-    return (head.depth + 2) * FLOAT32 * width + (FLOAT32 + size) * trunk_width + 4 * size * width
-
-
-def _block_bytes_per_token(model: DiTConfig | UViTConfig, size: int) -> float:
-    """Return what one block keeps per token besides its input. size: bytes of a number under autocast."""
-    width = model.hidden_size
-    shared = (FLOAT32 + 4 * size) * width  # input of the second branch; queries, keys, values and attention's output
-    if isinstance(model, UViTConfig):
-        skips = 2 * size * width / 2  # every second block concatenates a shallow block's output
-        return shared + 2 * size * (width + model.mlp_size) + skips
-    hidden = (4 if model.mlp == "swiglu" else 2) * size * model.mlp_size
-    affine_rms = FLOAT32 if model.norm == "rms" else 0
-    conditioning = {
-        "adaln_zero": 2 * FLOAT32 + 4 * size,  # norms; their modulated outputs; the gated outputs
-        "adaln": 2 * FLOAT32 + 2 * size,
-        "cross_attention": FLOAT32 + 5 * size + 3 * affine_rms,
-        "in_context": 2 * size + 2 * affine_rms,
-    }[model.conditioning]
-    refinements = (5 * FLOAT32 if model.qk_norm else 0) + (3 * size if model.position == "rope" else 0)
-    return shared + hidden + (conditioning + refinements) * width
 
 
 def sampling_bytes(model: DiTConfig | UViTConfig, dtype: str = "float32") -> float:

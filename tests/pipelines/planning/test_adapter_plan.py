@@ -76,6 +76,20 @@ def test_a_partial_training_is_planned_with_its_own_arithmetic(override, least, 
     assert part.seconds < full.seconds / 2
 
 
+@pytest.mark.parametrize(
+    ("override", "share"),
+    [
+        ("train.lora.rank=16", 0.55),  # 11 instead of 20 vectors of a block's width for each token
+        ("train.start.freeze=['blocks.{0..13}.*', 'x_embedder.*', 't_embedder.*', 'y_embedder.*']", 0.5),
+        (f"train.start.freeze={list(ALL_BUT_THE_FINAL_LAYER)}", 0.03),
+    ],
+)
+def test_a_partial_training_is_planned_with_what_it_keeps(override, share):
+    common = ("train.lr_multipliers={}", "train.dtype='float32'")
+    full, part = (train_stage(planned(*common, *each)).memory["activations"] for each in ((), (override,)))
+    assert part / full == pytest.approx(share, abs=0.01)
+
+
 def test_words_are_planned_without_torch():
     flags = "'--set', 'train.lora.rank=16', '--set', 'train.lora.targets=[\"attention\", \"modulation\"]'"
     script = (

@@ -12,8 +12,9 @@ from pipelines.config.lora import LoraConfig
 from pipelines.config.reader import validate_recipe
 from pipelines.config.start import StartConfig
 from pipelines.config.training import TrainConfig
+from pipelines.planning.activations import activation_bytes
 from pipelines.planning.hardware import parse_cluster
-from pipelines.planning.memory import activation_bytes, suggest_smaller, train_memory, worker_memory
+from pipelines.planning.memory import suggest_smaller, train_memory, worker_memory
 from pipelines.planning.networks import (
     FLOAT32,
     checkpoint_bytes,
@@ -51,7 +52,7 @@ def test_a_training_state_takes_the_bytes_of_its_tensors(patterns):
         "moments": sum(m.nbytes for m in moments),
         "averages": sum(tensor.nbytes for tensor in averages),
         "gathered": 0,
-        "activations": 4 * activation_bytes(config),
+        "activations": 4 * activation_bytes(config, settings=settings),
     }
 
 
@@ -77,7 +78,7 @@ def test_fsdp_holds_all_gradients_between_micro_batches():
     ("settings", "advice"),
     [
         ({"global_batch_size": 512}, "no setting is enough"),
-        ({"global_batch_size": 256, "accumulation_steps": 4}, "--set train.accumulation_steps=1 takes 21.1 GiB"),
+        ({"global_batch_size": 256, "accumulation_steps": 4}, "--set train.accumulation_steps=1 takes 21.0 GiB"),
     ],
 )
 def test_micro_batches_are_not_advised_where_they_hold_more_gradients_than_they_save(settings, advice):
@@ -136,6 +137,6 @@ def test_an_adapter_takes_memory_for_itself_alone():
     plain = train_memory(config, TrainConfig(global_batch_size=8))
     adapted = train_memory(config, TrainConfig(global_batch_size=8, start=start, lora=LoraConfig()))
     assert adapted["gradients"] == FLOAT32 * 3_096_576 == adapted["averages"] == adapted["moments"] / 2
-    assert adapted["weights"] == plain["weights"] and adapted["activations"] == plain["activations"]
+    assert adapted["weights"] == plain["weights"] and adapted["activations"] < 0.6 * plain["activations"]
     checkpoint = checkpoint_bytes(config, TrainConfig(start=start, lora=LoraConfig()))
     assert checkpoint == 4 * FLOAT32 * 3_096_576

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_fields import DITS, SHAPES, SMALL, UVITS, WIDE_HEADS
+from saved_tensors import saved_bytes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -18,7 +19,8 @@ from dit.model import build_model
 from dit.precision import in_dtype
 from dit.schedule import TrainingConfig
 from dit.train import create_state, train_step
-from pipelines.planning.memory import activation_bytes, sampling_bytes
+from pipelines.planning.activations import activation_bytes
+from pipelines.planning.memory import sampling_bytes
 from pipelines.planning.networks import FLOAT32, checkpoint_bytes, count_parameters
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "dit_param_counts.json"
@@ -39,24 +41,6 @@ def test_the_closed_form_counts_the_networks_parameters(fields):
 def test_parameters_of_the_twelve_models_equal_the_references(name):
     counts, expected = count_parameters(named_config(name)), json.loads(GOLDEN.read_text())[name]
     assert (counts.total, counts.trained) == (expected["total_with_pos_embed"], expected["trainable"])
-
-
-def saved_bytes(network, config, images, dtype):
-    """Return the bytes that torch keeps for the backward pass, without the network's own parameters."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # referenced, or its address is reused
-        return tensor
-
-    x, zero = torch.randn(images, config.in_channels, *config.latent_size), torch.zeros(images, dtype=torch.long)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
-        network(x, zero, zero)
-    return sum(size for size, _ in kept.values())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
