@@ -72,7 +72,7 @@ def evaluate_images(
     evaluation = ImagesEvaluation.plan(path, ScoringSettings.from_recipe(config))
     report = evaluation.find_report()
     if report is not None and not force:
-        say_finished(context, evaluation, report)
+        say_images_finished(context, evaluation, report)
         return report, evaluation.folder
     context.require_writable()
     check_class_distances(evaluation.settings, evaluation.listing.class_names, path)
@@ -136,8 +136,8 @@ def score_images(context: StageContext, evaluation: ImagesEvaluation, *, force: 
     for line in (f"scores {listing.summary()}", *listing.notes):
         context.say("evaluate", line)
     real, timer = RealImages.of(settings, len(listing)), LapTimer()
-    with open_run(context, evaluation) as run:
-        compute_features(context, real, evaluation.images, records)
+    with open_images_run(context, evaluation) as run:
+        compute_image_features(context, real, evaluation.images, records)
         timer.lap("features_seconds")
         # Evenly spaced, because the images of a class often lie together.
         shown = np.linspace(0, len(listing) - 1, min(NUM_SAMPLES, len(listing))).astype(int)
@@ -165,7 +165,7 @@ def score_images(context: StageContext, evaluation: ImagesEvaluation, *, force: 
     return report
 
 
-def compute_features(
+def compute_image_features(
     context: StageContext, real: RealImages, images: ImagesConfig, records: list[list[ScoringShard]]
 ) -> None:
     """Compute the missing records of real images, and of the images that are scored.
@@ -182,18 +182,18 @@ def compute_features(
     extract_adm_images(real, context)
 
 
-def say_finished(context: StageContext, evaluation: ImagesEvaluation, report: EvaluationReport) -> None:
+def say_images_finished(context: StageContext, evaluation: ImagesEvaluation, report: EvaluationReport) -> None:
     """Say that an evaluation is finished, after doing what an interrupted one has left if the output is writable."""
     if context.is_writable:
         take_back_report(evaluation.folder, evaluation.digest)
         if is_unlogged(evaluation.folder, evaluation.digest):
-            with open_run(context, evaluation) as run:
+            with open_images_run(context, evaluation) as run:
                 log_written_report(run, report, evaluation.folder)
     context.skipped("evaluate", f"protocol {evaluation.protocol.label}, report in {evaluation.folder}")
 
 
 @contextmanager
-def open_run(context: StageContext, evaluation: ImagesEvaluation) -> Iterator[RunLog]:
+def open_images_run(context: StageContext, evaluation: ImagesEvaluation) -> Iterator[RunLog]:
     """Open the run of an evaluation, or that of an interrupted one with the same images and protocols."""
     identity = {"images": evaluation.digest, **protocols_identity(evaluation.protocols)}
     run_tags = {tags.IMAGES: evaluation.path, **protocol_tags(evaluation.protocol)}

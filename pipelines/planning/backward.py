@@ -24,7 +24,7 @@ class LayerUse(NamedTuple):
 
     layer: Layer
     rank: int
-    """Of its factors; 0 without."""
+    """Rank of the layer's factors; 0 if it has none."""
     trains_weight: bool
     trains: bool
     """Whether the layer's weight, its bias or its factors are trained."""

@@ -41,7 +41,7 @@ def fine_tuning(base, output, autoencoder=None, reset=("labels",)):
 
 
 def train_autoencoder(recipe):
-    """The same recipe, but that it trains its own autoencoder."""
+    """Return the recipe with settings to train an autoencoder, in place of the pretrained one."""
     train = AutoencoderTrainConfig(latent_channels=4, downsample=2)
     return replace(recipe, autoencoder=AutoencoderConfig(train=train))
 

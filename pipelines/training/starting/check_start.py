@@ -38,8 +38,9 @@ def check_start(
     if settings is None:
         return
     checkpoints = CheckpointFolder(config.folder("checkpoints"))
+    has_begun = checkpoints.has_any()
     if own_autoencoder and settings.model is not None:
-        if not checkpoints.has_any() and not str(settings.checkpoint).startswith(IN_TRACKING):
+        if not has_begun and not str(settings.checkpoint).startswith(IN_TRACKING):
             require_exists(str(settings.checkpoint))
         return
     start = find_start(config)
@@ -54,9 +55,10 @@ def check_start(
     model = started_model(model, resolved(config)["model"], start, checkpoints)
     objective = {"kind": config.objective.kind, **config.objective.settings(model)}
     require_start_fits(start, config.train, TrainedModel(model, objective, class_names))
-    if not checkpoints.has_any():
-        refuse_frozen_anew(settings, model)
-    if verify and start.opened is not None and not checkpoints.has_any():
+    if has_begun:
+        return
+    refuse_frozen_anew(settings, model)
+    if verify and start.opened is not None:
         start.opened.require_intact(settings.chosen_weights)
 
 

@@ -14,9 +14,9 @@ from raydit.errors import InvalidInput
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = ROOT / "pipelines" / "recipes" / "imagenet256-finetune.toml"
-IMAGENET = Images(training=1_281_167, held_out=0, classes=1000, source="as told")
+IMAGENET = Images(training=1_281_167, held_out=0, classes=1000, source="as given")
 WIDTH = 1152
-"""Of DiT-XL/2."""
+"""Hidden size of DiT-XL/2."""
 
 
 def planned(*overrides, cluster="8xH100"):
